@@ -27,8 +27,6 @@ TOOLS = {"w": {"type": "object", "properties": {"a": {"type": "string"}}}}
 @pytest.mark.parametrize("form", AROUND)
 @pytest.mark.parametrize("word", ["so ", "} ]", "</tool_call> " * 2])
 def test_a_long_call_is_read_a_few_times(form: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if form == "functions" and "<" in word:
-        pytest.skip("ends the block")
     times, read = itertools.count(), calls._read
     monkeypatch.setattr(calls, "_read", lambda *given: (next(times), read(*given))[1])
     before, after = AROUND[form]

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from coterie.checkpoint.calls import Call, Calling, CallText
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
+from coterie.checkpoint.tagged import Tags
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
@@ -280,3 +281,40 @@ def test_words_of_python_are_values_where_they_may_be(schema: dict, text: str, v
     said = f"<tool_call>\n<function=add>\n{element('functions', 'a', text)}</function>\n</tool_call>"
     (call,) = CallText(FORMS["functions"], {"add": {"properties": {"a": schema}}}).push(said)
     assert json.loads(call.arguments) == {"a": value}
+
+
+TAGGED = [name for name, form in FORMS.items() if isinstance(form.layout, Tags)]
+
+
+@pytest.mark.parametrize("form", TAGGED)
+def test_a_value_may_hold_the_mark_that_closes_a_block(form: str) -> None:
+    closing = FORMS[form].closing
+    text = f"{closing} a\n{closing}{closing}\n<b {FORMS[form].opening}"
+    said = written(form, {"text": text, "n": 1}) + "\n" + written(form, {"n": 2, "text": closing})
+    for pieces in cuts(f"So: {said}\nDone."):
+        wanted = ["So:", ("add", {"text": text, "n": 1}), ("add", {"n": 2, "text": closing}), "\nDone."]
+        assert found(form, pieces) == wanted
+
+
+@pytest.mark.parametrize("form", TAGGED)
+def test_a_value_without_an_end_is_text(form: str) -> None:
+    whole = written(form, {"text": "a", "n": 1})
+    behind = FORMS[form].layout.within[1]  # type: ignore[union-attr]
+    cut = whole[: whole.index(behind)] + FORMS[form].closing
+    for pieces in cuts(cut):
+        assert found(form, pieces) == [cut]
+
+
+def test_a_call_whose_opening_mark_was_left_out_is_one() -> None:
+    """As Qwen3-Coder leaves it out at times; what begins otherwise, or calls another tool, is text."""
+    whole = written("functions", {"text": "a", "n": 1})
+    bare = whole.removeprefix("<tool_call>\n")
+    call = ("add", {"text": "a", "n": 1})
+    for pieces in cuts(f"So:\n{bare}\n{whole}\n{bare}"):
+        assert found("functions", pieces) == ["So:", call, call, call]
+    for pieces in cuts(f"So:\n{bare.removesuffix('</tool_call>')}"):
+        assert found("functions", pieces) == ["So:", call]
+    for said in ("write <function=rm>", "a <function= b", "<functio", "<function=ad", "x <function=add", "< <f"):
+        for pieces in cuts(said):
+            assert found("functions", pieces) == [said]
+    assert CallText(FORMS["functions"], TOOLS).push("a < b <function=rm>") == ["a < b <function=rm>"]

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import BLANKS
-from coterie.checkpoint.tagged import Named, Read
+from coterie.checkpoint.tagged import Named, Read, Tags
 from coterie.core.text import overlap
 
 _DECODER = json.JSONDecoder()
@@ -66,6 +66,7 @@ class CallText:
     def __init__(self, form: Form, tools: Collection[str]) -> None:
         self._form = form
         self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
+        self._heads = tuple([form.head.replace("NAME", name) for name in self._tools]) if form.head else ()
         self._held = ""
         self._inside = False  # what is held begins with what may be a call
         self._ripening = form.ripening()  # of that
@@ -109,7 +110,7 @@ class CallText:
         text = self._held[lead:]
         if not (self._ripening.ripe(text) or final):
             return False
-        block = _read(text, self._form, self._tools, final)
+        block = _read(text, self._form, self._tools, final, self._ripening.end)
         if block is None:
             return False
         self._ripening = self._form.ripening()
@@ -124,17 +125,30 @@ class CallText:
     def _text_before_a_call(self) -> Iterator[str]:
         """Give out what is text for certain; what is held then begins with a call, or with what may become one."""
         edge = self._edge
-        at = self._held.find(self._form.opening)
+        at = self._begin()
         lead = len(self._held) - len(self._held.lstrip(edge))
         if self._form.bare and not self._said and self._held[lead : lead + 1] == "{":
             at = lead
         self._inside = at >= 0
-        end = at if self._inside else len(self._held) - overlap(self._held, self._form.opening)
+        end = at if self._inside else len(self._held) - self._half()
         text = self._held[:end].rstrip(edge)
         if not text and end > _MAX_BLANKS:
             text = self._held[:end]
         if text:
             yield self._take(len(text))
+
+    def _begin(self) -> int:
+        """Where a call may begin, or -1."""
+        found = [self._held.find(mark) for mark in (self._form.opening, *self._heads)]
+        return min((at for at in found if at >= 0), default=-1)
+
+    def _half(self) -> int:
+        """Length of the longest end of what is held that may become such a beginning."""
+        longest = max(map(len, (self._form.opening, *self._heads)))
+        tail = self._held[-longest:]
+        if self._heads and self._form.opening[0] not in tail:  # as all of them begin
+            return 0
+        return max(overlap(tail, mark) for mark in (self._form.opening, *self._heads))
 
     def _take(self, size: int) -> str:
         text, self._held = self._held[:size], self._held[size:]
@@ -142,14 +156,18 @@ class CallText:
         return text
 
 
-def _read(text: str, form: Form, tools: Tools, final: bool) -> tuple[int, list[Call]] | None:
-    """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet."""
+def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tuple[int, list[Call]] | None:
+    """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet.
+
+    `end`: where the closing mark of a block in tags begins, if it is there.
+    """
     start = len(form.opening) if text.startswith(form.opening) else 0
     if isinstance(form.layout, Named):
         one = form.layout.first(text, start)
         return None if one is None else (one[0], _made([] if one[1] is None else [one[1]], tools))
     if form.layout is not None:
-        end = text.find(form.closing, start)
+        if end < 0 and (final or not isinstance(form.layout, Tags)):
+            end = text.find(form.closing, start)
         if end < 0 and not final:
             return None
         size = len(text) if end < 0 else end + len(form.closing)

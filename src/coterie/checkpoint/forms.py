@@ -25,7 +25,8 @@ class Form:
     `layout` has it.
 
     It stands behind `opening` and, if that is not empty, before `closing`; `listed`: several stand in one pair of
-    brackets; `bare`: an answer may also begin with it, and further calls follow behind semicolons. A template shows the
+    brackets; `bare`: an answer may also begin with it, and further calls follow behind semicolons. `head`: with the
+    NAME of a tool that was offered it begins a call too, where a model left the opening mark out. A template shows the
     form if it has all `signs` and none of `others`.
     """
 
@@ -36,6 +37,7 @@ class Form:
     arguments: str = "arguments"
     bare: bool = False
     listed: bool = False
+    head: str = ""
     layout: Layout | None = None
 
     @property
@@ -51,7 +53,8 @@ class Form:
     def ripening(self) -> Ripening:
         """When to read a block of this form."""
         mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
-        return Ripening(self.opening, self.closing, mark)
+        within = self.layout.within if isinstance(self.layout, Tags) else None
+        return Ripening(self.opening, self.closing, mark, within)
 
     def shown_by(self, template: str) -> bool:
         """Whether a chat template tells its model to write calls so."""
@@ -70,7 +73,9 @@ FORMS = {
     "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", listed=True),
     "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
     # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
-    "functions": Form(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>", layout=_FUNCTIONS),
+    "functions": Form(
+        *(("<tool_call>", "<function="), (), "<tool_call>", "</tool_call>"), head="<function=NAME>", layout=_FUNCTIONS
+    ),
     "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_INLINE),
     "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
     "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),

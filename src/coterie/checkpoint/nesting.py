@@ -39,17 +39,25 @@ class Ripening:
     """Tells when a block that grows may say more than before: a long call would else be read anew at each piece.
 
     `opening`, `closing`: the block's marks. `mark`: what stands before a JSON value in it, empty: blanks alone; None:
-    there is no such value, and the closing mark alone ends it.
+    there is no such value, and the closing mark alone ends it. `within`: there are others between these marks, in which
+    a closing mark is a part of the value; one elsewhere ends the block, at `end`.
     """
 
-    def __init__(self, opening: str, closing: str, mark: str | None) -> None:
-        self._opening, self._closing, self._mark = opening, closing, mark
+    def __init__(self, opening: str, closing: str, mark: str | None, within: tuple[str, str] | None = None) -> None:
+        self._opening, self._closing, self._mark, self._within = opening, closing, mark, within
+        self._scanned, self._inside = (
+            0,
+            False,
+        )  # of a block with values in marks: how far it is known, and what lies there
+        self.end = -1  # where its closing mark begins
         self._value, self._at = Nested(), -1  # of the block, what of it was pushed; -1: it has not begun
         self._size, self._closed, self._behind = 0, False, -1
 
     def ripe(self, block: str) -> bool:
         """Whether to read a block that has grown to this. It begins with the opening mark, if that is there."""
         before, self._size = self._size, len(block)
+        if self._within is not None:
+            return self._ends(block, *self._within)
         if self._closing and not self._closed:
             self._closed = block.find(self._closing, max(before - len(self._closing), 0)) >= 0
             if self._closed:
@@ -67,6 +75,26 @@ class Ripening:
             return False  # behind a value, no more than a closing mark is waited for
         behind, self._behind = self._behind, len(block[self._at :].strip(BLANKS))
         return self._behind != behind
+
+    def _ends(self, block: str, before: str, behind: str) -> bool:
+        """Whether the closing mark has come, outside of all values."""
+        while self.end < 0:
+            if self._inside:
+                at = block.find(behind, self._scanned)
+                if at < 0:
+                    break
+                self._inside, self._scanned = False, at + len(behind)
+                continue
+            value, end = block.find(before, self._scanned), block.find(self._closing, self._scanned)
+            if value < 0 and end < 0:
+                break
+            if end >= 0 and not 0 <= value < end:
+                self.end = end
+                return True
+            self._inside, self._scanned = True, value + len(before)
+        longest = max(map(len, (before, behind, self._closing)))
+        self._scanned = max(self._scanned, len(block) - longest + 1)
+        return False
 
     def _begin(self, block: str) -> int:
         """Where the value begins, or -1."""

@@ -67,6 +67,12 @@ class Tags:
             found.append((head["name"], arguments))
         return found if self.end or len(found) < 2 else []
 
+    @property
+    def within(self) -> tuple[str, str]:
+        """What stands before and behind a parameter's value: its last mark before it is whole, and its first behind."""
+        opening, between, closing = (part.strip() for part in re.split("KEY|VALUE", self.parameter))
+        return (between if "<" in between[1:] else opening).split("\n")[-1], closing
+
     def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
         before, after = self.head.split("NAME")
