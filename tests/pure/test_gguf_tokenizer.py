@@ -16,7 +16,7 @@ from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.generation import end_ids
 from coterie.checkpoint.gguf_split import KNOWN_SPLITS, split_of
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
-from coterie.checkpoint.gguf_vocabulary import listed_merges
+from coterie.checkpoint.gguf_vocabulary import Vocabulary, listed_merges, scored_merges
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import CheckpointError, CoterieError, UnsupportedError
 
@@ -240,6 +240,7 @@ def test_only_tokens_that_users_defined_are_part_of_an_answer() -> None:
         (["<|im_end|>", "<|endoftext|>"], {"eos": "<|endoftext|>"}, ["<|endoftext|>", "<|im_end|>"]),
         (["<|return|>", "<|call|>"], {"eos": "<|return|>"}, ["<|return|>"]),
         (["<end_of_turn>"], {}, ["<end_of_turn>"]),
+        (["<eos>", "<turn|>", "<|tool_response>"], {"eos": "<eos>"}, ["<eos>", "<turn|>", "<|tool_response>"]),
     ],
 )
 def test_all_tokens_that_end_an_answer(
@@ -294,6 +295,17 @@ def test_merges_that_a_file_has_are_taken_before_scores() -> None:
     assert listed_merges({G + "merges": ["  b", "a b"]}) == [(" ", "b"), ("a", "b")]
 
 
+def test_gemma_4s_merges_are_listed_and_its_scores_mean_nothing() -> None:
+    """Its own vocabulary was read once: docs/log.md."""
+    metadata = sentencepiece(False, ("<|turn>",), add_space_prefix=False)
+    merges = [" ".join(pair) for pair in scored_merges(metadata, Vocabulary.of(metadata))]
+    scores = [-1000.0] * len(metadata[G + "tokens"])
+    ours = made({**metadata, G + "model": "gemma4", G + "merges": merges, G + "scores": scores})
+    theirs = made(metadata)
+    for text in [*texts(50, 10), "<|turn>user\n  x"]:
+        assert ours.encode(text) == theirs.encode(text)
+
+
 def test_what_has_neither_token_nor_bytes_is_one_unknown() -> None:
     metadata = sentencepiece(False, ())
     for key in ("tokens", "token_type", "scores"):
@@ -342,7 +354,8 @@ def test_a_tokenizer_json_that_a_file_carries_is_taken_if_it_is_whole() -> None:
     [
         ({"model": None}, UnsupportedError, r"model\] is None, where gpt2"),
         ({"model": "bert"}, UnsupportedError, r"'bert' \(WordPiece\), where gpt2"),
-        ({"model": "gemma4"}, UnsupportedError, r"'gemma4' \(.*--tokenizer FOLDER"),
+        ({"model": "t5"}, UnsupportedError, r"'t5' \(Unigram.*and gemma4 are read.*--tokenizer FOLDER"),
+        ({"model": "gemma4", "merges": None}, CheckpointError, "holds no merges, and scores do not say them"),
         ({"pre": "new-thing"}, UnsupportedError, r"pre\] names .* 'new-thing', .*qwen2.*--tokenizer FOLDER"),
         ({"tokens": None}, CheckpointError, r"tokens\] holds no tokens"),
         ({"tokens": "abc"}, CheckpointError, r"tokens\] is not a list of str"),

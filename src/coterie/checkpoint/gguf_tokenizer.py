@@ -29,10 +29,10 @@ _KINDS = {
     "t5": "Unigram",
     "rwkv": "RWKV's trie",
     "plamo2": "PLaMo's Aho-Corasick",
-    "gemma4": "Gemma 4's merges of characters",
     "none": "no tokenizer",
     "no_vocab": "no tokenizer",
 }
+_OF_CHARACTERS = ("llama", "gemma4")  # merges of characters: SentencePiece's, and Gemma 4's, which are listed
 _REMEDY = "give the folder of the model's own tokenizer.json by --tokenizer FOLDER"
 # Phi-3's tokens take the blanks after them, all but these. GGUF does not say so; a token that only Phi-3 has does.
 _PHI3, _PHI3_KEEPS = "<|placeholder1|>", ("<unk>", "<s>", "<|endoftext|>")
@@ -47,13 +47,13 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
     Raises UnsupportedError for a kind of tokenizer or a pre-tokenizer that is not known, CheckpointError for damage.
     """
     kind = metadata.get(MODEL)
-    if kind not in ("gpt2", "llama"):
+    if kind not in ("gpt2", *_OF_CHARACTERS):
         fact = f"is {kind!r}" + (f" ({_KINDS[kind]})" if kind in _KINDS else "")
         raise UnsupportedError(
-            MODEL, f"{fact}, where gpt2 (byte-level BPE) and llama (SentencePiece) are read", _REMEDY
+            MODEL, f"{fact}, where gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are read", _REMEDY
         )
     vocabulary = Vocabulary.of(metadata)
-    begins = kind == "llama" or split_of(metadata.get(PRE)).begins
+    begins = kind in _OF_CHARACTERS or split_of(metadata.get(PRE)).begins
     adds = {
         "bos": bool(metadata.get("tokenizer.ggml.add_bos_token", begins)) and "bos" in vocabulary.named,
         "eos": bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and "eos" in vocabulary.named,
@@ -105,7 +105,10 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenize
 
 
 def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    merges = listed_merges(metadata) or scored_merges(metadata, vocabulary)
+    merges = listed_merges(metadata)
+    if not merges and metadata[MODEL] != "llama":
+        raise CheckpointError(MERGES, "holds no merges, and scores do not say them", "download the file again")
+    merges = merges or scored_merges(metadata, vocabulary)
     unknown = {} if vocabulary.text("unk") is None else {"unk_token": vocabulary.text("unk")}
     model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=True, **unknown)
     made = tokenizers.Tokenizer(model)

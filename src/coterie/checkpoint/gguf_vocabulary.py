@@ -20,6 +20,7 @@ _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 # Files name one end of a text and seldom that of an answer. These are what published chat templates end answers with.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "[|endofturn|]"),
+    *("<turn|>", "<|tool_response>"),  # Gemma 4's; the second follows calls
     *("<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
 _GOES_ON = {"<|end|>": "<|return|>"}  # where the second is a token, an answer goes on after the first
