@@ -138,9 +138,11 @@ def test_a_title_and_marks_around_an_answer_belong_to_neither(written):
     assert (said, thought + reader.take_reasoning()) == (TITLED | ANSWERED)[written]
 
 
-def test_a_template_shows_what_is_around_answers():
-    shown = "Write your thoughts between <think></think> and your response between <response></response>"
-    assert ChatTemplate(shown, {}, "").thoughts == Marks("<think>", "</think>", answer=("<response>", "</response>"))
+@pytest.mark.parametrize("mark", ["response", "answer"])
+def test_a_template_shows_what_is_around_answers(mark):
+    shown = f"Write your thoughts between <think></think> and your response between <{mark}></{mark}>"
+    assert ChatTemplate(shown, {}, "").thoughts == Marks("<think>", "</think>", answer=(f"<{mark}>", f"</{mark}>"))
+    assert ChatTemplate("</think>" + shown[-12:], {}, "").thoughts == THINK
 
 
 @pytest.mark.parametrize("marks", MARKS)

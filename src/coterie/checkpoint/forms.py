@@ -79,7 +79,7 @@ FORMS = {
     "seed": Form(("<seed:tool_call>", "<function="), (), "<seed:tool_call>", "</seed:tool_call>", layout=_INLINE),
     "invoked": Form(("<minimax:tool_call>",), (), "<minimax:tool_call>", "</minimax:tool_call>", layout=_INVOKED),
     "pairs": Form(("<tool_call>", "<arg_key>"), (), "<tool_call>", "</tool_call>", layout=_PAIRS),
-    # Granite 3's; Nemotron's Llamas and Nemotron Nano 2; Apriel.
+    # Granite 3's; Nemotron's Llamas and Nemotron Nano 2; Apriel and Hunyuan.
     "granite": Form(("<|tool_call|>",), (), "<|tool_call|>", listed=True),
     "nemotron": Form(("<TOOLCALL>",), (), "<TOOLCALL>", "</TOOLCALL>", listed=True),
     "apriel": Form(("<tool_calls>[",), (), "<tool_calls>", "</tool_calls>", listed=True),

@@ -43,13 +43,14 @@ MARKS = (
     Marks("<|channel>", "<channel|>", "thought"),  # Gemma 4
     Marks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
 )
-_ANSWER = ("<response>", "</response>")  # Granite 3.3
+_ANSWERS = (("<response>", "</response>"), ("<answer>", "</answer>"))  # Granite 3.3; Hunyuan
 
 
 def marks_of(template: str) -> Marks | None:
     """The marks that a chat template knows, or None. Older ones name the closing mark alone, to cut thoughts off."""
     marks = next((marks for marks in MARKS if marks.closing in template), None)
-    return replace(marks, answer=_ANSWER) if marks and all(mark in template for mark in _ANSWER) else marks
+    around = next((answer for answer in _ANSWERS if all(mark in template for mark in answer)), None)
+    return replace(marks, answer=around) if marks else None
 
 
 class _At(Enum):
