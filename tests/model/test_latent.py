@@ -215,6 +215,7 @@ def test_the_scale_of_yarn():
     [
         ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not run for deepseek_v2"),
         ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; it must be greedy or group_limited"),
+        ("deepseek-v2", {"scoring_func": "sigmoid"}, "branches chosen by scores other than a softmax"),
         ("deepseek-v2", {"num_key_value_heads": 2}, "num_key_value_heads is 2; it must be 4 as num_attention_heads"),
         ("deepseek-v2", {"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is odd"),
         ("deepseek-v2", {"moe_layer_freq": 2}, "branches in every so many layers"),

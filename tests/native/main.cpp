@@ -6,6 +6,7 @@ int main() {
   testing::test_fused();
   testing::test_branches();
   testing::test_delta();
+  testing::test_latent();
   testing::test_packed();
   testing::test_reads();
   testing::test_sticks();

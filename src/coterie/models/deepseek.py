@@ -7,11 +7,9 @@ Knows nothing about how a decoder is built (blocks.py).
 from dataclasses import replace
 
 from coterie.models.branches import BranchKeys, Plain, SharedKeys
-from coterie.models.choice import BIASED_SIGMOID, GROUPED_RUNS, ChoiceKeys
+from coterie.models.choice import BIASED_SIGMOID, FACTOR, GROUP_COUNT, GROUPED_RUNS, METHOD, ChoiceKeys
 from coterie.models.family import Bias, Family
 from coterie.models.latent import LATENT_RUNS, LatentKeys
-
-_BRANCH_RUNS = ("n_routed_experts", "n_shared_experts", *GROUPED_RUNS)
 
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
@@ -23,7 +21,7 @@ DEEPSEEK_V3 = Family(
     rope_interleaved=True,
     interleaved_key="rope_interleave",
     layers_behind_key="num_nextn_predict_layers",
-    runs=(*LATENT_RUNS, *_BRANCH_RUNS),
+    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
     given=("n_group", "topk_group"),  # where they are left out the class means 8 and 4, whatever the branches
     branches=BranchKeys(
@@ -46,6 +44,7 @@ DEEPSEEK_V2 = replace(
     interleaved_key="",
     layers_behind_key="",
     given=(),
+    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # scores: a softmax's
     required={"norm_topk_prob": False},
     branches=BranchKeys(
         64,
