@@ -103,9 +103,9 @@ def spoken(request, tmp_path_factory):
     return open_model(folder), tokenizer, vocab_size, ends
 
 
-@pytest.mark.parametrize("guesses", [MAX_GUESSES, None], ids=["all", "forced"])
+@pytest.mark.parametrize("guesses", [MAX_GUESSES, None], ids=["all", "formed"])
 def test_answers_logprobs_and_bits_are_those_of_one_token_a_step(spoken, guesses):
-    """None: such a small expert's tokens are guessed only where they are forced."""
+    """None: such a small expert's tokens are guessed only where a form leaves few."""
     model, *vocabulary = spoken
     counted = dict.fromkeys(("guessed", "accepted"), 0)
     for seed in range(4):
@@ -124,9 +124,7 @@ def test_answers_logprobs_and_bits_are_those_of_one_token_a_step(spoken, guesses
         counted["guessed"] += metrics.guessed_tokens
         counted["accepted"] += metrics.accepted_tokens
         assert {reason for *_, reason, _ in found[0].values()} <= {"stop", "length"}
-    assert counted["accepted"] > 40
-    # What is forced is drawn, whatever the tokenizer, but behind a stop string.
-    assert counted["guessed"] > counted["accepted"] if guesses else counted["guessed"] - counted["accepted"] < 16
+    assert counted["guessed"] > counted["accepted"] > 40
 
 
 def run(device, model, policy, asked, record=0):

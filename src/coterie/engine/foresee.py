@@ -52,7 +52,7 @@ def foresee(
             before = seen.tokens[-1] if seen.tokens else newest
             usual = habit.next(at, before) if habit is not None and at is not None else []
             run = _surest([source.after(room, seen.tokens) for source in sources], usual)
-        if at is not None and (not forced or (sources and len(forced) < room)):
+        if at is not None and len(forced) < room:
             ahead = at.copy() if ahead is None else ahead
             run = run[: ahead.take([token for token, _ in run])]
         for token, share in run:

@@ -27,7 +27,7 @@ from coterie.graph.cost import program_cost
 
 # What lies between two runs, in the engine and the device, as bytes that could be read: some 0.25 ms of 35 GB/s.
 BETWEEN_RUNS_BYTES = 2**23
-TOGETHER = 4  # rows; steps have one guess or fill so many rows: a device keeps things ready for few sizes of steps
+TOGETHER = 4  # rows; steps have one guess, or all that are certain, or fill so many: a device keeps few sizes ready
 MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
 NOTHING = Foreseen([], [])
 MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
@@ -86,8 +86,8 @@ class _Most:
 class Guesser:
     """Guesses by looking up, by predictions and by forms, where that is worth what it takes.
 
-    Of small experts only what a form forces is guessed: it is never wrong. Where tokens are made up there is nothing
-    to guess, and a state of all tokens together cannot be taken back.
+    Of small experts only what a form leaves few tokens for is guessed. Where tokens are made up there is nothing to
+    guess, and a state of all tokens together cannot be taken back.
     """
 
     def __init__(self, policy: Policy, device: Device) -> None:
@@ -118,7 +118,7 @@ class Guesser:
         found = _Most(0, 0)
         if not (self._made_up or expert.kv.recurrent):
             policy, spec = self._policy, self._spec
-            found = _Most(policy.guesses_of(expert.weight_bytes, spec), policy.forced_of(spec))
+            found = _Most(policy.guesses_of(expert.weight_bytes, spec), policy.formed_of(spec))
         self._most[expert.expert_id] = found
         return found
 
@@ -140,11 +140,13 @@ class Guesser:
         plain = taken - BETWEEN_RUNS_BYTES * (1 - 1 / steps)
         best = MIN_GAIN * tokens / plain
         counts, found = [0] * len(sequences), [0] * len(sequences)
-        for count, (chance, _, number) in enumerate(chances[: self._max_rows - len(sequences)], start=1):
+        room = self._max_rows - len(sequences)
+        certain = min(sum(chance == 1 for chance, _, _ in chances), room)
+        for count, (chance, _, number) in enumerate(chances[:room], start=1):
             tokens += chance
             taken += price.guess(sequences[number])
             counts[number] += 1
-            fits = count == 1 or (count + 1) % TOGETHER == 0
+            fits = count in (1, certain) or (count + 1) % TOGETHER == 0
             if fits and tokens / taken >= best and (taken <= MAX_SLOWER * plain or all(counts)):
                 best, found = tokens / taken, counts.copy()
         return found
@@ -154,9 +156,7 @@ def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
     count = min(most.any if sequence.mask is None else most.formed, sequence.tokens_left - 1)
     if count < 1:
         return NOTHING
-    if not most.any:
-        return foresee((), sequence.mask, count)
-    sources = _sources(sequence, tally)
+    sources = _sources(sequence, tally) if most.any else ()
     for source in sources:
         source.catch_up()
     chooser = sequence.chooser

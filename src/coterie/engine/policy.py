@@ -81,10 +81,11 @@ class Policy:
             return self.max_guesses
         return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
 
-    def forced_of(self, spec: MachineSpec) -> int:
-        """How many tokens that an answer's form forces may be put into one step.
+    def formed_of(self, spec: MachineSpec) -> int:
+        """How many tokens may be guessed ahead in one step where an answer has a form, by what that leaves.
 
-        Of a small expert as many as of a large one: they are never wrong, and a step of one costs it more than rows do.
+        Of a small expert as many as of a large one: most are certain, and a step that is chosen on the host costs it
+        more than rows do.
         """
         return self.guesses_of(GUESSED_BYTES, spec)
 
