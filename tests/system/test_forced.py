@@ -13,7 +13,8 @@ from tests.system.test_reuse import Server
 from tests.system.tiny import write_expert
 
 from coterie.api.assemble import Options
-from coterie.checkpoint.calls import FORMS, Calling
+from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import grammar_of
 from coterie.devices.cpu import CpuDevice
 from coterie.devices.modelled import ModelledDevice
