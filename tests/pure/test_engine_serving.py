@@ -183,8 +183,6 @@ def test_sampling_settings_are_checked(field, value):
         (lambda: Policy(patience=-0.5), "patience is -0.5; give 0 or more"),
         (lambda: Policy(max_batch=8, max_step_tokens=8), "no prompt could start"),
         (lambda: world({"a": 2}, 2, schedule="nice"), "nice.*grouped, fcfs"),
-        (lambda: Policy.dial(1.5), "dial is 1.5"),
-        (lambda: Policy.dial(0.5, speed=3), "no setting speed"),
     ],
 )
 def test_policies_are_checked(make, words):
@@ -201,13 +199,6 @@ def test_a_run_is_as_many_steps_as_read_in_some_40_ms(machine, gib, steps):
     assert Policy().steps_of(size_bytes, spec) == steps
     assert Policy(max_run_bytes=2 * size_bytes).steps_of(size_bytes, spec) == 2
     assert Policy(max_run_bytes=1).steps_of(size_bytes, spec) == 1
-
-
-def test_the_dial_goes_from_latency_to_throughput():
-    low, middle, high = Policy.dial(0), Policy.dial(0.5), Policy.dial(1, overlap=False)
-    assert low.age_bound < middle.age_bound < high.age_bound
-    assert low.max_batch < middle.max_batch < high.max_batch
-    assert not high.overlap
 
 
 def test_cancel_ends_a_waiting_and_a_running_request():

@@ -297,6 +297,8 @@ def test_a_config_without_weights_needs_a_machine_without_numbers(folder: Path, 
     refused(run("check", path), "e-0")
     got = json.loads(run("check", path, "--device", "synthetic:sn40l-node", "--json").stdout)
     assert len(got["experts"]) == 3
+    printed = run("check", path, "--device", "synthetic:sn40l-node").stdout
+    assert ("e-0 to e-2, 3" in printed, "e-1" in printed) == (True, False)
     args = ("run", path, "--device", "synthetic:sn40l-node", "--expert", "e-1", "--max-tokens", "3", "--json", "hello")
     answer = json.loads(run(*args).stdout)
     assert answer["synthetic"]

@@ -6,6 +6,7 @@ Knows nothing about running experts.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 from typing import Any
 
 import typer
@@ -29,6 +30,7 @@ from coterie.cli.options import (
     short_base,
 )
 from coterie.composition.composition import Composition, load_composition
+from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes
 from coterie.engine.assembly import Plan, plan
@@ -66,10 +68,12 @@ def check(
 def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
     words = ("family", "weights", "context", "architecture", "KV per token", *(["base"] if made.base_of else []))
     table = Table(Column("expert", overflow="fold"), *words)
-    for name, model in models.items():
+    for names in _rows(models):
+        name, model = names[0], models[names[0]]
         row = (_family(model), format_bytes(model.layout.size_bytes), str(model.max_context), model.key[:8])
         base = [escape(short_base(made.base_of.get(name, "")))] if made.base_of else []
-        table.add_row(escape(name), *row, _kept(model.kv), *base)
+        label = name if len(names) == 1 else f"{name} to {names[-1]}, {len(names)}"
+        table.add_row(escape(label), *row, _kept(model.kv), *base)
     out.print(table)
     shared = Counter(model.key for model in models.values())
     total = format_bytes(made.total_bytes + made.bases_bytes)
@@ -82,6 +86,16 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
     out.print(plan_line(made))
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
+
+
+def _rows(models: dict[str, Model]) -> list[list[str]]:
+    """The names of each row: one, or those of experts without bytes that a file counts, alike but for their names."""
+
+    def alike(name: str) -> object:
+        model = models[name]
+        return name if model.path is not None or name == ROUTER else (model.key, model.max_context)
+
+    return [list(names) for _, names in groupby(models, key=alike)]
 
 
 def _kept(kv: KvShape) -> str:

@@ -1,4 +1,4 @@
-"""Policy: every number that a scheduling decision depends on, set by one dial from latency to throughput.
+"""Policy: every number that a scheduling decision depends on.
 
 Knows nothing about how the decisions are made (scheduler.py).
 """
@@ -9,15 +9,6 @@ from dataclasses import dataclass, fields
 
 from coterie.core.errors import UsageError
 from coterie.spec.machine import MachineSpec
-
-# Each number at dial 0 (latency) and at dial 1 (throughput); between them it grows geometrically.
-_DIAL = {
-    "age_bound": (32, 2048),
-    "max_batch": (8, 64),
-    "turn_steps": (16, 1024),
-    "quantum_steps": (1, 16),
-    "turns": (16, 2),
-}
 
 # What a run may read, where the run tier is the system's memory and where it is an accelerator's own: some 40 ms of
 # 25 GB/s and of 1.6 TB/s. A run that is not several steps costs an H100 0.2 ms and the engine 0.3 ms for each token.
@@ -106,18 +97,6 @@ class Policy:
         if self.max_step_tokens <= self.max_batch:
             fact = f"max_step_tokens is {self.max_step_tokens}, not more than max_batch, {self.max_batch}"
             raise UsageError("policy", fact, "raise it, or no prompt could start beside a full batch")
-
-    @classmethod
-    def dial(cls, throughput: float, **settings: float | bool | str) -> Policy:
-        """The policy at a point between latency (0) and throughput (1); `settings` override single numbers."""
-        if not 0 <= throughput <= 1:
-            raise UsageError("policy", f"the dial is {throughput:g}", "give 0 (latency) to 1 (throughput)")
-        numbers = {name: round(low * (high / low) ** throughput) for name, (low, high) in _DIAL.items()}
-        known = {field.name for field in fields(cls)}
-        unknown = next((name for name in settings if name not in known), None)
-        if unknown is not None:
-            raise UsageError("policy", f"there is no setting {unknown}", f"known are {', '.join(sorted(known))}")
-        return cls(**{**numbers, **settings})
 
 
 def memories_below(spec: MachineSpec) -> tuple[str, ...]:
