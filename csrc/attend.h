@@ -227,9 +227,7 @@ inline Range seen_by(const Query* queries, int64_t count) {
 // What a head's sink, a score of no value, adds to a total of exp(score - maximum).
 inline float sunk(bytes* sinks, int64_t dtype, int64_t head, float maximum) {
   if (sinks == nullptr) return 0.0f;
-  float score = 0.0f;
-  with_dtype(dtype, [&]<DType D>() { score = widen<D>(sinks + head * size_of(dtype)); });
-  return exp(splat(score - maximum))[0];
+  return exp(splat(widen_number(sinks + head * size_of(dtype), dtype) - maximum))[0];
 }
 
 // state = the partial of positions before, joined with that of later ones.

@@ -139,6 +139,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
+// b has rows of b_step numbers, of which a is multiplied by the N from b_first on.
+#define COTERIE_MUL_PART(FIELD) COTERIE_MUL(FIELD) FIELD(integer, b_first) FIELD(integer, b_step)
+
+// weight: one number.
+#define COTERIE_MUL_ONE(FIELD) COTERIE_SILU(FIELD) FIELD(bytes*, weight) FIELD(integer, weight_dtype)
+
 #define COTERIE_TAKE_ROWS(FIELD) \
   FIELD(const f32*, x) FIELD(const i32*, rows) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D)
 
@@ -176,8 +182,10 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   COTERIE_PAGES(FIELD) FIELD(f32*, q) FIELD(integer, T) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)        \
   FIELD(integer, rotated) FIELD(integer, interleaved) FIELD(integer, q_first) FIELD(integer, q_step)
 
-#define COTERIE_NORM_ADD(FIELD) \
-  COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)
+// factor: a number by which the sum is multiplied; null for none.
+#define COTERIE_NORM_ADD(FIELD)                                                                                      \
+  COTERIE_NORM(FIELD) FIELD(const f32*, residual) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D)                 \
+  FIELD(bytes*, factor) FIELD(integer, factor_dtype)
 
 #define COTERIE_LINEAR_ADD(FIELD) COTERIE_LINEAR(FIELD) FIELD(const f32*, residual)
 
@@ -207,18 +215,22 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)   \
   FIELD(real, scale)
 
-// top_k of E are taken; normalise, and sigmoid for scores that are no softmax: 0 or 1. groups: 0 for none.
+// top_k of E are taken; normalise, and sigmoid for scores that are no softmax: 0 or 1. groups: 0 for none. factors: of each branch a
+// factor of what it weighs; null for none.
 #define COTERIE_CHOOSE_BRANCHES(FIELD)                                                                               \
   FIELD(const f32*, logits) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, top_k)                 \
   FIELD(integer, normalise) FIELD(real, scale) FIELD(bytes*, bias) FIELD(integer, bias_dtype)                        \
   FIELD(integer, sigmoid) FIELD(real, least_sum) FIELD(integer, groups) FIELD(integer, taken_groups)                 \
-  FIELD(integer, group_best)
+  FIELD(integer, group_best) FIELD(bytes*, factors) FIELD(integer, factors_dtype)
 
 // weights: of each token, those of all branches, of which as many as `taken` are not 0. branches: the address of each one's weight, all of
 // one type: those of gate, then those of up.
 #define COTERIE_BRANCH_GATE_UP(FIELD)                                                                                \
   FIELD(const f32*, x) FIELD(const f32*, weights) FIELD(bytes* const*, branches) FIELD(integer, dtype)               \
   FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, taken) FIELD(integer, D) FIELD(integer, F)
+
+// form: that of Phi, see GeluForm in math.h.
+#define COTERIE_BRANCH_GATE_UP_GELU(FIELD) COTERIE_BRANCH_GATE_UP(FIELD) FIELD(integer, form)
 
 // The biases of all branches, one after the other.
 #define COTERIE_BRANCH_GATE_UP_CLIPPED(FIELD)                                                                        \
@@ -306,7 +318,10 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(latent_append, LatentAppend, COTERIE_LATENT_APPEND)                                                             \
   OP(latent_queries, LatentQueries, COTERIE_LATENT_QUERIES)                                                          \
   OP(latent_attention, LatentAttention, COTERIE_LATENT_ATTENTION)                                                    \
-  OP(latent_values, LatentValues, COTERIE_LATENT_VALUES)
+  OP(latent_values, LatentValues, COTERIE_LATENT_VALUES)                                                    \
+  OP(branch_gate_up_gelu, BranchGateUpGelu, COTERIE_BRANCH_GATE_UP_GELU)                                             \
+  OP(mul_part, MulPart, COTERIE_MUL_PART)                                                                            \
+  OP(mul_one, MulOne, COTERIE_MUL_ONE)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

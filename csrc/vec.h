@@ -235,4 +235,11 @@ inline void with_dtype(int64_t dtype, Body body) {
   }
 }
 
+// One number of a type whose elements stand alone.
+inline float widen_number(bytes* at, int64_t dtype) {
+  float number = 0.0f;
+  with_dtype(dtype, [&]<DType D>() { number = widen<D>(at); });
+  return number;
+}
+
 }  // namespace coterie::COTERIE_ISA

@@ -1,4 +1,5 @@
 // branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes, in the order of branches.
+// branch_gate_up_gelu: with gelu for silu.
 // branch_gate_up_clipped: each has a bias and is clipped, and y = (up + 1) * gate * sigmoid(alpha * gate).
 #include "../branches.h"
 #include "../gate_up.h"
@@ -28,6 +29,10 @@ Branch branch_of(const BranchGateUpClipped& op, int64_t e, int64_t tokens) {
 
 void put_row(const BranchGateUp&, const float* gate, const float* up, int64_t N, float* y) {
   act_mul_row(gate, up, N, y, [](V x) { return silu(x); });
+}
+
+void put_row(const BranchGateUpGelu& op, const float* gate, const float* up, int64_t N, float* y) {
+  with_gelu(op.form, [&](auto gelu) { act_mul_row(gate, up, N, y, gelu); });
 }
 
 // What is no number stays so: min and max give the second where either is none.
@@ -89,12 +94,18 @@ int64_t scratch_bytes(const BranchGateUp& op) { return most_scratch_bytes(op); }
 int64_t flops(const BranchGateUp& op) { return 4 * op.T * op.taken * op.F * op.D; }
 void run(const BranchGateUp& op, int64_t unit, Scratch& scratch) { run_unit(op, unit, scratch); }
 
+int64_t units(const BranchGateUpGelu& op) { return all_units(op); }
+int64_t scratch_bytes(const BranchGateUpGelu& op) { return most_scratch_bytes(op); }
+int64_t flops(const BranchGateUpGelu& op) { return 4 * op.T * op.taken * op.F * op.D; }
+void run(const BranchGateUpGelu& op, int64_t unit, Scratch& scratch) { run_unit(op, unit, scratch); }
+
 int64_t units(const BranchGateUpClipped& op) { return all_units(op); }
 int64_t scratch_bytes(const BranchGateUpClipped& op) { return most_scratch_bytes(op); }
 int64_t flops(const BranchGateUpClipped& op) { return 4 * op.T * op.taken * op.F * op.D; }
 void run(const BranchGateUpClipped& op, int64_t unit, Scratch& scratch) { run_unit(op, unit, scratch); }
 
 COTERIE_KERNEL(branch_gate_up, BranchGateUp)
+COTERIE_KERNEL(branch_gate_up_gelu, BranchGateUpGelu)
 COTERIE_KERNEL(branch_gate_up_clipped, BranchGateUpClipped)
 
 }  // namespace coterie::COTERIE_ISA

@@ -1,8 +1,10 @@
 // choose_branches: y = scale * scores where they are among the top_k largest of a row, else 0; or, normalised, these divided by their sum.
 // Scores are a softmax of the logits, or their sigmoid; with a bias or groups, scores + bias are ranked, in the best groups. Of equal ones the
-// first.
+// first. What a branch weighs may be multiplied by a number of its own.
 #include "../math.h"
 #include "../op.h"
+
+#include <cmath>
 
 namespace coterie::COTERIE_ISA {
 
@@ -106,8 +108,9 @@ void run(const ChooseBranches& op, int64_t unit, Scratch& scratch) {
       total = total < least ? least : total;
     }
     for (int64_t e = 0; e < op.E; ++e) {
-      const float weight = y[e] / total * factor;
-      y[e] = marked[e] != kTaken ? 0.0f : weight < kLeast ? kLeast : weight;
+      const float own = op.factors == nullptr ? 1.0f : widen_number(op.factors + e * size_of(op.factors_dtype), op.factors_dtype);
+      const float weight = y[e] / total * factor * own;
+      y[e] = marked[e] != kTaken ? 0.0f : std::fabs(weight) < kLeast ? kLeast : weight;
     }
   }
   scratch.stored((last - first) * op.E * 4);

@@ -1,5 +1,5 @@
 // add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap),
-// y = x * x where x > 0, else 0.
+// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number.
 #include "../math.h"
 #include "../op.h"
 
@@ -64,11 +64,36 @@ void run(const ReluSquared& op, int64_t unit, Scratch& scratch) {
   map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [](V x, V) { return x > V{} ? x * x : x < V{} ? V{} : x; });
 }
 
+int64_t units(const MulPart& op) { return tiles(op.T, kTileTokens); }
+int64_t scratch_bytes(const MulPart&) { return 0; }
+int64_t flops(const MulPart& op) { return op.T * op.N; }
+void run(const MulPart& op, int64_t unit, Scratch& scratch) {
+  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
+  for (int64_t t = first; t < last; ++t) {
+    const float *a = op.a + t * op.N, *b = op.b + t * op.b_step + op.b_first;
+    float* y = op.y + t * op.N;
+    int64_t n = 0;
+    for (; n + W <= op.N; n += W) store(y + n, load(a + n) * load(b + n));
+    if (n < op.N) store_part(y + n, load_part(a + n, op.N - n) * load_part(b + n, op.N - n), op.N - n);
+  }
+  scratch.stored((last - first) * op.N * 4);
+}
+
+int64_t units(const MulOne& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const MulOne&) { return 0; }
+int64_t flops(const MulOne& op) { return op.T * op.N; }
+void run(const MulOne& op, int64_t unit, Scratch& scratch) {
+  const V factor = splat(widen_number(op.weight, op.weight_dtype));
+  map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return x * factor; });
+}
+
 COTERIE_KERNEL(add, Add)
 COTERIE_KERNEL(mul, Mul)
 COTERIE_KERNEL(silu, Silu)
 COTERIE_KERNEL(gelu, Gelu)
 COTERIE_KERNEL(softcap, Softcap)
 COTERIE_KERNEL(relu_squared, ReluSquared)
+COTERIE_KERNEL(mul_part, MulPart)
+COTERIE_KERNEL(mul_one, MulOne)
 
 }  // namespace coterie::COTERIE_ISA

@@ -156,6 +156,17 @@ SHAPES = {
         **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 20},
         **{"linear_value_head_dim": 37, "partial_rotary_factor": 0.5},
     },
+    "layers-that-differ": {
+        **{"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "sliding_window": 7},
+        **{"layer_types": ["full_attention"] * 2, "global_head_dim": 8, "hidden_size_per_layer_input": 21},
+        **{"num_kv_shared_layers": 1, "use_double_wide_mlp": True, "rope_theta": None, "final_logit_softcapping": 8.0},
+    },
+    "branches-beside-the-block": {
+        **{"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "enable_moe_block": True},
+        **{"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7, "rope_theta": None},
+        **{"global_head_dim": 12, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_experts": 3},
+        **{"hidden_size_per_layer_input": 0, "top_k_experts": 3, "moe_intermediate_size": 21},
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
     "adapted": {"attention_bias": True},
 }

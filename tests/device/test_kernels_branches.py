@@ -96,6 +96,38 @@ def test_branches(team, rng, shape, dtype):
     check(operands, found, dtype, MAX_INT16, 4e-6)
 
 
+@pytest.mark.parametrize("form", kernels.GELU_FORMS)
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32, DType.Q8])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], *SHAPES[5:]])
+def test_branches_with_gelu(team, rng, shape, dtype, form):
+    T, E, taken, D, F = shape
+    x, weights, y = random(rng, T, D), chosen(rng, T, E, taken), empty(T, taken, F)
+    gates, ups = (matrices(rng, (F, D), dtype, E) for _ in range(2))
+    sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, MAX_INT16), "weights": weights}
+    how = {"form": kernels.GELU_FORMS.index(form), "branches": table(gates + ups)}
+    call(team, "branch_gate_up_gelu", x=x, y=y, **sizes, **how)
+    wanted, met = np.zeros_like(y, np.float64), as_met(x, dtype, MAX_INT16).astype(np.float64)
+    for t, row in enumerate(weights):
+        for place, e in enumerate(np.flatnonzero(row)):
+            wanted[t, place] = native.gelu(met[t] @ gates[e].values.T, form) * (met[t] @ ups[e].values.T)
+    np.testing.assert_allclose(y, wanted, rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "E", "taken"), [(0, 3, 2), (1, 1, 1), (5, 12, 3), (9, 61, 8)])
+def test_what_a_branch_weighs_is_times_its_own_factor(team, rng, dtype, T, E, taken):
+    """Some factors are below 0, and one is 0: what is taken never weighs 0."""
+    logits, y, plain = 2 * random(rng, T, E), empty(T, E), empty(T, E)
+    factors = weight(rng, (E,), dtype, center=0.5)
+    how = {"logits": logits, "T": T, "E": E, "top_k": taken, "normalise": 1, "scale": 1.0}
+    call(team, "choose_branches", **how, y=plain)
+    call(team, "choose_branches", **how, y=y, **factors.operand("factors"))
+    np.testing.assert_allclose(y, plain * factors.values, rtol=2e-6)
+    none = weight(rng, (E,), dtype, center=0.0, scale=0.0)
+    call(team, "choose_branches", **how, y=y, **none.operand("factors"))
+    np.testing.assert_array_equal(y, np.where(plain != 0, np.float32(1e-30), 0))
+
+
 @pytest.mark.parametrize("most", [MAX_INT16, MAX_INT8])
 @pytest.mark.parametrize("dtype", PACKED)
 @pytest.mark.parametrize("shape", SHAPES)

@@ -109,8 +109,23 @@ def test_norm_add(team, rng, dtype, T, D):
         weight(rng, (D,), dtype, center=1.0, scale=0.3),
         empty(T, D),
     )
-    call(team, "norm_add", x=x, residual=residual, **w.operand("norm"), eps=1e-5, y=y, T=T, D=D, offset=0.5)
-    np.testing.assert_allclose(y, residual + native.rms_norm(x, w.values, 1e-5, 0.5), **CLOSE)
+    given = {"x": x, "residual": residual, **w.operand("norm"), "eps": 1e-5, "T": T, "D": D, "offset": 0.5}
+    call(team, "norm_add", **given, y=y)
+    np.testing.assert_allclose(y, wanted := residual + native.rms_norm(x, w.values, 1e-5, 0.5), **CLOSE)
+    factor = weight(rng, (1,), dtype, center=-0.7)
+    call(team, "norm_add", **given, y=y, **factor.operand("factor"))
+    np.testing.assert_allclose(y, wanted * factor.values, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(("T", "parts", "N"), [(0, 2, 3), (1, 1, 1), (3, 4, 33), (19, 3, 20), (2, 35, 256)])
+def test_what_layers_have_of_their_own(team, rng, dtype, T, parts, N):
+    a, b, y, factor = random(rng, T, N), random(rng, T, parts, N), empty(T, N), weight(rng, (1,), dtype, center=-0.7)
+    for part in {0, parts // 2, parts - 1}:
+        call(team, "mul_part", a=a, b=b, y=y, T=T, N=N, b_first=part * N, b_step=parts * N)
+        np.testing.assert_array_equal(y, a * b[:, part])
+    call(team, "mul_one", x=a, y=y, **factor.operand("weight"), T=T, N=N)
+    np.testing.assert_array_equal(y, a * factor.values)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)

@@ -42,6 +42,9 @@ QUICK = [
     ("scaled", (F32,), "cache"),
     ("gemma2", (BF16,), "cache"),
     ("norms-behind-and-not-all-rotated", (F16,), "cache"),
+    ("layers-that-differ", (F32,), "cache"),
+    ("layers-that-differ", (BF16,), "none"),
+    ("branches-beside-the-block", (F32,), "cache"),
 ]
 LONG = [("qk-norm", ALL, "cache"), ("mqa", (F16,), "cache"), ("one-head", (Q4,), "none")]
 LONG += [

@@ -420,6 +420,41 @@ DELTA_MOE = {
     ),
 }
 FAMILY_ROWS |= DELTA_ROWS | DELTA_MOE
+# Layers of different heads, which have a rope each. The last of small ones is shared by none, of large ones by one.
+GEMMA4 = {
+    **{"hidden_size": 48, "head_dim": 16, "global_head_dim": 24, "sliding_window": 6, "num_hidden_layers": 6},
+    **{"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING, FULL], "hidden_size_per_layer_input": 10},
+    **{"vocab_size_per_layer_input": 257, "final_logit_softcapping": 2.0},
+}
+GEMMA4_ROWS = {
+    "gemma4": ("Gemma4", {**GEMMA4, "num_kv_shared_layers": 3, "use_double_wide_mlp": True}),
+    "gemma4-values": (
+        "Gemma4",
+        {
+            **{**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+            **{"layer_types": [SLIDING, SLIDING, FULL], "num_hidden_layers": 3, "attention_bias": True},
+        },
+    ),
+    "gemma4-wide": ("Gemma4", {**GEMMA4, "num_key_value_heads": 1, "global_head_dim": 36, "num_kv_shared_layers": 2}),
+    "gemma4-unified": (
+        "Gemma4Unified",
+        {
+            **{"head_dim": 20, "global_head_dim": 40, "sliding_window": 6, "num_hidden_layers": 4},
+            **{"layer_types": [SLIDING, FULL, SLIDING, FULL], "attention_k_eq_v": True},
+        },
+    ),
+}
+GEMMA4_MOE = {
+    "gemma4-moe": (
+        "Gemma4",
+        {
+            **{**GEMMA4, "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6},
+            **{"top_k_experts": 2, "moe_intermediate_size": 21, "attention_k_eq_v": True},
+            **{"num_global_key_value_heads": 1, "num_hidden_layers": 3, "layer_types": [SLIDING, SLIDING, FULL]},
+        },
+    ),
+}
+FAMILY_ROWS |= GEMMA4_ROWS | GEMMA4_MOE
 FAMILY_ROWS |= {
     "stablelm": ("StableLm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
     "stablelm-parallel": (
@@ -437,8 +472,10 @@ FAMILY_ROWS |= {
     "phi-gqa": ("Phi", {"hidden_size": 80, "partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
 }
 TURNED = ("experts.gate_up_proj", "experts.down_proj")  # of gpt-oss, whose columns are rows
+PROPORTIONAL = ("Gemma4", "Gemma4Unified")  # their layers without a window rotate so
 LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
-CONFIGS = {"Gemma3": "Gemma3TextConfig", "Qwen3_5": "Qwen3_5TextConfig", "Qwen3_5Moe": "Qwen3_5MoeTextConfig"}
+CONFIGS = {"Gemma3": "Gemma3TextConfig", "Gemma4": "Gemma4TextConfig", "Gemma4Unified": "Gemma4UnifiedTextConfig"}
+CONFIGS |= {"Qwen3_5": "Qwen3_5TextConfig", "Qwen3_5Moe": "Qwen3_5MoeTextConfig"}
 
 KEPT_WIDE = "e_score_correction_bias"  # of float32 in files of any type
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -452,6 +489,8 @@ def takes_rope(row, rope):
     behind which longrope has other factors, so that none would grow where it is run.
     """
     name = FAMILY_ROWS[row][0]
+    if name in PROPORTIONAL:
+        return rope == "default"
     if name == "Ministral3" and rope == "longrope":
         return False
     if name == "Mixtral" and "head_dim" not in FAMILY_ROWS[row][1]:
@@ -461,7 +500,7 @@ def takes_rope(row, rope):
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
 LATER = ("glm", "helium", "ministral", "ministral3", "hunyuan")  # near another row, or better with another rope
-OWN_TESTS = (*BRANCH_ROWS, *LATENT_ROWS, *DELTA_ROWS, *DELTA_MOE)
+OWN_TESTS = (*BRANCH_ROWS, *LATENT_ROWS, *DELTA_ROWS, *DELTA_MOE, *GEMMA4_ROWS, *GEMMA4_MOE)
 CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row not in LATER] + [
     ("llama", "linear"),
     ("llama", "dynamic"),
@@ -482,7 +521,12 @@ CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row
     ("stablelm", "linear"),
 ]
 # Every row with every rope that its config class takes.
-EVERY_CASE = [(row, rope) for row in FAMILY_ROWS for rope in ROPES if takes_rope(row, rope) and row not in DELTA_MOE]
+EVERY_CASE = [
+    (row, rope)
+    for row in FAMILY_ROWS
+    for rope in ROPES
+    if takes_rope(row, rope) and row not in (*DELTA_MOE, *GEMMA4_MOE)
+]
 
 
 def make(row, rope="default", seed=0):
@@ -500,6 +544,9 @@ def make(row, rope="default", seed=0):
     if class_name in LAYERED:
         local = {"rope_type": "default", "rope_theta": 700.0}
         settings["rope_parameters"] = {FULL: settings["rope_parameters"], SLIDING: local}
+    if class_name in PROPORTIONAL:
+        full = {"rope_type": "proportional", "rope_theta": 900.0, "partial_rotary_factor": 0.25}
+        settings["rope_parameters"] = {FULL: full, SLIDING: {"rope_type": "default", "rope_theta": 700.0}}
     config = getattr(transformers, CONFIGS.get(class_name, f"{class_name}Config"))(**settings)
     model = getattr(transformers, f"{class_name}ForCausalLM")(config).eval()
     randomise(model, seed)
@@ -511,7 +558,8 @@ def randomise(model, seed):
     """Weights of a size that keeps activations near 1, so that attention is neither flat nor a single token."""
     generator = torch.Generator().manual_seed(seed)
     is_gemma = model.config.model_type.startswith(("gemma", "vaultgemma"))  # adds 1 to norms, and scales what it embeds
-    adds_one = is_gemma or model.config.model_type.startswith("qwen3_5")
+    is_gemma4 = model.config.model_type.startswith("gemma4")
+    adds_one = (is_gemma and not is_gemma4) or model.config.model_type.startswith("qwen3_5")
     is_turned = model.config.model_type == "gpt_oss"
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -530,6 +578,8 @@ def randomise(model, seed):
         else:
             parameter.data = noise * 1.2 / parameter.shape[-1] ** 0.5
     for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.copy_(1 + 0.2 * torch.randn(buffer.shape, generator=generator))
         if name.endswith(KEPT_WIDE):
             buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 

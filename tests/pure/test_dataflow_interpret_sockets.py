@@ -25,11 +25,11 @@ from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
 from coterie.dataflow.stage import Unit
 from coterie.graph.backward import TARGETS, split_training_graph, training_graph
-from coterie.graph.cost import value_bytes
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.reference import KvState, Reference, run_ranks
 from coterie.graph.shard import split_graph
+from coterie.graph.stored import value_bytes
 from coterie.spec.load import load_machine
 
 NODE = chip_of(load_machine("sn40l-node"))

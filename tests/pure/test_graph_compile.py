@@ -203,8 +203,8 @@ def test_equal_architectures_share_a_key():
 
 def test_graphs_that_are_no_program_are_refused():
     graph = decoder()
-    two = with_values(graph, Value("more", (1, 2, 1, 2), DType.F32, Kind.STATE))
-    with pytest.raises(UsageError, match="declares 2 states"):
+    two = with_values(graph, Value("more", (1, 2, 1, 2), DType.F16, Kind.STATE))
+    with pytest.raises(UsageError, match="declares 2 KV states of 2 types"):
         compile_graph(two, "cache")
     with pytest.raises(UsageError, match="samples 0 times"):
         compile_graph(with_ops(graph, graph.ops[:-1]), "cache")

@@ -20,11 +20,12 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.graph.backward import training_graph
-from coterie.graph.cost import op_cost, value_bytes
+from coterie.graph.cost import op_cost
 from coterie.graph.ir import Kind
 from coterie.graph.program import architecture_key
 from coterie.graph.reference import Reference
 from coterie.graph.shard import shard
+from coterie.graph.stored import value_bytes
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
 from coterie.models.model import synthetic_model

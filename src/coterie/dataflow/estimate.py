@@ -13,9 +13,10 @@ from coterie.dataflow.legal import walk
 from coterie.dataflow.partition import members
 from coterie.dataflow.stage import Unit
 from coterie.dataflow.stage_rows import stages_of
-from coterie.graph.cost import FLOPS, input_bytes, value_bytes
+from coterie.graph.cost import FLOPS, input_bytes
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.kv_cost import KV_READERS, kv_bytes
+from coterie.graph.stored import value_bytes
 
 SPILL_TILES = 8  # tiles for which weights without room are read again, at the least
 EDGE_PMUS = 2  # PMUs of a FIFO of small tiles

@@ -16,7 +16,7 @@ from coterie.dataflow.legal import place_of
 from coterie.dataflow.loops import Access
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.traffic import SUM_BYTES
-from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 
 KINDS = ("weight", "input", "output", "kv_read", "kv_write")
 
@@ -30,7 +30,7 @@ class Tally:
         self.moved = dict.fromkeys(KINDS, 0)
         self.loaded: set[tuple[str, int]] = set()
         self.parts: dict[str, int] = {}
-        self.keys: dict[tuple[int, int, int], int] = {}
+        self.keys: dict[tuple[str, int, int, int], int] = {}
 
     def enters(self, at: int, access: Access, rows: tuple[int, int], numbers: Array | None) -> None:
         """An op reads its part of what enters, perhaps through views, or rows of it by `numbers`.
@@ -89,7 +89,8 @@ class Tally:
 
     def reads_keys(self, op: Op, sequence: int, begin: int, end: int, tile: int) -> None:
         """Keys and values are read once, streamed ones once for each tile: what is on chip is not counted again."""
-        key = (op.integer("layer"), sequence, tile if f"{op.name}.kv" in self.mapped.streamed else -1)
+        once_a_tile = tile if f"{op.name}.kv" in self.mapped.streamed else -1
+        key = (state_of(self.graph, op).name, op.integer("layer"), sequence, once_a_tile)
         seen = max(self.keys.get(key, begin), begin)
         self.keys[key] = max(seen, end)
         self.moved["kv_read"] += max(0, end - seen) * self._key_bytes(op)

@@ -214,7 +214,7 @@ def _attention(firing: Firing) -> dict[str, Array]:
         length = int(position) + 1
         begin = max(0, length - window) if window else 0
         firing.reads_keys(op, int(sequences[t]), begin, length)
-        k, v = (state.context(op.integer("layer"), i, tables[sequences[t]], length)[begin:] for i in (0, 1))
+        k, v = (state.context(op, i, tables[sequences[t]], length)[begin:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
         running = _Running.over(q[None, None, t], op.number("scale"), v.shape[2], op.cap)
         for block in _blocks(len(k), firing.key_block):

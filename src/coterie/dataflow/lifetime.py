@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, trailing
 from coterie.dataflow.traffic import border
-from coterie.graph.cost import value_bytes
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.kv_cost import KV_READERS, kv_bytes
+from coterie.graph.stored import value_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from coterie.core.shapes import Sizes, trailing
 from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
-from coterie.graph.cost import Cost, elements, input_bytes, ops_cost, value_bytes
+from coterie.graph.cost import Cost, input_bytes, ops_cost
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, kv_bytes
+from coterie.graph.stored import elements, value_bytes
 
 SUM_BYTES = 4  # sums over tiles are float32, whatever the type of the result
 

@@ -18,6 +18,7 @@ from coterie.devices.lower_latent import LATENT_LOWER
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
+from coterie.graph.layer_ops import PART
 from coterie.graph.ops import OPS
 from coterie.graph.program import Region
 from coterie.kernels import cpu as kernels
@@ -45,9 +46,9 @@ def lower(low: Lowering, region: Region) -> Operands:
 def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     tokens, table = op.inputs
-    T, D = low.value(op.outputs[0]).shape
+    shape = low.value(op.outputs[0]).shape
     ends = {"tokens": low.at(tokens), "y": low.at(op.outputs[0])}
-    return ends | low.weight("table", table) | {"T": low.size(T), "D": low.size(D), "scale": op.scale}
+    return ends | low.weight("table", table) | {"T": low.size(shape[0]), "D": trailing(shape), "scale": op.scale}
 
 
 def _one_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -86,7 +87,7 @@ def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
-    sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.program.kv.num_kv_heads, "C": low.size(C)}
+    sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.kv_heads(op), "C": low.size(C)}
     how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
     how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
@@ -105,6 +106,23 @@ def _form(op: Op) -> Operands:
     if op.kind == "gelu":
         return {"form": kernels.GELU_FORMS.index(str(op.attrs["form"]))}
     return {"cap": op.cap} if op.kind == "softcap" else {}
+
+
+def _mul_part(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    a, b = op.inputs
+    T, N = low.value(a).shape
+    width, step = trailing((T, N)), trailing(low.value(b).shape)
+    ends = {"a": low.at(a), "b": low.at(b), "y": low.at(op.outputs[0])}
+    return ends | {"T": low.size(T), "N": width, "b_first": op.integer(PART) * width, "b_step": step}
+
+
+def _mul_one(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    x, weight = op.inputs
+    shape = low.value(x).shape
+    ends = {"x": low.at(x), "y": low.at(op.outputs[0])} | low.weight("weight", weight)
+    return ends | {"T": low.size(shape[0]), "N": trailing(shape)}
 
 
 def _take_rows(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -139,7 +157,7 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, H, C = low.value(made).shape
     sizes = {"T": low.size(T), "D": trailing(low.value(q.inputs[0]).shape), "H": low.size(H), "C": low.size(C)}
     ends = {"q": low.at(made), **low.turns(rope)}
-    return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.program.kv.num_kv_heads}
+    return operands | ends | low.pages(append, *append.inputs[2:5]) | sizes | {"K": low.kv_heads(append)}
 
 
 def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -153,16 +171,17 @@ def _norm_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
         operands |= low.weight(f"{name}_norm", norm.inputs[1])
         operands[f"{name}_width"] = trailing((0, *low.value(norm.inputs[1]).shape))
     operands |= {"v": low.at(append.inputs[1]), "q": low.at(made)}
-    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.program.kv.num_kv_heads}
+    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.kv_heads(append)}
     return operands | low.pages(append, *append.inputs[2:5]) | sizes
 
 
 def _norm_add(low: Lowering, ops: Sequence[Op]) -> Operands:
-    norm, add = ops
+    norm, add, *scaled = ops
     (residual,) = [name for name in add.inputs if name != norm.outputs[0]]
     T, D = low.value(add.outputs[0]).shape
-    ends = {"residual": low.at(residual), "y": low.at(add.outputs[0])}
-    return low.norm(norm) | ends | {"T": low.size(T), "D": low.size(D)}
+    ends = {"residual": low.at(residual), "y": low.at(ops[-1].outputs[0])}
+    factor = low.weight("factor", scaled[0].inputs[1] if scaled else "")
+    return low.norm(norm) | ends | factor | {"T": low.size(T), "D": low.size(D)}
 
 
 def _linear_add(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -214,6 +233,8 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "softcap": _elementwise,
     "relu_squared": _elementwise,
     "mul": _elementwise,
+    "mul_part": _mul_part,
+    "mul_one": _mul_one,
     "take_rows": _take_rows,
     "sample": _sample,
     "norm_qkv_rope_append": _norm_qkv_rope_append,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from coterie.core.shapes import trailing
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Operands
-from coterie.graph.branch_ops import ALPHA, BOTH_UP, CLIPPED, LIMIT, TOP_K, choice_of, matrices_of
+from coterie.graph.branch_ops import ALPHA, BOTH_UP, CLIPPED, GELU_UP, LIMIT, TOP_K, choice_of, matrices_of
 from coterie.graph.ir import Op
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.kernels import cpu as kernels
@@ -20,6 +20,7 @@ def _choose_branches(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     T, E = low.value(op.outputs[0]).shape
     ends = {"logits": low.at(op.inputs[0]), "y": low.at(op.outputs[0])}
+    ends |= low.weight("factors", op.inputs[2] if op.inputs[2:] else "")
     return ends | low.weight("bias", op.inputs[1]) | {"T": low.size(T), "E": low.size(E)} | choice_of(op)
 
 
@@ -36,6 +37,8 @@ def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:
     sizes = {"T": low.size(T), "E": low.size(E), "taken": op.integer(TOP_K), "D": low.size(D), "F": low.size(F)}
     if adds:
         ends["residual"] = next(low.at(name) for name in adds[0].inputs if name != op.outputs[0])
+    if op.kind == GELU_UP:
+        ends["form"] = kernels.GELU_FORMS.index(str(op.attrs["form"]))
     if op.kind == CLIPPED:
         *_, gate_bias, up_bias = op.inputs
         ends |= low.weight("gate_bias", gate_bias) | low.weight("up_bias", up_bias)
@@ -55,6 +58,7 @@ BRANCH_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "choose_branches": _choose_branches,
     "branch_gate_up": _branches,
     "branch_gate_up_clipped": _branches,
+    "branch_gate_up_gelu": _branches,
     "add_branch_bias": _add_branch_bias,
     "branch_down": _branches,
     "branch_down_add": _branches,

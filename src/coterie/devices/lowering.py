@@ -14,7 +14,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
 from coterie.devices.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
-from coterie.graph.ir import Kind, Op, Value
+from coterie.graph.ir import Kind, Op, Value, state_of
 from coterie.graph.ops import INT8, INT8_OR_FINER, OPS, ROUNDING
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
@@ -103,7 +103,12 @@ class Lowering:
         names = {"positions": positions, "sequence": sequence, "block_tables": tables}
         paged: Operands = {operand: self.at(name) for operand, name in names.items()}
         paged |= {name: Named(name) for name in PAGE_NAMES}
-        return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype), "layer": append.integer("layer")}
+        layer = self.program.page_layer(append)
+        return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype), "layer": layer}
+
+    def kv_heads(self, op: Op) -> Operand:
+        """Heads of keys and values where an op has its layer."""
+        return self.size(state_of(self.program.graph, op).shape[2])
 
     def rotated(self, rope: Op) -> int:
         """How many channels of each head are rotated."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, trailing
-from coterie.graph.checks import R, Row, T
+from coterie.graph.checks import GELU_FORMS, R, Row, T
 from coterie.graph.ir import Kind
-from coterie.graph.legal import GELU_FORMS, turns
+from coterie.graph.legal import turns
 
 
 def _like(row: Row, *positions: int) -> None:

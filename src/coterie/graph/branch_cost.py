@@ -16,6 +16,7 @@ from coterie.graph.branch_ops import (
     CHOOSE,
     CLIPPED,
     DOWN,
+    GELU_UP,
     GROUP_BEST,
     GROUPS,
     TOP_K,
@@ -24,7 +25,7 @@ from coterie.graph.branch_ops import (
 from coterie.graph.ir import Graph, Op, Value
 
 SCORES_FLOPS = 4  # max, exp, sum, divide; or for a sigmoid sign, exp, add, divide
-SILU_MUL_FLOPS = 5
+SILU_MUL_FLOPS, GELU_MUL_FLOPS = 5, 9
 CLIPPED_FLOPS = 12  # two biases, three comparisons, a factor, a sigmoid, a sum and two products
 
 
@@ -48,13 +49,13 @@ def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
 def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """The scores, their bias, and a comparison of each for each that is taken, in its group and in all."""
     of_group = op.integer(GROUP_BEST) if GROUPS in op.attrs else 0
-    each = SCORES_FLOPS + bool(op.inputs[1]) + of_group + op.integer(TOP_K)
+    each = SCORES_FLOPS + bool(op.inputs[1]) + len(op.inputs[2:]) + of_group + op.integer(TOP_K)
     return each * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     columns = trailing(graph.values[op.inputs[0]].shape)
-    behind = CLIPPED_FLOPS if op.kind == CLIPPED else SILU_MUL_FLOPS
+    behind = {CLIPPED: CLIPPED_FLOPS, GELU_UP: GELU_MUL_FLOPS}.get(op.kind, SILU_MUL_FLOPS)
     return (4 * columns + behind) * sizes.count(graph.values[op.outputs[0]].shape)
 
 

@@ -16,6 +16,7 @@ from coterie.graph.branch_ops import (
     CLIPPED,
     DOWN,
     GATE_UP,
+    GELU_UP,
     GROUP_BEST,
     GROUPS,
     LEAST_SUM,
@@ -27,7 +28,7 @@ from coterie.graph.branch_ops import (
     TOP_K,
     matrices_of,
 )
-from coterie.graph.checks import Row, T
+from coterie.graph.checks import GELU_FORMS, Row, T
 from coterie.graph.ops import INT8, INT16, ROUNDING
 
 
@@ -44,6 +45,8 @@ def _choose(row: Row) -> None:
         raise row.wrong(f"normalise is {row.op.attrs['normalise']!r}", "give 0 or 1")
     if row.op.inputs[1]:
         row.weight(1, (branches,))
+    if row.op.inputs[2:]:
+        row.weight(2, (branches,))
     if row.op.attrs.get(SCORES, SIGMOID) != SIGMOID:
         raise row.wrong(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
     least = row.op.attrs.get(LEAST_SUM, 0.0)
@@ -114,6 +117,12 @@ def _gate_up(row: Row) -> None:
     _matrices(row, (width, trailing(x.shape)))
 
 
+def _gelu_up(row: Row) -> None:
+    _gate_up(row)
+    if row.op.attrs["form"] not in GELU_FORMS:
+        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+
+
 def _clipped(row: Row) -> None:
     _gate_up(row)
     last, biases = len(row.op.inputs), (trailing(row.input(1).shape), row.output.shape[-1])
@@ -146,6 +155,7 @@ def _down(row: Row) -> None:
 BRANCH_LEGAL: Mapping[str, Callable[[Row], None]] = {
     CHOOSE: _choose,
     GATE_UP: _gate_up,
+    GELU_UP: _gelu_up,
     CLIPPED: _clipped,
     ADD_BIAS: _add_bias,
     DOWN: _down,

@@ -16,13 +16,14 @@ T = TypeVar("T")
 
 CHOOSE, GATE_UP, DOWN = "choose_branches", "branch_gate_up", "branch_down"
 CLIPPED, ADD_BIAS = "branch_gate_up_clipped", "add_branch_bias"
+GELU_UP = "branch_gate_up_gelu"
 TOP_K = "top_k"  # how many branches a token takes
 SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
 LEAST_SUM = "least_sum"  # what normalised weights are divided by at least
 GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
 GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
 ALPHA, LIMIT = "alpha", "limit"  # of a clipped gate
-BOTH_UP = (GATE_UP, CLIPPED)
+BOTH_UP = (GATE_UP, CLIPPED, GELU_UP)
 MATRIX_READERS = (*BOTH_UP, DOWN)
 TAKEN_READERS = (*MATRIX_READERS, ADD_BIAS)  # of whose weights as much is read as tokens take branches
 MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
@@ -33,8 +34,8 @@ BRANCH_OPS: dict[str, OpSpec] = {
         "y = scale * scores where these are among the top_k largest of a row, of equal ones the first, else 0; scores: "
         "softmax(logits), or their sigmoid; normalise 1: divided by the sum of those taken, at least least_sum. A bias "
         "is added to rank them, and only for that. With groups only those of the taken_groups best, ranked by the sum "
-        "of their group_best largest, of equal groups the first",
-        ("logits:TE", "bias?:E"),
+        "of their group_best largest, of equal groups the first. With factors each of those taken, times its own",
+        ("logits:TE", "bias?:E", "factors??:E"),
         ("y:TE",),
         (TOP_K, "normalise", "scale?", "scores?", "least_sum?", "groups?", "taken_groups?", "group_best?"),
     ),
@@ -43,6 +44,12 @@ BRANCH_OPS: dict[str, OpSpec] = {
         ("x:TD", "weights:TE", "gate+:FD", "up+:FD"),
         ("y:TAF",),
         (TOP_K, "rounding?"),
+    ),
+    GELU_UP: OpSpec(
+        "y = gelu(x @ gate.T) * (x @ up.T) of each branch that a token takes; rounding as in linear",
+        ("x:TD", "weights:TE", "gate+:FD", "up+:FD"),
+        ("y:TAF",),
+        (TOP_K, "form", "rounding?"),
     ),
     CLIPPED: OpSpec(
         "y = (u + 1) * g * sigmoid(alpha * g) of each branch that a token takes, where g = x @ gate.T + gate_bias, at "

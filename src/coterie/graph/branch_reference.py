@@ -5,6 +5,7 @@ Knows nothing about which families have such layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from coterie.graph.branch_ops import (
     CLIPPED,
     DOWN,
     GATE_UP,
+    GELU_UP,
     GROUP_BEST,
     GROUPS,
     LEAST_SUM,
@@ -48,6 +50,18 @@ def silu(x: Array) -> F32:
     return np.asarray(x * sigmoid(x), np.float32)
 
 
+def gelu(x: Any, form: str) -> F32:
+    """x * Phi(x), Phi by erf, or nearly so by tanh or sigmoid."""
+    wide: Any = x.astype(np.float64)
+    if form == "erf":
+        phi = 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
+    elif form == "tanh":
+        phi = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    else:
+        phi = 0.5 * (1 + np.tanh(0.5 * 1.702 * wide))
+    return np.asarray(wide * phi, np.float32)
+
+
 def softmax(x: Array) -> F32:
     """Over the last axis."""
     p = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -55,7 +69,7 @@ def softmax(x: Array) -> F32:
 
 
 def _choose(step: Step, op: Op, x: list[Any]) -> Array:
-    logits_TE, bias_E = x
+    logits_TE, bias_E, *factors_E = x
     scores_TE = sigmoid(logits_TE) if SCORES in op.attrs else softmax(logits_TE)
     rank_TE = logits_TE if bias_E is None and GROUPS not in op.attrs else scores_TE
     rank_TE = rank_TE if bias_E is None else rank_TE + bias_E
@@ -66,8 +80,10 @@ def _choose(step: Step, op: Op, x: list[Any]) -> Array:
     if op.integer("normalise"):
         least = np.float32(op.attrs.get(LEAST_SUM, 0.0))
         weights_TA = weights_TA / np.maximum(weights_TA.sum(axis=-1, keepdims=True), least)
+    weights_TA = weights_TA * np.float32(op.scale)
+    weights_TA = weights_TA * factors_E[0][chosen_TA] if factors_E else weights_TA
     y = np.zeros_like(logits_TE)
-    np.put_along_axis(y, chosen_TA, np.maximum(weights_TA * np.float32(op.scale), LEAST), axis=-1)
+    np.put_along_axis(y, chosen_TA, np.where(np.abs(weights_TA) < LEAST, LEAST, weights_TA), axis=-1)
     return np.asarray(y, np.float32)
 
 
@@ -106,7 +122,7 @@ def _gate_up(step: Step, op: Op, x: list[Any]) -> Array:
         if op.kind == CLIPPED:
             y[tokens, places] = clipped(gate + x[-2][branch], up + x[-1][branch], op.number(ALPHA), op.number(LIMIT))
         else:
-            y[tokens, places] = silu(gate) * up
+            y[tokens, places] = (gelu(gate, str(op.attrs["form"])) if op.kind == GELU_UP else silu(gate)) * up
     return y
 
 
@@ -136,6 +152,7 @@ def _down(step: Step, op: Op, x: list[Any]) -> Array:
 BRANCH_RUN: Mapping[str, _Run] = {
     CHOOSE: _choose,
     GATE_UP: _gate_up,
+    GELU_UP: _gate_up,
     CLIPPED: _gate_up,
     ADD_BIAS: _add_bias,
     DOWN: _down,

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
-from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed
+from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
 from coterie.graph.delta_ops import STATES
-from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent_ops import APPEND, ATTEND
 from coterie.graph.ops import CAP, EVERY, GROWTH, OPS, SCALE
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
+GELU_FORMS = ("erf", "tanh", "sigmoid")
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
 
 
@@ -59,21 +60,22 @@ class Row:
             found = ", ".join(sorted(self.op.attrs)) or "none"
             raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 
-    def check_layer_order(self, appended: set[tuple[int, int]]) -> None:
+    def check_layer_order(self, appended: set[tuple[str, int, int]]) -> None:
         """The state is threaded through: a layer's k and v are appended once, and attended to only after that.
 
         A layer of a recurrent state is changed once.
         """
         if self.op.inputs and self.op.inputs[-1] in STATES:
-            changed = self.op.integer("layer"), 2 + STATES.index(self.op.inputs[-1])
+            changed = self.op.inputs[-1], self.op.integer("layer"), 0
             if changed in appended:
-                fact = f"layer {changed[0]} of {self.op.inputs[-1]} is changed twice in one step"
+                fact = f"layer {changed[1]} of {changed[0]} is changed twice in one step"
                 raise self.wrong(fact, "give each layer of the state one op")
             appended.add(changed)
         if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention", APPEND, ATTEND):
             return
-        layer = self.op.integer("layer")
-        parts = {(layer, self.op.integer("which"))} if self.op.kind == "kv_cat" else {(layer, 0), (layer, 1)}
+        state, layer = state_of(self.graph, self.op).name, self.op.integer("layer")
+        which = (self.op.integer("which"),) if self.op.kind == "kv_cat" else (0, 1)
+        parts = {(state, layer, one) for one in which}
         if self.op.kind in ("kv_append", "kv_cat", APPEND):
             if parts & appended:
                 raise self.wrong(
@@ -157,6 +159,15 @@ class Row:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
         self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)
+
+    def weight_or_constant(self, position: int, shape: Shape) -> None:
+        """A weight of exactly this shape, or a constant of as many numbers in its place."""
+        value = self.input(position)
+        if value.kind is not Kind.CONSTANT:
+            self.weight(position, shape)
+            return
+        self.same(value.shape, shape, value.name)
+        self.constant(position, trailing((T, *shape)))
 
     def row_input(self, position: int, symbol: Symbol, dtype: DType = DType.I32) -> None:
         """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS)."""

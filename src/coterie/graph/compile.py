@@ -11,10 +11,10 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import fixed
 from coterie.graph.buffers import Lifetime, plan_buffers
-from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, STATES, UNIT_TYPE_BYTES, units_of_layer
+from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, UNIT_TYPE_BYTES, units_of_layer
 from coterie.graph.fuse import fuse
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.program import KvShape, Program, Region
+from coterie.graph.program import KvLayers, KvShape, Program, Region, kv_states
 from coterie.graph.verify import verify
 
 
@@ -30,16 +30,18 @@ def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Pr
 def kv_shape(graph: Graph) -> KvShape:
     """The KV state that the graph declares; an empty one for a plain computation, which also samples nothing.
 
-    Raises UsageError unless there is exactly one, besides those of recurrent layers.
+    Raises UsageError where there is none, besides those of recurrent layers, or where they are of several types.
     """
-    declared = [value for value in graph.values.values() if value.kind is Kind.STATE]
-    states = [value for value in declared if value.name not in STATES]
+    states = kv_states(graph)
     if not states and not _samples(graph):
         return KvShape(0, 0, 0, DType.F32)
-    if len(states) != 1:
-        raise UsageError(graph.name, f"the graph declares {len(states)} states", "declare one KV state")
-    layers, parts, heads, channels = fixed(states[0].shape)
-    return KvShape(layers, heads, channels, states[0].dtype, *_recurrent_units(graph), parts=parts)
+    if len({state.dtype for state in states}) != 1:
+        fact = f"the graph declares {len(states)} KV states of {len({state.dtype for state in states})} types"
+        raise UsageError(graph.name, fact, "declare KV states of one type")
+    (layers, parts, heads, channels), *others = (fixed(state.shape) for state in states)
+    units, unit_bytes = _recurrent_units(graph)
+    behind = tuple(KvLayers(*other) for other in others)
+    return KvShape(layers, heads, channels, states[0].dtype, units, unit_bytes, parts, behind)
 
 
 def _recurrent_units(graph: Graph) -> tuple[int, int]:

@@ -16,8 +16,10 @@ from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
 from coterie.graph.latent_cost import LATENT_FLOPS, head_bytes
 from coterie.graph.latent_ops import OF_HEADS
+from coterie.graph.layer_ops import LAYER_OPS, MUL_PART
 from coterie.graph.ops import CAP, COLLECTIVES, SCALE
 from coterie.graph.program import Program, Region
+from coterie.graph.stored import elements, pattern_bytes, value_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,9 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
-    **dict.fromkeys(("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg"), 1),
+    **dict.fromkeys(
+        ("add", "sub", "mul", "add_bias", "add_table", "mul_table", "square", "rsqrt", "neg", *LAYER_OPS), 1
+    ),
     **dict.fromkeys(("relu", "add_positions", "add_mask", "alibi"), 1),
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
     **dict.fromkeys(("sigmoid", "tanh"), 3),
@@ -306,6 +310,8 @@ def _taken_bytes(graph: Graph, op: Op, value: Value, sizes: Sizes) -> int | None
         return sizes.of(gathered[op.kind][1]) * value.dtype.row_bytes(trailing(value.shape))
     if op.kind == "take_heads":
         return value_bytes(value, sizes) // op.integer("of") * op.integer("count")
+    if op.kind == MUL_PART and value.name == op.inputs[1]:
+        return value_bytes(value, sizes) // sizes.of(value.shape[1])
     if op.kind == "slice":
         return sizes.count((*value.shape[:-1], op.integer("count"))) * value.dtype.size_bytes
     if op.kind == "drop_first":
@@ -317,22 +323,3 @@ def _taken_bytes(graph: Graph, op: Op, value: Value, sizes: Sizes) -> int | None
     if op.kind == "linear_dw" and value.name == op.inputs[2]:
         return pattern_bytes(value, sizes)
     return None
-
-
-def value_bytes(value: Value, sizes: Sizes) -> int:
-    """Bytes of a whole value in this step; of a sparse one what is stored, of a sparse weight its pattern too."""
-    if value.density == 1.0:
-        return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
-    pattern = pattern_bytes(value, sizes) if value.kind is Kind.WEIGHT else 0
-    return elements(value, sizes) * value.dtype.size_bytes + pattern
-
-
-def elements(value: Value, sizes: Sizes) -> int:
-    """Elements of a value that are stored and computed."""
-    whole = sizes.count(value.shape)
-    return whole if value.density == 1.0 else round(value.density * whole)
-
-
-def pattern_bytes(value: Value, sizes: Sizes) -> int:
-    """A bit for each element says which ones a sparse weight has."""
-    return -(-sizes.count(value.shape) // 8) if value.density != 1.0 else 0

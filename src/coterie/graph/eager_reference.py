@@ -41,13 +41,12 @@ def _num_scores(positions: Array, sequence: Array) -> int:
 
 def _kv_cat(step: Step, op: Op, x: list[Any]) -> Array:
     k, positions, sequence, tables = x[:4]
-    layer, which = op.integer("layer"), op.integer("which")
+    which = op.integer("which")
     for t, position in enumerate(positions):
         block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(layer, which, int(position), block, k[t])
+        step.state.append(op, which, int(position), block, k[t])
     parts = [
-        step.state.context(layer, which, tables[row], length)
-        for row, length in enumerate(_lengths(positions, sequence))
+        step.state.context(op, which, tables[row], length) for row, length in enumerate(_lengths(positions, sequence))
     ]
     return np.concatenate(parts) if parts else np.zeros((0, *k.shape[1:]), np.float32)
 

@@ -133,8 +133,12 @@ SIGMOID_MUL = Rule(
 )
 NORM_ADD = Rule(
     "norm_add",
-    (Part("norm", NORM, dims=(2, 2)), Part("add", "add", ((1, "norm"),))),
-    "the normed row is added to the residual while it is in registers",
+    (
+        Part("norm", NORM, dims=(2, 2)),
+        Part("add", "add", ((1, "norm"),)),
+        Part("scaled", "mul_one", ((0, "add"),), optional=True),
+    ),
+    "the normed row is added to the residual, which may be times one number, while it is in registers",
 )
 TAKE_NORM_LINEAR = Rule(
     "take_norm_linear",

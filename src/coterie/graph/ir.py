@@ -133,6 +133,11 @@ class Graph:
         return first
 
 
+def state_of(graph: Graph, op: Op) -> Value:
+    """The KV state that an op reads or appends to, one of its operands."""
+    return next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
+
+
 def norms_all_heads(graph: Graph, op: Op) -> bool:
     """Whether an rms_norm of heads [T, H, C] divides all of a token's by one root mean square."""
     shape, weight = graph.values[op.inputs[0]].shape, graph.values[op.inputs[1]].shape

@@ -6,7 +6,7 @@ Knows nothing about machines, or about the costs of other ops (cost.py).
 from __future__ import annotations
 
 from coterie.core.shapes import Sizes, trailing
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Op, state_of
 from coterie.graph.latent_ops import APPEND, ATTEND
 
 KV_READERS = ("attention", "alibi_attention", ATTEND, "kv_cat")
@@ -18,7 +18,7 @@ def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
 
     A cat reads the context before this step, of K or V; what it writes, the whole context anew, is its output.
     """
-    kv = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
+    kv = state_of(graph, op)
     per_token = trailing(kv.shape) * kv.dtype.size_bytes
     if op.kind in KV_WRITERS:
         return sizes.T * per_token

@@ -27,7 +27,7 @@ def _append(step: Step, op: Op, x: list[Any]) -> None:
     rows_TN = np.concatenate([normed_TR, turned(op, [key_TP[:, None], positions, inv_freq])[:, 0]], axis=1)
     for t, position in enumerate(positions):
         block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(op.integer("layer"), 0, int(position), block, np.asarray(rows_TN[t][None], np.float32))
+        step.state.append(op, 0, int(position), block, np.asarray(rows_TN[t][None], np.float32))
 
 
 def _queries(step: Step, op: Op, x: list[Any]) -> Array:
@@ -43,7 +43,7 @@ def _attend(step: Step, op: Op, x: list[Any]) -> Array:
     channels = step.graph.values[op.outputs[0]].shape[2]
     y: Array = np.empty((*q_THC.shape[:2], channels), np.float32)
     for t, position in enumerate(positions):
-        context_SKC: Array = step.state.context(op.integer("layer"), 0, tables[sequence[t]], int(position) + 1)
+        context_SKC: Array = step.state.context(op, 0, tables[sequence[t]], int(position) + 1)
         rows_SC: Array = context_SKC[:, 0]
         p_HS = softmax(np.einsum("hc,sc->hs", q_THC[t], rows_SC) * np.float32(op.number("scale")))
         y[t] = np.einsum("hs,sc->hc", p_HS, rows_SC[:, : y.shape[2]])

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
-from coterie.graph.checks import Row
+from coterie.graph.checks import GELU_FORMS, Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
 from coterie.graph.ops import INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
-GELU_FORMS = ("erf", "tanh", "sigmoid")
 
 
 def _embed(row: Row) -> None:
@@ -25,7 +24,7 @@ def _embed(row: Row) -> None:
     row.fixed(table.shape, table)
     if len(table.shape) != 2:
         raise row.wrong(f"{table.name} has shape {table.shape}", "a table has rows and columns")
-    row.weight(1, (table.shape[0], *row.output.shape[1:]), matrix=True)
+    row.weight(1, (table.shape[0], trailing(row.output.shape)), matrix=True)
     row.activations(row.output)
     row.scale()
 
@@ -48,7 +47,7 @@ def _norm(row: Row, weight: Shape) -> None:
     row.rows(x, row.output)
     row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
-    row.weight(1, weight)
+    row.weight_or_constant(1, weight)
     if row.op.number("eps") < 0:
         raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from coterie.core.shapes import Sizes
-from coterie.graph.cost import value_bytes
 from coterie.graph.fuse import KERNEL_SETS, fuse
 from coterie.graph.program import Program
+from coterie.graph.stored import value_bytes
 
 PRODUCTS = ("linear", "linear_add")  # kernels that take rows in shares
 CACHE = "cache"

@@ -16,6 +16,7 @@ from coterie.graph.branch_ops import BRANCH_OPS
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.latent_ops import LATENT_OPS
+from coterie.graph.layer_ops import LAYER_OPS
 from coterie.graph.opspec import OpSpec
 
 __all__ = [
@@ -36,9 +37,10 @@ __all__ = [
 ]
 
 OPS: dict[str, OpSpec] = {
-    "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:TD",), ("scale?",)),
+    "embed": OpSpec("y = scale * table[tokens]; without a scale 1", ("tokens:T", "table:VD"), ("y:T*",), ("scale?",)),
     "rms_norm": OpSpec(
-        "y = x / rms(x) * (weight + offset), over the last axis; over all heads of a token where the weight is as long",
+        "y = x / rms(x) * (weight + offset), over the last axis; over all heads of a token where the weight is as "
+        "long; a constant may stand for the weight",
         ("x:T*C", "weight:C"),
         ("y:T*C",),
         ("eps", "offset?"),
@@ -145,6 +147,7 @@ OPS: dict[str, OpSpec] = {
     **BRANCH_OPS,
     **DELTA_OPS,
     **LATENT_OPS,
+    **LAYER_OPS,
     **EAGER_OPS,
     **BACKWARD_OPS,
 }

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.graph.buffers import BufferPlan
-from coterie.graph.ir import Graph, Op
+from coterie.graph.delta_ops import STATES
+from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,21 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class KvLayers:
+    """Layers whose keys and values, or other parts, are of one shape."""
+
+    num_layers: int
+    parts: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def layer_numbers(self) -> int:
+        """Numbers of one token in one of these layers."""
+        return self.parts * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
 class KvShape:
     """The KV state of one token: both K and V of every layer that attends.
 
@@ -38,6 +54,8 @@ class KvShape:
     architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_ops.py):
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
+
+    Layers of other heads lie behind, each at a multiple of its own size, so that its place is a number of such layers.
     """
 
     num_layers: int
@@ -47,6 +65,21 @@ class KvShape:
     state_units: int = 0
     unit_bytes: int = 0
     parts: int = 2
+    others: tuple[KvLayers, ...] = ()
+
+    @property
+    def layers(self) -> tuple[KvLayers, ...]:
+        """All of them, by shape, in the order of memory."""
+        return (KvLayers(self.num_layers, self.parts, self.num_kv_heads, self.head_dim), *self.others)
+
+    @property
+    def first_layers(self) -> tuple[int, ...]:
+        """Of each shape how many layers of its own size have room before its first one."""
+        first, end = [], 0
+        for found in self.layers:
+            first.append(-(-end // max(1, found.layer_numbers)))
+            end = (first[-1] + found.num_layers) * found.layer_numbers
+        return tuple(first)
 
     @property
     def recurrent(self) -> bool:
@@ -66,7 +99,8 @@ class KvShape:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers."""
-        return self.num_layers * self.parts * self.num_kv_heads * self.head_dim * self.dtype.size_bytes
+        last = self.layers[-1]
+        return (self.first_layers[-1] + last.num_layers) * last.layer_numbers * self.dtype.size_bytes
 
     def sequence_bytes(self, tokens: float) -> float:
         """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""
@@ -96,6 +130,16 @@ class Program:
     weights: tuple[str, ...]
     kv: KvShape
     vocab_size: int
+
+    def page_layer(self, op: Op) -> int:
+        """The place of an op's layer in a block, as a number of layers of its size."""
+        states = [value.name for value in kv_states(self.graph)]
+        return self.kv.first_layers[states.index(state_of(self.graph, op).name)] + op.integer("layer")
+
+
+def kv_states(graph: Graph) -> tuple[Value, ...]:
+    """The states of a graph that are keys and values, in the order of memory."""
+    return tuple(v for v in graph.values.values() if v.kind is Kind.STATE and v.name not in STATES)
 
 
 def architecture_key(graph: Graph) -> str:

@@ -5,7 +5,6 @@ Float32 throughout; only the KV state is rounded to its own type. Knows nothing 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,11 +14,12 @@ from coterie.core.errors import UsageError
 from coterie.core.packed import rounded
 from coterie.core.shapes import fixed
 from coterie.graph.backward_reference import BACKWARD_RUN
-from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, silu
+from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, gelu, silu
 from coterie.graph.delta_reference import DELTA_RUN
 from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent_reference import LATENT_RUN
+from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
 from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
@@ -116,7 +116,9 @@ def _operand(step: Step, name: str) -> Array | None:
 
 
 def _embed(step: Step, op: Op, x: list[Any]) -> Array:
-    return _scaled(op, x[1][x[0]])
+    rows = x[1][x[0]]
+    shape = [dim for dim in step.graph.values[op.outputs[0]].shape[1:] if isinstance(dim, int)]
+    return _scaled(op, rows.reshape(len(rows), *shape))
 
 
 def _scaled(op: Op, y: Array) -> Array:
@@ -146,8 +148,8 @@ def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
     k, v, positions, sequence, tables = x[:5]
     for t, position in enumerate(positions):
         block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(op.integer("layer"), 0, int(position), block, k[t])
-        step.state.append(op.integer("layer"), 1, int(position), block, v[t])
+        step.state.append(op, 0, int(position), block, k[t])
+        step.state.append(op, 1, int(position), block, v[t])
 
 
 def _attention(step: Step, op: Op, x: list[Any]) -> Array:
@@ -160,7 +162,7 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Arr
     for t, position in enumerate(positions):
         length = int(position) + 1
         first = max(0, length - window) if window else 0
-        k, v = (step.state.context(op.integer("layer"), i, tables[sequence[t]], length)[first:] for i in (0, 1))
+        k, v = (step.state.context(op, i, tables[sequence[t]], length)[first:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
@@ -189,17 +191,6 @@ def _layer_norm(step: Step, op: Op, x: list[Any]) -> Array:
     variance = np.mean(np.square(centred), axis=-1, keepdims=True, dtype=np.float32)
     y = centred / np.sqrt(variance + np.float32(op.number("eps"))) * x[1]
     return np.asarray(y if x[2] is None else y + x[2], np.float32)
-
-
-def _gelu(step: Step, op: Op, x: list[Any]) -> Array:
-    wide = x[0].astype(np.float64)
-    if op.attrs["form"] == "erf":
-        phi = 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
-    elif op.attrs["form"] == "tanh":
-        phi = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
-    else:
-        phi = 0.5 * (1 + np.tanh(0.5 * 1.702 * wide))
-    return np.asarray(wide * phi, np.float32)
 
 
 def _group_attention(step: Step, op: Op, x: list[Any]) -> Array:
@@ -264,13 +255,15 @@ OPS: Mapping[str, _Run] = {
     "add": lambda step, op, x: np.asarray(x[0] + x[1], np.float32),
     "silu": lambda step, op, x: silu(x[0]),
     "mul": lambda step, op, x: np.asarray(x[0] * x[1], np.float32),
+    MUL_PART: lambda step, op, x: np.asarray(x[0] * x[1][:, op.integer(PART)], np.float32),
+    MUL_ONE: lambda step, op, x: np.asarray(x[0] * x[1][0], np.float32),
     "take_rows": lambda step, op, x: np.asarray(x[0][x[1]]),
     "sample": _sample,
     "layer_norm": _layer_norm,
     "relu": lambda step, op, x: np.asarray(np.maximum(x[0], 0), np.float32),
     "relu_squared": lambda step, op, x: np.asarray(np.square(np.maximum(x[0], 0)), np.float32),
     "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
-    "gelu": _gelu,
+    "gelu": lambda step, op, x: gelu(x[0], str(op.attrs["form"])),
     "softcap": lambda step, op, x: _capped(x[0], op.cap),
     "alibi_attention": lambda step, op, x: _attend(step, op, x, 0, x[4]),
     "group_attention": _group_attention,

@@ -28,7 +28,9 @@ from coterie.graph.branch_ops import BOTH_UP, CLIPPED, DOWN, matrices_of
 from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.latent_ops import ATTEND, OF_HEADS
+from coterie.graph.layer_ops import LAYER_OPS
 from coterie.graph.ops import SCALE
+from coterie.graph.program import kv_states
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
 _PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "add", "mul", "rope", "take_heads", "group_attention")
@@ -76,6 +78,9 @@ def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool =
         raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
     if degree > 1 and any(op.kind in DELTA_OPS for op in graph.ops):
         fact = f"its gated delta nets are not split over {degree} ranks"
+        raise UsageError(graph.name, fact, "use a machine of one unit")
+    if degree > 1 and (len(kv_states(graph)) > 1 or any(op.kind in LAYER_OPS for op in graph.ops)):
+        fact = f"its layers of different heads, with inputs of their own, are not split over {degree} ranks"
         raise UsageError(graph.name, fact, "use a machine of one unit")
     return _Sharding(graph, degree, rank, odd_vocabulary).run() if degree > 1 else Sharded(graph, {})
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import fixed
 from coterie.graph.delta_ops import STATES
-from coterie.graph.ir import Graph, Kind
+from coterie.graph.ir import Graph, Kind, Op, state_of
 from coterie.graph.sampling import Settings
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -25,19 +25,24 @@ F32: TypeAlias = npt.NDArray[np.float32]
 class KvState:
     """KV pages of a graph: [blocks, L, 2, K, Z, C], in float32 but holding only numbers that the KV type can hold.
 
+    Layers of other heads have pages of their own; `pages` are those of the first.
+
     A sequence's table begins with `state_blocks` blocks of recurrent state, which is kept here by the first of them.
     """
 
     def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int, state_blocks: int = 0) -> None:
         states = {value.name: value for value in graph.values.values() if value.kind is Kind.STATE}
-        state = next(value for name, value in states.items() if name not in STATES)
-        layers, two, heads, channels = fixed(state.shape)
-        self.dtype: DType = state.dtype
+        self._pages: dict[str, F32] = {}
+        for state in (value for name, value in states.items() if name not in STATES):
+            layers, two, heads, channels = fixed(state.shape)
+            shape = (num_blocks, layers, two, heads, tokens_per_block, channels)
+            self._pages[state.name] = np.zeros(shape, np.float32)
+            self.dtype: DType = state.dtype
+        self.pages, self._graph = next(iter(self._pages.values())), graph
         self.tokens_per_block, self.state_blocks = tokens_per_block, state_blocks
         kept = {name: value.shape for name, value in states.items() if name in STATES}
         self._shapes = {name: fixed(shape) for name, shape in kept.items()}
         self._kept: dict[tuple[str, int], F32] = {}
-        self.pages = np.zeros((num_blocks, layers, two, heads, tokens_per_block, channels), np.float32)
 
     def block(self, table: Array, position: int) -> int:
         """The block of a position in a sequence with this table."""
@@ -51,15 +56,16 @@ class KvState:
         kept: F32 = self._kept[key][layer]
         return kept
 
-    def append(self, layer: int, which: int, position: int, block: int, heads_KC: F32) -> None:
-        """Store one token's K (which 0) or V (1), rounded to nearest even."""
+    def append(self, op: Op, which: int, position: int, block: int, heads_KC: F32) -> None:
+        """Store one token's K (which 0) or V (1) where the op has its layer, rounded to nearest even."""
         rounded = to_f32(from_f32(heads_KC, self.dtype), self.dtype)
-        self.pages[block, layer, which, :, position % self.tokens_per_block] = rounded
+        pages = self._pages[state_of(self._graph, op).name]
+        pages[block, op.integer("layer"), which, :, position % self.tokens_per_block] = rounded
 
-    def context(self, layer: int, which: int, table: Array, length: int) -> F32:
-        """K or V of the first `length` tokens of a sequence: [length, K, C]."""
+    def context(self, op: Op, which: int, table: Array, length: int) -> F32:
+        """K or V of the first `length` tokens of a sequence, of the op's layer: [length, K, C]."""
         used = table[self.state_blocks :][: -(-length // self.tokens_per_block)]
-        pages = self.pages[used, layer, which]
+        pages = self._pages[state_of(self._graph, op).name][used, op.integer("layer"), which]
         flat: F32 = pages.transpose(0, 2, 1, 3).reshape(-1, pages.shape[1], pages.shape[3])[:length]
         return flat
 

@@ -12,16 +12,18 @@ from coterie.graph.delta_legal import DELTA_LEGAL
 from coterie.graph.eager_legal import EAGER_LEGAL
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.latent_legal import LATENT_LEGAL
+from coterie.graph.layer_legal import LAYER_LEGAL
 from coterie.graph.legal import LEGAL as MODEL_LEGAL
 
-LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **DELTA_LEGAL, **LATENT_LEGAL, **EAGER_LEGAL, **BACKWARD_LEGAL}
+_LAYERS = {**DELTA_LEGAL, **LATENT_LEGAL, **LAYER_LEGAL}
+LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **_LAYERS, **EAGER_LEGAL, **BACKWARD_LEGAL}
 
 
 def verify(graph: Graph) -> None:
     """Check every op in order. Raises UsageError naming the op, the operand and both sizes."""
     made = {name for name, value in graph.values.items() if value.kind not in (Kind.TENSOR, Kind.OUTPUT)}
     names: set[str] = set()
-    appended: set[tuple[int, int]] = set()
+    appended: set[tuple[str, int, int]] = set()
     for op in graph.ops:
         row = Row(graph, op)
         if op.name in names:

@@ -21,7 +21,8 @@ _PREFIXES = (  # what stands before the text model's names, in files of older an
     (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
     (re.compile(r"model\.language_model\."), "model."),
 )
-_UNREAD = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual)\.")
+_SEES_OR_HEARS = "vision_tower|visual|vision_embedder|embed_vision|audio_tower|embed_audio|multi_modal_projector"
+_UNREAD = re.compile(rf"(model\.)?({_SEES_OR_HEARS})\.")
 
 
 def text_alone(checkpoint: Checkpoint) -> Checkpoint:

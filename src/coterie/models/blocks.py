@@ -5,23 +5,21 @@ Knows nothing about config files, checkpoints or devices. The order of ops is wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from coterie.core.dtypes import DType, from_f32, to_f32
-from coterie.core.shapes import Shape, Symbol, trailing
-from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, LIMIT, TOP_K
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Shape, Symbol
+from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS
-from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
+from coterie.graph.ir import Attr, Graph, Kind
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES
-from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, OFFSET
+from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED
 from coterie.models.alibi import alibi_slopes
+from coterie.models.appending import Appending, scaled
 from coterie.models.branches import Branches
-from coterie.models.config import ModelConfig
 from coterie.models.delta import DeltaNets
-from coterie.models.family import NAMES, FeedForward, Norm
+from coterie.models.family import NAMES, FeedForward
 from coterie.models.latent import LATENT_EPS, Latent
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -30,16 +28,8 @@ TABLES = EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family 
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """Builds one graph: `config` says what, `dtypes` the element type of each weight in the file.
-
-    `activations` is the type in which a machine stores intermediates; real devices run F32.
-    """
-
-    config: ModelConfig
-    dtypes: Mapping[str, DType]
-    builder: GraphBuilder
-    activations: DType = DType.F32
+class Decoder(Appending):
+    """Builds one graph, block by block."""
 
     def build(self, images: str = "", image_token: int = 0) -> Graph:
         """The whole step, from tokens to sampled tokens; rows of `images`, if any, stand for the image tokens."""
@@ -68,18 +58,22 @@ class Decoder:
         k = c.latent.names.down if c.latent else names.qkv or names.k
         k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
-        row: Shape = (1, 1, c.latent.rank + c.latent.rotated) if c.latent else (2, c.num_kv_heads, c.head_dim)
-        b.value("kv", (len(c.attending_layers), *row), kv_dtype, Kind.STATE)
+        self._declare_kv(kv_dtype)
         if nets := c.delta_nets:
             matrices: Shape = (len(nets.layers), nets.value_heads, nets.key_dim, nets.value_dim)
             b.value(CONV_STATE, (len(nets.layers), nets.taps - 1, nets.channels), DType.F32, Kind.STATE)
             b.value(DELTA_STATE, matrices, DType.F32, Kind.STATE)
 
+    def _declare_kv(self, dtype: DType) -> None:
+        c = self.config
+        row: Shape = (1, 1, c.latent.rank + c.latent.rotated) if c.latent else (2, c.num_kv_heads, c.head_dim)
+        self.builder.value("kv", (len(c.attending_layers), *row), dtype, Kind.STATE)
+
     def _embed(self) -> str:
         c = self.config
         self.builder.stage = "embed"
         table = self._weight(c.names.embed, (c.vocab_size, c.hidden_size))
-        x = self._op("embed", "x", ("tokens", table), None, **_scale(self._embed_scale()))
+        x = self._op("embed", "x", ("tokens", table), None, **scaled(self._embed_scale()))
         if c.names.positions:
             rows = c.max_context + c.position_offset
             inputs = (x, "positions", self._weight(c.names.positions, (rows, c.hidden_size)))
@@ -87,12 +81,8 @@ class Decoder:
         return self._norm("norm", x, c.names.embed_norm) if c.names.embed_norm else x
 
     def _embed_scale(self) -> float:
-        scale, names = self.config.embed_scale, self.config.names
-        if not self.config.rounds_embed_scale:
-            return scale
-        dtype = self.dtypes[names.embed]
-        dtype = self.dtypes[f"{names.norm}.weight"] if dtype.is_packed else dtype
-        return float(to_f32(from_f32(np.array([scale], np.float32), dtype), dtype)[0])
+        c = self.config
+        return self._rounded(c.embed_scale, c.names.embed) if c.rounds_embed_scale else c.embed_scale
 
     def _layer(self, x: str, layer: int) -> str:
         self.builder.stage = f"layers.{layer}"
@@ -116,11 +106,17 @@ class Decoder:
         with_branches = branches if branches and layer in branches.layers else None
         if with_branches and with_branches.shared:
             x = self._op("add", "shared_out", (x, self._shared(h, prefix, with_branches)))
-        wide = self._branches(h, prefix, with_branches) if with_branches else self._feed_forward(h, prefix)
+        wide = self._wide(x, h, layer, prefix)
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
         out = self._op("add", "out", (x, wide))
         return self._biased(out, prefix, with_branches) if with_branches and with_branches.clipped else out
+
+    def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
+        """Branches or the plain block; `x` is the residual, of which `h` is the norm."""
+        branches = self.config.branches
+        has = branches is not None and layer in branches.layers
+        return self._branches(h, prefix, branches) if branches and has else self._feed_forward(h, prefix)
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
@@ -266,16 +262,19 @@ class Decoder:
             return self._branches(h, prefix, branches.shared_alone, "shared_")
         return self._feed_forward(h, prefix, branches.shared, branches.names.shared)
 
-    def _branches(self, h: str, prefix: str, branches: Branches, of: str = "") -> str:
-        """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops."""
+    def _branches(self, h: str, prefix: str, branches: Branches, of: str = "", seen: str = "") -> str:
+        """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops.
+
+        `seen`: what the chooser reads, where that is not what the branches read.
+        """
         c, names, choice = self.config, branches.names, branches.choice
-        logits = self._linear(
-            of + "chooser", h, prefix + names.chooser, (T, branches.count), branches.clipped is not None
-        )
+        biased, shape = branches.clipped is not None, (T, branches.count)
+        logits = self._linear(of + "chooser", seen or h, prefix + names.chooser, shape, biased, choice.logits_scale)
         taken: dict[str, Attr] = {TOP_K: branches.taken}
-        how = taken | choice.attrs() | _scale(c.residual_scale * choice.scale)
+        how = taken | choice.attrs() | scaled(c.residual_scale * choice.scale)
         bias = self._weight(prefix + names.bias, (branches.count,)) if choice.biased else ""
-        chosen = self._op(CHOOSE, of + "chosen", (logits, bias), (T, branches.count), **how)
+        factors = (self._weight(prefix + names.factors, (branches.count,)),) if choice.factors else ()
+        chosen = self._op(CHOOSE, of + "chosen", (logits, bias, *factors), (T, branches.count), **how)
 
         def matrices(name: str, shape: Shape) -> tuple[str, ...]:
             places = (prefix + names.branch.format(branch) for branch in range(branches.count))
@@ -289,8 +288,10 @@ class Decoder:
             read += tuple(self._weight(prefix + bias, (branches.count, branches.intermediate_size)) for bias in biases)
             clip: dict[str, Attr] = dict(zip((ALPHA, LIMIT), branches.clipped, strict=True))
             wide = self._op(CLIPPED, of + "branch_gate_up", read, inner, **taken, **clip)
-        else:
+        elif c.feed_forward is FeedForward.GATED_SILU:
             wide = self._op(GATE_UP, of + "branch_gate_up", read, inner, **taken)
+        else:
+            wide = self._op(GELU_UP, of + "branch_gate_up", read, inner, **taken, form=c.feed_forward.gelu_form)
         down = matrices(names.down, (c.hidden_size, branches.intermediate_size))
         return self._op(DOWN, of + "branch_down", (wide, chosen, *down), None, **taken)
 
@@ -309,42 +310,8 @@ class Decoder:
         table = self._weight(head, (c.vocab_size, c.hidden_size))
         name = "raw_logits" if c.logits_cap else "logits"
         bias = self._weight(c.names.head.removesuffix("weight") + "bias", (c.vocab_size,)) if c.head_bias else ""
-        logits = self._op("linear", name, (h, table, bias), (R, c.vocab_size), **_scale(c.logits_scale))
+        logits = self._op("linear", name, (h, table, bias), (R, c.vocab_size), **scaled(c.logits_scale))
         if c.logits_cap:
             logits = self._op("softcap", "logits", (logits,), (R, c.vocab_size), cap=c.logits_cap)
         self.builder.value("next_tokens", (R,), DType.I32, Kind.OUTPUT)
         self.builder.op("sample", "sample", (logits, "sampling"), ("next_tokens",))
-
-    def _op(self, kind: str, name: str, inputs: tuple[str, ...], shape: Shape | None = None, **attrs: Attr) -> str:
-        """Append an op with one output of `shape` (by default [T, hidden]) and return the output's name."""
-        b = self.builder
-        y = b.value(f"{b.stage}/{name}", shape or (T, self.config.hidden_size), self.activations, Kind.TENSOR)
-        b.op(kind, name, inputs, (y,), **attrs)
-        return y
-
-    def _norm(self, name: str, x: str, prefix: str, all_heads: bool = False, offset: float | None = None) -> str:
-        kind, shape = self.config.norm, self._shape(x)
-        weight: Shape = (trailing(shape),) if all_heads else shape[-1:]
-        inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", weight))
-        if kind is Norm.LAYER:
-            inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
-        added = self.config.norm_offset if offset is None else offset
-        plus: dict[str, Attr] = {OFFSET: added} if added else {}
-        return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps, **plus)
-
-    def _linear(self, name: str, x: str, prefix: str, shape: Shape, bias: bool, scale: float = 1.0) -> str:
-        rows, columns = trailing(shape), trailing(self._shape(x))
-        weight = self._weight(prefix + ".weight", (rows, columns), self.config.density)
-        inputs = (x, weight, self._weight(prefix + ".bias", (rows,)) if bias else "")
-        return self._op("linear", name, inputs, shape, **_scale(scale))
-
-    def _weight(self, name: str, shape: Shape, density: float = 1.0) -> str:
-        return self.builder.value(name, shape, self.dtypes[name], Kind.WEIGHT, density=density)
-
-    def _shape(self, value: str) -> Shape:
-        return self.builder.shape(value)
-
-
-def _scale(factor: float) -> dict[str, Attr]:
-    """The attribute `scale` of an op; none for a factor of 1, so that graphs without one are what they were."""
-    return {} if factor == 1.0 else {"scale": factor}

@@ -28,6 +28,7 @@ class BranchNames:
     `bias`: what is added for the choice, by its whole name. `shared`: gate, up and down of the branch that all tokens
     take, and `shared_chooser` what weighs it. `stacked`: a stored tensor [E, rows, columns] -> the matrices of each
     branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
+    `factors`: a number for each branch, by which what it weighs is multiplied.
     The biases of all branches [E, rows] are behind a layer's prefix as they are.
     `turned`: stored tensors of which no branch's matrix is rows, so that a new folder must be written (turned.py).
     """
@@ -52,12 +53,13 @@ class BranchNames:
     gate_bias: str = "mlp.experts.gate_proj_bias"
     up_bias: str = "mlp.experts.up_proj_bias"
     down_bias: str = "mlp.experts.down_proj_bias"
+    factors: str = ""
     turned: tuple[str, ...] = ()
 
     @property
     def choosers(self) -> tuple[str, ...]:
         """What chooses and weighs branches, by whole names."""
-        found = (f"{self.chooser}.weight", self.bias)
+        found = tuple(filter(None, (f"{self.chooser}.weight", self.bias, self.factors)))
         return (*found, f"{self.shared_chooser}.weight") if self.shared_chooser else found
 
 
@@ -87,7 +89,8 @@ class SharedKeys:
 class BranchKeys:
     """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST.
 
-    `clipped`: alpha and limit of clipped gates where the config does not say them; None for no such gates.
+    `clipped`: alpha and limit of clipped gates where the config does not say them; None for no such gates. `flag`: a
+    key that says whether there are branches at all.
     """
 
     count: int | None
@@ -99,6 +102,7 @@ class BranchKeys:
     first: int = 1
     shared: SharedKeys | None = None
     clipped: tuple[float, float] | None = None
+    flag: str = ""
     names: BranchNames = field(default_factory=BranchNames)
 
 
@@ -126,8 +130,10 @@ class Branches:
         return Branches(1, 1, self.shared, Choice(sigmoid=True), self.layers, names)
 
 
-def branches_of(config: Fields, keys: BranchKeys, num_layers: int) -> Branches:
-    """What a config says of its branches. Raises CheckpointError, UnsupportedError."""
+def branches_of(config: Fields, keys: BranchKeys | None, num_layers: int) -> Branches | None:
+    """What a config says of its branches, None without any. Raises CheckpointError, UnsupportedError."""
+    if keys is None or (keys.flag and not config.flag(keys.flag)):
+        return None
     count, taken = config.count(COUNT, keys.count), _taken(config, keys)
     if count > MAX_BRANCHES:
         raise config.wrong(COUNT, f"is {count}", f"at most {MAX_BRANCHES}")

@@ -25,6 +25,7 @@ class ChoiceKeys:
     `normalises` None: as `norm_topk_prob` says, which is `normalises_unsaid` where it is left out. `scales`: by
     `routed_scaling_factor`, or `scale_unsaid`. `group_best`: there are `n_group` groups, ranked by so many; with
     `groups_by_method` only where `topk_method` says so. `least_key` says `least_sum`.
+    `by_width`: logits are divided by sqrt(hidden_size). `factors`: what a branch weighs is times a number of its own.
     """
 
     normalises: bool | None = None
@@ -37,6 +38,8 @@ class ChoiceKeys:
     groups_by_method: bool = False
     least_sum: float = 0.0
     least_key: str = ""
+    by_width: bool = False
+    factors: bool = False
 
 
 # Of DeepSeek V3 and those that choose as it does.
@@ -55,6 +58,8 @@ class Choice:
     groups: int = 0
     taken_groups: int = 0
     group_best: int = 0
+    logits_scale: float = 1.0
+    factors: bool = False
 
     def attrs(self) -> dict[str, Attr]:
         """Attributes of the op besides its scale; what changes nothing is left out."""
@@ -81,6 +86,8 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
         groups=groups,
         taken_groups=taken_groups,
         group_best=keys.group_best if groups else 0,
+        logits_scale=config.count("hidden_size") ** -0.5 if keys.by_width else 1.0,
+        factors=keys.factors,
     )
 
 

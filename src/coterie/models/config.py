@@ -16,6 +16,7 @@ from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
 from coterie.models.latent import Latent, latent_of, rotated_channels
+from coterie.models.layered import Layered, layered_of
 from coterie.models.nested import text_config
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
@@ -71,6 +72,7 @@ class ModelConfig:
     local_rope: Rope | None = None
     layers_without_rope: tuple[int, ...] = ()
     branches: Branches | None = None
+    layered: Layered | None = None
     delta_nets: DeltaNets | None = None
     latent: Latent | None = None
     gated_attention: bool = False
@@ -81,7 +83,8 @@ class ModelConfig:
     def attending_layers(self) -> tuple[int, ...]:
         """The layers that keep keys and values, in the order of the KV state."""
         others = self.delta_nets.layers if self.delta_nets else ()
-        return tuple(layer for layer in range(self.num_layers) if layer not in others)
+        end = self.layered.first_shared if self.layered else self.num_layers
+        return tuple(layer for layer in range(end) if layer not in others)
 
     @property
     def max_context(self) -> int:
@@ -104,6 +107,8 @@ class ModelConfig:
             raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
         hidden_size = config.count("hidden_size")
         head_dim = _head_dim(config, family, hidden_size, num_heads)
+        windows = _windows(config, family, num_layers)
+        layered = layered_of(config, windows, family.layer_inputs) if family.layered else None
         return ModelConfig(
             family=family.model_type,
             vocab_size=config.count("vocab_size"),
@@ -114,9 +119,9 @@ class ModelConfig:
             num_kv_heads=_num_kv_heads(config, family, num_heads),
             head_dim=head_dim,
             norm_eps=config.number("rms_norm_eps", family.norm_eps),
-            rope=rope_from_config(config, family, head_dim),
+            rope=rope_from_config(config, family, layered.full_dim if layered else head_dim),
             local_rope=rope_from_config(config, family, head_dim, local=True) if family.rope_by_window else None,
-            windows=_windows(config, family, num_layers),
+            windows=windows,
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
@@ -135,7 +140,8 @@ class ModelConfig:
             density=density_of(config),
             names=family.names,
             layers_without_rope=_layers_without_rope(config, family, num_layers),
-            branches=branches_of(config, family.branches, num_layers) if family.branches else None,
+            branches=branches_of(config, family.branches, num_layers),
+            layered=layered,
             delta_nets=delta_nets_of(config, num_layers) if family.delta_nets else None,
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
@@ -270,6 +276,8 @@ def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]
     if family.window is Window.BY_PATTERN and types is None:
         every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
         types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
+    if types and family.layered:
+        types[-1] = FULL  # whatever the config says
     if family.window is Window.BY_TYPES and types is None:
         types = [SLIDING if window else FULL] * num_layers
     if family.window not in (Window.NEVER, Window.EVERY_LAYER):

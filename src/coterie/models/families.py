@@ -17,6 +17,7 @@ from coterie.models.falcon import FALCON
 from coterie.models.family import Family
 from coterie.models.fields import Fields
 from coterie.models.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
+from coterie.models.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from coterie.models.glm4 import GLM, GLM4
 from coterie.models.glm4_moe import GLM4_MOE
 from coterie.models.gpt_oss import GPT_OSS
@@ -50,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
-        *(PHI3, SMOLLM3, QWEN3_5),
+        *(PHI3, SMOLLM3, QWEN3_5, GEMMA4, GEMMA4_UNIFIED),
         *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),

@@ -161,6 +161,8 @@ class Family:
     no_rope_interval: int = 0  # every so many layers one does not rotate, unless `no_rope_layers` says otherwise
     branches: BranchKeys | None = None
     latent: LatentKeys | None = None  # attention is latent
+    layered: bool = False  # layers differ in their heads, and have inputs and a factor of their own
+    layer_inputs: int = 0  # channels of such an input, where `hidden_size_per_layer_input` is absent
     delta_nets: bool = False  # some layers are, instead of attending
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made

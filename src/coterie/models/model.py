@@ -24,11 +24,11 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.compile import kv_shape
-from coterie.graph.cost import value_bytes
 from coterie.graph.ir import Graph, Value
 from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
+from coterie.graph.stored import value_bytes
 from coterie.models.alone import text_alone
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES

@@ -15,7 +15,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.fields import Fields
 from coterie.models.refused import refuse_features
 
-TEXT, VISION, TIED = "text_config", "vision_config", "tie_word_embeddings"
+TEXT, VISION, AUDIO, TIED = "text_config", "vision_config", "audio_config", "tie_word_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,13 @@ class Nested:
     causal_class: str
     text: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[str, ...] = (VISION,)  # configs of what the text model does without
 
 
+_GEMMA4 = {
+    **{"vocab_size": 262_144, "hidden_size": 2304, "intermediate_size": 9216, "num_key_value_heads": 4},
+    **{"num_hidden_layers": 30, "num_attention_heads": 8, "head_dim": 256, TIED: True},
+}
 NESTED: Mapping[str, Nested] = {
     "gemma3": Nested(
         "Gemma3ForConditionalGeneration",
@@ -39,6 +44,8 @@ NESTED: Mapping[str, Nested] = {
             **{"num_hidden_layers": 26, "num_attention_heads": 8, TIED: True},
         },
     ),
+    "gemma4": Nested("Gemma4ForConditionalGeneration", "gemma4_text", _GEMMA4, (VISION, AUDIO)),
+    "gemma4_unified": Nested("Gemma4UnifiedForConditionalGeneration", "gemma4_unified_text", _GEMMA4, (VISION, AUDIO)),
     "mistral3": Nested("Mistral3ForConditionalGeneration", "mistral"),
     "qwen3_5": Nested(
         "Qwen3_5ForConditionalGeneration",
@@ -84,7 +91,7 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if (classes := whole.get("architectures")) not in (None, [], [nested.causal_class]):
         fact = f"architecture {kind!r} with architectures {classes} is not run"
         raise UnsupportedError(where, fact, f"Coterie runs the text model of {nested.causal_class}")
-    refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, VISION)}, where))
+    refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, *nested.others)}, where))
     text = whole.section(TEXT)
     if text is None:
         raise whole.wrong(TEXT, "is missing", "the config of the text model")

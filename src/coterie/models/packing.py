@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coterie quantize makes experts (repack.py)
+ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table)  # rows of them are looked up
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
@@ -51,18 +52,20 @@ class Packing:
         if not any(types.values()):
             return None
         layers, tables = (
-            Counter(dtype for name, dtype in types.items() if (name in TABLES) is are).most_common(1)
+            Counter(dtype for name, dtype in types.items() if (name in ALL_TABLES) is are).most_common(1)
             for are in (False, True)
         )
         usual, of_tables = (found[0][0] if found else None for found in (layers, tables))
-        odd = {name: dtype for name, dtype in types.items() if dtype is not (of_tables if name in TABLES else usual)}
+        odd = {
+            name: dtype for name, dtype in types.items() if dtype is not (of_tables if name in ALL_TABLES else usual)
+        }
         return Packing(usual, of_tables, odd)
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> DType | None:
         """The packed type of a weight; None for norms, biases, what chooses branches and what stays as it is."""
         if not may_be_packed(name, shape):
             return None
-        return self.exceptions.get(name, self.tables if name in TABLES else self.layers)
+        return self.exceptions.get(name, self.tables if name in ALL_TABLES else self.layers)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
         """Raises CheckpointError for an exception that is of no matrix of a model with these weights."""

@@ -13,6 +13,7 @@ from coterie.core.shapes import fixed
 from coterie.graph.ir import Graph, GraphBuilder
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
+from coterie.models.layered_blocks import LayeredDecoder
 
 __all__ = ["decoder_graph", "weight_shapes"]
 
@@ -22,7 +23,8 @@ def decoder_graph(config: ModelConfig, dtypes: Mapping[str, DType], activations:
 
     `activations` other than F32 are for modelled machines, which only count their bytes.
     """
-    return Decoder(config, dtypes, GraphBuilder(config.family), activations).build()
+    kind = LayeredDecoder if config.layered else Decoder
+    return kind(config, dtypes, GraphBuilder(config.family), activations).build()
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

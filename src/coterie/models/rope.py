@@ -22,6 +22,7 @@ from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
 GROWTH = "llama_4_scaling_beta"  # of a rope's section
+PROPORTIONAL = "proportional"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     settings = _Settings(
         rope,
         rope.number("rope_theta", theta),
-        _rotated(config, rope, family, head_dim),
+        head_dim if kind == PROPORTIONAL else _rotated(config, rope, family, head_dim),
         max_positions,
         config.count("original_max_position_embeddings", family.original_positions or original),
         rope.number("alpha") if family.rope_alpha and rope.get("alpha") else 0.0,
@@ -80,7 +81,8 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     found = replace(found, **_growth(rope, family))
     if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
         found = replace(found, max_context=min(found.max_context, max_positions))
-    if not all(0 < frequency < math.inf for frequency in found.inv_freq):
+    turning = (frequency for frequency in found.inv_freq if frequency or kind != PROPORTIONAL)
+    if not all(0 < frequency < math.inf for frequency in turning):
         fact = f"{kind} rope with these numbers gives frequencies that are not above 0"
         raise CheckpointError(rope.where, fact, "check factor and rope_theta")
     return found
@@ -180,6 +182,18 @@ def _linear(settings: _Settings) -> Rope:
     return _rope("linear", _plain(settings) / np.float32(factor), int(settings.max_positions * factor))
 
 
+def _proportional(settings: _Settings) -> Rope:
+    """The first pairs of a head's halves turn as if all did, the others not at all. Source: Gemma 4 in transformers."""
+    part = settings.rope.number("partial_rotary_factor", 1.0)
+    turning = int(part * settings.rotated // 2)
+    if not 0 < turning <= settings.rotated // 2:
+        fact = f"is {part:g}, which is {turning} of the {settings.rotated // 2} pairs of a head"
+        raise settings.rope.wrong("partial_rotary_factor", fact, "such that some of them are rotated")
+    frequencies = _plain(settings) / np.float32(_factor(settings.rope, 1.0))
+    frequencies[turning:] = 0.0
+    return _rope(PROPORTIONAL, frequencies, settings.max_positions)
+
+
 def _dynamic(settings: _Settings) -> Rope:
     """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain.
 
@@ -273,6 +287,7 @@ def _yarn_scale(rope: Fields, factor: float) -> float:
 KINDS: dict[str, Callable[[_Settings], Rope]] = {
     "default": _default,
     "linear": _linear,
+    PROPORTIONAL: _proportional,
     "dynamic": _dynamic,
     "longrope": _longrope,
     "llama3": _llama3,

@@ -26,10 +26,16 @@ _COMPARE_BYTES = 1 << 24
 
 
 def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
-    """The tensors but for those that predict tokens further ahead, of layers behind the last among them."""
+    """The tensors but for those that predict tokens further ahead, of layers behind the last among them.
+
+    Keys and values are left out too where a layer reads those of another.
+    """
     behind = range(config.num_layers, config.num_layers + config.layers_behind)
-    unread = (*config.names.unread, *(config.names.layer.format(layer) for layer in behind))
-    return {name: info for name, info in tensors.items() if not name.startswith(unread)}
+    unread = [*config.names.unread, *(config.names.layer.format(layer) for layer in behind)]
+    for layer in range(config.layered.first_shared, config.num_layers) if config.layered else ():
+        prefix, names = config.names.layer.format(layer), config.names
+        unread += [f"{prefix}{name}." for name in (names.k, names.v, names.k_norm)]
+    return {name: info for name, info in tensors.items() if not name.startswith(tuple(unread))}
 
 
 def check_tensors(

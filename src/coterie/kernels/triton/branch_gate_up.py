@@ -1,6 +1,6 @@
 """branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes.
 
-branch_gate_up_clipped has a bias for each and another gate, see branch_put.py.
+branch_gate_up_gelu has gelu for silu, branch_gate_up_clipped a bias for each and another gate, see branch_put.py.
 Rows of gate and up lie in turn in a tile, as in norm_gate_up_silu_mul.
 Knows nothing about layers.
 """
@@ -43,6 +43,7 @@ def _few(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -84,7 +85,7 @@ def _few(
         pair, mask_M = m * TAKEN + place, (weight != 0)[:, None]
         y = pointer(row, Y, tl.float32)
         put_pairs(
-            row, y, gate_M, up_M, branch, f[None, :], pair[:, None], mask_M, F, GATE_BIAS, UP_BIAS, None, None
+            row, y, gate_M, up_M, branch, f[None, :], pair[:, None], mask_M, F, GATE_BIAS, UP_BIAS, GELU, None, None
         )  # fmt: skip
 
 
@@ -103,6 +104,7 @@ def _many(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     K: tl.constexpr,
     TYPE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -129,7 +131,7 @@ def _many(
         if STORED:
             to = pointer(row, Y, tl.float32)
         pair_M, mask = pair[None, :], mask_M[None, :]
-        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, handed, HANDED)
+        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
 
 
 def launch(call: Call) -> None:

@@ -1,9 +1,9 @@
-"""What becomes of products with gate and up of a branch: silu(gate) * up, or with biases and clipped.
+"""What becomes of products with gate and up of a branch: silu(gate) * up, gelu(gate) * up, or with biases and clipped.
 
     clipped: (u + 1) * g * sigmoid(alpha * g)       g = gate + its bias, at most limit
                                                     u = up + its bias, within -limit and limit
 
-A clipped row is that of branch_gate_up with more words behind. Of all branches the biases lie one after another.
+Rows of the others are that of branch_gate_up with more words behind. Of all branches the biases lie one after another.
 Knows nothing about how rows are multiplied, or who takes which branch.
 """
 
@@ -16,7 +16,7 @@ from coterie.kernels.triton.arithmetic import pointer, real
 from coterie.kernels.triton.gate_up_put import put, put_value
 from coterie.kernels.triton.rows import Call, places
 
-CLIPPED = "branch_gate_up_clipped"
+CLIPPED, GELU = "branch_gate_up_clipped", "branch_gate_up_gelu"
 GATE_BIAS_AT, UP_BIAS_AT, ALPHA, LIMIT = places(CLIPPED, "gate_bias", "up_bias", "alpha", "limit")
 
 
@@ -44,12 +44,13 @@ def put_pairs(
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     handed,
     HANDED: tl.constexpr,
 ):
-    """Store what pairs of a branch have from `to` on, as `put` does. The types of biases are None where it is silu."""
+    """Store what pairs of a branch have from `to` on, as `put` does. The types of biases are None but where clipped."""
     if GATE_BIAS is None:
-        put(row, to, gate, up, f, pair, mask, F, None, None, None, handed, HANDED)
+        put(row, to, gate, up, f, pair, mask, F, None, None, GELU, handed, HANDED)
     else:
         y = _clipped(row, gate, up, branch * F + f, f < F, GATE_BIAS, UP_BIAS)
         put_value(to, handed, pair.to(tl.int64) * F + f, y, mask & (f < F), HANDED)
@@ -58,5 +59,5 @@ def put_pairs(
 def biases_of(call: Call) -> dict[str, object]:
     """What a kernel is compiled for that ends in put_pairs."""
     if call.name != CLIPPED:
-        return {"GATE_BIAS": None, "UP_BIAS": None}
-    return {"GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias")}
+        return {"GATE_BIAS": None, "UP_BIAS": None, "GELU": call.integer("form") if call.name == GELU else None}
+    return {"GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), "GELU": None}

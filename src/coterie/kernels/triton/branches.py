@@ -32,7 +32,7 @@ X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches"
 LINES = "LINES"  # of weights that are asked for before their turn: which branch's these are is known too late
 VALUES_OF_WARP = 256  # of a row of weights
 CHOOSER = "choose_branches"
-READERS = ("branch_gate_up", "branch_gate_up_clipped", "branch_down", "branch_down_add")
+READERS = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped", "branch_down", "branch_down_add")
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """choose_branches: y = scale * scores where these are among the top_k largest of a row, else 0.
 
 Or, normalised, these divided by their sum. Scores are a softmax of the logits or their sigmoid; with a bias or groups,
-scores + bias are ranked, in the best groups. Of equal ones the first.
+scores + bias are ranked, in the best groups. Of equal ones the first. With factors each is times its own.
 Which they are is left in scratch for the row behind, where that reads the weights.
 Knows nothing about what branches are.
 """
@@ -16,7 +16,9 @@ from coterie.kernels.triton.branches import VALUES_OF_WARP, chosen_bytes, chosen
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-LOGITS, Y, T, SCALE, BIAS_AT, LEAST_SUM = places("choose_branches", "logits", "y", "T", "scale", "bias", "least_sum")
+LOGITS, Y, T, SCALE, BIAS_AT, LEAST_SUM, FACTORS_AT = places(
+    "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "factors"
+)
 LEAST = tl.constexpr(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
 GONE = tl.constexpr(-(2**31))  # below every key
 
@@ -68,6 +70,7 @@ def _choose(
     NORMALISE: tl.constexpr,
     SIGMOID: tl.constexpr,
     BIAS: tl.constexpr,
+    FACTORS: tl.constexpr,
     GROUPS: tl.constexpr,
     TAKEN_GROUPS: tl.constexpr,
     GROUP_BEST: tl.constexpr,
@@ -104,7 +107,9 @@ def _choose(
         if NORMALISE:
             total = tl.maximum(tl.sum(tl.where(marked, p, 0.0), axis=0), real(row, LEAST_SUM).to(tl.float32))
         weight = p / total * real(row, SCALE).to(tl.float32)
-        weight = tl.where(weight < LEAST, LEAST, weight)
+        if FACTORS is not None:
+            weight *= tl.load(pointer(row, FACTORS_AT, FACTORS) + e, mask=e < E, other=0.0).to(tl.float32)
+        weight = tl.where(tl.abs(weight) < LEAST, LEAST, weight)
         tl.store(pointer(row, Y, tl.float32) + at, tl.where(marked, weight, 0.0), mask=e < E)
         if LISTED:
             put_ids(ids, t, marked, TOP_K, WIDE)
@@ -116,7 +121,7 @@ def launch(call: Call) -> None:
     names = ("top_k", "normalise", "sigmoid", "groups", "taken_groups", "group_best")
     how: dict[str, object] = {name.upper(): call.integer(name) for name in names}
     wide, ids = power_of_two(E), chosen_ids(call)
-    how |= {"BIAS": call.type("bias"), "LISTED": ids is not None}
+    how |= {"BIAS": call.type("bias"), "FACTORS": call.type("factors"), "LISTED": ids is not None}
     warps = min(max(wide // VALUES_OF_WARP, 1), 8)
     args = (call.row, call.scratch_as(tl.float32, 0) if ids is None else ids)
     call.launch(_choose, (call.bucket.tokens,), *args, E=E, WIDE=wide, **how, num_warps=warps)

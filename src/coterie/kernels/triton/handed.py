@@ -25,7 +25,7 @@ from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
 GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C")}  # and the sizes whose product is a token's width
 TAKERS = ("linear", "linear_add")
-OF_BRANCHES = ("branch_gate_up", "branch_gate_up_clipped")
+OF_BRANCHES = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
 TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
 _WRITTEN = {
     "norm_qkv_rope_append": "q",

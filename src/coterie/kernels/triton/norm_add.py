@@ -1,4 +1,4 @@
-"""norm_add: y = residual + norm(x).
+"""norm_add: y = residual + norm(x), or that times one number.
 
 Knows nothing about what the residual is.
 """
@@ -12,11 +12,19 @@ from coterie.kernels.triton.arithmetic import along, integer, pointer
 from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
 from coterie.kernels.triton.rows import Call, places
 
-X, NORM, Y, RESIDUAL, T, EPS = places("norm_add", "x", "norm", "y", "residual", "T", "eps")
+X, NORM, Y, RESIDUAL, T, EPS, FACTOR_AT = places("norm_add", "x", "norm", "y", "residual", "T", "eps", "factor")
 
 
 @triton.jit
-def _norm_add(row, D: tl.constexpr, TYPE: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr, unit=None):
+def _norm_add(
+    row,
+    D: tl.constexpr,
+    TYPE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STEP: tl.constexpr,
+    unit=None,
+):
     t = along(unit, 0)
     if t < integer(row, T):
         start = t.to(tl.int64) * D
@@ -33,11 +41,14 @@ def _norm_add(row, D: tl.constexpr, TYPE: tl.constexpr, SHIFT: tl.constexpr, STE
             if SHIFT is not None:
                 values -= mean
             normed = scaled_and_shifted(values * factor, norm, d, D, SHIFT)
-            tl.store(pointer(row, Y, tl.float32) + start + d, residual + normed, mask=d < D)
+            y = residual + normed
+            if FACTOR is not None:
+                y *= tl.load(pointer(row, FACTOR_AT, FACTOR)).to(tl.float32)
+            tl.store(pointer(row, Y, tl.float32) + start + d, y, mask=d < D)
 
 
 def launch(call: Call) -> None:
     """A program for each row."""
     D = call.integer("D")
-    how = {"TYPE": call.type("norm"), "SHIFT": shift_of(call), "STEP": call.tiles.step(D)}
-    call.launch(_norm_add, (call.bucket.tokens,), call.row, D=D, **how)
+    how = {"TYPE": call.type("norm"), "SHIFT": shift_of(call), "FACTOR": call.type("factor")}
+    call.launch(_norm_add, (call.bucket.tokens,), call.row, D=D, **how, STEP=call.tiles.step(D))

@@ -1,0 +1,59 @@
+"""Gemma 4 on the CUDA device, on a GPU that is none: by the CPU's kernels to the bit, and by Triton's.
+
+Knows nothing about kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
+
+from tests.device.interpreted import WIDE
+from tests.model import tiny
+from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.test_agreement import FP32_TOLERANCE
+from tests.model.theirs import GREEDY_FROM, relative_error
+
+from coterie.devices.cuda_kernels import TritonKernels
+from coterie.models.model import open_model
+
+PROMPT = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """A backend by Triton's kernels."""
+    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
+
+
+@pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])
+@pytest.mark.parametrize("row", ["gemma4", "gemma4-moe"])
+def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
+    model = open_model(folder_of(row))
+    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
+    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
+    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    on_gpu.move_weights()
+    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
+    assert on_gpu.device.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "orchestration"),
+    [
+        ("gemma4", "host"),
+        ("gemma4-moe", "persistent"),
+        pytest.param("gemma4", "persistent", marks=pytest.mark.long),
+        *(pytest.param(row, "host", marks=pytest.mark.long) for row in (*tiny.GEMMA4_ROWS, *tiny.GEMMA4_MOE)[1:]),
+    ],
+)
+def test_float32_by_tritons_kernels(row, orchestration, folder_of, theirs_of, make_backend):
+    theirs = theirs_of(row)
+    stepper = Stepper(make_backend("triton", open_model(folder_of(row)), orchestration=orchestration))
+    sequence = stepper.sequence()
+    found = [stepper.feed((sequence, theirs.prompt[:GREEDY_FROM])), stepper.feed((sequence, theirs.prompt[12:13]))]
+    assert relative_error(np.concatenate(found), theirs.truth[: GREEDY_FROM + 1]) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], 4) == theirs.greedy[:4]
