@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "mistral": "llama",
     "gemma3_text": "gemma3",
     "olmo3": "olmo2",
+    "gemma4_text": "gemma4",
 }
 PERMUTED = ("llama", "smollm3", "granite")
 PLUS_ONE = ("gemma", "gemma2", "gemma3")
@@ -68,7 +69,8 @@ def tensors(folder, name, config):
             values = values + np.float32(1)
         if theirs == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
-        found[names.get_name(theirs, (".weight", ".bias"))] = np.ascontiguousarray(values)
+        scalar = ".weight" if theirs.endswith("layer_scalar") else ""
+        found[names.get_name(theirs, (".weight", ".bias")) + scalar] = np.ascontiguousarray(values)
     return found | factors(config)
 
 
@@ -83,13 +85,17 @@ def add_metadata(writer, name, config):
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    if name != "gemma4":
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(rope["rope_theta"])
+    if name == "gemma4":
+        add_gemma4(writer, config, rope, local)
+        return
     if name not in PLUS_ONE:
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if local and name == "gemma3":
@@ -110,6 +116,27 @@ def add_metadata(writer, name, config):
         writer.add_sliding_window(config.get("sliding_window") or 0)
         if name in ("olmo2", "exaone4"):
             writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+
+
+def add_gemma4(writer, config, rope, local):
+    """Layer by layer what differs; the rope of layers without a window is plain, but for its factors."""
+    layers, shared, width = config["num_hidden_layers"], config["num_kv_shared_layers"], config["intermediate_size"]
+    own = config["per_layer_config"]
+    full, windowed = next(iter(own.values())), [kind == "sliding_attention" for kind in config["layer_types"]]
+    wide = 2 if config["use_double_wide_mlp"] else 1
+    writer.add_feed_forward_length([width] * (layers - shared) + [wide * width] * shared)
+    heads = config["num_key_value_heads"]
+    writer.add_head_count_kv([heads if is_ else full.get("num_key_value_heads", heads) for is_ in windowed])
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(config.get("hidden_size_per_layer_input") or 0)
+    writer.add_sliding_window_pattern(windowed)
+    writer.add_sliding_window(config["sliding_window"])
+    for add, size in (("", full["head_dim"]), ("_swa", config["head_dim"])):
+        for key in ("key_length", "value_length", "rope_dimension_count"):
+            getattr(writer, f"add_{key}{add}")(size)
+    writer.add_rope_freq_base_swa(local["rope_theta"])
+    if config["final_logit_softcapping"]:
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
 def add_rope(writer, rope, config):
@@ -143,6 +170,10 @@ def factors(config):
     if rope["rope_type"] == "longrope":
         both = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
         return {name: np.array(rope[key], np.float32) for name, key in both.items()}
+    if rope["rope_type"] == "proportional":
+        size = next(iter(config["per_layer_config"].values()))["head_dim"]
+        turning = int(size * rope["partial_rotary_factor"] // 2)
+        return {"rope_freqs.weight": np.array([1.0] * turning + [1e30] * (size // 2 - turning), np.float32)}
     if rope["rope_type"] != "llama3":
         return {}
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

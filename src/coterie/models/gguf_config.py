@@ -48,7 +48,8 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     """
     name, row = architecture_of(file.metadata, file.where)
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
-    keys = Fields({key: _single(key, value) for key, value in own.items()}, f"{file.where}: {name}")
+    own = {key: _single(key, value) for key, value in own.items()}
+    keys = Fields(row.single(own, file.tensors, file.where) if row.single else own, f"{file.where}: {name}")
     counts = {theirs: keys.count(ours) for ours, theirs in _COUNTS.items()}
     heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
     head_dim = keys.count("attention.key_length", max(1, hidden // heads))
@@ -63,11 +64,12 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
         "tie_word_embeddings": HEAD not in file.tensors,
     }
     rotated = keys.count("rope.dimension_count", head_dim)
-    factors = {name: found.values(slice(None)).ravel() for name in TENSORS if (found := file.tensors.get(name))}
+    names = () if row.single else TENSORS
+    factors = {name: found.values(slice(None)).ravel() for name in names if (found := file.tensors.get(name))}
     config |= rope_keys(keys, rotated, counts["max_position_embeddings"], factors)
     config |= _biases(row, file) | row.own(source) | _tokens(file.metadata)
     family = FAMILIES[config["model_type"]]
-    if family.rope_by_window and "rope_local_base_freq" not in config:
+    if family.rope_by_window and not {"rope_local_base_freq", "rope_parameters"} & set(config):
         config |= _by_layer(config)
     return row, config | {"architectures": [family.causal_class]}
 

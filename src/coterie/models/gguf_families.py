@@ -17,6 +17,19 @@ from typing import Any
 from coterie.core.errors import UnsupportedError
 from coterie.models.family import FULL, SLIDING
 from coterie.models.fields import Fields
+from coterie.models.gguf_file import GgufTensor
+from coterie.models.gguf_gemma4 import (
+    DOUBLE,
+    FULL_KV,
+    INPUT_ROWS,
+    INPUTS,
+    KEYS_ARE_VALUES,
+    MADE,
+    SHARED,
+    SWA,
+    TURNING,
+    with_single_values,
+)
 
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 ATTENTION_CAP, LOGITS_CAP = "attn_logit_softcapping", "final_logit_softcapping"
@@ -38,13 +51,15 @@ class Source:
 class Architecture:
     """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own.
 
-    `reads`: keys of the file that mean something to `own`, and are refused for others.
+    `reads`: keys of the file that mean something to `own`, and are refused for others. `single` gives keys one value
+    each where the file has one for each layer, and reads the factors of the rope.
     """
 
     model_type: str
     permuted: bool = False
     own: Callable[[Source], dict[str, Any]] = lambda _: {}
     reads: tuple[str, ...] = ()
+    single: Callable[[Mapping[str, Any], Mapping[str, GgufTensor], str], dict[str, Any]] | None = None
 
 
 def _layer_types(source: Source, every: int) -> list[str]:
@@ -86,6 +101,27 @@ def _gemma3(source: Source) -> dict[str, Any]:
         "sliding_window": window or 4096,
         "layer_types": types,
         "rope_local_base_freq": source.keys.number(LOCAL_THETA, 10_000.0),
+    }
+
+
+def _gemma4(source: Source) -> dict[str, Any]:
+    keys, theta = source.keys, source.keys.number("rope.freq_base", 1_000_000.0)
+    full = {"rope_type": "proportional", "partial_rotary_factor": keys.number(TURNING), "rope_theta": theta}
+    local = {"rope_type": "default", "rope_theta": keys.number(LOCAL_THETA, 10_000.0)}
+    return _gemma(source) | {
+        "head_dim": keys.count(SWA[0]),
+        "global_head_dim": source.head_dim,
+        "num_global_key_value_heads": keys.count(FULL_KV),
+        "attention_k_eq_v": keys.flag(KEYS_ARE_VALUES),
+        "num_kv_shared_layers": keys.whole(SHARED, 0),
+        "use_double_wide_mlp": keys.flag(DOUBLE),
+        "hidden_size_per_layer_input": keys.whole(INPUTS, 0),
+        "vocab_size_per_layer_input": keys.get(INPUT_ROWS),
+        "enable_moe_block": False,
+        "final_logit_softcapping": keys.get(LOGITS_CAP) or None,
+        "sliding_window": keys.count(WINDOW),
+        "layer_types": _layer_types(source, 6),
+        "rope_parameters": {FULL: full, SLIDING: local},
     }
 
 
@@ -134,6 +170,7 @@ def _seed_oss(_: Source) -> dict[str, Any]:
 
 
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+_GEMMA4 = (WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA, SHARED, INPUTS, *SWA, *MADE)
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", permuted=True, own=_llama, reads=(WINDOW,)),
     "qwen2": Architecture("qwen2"),
@@ -142,6 +179,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": Architecture("gemma", own=_gemma),
     "gemma2": Architecture("gemma2", own=_gemma2, reads=(WINDOW, PATTERN, ATTENTION_CAP, LOGITS_CAP)),
     "gemma3": Architecture("gemma3_text", own=_gemma3, reads=(WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA)),
+    "gemma4": Architecture("gemma4_text", own=_gemma4, reads=_GEMMA4, single=with_single_values),
     "smollm3": Architecture("smollm3", permuted=True, own=_smollm3),
     "granite": Architecture("granite", permuted=True, own=_granite, reads=_SCALES),
     "olmo2": Architecture("olmo2", own=_olmo2, reads=(WINDOW, PATTERN)),

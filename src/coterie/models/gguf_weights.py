@@ -23,12 +23,14 @@ from coterie.models.gguf_families import Architecture
 from coterie.models.gguf_file import GgufFile, GgufTensor, gguf_package
 from coterie.models.gguf_rope import TENSORS
 from coterie.models.joined import joined_names
+from coterie.models.layered import LAYERED_NAMES
 from coterie.models.lost import Sums
 from coterie.models.packing import BY_NAME, Packing
 from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.registry import weight_shapes
 
 _SUFFIXES = (".weight", ".bias")
+_BARE = f".{LAYERED_NAMES.scalar}"  # has no such end in a folder
 _SAME_ANSWER = "check that the file is whole"
 
 
@@ -73,6 +75,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offs
     joined = _joined(file, names, config, shapes)
     for name, shape in shapes.items():
         theirs, first, rows = joined.get(name) or (names.get_name(name, _SUFFIXES), 0, shape[0])
+        theirs = f"{theirs}.weight" if name.endswith(_BARE) else theirs
         tensor = file.tensors.get(theirs or "")
         if tensor is None:
             missing = f"tensor {theirs or name}, {name} of the model, is missing"

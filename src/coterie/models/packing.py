@@ -21,6 +21,7 @@ from coterie.models.blocks import TABLES
 from coterie.models.delta import DELTA_NAMES
 from coterie.models.families import FAMILIES
 from coterie.models.latent import LATENT_NAMES
+from coterie.models.layered import LAYERED_NAMES
 
 _T = TypeVar("_T")
 
