@@ -32,6 +32,7 @@ from coterie.graph.delta_ops import DELTA_OPS
 from coterie.graph.eager import expand
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind
+from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.layer_ops import LAYER_OPS
 from coterie.graph.ops import OPS
 from coterie.graph.reference import KvState, Reference
@@ -151,7 +152,7 @@ def test_every_op_that_has_a_normal_form_is_interpreted():
 def test_the_kernels_of_pytorch_have_no_normal_form_and_are_refused_by_name():
     # A scale is what the gradient of a scaled product has too; which branches are read is not known before a step; a
     # delta net takes one token after the other; what layers have of their own is not mapped yet.
-    others = set(BRANCH_OPS) | set(DELTA_OPS) | set(LAYER_OPS)
+    others = set(BRANCH_OPS) | set(DELTA_OPS) | set(LATENT_OPS) | set(LAYER_OPS)
     assert set(OPS) - set(NESTS) == (set(EAGER_OPS) - {"scale"}) | others
     graph = expand(decoder())
     first = next(op for op in graph.ops if op.kind not in NESTS)

@@ -271,11 +271,12 @@ def test_silu_never_overflows(scale):
 def test_attention_is_the_masked_dense_formula(window, kv_heads):
     S, H, C = 10, 4, 6
     graph = decoder(num_layers=1, windows=(window,), num_kv_heads=kv_heads)
+    append = next(op for op in graph.ops if op.kind == "kv_append")
     q, k, v = numbers(S, H, C), numbers(S, kv_heads, C, seed=1), numbers(S, kv_heads, C, seed=2)
     state, table = KvState(graph, 5, 3), np.array([[4, 0, 2, 1]])
     for t in range(S):
-        state.append(0, 0, t, int(table[0, t // 3]), k[t])
-        state.append(0, 1, t, int(table[0, t // 3]), v[t])
+        for which, one in enumerate((k, v)):
+            state.append(append, which, t, int(table[0, t // 3]), one[t])
     rows = {"positions": np.arange(S), "sequence": np.zeros(S, int), "block_tables": table}
     step = Step(graph, {"layers.0/q_rope": q, **rows}, state)
     run_op(step, the_op(graph, "layers.0/attention"))
