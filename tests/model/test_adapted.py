@@ -19,7 +19,7 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
 OURS = 1e-4  # relative to the largest logit: our kernels beside transformers', in float32
-LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa", "qwen3.5")
+LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa", "qwen3.5", "gemma4", "gemma4-values", "gemma4-moe")
 ROWS = ["llama", "qwen3-bias", "phi3-partial", "granite", "gemma2", "stablelm-parallel", "qwen3-moe"]
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in LATER]
 MORE = ("fc1", "fc2", "dense", "lm_head", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")

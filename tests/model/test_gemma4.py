@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.model import tiny
+from tests.model import differences, tiny
 from tests.model.runner import Stepper, chunks
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error, typical_error
 
@@ -24,6 +24,8 @@ from coterie.graph.program import KvLayers
 from coterie.graph.shard import shard
 from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
+from coterie.models.difference import open_delta
+from coterie.models.difference_write import write_delta
 from coterie.models.model import open_model, synthetic_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
@@ -147,6 +149,21 @@ def test_packed(dtype, row, folder_of, tmp_path, make_backend):
     sequence = steppers[1].sequence()
     pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
     np.testing.assert_array_equal(np.concatenate(pieces), found)
+
+
+@pytest.mark.parametrize("row", ["gemma4", pytest.param("gemma4-moe", marks=pytest.mark.long)])
+def test_a_base_and_a_difference(row, folder_of, tmp_path, make_backend):
+    """Scores are not scaled, so attention is sharp, and takes activations that are rounded to 16 bits far from others."""
+    base, packing = folder_of(row), Packing(DType.Q8, DType.Q8)
+    tuned = differences.tune(base, tmp_path / "tuned")
+    write_delta(base, tuned, tmp_path / "delta", packing)
+    model, prompt = open_delta(open_model(base), tmp_path / "delta"), prompt_of(257)
+    with torch.no_grad():
+        summed = differences.summed(base, tuned, tmp_path / "delta", packing)
+        wanted = summed(torch.tensor([prompt])).logits[0].numpy()
+    for backend, error, bound in (("reference", relative_error, FP32_TOLERANCE), ("cpu", typical_error, 5e-4)):
+        stepper = Stepper(make_backend(backend, model))
+        assert error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
 
 
 WHOLE = {"gemma4": "gemma4", "gemma4_unified": "gemma4-unified"}
