@@ -153,7 +153,7 @@ def test_packed(dtype, row, folder_of, tmp_path, make_backend):
 
 @pytest.mark.parametrize("row", ["gemma4", pytest.param("gemma4-moe", marks=pytest.mark.long)])
 def test_a_base_and_a_difference(row, folder_of, tmp_path, make_backend):
-    """Scores are not scaled, so attention is sharp, and takes activations that are rounded to 16 bits far from others."""
+    """Scores are not scaled: attention is sharp, and what activations lose at 16 bits moves single tokens further."""
     base, packing = folder_of(row), Packing(DType.Q8, DType.Q8)
     tuned = differences.tune(base, tmp_path / "tuned")
     write_delta(base, tuned, tmp_path / "delta", packing)
