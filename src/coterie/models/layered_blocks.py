@@ -46,9 +46,14 @@ class LayeredDecoder(Decoder):
             found[self._heads(layer)].append(layer)
         return dict(sorted(found.items(), key=lambda one: (-one[0][0] * one[0][1], one[0])))
 
+    def _state(self, heads: int, channels: int) -> str:
+        """The name of their KV state; the first is the one that others have alone."""
+        first = next(iter(self._states())) == (heads, channels)
+        return "kv" if first else f"kv_{heads}x{channels}"
+
     def _declare_kv(self, dtype: DType) -> None:
         for (heads, channels), layers in self._states().items():
-            self.builder.value(_state(heads, channels), (len(layers), 2, heads, channels), dtype, Kind.STATE)
+            self.builder.value(self._state(heads, channels), (len(layers), 2, heads, channels), dtype, Kind.STATE)
 
     def _embed(self) -> str:
         c, own, names = self.config, self._own, self._own.names
@@ -97,7 +102,7 @@ class LayeredDecoder(Decoder):
         """Values are normed too, by no weight; the norm of queries has the scale of scores in it."""
         c, names, source = self.config, self.config.names, self._own.source(layer, self.config.windows)
         (heads, channels), rows = self._heads(layer), ("positions", "sequence", "block_tables")
-        state, kept = _state(heads, channels), self._states()[heads, channels].index(source)
+        state, kept = self._state(heads, channels), self._states()[heads, channels].index(source)
         shape: Shape = (T, c.num_heads, channels)
         q = self._linear("q", h, prefix + names.q, shape, c.qkv_bias)
         k, v = self._keys_and_values(h, layer, prefix) if source == layer else ("", "")
@@ -121,7 +126,3 @@ class LayeredDecoder(Decoder):
         v = k if is_key else self._linear("v", h, prefix + names.v, shape, c.qkv_bias)
         ones = self.builder.value(f"ones_{channels}", (channels,), DType.F32, Kind.CONSTANT, (1.0,) * channels)
         return k, self._op("rms_norm", "v_norm", (v, ones), shape, eps=c.norm_eps)
-
-
-def _state(heads: int, channels: int) -> str:
-    return f"kv_{heads}x{channels}"
