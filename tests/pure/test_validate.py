@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coterie.bench.shapes import shape_config
-from coterie.core.errors import UsageError
+from coterie.core.errors import CoterieError, UsageError
 from coterie.plan.validate.called import fit_bytes_per_s
 from coterie.plan.validate.cpu import FEW_TOKENS, cpu_rows
 from coterie.plan.validate.fit import fit_exchanges, fit_nemo, fit_splitwise, large_steps
@@ -345,5 +345,26 @@ def test_a_folder_without_what_calibrates_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is not JSON"):
         cpu_rows(tmp_path, shape_config)
     (tmp_path / "decode-135m.json").write_text('{"bench": "decode"}')
-    with pytest.raises(UsageError, match="a result without 'workload'"):
+    with pytest.raises(UsageError, match="has no 'workload', as coterie bench writes it"):
         cpu_rows(tmp_path, shape_config)
+
+
+@pytest.mark.parametrize("wrong", [[1], "x", None, True, {"a": 1}, -1, 0, 10**400])
+@pytest.mark.parametrize("place", [("batch", "size"), ("stick", "bytes_per_s"), ("workload",), ("workload", "shape")])
+def test_a_result_with_a_value_that_is_none_is_refused_in_one_line(place, wrong, tmp_path):
+    """Whatever a model of it may be told: numbers that could be one are."""
+    for name in ("decode-135m", "prefill-135m"):
+        (tmp_path / f"{name}.json").write_text((RESULTS / f"{name}.json").read_text())
+    raw = json.loads((tmp_path / "decode-135m.json").read_text())
+    holder = raw
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = wrong
+    (tmp_path / "decode-135m.json").write_text(json.dumps(raw))
+    said = ""
+    try:
+        cpu_rows(tmp_path, shape_config)
+    except CoterieError as error:
+        said = str(error)
+    assert said.isprintable()
+    assert said or isinstance(wrong, int)

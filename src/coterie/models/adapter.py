@@ -22,6 +22,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
 from coterie.models.blocks import HEAD_WEIGHT
 from coterie.models.fields import Fields
+from coterie.models.patterns import matches
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -115,7 +116,7 @@ class _Settings:
 
     def _key(self, patterns: Mapping[str, Any], module: str) -> str | None:
         """The first pattern that the end of a module's name matches."""
-        return next((p for p in patterns if _matches(p, module, self.where, at_end=True)), None)
+        return next((p for p in patterns if matches(p, module, self.where, at_end=True)), None)
 
 
 def open_adapter(path: str | Path) -> Adapter:
@@ -225,7 +226,7 @@ def _check_target(where: str, module: str, is_embedding: bool, settings: _Settin
     if targets == ALL_LINEAR:
         named = not is_embedding and f"{module}.weight" != HEAD_WEIGHT
     elif isinstance(targets, str):
-        named = _matches(targets, module, settings.where)
+        named = matches(targets, module, settings.where)
     elif isinstance(targets, list) and all(isinstance(target, str) for target in targets):
         named = any(f".{module}".endswith(f".{target}") for target in targets)
     else:
@@ -233,10 +234,3 @@ def _check_target(where: str, module: str, is_embedding: bool, settings: _Settin
     if not named:
         fact = f"is adapted in {ADAPTER_WEIGHTS} but target_modules does not name it"
         raise CheckpointError(where, fact, "use the config that belongs to this adapter")
-
-
-def _matches(pattern: str, name: str, where: str, at_end: bool = False) -> bool:
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})" if at_end else pattern, name) is not None
-    except re.error as error:
-        raise CheckpointError(where, f"{pattern!r} is not a regular expression: {error}", "mend it") from None

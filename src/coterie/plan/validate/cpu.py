@@ -62,6 +62,9 @@ class Sticks:
     products: Mapping[str, float]
 
 
+WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)  # of a result that is none
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """What the calibration rows gave: seconds to start a region, and shares of products by kernel and stick."""
@@ -82,9 +85,15 @@ def cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]
     """Rows, and what was fitted, in words. Raises UsageError for a file that is no result, or when 135M ones lack."""
     try:
         return _cpu_rows(results, shapes)
-    except KeyError as error:
-        fact = f"holds a result without {error}, which coterie bench writes"
-        raise UsageError(str(results), fact, "make its results anew") from error
+    except WRONG as error:
+        raise not_a_result(str(results), "", error) from error
+
+
+def not_a_result(where: str, file: str, error: Exception) -> UsageError:
+    """The error for a result that lacks something, or has it of another type, in `file` if that is known."""
+    at = f" in {file}" if file else ""
+    fact = f"has no {error}{at}" if isinstance(error, KeyError) else f"has a value{at} that is none there ({error})"
+    return UsageError(where, f"{fact}, as coterie bench writes it", "make its results anew")
 
 
 def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
@@ -309,7 +318,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def of_gpu(raw: Mapping[str, Any]) -> bool:
     """Whether a result is a GPU's: its workload names one."""
-    return "gpu" in raw.get("workload", ())
+    workload = raw.get("workload")
+    return isinstance(workload, dict) and "gpu" in workload
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.request import Request
 from coterie.graph.compile import compile_graph
 from coterie.models.model import Model
-from coterie.plan.validate.cpu import Shapes, model_of, weights_of
+from coterie.plan.validate.cpu import WRONG, Shapes, model_of, not_a_result, weights_of
 from coterie.plan.validate.rows import CALIBRATION, GPU, VALIDATION, Row
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
@@ -53,9 +53,8 @@ def gpu_rows(found: Mapping[str, Mapping[str, Any]], folder: Path, shapes: Shape
     for name, raw in found.items():
         try:
             rows += _ROWS.get(str(raw.get("bench")), _none)(name, raw, shapes, spec)
-        except KeyError as error:
-            fact = f"has no {error} in {name}.json, which coterie bench writes"
-            raise UsageError(str(folder), fact, "make its results anew") from error
+        except WRONG as error:
+            raise not_a_result(str(folder), f"{name}.json", error) from error
     return rows, (f"this GPU: against {MACHINE} of the same folder, {spec.flops_source}",)
 
 
