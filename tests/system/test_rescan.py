@@ -90,6 +90,13 @@ def test_what_goes_stays_in_memory(office: Path) -> None:
         found = coterie.rescan()
         assert found.to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
         assert asked(coterie, "bob") == before
+        (office / "composition.toml").write_text("")
+        with pytest.raises(UsageError):
+            coterie.rescan()
+        shutil.rmtree(office)
+        with pytest.raises(NotFoundError, match="there is no such file or folder"):
+            coterie.rescan()
+        assert asked(coterie, "bob") == before
 
 
 def test_adapters_and_deltas_need_a_base_that_is_shared_already(office: Path, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 from coterie.api.assemble import Options
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity
-from coterie.composition.composition import Composition
+from coterie.composition.composition import Composition, load_composition
 from coterie.composition.expert import Expert
-from coterie.composition.folder import experts_of
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
@@ -47,12 +46,13 @@ def rescan(
 ) -> tuple[Composition, Rescan]:
     """Serve what is new in a composition's folder; `models` and `texts` grow. Not while the engine is in a step.
 
-    Raises UsageError for a composition that is a file, CompositionError where no expert is left.
+    Raises UsageError for a composition that is a file, and where the folder has become one, NotFoundError and
+    CompositionError where there is no folder any more, or no expert in it. Then all is as it was.
     """
-    if not composition.is_folder:
+    found = load_composition(composition.root) if composition.is_folder else composition
+    if not found.is_folder:
         fact = "is no folder of experts, and a file is read once"
         raise UsageError(composition.name, fact, "serve it again, or serve a folder")
-    found = experts_of(composition.root)
     before = {expert.name: expert for expert in composition.experts}
     changed: list[str] = []
     kept: dict[str, CoterieError] = {}
