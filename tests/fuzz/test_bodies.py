@@ -143,3 +143,29 @@ def test_odd_names_of_experts(url: str, act: str) -> None:
             if answer.status_code != 200:
                 assert said(answer).isprintable()
         assert client.get(f"{url}/health").status_code == 200
+
+
+def test_an_expert_whose_tokenizer_panics_ends_no_answer_of_others(tmp_path: Path) -> None:
+    """Neither where a text is cut into tokens nor, in the middle of a step, where an answer is spelled."""
+    broken = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    changes = {"cuts": "pre_tokenizer", "spells": "decoder", "sound": ""}
+    for seed, (name, part) in enumerate(changes.items()):
+        file = write_expert(tmp_path / name, seed) / "tokenizer.json"
+        made = json.loads(file.read_text())
+        strip = {"type": "Strip", "content": "a", "start": 0, "stop": 300}
+        if part == "pre_tokenizer":
+            made[part] = {"type": "Sequence", "pretokenizers": [broken, made[part]]}
+        elif part:
+            made[part] = {"type": "Sequence", "decoders": [made[part], strip]}
+        file.write_text(json.dumps(made))
+    with served(Coterie.open(tmp_path)) as found, httpx.Client(timeout=20) as client:
+
+        def ask(model: str, text: str) -> httpx.Response:
+            body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+            return client.post(f"{found}/v1/chat/completions", json=body)
+
+        refused = ask("cuts", "a" * 40 + "b")
+        assert (refused.status_code, "fails on a text of" in said(refused)) == (400, True)
+        assert ask("spells", "b").status_code == 200
+        assert ask("cuts", "b").status_code == 200
+        assert ask("sound", "b").status_code == 200

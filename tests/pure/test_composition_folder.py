@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from coterie.composition.composition import load_composition
-from coterie.core.errors import CompositionError, NotFoundError
+from coterie.core.errors import CheckpointError, CompositionError, NotFoundError
 
 
 def checkpoint(folder: Path) -> Path:
@@ -97,3 +97,19 @@ def test_where_nothing_is_left(tmp_path):
         checkpoint(tmp_path / name)
     with pytest.raises(CompositionError, match=r"nothing of 2 in it can be served; one of two: .* cannot be a name"):
         load_composition(tmp_path)
+
+
+@pytest.mark.parametrize("commit", ["../../../outside", "/etc", "", "a\nb", "..", b"\xff\xfe"])
+def test_a_branch_that_is_no_commit_leads_nowhere(commit, tmp_path):
+    """One model of a cache is left out then, and no folder outside of it is looked into."""
+    checkpoint(tmp_path / "outside")
+    hub = tmp_path / "hub"
+    cached(hub, "team--sound", "a1", main="a1")
+    odd = cached(hub, "team--odd", "b1", main="b1")
+    (odd / "refs" / "main").write_bytes(commit if isinstance(commit, bytes) else commit.encode())
+    found = load_composition(hub)
+    assert found.names == ("sound",)
+    (error,) = found.left_out.values()
+    assert isinstance(error, CheckpointError)
+    with pytest.raises(CheckpointError, match=r"is no commit|not UTF-8"):
+        load_composition(odd)

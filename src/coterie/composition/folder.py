@@ -79,7 +79,13 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     """The folders that may be experts, by name, and what cannot be one."""
     within = sorted(path for path in root.iterdir() if path.is_dir())
     files = [found for one in (root, *within) for found in gguf_files(one) if not is_checkpoint(one)]
-    snapshots = {path: main_snapshot(path) for path in within}
+    snapshots: dict[Path, Path | None] = {}
+    left_out: dict[str, UsageError] = {}
+    for path in within:
+        try:
+            snapshots[path] = main_snapshot(path)
+        except UsageError as error:
+            left_out[path.name] = error
     found = {path: snapshot or path for path, snapshot in snapshots.items()}
     found = {path: place for path, place in found.items() if is_checkpoint(place)}
     if files and not found:
@@ -87,7 +93,6 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
         raise CompositionError(str(root), fact, f"write an expert folder from each: coterie import {root} OUT")
     short = Counter(named_in_cache(path.name)[1] for path in found)
     named: dict[str, Path] = {}
-    left_out: dict[str, UsageError] = {}
     for path, place in found.items():
         team, name = named_in_cache(path.name)
         name = f"{team}--{name}" if team and short[name] > 1 else name

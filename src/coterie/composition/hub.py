@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.files import read_object
+from coterie.checkpoint.files import read_object, read_text
 from coterie.checkpoint.folder import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -26,10 +26,11 @@ from coterie.checkpoint.folder import (
     import_remedy,
     is_delta,
 )
-from coterie.core.errors import CompositionError
+from coterie.core.errors import CheckpointError, CompositionError, shown
 from coterie.core.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
@@ -154,9 +155,17 @@ def main_snapshot(model: Path) -> Path | None:
         return None
     ref = model / "refs" / "main"
     if ref.is_file():
-        return snapshots / ref.read_text(encoding="utf-8").strip()
+        return snapshots / _commit(ref)
     found = list(snapshots.iterdir())
     return found[0] if len(found) == 1 else snapshots / "main"
+
+
+def _commit(ref: Path) -> str:
+    """The name of a snapshot's folder, which a file of the cache holds. Raises CheckpointError where it holds none."""
+    commit = read_text(ref).strip()
+    if _COMMIT.fullmatch(commit) is None:
+        raise CheckpointError(str(ref), f"holds {shown(commit)}, which is no commit", "download the model again")
+    return commit
 
 
 def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
@@ -166,6 +175,6 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
         )
     model = hub_cache() / f"models--{hub_id.replace('/', '--')}"
     ref = model / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    commit = _commit(ref) if ref.is_file() else revision
     snapshot = model / "snapshots" / commit
     return snapshot if (snapshot / CONFIG).is_file() or beside_a_base(snapshot) else None
