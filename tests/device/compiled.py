@@ -158,6 +158,8 @@ INTERLEAVED |= {"rope": {"interleaved": 1, "rotated": 32}}
 CENTRED = {"centred": 1, "norm_bias": 64, "norm_bias_dtype": kernels.dtype_number(DType.BF16)}
 LAYERED = dict.fromkeys(("norm_qkv_rope_append", "norm_gate_up_silu_mul", "take_norm_linear", "norm_add"), CENTRED)
 SINKS = {"attention": {"sinks": 64, "sinks_dtype": kernels.dtype_number(DType.BF16)}}
+OF_LAYER = {"factor": 64, "factor_dtype": kernels.dtype_number(DType.BF16)}
+OWN = {"norm_add": OF_LAYER, "choose_branches": {"factors": 64, "factors_dtype": kernels.dtype_number(DType.BF16)}}
 BIASED = "branch_down_add, biases"  # of the row behind
 CLIPPED = ("branch_gate_up_clipped", BIASED, "add_branch_bias")
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
@@ -214,6 +216,10 @@ SOME = {
     "rank 8": Some(EACH, (DType.BF16,), SHARED_STEPS, {"RANK": 8}),
     "rank 64": Some(EACH, (DType.BF16, DType.F32), SHARED_STEPS, {"RANK": 64, "D": 4096}),
     "walk branches": Some(("walk branches",), steps=()),
+    # Layers of Gemma 4 without a window, of E2B and of 31B; what layers have of their own; branches of 26B-A4B.
+    "gemma4": Some(("attention", "norm_rope_append"), (DType.BF16,), tuple(STEPS), {"H": 8, "K": 1, "C": 512}),
+    "gemma4 wide": Some(("attention",), (DType.BF16,), tuple(STEPS), {"H": 32, "K": 4, "C": 512}),
+    "gemma4 own": Some(("mul_part", "mul_one", "norm_add", "branch_gate_up_gelu", "choose_branches"), options=OWN),
     "nets": Some((*NETS, BESIDE), KINDS, tuple(STEPS)),
     "walk nets": Some(("walk nets",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
@@ -243,6 +249,7 @@ def rows_of(dtype):
         "take_norm_linear": {**norm, **weight, "D": D, "N": V},
         "branch_gate_up": branches,
         "branch_gate_up_clipped": clipped | {"alpha": 1.702, "limit": 7.0},
+        "branch_gate_up_gelu": branches | {"form": 1},
         "branch_down_add": branches | {"x": 1 << 40},
         "add_branch_bias": {"weights": at, "bias": at, "bias_dtype": small, "E": BRANCHES, "D": D},
     }
@@ -265,6 +272,8 @@ def rows_of(dtype):
             "attention": {**pages, "H": H, "K": K, "C": C},
             "add": {"N": D},
             "mul": {"N": D},
+            "mul_part": {"N": 256, "b_step": 35 * 256},
+            "mul_one": {**weight, "N": D},
             "silu": {"N": F},
             "gelu": {"N": F, "form": 1},
             "softcap": {"N": V},

@@ -128,6 +128,20 @@ def test_kernels_of_branches_compile_for_every_type_and_step(tmp_path, shape):
 
 
 @pytest.mark.long
+def test_what_layers_of_gemma_4_have_compiles(tmp_path):
+    check(compiled(tmp_path, "gemma4 own"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("heads", ["gemma4", "gemma4 wide"])
+def test_attention_of_512_channels_has_room(tmp_path, heads):
+    """It spills, since every warp has all of a query's channels in registers: slow, and right."""
+    found = compiled(tmp_path, heads)
+    assert {one["kernel"].rpartition(" ")[2] for one in found} >= {"alone", "join", "together"}
+    assert all(one["shared_bytes"] <= MOST_SHARED_BYTES for one in found)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "parts"),
     [

@@ -17,6 +17,7 @@ from tests.device.triton_cases import (
     TYPES,
     Case,
     alike,
+    attention,
     bound,
     pairs_of,
     shape_of_branches,
@@ -99,6 +100,8 @@ QUICK = [
     *(norm_add(t, T, D) for t, T, D in ((BF16, 1, 133), (F32, 3, 70))),
     *(choose_branches(t, T, E, k) for t, T, E, k in ((F32, 1, 1, 1), (BF16, 5, 12, 3), (F16, 3, 61, 8))),
     *(branch_gate_up_gelu(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
+    attention(BF16, 2, 1, 512, 16, (40, 150), (1, 1)),
+    *(attention(t, 2, 1, 512, 16, (20, 40), (3, 6), W) for t, W in ((BF16, 0), (F32, 7))),
     branch_gate_up_gelu(BF16, 3, 4, 4, 33, 9, "erf", alike),
     branch_gate_up_gelu(BF16, 19, 4, 4, 33, 9, "erf", alike),
 ]

@@ -272,19 +272,21 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
     queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
     tokens, wide = max(queries // group, 1), 1 + (channels > 128)
+    float32 = pages.KV_TYPE is tl.float32
+    keys = tiles.keys // (4 if float32 else wide)
     how: dict[str, object] = {
         "H": H,
         "CHANNELS": channels,
         "TOKENS": tokens,
         "GROUP": group,
-        "STEP": tiles.keys // (4 if pages.KV_TYPE is tl.float32 else wide),
+        "STEP": keys if channels <= 256 else LEAST_DOT,  # more of wider heads have no room in shared memory
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
         "SINK": call.type("sinks"),
         "WINDOWED": call.integer("window") > 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": wide * tiles.chunk_warps,
-        "num_stages": tiles.chunk_stages,
+        "num_stages": 1 if float32 and channels > 256 else tiles.chunk_stages,
     }
     if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers

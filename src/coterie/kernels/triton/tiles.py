@@ -173,7 +173,7 @@ class Tiles:
     # By channels, the positions that one program of decode attention reads, and its warps. For all contexts: another
     # span adds up in another order, and a token's bits must not depend on who is beside it. As `one`; fewer are faster
     # in contexts of 512 (32 of 64 channels take 2 % off a step of 1B), more in those of 8192.
-    spans: tuple[tuple[int, int, int], ...] = ((64, 64, 4), (ANY, 128, 4))
+    spans: tuple[tuple[int, int, int], ...] = ((64, 64, 4), (256, 128, 4), (ANY, 128, 8))
     span_bytes: int = 16384  # and bytes of keys that it reads at once
     joined: int = 2048  # values of spans' sums that are joined at once
     queries: int = 128  # of a tile of prefill attention: tokens x the query heads of a kv head; fewer of wide heads
