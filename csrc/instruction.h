@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "operands_kept.h"
+
 namespace coterie {
 
 // q8, q4, q4z, q2 and mx4 are weights packed in groups that share a scale, and of q4z a zero point; rows of them are laid out as packed.h says.
@@ -137,6 +139,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_RELU_SQUARED(FIELD) COTERIE_SILU(FIELD)
 
+// Each a weight of one number.
+#define COTERIE_XIELU(FIELD)                                                                                         \
+  COTERIE_SILU(FIELD) FIELD(bytes*, alpha_p) FIELD(integer, alpha_p_dtype) FIELD(bytes*, alpha_n)                    \
+  FIELD(integer, alpha_n_dtype) FIELD(bytes*, beta) FIELD(integer, beta_dtype) FIELD(bytes*, eps)                    \
+  FIELD(integer, eps_dtype)
+
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
 // b has rows of b_step numbers, of which a is multiplied by the N from b_first on.
@@ -221,7 +229,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, logits) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, E) FIELD(integer, top_k)                 \
   FIELD(integer, normalise) FIELD(real, scale) FIELD(bytes*, bias) FIELD(integer, bias_dtype)                        \
   FIELD(integer, sigmoid) FIELD(real, least_sum) FIELD(integer, groups) FIELD(integer, taken_groups)                 \
-  FIELD(integer, group_best) FIELD(bytes*, factors) FIELD(integer, factors_dtype)
+  FIELD(integer, group_best) FIELD(bytes*, factors) FIELD(integer, factors_dtype) FIELD(real, added_sum)
 
 // weights: of each token, those of all branches, of which as many as `taken` are not 0. branches: the address of each one's weight, all of
 // one type: those of gate, then those of up.
@@ -244,26 +252,6 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 #define COTERIE_BRANCH_DOWN(FIELD) COTERIE_BRANCH_GATE_UP(FIELD)
 
 #define COTERIE_BRANCH_DOWN_ADD(FIELD) COTERIE_BRANCH_DOWN(FIELD) FIELD(const f32*, residual)
-
-// Where a sequence keeps a layer's recurrent state (kept.h): from unit `first_unit` on, in the blocks at the beginning of its table.
-#define COTERIE_KEPT(FIELD)                                                                                          \
-  FIELD(const i32*, positions) FIELD(const i32*, sequence) FIELD(const i32*, state_tables)                           \
-  FIELD(integer, table_width) FIELD(uint8_t*, kv) FIELD(integer, block_bytes) FIELD(integer, unit_bytes)             \
-  FIELD(integer, first_unit)
-
-#define COTERIE_CAUSAL_CONV(FIELD)                                                                                   \
-  FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y)         \
-  FIELD(integer, T) FIELD(integer, B) FIELD(integer, N) FIELD(integer, taps)
-
-// x: of each token q and k of `key_heads` heads of K channels, then v of H heads of C. a, b: two gates of each value head.
-#define COTERIE_GATED_DELTA(FIELD)                                                                                   \
-  FIELD(const f32*, x) FIELD(const f32*, a) FIELD(const f32*, b) FIELD(bytes*, a_log) FIELD(integer, a_log_dtype)    \
-  FIELD(bytes*, dt_bias) FIELD(integer, dt_bias_dtype) COTERIE_KEPT(FIELD) FIELD(f32*, y) FIELD(integer, T)          \
-  FIELD(integer, B) FIELD(integer, key_heads) FIELD(integer, H) FIELD(integer, K) FIELD(integer, C)
-
-#define COTERIE_GATED_DELTA_NORM(FIELD)                                                                              \
-  COTERIE_GATED_DELTA(FIELD) FIELD(bytes*, norm) FIELD(integer, norm_dtype) FIELD(real, eps) FIELD(real, offset)     \
-  FIELD(const f32*, z)
 
 // N numbers of a token, in rows of C as rms_norm reads them.
 #define COTERIE_SIGMOID(FIELD)                                                                                       \
@@ -318,10 +306,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(latent_append, LatentAppend, COTERIE_LATENT_APPEND)                                                             \
   OP(latent_queries, LatentQueries, COTERIE_LATENT_QUERIES)                                                          \
   OP(latent_attention, LatentAttention, COTERIE_LATENT_ATTENTION)                                                    \
-  OP(latent_values, LatentValues, COTERIE_LATENT_VALUES)                                                    \
+  OP(latent_values, LatentValues, COTERIE_LATENT_VALUES)                                                             \
   OP(branch_gate_up_gelu, BranchGateUpGelu, COTERIE_BRANCH_GATE_UP_GELU)                                             \
   OP(mul_part, MulPart, COTERIE_MUL_PART)                                                                            \
-  OP(mul_one, MulOne, COTERIE_MUL_ONE)
+  OP(mul_one, MulOne, COTERIE_MUL_ONE)                                                                               \
+  OP(net_parts, NetParts, COTERIE_NET_PARTS)                                                                         \
+  OP(xielu, Xielu, COTERIE_XIELU)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

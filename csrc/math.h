@@ -48,6 +48,28 @@ inline V tanh(V x) {
 
 inline V softcap(V x, V cap) { return cap * tanh(x / cap); }
 
+// exp(x) - 1 - x with a relative error of about 1e-6 for x <= 0: near 0 by the Taylor polynomial of degree 9, whose remainder is below
+// 1e-9 of it from -0.5 on.
+inline V exp_beyond_line(V x) {
+  V p = splat(1.0f / 362880);
+  p = fma(p, x, splat(1.0f / 40320));
+  p = fma(p, x, splat(1.0f / 5040));
+  p = fma(p, x, splat(1.0f / 720));
+  p = fma(p, x, splat(1.0f / 120));
+  p = fma(p, x, splat(1.0f / 24));
+  p = fma(p, x, splat(1.0f / 6));
+  p = fma(p, x, splat(0.5f));
+  return x > splat(-0.5f) ? p * x * x : exp(x) - splat(1.0f) - x;
+}
+
+// above * x * x + beta * x where x > 0, else below * (exp(m) - 1 - x) + beta * x, m the smaller of x and eps.
+// Source: Huang and Schlag 2024, Deriving Activation Functions Using Integration (arXiv 2411.13010); eps is of its published code.
+inline V xielu(V x, V above, V below, V beta, V eps) {
+  const V m = min(x, eps);
+  const V left = below * (exp_beyond_line(m) + (m - x)), right = above * x * x;
+  return fma(beta, x, x > V{} ? right : left);
+}
+
 // gelu(x) = x * Phi(x). The numbers are those of graph/legal.py.
 enum class GeluForm : int64_t { erf = 0, tanh = 1, sigmoid = 2 };
 

@@ -1,5 +1,5 @@
-// causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel. The last
-// inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+// causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel, or the sum
+// itself. The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
 #include <algorithm>
 
 #include "../kept.h"
@@ -39,12 +39,14 @@ void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t firs
   }
 }
 
-// y = silu(the sum of taps) of one token; `rows` are the inputs before it, the oldest first.
+// y = silu(the sum of taps) of one token, or without silu; `rows` are the inputs before it, the oldest first.
+template <bool kPlain>
 void convolve(const float* const* rows, const float* x, const float* weights, int64_t taps, int64_t width, float* y) {
   const auto sums = [&](auto read, int64_t c) {
     V acc = read(weights + c) * read(rows[0] + c);
     for (int64_t tap = 1; tap < taps - 1; ++tap) acc = fma(read(weights + tap * kChannels + c), read(rows[tap] + c), acc);
-    return silu(fma(read(weights + (taps - 1) * kChannels + c), read(x + c), acc));
+    acc = fma(read(weights + (taps - 1) * kChannels + c), read(x + c), acc);
+    return kPlain ? acc : silu(acc);
   };
   int64_t c = 0;
   for (; c + W <= width; c += W) store(y + c, sums([](const float* at) { return load(at); }, c));
@@ -79,7 +81,8 @@ void run(const CausalConv& op, int64_t unit, Scratch& scratch) {
   each_tokens<1>(op, sequence, [&](const int64_t* token, int64_t) {
     const float* x = op.x + *token * op.N + first;
     if (op.positions[*token] == 0) std::fill(rows, rows + past, zeros);
-    convolve(rows, x, weights, op.taps, width, op.y + *token * op.N + first);
+    float* y = op.y + *token * op.N + first;
+    op.plain ? convolve<true>(rows, x, weights, op.taps, width, y) : convolve<false>(rows, x, weights, op.taps, width, y);
     std::move(rows + 1, rows + past, rows);
     rows[past - 1] = x;
     ++tokens;

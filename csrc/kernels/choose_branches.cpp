@@ -105,7 +105,7 @@ void run(const ChooseBranches& op, int64_t unit, Scratch& scratch) {
     if (op.normalise) {
       total = 0.0f;
       for (int64_t e = 0; e < op.E; ++e) total += marked[e] == kTaken ? y[e] : 0.0f;
-      total = total < least ? least : total;
+      total = (total < least ? least : total) + static_cast<float>(op.added_sum);
     }
     for (int64_t e = 0; e < op.E; ++e) {
       const float own = op.factors == nullptr ? 1.0f : widen_number(op.factors + e * size_of(op.factors_dtype), op.factors_dtype);

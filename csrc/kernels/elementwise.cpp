@@ -1,5 +1,5 @@
 // add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap),
-// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number.
+// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number. xielu is in math.h.
 #include "../math.h"
 #include "../op.h"
 
@@ -18,6 +18,8 @@ void map(const float* a, const float* b, float* y, int64_t total, int64_t unit, 
   for (; i + W <= last; i += W) store(y + i, body(load(a + i), load(b + i)));
   if (i < last) store_part(y + i, body(load_part(a + i, last - i), load_part(b + i, last - i)), last - i);
 }
+
+float softplus(float x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
 }  // namespace
 
@@ -87,6 +89,15 @@ void run(const MulOne& op, int64_t unit, Scratch& scratch) {
   map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return x * factor; });
 }
 
+int64_t units(const Xielu& op) { return tiles(op.T * op.N, kChunk); }
+int64_t scratch_bytes(const Xielu&) { return 0; }
+int64_t flops(const Xielu& op) { return 25 * op.T * op.N; }
+void run(const Xielu& op, int64_t unit, Scratch& scratch) {
+  const float beta = widen_number(op.beta, op.beta_dtype), eps = widen_number(op.eps, op.eps_dtype);
+  const float above = softplus(widen_number(op.alpha_p, op.alpha_p_dtype)), below = beta + softplus(widen_number(op.alpha_n, op.alpha_n_dtype));
+  map(op.x, op.x, op.y, op.T * op.N, unit, scratch, [&](V x, V) { return xielu(x, splat(above), splat(below), splat(beta), splat(eps)); });
+}
+
 COTERIE_KERNEL(add, Add)
 COTERIE_KERNEL(mul, Mul)
 COTERIE_KERNEL(silu, Silu)
@@ -95,5 +106,6 @@ COTERIE_KERNEL(softcap, Softcap)
 COTERIE_KERNEL(relu_squared, ReluSquared)
 COTERIE_KERNEL(mul_part, MulPart)
 COTERIE_KERNEL(mul_one, MulOne)
+COTERIE_KERNEL(xielu, Xielu)
 
 }  // namespace coterie::COTERIE_ISA

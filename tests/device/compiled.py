@@ -176,7 +176,9 @@ class Some:
     options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-NETS, BESIDE = ("causal_conv", "gated_delta", "gated_delta_norm", "sigmoid_mul"), "linear beside"
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+NETS = ("causal_conv", "net_parts", "gated_delta", "gated_delta_norm", "sigmoid_mul")
+BESIDE = "linear beside"
 PRODUCTS = ("linear", "linear_add", "norm_qkv_rope_append", "norm_gate_up_silu_mul")
 LOW = {"linear": {"N": RANK}, "linear_add": {"K": RANK}}
 EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16", "prefill 2048")
@@ -277,6 +279,7 @@ def rows_of(dtype):
             "silu": {"N": F},
             "gelu": {"N": F, "form": 1},
             "softcap": {"N": V},
+            "xielu": {"N": F} | {key: v for name in XIELU for key, v in ((name, at), (f"{name}_dtype", small))},
             "norm_gate_up_gelu_mul": {**norm, **gate_up, "D": D, "F": F, "form": 1},
             "take_rows": {"D": D},
             "choose_branches": {"y": at, "E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},

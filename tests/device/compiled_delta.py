@@ -25,6 +25,7 @@ def delta_operands(at):
     own |= {"H": HEADS, "key_heads": KEY_HEADS, "K": KEYS, "C": VALUES, **kept}
     return {
         "causal_conv": {"weight": at, "weight_dtype": small, "N": CHANNELS, "taps": TAPS, **kept},
+        "net_parts": {"key_heads": KEY_HEADS, "H": HEADS, "K": KEYS, "C": VALUES},
         "gated_delta": own,
         "gated_delta_norm": {**own, "norm": at, "norm_dtype": small, "z": at},
         "sigmoid_mul": {"N": QUERIES * C, "C": C, "x_first": C, "x_step": 2 * C},

@@ -80,10 +80,11 @@ class Net:
         sizes = ((Kept.channels_of(shape), taps), (heads,), (heads,), (C,))
         return cls(shape, *(weight(rng, size, dtype, scale=0.5) for size in sizes))
 
-    def convolve(self, x, past, position):
+    def convolve(self, x, past, position, plain=False):
         past = np.zeros((self.shape[4] - 1, x.shape[-1])) if position == 0 else past
         window = np.concatenate([past, x[None]])
-        return native.silu((window * self.taps.values.T).sum(axis=0)), window[1:]
+        total = (window * self.taps.values.T).sum(axis=0)
+        return total if plain else native.silu(total), window[1:]
 
     def step(self, x, a, b, matrix, position):
         key_heads, heads, K, C, _ = self.shape

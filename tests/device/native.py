@@ -73,7 +73,8 @@ CENTRING = (
     *("norm_qkv_rope_append", "norm_gate_up_silu_mul", "norm_gate_up_gelu_mul", "norm_linear_gelu"),
     *("take_norm_linear", "norm_add"),
 )
-FREE_CHOICE = {"sigmoid": 0, "least_sum": 0.0, "groups": 0, "taken_groups": 0, "group_best": 0}  # by a softmax
+FREE_CHOICE = {"sigmoid": 0, "least_sum": 0.0, "groups": 0, "taken_groups": 0, "group_best": 0}
+FREE_CHOICE["added_sum"] = 0.0  # by a softmax
 ROTATING = ("rope", "norm_qkv_rope_append", "norm_rope_append")
 
 
@@ -88,6 +89,7 @@ def whole(kernel, operands):
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")} if kernel == "attention" else {}
+    neutral |= {"plain": 0} if kernel == "causal_conv" else {}
     neutral |= absent("bias") | absent("factors") | FREE_CHOICE if kernel == "choose_branches" else {}
     apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
     neutral |= {f"{apart}_first": 0, f"{apart}_step": 0} if apart else {}
@@ -132,7 +134,7 @@ def choice(logits, top_k, normalise, scale=1.0, bias=None, **how):
             first = sorted(range(len(groups)), key=lambda g, best=best: -best[g])[: how["taken_groups"]]
             allowed = {int(e) for g in first for e in groups[g]}
         taken = sorted(sorted(allowed), key=lambda e, ranked=ranked: -ranked[e])[:top_k]
-        total = max(scores[taken].sum(), how.get("least_sum", 0)) if normalise else 1
+        total = max(scores[taken].sum(), how.get("least_sum", 0)) + how.get("added_sum", 0) if normalise else 1
         row[taken] = np.maximum(scores[taken] / total * scale, 1e-30)
     return y
 
@@ -153,6 +155,22 @@ def rms_norm(x, w, eps, offset=0.0):
 def layer_norm(x, w, b, eps):
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
     return centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + eps) * w + b
+
+
+def xielu(x, alpha_p, alpha_n, beta, eps):
+    """In float64."""
+    x = x.astype(np.float64)
+    above, below = np.logaddexp(0, alpha_p), beta + np.logaddexp(0, alpha_n)
+    return np.where(x > 0, above * x * x, below * (np.expm1(np.minimum(x, eps)) - x)) + beta * x
+
+
+def net_parts(qkvz, ba, key_heads, K, C):
+    """q, k and v of all heads; z; a; b."""
+    T, share = len(ba), ba.shape[1] // (2 * key_heads)
+    q, k, v, z = np.split(qkvz.reshape(T, key_heads, -1), [K, 2 * K, 2 * K + share * C], axis=2)
+    b, a = np.split(ba.reshape(T, key_heads, -1), 2, axis=2)
+    x = np.concatenate([part.reshape(T, -1) for part in (q, k, v)], axis=1)
+    return x, z.reshape(T, -1, C), a.reshape(T, -1), b.reshape(T, -1)
 
 
 def clipped(gate, up, alpha, limit):

@@ -167,6 +167,21 @@ SHAPES = {
         **{"global_head_dim": 12, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "num_experts": 3},
         **{"hidden_size_per_layer_input": 0, "top_k_experts": 3, "moe_intermediate_size": 21},
     },
+    "nets-by-key-heads": {
+        **{"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "head_dim": 12, "num_experts": 4},
+        **{
+            "layer_types": ["linear_attention", "full_attention"],
+            "partial_rotary_factor": 0.5,
+            "linear_num_key_heads": 2,
+        },
+        **{"linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 21},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 21, "shared_expert_intermediate_size": 36},
+    },
+    "short-convolutions": {
+        **{"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "num_hidden_layers": 3, "conv_L_cache": 4},
+        **{"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 4},
+    },
+    "trained-activation": {"model_type": "apertus", "architectures": ["ApertusForCausalLM"], "hidden_act": "xielu"},
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
     "adapted": {"attention_bias": True},
 }
@@ -206,11 +221,14 @@ class RandomExpert:
         rng = np.random.default_rng(self.seed)
         self.weights, pieces, offsets, end = {}, {}, {}, 0 if self.align_bytes else 1
         for name, shape in names.items():
-            center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, shape[-1] ** -0.5)
+            center, scale = (1.0, 0.1) if len(shape) == 1 and "norm" in name else (0.0, (*shape[-1:], 1)[0] ** -0.5)
+            if name.endswith("act_fn.eps"):  # where two halves of a function meet, which is else broken at 0
+                center, scale = -1e-3, 0.0
             values = (center + scale * rng.standard_normal(shape)).astype(np.float32)
             dtype = self.graph.values[name].dtype
             bits = pack(values, dtype) if dtype.is_packed else from_f32(values, dtype)
-            self.weights[name] = unpack(bits, dtype, shape[1]) if dtype.is_packed else to_f32(bits, dtype)
+            wide = unpack(bits, dtype, shape[1]) if dtype.is_packed else to_f32(bits, dtype)
+            self.weights[name] = wide.reshape(shape)
             start = end + (-end % self.align_bytes if self.align_bytes else 0)
             offsets[name], end = start, start + bits.nbytes
             pieces[name] = np.frombuffer(bits.tobytes(), dtype=np.uint8)

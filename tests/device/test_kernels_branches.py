@@ -206,6 +206,7 @@ SIGMOID = {"sigmoid": 1, "least_sum": 1e-20}
 CHOICES = {
     "scores": SIGMOID,
     "two groups of four by two": SIGMOID | {"groups": 4, "taken_groups": 2, "group_best": 2},
+    "a sum with something added": {"sigmoid": 1, "added_sum": 0.25},
     "three groups by one": {"groups": 6, "taken_groups": 3, "group_best": 1},
 }
 

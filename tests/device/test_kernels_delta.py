@@ -125,6 +125,47 @@ def test_an_empty_step(team, rng):
     played.step([], *inputs(rng, shape, 0), random(rng, 0, shape[1], shape[3]))
 
 
+@pytest.mark.parametrize("taps", [2, 3, 4])
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+def test_a_plain_convolution_whose_inputs_are_the_unit(team, rng, dtype, taps):
+    """Of more channels than a unit of work has, and no matrix beside them; prompts in pieces and alone alike."""
+    shape = (1, 1, taps - 1, 301, taps)  # a unit of taps - 1 rows of 301
+    net, N = Net(shape, weight(rng, (301, taps), dtype, scale=0.5), None, None, None), 301
+    whole, pieces = (Kept.make(rng, shape) for _ in range(2))
+    x, past, lengths = random(rng, 23, N), None, [0] * 3
+    wanted = np.empty((23, N))
+    for t in range(23):
+        wanted[t], past = net.convolve(x[t], past, t, plain=True)
+
+    def convolve(kept, rows, positions, sequence):
+        y = empty(len(rows), N)
+        at = kept.operands(positions, sequence, 1)
+        sizes = {"T": len(rows), "B": 3, "N": N, "taps": taps, "plain": 1}
+        call(team, "causal_conv", x=np.ascontiguousarray(rows), **net.taps.operand("weight"), y=y, **at, **sizes)
+        return y
+
+    together = convolve(whole, x, *rows_of([(2, 23)], [0] * 3))
+    np.testing.assert_allclose(together, wanted, rtol=2e-5, atol=2e-6)
+    at = 0
+    for count in (1, 2, 17, 3):
+        found = convolve(pieces, x[at : at + count], *rows_of([(1, count)], lengths))
+        np.testing.assert_array_equal(found, together[at : at + count])
+        at += count
+
+
+@pytest.mark.parametrize("T", [0, 1, 3, 40])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parts_of_projections_by_key_heads(team, rng, shape, T):
+    key_heads, heads, K, C, _ = shape
+    qkvz, ba = random(rng, T, 2 * (key_heads * K + heads * C)), random(rng, T, 2 * heads)
+    wanted = native.net_parts(qkvz, ba, key_heads, K, C) if T else ()
+    found = [empty(T, 2 * key_heads * K + heads * C), empty(T, heads, C), empty(T, heads), empty(T, heads)]
+    ends = dict(zip(("x", "z", "a", "b"), found, strict=True))
+    call(team, "net_parts", qkvz=qkvz, ba=ba, **ends, T=T, key_heads=key_heads, H=heads, K=K, C=C)
+    for mine, right in zip(found, wanted, strict=T > 0):
+        np.testing.assert_array_equal(mine, right)
+
+
 @pytest.mark.parametrize(("T", "H", "C"), [(0, 2, 4), (1, 1, 1), (3, 2, 20), (40, 8, 256)])
 def test_gates_of_every_other_head(team, rng, T, H, C):
     both, a = random(rng, T, H, 2, C), random(rng, T, H, C)

@@ -258,6 +258,20 @@ def test_gelu_of_extremes(team, form):
     assert np.isnan(y[0, 11])
 
 
+@pytest.mark.parametrize("dtype", native.WEIGHT_DTYPES)
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33), (2, 9000)])
+def test_xielu(team, rng, shape, dtype):
+    """Also near 0 from below, where the exponential is nearly 1, beside `eps` there."""
+    x, y = 4 * random(rng, *shape), empty(*shape)
+    x[:, ::3] *= 1e-3
+    values = {"alpha_p": 0.7, "alpha_n": -0.4, "beta": 0.5, "eps": -0.125}
+    weights = {name: weight(rng, (1,), dtype, center=value, scale=0.0) for name, value in values.items()}
+    operands = {k: v for name, one in weights.items() for k, v in one.operand(name).items()}
+    call(team, "xielu", x=x, y=y, **operands, T=shape[0], N=shape[1])
+    wanted = native.xielu(x, *(one.values[0] for one in weights.values()))
+    np.testing.assert_allclose(y, wanted, rtol=2e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33)])
 def test_relu_squared(team, rng, shape):
     x, y = 4 * random(rng, *shape), empty(*shape)

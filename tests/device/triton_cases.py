@@ -184,6 +184,18 @@ def elementwise(kernel, T, N):
     return Case(kernel, "F32", f"T {T}, N {N}", EXACT, run)
 
 
+def xielu(dtype, T, N):
+    def run(rng):
+        x, y = 3 * random(rng, T, N), empty(T, N)
+        values = {"alpha_p": 0.7, "alpha_n": -0.4, "beta": 0.5, "eps": -0.125}
+        found = {name: weight(rng, (1,), dtype, value, 1e-9) for name, value in values.items()}
+        operands = {k: v for name, one in found.items() for k, v in one.operand(name).items()}
+        call("xielu", tokens(T), x=x, y=y, **operands, T=T, N=N)
+        return [(y, native.xielu(x, *(one.values[0] for one in found.values())))]
+
+    return Case("xielu", dtype.value, f"T {T}, N {N}", EXACT, run)
+
+
 def gelu(form, T, N):
     def run(rng):
         x, y = 3 * random(rng, T, N), empty(T, N)
@@ -520,6 +532,7 @@ QUICK = [
     *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
     *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
     elementwise("relu_squared", 3, 133),
+    *(xielu(t, T, N) for t, T, N in ((F32, 1, 1), (BF16, 3, 133), (F16, 2, 70))),
     *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
     *(linear("linear", t, T, N, K, T == 3) for t in TYPES for T, N, K in ((1, 1, 1), (3, 37, 129), (19, 37, 200))),
     *(linear("linear_add", t, T, N, K, T == 5) for t in TYPES for T, N, K in ((4, 5, 300), (5, 33, 31))),
@@ -570,6 +583,7 @@ QUICK = [
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
     *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
     choose_branches(3, 36, 7, 1, bias=F32, sigmoid=1, groups=4, taken_groups=2, group_best=2),
+    choose_branches(5, 9, 3, 1, sigmoid=1, added_sum=0.25),
     choose_branches(2, 10, 3, 0, bias=BF16, least_sum=0.0),
     choose_branches(3, 12, 4, 0, bias=F16, groups=6, taken_groups=3, group_best=1),
     choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),

@@ -14,6 +14,7 @@ from tests.device.interpreted import WIDE, Bucket, aligned, call
 from tests.device.native import empty, random
 from tests.device.triton_cases import BF16, EXACT, F16, F32, Case, weight
 
+PLAIN = "plain"
 NAMES = ("causal_conv", "gated_delta", "gated_delta_norm")
 NARROW = replace(WIDE, delta_width=16, delta_whole=0)  # as walked: no head is whole
 SEQUENCES = 3
@@ -76,6 +77,44 @@ def delta(kernel, dtype, shape, steps, tiles=WIDE, words=""):
     return Case(kernel, dtype.value, sizes, EXACT, run)
 
 
+def plain_conv(dtype, taps, N, steps):
+    """A convolution without silu, whose last inputs are a unit by themselves."""
+
+    def run(rng):
+        shape = (1, 1, taps - 1, N, taps)
+        net = Net(shape, weight(rng, (N, taps), dtype, scale=0.5), None, None, None)
+        at, lengths, kept, pairs = Kept.make(rng, shape, apart=12, place=aligned), [0] * 3, [None] * SEQUENCES, []
+        for step in steps:
+            positions, sequence = rows_of(step, lengths)
+            T = len(positions)
+            x, y, wanted = random(rng, T, N), empty(T, N), np.zeros((T, N))
+            decodes = T == SEQUENCES and all(count == 1 for _, count in step)
+            bucket = Bucket(T if decodes else max(T, SEQUENCES + 1), SEQUENCES, T, 1)
+            own = {"N": N, "taps": taps, PLAIN: 1, **net.taps.operand("weight"), "T": T, "B": SEQUENCES}
+            call("causal_conv", bucket, x=x, y=y, **own, **at.operands(positions, sequence, 1))
+            for t, name in enumerate(sequence):
+                wanted[t], kept[name] = net.convolve(x[t], kept[name], positions[t], plain=True)
+            pairs.append((y, wanted))
+        return pairs
+
+    tokens = "; ".join(" ".join(f"{count}" for _, count in step) for step in steps)
+    return Case("causal_conv", dtype.value, f"{PLAIN}, N {N}, {taps} taps, steps of {tokens}", EXACT, run)
+
+
+def parts(T, key_heads, H, K, C):
+    """Projections by key heads, taken apart."""
+
+    def run(rng):
+        qkvz, ba = random(rng, T, 2 * (key_heads * K + H * C)), random(rng, T, 2 * H)
+        found = empty(T, 2 * key_heads * K + H * C), empty(T, H, C), empty(T, H), empty(T, H)
+        ends = dict(zip(("x", "z", "a", "b"), found, strict=True))
+        sizes = {"T": T, "key_heads": key_heads, "H": H, "K": K, "C": C}
+        call("net_parts", Bucket(max(T, 1), 1, 1, 1), qkvz=qkvz, ba=ba, **ends, **sizes)
+        return list(zip(found, native.net_parts(qkvz, ba, key_heads, K, C), strict=True)) if T else []
+
+    return Case("net_parts", "F32", f"T {T}, H {H} of {key_heads}, K {K}, C {C}", 0.0, run)
+
+
 def gates(kernel, T, H, C):
     """Of every other head of a projection."""
 
@@ -109,6 +148,8 @@ QUICK = [
     *(gates(kernel, T, H, C) for kernel, T, H, C in (("sigmoid", 0, 2, 4), ("sigmoid", 1, 1, 1))),
     *(gates("sigmoid_mul", T, H, C) for T, H, C in ((3, 2, 20), (2, 3, 256))),
     normed(3, 2, 20),
+    *(plain_conv(t, taps, N, PROMPTS) for t, taps, N in ((F32, 2, 5), (BF16, 3, 70), (F16, 4, 33))),
+    *(parts(*sizes) for sizes in ((1, 1, 1, 1, 1), (3, 2, 6, 5, 12), (2, 3, 3, 9, 7))),
 ]
 LONG = [
     *(delta(kernel, dtype, (2, 4, 33, 64, 4), LONGER) for dtype in (F32, F16, BF16) for kernel in NAMES),

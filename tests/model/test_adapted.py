@@ -20,9 +20,11 @@ from coterie.models.quantize import quantize_folder
 
 OURS = 1e-4  # relative to the largest logit: our kernels beside transformers', in float32
 LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa", "qwen3.5", "gemma4", "gemma4-values", "gemma4-moe")
-ROWS = ["llama", "qwen3-bias", "phi3-partial", "granite", "gemma2", "stablelm-parallel", "qwen3-moe"]
+LATER += ("apertus", "cohere2")
+ROWS = ["llama", "qwen3-bias", "phi3-partial", "granite", "gemma2", "stablelm-parallel", "qwen3-moe", "lfm2"]
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in LATER]
 MORE = ("fc1", "fc2", "dense", "lm_head", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+MORE += ("in_proj", "in_proj_qkvz", "in_proj_ba", "w1", "w2", "w3")
 
 
 def adapted(row, folder_of, tmp_path, names=(*adapters.ALL, *MORE), dtype="fp32", **changes):
@@ -45,6 +47,17 @@ def test_beside_transformers_and_beside_merged_weights(row, folder_of, tmp_path,
     merge_folder(base, folder, tmp_path / "merged")
     merged = Stepper(make_backend("cpu", open_model(tmp_path / "merged")))
     assert relative_error(stepper.feed((stepper.sequence(), prompt)), merged.feed((merged.sequence(), prompt))) <= OURS
+
+
+def test_projections_by_key_heads(folder_of, tmp_path, make_backend):
+    """Beside all of whose weights are adapted that are no branch's."""
+    names = ("in_proj_qkvz", "in_proj_ba", "out_proj", "q_proj", "o_proj")
+    base, parts, folder = adapted("qwen3-next", folder_of, tmp_path, names)
+    model = open_adapted(open_model(base), folder)
+    prompt = prompt_of(model.config.vocab_size)
+    wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
+    stepper = Stepper(make_backend("cpu", model))
+    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

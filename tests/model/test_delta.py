@@ -1,10 +1,12 @@
-"""Models with gated delta nets (Qwen3.5): agreement with transformers, one answer however it is stepped, refusals.
+"""Models whose sequences keep a state of one size (Qwen3.5, Qwen3-Next, LFM2): agreement with transformers, refusals.
 
-A sequence keeps a state of one size in the blocks at the beginning of its table.
+One answer however it is stepped; the state is in the blocks at the beginning of a sequence's table.
 """
 
 import json
 import shutil
+from collections import defaultdict
+from math import prod
 
 import numpy as np
 import pytest
@@ -14,17 +16,18 @@ from safetensors.torch import load_file, save_file
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, chunks
 from tests.model.test_nested import SIGLIP
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error, typical_error
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.devices.cpu import CpuDevice
-from coterie.graph.compile import compile_graph
+from coterie.graph.compile import compile_graph, kv_shape
 from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
+from coterie.models.registry import decoder_graph, weight_shapes
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
 
@@ -36,6 +39,7 @@ FP32_TOLERANCE = 1e-4  # relative to the largest logit
         ("reference", "qwen3.5"),
         pytest.param("reference", "qwen3.5-first", marks=pytest.mark.long),
         pytest.param("reference", "qwen3.5-moe", marks=pytest.mark.long),
+        *(("reference", row) for row in ("lfm2", "lfm2-moe", "qwen3-next")),
     ],
 )
 def test_float32(backend, row, folder_of, theirs_of, make_backend):
@@ -51,6 +55,16 @@ def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_o
     theirs = theirs_of(row, "default", dtype)
     stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
     assert 0 < relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= theirs.own_error
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("row", tiny.DELTA_MOE)
+def test_rounded_types_with_branches(row, dtype, folder_of, theirs_of, make_backend):
+    """By the typical token: rounding may turn over the choice of a branch."""
+    theirs = theirs_of(row, "default", dtype)
+    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
+    error = typical_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth)
+    assert 0 < error <= theirs.own_typical_error
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -79,11 +93,12 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("row", ["qwen3.5", "lfm2", "qwen3-next"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_gives_the_answer(way, folder_of, theirs_of, make_backend):
+def test_every_way_gives_the_answer(way, row, folder_of, theirs_of, make_backend):
     """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
-    theirs = theirs_of("qwen3.5")
-    stepper = Stepper(make_backend("cpu", open_model(folder_of("qwen3.5")), **WAYS[way]))
+    theirs = theirs_of(row)
+    stepper = Stepper(make_backend("cpu", open_model(folder_of(row)), **WAYS[way]))
     sequence = stepper.sequence()
     pieces = [
         stepper.feed((sequence, piece)) for piece in (theirs.prompt[:30], theirs.prompt[30:31], theirs.prompt[31:])
@@ -100,15 +115,39 @@ def test_regions_of_both_kinds_of_layers(folder_of):
     assert kernels[1][-6:] == ["norm_rope_append", "attention", "sigmoid_mul", "linear_add", *feed_forward]
 
 
-@pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z])
-def test_packed(dtype, folder_of, tmp_path, make_backend):
+# A row, tensors that are small and stay as they are, and some that are packed.
+PACKED = {
+    "qwen3.5": (
+        ("A_log", "dt_bias", "conv1d.weight", "in_proj_a.weight", "in_proj_b.weight", "norm.weight"),
+        ("linear_attn.in_proj_qkv.weight", "self_attn.q_proj.weight"),
+    ),
+    "qwen3-next": (
+        ("A_log", "dt_bias", "conv1d.weight", "in_proj_ba.weight", "norm.weight", "mlp.gate.weight"),
+        ("linear_attn.in_proj_qkvz.weight", "self_attn.q_proj.weight", "mlp.experts.0.up_proj.weight"),
+    ),
+    "lfm2": (
+        ("conv.conv.weight", "norm.weight"),
+        ("conv.in_x.weight", "conv.out_proj.weight", "feed_forward.w2.weight"),
+    ),
+    "lfm2-moe": (("expert_bias", "feed_forward.gate.weight"), ("feed_forward.experts.0.w1.weight", "conv.in_x.weight")),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype"),
+    [
+        *(("qwen3.5", dtype) for dtype in (DType.Q8, DType.Q4, DType.Q4Z)),
+        *((row, DType.Q8) for row in PACKED if row != "qwen3.5"),
+    ],
+)
+def test_packed(row, dtype, folder_of, tmp_path, make_backend):
     """Small tensors stay as they are. The reference has the packed weights; activations are rounded to 16 bits."""
-    quantize_folder(folder_of("qwen3.5", dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
+    quantize_folder(folder_of(row, dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
     model = open_model(tmp_path / "packed")
     kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
-    stays = ("A_log", "dt_bias", "conv1d.weight", "in_proj_a.weight", "in_proj_b.weight", "norm.weight")
+    stays, packed = PACKED[row]
     assert not [kind for kind, found in kinds.items() if kind.endswith(stays) and found.is_packed]
-    assert kinds["linear_attn.in_proj_qkv.weight"] is kinds["self_attn.q_proj.weight"] is dtype
+    assert {kinds[name] for name in packed} == {dtype}
     prompt = prompt_of(257)
     steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
     wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
@@ -184,6 +223,62 @@ def test_what_is_refused(folder_of, tmp_path):
         (target / "config.json").write_text(json.dumps({**raw, **changes}))
         with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
             open_model(target)
+
+
+def test_what_is_refused_of_short_convolutions(folder_of, tmp_path):
+    folder = folder_of("lfm2")
+    raw = json.loads((folder / "config.json").read_text())
+    conv, full = "conv", "full_attention"
+    for number, (changes, sentence) in enumerate(
+        [
+            ({"layer_types": [conv] * 4}, f"all of its 4 layers are {conv}; use a model that has"),
+            ({"layer_types": None, "full_attn_idxs": None}, f"all of its 4 layers are {full}"),
+            ({"layer_types": None, "full_attn_idxs": ["0"]}, "full_attn_idxs is .* a list of numbers of layers"),
+            (
+                {"layer_types": [conv, full, "mamba", conv]},
+                "layer_types is .* names, full_attention or conv",
+            ),
+            ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be at least 2"),
+            ({"conv_bias": True}, "conv_bias = True is not run for lfm2"),
+        ]
+    ):
+        target = tmp_path / str(number)
+        shutil.copytree(folder, target)
+        (target / "config.json").write_text(json.dumps({**raw, **changes}))
+        with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
+            open_model(target)
+
+
+def test_short_convolutions_as_released():
+    """Of LFM2-1.2B, whose width is that of another form of the block; what a sequence keeps is 16 KiB a layer."""
+    raw = {"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 16}
+    raw |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 65_536, "norm_eps": 1e-5}
+    raw |= {"block_ff_dim": 12_288, "block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0}
+    raw |= {"block_multiple_of": 256, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "conv_bias": False, "conv_L_cache": 3}
+    raw |= {"max_position_embeddings": 128_000, "rope_theta": 1_000_000.0, "conv_dim": 2048, "block_use_swiglu": True}
+    found = ModelConfig.from_hf(raw, "LFM2-1.2B")
+    assert (found.intermediate_size, found.attending_layers) == (8192, (2, 5, 8, 10, 12, 14))
+    assert found.tied_embeddings
+    sizes = weight_shapes(found)
+    assert round(sum(map(prod, sizes.values())) / 1e7) == 117  # 1.17 billion, as published
+    kv = kv_shape(decoder_graph(found, defaultdict(lambda: DType.BF16)))
+    assert (kv.state_units, kv.unit_bytes) == (10, 16_384)
+
+
+def test_nets_by_key_heads_as_released():
+    """Of Qwen3-Next-80B-A3B, as published: 80 billion numbers."""
+    raw = {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048}
+    raw |= {"intermediate_size": 5120, "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 2}
+    raw |= {"head_dim": 256, "vocab_size": 151_936, "full_attention_interval": 4, "linear_conv_kernel_dim": 4}
+    raw |= {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128}
+    raw |= {"linear_value_head_dim": 128, "num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True}
+    raw |= {"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "decoder_sparse_step": 1}
+    raw |= {"mlp_only_layers": [], "partial_rotary_factor": 0.25, "rope_theta": 10_000_000, "rope_scaling": None}
+    raw |= {"max_position_embeddings": 262_144, "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False}
+    found = ModelConfig.from_hf(raw | {"use_sliding_window": False}, "Qwen3-Next-80B-A3B")
+    assert (len(found.delta_nets.layers), found.branches.taken, len(found.rope.inv_freq)) == (36, 10, 32)
+    assert found.branches.choice.normalised
+    assert round(sum(map(prod, weight_shapes(found).values())) / 1e9) == 80
 
 
 def test_a_block_must_hold_a_unit_of_state(folder_of):

@@ -64,7 +64,7 @@ def test_beside_transformers(row, folder_of, tmp_path, make_backend):
     assert relative_error(logits_of(tiny.load(tuned), prompt), wanted) <= 0.05
 
 
-@pytest.mark.parametrize("row", ["llama", "qwen3.5"])
+@pytest.mark.parametrize("row", ["llama", "qwen3.5", "lfm2", "apertus", "qwen3-next"])
 def test_a_sequence_keeps_what_it_does_without_a_delta(row, folder_of, tmp_path):
     base, tuned, folder = made(row, folder_of, tmp_path)
     assert open_delta(open_model(base), folder).kv == open_model(tuned).kv

@@ -238,7 +238,7 @@ STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not run for llama"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not run"),
-        ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, dynamic"),
+        ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, "),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
         ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias = True is not run for seed_oss"),

@@ -386,6 +386,23 @@ LATENT_ROWS = {
         },
     ),
 }
+BRANCH_ROWS |= {
+    "afmoe": (
+        "Afmoe",
+        {
+            **{"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "num_shared_experts": 2},
+            **{"num_dense_layers": 1, "route_scale": 1.7, "mup_enabled": True, "sliding_window": 7, "head_dim": 16},
+            "global_attn_every_n_layers": 2,
+        },
+    ),
+    "solar-open": (
+        "SolarOpen",
+        {
+            **{"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "head_dim": 12},
+            **{"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.0},
+        },
+    ),
+}
 FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS
 BRANCHED = (*BRANCH_ROWS, *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes))
 # Layers that are gated delta nets.
@@ -419,6 +436,54 @@ DELTA_MOE = {
         },
     ),
 }
+DELTA_MOE |= {
+    "qwen3-next": (
+        "Qwen3Next",
+        {
+            **DELTA_ROWS["qwen3.5"][1],
+            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "mlp_only_layers": [1]},
+            "shared_expert_intermediate_size": 36,
+        },
+    ),
+    "qwen3-next-first": (
+        "Qwen3Next",
+        {
+            **DELTA_ROWS["qwen3.5-first"][1],
+            **{"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 20, "norm_topk_prob": False},
+            **{"shared_expert_intermediate_size": 12, "decoder_sparse_step": 2, "num_hidden_layers": 3},
+        },
+    ),
+}
+# Layers that are short convolutions.
+CONV = "conv"
+CONV_ROWS = {
+    "lfm2": (
+        "Lfm2",
+        {
+            **{"num_hidden_layers": 4, "layer_types": [CONV, CONV, FULL, CONV], "block_multiple_of": 8},
+            **{"block_ffn_dim_multiplier": 1.3, "pad_token_id": 0},
+        },
+    ),
+    "lfm2-first": (
+        "Lfm2",
+        {
+            **{"full_attn_idxs": [0, 2], "conv_L_cache": 4, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
+            **{"num_key_value_heads": 1, "tie_word_embeddings": False},
+        },
+    ),
+}
+CONV_MOE = {
+    "lfm2-moe": (
+        "Lfm2Moe",
+        {
+            **{"num_hidden_layers": 4, "layer_types": [CONV, FULL, CONV, FULL], "num_dense_layers": 1},
+            **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "pad_token_id": 0},
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+}
+DELTA_ROWS |= CONV_ROWS
+DELTA_MOE |= CONV_MOE
 FAMILY_ROWS |= DELTA_ROWS | DELTA_MOE
 # Layers of different heads, which have a rope each. The last of small ones is shared by none, of large ones by one.
 GEMMA4 = {
@@ -468,6 +533,13 @@ FAMILY_ROWS |= {
     "starcoder2-full": ("Starcoder2", {"hidden_act": "gelu", "tie_word_embeddings": False}),
 }
 FAMILY_ROWS |= {
+    "cohere": ("Cohere", {"pad_token_id": 0, "logit_scale": 0.4, "num_key_value_heads": 4}),
+    "cohere-bias": ("Cohere", {"pad_token_id": 0, "attention_bias": True, "tie_word_embeddings": False}),
+    "cohere2": ("Cohere2", {"pad_token_id": 0, "sliding_window": 7, "sliding_window_pattern": 2, "logit_scale": 0.3}),
+    "apertus": ("Apertus", {"num_key_value_heads": 1}),
+    "apertus-bias": ("Apertus", {"attention_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+}
+FAMILY_ROWS |= {
     "phi": ("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
     "phi-gqa": ("Phi", {"hidden_size": 80, "partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
 }
@@ -477,7 +549,7 @@ LAYERED = ("Gemma3", "Olmo3")  # layers with a window have a rope of their own
 CONFIGS = {"Gemma3": "Gemma3TextConfig", "Gemma4": "Gemma4TextConfig", "Gemma4Unified": "Gemma4UnifiedTextConfig"}
 CONFIGS |= {"Qwen3_5": "Qwen3_5TextConfig", "Qwen3_5Moe": "Qwen3_5MoeTextConfig"}
 
-KEPT_WIDE = "e_score_correction_bias"  # of float32 in files of any type
+KEPT_WIDE = ("e_score_correction_bias", "expert_bias")  # of float32 in files of any type
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -559,7 +631,7 @@ def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     is_gemma = model.config.model_type.startswith(("gemma", "vaultgemma"))  # adds 1 to norms, and scales what it embeds
     is_gemma4 = model.config.model_type.startswith("gemma4")
-    adds_one = (is_gemma and not is_gemma4) or model.config.model_type.startswith("qwen3_5")
+    adds_one = (is_gemma and not is_gemma4) or model.config.model_type.startswith(("qwen3_5", "qwen3_next"))
     is_turned = model.config.model_type == "gpt_oss"
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -101,6 +101,16 @@ def _elementwise(low: Lowering, ops: Sequence[Op]) -> Operands:
     return ends | _form(op) | {"T": low.size(shape[0]), "N": trailing(shape)}
 
 
+def _xielu(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    x, *numbers = op.inputs
+    shape = low.value(op.outputs[0]).shape
+    found = {"x": low.at(x), "y": low.at(op.outputs[0]), "T": low.size(shape[0]), "N": trailing(shape)}
+    for operand, name in zip(("alpha_p", "alpha_n", "beta", "eps"), numbers, strict=True):
+        found |= low.weight(operand, name)
+    return found
+
+
 def _form(op: Op) -> Operands:
     """What an activation has besides its values."""
     if op.kind == "gelu":
@@ -232,6 +242,7 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "gelu": _elementwise,
     "softcap": _elementwise,
     "relu_squared": _elementwise,
+    "xielu": _xielu,
     "mul": _elementwise,
     "mul_part": _mul_part,
     "mul_one": _mul_one,

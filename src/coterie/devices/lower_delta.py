@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from coterie.core.shapes import fixed, trailing
 from coterie.devices.lowering import Lowering
 from coterie.devices.operands import Named, Operands
-from coterie.graph.delta_ops import CONV, DELTA, DELTA_STATE, KEY_HEADS
+from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 
 STATE_TABLES = "state_tables"  # what each run gives: block tables from their first column on
@@ -19,8 +19,10 @@ STATE_TABLES = "state_tables"  # what each run gives: block tables from their fi
 def _kept(low: Lowering, op: Op) -> Operands:
     """Where the state of the op's layer is: the units of a layer are its matrices, then what the convolution keeps."""
     positions, sequence, _, _ = op.inputs[-4:]
-    layers, heads, _, _ = fixed(low.value(DELTA_STATE).shape)
-    first = op.integer("layer") * (low.program.kv.state_units // layers) + (heads if op.kind == CONV else 0)
+    layers = fixed(low.value(CONV_STATE).shape)[0]
+    has_matrices = op.kind == CONV and DELTA_STATE in low.program.graph.values
+    behind = fixed(low.value(DELTA_STATE).shape)[1] if has_matrices else 0
+    first = op.integer("layer") * (low.program.kv.state_units // layers) + behind
     named: Operands = {name: Named(name) for name in (STATE_TABLES, "table_width", "kv", "block_bytes")}
     rows: Operands = {"positions": low.at(positions), "sequence": low.at(sequence)}
     return named | rows | {"unit_bytes": low.program.kv.unit_bytes, "first_unit": first}
@@ -31,7 +33,18 @@ def _conv(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, N = low.value(op.outputs[0]).shape
     taps = low.value(op.inputs[1]).shape[-1]
     ends = {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1])
-    return ends | _kept(low, op) | {"T": low.size(T), "B": Named("B"), "N": low.size(N), "taps": low.size(taps)}
+    sizes = {"T": low.size(T), "B": Named("B"), "N": low.size(N), "taps": low.size(taps)}
+    return ends | _kept(low, op) | sizes | {PLAIN: int(PLAIN in op.attrs)}
+
+
+def _parts(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    qkvz, ba = op.inputs
+    T, H, C = low.value(op.outputs[1]).shape
+    keys = trailing(low.value(op.outputs[0]).shape) - trailing(low.value(op.outputs[1]).shape)
+    ends = {name: low.at(value) for name, value in zip(("x", "z", "a", "b"), op.outputs, strict=True)}
+    sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": keys // (2 * op.integer(KEY_HEADS))}
+    return {"qkvz": low.at(qkvz), "ba": low.at(ba)} | ends | sizes | {"key_heads": op.integer(KEY_HEADS)}
 
 
 def _delta(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -66,6 +79,7 @@ def _sigmoid(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 DELTA_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     CONV: _conv,
+    PARTS: _parts,
     DELTA: _delta,
     "gated_delta_norm": _delta,
     "sigmoid": _sigmoid,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from coterie.core.shapes import Shape, trailing
 from coterie.graph.branch_ops import (
     ADD_BIAS,
+    ADDED_SUM,
     ALPHA,
     CHOOSE,
     CLIPPED,
@@ -49,9 +50,10 @@ def _choose(row: Row) -> None:
         row.weight(2, (branches,))
     if row.op.attrs.get(SCORES, SIGMOID) != SIGMOID:
         raise row.wrong(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
-    least = row.op.attrs.get(LEAST_SUM, 0.0)
-    if not isinstance(least, int | float) or not 0 <= least < 1:
-        raise row.wrong(f"{LEAST_SUM} is {least!r}", "give a number from 0 to 1, or leave it out")
+    for name in (LEAST_SUM, ADDED_SUM):
+        least = row.op.attrs.get(name, 0.0)
+        if not isinstance(least, int | float) or not 0 <= least < 1:
+            raise row.wrong(f"{name} is {least!r}", "give a number from 0 to 1, or leave it out")
     _groups(row, branches, top_k)
 
 

@@ -20,6 +20,7 @@ GELU_UP = "branch_gate_up_gelu"
 TOP_K = "top_k"  # how many branches a token takes
 SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
 LEAST_SUM = "least_sum"  # what normalised weights are divided by at least
+ADDED_SUM = "added_sum"  # what is added to that
 GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
 GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
 ALPHA, LIMIT = "alpha", "limit"  # of a clipped gate
@@ -29,15 +30,17 @@ TAKEN_READERS = (*MATRIX_READERS, ADD_BIAS)  # of whose weights as much is read 
 MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
 _BIASES = 2  # behind the matrices of a clipped gate and up
 
+_GROUPED = ("groups?", "taken_groups?", "group_best?")
 BRANCH_OPS: dict[str, OpSpec] = {
     CHOOSE: OpSpec(
         "y = scale * scores where these are among the top_k largest of a row, of equal ones the first, else 0; scores: "
-        "softmax(logits), or their sigmoid; normalise 1: divided by the sum of those taken, at least least_sum. A bias "
-        "is added to rank them, and only for that. With groups only those of the taken_groups best, ranked by the sum "
-        "of their group_best largest, of equal groups the first. With factors each of those taken, times its own",
+        "softmax(logits), or their sigmoid; normalise 1: divided by the sum of those taken, at least least_sum, plus "
+        "added_sum. A bias is added to rank them, and only for that. With groups only those of the taken_groups best, "
+        "ranked by the sum of their group_best largest, of equal groups the first. With factors each of those taken, "
+        "times its own",
         ("logits:TE", "bias?:E", "factors??:E"),
         ("y:TE",),
-        (TOP_K, "normalise", "scale?", "scores?", "least_sum?", "groups?", "taken_groups?", "group_best?"),
+        (TOP_K, "normalise", "scale?", "scores?", "least_sum?", "added_sum?", *_GROUPED),
     ),
     GATE_UP: OpSpec(
         "y = silu(x @ gate.T) * (x @ up.T) of each branch that a token takes; rounding as in linear",
@@ -77,7 +80,8 @@ def choice_of(op: Op) -> dict[str, int | float]:
     """How an op chooses, as numbers: 0 for each attribute that is left out."""
     whole = (TOP_K, "normalise", GROUPS, TAKEN_GROUPS, GROUP_BEST)
     numbers: dict[str, int | float] = {name: int(op.attrs.get(name, 0)) for name in whole}
-    return numbers | {"scale": op.scale, SIGMOID: int(SCORES in op.attrs), LEAST_SUM: float(op.attrs.get(LEAST_SUM, 0))}
+    sums = {name: float(op.attrs.get(name, 0)) for name in (LEAST_SUM, ADDED_SUM)}
+    return numbers | {"scale": op.scale, SIGMOID: int(SCORES in op.attrs), **sums}
 
 
 def matrices_of(kind: str, operands: Sequence[T]) -> Sequence[T]:

@@ -14,6 +14,7 @@ import numpy as np
 from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
 from coterie.graph.branch_ops import (
     ADD_BIAS,
+    ADDED_SUM,
     ALPHA,
     CHOOSE,
     CLIPPED,
@@ -78,8 +79,8 @@ def _choose(step: Step, op: Op, x: list[Any]) -> Array:
     chosen_TA = np.argsort(-rank_TE, axis=-1, kind="stable")[:, : op.integer(TOP_K)]
     weights_TA = np.take_along_axis(scores_TE, chosen_TA, axis=-1)
     if op.integer("normalise"):
-        least = np.float32(op.attrs.get(LEAST_SUM, 0.0))
-        weights_TA = weights_TA / np.maximum(weights_TA.sum(axis=-1, keepdims=True), least)
+        least, added = (np.float32(op.attrs.get(name, 0.0)) for name in (LEAST_SUM, ADDED_SUM))
+        weights_TA = weights_TA / (np.maximum(weights_TA.sum(axis=-1, keepdims=True), least) + added)
     weights_TA = weights_TA * np.float32(op.scale)
     weights_TA = weights_TA * factors_E[0][chosen_TA] if factors_E else weights_TA
     y = np.zeros_like(logits_TE)

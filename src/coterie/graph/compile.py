@@ -11,7 +11,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import fixed
 from coterie.graph.buffers import Lifetime, plan_buffers
-from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, UNIT_TYPE_BYTES, units_of_layer
+from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, state_units
 from coterie.graph.fuse import fuse
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import KvLayers, KvShape, Program, Region, kv_states
@@ -46,12 +46,10 @@ def kv_shape(graph: Graph) -> KvShape:
 
 def _recurrent_units(graph: Graph) -> tuple[int, int]:
     """Units of a sequence's recurrent state, and the bytes of one."""
-    if DELTA_STATE not in graph.values:
+    if CONV_STATE not in graph.values:
         return 0, 0
-    conv, delta = (fixed(graph.values[name].shape) for name in (CONV_STATE, DELTA_STATE))
-    layers, heads, key_dim, value_dim = delta
-    units = units_of_layer(heads, key_dim, value_dim, conv[1] + 1, conv[2])
-    return layers * units, key_dim * value_dim * UNIT_TYPE_BYTES
+    conv = fixed(graph.values[CONV_STATE].shape)
+    return state_units(conv, fixed(graph.values[DELTA_STATE].shape) if DELTA_STATE in graph.values else None)
 
 
 def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:

@@ -135,7 +135,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("sigmoid", "tanh"), 3),
     **dict.fromkeys(("rms_norm", "silu"), 4),
     **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
-    **{"relu_squared": 2, "layer_norm": 6, "gelu": 8},
+    **{"relu_squared": 2, "layer_norm": 6, "gelu": 8, "xielu": 8},
     "softcap": SOFTCAP_FLOPS,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
-from coterie.graph.delta_ops import CONV, DELTA, STATES
+from coterie.graph.delta_ops import CONV, DELTA, PARTS, PLAIN, STATES
 from coterie.graph.ir import Graph, Op
 
 # Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S.
@@ -18,7 +18,7 @@ _PER_NUMBER = 7
 def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     """Two of each tap, four of silu."""
     taps = numbers_in(graph.values[op.inputs[1]].shape[-1:])
-    return (2 * taps + 4) * sizes.count(graph.values[op.outputs[0]].shape)
+    return (2 * taps + (0 if PLAIN in op.attrs else 4)) * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _delta_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -36,4 +36,8 @@ def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
     return found
 
 
-DELTA_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {CONV: _conv_flops, DELTA: _delta_flops}
+DELTA_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+    CONV: _conv_flops,
+    DELTA: _delta_flops,
+    PARTS: lambda graph, op, sizes: 0,
+}

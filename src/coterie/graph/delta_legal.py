@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from coterie.core.dtypes import DType
 from coterie.core.shapes import fixed, trailing
 from coterie.graph.checks import Row, T
-from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS
+from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Kind
 from coterie.graph.legal import pages
 
@@ -37,7 +37,26 @@ def _conv(row: Row) -> None:
     past, channels = _state(row, 5, 3)
     row.same(x.shape, (T, channels), x.name)
     row.weight(1, (channels, 1, past + 1))
+    if row.op.attrs.get(PLAIN, 1) != 1:
+        raise row.wrong(f"{PLAIN} is {row.op.attrs[PLAIN]!r}", "give 1, or leave it out")
     pages(row, 2)
+
+
+def _parts(row: Row) -> None:
+    qkvz, ba = row.input(0), row.input(1)
+    x, z, a, b = (row.graph.values[name] for name in row.op.outputs)
+    row.rows(qkvz, ba, x, z, a, b, first=(T,))
+    row.activations(qkvz, ba, x, z, a, b)
+    heads, value_dim = row.heads(z)
+    key_heads, inner = row.op.integer(KEY_HEADS), heads * value_dim
+    keys = trailing(qkvz.shape) - 2 * inner  # q and k of all heads
+    if key_heads < 1 or heads % key_heads or keys < 1 or keys % (2 * key_heads):
+        fact = f"{qkvz.name} has shape {qkvz.shape} for {key_heads} key heads and {heads} value heads of {value_dim}"
+        raise row.wrong(fact, "give q and k of each key head, and v and z of each value head")
+    row.same(x.shape, (T, keys + inner), x.name)
+    row.same((ba.shape[0], trailing(ba.shape)), (T, 2 * heads), ba.name)
+    for value in (a, b):
+        row.same(value.shape, (T, heads), value.name)
 
 
 def _delta(row: Row) -> None:
@@ -59,4 +78,4 @@ def _delta(row: Row) -> None:
     pages(row, 5)
 
 
-DELTA_LEGAL: Mapping[str, Callable[[Row], None]] = {CONV: _conv, DELTA: _delta}
+DELTA_LEGAL: Mapping[str, Callable[[Row], None]] = {CONV: _conv, DELTA: _delta, PARTS: _parts}

@@ -12,13 +12,13 @@ import numpy as np
 
 from coterie.core.shapes import fixed
 from coterie.graph.branch_reference import silu
-from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS
+from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Step
 
 LEAST = np.float32(1e-6)  # added to the square of a length
 
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array]
+_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
 
 def _conv(step: Step, op: Op, x: list[Any]) -> Array:
@@ -29,9 +29,23 @@ def _conv(step: Step, op: Op, x: list[Any]) -> Array:
         if position == 0:
             past_KN[:] = 0
         window = np.concatenate([past_KN, data_TN[t][None]])
-        y[t] = silu(np.asarray((window * weight_N1K[:, 0].T).sum(axis=0), np.float32))
+        total = np.asarray((window * weight_N1K[:, 0].T).sum(axis=0), np.float32)
+        y[t] = total if PLAIN in op.attrs else silu(total)
         past_KN[:] = window[1:]
     return np.asarray(y, np.float32)
+
+
+def _parts(step: Step, op: Op, x: list[Any]) -> None:
+    key_heads = op.integer(KEY_HEADS)
+    heads, value_dim = (dim for dim in step.graph.values[op.outputs[1]].shape if isinstance(dim, int))
+    share, inner = heads // key_heads, heads * value_dim // key_heads
+    qkvz_TGN, ba_TGN = (part.reshape(len(part), key_heads, -1) for part in x)
+    key_dim = qkvz_TGN.shape[2] // 2 - inner
+    *qkv, z = np.split(qkvz_TGN, np.cumsum([key_dim, key_dim, inner]), axis=2)
+    b, a = np.split(ba_TGN, [share], axis=2)
+    joined = np.concatenate([part.reshape(len(part), -1) for part in qkv], axis=1)
+    made = joined, z.reshape(-1, heads, value_dim), a.reshape(-1, heads), b.reshape(-1, heads)
+    step.values |= {name: np.asarray(value, np.float32) for name, value in zip(op.outputs, made, strict=True)}
 
 
 def _delta(step: Step, op: Op, x: list[Any]) -> Array:
@@ -61,4 +75,4 @@ def _unit(x: F32) -> F32:
     return np.asarray(x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + LEAST), np.float32)
 
 
-DELTA_RUN: Mapping[str, _Run] = {CONV: _conv, DELTA: _delta}
+DELTA_RUN: Mapping[str, _Run] = {CONV: _conv, DELTA: _delta, PARTS: _parts}

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
-from coterie.graph.checks import GELU_FORMS, Row
+from coterie.graph.activation_legal import ACTIVATIONS, unary
+from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
 from coterie.graph.ops import INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
 
@@ -139,14 +140,6 @@ def binary(row: Row) -> None:
     row.same(row.output.shape, a.shape, row.output.name)
 
 
-def unary(row: Row) -> None:
-    """A result of the shape and type of the first operand."""
-    x = row.input(0)
-    row.rows(x, row.output)
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
-
-
 def _take_rows(row: Row) -> None:
     x = row.input(0)
     row.rows(x, first=(T,))
@@ -175,17 +168,6 @@ def _layer_norm(row: Row) -> None:
     _norm(row, row.input(0).shape[-1:])
     if row.op.inputs[2]:
         row.weight(2, row.input(0).shape[-1:])
-
-
-def _gelu(row: Row) -> None:
-    unary(row)
-    if row.op.attrs["form"] not in GELU_FORMS:
-        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
-
-
-def _softcap(row: Row) -> None:
-    unary(row)
-    row.cap()
 
 
 def _alibi_attention(row: Row) -> None:
@@ -330,8 +312,7 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "relu": unary,
     "relu_squared": unary,
     "add_positions": _add_positions,
-    "gelu": _gelu,
-    "softcap": _softcap,
+    **ACTIVATIONS,
     "alibi_attention": _alibi_attention,
     "group_attention": _group_attention,
     "take_heads": _take_heads,

@@ -91,6 +91,12 @@ OPS: dict[str, OpSpec] = {
     ),
     "relu": OpSpec("y = x where x > 0, else 0", ("x:T*",), ("y:T*",)),
     "relu_squared": OpSpec("y = x * x where x > 0, else 0", ("x:T*",), ("y:T*",)),
+    "xielu": OpSpec(
+        "y = a * x * x + beta * x where x > 0, else b * (exp(min(x, eps)) - 1 - x) + beta * x; a = softplus(alpha_p), "
+        "b = beta + softplus(alpha_n)",
+        ("x:T*", "alpha_p:1", "alpha_n:1", "beta:", "eps:"),
+        ("y:T*",),
+    ),
     "add_positions": OpSpec(
         "y = x + table[positions + offset]", ("x:TD", "positions:T", "table:ND"), ("y:TD",), ("offset",)
     ),

@@ -244,6 +244,12 @@ def _collective(step: Step, op: Op, x: list[Any]) -> Array:
     raise UsageError(f"{step.graph.name}: {op.name}", fact, "interpret all ranks together with run_ranks")
 
 
+def _xielu(x: F32, alpha_p: F32, alpha_n: F32, beta: F32, eps: F32) -> F32:
+    above, below = (np.logaddexp(np.float32(0), alpha) for alpha in (alpha_p, alpha_n))
+    left = (np.expm1(np.minimum(x, eps)) - x) * (beta + below)
+    return np.asarray(np.where(x > 0, above * x * x, left) + beta * x, np.float32)
+
+
 _Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 OPS: Mapping[str, _Run] = {
     "embed": _embed,
@@ -262,6 +268,7 @@ OPS: Mapping[str, _Run] = {
     "layer_norm": _layer_norm,
     "relu": lambda step, op, x: np.asarray(np.maximum(x[0], 0), np.float32),
     "relu_squared": lambda step, op, x: np.asarray(np.square(np.maximum(x[0], 0)), np.float32),
+    "xielu": lambda step, op, x: _xielu(*x),
     "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
     "gelu": lambda step, op, x: gelu(x[0], str(op.attrs["form"])),
     "softcap": lambda step, op, x: _capped(x[0], op.cap),

@@ -33,7 +33,10 @@ from coterie.graph.ops import SCALE
 from coterie.graph.program import kv_states
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
-_PER_COLUMN = ("silu", "gelu", "relu", "relu_squared", "softcap", "add", "mul", "rope", "take_heads", "group_attention")
+_PER_COLUMN = (
+    *("silu", "gelu", "relu", "relu_squared", "xielu", "softcap"),
+    *("add", "mul", "rope", "take_heads", "group_attention"),
+)
 _ATTENTION = ("attention", "alibi_attention", ATTEND)
 
 

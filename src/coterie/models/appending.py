@@ -42,7 +42,7 @@ class Appending:
         weight: Shape = (trailing(shape),) if all_heads else shape[-1:]
         inputs: tuple[str, ...] = (x, self._weight(prefix + ".weight", weight))
         if kind is Norm.LAYER:
-            inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]))
+            inputs = (*inputs, self._weight(prefix + ".bias", shape[-1:]) if self.config.norm_bias else "")
         added = self.config.norm_offset if offset is None else offset
         plus: dict[str, Attr] = {OFFSET: added} if added else {}
         return self._op(kind.value, name, inputs, shape, eps=self.config.norm_eps, **plus)

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
-from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS
 from coterie.graph.ir import Attr, Graph, Kind
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED
 from coterie.models.alibi import alibi_slopes
-from coterie.models.appending import Appending, scaled
+from coterie.models.appending import scaled
 from coterie.models.branches import Branches
-from coterie.models.delta import DeltaNets
 from coterie.models.family import NAMES, FeedForward
 from coterie.models.latent import LATENT_EPS, Latent
+from coterie.models.recurrent import RecurrentBlocks
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
+XIELU_NUMBERS: tuple[tuple[str, Shape], ...] = (("alpha_p", (1,)), ("alpha_n", (1,)), ("beta", ()), ("eps", ()))
 LOCAL = "inv_freq_local"  # frequencies of the layers with a window, where those have their own
 TABLES = EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder(Appending):
+class Decoder(RecurrentBlocks):
     """Builds one graph, block by block."""
 
     def build(self, images: str = "", image_token: int = 0) -> Graph:
@@ -59,10 +59,7 @@ class Decoder(Appending):
         k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"]
         kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
         self._declare_kv(kv_dtype)
-        if nets := c.delta_nets:
-            matrices: Shape = (len(nets.layers), nets.value_heads, nets.key_dim, nets.value_dim)
-            b.value(CONV_STATE, (len(nets.layers), nets.taps - 1, nets.channels), DType.F32, Kind.STATE)
-            b.value(DELTA_STATE, matrices, DType.F32, Kind.STATE)
+        self._declare_states()
 
     def _declare_kv(self, dtype: DType) -> None:
         c = self.config
@@ -95,9 +92,7 @@ class Decoder(Appending):
             o = self._attention(h, layer, prefix)
             both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
             return self._op("add", "out", (x, both))
-        nets = self.config.delta_nets
-        is_net = nets is not None and layer in nets.layers
-        o = self._delta_net(h, layer, prefix, nets) if nets and is_net else self._attention(h, layer, prefix)
+        o = self._recurrent(h, layer, prefix) or self._attention(h, layer, prefix)
         if names.attention_out_norm:
             o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
         x = self._op("add", "attention_out", (x, o))
@@ -105,8 +100,11 @@ class Decoder(Appending):
         branches = self.config.branches
         with_branches = branches if branches and layer in branches.layers else None
         if with_branches and with_branches.shared:
-            x = self._op("add", "shared_out", (x, self._shared(h, prefix, with_branches)))
+            shared = self._shared(h, prefix, with_branches)
+            x = x if names.feed_forward_out_norm else self._op("add", "shared_out", (x, shared))
         wide = self._wide(x, h, layer, prefix)
+        if with_branches and with_branches.shared and names.feed_forward_out_norm:  # which norms the sum of both
+            wide = self._op("add", "both", (shared, wide))
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
         out = self._op("add", "out", (x, wide))
@@ -143,6 +141,9 @@ class Decoder(Appending):
             attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
             sinks = (self._weight(prefix + c.names.sinks, (c.num_heads,)),) if c.names.sinks else ()
             y = self._op("attention", "attention", (q or part("q"), *rows, "kv", *sinks), shape, **attrs)
+        if c.names.attention_gate:
+            of_heads = self._linear("gates", h, prefix + c.names.attention_gate, shape, bias=False)
+            y = self._op("mul", "gated", (y, self._op("sigmoid", "opened", (of_heads,), shape)), shape)
         if c.gated_attention:
             gate = self._op("sigmoid", "opened", (self._half("gates", 1),), shape)
             y = self._op("mul", "gated", (y, gate), shape)
@@ -192,23 +193,6 @@ class Decoder(Appending):
         shape: Shape = (T, c.num_heads, c.head_dim)
         return self._op("take_heads", name, (f"{self.builder.stage}/q",), shape, of=2, first=which, count=1)
 
-    def _delta_net(self, h: str, layer: int, prefix: str, nets: DeltaNets) -> str:
-        """A gated delta net in the place of attention; its norm has weights as they are."""
-        names, kept = nets.names, nets.layers.index(layer)
-        rows = ("positions", "sequence", "block_tables")
-        heads: Shape = (T, nets.value_heads, nets.value_dim)
-        x = self._linear("qkv", h, prefix + names.qkv, (T, nets.channels), bias=False)
-        z = self._linear("z", h, prefix + names.z, heads, bias=False)
-        gates = tuple(self._linear(n, h, prefix + getattr(names, n), (T, nets.value_heads), bias=False) for n in "ab")
-        taps = self._weight(prefix + names.conv, (nets.channels, 1, nets.taps))
-        x = self._op(CONV, "conv", (x, taps, *rows, CONV_STATE), (T, nets.channels), layer=kept)
-        weights = tuple(self._weight(prefix + name, (nets.value_heads,)) for name in (names.a_log, names.dt_bias))
-        read = (x, *gates, *weights, *rows, DELTA_STATE)
-        y = self._op(DELTA, "delta", read, heads, layer=kept, **{KEY_HEADS: nets.key_heads})
-        y = self._norm("delta_norm", y, prefix + names.norm, offset=0.0)
-        y = self._op("mul", "gated", (y, self._op("silu", "opened", (z,), heads)), heads)
-        return self._linear("o", y, prefix + names.out, (T, self.config.hidden_size), False, self.config.residual_scale)
-
     def _head_norm(self, name: str, x: str, prefix: str) -> str:
         names = {"q": self.config.names.q_norm, "k": self.config.names.k_norm}
         return self._norm(f"{name}_norm", x, prefix + names[name], self.config.heads_normed_together)
@@ -250,7 +234,11 @@ class Decoder(Appending):
             wide = self._op("mul", "mul", (gated, up), inner)
         else:
             up = self._linear("up", h, up_name, inner, c.mlp_bias)
-            if c.feed_forward in (FeedForward.RELU, FeedForward.RELU_SQUARED):
+            if c.feed_forward is FeedForward.XIELU:
+                place = prefix + c.names.xielu
+                read = (up, *(self._weight(place + name, shape) for name, shape in XIELU_NUMBERS))
+                wide = self._op("xielu", "xielu", read, inner)
+            elif c.feed_forward in (FeedForward.RELU, FeedForward.RELU_SQUARED):
                 wide = self._op(c.feed_forward.value, "relu", (up,), inner)
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.graph.branch_ops import GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
+from coterie.graph.branch_ops import ADDED_SUM, GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
 from coterie.graph.ir import Attr
 from coterie.models.fields import Fields
 
@@ -40,6 +40,7 @@ class ChoiceKeys:
     least_key: str = ""
     by_width: bool = False
     factors: bool = False
+    added_sum: float = 0.0
 
 
 # Of DeepSeek V3 and those that choose as it does.
@@ -60,12 +61,14 @@ class Choice:
     group_best: int = 0
     logits_scale: float = 1.0
     factors: bool = False
+    added_sum: float = 0.0
 
     def attrs(self) -> dict[str, Attr]:
         """Attributes of the op besides its scale; what changes nothing is left out."""
         attrs: dict[str, Attr] = {"normalise": int(self.normalised)}
         attrs |= {SCORES: SIGMOID} if self.sigmoid else {}
         attrs |= {LEAST_SUM: self.least_sum} if self.least_sum else {}
+        attrs |= {ADDED_SUM: self.added_sum} if self.added_sum and self.normalised else {}
         if self.groups:
             attrs |= {GROUPS: self.groups, TAKEN_GROUPS: self.taken_groups, GROUP_BEST: self.group_best}
         return attrs
@@ -83,6 +86,7 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
         biased=keys.biased,
         scale=config.number(FACTOR, keys.scale_unsaid) if keys.scales else 1.0,
         least_sum=config.number(keys.least_key, keys.least_sum) if keys.least_key else keys.least_sum,
+        added_sum=keys.added_sum,
         groups=groups,
         taken_groups=taken_groups,
         group_best=keys.group_best if groups else 0,

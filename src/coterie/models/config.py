@@ -20,6 +20,7 @@ from coterie.models.layered import Layered, layered_of
 from coterie.models.nested import text_config
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
+from coterie.models.short_conv import ShortConvs, inner_in_blocks, short_convs_of
 from coterie.models.sparsity import density_of
 
 MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
@@ -56,6 +57,7 @@ class ModelConfig:
     heads_normed_together: bool = False
     normed_behind_rope: bool = False
     norm: Norm = Norm.RMS
+    norm_bias: bool = True
     norm_offset: float = 0.0
     feed_forward: FeedForward = FeedForward.GATED_SILU
     alibi: bool = False
@@ -74,6 +76,7 @@ class ModelConfig:
     branches: Branches | None = None
     layered: Layered | None = None
     delta_nets: DeltaNets | None = None
+    short_convs: ShortConvs | None = None
     latent: Latent | None = None
     gated_attention: bool = False
     layers_behind: int = 0
@@ -82,7 +85,8 @@ class ModelConfig:
     @property
     def attending_layers(self) -> tuple[int, ...]:
         """The layers that keep keys and values, in the order of the KV state."""
-        others = self.delta_nets.layers if self.delta_nets else ()
+        recurrent = self.delta_nets or self.short_convs
+        others = recurrent.layers if recurrent else ()
         end = self.layered.first_shared if self.layered else self.num_layers
         return tuple(layer for layer in range(end) if layer not in others)
 
@@ -131,6 +135,7 @@ class ModelConfig:
             normed_behind_rope=family.normed_behind_rope,
             tied_embeddings=config.flag("tie_word_embeddings", family.tied_embeddings),
             norm=family.norm,
+            norm_bias=family.norm_bias,
             norm_offset=family.norm_offset,
             rounds_embed_scale=family.embeds_by_width,
             feed_forward=_feed_forward(config, family),
@@ -142,7 +147,8 @@ class ModelConfig:
             layers_without_rope=_layers_without_rope(config, family, num_layers),
             branches=branches_of(config, family.branches, num_layers),
             layered=layered,
-            delta_nets=delta_nets_of(config, num_layers) if family.delta_nets else None,
+            delta_nets=delta_nets_of(config, num_layers, family.nets_by_key_heads) if family.delta_nets else None,
+            short_convs=short_convs_of(config, num_layers) if family.short_convs else None,
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
             layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
@@ -184,7 +190,9 @@ def _feed_forward(config: Fields, family: Family) -> FeedForward:
 
 def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
     """Plain feed-forward blocks are four times as wide as the model unless the config says otherwise."""
-    said = family.feed_forward.is_gated or family.feed_forward is FeedForward.RELU_SQUARED
+    said = family.feed_forward.is_gated or family.feed_forward in (FeedForward.RELU_SQUARED, FeedForward.XIELU)
+    if family.inner_in_blocks:
+        return inner_in_blocks(config)
     return config.count(family.inner_key, None if said else 4 * hidden_size)
 
 
@@ -232,6 +240,10 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
         found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
     if family.embeds_by_width:
         found["embed_scale"] = config.count("hidden_size") ** 0.5
+    if family.embeds_by_width_key and config.flag(family.embeds_by_width_key):
+        found["embed_scale"] = config.count("hidden_size") ** 0.5
+    if family.logits_factor:
+        found["logits_scale"] = config.number("logit_scale", family.logits_factor)
     if family.attention_scalar:
         found["attention_scale"] = config.count("query_pre_attn_scalar", family.attention_scalar) ** -0.5
     found["attention_cap"] = _cap(config, family.attention_cap, "attn_logit_softcapping")
@@ -270,7 +282,7 @@ def _cap(config: Fields, default: float, key: str) -> float:
 
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
-    if family.delta_nets:
+    if family.delta_nets or family.short_convs:
         return (0,) * num_layers
     types = _layer_types(config, num_layers)
     if family.window is Window.BY_PATTERN and types is None:

@@ -19,6 +19,8 @@ class DeltaNames:
     """Tensors of a layer by their names in the file; projections and the norm without `.weight`."""
 
     qkv: str = "linear_attn.in_proj_qkv"
+    qkvz: str = "linear_attn.in_proj_qkvz"  # by key heads: q, k, and v and z of the value heads of one
+    ba: str = "linear_attn.in_proj_ba"  # by key heads: b and a of these
     z: str = "linear_attn.in_proj_z"
     a: str = "linear_attn.in_proj_a"
     b: str = "linear_attn.in_proj_b"
@@ -34,7 +36,10 @@ DELTA_NAMES = DeltaNames()
 
 @dataclass(frozen=True, slots=True)
 class DeltaNets:
-    """The layers that are gated delta nets, and the heads and channels of all of them. `taps` of the convolution."""
+    """The layers that are gated delta nets, and the heads and channels of all of them. `taps` of the convolution.
+
+    `by_key_heads`: two projections into each, whose numbers lie by key heads.
+    """
 
     layers: tuple[int, ...]
     key_heads: int
@@ -42,6 +47,7 @@ class DeltaNets:
     key_dim: int
     value_dim: int
     taps: int
+    by_key_heads: bool = False
     names: DeltaNames = DELTA_NAMES
 
     @property
@@ -50,7 +56,7 @@ class DeltaNets:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
-def delta_nets_of(config: Fields, num_layers: int) -> DeltaNets:
+def delta_nets_of(config: Fields, num_layers: int, by_key_heads: bool = False) -> DeltaNets:
     """Read the keys of Qwen3.5 with its defaults. Raises CheckpointError, UnsupportedError."""
     types = config.get("layer_types")
     if types is None:
@@ -68,6 +74,7 @@ def delta_nets_of(config: Fields, num_layers: int) -> DeltaNets:
         config.count("linear_key_head_dim", 128),
         config.count("linear_value_head_dim", 128),
         config.count("linear_conv_kernel_dim", 4),
+        by_key_heads,
     )
     if found.value_heads % found.key_heads:
         wanted = f"a multiple of the {found.key_heads} key heads"

@@ -197,7 +197,7 @@ def _equal(base: Model, expert: Model, value: Value) -> bool:
 
 def _pairs(base: Model, expert: Model, value: Value) -> Iterator[tuple[F32, F32]]:
     """Pieces of a weight as float32, the fine-tune's and the base's."""
-    rows = value.shape[0] if isinstance(value.shape[0], int) else 0
+    rows = prod(fixed(value.shape[:1]))
     step = max(1, PIECE_WEIGHTS // trailing(value.shape))
     for first in range(0, rows, step):
         piece = slice(first, min(rows, first + step))

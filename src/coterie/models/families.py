@@ -6,8 +6,11 @@ Knows nothing about numbers or graphs.
 from __future__ import annotations
 
 from coterie.core.errors import UnsupportedError
+from coterie.models.afmoe import AFMOE
+from coterie.models.apertus import APERTUS
 from coterie.models.arcee import ARCEE
 from coterie.models.bloom import BLOOM
+from coterie.models.cohere import COHERE, COHERE2
 from coterie.models.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
 from coterie.models.dots1 import DOTS1
 from coterie.models.ernie import ERNIE4_5
@@ -27,6 +30,7 @@ from coterie.models.granitemoeshared import GRANITE_MOE_SHARED
 from coterie.models.helium import HELIUM
 from coterie.models.hunyuan import HUNYUAN
 from coterie.models.hunyuan_moe import HUNYUAN_MOE
+from coterie.models.lfm2 import LFM2, LFM2_MOE
 from coterie.models.llama import LLAMA
 from coterie.models.minicpm3 import MINICPM3
 from coterie.models.minimax_m2 import MINIMAX_M2
@@ -42,8 +46,10 @@ from coterie.models.qwen2_moe import QWEN2_MOE
 from coterie.models.qwen3 import QWEN3
 from coterie.models.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from coterie.models.qwen3_moe import QWEN3_MOE
+from coterie.models.qwen3_next import QWEN3_NEXT
 from coterie.models.seed_oss import SEED_OSS
 from coterie.models.smollm3 import SMOLLM3
+from coterie.models.solar import SOLAR_OPEN
 from coterie.models.stablelm import STABLELM
 from coterie.models.starcoder2 import STARCODER2
 
@@ -51,17 +57,17 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, MINISTRAL, MINISTRAL3, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA),
-        *(PHI3, SMOLLM3, QWEN3_5, GEMMA4, GEMMA4_UNIFIED),
-        *(GRANITE, GRANITE4, ARCEE, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
+        *(PHI3, SMOLLM3, QWEN3_5, LFM2, LFM2_MOE, GEMMA4, GEMMA4_UNIFIED),
+        *(GRANITE, GRANITE4, ARCEE, APERTUS, COHERE, COHERE2, SEED_OSS, EXAONE4, ERNIE4_5, GLM, GLM4, HELIUM, HUNYUAN),
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
-        *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2, QWEN3_5_MOE),
-        *(DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
+        *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
+        *(QWEN3_5_MOE, QWEN3_NEXT, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
+        *(AFMOE, SOLAR_OPEN),
         *(BLOOM, FALCON, OPT),
     )
 }
 # Architectures whose layers have branches that are chosen or built in another way.
 OTHER_BRANCHES = {
-    "qwen3_next": "most of its layers keep a state in place of keys and values",
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }
 

@@ -55,6 +55,7 @@ class FeedForward(Enum):
     GELU_TANH = "tanh"
     RELU = "relu"
     RELU_SQUARED = "relu_squared"
+    XIELU = "xielu"  # with four numbers of its own in each layer
 
     @property
     def is_gated(self) -> bool:
@@ -88,9 +89,11 @@ class Names:
     qkv: str = ""  # one projection, its heads in groups: the query heads that share a key head, that head, its value
     sinks: str = ""  # a number for each query head
     o: str = "self_attn.o_proj"
+    attention_gate: str = ""  # a projection whose sigmoid multiplies what attends
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    xielu: str = "mlp.act_fn."  # how the names of its four numbers begin, where the block has it
     norm: str = "model.norm"
     head: str = "lm_head.weight"
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a stored matrix -> those that are its rows
@@ -129,15 +132,19 @@ class Family:
     local_rope_theta: float = 10_000.0  # of layers with a window, where these have angles of their own
     local_rope_key: str = ""  # an older key for it
     norm: Norm = Norm.RMS
+    norm_bias: bool = True  # of layer norms
     norm_offset: float = 0.0  # added to the weights of all norms
     norm_eps: float = 1e-6
     feed_forward: FeedForward = FeedForward.GATED_SILU
     inner_key: str = "intermediate_size"  # the width between its projections
+    inner_in_blocks: bool = False  # that width is made of what the config says: a part of it, rounded up to blocks
     feed_forwards: Mapping[str, FeedForward] = field(default_factory=dict)  # by `activation_key`, where it decides
     activation_key: str = "activation_function"
     embeds_by_width: bool = False  # rows of the embedding times sqrt(hidden_size), rounded to the embedding's type
+    embeds_by_width_key: str = ""  # a flag by which they are, and not rounded
     attention_scalar: int = 0  # queries are scaled by `query_pre_attn_scalar` ** -0.5, by default this; 0: by head_dim
     attention_cap: float = 0.0  # `attn_logit_softcapping` where the key is absent; 0: none
+    logits_factor: float = 0.0  # `logit_scale` where the key is absent; 0: none
     logits_cap: float = 0.0  # `final_logit_softcapping` where the key is absent
     runs: tuple[str, ...] = ()  # keys that mean something to this family and are refused for the others
     position_offset: int = 0  # rows of the table of learned positions before the first position's
@@ -164,6 +171,8 @@ class Family:
     layered: bool = False  # layers differ in their heads, and have inputs and a factor of their own
     layer_inputs: int = 0  # channels of such an input, where `hidden_size_per_layer_input` is absent
     delta_nets: bool = False  # some layers are, instead of attending
+    nets_by_key_heads: bool = False  # two projections into a net, whose numbers lie by key heads
+    short_convs: bool = False  # some layers have one, instead of attending
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made
     modelled_only: bool = False  # real devices lack kernels for some of its ops

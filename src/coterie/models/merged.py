@@ -171,7 +171,7 @@ class _Factors:
 
 def _rows(info: TensorInfo, first: int, last: int) -> F32:
     """Rows of a tensor as float32 [rows, all else]; fewer where it has fewer."""
-    bits = map_bytes(info).view(info.dtype.numpy).reshape(info.shape[0], -1)
+    bits = map_bytes(info).view(info.dtype.numpy).reshape(prod(info.shape[:1]), -1)
     return to_f32(np.asarray(bits[first:last]), info.dtype)
 
 

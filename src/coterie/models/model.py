@@ -169,7 +169,8 @@ def weight_rows_f32(model: Model, value: Value, rows: slice) -> npt.NDArray[np.f
     if value.dtype.is_packed:
         stored = np.asarray(map_bytes(info).reshape(info.shape)[rows])
         return unpack(stored, value.dtype, trailing(value.shape))
-    return to_f32(np.asarray(map_bytes(info).view(info.dtype.numpy).reshape(info.shape)[rows]), info.dtype)
+    bits = np.asarray(map_bytes(info).view(info.dtype.numpy)).reshape(info.shape or (1,))[rows]
+    return to_f32(bits, info.dtype).reshape(bits.shape if info.shape else ())
 
 
 def _model(

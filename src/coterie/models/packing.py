@@ -30,7 +30,8 @@ OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coter
 ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table)  # rows of them are looked up
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
-GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b))  # as small; an error there is kept on
+# As small; an error there is kept on.
+GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b, DELTA_NAMES.ba))
 HEADS = (f".{LATENT_NAMES.up}.weight",)  # of which a head's rows are read by themselves, both ways
 NAMES: Mapping[DType, str] = {
     **{DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},

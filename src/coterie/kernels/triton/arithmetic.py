@@ -113,6 +113,14 @@ def silu_of(x):
 
 
 @triton.jit
+def softplus_of(x):
+    """log(1 + exp(x)), exact to a few bits also where that is nearly exp(x): a head that forgets slowly lives by it."""
+    e = tl.exp(-tl.abs(x))
+    u = 1.0 + e
+    return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit
 def tanh_of(x):
     """tanh(x): near 0 the fifth convergent of Lambert's continued fraction, else by the exponential."""
     z = x * x

@@ -1,5 +1,7 @@
 """causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence).
 
+Or, plain, the sum itself.
+
     a program of a sequence   its first tokens, which meet what was kept, and what is kept from then on: no other has it
     a program of tokens       those whose whole past is in the step
 
@@ -33,6 +35,12 @@ def _kept(units, n, tap, there, EACH: tl.constexpr):
 
 
 @triton.jit
+def _end(acc, IS_PLAIN: tl.constexpr):
+    """What is made of a sum of taps."""
+    return acc if IS_PLAIN else silu_of(acc)
+
+
+@triton.jit
 def _past_of_first(row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, EACH: tl.constexpr):
     """The sum of all taps but the last, of a sequence's first token: what it meets was kept."""
     acc = tl.zeros_like(n).to(tl.float32)
@@ -44,7 +52,7 @@ def _past_of_first(row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TY
 @triton.jit
 def _first_tokens(
     row, units, n, first, count, there, acc, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
-    EACH: tl.constexpr, ALONE: tl.constexpr,
+    EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Those of a sequence that meet what was kept; of the first one `acc` is what did."""
     PAST: tl.constexpr = TAPS - 1
@@ -59,7 +67,7 @@ def _first_tokens(
         for tap in tl.static_range(PAST - token, TAPS):
             value = tl.load(x + (token + tap - PAST) * N, mask=mask, other=0.0)
             acc += _tap(row, n, tap, N, TAPS, TYPE) * value
-        tl.store(y + token * N, silu_of(acc), mask=mask)
+        tl.store(y + token * N, _end(acc, IS_PLAIN), mask=mask)
 
 
 @triton.jit
@@ -75,7 +83,9 @@ def _keep(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexp
 
 
 @triton.jit
-def _later_tokens(row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
+def _later_tokens(
+    row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, IS_PLAIN: tl.constexpr
+):  # fmt: skip
     """Tokens t whose whole past is in the step: those of a sequence follow each other."""
     PAST: tl.constexpr = TAPS - 1
     owners = pointer(row, KEPT + SEQUENCE, tl.int32) + t
@@ -87,7 +97,7 @@ def _later_tokens(row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: t
     acc = tl.zeros_like(at).to(tl.float32)
     for tap in tl.static_range(TAPS):
         acc += _tap(row, n, tap, N, TAPS, TYPE)[None, :] * tl.load(x + (tap - PAST) * N, mask=mask, other=0.0)
-    tl.store(pointer(row, Y, tl.float32) + at, silu_of(acc), mask=mask)
+    tl.store(pointer(row, Y, tl.float32) + at, _end(acc, IS_PLAIN), mask=mask)
 
 
 @triton.jit
@@ -104,6 +114,7 @@ def _conv(
     ALONE: tl.constexpr,
     STEP: tl.constexpr,
     TILE: tl.constexpr,
+    IS_PLAIN: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
 ):
@@ -120,12 +131,12 @@ def _conv(
     acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, EACH)
     wait_for_last(WHEN)
     if count > 0:
-        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, EACH, ALONE)
+        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, EACH, ALONE, IS_PLAIN)
         _keep(row, units, n, first, count, there, N, TAPS, EACH)
     elif sequence >= SEQUENCES:
         if not ALONE:
             t = (sequence - SEQUENCES) * TILE + tl.arange(0, TILE)
-            _later_tokens(row, t, n, tokens, N, TAPS, TYPE)
+            _later_tokens(row, t, n, tokens, N, TAPS, TYPE, IS_PLAIN)
 
 
 def launch(call: Call) -> None:
@@ -136,4 +147,5 @@ def launch(call: Call) -> None:
     later = 0 if bucket.decodes else triton.cdiv(bucket.tokens, tile)
     how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **Kept.of(call).constants()}
     how |= {"SEQUENCES": bucket.sequences, "ALONE": bucket.decodes, "STEP": step, "TILE": tile}
+    how["IS_PLAIN"] = bool(call.integer("plain"))
     call.launch(_conv, (triton.cdiv(N, step), bucket.sequences + later), call.row, **how)

@@ -23,6 +23,7 @@ from coterie.kernels.triton.arithmetic import (
     pointer,
     real,
     silu_of,
+    softplus_of,
     wait_for_last,
 )
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
@@ -34,14 +35,6 @@ from coterie.kernels.triton.tiles import power_of_two
 X, A, B, RATE, BIAS, KEPT, Y, T = places("gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T")
 NORM, EPS, OFFSET, Z = places("gated_delta_norm", "norm", "eps", "offset", "z")
 LEAST = tl.constexpr(1e-6)  # added to the square of a length
-
-
-@triton.jit
-def _softplus(x):
-    """log(1 + exp(x)), exact to a few bits also where that is nearly exp(x): a head that forgets slowly lives by it."""
-    e = tl.exp(-tl.abs(x))
-    u = 1.0 + e
-    return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
 @triton.jit
@@ -72,7 +65,7 @@ def _token(matrix, inputs, t, c, k, rates, H: tl.constexpr, K: tl.constexpr, N: 
     key = tl.load(inputs[1] + at + k, mask=k < K, other=0.0)
     v = tl.load(inputs[2] + at + c, mask=there, other=0.0)
     gate = t.to(tl.int64) * H
-    decay = tl.exp(-rates[0] * _softplus(tl.load(inputs[3] + gate) + rates[1]))
+    decay = tl.exp(-rates[0] * softplus_of(tl.load(inputs[3] + gate) + rates[1]))
     beta = sigmoid_of(tl.load(inputs[4] + gate))
     q *= 1.0 / (tl.sqrt(tl.sum(q * q, axis=0) + LEAST) * (K**0.5))
     key *= 1.0 / tl.sqrt(tl.sum(key * key, axis=0) + LEAST)

@@ -28,6 +28,7 @@ from coterie.kernels.triton import (
     linear_add,
     linear_each,
     mul_part,
+    net_parts,
     norm_add,
     norm_gate_up_silu_mul,
     norm_linear_gelu,
@@ -39,6 +40,7 @@ from coterie.kernels.triton import (
     sigmoid,
     take_norm_linear,
     take_rows,
+    xielu,
 )
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.descriptor_memory import DescriptorMemory
@@ -72,6 +74,7 @@ KERNELS: Mapping[str, Kernel] = {
     "relu_squared": Kernel(elementwise.launch),
     "mul_one": Kernel(elementwise.launch),
     "mul_part": Kernel(mul_part.launch),
+    "xielu": Kernel(xielu.launch),
     "take_rows": Kernel(take_rows.launch),
     "sample": Kernel(sample.launch),
     "norm_qkv_rope_append": Kernel(norm_qkv_rope_append.launch, norm_qkv_rope_append.scratch_bytes),
@@ -92,6 +95,7 @@ KERNELS: Mapping[str, Kernel] = {
     "branch_down_add": Kernel(branch_down.launch, branch_down.scratch_bytes),
     "add_branch_bias": Kernel(add_branch_bias.launch),
     "causal_conv": Kernel(causal_conv.launch),
+    "net_parts": Kernel(net_parts.launch),
     "gated_delta": Kernel(gated_delta.launch, gated_delta.scratch_bytes),
     "gated_delta_norm": Kernel(gated_delta.launch, gated_delta.scratch_bytes),
     "sigmoid": Kernel(sigmoid.launch, sigmoid.scratch_bytes),

@@ -1,0 +1,76 @@
+"""Short convolutions in a config: which layers have one in the place of attention, and of how many taps.
+
+    y = out(after * conv(before * x)), of which before, after and x are projections of what the layer reads
+
+Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.core.errors import UnsupportedError
+from coterie.models.family import FULL
+from coterie.models.fields import Fields
+
+CONV = "conv"  # the type of such a layer
+TYPES, ATTENDING = "layer_types", "full_attn_idxs"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvNames:
+    """Tensors of a layer by their names in the file; projections without `.weight`. `joined`: rows of the three."""
+
+    before: str = "conv.in_before"
+    after: str = "conv.in_after"
+    x: str = "conv.in_x"
+    joined: str = "conv.in_proj"
+    conv: str = "conv.conv.weight"
+    out: str = "conv.out_proj"
+
+
+CONV_NAMES = ConvNames()
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConvs:
+    """The layers that have such a convolution, of so many `taps`, over all channels."""
+
+    layers: tuple[int, ...]
+    taps: int
+    names: ConvNames = CONV_NAMES
+
+
+def short_convs_of(config: Fields, num_layers: int) -> ShortConvs:
+    """Read the keys of LFM2 with its defaults. Raises CheckpointError, UnsupportedError."""
+    types = config.get(TYPES)
+    if types is None:
+        attending = config.get(ATTENDING, list(range(num_layers)))
+        if not isinstance(attending, list) or any(type(layer) is not int for layer in attending):
+            raise config.wrong(ATTENDING, f"is {attending!r}", "a list of numbers of layers")
+        types = [FULL if layer in attending else CONV for layer in range(num_layers)]
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in (FULL, CONV) for kind in types):
+        raise config.wrong(TYPES, f"is {types!r}", f"a list of {num_layers} names, {FULL} or {CONV}")
+    if set(types) != {FULL, CONV}:
+        fact = f"all of its {num_layers} layers are {types[0]}"
+        raise UnsupportedError(config.where, fact, f"use a model that has {FULL} and {CONV}")
+    taps = config.count("conv_L_cache", 3)
+    if taps < 2:
+        raise config.wrong("conv_L_cache", f"is {taps}", "at least 2")
+    return ShortConvs(tuple(layer for layer, kind in enumerate(types) if kind == CONV), taps)
+
+
+def inner_in_blocks(config: Fields) -> int:
+    """The width of LFM2's feed-forward block: two thirds of what the config says, in whole blocks.
+
+    Raises CheckpointError.
+    """
+    key = "block_ff_dim" if config.get("block_ff_dim") is not None else "intermediate_size"
+    width = config.count(key)
+    if not config.flag("block_auto_adjust_ff_dim", True):
+        return width
+    width = int(2 * width / 3)
+    if "block_ffn_dim_multiplier" not in config.raw or config.get("block_ffn_dim_multiplier") is not None:
+        block = config.count("block_multiple_of", 256)
+        width = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * width) // block) * block
+    return width
