@@ -176,7 +176,7 @@ def test_damaged_machines_and_stacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_damaged_workloads(suffix: str, tmp_path: Path) -> None:
-    rows = [{"at": at, "prompt_tokens": 10, "new_tokens": 5, "expert": "a"} for at in (0.5, "2023-11-16 18:17:03.97")]
+    rows = [{"timestamp": at, "prompt_tokens": 10, "new_tokens": 5, "expert": "a"} for at in (0.5, 1, 7.25)]
 
     def use(rng: random.Random) -> None:
         tree = mutate.tree(rng, rows)
@@ -190,7 +190,7 @@ def test_damaged_workloads(suffix: str, tmp_path: Path) -> None:
         file.write_bytes(mutate.raw(rng, data) if rng.random() < 0.4 else data)
         read_workload(file, ["a", "b"], Mix("uniform", "uniform"), 0)
 
-    assert holds(use) > CASES // 4
+    assert CASES // 4 < holds(use) < CASES  # some are as good as before
 
 
 def test_damaged_traces(tmp_path: Path) -> None:

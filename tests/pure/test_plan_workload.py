@@ -255,3 +255,17 @@ def test_a_promise():
 def test_promises_that_are_none(text):
     with pytest.raises(UsageError, match=r"--slo\] "):
         parse_slo(text)
+
+
+@pytest.mark.parametrize("expert", ['["a"]', '{"a": 1}', "7", "true", '"c"', '"\\ud800"'])
+def test_what_is_no_experts_name_is_refused(expert, tmp_path):
+    (tmp_path / "w.jsonl").write_text(f'{{"timestamp": 1, "prompt_tokens": 2, "new_tokens": 3, "expert": {expert}}}\n')
+    with pytest.raises(NotFoundError, match=r"w.jsonl:1\] there is no expert .* among 2"):
+        read_workload(tmp_path / "w.jsonl", ["a", "b"], mix_named("uniform"), 0)
+
+
+@pytest.mark.parametrize("at", ["1" + "0" * 400, "-1" + "0" * 400, "1e999", "[1]", "{}", '"soon"', "true", '""'])
+def test_what_is_no_time_is_refused(at, tmp_path):
+    (tmp_path / "w.jsonl").write_text(f'{{"timestamp": {at}, "prompt_tokens": 2, "new_tokens": 3}}\n')
+    with pytest.raises(UsageError, match=r"w.jsonl:1\] .* is no time"):
+        read_workload(tmp_path / "w.jsonl", ["a", "b"], mix_named("uniform"), 0)

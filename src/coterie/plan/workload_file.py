@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from coterie.composition.composition import name_hint
-from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.errors import NotFoundError, UsageError, shown
 from coterie.core.lines import csv_rows, json_lines, read_text
 from coterie.plan.mix import Mix
 from coterie.plan.workload import MAX_TOKENS, Workload
@@ -44,14 +44,14 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     was cut off in the middle; NotFoundError for a file or an expert that does not exist.
     """
     rows: list[tuple[float, int, int, str | None]] = []
-    failed = 0
+    failed, known = 0, frozenset(names)
     for where, row in _rows(path):
         if limit is not None and len(rows) == limit:
             break
         if str(row.get(_FAILED[0])).strip() == _FAILED[1]:
             failed += 1
             continue
-        rows.append(_request(row, where, names))
+        rows.append(_request(row, where, names, known))
         if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
             fact = f"it arrives {rows[-2][0] - rows[-1][0]:g} s before the request above it"
             raise UsageError(where, fact, "sort the file by time")
@@ -103,11 +103,13 @@ def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, Mapping[s
         yield f"{path}:{number}", dict(zip(header, row, strict=True))
 
 
-def _request(row: Mapping[str, Any], where: str, names: Sequence[str]) -> tuple[float, int, int, str | None]:
+def _request(
+    row: Mapping[str, Any], where: str, names: Sequence[str], known: frozenset[str]
+) -> tuple[float, int, int, str | None]:
     at, prompt, new = (_column(row, what, where) for what in ("at", "prompt", "new"))
     expert = row.get(_EXPERT)
-    if expert is not None and expert not in names:
-        fact = f"there is no expert {expert!r} among {len(names)}"
+    if expert is not None and not (isinstance(expert, str) and expert in known):
+        fact = f"there is no expert {shown(expert)} among {len(names)}"
         raise NotFoundError(where, fact, name_hint(str(expert), names))
     return _seconds(at, where), _count(prompt, where), _count(new, where), expert
 
@@ -123,7 +125,7 @@ def _seconds(value: Any, where: str) -> float:
     """Seconds, or a date and a time of day."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         try:
             moment = datetime.fromisoformat(_FRACTION.sub(r"\1", str(value)))
         except ValueError as error:
