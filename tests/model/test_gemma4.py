@@ -18,6 +18,7 @@ from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relat
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
+from coterie.dataflow.nest import nest
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
 from coterie.graph.program import KvLayers
@@ -269,6 +270,13 @@ def test_what_is_refused(changes, sentence, folder_of, tmp_path):
     (tmp_path / "copy" / "config.json").write_text(json.dumps({**raw, **changes}))
     with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
         open_model(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(("row", "op"), [("gemma4", "embed/looked_up"), ("gemma4-values", "layers.0/scaled")])
+def test_it_is_not_mapped_in_space(row, op, folder_of):
+    graph = open_model(folder_of(row)).graph
+    with pytest.raises(UnsupportedError, match=rf"{op}\] op .* has no normal form, so it cannot be mapped in space"):
+        [nest(graph, one, Sizes.decode(1, 4)) for one in graph.ops]
 
 
 def test_it_is_not_split_over_units(folder_of):

@@ -19,7 +19,8 @@ from coterie.graph.ops import ROUNDING
 def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """The normal form of an op for a step of these sizes. Raises UnsupportedError for an op that has no row."""
     row = NESTS.get(op.kind)
-    if row is None:
+    of_layers = op.kind == "embed" and len(graph.values[op.outputs[0]].shape) > 2  # a row for each layer of a token
+    if row is None or of_layers:
         fact = f"op {op.kind} has no normal form, so it cannot be mapped in space"
         raise UnsupportedError(f"{graph.name}: {op.name}", fact, "add a row to dataflow/nest.py, or use another model")
     return row(graph, op, sizes)
