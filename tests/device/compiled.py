@@ -100,6 +100,7 @@ class Compiled:
     early: str
     lifted: int
     flushed: int
+    converted: int
 
     @property
     def is_shown(self):
@@ -190,6 +191,7 @@ SOME = {
     "wide": Some(("norm_qkv_rope_append", "attention"), KINDS, tuple(STEPS), {"H": 16, "K": 4, "C": 128}),
     # A row is one step of a product of many tokens.
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
+    "one token": Some(PRODUCTS[:2] + PRODUCTS[3:], (DType.Q8, DType.Q4, DType.Q4Z, DType.MX4), ("decode 1",)),
     "batches": Some(PRODUCTS, ALL_KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),
@@ -383,6 +385,7 @@ def read(compiled):
         early_of(ptx),
         len(re.findall(rf"\bmul\.f32\b[^;]*{LIFT};", ptx)),
         len(re.findall(rf"\bftz\b[^;]*{LIFT}", ptx)),
+        len(re.findall(r"\bcvt\.rn\.f32\.[su]\d+\b", ptx)),
     )
 
 

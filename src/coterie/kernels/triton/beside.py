@@ -124,7 +124,7 @@ def _staged_alike(call: Call, one: I64, other: I64) -> bool:
 
 def _sum_alike(one: Few, other: Few, most: int, matrix: Matrix) -> bool:
     """Whether rows of a weight have the same bits by either tiles: one token's sums are each row's own."""
-    if most == 1 and matrix.group == 1:
+    if one.is_one(most, matrix.group) and other.is_one(most, matrix.group):
         return (one.columns, one.warps, one.unroll) == (other.columns, other.warps, other.unroll)
     return one == other
 

@@ -33,10 +33,12 @@ from coterie.kernels.triton.branches import (
     whole,
 )
 from coterie.kernels.triton.dots import many_dots, rows_at, stage
-from coterie.kernels.triton.few import add_products, added_up, and_one, few_dots, no_sums
+from coterie.kernels.triton.few import few_dots
 from coterie.kernels.triton.handed import handed_by_last, handed_end
 from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.one import add_products, added_products, sums_of
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
+from coterie.kernels.triton.sums import and_one
 
 AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
 
@@ -73,7 +75,7 @@ def _few(
     weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
     y, biased = tl.zeros([M, ROWS], tl.float32), tl.zeros([M, ROWS], tl.float32)
     if ONE:
-        sums = no_sums(ROWS, STEP)
+        sums = sums_of(ROWS, TYPE, K, STRIDE, COLUMNS, STEP)
         for slot in tl.range(0, count, loop_unroll_factor=UNROLL):
             branch = tl.load(whole(ids) + slot)
             weight, down = tl.load(pointer(row, WEIGHTS, tl.float32) + branch), matrix_at(row, branch, TYPE)
@@ -83,8 +85,8 @@ def _few(
                 there = and_one(there, first + r < N)
             if BIAS is not None:
                 biased += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
-            sums = add_products(sums, x + slot * K, rows, there, weight, K, STEP)
-        y = added_up(sums)
+            sums = add_products(sums, x + slot * K, rows, there, weight, K, STRIDE, COLUMNS, STEP)
+        y = added_products(sums, TYPE, K, COLUMNS)
         biased += y
     else:
         norm = norm_at(row, x, None, None, None, None)

@@ -27,10 +27,12 @@ from coterie.kernels.triton.branches import (
     whole,
 )
 from coterie.kernels.triton.dots import NEAR, halves, in_turn, many_dots, stage
-from coterie.kernels.triton.few import and_one, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.few import few_dots
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.one import one_dot, weights_ahead
 from coterie.kernels.triton.rows import Call
+from coterie.kernels.triton.sums import and_one
 
 
 @triton.jit
@@ -74,7 +76,8 @@ def _few(
                 one_row, is_there = in_turn(gate, up, first + i, F, STRIDE, ALIGN, 1)
                 each = and_one(each, one_row)
                 have = and_one(have, is_there)
-            both = one_dot(weights_ahead(each, have, K, STEP), x + m * K, each, have, norm, K, None, None, STEP)
+            ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
+            both = one_dot(ahead, x + m * K, each, have, norm, K, STRIDE, COLUMNS, None, None, STEP)
         else:
             rows, there = in_turn(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
             both = few_dots(

@@ -233,7 +233,7 @@ def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, 
     """What a kernel is compiled for that multiplies few tokens with so many rows of a matrix of each branch."""
     sizes = Sizes.of(call)
     few = call.tiles.few(rows * sizes.slots, matrix.K, sizes.tokens, matrix.group, matrix.is_wide, least_rows)
-    constants = few.for_row(matrix.K, matrix.group).constants(sizes.tokens, matrix.group)
+    constants = few.for_row(matrix.COLUMNS, matrix.group).constants(sizes.tokens, matrix.group)
     return {name: value for name, value in constants.items() if name != LINES}
 
 

@@ -19,9 +19,11 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.dots import rows_at
-from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.few import bring_nearer, few_dots
 from coterie.kernels.triton.linear_put import scaled
 from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.one import one_dot, weights_ahead
+from coterie.kernels.triton.sums import and_one
 
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
 
@@ -84,7 +86,7 @@ def few(
         return
     if ONE:
         rows, there = _one_by_one(weight, first, count, ROWS, STRIDE, ALIGN)
-        ahead = weights_ahead(rows, there, K, STEP)
+        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
@@ -101,7 +103,7 @@ def few(
     if RESIDUAL is not None:  # on its way while the weights are met
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:
-        dots = one_dot(ahead, x, rows, there, norm, K, NORM, SHIFT, STEP)
+        dots = one_dot(ahead, x, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if BIAS is not None:

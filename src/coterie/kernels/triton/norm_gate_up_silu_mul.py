@@ -39,11 +39,13 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.few import bring_nearer, few_dots
 from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at, shift_of
+from coterie.kernels.triton.one import one_dot, weights_ahead
 from coterie.kernels.triton.rows import Call, Matrix, places
+from coterie.kernels.triton.sums import and_one
 
 X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
 GELU_MUL = "norm_gate_up_gelu_mul"
@@ -99,7 +101,7 @@ def _few(
             one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
             each = and_one(each, one_row)
             have = and_one(have, is_there)
-        ahead = weights_ahead(each, have, K, STEP)
+        ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
@@ -108,7 +110,8 @@ def _few(
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
     if ONE and alike:
-        gate, up = tl.split(tl.reshape(one_dot(ahead, x, each, have, norm, K, NORM, SHIFT, STEP), [M, ROWS // 2, 2]))
+        both = one_dot(ahead, x, each, have, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+        gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     elif alike:
         both = few_dots(x, mask_M, rows, there, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))

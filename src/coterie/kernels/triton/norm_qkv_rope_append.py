@@ -34,7 +34,7 @@ from coterie.kernels.triton.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.few import and_one, bring_nearer, few_dots, one_dot, weights_ahead
+from coterie.kernels.triton.few import bring_nearer, few_dots
 from coterie.kernels.triton.heads import (
     PAGES,
     angles_at,
@@ -48,9 +48,11 @@ from coterie.kernels.triton.heads import (
     rows_of_part,
 )
 from coterie.kernels.triton.norms import norm_at, shift_of
+from coterie.kernels.triton.one import one_dot, weights_ahead
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import turned
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
+from coterie.kernels.triton.sums import and_one
 from coterie.kernels.triton.tiles import power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
@@ -103,7 +105,7 @@ def _few(
             channel_row, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
             each = and_one(each, rows_of_part(row, part, channel_row, TYPE, STRIDE, ALIGN))
             have = and_one(have, is_there)
-        ahead = weights_ahead(each, have, D, STEP)
+        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP)
     m = tl.arange(0, M)
     x, mask_M = x + m * D, m < integer(row, T)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
@@ -113,7 +115,7 @@ def _few(
         )
     wait_for_last(WHEN)
     if ONE:
-        y = one_dot(ahead, x, each, have, norm, D, NORM, SHIFT, STEP)
+        y = one_dot(ahead, x, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked

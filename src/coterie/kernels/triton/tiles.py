@@ -12,9 +12,10 @@ from typing import TypeVar
 
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
-MOST_ONE_ROWS = 4  # of a program with one token, which keeps each row's sums by themselves
+MOST_ONE_ROWS, MOST_PACKED_ROWS = 4, 8  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product
 OF_FOUR = 8  # columns that share a scale where each is four weights: the only ones that are so few
+OF_TWO = 16  # and where it is two
 LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
@@ -37,12 +38,16 @@ class Few:
         ahead = max(32 * self.warps // self.rows, 1)  # a line of the weight for each thread
         tile = {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
         limit = {"maxnreg": self.registers} if self.registers else {}
-        one = tokens == 1 and group == 1 and self.rows <= MOST_ONE_ROWS
-        return {**tile, "LINES": ahead, "ONE": one, "num_warps": self.warps, **limit}
+        return {**tile, "LINES": ahead, "ONE": self.is_one(tokens, group), "num_warps": self.warps, **limit}
 
-    def for_row(self, K: int, group: int) -> Few:
-        """For rows of K columns, `group` of which share a scale: one shorter than a step has fewer threads."""
-        columns = min(self.columns, max(power_of_two(K), LEAST_COLUMNS, group))
+    def is_one(self, tokens: int, group: int) -> bool:
+        """Whether threads have columns of one token (one.py): not where a column is four weights, nor of many rows."""
+        most = MOST_ONE_ROWS if group == 1 else MOST_PACKED_ROWS
+        return tokens == 1 and group != OF_FOUR and self.rows <= most
+
+    def for_row(self, columns: int, group: int) -> Few:
+        """For rows of so many columns, `group` of which share a scale: one shorter than a step has fewer threads."""
+        columns = min(self.columns, max(power_of_two(columns), LEAST_COLUMNS, group))
         return replace(self, columns=columns, warps=max(self.warps * columns // self.columns, 1))
 
 
@@ -109,6 +114,13 @@ class Tiles:
         (4096, ANY, Few(2, 2048, 8)),
         (8192, ANY, Few(2, 1024, 8, registers=64)),
         (ANY, ANY, Few(4, 2048, 8)),
+    )
+    # One token and packed weights, by bytes of a row and by rows; 8 bytes a thread. By the instructions of a weight.
+    one_packed: tuple[tuple[int, int, Few], ...] = (
+        (2048, 4096, Few(4, 512, 2)),
+        (1024, ANY, Few(8, 256, 1)),
+        (2048, ANY, Few(8, 512, 2)),
+        (ANY, ANY, Few(4, 1024, 4)),
     )
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (ANY, 16))
@@ -200,6 +212,7 @@ class Tiles:
     # (programmatic dependent launch: capability 9.0 and later).
     early: bool = True
     walk_one: Few = Few(2, 2048, 4)
+    walk_packed: Few = Few(4, 1024, 4)
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
@@ -221,6 +234,10 @@ class Tiles:
             least = LOADED * 32 * one.warps if most == one.rows else LEAST_COLUMNS
             columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
+        if tokens == 1 and group != OF_FOUR and least_rows <= MOST_PACKED_ROWS:
+            row_bytes = K // (1 + (group == OF_TWO))
+            one = next(few for columns, most, few in self.one_packed if row_bytes <= columns and rows <= most)
+            return replace(one, rows=max(one.rows, least_rows)).for_row(row_bytes, group)
         mine = max(_choose(self.few_rows, rows), least_rows)
         # A column of four weights meets as many values of each token, for which there must be room.
         sums = self.few_sums // 2 if tokens > 1 and group == OF_FOUR else self.few_sums
@@ -240,7 +257,8 @@ class Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
         tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
         tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
-        return replace(tiles, one_heads=((ANY, self.walk_one),), one=((ANY, ANY, self.walk_one),))
+        one, packed = ((ANY, ANY, self.walk_one),), ((ANY, ANY, self.walk_packed),)
+        return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed)
 
     def row(self, size: int) -> tuple[int, int]:
         """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""
