@@ -143,6 +143,15 @@ class Binding:
         return given if self.fellows is None else (*given, *self.fellows.weights)
 
 
+@value
+class Limits:
+    """The most that a step may have: sequences, tokens, and positions of one sequence."""
+
+    sequences: int
+    tokens: int
+    context: int
+
+
 class Executable(Protocol):
     """A program that a device has loaded."""
 

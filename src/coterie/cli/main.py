@@ -55,6 +55,11 @@ COMMANDS = {
         "import_",
         "Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is printed.",
     ),
+    "compile": (
+        "compile",
+        "compile_",
+        "Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU.",
+    ),
     "info": (
         "info",
         "info",

@@ -13,7 +13,7 @@ Knows nothing about lanes, gates or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -183,6 +183,11 @@ class Bound:
     def end(self) -> Launch:
         """What ends a step: tokens are kept and fed back."""
         return self._step[-1]
+
+    @property
+    def step(self) -> Sequence[Launch]:
+        """What a whole step launches, once a run was put."""
+        return self._step
 
     @property
     def is_captured(self) -> bool:

@@ -7,6 +7,7 @@ Knows nothing about compositions or what is run.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from coterie.core.errors import UsageError, install_extra
@@ -15,6 +16,7 @@ from coterie.spec.machine import MachineSpec
 
 if TYPE_CHECKING:
     from coterie.devices.cuda import CudaDevice
+    from coterie.devices.cuda_ahead import Ahead
     from coterie.devices.cuda_driver import Driver
     from coterie.devices.cuda_run import Orchestration
     from coterie.devices.cuda_sticks import Sticks
@@ -63,6 +65,30 @@ class Gpu:
         from coterie.devices.cuda_sticks import Sticks
 
         return Sticks(self._driver, size_bytes)
+
+
+def ahead_of(device: str, capability: str, multiprocessors: int | None) -> Ahead:
+    """What a GPU would launch: of that capability, as 9.0, with so many multiprocessors; else the one that is there.
+
+    Raises UsageError without PyTorch or Triton, for what is no capability, and where none is given and no GPU is there.
+    """
+    for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
+        if find_spec(package) is None:
+            raise UsageError(
+                "coterie compile", f"{name} is not installed", "install the extra: pip install 'coterie[cuda]'"
+            )
+    from coterie.devices.cuda_ahead import Ahead
+
+    if capability:
+        major, dot, minor = capability.partition(".")
+        if not (dot and major.isdecimal() and minor.isdecimal()):
+            raise UsageError("--capability", f"{capability!r} is no capability of a GPU", "give one as 9.0, an H100's")
+        return Ahead((int(major), int(minor)), multiprocessors)
+    try:
+        facts = open_driver(gpu_number(device) or 0).facts
+    except UsageError as error:
+        raise UsageError("coterie compile", error.fact, "say for which GPU: --capability 9.0 is an H100's") from error
+    return Ahead(facts.capability, multiprocessors or facts.multiprocessors)
 
 
 def gpu_number(device: str) -> int | None:

@@ -7,6 +7,7 @@ Knows nothing about concrete devices or prompts: serving and simulating wire the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
@@ -15,13 +16,13 @@ from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
-from coterie.device import Device, wait_for
+from coterie.device import Device, Limits, wait_for
 from coterie.engine.bases import base_of, bases_of, load_bases, size_of
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy, memories_below
 from coterie.engine.recording import Recording
-from coterie.engine.served import Base, ServedExpert
+from coterie.engine.served import Base, ServedExpert, shared_places
 from coterie.engine.timeline import Timeline
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import KvShape, Program
@@ -223,6 +224,32 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     engine = Engine(device, both, kv, served, settings.policy, recording)
     return Parts(device, engine, both, cache, kv, made, served, recording)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What steps may be asked of a program: its architecture key, and the most that one has. `shared`: those of several
+    experts at once, which have the weights at these places in common; None: those of one.
+    """
+
+    key: str
+    limits: Limits
+    shared: tuple[int, ...] | None = None
+
+
+def asked_of(models: Mapping[str, Model], made: Plan, policy: Policy) -> tuple[Asked, ...]:
+    """What serving these models may ask, each once."""
+    contexts: dict[str, int] = {}
+    for model in models.values():
+        contexts[model.key] = max(contexts.get(model.key, 0), model.max_context)
+    limits = {key: Limits(policy.max_batch, policy.max_step_tokens, context) for key, context in contexts.items()}
+    fellows = Counter(
+        (model.key, made.base_of[name], shared_places(made.programs[model.key].weights, model.layout))
+        for name, model in models.items()
+        if policy.fellows and name in made.base_of
+    )
+    mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in fellows.items() if count > 1]
+    return tuple(dict.fromkeys([*(Asked(key, most) for key, most in limits.items()), *mixed]))
 
 
 def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> float:

@@ -31,9 +31,14 @@ def places_of(names: Sequence[str], layout: Layout, base: Base | None = None) ->
     """Where weights of these names are: in the layout's extent, or where it does not have them in the base's."""
     if base is None:
         return layout.offsets(tuple(names)), None
-    shared = tuple([place for place, name in enumerate(names) if name not in layout.tensors])
+    shared = shared_places(names, layout)
     tensors = {**base.layout.tensors, **layout.tensors}
     return tuple([tensors[name].offset for name in names]), Shared(base.weights, shared)
+
+
+def shared_places(names: Sequence[str], layout: Layout) -> tuple[int, ...]:
+    """Which of the weights of these names a base has, as the layout does not."""
+    return tuple([place for place, name in enumerate(names) if name not in layout.tensors])
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,10 +151,12 @@ def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
     return tl.maximum(first, span * SPAN), tl.minimum(position + 1, (span + 1) * SPAN)
 
 
-@triton.jit
+# How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.
+@triton.jit(do_not_specialize=["spans"])
 def _alone(
     row,
     partials,
+    spans,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
     K: tl.constexpr,
@@ -167,7 +169,7 @@ def _alone(
     CAPPED: tl.constexpr,
     GROWS: tl.constexpr,
     SINK: tl.constexpr,
-    SPANS: tl.constexpr,
+    ONE: tl.constexpr,
     SPAN: tl.constexpr,
     LIMITED: tl.constexpr,
     DECODES: tl.constexpr,
@@ -191,8 +193,7 @@ def _alone(
     if WHEN == EARLY:
         own = tl.zeros([1], tl.int32) + position
         own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
-    g = tl.arange(0, QUERIES)
-    query = head * (H // K) + g
+    g, query = tl.arange(0, QUERIES), head * (H // K) + tl.arange(0, QUERIES)
     at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
     q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
     scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
@@ -213,26 +214,26 @@ def _alone(
             seen = j < high
             k, v = _pages_of(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
             top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
-        if SPANS == 1:
+        if ONE:
             if SINK is not None:
                 total += tl.exp(sink - top)
             tl.store(y_at, acc / total[:, None], mask=mask)
         else:
-            one = partials + ((i.to(tl.int64) * H + query) * SPANS + span) * (C + 2)
+            one = partials + ((i.to(tl.int64) * H + query) * spans + span) * (C + 2)
             tl.store(one[:, None] + c[None, :], acc, mask=mask)
             tl.store(one + C, top, mask=g < H // K)
             tl.store(one + C + 1, total, mask=g < H // K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans"])
 def _join(
     row,
     partials,
+    spans,
     H: tl.constexpr,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     SINK: tl.constexpr,
-    SPANS: tl.constexpr,
     SPAN: tl.constexpr,
     LIMITED: tl.constexpr,
     DECODES: tl.constexpr,
@@ -254,7 +255,7 @@ def _join(
         top = -float("inf")
         total = 0.0
         acc = tl.zeros([CHANNELS], tl.float32)
-        one = partials + (i.to(tl.int64) * H + head) * SPANS * (C + 2)
+        one = partials + (i.to(tl.int64) * H + head) * spans * (C + 2)
         least = first_seen(position, window) // SPAN
         most = position // SPAN
         if LIMITED:
@@ -299,22 +300,23 @@ def launch(call: Call) -> None:
         if bucket.sequences == 1:
             return
     partials = call.scratch_as(tl.float32, _partials(call))
-    split = {"SPANS": spans, "SPAN": span, "LIMITED": limited, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    split = {"SPAN": span, "LIMITED": limited, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
     sink = call.type("sinks")  # for whoever puts results out
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
+        "ONE": spans == 1,
         "SINK": sink if spans == 1 else None,
         "QUERIES": max(group, LEAST_DOT),
         "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
     }
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
-    call.launch(_alone, grid, call.row, partials, **shared, **how, **split, num_warps=warps, num_stages=3)
+    call.launch(_alone, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=3)
     if spans > 1:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}
-        call.launch(_join, grid, call.row, partials, H=H, **how, **split, num_warps=1)
+        call.launch(_join, grid, call.row, partials, spans, H=H, **how, **split, num_warps=1)
 
 
 def _partials(call: Call) -> int:

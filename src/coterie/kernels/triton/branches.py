@@ -196,7 +196,7 @@ def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     first = call.scratch_as(tl.float32, sizes.E + 1, first_at).view(torch.int32)
     pairs = call.scratch_as(tl.float32, sizes.pairs, pairs_at).view(torch.int32)
     if not _is_left(call, READERS):
-        step = call.tiles.step(sizes.pairs)
+        step = call.tiles.elements  # of few pairs too: one kernel for all steps
         call.launch(_group, (sizes.E,), call.row, ids, first, pairs, E=sizes.E, TAKEN=sizes.taken, STEP=step)
     return first, pairs
 

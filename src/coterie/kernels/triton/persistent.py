@@ -256,14 +256,18 @@ def _asked(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> li
 
 
 def _kind(launch: Launch) -> tuple[object, ...]:
-    """What a launch is compiled for, as units_of reads it. Raises UnsupportedError for a kernel that works in tiles."""
-    names = launch.kernel.arg_names
+    """What a launch is compiled for, as units_of reads it: numbers behind its row and scratch are compiled in.
+
+    Raises UnsupportedError for a kernel that works in tiles.
+    """
+    names, numbers = launch.kernel.arg_names, launch.args[2:]
     if names[-1] != ALONE:
         fact = "products of many tokens are launched by themselves, not walked"
         raise UnsupportedError("the GPU's kernels", fact, "decode few sequences at once")
     grid = (*launch.grid, 1, 1)[:3]
-    constants = tuple(launch.constants[name] for name in names[len(launch.args) : -1])
-    ahead = tuple(AHEAD.value if name == WHEN else launch.constants[name] for name in names[len(launch.args) : -1])
+    named = names[len(launch.args) : -1]
+    constants = (*numbers, *(launch.constants[name] for name in named))
+    ahead = (*numbers, *(AHEAD.value if name == WHEN else launch.constants[name] for name in named))
     return launch.kernel, len(launch.args) > 1, grid, constants, LINES in names, ahead
 
 

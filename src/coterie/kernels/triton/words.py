@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from coterie.kernels.triton.rows import Launch
+
 WORD_BYTES, PIECE_BYTES = 4, 3 * 8
 NOTHING = 0, 0, 0  # to no place, from no place, no words
 PROGRAMS = 8  # that copy a piece, in turns
@@ -94,6 +96,11 @@ class Mover:
             programs = _programs(one) + _programs(two)
             if programs:
                 self._move((programs, 1, 1), *one, *two)
+
+
+def launches() -> list[Launch]:
+    """What a Mover launches, for whoever compiles it before."""
+    return [Launch(_move, (1,), (0,) * 6, {}), Launch(_gather, (1,), (0,), {"EACH": PROGRAMS})]
 
 
 def _block(dst: torch.Tensor, src: torch.Tensor) -> tuple[int, int, int]:

@@ -1,0 +1,105 @@
+"""`coterie compile`: the kernels that serving a composition on a GPU may launch, compiled before, by all cores.
+
+Knows nothing about kernels, or how it is found out which they are.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import as_completed
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
+from coterie.cli.progress import counted
+from coterie.composition.composition import Composition, load_composition
+from coterie.core.errors import DeviceError, UsageError
+from coterie.device import Limits
+from coterie.devices.gpu import ahead_of, gpu_number
+from coterie.engine.assembly import Settings, asked_of, plan
+from coterie.engine.experts import open_experts
+from coterie.engine.policy import Policy
+
+if TYPE_CHECKING:
+    from coterie.devices.cuda_ahead import Ahead, Wanted
+
+POLICY = Policy()
+
+
+@sentences
+def compile_(
+    composition: CompositionArg,
+    device: Annotated[str, typer.Option(help="The GPU to compile for: cuda, or cuda:NUMBER.")] = "cuda",
+    capability: Annotated[
+        str, typer.Option(metavar="MAJOR.MINOR", help="Of a GPU that need not be here, e.g. 9.0: an H100's.")
+    ] = "",
+    multiprocessors: Annotated[
+        int | None, typer.Option(min=1, help="How many that GPU has, where not 132: tiles go by it.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="The most of a step.")] = POLICY.max_batch,
+    tokens: Annotated[int, typer.Option(min=1, help="The most of a step.")] = POLICY.max_step_tokens,
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="The longest; as long as each expert's by default.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="As many as there are cores by default.")] = None,
+    json_: JsonOpt = False,
+) -> None:
+    """Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU."""
+    if gpu_number(device) is None:
+        raise UsageError("--device", f"{device!r} is no GPU", "use cuda or cuda:NUMBER")
+    start_s = perf_counter()
+    ahead = ahead_of(device, capability, multiprocessors)
+    wanted = _wanted(load_composition(composition), ahead, sequences, tokens, context)
+    kept = ahead.kept(wanted)
+    missing = [one for one, is_there in kept.items() if not is_there]
+    used, failed = _compile(missing, ahead, processes)
+    folder, (major, minor) = ahead.folder, ahead.capability
+    if json_:
+        found = {"kernels": len(kept), "there": len(kept) - len(missing), "failed": failed, "processes": used}
+        print_json(found | {"capability": f"{major}.{minor}", "seconds": perf_counter() - start_s, "folder": folder})
+    else:
+        compiled = f"{len(missing) - len(failed)} compiled in {used} processes, " if missing else ""
+        there = f"{len(kept) - len(missing)} were there already, {perf_counter() - start_s:.1f} s"
+        out.print(
+            f"{len(kept)} kernels for a GPU of capability {major}.{minor}: {compiled}{there}; in {folder}",
+            markup=False,
+        )
+    if failed:
+        fact = f"{len(failed)} of {len(kept)} kernels do not compile: {failed[0]}"
+        raise DeviceError("coterie compile", fact, "serving compiles them again and says more; the others are there")
+
+
+def _wanted(found: Composition, ahead: Ahead, sequences: int, tokens: int, context: int | None) -> dict[Wanted, None]:
+    """All kernels of all architectures, each once."""
+    models = open_experts(found, synthetic=True)
+    policy = Policy(max_batch=sequences, max_step_tokens=tokens)
+    made = plan(models, ahead.spec(), Settings(policy=policy))
+    loaded = {key: ahead.load(program) for key, program in made.programs.items()}
+    wanted, asked = ahead.always(), asked_of(models, made, policy)
+    with counted("what is launched", len(asked)) as tell:
+        for number, one in enumerate(asked, 1):
+            most = one.limits.context if context is None else min(context, one.limits.context)
+            limits = Limits(one.limits.sequences, one.limits.tokens, most)
+            wanted |= ahead.everything(loaded[one.key], limits, made.block_bytes, one.shared)
+            if tell is not None:
+                tell(number)
+    return wanted
+
+
+def _compile(missing: list[Wanted], ahead: Ahead, processes: int | None) -> tuple[int, list[str]]:
+    """Compile these; in how many processes, and what went wrong."""
+    if not missing:
+        return 0, []
+    compilers = ahead.compilers(processes)
+    try:
+        asked = compilers.ask(missing)
+        with counted("kernels", len(asked)) as tell:
+            if tell is None:
+                err.print(f"compiling {len(asked)} kernels in {compilers.processes} processes", markup=False)
+            for done, _ in enumerate(as_completed(asked), 1):
+                if tell is not None:
+                    tell(done)
+        return compilers.processes, [answer for future in asked if isinstance(answer := future.result(), str)]
+    finally:
+        compilers.close()

@@ -1,0 +1,108 @@
+"""Buckets whose steps launch every kernel, and the processes that compile; kernels are found, never compiled here.
+
+What Triton is asked for on its way to a GPU: tests/system/test_ahead.py.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+
+import pytest
+import tests.device.interpreted  # noqa: F401  before anything that imports triton
+from tests.device.random_expert import BASE, SHAPES
+
+from coterie.core.shapes import Sizes
+from coterie.device import Limits
+from coterie.devices import cuda_compilers
+from coterie.devices.cuda_ahead import Ahead, buckets_within, likely_buckets
+from coterie.devices.cuda_compilers import ENDED, Compilers
+from coterie.devices.cuda_inputs import bucket_of
+from coterie.engine.assembly import page_bytes
+from coterie.graph.compile import compile_graph
+from coterie.kernels.triton.ahead import Wanted
+from coterie.models.model import synthetic_model
+
+LIMITS = Limits(sequences=6, tokens=70, context=1100)
+OTHERS = "odd", "wide", "branches", "delta-nets"
+
+
+@pytest.mark.parametrize(
+    "shape", ["sinks-and-clipped-gates", *(pytest.param(one, marks=pytest.mark.long) for one in OTHERS)]
+)
+def test_no_step_within_the_limits_launches_another_kernel(shape):
+    """All sizes of steps in all contexts, against the buckets that stand for them."""
+    model = synthetic_model(BASE | SHAPES[shape])
+    ahead = Ahead((9, 0), 132)
+    exe, block = ahead.load(compile_graph(model.graph, "cache")), page_bytes(model.kv)
+    few = ahead.everything(exe, LIMITS, block)
+    every = {
+        bucket_of(Sizes(T, B, R, 0, 0), context)
+        for T in (1, 2, 3, 5, 6, 8, 16, 33, 70)
+        for B in range(1, min(T, LIMITS.sequences) + 1)
+        for R in (0, 1, 3, 5)
+        if R <= T
+        for context in (1, 513, 1100)
+    }
+    assert len(every) > len(buckets_within(LIMITS)) > len(likely_buckets(LIMITS))
+    assert set(ahead.wanted(exe, every, block)) == set(few)
+    assert set(ahead.likely(exe, LIMITS, block)) < set(few)
+    assert set(ahead.everything(exe, LIMITS, 2 * block)) != set(few)
+
+
+def test_a_context_has_no_kernels_of_its_own():
+    """How many spans it has is a number that kernels are given."""
+    model = synthetic_model(BASE | SHAPES["odd"])
+    ahead = Ahead((9, 0), 132)
+    exe, block = ahead.load(compile_graph(model.graph, "cache")), page_bytes(model.kv)
+    short, long = (ahead.everything(exe, Limits(6, 70, most), block) for most in (256, 1 << 17))
+    kernels = [{(one.name, one.constants) for one in some} for some in (short, long)]
+    assert kernels[0] == kernels[1]
+
+
+# What stands for the compiler's processes: it answers True for kernels of even numbers, and ends at one named "last".
+STAND_IN = """
+import os, pickle, sys
+while True:
+    number, wanted = pickle.load(sys.stdin.buffer)
+    if wanted.name == "last":
+        os._exit(3)
+    pickle.dump((number, True if wanted.name != "odd" else "odd: no such type"), sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+"""
+
+
+@pytest.fixture
+def compilers(monkeypatch):
+    def popen(command, **how):
+        assert command[1:3] == ["-m", "coterie.devices.cuda_compiler"]
+        assert command[3:] == ["9.0", "2"]
+        return started([sys.executable, "-c", STAND_IN], **how)
+
+    started = cuda_compilers.subprocess.Popen
+    monkeypatch.setattr(cuda_compilers.subprocess, "Popen", popen)
+    made = Compilers((9, 0), 2)
+    yield made
+    made.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "compilers" and thread.join(5)]
+
+
+def named(name, number=0):
+    return Wanted("m", name, (number,), ())
+
+
+def test_each_kernel_is_asked_for_once_and_errors_are_words(compilers):
+    found = compilers.ask([named("even"), named("odd"), named("even"), *(named("even", i) for i in range(20))])
+    assert [future.result(60) for future in found] == [True, "odd: no such type", *[True] * 21]
+    assert found[0] is found[2] is found[3]
+    assert compilers.ask([named("odd")], urgent=True)[0] is found[1]
+
+
+def test_who_waits_hears_that_the_processes_have_ended(compilers):
+    found = compilers.ask([named("even"), named("last"), *(named("even", i) for i in range(1, 9))])
+    assert found[1].result(60) == ENDED
+    assert {future.result(60) for future in found} <= {True, ENDED}
+    assert compilers.ask([named("even", 99)])[0].result(60) == ENDED
+    compilers.close()
+    assert pickle.loads(pickle.dumps(named("even"))) == named("even")

@@ -1,0 +1,98 @@
+"""Kernels compiled before they are launched are those that launches ask for, and the second time none is compiled.
+
+Knows nothing about what kernels compute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# Only looked for: to import triton here would keep the other tests of this process from interpreting it.
+if find_spec("torch") is None or find_spec("triton") is None:
+    pytest.skip("the extra cuda is not installed: torch or triton is missing", allow_module_level=True)
+
+from tests.system.test_adapters import ALL, trained_on
+from tests.system.tiny import write_adapter, write_clipped, write_delta_net, write_expert, write_mixture
+
+CONTEXT = 600  # of three buckets
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Of a process that does not interpret."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**kept, "TRITON_CACHE_DIR": str(cache), "COLUMNS": "200"}
+
+
+def asked(composition: Path, cache: Path) -> dict[str, list[str]]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.system.asked", str(composition)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(cache), check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found: dict[str, list[str]] = json.loads(ran.stdout)
+    return found
+
+
+def check(found: dict[str, list[str]]) -> None:
+    """Triton asks for what was said that it would, all of which is compiled before."""
+    assert found["asked"] == found["here"]
+    assert set(found["asked"]) <= set(found["ahead"])
+    assert not set(found["asked"]) <= set(found["other"])  # for blocks of another size others are compiled
+
+
+def test_what_steps_launch_was_compiled_before(tmp_path: Path) -> None:
+    """Of an expert and of adapters that share steps with others of their kind, in decode, in prompts and in both."""
+    folder = tmp_path / "office"
+    write_expert(folder / "base", 1, max_position_embeddings=CONTEXT)
+    for seed, name in enumerate(("sql", "tax", "german")):
+        trained_on(write_adapter(folder / name, ALL[: 4 + 3 * (seed > 1)], seed=seed), "/home/somebody/base")
+    found = asked(folder, tmp_path / "cache")
+    check(found)
+    assert {"few", "_few_each", "_many_each", "_alone", "_together", "_sample", "end_step"} <= set(found["names"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("write", [write_mixture, write_clipped, write_delta_net])
+def test_what_steps_of_other_layers_launch_was_compiled_before(tmp_path: Path, write: object) -> None:
+    """With branches, with sinks, windows and clipped gates, with gated delta nets."""
+    write(tmp_path / "office" / "one", 1, max_position_embeddings=CONTEXT)  # type: ignore[operator]
+    check(asked(tmp_path / "office", tmp_path / "cache"))
+
+
+def compile_(*words: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from coterie.cli.main import main; main()", "compile", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(cache), check=False)
+
+
+def test_kernels_are_compiled_once_without_a_gpu(tmp_path: Path) -> None:
+    """Those of steps of one token, by two processes; then they are there, and for another GPU they are not."""
+    write_expert(tmp_path / "office" / "one", 1)
+    words = (tmp_path / "office", "--sequences", "1", "--tokens", "1", "--processes", "2")
+    first, second = (compile_(*words, "--capability", "9.0", cache=tmp_path / "cache") for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    told = rf"(\d+) kernels for a GPU of capability 9.0: (.*), [\d.]+ s; in {tmp_path / 'cache'}\n"
+    one, two = (re.fullmatch(told, ran.stdout) for ran in (first, second))
+    assert one is not None, first.stdout
+    assert two is not None, second.stdout
+    assert one[2] == f"{one[1]} compiled in 2 processes, 0 were there already"
+    assert two[2] == f"{one[1]} were there already"
+    other = compile_(*words, "--capability", "8.0", "--json", cache=tmp_path / "other")
+    assert other.returncode == 0, other.stderr
+    assert json.loads(other.stdout)["there"] == 0
+
+
+def test_what_cannot_be_compiled_for_is_one_sentence(tmp_path: Path) -> None:
+    write_expert(tmp_path / "office" / "one", 1)
+    for words, sentence in (
+        (("--capability", "nine"), "[--capability] 'nine' is no capability of a GPU; give one as 9.0, an H100's"),
+        (("--device", "cpu"), "[--device] 'cpu' is no GPU; use cuda or cuda:NUMBER"),
+    ):
+        ran = compile_(tmp_path / "office", *words, cache=tmp_path / "cache")
+        assert ran.returncode == 2
+        assert sentence in ran.stderr.replace("\n", " ")
