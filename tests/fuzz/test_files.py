@@ -11,8 +11,10 @@ import os
 import random
 import shutil
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def test_a_folder_with_a_damaged_file(name: str, tmp_path: Path) -> None:
         if template is not None:
             template.render([{"role": "user", "content": "x"}])
 
-    assert holds(use) > CASES // 10
+    assert CASES // 10 < holds(use) < CASES
 
 
 def test_a_damaged_index(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_a_damaged_index(tmp_path: Path) -> None:
     def use(rng: random.Random) -> None:
         open_model(damaged_folder(whole, "model.safetensors.index.json", tmp_path / "case", rng))
 
-    assert holds(use) > CASES // 2
+    assert CASES // 2 < holds(use) < CASES
 
 
 def test_damaged_adapters(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_damaged_adapters(tmp_path: Path) -> None:
         name = rng.choice(("adapter_config.json", "adapter_model.safetensors"))
         open_adapted(base, damaged_folder(sound, name, tmp_path / "case", rng))
 
-    assert holds(use) > CASES // 2
+    assert CASES // 2 < holds(use) < CASES
 
 
 def toml(value: Any) -> str:
@@ -136,7 +138,8 @@ def toml(value: Any) -> str:
 
 
 def damaged_toml(rng: random.Random, sound: dict[str, Any]) -> bytes:
-    tree = mutate.tree(rng, sound)
+    """One in ten is as it was, so that it is seen to be sound: most damage is refused."""
+    tree = sound if rng.random() < 0.1 else mutate.tree(rng, sound)
     pairs = tree.items() if isinstance(tree, dict) else ()
     data = "".join(f"{json.dumps(key)} = {toml(item)}\n" for key, item in pairs).encode("utf-8", "replace")
     return mutate.raw(rng, data) if rng.random() < 0.2 else data
@@ -154,14 +157,13 @@ def test_damaged_compositions(tmp_path: Path) -> None:
         file.write_bytes(damaged_toml(rng, {"name": "c", "router": router, "expert": experts}))
         load_composition(file)
 
-    assert holds(use) > CASES // 2
+    assert CASES // 2 < holds(use) < CASES
 
 
 def test_damaged_machines_and_stacks(tmp_path: Path) -> None:
-    flops = {"value": 1.0, "unit": "TFLOP/s", "source": "made up"}
-    time_s = {"value": 1.0, "unit": "us", "source": "made up"}
-    machine = {"name": "m", "units": 1, "flops": flops, "launch_host": time_s, "launch_device": time_s, "notes": ["x"]}
-    stack = {"name": "s", "notes": ["x"], "rule_set": "gpu", "library": "nccl", "launch_host": time_s}
+    own = files("coterie.spec")
+    machine = tomllib.loads((own / "machines" / "h100.toml").read_text())
+    stack = tomllib.loads((own / "stacks" / "trtllm-2024.toml").read_text())
 
     def use(rng: random.Random) -> None:
         parse_machine(damaged_toml(rng, machine).decode("utf-8", "replace"), "m.toml")
@@ -170,8 +172,8 @@ def test_damaged_machines_and_stacks(tmp_path: Path) -> None:
         (tmp_path / "s.toml").write_bytes(damaged_toml(rng, stack))
         load_machine(f"dgx-h100:stack={tmp_path / 's.toml'}")
 
-    assert holds(use) > CASES // 2
-    assert holds(use_stack) > CASES // 2
+    assert CASES // 2 < holds(use) < CASES
+    assert CASES // 2 < holds(use_stack) < CASES
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -202,7 +204,7 @@ def test_damaged_traces(tmp_path: Path) -> None:
         file.write_bytes(mutate.json_text(rng, sound))
         render(read_trace(file))
 
-    assert holds(use) > CASES // 4
+    assert CASES // 4 < holds(use) < CASES
 
 
 def test_damaged_router_files(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_damaged_router_files(tmp_path: Path) -> None:
                     archive.writestr(name, mutate.raw(rng, data) if name == hit else data)
         read_weights(file)
 
-    assert holds(use) > CASES // 2
+    assert CASES // 2 < holds(use) < CASES
 
 
 def test_router_files_that_unpack_to_much_are_refused_unread(tmp_path: Path) -> None:
