@@ -125,7 +125,7 @@ def test_the_docs_show_each_kernel_with_each_type():
     assert set(shown) == set(KERNELS) - {"sample"}  # what is drawn is right or wrong: test_triton_sample.py
     for kernel, dtypes in shown.items():
         words = kernels.OPCODES[kernel].words
-        has_matrix = kernel not in ("rms_norm", "layer_norm", "causal_conv") and {
+        has_matrix = kernel not in ("rms_norm", "layer_norm", "causal_conv", "mul_one") and {
             "table",
             "weight",
             "wq",
