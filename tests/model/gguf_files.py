@@ -5,6 +5,7 @@ Written apart from what reads them. Matrices have one type, or that which a func
 
 import json
 import math
+import re
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,9 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "olmo3": "olmo2",
     "gemma4_text": "gemma4",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
 }
 PERMUTED = ("llama", "smollm3", "granite")
 PLUS_ONE = ("gemma", "gemma2", "gemma3")
@@ -70,8 +74,29 @@ def tensors(folder, name, config):
         if theirs == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         scalar = ".weight" if theirs.endswith("layer_scalar") else ""
-        found[names.get_name(theirs, (".weight", ".bias")) + scalar] = np.ascontiguousarray(values)
-    return found | factors(config)
+        usual, number = unnumbered(theirs)
+        named = names.get_name(usual, (".weight", ".bias")) + scalar
+        named = named.replace("exps", f"exps.{number}") if number else named
+        found[named] = np.ascontiguousarray(values)
+    return stacked(found) | factors(config)
+
+
+def stacked(found):
+    """Matrices of branches, whose names have a number, as one tensor; a matrix of one row as a vector."""
+    parts, whole = {}, {}
+    for name, values in found.items():
+        match = re.fullmatch(r"(.*exps)\.(\d+)(\.weight)", name)
+        if match:
+            parts.setdefault(match[1] + match[3], {})[int(match[2])] = values
+        else:
+            whole[name] = values[0] if "inp_shexp" in name else values
+    return whole | {name: np.stack([one[i] for i in range(len(one))]) for name, one in parts.items()}
+
+
+def unnumbered(name):
+    """The name of a branch's matrix without the branch's number, and the number."""
+    match = re.fullmatch(r"(.*\.experts)\.(\d+)(\..*)", name)
+    return (match[1] + match[3], match[2]) if match else (name, "")
 
 
 def add_metadata(writer, name, config):
@@ -111,6 +136,13 @@ def add_metadata(writer, name, config):
     }.items():
         if config.get(key):
             add(config[key])
+    if count := config.get("num_experts") or config.get("num_local_experts"):
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        if width := config.get("moe_intermediate_size"):
+            writer.add_expert_feed_forward_length(width)
+        if width := config.get("shared_expert_intermediate_size"):
+            writer.add_expert_shared_feed_forward_length(width)
     windowed = config["model_type"] == "mistral" or name in ("gemma2", "gemma3", "olmo2", "exaone4", "phi3")
     if windowed and (config.get("sliding_window") or name == "phi3"):
         writer.add_sliding_window(config.get("sliding_window") or 0)

@@ -36,6 +36,7 @@ OWN = {
     "phi3-long": ("phi3-partial", {"max_position_embeddings": 1024, "original_max_position_embeddings": 512}),
     "olmo3-windows": ("olmo3", {"layer_types": [SLIDING] * 3}),
     "exaone4-usual": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
+    "qwen2-moe": ("qwen2-moe", {"mlp_only_layers": []}),
 }
 CASES = [
     *(("llama", "default"), ("llama-biases", "llama3"), ("llama-tied", "linear"), ("llama-head20", "yarn")),
@@ -61,6 +62,7 @@ CASES = [
         ("exaone4-usual", "default"),
     ),
     ("seed-oss", "default"),
+    *(("mixtral", "default"), ("qwen2-moe", "default"), ("qwen3-moe", "yarn"), ("olmoe", "default")),
 ]
 OWN["gemma-bias-tanh"] = ("gemma", {})
 ROPES = {
@@ -78,7 +80,16 @@ UNLIKE = (
     ("mistral-full", "yarn-factor"),
     ("exaone4", "default"),
 )
-QUICK = ("llama-biases", "qwen3", "phi3-long", "gemma3-usual", "smollm3-usual", "granite-biases")
+QUICK = (
+    "llama-biases",
+    "qwen3",
+    "phi3-long",
+    "gemma3-usual",
+    "smollm3-usual",
+    "granite-biases",
+    "mixtral",
+    "qwen2-moe",
+)
 for unlike in UNLIKE:
     del RUNS[unlike]
 
@@ -232,6 +243,19 @@ def test_other_quantised_types_become_int8(kind, folder_like, tokenizer, tmp_pat
         scale = np.sqrt(np.mean(np.concatenate([b.ravel() for b in before]).astype(np.float64) ** 2))
         assert found.lost.rms_error == pytest.approx(np.sqrt(np.mean(lost.astype(np.float64) ** 2)) / scale, rel=1e-5)
         assert 0 < found.lost.rms_error < 0.01
+
+
+def test_branches_become_int8_and_what_chooses_them_stays(folder_like, tokenizer, tmp_path):
+    """Each branch's matrices are rows of one tensor: the second one's are its own."""
+    folder = folder_like("qwen2-moe", **WIDE, moe_intermediate_size=32, shared_expert_intermediate_size=64)
+    _, report, model = imported(folder, tokenizer, tmp_path, lambda name: "F32" if "inp" in name else "Q8_0")
+    assert {kind.lost.dtype for kind in report.kinds if "mlp.experts" in kind.lost.kind} == {DType.Q8}
+    before, after = load_weights_f32(open_model(folder)), load_weights_f32(model)
+    for name, values in before.items():
+        chooses = "mlp.gate.weight" in name or "shared_expert_gate" in name
+        assert relative_error(after[name], values) <= (0.0 if chooses or "norm" in name else 1 / 127), (
+            name
+        )  # half a step, twice
 
 
 # Types of the matrices, and how far logits are from llama.cpp's by what they add: measured 0.03 to 0.045 of int8.

@@ -78,8 +78,15 @@ def test_damaged_bytes_of_the_header_are_never_a_traceback(good, tmp_path):
     [
         ({"general.architecture": "qwen3moe"}, ["qwen3moe", "not imported", "llama, qwen2"]),
         ({"general.architecture": "mamba"}, ["mamba", "not imported"]),
-        ({"general.architecture": "qwen3moe", "qwen3moe.expert_count": 8}, ["expert_count = 8", "mixture of experts"]),
-        ({"general.architecture": "llama", "llama.expert_count": 8}, ["expert_count = 8", "mixture of experts"]),
+        (
+            {"general.architecture": "gpt-oss", "gpt-oss.expert_count": 8},
+            ["8 branches", "mixture", "qwen3moe"],
+        ),
+        (
+            {"general.architecture": "gemma4", "gemma4.expert_count": 8},
+            ["8 branches", "mixture", "qwen3moe"],
+        ),
+        ({"general.architecture": "olmoe"}, ["'olmoe' is not imported"]),
         ({"general.architecture": "clip"}, ["vision projector", "language model beside it"]),
         ({"general.architecture": "llama", "general.type": "adapter"}, ["adapter", "no language model"]),
         ({}, ["'None'", "not imported"]),
@@ -245,5 +252,5 @@ def test_tokens_that_a_file_has_not_are_null(good, tmp_path):
 
 def test_the_package_may_be_missing(good, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(UsageError, match=r"coterie\[gguf\]"):
+    with pytest.raises(UsageError, match=r"the extra gguf, .*\.\[gguf\]"):
         open_gguf(good)

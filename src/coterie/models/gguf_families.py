@@ -34,6 +34,8 @@ from coterie.models.gguf_gemma4 import (
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 ATTENTION_CAP, LOGITS_CAP = "attn_logit_softcapping", "final_logit_softcapping"
 LOCAL_THETA = "rope.freq_base_swa"
+COUNT, TAKEN = "expert_count", "expert_used_count"  # of branches
+WIDTH, SHARED_WIDTH = "expert_feed_forward_length", "expert_shared_feed_forward_length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,33 @@ def _seed_oss(_: Source) -> dict[str, Any]:
     return {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False}
 
 
+def _branched(source: Source) -> dict[str, Any]:
+    return {"num_experts": source.keys.count(COUNT), "num_experts_per_tok": source.keys.count(TAKEN)}
+
+
+def _mixtral(source: Source) -> dict[str, Any]:
+    own = _branched(source)
+    return {"num_local_experts": own.pop("num_experts"), "sliding_window": source.keys.get(WINDOW) or None} | own
+
+
+def _olmoe(source: Source) -> dict[str, Any]:
+    return _branched(source) | {"norm_topk_prob": False}
+
+
+def _qwen3_moe(source: Source) -> dict[str, Any]:
+    """Whether the weights of those that are taken add up to 1 is fixed there by architecture."""
+    return _olmoe(source) | {"moe_intermediate_size": source.keys.count(WIDTH), "norm_topk_prob": True}
+
+
+def _qwen2_moe(source: Source) -> dict[str, Any]:
+    width = source.keys.count(WIDTH)
+    return _olmoe(source) | {
+        "moe_intermediate_size": width,
+        "shared_expert_intermediate_size": source.keys.count(SHARED_WIDTH),
+    }
+
+
+_BRANCHED = (COUNT, TAKEN, WIDTH)
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 _GEMMA4 = (WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA, SHARED, INPUTS, *SWA, *MADE)
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -186,6 +215,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "exaone4": Architecture("exaone4", own=_exaone4, reads=(WINDOW, PATTERN)),
     "seed_oss": Architecture("seed_oss", own=_seed_oss),
 }
+BRANCHED: Mapping[str, Architecture] = {  # of files with branches
+    "llama": Architecture("mixtral", permuted=True, own=_mixtral, reads=(WINDOW, *_BRANCHED)),
+    "qwen2moe": Architecture("qwen2_moe", own=_qwen2_moe, reads=(*_BRANCHED, SHARED_WIDTH)),
+    "qwen3moe": Architecture("qwen3_moe", own=_qwen3_moe, reads=_BRANCHED),
+    "olmoe": Architecture("olmoe", own=_olmoe, reads=_BRANCHED),
+}
 _KINDS = {"mmproj": "a vision projector", "adapter": "an adapter", "imatrix": "statistics for quantising"}
 _TEXT = "import the language model beside it"
 
@@ -196,10 +231,10 @@ def architecture_of(metadata: Mapping[str, Any], where: str) -> tuple[str, Archi
     kind = "mmproj" if name == "clip" else kind
     if kind in _KINDS:
         raise UnsupportedError(where, f"is {_KINDS[kind]}, and no language model", _TEXT)
-    if metadata.get(f"{name}.expert_count"):
-        fact = f"{name}.expert_count = {metadata[f'{name}.expert_count']} means mixture of experts inside a model"
-        raise UnsupportedError(where, f"{fact}, which is not run", "use a model without it")
-    if name not in ARCHITECTURES:
-        known = f"coterie imports {', '.join(ARCHITECTURES)}"
-        raise UnsupportedError(where, f"architecture {name!r} is not imported", known)
-    return name, ARCHITECTURES[name]
+    count = metadata.get(f"{name}.{COUNT}")
+    rows = BRANCHED if count else ARCHITECTURES
+    if name not in rows:
+        known = f"coterie imports {', '.join(ARCHITECTURES)}, and with branches {', '.join(BRANCHED)}"
+        branches = f" with {count} branches (mixture of experts inside a model)" if count else ""
+        raise UnsupportedError(where, f"architecture {name!r}{branches} is not imported", known)
+    return name, rows[name]

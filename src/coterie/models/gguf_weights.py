@@ -9,7 +9,7 @@ Knows nothing about config.json or how a file is written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from coterie.models.gguf_rope import TENSORS
 from coterie.models.joined import joined_names
 from coterie.models.layered import LAYERED_NAMES
 from coterie.models.lost import Sums
-from coterie.models.packing import BY_NAME, Packing
+from coterie.models.packing import BY_NAME, Packing, may_be_packed
 from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.registry import weight_shapes
 
@@ -46,6 +46,11 @@ class Source:
     first: int = 0
     heads: int = 0
     offset: float = 0.0
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows to be packed; what has one is held as a vector."""
+        return len(self.shape) == 2 and self.shape[0] > 1
 
     def rows(self, start: int, stop: int) -> Any:
         """Where rows start to stop of the weight are in the tensor: a slice, or a number for each."""
@@ -72,7 +77,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offs
     names = gguf.get_tensor_name_map(numbers[file.metadata["general.architecture"]], config.num_layers)
     heads = {config.names.q: config.num_heads, config.names.k: config.num_kv_heads} if row.permuted else {}
     shapes, found = weight_shapes(config), {}
-    joined = _joined(file, names, config, shapes)
+    joined = _joined(file, names, config, shapes) | _stacked(names, config, shapes)
     for name, shape in shapes.items():
         theirs, first, rows = joined.get(name) or (names.get_name(name, _SUFFIXES), 0, shape[0])
         theirs = f"{theirs}.weight" if name.endswith(_BARE) else theirs
@@ -80,6 +85,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offs
         if tensor is None:
             missing = f"tensor {theirs or name}, {name} of the model, is missing"
             raise CheckpointError(file.where, missing, _SAME_ANSWER)
+        tensor = _in_rows(tensor, shape, config)
         if tensor.shape != (rows, *shape[1:]):
             fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is wanted"
             raise CheckpointError(file.where, fact, _SAME_ANSWER)
@@ -107,6 +113,30 @@ def _joined(
     return found
 
 
+def _stacked(names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int, int]]:
+    """The same of branches' matrices, which follow one another in one tensor for each of gate, up and down."""
+    if config.branches is None:
+        return {}
+    found, branch = {}, config.branches.names.branch
+    before, after = branch.split("{}")
+    for name, shape in shapes.items():
+        prefix, mark, rest = name.partition(f".{before}")
+        number, _, part = rest.partition(after)
+        if mark and number.isdigit():
+            theirs = names.get_name(f"{prefix}{mark}{part}", _SUFFIXES)
+            found[name] = (theirs, int(number) * shape[0], config.branches.count * shape[0])
+    return found
+
+
+def _in_rows(tensor: GgufTensor, shape: tuple[int, ...], config: ModelConfig) -> GgufTensor:
+    """A tensor of branches as rows that follow one another; a matrix of one row that is stored as a vector."""
+    if config.branches is not None and len(tensor.shape) == 3 and tensor.shape[0] == config.branches.count:
+        return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
+    if len(shape) == 2 and tensor.shape == shape[1:]:
+        return replace(tensor, shape=(1, *tensor.shape), rows=tensor.rows.reshape(1, -1))
+    return tensor
+
+
 def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source]) -> None:
     used = {source.tensor.name for source in found.values()}
     leftovers = sorted(name for name in file.tensors if name not in used and name not in TENSORS)
@@ -130,10 +160,11 @@ WEIGHTS = (KEEP, BF16, *BY_NAME)
 
 def types_of(sources: Mapping[str, Source], weights: str) -> Types:
     """The types that `weights`, one of WEIGHTS, gives. Of `keep`: what is not quantised stays as it is."""
-    matrices = {name: source for name, source in sources.items() if len(source.shape) == 2}
+    matrices = {name: source for name, source in sources.items() if source.is_matrix}
     packing = None
     if weights == KEEP:
-        packing = Packing.of({name: _kept(source.tensor) for name, source in matrices.items()})
+        may = {name: source for name, source in matrices.items() if may_be_packed(name, source.shape)}
+        packing = Packing.of({name: _kept(source.tensor) for name, source in may.items()})
     elif weights != BF16:
         packing = Packing(BY_NAME[weights], DType.Q8)
     by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(sources))
@@ -152,16 +183,16 @@ def _kept(tensor: GgufTensor) -> DType | None:
 
 
 def _small(sources: Mapping[str, Source]) -> DType:
-    """The type of norms and biases, which a file holds as float32: the least that holds all of them exactly.
+    """The type of what is no matrix, which a file holds as float32: the least that holds all of it exactly.
 
     Exactly the file's numbers: those of norms are w + offset, rounded to float32, and w has to give them back.
     """
     exact = [DType.BF16, DType.F16]
-    matrices = {s.tensor.float_type for s in sources.values() if len(s.shape) == 2}
+    matrices = {s.tensor.float_type for s in sources.values() if s.is_matrix}
     if matrices == {DType.F16}:
         exact.reverse()
     for source in sources.values():
-        if len(source.shape) == 1:
+        if not source.is_matrix:
             exact = [dtype for dtype in exact if _holds(source, dtype)]
     return exact[0] if exact and matrices != {DType.F32} else DType.F32
 
