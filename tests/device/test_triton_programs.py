@@ -142,7 +142,7 @@ def test_a_larger_bucket_changes_nothing(make, tokens):
 
 
 def test_a_decoded_token_has_the_same_bits_alone_and_in_a_batch(make):
-    """Two to four tokens: float32 dot products over one row, spans at absolute positions. One has kernels of its own."""
+    """Two to four tokens: float32 dot products over one row, spans at absolute positions. One has its own kernels."""
     expert = make("qk-norm", (Q8,))
     alone = inspect(expert, step_of(([7], 0)), most=Bucket(3, 3, 3, 24 * 5))
     among = inspect(expert, step_of(([7], 0), ([9], 0), ([2], 0)))
