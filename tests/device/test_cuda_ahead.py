@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
+from concurrent.futures import Future
 
 import pytest
 import tests.device.interpreted  # noqa: F401  before anything that imports triton
@@ -106,3 +107,37 @@ def test_who_waits_hears_that_the_processes_have_ended(compilers):
     assert compilers.ask([named("even", 99)])[0].result(60) == ENDED
     compilers.close()
     assert pickle.loads(pickle.dumps(named("even"))) == named("even")
+
+
+class Asked:
+    """Compilers that compile at once, and remember what they were asked for."""
+
+    capability = (9, 0)
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, wanted, urgent):
+        assert urgent
+        self.asked.append(tuple(wanted))
+        done = Future()
+        done.set_result(True)
+        return [done]
+
+
+def test_a_step_that_is_met_first_has_its_kernels_compiled_at_once(monkeypatch):
+    """Those that are not there, once; few of them are left to whoever launches, and so are errors."""
+    there = {"k3"}
+    monkeypatch.setattr(cuda_compilers, "wanted_by", dict.fromkeys)
+    monkeypatch.setattr(cuda_compilers, "is_kept", lambda key, wanted: key in there)
+    monkeypatch.setattr(Wanted, "key", lambda self, capability: f"k{self.args[0]}")
+    compilers = Asked()
+    before = cuda_compilers.AtOnce(compilers)
+    kernels = [named("few", number) for number in range(6)]
+    before(kernels[:2])
+    assert compilers.asked == []
+    before(kernels)
+    assert compilers.asked == [(kernels[2], kernels[4], kernels[5])]
+    before(kernels)
+    before(3)  # nothing that has launches: it is only about time
+    assert len(compilers.asked) == 1

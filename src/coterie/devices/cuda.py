@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,9 @@ from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import tiles_for
 from coterie.spec.machine import MachineSpec
 
+if TYPE_CHECKING:
+    from coterie.devices.cuda_compilers import Compilers
+
 
 class CudaDevice(RealDevice):
     """An NVIDIA GPU and its host.
@@ -72,6 +76,12 @@ class CudaDevice(RealDevice):
         facts = self.driver.facts
         tiles = tiles_for(facts.capability, facts.multiprocessors)
         self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
+        self._compilers: Compilers | None = None
+        if kernels is None and isinstance(self.driver, TorchDriver):  # what stands for a GPU has nothing to compile
+            from coterie.devices.cuda_compilers import AtOnce, Compilers
+
+            self._compilers = Compilers(facts.capability)
+            self._shared.before = AtOnce(self._compilers)
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
         self._streams: dict[str, StreamLane] = {}
@@ -236,6 +246,8 @@ class CudaDevice(RealDevice):
         self._lanes.close()
         for lane in lanes:
             lane.join()
+        if self._compilers is not None:
+            self._compilers.close()
         self._runs.binder.forget()
         self._memory.close()
         self._loaded.clear()

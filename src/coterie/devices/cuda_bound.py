@@ -13,7 +13,7 @@ Knows nothing about lanes, gates or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -69,6 +69,8 @@ class Shared:
 
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.driver, self.kernels = driver, kernels
+        # What is done with a step's launches when they are found, before the first is launched.
+        self.before: Callable[[Sequence[Launch]], None] = lambda launches: None
         self.packets = Packets(driver)
         self.workspace = Grown(driver, "the values of a step")
         self.scratch = Grown(driver, "scratch of kernels")
@@ -298,6 +300,7 @@ class Bound:
         ]
         end = kernels.feed(self.feed, self.state, self.rows, self.stops)
         self._step = [*(launch for row in self._launches for launch in row), end]
+        shared.before(self._step)
         self._is_new = False
 
     def _find_walk(self, stream: Stream) -> Launch:

@@ -17,22 +17,41 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import IO
 
 from coterie.devices.cuda_compiler import Answer
-from coterie.kernels.triton.ahead import Wanted
+from coterie.kernels.triton.ahead import Wanted, is_kept, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
+WORTH_IT = 3  # kernels: to start the processes takes as long as to compile two or three
+LONGEST_S = 180.0  # that a step waits for them
 ENDED = "the compiler's processes have ended"
+
+
+class AtOnce:
+    """What a step's kernels wait for when it is met first: those that were not compiled are, all at once."""
+
+    def __init__(self, compilers: Compilers) -> None:
+        self._compilers, self._known = compilers, set[Wanted]()
+
+    def __call__(self, launches: Iterable[object]) -> None:
+        """Compile what is not there. Where that cannot be, whoever launches compiles, one kernel after another."""
+        with suppress(Exception):  # it is only about time
+            asked = [one for one in wanted_by(launches) if one not in self._known]
+            keys = {one.key(self._compilers.capability): one for one in asked}
+            missing = [one for key, one in keys.items() if not is_kept(key, one)]
+            if len(missing) >= WORTH_IT:
+                wait(self._compilers.ask(missing, urgent=True), LONGEST_S)
+            self._known.update(asked)
 
 
 class Compilers:
     """Processes that compile for a GPU of a capability, started when there is something to compile."""
 
     def __init__(self, capability: tuple[int, int], processes: int | None = None) -> None:
-        self._capability, self.processes = capability, processes or int(allowed_cpus()[0])
+        self.capability, self.processes = capability, processes or int(allowed_cpus()[0])
         self._lock = threading.Lock()
         self._asked: dict[Wanted, Future[Answer]] = {}
         self._waiting: tuple[deque[Wanted], deque[Wanted]] = deque(), deque()  # urgent ones, and others
@@ -90,7 +109,7 @@ class Compilers:
         if self._closed:
             return None
         if self._child is None:
-            major, minor = self._capability
+            major, minor = self.capability
             command = [sys.executable, "-m", "coterie.devices.cuda_compiler", f"{major}.{minor}", str(self.processes)]
             pipe = subprocess.PIPE
             try:
