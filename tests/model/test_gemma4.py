@@ -19,15 +19,19 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.nest import nest
+from coterie.device import Sampling
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
+from coterie.graph.eager import expand
 from coterie.graph.program import KvLayers
+from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard
+from coterie.graph.verify import verify
 from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
 from coterie.models.difference import open_delta
 from coterie.models.difference_write import write_delta
-from coterie.models.model import open_model, synthetic_model
+from coterie.models.model import load_weights_f32, open_model, synthetic_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -277,6 +281,18 @@ def test_it_is_not_mapped_in_space(row, op, folder_of):
     graph = open_model(folder_of(row)).graph
     with pytest.raises(UnsupportedError, match=rf"{op}\] op .* has no normal form, so it cannot be mapped in space"):
         [nest(graph, one, Sizes.decode(1, 4)) for one in graph.ops]
+
+
+def test_the_kernels_of_pytorch_compute_the_same(folder_of):
+    model = open_model(folder_of("gemma4"))
+    rows = {"tokens": np.arange(5, 9), "positions": np.arange(4), "sequence": np.zeros(4, int), "rows": np.array([3])}
+    rows["block_tables"] = np.array([[0]])
+    found = []
+    for graph in (model.graph, expand(model.graph)):
+        verify(graph)
+        values = Reference(graph, load_weights_f32(model)).run(rows, [Sampling()], KvState(graph, 1, 8))
+        found.append(values["head/logits"])
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-5)
 
 
 def test_it_is_not_split_over_units(folder_of):

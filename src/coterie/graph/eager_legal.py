@@ -45,7 +45,7 @@ def _mul_last(row: Row) -> None:
 
 def _mul_weight(row: Row) -> None:
     unary(row)
-    row.weight(1, norm_weight(row))
+    row.weight_or_constant(1, norm_weight(row))
 
 
 def _mul_heads(row: Row) -> None:
