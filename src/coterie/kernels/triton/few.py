@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, ask
+from coterie.kernels.triton.bytes_to_floats import whole_numbers
 from coterie.kernels.triton.norms import moments_of_rows, scaled_and_shifted
 from coterie.kernels.triton.packed import (
     BLOCK,
@@ -115,11 +116,11 @@ def few_dots(
             acc += high_half(both, scale, zero, TYPE)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
         else:
-            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.float32)
+            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE)
             if packed:
-                w *= scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
+                w = whole_numbers(w) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8)
             raw, scaled = _read(x, mask_M, c, K, norm, mean, factor, NORM, SHIFT)
-            acc += w[None, :, :] * scaled[:, None, :]
+            acc += w.to(tl.float32)[None, :, :] * scaled[:, None, :]
             squares += raw * raw
     sums = tl.sum(acc, axis=2)
     if NORM is not None and SHIFT is None:
