@@ -66,7 +66,7 @@ bench: setup
 simulate: setup-dev
 	$(BIN)/python -m benchmarks.compiled simulate $(WORDS)
 
-# A first session on a GPU: correctness, then every bench, in ten minutes.
+# A first session on a GPU: correctness, then every bench, in 13 minutes.
 gpu: setup-dev
 	$(BIN)/python -m benchmarks.first_gpu --out gpu-results
 

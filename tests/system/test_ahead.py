@@ -71,9 +71,9 @@ def compile_(*words: str | Path, cache: Path) -> subprocess.CompletedProcess[str
 
 
 def test_kernels_are_compiled_once_without_a_gpu(tmp_path: Path) -> None:
-    """Those of steps of one token, by two processes; then they are there, and for another GPU they are not."""
+    """Those of steps of up to two tokens, by two processes; then they are there, and for another GPU they are not."""
     write_expert(tmp_path / "office" / "one", 1)
-    words = (tmp_path / "office", "--sequences", "1", "--tokens", "1", "--processes", "2")
+    words = (tmp_path / "office", "--sequences", "1", "--tokens", "2", "--processes", "2")
     first, second = (compile_(*words, "--capability", "9.0", cache=tmp_path / "cache") for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     told = rf"(\d+) kernels for a GPU of capability 9.0: (.*), [\d.]+ s; in {tmp_path / 'cache'}\n"
