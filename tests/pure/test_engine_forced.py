@@ -15,7 +15,7 @@ from test_engine_choice import Form, NumbersDevice
 
 from coterie.core.errors import RequestError
 from coterie.engine.foresee import foresee
-from coterie.engine.habit import EXPECTED, Habit
+from coterie.engine.habit import EXPECTED, KEPT, Habit
 from coterie.engine.policy import GUESSED_BYTES, MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams, SamplingParams
 
@@ -242,3 +242,7 @@ def test_a_form_is_gone_on_with_as_it_was_before():
     assert seen.chances == pytest.approx([1, 4.4 / 5, 4.4 / 5, 0.9 * 4.4 / 5])
     assert foresee([Says([4], 0.9)], Only(None), 15, habit, 7).tokens == [4]
     assert foresee([], Only(None), 15, habit, 7).tokens == [31]
+    for place in range(2 * KEPT):
+        habit.learn(b"\7" + place.to_bytes(2, "little"), place, 50)
+    assert len(habit._done) == KEPT
+    assert habit.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from coterie.engine.request import Mask
 
+KEPT = 1024  # places of one answer: each has a bit for every token
 EXPECTED, COUNTED = 0.7, 2.0  # how often it does so again: at first, as if it had been counted in so many
 
 
@@ -39,10 +40,10 @@ class Habit:
         """This token came behind `before`, where it was a choice."""
         for key in () if few is None else (few, before):
             done = self._done.get(key)
-            if done is None:
-                self._done[key] = _Done(token)
-            else:
+            if done is not None:
                 done.add(token)
+            elif len(self._done) < KEPT:
+                self._done[key] = _Done(token)
 
     def next(self, mask: Mask, before: int) -> list[tuple[int, float]]:
         """The token that may come next, and how likely; none where nothing is known. The mask may not allow it."""
