@@ -21,6 +21,16 @@ std::vector<bytes*> table(const std::vector<Tensor>& first, const std::vector<Te
   return at;
 }
 
+// What the logits of one token's branches are worth: a softmax, or each by itself.
+Doubles scores_of(const float* logits, int64_t E, bool sigmoid) {
+  Doubles scores;
+  double total = 0;
+  for (int64_t e = 0; e < E; ++e) scores.push_back(sigmoid ? 1 / (1 + std::exp(-logits[e])) : std::exp(logits[e])), total += scores.back();
+  if (!sigmoid)
+    for (double& score : scores) score /= total;
+  return scores;
+}
+
 void test_block(const Shape& s, DType dtype) {
   const auto [T, E, taken, D, F] = s;
   const std::vector<float> logits = random_floats(T * E), x = random_floats(T * D), residual = random_floats(T * D);
@@ -34,20 +44,30 @@ void test_block(const Shape& s, DType dtype) {
   const integer groups = E % 2 == 0 && 2 * taken <= E ? 2 : 0;
   const std::vector<bytes*> inward = table(gate, up), outward = table(down);
   const integer type = static_cast<integer>(dtype);
-  std::vector<float> weights(T * E), inner(T * taken * F), y(T * D), added(T * D);
+  const Tensor own = weight(1, E, dtype);
+  std::vector<float> weights(T * E), own_weights(T * E), inner(T * taken * F), by_gelu(T * taken * F), y(T * D), added(T * D);
+  const ChooseBranches choose{logits.data(), weights.data(), T, E, taken, 1, 0.5, bias.at(), type, E % 2, 1e-20, groups, 1, 1, nullptr, 0, 0.0};
+  ChooseBranches factored = choose;
+  factored.y = own_weights.data(), factored.factors = own.at(), factored.factors_dtype = own.type(), factored.added_sum = 0.25;
   const std::vector<Row> rows = {
-      row_of(Opcode::choose_branches, ChooseBranches{logits.data(), weights.data(), T, E, taken, 1, 0.5, bias.at(), type, E % 2, 1e-20,
-                                                     groups, 1, 1}),
+      row_of(Opcode::choose_branches, choose),
+      row_of(Opcode::choose_branches, factored),
+      row_of(Opcode::branch_gate_up_gelu,
+             BranchGateUpGelu{x.data(), weights.data(), inward.data(), type, by_gelu.data(), T, E, taken, D, F, 1}),
       row_of(Opcode::branch_gate_up, BranchGateUp{x.data(), weights.data(), inward.data(), type, inner.data(), T, E, taken, D, F}),
       row_of(Opcode::branch_down, BranchDown{inner.data(), weights.data(), outward.data(), type, y.data(), T, E, taken, D, F}),
       row_of(Opcode::branch_down_add,
              BranchDownAdd{inner.data(), weights.data(), outward.data(), type, added.data(), T, E, taken, D, F, residual.data()}),
   };
-  everywhere("branches", rows, {output(weights), output(inner), output(y), output(added)}, [&] {
-    Doubles wide, wanted(static_cast<size_t>(T * D)), with_residual;
+  everywhere("branches", rows, {output(weights), output(own_weights), output(inner), output(by_gelu), output(y), output(added)}, [&] {
+    Doubles wide, smooth, wanted(static_cast<size_t>(T * D)), with_residual;
+    Doubles factored_weights;
     bool right = true;
     for (int64_t t = 0; t < T; ++t) {
-      double total = 0;
+      const Doubles scores = scores_of(&logits[t * E], E, choose.sigmoid != 0);
+      double total = 0, sum = 0.25;
+      for (int64_t e = 0; e < E; ++e) sum += weights[t * E + e] == 0.0f ? 0.0 : scores[e];
+      for (int64_t e = 0; e < E; ++e) factored_weights.push_back(weights[t * E + e] == 0.0f ? 0.0 : scores[e] / sum * 0.5 * own[e]);
       int64_t found = 0;
       for (int64_t e = 0; e < E; ++e) {
         const float weight = weights[t * E + e];
@@ -56,7 +76,7 @@ void test_block(const Shape& s, DType dtype) {
         const Doubles token(x.begin() + t * D, x.begin() + (t + 1) * D);
         const Doubles g = times(token, gate[e], F, D), u = times(token, up[e], F, D);
         Doubles h(g.size());
-        for (size_t f = 0; f < g.size(); ++f) h[f] = silu(g[f]) * u[f];
+        for (size_t f = 0; f < g.size(); ++f) h[f] = silu(g[f]) * u[f], smooth.push_back(gelu(g[f], 1) * u[f]);
         const Doubles out = times(h, down[e], D, F);
         for (int64_t d = 0; d < D; ++d) wanted[t * D + d] += weight * out[d];
         wide.insert(wide.end(), h.begin(), h.end());
@@ -64,7 +84,7 @@ void test_block(const Shape& s, DType dtype) {
       right = right && found == taken && std::abs(total - 0.5) < 1e-5;
     }
     for (size_t i = 0; i < wanted.size(); ++i) with_residual.push_back(wanted[i] + residual[i]);
-    return right && close(inner, wide, 1e-5) && close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
+    return right && close(own_weights, factored_weights, 1e-5) && close(inner, wide, 1e-5) && close(by_gelu, smooth, 1e-5) && close(y, wanted, 2e-5) && close(added, with_residual, 2e-5);
   });
 }
 

@@ -125,11 +125,15 @@ void test_norm_add(const Shape& s, DType dtype) {
   const std::vector<float> x = random_floats(s.T * s.D), residual = random_floats(s.T * s.D);
   const Tensor scale = norm_weight(s.D, dtype);
   std::vector<float> y(s.T * s.D);
-  const NormAdd op{x.data(), scale.at(), scale.type(), 1e-5, 1.0, nullptr, 0, 0, residual.data(), y.data(), s.T, s.D};
-  everywhere("norm_add", {row_of(Opcode::norm_add, op)}, {output(y)}, [&] {
-    Doubles wanted = norm(widened(x), scale, s.D, 1e-5, 1.0);
-    for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += residual[i];
-    return close(y, wanted, 1e-5);
+  const Tensor factor = weight(1, 1, dtype);
+  std::vector<float> scaled(s.T * s.D);
+  const NormAdd op{x.data(), scale.at(), scale.type(), 1e-5, 1.0, nullptr, 0, 0, residual.data(), y.data(), s.T, s.D, nullptr, 0};
+  NormAdd times = op;
+  times.y = scaled.data(), times.factor = factor.at(), times.factor_dtype = factor.type();
+  everywhere("norm_add", {row_of(Opcode::norm_add, op), row_of(Opcode::norm_add, times)}, {output(y), output(scaled)}, [&] {
+    Doubles wanted = norm(widened(x), scale, s.D, 1e-5, 1.0), multiplied;
+    for (size_t i = 0; i < wanted.size(); ++i) multiplied.push_back((wanted[i] += residual[i]) * factor[0]);
+    return close(y, wanted, 1e-5) && close(scaled, multiplied, 1e-5);
   });
 }
 

@@ -174,6 +174,7 @@ void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
 void test_delta();  // delta.cpp
 void test_latent();  // latent.cpp
+void test_parts();  // parts.cpp
 void test_packed();  // packed.cpp
 void test_reads();  // reads.cpp
 void test_sticks();  // sticks.cpp
