@@ -91,12 +91,17 @@ class Pythonic:
 
 
 def in_turn(rule: str, parts: Sequence[tuple[str, bool]], between: str = ", ") -> Iterator[str]:
-    """The rules `RULE_0` ..: parts in their order, each with whether it must come, `between` between those that do."""
+    """The rules `RULE_0` ..: parts in their order, each with whether it must come, `between` between those that do.
+
+    `RULE_n` has nothing before it, `RULE_n_on` something.
+    """
     for place, (part, required) in enumerate(parts):
-        after = [f"({literal(between)} {name}){'' if must else '?'}" for name, must in parts[place + 1 :]]
         without = "" if required else f" | {rule}_{place + 1}"
-        yield f"{rule}_{place}: {' '.join([part, *after])}{without}"
+        yield f"{rule}_{place}: {part} {rule}_{place + 1}_on{without}"
+        if place:
+            yield f"{rule}_{place}_on: ({literal(between)} {part}){'' if required else '?'} {rule}_{place + 1}_on"
     yield f'{rule}_{len(parts)}: ""'
+    yield f'{rule}_{len(parts)}_on: ""'
 
 
 def _end_of(text: str, at: int) -> int:
