@@ -29,6 +29,7 @@ WHOLE = [
     decoder(**of_family("opt", num_kv_heads=4)),
     decoder(**gemma(2)),
     decoder(feed_forward=FeedForward.RELU_SQUARED),
+    decoder(feed_forward=FeedForward.XIELU),
     shard(decoder(**of_family("bloom", num_kv_heads=4, vocab_size=40)), 2),
     LLAVA,
     fft_conv_graph((2, 3)),

@@ -148,7 +148,7 @@ def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, package in (("llama.cpp", "llama-cpp-python"), ("transformers", "transformers")):
         with pytest.raises(UsageError, match=package) as caught:
             peers_named([name])
-        assert "coterie[peers]" in str(caught.value)
+        assert "'.[peers]'" in str(caught.value)
 
 
 def test_settings_read_as_a_phrase() -> None:

@@ -129,7 +129,7 @@ def test_without_matplotlib_only_the_page_is_refused(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(importlib, "import_module", without)
     path = tmp_path / "paper.html"
-    refused(run("table-1", "--html", path), "[--html]", "matplotlib", "coterie[plan]")
+    refused(run("table-1", "--html", path), "[--html]", "matplotlib", "'.[plan]'")
     assert not path.exists()
     assert run("table-1").exit_code == 0
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from coterie.engine.assembly import Parts
+from coterie.engine.bases import folder_of
 from coterie.engine.metrics import Histogram, Metrics
 from coterie.memory.cache import ExpertCache, Stats
 from coterie.memory.split import Side, side_of, sides_of
@@ -157,7 +158,7 @@ def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
         waiting=len(queue.waiting.get(name, ())) + held,
         architecture=model.key[:KEY_CHARS],
         last_used_s=parts.engine.metrics.last_end_s.get(name),
-        base=parts.plan.base_of.get(name, ""),
+        base=parts.plan.base_of.get(name) or (str(folder_of(model.base)) if model.base else ""),
     )
 
 

@@ -25,22 +25,23 @@ def open_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
     waited for without end, and a device has no end.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise CheckpointError(str(path), "the file does not exist", "add it or point to another folder") from None
-    except IsADirectoryError:
-        raise CheckpointError(str(path), "is a folder, where a file is wanted", "check the folder") from None
     except OSError as error:
         raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the file") from None
-    status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
+    if stat.S_ISDIR(status.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(str(path), "is a folder, where a file is wanted", "check the folder")
     if not stat.S_ISREG(status.st_mode):
-        file.close()
+        os.close(descriptor)
         raise CheckpointError(str(path), "is a pipe or a device, where a file is wanted", "put a file there")
     if max_bytes is not None and status.st_size > max_bytes:
-        file.close()
+        os.close(descriptor)
         fact = f"has {format_bytes(status.st_size)}, and such a file has at most {format_bytes(max_bytes)}"
         raise CheckpointError(str(path), fact, "download the file again")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -212,7 +212,7 @@ class FormMask:
     @property
     def complete(self) -> bool:
         """True when nothing may follow."""
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def _allowed(self) -> bytes:
         """A bit for each token."""

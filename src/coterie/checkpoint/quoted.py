@@ -105,11 +105,11 @@ class Quoted:
         return found, _closed(text, at, "}")
 
     def _list(self, text: str, at: int) -> tuple[list[Any], int]:
-        found = list[Any]()
-        while text[_blanks(text, at) :][:1] not in ("]", ""):
-            value, at = self._value(text, _blanks(text, at))
+        found, at = list[Any](), _blanks(text, at)
+        while text[at : at + 1] not in ("]", ""):
+            value, at = self._value(text, at)
             found.append(value)
-            at = _behind(text, at)
+            at = _blanks(text, _behind(text, at))
         return found, _closed(text, at, "]")
 
     def _object_rules(self, rule: str, number: int, schema: Schema, root: Schema, special: Special) -> Iterator[str]:

@@ -96,7 +96,9 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     for path, place in found.items():
         team, name = named_in_cache(path.name)
         name = f"{team}--{name}" if team and short[name] > 1 else name
-        if is_expert_name(name):
+        if name in named:
+            left_out[path.name] = CompositionError(str(root), f"{name!r} names two folders", "rename one of them")
+        elif is_expert_name(name):
             named[name] = place
         else:
             left_out[path.name] = CompositionError(

@@ -74,9 +74,7 @@ def ahead_of(device: str, capability: str, multiprocessors: int | None) -> Ahead
     """
     for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if find_spec(package) is None:
-            raise UsageError(
-                "coterie compile", f"{name} is not installed", "install the extra: pip install 'coterie[cuda]'"
-            )
+            raise UsageError("coterie compile", f"{name} is not installed", install_extra("cuda"))
     from coterie.devices.cuda_ahead import Ahead
 
     if capability:

@@ -27,6 +27,7 @@ class Batches:
     def __init__(self, kv: KVPool, policy: Policy, device: Device) -> None:
         self._kv, self._max_step_tokens, self._max_rows = kv, policy.max_step_tokens, policy.max_batch
         self._guesser = Guesser(policy, device)
+        self.renewed = self._guesser.renewed
         self._decoding: dict[str, Decoding] = {}
         self._mixed: dict[tuple[str, ...], Decoding] = {}
 

@@ -72,6 +72,12 @@ class Engine:
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
         self._most_steps: dict[str, int] = {}
 
+    def renewed(self, expert_id: str) -> None:
+        """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
+        self._most_steps.pop(expert_id, None)
+        self._batches.renewed(expert_id)
+        self._groups.renewed(kins_of(self._experts) if self.policy.fellows else {})
+
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         expert = served_as(request.expert_id, self._experts)

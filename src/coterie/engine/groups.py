@@ -41,6 +41,12 @@ class Groups:
         self._current: str | None = None
         self._streak = 0
 
+    def renewed(self, kins: Mapping[str, str]) -> None:
+        """Other experts are kin now."""
+        self._kins, self._num_firsts = kins, max(2, 1 + largest(kins.values()))
+        self._apart, self._first = frozenset(), None
+        self._of.clear()
+
     @property
     def unmoved(self) -> bool:
         """Whether every expert is where it was in the last view."""

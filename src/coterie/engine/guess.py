@@ -114,6 +114,11 @@ class Guesser:
         counts = self._counts(known.price, sequences, chances, steps)
         return [tuple(its.tokens[:count]) for its, count in zip(seen, counts, strict=True)] if any(counts) else None
 
+    def renewed(self, expert_id: str) -> None:
+        """What is served under this name is another expert."""
+        self._experts.pop(expert_id, None)
+        self._most.pop(expert_id, None)
+
     def _most_of(self, expert: ServedExpert) -> _Most:
         found = _Most(0, 0)
         if not (self._made_up or expert.kv.recurrent):

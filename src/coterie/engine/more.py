@@ -34,6 +34,7 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
         parts.kv.forget_all(name)  # what other weights have computed
     served = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     parts.served[name] = served
+    parts.engine.renewed(name)
 
 
 def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | None:
@@ -42,9 +43,10 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
         return None
     folder = folder_of(model.base)
     for name, other in models.items():
-        if other.base is not None and folder_of(other.base) == folder:
+        its = other.base
+        if its is not None and folder_of(its) == folder and its.layout.ranges == model.base.layout.ranges:
             return parts.served[name].base
-    raise ConflictError(model.name, f"its base {folder} is not in memory for others to share", _AGAIN)
+    raise ConflictError(model.name, f"its base {folder} is not in memory as it is now, for others to share", _AGAIN)
 
 
 def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:

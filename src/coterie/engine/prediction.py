@@ -21,7 +21,7 @@ class Prediction:
     """Follows a list of tokens as it grows, from number `begins` on, by a prediction, which has a token or more."""
 
     def __init__(self, prediction: Sequence[int], tokens: Sequence[int], begins: int) -> None:
-        self._source, self._tokens, self._seen = prediction, tokens, begins
+        self._source, self._tokens, self._seen, self._begins = prediction, tokens, begins, begins
         self._at, self._match = 0, BEGUN  # -1: nowhere
         self._last = 0  # where it was last
         self._behind: dict[int, list[int]] = {}  # two tokens, as one number -> the positions after where they stand
@@ -38,7 +38,7 @@ class Prediction:
             self._at, self._match = self._step(at, self._match, before, token)
             if self._at >= 0:
                 self._came[self._at - 1] = 1
-                if not right:
+                if not right and end > self._begins:
                     self._came[self._at - 2] = 1
                 self._last = self._at
         self._seen = len(self._tokens)

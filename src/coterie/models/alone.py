@@ -14,15 +14,17 @@ from dataclasses import replace
 from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
-from coterie.models.nested import TIED, part_of, text_config
+from coterie.models.nested import AUDIO, NESTED, TIED, VISION, part_of, text_config
 from coterie.models.tensors import equal_bytes
 
 _PREFIXES = (  # what stands before the text model's names, in files of older and of newer versions
     (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
     (re.compile(r"model\.language_model\."), "model."),
 )
-_SEES_OR_HEARS = "vision_tower|visual|vision_embedder|embed_vision|audio_tower|embed_audio|multi_modal_projector"
-_UNREAD = re.compile(rf"(model\.)?({_SEES_OR_HEARS})\.")
+_UNREAD = {
+    VISION: re.compile(r"(model\.)?(vision_tower|visual|vision_embedder|embed_vision|multi_modal_projector)\."),
+    AUDIO: re.compile(r"(model\.)?(audio_tower|embed_audio)\."),
+}
 
 
 def text_alone(checkpoint: Checkpoint) -> Checkpoint:
@@ -31,12 +33,14 @@ def text_alone(checkpoint: Checkpoint) -> Checkpoint:
     Embedding and head are one where the config does not deny it and the file has one of them, or the same bytes twice.
     Raises CheckpointError and UnsupportedError.
     """
-    if not part_of(checkpoint.config):
+    whole = part_of(checkpoint.config)
+    if not whole:
         return checkpoint
+    unread = [_UNREAD[other] for other in NESTED[whole].others]
     config = dict(text_config(checkpoint.config, str(checkpoint.path / CONFIG)))
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
-        if not _UNREAD.match(name):
+        if not any(names.match(name) for names in unread):
             own = _own_name(name)
             tensors[own] = replace(info, name=own)
     head, embed = tensors.get(HEAD_WEIGHT), tensors.get(EMBED_WEIGHT)

@@ -84,6 +84,9 @@ def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
         fact = f"layers without a window have {full_heads} key/value heads of {full_dim} channels"
         wanted = f"a divisor of the {config.count('num_attention_heads')} attention heads, and an even number"
         raise UnsupportedError(config.where, fact, f"use {wanted}")
+    rows, vocab = config.count("vocab_size_per_layer_input", config.count("vocab_size")), config.count("vocab_size")
+    if rows < vocab:  # the same tokens are looked up there
+        raise config.wrong("vocab_size_per_layer_input", f"is {rows}", f"at least vocab_size {vocab}")
     return Layered(
         full_heads=full_heads,
         full_dim=full_dim,
@@ -91,7 +94,7 @@ def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
         first_shared=first,
         shared_width=width * (2 if config.flag("use_double_wide_mlp") else 1),
         inputs=config.whole("hidden_size_per_layer_input", inputs),
-        input_rows=config.count("vocab_size_per_layer_input", config.count("vocab_size")),
+        input_rows=rows,
     )
 
 
