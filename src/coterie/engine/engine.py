@@ -52,8 +52,7 @@ class Engine:
         recording: Recording | None = None,
     ) -> None:
         self.policy = policy or Policy()
-        self.metrics = Metrics()
-        self.log = DecisionLog()
+        self.metrics, self.log = Metrics(), DecisionLog()
         self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
         self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
         self._arrivals = Arrivals(device, cache, experts)
@@ -64,8 +63,7 @@ class Engine:
         self.line = Line(self._queue, self.policy.max_batch)
         self.wishes = Wishes(cache, self._arrivals, self._queue, self.line, experts, self.log)
         self._live: dict[str, Sequence] = {}
-        self._cancelled: list[str] = []
-        self._outputs: list[Output] = []
+        self._cancelled, self._outputs = list[str](), list[Output]()
         kins = kins_of(experts) if self.policy.fellows else {}
         self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
         self._decided = Run("", ())
