@@ -99,11 +99,41 @@ def test_what_goes_stays_in_memory(office: Path) -> None:
         assert asked(coterie, "bob") == before
 
 
+def write_adapter_of(base: Path, folder: Path, modules: tuple[str, ...], seed: int) -> Path:
+    config = write_adapter(folder, modules, seed=seed) / "adapter_config.json"
+    config.write_text(config.read_text().replace("some/base", str(base)))
+    return folder
+
+
+def test_an_adapter_of_other_matrices_shares_no_steps_with_those_it_had_shared_them_with(office: Path) -> None:
+    write_adapter_of(office / "ada", office / "sql", ("q_proj", "up_proj"), 5)
+    write_adapter_of(office / "ada", office / "tax", ("q_proj", "up_proj"), 6)
+    both = [Query.text(PROMPT, name) for name in ("sql", "tax")]
+    with Coterie.open(office) as coterie:
+        coterie.ask_all(both)
+        shutil.rmtree(office / "tax")
+        write_adapter_of(office / "ada", office / "tax", ("v_proj", "down_proj"), 7)
+        assert coterie.rescan().renewed == ("tax",)
+        found = [answer.token_ids for answer in coterie.ask_all(both)]
+    with Coterie.open(office) as coterie:
+        assert found == [asked(coterie, "sql"), asked(coterie, "tax")]
+
+
+def test_an_adapter_of_a_base_that_was_replaced_waits_for_the_next_start(office: Path) -> None:
+    write_adapter_of(office / "ada", office / "sql", ("q_proj", "up_proj"), 5)
+    with Coterie.open(office) as coterie:
+        asked(coterie, "sql")
+        shutil.rmtree(office / "ada")
+        write_expert(office / "ada", 9)
+        write_adapter_of(office / "ada", office / "tax", ("q_proj", "up_proj"), 6)
+        found = coterie.rescan()
+        assert "is not in memory as it is now" in str(found.left_out["tax"])
+        assert "tax" not in coterie.composition.names
+
+
 def test_adapters_and_deltas_need_a_base_that_is_shared_already(office: Path, tmp_path: Path) -> None:
-    base = f'"base_model_name_or_path": "{office}/ada"'
     for name, seed in (("sql", 5), ("tax", 6)):
-        config = write_adapter(tmp_path / name, ("q_proj", "up_proj"), seed=seed) / "adapter_config.json"
-        config.write_text(config.read_text().replace('"base_model_name_or_path": "some/base"', base))
+        write_adapter_of(office / "ada", tmp_path / name, ("q_proj", "up_proj"), seed)
     with Coterie.open(office) as coterie:
         shutil.copytree(tmp_path / "sql", office / "sql")
         found = coterie.rescan()
