@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from statistics import median
 
 import pytest
 
@@ -307,4 +308,5 @@ def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_
     for name, one in found.items():
         assert one["equal"], name
         assert one["cooperative"] == (name == "walk")
-        assert one.get("first_us", 1e3) > one["again_us"], (name, one)
+    again, first = ([one[key] for one in found.values() if "first_us" in one] for key in ("again_us", "first_us"))
+    assert median(first) > median(again)  # a single pair's times may be another process's
