@@ -45,10 +45,7 @@ class Ripening:
 
     def __init__(self, opening: str, closing: str, mark: str | None, within: tuple[str, str] | None = None) -> None:
         self._opening, self._closing, self._mark, self._within = opening, closing, mark, within
-        self._scanned, self._inside = (
-            0,
-            False,
-        )  # of a block with values in marks: how far it is known, and what lies there
+        self._scanned, self._inside = 0, False  # of values in marks: how far a block is known, and what lies there
         self.end = -1  # where its closing mark begins
         self._value, self._at = Nested(), -1  # of the block, what of it was pushed; -1: it has not begun
         self._size, self._closed, self._behind = 0, False, -1

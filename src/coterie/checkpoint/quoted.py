@@ -23,6 +23,7 @@ from coterie.checkpoint.tagged import (
     kinds_of,
     listed,
     literal,
+    marked,
     named,
     property_of,
     refuse,
@@ -127,7 +128,7 @@ class Quoted:
 
     def _value_rules(self, rule: str, number: int, schema: Schema, root: Schema, special: Special) -> Iterator[str]:
         """The grammar of a value. Objects nested deeper than _DEPTH are held to their brackets alone."""
-        kinds, quote = kinds_of(schema), _mark(self.quote, special)
+        kinds, quote = kinds_of(schema), marked(self.quote, special)
         values = [schema["const"]] if "const" in schema else listed(schema.get("enum"))
         if values:
             ways = [f"{quote} {literal(v)} {quote}" if isinstance(v, str) else literal(json.dumps(v)) for v in values]
@@ -156,12 +157,12 @@ class Quoted:
         """A text, whose lengths a schema may bound."""
         if not {"minLength", "maxLength"} & set(schema):
             return f"text_{number}"
-        quote, letter = _mark(self.quote, special), "[^<]" if special(self.quote) is None else "(?s:.)"
+        quote, letter = marked(self.quote, special), "[^<]" if special(self.quote) is None else "(?s:.)"
         return f"{quote} /{letter}{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/ {quote}"
 
     def _any(self, number: int, special: Special) -> Iterator[str]:
         """The rules of any value at all."""
-        quote, its = _mark(self.quote, special), special(self.quote)
+        quote, its = marked(self.quote, special), special(self.quote)
         if its is None:
             yield f"text_{number}: {quote} rest_{number}"
             yield f"rest_{number}[lazy]: /(?s:.*)/ {quote}"
@@ -187,11 +188,6 @@ def _check(schema: Schema, root: Schema, where: str, depth: int = 0) -> None:
         _check(property_of({**root, **schema}, key), root, f"{where}.properties.{key}", depth + 1)
     if "items" in schema:
         _check(named(schema["items"]), root, f"{where}.items", depth + 1)
-
-
-def _mark(text: str, special: Special) -> str:
-    token = special(text)
-    return literal(text) if token is None else f"<[{token}]>"
 
 
 def _blanks(text: str, at: int) -> int:

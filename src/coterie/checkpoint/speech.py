@@ -19,6 +19,7 @@ from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.channels import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START, TO
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.held import lark_of
+from coterie.checkpoint.tagged import marked
 from coterie.checkpoint.thoughts import Marks
 
 Special = Callable[[str], "int | None"]  # the id of a token that is special, by its text
@@ -58,10 +59,10 @@ class Speech:
         if self.marks is None:
             return lark
         closing = special(self.marks.closing)
-        opened = "" if self.is_opened else f"{_mark(self.marks.opening, special)} "
+        opened = "" if self.is_opened else f"{marked(self.marks.opening, special)} "
         rules = [
             f"start: {opened}thought BLANKS said" + ("" if self.is_opened else " | said"),
-            f"thought{'[lazy]' if closing is None else ''}: ANYTHING {_mark(self.marks.closing, special)}",
+            f"thought{'[lazy]' if closing is None else ''}: ANYTHING {marked(self.marks.closing, special)}",
             "said" + _but(lark.removeprefix("start"), "" if self.is_opened else self.marks.opening),
             r"ANYTHING: /(?s:.*)/",
             r"BLANKS: /[ \r\n]{0,4}/",
@@ -75,7 +76,7 @@ def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Spe
     `answer`: its form; None: any text. A call ends an answer, so there is one.
     """
     channel, message, constrain, end, start = (
-        _mark(mark, special) for mark in (CHANNEL, MESSAGE, CONSTRAIN, END, START)
+        marked(mark, special) for mark in (CHANNEL, MESSAGE, CONSTRAIN, END, START)
     )
     calls = [f"call_{number}" for number in range(len(arguments))]
     rules = [f"start: (thought {end} {start} {json.dumps(ROLE)})? said"]
@@ -97,8 +98,3 @@ def _but(lark: str, mark: str) -> str:
     """
     apart = f" & ~/{re.escape(mark)}(?s:.*)/" if mark else ""
     return re.sub(r"^TEXT: .*$", lambda found: found[0] + apart, lark, flags=re.MULTILINE)
-
-
-def _mark(text: str, special: Special) -> str:
-    token = special(text)
-    return json.dumps(text, ensure_ascii=False) if token is None else f"<[{token}]>"

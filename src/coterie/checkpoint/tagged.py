@@ -150,9 +150,7 @@ class Named:
 
     def rules(self, number: int, name: str, schema: Schema, special: Special) -> Iterator[str]:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`."""
-        token = special(self.mark)
-        mark = literal(self.mark) if token is None else f"<[{token}]>"
-        yield f"call_{number}: {literal(name)} {mark} arguments_{number}"
+        yield f"call_{number}: {literal(name)} {marked(self.mark, special)} arguments_{number}"
         yield f"arguments_{number}: %json {json.dumps(schema)}"
 
     def check(self, schema: Schema, where: str) -> None:
@@ -162,6 +160,12 @@ class Named:
     def _head(self) -> re.Pattern[str]:
         identity = rf"(?:{re.escape(self.identity)}[^\[\]{{}}]*)?"
         return re.compile(rf"\s*(?P<name>[^\s\[\]{{}}]+){identity}{re.escape(self.mark)}\s*")
+
+
+def marked(text: str, special: Special) -> str:
+    """A mark as llguidance's Lark has it: the token, where it is a special one."""
+    token = special(text)
+    return literal(text) if token is None else f"<[{token}]>"
 
 
 def literal(text: str) -> str:
