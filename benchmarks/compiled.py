@@ -30,7 +30,7 @@ MODULES = {
     "checkpoint": ("layout",),
     "composition": ("router",),
     "composition/routers": ("given",),
-    "devices": ("modelled", "modelled_event", "modelled_exe", "modelled_tokens", "modelled_transfer"),
+    "devices/modelled": ("device", "event", "exe", "tokens", "transfer"),
     "engine": (
         "arrivals", "batch", "batches", "engine", "groups", "kv", "line", "log", "metrics", "policy", "prefix", "queue",
         "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline", "wishes",
@@ -39,7 +39,7 @@ MODULES = {
     "plan": ("simulate",),
 }  # fmt: skip
 # Not compiled, but with a class that inherits from a compiled one: slots of its own would hide what that one holds.
-HEIRS = (Path("coterie", "devices", "lanes.py"),)
+HEIRS = (Path("coterie", "devices", "real", "lanes.py"),)
 # What need not be installed, or is too large to be looked through.
 MYPY = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n" + "".join(
     f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "transformers", "triton")

@@ -22,7 +22,7 @@ import train
 from coterie import Coterie
 from coterie.api.types import Message, Query
 from coterie.core.dtypes import DType
-from coterie.models.difference_write import write_delta
+from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from data import BASE, GENERAL

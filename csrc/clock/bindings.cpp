@@ -1,5 +1,5 @@
-// The modelled clock for Python: classes of the names and with the interface of devices/modelled_time.py and modelled_work.py,
-// and the tokens of devices/modelled_tokens.py.
+// The modelled clock for Python: classes of the names and with the interface of devices/modelled/fluid.py and modelled/work.py,
+// and the tokens of devices/modelled/tokens.py.
 // The only file of the clock that knows Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>

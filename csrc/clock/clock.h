@@ -1,5 +1,5 @@
 // Modelled time as a fluid: lanes of work over shared resources, re-timed at each start and end. It does what
-// devices/modelled_time.py does, operation by operation, so that both give the same times to the bit; read that one first.
+// devices/modelled/fluid.py does, operation by operation, so that both give the same times to the bit; read that one first.
 // Knows nothing about programs, bytes, tiers, or Python.
 #pragma once
 

@@ -1,5 +1,5 @@
 // How flows share resources: max-min fair rates, and what is left of each resource for one flow more.
-// The Python of it is devices/modelled_share.py. Knows nothing about work, lanes, the time, or Python.
+// The Python of it is devices/modelled/share.py. Knows nothing about work, lanes, the time, or Python.
 #pragma once
 
 #include <map>

@@ -1,4 +1,4 @@
-// Synthetic tokens: what a device without numbers answers. The Python of it is devices/modelled_tokens.py.
+// Synthetic tokens: what a device without numbers answers. The Python of it is devices/modelled/tokens.py.
 // Knows nothing about time, programs, or Python.
 #pragma once
 

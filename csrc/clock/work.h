@@ -1,4 +1,4 @@
-// Work on a modelled lane: flows, phases, merged phases, and where a work is. The Python of it is devices/modelled_work.py.
+// Work on a modelled lane: flows, phases, merged phases, and where a work is. The Python of it is devices/modelled/work.py.
 // Knows nothing about lanes, capacities, the time, or Python.
 #pragma once
 

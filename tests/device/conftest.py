@@ -7,7 +7,7 @@ import pytest
 from tests.device.devices import DEVICES
 from tests.device.programs import Desk, loaded, tiny_graph, write_weights
 
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.kernels import cpu as kernels
 from coterie.spec.load import load_machine
 

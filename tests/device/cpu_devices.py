@@ -10,7 +10,7 @@ import pytest
 from tests.device.random_expert import SPEC
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 
 from coterie.checkpoint.layout import BLOCK_BYTES
-from coterie.devices.cuda import CudaDevice
+from coterie.devices.cuda.device import CudaDevice
 from coterie.spec.load import load_machine
 
 

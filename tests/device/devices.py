@@ -9,9 +9,9 @@ import os
 from importlib.util import find_spec
 
 from coterie.core.errors import TransferError
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.gpu import Gpu
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.gpu import Gpu
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.spec.load import load_machine
 
 BROKEN = "broken"  # in a path, makes a modelled device without files fail as a real one would

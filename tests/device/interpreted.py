@@ -23,7 +23,7 @@ from tests.device.native import whole
 from tests.device.remembering import remember
 from triton.runtime import interpreter
 
-from coterie.devices.cpu_bound import Bound, Workspace
+from coterie.devices.cpu.bound import Bound, Workspace
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
 from coterie.kernels.triton.launch import Bucket

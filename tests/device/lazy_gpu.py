@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from coterie.core.errors import UnsupportedError
-from coterie.devices.cuda_driver import Facts, NoRoomError
+from coterie.devices.cuda.driver import Facts, NoRoomError
 from coterie.kernels.cpu import FEED, Team
 
 MAX_BURIED_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.device.programs import Desk, rows
 
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.spec.machine import Link, MachineSpec, Tier
 
 NEAR = 1e-9

@@ -16,7 +16,7 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.packed import pack, unpack
 from coterie.core.units import parse_bytes
 from coterie.device import Binding
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank

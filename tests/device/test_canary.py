@@ -10,9 +10,9 @@ import pytest
 from tests.device.random_expert import SPEC, RandomExpert, step_of
 
 from coterie.core.dtypes import DType
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cpu_bound import Bound, Workspace
-from coterie.devices.step import StepRows
+from coterie.devices.cpu.bound import Bound, Workspace
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.real.step import StepRows
 from coterie.kernels import cpu as kernels
 
 PATTERNS = (0xA5, 0x5A)

@@ -19,8 +19,8 @@ from tests.device.random_expert import SPEC, RandomExpert, step_of
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, DeviceError, UnsupportedError, UsageError
 from coterie.device import Event, Sampling
-from coterie.devices import host_memory
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.real import host_memory
 from coterie.kernels import cpu as kernels
 
 __all__ = ["data", "make"]  # fixtures

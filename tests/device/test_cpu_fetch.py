@@ -15,7 +15,7 @@ from tests.device.cpu_devices import data, finish, make, range_of
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import TransferError
-from coterie.devices import host_memory
+from coterie.devices.real import host_memory
 
 __all__ = ["data", "make"]  # fixtures
 

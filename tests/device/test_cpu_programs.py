@@ -12,7 +12,7 @@ from tests.device.random_expert import SHAPES, SPEC, RandomExpert, step_of
 from coterie.api.compare import KV_TOLERANCE
 from coterie.core.dtypes import DType
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.graph.cost import intermediate_bytes, program_cost
 from coterie.graph.ir import Kind
 from coterie.kernels import cpu as kernels

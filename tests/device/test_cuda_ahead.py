@@ -16,10 +16,10 @@ from tests.device.random_expert import BASE, SHAPES
 
 from coterie.core.shapes import Sizes
 from coterie.device import Limits
-from coterie.devices import cuda_compilers
-from coterie.devices.cuda_ahead import Ahead, buckets_within, likely_buckets
-from coterie.devices.cuda_compilers import ENDED, Compilers
-from coterie.devices.cuda_inputs import bucket_of
+from coterie.devices.cuda import compilers as cuda_compilers
+from coterie.devices.cuda.ahead import Ahead, buckets_within, likely_buckets
+from coterie.devices.cuda.compilers import ENDED, Compilers
+from coterie.devices.cuda.inputs import bucket_of
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.kernels.triton.ahead import Wanted
@@ -77,7 +77,7 @@ while True:
 @pytest.fixture
 def compilers(monkeypatch):
     def popen(command, **how):
-        assert command[1:3] == ["-m", "coterie.devices.cuda_compiler"]
+        assert command[1:3] == ["-m", "coterie.devices.cuda.compiler"]
         assert command[3:] == ["9.0", "2"]
         return started([sys.executable, "-c", STAND_IN], **how)
 

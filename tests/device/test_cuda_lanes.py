@@ -18,8 +18,8 @@ from tests.device.lazy_gpu import LazyDriver
 from tests.device.programs import Desk, decode, loaded, rows
 
 from coterie.device import Sampling
-from coterie.devices.cuda_inputs import Inputs
-from coterie.devices.step import INPUTS, StepRows
+from coterie.devices.cuda.inputs import Inputs
+from coterie.devices.real.step import INPUTS, StepRows
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 

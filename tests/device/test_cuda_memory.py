@@ -23,8 +23,8 @@ from tests.system.tiny import write_expert
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.device import Binding, Buffer, Sampling
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_memory import Placed
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.memory import Placed
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 

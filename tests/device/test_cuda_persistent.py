@@ -19,7 +19,7 @@ from tests.device.programs import Desk, loaded, rows, tiny_graph, write_weights
 
 from coterie.core.errors import CapacityError
 from coterie.device import Sampling
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda.kernels import TritonKernels
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 STEPS = 6

@@ -15,8 +15,8 @@ from tests.device.random_expert import BASE
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph.compile import compile_graph
 from coterie.graph.ops import INT8, INT8_OR_FINER
 from coterie.graph.rounding import with_rounding

@@ -20,9 +20,9 @@ from tests.system.tiny import write_expert
 
 from coterie.core.shapes import Sizes
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_binder import Binder
-from coterie.devices.cuda_inputs import bucket_of
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.binder import Binder
+from coterie.devices.cuda.inputs import bucket_of
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 

@@ -20,8 +20,8 @@ from tests.device.cuda_devices import cuda
 from tests.device.programs import Desk, rows
 
 from coterie.core.errors import CapacityError, DeviceError
-from coterie.devices.cuda_driver import Health, NoRoomError
-from coterie.devices.cuda_torch import TorchDriver
+from coterie.devices.cuda.driver import Health, NoRoomError
+from coterie.devices.cuda.torch_driver import TorchDriver
 
 GIB = 2**30
 real_empty, real_zeros = torch.empty, torch.zeros

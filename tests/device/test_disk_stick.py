@@ -10,7 +10,7 @@ import pytest
 
 from coterie.bench import disk
 from coterie.bench.disk import BY_QUEUE, BY_THREADS, DiskStick
-from coterie.devices.host_memory import BLOCK_BYTES
+from coterie.devices.real.host_memory import BLOCK_BYTES
 
 SIZE = 9 * 2**20 + 3 * BLOCK_BYTES + 17
 

@@ -13,10 +13,10 @@ import pytest
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import DeviceError, TransferError
-from coterie.devices import fetch as lane
-from coterie.devices import host_memory
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.fetch import PARTS_AT_ONCE, READERS
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.real import fetch as lane
+from coterie.devices.real import host_memory
+from coterie.devices.real.fetch import PARTS_AT_ONCE, READERS
 from coterie.spec.this_machine import this_machine
 
 BLOCKS = 24

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import DeviceError, TransferError
-from coterie.devices import fetch as lane
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.fetch_direct import DirectReads
-from coterie.devices.host_memory import Slab, SourceFile
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.real import fetch as lane
+from coterie.devices.real.fetch_direct import DirectReads
+from coterie.devices.real.host_memory import Slab, SourceFile
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import READ_FIRST_BYTES, READ_LONG_BYTES, READ_PIECE_BYTES, READS_AT_ONCE
 from coterie.spec.this_machine import this_machine
@@ -34,7 +34,7 @@ FORK = """
 import os, sys
 from pathlib import Path
 from coterie.checkpoint.layout import FileIdentity, FileRange
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.spec.this_machine import this_machine
 
 path, size = Path(sys.argv[1]), int(sys.argv[2])
@@ -61,7 +61,7 @@ device.close()
 LET_GO = """
 import gc, os
 import numpy as np
-from coterie.devices.host_memory import Slab
+from coterie.devices.real.host_memory import Slab
 
 slab = Slab(64 << 20)
 child = os.fork()
@@ -155,7 +155,7 @@ def test_there_is_always_a_range_behind_the_one_that_is_read_however_long(direct
             return tags.pop(0), True
 
     monkeypatch.setattr(kernels, "Reads", Slow)
-    monkeypatch.setattr("coterie.devices.fetch_direct.AHEAD_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr("coterie.devices.real.fetch_direct.AHEAD_BYTES", BLOCK_BYTES)
     events = [fetch(device, path, slab, 4 * at, 4) for at in range(6)]
     queued.set()
     assert all(finish(device, event) is None for event in events)

@@ -21,8 +21,8 @@ from tests.device.programs import rows
 from tests.system.tiny import write_expert
 
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_sticks import Sticks
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.sticks import Sticks
 from coterie.graph.compile import compile_graph
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine

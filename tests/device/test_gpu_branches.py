@@ -20,7 +20,7 @@ from tests.system.tiny import write_clipped, write_mixture
 
 from coterie.core.dtypes import DType
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 

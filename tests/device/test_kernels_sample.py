@@ -12,7 +12,7 @@ import pytest
 from tests.device.native import call, ints
 
 from coterie.device import Sampling
-from coterie.devices.step import encode_sampling
+from coterie.devices.real.step import encode_sampling
 from coterie.graph.sampling import draw, uniform
 from coterie.kernels import cpu as kernels
 

@@ -12,9 +12,9 @@ import pytest
 from tests.device.random_expert import BASE, SHAPES
 
 from coterie.core.dtypes import DType
-from coterie.devices.lower import lower
-from coterie.devices.lowering import Lowering
-from coterie.devices.operands import Weight, Weights
+from coterie.devices.real.lower import lower
+from coterie.devices.real.lowering import Lowering
+from coterie.devices.real.operands import Weight, Weights
 from coterie.graph.branch_ops import TOP_K
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind

@@ -17,8 +17,8 @@ from tests.device.programs import rows, tiny_graph
 from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.device import Sampling, Shared
-from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_transfer import route
+from coterie.devices.modelled.device import ModelledDevice
+from coterie.devices.modelled.transfer import route
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
 from coterie.spec.load import load_machine

@@ -14,9 +14,9 @@ from tests.device.programs import Desk, rows
 
 from coterie.core.errors import DeviceError
 from coterie.device import Sampling
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_price import step_time
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
+from coterie.devices.modelled.price import step_time
 from coterie.graph.compile import compile_graph
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine

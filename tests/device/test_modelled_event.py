@@ -13,10 +13,10 @@ from tests.device.made_up import PREFILL, desk_on, machine
 from tests.device.programs import rows
 
 from coterie.checkpoint.layout import FileIdentity, FileRange
-from coterie.devices import modelled
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled_time import Work
-from coterie.devices.modelled_tokens import synthetic_tokens
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled import device as modelled
+from coterie.devices.modelled.fluid import Work
+from coterie.devices.modelled.tokens import synthetic_tokens
 from coterie.spec.load import load_machine
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_price import step_time
-from coterie.devices.modelled_shard import rank_program
+from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
 from coterie.models.model import synthetic_model

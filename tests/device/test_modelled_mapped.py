@@ -13,8 +13,8 @@ from coterie.dataflow.chip import chip_of
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
 from coterie.dataflow.stream import first_s
-from coterie.devices.modelled_price import step_time
-from coterie.devices.modelled_transfer import PEERS
+from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.transfer import PEERS
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import SECTION
 from coterie.graph.shard import shard

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.device.test_modelled_time import CAPACITY, LANES, amounts, drain, flow, plans, steady
 
-from coterie.devices.modelled_clock import NATIVE, PLAIN
-from coterie.devices.modelled_time import Phase, merged
+from coterie.devices.modelled.clock import NATIVE, PLAIN
+from coterie.devices.modelled.fluid import Phase, merged
 
 if NATIVE is None:
     pytest.skip("the native clock was not built", allow_module_level=True)

@@ -20,10 +20,10 @@ from tests.pure.test_graph_mixing import shared_but
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.device import Fellows, Shared
-from coterie.devices.modelled_exchange import exchange
-from coterie.devices.modelled_price import roofline_s, step_time
-from coterie.devices.modelled_region import facts
-from coterie.devices.modelled_shard import rank_program
+from coterie.devices.modelled.exchange import exchange
+from coterie.devices.modelled.price import roofline_s, step_time
+from coterie.devices.modelled.region import facts
+from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Collective, program_cost
 from coterie.graph.mixing import own_bytes

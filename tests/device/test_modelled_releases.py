@@ -9,8 +9,8 @@ import pytest
 
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_price import roofline_s, step_time
-from coterie.devices.modelled_shard import rank_program
+from coterie.devices.modelled.price import roofline_s, step_time
+from coterie.devices.modelled.shard import rank_program
 from coterie.graph.backward import training_graph
 from coterie.graph.compile import compile_graph
 from coterie.graph.eager import expand

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tests.pure.graphs import decoder
 
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_parts import Table
-from coterie.devices.modelled_price import StepPricer
-from coterie.devices.modelled_region import Pricing, RegionPricer, facts
-from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_share import Shares, fair_rates, left_over
-from coterie.devices.modelled_time import Flow, Phase, merged
+from coterie.devices.modelled.fluid import Flow, Phase, merged
+from coterie.devices.modelled.parts import Table
+from coterie.devices.modelled.price import StepPricer
+from coterie.devices.modelled.region import Pricing, RegionPricer, facts
+from coterie.devices.modelled.shard import rank_program
+from coterie.devices.modelled.share import Shares, fair_rates, left_over
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import reads_context, region_cost

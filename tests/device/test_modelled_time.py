@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coterie.devices.modelled_time import Flow, FluidClock, Phase, Work, fair_rates, merged
+from coterie.devices.modelled.fluid import Flow, FluidClock, Phase, Work, fair_rates, merged
 
 NEAR = 1e-9  # relative: what sums of floats may lose
 

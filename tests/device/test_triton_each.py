@@ -16,7 +16,7 @@ from tests.device.random_expert import RandomExpert, making, step_of
 from tests.device.triton_cases import BF16, F16, F32, Q4, ROUNDED, shares_of, table_of, weight
 
 from coterie.device import Binding, Fellows, Shared
-from coterie.devices.cpu_bound import Bound, Workspace
+from coterie.devices.cpu.bound import Bound, Workspace
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.kernels import cpu as kernels

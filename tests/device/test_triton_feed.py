@@ -13,7 +13,7 @@ from tests.device.random_expert import SPEC, RandomExpert, step_of
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import DeviceError
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.kernels.triton.feed import feed_launch, stops_of
 
 STEPS = 4

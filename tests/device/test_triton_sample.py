@@ -14,7 +14,7 @@ from tests.device.interpreted import WIDE, Bucket, call
 from tests.device.native import ints
 
 from coterie.device import Sampling
-from coterie.devices.step import encode_sampling
+from coterie.devices.real.step import encode_sampling
 from coterie.graph.sampling import draw
 
 SETTINGS = [

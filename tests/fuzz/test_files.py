@@ -35,7 +35,7 @@ from coterie.composition.routers.lexical import HashSettings, LexicalWeights, re
 from coterie.core.errors import CheckpointError, CompositionError, CoterieError, RequestError, UsageError
 from coterie.core.trace import Slice, Trace, read_trace, write_trace
 from coterie.core.trace_svg import render
-from coterie.models.adapted import open_adapted
+from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.model import open_model
 from coterie.plan.mix import Mix
 from coterie.plan.workload_file import read_workload

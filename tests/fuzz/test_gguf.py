@@ -13,11 +13,11 @@ from tests.fuzz import mutate
 from tests.fuzz.test_files import holds
 
 from coterie.core.errors import CheckpointError
-from coterie.models.gguf_header import check_header
+from coterie.models.gguf.header import check_header
 
 gguf = pytest.importorskip("gguf")
 
-from coterie.models.gguf_file import open_gguf  # noqa: E402
+from coterie.models.gguf.file import open_gguf  # noqa: E402
 
 
 def text(data: bytes) -> bytes:

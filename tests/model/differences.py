@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.model import tiny
 
 from coterie.core.packed import unpack
-from coterie.models.difference import delta_name
+from coterie.models.fine_tunes.delta import delta_name
 from coterie.models.joined import joined_names
 from coterie.models.model import open_model
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from coterie.device import Binding, Rows, Sampling
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
 from coterie.graph.reference import KvState, Reference

@@ -12,8 +12,8 @@ from tests.model.theirs import prompt_of, relative_error
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.adapted import open_adapted
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes.adapted import open_adapted
+from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

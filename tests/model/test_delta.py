@@ -20,7 +20,7 @@ from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relat
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.graph.compile import compile_graph, kv_shape
 from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig

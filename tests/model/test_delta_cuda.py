@@ -22,7 +22,7 @@ from tests.model.test_agreement import FP32_TOLERANCE
 from tests.model.theirs import relative_error, typical_error
 
 from coterie.core.dtypes import DType
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

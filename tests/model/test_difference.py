@@ -15,8 +15,8 @@ from tests.model.theirs import prompt_of, relative_error
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.graph import ops
-from coterie.models.difference import open_delta
-from coterie.models.difference_write import write_delta
+from coterie.models.fine_tunes.delta import open_delta
+from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

@@ -19,11 +19,11 @@ from tests.model.test_difference import made
 from tests.model.theirs import prompt_of, relative_error
 
 from coterie.core.dtypes import DType, from_f32, to_f32
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph import beside as graph_beside
 from coterie.graph.reference import OPS
-from coterie.models.difference import open_delta
-from coterie.models.difference_write import write_delta
+from coterie.models.fine_tunes.delta import open_delta
+from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

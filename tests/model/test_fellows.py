@@ -13,7 +13,7 @@ from coterie.core.dtypes import DType
 from coterie.device import Fellows
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
-from coterie.models.adapted import open_adapted
+from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

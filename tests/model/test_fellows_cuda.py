@@ -19,7 +19,7 @@ from tests.model.test_fellows import bound, check, logits_of, opened
 from tests.model.theirs import relative_error
 
 from coterie.core.dtypes import DType
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.kernels.triton.tiles import H100

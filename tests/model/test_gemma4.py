@@ -29,8 +29,8 @@ from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
-from coterie.models.difference import open_delta
-from coterie.models.difference_write import write_delta
+from coterie.models.fine_tunes.delta import open_delta
+from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import load_weights_f32, open_model, synthetic_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

@@ -16,7 +16,7 @@ from tests.model.runner import BACKENDS, Stepper, on_cuda
 from tests.model.test_agreement import FP32_TOLERANCE
 from tests.model.theirs import GREEDY_FROM, relative_error
 
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
 
 PROMPT = [5, 6, 7, 8, 9]

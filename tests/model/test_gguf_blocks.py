@@ -9,7 +9,7 @@ import pytest
 
 from coterie.core.dtypes import DType
 from coterie.core.packed import unpack
-from coterie.models.gguf_blocks import codes_kept, packed_codes
+from coterie.models.gguf.blocks import codes_kept, packed_codes
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
 

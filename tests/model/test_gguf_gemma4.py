@@ -9,7 +9,7 @@ from tests.model import tiny
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.gguf_import import import_gguf, plan_import
+from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")

@@ -16,8 +16,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError
-from coterie.devices.cpu import CpuDevice
-from coterie.models.gguf_import import import_gguf, plan_import
+from coterie.devices.cpu.device import CpuDevice
+from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
 

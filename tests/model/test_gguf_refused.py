@@ -8,11 +8,11 @@ import tokenizers
 
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.fields import Fields
-from coterie.models.gguf_config import config_of, generation_of
-from coterie.models.gguf_families import ARCHITECTURES, Source
-from coterie.models.gguf_file import GgufFile, open_gguf
-from coterie.models.gguf_import import import_gguf, plan_import
-from coterie.models.gguf_rope import rope_keys
+from coterie.models.gguf.config import config_of, generation_of
+from coterie.models.gguf.convert import import_gguf, plan_import
+from coterie.models.gguf.families import ARCHITECTURES, Source
+from coterie.models.gguf.file import GgufFile, open_gguf
+from coterie.models.gguf.rope import rope_keys
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
 from tests.model import gguf_files  # noqa: E402

@@ -14,8 +14,8 @@ from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import branches_of
+from coterie.models.families.gpt_oss import GPT_OSS
 from coterie.models.fields import Fields
-from coterie.models.gpt_oss import GPT_OSS
 from coterie.models.model import load_weights_f32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantised.methods import is_repacked

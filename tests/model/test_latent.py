@@ -17,9 +17,9 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.graph.compile import compile_graph
 from coterie.kernels.cpu import ISAS
-from coterie.models.adapted import open_adapted
 from coterie.models.config import ModelConfig
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes.adapted import open_adapted
+from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

@@ -21,7 +21,7 @@ from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
-from coterie.models.llava import llava_graph
+from coterie.models.families.llava import llava_graph
 from coterie.models.zoo import zoo_config, zoo_graph
 
 IMAGE = 59

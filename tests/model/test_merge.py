@@ -16,9 +16,9 @@ from tests.model.theirs import prompt_of, relative_error
 from coterie.checkpoint.folder import CONFIG, INDEX, SINGLE
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
-from coterie.models import merged
-from coterie.models.adapter import ADAPTER_WEIGHTS, Change, open_adapter
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes import merged
+from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Change, open_adapter
+from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

@@ -14,10 +14,10 @@ from tests.model.theirs import prompt_of, relative_error
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
-from coterie.models import merge_delta
-from coterie.models.difference import delta_name, open_delta
-from coterie.models.difference_write import write_delta
-from coterie.models.merge import check_merge, merge_folder
+from coterie.models.fine_tunes import merge_delta
+from coterie.models.fine_tunes.delta import delta_name, open_delta
+from coterie.models.fine_tunes.delta_write import write_delta
+from coterie.models.fine_tunes.merge import check_merge, merge_folder
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

@@ -12,8 +12,8 @@ from tests.model import adapters, tiny
 from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
-from coterie.models.adapter import ADAPTER_WEIGHTS, open_adapter
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, open_adapter
+from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

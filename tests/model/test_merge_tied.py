@@ -8,7 +8,7 @@ from tests.model.test_merge import EMBED, HEAD, TOLERANCE, logits_of
 from tests.model.theirs import prompt_of, relative_error
 
 from coterie.checkpoint.folder import SINGLE
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes.merge import merge_folder
 
 ONE_OR_BOTH = [[EMBED], [HEAD], [EMBED, HEAD]]
 

@@ -12,7 +12,7 @@ from tests.pure.graphs import STEADY
 
 from coterie.core.errors import UsageError
 from coterie.dataflow.chip import chip_of
-from coterie.devices.modelled_exchange import exchange
+from coterie.devices.modelled.exchange import exchange
 from coterie.graph.cost import Collective
 from coterie.spec.collective import exchange_s
 from coterie.spec.load import load_machine

@@ -36,8 +36,8 @@ from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.layer_ops import LAYER_OPS
 from coterie.graph.ops import OPS
 from coterie.graph.reference import KvState, Reference
+from coterie.models.families.llava import llava_graph
 from coterie.models.family import FeedForward, Names
-from coterie.models.llava import llava_graph
 from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.rope import Rope
 

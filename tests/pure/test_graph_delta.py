@@ -18,7 +18,7 @@ from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
-from coterie.models.delta import DeltaNets
+from coterie.models.delta_net import DeltaNets
 
 NETS = DeltaNets((0, 2), key_heads=2, value_heads=4, key_dim=3, value_dim=5, taps=4)
 CONV, DELTA = "layers.2/conv", "layers.2/delta"

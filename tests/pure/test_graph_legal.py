@@ -16,8 +16,8 @@ from coterie.graph.ir import Kind
 from coterie.graph.legal import LEGAL
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
+from coterie.models.families.llava import llava_graph
 from coterie.models.family import FeedForward
-from coterie.models.llava import llava_graph
 from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.zoo import zoo_config
 

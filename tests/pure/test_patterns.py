@@ -9,7 +9,7 @@ import time
 import pytest
 
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.patterns import matches
+from coterie.models.fine_tunes.patterns import matches
 
 NAMES = [f"model.layers.{i}.{m}" for i in (0, 7, 31) for m in ("self_attn.q_proj", "mlp.up_proj", "mlp.experts.3.w1")]
 NAMES += ["lm_head", "", "a", "aab", "aaaa", "ab ab", "x_1", "model.embed_tokens", "\u00e9t\u00e9", "a\n", "1\u0663"]

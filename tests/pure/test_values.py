@@ -8,8 +8,8 @@ import pytest
 
 from coterie.core.shapes import Sizes
 from coterie.device import Buffer, Event, Span
-from coterie.devices.modelled_event import ModelledEvent
-from coterie.devices.modelled_time import Work
+from coterie.devices.modelled.event import ModelledEvent
+from coterie.devices.modelled.fluid import Work
 
 
 def test_values_are_compared_and_hashed_by_their_fields():

@@ -26,8 +26,9 @@ from coterie.api.assemble import Options
 from coterie.api.types import Query
 from coterie.cli import compile as command
 from coterie.composition.composition import load_composition
-from coterie.devices import cuda, gpu
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda import device as cuda
+from coterie.devices.cuda import gpu
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.engine.assembly import plan
 from coterie.engine.policy import Policy
 from coterie.kernels.triton import ahead

@@ -9,7 +9,9 @@ import torch
 from tests.device.lazy_gpu import LazyDriver, NativeKernels
 
 from coterie.cli.main import main
-from coterie.devices import cuda, cuda_sticks, gpu
+from coterie.devices.cuda import device as cuda
+from coterie.devices.cuda import gpu
+from coterie.devices.cuda import sticks as cuda_sticks
 
 BYTES = 1 << 16  # of sticks: the lazy GPU is this machine's processor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from coterie.api.assemble import Options, make_device, make_spec
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.assembly import plan, wire
 from coterie.engine.request import Request
 from coterie.models.model import open_model

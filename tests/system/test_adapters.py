@@ -20,7 +20,7 @@ from coterie.cli.ps import show
 from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.engine.experts import open_experts
-from coterie.models.merge import merge_folder
+from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.plan.mix import mix_named
 from coterie.plan.setups import OURS

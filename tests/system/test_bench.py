@@ -23,7 +23,7 @@ from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError
 from coterie.core.trace import read_trace
-from coterie.devices.host_memory import Slab
+from coterie.devices.real.host_memory import Slab
 from coterie.graph.compile import compile_graph
 from coterie.models.model import load_weights_f32
 

@@ -28,8 +28,8 @@ from coterie.bench.gpu_coe import choose_sizes
 from coterie.bench.peers.peer import Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.core.errors import CapacityError
-from coterie.devices.cuda_machine import HBM_SHARE
-from coterie.devices.gpu import Gpu
+from coterie.devices.cuda.gpu import Gpu
+from coterie.devices.cuda.machine import HBM_SHARE
 from coterie.models.model import Model, synthetic_model
 from coterie.spec.load import load_machine
 

@@ -21,7 +21,7 @@ TRACED = """import sys
 sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
 sys.path.insert(0, sys.argv[1])
 from coterie.core.shapes import Sizes
-from coterie.devices import modelled_exe
+from coterie.devices.modelled import exe as modelled_exe
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.models.zoo import zoo_graph

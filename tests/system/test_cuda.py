@@ -29,11 +29,12 @@ from coterie.cli.check import budget_line
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.core.trace import read_trace
-from coterie.devices import cuda as device_file
-from coterie.devices import cuda_sticks, gpu
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.cuda_torch import TorchDriver
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda import device as device_file
+from coterie.devices.cuda import gpu
+from coterie.devices.cuda import sticks as cuda_sticks
+from coterie.devices.cuda.torch_driver import TorchDriver
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
 from coterie.spec.load import load_machine

@@ -24,7 +24,7 @@ from tests.system.tiny import write_expert
 
 from coterie import Coterie
 from coterie.api.assemble import Options
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.fellows import kins_of
 
 __all__ = ["lazy", "models", "office"]  # fixtures

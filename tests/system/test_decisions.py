@@ -18,12 +18,12 @@ from tests.system.tiny import lengthen, write_adapter, write_expert
 from coterie.api.assemble import Options
 from coterie.core.errors import UsageError
 from coterie.core.trace import read_trace, write_trace
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams
-from coterie.models.adapted import open_adapted
+from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine

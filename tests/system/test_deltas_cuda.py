@@ -21,8 +21,8 @@ from tests.system.test_deltas import NAMES, write_tuned
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Options
-from coterie.devices import cuda as device_file
-from coterie.devices.cuda_kernels import TritonKernels
+from coterie.devices.cuda import device as device_file
+from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph import beside
 
 __all__ = ["lazy"]  # a fixture

@@ -16,8 +16,8 @@ from coterie.api.assemble import Options
 from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import grammar_of
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import plan, wire
 from coterie.engine.policy import MAX_GUESSES
 from coterie.engine.request import ChoiceParams, Request, SamplingParams

@@ -14,8 +14,8 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 from tests.system.test_cuda import bench, lazy, run, shape
 
 from coterie.bench.decode import STEPS
-from coterie.devices.cuda import CudaDevice
-from coterie.devices.gpu import Gpu
+from coterie.devices.cuda.device import CudaDevice
+from coterie.devices.cuda.gpu import Gpu
 
 __all__ = ["lazy", "shape"]  # fixtures
 ALL_WAYS = ("unfused/host", "fused/host", "fused/device", "fused/persistent")

@@ -25,9 +25,9 @@ from coterie.bench.step import Step
 from coterie.cli import info
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.cuda_sticks import Sticks
-from coterie.devices.gpu import Gpu
-from coterie.devices.modelled_price import step_time
+from coterie.devices.cuda.gpu import Gpu
+from coterie.devices.cuda.sticks import Sticks
+from coterie.devices.modelled.price import step_time
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
 from coterie.models.model import synthetic_model

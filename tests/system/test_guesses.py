@@ -11,8 +11,8 @@ from tests.system.test_reuse import Server
 from tests.system.tiny import write_expert, write_latent, write_mixture
 
 from coterie.core.dtypes import DType
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.policy import MAX_GUESSES, Policy
 from coterie.engine.request import SamplingParams
 from coterie.models.model import open_model, with_activations

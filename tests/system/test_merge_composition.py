@@ -12,8 +12,8 @@ from tests.system.test_cli import refused, run
 from tests.system.tiny import CONFIG, write_adapter, write_expert
 
 from coterie.composition import merge
-from coterie.models.merge import merge_folder
-from coterie.models.merged import Merged
+from coterie.models.fine_tunes.merge import merge_folder
+from coterie.models.fine_tunes.merged import Merged
 
 OFFICE = """
 name = "office"

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from coterie.cli.main import app
 from coterie.core.errors import CapacityError, OversizeError
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Plan, Settings, page_bytes, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams

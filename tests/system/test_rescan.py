@@ -12,7 +12,7 @@ from tests.system.tiny import write_adapter, write_expert, write_mixture
 from coterie.api import Coterie, Options, Query
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, UsageError
-from coterie.models.difference_write import write_delta
+from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.packing import Packing
 from coterie.server.app import make_app
 

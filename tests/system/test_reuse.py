@@ -11,8 +11,8 @@ from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, model
 from tests.system.tiny import write_expert, write_latent
 
 from coterie.core.dtypes import DType
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Plan, Settings, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams

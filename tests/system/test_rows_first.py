@@ -11,8 +11,8 @@ from tests.system.tiny import write_expert
 
 from coterie.api.assemble import Options
 from coterie.core.errors import TransferError
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request

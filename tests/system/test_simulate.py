@@ -14,9 +14,9 @@ from coterie.composition.composition import load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_clock import NATIVE, PLAIN
-from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled.clock import NATIVE, PLAIN
+from coterie.devices.modelled.device import ModelledDevice
+from coterie.devices.modelled.price import step_time
 from coterie.engine.engine import Engine
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy

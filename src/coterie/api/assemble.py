@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.device import Device
-from coterie.devices.cpu import CpuDevice
-from coterie.devices.gpu import PREFIX, Gpu, gpu_number
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda.gpu import PREFIX, Gpu, gpu_number
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
 from coterie.graph.ops import INT16

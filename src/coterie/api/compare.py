@@ -20,7 +20,7 @@ from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
 from coterie.core.errors import RequestError, UsageError
 from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling, wait_for
-from coterie.devices.gpu import gpu_number
+from coterie.devices.cuda.gpu import gpu_number
 from coterie.engine.assembly import page_bytes
 from coterie.engine.experts import open_expert
 from coterie.engine.served import Base, places_of

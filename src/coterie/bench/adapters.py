@@ -15,8 +15,8 @@ from coterie.bench.experts import write_tensors
 from coterie.checkpoint.folder import ADAPTER_CONFIG
 from coterie.core.shapes import trailing
 from coterie.graph.low_rank import linear_weights
-from coterie.models.adapted import open_adapted
-from coterie.models.adapter import ADAPTER_WEIGHTS
+from coterie.models.fine_tunes.adapted import open_adapted
+from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS
 from coterie.models.model import Model
 
 ADAPTED = "_proj.weight"  # what the weights of linear layers end in, but for the head

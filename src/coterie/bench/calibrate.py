@@ -25,7 +25,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu
 from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.errors import UsageError
-from coterie.devices.cpu import Orchestration
+from coterie.devices.cpu.device import Orchestration
 from coterie.models.model import Model
 from coterie.spec.this_machine import this_machine
 

@@ -34,8 +34,8 @@ from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.gpu import Gpu, gpu_number
-from coterie.devices.host_memory import CHUNK_BYTES, Slab
+from coterie.devices.cuda.gpu import Gpu, gpu_number
+from coterie.devices.real.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import APART, FCFS, OURS, SETUPS

@@ -23,7 +23,7 @@ import numpy as np
 
 from coterie.bench.sticks import drop_page_cache
 from coterie.core.errors import TransferError
-from coterie.devices.host_memory import Slab
+from coterie.devices.real.host_memory import Slab
 from coterie.kernels import cpu as kernels
 
 By = Literal["threads", "queue"]

@@ -21,7 +21,7 @@ from coterie.bench.report import Effort, Report, Spread, interleave, paired_rati
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import Loaded, Step, on_cpu
 from coterie.core.units import format_bytes, format_seconds
-from coterie.devices.cpu import CpuDevice, Orchestration
+from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.graph.cost import intermediate_bytes
 from coterie.models.model import Model
 

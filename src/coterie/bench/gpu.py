@@ -28,11 +28,11 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step, prompt_ids
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.gpu import Gpu
+from coterie.devices.cuda.gpu import Gpu
 from coterie.models.model import Model
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda_run import Orchestration
+    from coterie.devices.cuda.run import Orchestration
 
 # Beyond the CPU's ways, all steps of a run in one launch.
 GPU_WAYS: Mapping[str, tuple[str, Orchestration]] = {**WAYS, "fused/persistent": ("cache", "persistent")}

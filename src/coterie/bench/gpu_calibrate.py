@@ -28,10 +28,10 @@ from coterie.bench.step import Loaded
 from coterie.bench.sticks import read_loops
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
-from coterie.devices.cpu import Orchestration
-from coterie.devices.gpu import Gpu
-from coterie.devices.host_memory import Slab
-from coterie.devices.modelled_price import step_time
+from coterie.devices.cpu.device import Orchestration
+from coterie.devices.cuda.gpu import Gpu
+from coterie.devices.modelled.price import step_time
+from coterie.devices.real.host_memory import Slab
 from coterie.graph.compile import compile_graph
 from coterie.plan.validate.gpu_own import calibrated_on
 from coterie.spec.load import parse_machine
@@ -39,7 +39,7 @@ from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import allowed_cpus
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda import CudaDevice
+    from coterie.devices.cuda.device import CudaDevice
 
 SHAPE = "1b"  # its weights are far larger than a GPU's caches, and its prompt keeps all multiprocessors busy
 PROMPT_TOKENS = 2048

@@ -29,7 +29,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.gpu import Gpu
+from coterie.devices.cuda.gpu import Gpu
 from coterie.engine.assembly import plan, warm_up, wire
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost

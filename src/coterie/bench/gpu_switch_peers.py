@@ -30,7 +30,7 @@ from coterie.bench.step import prompt_ids
 from coterie.bench.sticks import drop_page_cache
 from coterie.bench.switch_serve import ask, settings_for, ttft
 from coterie.core.units import format_seconds
-from coterie.devices.gpu import Gpu
+from coterie.devices.cuda.gpu import Gpu
 from coterie.engine.assembly import plan, warm_up, wire
 from coterie.models.model import Model
 

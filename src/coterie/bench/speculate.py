@@ -25,7 +25,7 @@ from coterie.bench.repeating import FEW, Ring, repeating_expert
 from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.checkpoint.grammar import Grammar, grammar_of
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams, Request, SamplingParams

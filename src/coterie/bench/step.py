@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from coterie.device import Binding, Buffer, Device, Event, Executable, Rows, Sampling, wait_for
-from coterie.devices.cpu import CpuDevice, Orchestration
+from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, program_cost

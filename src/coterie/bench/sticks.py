@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from coterie.core.dtypes import DType
-from coterie.devices.host_memory import Bytes
+from coterie.devices.real.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
 WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ

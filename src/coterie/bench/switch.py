@@ -41,7 +41,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.models.model import Model
 from coterie.spec.this_machine import this_machine
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from coterie.device import Binding, Buffer, Event, Executable
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Output, Request, Timings

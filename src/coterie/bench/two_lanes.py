@@ -15,7 +15,7 @@ from time import perf_counter
 
 from coterie.bench.step import Loaded
 from coterie.device import Event
-from coterie.devices.cpu import CpuDevice
+from coterie.devices.cpu.device import CpuDevice
 from coterie.kernels.cpu import I64
 from coterie.models.blocks import EMBED_WEIGHT
 from coterie.models.model import Model

@@ -19,7 +19,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, the rest of which is its base
-DELTA_CONFIG = "delta_config.json"  # of a fine-tune as its difference from a base (models/difference.py)
+DELTA_CONFIG = "delta_config.json"  # of a fine-tune as its difference from a base (models/fine_tunes/delta.py)
 GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
 
 

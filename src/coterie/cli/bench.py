@@ -38,7 +38,7 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import UsageError
-from coterie.devices.gpu import Gpu, gpu_number
+from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.graph.ops import INT16
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec

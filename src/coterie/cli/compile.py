@@ -16,13 +16,13 @@ from coterie.cli.progress import counted
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import DeviceError, UsageError
 from coterie.device import Limits
-from coterie.devices.gpu import ahead_of, gpu_number
+from coterie.devices.cuda.gpu import ahead_of, gpu_number
 from coterie.engine.assembly import Settings, asked_of, plan
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda_ahead import Ahead, Wanted
+    from coterie.devices.cuda.ahead import Ahead, Wanted
 
 POLICY = Policy()
 

@@ -19,7 +19,7 @@ from coterie.cli.quantize import AS_IS, TYPES
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
-from coterie.models.difference_write import Delta, KindDelta, write_delta
+from coterie.models.fine_tunes.delta_write import Delta, KindDelta, write_delta
 from coterie.models.packing import NAMES, Packing
 
 DEFAULT = "4"

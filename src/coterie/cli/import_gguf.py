@@ -17,8 +17,8 @@ from coterie.cli.progress import counted
 from coterie.composition.gguf_folder import gguf_folder
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
-from coterie.models.gguf_import import Imported, import_gguf, plan_import
-from coterie.models.gguf_weights import KEEP
+from coterie.models.gguf.convert import Imported, import_gguf, plan_import
+from coterie.models.gguf.weights import KEEP
 from coterie.models.new_folder import free_path
 from coterie.models.packing import NAMES, Packing
 

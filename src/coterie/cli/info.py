@@ -25,9 +25,9 @@ from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sente
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.gpu import Gpu, describe_gpu, gpu_number
-from coterie.devices.modelled_price import step_time
-from coterie.devices.modelled_shard import rank_program
+from coterie.devices.cuda.gpu import Gpu, describe_gpu, gpu_number
+from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.kernels import cpu as kernels
 from coterie.models.zoo import zoo_graph

@@ -17,8 +17,8 @@ from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.composition.merge import merge_composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
-from coterie.models.merge import merge_folder
-from coterie.models.merged import Merged
+from coterie.models.fine_tunes.merge import merge_folder
+from coterie.models.fine_tunes.merged import Merged
 
 
 @sentences

@@ -16,8 +16,8 @@ from coterie.composition.composition import COMPOSITION_FILE, composition_of, re
 from coterie.composition.toml import to_toml
 from coterie.core.errors import CompositionError
 from coterie.core.paths import user_path
-from coterie.models.merge import check_merge, merge_folder
-from coterie.models.merged import Merged
+from coterie.models.fine_tunes.merge import check_merge, merge_folder
+from coterie.models.fine_tunes.merged import Merged
 from coterie.models.new_folder import PARTIAL, free_path, new_folder
 
 # Keys of a router that name a file, and which one where the key is left out.

@@ -1,4 +1,4 @@
-"""Concrete devices behind the seam: cpu and modelled. They do not know each other.
+"""Concrete devices behind the seam: cpu, cuda and modelled. They do not know each other; real ones share `real`.
 
 Knows nothing about models, routers or requests.
 """

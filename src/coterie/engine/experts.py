@@ -13,8 +13,8 @@ from coterie.checkpoint.folder import is_delta
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CompositionError
-from coterie.models.adapted import open_adapted
-from coterie.models.difference import open_delta
+from coterie.models.fine_tunes.adapted import open_adapted
+from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.model import Model, open_model, synthetic_model
 from coterie.models.zoo import model_names, zoo_model
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
-from coterie.models.delta import DeltaNets, delta_nets_of
+from coterie.models.delta_net import DeltaNets, delta_nets_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import TABLES
-from coterie.models.delta import DELTA_NAMES
+from coterie.models.delta_net import DELTA_NAMES
 from coterie.models.families import FAMILIES
 from coterie.models.latent import LATENT_NAMES
 from coterie.models.layered import LAYERED_NAMES

@@ -12,7 +12,7 @@ from coterie.core.shapes import Shape, Symbol
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Kind
 from coterie.models.appending import Appending
-from coterie.models.delta import DeltaNets
+from coterie.models.delta_net import DeltaNets
 from coterie.models.short_conv import ShortConvs
 
 T = Symbol.T

@@ -15,7 +15,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.graph.ir import Graph
 from coterie.models.config import ModelConfig
-from coterie.models.llava import MODEL_TYPE, llava_graph, llava_text_graph
+from coterie.models.families.llava import MODEL_TYPE, llava_graph, llava_text_graph
 from coterie.models.model import Model, declared_dtype, synthetic_model
 from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.registry import decoder_graph

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coterie.core.errors import UsageError
-from coterie.devices.modelled import COMPUTE_LANE
+from coterie.devices.modelled.device import COMPUTE_LANE
 from coterie.plan.capacity import State
 from coterie.plan.mix import F64
 from coterie.plan.outcome import tpots

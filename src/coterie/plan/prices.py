@@ -16,9 +16,9 @@ from coterie.composition.composition import Composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_price import step_time
-from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_transfer import route
+from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.shard import rank_program
+from coterie.devices.modelled.transfer import route
 from coterie.engine.bases import bases_of, size_of
 from coterie.engine.policy import Policy, memories_below
 from coterie.graph.compile import compile_graph

@@ -24,7 +24,7 @@ from coterie.composition.routers.llm import ROUTER, LlmRouter
 from coterie.composition.routing import make_router
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.trace import Trace
-from coterie.devices.modelled import ModelledDevice
+from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import (
     Parts,
     Plan,

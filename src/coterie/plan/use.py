@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coterie.devices.modelled import COMPUTE_LANE, ModelledDevice
-from coterie.devices.modelled_transfer import resources
+from coterie.devices.modelled.device import COMPUTE_LANE, ModelledDevice
+from coterie.devices.modelled.transfer import resources
 
 SATURATED = 0.9  # of the time: a lane that is occupied for longer bounds the run
 

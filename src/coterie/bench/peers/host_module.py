@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from coterie.devices.cuda_driver import Driver, NoRoomError
-from coterie.devices.host_memory import Slab
+from coterie.devices.cuda.driver import Driver, NoRoomError
+from coterie.devices.real.host_memory import Slab
 
 ALIGN = 256  # bytes, at which tensors of any type may begin
 

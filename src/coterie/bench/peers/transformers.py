@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from coterie.bench.peers.host_module import HostModule, HostRoom, room_bytes
 from coterie.bench.peers.peer import Session, Settings, missing_extra
-from coterie.devices.cuda_driver import Driver
-from coterie.devices.gpu import open_driver
+from coterie.devices.cuda.driver import Driver
+from coterie.devices.cuda.gpu import open_driver
 
 FILE, HOST = "safetensors", "host"
 _PRECISIONS = {"bf16": ("bfloat16", "float32")}

@@ -11,7 +11,7 @@ from functools import cache
 
 from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
-from coterie.devices.modelled_region import Pricing, RegionPricer, facts
+from coterie.devices.modelled.region import Pricing, RegionPricer, facts
 from coterie.graph.backward import training_graph
 from coterie.graph.buffers import plan_buffers
 from coterie.graph.compile import compile_graph, kv_shape

@@ -10,10 +10,10 @@ from functools import cache
 
 from coterie.core.shapes import Sizes
 from coterie.device import wait_for
-from coterie.devices.modelled import ModelledDevice, Orchestration
-from coterie.devices.modelled_price import step_time
-from coterie.devices.modelled_shard import rank_program
-from coterie.devices.modelled_step import StepTime
+from coterie.devices.modelled.device import ModelledDevice, Orchestration
+from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.shard import rank_program
+from coterie.devices.modelled.step import StepTime
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
 from coterie.models.zoo import zoo_graph, zoo_model

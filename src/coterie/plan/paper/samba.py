@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from coterie.devices.modelled import Orchestration
+from coterie.devices.modelled.device import Orchestration
 from coterie.models.zoo import zoo_model
 from coterie.plan.paper.arithmetic import BATCHES, DGX, LONG, NODES, SHORT, Node
 from coterie.plan.paper.machine import CACHE, FILES, SECTION, Expert, spec, switch_s, weight_bytes, with_link_share

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from coterie.composition.routers.llm import ROUTER
-from coterie.devices.modelled import ModelledDevice, Orchestration
+from coterie.devices.modelled.device import ModelledDevice, Orchestration
 from coterie.engine.assembly import Parts, Plan, Settings, page_bytes, plan, warm_up, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request

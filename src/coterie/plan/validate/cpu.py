@@ -26,8 +26,8 @@ from coterie.core.errors import UsageError
 from coterie.core.parsed import parse_json
 from coterie.core.shapes import Sizes
 from coterie.device import Binding, Event, Rows, Sampling, wait_for
-from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled.device import ModelledDevice
+from coterie.devices.modelled.price import step_time
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost

@@ -19,8 +19,8 @@ import numpy as np
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled import ModelledDevice
-from coterie.devices.modelled_price import step_time
+from coterie.devices.modelled.device import ModelledDevice
+from coterie.devices.modelled.price import step_time
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, warm_up, wire
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request

@@ -17,7 +17,7 @@ from functools import cache
 from statistics import mean
 
 from coterie.core.shapes import Sizes
-from coterie.devices.modelled_price import roofline_s, step_time
+from coterie.devices.modelled.price import roofline_s, step_time
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
 from coterie.graph.shard import shard

@@ -1,0 +1,263 @@
+"""The CPU device: slabs in memory, experts from disk by direct I/O, programs on a team of native threads.
+
+    lane disk->dram   reads file ranges into slabs            lane compute   executes programs
+    lane dram->dram   copies                                  all others     do not exist: the spec has two tiers
+
+Knows nothing about models, requests or why it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError, DeviceError, UsageError
+from coterie.core.units import format_bytes
+from coterie.device import F32, I32, Binding, Buffer, Event, Executable, copy_pieces
+from coterie.devices.cpu.bound import Bases, Binder, Bound, run_stepwise
+from coterie.devices.real.device import Ran, RealDevice, waits_of
+from coterie.devices.real.fetch import FetchLane
+from coterie.devices.real.host_memory import Bytes, Read, Slab, copy_parts
+from coterie.devices.real.lanes import COMPUTE
+from coterie.devices.real.step import LoweredExecutable, StepRows, check_drawn
+from coterie.graph.program import Program
+from coterie.kernels import cpu as kernels
+from coterie.kernels.cpu import I64
+from coterie.spec.machine import MachineSpec
+from coterie.spec.this_machine import allowed_cpus, this_machine
+
+NAME = "cpu"
+
+Orchestration = Literal["host", "device"]
+
+
+class CpuDevice(RealDevice):
+    """This machine's memory, disk and processors.
+
+    `spec`: by default what this process may use. `threads`: by default the CPUs that it may use.
+    `orchestration`: `device` hands the threads all steps of a run at once, `host` starts each region by a call.
+    `isa`: the instruction set, by default the fastest. `read`: preads into buffers; tests inject failures by it.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec | None = None,
+        threads: int | None = None,
+        orchestration: Orchestration = "device",
+        isa: str = kernels.ISAS[-1],
+        read: Read | None = None,
+    ) -> None:
+        super().__init__(NAME)
+        self._spec = spec or this_machine()
+        self._orchestration = orchestration
+        self._disk = FetchLane(self._lanes, read)
+        self._team = _team(threads, isa)
+        self._slabs: dict[int, Slab] = {}
+        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
+        self._binder = Binder()
+        self._interrupted = False
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+        return self._spec
+
+    @property
+    def threads(self) -> int:
+        """Threads that execute programs."""
+        return self._team.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the kernels in use."""
+        return self._team.isa
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory that runs have needed so far for stored values."""
+        return self._binder.workspace_bytes
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """Take memory of the run tier: touched, aligned to 2 MiB.
+
+        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        """
+        self._check_open()
+        capacity = self._spec.tier(tier).capacity_bytes
+        if tier == self._spec.home_tier:
+            raise ValueError(f"{tier} holds files, which are not reserved; reserve {self._spec.run_tier}")
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = capacity - self._used_bytes[tier]
+        if size > free:
+            levers = (f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit")
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        slab_id = len(self._slabs)
+        self._slabs[slab_id] = Slab(size)
+        self._used_bytes[tier] += size
+        return Buffer(slab_id, tier, 0, size_bytes)
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: kernels take weights at any address."""
+
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy between two pieces of memory, or parts of them. Raises ValueError when sizes differ."""
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        target, source = self.memory(dst), self.memory(src)
+        spans = tuple(parts) or ((0, src.size_bytes),)
+        label = f"copy {format_bytes(sum([size for _, size in spans]))}"
+        return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, spans))
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other."""
+        copy_pieces(self, dst, src, pieces, issued)
+
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Read a file range into a slab on the disk lane; see read_piece for how it fails."""
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        target = self.memory(dst)[: source.size_bytes]
+        label = f"fetch {source.path}@{source.offset}"
+        lane = f"{self._spec.home_tier}->{dst.tier}"
+        return self._disk.submit(lane, label, after, target, source, parts)
+
+    def load(self, program: Program) -> LoweredExecutable:
+        """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
+        return self._once(program, lambda: LoweredExecutable(program, NAME, "the CPU", shares=True))
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Run up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
+
+        The event fails with DeviceError when logits are not numbers.
+        """
+        mine = self._own(exe)
+        waits = waits_of(mine, gates)
+        step, bases = self._prepare(mine, binding, steps)
+
+        def body() -> I32:
+            bound = self._binder.bind(mine, binding, step, bases)
+            kept = bound.keep(steps)
+            if self._orchestration == "device":
+                done = self._run_at_once(bound, waits)
+            else:
+                start = partial(self._start, waits)
+                done = run_stepwise(bound, step, kept, start, self._take_interrupt)
+            check_drawn(kept[done - 1], NAME)
+            return kept[:done]
+
+        event = self._lanes.submit(COMPUTE, f"run {mine.program.graph.name}", after, body, brief=not waits)
+        self._ran = Ran(event, mine, step.sizes, step.sizes.R, steps)
+        return event
+
+    def interrupt(self) -> None:
+        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        self._interrupted = True
+        self._team.interrupt()
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Run one step alone and return a copy of every stored value by name, as float32."""
+        mine = self._own(exe)
+        step, bases = self._prepare(mine, binding, 1)
+        self._ran = None
+        found: dict[str, npt.NDArray[np.float32]] = {}
+
+        def body() -> None:
+            bound = self._binder.bind(mine, binding, step, bases)
+            self._team.run(bound.rows)  # values that are not numbers are shown, not refused
+            found.update(bound.stored_values())
+
+        failure = self._lanes.wait(self._lanes.submit(COMPUTE, "inspect", (), body))
+        if failure is not None:
+            raise failure
+        return found
+
+    def close(self) -> None:
+        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        self._disk.cancel()
+        self._lanes.close()
+        self._disk.join()
+        self._closed = True
+        self._slabs.clear()
+        self._loaded.clear()
+        self._binder.close()
+
+    def memory(self, buffer: Buffer) -> Bytes:
+        """The bytes of a buffer, to read and write; for tests and tools. Raises KeyError for another device's."""
+        self._check_open()
+        return self._slabs[buffer.slab_id].bytes[buffer.offset : buffer.offset + buffer.size_bytes]
+
+    def counters(self) -> kernels.Counters:
+        """What the kernels did since they were reset: bytes stored, scratch, launches, instructions."""
+        return self._team.counters()
+
+    def reset_counters(self) -> None:
+        """Count from zero."""
+        self._team.reset_counters()
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
+        start, row_bytes = ran.logits_at
+        stored = self._binder.workspace[start : start + ran.rows * row_bytes]
+        return stored.view(np.float32).reshape(ran.rows, -1)[list(rows)]
+
+    def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
+        """Check everything now, on the caller's thread, and copy the rows."""
+        exe.offsets(binding)
+        exe.fellows(binding)
+        extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
+        weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
+        beside = binding.fellows.weights if binding.fellows else ()
+        fellows = tuple([kernels.address(self.memory(at)) for at in beside])
+        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv, fellows)
+
+    def _take_interrupt(self) -> bool:
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
+
+    def _start(self, waits: Mapping[int, Event], rows: I64, first: bool) -> None:
+        """Execute the rows of one step, a call each; the first awaits `waits`, events by row."""
+        for i in range(len(rows)):
+            failure = self._lanes.wait(waits[i]) if first and i in waits else None
+            if failure is not None:
+                raise failure
+            self._team.run(rows[i : i + 1])
+
+    def _run_at_once(self, bound: Bound, waits: Mapping[int, Event]) -> int:
+        """One call for all steps: the threads wait for native flags, which lanes set when events are finished."""
+        flags = np.zeros(len(waits), dtype=np.int32)
+        for flag, (i, event) in enumerate(waits.items()):
+            bound.rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
+            self._lanes.pass_on(event, flags, flag)
+        steps, executed = self._team.run_steps(bound.rows, bound.feed)
+        for i in waits:
+            bound.rows[i, kernels.GATE_WORD] = 0
+        if executed < len(bound.rows):
+            failure = self._lanes.wait(waits[executed])
+            raise failure if failure is not None else self._lanes.closed()
+        return steps
+
+
+def _team(threads: int | None, isa: str) -> kernels.Team:
+    """Start the threads. Raises UsageError for a number out of range, DeviceError when the system gives fewer."""
+    wanted = min(allowed_cpus()[0], kernels.MAX_THREADS) if threads is None else threads
+    if not 1 <= wanted <= kernels.MAX_THREADS:
+        raise UsageError("--threads", f"{wanted} is not among 1 to {kernels.MAX_THREADS}", "give one of these")
+    try:
+        return kernels.Team(wanted, isa)
+    except RuntimeError as error:
+        raise DeviceError("--threads", str(error), "give fewer or end other programs") from error

@@ -1,0 +1,331 @@
+"""A program's rows on the GPU for steps of one bucket, and what a run puts there: one block down, one block up.
+
+    packet (pinned)     rows | feed | state | tables | shares | tokens ... ends |     -> copied down -> fixed, inputs
+    on the GPU          fixed: rows, feed, state, tables, shares, stops: launches and captures hold their addresses
+                        inputs, kept: reached through words of rows and feed, so they may move
+    packet (pinned)     state | tokens kept                                            <- copied up
+
+So a switch, another context or another batch rewrites words, and captures nothing; a run that is like the one before
+it writes its inputs alone. A run has its own packet, which the next one cannot overwrite. Used by one thread at a time,
+that which queues on the compute lane, but for packets.
+Knows nothing about lanes, gates or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.core.errors import CapacityError
+from coterie.core.shapes import Sizes
+from coterie.core.values import value
+from coterie.devices.cuda.driver import Captured, Driver, Launch, Stream, first_line, take
+from coterie.devices.cuda.inputs import Addresses, Inputs, Run
+from coterie.devices.cuda.kernels import Kernels
+from coterie.devices.cuda.packet import Packet, Packets, Place, places_of
+from coterie.devices.real.host_memory import Bytes
+from coterie.devices.real.step import LoweredExecutable
+from coterie.kernels.cpu import FEED, I64, ROW_WORDS
+from coterie.kernels.triton.bucket import Bucket, stops_of
+from coterie.kernels.triton.tiles import power_of_two
+
+Array: TypeAlias = npt.NDArray[np.generic]
+
+LEVERS = ("lower --near or --kv", "ask with shorter prompts")
+STATE_WORDS, STOP = 4, 2  # done, ended, stop; and one to keep to 16 bytes
+
+
+class Grown:
+    """Memory of the GPU that grows by powers of two, and holds nothing from one run to the next."""
+
+    def __init__(self, driver: Driver, what: str) -> None:
+        self._driver, self._what = driver, what
+        self.tensor: torch.Tensor | None = None
+
+    def at_least(self, size_bytes: int, stream: Stream) -> torch.Tensor:
+        """With room for so many bytes. Raises CapacityError, and then there is as much as there was."""
+        if self.tensor is None:
+            self.tensor = self._take(size_bytes)
+        elif self.tensor.numel() < size_bytes:
+            self._driver.wait(self._driver.mark(stream))  # earlier runs use it
+            before, self.tensor = self.tensor.numel(), None
+            try:
+                self.tensor = self._take(size_bytes)
+            except CapacityError:
+                self.tensor = self._take(before)
+                raise
+        return self.tensor
+
+    def _take(self, size_bytes: int) -> torch.Tensor:
+        return take(self._driver, self._what, power_of_two(max(size_bytes, 16)), LEVERS)
+
+
+class Shared:
+    """What all bounds use in turn: the driver, the kernels, the packets, stored values and scratch."""
+
+    def __init__(self, driver: Driver, kernels: Kernels) -> None:
+        self.driver, self.kernels = driver, kernels
+        # What is done with a step's launches when they are found, before the first is launched.
+        self.before: Callable[[Sequence[Launch]], None] = lambda launches: None
+        self.packets = Packets(driver)
+        self.workspace = Grown(driver, "the values of a step")
+        self.scratch = Grown(driver, "scratch of kernels")
+        self.uncaptured = ""  # why steps are not captured, when one could not be
+        self.unwalked: dict[str, str] = {}  # steps that are not walked in one launch, and why the first were not
+
+
+# Weights and pages, the layout of inputs, and where inputs, tokens kept and stored values are.
+MadeOf: TypeAlias = tuple[Addresses, Inputs, int, int, int]
+Pairs: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@value
+class _Crossing:
+    """What is copied down, and what up, with a packet."""
+
+    packet: Packet
+    made_of: MadeOf
+    kept_bytes: int
+    down: Pairs
+    up: Pairs
+
+    def is_for(self, packet: Packet, made_of: MadeOf, kept_bytes: int) -> bool:
+        """True when the same memory takes part."""
+        return self.packet is packet and self.made_of == made_of and self.kept_bytes == kept_bytes
+
+
+class Bound:
+    """Rows of an executable for steps of a bucket; `mixes`: of steps whose sequences differ in weights."""
+
+    def __init__(self, exe: LoweredExecutable, bucket: Bucket, shared: Shared, mixes: bool = False) -> None:
+        self.exe, self.bucket, self._shared = exe, bucket, shared
+        self._sizes = Sizes(bucket.tokens, bucket.sequences, bucket.sampled, 0, 0)
+        self._plan, self._total_bytes = exe.plan(self._sizes)
+        rows = exe.template.rows()
+        stops = stops_of(rows)
+        words = {"rows": rows.size, "feed": len(FEED), "state": STATE_WORDS // 2, "tables": exe.template.table_words}
+        shareable = exe.shareable if mixes else None
+        words["shares"] = shareable.words(bucket.sequences, bucket.sampled) if shareable else 0
+        places, self._sent_bytes = places_of({name: 8 * count for name, count in words.items()})
+        self._fixed = take(shared.driver, "a program's rows", self._sent_bytes + 8 * len(stops) + 16, LEVERS)
+        self._sent = np.zeros(self._sent_bytes, np.uint8)  # what each run sends: the host's rows, feed and state
+        self._rows = _host_part(self._sent, places["rows"]).reshape(rows.shape)
+        self._rows[:] = rows
+        self._feed = _host_part(self._sent, places["feed"])
+        self._state = _host_part(self._sent, places["state"]).view(np.int32)
+        self._tables = _host_part(self._sent, places["tables"])
+        self._shares = _host_part(self._sent, places["shares"])
+        self._stored = np.array([self._plan[name] for name in exe.template.stored], np.int64)
+        self.rows, self.feed, state, tables, own = (_part(self._fixed, places[name]) for name in words)
+        exe.template.put_tables(self._rows, tables.data_ptr())
+        self._shares_at = own.data_ptr()
+        self.rows = self.rows.view(torch.int64).view(-1, ROW_WORDS)
+        self.feed = self.feed.view(torch.int64)
+        self.state, self._state_bytes = state.view(torch.int32), state
+        self.stop = state[4 * STOP : 4 * STOP + 4]
+        self._stops = stops
+        self.stops = self._fixed[self._sent_bytes : self._sent_bytes + 8 * len(stops)].view(torch.int64)
+        self._inputs = Grown(shared.driver, "a step's inputs")
+        self._kept = Grown(shared.driver, "tokens drawn")
+        self._given: Inputs | None = None
+        self._written: MadeOf | None = None  # what the words that are sent were made of,
+        self._mixed: tuple[object, ...] = ()  # and those of shares
+        self._crosses: _Crossing | None = None
+        self._is_new = True
+        self._launches: list[list[Launch]] = []
+        self._step: list[Launch] = []
+        self._captured: Captured = None
+        self.has_run = False  # a step was launched, so its kernels are compiled and loaded: it may be captured
+        self._walk: Launch | None = None
+        self._walked: torch.Tensor | None = None
+        self._walks = True
+
+    def put(self, run: Run, stream: Stream, stop: bool) -> Packet:
+        """Queue what makes everything ready for a run, and return the packet in which its tokens will come back."""
+        shared, driver = self._shared, self._shared.driver
+        given, sent_bytes = self._inputs_of(run), self._sent_bytes
+        kept_bytes = 4 * run.steps * run.rows.sizes.R
+        packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + kept_bytes)
+        try:
+            at = self._inputs.at_least(given.size_bytes, stream)
+            kept = self._kept.at_least(kept_bytes, stream)
+            workspace = shared.workspace.at_least(self._total_bytes, stream)
+            made_of = run.at, given, at.data_ptr(), kept.data_ptr(), workspace.data_ptr()
+            if made_of != self._written:
+                self._fill(*made_of)
+                self._written = made_of
+            self._put_shares(run)
+            if self._crosses is None or not self._crosses.is_for(packet, made_of, kept_bytes):
+                self._crosses = self._crossing(packet, made_of, at, kept, kept_bytes)
+            self._prepare(stream)
+            self._feed[FEED["steps"]] = run.steps
+            self._state[STOP] = stop
+            packet.sent[:sent_bytes] = self._sent
+            packet.sent[sent_bytes : sent_bytes + given.size_bytes] = given.bytes
+            driver.copy_words(self._crosses.down, stream)
+        except BaseException:
+            shared.packets.abandon(packet, stream)
+            raise
+        return packet
+
+    def launches(self, index: int) -> list[Launch]:
+        """What launches a row."""
+        return self._launches[index]
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    @property
+    def end(self) -> Launch:
+        """What ends a step: tokens are kept and fed back."""
+        return self._step[-1]
+
+    @property
+    def step(self) -> Sequence[Launch]:
+        """What a whole step launches, once a run was put."""
+        return self._step
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are queued as they were captured, in microseconds each."""
+        return self._captured is not None
+
+    def queue_steps(self, steps: int, stream: Stream, captured: bool) -> None:
+        """Queue whole steps, launch by launch or as one was captured.
+
+        A step is captured when it has been launched once: kernels are compiled and loaded by their first launch.
+        """
+        driver = self._shared.driver
+        if steps and captured and not self.has_run:
+            driver.launch(stream, self._step)
+            self.has_run, steps = True, steps - 1
+        if steps and captured and self._captured is None and not self._shared.uncaptured:
+            try:
+                self._captured = driver.capture(stream, self._step)
+            except Exception as error:  # captured or not, a step gives the same: a remark tells
+                self._shared.uncaptured = first_line(error)
+        if steps and captured and self._captured is not None:
+            driver.replay(stream, self._captured, steps)
+            return
+        for _ in range(steps):
+            driver.launch(stream, self._step)
+
+    def queue_walk(self, stream: Stream) -> bool:
+        """Queue what is left of a run as one launch; False where that cannot be, and `Shared.unwalked` says why."""
+        if not self._walks:
+            return False
+        unwalked, those = self._shared.unwalked, f"up to {self.bucket.tokens} sequences"
+        try:
+            self._walk = self._walk or self._find_walk(stream)
+            self._shared.driver.launch(stream, [self._walk])
+        except CapacityError as error:  # what has no room now may have it at the next run
+            unwalked.setdefault(f"some runs of {those}", first_line(error))
+            return False
+        except Exception as error:  # walked or not, a run gives the same: a remark tells
+            self._walks = False
+            unwalked.setdefault(those, first_line(error))
+        return self._walks
+
+    def take_back(self, stream: Stream) -> None:
+        """Queue the copies that bring up the tokens of the run that was put last."""
+        if self._crosses is not None:
+            self._shared.driver.copy_words(self._crosses.up, stream)
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """Where in the workspace each stored value begins."""
+        return self._plan
+
+    def _inputs_of(self, run: Run) -> Inputs:
+        """The inputs of a run, in the layout of the run before where sizes are the same."""
+        rows = run.rows
+        key = Inputs.key_of(rows, self.exe.program.kv.state_blocks(run.at.block_bytes))
+        if self._given is None or self._given.key != key:
+            self._given = Inputs(key)
+        self._given.put(rows)
+        return self._given
+
+    def _crossing(
+        self, packet: Packet, made_of: MadeOf, inputs: torch.Tensor, kept: torch.Tensor, kept_bytes: int
+    ) -> _Crossing:
+        """The pieces of memory between which words are copied: to name one takes longer than to write it."""
+        sent_bytes, given_bytes, state_bytes = self._sent_bytes, made_of[1].size_bytes, 4 * STATE_WORDS
+        given = packet.down[sent_bytes : sent_bytes + given_bytes]
+        down = [(self._fixed[:sent_bytes], packet.down[:sent_bytes]), (inputs[:given_bytes], given)]
+        up = [(packet.up[:state_bytes], self._state_bytes)]
+        if kept_bytes:
+            up.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
+        return _Crossing(packet, made_of, kept_bytes, down, up)
+
+    def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
+        """Write all words of rows and feed that a run gives, but for how many steps it has."""
+        template = self.exe.template
+        named = given.addresses(inputs) | given.named
+        named |= {"kv": at.kv, "block_bytes": at.block_bytes}
+        named["Z"] = self.exe.program.kv.tokens_per_block(at.block_bytes)
+        template.put_named(self._rows, np.array([named[name] for name in template.named], np.int64))
+        template.put_weights(self._rows, at.weights, self._tables)
+        template.put_stored(self._rows, self._stored + workspace)
+        feed = {name: named[name] for name in ("tokens", "positions", "rows", "T", "R", "ends", "first_end")}
+        feed |= {"drawn": workspace + self._plan[self.exe.drawn], "kept": kept}
+        for name, word in feed.items():
+            self._feed[FEED[name]] = word
+
+    def _put_shares(self, run: Run) -> None:
+        """Let the rows of each share have weights of their own."""
+        own, shares, shareable = run.at.own, run.rows.shares, self.exe.shareable
+        if own is None or shares is None or shareable is None:
+            return
+        mixed = own, *shares.key
+        if mixed != self._mixed:
+            shareable.put(self._rows, own.addresses_GW, own.is_shared_W, shares, self._shares, self._shares_at)
+            self._mixed = mixed
+
+    def _prepare(self, stream: Stream) -> None:
+        """Find the launches, when the rows are complete for the first time."""
+        if not self._is_new:
+            return
+        shared = self._shared
+        upload(shared.driver, shared.packets, self.stops.view(torch.uint8), self._stops, stream)
+        scratch = shared.scratch.at_least(shared.kernels.scratch_bytes(self._rows, self.bucket), stream)
+        kernels = shared.kernels
+        self._launches = [
+            kernels.row(self._rows, self.rows, index, self.bucket, scratch) for index in range(len(self._rows))
+        ]
+        end = kernels.feed(self.feed, self.state, self.rows, self.stops)
+        self._step = [*(launch for row in self._launches for launch in row), end]
+        shared.before(self._step)
+        self._is_new = False
+
+    def _find_walk(self, stream: Stream) -> Launch:
+        """Put on the GPU what a walk finds there. Raises UnsupportedError, CapacityError."""
+        shared = self._shared
+        plan = shared.kernels.plan(self._rows, self.rows, self.bucket, shared.scratch.at_least(1, stream))
+        self._walked = take(shared.driver, "phases of a program", plan.words.nbytes, LEVERS)
+        upload(shared.driver, shared.packets, self._walked, plan.words, stream)
+        words = self._walked.view(torch.int64)
+        return plan.walk(words, self.feed, self.state, self.stops, shared.driver.facts.multiprocessors)
+
+
+def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, stream: Stream) -> None:
+    """Copy numbers to the GPU and wait for it; for what is written once."""
+    if values.nbytes:
+        packet = packets.take(values.nbytes, 0)
+        packet.put(0, values)
+        driver.copy_words([(dst, packet.down[: values.nbytes])], stream)
+        driver.wait(driver.mark(stream))
+        packets.give_back(packet)
+
+
+def _host_part(memory: Bytes, place: Place) -> I64:
+    return memory[place.start : place.start + place.size_bytes].view(np.int64)
+
+
+def _part(memory: torch.Tensor, place: Place) -> torch.Tensor:
+    return memory[place.start : place.start + place.size_bytes]

@@ -1,0 +1,311 @@
+"""The CUDA device: arenas in HBM, a pinned pool, files by direct I/O, programs as Triton kernels on a stream.
+
+    lane disk->dram   reads file ranges into the pinned pool      lane dram->hbm   a stream that copies them up
+    lane disk->hbm    the same two in one, through staging        lane compute     a stream that runs programs
+
+A run follows its gates on the stream: layer 0 runs while layer 1 arrives, and no thread of the host is in between.
+CI tests it with a driver that is no GPU; docs/cuda.md says on which GPU it has run, and what was not run there.
+Knows nothing about models, requests or why it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError
+from coterie.core.units import format_bytes
+from coterie.device import Binding, Buffer, Event, Executable, copy_pieces, wait_for
+from coterie.devices.cuda.bound import Shared, upload
+from coterie.devices.cuda.driver import NAME, Driver, Health, Stream, take
+from coterie.devices.cuda.fetch import STAGING_BYTES, StagedLane
+from coterie.devices.cuda.inputs import Run
+from coterie.devices.cuda.kernels import Kernels, TritonKernels
+from coterie.devices.cuda.lanes import Finish, StreamLane, Turn, nothing
+from coterie.devices.cuda.machine import gpu_machine
+from coterie.devices.cuda.memory import Memory
+from coterie.devices.cuda.places import Places
+from coterie.devices.cuda.run import Orchestration, Runs
+from coterie.devices.cuda.torch_driver import TorchDriver
+from coterie.devices.real.device import Ran, RealDevice, waits_of
+from coterie.devices.real.fetch import FetchLane
+from coterie.devices.real.host_memory import Read, copy_parts
+from coterie.devices.real.lanes import COMPUTE, own
+from coterie.devices.real.operands import F32
+from coterie.devices.real.step import LoweredExecutable, StepRows
+from coterie.graph.program import Program
+from coterie.kernels.cpu import I64
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import tiles_for
+from coterie.spec.machine import MachineSpec
+
+if TYPE_CHECKING:
+    from coterie.devices.cuda.compilers import Compilers
+
+
+class CudaDevice(RealDevice):
+    """An NVIDIA GPU and its host.
+
+    `spec`: by default what is free now. `orchestration`: `device` queues whole steps as captured graphs,
+    `persistent` all steps of a run as one launch where sequences are few, `host` starts each kernel by a call.
+    `driver`, `kernels`, `read`, `staging_bytes`: tests give their own.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec | None = None,
+        orchestration: Orchestration = "device",
+        driver: Driver | None = None,
+        kernels: Kernels | None = None,
+        read: Read | None = None,
+        staging_bytes: int = STAGING_BYTES,
+    ) -> None:
+        super().__init__(NAME)
+        self.driver: Driver = driver or TorchDriver()
+        self._spec = spec or gpu_machine(self.driver)
+        self._health = Health(self.driver)
+        self._memory = Memory(self.driver, self._spec.run_tier)
+        self._places = Places(self._memory)
+        facts = self.driver.facts
+        tiles = tiles_for(facts.capability, facts.multiprocessors)
+        self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
+        self._compilers: Compilers | None = None
+        if kernels is None and isinstance(self.driver, TorchDriver):  # what stands for a GPU has nothing to compile
+            from coterie.devices.cuda.compilers import AtOnce, Compilers
+
+            self._compilers = Compilers(facts.capability)
+            self._shared.before = AtOnce(self._compilers)
+        self._runs = Runs(self._shared, orchestration)
+        self._disk = FetchLane(self._lanes, read)
+        self._streams: dict[str, StreamLane] = {}
+        self._staged = StagedLane(
+            self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
+        )
+        self._loading: Stream = None
+        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
+        self._constants: list[torch.Tensor] = []
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen, but for notes of what was remarked since."""
+        remarks = self.remarks
+        return replace(self._spec, notes=(*self._spec.notes, *remarks)) if remarks else self._spec
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What works, but slower than it could, and why."""
+        found = []
+        if self._memory.unpinned is not None:
+            size, reason = self._memory.unpinned
+            fact = f"the system does not pin the pool of {format_bytes(size)} ({reason})"
+            found.append(f"{fact}, so switches are staged: raise its limit of locked memory, or lower --pool")
+        if self._shared.uncaptured:
+            found.append(f"each kernel is launched by a call, as steps cannot be captured: {self._shared.uncaptured}")
+        found += [
+            f"decode steps are launched one by one for {those}: {why}" for those, why in self._shared.unwalked.items()
+        ]
+        return tuple(found)
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """An arena of HBM, aligned to 512 bytes, or the pool of the host: pinned, touched, aligned to 2 MiB.
+
+        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        """
+        self._check_open()
+        capacity = self._spec.tier(tier).capacity_bytes
+        if tier not in self._spec.weight_tiers[:2] or tier == self._spec.home_tier:
+            raise ValueError(f"{tier} is not reserved; reserve {' or '.join(self._spec.weight_tiers[:2])}")
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = capacity - self._used_bytes[tier]
+        if size > free:
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, (f"reserve less in {tier}",))
+        try:
+            buffer = self._memory.reserve(tier, size_bytes)
+        except Exception as error:
+            raise self._health.failure(f"reserving {format_bytes(size)} of {tier}", error) from error
+        self._used_bytes[tier] += size
+        return buffer
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Keep these tensors at multiples of 16 bytes when the buffer is filled from below."""
+        self._check_open()
+        self._memory.place(dst, tensors)
+
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy up, or within a tier, all or parts. Raises ValueError when sizes differ, or for a way down."""
+        self._check_open()
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        spans = tuple(parts) or ((0, src.size_bytes),)
+        lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(sum([size for _, size in spans]))}"
+        if dst.tier != self._spec.run_tier:
+            if src.tier == self._spec.run_tier:
+                raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
+            target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
+            return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, spans))
+        within = src.tier == dst.tier
+        pieces = self._memory.pieces(dst, src, spans) if parts and not within else None
+        if pieces is not None:
+            return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces), here=True)
+        views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
+        if within:
+            pairs = [(self._memory.tensor(to), of) for to, of in views]
+            self._memory.inherit(dst, src)
+        else:
+            pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
+        pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
+        return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other."""
+        copy_pieces(self, dst, src, pieces, issued)
+
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Read a file range into the pool, or through staging into HBM; see read_piece for how it fails."""
+        self._check_open()
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        lane, label = f"{self._spec.home_tier}->{dst.tier}", f"fetch {source.path}@{source.offset}"
+        target = dst.view(0, source.size_bytes)
+        if dst.tier == self._spec.run_tier:
+            return self._staged.submit(lane, label, after, target, source, parts)
+        return self._disk.submit(lane, label, after, self._memory.host_bytes(target), source, parts)
+
+    def load(self, program: Program) -> LoweredExecutable:
+        """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
+        return self._once(program, lambda: self._encode(program))
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Queue up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
+
+        The event fails with DeviceError when logits are not numbers or the GPU fails, CapacityError when it is full.
+        """
+        self._check_open()
+        mine = self._own(exe)
+        waits = waits_of(mine, gates)
+        run = Run.of(mine, StepRows.copy(mine.program, binding, steps), steps, self._places.of(mine, binding))
+
+        def issue(turn: Turn) -> Finish:
+            return self._runs.queue(turn, run, waits)
+
+        here = not waits and self._runs.is_ready(run)
+        event = self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue, here)
+        self._ran = Ran(event, mine, run.sizes, run.rows.sizes.R, steps)
+        return event
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Block as every device does; who waits for one event alone sees it end without another thread."""
+        lane = self._streams.get(events[0].lane) if len(events) == 1 and until is None else None
+        if lane is None or not lane.end_here(own(events[0])):
+            super().wait_any(events, until)
+
+    def interrupt(self) -> None:
+        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        self._runs.interrupts.interrupt()
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Run one step alone and return a copy of every stored value by name, as float32."""
+        mine = self._own(exe)
+        run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._places.of(mine, binding))
+        self._ran = None
+        found: dict[str, npt.NDArray[np.float32]] = {}
+
+        def issue(turn: Turn) -> Finish:
+            found.update(self._runs.inspect(turn, run))
+            return nothing
+
+        failure = self._lanes.wait(self._lane(COMPUTE).submit("inspect", (), issue))
+        if failure is not None:
+            raise failure
+        return found
+
+    def close(self) -> None:
+        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        self._closed = True
+        lanes: list[StagedLane | FetchLane | StreamLane] = [self._staged, self._disk, *self._streams.values()]
+        for lane in lanes:
+            lane.cancel()
+        self._lanes.close()
+        for lane in lanes:
+            lane.join()
+        if self._compilers is not None:
+            self._compilers.close()
+        self._runs.binder.forget()
+        self._memory.close()
+        self._loaded.clear()
+        self._constants.clear()
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        def issue(turn: Turn) -> Finish:
+            return self._runs.read(turn, *ran.logits_at, rows)
+
+        event = self._lane(COMPUTE).submit("logits", (), issue, here=True)
+        wait_for(self, event)
+        failure = self.failure(event)
+        if failure is not None:
+            raise failure
+        read = event.state.result
+        if not isinstance(read, np.ndarray):
+            raise RuntimeError("logits were copied but are not there")
+        return read
+
+    def memory(self, buffer: Buffer) -> torch.Tensor:
+        """The bytes of a buffer where they lie, for tests and benchmarks."""
+        self._check_open()
+        return self._memory.tensor(buffer)
+
+    def _lane(self, name: str) -> StreamLane:
+        if name not in self._streams:
+            self._streams[name] = StreamLane(name, self._lanes, self.driver, self._health, brief=name == COMPUTE)
+        return self._streams[name]
+
+    def _copy(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], turn: Turn) -> Finish:
+        for dst, src in pairs:
+            self.driver.copy(dst, src, turn.stream)
+        return nothing
+
+    def _copy_pieces(self, pieces: I64, turn: Turn) -> Finish:
+        """By a kernel: hundreds of rows are one launch, where an engine would take a call for each."""
+        packets = self._shared.packets
+        packet = packets.take(pieces.nbytes, 0)
+        try:
+            packet.put(0, pieces)
+            self.driver.copy_pieces(packet.down[: pieces.nbytes], turn.stream)
+        except BaseException:  # from outside it may come behind the launch, which reads the packet
+            packets.abandon(packet, turn.stream)
+            raise
+        return lambda _passed: packets.give_back(packet)
+
+    def _encode(self, program: Program) -> LoweredExecutable:
+        exe = LoweredExecutable(program, NAME, "the GPU", self._constant, shares=True, rounds=False)
+        self._shared.kernels.scratch_bytes(exe.template.rows(), Bucket(1, 1, 1, 1))  # it refuses what it cannot run
+        return exe
+
+    def _constant(self, values: F32) -> int:
+        """Put a constant of a program on the GPU and say where."""
+        try:
+            self._loading = self._loading or self.driver.stream()
+            memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
+            upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)
+        except Exception as error:
+            raise self._health.failure("loading a program", error) from error
+        self._constants.append(memory)
+        return memory.data_ptr()

@@ -1,0 +1,172 @@
+"""What a run is, and its inputs as they go down to the GPU, rewritten from one run to the next of equal sizes.
+
+    tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each from a multiple of 16 on
+    a block table       blocks of recurrent state, padded | blocks of tokens               each from a multiple of 16 on
+
+Runs of a conversation differ in tokens and positions; how rows are sampled and where they end is written when it
+changes.
+Knows nothing about streams, packets or who asks for a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.shapes import Sizes
+from coterie.core.values import value
+from coterie.devices.cuda.packet import ALIGN_BYTES, Place, places_of
+from coterie.devices.real.host_memory import Bytes
+from coterie.devices.real.lower_delta import STATE_TABLES
+from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
+from coterie.kernels.cpu import I64, SETTING_WORDS
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import power_of_two
+
+Key: TypeAlias = tuple[int, ...]
+INT_BYTES, WORD_BYTES = 4, 8
+SPAN = 256  # contexts are rounded to so many positions, doubled: each bucket is compiled once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Own:
+    """Where the weights of all whose sequences share a step are: addresses [whose, weight], and which are the same."""
+
+    addresses_GW: I64
+    is_shared_W: npt.NDArray[np.bool_]
+    shared: tuple[int, ...]  # their places, which say which instructions take rows in shares
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Addresses:
+    """Where weights and pages are on the GPU, and the bytes of a page; `own` where sequences differ in weights."""
+
+    weights: I64
+    kv: int
+    block_bytes: int
+    own: Own | None = None
+
+
+@value
+class Run:
+    """Up to `steps` steps of a program: their rows, and where weights and pages are."""
+
+    exe: LoweredExecutable
+    rows: StepRows
+    steps: int
+    at: Addresses
+    bucket: Bucket
+
+    @staticmethod
+    def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
+        """In the bucket in which it fits."""
+        longest = int(rows.inputs["positions"].max(initial=0)) + steps
+        return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
+
+    @property
+    def sizes(self) -> Sizes:
+        """By which its stored values are laid out: those of its bucket."""
+        return Sizes(self.bucket.tokens, self.bucket.sequences, self.bucket.sampled, 0, 0)
+
+    @property
+    def decodes(self) -> bool:
+        """True when each sequence has one token."""
+        return self.rows.sizes.T == self.rows.sizes.B
+
+    @property
+    def mixes(self) -> bool:
+        """True when sequences differ in weights."""
+        return self.at.own is not None
+
+    @property
+    def bound_by(self) -> tuple[object, ...]:
+        """Equal for runs whose launches are the same."""
+        return id(self.exe), self.bucket, self.at.own and self.at.own.shared
+
+
+class Inputs:
+    """The bytes that go down, and where in them each input is."""
+
+    def __init__(self, key: Key) -> None:
+        T, B, R, self._state_blocks, columns, ends = key
+        self._first = aligned_columns(self._state_blocks)
+        columns += self._first
+        counts = {"tokens": T, "positions": T, "sequence": T, "block_tables": B * columns, "rows": R}
+        sizes = {name: INT_BYTES * count for name, count in counts.items()}
+        sizes |= {
+            "sampling": WORD_BYTES * SETTING_WORDS * R,
+            "ends": INT_BYTES * ends,
+            "first_end": INT_BYTES * (R + 1),
+        }
+        self.key = key
+        self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # the numbers that kernels know by these names
+        self.places, self.size_bytes = places_of(sizes)
+        self.bytes: Bytes = np.zeros(self.size_bytes, np.uint8)
+        self._views = [(name, self._part(name).view(np.int32)) for name in INPUTS if name != "block_tables"]
+        self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
+        self._sampling = self._part("sampling").view(np.int64).reshape(R, SETTING_WORDS)
+        self._ends, self._first_end = self._part("ends").view(np.int32), self._part("first_end").view(np.int32)
+        self._has: tuple[object, object] = (None, None)  # the settings and ends that are written, which never change
+
+    @staticmethod
+    def key_of(rows: StepRows, state_blocks: int = 0) -> Key:
+        """What decides the layout: T, B, R, the columns of block tables, and all rows' ends.
+
+        A table begins with `state_blocks` columns of recurrent state. A sequence that grows by a block is not laid out
+        anew: of the other columns there are a power of two.
+        """
+        sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1] - state_blocks)
+        return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids))
+
+    def addresses(self, at: int) -> dict[str, int]:
+        """Where each input is in memory at this address, block tables from their first column of tokens on."""
+        found = {name: at + place.start for name, place in self.places.items()}
+        found[STATE_TABLES] = found["block_tables"]
+        found["block_tables"] += INT_BYTES * self._first
+        return found
+
+    def put(self, rows: StepRows) -> None:
+        """Write the inputs of a run with this layout."""
+        inputs = rows.inputs
+        for name, view in self._views:
+            view[...] = inputs[name]
+        state, end = self._state_blocks, inputs["block_tables"].shape[1] - self._state_blocks + self._first
+        self._tables[:, :state] = inputs["block_tables"][:, :state]
+        self._tables[:, self._first : end] = inputs["block_tables"][:, state:]
+        self._tables[:, end:] = 0
+        settings, ends = self._has
+        if settings is rows.sampling and ends is rows.end_ids:
+            return
+        self._sampling[...] = encode_sampling(rows.sampling)
+        of_rows = rows.end_ids or ((),) * rows.sizes.R
+        self._ends[...] = list(chain.from_iterable(of_rows))
+        self._first_end[...] = list(accumulate(map(len, of_rows), initial=0))
+        self._has = rows.sampling, rows.end_ids
+
+    def _part(self, name: str) -> Bytes:
+        place: Place = self.places[name]
+        return self.bytes[place.start : place.start + place.size_bytes]
+
+
+def aligned_columns(columns: int) -> int:
+    """So many columns of a block table, padded: what lies behind them is aligned, where the table is."""
+    return -(-columns * INT_BYTES // ALIGN_BYTES) * ALIGN_BYTES // INT_BYTES
+
+
+def bucket_of(sizes: Sizes, context: int) -> Bucket:
+    """The bucket of a step; only steps of one token a sequence count as decode."""
+    return _bucket(sizes.T, sizes.B, sizes.R, -(-context // SPAN))
+
+
+@lru_cache(256)
+def _bucket(T: int, B: int, R: int, spans: int) -> Bucket:
+    tokens, sequences = power_of_two(T), power_of_two(B)
+    if T != B:
+        tokens = max(tokens, 2)
+        sequences = min(sequences, tokens - 1)
+    return Bucket(tokens, sequences, power_of_two(R), SPAN * power_of_two(spans))

@@ -1,0 +1,82 @@
+"""The kernels that the CUDA device launches: rows of instructions to launches, found once for each bucket.
+
+Knows nothing about streams or memory. Triton is imported when the first kernel is made: the base install has none.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from coterie.core.errors import UsageError, install_extra
+from coterie.devices.cuda.driver import Launch
+from coterie.kernels.cpu import I64
+from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.tiles import H100, Tiles
+
+
+class Plan(Protocol):
+    """How all rows are walked in one launch. `words` must be copied to the GPU before the first walk."""
+
+    @property
+    def words(self) -> I64:
+        """What the walk finds on the GPU, and changes there from one run to the next."""
+
+    def walk(
+        self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
+    ) -> Launch:
+        """What does all that is left of a run, on the current stream."""
+
+
+class Kernels(Protocol):
+    """What launches rows. `host_rows` give sizes and types, `rows` on the GPU the rest; see triton/launch.py."""
+
+    def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
+        """The most scratch that a row needs. Raises UnsupportedError naming what no kernel does."""
+
+    def row(
+        self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
+    ) -> list[Launch]:
+        """What launches one row on the current stream, as long as `rows` and `scratch` stay where they are."""
+
+    def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
+        """What ends a step; see kernels/triton/feed.py."""
+
+    def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
+        """How rows are walked; see kernels/triton/persistent.py. Raises UnsupportedError where only launches do."""
+
+
+class TritonKernels:
+    """The kernels of kernels/triton/. Raises UsageError without triton."""
+
+    def __init__(self, tiles: Tiles = H100) -> None:
+        try:
+            from coterie.kernels.triton import ahead, feed, launch, persistent
+            from coterie.kernels.triton.descriptor_memory import DescriptorMemory
+        except ImportError as error:
+            fact = f"Triton is not installed ({error})"
+            raise UsageError("--device cuda", fact, install_extra("cuda")) from error
+        ahead.settle_keys()
+        self._launch, self._feed, self._persistent, self._tiles = launch, feed, persistent, tiles
+        self._descriptors = DescriptorMemory()
+
+    def scratch_bytes(self, host_rows: I64, bucket: Bucket) -> int:
+        """The most scratch that a row needs."""
+        return self._launch.scratch_bytes(host_rows, bucket, self._tiles)
+
+    def row(
+        self, host_rows: I64, rows: torch.Tensor, index: int, bucket: Bucket, scratch: torch.Tensor
+    ) -> list[Launch]:
+        """Grids and constants are worked out here, once, for a complete row. Raises ValueError for odd addresses."""
+        self._launch.check_aligned(host_rows[index : index + 1])
+        found = self._launch.launches(host_rows, rows, index, bucket, scratch, self._tiles, self._descriptors)
+        return [*found]
+
+    def feed(self, feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
+        """One program."""
+        return self._feed.feed_launch(feed, state, rows, stops)
+
+    def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
+        """The kernels of those launches, with tiles for programs that run all of them."""
+        return self._persistent.plan_of(host_rows, rows, bucket, scratch, self._tiles.for_walk())

@@ -1,0 +1,225 @@
+"""Memory of the CUDA device: arenas on the GPU, a pinned pool on the host, and where tensors lie in an arena.
+
+        file, pinned pool    | header |aaaaaa|bbb|  |cccc|          at the offsets of the layout
+        arena                |       aaaaaa |bbb |  cccc |          each moved to a multiple of 16, on the way up
+
+An arena's pieces have fixed addresses; what is evicted is forgotten, nothing is copied down.
+Knows nothing about streams or when something moves.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from coterie.checkpoint.layout import ALIGN_BYTES, BLOCK_BYTES, aligned_starts
+from coterie.core.errors import CapacityError
+from coterie.device import Buffer
+from coterie.devices.cuda.driver import NAME, WORD_BYTES, Driver, NoRoomError, take
+from coterie.devices.real.host_memory import Bytes, Slab
+from coterie.kernels.cpu import I64
+
+Tensor: TypeAlias = torch.Tensor
+Move: TypeAlias = tuple[int, int, int]
+"""Bytes of a layout [start, stop), and how far from there they are in an arena (mostly a little before)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the tensors of a piece of an arena are: bytes from `offsets[i]` on were moved by `shifts[i]`."""
+
+    buffer: Buffer
+    moves: tuple[Move, ...]
+    offsets: I64
+    shifts: I64
+
+    @staticmethod
+    def of(buffer: Buffer, tensors: Sequence[tuple[int, int]]) -> Placed:
+        """Align tensors (offset, size), by offset. Raises ValueError when they do not fit any more."""
+        starts = aligned_starts(tensors)
+        if tensors and starts[-1] + tensors[-1][1] > buffer.size_bytes:
+            fact = f"{len(tensors)} tensors aligned to {ALIGN_BYTES} end at {starts[-1] + tensors[-1][1]}"
+            raise ValueError(f"{fact}, outside a buffer of {buffer.size_bytes} bytes")
+        offsets = np.array([offset for offset, _ in tensors], np.int64)
+        shifts = np.array(starts, np.int64) - offsets
+        return Placed(buffer, tuple(_runs(tensors, shifts.tolist())), offsets, shifts)
+
+    def moved(self, offsets: I64) -> I64:
+        """Where the tensors that begin at these offsets of the layout are."""
+        if not len(self.offsets):
+            return offsets
+        return offsets + self.shifts[np.maximum(np.searchsorted(self.offsets, offsets, side="right") - 1, 0)]
+
+    def pieces(self, first: int, size_bytes: int) -> list[Move]:
+        """What of bytes [first, first + size_bytes) of the layout moves, and how far."""
+        end, found = first + size_bytes, []
+        begin = max(bisect_right(self.moves, first, key=lambda move: move[0]) - 1, 0)
+        for start, stop, shift in self.moves[begin:]:
+            if start >= end:
+                break
+            if stop > first:
+                found.append((max(start, first), min(stop, end), shift))
+        return found
+
+
+def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Move]:
+    """Neighbours that are moved equally far move together, with what lies between them."""
+    runs: list[Move] = []
+    for (offset, size), shift in zip(tensors, shifts, strict=True):
+        if runs and runs[-1][2] == shift:
+            runs[-1] = (runs[-1][0], offset + size, shift)
+        else:
+            runs.append((offset, offset + size, shift))
+    return runs
+
+
+@dataclass(slots=True)
+class _Reserved:
+    """A slab: memory of the GPU, or of the host, and whether that is pinned.
+
+    `placed` is replaced and never changed: a lane's thread may be looking through it.
+    """
+
+    tensor: Tensor
+    slab: Slab | None = None
+    is_pinned: bool = False
+    placed: tuple[Placed, ...] = ()
+
+    def place(self, dst: Buffer, *placed: Placed) -> None:
+        """Forget what was said of pieces that overlap this one, and say something else."""
+        self.placed = (*(one for one in self.placed if not _overlap(one.buffer, dst)), *placed)
+
+
+class Memory:
+    """What was reserved, by slab. `unpinned` says of a pool how large it is and why the system did not pin it.
+
+    Copies from there are right, but CUDA stages them, and the host waits meanwhile.
+    """
+
+    def __init__(self, driver: Driver, run_tier: str) -> None:
+        self._driver, self._run_tier = driver, run_tier
+        self._slabs: list[_Reserved] = []
+        self.unpinned: tuple[int, str] | None = None
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """An arena of the GPU, or a pool of the host, all zeros. Raises CapacityError."""
+        size = max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
+        if tier == self._run_tier:
+            levers = ("reserve less", "end other programs that use the GPU")
+            reserved = _Reserved(take(self._driver, "a slab", size, levers))
+            stream = self._driver.stream()
+            self._driver.launch(stream, [reserved.tensor.zero_])
+            self._driver.wait(self._driver.mark(stream))
+        else:
+            reserved = self._pool(tier, size)
+        self._slabs.append(reserved)
+        return Buffer(len(self._slabs) - 1, tier, 0, size_bytes)
+
+    def tensor(self, buffer: Buffer) -> Tensor:
+        """The bytes of a buffer as they lie."""
+        return self._slabs[buffer.slab_id].tensor[buffer.offset : buffer.offset + buffer.size_bytes]
+
+    def host_bytes(self, buffer: Buffer) -> Bytes:
+        """The bytes of a buffer of the host."""
+        slab = self._slabs[buffer.slab_id].slab
+        if slab is None:
+            raise ValueError(f"slab {buffer.slab_id} is on the GPU")
+        return slab.bytes[buffer.offset : buffer.offset + buffer.size_bytes]
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """Say where tensors will be; what was said of buffers that overlap this one is forgotten."""
+        if dst.tier == self._run_tier:
+            self._slabs[dst.slab_id].place(dst, *([Placed.of(dst, tensors)] if tensors else []))
+
+    def inherit(self, dst: Buffer, src: Buffer) -> None:
+        """Bytes of one arena's piece are copied into another as they lie, so tensors are where they were."""
+        found = self._placed(src)
+        same = found is not None and (found.buffer.offset, found.buffer.size_bytes) == (src.offset, src.size_bytes)
+        moved = [Placed(dst, found.moves, found.offsets, found.shifts)] if found is not None and same else []
+        self._slabs[dst.slab_id].place(dst, *moved)
+
+    def placed(self, buffer: Buffer) -> object:
+        """What was said of places in a buffer's slab: another object once anything else was."""
+        return self._slabs[buffer.slab_id].placed
+
+    def weights_at(self, weights: Buffer, offsets: I64) -> I64:
+        """Addresses of an expert's tensors, given by their offsets in its layout."""
+        base = self._slabs[weights.slab_id].tensor.data_ptr() + weights.offset
+        placed = self._placed(weights)
+        if placed is None:
+            return offsets + base
+        inside = weights.offset - placed.buffer.offset
+        return placed.moved(offsets + inside) + (base - inside)
+
+    def pairs(self, dst: Buffer, src: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What to copy where so that the layout's bytes `src` are in `dst`, each tensor in its place."""
+        arena, placed = self._slabs[dst.slab_id].tensor, self._placed(dst)
+        if placed is None:
+            return [(self.tensor(dst), src)]
+        base, found = placed.buffer.offset, []
+        first = dst.offset - base
+        for start, stop, shift in placed.pieces(first, dst.size_bytes):
+            to = base + start + shift
+            found.append((arena[to : to + stop - start], src[start - first : stop - first]))
+        return found
+
+    def pieces(self, dst: Buffer, src: Buffer, parts: Sequence[tuple[int, int]]) -> I64 | None:
+        """Of parts of what `pairs` says: a row each of where to, where from and how many bytes.
+
+        None where kernels of the GPU cannot copy them: from memory that is not pinned, or of what are no whole words.
+        """
+        if not self._slabs[src.slab_id].is_pinned:
+            return None
+        to, of, placed = self.tensor(dst).data_ptr(), self.tensor(src).data_ptr(), self._placed(dst)
+        first = dst.offset - placed.buffer.offset if placed is not None else 0
+        spans = np.array(parts, np.int64).reshape(-1, 2)
+        starts, stops = spans[:, 0] + first, spans[:, 0] + spans[:, 1] + first
+        shifts, inside = np.zeros_like(starts), np.ones(len(starts), bool)
+        found: list[Move] = []
+        if placed is not None and placed.moves:
+            begin, end, shift = np.array(placed.moves, np.int64).T
+            at = np.maximum(np.searchsorted(begin, starts, side="right") - 1, 0)
+            shifts, inside = shift[at], (begin[at] <= starts) & (stops <= end[at])
+            for start, stop in zip(starts[~inside].tolist(), stops[~inside].tolist(), strict=True):  # few: at the ends
+                found += placed.pieces(start, stop - start)
+        rest = np.array(found, np.int64).reshape(-1, 3)
+        moves = np.concatenate([np.stack([starts, stops, shifts], 1)[inside], rest])
+        rows = np.stack([moves[:, 0] + moves[:, 2] + (to - first), moves[:, 0] + (of - first)], 1)
+        rows = np.concatenate([rows, (moves[:, 1] - moves[:, 0])[:, None]], 1)
+        return None if (rows % WORD_BYTES).any() else rows
+
+    def close(self) -> None:
+        """Let all of it go."""
+        for slab in self._slabs:
+            if slab.slab is not None and slab.is_pinned:
+                self._driver.unpin(slab.slab.bytes)
+        self._slabs.clear()
+
+    def _placed(self, buffer: Buffer) -> Placed | None:
+        """What was said of the piece of an arena that a buffer is in."""
+        for one in self._slabs[buffer.slab_id].placed:
+            inside = one.buffer.offset <= buffer.offset
+            if inside and buffer.offset + buffer.size_bytes <= one.buffer.offset + one.buffer.size_bytes:
+                return one
+        return None
+
+    def _pool(self, tier: str, size: int) -> _Reserved:
+        try:
+            slab = Slab(size)
+        except (OSError, MemoryError) as error:
+            levers = ("free memory of this machine", "raise the cgroup's limit")
+            raise CapacityError(f"{NAME}: {tier}", "the pool of experts", size, 0, levers) from error
+        try:
+            return _Reserved(self._driver.pin(slab.bytes), slab, is_pinned=True)
+        except NoRoomError as error:
+            self.unpinned = size, str(error)
+            return _Reserved(torch.from_numpy(slab.bytes), slab)
+
+
+def _overlap(one: Buffer, other: Buffer) -> bool:
+    return one.offset < other.offset + other.size_bytes and other.offset < one.offset + one.size_bytes

@@ -1,0 +1,90 @@
+"""Packets: pinned memory in which a run's words and tokens cross, kept for the next run of that size.
+
+Knows nothing about what crosses.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.devices.cuda.driver import Driver, Stream, take_pinned
+from coterie.devices.real.host_memory import Bytes
+from coterie.kernels.triton.tiles import power_of_two
+
+ALIGN_BYTES = 16
+LEAST_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of a block."""
+
+    start: int
+    size_bytes: int
+
+
+def places_of(sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
+    """Parts of these bytes behind each other, each aligned, and the bytes of all of them."""
+    places, end = {}, 0
+    for name, size in sizes.items():
+        places[name] = Place(end, size)
+        end += -(-size // ALIGN_BYTES) * ALIGN_BYTES
+    return places, end
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What goes down to the GPU, and what comes up."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    sent: Bytes  # the bytes of `down`, and of `up`: to ask a tensor for them takes longer than to write a few
+    came: Bytes
+
+    @staticmethod
+    def of(down: torch.Tensor, up: torch.Tensor) -> Packet:
+        """A packet in this memory."""
+        return Packet(down, up, down.numpy(), up.numpy())
+
+    def put(self, start: int, values: npt.NDArray[np.generic]) -> None:
+        """Write numbers into what goes down."""
+        if values.size == 0:
+            return
+        bits = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+        self.sent[start : start + len(bits)] = bits
+
+
+class Packets:
+    """Owns the packets that no run has. Any thread may take and give back."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._lock = driver, threading.Lock()
+        self._free: dict[tuple[int, int], list[Packet]] = {}
+
+    def take(self, down_bytes: int, up_bytes: int) -> Packet:
+        """A packet with room for so much either way. Raises DeviceError when the system pins no more."""
+        size = max(power_of_two(down_bytes), LEAST_BYTES), max(power_of_two(up_bytes), LEAST_BYTES)
+        with self._lock:
+            free = self._free.get(size)
+            if free:
+                return free.pop()
+        memory = take_pinned(self._driver, "a step", sum(size))
+        return Packet.of(memory[: size[0]], memory[size[0] :])
+
+    def give_back(self, packet: Packet) -> None:
+        """The run is over: nothing on a stream reads or writes the packet any more."""
+        with self._lock:
+            self._free.setdefault((packet.down.numel(), packet.up.numel()), []).append(packet)
+
+    def abandon(self, packet: Packet, stream: Stream) -> None:
+        """Give back a packet of work that cannot be queued whole, once what was queued of it is over."""
+        with suppress(Exception):  # a GPU that is gone reads the packet no more
+            self._driver.wait(self._driver.mark(stream))
+        self.give_back(packet)

@@ -1,0 +1,66 @@
+"""Where a run's weights and pages are on the GPU, found once for as long as they stay there.
+
+Knows nothing about runs, or about what is in which extent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coterie.checkpoint.layout import ALIGN_BYTES
+from coterie.device import Binding, Buffer
+from coterie.devices.cuda.inputs import Addresses, Own
+from coterie.devices.cuda.memory import Memory
+from coterie.devices.real.step import MAX_KEPT, LoweredExecutable, Offsets
+from coterie.kernels.cpu import I64
+
+
+class Places:
+    """Finds addresses, and keeps those found last."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._found: dict[tuple[object, ...], tuple[tuple[object, ...], Addresses]] = {}
+
+    def of(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
+        """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
+        weights, shared, kv, fellows = binding.weights, binding.shared, binding.kv, binding.fellows
+        extents = (weights, *([shared.weights] if shared else []), *(fellows.weights if fellows else ()))
+        placed = tuple([self._memory.placed(at) for at in extents])
+        beside = fellows and (fellows.weights, fellows.offsets)
+        key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, beside
+        found = self._found.get(key)
+        if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
+            if len(self._found) >= MAX_KEPT:
+                self._found.clear()
+            found = self._found[key] = placed, self._find(exe, binding)
+        return found[1]
+
+    def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
+        fellows, own = exe.fellows(binding), exe.offsets(binding)
+        shared = binding.shared
+        extents = (binding.weights, *(binding.fellows.weights if binding.fellows else ()))
+        at = [
+            self._weights(exe.program.weights, extent, shared.weights if shared else None, offsets)
+            for extent, offsets in zip(extents, (own, *fellows), strict=True)
+        ]
+        kv = self._memory.tensor(binding.kv).data_ptr()
+        if kv % ALIGN_BYTES:
+            raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
+        each = None
+        if binding.fellows is not None:
+            each = Own(np.stack(at), own.is_shared, shared.places if shared else ())
+        return Addresses(at[0], kv, binding.block_bytes, each)
+
+    def _weights(self, names: Sequence[str], extent: Buffer, shared: Buffer | None, offsets: Offsets) -> I64:
+        """Addresses of weights. Raises ValueError for one that kernels could not load."""
+        weights = self._memory.weights_at(extent, offsets.array)
+        if shared is not None:
+            weights = np.where(offsets.is_shared, self._memory.weights_at(shared, offsets.array), weights)
+        odd = np.flatnonzero(weights % ALIGN_BYTES)
+        if len(odd):
+            fact = f"{names[int(odd[0])]} is at {int(weights[odd[0]])}, no multiple of {ALIGN_BYTES}"
+            raise ValueError(f"{fact}: place tensors before they are filled")
+        return weights

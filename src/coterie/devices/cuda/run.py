@@ -1,0 +1,214 @@
+"""Runs on the GPU: a program's steps queued on the compute stream, all at once, and ended early from outside.
+
+    put | stage 0  stage 1  stage 2 ... | end | step | end | step | end | tokens up
+            ^ waits on the stream for its gate   ^ whole steps: in one launch, captured, or kernel by kernel
+
+Nothing here waits for the GPU: the host queues n steps, `feed` stops them on the GPU where a row ends, and `interrupt`
+writes a word that `feed` reads.
+Knows nothing about files, tiers or where weights come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coterie.core.dtypes import to_f32
+from coterie.device import I32
+from coterie.devices.cuda.binder import Binder
+from coterie.devices.cuda.bound import STATE_WORDS, Bound, Shared
+from coterie.devices.cuda.driver import NAME, Driver, Mark, Stream, take_pinned
+from coterie.devices.cuda.inputs import Run
+from coterie.devices.cuda.lanes import Finish, Turn
+from coterie.devices.cuda.packet import Packet
+from coterie.devices.real.host_memory import Bytes
+from coterie.devices.real.lanes import LaneEvent
+from coterie.devices.real.step import check_drawn
+
+Orchestration = Literal["host", "device", "persistent"]
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A run that may be told to stop: where, and after which mark its own words are there."""
+
+    stop: torch.Tensor
+    put: Mark
+    is_stopped: bool = False
+
+
+class Interrupts:
+    """Ends the run under way, or else the next one, by a word that another stream writes."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver, self._lock = driver, threading.Lock()
+        self._under_way: list[_UnderWay] = []
+        self._next = False
+        self._stream: Stream = None
+        self._one: torch.Tensor | None = None
+        self._written: tuple[Mark, torch.Tensor] | None = None  # a word, and where, which must stay until then
+
+    def begin(self, bound: Bound, turn: Turn, run: Run) -> tuple[Packet, _UnderWay]:
+        """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
+        with self._lock:
+            if self._written is not None:  # a word for a run before this one: it must not come late
+                self._driver.follow(turn.stream, self._written[0])
+                self._written = None
+            packet = bound.put(run, turn.stream, self._next)
+            under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+            self._next = False
+            self._under_way.append(under_way)
+        return packet, under_way
+
+    def end(self, run: _UnderWay) -> None:
+        """The run is over."""
+        with self._lock:
+            self._under_way.remove(run)
+
+    def interrupt(self) -> None:
+        """See Device.interrupt."""
+        with self._lock:
+            if not self._under_way:
+                self._next = True
+                return
+            run = self._under_way[0]
+            if not run.is_stopped:
+                run.is_stopped = True
+                with suppress(Exception):  # a run that cannot be told ends by itself, as all do on a GPU that is gone
+                    self._stop(run)
+
+    def _stop(self, run: _UnderWay) -> None:
+        if self._one is None:
+            self._stream = self._driver.stream()
+            self._one = take_pinned(self._driver, "a word that ends a run", 4)
+            self._one.view(torch.int32)[0] = 1
+        self._driver.follow(self._stream, run.put)  # behind the run's own words, which say 0
+        self._driver.copy_words([(run.stop, self._one)], self._stream)
+        self._written = self._driver.mark(self._stream), run.stop
+
+
+class Runs:
+    """Queues runs. Used by the compute lane's threads."""
+
+    def __init__(self, shared: Shared, orchestration: Orchestration) -> None:
+        self._shared, self._driver = shared, shared.driver
+        self._captures, self._walks = orchestration != "host", orchestration == "persistent"
+        self.binder = Binder(shared)
+        self.interrupts = Interrupts(shared.driver)
+
+    def is_ready(self, run: Run) -> bool:
+        """Whether a run is queued in microseconds: nothing is compiled, captured or launched kernel by kernel.
+
+        Any thread may ask.
+        """
+        # A walk is not known to have been compiled.
+        return self._captures and not self._may_walk(run) and self.binder.is_captured(run)
+
+    def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
+        """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
+        bound = self.binder.bind(run, turn.stream)
+        packet, under_way = self.interrupts.begin(bound, turn, run)
+        try:
+            if waits:
+                self._queue_gated(turn, bound, waits)
+            self._queue_steps(turn, bound, run, run.steps - bool(waits))
+            bound.take_back(turn.stream)
+        except BaseException:
+            self._abandon(turn, packet, under_way)
+            raise
+
+        def finish(passed: bool) -> I32 | None:
+            try:
+                words, sampled = packet.came.view(np.int32), run.rows.sizes.R
+                drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
+                kept: I32 | None = drawn[: words[0]].copy() if passed else None
+            finally:
+                self.interrupts.end(under_way)
+                self._shared.packets.give_back(packet)
+            if kept is not None:
+                check_drawn(kept[-1], NAME)
+            return kept
+
+        return finish
+
+    def inspect(self, turn: Turn, run: Run) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one step and copy every stored value up, while the host waits."""
+        bound = self.binder.bind(run, turn.stream)
+        packet = bound.put(run, turn.stream, False)
+        for index in range(bound.count):
+            self._driver.launch(turn.stream, bound.launches(index))
+        workspace = self._shared.workspace.at_least(1, turn.stream)
+        host = take_pinned(self._driver, "stored values", workspace.numel())
+        self._driver.copy(host, workspace, turn.stream)
+        self._driver.wait(self._driver.mark(turn.stream))
+        self._shared.packets.give_back(packet)
+        return _values(run, host.numpy(), bound.stored)
+
+    def read(self, turn: Turn, start: int, row_bytes: int, rows: Sequence[int]) -> Finish:
+        """Queue a copy of float32 rows of the workspace, of `row_bytes` from `start` on. Returns what reads them."""
+        packets, workspace = self._shared.packets, self._shared.workspace.at_least(1, turn.stream)
+        packet = packets.take(0, row_bytes * len(rows))
+        try:
+            for place, row in enumerate(rows):
+                at = start + row * row_bytes
+                came = packet.up[place * row_bytes : (place + 1) * row_bytes]
+                self._driver.copy(came, workspace[at : at + row_bytes], turn.stream)
+        except BaseException:
+            packets.abandon(packet, turn.stream)
+            raise
+
+        def finish(passed: bool) -> npt.NDArray[np.float32] | None:
+            try:
+                if not passed:
+                    return None
+                return packet.came[: row_bytes * len(rows)].view(np.float32).reshape(len(rows), -1).copy()
+            finally:
+                packets.give_back(packet)
+
+        return finish
+
+    def _queue_steps(self, turn: Turn, bound: Bound, run: Run, steps: int) -> None:
+        """The rest of a run: all steps in one launch, or each as it was captured, or kernel by kernel."""
+        if steps and self._may_walk(run) and bound.queue_walk(turn.stream):
+            return
+        bound.queue_steps(steps, turn.stream, self._captures)
+
+    def _may_walk(self, run: Run) -> bool:
+        """Products of rows in shares are launched by themselves, not walked."""
+        return self._walks and run.decodes and not run.mixes
+
+    def _queue_gated(self, turn: Turn, bound: Bound, waits: Mapping[int, LaneEvent]) -> None:
+        """A first step whose weights are still coming: each stage is queued when its gate is, and waits there."""
+        for index in range(bound.count):
+            if index in waits:
+                turn.follow(waits[index])
+            self._driver.launch(turn.stream, bound.launches(index))
+        self._driver.launch(turn.stream, [bound.end])
+        bound.has_run = True
+
+    def _abandon(self, turn: Turn, packet: Packet, under_way: _UnderWay) -> None:
+        """Wait for what was queued of a run that cannot be queued whole."""
+        try:
+            self._driver.wait(self._driver.mark(turn.stream))
+        finally:
+            self.interrupts.end(under_way)
+            self._shared.packets.give_back(packet)
+
+
+def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt.NDArray[np.float32]]:
+    """Copies, as float32, of every stored value; a step that does not fill its bucket fills their beginnings."""
+    found = {}
+    for name, start in stored.items():
+        value, sizes = run.exe.program.graph.values[name], run.rows.sizes
+        shape = tuple(sizes.of(dim) for dim in value.shape)
+        size_bytes = sizes.count(value.shape) * value.dtype.size_bytes
+        bits = memory[start : start + size_bytes].view(value.dtype.numpy).reshape(shape)
+        found[name] = to_f32(bits.copy(), value.dtype)
+    return found

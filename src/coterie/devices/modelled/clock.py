@@ -1,0 +1,42 @@
+"""Which clock a modelled device has: the native one where it was built, else the Python one, which says what it does.
+
+Both give the same times, to the bit. Knows nothing about what is timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from coterie.devices.modelled.fluid import FluidClock
+from coterie.devices.modelled.tokens import Draw, draw
+from coterie.devices.modelled.work import Flow, Parts, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """A clock's class, and those of what it times: no other clock's will do. Native ones look like the Python ones.
+
+    `draw` makes synthetic tokens.
+    """
+
+    name: str
+    clock: type[FluidClock]
+    flow: type[Flow]
+    phase: type[Phase]
+    parts: type[Parts]
+    draw: Draw
+
+
+def _native() -> Kit | None:
+    try:
+        built: Any = import_module("coterie.devices._clock")
+    except ImportError:  # a checkout that runs from its sources
+        return None
+    return Kit("native", built.FluidClock, built.Flow, built.Phase, built.Parts, built.draw)
+
+
+PLAIN = Kit("python", FluidClock, Flow, Phase, Parts, draw)
+NATIVE = _native()
+BEST = NATIVE or PLAIN

@@ -1,0 +1,350 @@
+"""ModelledDevice: the seam on a machine that need not exist. Lanes hold active work; only `wait_any` moves its time.
+
+    ModelledDevice(spec)                       prices, no bytes, synthetic tokens
+    ModelledDevice(spec, numerics=cpu)         prices, real bytes and tokens, computed when the work is issued
+    ModelledDevice(spec, durations=recorded)   what a real run took, in place of prices
+
+Knows nothing about how time is shared (fluid.py) or what work costs (price.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.core.errors import CapacityError, DeviceError
+from coterie.core.units import format_bytes
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
+from coterie.devices.modelled.behind import Behind, Drawn, computes_no_numbers
+from coterie.devices.modelled.clock import BEST, Kit
+from coterie.devices.modelled.event import ModelledEvent, drawn_by, finished, not_ours, own, passed
+from coterie.devices.modelled.exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
+from coterie.devices.modelled.fluid import Phase, Usage, Work
+from coterie.devices.modelled.price import StepPricer, gated, gated_by
+from coterie.devices.modelled.region import Pricing
+from coterie.devices.modelled.shard import rank_program
+from coterie.devices.modelled.tokens import synthetic_tokens
+from coterie.devices.modelled.transfer import Transfers, resources, route
+from coterie.graph.program import Program
+from coterie.spec.machine import MachineSpec
+
+COMPUTE_LANE: Final = "compute"
+MAX_CHECKED: Final = 1024  # buffers that are known to be of this device; a bound on memory, not on use
+NO_GATES: Final[Mapping[str, Work]] = MappingProxyType({})
+
+Orchestration = Literal["host", "device"]
+Fail = Callable[[str], Exception | None]
+Compute = Callable[[], Exception | None]
+
+
+class ModelledDevice(Device):
+    """A device whose clock is computed from a MachineSpec.
+
+    `numerics`: a real device that computes; it sees the same work in the order of issue, and closes with this one.
+    `durations`: seconds of each work by lane, in order of issue, used instead of prices (a gate is still awaited).
+    `orchestration`: who starts regions, `host` or `device`; `spec.gated_launch` says it of a step at a gate.
+    `fail`: asked with each label; when it gives an exception, that work fails with it.
+    `mapped`: sections are laid out on the machine's grid: exact and slow, so for short runs.
+    `kit`: the clock that it has; none gives other times.
+    Raises UsageError when a number that prices need is unknown.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        numerics: Device | None = None,
+        durations: Mapping[str, Sequence[float]] | None = None,
+        orchestration: Orchestration = "device",
+        fail: Fail | None = None,
+        mapped: bool = False,
+        kit: Kit = BEST,
+    ) -> None:
+        self._spec = spec
+        self._behind = None if numerics is None else Behind(numerics)
+        self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
+        self._pricing = Pricing(orchestration, mapped=mapped)
+        self._fail, self._kit = fail, kit
+        self._clock = kit.clock(resources(spec) if durations is None else {})
+        self._slabs: dict[int, Buffer] = {}
+        self._checked: dict[int, Buffer] = {}
+        self._transfers = Transfers(spec, kit)
+        self._used = {tier.name: 0 for tier in spec.tiers}
+        self._issued: dict[str, int] = {}
+        self._interrupted = self._closed = False
+        self._ran: int | None = None  # the last run's number: who held its event would hold what it left
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Tiers nearest first, links, launch costs; frozen."""
+        return self._spec
+
+    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+        """Take memory of a tier, in multiples of 4096 bytes. Raises CapacityError; KeyError for an unknown tier."""
+        self._check_open()
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = self._spec.tier(tier).capacity_bytes - self._used[tier]
+        if size > free:
+            levers = (f"reserve less in {tier}", f"choose a machine with more {tier}")
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        slab_id = len(self._slabs)
+        buffer = Buffer(slab_id, tier, 0, size_bytes)
+        if self._behind is not None:
+            self._behind.reserve(slab_id, size_bytes)
+        self._slabs[slab_id] = buffer
+        self._used[tier] += size
+        return buffer
+
+    def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
+        """As the device behind does it, if there is one."""
+        if self._behind is not None:
+            self._behind.place(dst, tensors)
+
+    def copy(
+        self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Copy between tiers. Raises ValueError when sizes differ, KeyError without links from `src` to `dst`."""
+        self._check_buffers(dst, src)
+        if dst.size_bytes != src.size_bytes:
+            raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
+        size_bytes = sum([size for _, size in parts]) if parts else src.size_bytes
+        lane, label, phases = self._transfer(src.tier, dst.tier, size_bytes)
+        compute = None if self._behind is None else partial(self._behind.copy, dst, src, parts)
+        return self._issue(lane, label, after, phases, compute)
+
+    def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
+        """Copy pieces one after the other, in one call of the clock where nothing has to be done for each."""
+        if not (self._behind is None and self._fail is None and self._durations is None):
+            copy_pieces(self, dst, src, pieces, issued)
+            return
+        self._check_buffers(dst, src)
+        first = min([offset for offset, _ in pieces], default=0)
+        end = max([offset + size_bytes for offset, size_bytes in pieces], default=0)
+        dst.view(first, end - first), src.view(first, end - first)
+        lane, labels, phases = self._transfers.of_pieces(src.tier, dst.tier, pieces)
+        works = self._clock.issue_chain(lane, [own(event).work for event in issued[-1:]], phases)
+        issued += [ModelledEvent(work.number, lane, label, work) for work, label in zip(works, labels, strict=True)]
+
+    def fetch(
+        self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
+    ) -> Event:
+        """Read a file range. Without numerics no file is looked at, so that it cannot have changed."""
+        self._check_buffers(dst)
+        if source.size_bytes > dst.size_bytes:
+            raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
+        disk = self._spec.home_tier
+        size_bytes = sum([size for _, size in parts]) if parts else source.size_bytes
+        lane, _, phases = self._transfer(disk, dst.tier, size_bytes)
+        compute = None if self._behind is None else partial(self._behind.fetch, dst, source, parts)
+        return self._issue(lane, f"fetch {source.path}@{source.offset}", after, phases, compute)
+
+    def load(self, program: Program) -> ModelledExecutable:
+        """Make a program ready; regions, of one rank where units share the work, are priced when sizes are known."""
+        self._check_open()
+        numerics = None if self._behind is None else self._behind.load(program)
+        priced = rank_program(self._spec, program)
+        ways = self._pricing, gated_by(self._spec, self._pricing)
+        made = {way: Prices(StepPricer(self._spec, priced, way, self._kit)) for way in ways}
+        return ModelledExecutable(program, numerics, made[ways[0]], made[ways[1]])
+
+    def run(
+        self,
+        exe: Executable,
+        binding: Binding,
+        gates: Mapping[str, Event] | None = None,
+        steps: int = 1,
+        after: Iterable[Event] = (),
+    ) -> Event:
+        """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
+        before = [own(event).work for event in after] if after else []
+        awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
+        rows, weights, kv = binding.rows, binding.weights, binding.kv
+        sizes = rows.sizes
+        self._check_buffers(*binding.extents)
+        mine = own_executable(exe, binding, sizes, awaited, steps)
+        if self._interrupted:
+            steps, self._interrupted = 1, False
+        failure, drawn, compute = None, Drawn(), None
+        if self._behind is not None:
+            compute = partial(self._behind.run, numerics_of(mine), binding, steps, drawn)
+        if before or awaited or compute is not None or self._fail is not None:
+            failure = self._compute(mine.label, (*before, *awaited.values()), compute)
+        if self._behind is not None:
+            found = drawn.tokens
+            steps, tokens = (1, None) if found is None else (len(found), lambda: found)
+        else:
+            tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps, self._kit.draw)
+            steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
+        if self._durations is not None:
+            gated_by = [self._kit.phase(gate=gate) for gate in gated(mine.program, awaited) if gate is not None]
+            replayed = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
+            self._ran = replayed.event_id
+            return replayed
+        phases, cuts = run_phases(mine, sizes, (weights.tier, kv.tier), steps, awaited, mine.more_bytes(binding))
+        work = self._clock.issue(COMPUTE_LANE, before, phases, failure, cuts)
+        self._ran = work.number
+        return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
+
+    def interrupt(self) -> None:
+        """End the run under way after the step that modelled time is in, or else let the next run take one step.
+
+        A run whose duration was recorded is one piece: what interrupted it is part of the record.
+        """
+        run = self._clock.head(COMPUTE_LANE)
+        self._interrupted = run is None
+        if run is not None:
+            run.cut_short()
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises its failure, ValueError for any other event."""
+        return drawn_by(event)
+
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """Those of the numerics device, of the run that was issued last. Raises UnsupportedError without one."""
+        passed(event)
+        if self._behind is None:
+            raise computes_no_numbers(self._spec.name)
+        return self._behind.logits(event, self._ran, rows)
+
+    def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
+        """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
+        self._check_buffers(*binding.extents)
+        mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
+        if self._behind is None:
+            raise computes_no_numbers(self._spec.name)
+        self._ran = None
+        return self._behind.device.inspect(numerics_of(mine), self._behind.bind(binding))
+
+    def synthetic(self) -> bool:
+        """True without a numerics device: tokens are made up."""
+        return self._behind is None or self._behind.device.synthetic()
+
+    def now(self) -> float:
+        """Modelled seconds since the device was made."""
+        return self._clock.now
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed; asking moves no time."""
+        if not isinstance(event, ModelledEvent):
+            raise not_ours(event)
+        return event.work.end_s is not None
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
+        return finished(event).failure
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        work = finished(event)
+        start_s, end_s = work.start_s, work.end_s
+        if start_s is None or end_s is None:
+            raise RuntimeError(f"{event.label} is finished but has no times")
+        return Span(start_s, end_s)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
+        if not events and until is None:
+            raise ValueError("no events and no moment to wait for")
+        works = []
+        for event in events:
+            if not isinstance(event, ModelledEvent):
+                raise not_ours(event)
+            works.append(event.work)
+        if not self._clock.wait(works, until):
+            raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
+
+    def usage(self) -> Mapping[str, Usage]:
+        """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
+        return {name: Usage(given.drawn, given.busy_s) for name, given in self._clock.usage.items()}
+
+    def lane_busy_s(self) -> Mapping[str, float]:
+        """Seconds for which each lane was occupied by works that have ended, waits at gates included."""
+        return dict(self._clock.lane_busy_s)
+
+    def close(self) -> None:
+        """Give memory back, and close the numerics device. Closing again does nothing."""
+        if not self._closed and self._behind is not None:
+            self._behind.device.close()
+        self._closed = True
+        self._slabs.clear()
+
+    def _transfer(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
+        """Lane, label and phases of a transfer; what was recorded has no phases of its own."""
+        if self._durations is None:
+            return self._transfers.of(src, dst, size_bytes)
+        route(self._spec, src, dst)
+        return f"{src}->{dst}", f"copy {format_bytes(size_bytes)}", []
+
+    def _issue(
+        self,
+        lane: str,
+        label: str,
+        after: Iterable[Event],
+        phases: list[Phase],
+        compute: Compute | None,
+    ) -> Event:
+        works = [own(event).work for event in after]
+        return self._append(lane, label, works, phases, self._compute(label, works, compute))
+
+    def _compute(self, label: str, causes: Iterable[Work], compute: Compute | None) -> Exception | None:
+        """Let the numerics device work now, unless it is bound to fail; every dependency was issued before."""
+        if self._fail is not None:
+            injected = self._fail(label)
+            if injected is not None:
+                return injected
+        for work in causes:
+            if work.failure is not None:
+                return work.failure
+        return None if compute is None else compute()
+
+    def _append(
+        self,
+        lane: str,
+        label: str,
+        after: list[Work],
+        phases: list[Phase],
+        failure: Exception | None,
+        tokens: Callable[[], I32] | None = None,
+    ) -> Event:
+        if self._durations is not None:
+            gates = (phase.gate for phase in phases)
+            phases = [self._recorded(lane), *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
+        work = self._clock.issue(lane, after, phases, failure)
+        return ModelledEvent(work.number, lane, label, work, tokens)
+
+    def _recorded(self, lane: str) -> Phase:
+        index = self._issued.get(lane, 0)
+        recorded = (self._durations or {}).get(lane, [])
+        if index >= len(recorded):
+            raise DeviceError(
+                f"{self._spec.name}: replay",
+                f"lane {lane} has {len(recorded)} recorded durations but more work was issued",
+                "replay the workload and settings that were recorded",
+            )
+        self._issued[lane] = index + 1
+        return self._kit.phase(recorded[index])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"device {self._spec.name} is closed")
+
+    def _check_buffers(self, *buffers: Buffer) -> None:
+        self._check_open()
+        slabs, checked = self._slabs, self._checked
+        for buffer in buffers:
+            if checked.get(id(buffer)) is buffer:
+                continue
+            slab = slabs.get(buffer.slab_id)
+            if slab is None or slab.tier != buffer.tier:
+                raise ValueError(f"{buffer} is not of this device")
+            offset, size_bytes = buffer.offset, buffer.size_bytes
+            if offset < 0 or size_bytes < 0 or offset + size_bytes > slab.size_bytes:
+                slab.view(offset, size_bytes)
+            if len(checked) >= MAX_CHECKED:
+                checked.clear()
+            checked[id(buffer)] = buffer

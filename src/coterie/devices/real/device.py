@@ -1,0 +1,128 @@
+"""What the real devices share: lanes whose events carry their state, programs encoded once, the host's clock.
+
+Knows nothing about memory, kernels or how a step runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+
+import numpy as np
+
+from coterie.core.shapes import Sizes
+from coterie.core.values import value
+from coterie.device import F32, I32, Event, Executable, Span
+from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.devices.real.step import LoweredExecutable
+from coterie.graph.program import Program, architecture_key
+
+F32_BYTES = 4
+
+
+@value
+class Ran:
+    """The run that was asked for last: what is left of it in the workspace, and the sizes by which that is laid out."""
+
+    event: Event
+    exe: LoweredExecutable
+    sizes: Sizes
+    rows: int
+    steps: int
+
+    @property
+    def logits_at(self) -> tuple[int, int]:
+        """Where the logits begin in the workspace, and the bytes of a row."""
+        return self.exe.plan(self.sizes)[0][self.exe.logits], F32_BYTES * self.exe.program.vocab_size
+
+
+class RealDevice:
+    """The part of a device that is the same on all hardware. `name`: what failures and executables call it."""
+
+    def __init__(self, name: str) -> None:
+        self._lanes = Lanes(name)
+        self._loaded: dict[object, LoweredExecutable] = {}
+        self._ran: Ran | None = None
+        self._closed = False
+
+    def tokens(self, event: Event) -> I32:
+        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
+        state = self._lanes.finished(event).state
+        if state.failure is not None:
+            raise state.failure
+        if not isinstance(state.result, np.ndarray):
+            raise ValueError(f"event {event.event_id} ({event.label}) is not a run")
+        return state.result
+
+    def logits(self, event: Event, rows: Sequence[int]) -> F32:
+        """Logits [rows, V] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        self._check_open()
+        state, ran = self._lanes.finished(event).state, self._ran
+        if state.failure is not None:
+            raise state.failure
+        if ran is None or ran.event is not event:
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
+        if ran.steps != 1 or not ran.exe.logits:
+            fact = f"is of {ran.steps} steps" if ran.steps != 1 else "samples nothing"
+            raise ValueError(f"event {event.event_id} ({event.label}) {fact}; logits are those of one step")
+        if not all(0 <= row < ran.rows for row in rows):
+            raise ValueError(f"rows are {list(rows)}, outside 0 to {ran.rows - 1}")
+        return self._read_logits(ran, rows)
+
+    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
+        """A copy of what is left of a run."""
+        raise NotImplementedError
+
+    def synthetic(self) -> bool:
+        """False: the numbers are real."""
+        return False
+
+    def now(self) -> float:
+        """Seconds on the host's monotonic clock."""
+        return perf_counter()
+
+    def done(self, event: Event) -> bool:
+        """True when the event is done or failed. Never blocks."""
+        return own(event).state.finished
+
+    def failure(self, event: Event) -> Exception | None:
+        """Why a finished event failed, or None. Raises ValueError if it is not finished."""
+        return self._lanes.finished(event).state.failure
+
+    def span(self, event: Event) -> Span:
+        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        return self._lanes.span(event)
+
+    def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
+        """Block until one of the events is finished or the clock reaches `until`. Raises ValueError without either."""
+        if not events and until is None:
+            raise ValueError("wait_any has neither events nor a time to wait for")
+        self._lanes.wait_any(events, until)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._lanes.closed()
+
+    def _once(self, program: Program, encode: Callable[[], LoweredExecutable]) -> LoweredExecutable:
+        """The program's rows, encoded once per architecture, rule set and plan of stored values."""
+        self._check_open()
+        plan = tuple(sorted(program.buffers.slot_of.items()))
+        key = (architecture_key(program.graph), program.rule_set, plan)
+        if key not in self._loaded:
+            self._loaded[key] = encode()
+        return self._loaded[key]
+
+    def _own(self, exe: Executable) -> LoweredExecutable:
+        """The executable as one of ours. Raises ValueError for another device's."""
+        if not isinstance(exe, LoweredExecutable) or exe.device != self._lanes.device:
+            raise ValueError(f"{exe.program.graph.name} was loaded by another device")
+        return exe
+
+
+def waits_of(exe: LoweredExecutable, gates: Mapping[str, Event] | None) -> dict[int, LaneEvent]:
+    """Events by the first row of the stage that awaits them. Raises ValueError for a stage that is not there."""
+    gates = gates or {}
+    unknown = gates.keys() - exe.first_rows.keys()
+    if unknown:
+        raise ValueError(f"gates for {', '.join(sorted(unknown))}, no stages of {exe.program.graph.name}")
+    return {exe.first_rows[stage]: own(event) for stage, event in gates.items()}

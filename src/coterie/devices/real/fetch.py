@@ -1,0 +1,338 @@
+"""The disk lane of a real device: several reads at once, so that the disk always has some waiting; ranges end in order.
+
+        queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are handed out in order, on through the ranges
+        reading       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
+        ends      r0, then r1, then r2                       each when its own pieces are there, after the one before
+
+Files that can be read by direct I/O are read by the system, to which one thread hands them (`DirectReads`); others, and
+all where a `read` is given, by several readers, which take a piece each. A range waits to begin for what it must follow
+on other lanes, and for a range before it that writes the same bytes. Scattered parts are waited for before a read
+behind them begins, by readers here and by the system's queue in csrc/reads.h: among reads of megabytes each small one
+would take milliseconds. They do begin beside reads of ranges before them.
+Knows nothing about what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from time import perf_counter
+from typing import TypeAlias
+
+from coterie.checkpoint.layout import FileRange
+from coterie.core.errors import DeviceError
+from coterie.device import Event
+from coterie.devices.real import host_memory
+from coterie.devices.real.fetch_direct import DirectReads
+from coterie.devices.real.host_memory import Bytes, Read, SourceFile, read_piece
+from coterie.devices.real.lanes import LaneEvent, Lanes, own
+from coterie.kernels import cpu as kernels
+
+Piece: TypeAlias = Sequence[tuple[int, int]]
+
+PARTS_AT_ONCE = 4  # small parts that one reader takes, so that readers seldom meet at the lock
+
+READERS = 8  # reads that the disk has at once; measured: with 4 it idles for a tenth of the time
+BEGIN_S = 1e-3  # how long who ends the lane's idleness waits for its range to be begun
+
+FIRST_READERS, MORE_EVERY = 2, 2  # after idleness so many at first, and one more with so many pieces
+
+
+@dataclass(slots=True, eq=False)
+class _Fetch:
+    """A range on its way, in pieces, each of parts (start, stop): the first `at` are read or being read by readers."""
+
+    event: LaneEvent
+    after: tuple[LaneEvent, ...]
+    target: Bytes
+    address: int
+    source: FileRange
+    file: SourceFile
+    pieces: Sequence[Piece]
+    is_scattered: bool
+    by_readers: bool
+    at: int = 0
+    reading: int = 0
+    start_s: float | None = None
+    failure: Exception | None = None
+
+    @property
+    def is_issued(self) -> bool:
+        """True when no more of it will be read."""
+        return self.failure is not None or (self.start_s is not None and self.at >= len(self.pieces))
+
+
+class FetchLane:
+    """Reads file ranges into memory. Failures belong to their range and to those that were told to come after it.
+
+    `read`: preads into buffers, in place of the system's.
+    """
+
+    def __init__(self, lanes: Lanes, read: Read | None = None) -> None:
+        self._lanes, self._read = lanes, read or os.preadv
+        self._may_be_direct = read is None
+        self._direct: DirectReads[_Fetch] | None = None
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # readers wait here
+        self._waiting = threading.Condition(self._lock)  # who hands ranges to the system waits here
+        self._begun = threading.Condition(self._lock)  # and here who queued one to an idle lane
+        self._queue: deque[_Fetch] = deque()
+        self._here: set[int] = set()  # event ids of the queue
+        self._files: dict[str, SourceFile] = {}
+        self._threads: list[threading.Thread] = []
+        self._lane = ""
+        self._free_s = 0.0
+        self._readers = self._reading = self._taken = 0
+        self._closed = False
+
+    def submit(
+        self,
+        lane: str,
+        label: str,
+        after: Iterable[Event],
+        target: Bytes,
+        source: FileRange,
+        parts: Sequence[tuple[int, int]] = (),
+    ) -> LaneEvent:
+        """Queue a range; its event, on the lane of that name, ends after those of all ranges queued before."""
+        awaited = tuple(own(event) for event in after)
+        with self._changed:
+            if self._closed:
+                raise self._lanes.closed()
+            if not self._threads:
+                self._start(lane)
+            event = self._lanes.new_event(lane, label)
+            file = self._files.setdefault(source.path, SourceFile(source.path))
+            file.users += 1
+            elsewhere = [other for other in awaited if other.event_id not in self._here]
+            pieces = _pieces(source.size_bytes, parts)
+            was_idle, by_readers = not self._queue, self._direct is None
+            address = kernels.address(target)
+            fetch = _Fetch(event, awaited, target, address, source, file, pieces, bool(parts), by_readers)
+            self._queue.append(fetch)
+            self._here.add(event.event_id)
+            self._inherit((fetch,))
+        for other in elsewhere:
+            self._lanes.when_ended(other, self._look)
+        self._look(True)
+        if was_idle and not awaited:
+            self._let_begin(fetch)
+        return event
+
+    def cancel(self) -> None:
+        """Fail what is not wholly being read yet. The readers end when their reads do."""
+        with self._changed:
+            self._closed = True
+            for fetch in self._queue:
+                if not fetch.is_issued:
+                    fetch.failure = self._lanes.closed()
+            self._settle()
+            self._changed.notify_all()
+            self._waiting.notify_all()
+
+    def join(self) -> None:
+        """Wait for the readers, after cancel."""
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _start(self, lane: str) -> None:
+        self._lane = lane
+        self._direct = _direct_reads() if self._may_be_direct else None
+        if self._direct is None:
+            self._start_readers()
+        else:
+            self._threads.append(self._lanes.start_thread(lane, partial(self._serve_direct, self._direct)))
+
+    def _start_readers(self) -> None:
+        """Start the readers, once; the system may give fewer, but none is an error."""
+        for number in range(self._readers, READERS):
+            try:
+                self._threads.append(self._lanes.start_thread(self._lane, self._serve, number))
+                self._readers += 1
+            except DeviceError:
+                if self._readers:
+                    return
+                raise
+
+    def _look(self, passed: bool) -> None:
+        """Something was queued, or something awaited has ended."""
+        with self._changed:
+            if not passed:
+                self._inherit(self._queue)
+            self._settle()
+            self._wake()
+
+    def _let_begin(self, fetch: _Fetch) -> None:
+        """Let the lane's thread have the interpreter, which it would get only when all of an expert is queued."""
+        with self._begun:
+            self._begun.wait_for(lambda: fetch.is_issued or fetch.by_readers, BEGIN_S)
+
+    def _wake(self) -> None:
+        """Let one who may begin something look for it; called with the lock held."""
+        self._changed.notify()
+        self._waiting.notify()
+
+    def _serve(self) -> None:
+        while self._read_one():
+            pass
+
+    def _read_one(self) -> bool:
+        """Read the next piece, waiting for one; False when the lane is closed. Keeps nothing of what was read."""
+        taken = self._take()
+        if taken is None:
+            return False
+        fetch, piece = taken
+        failure = None
+        try:
+            for start, stop in piece:
+                read_piece(fetch.target, fetch.source, start, stop, fetch.file, self._read)
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = error
+        with self._changed:
+            fetch.reading -= 1
+            self._reading -= 1
+            fetch.failure = fetch.failure or failure
+            self._settle()
+            self._taken = self._taken if self._queue else 0
+            self._waiting.notify()
+        return True
+
+    def _take(self) -> tuple[_Fetch, Piece] | None:
+        with self._changed:
+            while not self._closed:
+                fetch = self._next(by_readers=True)
+                if fetch is not None and self._reading < self._at_once(fetch):
+                    piece = fetch.pieces[fetch.at]
+                    fetch.at += 1
+                    fetch.reading += 1
+                    fetch.start_s = perf_counter() if fetch.start_s is None else fetch.start_s
+                    self._reading += 1
+                    self._taken += not fetch.is_scattered
+                    self._wake()  # one more may look; who has no place goes back to sleep
+                    return fetch, piece
+                self._changed.wait()
+            return None
+
+    def _at_once(self, fetch: _Fetch) -> int:
+        """How many reads may be under way: of many at once each takes long, and the first layers are waited for."""
+        return READERS if fetch.is_scattered else min(READERS, FIRST_READERS + self._taken // MORE_EVERY)
+
+    def _serve_direct(self, direct: DirectReads[_Fetch]) -> None:
+        while self._hand_over(direct):
+            self._hear(direct)
+
+    def _hand_over(self, direct: DirectReads[_Fetch]) -> bool:
+        """Hand the system what may begin, waiting for something if it has nothing; False when the lane is closed."""
+        while True:
+            with self._lock:
+                fetch = None if direct.is_full else self._next(by_readers=False)
+                if fetch is not None:
+                    fetch.at, fetch.reading = len(fetch.pieces), 1
+                elif direct.is_busy:
+                    return True
+                elif self._closed:
+                    return False
+                else:
+                    self._waiting.wait()
+            if fetch is not None:
+                self._begin(direct, fetch)
+
+    def _begin(self, direct: DirectReads[_Fetch], fetch: _Fetch) -> None:
+        """Hand a range to the system, or to the readers if its file cannot be read so."""
+        failure: Exception | None = None
+        start_s = perf_counter()
+        try:
+            parts = [part for piece in fetch.pieces for part in piece]
+            if direct.begin(fetch, fetch.target, fetch.source, fetch.file, parts, fetch.is_scattered):
+                with self._lock:
+                    fetch.start_s = start_s
+                    self._begun.notify()
+                return
+            with self._lock:
+                self._start_readers()
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            failure = error
+        with self._lock:
+            fetch.at, fetch.reading, fetch.by_readers = 0, 0, True
+            fetch.failure = failure or (self._lanes.closed() if self._closed else None)
+            self._settle()
+            self._begun.notify()
+            self._changed.notify()
+
+    def _hear(self, direct: DirectReads[_Fetch]) -> None:
+        """Wait for the end of a range that was handed over. Keeps nothing of it."""
+        fetch, failure = direct.next()
+        with self._lock:
+            fetch.reading, fetch.failure = 0, fetch.failure or failure
+            self._settle()
+            self._changed.notify()
+
+    def _next(self, by_readers: bool) -> _Fetch | None:
+        """The first range with pieces left, if it is read so and may begin: the lane is in order."""
+        for index, fetch in enumerate(self._queue):
+            if fetch.is_issued:
+                if fetch.reading and fetch.is_scattered and fetch.by_readers:
+                    return None
+            elif fetch.by_readers != by_readers:
+                return None
+            else:
+                begun = fetch.at > 0
+                return fetch if begun or self._may_begin(fetch, list(islice(self._queue, index))) else None
+        return None
+
+    def _may_begin(self, fetch: _Fetch, before: list[_Fetch]) -> bool:
+        here = {other.event.event_id for other in before}
+        if any(not event.state.finished and event.event_id not in here for event in fetch.after):
+            return False
+        return not any(_overlap(fetch, other) for other in before)
+
+    def _settle(self) -> None:
+        """End what has arrived or failed, from the front on; called with the lock held."""
+        while self._queue and self._queue[0].is_issued and not self._queue[0].reading:
+            fetch = self._queue.popleft()
+            self._here.discard(fetch.event.event_id)
+            start_s = None if fetch.start_s is None else max(fetch.start_s, self._free_s)
+            self._forget(fetch)
+            self._free_s = self._lanes.end(fetch.event, fetch.failure, start_s)
+            if fetch.failure is not None:
+                self._inherit(self._queue)
+
+    def _inherit(self, fetches: Iterable[_Fetch]) -> None:
+        """What comes after a failure fails with it."""
+        for fetch in fetches:
+            if fetch.failure is None:
+                failures = (event.state.failure for event in fetch.after if event.state.finished)
+                fetch.failure = next((failure for failure in failures if failure is not None), None)
+
+    def _forget(self, fetch: _Fetch) -> None:
+        fetch.file.users -= 1
+        if fetch.file.users == 0:
+            del self._files[fetch.source.path]
+            fetch.file.close()
+
+
+def _direct_reads() -> DirectReads[_Fetch] | None:
+    """None where the system does not read so."""
+    try:
+        return DirectReads()
+    except RuntimeError:
+        return None
+
+
+def _pieces(size_bytes: int, parts: Sequence[tuple[int, int]]) -> list[Piece]:
+    """What readers take one at a time: a chunk of the range, or some of its parts; never nothing at all."""
+    if parts:
+        spans = [(offset, offset + size) for offset, size in parts]
+        return [spans[at : at + PARTS_AT_ONCE] for at in range(0, len(spans), PARTS_AT_ONCE)]
+    chunk = host_memory.CHUNK_BYTES
+    return [[(at, min(at + chunk, size_bytes))] for at in range(0, max(size_bytes, 1), chunk)]
+
+
+def _overlap(left: _Fetch, right: _Fetch) -> bool:
+    return left.address < right.address + len(right.target) and right.address < left.address + len(left.target)

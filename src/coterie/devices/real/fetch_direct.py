@@ -1,0 +1,101 @@
+"""Ranges by direct I/O, handed to the system many reads at once by one thread: csrc/reads.h says in which order.
+
+What the system did not read whole is read again by `read_piece`, which says what is wrong with it.
+Knows nothing about queues, events or who waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from coterie.checkpoint.layout import FileRange
+from coterie.devices.real.host_memory import Bytes, SourceFile, check_unchanged, open_range, read_piece
+from coterie.kernels import cpu as kernels
+
+Owner = TypeVar("Owner")
+
+AHEAD_BYTES = 64 * 2**20  # handed over before it is read: the disk goes on while the interpreter is busy elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun(Generic[Owner]):
+    owner: Owner
+    target: Bytes
+    source: FileRange
+    file: SourceFile
+    descriptor: int
+    parts: Sequence[tuple[int, int]]
+    size_bytes: int
+
+    def finish(self, whole: bool) -> None:
+        """Make sure that all of it is there. Raises TransferError."""
+        if whole:
+            check_unchanged(self.descriptor, self.source)
+            return
+        for start, stop in self.parts:
+            read_piece(self.target, self.source, start, stop, self.file)
+
+
+class DirectReads(Generic[Owner]):
+    """Ranges under way, each with its owner. Used by one thread.
+
+    Raises RuntimeError where the system does not read this way.
+    """
+
+    def __init__(self) -> None:
+        self._reads = kernels.Reads()
+        self._tags = count()
+        self._begun: dict[int, _Begun[Owner]] = {}
+        self._ahead_bytes = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """True while something is under way."""
+        return bool(self._begun)
+
+    @property
+    def is_full(self) -> bool:
+        """True while enough is handed over behind the range that ends next, however long that one is."""
+        oldest = next(iter(self._begun.values()), None)
+        return oldest is not None and self._ahead_bytes - oldest.size_bytes >= AHEAD_BYTES
+
+    def begin(
+        self,
+        owner: Owner,
+        target: Bytes,
+        source: FileRange,
+        file: SourceFile,
+        parts: Sequence[tuple[int, int]],
+        is_scattered: bool,
+    ) -> bool:
+        """Hand over parts (start, stop) of a range; False if it cannot be read this way. Raises TransferError."""
+        try:
+            descriptor, direct, there = open_range(target, source, file)
+        except OSError:
+            return False  # who reads it another way says why
+        if direct:
+            tag, spans = next(self._tags), np.array(parts, dtype=np.int64)
+            size_bytes = sum(stop - start for start, stop in parts)
+            self._begun[tag] = _Begun(owner, target, source, file, descriptor, parts, size_bytes)
+            self._reads.add(tag, descriptor, kernels.address(target), source.offset, there, spans, is_scattered)
+            self._ahead_bytes += size_bytes
+        return direct
+
+    def next(self) -> tuple[Owner, Exception | None]:
+        """Wait until a range is over; return whose it was, and its failure. Raises RuntimeError when none is busy."""
+        ended = self._reads.next()
+        if ended is None:
+            raise RuntimeError("no reads are under way")
+        tag, whole = ended
+        begun = self._begun.pop(tag)
+        self._ahead_bytes -= begun.size_bytes
+        try:
+            begun.finish(whole)
+        except Exception as error:  # whatever it is, it belongs to the owner
+            return begun.owner, error
+        return begun.owner, None

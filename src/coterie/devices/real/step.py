@@ -1,0 +1,246 @@
+"""What a run of a program on a real device is made of: the program, its rows encoded, and the run's own rows, checked.
+
+Knows nothing about lanes, files or addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.errors import DeviceError
+from coterie.core.shapes import Shape, Sizes, fixed
+from coterie.core.values import value
+from coterie.device import I32, Binding, Buffer, Fellows, Sampling, Shared
+from coterie.devices.real.lower import lower
+from coterie.devices.real.lowering import Lowering
+from coterie.devices.real.operands import F32
+from coterie.devices.real.shares import Shareable, Shares
+from coterie.devices.real.template import Template
+from coterie.graph.buffers import ALIGN_BYTES
+from coterie.graph.ir import Kind
+from coterie.graph.mixing import mixes
+from coterie.graph.program import Program
+from coterie.kernels import cpu as kernels
+from coterie.kernels.cpu import I64
+
+INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # names of the row inputs of every program
+MAX_KEPT = 256  # sizes of steps, and experts, whose offsets are kept; a bound on memory, not on use
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offsets:
+    """Where weights begin, each in its extent. `is_shared`: those in the second one. `ends`: how far each reaches."""
+
+    array: I64
+    is_shared: npt.NDArray[np.bool_]
+    ends: tuple[int, int]
+
+    @staticmethod
+    def of(offsets: tuple[int, ...], places: tuple[int, ...], sizes: I64) -> Offsets:
+        """Of weights of these sizes, of which those at `places` are in the second extent. Raises ValueError."""
+        array = np.array(offsets, dtype=np.int64)
+        if len(array) != len(sizes):
+            raise ValueError(f"{len(array)} offsets are given for {len(sizes)} weights")
+        if array.min(initial=0) < 0:
+            raise ValueError(f"a weight's offset is {array.min()}")
+        if places and not 0 <= min(places) <= max(places) < len(array):
+            raise ValueError(f"weights {min(places)} to {max(places)} are shared but there are {len(array)}")
+        is_shared = np.zeros(len(array), bool)
+        is_shared[list(places)] = True
+        stops = array + sizes
+        own, of_base = (int(stops[part].max(initial=0)) for part in (~is_shared, is_shared))
+        return Offsets(array, is_shared, (own, of_base))
+
+    def addresses(self, weights_at: int, shared_at: int) -> I64:
+        """Addresses, with the extents at these."""
+        return self.array + np.where(self.is_shared, shared_at, weights_at)
+
+
+class LoweredExecutable:
+    """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
+
+    `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
+    `shares`: the device has instructions of rows in shares. `rounds`: see Lowering.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        device: str,
+        called: str,
+        address: Callable[[F32], int] = kernels.address,
+        shares: bool = False,
+        rounds: bool = True,
+    ) -> None:
+        self._program, self.device = program, device
+        # It owns the constants, whose addresses are in the rows.
+        self._lowering = Lowering(program, called, address, rounds=rounds)
+        operands = [lower(self._lowering, region) for region in program.regions]
+        names = [region.kernel for region in program.regions]
+        self.template = Template(names, operands)
+        self.shareable = Shareable(names, operands) if shares else None
+        self.first_rows: dict[str, int] = {}  # stage -> its first row
+        for i, region in enumerate(program.regions):
+            self.first_rows.setdefault(region.stage, i)
+        values = program.graph.values
+        (self.drawn,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
+        self.logits = next((op.inputs[0] for op in program.graph.ops if op.kind == "sample"), "")
+        sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
+        self._weight_bytes = np.array(sizes, dtype=np.int64)
+        self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}
+        self._offsets: dict[tuple[tuple[int, ...], tuple[int, ...]], Offsets] = {}
+        self._mixes: dict[tuple[int, ...], bool] = {}
+
+    @property
+    def program(self) -> Program:
+        """The program that was loaded."""
+        return self._program
+
+    def mixes(self, shared: Sequence[int]) -> bool:
+        """Whether sequences of a run may differ in all weights but these."""
+        if self.shareable is None:
+            return False
+        key = tuple(shared)
+        if key not in self._mixes:
+            self._mixes[key] = mixes(self._program, key)
+        return self._mixes[key]
+
+    def plan(self, sizes: Sizes) -> tuple[dict[str, int], int]:
+        """Offset of each stored value in the workspace, and the workspace's bytes, in a step of these sizes."""
+        key = (sizes.T, sizes.B, sizes.R)
+        if key not in self._plans:
+            if len(self._plans) >= MAX_KEPT:
+                self._plans.clear()
+            offsets, total = self._program.buffers.offsets(sizes)
+            if self.drawn not in offsets:
+                offsets[self.drawn] = total
+                total += -(-max(4 * sizes.R, 1) // ALIGN_BYTES) * ALIGN_BYTES
+            self._plans[key] = offsets, total
+        return self._plans[key]
+
+    def offsets(self, binding: Binding) -> Offsets:
+        """The binding's weight offsets as arrays. Raises ValueError when one is missing or outside its extent."""
+        return self._offsets_in(binding.offsets, binding.weights, binding.shared)
+
+    def fellows(self, binding: Binding) -> tuple[Offsets, ...]:
+        """The same of its fellows. Raises ValueError too where their sequences cannot be in one run."""
+        fellows, shared = binding.fellows, binding.shared
+        if fellows is None:
+            return ()
+        if not self.mixes(() if shared is None else shared.places):
+            raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights on {self.device}")
+        each = zip(fellows.offsets, fellows.weights, strict=True)
+        return tuple([self._offsets_in(offsets, weights, shared) for offsets, weights in each])
+
+    def _offsets_in(self, offsets: tuple[int, ...], weights: Buffer, shared: Shared | None) -> Offsets:
+        key = offsets, () if shared is None else shared.places
+        found = self._offsets.get(key)
+        if found is None:
+            if len(self._offsets) >= MAX_KEPT:
+                self._offsets.clear()
+            found = self._offsets[key] = Offsets.of(*key, self._weight_bytes)
+        for end, extent in zip(found.ends, (weights, None if shared is None else shared.weights), strict=True):
+            if extent is not None and end > extent.size_bytes:
+                raise ValueError(f"weights reach {end} but their extent has {extent.size_bytes} bytes")
+        return found
+
+
+@value
+class StepRows:
+    """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows.
+
+    `shares`: where sequences have different weights.
+    """
+
+    inputs: Mapping[str, I32]
+    sampling: tuple[Sampling, ...]
+    end_ids: tuple[tuple[int, ...], ...]
+    sizes: Sizes
+    shares: Shares | None = None
+
+    @staticmethod
+    def copy(program: Program, binding: Binding, steps: int) -> StepRows:
+        """Copy and check. Raises ValueError when a row would make a kernel read outside its memory."""
+        rows = binding.rows
+        named = (rows.tokens_T, rows.positions_T, rows.sequence_T, rows.block_tables_BM, rows.rows_R)
+        inputs = {name: np.array(array, np.int32, order="C") for name, array in zip(INPUTS, named, strict=True)}
+        # Only T, B and R decide what is stored and where; the others take time to count.
+        sizes = Sizes(len(rows.tokens_T), len(rows.lengths_B), len(rows.rows_R), 0, 0)
+        step = StepRows(inputs, rows.sampling, rows.end_ids, sizes)
+        _check(step, program, binding, steps)
+        if binding.fellows is None:
+            return step
+        of_B = _checked(binding.fellows, sizes.B)
+        shares = Shares.of(of_B, inputs["sequence"], inputs["rows"])
+        return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares)
+
+
+def check_drawn(drawn_R: I32, device: str) -> None:
+    """Raise DeviceError naming the first row that drew -1: no token, see graph.sampling."""
+    if not kernels.within(drawn_R, 2**31):
+        fact = f"the logits of row {int(np.argmin(drawn_R >= 0))} hold values that are not numbers"
+        raise DeviceError(device, fact, "the weights are damaged or overflow: get the checkpoint again")
+
+
+def encode_sampling(sampling: Sequence[Sampling]) -> I64:
+    """[R, SETTING_WORDS] words as the kernels' samplers read them."""
+    table = np.zeros((len(sampling), kernels.SETTING_WORDS), dtype=np.int64)
+    reals = table.view(np.float64)
+    for i, s in enumerate(sampling):
+        reals[i, 0], table[i, 1], reals[i, 2], reals[i, 3] = s.temperature, s.top_k, s.top_p, s.min_p
+        table[i, 4] = np.uint64(s.seed % 2**64).view(np.int64)
+    return table
+
+
+def _fixed(shape: Shape) -> tuple[int, ...]:
+    numbers = fixed(shape)
+    if numbers != shape:
+        raise ValueError(f"a weight's shape is {shape}, not numbers alone")
+    return numbers
+
+
+def _checked(fellows: Fellows, sequences: int) -> I32:
+    """Whose weights each sequence has. Raises ValueError for a number that is nobody's."""
+    of_B = np.array(fellows.of_B, np.int32)
+    if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(fellows.weights)):
+        fact = f"{len(of_B)} sequences have the weights {of_B.min(initial=0)} to {of_B.max(initial=0)}"
+        raise ValueError(f"{fact} of {1 + len(fellows.weights)}, in a run of {sequences}")
+    return of_B
+
+
+def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> None:
+    """Raise ValueError naming the row, the value and its bound."""
+    sizes, tables = step.sizes, step.inputs["block_tables"]
+    _check_shapes(step)
+    if steps < 1 or (steps > 1 and not sizes.T == sizes.B == sizes.R):
+        raise ValueError(
+            f"steps is {steps} with T {sizes.T}, B {sizes.B}, R {sizes.R}; more than 1 needs all three equal"
+        )
+    Z = program.kv.tokens_per_block(binding.block_bytes)
+    if Z < 1:
+        least = program.kv.least_block_bytes
+        raise ValueError(f"a block of {binding.block_bytes} bytes holds no token, or unit of state, of {least} bytes")
+    columns = tables.shape[1] - program.kv.state_blocks(binding.block_bytes)
+    blocks, reach = binding.kv.size_bytes // binding.block_bytes, columns * Z
+    bounds = (program.vocab_size, max(reach - (steps - 1), 0), sizes.B, blocks, sizes.T)
+    for (name, values), bound in zip(step.inputs.items(), bounds, strict=True):
+        if not kernels.within(values, bound):
+            raise ValueError(f"{name} has {int(values.min())} to {int(values.max())}, outside 0 to {bound - 1}")
+
+
+def _check_shapes(step: StepRows) -> None:
+    T, B, R = step.sizes.T, step.sizes.B, step.sizes.R
+    inputs = step.inputs
+    for name, got, wanted in (
+        ("positions", inputs["positions"].shape, (T,)),
+        ("sequence", inputs["sequence"].shape, (T,)),
+        ("block_tables", inputs["block_tables"].shape[:1], (B,)),
+        ("sampling", (len(step.sampling),), (R,)),
+        ("end_ids", (len(step.end_ids) or R,), (R,)),
+    ):
+        if got != wanted:
+            raise ValueError(f"{name} has shape {got} but {wanted} is wanted")

@@ -1,0 +1,31 @@
+"""Solar Open: GLM-4.5 MoE without norms of heads, whose heads are rotated whole and whose layers all have branches.
+
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from dataclasses import replace
+
+from coterie.models.branches import BranchKeys, SharedKeys
+from coterie.models.choice import BIASED_SIGMOID
+from coterie.models.families.glm4_moe import GLM4_MOE
+
+SOLAR_OPEN = replace(
+    GLM4_MOE,
+    model_type="solar_open",
+    causal_class="SolarOpenForCausalLM",
+    head_dim=128,
+    qk_norm_key="",
+    partial_rope=False,
+    rotated_part=1.0,
+    rope_theta=1_000_000.0,
+    layers_behind_key="",
+    inner_key="moe_intermediate_size",  # no layer has a plain block
+    branches=BranchKeys(
+        128,
+        8,
+        width_key="moe_intermediate_size",
+        width=1280,
+        choice=replace(BIASED_SIGMOID, normalises_unsaid=True),
+        shared=SharedKeys(count_key="n_shared_experts", default=1),
+    ),
+)

@@ -1,0 +1,162 @@
+"""An expert that is a base and a LoRA adapter, unmerged: the base's graph with changes beside its products.
+
+    base      values and products as they are      its tensors lie in the base's files, which all its adapters share
+    adapter   A and B of each adapted module       of a joined one (q, k and v of Phi-3) A once, rows of B for each part
+
+What cannot stand beside a product (DoRA, whole tensors, an embedding) is merged before it is served. Knows nothing
+about an adapter's files (adapter.py) or where bytes go in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from coterie.checkpoint.folder import Checkpoint
+from coterie.checkpoint.generation import own_end_ids
+from coterie.checkpoint.place import place
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.shapes import trailing
+from coterie.graph.ir import Graph, Kind, Value
+from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
+from coterie.graph.program import architecture_key
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Adapter, Change, open_adapter
+from coterie.models.fine_tunes.adapter import LowRank as Factors
+from coterie.models.joined import joined_names
+from coterie.models.model import Model, check_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an adapter adds to one weight of the graph: rows [first, first + rows) of a module's B, and its A."""
+
+    weight: str
+    factors: Factors
+    first: int
+    rows: int
+
+    @property
+    def b(self) -> TensorInfo:
+        """Those rows of B, where they lie in the file; named after the weight."""
+        whole = self.factors.b
+        row_bytes = whole.size_bytes // whole.shape[0]
+        name = f"{self.weight.removesuffix('.weight')}.lora_B.weight"
+        return replace(
+            whole, name=name, shape=(self.rows, whole.shape[1]), offset=whole.offset + self.first * row_bytes
+        )
+
+    @property
+    def a(self) -> TensorInfo:
+        """A, named after the module that the file has it for."""
+        return replace(self.factors.a, name=f"{self.factors.module}.lora_A.weight")
+
+
+def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
+    """Open an adapter's folder as an expert beside a base that is open; no weights are read.
+
+    Its layout has the adapter's tensors alone. Raises CheckpointError where files are missing, damaged or do not fit
+    the base, UnsupportedError for what is not served unmerged.
+    """
+    adapter = open_adapter(path)
+    if base.part_of:
+        fact = f"belongs to {base.name}, the text model inside a {base.part_of}, beside which nothing is served"
+        raise UnsupportedError(str(adapter.path), fact, "save the text model by itself, and give it as base")
+    parts = list(_parts(base, adapter))
+    tensors = {info.name: info for part in parts for info in (part.a, part.b)}
+    changes = {p.weight: LowRank(_value(p.a), _value(p.b), p.factors.scale) for p in parts}
+    graph = with_low_rank(base.graph, changes)
+    stored = Checkpoint(adapter.path, base.checkpoint.config, tensors)
+    layout = place(stored, {w: s for w, s in graph.weight_stage().items() if w in tensors}, graph.stages)
+    own_ends = own_end_ids(adapter.path)
+    ends = base.end_ids if own_ends is None else own_ends
+    check_vocabulary(adapter.path, base.config.vocab_size, ends)
+    return replace(
+        base,
+        name=name or adapter.path.resolve().name,
+        path=adapter.path,
+        graph=graph,
+        key=architecture_key(graph),
+        layout=layout,
+        end_ids=ends,
+        checkpoint=replace(stored, tensors={**base.checkpoint.tensors, **tensors}),
+        base=base,
+    )
+
+
+def _value(info: TensorInfo) -> Value:
+    return Value(info.name, info.shape, info.dtype, Kind.WEIGHT)
+
+
+def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
+    """What becomes of each weight of the graph, in the order of the adapter's file. Raises as open_adapted does."""
+    products = linear_weights(base.graph)
+    joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the stored matrix
+    for name, change in adapter.changes.items():
+        factors = _plain(name, change, adapter)
+        if name == HEAD_WEIGHT and base.config.tied_embeddings:
+            _check_tied(adapter)
+            weights: tuple[str, ...] = (EMBED_WEIGHT,)
+        else:
+            weights = joined.get(name, (name,))
+        missing = [weight for weight in weights if weight not in products]
+        if missing:
+            raise _unknown(name, base, adapter)
+        shapes = [_shape(base.graph, weight) for weight in weights]
+        wanted = (sum(rows for rows, _ in shapes), shapes[0][1])
+        if factors.shape != wanted:
+            a, b = list(factors.a.shape), list(factors.b.shape)
+            fact = f"{name}: A {a} and B {b} are for a matrix {list(factors.shape)}, but it is {list(wanted)}"
+            raise CheckpointError(str(adapter.path), fact, _other_base(adapter))
+        first = 0
+        for weight, (rows, _) in zip(weights, shapes, strict=True):
+            yield _Part(weight, factors, first, rows)
+            first += rows
+
+
+def _plain(name: str, change: Change, adapter: Adapter) -> Factors:
+    """The factors of a change that can stand beside a product. Raises UnsupportedError for any other."""
+    factors, what = change.low_rank, ""
+    if change.whole is not None or factors is None:
+        what = "a bias or a tensor that was trained whole (modules_to_save)"
+    elif factors.magnitude is not None:
+        what = "use_dora, which scales the rows of the sum"
+    elif factors.is_embedding or name == EMBED_WEIGHT:  # a tied head reads it too, but is not all that it is
+        what = "an adapted embedding"
+    if factors is None or what:
+        remedy = "merge it: coterie merge BASE ADAPTER OUT writes an expert that has it"
+        raise UnsupportedError(f"{adapter.path / ADAPTER_WEIGHTS}", f"{name} is {what}, not served unmerged", remedy)
+    return factors
+
+
+def _check_tied(adapter: Adapter) -> None:
+    if adapter.ties:
+        fact = f"ensure_weight_tying is true, and {HEAD_WEIGHT} of a base where it is the embedding too is changed"
+        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
+
+
+def _shape(graph: Graph, weight: str) -> tuple[int, int]:
+    rows, columns = graph.values[weight].shape
+    return trailing((1, rows)), trailing((1, columns))
+
+
+def _unknown(name: str, base: Model, adapter: Adapter) -> CheckpointError | UnsupportedError:
+    """What to say of a weight that no product of the graph reads."""
+    if base.config.latent is not None and name.endswith(f"{base.config.latent.names.up}.weight"):
+        fact = f"changes {name}, which latent attention reads head by head, not served unmerged"
+        return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
+    branches = base.config.branches
+    if branches is not None and (name in base.graph.values or "experts" in name):
+        fact = f"changes {name}, a matrix of a branch of a mixture-of-experts layer, not served unmerged"
+        return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
+    near = get_close_matches(name, linear_weights(base.graph), n=1)
+    hint = f" (the nearest name is {near[0]})" if near else ""
+    fact = f"changes {name}, of which the base {base.name} has no product{hint}"
+    return CheckpointError(str(adapter.path), fact, _other_base(adapter))
+
+
+def _other_base(adapter: Adapter) -> str:
+    return "use the base that it was trained on" + (f": {adapter.base}" if adapter.base else "")

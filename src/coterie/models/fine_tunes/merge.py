@@ -1,0 +1,186 @@
+"""Writes an expert folder from a base and a LoRA adapter: an ordinary folder, its file ready to be a slab.
+
+What no adapter touches is copied byte for byte. An embedding that is also the head becomes two matrices when an adapter
+changes one of them, since that is what it was trained as. Memory is bounded (merged.py).
+Knows nothing about an adapter's files (adapter.py), the numbers (merged.py) or packed differences (merge_delta.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coterie.checkpoint.chat import TEMPLATE
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.folder import SINGLE, Checkpoint, is_delta
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.checkpoint.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.core.paths import user_path
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT, TABLES
+from coterie.models.fine_tunes.adapter import Adapter, Change, open_adapter
+from coterie.models.fine_tunes.merge_delta import check_delta, merge_delta
+from coterie.models.fine_tunes.merged import Merged, Sums, changed_kinds, check_opens, pieces
+from coterie.models.model import Model, open_model
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.packing import KEY
+from coterie.models.tensors import equal_bytes, map_bytes
+
+_OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
+TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, *_OTHER_TOKENIZER_FILES)
+_METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is written: tensors in order of first use, each from a tensor of the base, if any, and a change, if any."""
+
+    stored: Checkpoint
+    model: Model
+    adapter: Adapter
+    entries: tuple[Entry, ...]
+    sources: Mapping[str, TensorInfo]
+    changes: Mapping[str, Change]
+    untied: bool
+    vocab_size: int
+
+
+def check_merge(base: str | Path, adapter: str | Path) -> None:
+    """Raise what `merge_folder` raises of the two before it writes anything; only headers are read, and a few bytes."""
+    if is_delta(user_path(adapter)):
+        check_delta(base, adapter)
+    else:
+        _plan(base, adapter)
+
+
+def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> Merged:
+    """Add a LoRA adapter, or a packed difference, to the weights of a checkpoint folder; the sum is a new folder.
+
+    All files of the base but weights are copied; those of a tokenizer come from the adapter where it has them. With a
+    difference it is as `merge_delta` says.
+    Raises UsageError when `target` exists or an adapter's base is quantised, CheckpointError where the two do not fit,
+    CapacityError when the disk is full, and what `open_model`, `open_adapter` and `open_delta` raise. What was begun is
+    removed on any failure.
+    """
+    if is_delta(user_path(adapter)):
+        return merge_delta(base, adapter, target)
+    out = free_path(target)
+    plan = _plan(base, adapter)
+    sums: dict[str, Sums] = {}
+
+    def write(file: BinaryIO, entry: Entry) -> None:
+        source, change = plan.sources.get(entry.name), plan.changes.get(entry.name)
+        if change:
+            for piece in pieces(source, change, entry.dtype, sums.setdefault(entry.name, Sums())):
+                file.write(piece)
+        elif source:
+            file.write(map_bytes(source).data)
+
+    size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in plan.entries)
+    with new_folder(out, "the merged expert", size_bytes) as begun:
+        copy_others(plan.stored.path, begun)
+        _copy_tokenizer(plan.adapter.path, begun)
+        write_config(begun, _config(plan))
+        write_tensors(begun / SINGLE, plan.entries, _METADATA, write)
+        check_opens(begun, plan.adapter.path)
+    return Merged(out, size_bytes, plan.untied, plan.vocab_size, changed_kinds(plan.entries, sums))
+
+
+def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
+    stored = Checkpoint.open(base)
+    if stored.config.get(KEY):
+        fact = "is quantised, and an adapter is added to the weights that it was trained on"
+        raise UsageError(str(stored.path), fact, "merge into the unquantised base, and quantise what comes out")
+    model, adapter = open_model(base), open_adapter(adapter_folder)
+    if model.part_of:
+        fact = f"holds a {model.part_of}, and adapters are merged into text models that stand alone"
+        raise UnsupportedError(str(stored.path), fact, "save the text model by itself, or merge with PEFT")
+    sources, changes = _in_order(model, stored.tensors), dict(adapter.changes)
+    tied = model.config.tied_embeddings
+    untied = tied and _comes_apart(adapter, changes)
+    if tied:
+        sources.pop(HEAD_WEIGHT, None)  # some folders hold the same bytes twice
+    if untied:
+        sources[HEAD_WEIGHT] = sources[EMBED_WEIGHT]
+    for name, change in changes.items():
+        _check_fits(name, change, sources, adapter)
+    entries = tuple(_entry(name, info, changes.get(name)) for name, info in sources.items())
+    rows = {entry.name: entry.shape[0] for entry in entries if entry.name in TABLES}
+    if len(set(rows.values())) > 1:
+        sizes = " and ".join(f"{name} with {n} rows" for name, n in rows.items())
+        fact = f"would make {sizes}, which must be as many"
+        raise CheckpointError(str(adapter.path), fact, "save the adapter with embedding and head")
+    return _Plan(stored, model, adapter, entries, sources, changes, untied, rows[EMBED_WEIGHT])
+
+
+def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of the base's files in order of first use; a joined one is used where its first part is."""
+    by_place = {(info.shard, info.offset): info for info in stored.values()}
+    used = [model.checkpoint.tensors[value.name] for value in model.graph.weights]
+    first = [by_place[place] for info in used if (place := (info.shard, info.offset)) in by_place]
+    return {info.name: info for info in (*first, *stored.values())}
+
+
+def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
+    """Whether embedding and head, one matrix in the base, are two in the adapter; if not, the embedding's change stays.
+
+    A whole tensor beside the factors of one of them is the base's as PEFT saw it, and so the other one too.
+    Raises UnsupportedError for an adapter that was trained with both as one.
+    """
+    touched = [name for name in TABLES if name in changes]
+    if touched and adapter.ties:
+        fact = f"ensure_weight_tying is true, and {' and '.join(touched)} of a base where both are one is changed"
+        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
+    wholes = [changes[name].whole for name in touched if not changes[name].low_rank]
+    if len(wholes) == 2 and wholes[0] and wholes[1] and equal_bytes(wholes[0], wholes[1]):
+        del changes[HEAD_WEIGHT]
+        return False
+    for name, other in (TABLES, TABLES[::-1]):
+        change = changes.get(name, Change())
+        if change.whole and change.low_rank and other not in changes:
+            changes[other] = Change(whole=change.whole)
+    return bool(touched)
+
+
+def _check_fits(name: str, change: Change, sources: Mapping[str, TensorInfo], adapter: Adapter) -> None:
+    source, remedy = sources.get(name), "use the base that it was trained on"
+    remedy += f": {adapter.base}" if adapter.base else ""
+    if source is None:
+        near = get_close_matches(name, sources, n=1)
+        hint = f" (the nearest name is {near[0]})" if near else ""
+        raise CheckpointError(str(adapter.path), f"changes {name}, which the base does not have{hint}", remedy)
+    start = source
+    if change.whole:
+        start = change.whole
+        grows = name in TABLES and len(start.shape) == 2 and start.shape[1] == source.shape[1]
+        if (start.shape != source.shape and not grows) or not start.dtype.is_float:
+            fact = f"has {name} as {start.dtype.value} {list(start.shape)}, but the base's is {list(source.shape)}"
+            raise CheckpointError(str(adapter.path), fact, remedy)
+    if change.low_rank and change.low_rank.shape != start.shape:
+        a, b = list(change.low_rank.a.shape), list(change.low_rank.b.shape)
+        fact = f"{name}: A {a} and B {b} are for a matrix {list(change.low_rank.shape)}, but it is {list(start.shape)}"
+        raise CheckpointError(str(adapter.path), fact, remedy)
+
+
+def _entry(name: str, info: TensorInfo, change: Change | None) -> Entry:
+    return Entry(name, info.dtype, change.whole.shape if change and change.whole else info.shape)
+
+
+def _config(plan: _Plan) -> dict[str, Any]:
+    changed: dict[str, Any] = {"tie_word_embeddings": False} if plan.untied else {}
+    if plan.vocab_size != plan.model.config.vocab_size:
+        changed["vocab_size"] = plan.vocab_size
+    return dict(plan.stored.config) | changed
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """An adapter's own files of the tokenizer; its template hides the base's wherever each is kept."""
+    own = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if TEMPLATE not in own and TOKENIZER_CONFIG in own and read_object(source / TOKENIZER_CONFIG).get("chat_template"):
+        (target / TEMPLATE).unlink(missing_ok=True)
+    for name in own:
+        shutil.copyfile(source / name, target / name)

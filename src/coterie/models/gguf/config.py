@@ -1,0 +1,134 @@
+"""The config.json and generation_config.json that a GGUF file's metadata amounts to.
+
+What a key means that is not known here could change the numbers, so the file is refused by that key's name.
+Knows nothing about weights, except which tensors there are, or about files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.families import FAMILIES
+from coterie.models.family import FULL, SLIDING, Bias
+from coterie.models.fields import Fields
+from coterie.models.gguf.families import PATTERN, Architecture, Source, architecture_of
+from coterie.models.gguf.file import GgufFile
+from coterie.models.gguf.rope import KEYS, TENSORS, rope_keys
+
+EMBED, HEAD = "token_embd.weight", "output.weight"
+_COUNTS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "context_length": "max_position_embeddings",
+}
+_READ = (
+    *(*_COUNTS, "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "rope.dimension_count", *KEYS),
+)
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothing with such a value
+    "vocab_size": (),
+    "attention.causal": (True,),
+    "attention.layer_norm_epsilon": (),  # of norms with a mean, of which no such model has any
+    "tensor_data_layout": ("Meta AI original pth",),
+    "rope.scaling.finetuned": (True,),
+}
+_NO_TOKEN = 2**32 - 1  # -1, unsigned: some files write it for a token that they have not
+_AGAIN = "download the file again"
+_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
+    """The file's row among architectures and its config.json.
+
+    Raises CheckpointError for what is missing, UnsupportedError for what is not imported or not known.
+    """
+    name, row = architecture_of(file.metadata, file.where)
+    own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
+    own = {key: _single(key, value) for key, value in own.items()}
+    keys = Fields(row.single(own, file.tensors, file.where) if row.single else own, f"{file.where}: {name}")
+    counts = {theirs: keys.count(ours) for ours, theirs in _COUNTS.items()}
+    heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
+    head_dim = keys.count("attention.key_length", max(1, hidden // heads))
+    _check(keys, row, head_dim, file.where)
+    source = Source(keys, counts["num_hidden_layers"], heads, hidden, head_dim)
+    config: dict[str, Any] = {"model_type": row.model_type, **counts, "hidden_act": "silu"}
+    config |= {
+        "num_key_value_heads": keys.count("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": _rows(file),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": HEAD not in file.tensors,
+    }
+    rotated = keys.count("rope.dimension_count", head_dim)
+    names = () if row.single else TENSORS
+    factors = {name: found.values(slice(None)).ravel() for name in names if (found := file.tensors.get(name))}
+    config |= rope_keys(keys, rotated, counts["max_position_embeddings"], factors)
+    config |= _biases(row, file) | row.own(source) | _tokens(file.metadata)
+    family = FAMILIES[config["model_type"]]
+    if family.rope_by_window and not {"rope_local_base_freq", "rope_parameters"} & set(config):
+        config |= _by_layer(config)
+    return row, config | {"architectures": [family.causal_class]}
+
+
+def generation_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation_config.json: tokens that end an answer, and the sampling that the file recommends."""
+    named = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(token for token in named if isinstance(token, int) and 0 <= token < _NO_TOKEN))
+    found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
+    sampling = {theirs: metadata.get(f"general.sampling.{ours}") for ours, theirs in _SAMPLING.items()}
+    return found | {key: value for key, value in sampling.items() if value is not None}
+
+
+def _by_layer(config: dict[str, Any]) -> dict[str, Any]:
+    """The rope of each type of layer: what is scaled is that of layers without a window."""
+    theta = {"rope_theta": config.pop("rope_theta")}
+    plain = {"rope_type": "default"} | theta
+    return {"rope_parameters": {FULL: config.pop("rope_scaling", plain) | theta, SLIDING: plain}}
+
+
+def _single(key: str, value: Any) -> Any:
+    """Numbers that are the same for every layer may be stored as a list of them; a pattern of layers is a list."""
+    is_same = isinstance(value, list) and key != PATTERN and len(set(value)) == 1
+    return value[0] if is_same else value
+
+
+def _check(keys: Fields, row: Architecture, head_dim: int, where: str) -> None:
+    for key, value in keys.raw.items():
+        is_off = not value if key not in _NEUTRAL else _NEUTRAL[key] in ((), (value,))
+        if not (is_off or key in _READ or key in row.reads):
+            fact = f"{key} = {str(value)[:60]} is not understood for {row.model_type}, and could change the answers"
+            raise UnsupportedError(where, fact, "use a model without it")
+    if keys.count("attention.value_length", head_dim) != head_dim:
+        fact = f"values of {keys.count('attention.value_length')} channels beside keys of {head_dim} are not run"
+        raise UnsupportedError(where, fact, "use a model where they are equal")
+    rotated = keys.count("rope.dimension_count", head_dim)
+    if rotated != head_dim and not FAMILIES[row.model_type].partial_rope:
+        fact = f"rope.dimension_count {rotated} beside heads of {head_dim} channels is not run for {row.model_type}"
+        raise UnsupportedError(where, fact, "use a model that rotates whole heads")
+
+
+def _rows(file: GgufFile) -> int:
+    table = file.tensors.get(EMBED)
+    if table is None or len(table.shape) != 2:
+        raise CheckpointError(file.where, f"has no table {EMBED}", _AGAIN)
+    return table.shape[0]
+
+
+def _biases(row: Architecture, file: GgufFile) -> dict[str, bool]:
+    """By the tensors that there are, where the family's config says it."""
+    family = FAMILIES[row.model_type]
+    found = {"attention_bias": (family.qkv_bias, "attn_q"), "mlp_bias": (family.mlp_bias, "ffn_up")}
+    return {
+        key: f"blk.0.{tensor}.bias" in file.tensors for key, (bias, tensor) in found.items() if bias is Bias.BY_CONFIG
+    }
+
+
+def _tokens(metadata: Mapping[str, Any]) -> dict[str, int | None]:
+    """Null where the file has none: an absent key would mean the default of the family's class."""
+    kinds = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+    ids = {key: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, key in kinds.items()}
+    return {key: None if found == _NO_TOKEN else found for key, found in ids.items()}

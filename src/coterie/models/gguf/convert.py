@@ -1,0 +1,216 @@
+"""Writes an expert folder from a GGUF file: an ordinary folder, its file ready to be a slab.
+
+    metadata  ->  config.json, generation_config.json, tokenizer.json, tokenizer_config.json
+    tensors   ->  model.safetensors in order of execution, rows and types as Coterie runs them
+
+Memory is bounded: some rows of one tensor at a time. What is written is opened before the folder gets its name.
+Knows nothing about GGUF (file.py), what its metadata means (config.py) or its weights (weights.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coterie.checkpoint.files import read_object_if_present
+from coterie.checkpoint.folder import SINGLE
+from coterie.checkpoint.generation import GENERATION
+from coterie.checkpoint.gguf_tokenizer import tokenizer_files
+from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.core.paths import user_path
+from coterie.models.config import ModelConfig
+from coterie.models.fine_tunes.merge import TOKENIZER_FILES
+from coterie.models.gguf.config import config_of, generation_of
+from coterie.models.gguf.file import ARCHITECTURE, GgufFile, open_gguf
+from coterie.models.gguf.weights import KEEP, WEIGHTS, Source, Types, pieces, sources_of, types_of
+from coterie.models.joined import joined_names
+from coterie.models.lost import KindError, Sums
+from coterie.models.model import open_model
+from coterie.models.new_folder import Entry, free_path, new_folder, write_config, write_tensors
+from coterie.models.packing import KEY, Packing
+from coterie.models.tensors import kind_of
+
+_METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedKind:
+    """What became of one kind of tensor, over all layers: `found` are its types in the file, `lost` what that added."""
+
+    found: tuple[str, ...]
+    lost: KindError
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A written folder; `before_bytes` are those of the file, `num_weights` all, norms too."""
+
+    folder: Path
+    architecture: str
+    packing: Packing | None
+    before_bytes: int
+    after_bytes: int
+    num_weights: int
+    kinds: tuple[ImportedKind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A file that can be imported, with everything decided: `num_tensors` are written."""
+
+    file: GgufFile
+    config: dict[str, Any]
+    entries: Mapping[Entry, tuple[str, ...]]
+    sources: Mapping[str, Source]
+    types: Types
+
+    @property
+    def num_tensors(self) -> int:
+        """How many tensors are written."""
+        return len(self.entries)
+
+
+def plan_import(source: str | Path, weights: str = KEEP) -> Job:
+    """Open a GGUF file and decide what becomes of it; `weights` is one of WEIGHTS.
+
+    Raises UsageError, CheckpointError for a damaged file, UnsupportedError naming what Coterie does not run.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError("--weights", f"{weights!r} is not known", f"use one of {', '.join(WEIGHTS)}")
+    file = open_gguf(source)
+    row, raw = config_of(file)
+    config = ModelConfig.from_hf(raw, file.where)
+    sources = sources_of(file, row, config, config.norm_offset)
+    types = types_of(sources, weights)
+    section = {KEY: types.packing.to_config()} if types.packing else {}
+    raw["dtype"] = _declared(types)
+    return Job(file, raw | section, dict(_entries(config, sources, types)), sources, types)
+
+
+def import_gguf(
+    job: Job,
+    target: str | Path,
+    tokenizer: str | Path | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> Imported:
+    """Write the expert folder of a planned import; `tokenizer` takes the place of the file's own.
+
+    It is a folder, or a tokenizer.json. `tell` is told how many tensors are written.
+    Raises UsageError when `target` exists, CheckpointError for numbers that are not finite and for a tokenizer that
+    does not belong to the weights, CapacityError when the disk is full. What was begun is removed on any failure.
+    """
+    out = free_path(target)
+    kinds: dict[tuple[str, DType], Sums] = {}
+    done = 0
+
+    def write(file: BinaryIO, entry: Entry) -> None:
+        nonlocal done
+        names = job.entries[entry]
+        dtype = job.types.by_name[names[0]]
+        sums = kinds.setdefault((kind_of(entry.name), dtype), Sums(dtype))
+        sums.num_tensors += 1
+        for name in names:
+            for piece in pieces(job.sources[name], dtype, sums):
+                file.write(piece)
+        done += 1
+        if tell:
+            tell(done)
+
+    size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in job.entries)
+    metadata = {KEY: json.dumps(job.config[KEY])} if KEY in job.config else _METADATA
+    with new_folder(out, "the imported expert", size_bytes) as begun:
+        if tokenizer is None:
+            _write_tokenizer(job.file, begun)
+        else:
+            _copy_tokenizer(user_path(tokenizer), begun)
+        _write_generation(job.file, begun)
+        write_config(begun, job.config)
+        write_tensors(begun / SINGLE, tuple(job.entries), metadata, write)
+        open_model(begun)
+        after = (begun / SINGLE).stat().st_size
+    found = tuple(ImportedKind(_found(job, *kind), sums.result(kind[0])) for kind, sums in kinds.items())
+    num_weights = sum(prod(source.shape) for source in job.sources.values())
+    architecture, before = job.file.metadata[ARCHITECTURE], job.file.size_bytes
+    return Imported(out, architecture, job.types.packing, before, after, num_weights, found)
+
+
+def _entries(
+    config: ModelConfig, sources: Mapping[str, Source], types: Types
+) -> Iterator[tuple[Entry, tuple[str, ...]]]:
+    """What is written, and the weights that it is: parts that lie in one tensor stay one, unless any is packed."""
+    joined: dict[str, str] = {}
+    for stored, ends in joined_names(config.names, config.num_layers):
+        if not any(types.by_name[end].is_packed for end in ends):
+            joined |= dict.fromkeys(ends, stored)
+    whole: dict[str, list[str]] = {}
+    for name in sources:
+        whole.setdefault(joined.get(name, name), []).append(name)
+    for name, parts in whole.items():
+        shape, dtype = sources[parts[0]].shape, types.by_name[parts[0]]
+        rows = sum(sources[part].shape[0] for part in parts)
+        if dtype.is_packed:
+            yield Entry(name, DType.U8, (rows, dtype.row_bytes(shape[1]))), tuple(parts)
+        else:
+            yield Entry(name, dtype, (rows, *shape[1:])), tuple(parts)
+
+
+def _declared(types: Types) -> str:
+    """The type that config.json declares: that of most weights which are not packed."""
+    plain = [dtype for dtype in types.by_name.values() if not dtype.is_packed]
+    return {DType.F32: "float32", DType.F16: "float16"}.get(max(plain, key=plain.count), "bfloat16")
+
+
+def _found(job: Job, kind: str, dtype: DType) -> tuple[str, ...]:
+    types = {
+        job.sources[name].tensor.type
+        for entry, names in job.entries.items()
+        if kind_of(entry.name) == kind and job.types.by_name[names[0]] is dtype
+        for name in names
+    }
+    return tuple(sorted(types))
+
+
+def _write_tokenizer(file: GgufFile, folder: Path) -> None:
+    """The file's own. Raises UnsupportedError and CheckpointError as `tokenizer_files` does, naming the file too."""
+    metadata = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    try:
+        texts = tokenizer_files(metadata)
+    except (UnsupportedError, CheckpointError) as error:
+        raise type(error)(f"{file.where}: {error.where}", error.fact, error.remedy) from error
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """A tokenizer.json alone, or all that a folder has of a tokenizer and of what ends an answer.
+
+    Raises CheckpointError naming what was given where that is no tokenizer, UsageError where nothing is there.
+    """
+    if not source.exists():
+        raise UsageError(str(source), "does not exist", "check the path of --tokenizer")
+    if source.is_file():
+        shutil.copyfile(source, folder / TOKENIZER)
+        try:
+            Tokenizer.from_folder(folder)
+        except CheckpointError as error:
+            raise CheckpointError(str(source), error.fact, "name a tokenizer.json, or a folder that has one") from error
+        return
+    names = [name for name in (*TOKENIZER_FILES, GENERATION) if (source / name).is_file()]
+    if TOKENIZER not in names:
+        raise CheckpointError(str(source), f"has no {TOKENIZER}", "name a folder that has one, or the file itself")
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+
+
+def _write_generation(file: GgufFile, folder: Path) -> None:
+    """What the tokenizer brings goes before what the file's own keys say of the same."""
+    found = generation_of(file.metadata) | read_object_if_present(folder / GENERATION)
+    if found:
+        (folder / GENERATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""A GGUF file, or one cut into several: its metadata as Python values, and its tensors by name, memory-mapped.
+
+Read by the package gguf (extra `gguf`), which is kept with llama.cpp and knows every type; numbers that a file holds as
+float32 are given as the shortest decimals that round to them, so that 1e-05 is 1e-05 again.
+Knows nothing about architectures. Source: the GGUF specification (ggml, docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import CheckpointError, UnsupportedError, UsageError, install_extra
+from coterie.core.packed import F32
+from coterie.core.paths import user_path
+from coterie.models.gguf.header import check_header
+
+ARCHITECTURE = "general.architecture"
+_AGAIN = "download the file again"
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_FLOATS = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of the file; `type` is its name among GGUF's types. `shape` has the rows first, as elsewhere here.
+
+    `rows` [N, row bytes] is what the file holds; a tensor of one dimension has an element a row.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    rows: npt.NDArray[np.uint8]
+    where: str
+
+    @property
+    def float_type(self) -> DType | None:
+        """The element type of a tensor that is not quantised, None of one that is."""
+        return _FLOATS.get(self.type)
+
+    def bits(self, taken: Any) -> npt.NDArray[np.generic]:
+        """The stored elements of some rows of a tensor that is not quantised."""
+        dtype = _FLOATS[self.type]
+        return np.ascontiguousarray(self.rows[taken]).view(dtype.numpy)
+
+    def values(self, taken: Any) -> F32:
+        """Some rows as float32, exactly what the file means. Raises UnsupportedError for a type that is not known."""
+        gguf = gguf_package(self.where)
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is refused by who packs it
+                values = gguf.quants.dequantize(
+                    np.ascontiguousarray(self.rows[taken]), gguf.GGMLQuantizationType[self.type]
+                )
+        except NotImplementedError:
+            fact = f"tensor {self.name} has type {self.type}, which the package gguf does not turn into numbers"
+            raise UnsupportedError(self.where, fact, "get the model in another type, such as Q8_0 or Q4_0") from None
+        return np.asarray(values, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """An opened file: `path` is that of the first part."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    size_bytes: int
+
+    @property
+    def where(self) -> str:
+        """What errors name."""
+        return str(self.path)
+
+
+def gguf_package(where: str) -> Any:
+    """The package gguf. Raises UsageError when it is not installed."""
+    try:
+        return importlib.import_module("gguf")
+    except ImportError:
+        fact = "a GGUF file is read by the package gguf, which is not installed"
+        raise UsageError(where, fact, install_extra("gguf")) from None
+
+
+def open_gguf(source: str | Path) -> GgufFile:
+    """Read the header of a GGUF file, and of its other parts where it was cut.
+
+    Raises UsageError for what is no file or a later part, CheckpointError for a damaged or incomplete one.
+    """
+    path = user_path(source)
+    if path.is_dir():
+        inside = sorted(found.name for found in path.glob("*.gguf"))
+        remedy = f"name one of its files: {', '.join(inside[:3])}" if inside else "name a .gguf file"
+        raise UsageError(str(path), "is a folder, where a GGUF file is wanted", remedy)
+    if not path.is_file():
+        raise UsageError(str(path), "does not exist", "check the path")
+    metadata, tensors = _read(path)
+    size_bytes = path.stat().st_size
+    for part in _other_parts(path, metadata):
+        _, more = _read(part)
+        if both := tensors.keys() & more.keys():
+            raise CheckpointError(str(part), f"has tensor {min(both)} once more", _AGAIN)
+        tensors |= more
+        size_bytes += part.stat().st_size
+    wanted = metadata.get("split.tensors.count", len(tensors))
+    if wanted != len(tensors):
+        raise CheckpointError(str(path), f"has {len(tensors)} tensors in its parts, where {wanted} are wanted", _AGAIN)
+    return GgufFile(path, metadata, tensors, size_bytes)
+
+
+def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        fact = f"is one of {count} parts, and its name does not say which"
+        raise CheckpointError(str(path), fact, f"give the parts the names that they came with, ...-00001-of-{count:05}")
+    parts = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        verb = "is" if len(missing) == 1 else "are"
+        fact = f"is part {int(match[2])} of {count}, and {', '.join(missing[:3])}{more} {verb} not beside it"
+        raise CheckpointError(str(path), fact, "download all parts into one folder")
+    if path != parts[0]:
+        raise UsageError(str(path), f"is part {int(match[2])} of {count}", f"name the first one, {parts[0].name}")
+    return parts[1:]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    gguf = gguf_package(str(path))
+    check_header(path)
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {name: _plain(gguf, found) for name, found in reader.fields.items()}
+        tensors = {found.name: _tensor(path, found) for found in reader.tensors}
+    except OSError as error:
+        raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the path") from error
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        # What the package raises where the bytes end too early or mean nothing; it has no error of its own.
+        fact = f"is not a whole GGUF file ({_brief(path)}, {type(error).__name__}: {str(error)[:80]})"
+        raise CheckpointError(str(path), fact, _AGAIN) from error
+    if reader.byte_order == "S":
+        raise UnsupportedError(str(path), "has its bytes in the order of another machine", "get a little-endian file")
+    return metadata, tensors
+
+
+def _brief(path: Path) -> str:
+    with path.open("rb") as file:
+        begin = file.read(4)
+    return f"{path.stat().st_size} bytes, which begin with {begin!r}"
+
+
+def _plain(gguf: Any, found: Any) -> Any:
+    value = found.contents()
+    if found.types[0] == gguf.GGUFValueType.FLOAT32:
+        return float(str(np.float32(value)))
+    return value
+
+
+def _tensor(path: Path, found: Any) -> GgufTensor:
+    shape = tuple(reversed(found.shape.tolist()))
+    rows = found.data.reshape(-1, found.data.shape[-1]) if len(shape) > 1 else found.data.reshape(-1, 1)
+    return GgufTensor(found.name, found.tensor_type.name, shape, rows.view(np.uint8), f"{path}: {found.name}")

@@ -1,0 +1,240 @@
+"""Where each weight of a model is in a GGUF file, what type it gets, and its bytes in that type.
+
+What a quantised type becomes was measured (docs/log.md): the smallest packed type that adds little, less than 1% of the
+weights. That is int4 or int4z where it holds the codes as they are (blocks.py), and int8 for all others, to which
+int4z adds 5 to 7%.
+Knows nothing about config.json or how a file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.packed import F32, pack, unpack
+from coterie.models.config import ModelConfig
+from coterie.models.gguf.blocks import codes_kept, packed_codes
+from coterie.models.gguf.families import Architecture
+from coterie.models.gguf.file import GgufFile, GgufTensor, gguf_package
+from coterie.models.gguf.rope import TENSORS
+from coterie.models.joined import joined_names
+from coterie.models.layered import LAYERED_NAMES
+from coterie.models.lost import Sums
+from coterie.models.packing import BY_NAME, Packing, may_be_packed
+from coterie.models.quantize import PIECE_WEIGHTS
+from coterie.models.registry import weight_shapes
+
+_SUFFIXES = (".weight", ".bias")
+_BARE = f".{LAYERED_NAMES.scalar}"  # has no such end in a folder
+_SAME_ANSWER = "check that the file is whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows of a tensor, `shape` of the weight that they are: from `first` on; with `heads`, permuted within heads.
+
+    `offset` is subtracted.
+    """
+
+    tensor: GgufTensor
+    shape: tuple[int, ...]
+    first: int = 0
+    heads: int = 0
+    offset: float = 0.0
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows to be packed; what has one is held as a vector."""
+        return len(self.shape) == 2 and self.shape[0] > 1
+
+    def rows(self, start: int, stop: int) -> Any:
+        """Where rows start to stop of the weight are in the tensor: a slice, or a number for each."""
+        if not self.heads:
+            return slice(self.first + start, self.first + stop)
+        row, per_head = np.arange(start, stop), self.shape[0] // self.heads
+        head, channel = np.divmod(row, per_head)
+        half, pair = np.divmod(channel, per_head // 2)
+        return self.first + head * per_head + 2 * pair + half
+
+    def values(self, start: int, stop: int) -> F32:
+        """Rows of the weight as float32 [rows, columns]."""
+        values = self.tensor.values(self.rows(start, stop)).reshape(stop - start, -1)
+        return values - np.float32(self.offset) if self.offset else values
+
+
+def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offset: float) -> dict[str, Source]:
+    """Every weight of the model by its name, in order of first use.
+
+    Raises CheckpointError for one that is missing or of another shape, UnsupportedError for tensors without a use.
+    """
+    gguf = gguf_package(file.where)
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[file.metadata["general.architecture"]], config.num_layers)
+    heads = {config.names.q: config.num_heads, config.names.k: config.num_kv_heads} if row.permuted else {}
+    shapes, found = weight_shapes(config), {}
+    joined = _joined(file, names, config, shapes) | _stacked(names, config, shapes)
+    for name, shape in shapes.items():
+        theirs, first, rows = joined.get(name) or (names.get_name(name, _SUFFIXES), 0, shape[0])
+        theirs = f"{theirs}.weight" if name.endswith(_BARE) else theirs
+        tensor = file.tensors.get(theirs or "")
+        if tensor is None:
+            missing = f"tensor {theirs or name}, {name} of the model, is missing"
+            raise CheckpointError(file.where, missing, _SAME_ANSWER)
+        tensor = _in_rows(tensor, shape, config)
+        if tensor.shape != (rows, *shape[1:]):
+            fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is wanted"
+            raise CheckpointError(file.where, fact, _SAME_ANSWER)
+        part = name.rpartition(".")[0]
+        turned = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)
+        offset = norm_offset if part.endswith("norm") else 0.0
+        found[name] = Source(tensor, shape, first, turned, offset)
+    _refuse_leftovers(file, found)
+    return found
+
+
+def _joined(
+    file: GgufFile, names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[str, int, int]]:
+    """Weights that are rows of one tensor: its name, their first row there, and how many rows it has."""
+    found = {}
+    for stored, parts in joined_names(config.names, config.num_layers):
+        theirs = names.get_name(stored, _SUFFIXES)
+        rows, first = sum(shapes[name][0] for name in parts), 0
+        if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
+            continue  # stored by themselves
+        for name in parts:
+            found[name] = (theirs, first, rows)
+            first += shapes[name][0]
+    return found
+
+
+def _stacked(names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int, int]]:
+    """The same of branches' matrices, which follow one another in one tensor for each of gate, up and down."""
+    if config.branches is None:
+        return {}
+    found, branch = {}, config.branches.names.branch
+    before, after = branch.split("{}")
+    for name, shape in shapes.items():
+        prefix, mark, rest = name.partition(f".{before}")
+        number, _, part = rest.partition(after)
+        if mark and number.isdigit():
+            theirs = names.get_name(f"{prefix}{mark}{part}", _SUFFIXES)
+            found[name] = (theirs, int(number) * shape[0], config.branches.count * shape[0])
+    return found
+
+
+def _in_rows(tensor: GgufTensor, shape: tuple[int, ...], config: ModelConfig) -> GgufTensor:
+    """A tensor of branches as rows that follow one another; a matrix of one row that is stored as a vector."""
+    if config.branches is not None and len(tensor.shape) == 3 and tensor.shape[0] == config.branches.count:
+        return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
+    if len(shape) == 2 and tensor.shape == shape[1:]:
+        return replace(tensor, shape=(1, *tensor.shape), rows=tensor.rows.reshape(1, -1))
+    return tensor
+
+
+def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source]) -> None:
+    used = {source.tensor.name for source in found.values()}
+    leftovers = sorted(name for name in file.tensors if name not in used and name not in TENSORS)
+    if leftovers:
+        more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
+        fact = f"holds tensors that the model does not use: {', '.join(leftovers[:3])}{more}"
+        raise UnsupportedError(file.where, fact, "leaving them out could change the answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """What every weight is stored as; `packing` is that of config.json."""
+
+    by_name: Mapping[str, DType]
+    packing: Packing | None
+
+
+KEEP, BF16 = "keep", "bf16"
+WEIGHTS = (KEEP, BF16, *BY_NAME)
+
+
+def types_of(sources: Mapping[str, Source], weights: str) -> Types:
+    """The types that `weights`, one of WEIGHTS, gives. Of `keep`: what is not quantised stays as it is."""
+    matrices = {name: source for name, source in sources.items() if source.is_matrix}
+    packing = None
+    if weights == KEEP:
+        may = {name: source for name, source in matrices.items() if may_be_packed(name, source.shape)}
+        packing = Packing.of({name: _kept(source.tensor) for name, source in may.items()})
+    elif weights != BF16:
+        packing = Packing(BY_NAME[weights], DType.Q8)
+    by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(sources))
+    for name, source in matrices.items():
+        packed = packing.dtype_of(name, source.shape) if packing else None
+        own = source.tensor.float_type if weights != BF16 else None
+        by_name[name] = packed or own or DType.BF16
+    return Types(by_name, packing)
+
+
+def _kept(tensor: GgufTensor) -> DType | None:
+    """The packed type that a matrix of this type becomes, None for one that is not quantised."""
+    if tensor.float_type:
+        return None
+    return codes_kept(tensor.type) or DType.Q8
+
+
+def _small(sources: Mapping[str, Source]) -> DType:
+    """The type of what is no matrix, which a file holds as float32: the least that holds all of it exactly.
+
+    Exactly the file's numbers: those of norms are w + offset, rounded to float32, and w has to give them back.
+    """
+    exact = [DType.BF16, DType.F16]
+    matrices = {s.tensor.float_type for s in sources.values() if s.is_matrix}
+    if matrices == {DType.F16}:
+        exact.reverse()
+    for source in sources.values():
+        if not source.is_matrix:
+            exact = [dtype for dtype in exact if _holds(source, dtype)]
+    return exact[0] if exact and matrices != {DType.F32} else DType.F32
+
+
+def _holds(source: Source, dtype: DType) -> bool:
+    values, stored = source.values(0, source.shape[0]), source.tensor.values(source.rows(0, source.shape[0]))
+    return bool(np.array_equal(to_f32(from_f32(values, dtype), dtype) + np.float32(source.offset), stored))
+
+
+def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
+    """The bytes of a weight in a type, some rows at a time; what that loses is counted.
+
+    Raises CheckpointError for a number that is not finite in that type.
+    """
+    rows, columns = source.shape[0], source.shape[1] if len(source.shape) == 2 else 1
+    step = max(1, PIECE_WEIGHTS // columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if source.tensor.float_type is dtype and not source.offset:
+            bits: Any = source.tensor.bits(source.rows(start, stop))
+            sums.num_weights += (stop - start) * columns
+            sums.num_bytes += bits.nbytes
+        else:
+            values = source.values(start, stop)
+            bits, after = _stored(source, values, start, stop, dtype)
+            if not np.isfinite(after).all():
+                fact = f"a weight is infinite or not a number in {dtype.value}"
+                raise CheckpointError(source.tensor.where, fact, "get the file again, or choose other --weights")
+            sums.add(values, after, bits.nbytes)
+        yield bits.tobytes()
+
+
+def _stored(source: Source, values: F32, start: int, stop: int, dtype: DType) -> tuple[Any, F32]:
+    """The bits of these rows, and what they are worth."""
+    if not dtype.is_packed:
+        bits = from_f32(values, dtype)
+        return bits, to_f32(bits, dtype)
+    try:
+        if dtype is codes_kept(source.tensor.type):
+            packed = packed_codes(source.tensor.type, source.tensor.rows[source.rows(start, stop)], values)
+        else:
+            packed = pack(values, dtype)
+    except ValueError as error:
+        raise CheckpointError(source.tensor.where, str(error), "get the file again") from None
+    return packed, unpack(packed, dtype, values.shape[1])
