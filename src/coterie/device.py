@@ -216,6 +216,14 @@ class Device(Protocol):
     def load(self, program: Program) -> Executable:
         """Bind kernels or price regions. Raises UnsupportedError naming the op that this device has no kernel for."""
 
+    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
+        """Say that steps within these limits will be run on KV blocks of this size: what takes long may begin.
+
+        `shared`: steps of several experts at once, which have the weights at these places of the program's order in
+        common. Returns at once, and changes nothing but the time that the first such step takes.
+        """
+        return
+
     def run(
         self,
         exe: Executable,

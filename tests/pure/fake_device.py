@@ -16,7 +16,7 @@ import numpy as np
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange, Layout, PlacedRange
 from coterie.core.errors import TransferError
-from coterie.device import Binding, Buffer, Event, Executable, Span, copy_pieces
+from coterie.device import Binding, Buffer, Event, Executable, Limits, Span, copy_pieces
 from coterie.graph.program import Program
 from coterie.spec.machine import Link, MachineSpec, Tier
 
@@ -232,6 +232,9 @@ class FakeDevice:
 
     def logits(self, event: Event, rows: Sequence[int]):
         raise NotImplementedError
+
+    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None):
+        """Nothing: it compiles nothing."""
 
     def inspect(self, exe: Executable, binding: Binding):
         raise NotImplementedError

@@ -76,7 +76,7 @@ def _wanted(found: Composition, ahead: Ahead, sequences: int, tokens: int, conte
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
     made = plan(models, ahead.spec(), Settings(policy=policy))
     loaded = {key: ahead.load(program) for key, program in made.programs.items()}
-    wanted, asked = ahead.always(), asked_of(models, made, policy)
+    wanted, asked = ahead.always(), asked_of(models, made.programs, made.base_of, policy)
     with counted("what is launched", len(asked)) as tell:
         for number, one in enumerate(asked, 1):
             most = one.limits.context if context is None else min(context, one.limits.context)

@@ -218,6 +218,8 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
+    for one in asked_of(models, programs, made.base_of, settings.policy):
+        device.expect(loaded[one.key], one.limits, made.block_bytes, one.shared)
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
         exe, base = loaded[model.key], found.get(base_of(model, bases))
@@ -237,16 +239,18 @@ class Asked:
     shared: tuple[int, ...] | None = None
 
 
-def asked_of(models: Mapping[str, Model], made: Plan, policy: Policy) -> tuple[Asked, ...]:
-    """What serving these models may ask, each once."""
+def asked_of(
+    models: Mapping[str, Model], programs: Mapping[str, Program], base_of: Mapping[str, str], policy: Policy
+) -> tuple[Asked, ...]:
+    """What serving these models may ask of their programs, each once. `base_of`: each adapter's."""
     contexts: dict[str, int] = {}
     for model in models.values():
         contexts[model.key] = max(contexts.get(model.key, 0), model.max_context)
     limits = {key: Limits(policy.max_batch, policy.max_step_tokens, context) for key, context in contexts.items()}
     fellows = Counter(
-        (model.key, made.base_of[name], shared_places(made.programs[model.key].weights, model.layout))
+        (model.key, base_of[name], shared_places(programs[model.key].weights, model.layout))
         for name, model in models.items()
-        if policy.fellows and name in made.base_of
+        if policy.fellows and name in base_of
     )
     mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in fellows.items() if count > 1]
     return tuple(dict.fromkeys([*(Asked(key, most) for key, most in limits.items()), *mixed]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.core.errors import CapacityError, ConflictError
-from coterie.device import Executable
+from coterie.device import Executable, Limits
 from coterie.engine.assembly import Parts, Settings, page_bytes, work_bytes
 from coterie.engine.bases import folder_of
 from coterie.engine.served import Base, ServedExpert
@@ -64,4 +64,7 @@ def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model,
     work = work_bytes({name: model}, rules, settings.policy)
     if work > made.work_bytes:
         raise CapacityError(name, "the values of its largest step", work, made.work_bytes, [_AGAIN])
-    return parts.device.load(compile_graph(model.graph, rules))
+    exe = parts.device.load(compile_graph(model.graph, rules))
+    most = Limits(settings.policy.max_batch, settings.policy.max_step_tokens, model.max_context)
+    parts.device.expect(exe, most, made.block_bytes)
+    return exe

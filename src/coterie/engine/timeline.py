@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import FileRange
-from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
+from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Limits, Span, copy_pieces
 from coterie.engine.recording import Recording
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
@@ -144,6 +144,10 @@ class Timeline(Device):
     def load(self, program: Program) -> Executable:
         """As the device's."""
         return self._device.load(program)
+
+    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
+        """As the device does."""
+        self._device.expect(exe, limits, block_bytes, shared)
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """As the device's."""

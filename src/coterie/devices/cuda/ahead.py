@@ -145,14 +145,6 @@ class Ahead:
             return {}
         return self.wanted(exe, buckets_within(limits), block_bytes, shared)
 
-    def likely(
-        self, exe: LoweredExecutable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
-    ) -> dict[Wanted, None]:
-        """What most steps within these limits need."""
-        if shared is not None and not exe.mixes(shared):
-            return {}
-        return self.wanted(exe, likely_buckets(limits), block_bytes, shared)
-
     def always(self) -> dict[Wanted, None]:
         """What every run needs, whatever its program: what copies words down and up."""
         return ahead.wanted_by(words.launches())

@@ -22,7 +22,7 @@ import torch
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
-from coterie.device import Binding, Buffer, Event, Executable, copy_pieces, wait_for
+from coterie.device import Binding, Buffer, Event, Executable, Limits, copy_pieces, wait_for
 from coterie.devices.cuda.bound import Shared, upload
 from coterie.devices.cuda.driver import NAME, Driver, Health, Stream, take
 from coterie.devices.cuda.fetch import STAGING_BYTES, StagedLane
@@ -48,6 +48,7 @@ from coterie.spec.machine import MachineSpec
 
 if TYPE_CHECKING:
     from coterie.devices.cuda.compilers import Compilers
+    from coterie.devices.cuda.expected import Expected
 
 
 class CudaDevice(RealDevice):
@@ -77,10 +78,15 @@ class CudaDevice(RealDevice):
         tiles = tiles_for(facts.capability, facts.multiprocessors)
         self._shared = Shared(self.driver, kernels or TritonKernels(tiles))
         self._compilers: Compilers | None = None
+        self._expected: Expected | None = None
         if kernels is None and isinstance(self.driver, TorchDriver):  # what stands for a GPU has nothing to compile
+            from coterie.devices.cuda.ahead import Ahead
             from coterie.devices.cuda.compilers import AtOnce, Compilers
+            from coterie.devices.cuda.expected import Expected
 
             self._compilers = Compilers(facts.capability)
+            like_it = partial(Ahead, facts.capability, facts.multiprocessors)
+            self._expected = Expected(like_it, self._compilers)
             self._shared.before = AtOnce(self._compilers)
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
@@ -186,6 +192,11 @@ class CudaDevice(RealDevice):
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
         return self._once(program, lambda: self._encode(program))
 
+    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
+        """Compile what most such steps launch and was not compiled before, beside all else."""
+        if self._expected is not None:
+            self._expected(self._own(exe).program, limits, block_bytes, shared)
+
     def run(
         self,
         exe: Executable,
@@ -246,6 +257,8 @@ class CudaDevice(RealDevice):
         self._lanes.close()
         for lane in lanes:
             lane.join()
+        if self._expected is not None:
+            self._expected.close()
         if self._compilers is not None:
             self._compilers.close()
         self._runs.binder.forget()

@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
-from coterie.device import F32, I32, Event, Executable, Span
+from coterie.device import F32, I32, Event, Executable, Limits, Span
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
 from coterie.devices.real.step import LoweredExecutable
 from coterie.graph.program import Program, architecture_key
@@ -72,6 +72,9 @@ class RealDevice:
     def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
         """A copy of what is left of a run."""
         raise NotImplementedError
+
+    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
+        """Nothing: all that steps need is there."""
 
     def synthetic(self) -> bool:
         """False: the numbers are real."""
