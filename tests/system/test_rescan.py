@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_replaced_weights_are_read_anew(office: Path, tmp_path: Path) -> None:
         assert coterie.status().expert("ada").state != "resident"
         answer = coterie.ask(Query.text(PROMPT, "ada"))
         assert (answer.token_ids, answer.cached_tokens) == (alone(other), 0)
+
+
+def test_a_query_made_ready_before_has_the_tokens_of_the_new_tokenizer(office: Path, tmp_path: Path) -> None:
+    """Those of the old one would be read by weights that know nothing of them. Who is not replaced is left as it is."""
+    other = write_expert(tmp_path / "other", 9)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {symbol: 255 - token for symbol, token in vocab.items()}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with Coterie.open(office) as coterie:
+        ready = [coterie.ready(Query.text(PROMPT, name)) for name in ("ada", "bob")]
+        before = asked(coterie, "bob")
+        shutil.copytree(other, office / "ada", dirs_exist_ok=True)
+        assert coterie.rescan().renewed == ("ada",)
+        order = [coterie.submit(one) for one in ready]
+        answers = {chunk.request_id: chunk.answer for _ in range(400) for chunk in coterie.step() if chunk.answer}
+        assert [answers[one].token_ids for one in order] == [alone(other), before]
+        assert [one.is_current(coterie.texts) for one in ready] == [False, True]
 
 
 def test_what_goes_stays_in_memory(office: Path) -> None:

@@ -126,6 +126,8 @@ class Coterie:
         pending = InFlight(ready.query, ready.begun.prompt)
         with self._lock:
             self._check_room(ready.query, more)
+            if not ready.is_current(self.texts):  # its expert was replaced since
+                ready = self.ready(ready.query)
             if ready.route is None or ready.request is None:
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)

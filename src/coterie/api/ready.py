@@ -21,12 +21,20 @@ from coterie.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A query whose routing has `begun`; with its route, and its request without an id, unless a model is asked."""
+    """A query whose routing has `begun`; with its route, and its request without an id, unless a model is asked.
+
+    `text` made the request's tokens.
+    """
 
     query: Query
     begun: Pending
     route: Route | None = None
     request: Request | None = None
+    text: Text | None = None
+
+    def is_current(self, texts: Mapping[str, Text]) -> bool:
+        """Whether its expert still reads as it did: after a rescan the same name may have another tokenizer."""
+        return self.text is None or texts[self.text.expert] is self.text
 
 
 def made_ready(
@@ -36,7 +44,8 @@ def made_ready(
     if begun.asks:
         return Ready(query, begun)
     route = routing.finish(begun)
-    return Ready(query, begun, route, request_of(query, begun.prompt, texts[route.expert], models[route.expert]))
+    text = texts[route.expert]  # before its model: a rescan in another thread puts a new model first, then its text
+    return Ready(query, begun, route, request_of(query, begun.prompt, text, models[route.expert]), text)
 
 
 def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Request:
