@@ -324,6 +324,28 @@ def test_a_tokenizer_neither_cuts_nor_fills_prompts(tmp_path: Path) -> None:
     assert len(Tokenizer.from_folder(folder).encode("abcdef")) == 6
 
 
+DOUBLED = (  # a list nested by doubling, and what becomes of it
+    ("{% set x = [x, x] %}", "{{ x }}"),
+    ("{% set x = [x, x] %}", "{{ x ~ 'a' }}"),
+    ("{% set x = [x, x] %}", "{{ x|tojson }}"),
+    ("{% set x = [x, x] %}", "{{ x|string|length }}"),
+    ("{% set x = [x, x] %}", "{{ '%s' % x }}"),
+    ("{% set x = (x, x) %}", "{{ x == 1 or {x: 1} }}"),
+    ("{% set x = {'a': x, 'b': x} %}", "{{ x }}"),
+    ("{% set x = [x] + [x] %}", "{{ x }}"),
+    ("{% set x = [x] * 2 %}", "{{ x }}"),
+    ("{% set x = dict(a=x, b=x) %}", "{{ x }}"),
+    ("{% set x = [1]|batch(3, x)|list %}", "{{ x }}"),
+    ("{% for y in [1]|batch(3, x) %}{% set x = [y] %}{% endfor %}{% set x = [x, x]|list %}", "{{ x }}"),
+    ("{% set x = [1, 2]|map(attribute='b', default=x)|list %}", "{{ x }}"),
+    ("{% set x = {}.fromkeys([1, 2], x) %}", "{{ x }}"),
+    (
+        "{% set n = namespace() %}{% macro m() %}{% set n.x = varargs %}{% endmacro %}{{ m(x, x) }}{% set x = n.x %}",
+        "{{ x }}",
+    ),
+)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -352,6 +374,26 @@ def test_a_tokenizer_neither_cuts_nor_fills_prompts(tmp_path: Path) -> None:
         "{% set x = 'a' * 1000 %}" + "{% set x = x ~ x %}" * 30,
         "{% set x = 'a' * 1000 %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 30,
         "{% set x = 'a' * 10**7 %}" + "{{ x }}" * 30,
+        "{% set x = 'a' * 10**6 %}{{ ('%(x)s' * 10**6) % {'x': x} }}",
+        "{% set x = 'a' * 10**6 %}{{ ('%s' * 10**4) % ([x] * 10**4) }}",
+        "{% set x = 'a' * 10**6 %}{{ ('%(x)s' * 10**6)|format(x=x) }}",
+        "{% set x = 'a' * 10**6 %}{{ ('{0}' * 10**6).format(x) }}",
+        "{% set x = 'a' * 10**6 %}{{ ('{x}' * 10**6).format_map({'x': x}) }}",
+        "{% set n = namespace(x='a' * 10**6) %}{{ ('{0.x}' * 10**6).format(n) }}",
+        "{{ '{0:{1}}'.format(1, 10**9) }}",
+        "{{ ('a' * 10**6)|replace(old='a', new='b' * 10**6) }}",
+        "{{ ('a' * 10**6)|replace('a', new='b' * 10**6) }}",
+        "{% set n = namespace(x='a' * 10**6) %}{{ ([n] * 10**6)|join(attribute='x') }}",
+        "{% set n = namespace(x='a' * 10**6) %}{{ ([n] * 10**6)|join('', 'x') }}",
+        *["{% set x = ['a'] %}" + grown * 60 + shown for grown, shown in DOUBLED],
+        "{% set x = ['a'] * 10**6 %}{{ [x] * 10**6 }}",
+        "{% set x = ['a'] * 10**4 %}{{ {}.fromkeys(range(10**4), x)|tojson }}",
+        "{% set x = ['a'] * 10**6 %}{{ range(99999)|map(attribute='b', default=x)|list }}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}"
+        "{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}{{ n }}{{ 1 / 0 }}",
+        "{% set n = namespace(x=['a' * 1000]) %}{% for i in range(900) %}{% set n.x = [n.x] %}{% endfor %}"
+        "{{ n.x|tojson(indent=900) }}",
+        "{{ ([0] * 10**7)|tojson(indent=1) }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% set l = range(99999)|list %}{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
         "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",

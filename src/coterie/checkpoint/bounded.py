@@ -1,8 +1,9 @@
 """A Jinja environment for templates that strangers wrote: they cannot escape, run on without end, or fill the memory.
 
 Jinja's sandbox keeps them from Python's internals. Here a template also has `MAX_S` of processor time, and no text or
-list that it makes is longer than `MAX_LENGTH`: what multiplies is looked at before it is done, the rest behind it.
-Knows nothing about chats. Source: Jinja's documentation, "Sandbox", security considerations.
+list that it makes is longer than `MAX_LENGTH`, a list with all that is nested in it (weighed.py): what multiplies is
+looked at before it is done, the rest behind it. Knows nothing about chats.
+Source: Jinja's documentation, "Sandbox", security considerations.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
-from typing import Any
+from string import Formatter
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
+from jinja2.filters import make_attrgetter
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from coterie.checkpoint.weighed import weighed, weight
 
 MAX_S = 1.0  # of processor time; real templates take milliseconds
 MAX_LENGTH = 1 << 24  # letters or elements
@@ -40,7 +45,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for name in _DROPPED_FILTERS:
             del self.filters[name]
         del self.globals["lipsum"]
-        self.filters["counted"], self.filters["joined"] = _counted, _joined
+        self.filters |= {"counted": _counted, "joined": _joined, "sized": _sized}
 
     def bound_filters(self) -> None:
         """Bounds all filters that there are now."""
@@ -50,8 +55,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """A template whose loops are counted. Raises what Jinja raises."""
         tree = self.parse(source)
         for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
-        _join_by_filter(tree)
+            loop.iter = _filtered(loop.iter, "counted")
+        _watch(tree)
         return self.from_string(tree)
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
@@ -73,16 +78,19 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Two values of an operator that can multiply."""
         _tick()
+        its = None  # what a list weighs is known by what it is made of
         if operator == "**":
             _check(_bits(left) * abs(right) if isinstance(right, int) else 0, _MAX_BITS)
         elif operator == "*":
             _check(_length(left) * _times(right) + _length(right) * _times(left))
             _check(_bits(left) + _bits(right), _MAX_BITS)
+            its = weight(left) * _times(right) + weight(right) * _times(left)
         elif operator == "+":
             _check(_length(left) + _length(right))
+            its = weight(left) + weight(right)
         elif isinstance(left, str):
-            _check_format(left)
-        return super().call_binop(context, operator, left, right)
+            _check_format(left, (right,))
+        return _sized(super().call_binop(context, operator, left, right), its)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (Jinja's)
         """A call of a function, a macro or a method."""
@@ -91,6 +99,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str):
             args = _checked(name, owner, args, kwargs)
+        elif isinstance(__obj, Macro) and (__obj.catch_varargs or __obj.catch_kwargs):
+            _sized([*args, *kwargs.values()])  # which it has as a list
         return _sized(super().call(__context, __obj, *args, **kwargs))
 
 
@@ -116,14 +126,20 @@ def _bits(value: Any) -> int:
     return value.bit_length() if isinstance(value, int) else 0
 
 
-def _sized(value: Any) -> Any:
+def _sized(value: Any, its: int | None = None) -> Any:
+    """A value that is not too long; a list with its weight, which may be known."""
     _check(_length(value))
+    value = weighed(value, its)
+    if isinstance(value, list | tuple | dict):
+        _check(weight(value))
     return value
 
 
-def _check_format(text: str) -> None:
+def _check_format(text: str, given: Iterable[Any]) -> None:
+    """Raise SecurityError for a format, by % or by braces, that could make too much of these values."""
     if _WIDE.search(text):
         raise SecurityError("the template has a format with a width beyond all texts")
+    _check(len(text) + (text.count("%") + text.count("{")) * max(map(weight, given), default=0))
 
 
 def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -135,14 +151,16 @@ def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
         width = max((abs(one) for one in given if isinstance(one, int)), default=0)
         _check(width, _MAX_WIDTH)
         lines = 1 + str(text).count("\n") if name == "indent" else str(text).count("\t") if name == "expandtabs" else 0
-        _check(width * lines)
+        _check(width * (max(map(weight, given), default=0) if name == "batch" else lines))
     elif name in ("format", "format_map"):
-        _check_format(str(text))
+        _check_format(str(text), given)
         _check(max((abs(one) for one in given if isinstance(one, int)), default=0), 1 << 63)
-        if "{}}" in str(text):
-            raise SecurityError("the template has a format whose width comes with the values")
-    elif name == "replace" and len(args) > 1:
-        _check(_length(text) + str(text).count(str(args[0])) * len(str(args[1])))
+        for _, field, spec, _ in Formatter().parse(str(text)):
+            if {".", "["} & set(field or "") or "{" in (spec or ""):
+                raise SecurityError("the template has a format that goes into its values, or has its width from them")
+    elif name == "replace":
+        old, new = (args[at] if at < len(args) else kwargs.get(key, "") for at, key in enumerate(("old", "new")))
+        _check(_length(text) + str(text).count(str(old)) * len(str(new)))
     elif name == "join" and isinstance(text, str) and args:
         pieces = list(_counted(args[0]))
         _check(sum(map(_length, pieces)) + len(text) * len(pieces))
@@ -160,9 +178,13 @@ def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         first, rest = args[: takes + 1], args[takes + 1 :]
         value = first[-1]
         if name == "join":
-            value = list(_counted(value))
-            joint = str(rest[0] if rest else kwargs.get("d", ""))
-            _check(sum(len(str(one)) for one in value) + len(joint) * len(value))
+            value, joint = list(_counted(value)), str(rest[0] if rest else kwargs.get("d", ""))
+            if (attribute := rest[1] if len(rest) > 1 else kwargs.get("attribute")) is not None:
+                value = list(map(make_attrgetter(first[0].environment, attribute), value))
+            rest, kwargs = (joint,), {}
+            _check(sum(len(str(one)) for one in _counted(value)) + len(joint) * len(value))
+        elif name == "format":
+            _check_format(str(value), (*rest, *kwargs.values()))
         elif name == "sum" and not isinstance(rest[1] if len(rest) > 1 else kwargs.get("start", 0), int | float):
             raise SecurityError("the template sums what is no number")
         else:
@@ -181,13 +203,21 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
 
 def _joined(values: Iterable[Any]) -> str:
     """Texts put together."""
-    pieces = [str(value) for value in values]
-    _check(sum(map(len, pieces)))
-    return "".join(pieces)
+    return gathered(str(value) for value in values)
 
 
-def _join_by_filter(node: nodes.Node) -> None:
-    """Let `a ~ b` be put together by `_joined`."""
+def gathered(pieces: Iterable[str]) -> str:
+    """Pieces of one text put together, no more than may be. Raises SecurityError."""
+    kept, length = [], 0
+    for piece in _counted(pieces):
+        length += len(piece)
+        _check(length)
+        kept.append(piece)
+    return "".join(kept)
+
+
+def _watch(node: nodes.Node) -> None:
+    """Let `a ~ b` be put together by `_joined`, and lists that are written have their weight."""
     for name, child in list(node.iter_fields()):
         changed = [_one(part) for part in child] if isinstance(child, list) else _one(child)
         setattr(node, name, changed)
@@ -196,7 +226,14 @@ def _join_by_filter(node: nodes.Node) -> None:
 def _one(child: Any) -> Any:
     if not isinstance(child, nodes.Node):
         return child
-    _join_by_filter(child)
+    _watch(child)
     if isinstance(child, nodes.Concat):
-        return nodes.Filter(nodes.List(child.nodes), "joined", [], [], None, None)
+        return _filtered(nodes.List(child.nodes), "joined")
+    is_written = isinstance(child, nodes.List | nodes.Dict) or (isinstance(child, nodes.Tuple) and child.ctx == "load")
+    if is_written and not all(isinstance(part, nodes.Const) for part in child.iter_child_nodes()):
+        return _filtered(child, "sized")
     return child
+
+
+def _filtered(child: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast(nodes.Expr, child), name, [], [], None, None)

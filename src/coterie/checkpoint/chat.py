@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 
-from coterie.checkpoint.bounded import BoundedEnvironment
+from coterie.checkpoint.bounded import BoundedEnvironment, gathered
 from coterie.checkpoint.channels import CALL_FORM, CHANNEL, MESSAGE
 from coterie.checkpoint.files import read_object_if_present, read_text
 from coterie.checkpoint.forms import Form
@@ -189,6 +189,9 @@ class _Namespace(jinja2.utils.Namespace):
         _refuse_private(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # what it holds may hold namespaces, without end
+
 
 def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
@@ -199,7 +202,8 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """Jinja's own filter escapes HTML, which would change prompts."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return gathered(encoder.iterencode(value))
 
 
 def _raise_exception(message: str) -> None:

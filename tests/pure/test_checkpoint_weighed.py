@@ -1,0 +1,52 @@
+"""Weights of a template's values: nested ones count as often as they stand there, and are walked through once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.weighed import weighed, weight
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("", 0),
+        ("abc", 3),
+        (b"ab", 2),
+        (7, 2),
+        (2.5, 1),
+        (None, 1),
+        ([], 0),
+        (["a", "bcd"], 2 + 4),
+        (("a", ("b",)), 2 + 1 + 1 + 1),
+        ({"a": "bcd", "e": {}}, 2 + 1 + 3 + 1),
+        ({"a", "bc"}, 2 + 3),
+    ],
+)
+def test_weight(value: Any, wanted: int) -> None:
+    assert weight(value) == wanted
+    assert weighed(value) == value
+    assert weight(weighed(value)) == wanted
+    assert weight([value, value]) == weight(weighed([value, value])) == 2 + 2 * wanted
+
+
+def test_a_nested_list_is_walked_through_once() -> None:
+    plain: Any = ["ab"]
+    written: Any = weighed(["ab"])
+    for _ in range(500):
+        plain, written = [plain, plain], weighed([written, written])
+    assert weight(plain) == weight(written) == 2**500 * 3 + 2 * (2**500 - 1)
+
+
+def test_what_a_template_writes_is_used_as_ever() -> None:
+    source = (
+        "{% set l = [messages, 1] %}{% set d = {'a': l, 'b': none} %}{% set t = (l[1], 'x') %}{% set p, q = t %}"
+        "{{ l is sequence }}{{ d is mapping }}{{ l == [messages, 1] }}{{ '%s-%s' % t }}{{ '%s-%s' % (p, q) }}"
+        "{{ (l + [2])[1:] }}{{ [p] * 2 }}{{ {(p, q): 1}[(1, 'x')] }}{{ d }}{{ d|tojson }}{{ d.items()|list|length }}"
+    )
+    shown = "{'a': [[], 1], 'b': None}"
+    wanted = f"TrueTrueTrue1-x1-x[1, 2][1, 1]1{shown}" + '{"a": [[], 1], "b": null}2'
+    assert ChatTemplate(source, {}, "t").render([]) == wanted
