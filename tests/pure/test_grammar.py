@@ -14,6 +14,7 @@ from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import ANY_OBJECT, MANY, grammar_of
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.checkpoint.width import check_width
 from coterie.core.errors import RequestError
 
 PERSON = {
@@ -209,7 +210,10 @@ def test_blanks_come_to_an_end():
 def test_a_form_that_is_too_large_to_be_followed_is_to_be_simplified():
     """Which is found, for want of a count of all its ways, when its first token has come."""
     tokenizer, ends = byte_level()
-    wide = {"anyOf": [wide_object(300, mark) for mark in "abc"]}
+    parts = [wide_object(130, mark) for mark in "abc"]
+    for part in parts:
+        del part["additionalProperties"]
+    wide = {**parts[0], "anyOf": parts[1:]}  # each of the two has what is said beside them, too
     mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps(wide))
     with pytest.raises(RequestError, match=r"response_format.* max is 2000.*; simplify the schema"):
         mask.accept(brace(tokenizer))
@@ -240,6 +244,62 @@ def test_an_object_that_could_begin_in_too_many_ways_is_refused_with_their_numbe
     mask = grammar.mask(json.dumps(within(wide_object(480, required=5))))
     mask.accept(brace(tokenizer))
     assert mask.allowed().any()
+
+
+def referring(*parts):
+    return {"anyOf": [{"$ref": f"#/$defs/{at}~1"} for at in range(len(parts))]} | {
+        "$defs": {f"{at}/": part for at, part in enumerate(parts)}
+    }
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        referring,
+        lambda *parts: {"items": {"anyOf": parts}},
+        lambda *parts: {"oneOf": [parts[0], {"anyOf": parts[1:]}]},
+        lambda *parts: {"properties": {"x": referring(*parts)["anyOf"][0]}, **referring(*parts)},
+    ],
+)
+def test_a_choice_that_could_begin_in_too_many_ways_is_refused_with_their_number(made):
+    tokenizer, ends = byte_level()
+    grammar = grammar_of(tokenizer, tokenizer.vocab_size, ends)
+    parts = [wide_object(count, mark, 1) for count, mark in ((161, "a"), (160, "b"), (160, "c"))]
+    with pytest.raises(RequestError, match=r"objects with 481 properties in all .* come first.* at most 480"):
+        grammar.mask(json.dumps(made(*parts)))
+
+
+def test_a_choice_of_as_many_ways_as_can_be_followed_is_followed():
+    tokenizer, ends = byte_level()
+    grammar = grammar_of(tokenizer, tokenizer.vocab_size, ends)
+    for form in (referring, lambda *parts: {"anyOf": parts}):
+        mask = grammar.mask(json.dumps(form(*(wide_object(160, mark, 1) for mark in "abc"))))
+        mask.accept(brace(tokenizer))
+        assert mask.allowed().any()
+
+
+def test_objects_that_begin_with_what_is_required_may_have_many_properties():
+    """Their kind comes first, and then it is known which of them it is."""
+    tokenizer, ends = byte_level()
+    kinds = []
+    for mark in "abcdef":
+        wide = wide_object(300, mark)
+        wide["properties"] = {"kind": {"const": mark}, **wide["properties"]}
+        kinds.append(wide | {"required": ["kind"]})
+    mask = grammar_of(tokenizer, tokenizer.vocab_size, ends).mask(json.dumps({"anyOf": kinds}))
+    answer = b'{"kind":"d","d7":null}'
+    letters = {tokenizer.token_bytes(token): token for token in range(tokenizer.vocab_size)}
+    assert mask.take([letters[bytes([byte])] for byte in answer]) == len(answer)
+
+
+def test_choices_that_refer_to_each_other_are_counted_once_each():
+    """Those that double sixty times, or come back to themselves."""
+    defs = {f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(60)}
+    defs["d60"] = {"anyOf": [{"$ref": "#/$defs/d0"}, {"$ref": "#/nowhere/0"}, {"$ref": "elsewhere"}, wide_object(1)]}
+    with pytest.raises(RequestError, match="has a choice of objects with"):
+        check_width({"$ref": "#/$defs/d0", "$defs": defs}, "here")
+    defs["d60"]["anyOf"].pop()
+    check_width({"$ref": "#/$defs/d0", "$defs": defs}, "here")
 
 
 def test_a_form_is_compiled_up_to_a_size():

@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.inflight import InFlight
@@ -261,9 +260,7 @@ class Coterie:
     def __enter__(self) -> Coterie:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _check_open(self) -> None:

@@ -22,6 +22,7 @@ from coterie.checkpoint.forms import Form
 from coterie.checkpoint.held import arguments_of, is_strict
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.checkpoint.width import check_width
 from coterie.core.errors import RequestError
 
 ANY_OBJECT = '{"type": "object"}'
@@ -31,8 +32,6 @@ GUARD = "\x02"  # a character that merges with no other
 KEPT = 16  # grammars
 MANY = 8  # where one of so many tokens of the vocabulary may come, the text is free
 MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,000 that are not, in two seconds
-MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
-_DATA = ("enum", "const", "default", "examples")  # what these have looks like a schema, and is none
 FIELD, TOOLS = "response_format", "tools"
 PLAIN = Speech()
 
@@ -98,7 +97,7 @@ class Grammar:
     def mask(self, schema: str, speech: Speech = PLAIN) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
         try:
-            _check_width(json.loads(schema), FIELD)
+            check_width(json.loads(schema), FIELD)
         except ValueError as error:
             raise RequestError(FIELD, f"has no JSON schema: {error}", "give a JSON object") from error
         alone = self._made(self._of_schema(schema, FIELD), FIELD)
@@ -124,7 +123,7 @@ class Grammar:
             name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
             if not calling.only or name in calling.only:
                 arguments[name] = arguments_of(tool, calling.required, where), is_strict(tool), where
-                _check_width(arguments[name][0], where)
+                check_width(arguments[name][0], where)
                 if form.layout is not None and is_strict(tool):
                     form.layout.check(arguments[name][0], where)
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
@@ -230,29 +229,6 @@ def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) 
 def _how(strict: bool) -> dict[str, Any]:
     """How a schema is kept: to the letter, or but for keywords that cannot be enforced."""
     return {"whitespace_pattern": BLANKS, "lenient": not strict}
-
-
-def _check_width(schema: object, where: str) -> None:
-    """Raise RequestError for an object that could begin in more ways than are followed at once.
-
-    Without this it would be found when its first token has come.
-    """
-    if isinstance(schema, list):
-        for item in schema:
-            _check_width(item, where)
-    if not isinstance(schema, dict):
-        return
-    properties, required = schema.get("properties"), schema.get("required")
-    if isinstance(properties, dict):
-        count = len(properties.keys() - set(map(str, required if isinstance(required, list) else ())))
-        if count > MAX_OPTIONAL:
-            fact = f"has an object with {count} properties that are not required"
-            raise RequestError(
-                where, fact, f"require more of them, or split it: at most {MAX_OPTIONAL} may be left out"
-            )
-    for name, item in schema.items():
-        if name not in _DATA:
-            _check_width(item, where)
 
 
 def _object_of(schema: str) -> dict[str, Any]:
