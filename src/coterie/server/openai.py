@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring  # what an encoder without ensure_ascii writes texts by
 from typing import Any
 
 from coterie.api import Answer, Chunk, Query
@@ -100,11 +101,11 @@ class Frame:
     """An event as it is sent, in which one text stands for whatever comes: a tenth of the work of writing all anew."""
 
     def __init__(self, event: bytes) -> None:
-        self._before, _, self._after = event.rpartition(_TO_JSON(MARK).encode())
+        self._before, _, self._after = event.rpartition(encode_basestring(MARK).encode())
 
     def around(self, text: str) -> Sequence[bytes]:
         """The event with this text; none where it is empty."""
-        return (self._before + _TO_JSON(text).encode() + self._after,) if text else ()
+        return (self._before + encode_basestring(text).encode() + self._after,) if text else ()
 
 
 class Streamed:
@@ -151,7 +152,7 @@ class Streamed:
     @staticmethod
     def encode(event: Mapping[str, Any]) -> bytes:
         """An event as it is sent."""
-        return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+        return b"data: " + _TO_JSON(event).encode() + b"\n\n"
 
 
 class ChatAnswers(Streamed):

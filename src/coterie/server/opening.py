@@ -9,85 +9,59 @@ Knows nothing about HTTP or what chunks are turned into. Source of comments: the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
-from coterie.api import Chunk
 from coterie.api.watch import Waiting
-from coterie.core.errors import CoterieError
 from coterie.core.units import format_bytes
+from coterie.server.stream import Stream
 
 HOLD_S = 0.25  # most answers begin within it, and most of what can fail does: then with its own status, as ever
 PATIENCE_S = 5.0  # in a long queue it is not known for longer than a client should wait whether an expert can come in
 EVERY_S = 3.0
 
-Chunks: TypeAlias = AsyncGenerator[tuple[int, Chunk], None]
-"""Chunks of several choices of an answer, each with its choice's index."""
 Look: TypeAlias = Callable[[], Awaitable[Waiting | None]]
 
 
 class Opening:
-    """Awaits the first of `chunks`; `look` says what it waits for."""
+    """Awaits the first chunk of a stream; `look` says what it waits for."""
 
-    def __init__(self, chunks: Chunks, look: Look) -> None:
-        self._chunks, self._look = chunks, look
-        self._first: asyncio.Future[tuple[int, Chunk]] | None = None
+    def __init__(self, stream: Stream, look: Look) -> None:
+        self._stream, self._look = stream, look
+        self._first = stream.news()
         self._seen: Waiting | None = None
 
     async def accepted(self) -> None:
         """Return when a query begins to be answered, or when nothing but its turn or its expert's bytes is missing.
 
-        Raises CoterieError where it is refused, or has failed so far.
+        Raises CoterieError where it is refused, or has failed so far, and what else the stream fails with.
         """
-        first = self._first = asyncio.ensure_future(anext(self._chunks))
-        end_s = asyncio.get_running_loop().time() + PATIENCE_S
-        try:
-            while not await _within(first, HOLD_S) and asyncio.get_running_loop().time() < end_s:
-                await self._see()
-                if self._seen is not None and self._seen.expert and not self._seen.absent:
-                    return
-        except BaseException:
-            first.cancel()
-            await asyncio.wait({first})  # so that its generator can be closed
-            raise
-        if first.done() and (error := first.result()[1].error) is not None:
-            raise error
+        end_s = self._stream.loop.time() + PATIENCE_S
+        while not await _within(self._first, HOLD_S) and self._stream.loop.time() < end_s:
+            await self._see()
+            if self._seen is not None and self._seen.expert and not self._seen.absent:
+                return
+        self._stream.check()
 
     async def comments(self) -> AsyncIterator[bytes]:
         """What to send at once, and then every few seconds, until the first chunk is there."""
-        first = self._future()
-        try:
-            while not first.done():
-                yield f": {_words(self._seen)}\n\n".encode(errors="replace")
-                if not await _within(first, EVERY_S):
-                    await self._see()
-        finally:
-            first.cancel()  # nothing where it is done; else who asked has left
-
-    def first(self) -> tuple[int, Chunk]:
-        """The first chunk and its choice's index, after the comments."""
-        try:
-            return self._future().result()
-        except CoterieError as error:
-            return 0, Chunk("", "", error=error)
+        while not self._first.done():
+            yield f": {_words(self._seen)}\n\n".encode(errors="replace")
+            if not await _within(self._first, EVERY_S):
+                await self._see()
 
     async def _see(self) -> None:
         """Look again, unless the first chunk comes meanwhile, or the step under way takes too long."""
-        first, look = self._future(), asyncio.ensure_future(self._look())
-        both: set[asyncio.Future[Any]] = {first, look}
+        look = asyncio.ensure_future(self._look())
+        both: set[asyncio.Future[Any]] = {self._first, look}
         await asyncio.wait(both, timeout=HOLD_S, return_when=asyncio.FIRST_COMPLETED)
         if not look.done():
             look.cancel()
         elif look.exception() is None:  # else the engine has ended, which the first chunk says too
             self._seen = look.result() or self._seen
 
-    def _future(self) -> asyncio.Future[tuple[int, Chunk]]:
-        if self._first is None:
-            raise RuntimeError("accepted() comes first")
-        return self._first
 
-
-async def _within(first: asyncio.Future[tuple[int, Chunk]], seconds: float) -> bool:
+async def _within(first: asyncio.Future[None], seconds: float) -> bool:
     return bool((await asyncio.wait({first}, timeout=seconds))[0])
 
 

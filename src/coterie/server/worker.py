@@ -1,6 +1,6 @@
 """One thread that owns the engine; asyncio tasks hand it requests and receive chunks.
 
-    HTTP task --submit--> inbox --> engine thread --call_soon_threadsafe, once a step--> sinks --> HTTP tasks
+    HTTP task --ask--> inbox --> engine thread --call_soon_threadsafe, once a step--> streams --> HTTP tasks
         `-- what takes long and needs no engine --> a thread beside it
 
 Knows nothing about HTTP.
@@ -12,10 +12,9 @@ import asyncio
 import logging
 import queue
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
@@ -23,6 +22,7 @@ from coterie.api.coterie import WAIT_S
 from coterie.api.ready import Ready
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.engine.wishes import Told
+from coterie.server.stream import Stream
 
 T = TypeVar("T")
 LONG_CHARS = 16384  # of what is read for a request: more would let others wait for more than a few milliseconds
@@ -38,47 +38,13 @@ class _Job:
     fail: Callable[[Exception], None]
 
 
-class Sink:
-    """Chunks that wait for the one task that takes them. For its loop's thread alone."""
-
-    def __init__(self) -> None:
-        self._chunks: deque[Chunk] = deque()
-        self._taker: asyncio.Future[None] | None = None
-
-    def empty(self) -> bool:
-        """True when nothing waits."""
-        return not self._chunks
-
-    def put(self, chunk: Chunk) -> None:
-        """Let a chunk be taken."""
-        self._chunks.append(chunk)
-        if self._taker is not None and not self._taker.done():
-            self._taker.set_result(None)
-
-    async def take(self) -> Chunk:
-        """The next chunk, once there is one."""
-        while not self._chunks:
-            self._taker = asyncio.get_running_loop().create_future()
-            await self._taker
-        return self._chunks.popleft()
-
-
-@dataclass(slots=True)
-class Ticket:
-    """Where the chunks of some queries go; their ids are known once the engine's thread has submitted them."""
-
-    loop: asyncio.AbstractEventLoop
-    sink: Sink = field(default_factory=Sink)
-    request_ids: list[str] = field(default_factory=list)
-
-
 class Worker:
     """Runs a Coterie in its own thread until `stop`."""
 
     def __init__(self, coterie: Coterie) -> None:
         self._coterie = coterie
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
-        self._tickets: dict[str, Ticket] = {}
+        self._streams: dict[str, Stream] = {}
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
@@ -105,30 +71,17 @@ class Worker:
         self._beside.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
 
-    async def stream(
-        self, queries: Sequence[Query], ticket: Ticket | None = None
-    ) -> AsyncGenerator[tuple[int, Chunk], None]:
-        """Submit queries together and yield their chunks, each with its query's index, until all have ended.
+    def ask(self, queries: Sequence[Query]) -> Stream:
+        """Submit queries together, soon; their stream has what comes of them, or by which error none was asked.
 
-        Leaving early cancels what has not. Raises CoterieError at once where one is refused, and then none is asked.
-        A `ticket` that is given has the queries' ids once they are submitted.
+        What takes long before that is done beside the engine. For a loop's thread, which gets the chunks.
         """
-        ticket = ticket or Ticket(asyncio.get_running_loop())
-        left = len(queries)
-        try:
-            asked: Sequence[Query | Ready] = queries
-            if any(map(_takes_long, queries)):
-                asked = await self.beside(lambda coterie: [coterie.ready(query) for query in queries])
-            await self.call(lambda coterie: self._submit(asked, ticket))
-            index_of = {request_id: index for index, request_id in enumerate(ticket.request_ids)}
-            while left:
-                chunk = await ticket.sink.take()
-                left -= chunk.last
-                yield index_of[chunk.request_id], chunk
-        finally:
-            if left:
-                # Jobs run in order, so by then the queries were submitted or refused.
-                self._put(_Job(lambda: self._cancel(ticket), _ignore))
+        stream = Stream(len(queries), self._leave)
+        if any(map(_takes_long, queries)):
+            stream.preparing = stream.loop.create_task(self._prepare(queries, stream))
+        else:
+            self._hand_over(queries, stream)
+        return stream
 
     async def call(self, function: Callable[[Coterie], T]) -> T:
         """Run a function on the engine's thread, between two steps, and return its result or raise its error."""
@@ -190,21 +143,45 @@ class Worker:
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    def _submit(self, queries: Sequence[Query | Ready], ticket: Ticket) -> None:
+    async def _prepare(self, queries: Sequence[Query], stream: Stream) -> None:
+        try:
+            ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries])
+        except CoterieError as error:
+            stream.fail(error)
+        else:
+            self._hand_over(ready, stream)
+
+    def _hand_over(self, queries: Sequence[Query | Ready], stream: Stream) -> None:
+        def refuse(error: Exception) -> None:
+            stream.loop.call_soon_threadsafe(stream.fail, error)
+
+        def run() -> None:
+            try:
+                _guarded(lambda _: self._submit(queries, stream), self._coterie)
+            except CoterieError as error:
+                refuse(error)
+
+        self._put(_Job(run, refuse))
+
+    def _submit(self, queries: Sequence[Query | Ready], stream: Stream) -> None:
         if self.broken is not None:
             raise self.broken
         try:
             for index, query in enumerate(queries):
                 request_id = self._coterie.submit(query, len(queries) - 1 - index)
-                ticket.request_ids.append(request_id)
-                self._tickets[request_id] = ticket
+                stream.request_ids.append(request_id)
+                self._streams[request_id] = stream
         except BaseException:
-            self._cancel(ticket)
+            self._cancel(stream)
             raise
 
-    def _cancel(self, ticket: Ticket) -> None:
-        for request_id in ticket.request_ids:
-            if self._tickets.pop(request_id, None) is not None:
+    def _leave(self, stream: Stream) -> None:
+        # Jobs run in order, so by then the queries were submitted or refused.
+        self._put(_Job(lambda: self._cancel(stream), _ignore))
+
+    def _cancel(self, stream: Stream) -> None:
+        for request_id in stream.request_ids:
+            if self._streams.pop(request_id, None) is not None:
                 self._coterie.cancel(request_id)
 
     def _serve(self) -> None:
@@ -219,16 +196,16 @@ class Worker:
             raise
 
     def _end(self) -> None:
-        for request_id in self._tickets:
+        for request_id in self._streams:
             self._coterie.cancel(request_id)
         self._give_up(ClosedError("server", "is being shut down", "ask again when it is back"))
 
     def _give_up(self, error: CoterieError) -> None:
         """Every answer, from now on, is this error."""
         self.broken = error
-        for request_id, ticket in self._tickets.items():
-            ticket.loop.call_soon_threadsafe(ticket.sink.put, Chunk(request_id, "", error=error))
-        self._tickets.clear()
+        for request_id, stream in self._streams.items():
+            stream.loop.call_soon_threadsafe(stream.put, Chunk(request_id, "", error=error))
+        self._streams.clear()
         for tell in tuple(self._waiting):
             tell(error)
         for end in self._at_end:
@@ -258,12 +235,12 @@ class Worker:
 
     def _deliver(self, chunks: Sequence[Chunk]) -> None:
         """Give out what a step brought: to wake a loop costs as much for one chunk as for those of a whole batch."""
-        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Sink, Chunk]]] = {}
+        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Chunk]]] = {}
         for chunk in chunks:
-            ids = self._tickets
-            ticket = ids.pop(chunk.request_id, None) if chunk.last else ids.get(chunk.request_id)
-            if ticket is not None:
-                parcels.setdefault(ticket.loop, []).append((ticket.sink, chunk))
+            ids = self._streams
+            stream = ids.pop(chunk.request_id, None) if chunk.last else ids.get(chunk.request_id)
+            if stream is not None:
+                parcels.setdefault(stream.loop, []).append((stream, chunk))
         for loop, parcel in parcels.items():
             loop.call_soon_threadsafe(_give, parcel)
 
@@ -285,9 +262,9 @@ def _guarded(function: Callable[[Coterie], T], coterie: Coterie) -> T:
         raise DeviceError("server", f"failed: {error!r}", "report it") from error
 
 
-def _give(parcel: Sequence[tuple[Sink, Chunk]]) -> None:
-    for sink, chunk in parcel:
-        sink.put(chunk)
+def _give(parcel: Sequence[tuple[Stream, Chunk]]) -> None:
+    for stream, chunk in parcel:
+        stream.put(chunk)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
