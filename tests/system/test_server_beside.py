@@ -20,6 +20,7 @@ from coterie.api import Coterie, Message, Query
 from coterie.api.texts import Text
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.server import choices
+from coterie.server.worker import LONG_CHARS, NUM_BESIDE
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}}
 TOOL = {"type": "function", "function": {"name": "add"}}
@@ -77,6 +78,28 @@ def test_others_are_answered_meanwhile(composition: Path, slow: Slow, path: str,
         if "response_format" in body:
             said = [choice["message"]["content"] for choice in got.json()["choices"]]
             assert set(said) <= {'"a"', '"b"'}
+
+
+def test_long_texts_wait_for_no_form(composition: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    encode = Text.encode
+
+    def seen(text: Text, query: Query, *more: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return encode(text, query, *more)
+
+    monkeypatch.setattr(Text, "encode", seen)
+    with served(Coterie.open(composition)) as url, ThreadPoolExecutor(NUM_BESIDE) as pool:
+        late = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, **FORM}) for _ in range(NUM_BESIDE)]
+        assert slow.waits.wait(20)
+        time.sleep(0.1)
+        threads.clear()
+        for length in (LONG_CHARS, LONG_CHARS + 1):
+            body = {**CHAT, "messages": [{"role": "user", "content": "x" * length}]}
+            assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=10).status_code in (200, 400)
+        assert [name.rpartition("_")[0] or name for name in threads] == ["coterie-engine", "coterie-reading"]
+        slow.go.set()
+        assert [one.result().status_code for one in late] == [200] * NUM_BESIDE
 
 
 def test_a_stream_whose_form_takes_long_says_that_it_waits(

@@ -21,7 +21,7 @@ from coterie.core.errors import CheckpointError
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-LONG = 16384  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
+LONG = 2048  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 _LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
 _BROKEN_TOKENS, _MOST_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all

@@ -25,7 +25,8 @@ from coterie.engine.wishes import Told
 from coterie.server.stream import Stream
 
 T = TypeVar("T")
-LONG_CHARS = 16384  # of what is read for a request: more would let others wait for more than a few milliseconds
+LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next step would wait half a millisecond
+QUICK_CHARS = 16 * LONG_CHARS  # that are read in milliseconds
 NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
 _LOG = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Worker:
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
+        self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
 
@@ -68,7 +70,8 @@ class Worker:
         self._inbox.put(None)
         self._coterie.interrupt()
         self._thread.join()
-        self._beside.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._beside, self._reading):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
 
     def ask(self, queries: Sequence[Query]) -> Stream:
@@ -102,12 +105,13 @@ class Worker:
         self._put(_Job(run, fail))
         return await result
 
-    async def beside(self, function: Callable[[Coterie], T]) -> T:
+    async def beside(self, function: Callable[[Coterie], T], reads: bool = False) -> T:
         """Run a function that takes long, and needs no step to be over, while the engine goes on.
 
-        Returns its result or raises its error.
+        `reads`: it takes milliseconds, not seconds. Returns its result or raises its error.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._beside, _guarded, function, self._coterie)
+        pool = self._reading if reads else self._beside
+        return await asyncio.get_running_loop().run_in_executor(pool, _guarded, function, self._coterie)
 
     def soon(self, function: Callable[[Coterie], None]) -> None:
         """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
@@ -144,8 +148,9 @@ class Worker:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
     async def _prepare(self, queries: Sequence[Query], stream: Stream) -> None:
+        reads = not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
         try:
-            ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries])
+            ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries], reads)
         except CoterieError as error:
             stream.fail(error)
         else:
@@ -247,8 +252,16 @@ class Worker:
 
 def _takes_long(query: Query) -> bool:
     """Whether forms must be compiled, or much text be cut into tokens, before the engine can have a query."""
-    read = len(query.prompt_ids) + sum([len(message.content) for message in query.messages])
-    return bool(query.form or query.tools) or read > LONG_CHARS
+    return _is_formed(query) or _chars(query) > LONG_CHARS
+
+
+def _is_formed(query: Query) -> bool:
+    return bool(query.form or query.tools)
+
+
+def _chars(query: Query) -> int:
+    """How much is read for it."""
+    return len(query.prompt_ids) + sum([len(message.content) for message in query.messages])
 
 
 def _guarded(function: Callable[[Coterie], T], coterie: Coterie) -> T:
