@@ -1,20 +1,25 @@
-"""Events of streams: those of plain text, which are written around their text, are what writing all of them gives."""
+"""Streams: how chunks come to who writes them, and events of plain text, which are what writing all of them gives."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from coterie.api import Answer, Chunk, Message, Query
 from coterie.api.logprobs import TokenLogprob
 from coterie.composition.router import Route
 from coterie.core.errors import ClosedError
 from coterie.engine.request import ChoiceParams
+from coterie.server.choices import EventStream, _write
 from coterie.server.completions import CompletionBody, TextAnswers
 from coterie.server.openai import MARK, ChatAnswers, ChatBody
+from coterie.server.opening import Opening
 from coterie.server.stream import Stream
 
 TEXTS = ("", "a", ' "b"\\\n', "\u00e9\u4e16\U0001f600\x00\u2028", MARK, json.dumps(MARK), "", "z")
@@ -163,3 +168,135 @@ def test_a_first_chunk_that_is_an_error_refuses_a_stream() -> None:
             stream.check()
 
     asyncio.run(refused())
+
+
+class Caller:
+    """Takes what is sent, each time when `lets` says so, and may leave."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.lets = asyncio.Event()
+        self.lets.set()
+
+    async def send(self, message: Any) -> None:
+        await self.lets.wait()
+        self.sent.append(dict(message))
+
+    async def receive(self) -> Any:
+        raise AssertionError("a response asks nothing of its caller")
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [message["body"] for message in self.sent if message["type"] == "http.response.body"]
+
+    @property
+    def ended(self) -> bool:
+        return self.sent[-1].get("more_body") is False
+
+
+def answering(stream: Stream, caller: Caller, n: int = 1) -> tuple[asyncio.Task[None], list[str]]:
+    """A chat's streamed response to a caller, under way, and who was told that it ended."""
+    asked, told = chat(ChoiceParams(), n), list[str]()
+
+    async def nothing() -> None:
+        return None
+
+    opening = Opening(stream, nothing)
+    response = EventStream(partial(_write, asked, opening, stream), lambda: told.append("end"))
+    return asyncio.ensure_future(response({}, caller.receive, caller.send)), told
+
+
+def contents(body: bytes) -> list[str]:
+    """The pieces of text in some events."""
+    events = [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: {")]
+    return [event["choices"][0]["delta"].get("content", "") for event in events if event.get("choices")]
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_what_comes_in_one_step_is_sent_at_once_and_what_comes_later_waits_for_a_slow_caller() -> None:
+    async def run() -> None:
+        stream, caller = Stream(2, lambda _: None), Caller()
+        stream.request_ids += ["a", "b"]
+        stream.put(Chunk("b", NAME, "0", (1,)))
+        task, told = answering(stream, caller, 2)
+        await settled()
+        assert [contents(body) for body in caller.bodies] == [["0"]]
+        caller.lets.clear()
+        for text in "123":
+            stream.put(Chunk("b", NAME, text, (1,)))
+            await settled()
+        assert len(caller.bodies) == 1
+        caller.lets.set()
+        await settled()
+        # The one that it waited with, then all that came meanwhile.
+        assert [contents(body) for body in caller.bodies[1:]] == [["1"], ["2", "3"]]
+        stream.put(Chunk("b", NAME, "4", (1,), answer("01234")))
+        stream.put(Chunk("a", NAME, "x", (1,)))
+        await settled()
+        assert not task.done()
+        stream.put(Chunk("a", NAME, "y", (1,), answer("xy")))
+        await task
+        assert caller.ended
+        assert caller.bodies[-1].endswith(b"data: [DONE]\n\n")
+        assert told == ["end"]
+        indices = [
+            json.loads(line[6:])["choices"] for line in b"".join(caller.bodies).split(b"\n") if b"choices" in line
+        ]
+        assert {choice["index"] for choices in indices for choice in choices} == {0, 1}
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_fails_says_so_behind_what_came_before_and_ends() -> None:
+    async def run() -> None:
+        stream, caller = Stream(1, lambda _: None), Caller()
+        stream.request_ids.append("a")
+        stream.put(Chunk("a", NAME, "0", (1,)))
+        task, told = answering(stream, caller)
+        await settled()
+        stream.put(Chunk("a", NAME, "1", (1,)))
+        stream.put(Chunk("a", NAME, error=ClosedError("server", "ends", "wait")))
+        await task
+        assert contents(caller.bodies[1]) == ["1"]
+        assert b'"code": "shutting_down"' in caller.bodies[1]
+        assert caller.ended
+        assert told == ["end"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [ClosedError("server", "ends", "wait"), ClientDisconnect()])
+def test_a_stream_that_was_refused_late_says_so_but_not_to_who_has_left(error: Exception) -> None:
+    async def run() -> None:
+        stream, caller = Stream(1, lambda _: None), Caller()
+        task, told = answering(stream, caller)
+        await settled()
+        assert caller.bodies == [b": waiting\n\n"]
+        stream.fail(error)
+        await task
+        assert told == ["end"]
+        assert caller.ended is isinstance(error, ClosedError)
+        assert len(caller.bodies) == 1 + isinstance(error, ClosedError)
+
+    asyncio.run(run())
+
+
+def test_a_response_that_is_cut_ends_too() -> None:
+    async def run() -> None:
+        stream, caller = Stream(1, lambda _: None), Caller()
+        task, told = answering(stream, caller)
+        await settled()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert told == ["end"]
+        before = len(caller.sent)
+        stream.put(Chunk("a", NAME, "0", (1,)))
+        await settled()
+        assert len(caller.sent) == before
+
+    asyncio.run(run())
