@@ -39,15 +39,18 @@ SAID = {
         "\n<tool_call>\n<function=now>\n</function>",
         "\n</tool_call> ",
     ],
+    "unmarked": ["```json\n", '{"name": "add", ', '"arguments": ', ADD, "}\n```"],
     "wrong": ["So:\n", "<tool_call>\n", '{"name": "rm", "arguments": {}}', "\n</tool_call>", "\nthat is all"],
 }
-TEMPLATES = {"hermes": HERMES, "functions": FUNCTIONS, "llama": LLAMA, "mistral": MISTRAL, "wrong": HERMES}
-CONTENT = {"hermes": "Let me see.", "functions": None, "llama": None, "mistral": None, "wrong": "".join(SAID["wrong"])}
+TEMPLATES = {"hermes": HERMES, "functions": FUNCTIONS, "llama": LLAMA, "mistral": MISTRAL}
+TEMPLATES |= {"unmarked": HERMES, "wrong": HERMES}
+CONTENT = dict.fromkeys(SAID) | {"hermes": "Let me see.", "wrong": "".join(SAID["wrong"])}
 CALLS = {
     "hermes": ["add"],
     "functions": ["add", "now"],
     "llama": ["add", "now"],
     "mistral": ["add", "now"],
+    "unmarked": ["add"],
     "wrong": [],
 }
 ARGUMENTS = {"add": json.loads(ADD), "now": {}}
@@ -159,6 +162,7 @@ SET |= {"required": ["a", "b"]}
 HELD = [{"type": "function", "function": {"name": "add", "parameters": SET}}, TOOLS[1]]
 HELD += [{"type": "function", "function": {"name": "other", "parameters": {"maxProperties": 0}}}]
 ONE = {"type": "function", "function": {"name": "add"}}
+SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [ONE]}}
 FORCED = {
     "one": {"tool_choice": ONE},
     "required": {"tool_choice": "required", "parallel_tool_calls": False},
@@ -264,8 +268,19 @@ def test_a_forced_call_that_is_cut_off_ends_where_the_answer_does(client: openai
         assert arguments != whole
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_call_that_is_cut_off_before_its_name_is_no_text(client: openai.OpenAI, stream: bool) -> None:
+    got = ask(client, "hermes", tools=HELD, tool_choice="required", logit_bias=NO_BLANKS, max_tokens=4, stream=stream)
+    assert rows_of(got, stream, 1) == [("", [], "length")]
+
+
+@pytest.mark.parametrize("options", [{"parallel_tool_calls": False}, {"tool_choice": SOME}])
+def test_calls_without_marks_are_read_also_where_calls_are_held(client: openai.OpenAI, options: dict) -> None:
+    ((content, calls, reason),) = rows_of(ask(client, "unmarked", **options), False, 1)
+    assert (content, [name for name, _ in calls], reason) == ("", ["add"], "tool_calls")
+
+
 RM = {"type": "function", "function": {"name": "rm"}}
-SOME = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [ONE]}}
 MUST = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [ONE]}}
 
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from coterie.api.types import Query
-from coterie.checkpoint.calls import CallText
+from coterie.checkpoint.calls import CallReader, CallText
 from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
-from coterie.checkpoint.held import HeldText, is_held
+from coterie.checkpoint.held import HeldText, is_held, is_strict
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
+from coterie.checkpoint.unmarked import UnmarkedText
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
@@ -99,7 +100,7 @@ class Text:
             return ()
         return _tokens_of(self.tokenizer, query.prediction)
 
-    def calls(self, query: Query) -> CallText | None:
+    def calls(self, query: Query) -> CallReader | None:
         """What finds the calls in one answer; None where no tools are offered."""
         form, functions = self._calls_form(query), [tool["function"] for tool in query.tools]
         if form is None:
@@ -107,7 +108,14 @@ class Text:
         tools = {function["name"]: function.get("parameters") or {} for function in functions}
         held = query.form or is_held(query.tools, query.calling)
         apart = bool(query.form) and not query.calling.required
-        return HeldText(form, tools, apart) if held and form.layout is None else CallText(form, tools)
+        calling = query.calling
+        if not held or form.layout is not None:
+            reader = CallText(form, tools)
+        else:
+            reader = HeldText(form, tools, apart, calling.required)
+        if not form.unmarked or query.form or calling.required or any(map(is_strict, query.tools)):
+            return reader
+        return UnmarkedText(reader, calling.only or tuple(tools), calling.several)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """What an answer to messages has besides what it says."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import BLANKS
@@ -54,6 +54,24 @@ class Calling:
     required: bool = False
     several: bool = True
     only: tuple[str, ...] = ()
+
+
+class CallReader(Protocol):
+    """Tells calls from text in one answer, as it comes."""
+
+    @property
+    def num_calls(self) -> int:
+        """The calls so far."""
+
+    @property
+    def cut(self) -> bool:
+        """True while a call that was given out is not whole."""
+
+    def push(self, piece: str) -> list[Found]:
+        """Take the next piece and return what is certain now."""
+
+    def flush(self) -> list[Found]:
+        """Return the rest: no more text will come."""
 
 
 class CallText:
@@ -196,7 +214,7 @@ def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tu
         end, text = len(text), text + form.closing
     size = len(text) - len(rest) + len(form.closing) if form.closing else end
     items = value if isinstance(value, list) else [value]
-    calls = [_call(item, form, tools) for item in items]
+    calls = [call_of(item, form.arguments, tools) for item in items]
     return size, [call for call in calls if call is not None] if None not in calls else []
 
 
@@ -206,13 +224,14 @@ def _made(found: Sequence[Read], tools: Tools) -> list[Call]:
     return [call for call in calls if call is not None] if None not in calls else []
 
 
-def _call(item: object, form: Form, tools: Tools) -> Call | None:
+def call_of(item: object, key: str, tools: Collection[str]) -> Call | None:
+    """The call that a JSON value is, its arguments under `key`; None where it is none of these tools."""
     name = item.get("name") if isinstance(item, dict) else None
-    arguments = item.get(form.arguments) if isinstance(item, dict) else None
+    arguments = item.get(key) if isinstance(item, dict) else None
     return _checked(name, arguments, tools)
 
 
-def _checked(name: object, arguments: object, tools: Tools) -> Call | None:
+def _checked(name: object, arguments: object, tools: Collection[str]) -> Call | None:
     if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
         return None
     try:

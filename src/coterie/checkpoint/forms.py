@@ -26,8 +26,9 @@ class Form:
 
     It stands behind `opening` and, if that is not empty, before `closing`; `listed`: several stand in one pair of
     brackets; `bare`: an answer may also begin with it, and further calls follow behind semicolons. `head`: with the
-    NAME of a tool that was offered it begins a call too, where a model left the opening mark out. A template shows the
-    form if it has all `signs` and none of `others`.
+    NAME of a tool that was offered it begins a call too, where a model left the opening mark out. `unmarked`: models
+    that are told this form may leave both marks out at an answer's beginning (unmarked.py). A template shows the form
+    if it has all `signs` and none of `others`.
     """
 
     signs: tuple[str, ...]
@@ -38,6 +39,7 @@ class Form:
     bare: bool = False
     listed: bool = False
     head: str = ""
+    unmarked: bool = False
     layout: Layout | None = None
 
     @property
@@ -68,7 +70,7 @@ _PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n"
 _NO_LLAMAS = ("<tool_call>", "[TOOL_CALLS]", "<|START_OF_TURN_TOKEN|>")  # the last is Cohere's
 FORMS = {
     # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
-    "hermes": Form(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"),
+    "hermes": Form(*(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"), unmarked=True),
     # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
     "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", listed=True),
     "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),

@@ -124,12 +124,12 @@ class HeldText(CallText):
     """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
 
     One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both, so that text
-    may spell a call.
+    may spell a call. `alone`: it is nothing but calls, so that the beginning of a head is no text.
     """
 
-    def __init__(self, form: Form, tools: Collection[str], apart: bool = False) -> None:
+    def __init__(self, form: Form, tools: Collection[str], apart: bool = False, alone: bool = False) -> None:
         super().__init__(form, tools)
-        self._apart = apart
+        self._apart, self._alone = apart, alone
         key = re.escape(json.dumps(form.arguments))
         self._head = re.compile(r'[^{]*\{"name": ("(?:[^"\\]|\\.)*"), ' + key + ": ")
         self._object: Nested | None = None
@@ -144,7 +144,8 @@ class HeldText(CallText):
         """Return the rest: no more text will come."""
         if self._over:
             self._held = ""  # what follows arguments but for a next head
-        return super().flush()
+        found = super().flush()
+        return [one for one in found if not isinstance(one, str)] if self._alone else found
 
     def _text_before_a_call(self) -> Iterator[str]:
         if not self._apart:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from coterie.checkpoint.calls import Call, CallText, More
+from coterie.checkpoint.calls import Call, CallReader, More
 from coterie.server.tools import found_in, new_call_id
 
 
 class Items:
     """Writes one answer's items. `name`: what makes their ids. `output`: the items, as far as they are written."""
 
-    def __init__(self, reader: CallText | None, name: str) -> None:
+    def __init__(self, reader: CallReader | None, name: str) -> None:
         self._reader, self._name = reader, name
         self.output: list[dict[str, Any]] = []
 

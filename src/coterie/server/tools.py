@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coterie.checkpoint.calls import Call, Calling, CallText, Found
+from coterie.checkpoint.calls import Call, Calling, CallReader, Found
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 
@@ -88,7 +88,7 @@ def _check(tool: object, where: str) -> None:
 class Spoken:
     """One choice's text and calls, whole or piece by piece. Without a `reader` all of it is text."""
 
-    def __init__(self, reader: CallText | None) -> None:
+    def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader
         self._begun = False
         self._num_calls = 0
@@ -137,7 +137,7 @@ class Spoken:
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
 
-def found_in(reader: CallText | None, text: str, last: bool = False) -> Sequence[Found]:
+def found_in(reader: CallReader | None, text: str, last: bool = False) -> Sequence[Found]:
     """What new text comes to, and, if it is the last, what was held back. Without a reader all of it is text."""
     if reader is None:
         return [text] if text else []

@@ -14,7 +14,7 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
-from coterie.checkpoint.calls import Call, CallText, More
+from coterie.checkpoint.calls import Call, CallReader, More
 from coterie.core.errors import CoterieError
 from coterie.models.model import Model
 from coterie.server.openai import details, error_body
@@ -35,7 +35,7 @@ def turn_error(status: int, message: str) -> dict[str, Any]:
 class Blocks:
     """Writes one answer's blocks. `content`: the blocks, as far as they are written; of calls the input is text."""
 
-    def __init__(self, reader: CallText | None) -> None:
+    def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader
         self._open = False
         self.content: list[dict[str, Any]] = []

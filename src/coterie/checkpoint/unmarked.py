@@ -1,0 +1,119 @@
+"""Calls that a model writes without the marks of its form: an answer that begins with one, plain or as a block of code.
+
+    {"name": "add", "arguments": {"a": 2}}          ```json
+                                                    {"name": "add", "arguments": {"a": 2}}
+                                                    ```
+
+Qwen2.5-Coder writes most of its calls so, whatever its template says. Text is held back only as long as it may become
+the call of a tool that was offered. Knows nothing about template syntax, tokens or requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+
+from coterie.checkpoint.calls import Call, CallReader, Found, call_of
+from coterie.checkpoint.nesting import BLANKS, Nested
+
+_FENCE = "```"
+_OPENINGS = ("", _FENCE, f"{_FENCE}json")
+_BLANK = re.compile(f"[{BLANKS}]+")
+_HEAD = re.compile(r'\s*(?:```\s+)?(?:```(?:json)?\s*)?(?=\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*\{)')
+_CLOSING = re.compile(r"\s*```[ \t]*(?:\n|$)")
+_MAX_BLANKS = 1024  # that are held back, since a call may follow
+
+
+class UnmarkedText:
+    """Reads an answer as `marked` does, but for calls that it begins with and that have no marks.
+
+    `tools`: the names of those that may be called. `several`: there may be more than one.
+    """
+
+    def __init__(self, marked: CallReader, tools: Collection[str], several: bool = True) -> None:
+        self._marked, self._tools, self._several = marked, frozenset(tools), several
+        self._heads = self._beginnings(_OPENINGS)
+        self._longest = max(map(len, self._heads), default=0) + _MAX_BLANKS
+        self._held = ""
+        self._open = True  # what comes may be such a call
+        self._value: Nested | None = None  # a call that has begun
+        self._begun = self._scanned = 0  # where it begins in what is held, and how far that is known
+        self._num_own = 0
+
+    @property
+    def num_calls(self) -> int:
+        """The calls so far, with marks or without."""
+        return self._num_own + self._marked.num_calls
+
+    @property
+    def cut(self) -> bool:
+        """True while a call that was given out is not whole."""
+        return self._marked.cut
+
+    def push(self, piece: str) -> list[Found]:
+        """Take the next piece and return what is certain now."""
+        if not self._open:
+            return self._marked.push(piece)
+        self._held += piece
+        return list(self._settle())
+
+    def flush(self) -> list[Found]:
+        """Return the rest: no more text will come. A call that is not whole is text."""
+        rest = list(self._as_text()) if self._open else []
+        return [*rest, *self._marked.flush()]
+
+    def _settle(self) -> Iterator[Found]:
+        while self._open:
+            if self._value is None:
+                head = _HEAD.match(self._held)
+                more = self._several or not self._num_own
+                if head is None or head[1] not in self._tools or not more:
+                    if not self._may_begin():
+                        yield from self._as_text()
+                    return
+                self._begun = self._scanned = head.end()
+                self._value = Nested()
+            self._scanned += self._value.push(self._held[self._scanned :])
+            if not self._value.whole:
+                return
+            yield from self._whole()
+
+    def _whole(self) -> Iterator[Found]:
+        """Give out the call that is whole now."""
+        call = _read(self._held[self._begun : self._scanned], self._tools)
+        if call is None:
+            yield from self._as_text()
+            return
+        self._held, self._value = self._held[self._scanned :], None
+        self._num_own += 1
+        again = (*_OPENINGS, *(_FENCE + one for one in _OPENINGS))
+        self._heads = self._beginnings(again) if self._several else (_FENCE,)
+        yield call
+
+    def _may_begin(self) -> bool:
+        """Whether what is held may become a call, however blanks lie in it."""
+        if len(self._held) > self._longest:
+            return False
+        dense = _BLANK.sub("", self._held)
+        return any(head.startswith(dense) for head in self._heads)
+
+    def _beginnings(self, openings: Collection[str]) -> tuple[str, ...]:
+        heads = [f'{{"name":{json.dumps(name, ensure_ascii=False)},"arguments":{{' for name in self._tools]
+        return tuple([_BLANK.sub("", opening + head) for opening in openings for head in heads])
+
+    def _as_text(self) -> list[Found]:
+        """What is held, read as any answer; from here on no such call begins."""
+        held, self._held, self._open = self._held, "", False
+        if self._num_own:
+            closing = _CLOSING.match(held)
+            held = held[closing.end() if closing else 0 :].lstrip(BLANKS)
+            held = "" if _FENCE.startswith(held) else held
+        return self._marked.push(held) if held else []
+
+
+def _read(text: str, tools: Collection[str]) -> Call | None:
+    try:
+        return call_of(json.loads(text), "arguments", tools)
+    except (RecursionError, ValueError):
+        return None
