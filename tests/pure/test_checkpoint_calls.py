@@ -134,6 +134,8 @@ def test_a_template_shows_its_form() -> None:
         "apriel": "<tool_calls>[{name, arguments}]</tool_calls>",
         "apertus": "set begin = '<|tools_prefix|>'",
         "lfm": "List of tools: [",
+        "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>name\n```json\n",
+        "deepseek-plain": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>",
         "gemma": "<|tool_call>call:",
     }
     for name, template in shown.items():

@@ -68,6 +68,11 @@ def written(form: str, arguments: dict, name: str = "add") -> str:
         return f"<|tools_prefix|>[{json.dumps({name: arguments}, ensure_ascii=False)}]<|tools_suffix|>"
     if form == "gemma":
         return f"<|tool_call>call:{name}{braced(arguments)}<tool_call|>"
+    if form.startswith("deepseek"):
+        said = json.dumps(arguments, ensure_ascii=False)
+        fenced = f"function<｜tool▁sep｜>{name}\n```json\n{said}\n```"
+        inside = fenced if form == "deepseek" else f"{name}<｜tool▁sep｜>{said}"
+        return f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{inside}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
     inside = "".join([element(form, key, value) for key, value in texts.items()])
     if form == "invoked":
@@ -122,6 +127,20 @@ def test_values_are_typed_by_the_schema_and_without_one_by_what_they_look_like()
     assert loose == {"text": 7, "n": 7, "maybe": None, "other": "x", "list": [1, "a"], "s": 3}
 
 
+def test_several_calls_of_a_block_have_marks_of_their_own() -> None:
+    opening, closing, begin, end, sep = [mark for mark in MARKS if mark.startswith("<｜tool▁")]
+    two = f'{opening}{begin}add{sep}{{"n": 1}}{end}\n{begin} now {sep} {{}} {end}'
+    for pieces in cuts(f"So.{two}{closing}"):
+        assert found("deepseek-plain", pieces) == ["So.", ("add", {"n": 1}), ("now", {})]
+    assert found("deepseek-plain", [two]) == [("add", {"n": 1}), ("now", {})]
+    fenced = f'{opening}{begin}function{sep}add\n```json\n{{"n": 1}}\n```{end}\n{begin}function{sep}now\n```json\n'
+    for pieces in cuts(f"{fenced}{{}}\n```{end}{closing}"):
+        assert found("deepseek", pieces) == [("add", {"n": 1}), ("now", {})]
+    for wrong in ("", "[]", '{"n": ', "{} and"):
+        said = f"{fenced}{wrong}\n```{end}{closing}"
+        assert found("deepseek", [said]) == [said]
+
+
 def test_blanks_between_tags_may_be_any() -> None:
     tight = "<tool_call>\n<function=add><parameter=text>a</parameter><parameter=n>3</parameter></function></tool_call>"
     assert found("functions", [tight]) == [("add", {"text": "a", "n": 3})]
@@ -137,6 +156,7 @@ def test_blanks_between_tags_may_be_any() -> None:
 
 MARKS = ["<tool_call>", "</tool_call>", "<seed:tool_call>", "</seed:tool_call>", "[TOOL_CALLS]", "[ARGS]"]
 MARKS += ["<minimax:tool_call>", "</minimax:tool_call>", "<|tool_call_start|>", "<|tool_call_end|>"]
+MARKS += [f"<｜tool▁{word}｜>" for word in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
 MARKS += ["<|tools_prefix|>", "<|tools_suffix|>", "<|tool_call>", "<tool_call|>", '<|"|>']
 
 
@@ -192,11 +212,14 @@ def test_calls_are_held(form: str, special: bool) -> None:
     assert taken(form, special, Calling(), f"So.{loose}") == (f"So.{loose}", True)
     assert taken(form, special, Calling(True, True, ("add",)), loose)[0] != loose
     between = "" if form == "mistral-named" else "\n"
-    begins, ends = len(FORMS[form].opening) + 1, len(FORMS[form].closing) + 1  # with the brackets of a list
-    twice = f"{right[:-ends]}, {right[begins:]}" if FORMS[form].listed else f"{right}{between}{right}"
+    brackets, between_two = (0, FORMS[form].layout.between) if form.startswith("deepseek") else (1, ", ")
+    begins, ends = len(FORMS[form].opening) + brackets, len(FORMS[form].closing) + brackets
+    twice = f"{right[:-ends]}{between_two}{right[begins:]}" if FORMS[form].listed else f"{right}{between}{right}"
     assert taken(form, special, Calling(True), twice) == (twice, True)
     alone = (right[:-ends], False) if FORMS[form].listed else (right, True)  # its list is not closed yet
-    assert taken(form, special, Calling(True, False), twice) == alone
+    some = taken(form, special, Calling(True, False), twice)
+    assert some[1] == alone[1]
+    assert some[0].removesuffix("<｜tool▁call") == alone[0], "but for letters with which the closing mark begins too"
 
 
 @pytest.mark.parametrize("form", NAMES)
@@ -208,6 +231,8 @@ def test_whatever_is_drawn_is_a_call_that_is_valid(form: str) -> None:
         "invoked": "</parameter>",
         "mistral-named": '"',
         "apertus": '"',
+        "deepseek": '"',
+        "deepseek-plain": '"',
         "lfm": '"',
         "gemma": '<|"|>',
     }.get(form, "</arg_value>")

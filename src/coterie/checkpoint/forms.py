@@ -14,9 +14,10 @@ from coterie.checkpoint.keyed import Keyed
 from coterie.checkpoint.nesting import Ripening
 from coterie.checkpoint.pythonic import Pythonic
 from coterie.checkpoint.quoted import Quoted
+from coterie.checkpoint.sections import Sections
 from coterie.checkpoint.tagged import Named, Tags
 
-Layout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted"
+Layout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted | Sections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,9 @@ _FUNCTIONS = Tags("<function=NAME>\n", "<parameter=KEY>\nVALUE\n</parameter>\n",
 _INLINE = Tags("<function=NAME>\n", "<parameter=KEY>VALUE</parameter>\n", "</function>")
 _INVOKED = Tags('<invoke name="NAME">\n', '<parameter name="KEY">VALUE</parameter>\n', "</invoke>")
 _PAIRS = Tags("NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n", lead="", tail="")
+_FENCED = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```<｜tool▁call▁end｜>"
+_PLAIN = "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>"
+_CALLS_OF_DEEPSEEK = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _NO_LLAMAS = ("<tool_call>", "[TOOL_CALLS]", "<|START_OF_TURN_TOKEN|>")  # the last is Cohere's
 FORMS = {
     # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
@@ -89,6 +93,13 @@ FORMS = {
     # LFM2, most of whose templates write no calls; Gemma 4.
     "lfm": Form(("List of tools: ",), (), "<|tool_call_start|>", "<|tool_call_end|>", listed=True, layout=Pythonic()),
     "gemma": Form(("<|tool_call>call:",), (), "<|tool_call>", "<tool_call|>", layout=Quoted()),
+    # DeepSeek V3 and R1 with what was distilled from it; V3.1.
+    "deepseek": Form(
+        ("<｜tool▁calls▁begin｜>", "```json"), (), *_CALLS_OF_DEEPSEEK, listed=True, layout=Sections(_FENCED, "\n")
+    ),
+    "deepseek-plain": Form(
+        ("<｜tool▁calls▁begin｜>",), ("```json",), *_CALLS_OF_DEEPSEEK, listed=True, layout=Sections(_PLAIN)
+    ),
     # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
     "llama": Form(('"parameters":',), _NO_LLAMAS, "<|python_tag|>", "", "parameters", True),
 }

@@ -18,6 +18,7 @@ from typing import Any
 from coterie.checkpoint.calls import Call, Calling, CallText, Found, More
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import Nested
+from coterie.checkpoint.sections import Sections
 from coterie.checkpoint.tagged import literal
 from coterie.core.errors import RequestError
 
@@ -108,6 +109,9 @@ def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) ->
     mark = special(form.closing) if form.closing else None
     closing = literal(form.closing) if mark is None else f"<[{mark}]>"
     ends = [closing] if form.closing else []
+    if isinstance(form.layout, Sections):
+        between = literal(form.layout.between) if form.layout.between else ""
+        return " ".join(["call" + _repeated(f"{between} call", calling), *ends])
     if form.listed:
         return " ".join(['" "? "[" call' + _repeated('", " call', calling) + ' "]"', *ends])
     if not form.closing:
