@@ -16,12 +16,13 @@ from tests.system.scripted import FIRST_ID, write_scripted
 from tests.system.test_server import served
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie, Query
+from coterie.api import Coterie, Message, Query
 from coterie.api.texts import Text
 from coterie.checkpoint.calls import Call, Calling, CallText, More
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import RequestError
 from coterie.server.tools import Spoken
 from coterie.server.tools import calling as calling_of
 
@@ -382,3 +383,23 @@ def test_each_tokens_logprob_is_streamed_once_though_calls_come_together(client:
 def test_an_answer_that_is_cut_short_behind_a_call_says_so(client: openai.OpenAI) -> None:
     choice = ask(client, "hermes", max_tokens=len(SAID["hermes"])).choices[0]
     assert (len(choice.message.tool_calls), choice.finish_reason) == (1, "length")
+
+
+def test_a_router_sends_tools_to_an_expert_that_takes_them(callers: Path, tmp_path: Path) -> None:
+    write_expert(tmp_path / "base", 2)
+    (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
+    file = tmp_path / "composition.toml"
+    places = {"base": tmp_path / "base", "plain": callers / "plain", "hermes": callers / "hermes"}
+    experts = "".join(f'[[expert]]\nname = "{name}"\ncheckpoint = "{folder}"\n' for name, folder in places.items())
+    rule = '[[router.rule]]\nexpert = "base"\nkeywords = ["go on"]\n'
+    file.write_text(f'name = "some"\n[router]\nkind = "rules"\nfallback = "plain"\n{rule}{experts}')
+    once, again = (tuple([Message("user", "go on")] * count) for count in (1, 2))
+    with Coterie.open(str(file)) as coterie:
+        assert coterie.route(Query(once)).expert == "base"
+        several = coterie.route(Query(again))
+        assert several.expert == "plain"
+        assert several.reason.startswith("base has no chat template for several messages; ")
+        routed = coterie.ask(Query(once, tools=tuple(TOOLS)))
+        assert (routed.expert, routed.text) == ("hermes", "".join(SAID["hermes"]))
+        with pytest.raises(RequestError, match="plain has no chat template that takes tools"):
+            coterie.ask(Query(once, model="plain", tools=tuple(TOOLS)))

@@ -278,7 +278,7 @@ class Coterie:
             yield self._parts.engine.wishes
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self._parts.both, self._lock)
+        return begun(self.routing, query, self.texts, self._parts.both, self._lock)
 
     def _check_room(self, query: Query, more: int) -> None:
         """Raise ClosedError, or CrowdedError where too many wait."""

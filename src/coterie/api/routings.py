@@ -39,7 +39,9 @@ class _Begun:
         return self.routing.finish(self.pending, results)
 
 
-def begun(routing: Routing, query: Query, cache: Cache, lock: AbstractContextManager[object]) -> Pending:
+def begun(
+    routing: Routing, query: Query, texts: Mapping[str, Text], cache: Cache, lock: AbstractContextManager[object]
+) -> Pending:
     """The first step of a query's routing; the cache is looked at, under its lock, where the router weighs residency.
 
     Raises NotFoundError, RequestError.
@@ -48,7 +50,8 @@ def begun(routing: Routing, query: Query, cache: Cache, lock: AbstractContextMan
     if routing.prefers_resident:
         with lock:
             resident = cache.residents
-    return routing.begin(prompt, query.model or None, query.previous_expert or None, resident)
+    unfit = {name: why for name in routing.composition.names if (why := texts[name].unfit(query))}
+    return routing.begin(prompt, query.model or None, query.previous_expert or None, resident, unfit)
 
 
 class Routings:

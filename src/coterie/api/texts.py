@@ -78,6 +78,14 @@ class Text:
         """Whether an answer may have a thought before it."""
         return not (query.raw or self.template is None) and (self.template.has_channels or bool(self.template.thoughts))
 
+    def unfit(self, query: Query) -> str:
+        """Why this expert cannot take a query that a router may send elsewhere; empty: it can."""
+        if query.raw:
+            return ""
+        if query.tools and (self.template is None or self.template.form is None):
+            return "takes no tools"
+        return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
+
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
         """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
         held = is_held(query.tools, query.calling)

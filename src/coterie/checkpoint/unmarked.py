@@ -20,7 +20,9 @@ from coterie.checkpoint.nesting import BLANKS, Nested
 _FENCE = "```"
 _OPENINGS = ("", _FENCE, f"{_FENCE}json")
 _BLANK = re.compile(f"[{BLANKS}]+")
-_HEAD = re.compile(r'\s*(?:```\s+)?(?:```(?:json)?\s*)?(?=\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*\{)')
+_HEAD = re.compile(
+    r'\s*(?:```\s+)?(?:```(?:json)?\s*)?(?=\{{1,2}\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*\{)'
+)
 _CLOSING = re.compile(r"\s*```[ \t]*(?:\n|$)")
 _MAX_BLANKS = 1024  # that are held back, since a call may follow
 
@@ -100,7 +102,8 @@ class UnmarkedText:
 
     def _beginnings(self, openings: Collection[str]) -> tuple[str, ...]:
         heads = [f'{{"name":{json.dumps(name, ensure_ascii=False)},"arguments":{{' for name in self._tools]
-        return tuple([_BLANK.sub("", opening + head) for opening in openings for head in heads])
+        begins = [opening + brace for opening in openings for brace in ("", "{")]
+        return tuple([_BLANK.sub("", begin + head) for begin in begins for head in heads])
 
     def _as_text(self) -> list[Found]:
         """What is held, read as any answer; from here on no such call begins."""
@@ -113,7 +116,8 @@ class UnmarkedText:
 
 
 def _read(text: str, tools: Collection[str]) -> Call | None:
+    """The call that a JSON object is; in doubled braces too, as the templates of some GGUF files show their model."""
     try:
-        return call_of(json.loads(text), "arguments", tools)
+        return call_of(json.loads(text[1:-1] if text.startswith("{{") else text), "arguments", tools)
     except (RecursionError, ValueError):
         return None

@@ -4,6 +4,7 @@
     "@expert ..."            ──▶ that expert, the address taken off
     anything else            ──▶ the router, and a conversation stays with its expert unless another leads by the margin
                                  where none stays, an expert in memory goes before one that is not and hardly leads
+                                 and one that can take the request before one that cannot
 
 Knows nothing about engines: what a router asks of a model is answered by the caller, between `begin` and `finish`.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
 from coterie.composition.router import Ask, Prompt, Route, Router, ranked
@@ -79,7 +80,7 @@ class Pending:
     """A routing that has begun. `prompt` is what the chosen expert gets (an address is taken off); `asks` want answers.
 
     `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has,
-    `resident` those in memory.
+    `resident` those in memory. `unfit`: experts that cannot take what was sent, and why, as "takes no tools".
     """
 
     prompt: Prompt
@@ -87,6 +88,7 @@ class Pending:
     route: Route | None
     previous: str | None
     resident: Collection[str] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 class Routing:
@@ -115,11 +117,12 @@ class Routing:
         model: str | None = None,
         previous: str | None = None,
         resident: Collection[str] = (),
+        unfit: Mapping[str, str] | None = None,
     ) -> Pending:
         """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
 
         Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
-        routers that ask nothing can do that. `resident`: the experts that are in memory now.
+        routers that ask nothing can do that. `resident`: the experts that are in memory now. `unfit`: see Pending.
 
         Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's),
         RequestError (no text).
@@ -137,7 +140,7 @@ class Routing:
         asks = self.router.ask(addressed) if self.router is not None else ()
         if previous is None and self.router is not None and not asks:
             previous = self._replay(prompt, resident)
-        return Pending(addressed, asks, None, previous, resident)
+        return Pending(addressed, asks, None, previous, resident, unfit or {})
 
     def finish(self, pending: Pending, results: Sequence[str] = ()) -> Route:
         """Second step, with the answers to `pending.asks` in their order.
@@ -152,7 +155,8 @@ class Routing:
                 return Route(names[0], 1.0, (), "it is the only expert")
             fact = f"there is no router to choose among {len(names)} experts"
             raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
-        return _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
+        route = _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
+        return fitting(route, pending.unfit, (spec.fallback, *names))
 
     def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
         """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert.
@@ -228,6 +232,20 @@ def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
             lead = route.confidence - share
             reason = f"{name} is in memory, {route.expert} is not and leads by {lead:.0%} only; {route.reason}"
             return replace(route, expert=name, confidence=share, runners_up=ranked(confidences, name), reason=reason)
+    return route
+
+
+def fitting(route: Route, unfit: Mapping[str, str], others: Sequence[str]) -> Route:
+    """The best runner-up that can take the request, or else the first of the `others` that can, if the chosen expert
+    cannot. `unfit`: those that cannot, and why. Where none can the route stays, and its expert says what is wrong.
+    """
+    if route.expert not in unfit:
+        return route
+    for name in (*[name for name, _ in route.runners_up], *others):
+        if name not in unfit:
+            confidences = {**dict(route.runners_up), route.expert: route.confidence}
+            reason = f"{route.expert} {unfit[route.expert]}; {route.reason}"
+            return Route(name, route.confidence_in(name), ranked(confidences, name), reason)
     return route
 
 
