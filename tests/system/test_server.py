@@ -148,6 +148,7 @@ def test_a_request_that_memory_can_never_hold_is_the_callers_to_change(compositi
         words = "111 tokens (42 of the prompt, the others for max_tokens) needs 16.00 KiB but 8.00 KiB can be had"
         assert f"{words}; set max_tokens to at most 23 or set --kv to at least 16384 B" in str(caught.value)
         assert ask(client, "x" * 40, max_tokens=23).usage.prompt_tokens == 42
+        assert ask(client, "x" * 40, max_tokens=None).usage.completion_tokens <= 23
     assert error_body(CapacityError("hbm", "the pool", 2, 1, ()))[0] == 503
 
 

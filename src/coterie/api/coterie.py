@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api.assemble import Options, assemble, make_spec
-from coterie.api.inflight import InFlight
+from coterie.api.inflight import InFlight, within_kv
 from coterie.api.opened import open_all
 from coterie.api.ready import Ready, made_ready, request_of
 from coterie.api.rescan import Rescan, rescan
@@ -288,6 +288,7 @@ class Coterie:
                 self._parts.engine.check_room(query.client, most, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
+        request = within_kv(request, pending.query, self._parts.kv.holds(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids

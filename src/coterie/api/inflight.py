@@ -13,10 +13,11 @@ from coterie.api.logprobs import TokenLogprob, spell
 from coterie.api.types import Answer, Chunk, Query
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.router import Prompt, Route
-from coterie.engine.request import Output, TokenLogprobs
+from coterie.engine.request import Output, Request, TokenLogprobs
 
-DEFAULT_MAX_TOKENS = 256
-MAX_TOKENS_OF_THINKERS = 2048  # thoughts take hundreds before an answer begins
+DEFAULT_MAX_TOKENS = 2048  # a program or a letter is whole in so many, and what goes round and round ends
+MAX_TOKENS_OF_TEXT = 256  # text that goes on without a chat template may have no end
+SHARE_OF_KV = 8  # by default no answer takes a larger part of the KV cache, so that others have room beside it
 
 
 @dataclass(slots=True)
@@ -114,17 +115,28 @@ class InFlight:
         )
 
 
-def to_draw(query: Query, room: int, thinks: bool = False) -> int:
-    """How many tokens the engine draws at most, where the context has `room` for so many; `thinks`: a thought may be
-    among them.
+def to_draw(query: Query, room: int, chats: bool = True) -> int:
+    """How many tokens the engine draws at most, where the context has `room` for so many; `chats`: the expert is told
+    by a chat template where an answer ends.
 
     One, to be dropped, where a prompt is scored and none is wanted. A context can hold fewer tokens than the default
     allows; only a limit that the user chose is held against him.
     """
     if query.max_tokens == 0 and query.choice.score_prompt:
         return 1
-    default = MAX_TOKENS_OF_THINKERS if thinks else DEFAULT_MAX_TOKENS
+    default = DEFAULT_MAX_TOKENS if chats else MAX_TOKENS_OF_TEXT
     return max(1, min(default, room)) if query.max_tokens is None else query.max_tokens
+
+
+def within_kv(request: Request, query: Query, holds: int) -> Request:
+    """A query's request, where its limit is the default with no more than a share of the KV cache, which `holds` so
+    many tokens of the expert, and one that fits: the last token is never fed back and needs no place there.
+    """
+    if query.max_tokens is not None:
+        return request
+    share = max(holds // SHARE_OF_KV, MAX_TOKENS_OF_TEXT)
+    room = max(1, holds + 1 - len(request.prompt_ids))
+    return replace(request, max_tokens=min(request.max_tokens, share, room))
 
 
 def _undrawn(output: Output) -> Output:

@@ -58,7 +58,7 @@ def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Reques
         request_id="",
         expert_id=text.expert,
         prompt_ids=ids,
-        max_tokens=to_draw(query, model.max_context - len(ids), text.thinks(query)),
+        max_tokens=to_draw(query, model.max_context - len(ids), text.chats(query)),
         sampling=query.sampling,
         stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
         end_ids=model.end_ids,

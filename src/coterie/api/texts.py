@@ -74,6 +74,10 @@ class Text:
         kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
         return ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
 
+    def chats(self, query: Query) -> bool:
+        """Whether a chat template tells the expert where an answer ends."""
+        return not (query.raw or self.template is None)
+
     def thinks(self, query: Query) -> bool:
         """Whether an answer may have a thought before it."""
         return not (query.raw or self.template is None) and (self.template.has_channels or bool(self.template.thoughts))

@@ -97,11 +97,15 @@ class KVPool:
         """How many blocks at the beginning of a sequence's hold its recurrent state."""
         return kv.state_blocks(self.block_bytes)
 
+    def holds(self, kv: KvShape) -> int:
+        """How many tokens of one sequence the whole pool holds."""
+        return max(self.num_blocks - self.state_blocks(kv), 0) * self.tokens_per_block(kv)
+
     def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
         """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
         blocks = self.blocks_for(tokens, kv)
         if blocks > self.num_blocks:
-            holds = max(self.num_blocks - self.state_blocks(kv), 0) * self.tokens_per_block(kv)
+            holds = self.holds(kv)
             # The last token of an answer is never fed back, so it needs no place.
             room = holds - prompt_tokens + 1
             shorter = f"shorten the prompt: it and max_tokens may have {holds + 1} tokens together"
