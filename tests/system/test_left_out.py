@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -59,6 +60,46 @@ def test_the_others_are_served(mixed: Path) -> None:
         assert "the expert cut is left out: " in answer.json()["error"]["message"]
         with pytest.raises(NotFoundError, match=r"the expert cut is left out: .* is truncated"):
             coterie.load("cut")
+
+
+COMPUTED = ("--requests", "3", "--rate", "1", "--prompt", "fixed:8", "--tokens", "fixed:4")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("simulate", "--machine", "sn40l-node", *COMPUTED),
+        ("plan", "--machine", "sn40l-node", "--rate", "1", "--prompt", "8", "--tokens", "4", "--slo", "ttft=1s"),
+        ("compile",),
+        (
+            "bench",
+            "serve",
+            "--in-flight",
+            "1",
+            "--requests",
+            "2",
+            "--rounds",
+            "1",
+            "--prompt",
+            "8",
+            "--max-tokens",
+            "2",
+        ),
+    ],
+    ids=lambda command: command[0],
+)
+def test_who_computes_for_the_others_tells_too(
+    mixed: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only prices models needs no tokenizer. No kernel is compiled here."""
+    ahead = SimpleNamespace(kept=lambda wanted: wanted, folder="", capability=(9, 0))
+    monkeypatch.setattr("coterie.cli.compile.ahead_of", lambda *named: ahead)
+    monkeypatch.setattr("coterie.cli.compile._wanted", lambda models, *limits: dict.fromkeys(models, True))
+    where = 2 if command[0] == "bench" else 1
+    answered = run(*command[:where], mixed, *command[where:])
+    assert answered.exit_code == 0, answered.stderr
+    for name in REASONS.keys() - (set() if command[0] == "bench" else {"mute"}):
+        assert f"coterie: {name} is left out: [" in answered.stderr
 
 
 def test_check_prints_the_rest_and_fails(mixed: Path) -> None:

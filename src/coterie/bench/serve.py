@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from coterie.api import Coterie, Options
-from coterie.api.assemble import make_spec, open_models
+from coterie.api.assemble import make_spec
+from coterie.api.opened import open_all
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Effort, Report, interleave, paired_ratio
@@ -150,7 +151,7 @@ def _options(ref: str, own: Own) -> Options:
     if own.near_bytes is not None:
         return options
     spec = make_spec(options)
-    models = open_models(load_composition(ref), options.device)
+    models = open_all(load_composition(ref), options.device).models
     bases = bases_of(models)
     sizes = [round_up(model.layout.size_bytes) for name, model in models.items() if name not in bases]
     room, shared = int(spec.tier(spec.run_tier).capacity_bytes * NEAR_SHARE), size_of(bases)

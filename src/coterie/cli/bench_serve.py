@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from coterie.api.opened import open_all
 from coterie.bench.coe import SHAPES
 from coterie.bench.http_stream import origin_of
 from coterie.bench.serve import Own, random_names, serve_own, serve_url
@@ -17,7 +18,7 @@ from coterie.bench.serve_asked import Way
 from coterie.bench.serve_models import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
-from coterie.cli.options import JsonOpt, KvOpt, NearOpt, ThreadsOpt, err, sentences
+from coterie.cli.options import JsonOpt, KvOpt, NearOpt, ThreadsOpt, err, say_left_out, sentences
 from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt
 from coterie.composition.composition import load_composition
 from coterie.core.errors import UsageError
@@ -81,7 +82,9 @@ def bench_serve(
     _left_out({"--model": model, "--ends": ends or None}, "is of a server that runs", "say with --url where it is")
     if composition is not None:
         _left_out({"--experts": experts, "--shape": shape or None}, "is of random experts", "leave the composition out")
-        names = load_composition(composition).names
+        served = open_all(load_composition(composition), "cpu").composition
+        names = served.names
+        say_left_out(served.left_out)
     else:
         names = random_names(experts or EXPERTS)
     shapes = (shape_config(shape),) if shape else SHAPES

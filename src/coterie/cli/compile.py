@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coterie.cli.opening import opened_to_price
 from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
 from coterie.cli.progress import counted
-from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import DeviceError, UsageError
 from coterie.device import Limits
 from coterie.devices.cuda.gpu import ahead_of, gpu_number
 from coterie.engine.assembly import Settings, asked_of, plan
-from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
+from coterie.models.model import Model
 
 if TYPE_CHECKING:
     from coterie.devices.cuda.ahead import Ahead, Wanted
@@ -50,7 +50,7 @@ def compile_(
         raise UsageError("--device", f"{device!r} is no GPU", "use cuda or cuda:NUMBER")
     start_s = perf_counter()
     ahead = ahead_of(device, capability, multiprocessors)
-    wanted = _wanted(load_composition(composition), ahead, sequences, tokens, context)
+    wanted = _wanted(opened_to_price(composition)[1], ahead, sequences, tokens, context)
     kept = ahead.kept(wanted)
     missing = [one for one, is_there in kept.items() if not is_there]
     used, failed = _compile(missing, ahead, processes)
@@ -70,9 +70,10 @@ def compile_(
         raise DeviceError("coterie compile", fact, "serving compiles them again and says more; the others are there")
 
 
-def _wanted(found: Composition, ahead: Ahead, sequences: int, tokens: int, context: int | None) -> dict[Wanted, None]:
+def _wanted(
+    models: dict[str, Model], ahead: Ahead, sequences: int, tokens: int, context: int | None
+) -> dict[Wanted, None]:
     """All kernels of all architectures, each once."""
-    models = open_experts(found, synthetic=True)
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
     made = plan(models, ahead.spec(), Settings(policy=policy))
     loaded = {key: ahead.load(program) for key, program in made.programs.items()}

@@ -9,8 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api import Options
+from coterie.cli.options import say_left_out
+from coterie.composition.composition import Composition, load_composition
+from coterie.engine.experts import open_experts, open_folder
 from coterie.engine.recording import MAX_WORKS
 from coterie.graph.ops import INT16
+from coterie.models.model import Model
 
 
 def options(
@@ -29,3 +33,16 @@ def options(
     how = Options(device=device, threads=threads, record=record, activations=activations)
     how = replace(how, policy=replace(how.policy, max_guesses=speculate))
     return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
+
+
+def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
+    """A composition and its models, of which no number is computed: those without bytes will do.
+
+    What cannot be opened of a folder is told and left out, as where it is served.
+    """
+    found = load_composition(ref)
+    if not found.is_folder:
+        return found, open_experts(found, synthetic=True)
+    found, models = open_folder(found)
+    say_left_out(found.left_out)
+    return found, models

@@ -14,12 +14,12 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from coterie.cli.opening import opened_to_price
 from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
-from coterie.composition.composition import Composition, load_composition
+from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes, format_seconds
-from coterie.engine.experts import open_experts
 from coterie.models.model import Model
 from coterie.plan.check import Check, check
 from coterie.plan.follow import follow
@@ -58,10 +58,10 @@ def planning(
     """Find the smallest number of each machine that keeps a promise under a load, and where the experts go."""
     if html is not None:
         check_plots("--html")
-    promised, found = parse_slo(slo), load_composition(composition)
+    promised = parse_slo(slo)
+    found, models = opened_to_price(composition)
     lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
     load = Load(requests, mix_named(mix, found.names), *lengths, rate=rate, seed=seed)
-    models = open_experts(found, synthetic=True)
     question_tokens(found, models, round(load.prompt.mean))  # refuses what no router could read
     wish = _wish(found, load, promised, resident)
     rows: list[dict[str, Any]] = []

@@ -17,15 +17,15 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from coterie.cli.opening import opened_to_price
 from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
 from coterie.cli.progress import counted
 from coterie.cli.side_by_side import side_by_side
-from coterie.composition.composition import Composition, load_composition
+from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_seconds
 from coterie.engine.bases import bases_of
-from coterie.engine.experts import open_experts
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import Model
 from coterie.plan.mix import F64, MIXES, mix_named
@@ -91,7 +91,7 @@ def simulation(
     _check_once("--machine", machine)
     _check_once("--policy", policy or [])
     promised = parse_slo(slo) if slo else None
-    found = load_composition(composition)
+    found, models = opened_to_price(composition)
     chosen = mix_named(mix, found.names)
     if workload is not None:
         _check_left_out(rate, in_flight, arrivals, prompt, tokens)
@@ -100,7 +100,6 @@ def simulation(
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
         drawn = Load(1000 if requests is None else requests, chosen, *lengths, rate, in_flight, arrivals, seed)
         load = make_workload(drawn, found.names)
-    models = open_experts(found, synthetic=True)
     load = load.within(min(model.max_context for model in models.values()), clip)
     cases = [
         (name, Case(found, models, load_machine(name), setup_named(how), near, kv, MAX_WORKS if trace else 0, steps))

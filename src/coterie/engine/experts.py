@@ -5,6 +5,7 @@ Knows nothing about devices or memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import is_delta
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
-from coterie.core.errors import CompositionError
+from coterie.composition.folder import none_left
+from coterie.core.errors import CompositionError, UsageError
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.model import Model, open_model, synthetic_model
@@ -31,6 +33,28 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
     asked = composition.router.model if composition.router is not None else None
     experts = composition.experts if asked is None else (*composition.experts, asked)
     return {expert.name: _open(expert, synthetic, composition.name, shapes, opened) for expert in experts}
+
+
+def open_folder(
+    composition: Composition, also: Callable[[Model], None] = lambda model: None
+) -> tuple[Composition, dict[str, Model]]:
+    """Open the experts of a folder that can be, and the composition of these: it says why it is without the others.
+
+    `also` reads what else is wanted of each. Raises the UsageError of one, or CompositionError, where none is left.
+    """
+    models, left_out, opened = dict[str, Model](), dict(composition.left_out), dict[Path, Model]()
+    for expert in composition.experts:
+        try:
+            assert expert.checkpoint is not None
+            model = open_expert(expert, expert.checkpoint, opened)
+            also(model)
+            models[expert.name] = model
+        except UsageError as error:
+            left_out[expert.name] = error
+    if not models:
+        raise none_left(composition.root, left_out)
+    kept = tuple(expert for expert in composition.experts if expert.name in models)
+    return replace(composition, experts=kept, left_out=left_out), models
 
 
 def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | None = None) -> Model:
