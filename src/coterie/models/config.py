@@ -157,10 +157,13 @@ class ModelConfig:
 
 
 def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
-    """The config under the keys that most families use. Raises UnsupportedError for a flag that must be otherwise."""
-    names = {usual: own for usual, own in family.keys.items() if usual not in raw}
-    usual = {usual: raw[own] for usual, own in names.items() if own in raw}
-    config = Fields({**raw, **usual}, where, names)
+    """The config under the keys that most families use, which count less than a family's own, but for `usual_first`.
+
+    So transformers' classes read them. Raises UnsupportedError for a flag that must be otherwise.
+    """
+    names = {usual: own for usual, own in family.keys.items() if usual not in raw or usual not in family.usual_first}
+    names = {usual: own for usual, own in names.items() if own in raw or usual not in raw}
+    config = Fields({**raw, **{usual: raw[own] for usual, own in names.items() if own in raw}}, where, names)
     for key, wanted in family.required.items():
         if config.flag(key, wanted) is not wanted:
             fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"

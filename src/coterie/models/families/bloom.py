@@ -35,5 +35,6 @@ BLOOM = Family(
         "max_position_embeddings": "seq_length",
         "rms_norm_eps": "layer_norm_epsilon",
     },
+    usual_first=("num_hidden_layers", "num_attention_heads"),
     required={"apply_residual_connection_post_layernorm": False},
 )

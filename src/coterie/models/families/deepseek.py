@@ -43,6 +43,7 @@ DEEPSEEK_V2 = replace(
     mlp_bias=Bias.BY_CONFIG,
     interleaved_key="",
     layers_behind_key="",
+    usual_first=("num_experts",),
     given=(),
     runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # scores: a softmax's
     required={"norm_topk_prob": False},

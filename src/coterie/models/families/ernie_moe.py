@@ -25,6 +25,7 @@ ERNIE4_5_MOE = replace(
         "num_experts": "moe_num_experts",
         "num_experts_per_tok": "moe_k",
     },
+    usual_first=("num_experts", "num_experts_per_tok"),
     branches=BranchKeys(
         64,
         6,

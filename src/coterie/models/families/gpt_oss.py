@@ -26,6 +26,7 @@ GPT_OSS = Family(
         "original_max_position_embeddings": 4096,
     },
     keys={"num_experts": "num_local_experts"},
+    usual_first=("num_experts",),
     runs=(CLIP, CLIP_ALPHA),
     branches=BranchKeys(
         128,

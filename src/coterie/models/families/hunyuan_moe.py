@@ -14,6 +14,7 @@ HUNYUAN_MOE = replace(
     model_type="hunyuan_v1_moe",
     causal_class="HunYuanMoEV1ForCausalLM",
     keys={"num_experts_per_tok": "moe_topk"},
+    usual_first=("num_experts_per_tok",),
     branches=BranchKeys(
         1,
         1,

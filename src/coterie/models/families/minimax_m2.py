@@ -26,6 +26,7 @@ MINIMAX_M2 = Family(
     runs=("use_qk_norm", "scoring_func"),
     required={"use_qk_norm": True, "use_routing_bias": True},
     keys={"num_experts": "num_local_experts"},
+    usual_first=("num_experts",),
     branches=BranchKeys(
         256,
         8,

@@ -26,5 +26,6 @@ MIXTRAL = replace(
     norm_eps=1e-5,
     rope_theta=1_000_000.0,
     keys={"num_experts": "num_local_experts"},
+    usual_first=("num_experts",),
     branches=BranchKeys(8, 2, choice=ChoiceKeys(normalises=True), names=MIXTRAL_NAMES),
 )

@@ -23,6 +23,7 @@ QWEN2_MOE = replace(
     qkv_bias=Bias.UNLESS_OFF,
     runs=("shared_expert_intermediate_size",),
     keys={"num_experts": "num_local_experts", "attention_bias": "qkv_bias"},
+    usual_first=("num_experts",),
     required={"use_sliding_window": False},
     branches=BranchKeys(
         60,
