@@ -5,6 +5,8 @@ Its layers have heads of two sizes, so that a block of keys and values has layer
 
 import json
 import shutil
+from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +36,7 @@ from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import load_weights_f32, open_model, synthetic_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
+from coterie.models.registry import decoder_graph
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
 ALL = (*tiny.GEMMA4_ROWS, *tiny.GEMMA4_MOE)
@@ -264,6 +267,7 @@ REFUSED = [
     ({"hidden_size_per_layer_input": 12}, "embed_tokens_per_layer.weight has shape .* but config.json wants .257, 72"),
     ({"enable_moe_block": True}, "num_experts is missing"),
     ({"query_pre_attn_scalar": 4}, "attention scaling, which is not run"),
+    ({"attn_logit_softcapping": 50.0}, "attention logit softcapping, which is not run"),
 ]
 
 
@@ -274,6 +278,14 @@ def test_what_is_refused(changes, sentence, folder_of, tmp_path):
     (tmp_path / "copy" / "config.json").write_text(json.dumps({**raw, **changes}))
     with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
         open_model(tmp_path / "copy")
+
+
+def test_scores_are_capped_where_a_config_of_such_layers_caps_them(folder_of):
+    """No released one does."""
+    config = replace(open_model(folder_of("gemma4")).config, attention_cap=30.0)
+    graph = decoder_graph(config, defaultdict(lambda: DType.F32), DType.F32)
+    verify(graph)
+    assert [op.attrs["cap"] for op in graph.ops if op.kind == "attention"] == [30.0] * config.num_layers
 
 
 @pytest.mark.parametrize(("row", "op"), [("gemma4", "embed/looked_up"), ("gemma4-values", "layers.0/scaled")])

@@ -21,7 +21,7 @@ from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
-from coterie.models.families.llava import llava_graph
+from coterie.models.families.llava import llava_graph, llava_text_graph
 from coterie.models.zoo import zoo_config, zoo_graph
 
 IMAGE = 59
@@ -148,3 +148,10 @@ def test_what_is_not_modelled_is_refused(change, error, sentence):
 def test_it_is_not_served():
     with pytest.raises(UnsupportedError, match="llava"):
         ModelConfig.from_hf(zoo_config("llava-1.5-7b"), "llava-1.5-7b")
+
+
+def test_a_text_model_whose_layers_have_inputs_of_their_own_is_refused():
+    text = {**RAW["text_config"], "model_type": "gemma4_text", "head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"}
+    for make in (llava_graph, llava_text_graph):
+        with pytest.raises(UnsupportedError, match="gemma4_text has inputs of its layers for each token"):
+            make({**RAW, "text_config": text}, "config.json", defaultdict(lambda: DType.F32), DType.F32)

@@ -14,7 +14,7 @@ from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 
 LEAST = {"vocab_size": 151_936, "hidden_act": "silu", "use_cache": True, "torch_dtype": "bfloat16"}
-BIASED = {"sigmoid": True, "biased": True, "least_sum": 1e-20}
+BIASED = {"sigmoid": True, "biased": True, "added_sum": 1e-20}
 RELEASED = {
     "Qwen1.5-MoE-A2.7B": {
         **{"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 2048},

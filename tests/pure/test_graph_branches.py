@@ -61,6 +61,10 @@ WRONG = {
     "more than there are": (lambda g: attribute(g, CHOSEN, "top_k", 6), ["top_k is 6", "a number from 1 to E"]),
     "none": (lambda g: attribute(g, CHOSEN, "top_k", 0), ["top_k is 0"]),
     "scores": (lambda g: attribute(g, CHOSEN, "scores", "tanh"), ["scores is 'tanh'", "'sigmoid', or nothing"]),
+    "a sum of what is not divided": (
+        lambda g: attribute(attribute(g, CHOSEN, "normalise", 0), CHOSEN, "added_sum", 0.5),
+        ["added_sum is 0.5 where weights are not normalised"],
+    ),
     "a least sum": (lambda g: attribute(g, CHOSEN, "least_sum", 1.0), ["least_sum is 1.0"]),
     "groups": (lambda g: grouped(g, 2, 1, 1), ["groups is 2 and taken_groups 1 of 5 branches"]),
     "more groups": (lambda g: grouped(g, 5, 6, 1), ["taken_groups 6"]),

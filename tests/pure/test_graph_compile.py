@@ -22,7 +22,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Symbol
 from coterie.graph.buffers import ALIGN_BYTES
-from coterie.graph.compile import compile_graph
+from coterie.graph.compile import compile_graph, kv_shape
 from coterie.graph.cost import Cost, describe, intermediate_bytes, op_cost, program_cost, region_cost
 from coterie.graph.ir import Kind, Value
 from coterie.graph.program import KvShape, architecture_key
@@ -204,8 +204,10 @@ def test_equal_architectures_share_a_key():
 def test_graphs_that_are_no_program_are_refused():
     graph = decoder()
     two = with_values(graph, Value("more", (1, 2, 1, 2), DType.F16, Kind.STATE))
-    with pytest.raises(UsageError, match="declares 2 KV states of 2 types"):
+    with pytest.raises(UsageError, match="declares 2 KV states of 2 types, F16, F32"):
         compile_graph(two, "cache")
+    with pytest.raises(UsageError, match="samples and declares no KV state"):
+        kv_shape(change_value(graph, "kv", kind=Kind.TENSOR))
     with pytest.raises(UsageError, match="samples 0 times"):
         compile_graph(with_ops(graph, graph.ops[:-1]), "cache")
     with pytest.raises(UsageError, match="unknown"):

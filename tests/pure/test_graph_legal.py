@@ -120,10 +120,10 @@ def test_constants_have_a_number_for_each_head():
 
 def test_keys_are_cached_once():
     graph = expand(decoder())
-    with pytest.raises(UsageError, match="layer 0 is appended to twice"):
+    with pytest.raises(UsageError, match="layer 0 of kv is appended to twice"):
         verify(change_op(graph, "layers.0/kv_append/values", attrs={"layer": 0, "which": 0}))
     late = change_op(expand(decoder()), "layers.1/kv_append/keys", attrs={"layer": 0, "which": 0})
-    with pytest.raises(UsageError, match="layer 0 is appended to twice"):
+    with pytest.raises(UsageError, match="layer 0 of kv is appended to twice"):
         verify(late)
 
 

@@ -15,7 +15,8 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.legal import Walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.stage import Seen, Stage, Unit
-from coterie.graph.cost import FLOPS, SOFTMAX_FLOPS, pairs_of
+from coterie.graph.cost import FLOPS, pairs_of
+from coterie.graph.flops import SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import SCALE
 

@@ -54,6 +54,8 @@ def _choose(row: Row) -> None:
         least = row.op.attrs.get(name, 0.0)
         if not isinstance(least, int | float) or not 0 <= least < 1:
             raise row.wrong(f"{name} is {least!r}", "give a number from 0 to 1, or leave it out")
+        if name == ADDED_SUM and name in row.op.attrs and not row.op.attrs["normalise"]:
+            raise row.wrong(f"{name} is {least!r} where weights are not normalised", "leave it out, or normalise")
     _groups(row, branches, top_k)
 
 

@@ -79,11 +79,12 @@ class Row:
         if self.op.kind in ("kv_append", "kv_cat", APPEND):
             if parts & appended:
                 raise self.wrong(
-                    f"layer {layer} is appended to twice in one step", "give each layer of the state one op"
+                    f"layer {layer} of {state} is appended to twice in one step", "give each layer of the state one op"
                 )
             appended |= parts
         elif not parts <= appended:
-            raise self.wrong(f"layer {layer} is read before this step's tokens are in it", "store them first")
+            fact = f"layer {layer} of {state} is read before this step's tokens are in it"
+            raise self.wrong(fact, "store them first")
 
     def cap(self) -> None:
         """Where the op has a cap, it is a number above 0."""

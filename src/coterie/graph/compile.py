@@ -30,13 +30,16 @@ def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Pr
 def kv_shape(graph: Graph) -> KvShape:
     """The KV state that the graph declares; an empty one for a plain computation, which also samples nothing.
 
-    Raises UsageError where there is none, besides those of recurrent layers, or where they are of several types.
+    Raises UsageError where it samples and has none besides those of recurrent layers, or has some of several types.
     """
     states = kv_states(graph)
     if not states and not _samples(graph):
         return KvShape(0, 0, 0, DType.F32)
-    if len({state.dtype for state in states}) != 1:
-        fact = f"the graph declares {len(states)} KV states of {len({state.dtype for state in states})} types"
+    types = sorted({state.dtype.name for state in states})
+    if not types:
+        raise UsageError(graph.name, "the graph samples and declares no KV state", "give it a layer that attends")
+    if len(types) > 1:
+        fact = f"the graph declares {len(states)} KV states of {len(types)} types, {', '.join(types)}"
         raise UsageError(graph.name, fact, "declare KV states of one type")
     (layers, parts, heads, channels), *others = (fixed(state.shape) for state in states)
     units, unit_bytes = _recurrent_units(graph)

@@ -12,6 +12,7 @@ from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
 from coterie.graph.branch_ops import TAKEN_READERS
 from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
+from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
 from coterie.graph.latent_cost import LATENT_FLOPS, head_bytes
@@ -50,7 +51,6 @@ class Cost:
 
 
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
-SOFTMAX_FLOPS = 5
 SOFTCAP_FLOPS = 5  # two products and a tanh
 CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
 _Flops = Callable[[Graph, Op, Sizes], int]
@@ -72,9 +72,8 @@ def _linear_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _rope_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Three for each channel that is rotated: two products and a sum."""
     rows, heads, _ = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape)
-    return 3 * rows * heads * 2 * len(graph.values[op.inputs[2]].data)
+    return ROTATED_FLOPS * rows * heads * 2 * len(graph.values[op.inputs[2]].data)
 
 
 def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -133,7 +132,8 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("relu", "add_positions", "add_mask", "alibi"), 1),
     **dict.fromkeys(("cos", "sin", "scale", "shift", "mul_last", "mul_weight", "mul_heads", "angles"), 1),
     **dict.fromkeys(("sigmoid", "tanh"), 3),
-    **dict.fromkeys(("rms_norm", "silu"), 4),
+    "rms_norm": NORM_FLOPS,
+    "silu": 4,
     **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
     **{"relu_squared": 2, "layer_norm": 6, "gelu": 8, "xielu": 8},
     "softcap": SOFTCAP_FLOPS,

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
+from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Op, Value
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
-
-NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS = 4, 3, 5  # of each number; of each score, as in cost.py
 
 
 def _append_flops(graph: Graph, op: Op, sizes: Sizes) -> int:

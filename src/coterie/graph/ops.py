@@ -168,4 +168,5 @@ INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.
+KV_ROWS = ("positions", "sequence", "block_tables")  # what says where a token's state lies
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

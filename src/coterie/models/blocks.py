@@ -13,7 +13,7 @@ from coterie.core.shapes import Shape, Symbol
 from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
 from coterie.graph.ir import Attr, Graph, Kind
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES
-from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED
+from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, KV_ROWS
 from coterie.models.alibi import alibi_slopes
 from coterie.models.appending import scaled
 from coterie.models.branches import Branches
@@ -121,7 +121,6 @@ class Decoder(RecurrentBlocks):
         c = self.config
         if c.latent:
             return self._latent_attention(h, layer, prefix, c.latent)
-        rows = ("positions", "sequence", "block_tables")
         part = self._fused_qkv(h, prefix) if c.names.qkv else self._qkv(h, prefix)
         turns = not (c.alibi or c.names.positions or layer in c.layers_without_rope)
         q = self._rope("q", part("q"), layer) if turns else ""
@@ -129,18 +128,18 @@ class Decoder(RecurrentBlocks):
         if c.qk_norm and c.normed_behind_rope:
             q, k = (self._head_norm(name, x, prefix) for name, x in (("q", q or part("q")), ("k", k)))
         kept = c.attending_layers.index(layer)
-        self.builder.op("kv_append", "kv_append", (k, part("v"), *rows, "kv"), ("kv",), layer=kept)
+        self.builder.op("kv_append", "kv_append", (k, part("v"), *KV_ROWS, "kv"), ("kv",), layer=kept)
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         attrs: dict[str, Attr] = {"layer": kept, "scale": scale}
         shape: Shape = (T, c.num_heads, c.head_dim)
         if c.alibi:
-            y = self._op("alibi_attention", "attention", (part("q"), *rows, "slopes", "kv"), shape, **attrs)
+            y = self._op("alibi_attention", "attention", (part("q"), *KV_ROWS, "slopes", "kv"), shape, **attrs)
         else:
             attrs["window"] = c.windows[layer]
             attrs |= {CAP: c.attention_cap} if c.attention_cap else {}
             attrs |= {GROWTH: c.rope.growth, EVERY: c.rope.every} if c.rope.growth else {}
             sinks = (self._weight(prefix + c.names.sinks, (c.num_heads,)),) if c.names.sinks else ()
-            y = self._op("attention", "attention", (q or part("q"), *rows, "kv", *sinks), shape, **attrs)
+            y = self._op("attention", "attention", (q or part("q"), *KV_ROWS, "kv", *sinks), shape, **attrs)
         if c.names.attention_gate:
             of_heads = self._linear("gates", h, prefix + c.names.attention_gate, shape, bias=False)
             y = self._op("mul", "gated", (y, self._op("sigmoid", "opened", (of_heads,), shape)), shape)
@@ -167,7 +166,7 @@ class Decoder(RecurrentBlocks):
 
     def _latent_attention(self, h: str, layer: int, prefix: str, latent: Latent) -> str:
         """Neither keys nor values are made: queries are multiplied by what would make keys of latent rows."""
-        c, names, rows = self.config, latent.names, ("positions", "sequence", "block_tables")
+        c, names = self.config, latent.names
         H, N, R, P = c.num_heads, latent.plain, latent.rank, latent.rotated
         turns: dict[str, Attr] = {"scale": c.rope.scale, **({INTERLEAVED: 1} if c.rope.interleaved else {})}
         x, q_name = h, c.names.q
@@ -179,11 +178,11 @@ class Decoder(RecurrentBlocks):
         q = self._linear("q", x, prefix + q_name, (T, H, N + P), bias=False)
         down = self._linear("latent", h, prefix + names.down, (T, R + P), c.qkv_bias)
         kept = c.attending_layers.index(layer)
-        read = (down, self._weight(f"{prefix}{names.norm}.weight", (R,)), *rows, "inv_freq", "kv")
+        read = (down, self._weight(f"{prefix}{names.norm}.weight", (R,)), *KV_ROWS, "inv_freq", "kv")
         self.builder.op(APPEND, "latent_append", read, ("kv",), layer=kept, eps=LATENT_EPS, **turns)
         up = self._weight(f"{prefix}{names.up}.weight", (H * (N + latent.values), R))
         q = self._op(QUERIES, "latent_q", (q, up, "positions", "inv_freq"), (T, H, R + P), **turns)
-        y = self._op(ATTEND, "attention", (q, *rows, "kv"), (T, H, R), layer=kept, scale=latent.scale)
+        y = self._op(ATTEND, "attention", (q, *KV_ROWS, "kv"), (T, H, R), layer=kept, scale=latent.scale)
         y = self._op(VALUES, "attended", (y, up), (T, H, latent.values))
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 

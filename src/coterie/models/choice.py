@@ -44,7 +44,7 @@ class ChoiceKeys:
 
 
 # Of DeepSeek V3 and those that choose as it does.
-BIASED_SIGMOID = ChoiceKeys(sigmoid=True, biased=True, scales=True, group_best=2, least_sum=1e-20)
+BIASED_SIGMOID = ChoiceKeys(sigmoid=True, biased=True, scales=True, group_best=2, added_sum=1e-20)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,9 +241,7 @@ def _scales(config: Fields, family: Family) -> dict[str, float]:
     if "scale_depth" in family.runs:
         found["residual_scale"] = config.number("scale_depth") / config.count("num_hidden_layers") ** 0.5
         found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
-    if family.embeds_by_width:
-        found["embed_scale"] = config.count("hidden_size") ** 0.5
-    if family.embeds_by_width_key and config.flag(family.embeds_by_width_key):
+    if family.embeds_by_width or (family.embeds_by_width_key and config.flag(family.embeds_by_width_key)):
         found["embed_scale"] = config.count("hidden_size") ** 0.5
     if family.logits_factor:
         found["logits_scale"] = config.number("logit_scale", family.logits_factor)

@@ -17,7 +17,8 @@ from math import prod
 from typing import Any
 
 from coterie.core.errors import UsageError
-from coterie.graph.cost import PER_ELEMENT, SOFTMAX_FLOPS, Cost
+from coterie.graph.cost import PER_ELEMENT, Cost
+from coterie.graph.flops import SOFTMAX_FLOPS
 
 
 @dataclass(frozen=True, slots=True)

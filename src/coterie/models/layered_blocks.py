@@ -16,6 +16,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.ir import Kind
 from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
+from coterie.graph.ops import CAP, KV_ROWS
 from coterie.models.blocks import Decoder
 from coterie.models.layered import Layered
 
@@ -101,7 +102,7 @@ class LayeredDecoder(Decoder):
     def _attention(self, h: str, layer: int, prefix: str) -> str:
         """Values are normed too, by no weight; the norm of queries has the scale of scores in it."""
         c, names, source = self.config, self.config.names, self._own.source(layer, self.config.windows)
-        (heads, channels), rows = self._heads(layer), ("positions", "sequence", "block_tables")
+        heads, channels = self._heads(layer)
         state, kept = self._state(heads, channels), self._states()[heads, channels].index(source)
         shape: Shape = (T, c.num_heads, channels)
         q = self._linear("q", h, prefix + names.q, shape, c.qkv_bias)
@@ -111,10 +112,11 @@ class LayeredDecoder(Decoder):
         q = self._rope("q", q, layer)
         if k:
             k = self._rope("k", k, layer)
-            self.builder.op("kv_append", "kv_append", (k, v, *rows, state), (state,), layer=kept)
+            self.builder.op("kv_append", "kv_append", (k, v, *KV_ROWS, state), (state,), layer=kept)
         scale = channels**-0.5 if c.attention_scale is None else c.attention_scale
-        read = (q, *rows, state)
-        y = self._op("attention", "attention", read, shape, layer=kept, scale=scale, window=c.windows[layer])
+        read = (q, *KV_ROWS, state)
+        cap = {CAP: c.attention_cap} if c.attention_cap else {}
+        y = self._op("attention", "attention", read, shape, layer=kept, scale=scale, window=c.windows[layer], **cap)
         return self._linear("o", y, prefix + names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _keys_and_values(self, h: str, layer: int, prefix: str) -> tuple[str, str]:

@@ -11,12 +11,12 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Kind
+from coterie.graph.ops import KV_ROWS
 from coterie.models.appending import Appending
 from coterie.models.delta_net import DeltaNets
 from coterie.models.short_conv import ShortConvs
 
 T = Symbol.T
-ROWS = ("positions", "sequence", "block_tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class RecurrentBlocks(Appending):
         heads: Shape = (T, nets.value_heads, nets.value_dim)
         x, z, *gates = self._net_parts(h, prefix, nets) if nets.by_key_heads else self._net_inputs(h, prefix, nets)
         taps = self._weight(prefix + names.conv, (nets.channels, 1, nets.taps))
-        x = self._op(CONV, "conv", (x, taps, *ROWS, CONV_STATE), (T, nets.channels), layer=kept)
+        x = self._op(CONV, "conv", (x, taps, *KV_ROWS, CONV_STATE), (T, nets.channels), layer=kept)
         weights = tuple(self._weight(prefix + name, (nets.value_heads,)) for name in (names.a_log, names.dt_bias))
-        read = (x, *gates, *weights, *ROWS, DELTA_STATE)
+        read = (x, *gates, *weights, *KV_ROWS, DELTA_STATE)
         y = self._op(DELTA, "delta", read, heads, layer=kept, **{KEY_HEADS: nets.key_heads})
         y = self._norm("delta_norm", y, prefix + names.norm, offset=0.0)
         y = self._op("mul", "gated", (y, self._op("silu", "opened", (z,), heads)), heads)
@@ -87,7 +87,7 @@ class RecurrentBlocks(Appending):
         )
         opened = self._op("mul", "opened", (before, x))
         taps = self._weight(prefix + names.conv, (D, 1, convs.taps))
-        read = (opened, taps, *ROWS, CONV_STATE)
+        read = (opened, taps, *KV_ROWS, CONV_STATE)
         mixed = self._op(CONV, "conv", read, (T, D), layer=convs.layers.index(layer), **{PLAIN: 1})
         y = self._op("mul", "gated", (after, mixed))
         return self._linear("o", y, prefix + names.out, (T, D), False, self.config.residual_scale)

@@ -29,7 +29,7 @@ AFMOE = Family(
         6,
         width_key="moe_intermediate_size",
         width=1408,
-        choice=ChoiceKeys(normalises=True, sigmoid=True, biased=True, scales=True, least_sum=1e-20),
+        choice=ChoiceKeys(normalises=True, sigmoid=True, biased=True, scales=True, added_sum=1e-20),
         plain=Plain.FIRST,
         shared=SharedKeys(count_key="num_shared_experts", default=2),
         names=BranchNames(chooser="mlp.router.gate", bias="mlp.expert_bias"),

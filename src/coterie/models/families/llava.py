@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
 from coterie.graph.ir import Graph, GraphBuilder
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
@@ -49,4 +50,8 @@ def _text(raw: Mapping[str, Any], where: str) -> ModelConfig:
     text = config.section("text_config")
     if text is None:
         raise config.wrong("text_config", "is missing", "the config of the text model")
-    return replace(ModelConfig.from_hf(text.raw, text.where), names=TEXT_NAMES)
+    found = ModelConfig.from_hf(text.raw, text.where)
+    if found.layered:
+        fact = f"{found.family} has inputs of its layers for each token, and for images none are known"
+        raise UnsupportedError(text.where, fact, "name the text model's own config, or use a LLaVA 1.5 config")
+    return replace(found, names=TEXT_NAMES)
