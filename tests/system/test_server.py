@@ -22,6 +22,7 @@ from coterie.cli.serve import listen
 from coterie.core.errors import CapacityError
 from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
+from coterie.server.ending import HTTP
 from coterie.server.openai import error_body, parse_chat
 
 
@@ -30,7 +31,7 @@ def served(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = 
     """The server on a free port, in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(coterie, keys, origins), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(make_app(coterie, keys, origins), http=HTTP, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 30

@@ -15,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.config import HTTPProtocolType
 
 from coterie.server.events import PATH, Hub
 from coterie.server.worker import Worker
@@ -26,6 +27,9 @@ LOOK_S = 0.05
 # does (60). Who closed it first would now and then do so just when a request is on its way.
 IDLE_S = 75
 TAKE_S = 0.5  # who looks on has so long to take what is left
+# Left to itself uvicorn takes httptools where that is installed, which holds as much of a head as anybody sends, and
+# drops the body of who would rather speak HTTP/2 and says so, as Java's own client does.
+HTTP: HTTPProtocolType = "h11"
 _LOG = logging.getLogger("uvicorn.error")
 
 
@@ -34,7 +38,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
-        config = uvicorn.Config(app, log_level="warning", access_log=False)
+        config = uvicorn.Config(app, http=HTTP, log_level="warning", access_log=False)
         config.timeout_keep_alive, config.timeout_graceful_shutdown = IDLE_S, cut_s
         super().__init__(config)
         _LOG.addFilter(_is_no_cut)
