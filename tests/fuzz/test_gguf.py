@@ -12,8 +12,8 @@ import pytest
 from tests.fuzz import mutate
 from tests.fuzz.test_files import holds
 
-from coterie.core.errors import CheckpointError
-from coterie.models.gguf.header import check_header
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.gguf.header import read_header
 
 gguf = pytest.importorskip("gguf")
 
@@ -49,8 +49,45 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_whole_file_is_read(sound: Path) -> None:
-    check_header(sound)
+    assert read_header(sound).tensors[0].shape == (3, 32)
     assert open_gguf(sound).metadata["tokenizer.ggml.scores"] == [0.0, 1.0, 2.0]
+
+
+def test_every_type_of_value_is_what_the_package_reads(tmp_path: Path) -> None:
+    path = tmp_path / "all.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    kinds, numbers = gguf.GGUFValueType, {"INT": -3, "UINT": 200, "FLOAT": 1e-05, "BOOL": True}
+    for kind in kinds:
+        if kind not in (kinds.STRING, kinds.ARRAY):
+            number = numbers[kind.name.rstrip("0123456789")]
+            writer.add_key_value(f"one.{kind.name}", number, kind)
+            writer.add_key_value(f"two.{kind.name}", [number, number], kinds.ARRAY, kind)
+    writer.add_string("text", "\u00e9\u4e2d\n")
+    writer.add_array("texts", ["", "a\u00e9"])
+    writer.add_custom_alignment(128)
+    writer.add_tensor("odd", np.arange(3, dtype=np.int8))
+    writer.add_tensor(
+        "packed", np.arange(2 * 68, dtype=np.uint8).reshape(2, 68), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    theirs, ours = gguf.GGUFReader(path), open_gguf(path)
+    expected = {name: found.contents() for name, found in theirs.fields.items() if not name.startswith("GGUF.")}
+    expected["one.FLOAT32"] = 1e-05  # a decimal, where the package gives the float32's own value
+    assert dict(ours.metadata) == expected
+    assert {name: type(value) for name, value in ours.metadata.items()} == {k: type(v) for k, v in expected.items()}
+    for tensor in theirs.tensors:
+        found = ours.tensors[tensor.name]
+        assert (found.type, found.shape) == (tensor.tensor_type.name, tuple(reversed(tensor.shape.tolist())))
+        assert found.rows.tobytes() == tensor.data.tobytes()
+
+
+def test_the_other_byte_order_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(64))
+    with pytest.raises(UnsupportedError, match="order of another machine"):
+        open_gguf(tmp_path / "x.gguf")
 
 
 def test_damaged_headers(sound: Path, tmp_path: Path) -> None:
@@ -83,6 +120,12 @@ def test_damaged_headers(sound: Path, tmp_path: Path) -> None:
         (file_of(b"", 0, text(b"x") + struct.pack("<I", 2**31), 1), "a tensor has 2147483648 axes"),
         (file_of(b"", 0, text(b"x") + struct.pack("<IQQIQ", 2, 2**33, 2**31, 0, 0), 1), "more elements than"),
         (file_of(b"", 0, text(b"x") + struct.pack("<IQIQ", 1, 4, 0, 2**62), 1), "a tensor begins at byte 46116860"),
+        (file_of(b"", 0, text(b"x") + struct.pack("<IQIQ", 1, 64, 0, 0), 1), "tensor x ends at byte "),
+        (file_of(b"", 0, text(b"x") + struct.pack("<IQIQ", 1, 0, 0, 0), 1), "has no elements"),
+        (file_of(b"", 0, 2 * (text(b"x") + struct.pack("<IQIQ", 1, 4, 0, 0)), 2), "the tensor x once more"),
+        (file_of(2 * key(b"a", 0, b"1"), 2), "the key a once more"),
+        (file_of(key(b"a", 8, text(b"\xff"))), "a key's value is no text"),
+        (file_of(key(b"general.alignment", 4, struct.pack("<I", 3))), "general.alignment is 3"),
     ],
 )
 def test_counts_that_do_not_fit_are_refused_unread(data: bytes, fact: str, tmp_path: Path) -> None:

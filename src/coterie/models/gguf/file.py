@@ -1,7 +1,6 @@
 """A GGUF file, or one cut into several: its metadata as Python values, and its tensors by name, memory-mapped.
 
-Read by the package gguf (extra `gguf`), which is kept with llama.cpp and knows every type; numbers that a file holds as
-float32 are given as the shortest decimals that round to them, so that 1e-05 is 1e-05 again.
+Weights are read by the package gguf (extra `gguf`), which is kept with llama.cpp and knows every type.
 Knows nothing about architectures. Source: the GGUF specification (ggml, docs/gguf.md).
 """
 
@@ -11,6 +10,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError, install_extra
 from coterie.core.packed import F32
 from coterie.core.paths import user_path
-from coterie.models.gguf.header import check_header
+from coterie.models.gguf.header import Described, read_header
 
 ARCHITECTURE = "general.architecture"
 _AGAIN = "download the file again"
@@ -137,37 +137,26 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    gguf = gguf_package(str(path))
-    check_header(path)
+    gguf, header = gguf_package(str(path)), read_header(path)
+    data = np.asarray(np.memmap(path, np.uint8, "r"))  # an array of its own kind would cost time at every view
+    return header.metadata, {found.name: _tensor(path, found, data, gguf) for found in header.tensors}
+
+
+def _tensor(path: Path, found: Described, data: npt.NDArray[np.uint8], gguf: Any) -> GgufTensor:
+    where = f"{path}: {found.name}"
     try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: _plain(gguf, found) for name, found in reader.fields.items()}
-        tensors = {found.name: _tensor(path, found) for found in reader.tensors}
-    except OSError as error:
-        raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the path") from error
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        # What the package raises where the bytes end too early or mean nothing; it has no error of its own.
-        fact = f"is not a whole GGUF file ({_brief(path)}, {type(error).__name__}: {str(error)[:80]})"
-        raise CheckpointError(str(path), fact, _AGAIN) from error
-    if reader.byte_order == "S":
-        raise UnsupportedError(str(path), "has its bytes in the order of another machine", "get a little-endian file")
-    return metadata, tensors
-
-
-def _brief(path: Path) -> str:
-    with path.open("rb") as file:
-        begin = file.read(4)
-    return f"{path.stat().st_size} bytes, which begin with {begin!r}"
-
-
-def _plain(gguf: Any, found: Any) -> Any:
-    value = found.contents()
-    if found.types[0] == gguf.GGUFValueType.FLOAT32:
-        return float(str(np.float32(value)))
-    return value
-
-
-def _tensor(path: Path, found: Any) -> GgufTensor:
-    shape = tuple(reversed(found.shape.tolist()))
-    rows = found.data.reshape(-1, found.data.shape[-1]) if len(shape) > 1 else found.data.reshape(-1, 1)
-    return GgufTensor(found.name, found.tensor_type.name, shape, rows.view(np.uint8), f"{path}: {found.name}")
+        kind = gguf.GGMLQuantizationType(found.kind)
+    except ValueError:
+        raise CheckpointError(where, f"has type {found.kind}, which is none of GGUF's", _AGAIN) from None
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    if found.shape[-1] % block:
+        fact = f"has rows of {found.shape[-1]} numbers, where {kind.name} has blocks of {block}"
+        raise CheckpointError(where, fact, _AGAIN)
+    end = found.at + prod(found.shape) // block * block_bytes
+    if end > len(data):
+        fact = f"is not a whole GGUF file ({len(data)} bytes): tensor {found.name} ends at byte {end}"
+        raise CheckpointError(str(path), fact, _AGAIN)
+    row_bytes = found.shape[-1] // block * block_bytes
+    if len(found.shape) == 1:
+        row_bytes = block_bytes if block == 1 else 1
+    return GgufTensor(found.name, kind.name, found.shape, data[found.at : end].reshape(-1, row_bytes), where)
