@@ -15,9 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
-from coterie.bench.peers.best import Work, peers_named, seconds_of
+from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import (
     MEASURING_ERROR,
@@ -29,13 +28,12 @@ from coterie.bench.report import (
     last_level_cache_bytes,
     paired_ratio,
 )
-from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
+from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 from coterie.graph.ops import INT8, INT16
-from coterie.models.model import with_activations
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -51,12 +49,15 @@ def decode(
     batch: int = 8,
     peers: Sequence[str] = (),
     activations: str = INT16,
+    own: Own | None = None,
 ) -> Report:
-    """Measure decode steps, the sticks and the peers in the same rounds. Raises UsageError, CapacityError."""
-    met, engines, room = met_by(weights, activations), peers_named(peers), context_tokens + STEPS
-    config = with_context(shape_config(shape), room)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
-        model = with_activations(packed, activations)
+    """Measure decode steps, the sticks and the peers in the same rounds: of a random expert, or of one's own.
+
+    Raises UsageError, CapacityError, and what opening a checkpoint raises.
+    """
+    engines, room = engines_of(own, peers), context_tokens + STEPS
+    with subject(shape, weights, activations, room, own) as measured, ExitStack() as stack:
+        model = measured.model
         loaded = on_cpu(model, "device", threads, room, batch)
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
@@ -65,11 +66,11 @@ def decode(
         sticks = read_loops(loaded.device.memory(loaded.weights), cpus)
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
-        beside = open_beside(stack, engines, plain, weights, cpus, room, work)
+        beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        cached = partial(CachedProducts, cpus, stored(weights), model.config.hidden_size, met == INT8)
+        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.met == INT8)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
@@ -80,8 +81,7 @@ def decode(
     results["cached_flops_per_s"] = median(samples[CACHED])
     results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
-    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = met
+    workload = measured.workload | {"batch": 1, "context": context_tokens, "threads": cpus, "activations": measured.met}
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
 
 

@@ -80,7 +80,9 @@ def open_on_gpu(
             if peer.compiles:
                 skips[peer.name] = peer.graph_skips - before
             stack.callback(session.close)
-            opened.append(Beside(peer.name, Chosen(peer, precision, settings, path), session, same=True))
+            opened.append(
+                Beside(peer.name, Chosen(peer, precision, settings, path), session, same=True, memory_bytes=0)
+            )
     return OnGpu(tuple(opened), failed, skips)
 
 

@@ -13,17 +13,15 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.experts import met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
-from coterie.bench.peers.best import Work, peers_named, seconds_of
+from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.peers.peer import Session
-from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave
-from coterie.bench.shapes import shape_config, with_context
+from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, resident_bytes
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds
-from coterie.core.units import format_seconds
+from coterie.bench.subject import Own, engines_of, subject
+from coterie.core.units import format_bytes, format_seconds
 from coterie.graph.ops import INT8, INT16
-from coterie.models.model import with_activations
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
@@ -36,21 +34,26 @@ def prefill(
     weights: str = "bf16",
     peers: Sequence[str] = (),
     activations: str = INT16,
+    own: Own | None = None,
 ) -> Report:
-    """Measure one step over a whole prompt, the stick and the peers. Raises UsageError, CapacityError."""
-    met, engines, room = met_by(weights, activations), peers_named(peers), prompt_tokens + 1
-    config = with_context(shape_config(shape), room)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed, ExitStack() as stack:
-        model = with_activations(packed, activations)
+    """Measure one step over a whole prompt, the stick and the peers: of a random expert, or of one's own.
+
+    Raises UsageError, CapacityError, and what opening a checkpoint raises.
+    """
+    engines, room = engines_of(own, peers), prompt_tokens + 1
+    with subject(shape, weights, activations, room, own) as measured, ExitStack() as stack:
+        model = measured.model
+        before = resident_bytes()
         loaded = on_cpu(model, "device", threads, prompt_tokens)
         stack.callback(loaded.close)
         step = loaded.step("cache", 0, prompt_tokens)
-        cpus = loaded.device.threads
+        step.seconds()  # what is touched first by a step is there afterwards
+        memory_bytes, cpus = resident_bytes() - before, loaded.device.threads
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
-        beside = open_beside(stack, engines, plain, weights, cpus, room, work)
+        beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
-        cached = CachedProducts(cpus, stored(weights), model.config.hidden_size, met == INT8, prompt_tokens)
+        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.met == INT8, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
         samples = interleave(ways, effort)
@@ -67,10 +70,10 @@ def prefill(
         "peak_flops_per_s": median(samples[PEAK]),
         "cached_flops_per_s": median(samples[CACHED]),
         "rounds": len(samples[OURS]),
+        "memory_bytes": memory_bytes,
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
-    workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "threads": cpus}
-    workload["activations"] = met
+    workload = measured.workload | {"prompt_tokens": prompt_tokens, "threads": cpus, "activations": measured.met}
     return Report("prefill", workload, results, (_table(results),), _notes(results))
 
 
@@ -94,6 +97,7 @@ def _notes(results: Mapping[str, Any]) -> tuple[str, ...]:
         "share: of the multiply-add rate; ratio: a peer's time over ours; in brackets: quartiles",
         f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s in float32",
         f"as many tokens' products with weights from cache: {results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s",
+        f"memory that it took, context and all: {format_bytes(results['memory_bytes'])}",
         *peer_notes(results["peers"]),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:

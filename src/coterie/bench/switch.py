@@ -9,6 +9,7 @@ Knows nothing about routers or text: prompts are token ids.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from statistics import median
@@ -19,11 +20,11 @@ from rich.table import Table
 
 from coterie.bench.disk import DiskStick
 from coterie.bench.experts import random_experts
-from coterie.bench.peers.best import peers_named
 from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
 from coterie.bench.sticks import CachedProducts, drop_page_cache
+from coterie.bench.subject import Own, engines_of
 from coterie.bench.switch_peers import switch_peers
 from coterie.bench.switch_serve import (
     COLD_TOKENS,
@@ -83,22 +84,23 @@ def switch(
     effort: Effort,
     peers: Sequence[str] = (),
     record: bool = False,
+    own: Own | None = None,
 ) -> tuple[Report, Trace | None]:
     """Measure both kinds of switch, and those of peers; with `record`, a trace of the last cold ones comes with it.
 
-    Raises UsageError, CapacityError.
+    `own`: one's own checkpoint under several names, instead of random experts.
+    Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
-    engines = peers_named(peers)
+    engines = engines_of(own, peers)
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
-    with random_experts(shape_config(shape), experts) as models:
+    with random_experts(shape_config(shape), experts) if own is None else nullcontext(own.experts(experts)) as models:
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         cold, stick, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
         beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
-    workload = {
-        "shape": shape,
+    workload = ({"shape": shape} if own is None else own.workload) | {
         "experts": experts,
         "expert_bytes": size,
         "prompt_tokens": prompt,

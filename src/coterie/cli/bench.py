@@ -22,6 +22,7 @@ from coterie.bench.quality import quality
 from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.speculate import speculate
+from coterie.bench.subject import Own, own_of
 from coterie.bench.switch import switch
 from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
@@ -53,10 +54,16 @@ PeersOpt = Annotated[
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
 RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
 WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int4 or int4z: how the random expert is stored.")]
+CheckpointOpt = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="An expert of your own, instead of a random one of --shape.")
+]
+GgufOpt = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for llama.cpp to run beside it.")
+]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
 
-SHAPE, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", 128, 64, 3
+SHAPE, WEIGHTS, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", "bf16", 128, 64, 3
 PREFILL_TOKENS, BATCH = 512, 8
 EFFORT = Effort()
 IN_FLIGHT, NEAR_BYTES, COE_EXPERTS = (8, 32, 128), 2 * 2**30, 150
@@ -114,9 +121,11 @@ def bench_decode(
     shape: ShapeOpt = SHAPE,
     context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
-    weights: WeightsOpt = "bf16",
+    weights: WeightsOpt = WEIGHTS,
     activations: ActivationsOpt = INT16,
     peer: PeersOpt = None,
+    checkpoint: CheckpointOpt = None,
+    gguf: GgufOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     device: RealOpt = "cpu",
@@ -125,19 +134,19 @@ def bench_decode(
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
     gpu = _gpu(device, activations)
+    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE, "--weights": weights != WEIGHTS})
     if gpu is not None:
         print_report(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
-    print_report(
-        decode(shape, context, threads, Effort(rounds, seconds), weights, batch, peer or (), activations), json_
-    )
+    effort = Effort(rounds, seconds)
+    print_report(decode(shape, context, threads, effort, weights, batch, peer or (), activations, own), json_)
 
 
 @app.command("speculate")
 @sentences
 def bench_speculate(
     shape: ShapeOpt = SHAPE,
-    weights: WeightsOpt = "bf16",
+    weights: WeightsOpt = WEIGHTS,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     threads: ThreadsOpt = None,
@@ -152,9 +161,11 @@ def bench_speculate(
 def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
-    weights: WeightsOpt = "bf16",
+    weights: WeightsOpt = WEIGHTS,
     activations: ActivationsOpt = INT16,
     peer: PeersOpt = None,
+    checkpoint: CheckpointOpt = None,
+    gguf: GgufOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     device: RealOpt = "cpu",
@@ -163,10 +174,12 @@ def bench_prefill(
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
     gpu = _gpu(device, activations)
+    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE, "--weights": weights != WEIGHTS})
     if gpu is not None:
         print_report(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
         return
-    print_report(prefill(shape, prompt, threads, Effort(rounds, seconds), weights, peer or (), activations), json_)
+    effort = Effort(rounds, seconds)
+    print_report(prefill(shape, prompt, threads, effort, weights, peer or (), activations, own), json_)
 
 
 @app.command("switch")
@@ -176,6 +189,8 @@ def bench_switch(
     prompt: PromptOpt = PROMPT_TOKENS,
     experts: Annotated[int, typer.Option(min=2, help="How many experts take turns.")] = EXPERTS,
     peer: PeersOpt = None,
+    checkpoint: CheckpointOpt = None,
+    gguf: GgufOpt = None,
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     device: RealOpt = "cpu",
@@ -185,10 +200,11 @@ def bench_switch(
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
     effort, gpu = Effort(rounds, seconds), _gpu(device)
+    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE})
     if gpu is not None:
         report, recorded = gpu_switch(shape, prompt, experts, effort, gpu, trace is not None, peer or ())
     else:
-        report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None)
+        report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None, own)
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
     print_report(report, json_)
@@ -291,3 +307,15 @@ def _gpu(device: str, activations: str = INT16) -> Gpu | None:
     if activations != INT16:
         raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
     return Gpu(number)
+
+
+def _own(
+    gpu: Gpu | None, checkpoint: str | None, gguf: str | None, peers: list[str] | None, others: dict[str, bool]
+) -> Own | None:
+    """The user's own checkpoint, None without one. Raises UsageError, and for a GPU, which has random experts alone."""
+    own = own_of(checkpoint, gguf, peers or (), others)
+    if own is not None and gpu is not None:
+        raise UsageError(
+            "--checkpoint", "a GPU is measured with random experts alone", "leave it out, or --device cuda"
+        )
+    return own

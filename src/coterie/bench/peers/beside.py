@@ -15,8 +15,8 @@ from rich.table import Table
 
 from coterie.bench.peers.best import Chosen, Work, choose, prepared_peer
 from coterie.bench.peers.peer import Peer, Session
-from coterie.bench.report import Spread, paired_ratio
-from coterie.core.units import format_seconds
+from coterie.bench.report import Spread, paired_ratio, resident_bytes
+from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import Model
 
 # What is shown beside weights of a type: the same precision first, then coarser ones, which the row's name says.
@@ -25,17 +25,22 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
     "int8": ("int8",),
     "int4": ("int4",),
     "int4z": ("int4z",),
+    "own": ("own",),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """An open session of a peer, and how it was chosen. `same` is False for a coarser precision than ours."""
+    """An open session of a peer, and how it was chosen. `same` is False for a coarser precision than ours.
+
+    `memory_bytes`: by how much this process grew as the session was opened and had worked.
+    """
 
     name: str
     chosen: Chosen
     session: Session
     same: bool
+    memory_bytes: int
 
 
 def open_beside(
@@ -49,10 +54,14 @@ def open_beside(
             chosen = choose(peer, prepared, cpus, max_tokens, work)
             if chosen is None:
                 continue  # the engine has no such precision
+            before = resident_bytes()
             session = peer.open(chosen.prepared, chosen.settings, max_tokens)
             stack.callback(session.close)
-            same = precision == weights
-            opened.append(Beside(peer.name if same else f"{peer.name} {chosen.precision}", chosen, session, same))
+            work.ready(session)
+            work.timed(session)
+            same, grown = precision == weights, resident_bytes() - before
+            name = peer.name if same else f"{peer.name} {chosen.precision}"
+            opened.append(Beside(name, chosen, session, same, grown))
     return tuple(opened)
 
 
@@ -66,6 +75,7 @@ def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, toke
         "precision": beside.chosen.precision,
         "same_precision": beside.same,
         "settings": str(beside.chosen.settings),
+        "memory_bytes": beside.memory_bytes,
     }
 
 
@@ -80,4 +90,7 @@ def add_peer_rows(table: Table, rows: Mapping[str, Mapping[str, Any]], tokens: f
 
 def peer_notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The setting that each peer was measured with."""
-    return [f"{name} at its best: {row['precision']}, {row['settings']}" for name, row in rows.items()]
+    return [
+        f"{name} at its best: {row['precision']}, {row['settings']}; memory: {format_bytes(row['memory_bytes'])}"
+        for name, row in rows.items()
+    ]

@@ -20,7 +20,13 @@ from coterie.models.model import open_model
 
 _FILE = "model.gguf"
 _PRECISIONS = {"bf16": ("BF16", "F16", "F32"), "int8": ("Q8_0",), "int4": ("Q4_0",), "int4z": ("Q4_1",)}
-_LOADS = {"mmap": "LLAMA_LOAD_MODE_MMAP", "read": "LLAMA_LOAD_MODE_NONE", "direct": "LLAMA_LOAD_MODE_DIRECT_IO"}
+# How a file is read, and whether its blocks are then laid out anew for the CPU's widest products (a second copy).
+_LOADS = {
+    "mmap": ("LLAMA_LOAD_MODE_MMAP", True),
+    "read": ("LLAMA_LOAD_MODE_NONE", True),
+    "direct": ("LLAMA_LOAD_MODE_DIRECT_IO", True),
+    "mmap as stored": ("LLAMA_LOAD_MODE_MMAP", False),
+}
 _ATTENTION = {"flash": "LLAMA_FLASH_ATTN_TYPE_ENABLED", "plain": "LLAMA_FLASH_ATTN_TYPE_DISABLED"}
 
 
@@ -44,7 +50,7 @@ class LlamaCpp:
         return _PRECISIONS[weights]
 
     def candidates(self, cpus: int) -> tuple[Settings, ...]:
-        """All threads and one, memory-mapped or read, with and without flash attention."""
+        """All threads and one, memory-mapped or read, repacked or not, with and without flash attention."""
         threads = sorted({1, cpus}, reverse=True)
         return tuple(Settings(n, load, attention) for n in threads for load in _LOADS for attention in _ATTENTION)
 
@@ -69,13 +75,32 @@ class LlamaCpp:
         """It keeps nothing."""
 
 
+class LlamaFile(LlamaCpp):
+    """llama.cpp on a GGUF file of the user's: nothing is converted, whatever the weights are called."""
+
+    converts = False
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    def precisions(self, weights: str) -> tuple[str, ...]:
+        """The file's name, which says it for most."""
+        return (self._file.name,)
+
+    def prepare(self, folder: Path, out: Path, precision: str) -> Path:
+        """The file as it is."""
+        return self._file
+
+
 class LlamaSession:
     """A model and its context for one sequence."""
 
     def __init__(self, api: Any, path: Path, settings: Settings, max_tokens: int) -> None:
         self._api, self._context = api, None
         params = api.llama_model_default_params()
-        params.load_mode = getattr(api, _LOADS[settings.load])
+        mode, repack = _LOADS[settings.load]
+        params.load_mode, params.use_extra_bufts = getattr(api, mode), repack
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise DeviceError("llama.cpp", f"{path} could not be loaded", "compare without this peer")

@@ -1,0 +1,135 @@
+"""What a bench of one model measures: a random expert of a shape, or a user's own checkpoint beside its GGUF file.
+
+Knows nothing about how it is measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coterie.bench.experts import met_by, packed_expert, random_experts, stored
+from coterie.bench.peers.best import peers_named
+from coterie.bench.peers.llama_cpp import LlamaFile
+from coterie.bench.peers.peer import Peer
+from coterie.bench.shapes import shape_config, with_context
+from coterie.checkpoint.folder import SINGLE
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.paths import user_path
+from coterie.core.shapes import Sizes
+from coterie.graph.ops import INT16
+from coterie.graph.stored import value_bytes
+from coterie.models.model import Model, open_model, with_activations
+from coterie.models.packing import NAMES
+
+OWN = "own"  # how a checkpoint of the user's is stored: as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A user's own expert folder, and the file that llama.cpp opens beside it, if any."""
+
+    checkpoint: Path
+    gguf: Path | None = None
+
+    @property
+    def workload(self) -> dict[str, Any]:
+        """What a report calls them: names, no paths."""
+        named = {"checkpoint": self.checkpoint.resolve().name}
+        return named if self.gguf is None else named | {"gguf": self.gguf.name}
+
+    def peers(self) -> tuple[Peer, ...]:
+        """llama.cpp on the file. Raises UsageError without its package."""
+        return () if self.gguf is None else (LlamaFile(self.gguf),)
+
+    def experts(self, count: int) -> tuple[Model, ...]:
+        """The checkpoint under `count` names, which take turns. Raises UsageError where it is in several files."""
+        if not (self.checkpoint / SINGLE).is_file():
+            fact = f"{self.checkpoint} has no {SINGLE}, and a switch is measured beside plain reads of one file"
+            raise UsageError("--checkpoint", fact, f"use a checkpoint whose weights are all in {SINGLE}")
+        return tuple(open_model(self.checkpoint, f"own-{number}") for number in range(count))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured. `model` is as it runs, `plain` what peers convert; `weights` is a key of what stands beside it.
+
+    `stored`: the type that most of its bytes have; `met`: the type of the activations that meet them.
+    """
+
+    model: Model
+    plain: Model
+    weights: str
+    stored: DType
+    met: str
+    workload: dict[str, Any]
+
+
+def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], others: dict[str, bool]) -> Own | None:
+    """The user's own, None where a random expert is measured. `others`: options that only those have, where given.
+
+    Raises UsageError for options that contradict each other, and for a file that is not there.
+    """
+    if checkpoint is None:
+        if gguf is not None:
+            raise UsageError("--gguf", "there is no --checkpoint beside it", "give the folder that coterie import made")
+        return None
+    for name, given in others.items():
+        if given:
+            raise UsageError(name, "is of random experts, and --checkpoint is one of your own", "leave one of them out")
+    if peers:
+        fact = "a checkpoint of one's own is measured beside llama.cpp on a GGUF file alone"
+        raise UsageError("--peer", fact, "leave it out, and name the file with --gguf")
+    file = None if gguf is None else user_path(gguf, "--gguf")
+    if file is not None and not file.is_file():
+        raise UsageError("--gguf", f"{file} is no file", "check the path")
+    return Own(user_path(checkpoint, "--checkpoint"), file)
+
+
+def engines_of(own: Own | None, peers: Sequence[str]) -> tuple[Peer, ...]:
+    """The peers to measure beside. Raises UsageError for an unknown name or a missing extra."""
+    return peers_named(peers) if own is None else own.peers()
+
+
+@contextmanager
+def subject(shape: str, weights: str, activations: str, room: int, own: Own | None) -> Iterator[Subject]:
+    """One model with room for `room` tokens. Raises UsageError, CapacityError, and what opening a checkpoint raises."""
+    if own is not None:
+        yield _own(own, activations, room)
+        return
+    met = met_by(weights, activations)
+    config = with_context(shape_config(shape), room)
+    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
+        workload = {"shape": shape, "weights": f"random {weights}"}
+        yield Subject(with_activations(packed, activations), plain, weights, stored(weights), met, workload)
+
+
+def _own(own: Own, activations: str, room: int) -> Subject:
+    model = open_model(own.checkpoint)
+    if room > model.max_context:
+        fact = f"{model.name} has room for {model.max_context} tokens, where {room} are measured"
+        raise UsageError("--checkpoint", fact, "measure fewer tokens")
+    most = _most_bytes(model)
+    if activations != INT16 and not most.is_packed:
+        fact = f"most weights of {model.name} are {_name(most)}, and only packed ones meet {activations} activations"
+        raise UsageError("--activations", fact, "leave the option out")
+    met = activations if most.is_packed else "float32"
+    workload = own.workload | {"weights": f"own, most {_name(most)}"}
+    return Subject(with_activations(model, activations), model, OWN, most, met, workload)
+
+
+def _most_bytes(model: Model) -> DType:
+    """The type in which most bytes of a model's weights are stored."""
+    by_type: Counter[DType] = Counter()
+    for value in model.graph.weights:
+        by_type[value.dtype] += value_bytes(value, Sizes.decode(1, 1))
+    return by_type.most_common(1)[0][0]
+
+
+def _name(dtype: DType) -> str:
+    return NAMES.get(dtype, dtype.value.lower())
