@@ -71,23 +71,30 @@ class Pythonic:
 
     def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
-        properties, required = tuple(named(schema.get("properties"))), listed(schema.get("required"))
         yield f'call_{number}: {literal(f"{name}(")} first_{number}_0 ")"'
-        if not properties:
-            free = schema.get("additionalProperties", True) is not False
-            yield f"first_{number}_0: " + (f'(any_{number} (", " any_{number})*)?' if free else '""')
-            yield rf"any_{number}: /[A-Za-z_][A-Za-z0-9_]*/ {literal('=')} %json {{}}"
-            return
-        yield from in_turn(
-            f"first_{number}", [(f"p_{number}_{place}", key in required) for place, key in enumerate(properties)]
-        )
-        for place, key in enumerate(properties):
+        yield rf"any_{number}: /[A-Za-z_][A-Za-z0-9_]*/ {literal('=')} %json {{}}"
+        yield from properties_in_turn(f"first_{number}", f"p_{number}_", schema, f"any_{number}")
+        for place, key in enumerate(named(schema.get("properties"))):
             yield f"p_{number}_{place}: {literal(f'{key}=')} v_{number}_{place}"
             yield f"v_{number}_{place}: {' | '.join(_values(property_of(schema, key), schema))}"
 
     def check(self, schema: Schema, where: str) -> None:
         """Raise RequestError naming `where` for a schema of arguments that says more than what each may be."""
         refuse(schema, OF_OBJECT, where)
+
+
+def properties_in_turn(rule: str, part: str, schema: Schema, free: str, between: str = ", ") -> Iterator[str]:
+    """The rules `RULE_0` ..: an object's properties in their order, each by its rule `PART` and its place.
+
+    An object whose schema names none has pairs by the rule `free`, or none where it may have no others.
+    """
+    properties, required = named(schema.get("properties")), listed(schema.get("required"))
+    if properties:
+        yield from in_turn(rule, [(f"{part}{place}", key in required) for place, key in enumerate(properties)], between)
+    elif schema.get("additionalProperties", True) is False:
+        yield f'{rule}_0: ""'
+    else:
+        yield f"{rule}_0: ({free} ({literal(between)} {free})*)?"
 
 
 def in_turn(rule: str, parts: Sequence[tuple[str, bool]], between: str = ", ") -> Iterator[str]:

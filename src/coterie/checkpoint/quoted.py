@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.checkpoint.pythonic import in_turn
+from coterie.checkpoint.pythonic import properties_in_turn
 from coterie.checkpoint.tagged import (
     OF_OBJECT,
     OF_TEXT,
@@ -114,15 +114,10 @@ class Quoted:
         return found, _closed(text, at, "]")
 
     def _object_rules(self, rule: str, number: int, schema: Schema, root: Schema, special: Special) -> Iterator[str]:
-        properties, required = tuple(named(schema.get("properties"))), listed(schema.get("required"))
         yield f'{rule}: "{{" {rule}_first_0 "}}"'
-        if not properties:
-            free = schema.get("additionalProperties", True) is not False
-            yield f"{rule}_first_0: " + (f'(pair_{number} ("," pair_{number})*)?' if free else '""')
-            return
-        parts = [(f"{rule}_p{place}", key in required) for place, key in enumerate(properties)]
-        yield from in_turn(f"{rule}_first", parts, ",")
-        for (part, _), key in zip(parts, properties, strict=True):
+        yield from properties_in_turn(f"{rule}_first", f"{rule}_p", schema, f"pair_{number}", ",")
+        for place, key in enumerate(named(schema.get("properties"))):
+            part = f"{rule}_p{place}"
             yield f"{part}: {literal(f'{key}:')} {part}_v"
             yield from self._value_rules(f"{part}_v", number, property_of({**root, **schema}, key), root, special)
 
