@@ -12,7 +12,7 @@ from tests.system.tiny import write_adapter, write_expert, write_mixture
 
 from coterie.api import Coterie, Options, Query
 from coterie.core.dtypes import DType
-from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.errors import NotFoundError, TransferError, UsageError
 from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.packing import Packing
 from coterie.server.app import make_app
@@ -100,6 +100,15 @@ def test_a_query_made_ready_before_has_the_tokens_of_the_new_tokenizer(office: P
         answers = {chunk.request_id: chunk.answer for _ in range(400) for chunk in coterie.step() if chunk.answer}
         assert [answers[one].token_ids for one in order] == [alone(other), before]
         assert [one.is_current(coterie.texts) for one in ready] == [False, True]
+
+
+def test_who_finds_a_file_replaced_is_told_of_a_rescan(office: Path, tmp_path: Path) -> None:
+    with Coterie.open(office) as coterie:
+        shutil.copy(write_expert(tmp_path / "other", 9) / "model.safetensors", office / "ada" / "model.safetensors")
+        with pytest.raises(TransferError, match=r"since its header was read; .* rescan the folder that is served"):
+            asked(coterie, "ada")
+        assert coterie.rescan().renewed == ("ada",)
+        assert asked(coterie, "ada") == alone(tmp_path / "other")
 
 
 def test_what_goes_stays_in_memory(office: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,11 @@ import pytest
 from tests.system.test_python import open_held
 from tests.system.test_server import served
 from tests.system.test_status import check_sums
+from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.core.errors import ClosedError, ConflictError, NotFoundError
+from coterie.server.models import model_list
 from coterie.server.worker import Worker
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -43,6 +46,18 @@ def test_what_is_asked_is_done_and_shown(composition: Path) -> None:
             assert post(client, path, 404)["error"]["code"] == "model_not_found"
         assert post(client, "ada/load?wait=perhaps", 400)["error"]["param"] == "wait"
         assert "POST /v1/models/{name}/pin" in client.get("/nothing").json()["error"]["message"]
+
+
+def test_rows_say_when_weights_were_written(tmp_path: Path) -> None:
+    """The newest's, for the composition; 0 for experts without bytes."""
+    for seed, (name, written_s) in enumerate((("ada", 1_700_000_000), ("bob", 1_600_000_000))):
+        file = write_expert(tmp_path / "office" / name, seed) / "model.safetensors"
+        os.utime(file, (written_s, written_s))
+    with Coterie.open(tmp_path / "office") as coterie:
+        created = {row["id"]: row["created"] for row in model_list(coterie)}
+    assert created == {"office": 1_700_000_000, "ada": 1_700_000_000, "bob": 1_600_000_000}
+    with Coterie.open("samba-coe-150", Options(device="synthetic:sn40l-node")) as coterie:
+        assert {row["created"] for row in model_list(coterie)} == {0}
 
 
 def test_a_load_is_begun_or_waited_for_and_a_busy_one_is_not_unloaded(composition: Path) -> None:

@@ -66,6 +66,11 @@ class Model:
     part_of: str = ""
     base: Model | None = None
 
+    @property
+    def written_s(self) -> int:
+        """When the newest file of its own weights was written, in seconds since 1970; 0 without files."""
+        return max((placed.source.identity.mtime_ns for placed in self.layout.ranges), default=0) // 1_000_000_000
+
 
 def open_model(path: str | Path, name: str = "") -> Model:
     """Open a checkpoint folder: headers, config, end tokens; no weights are read.

@@ -23,12 +23,17 @@ _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def model_list(coterie: Coterie) -> list[dict[str, Any]]:
-    """One row for the composition, which is its router's name, and one for each expert."""
-    head = {"object": "model", "created": 0, "owned_by": "coterie"}
+    """One row for the composition, which is its router's name, and one for each expert.
+
+    `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes.
+    """
+    head = {"object": "model", "owned_by": "coterie"}
     composition = coterie.composition
+    created = {name: model.written_s for name, model in coterie.models.items()}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
-    rows: list[dict[str, Any]] = [{"id": composition.name, **head, "coterie": about}]
+    newest = max(created.values())
+    rows: list[dict[str, Any]] = [{"id": composition.name, **head, "created": newest, "coterie": about}]
     for expert in composition.experts:
         found = states[expert.name]
         detail = {
@@ -40,7 +45,7 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         if expert.name == composition.name:
             about |= {**detail, **about}  # a folder that is itself a checkpoint: one name, and one row, for both
         else:
-            rows.append({"id": expert.name, **head, "coterie": detail})
+            rows.append({"id": expert.name, **head, "created": created[expert.name], "coterie": detail})
     return rows
 
 

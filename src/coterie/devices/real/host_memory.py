@@ -27,6 +27,7 @@ Read: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 HUGE_PAGE_BYTES = 2 * 2**20
 # Linux 4.14 and later; Python 3.11 has no name for it. Source: madvise(2), and its number asm-generic/mman-common.h.
 WIPE_ON_FORK = 18 if sys.platform == "linux" else None
+_READ_AGAIN = "restore the file, or have headers read again: rescan the folder that is served, or open it anew"
 CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
 
 
@@ -134,7 +135,7 @@ def open_range(dst: Bytes, source: FileRange, file: SourceFile) -> tuple[int, bo
     want = min(source.size_bytes, source.identity.size_bytes - source.offset)
     if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
         fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
-        raise TransferError(source.path, fact, "restore the file, or open the composition again: headers are read once")
+        raise TransferError(source.path, fact, _READ_AGAIN)
     return descriptor, direct, want
 
 
@@ -173,6 +174,4 @@ def check_unchanged(descriptor: int, source: FileRange) -> None:
     ):
         if before != after:
             fact = f"{name} changed from {before} to {after}{unit} since its header was read"
-            raise TransferError(
-                source.path, fact, "restore the file, or open the composition again: headers are read once"
-            )
+            raise TransferError(source.path, fact, _READ_AGAIN)
