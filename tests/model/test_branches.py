@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import tiny
 from tests.model.runner import Stepper, chunks
-from tests.model.test_agreement import check_float32, check_rounded
+from tests.model.ways import check_float32, check_rounded
 
 from coterie.checkpoint.folder import Checkpoint
 from coterie.core.dtypes import DType

@@ -17,9 +17,9 @@ from tests.device.interpreted import WIDE
 from tests.device.lazy_gpu import LazyDriver
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, on_cuda
-from tests.model.test_agreement import FP32_TOLERANCE, check_float32
 from tests.model.test_gpt_oss import folder_like, released
 from tests.model.theirs import relative_error, typical_error
+from tests.model.ways import FP32_TOLERANCE, check_float32
 
 from coterie.core.dtypes import DType
 from coterie.devices.cuda.kernels import TritonKernels

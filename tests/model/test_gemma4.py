@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
 from tests.model.runner import Stepper, chunks
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error, typical_error
+from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_rounded, check_way
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
@@ -29,7 +30,6 @@ from coterie.graph.program import KvLayers
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
-from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.delta_write import write_delta
@@ -38,7 +38,6 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import decoder_graph
 
-FP32_TOLERANCE = 1e-4  # relative to the largest logit
 ALL = (*tiny.GEMMA4_ROWS, *tiny.GEMMA4_MOE)
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -46,63 +45,25 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("row", ALL)
 def test_float32(backend, row, folder_of, theirs_of, make_backend):
-    theirs = theirs_of(row)
-    stepper = Stepper(make_backend(backend, open_model(folder_of(row))))
-    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
-    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+    check_float32(backend, row, "default", folder_of, theirs_of, make_backend)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("row", ALL)
 def test_rounded_types_are_within_the_error_of_transformers(row, dtype, folder_of, theirs_of, make_backend):
-    """Of most tokens where there are branches, whose choice rounding may turn over."""
-    theirs = theirs_of(row, "default", dtype)
-    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
-    found = stepper.feed((stepper.sequence(), theirs.prompt))
-    if row in tiny.GEMMA4_MOE:
-        assert 0 < typical_error(found, theirs.truth) <= theirs.own_typical_error
-    else:
-        assert 0 < relative_error(found, theirs.truth) <= theirs.own_error
+    check_rounded("cpu", row, "default", dtype, folder_of, theirs_of, make_backend)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("row", ALL)
 def test_bits_do_not_depend_on_how_a_prompt_is_cut_or_on_who_is_beside(row, dtype, folder_of, make_backend):
-    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype))))
-    prompt = prompt_of(257)
-    whole = stepper.feed((stepper.sequence(), prompt))
-    for size in (1, 3, 7, 16):
-        sequence = stepper.sequence()
-        pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, size)]
-        np.testing.assert_array_equal(np.concatenate(pieces), whole)
-        stepper._free += sequence.blocks  # the next one begins in blocks that are full of this one's
-    a, b, c = (stepper.sequence() for _ in range(3))
-    stepper.feed((b, prompt[:9]))
-    stepper.feed((c, prompt[:1]), (b, prompt[9:10]))
-    logits = stepper.feed((a, prompt), (b, prompt[10:11]), (c, prompt[1:20]))
-    np.testing.assert_array_equal(logits, np.concatenate([whole, whole[10:11], whole[1:20]]))
-
-
-WAYS = {
-    "unfused, host": {"rule_set": "none", "orchestration": "host"},
-    "one thread": {"threads": 1},
-    "three threads": {"threads": 3},
-    **{f"isa {isa}": {"isa": isa} for isa in ISAS},
-}
+    check_bits(Stepper(make_backend("cpu", open_model(folder_of(row, dtype=dtype)))))
 
 
 @pytest.mark.parametrize("row", ["gemma4", "gemma4-moe"])
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_answer(way, row, folder_of, theirs_of, make_backend):
-    """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
-    theirs = theirs_of(row)
-    stepper = Stepper(make_backend("cpu", open_model(folder_of(row)), **WAYS[way]))
-    sequence = stepper.sequence()
-    pieces = [
-        stepper.feed((sequence, piece)) for piece in (theirs.prompt[:30], theirs.prompt[30:31], theirs.prompt[31:])
-    ]
-    assert relative_error(np.concatenate(pieces), theirs.truth) <= FP32_TOLERANCE
-    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS, steps=7) == theirs.greedy
+    check_way(Stepper(make_backend("cpu", open_model(folder_of(row)), **WAYS[way])), theirs_of(row))
 
 
 def test_regions(folder_of):

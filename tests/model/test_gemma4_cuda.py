@@ -13,13 +13,11 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 from tests.device.interpreted import WIDE
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, on_cuda
-from tests.model.test_agreement import FP32_TOLERANCE
 from tests.model.theirs import GREEDY_FROM, relative_error
+from tests.model.ways import FP32_TOLERANCE, check_cpus_bits
 
 from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
-
-PROMPT = [5, 6, 7, 8, 9]
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +30,7 @@ def interpreted(monkeypatch):
 @pytest.mark.parametrize("row", ["gemma4", "gemma4-moe"])
 def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
     model = open_model(folder_of(row))
-    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
-    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
-    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    on_gpu.move_weights()
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    assert on_gpu.device.remarks == ()
+    check_cpus_bits(make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from tests.model import adapters, tiny
 from tests.model.runner import Stepper, chunks
-from tests.model.test_agreement import check_float32, check_rounded
 from tests.model.test_merge import logits_of
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error
+from tests.model.theirs import prompt_of, relative_error
+from tests.model.ways import WAYS, check_bits, check_float32, check_rounded, check_way
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.graph.compile import compile_graph
-from coterie.kernels.cpu import ISAS
 from coterie.models.config import ModelConfig
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.merge import merge_folder
@@ -51,38 +50,12 @@ def test_rounded_types_are_within_the_error_of_transformers(dtype, folder_of, th
 
 @pytest.mark.parametrize("row", ["deepseek-v3", *(pytest.param(r, marks=pytest.mark.long) for r in tiny.LATENT_ROWS)])
 def test_a_token_has_the_same_bits_alone_in_a_batch_and_in_a_prompt(row, folder_of, make_backend):
-    stepper = Stepper(make_backend("cpu", open_model(folder_of(row, dtype="bf16"))))
-    prompt = prompt_of(257)
-    whole = stepper.feed((stepper.sequence(), prompt))
-    for size in (1, 3, 16):
-        sequence = stepper.sequence()
-        pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, size)]
-        np.testing.assert_array_equal(np.concatenate(pieces), whole)
-        stepper._free += sequence.blocks
-    a, b = stepper.sequence(), stepper.sequence()
-    stepper.feed((b, prompt[:9]))
-    logits = stepper.feed((b, prompt[9:10]), (a, prompt))
-    np.testing.assert_array_equal(logits, np.concatenate([whole[9:10], whole]))
-
-
-WAYS = {
-    "unfused, host": {"rule_set": "none", "orchestration": "host"},
-    "one thread": {"threads": 1},
-    "three threads": {"threads": 3},
-    **{f"isa {isa}": {"isa": isa} for isa in ISAS},
-}
+    check_bits(Stepper(make_backend("cpu", open_model(folder_of(row, dtype="bf16")))))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_answer(way, folder_of, theirs_of, make_backend):
-    """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
-    theirs = theirs_of("deepseek-v2")
-    stepper = Stepper(make_backend("cpu", open_model(folder_of("deepseek-v2")), **WAYS[way]))
-    sequence = stepper.sequence()
-    parts = (theirs.prompt[:30], theirs.prompt[30:31], theirs.prompt[31:])
-    pieces = [stepper.feed((sequence, piece)) for piece in parts]
-    assert relative_error(np.concatenate(pieces), theirs.truth) <= FP32_TOLERANCE
-    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS, steps=7) == theirs.greedy
+    check_way(Stepper(make_backend("cpu", open_model(folder_of("deepseek-v2")), **WAYS[way])), theirs_of("deepseek-v2"))
 
 
 def test_regions_of_a_layer(folder_of):

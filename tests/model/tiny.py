@@ -404,7 +404,6 @@ BRANCH_ROWS |= {
     ),
 }
 FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS
-BRANCHED = (*BRANCH_ROWS, *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes))
 # Layers that are gated delta nets.
 NET = "linear_attention"
 DELTA_ROWS = {
@@ -519,6 +518,10 @@ GEMMA4_MOE = {
         },
     ),
 }
+BRANCHED = (
+    *(*BRANCH_ROWS, *DELTA_MOE, *GEMMA4_MOE),
+    *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes),
+)
 FAMILY_ROWS |= GEMMA4_ROWS | GEMMA4_MOE
 FAMILY_ROWS |= {
     "stablelm": ("StableLm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),

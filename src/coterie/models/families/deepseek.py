@@ -11,6 +11,16 @@ from coterie.models.choice import BIASED_SIGMOID, FACTOR, GROUP_COUNT, GROUPED_R
 from coterie.models.family import Bias, Family
 from coterie.models.latent import LATENT_RUNS, LatentKeys
 
+V3_BRANCHES = BranchKeys(
+    256,
+    8,
+    width_key="moe_intermediate_size",
+    width=2048,
+    choice=replace(BIASED_SIGMOID, normalises_unsaid=True, scale_unsaid=2.5),
+    plain=Plain.FIRST,
+    first=3,
+    shared=SharedKeys(count_key="n_shared_experts", default=1),
+)
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
     causal_class="DeepseekV3ForCausalLM",
@@ -24,16 +34,7 @@ DEEPSEEK_V3 = Family(
     runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
     given=("n_group", "topk_group"),  # where they are left out the class means 8 and 4, whatever the branches
-    branches=BranchKeys(
-        256,
-        8,
-        width_key="moe_intermediate_size",
-        width=2048,
-        choice=replace(BIASED_SIGMOID, normalises_unsaid=True, scale_unsaid=2.5),
-        plain=Plain.FIRST,
-        first=3,
-        shared=SharedKeys(count_key="n_shared_experts", default=1),
-    ),
+    branches=V3_BRANCHES,
 )
 DEEPSEEK_V2 = replace(
     DEEPSEEK_V3,
@@ -47,13 +48,12 @@ DEEPSEEK_V2 = replace(
     given=(),
     runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # scores: a softmax's
     required={"norm_topk_prob": False},
-    branches=BranchKeys(
-        64,
-        None,
-        width_key="moe_intermediate_size",
+    branches=replace(
+        V3_BRANCHES,
+        count=64,
+        taken=None,
         width=1407,
         choice=ChoiceKeys(normalises=False, scales=True, group_best=1, groups_by_method=True),
-        plain=Plain.FIRST,
         first=0,
         shared=SharedKeys(count_key="n_shared_experts", default=2),
     ),
@@ -66,15 +66,14 @@ GLM4_MOE_LITE = replace(
     norm_eps=1e-5,
     latent=LatentKeys(query_rank=768, plain=192, values=256),
     given=(),
-    branches=BranchKeys(
-        64,
-        4,
-        width_key="moe_intermediate_size",
+    branches=replace(
+        V3_BRANCHES,
+        count=64,
+        taken=4,
         width=1536,
-        choice=replace(BIASED_SIGMOID, normalises_unsaid=True, scale_unsaid=1.8),
+        choice=replace(V3_BRANCHES.choice, scale_unsaid=1.8),
         plain=Plain.BY_TYPES,
         first=1,
-        shared=SharedKeys(count_key="n_shared_experts", default=1),
     ),
 )
 YOUTU = Family(

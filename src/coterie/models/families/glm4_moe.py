@@ -10,6 +10,15 @@ from coterie.models.branches import BranchKeys, Plain, SharedKeys
 from coterie.models.choice import BIASED_SIGMOID, GROUPED_RUNS
 from coterie.models.family import Bias, Family
 
+GLM4_MOE_BRANCHES = BranchKeys(
+    128,
+    8,
+    width_key="moe_intermediate_size",
+    width=1408,
+    choice=replace(BIASED_SIGMOID, normalises_unsaid=True),
+    plain=Plain.FIRST,
+    shared=SharedKeys(count_key="n_shared_experts", default=1),
+)
 GLM4_MOE = Family(
     model_type="glm4_moe",
     causal_class="Glm4MoeForCausalLM",
@@ -23,13 +32,5 @@ GLM4_MOE = Family(
     layers_behind_key="num_nextn_predict_layers",
     runs=("n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
-    branches=BranchKeys(
-        128,
-        8,
-        width_key="moe_intermediate_size",
-        width=1408,
-        choice=replace(BIASED_SIGMOID, normalises_unsaid=True),
-        plain=Plain.FIRST,
-        shared=SharedKeys(count_key="n_shared_experts", default=1),
-    ),
+    branches=GLM4_MOE_BRANCHES,
 )

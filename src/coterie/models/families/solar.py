@@ -5,9 +5,8 @@ Knows nothing about how a decoder is built (blocks.py).
 
 from dataclasses import replace
 
-from coterie.models.branches import BranchKeys, SharedKeys
-from coterie.models.choice import BIASED_SIGMOID
-from coterie.models.families.glm4_moe import GLM4_MOE
+from coterie.models.branches import Plain
+from coterie.models.families.glm4_moe import GLM4_MOE, GLM4_MOE_BRANCHES
 
 SOLAR_OPEN = replace(
     GLM4_MOE,
@@ -20,12 +19,5 @@ SOLAR_OPEN = replace(
     rope_theta=1_000_000.0,
     layers_behind_key="",
     inner_key="moe_intermediate_size",  # no layer has a plain block
-    branches=BranchKeys(
-        128,
-        8,
-        width_key="moe_intermediate_size",
-        width=1280,
-        choice=replace(BIASED_SIGMOID, normalises_unsaid=True),
-        shared=SharedKeys(count_key="n_shared_experts", default=1),
-    ),
+    branches=replace(GLM4_MOE_BRANCHES, width=1280, plain=Plain.NEVER),
 )

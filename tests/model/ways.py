@@ -1,0 +1,78 @@
+"""What holds for every family, however a model is stepped: one answer, and on a CPU the same bits.
+
+Knows nothing about families.
+"""
+
+import numpy as np
+from tests.model import tiny
+from tests.model.runner import Stepper, chunks
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error, typical_error
+
+from coterie.kernels.cpu import ISAS
+from coterie.models.model import open_model
+
+FP32_TOLERANCE = 1e-4  # relative to the largest logit
+WAYS = {
+    "unfused, host": {"rule_set": "none", "orchestration": "host"},
+    "one thread": {"threads": 1},
+    "three threads": {"threads": 3},
+    **{f"isa {isa}": {"isa": isa} for isa in ISAS},
+}
+SHORT = [5, 6, 7, 8, 9]
+
+
+def check_float32(backend, row, rope, folder_of, theirs_of, make_backend):
+    """Logits of a prompt, and greedy tokens, are those of transformers in float32."""
+    theirs = theirs_of(row, rope)
+    backend = make_backend(backend, open_model(tiny.expert(folder_of(row, rope))))
+    stepper = Stepper(backend)
+    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+
+
+def check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend):
+    """Nearer to float32 than the type itself; with branches, whose choice rounding may turn over, for most tokens.
+
+    A token whose next two branches weigh nearly the same takes the other one in some arithmetic, ours or theirs: what
+    the largest error is then depends on who met such a token, and no type bounds it.
+    """
+    theirs = theirs_of(row, rope, dtype)
+    stepper = Stepper(make_backend(backend, open_model(tiny.expert(folder_of(row, rope, dtype)))))
+    error_of, own = (relative_error, theirs.own_error)
+    if row in tiny.BRANCHED:
+        error_of, own = (typical_error, theirs.own_typical_error)
+    assert 0 < error_of(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= own
+
+
+def check_bits(stepper):
+    """A token has the same bits alone, in a batch and in a prompt however it is cut, in blocks that were another's."""
+    prompt = prompt_of(257)
+    whole = stepper.feed((stepper.sequence(), prompt))
+    for size in (1, 3, 7, 16):
+        sequence = stepper.sequence()
+        pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, size)]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        stepper._free += sequence.blocks  # the next one begins in blocks that are full of this one's
+    a, b, c = (stepper.sequence() for _ in range(3))
+    stepper.feed((b, prompt[:9]))
+    stepper.feed((c, prompt[:1]), (b, prompt[9:10]))
+    logits = stepper.feed((a, prompt), (b, prompt[10:11]), (c, prompt[1:20]))
+    np.testing.assert_array_equal(logits, np.concatenate([whole, whole[10:11], whole[1:20]]))
+
+
+def check_way(stepper, theirs):
+    """Logits of a prompt and of later tokens, and greedy tokens, one by one and many steps at once."""
+    sequence, prompt = stepper.sequence(), theirs.prompt
+    pieces = [stepper.feed((sequence, piece)) for piece in (prompt[:30], prompt[30:31], prompt[31:])]
+    assert relative_error(np.concatenate(pieces), theirs.truth) <= FP32_TOLERANCE
+    assert stepper.greedy(prompt[:GREEDY_FROM], GREEDY_TOKENS, steps=7) == theirs.greedy
+
+
+def check_cpus_bits(on_cpu, on_gpu):
+    """A prompt, steps that are captured or walked, and the same from another place, in blocks that were others'."""
+    np.testing.assert_array_equal(*(s.feed((s.sequence(), SHORT)) for s in map(Stepper, (on_cpu, on_gpu))))
+    wanted = Stepper(on_cpu).greedy(SHORT, 12, 4)
+    assert Stepper(on_gpu).greedy(SHORT, 12, 4) == wanted
+    on_gpu.move_weights()
+    assert Stepper(on_gpu).greedy(SHORT, 12, 4) == wanted
+    assert on_gpu.device.remarks == ()
