@@ -61,7 +61,7 @@ def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Reques
         max_tokens=to_draw(query, model.max_context - len(ids), text.chats(query)),
         sampling=query.sampling,
         stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
-        end_ids=model.end_ids,
+        end_ids=text.ends(query, model.end_ids),
         ignore_end=query.ignore_end,
         detokenizer=text.detokenizer(query, ids),
         reuse=not query.choice.score_prompt,  # nothing is left of logits

@@ -16,6 +16,7 @@ from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held, is_strict
+from coterie.checkpoint.infill import InfillMarks, infill_marks
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
@@ -85,7 +86,7 @@ class Text:
     def unfit(self, query: Query) -> str:
         """Why this expert cannot take a query that a router may send elsewhere; empty: it can."""
         if query.raw:
-            return ""
+            return "has no tokens to mark what is to be filled in" if query.suffix and self._marks() is None else ""
         if query.tools and (self.template is None or self.template.form is None):
             return "takes no tools"
         return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
@@ -105,6 +106,12 @@ class Text:
         else:
             mask = grammar.calls(form, query.tools, query.calling, query.form, speech)
         return replace(query.choice, mask=mask)
+
+    def ends(self, query: Query, end_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that end the answer: `end_ids`, and where something is filled in the marks around that."""
+        if not query.suffix or self.tokenizer is None:
+            return end_ids
+        return tuple(dict.fromkeys((*end_ids, *self._infill().ends(self.tokenizer.token_id))))
 
     def prediction(self, query: Query) -> tuple[int, ...]:
         """The tokens of what the answer is expected to repeat; none where there is no tokenizer."""
@@ -138,6 +145,16 @@ class Text:
             return Speech(channels=True)
         return Speech(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
 
+    def _marks(self) -> InfillMarks | None:
+        return None if self.tokenizer is None else infill_marks(self.tokenizer.token_id)
+
+    def _infill(self) -> InfillMarks:
+        marks = self._marks()
+        if marks is None:
+            fact = f"is given, but {self.expert} has no tokens to mark what is to be filled in"
+            raise RequestError("suffix", fact, "leave it out, or name an expert that was made for it")
+        return marks
+
     def _calls_form(self, query: Query) -> Form | None:
         return self.template.form if self.template is not None and query.tools else None
 
@@ -150,7 +167,8 @@ class Text:
 
     def _render(self, query: Query, prompt: Prompt) -> str:
         if query.raw:
-            return str(prompt.messages[-1]["content"])
+            before = str(prompt.messages[-1]["content"])
+            return self._infill().prompt(before, query.suffix) if query.suffix else before
         if query.tools and (self.template is None or self.template.form is None):
             takes = self.template is not None and self.template.takes_tools
             fact = "writes calls in a form that is not read here" if takes else "has no chat template that takes tools"

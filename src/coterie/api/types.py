@@ -72,6 +72,7 @@ class Query:
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
     `prediction`: a text that the answer is expected to repeat, with changes: what it says right is guessed ahead.
+    `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
@@ -93,6 +94,7 @@ class Query:
     calling: Calling = field(default_factory=Calling)
     switches: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
+    suffix: str = ""
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

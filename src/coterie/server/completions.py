@@ -5,7 +5,7 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
 MAX_ANSWERS = 1024  # of one request, all prompts and choices together
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *PENALTIES, "logprobs", "prompt", "echo", "best_of")
-REFUSED: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
+SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *PENALTIES, "logprobs", "prompt", "echo", "best_of", "suffix")
 _WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
 
 
@@ -39,7 +38,7 @@ class CompletionBody:
 def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
     given = fields.an_object(body, "model and prompt")
-    fields.check_names(given, SUPPORTED, REFUSED)
+    fields.check_names(given, SUPPORTED, {})
     limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
     if best_of is not None and best_of != n:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
@@ -47,7 +46,11 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     echo, top = fields.flag(given, "echo"), likeliest(given)
     ignore_end = fields.flag(given, fields.IGNORE_END)
     choice = replace(penalties(given), top_logprobs=top, score_prompt=echo and top is not None)
-    prompts = _prompts(given.get("prompt"), n)
+    prompts, suffix = _prompts(given.get("prompt"), n), fields.get(given, "suffix", str, "a text") or ""
+    if suffix and not all(isinstance(prompt, str) for prompt in prompts):
+        raise RequestError("suffix", "is given with a prompt of tokens", "give the prompt as text")
+    if suffix and choice.score_prompt:
+        raise RequestError("suffix", "is given with echo and logprobs", "leave one of them out")
     queries = tuple(
         Query(
             messages=(Message("user", prompt if isinstance(prompt, str) else _text(coterie, model, prompt)),),
@@ -59,6 +62,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
             choice=choice,
             prompt_ids=() if isinstance(prompt, str) else prompt,
             ignore_end=ignore_end,
+            suffix=suffix,
         )
         for prompt in prompts
     )
