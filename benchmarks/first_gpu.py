@@ -45,7 +45,7 @@ STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
 DEVICE_TESTS = ROOT / "tests" / "device"
-TESTS = tuple(str(DEVICE_TESTS / name) for name in ("test_gpu.py", "test_contract.py"))
+TESTS = (str(DEVICE_TESTS / "test_gpu.py"), *sorted(map(str, DEVICE_TESTS.glob("test_contract*.py"))))
 TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
 TESTS_OF_NETS = str(DEVICE_TESTS / "test_gpu_nets.py")
 

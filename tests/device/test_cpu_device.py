@@ -1,4 +1,4 @@
-"""The CPU device's memory, disk and lanes, beyond what every device must keep (test_contract.py).
+"""The CPU device's memory, disk and lanes, beyond what every device must keep (test_contract*.py).
 
 Knows nothing about what programs compute.
 """

@@ -6,7 +6,7 @@ Knows nothing about what a GPU would take for it.
 from __future__ import annotations
 
 import pytest
-from tests.device import test_contract as contract
+from tests.device import test_contract, test_contract_bytes, test_contract_steps
 from tests.device.cuda_devices import making
 from tests.device.interpreted import WIDE
 from tests.device.programs import Desk, rows, tiny_graph, write_weights
@@ -68,13 +68,13 @@ def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
 
 
 LONG = [
-    contract.test_gated_tokens_equal_ungated_tokens,
-    contract.test_a_copy_moves_bytes,
-    contract.test_steps_stop_after_an_end_token,
-    contract.test_an_interrupt_ends_one_run_after_a_step,
-    contract.test_a_batch_equals_each_alone,
-    contract.test_no_rows_is_a_step_without_tokens,
-    contract.test_tokens_that_are_not_sampled_need_no_row,
+    test_contract.test_gated_tokens_equal_ungated_tokens,
+    test_contract_bytes.test_a_copy_moves_bytes,
+    test_contract_steps.test_steps_stop_after_an_end_token,
+    test_contract_steps.test_an_interrupt_ends_one_run_after_a_step,
+    test_contract_steps.test_a_batch_equals_each_alone,
+    test_contract_steps.test_no_rows_is_a_step_without_tokens,
+    test_contract_steps.test_tokens_that_are_not_sampled_need_no_row,
 ]
 
 

@@ -1,11 +1,13 @@
 """Quiet transformers, one thread, and tiny models that are made once per session."""
 
 import functools
+import shutil
 
 import pytest
 import torch
 import transformers
 from tests.model import theirs, tiny
+from tests.model.formats import SIZES
 from tests.model.runner import BACKENDS
 
 transformers.logging.set_verbosity_error()
@@ -51,3 +53,47 @@ def make_backend():
     yield make
     for backend in made:
         backend.close()
+
+
+@pytest.fixture(scope="session")
+def wide_once(tmp_path_factory):
+    """A function (row, type) -> a tiny folder of it, with rows of whole groups, made once."""
+
+    @functools.cache
+    def get(row, dtype):
+        tiny.FAMILY_ROWS["wide"] = (tiny.FAMILY_ROWS[row][0], {**tiny.FAMILY_ROWS[row][1], **SIZES})
+        try:
+            return tiny.save(tiny.make("wide"), tmp_path_factory.mktemp(row), dtype)
+        finally:
+            del tiny.FAMILY_ROWS["wide"]
+
+    return get
+
+
+@pytest.fixture
+def folder_like(wide_once, tmp_path):
+    """A function (row, type) -> a copy of such a folder, which a test may change."""
+
+    def get(row="llama", dtype="fp32"):
+        return shutil.copytree(wide_once(row, dtype), tmp_path / row)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def quantised_once(wide_once, tmp_path_factory):
+    """A function (one that quantises a folder) -> a tiny Llama quantised so, once."""
+
+    @functools.cache
+    def get(quantise):
+        folder = shutil.copytree(wide_once("llama", "fp32"), tmp_path_factory.mktemp("quantised") / "llama")
+        quantise(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture
+def quantised(quantised_once, tmp_path):
+    """A function (one that quantises a folder) -> a copy of a folder quantised so, which a test may damage."""
+    return lambda quantise: shutil.copytree(quantised_once(quantise), tmp_path / "theirs")

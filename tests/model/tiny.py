@@ -1,6 +1,7 @@
 """Tiny random models of every family, rope kind and feature, made on the spot with transformers.
 
-Adding a family: a row in FAMILY_ROWS. Every row is a config class and what differs from BASE.
+Adding a family: a row in FAMILY_ROWS, or in what is merged into it. Every row is a config class and what differs from
+BASE.
 """
 
 import copy
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from tests.model.rows_branches import BRANCH_ROWS
+from tests.model.rows_own import DELTA_MOE, DELTA_ROWS, FULL, GEMMA4_MOE, GEMMA4_ROWS, LATENT_ROWS, SLIDING
 
 from coterie.models.quantised.methods import is_repacked
 from coterie.models.repack import repack_folder
@@ -172,7 +175,6 @@ FAMILY_ROWS |= {
     "helium": ("Helium", {"pad_token_id": 0, "head_dim": 12, "attention_bias": True}),
 }
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 FAMILY_ROWS |= {
     "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1}),
     "gemma-bias": ("Gemma", {"hidden_act": "gelu", "attention_bias": True, "head_dim": 20}),
@@ -197,332 +199,11 @@ FAMILY_ROWS |= {
     "vaultgemma": ("VaultGemma", {"head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": 1.5}),
     "olmo3": ("Olmo3", {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]}),
 }
-# Layers with branches, which no GPU runs yet.
-BRANCH_ROWS = {
-    "qwen3-moe": (
-        "Qwen3Moe",
-        {
-            **{"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "norm_topk_prob": True},
-            "head_dim": 16,
-        },
-    ),
-    "qwen3-moe-mixed": (
-        "Qwen3Moe",
-        {
-            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "num_hidden_layers": 4},
-            **{"decoder_sparse_step": 2, "mlp_only_layers": [1], "attention_bias": True, "tie_word_embeddings": True},
-        },
-    ),
-    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "mixtral-all": (
-        "Mixtral",
-        {"num_local_experts": 3, "num_experts_per_tok": 3, "sliding_window": 7, "head_dim": 20},
-    ),
-    "granitemoe": (
-        "GraniteMoe",
-        {
-            **{"num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 3.5, "logits_scaling": 3.0},
-            **{"attention_multiplier": 0.21, "residual_multiplier": 0.6, "attention_bias": True},
-        },
-    ),
-    "qwen2-moe": (
-        "Qwen2Moe",
-        {
-            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "mlp_only_layers": [1]},
-            "shared_expert_intermediate_size": 36,
-        },
-    ),
-    "qwen2-moe-normed": (
-        "Qwen2Moe",
-        {
-            **{"num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "decoder_sparse_step": 2},
-            **{"shared_expert_intermediate_size": 33, "norm_topk_prob": True, "qkv_bias": False},
-            "tie_word_embeddings": True,
-        },
-    ),
-    "granitemoeshared": (
-        "GraniteMoeShared",
-        {
-            **{"num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 3.5, "logits_scaling": 3.0},
-            **{"attention_multiplier": 0.21, "residual_multiplier": 0.6, "shared_intermediate_size": 36},
-        },
-    ),
-    "granitemoeshared-none": (
-        "GraniteMoeShared",
-        {"num_local_experts": 3, "num_experts_per_tok": 1, "shared_intermediate_size": 0, "attention_bias": True},
-    ),
-    "glm4-moe": (
-        "Glm4Moe",
-        {
-            **{"n_routed_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 21, "n_shared_experts": 2},
-            **{"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "partial_rotary_factor": 0.5},
-            **{"use_qk_norm": True, "attention_bias": True, "head_dim": 20},
-        },
-    ),
-    "glm4-moe-air": (
-        "Glm4Moe",
-        {
-            **{"n_routed_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 16},
-            **{"partial_rotary_factor": 0.5, "first_k_dense_replace": 2, "norm_topk_prob": False},
-        },
-    ),
-    "ernie-moe": (
-        "Ernie4_5_Moe",
-        {
-            **{"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 21, "moe_num_shared_experts": 1},
-            **{"use_bias": True, "moe_norm_min": 0.3},
-        },
-    ),
-    "ernie-moe-between": (
-        "Ernie4_5_Moe",
-        {
-            **{"moe_num_experts": 5, "moe_k": 3, "moe_intermediate_size": 20, "moe_num_shared_experts": 0},
-            **{"num_hidden_layers": 5, "moe_layer_interval": 2, "moe_layer_end_index": 2, "tie_word_embeddings": False},
-        },
-    ),
-    "dots1": (
-        "Dots1",
-        {
-            **{"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "n_shared_experts": 1},
-            **{"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "first_k_dense_replace": 1},
-            **{"sliding_window": 7, "max_window_layers": 1, "norm_topk_prob": True},
-        },
-    ),
-    "dots1-bias": (
-        "Dots1",
-        {
-            **{"n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "n_shared_experts": 2},
-            **{"sliding_window": None, "attention_bias": True},
-        },
-    ),
-    "hunyuan-moe": (
-        "HunYuanMoEV1",
-        {"num_experts": 5, "moe_topk": [2, 2, 2], "head_dim": 20, "pad_token_id": 0, "intermediate_size": 36},
-    ),
-    "minimax-m2": (
-        "MiniMaxM2",
-        {
-            "num_local_experts": 6,
-            "num_experts_per_tok": 3,
-            "intermediate_size": 21,
-            "head_dim": 16,
-            "partial_rotary_factor": 0.5,
-        },
-    ),
-    "gpt-oss": (
-        "GptOss",
-        {
-            **{"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 7},
-            "swiglu_limit": 1.1,
-        },
-    ),
-    "gpt-oss-bare": (
-        "GptOss",
-        {
-            **{"num_local_experts": 3, "num_experts_per_tok": 3, "head_dim": 10, "num_key_value_heads": 1},
-            **{"sliding_window": 5, "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
-            **{"attention_bias": False, "swiglu_alpha": 0.7},
-        },
-    ),
-    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "pad_token_id": 0}),
-    "olmoe-one": ("Olmoe", {"num_experts": 9, "num_experts_per_tok": 1, "norm_topk_prob": True, "pad_token_id": 0}),
-}
-# Latent attention, with branches and without.
-LATENT_ROWS = {
-    "deepseek-v2": (
-        "DeepseekV2",
-        {
-            **{"q_lora_rank": None, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
-            **{"v_head_dim": 10, "num_key_value_heads": 4, "n_routed_experts": 6, "num_experts_per_tok": 2},
-            **{"moe_intermediate_size": 21, "n_shared_experts": 2, "first_k_dense_replace": 1},
-        },
-    ),
-    "deepseek-v2-groups": (
-        "DeepseekV2",
-        {
-            **{"q_lora_rank": 14, "kv_lora_rank": 36, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 15},
-            **{"num_key_value_heads": 4, "n_routed_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 20},
-            **{"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5},
-            **{"attention_bias": True, "mlp_bias": True, "n_shared_experts": 1},
-        },
-    ),
-    "deepseek-v3": (
-        "DeepseekV3",
-        {
-            **{"q_lora_rank": 18, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12},
-            **{"num_key_value_heads": 4, "n_routed_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 21},
-            **{"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1},
-        },
-    ),
-    "moonlight": (
-        "DeepseekV3",
-        {
-            **{"q_lora_rank": None, "kv_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
-            **{"num_attention_heads": 1, "num_key_value_heads": 1, "n_routed_experts": 5, "num_experts_per_tok": 2},
-            **{"moe_intermediate_size": 20, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2},
-            **{"n_shared_experts": 2, "attention_bias": True, "rope_interleave": False, "tie_word_embeddings": True},
-        },
-    ),
-    "glm4-moe-lite": (
-        "Glm4MoeLite",
-        {
-            **{"q_lora_rank": 20, "kv_lora_rank": 28, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
-            **{"num_attention_heads": 5, "num_key_value_heads": 5, "n_routed_experts": 6, "num_experts_per_tok": 3},
-            **{"moe_intermediate_size": 21, "mlp_layer_types": ["dense", "sparse", "sparse"]},
-        },
-    ),
-    "minicpm3": (
-        "MiniCPM3",
-        {
-            **{"q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6},
-            **{"num_key_value_heads": 4, "scale_emb": 3.5, "scale_depth": 1.4, "dim_model_base": 20},
-        },
-    ),
-    "youtu": (
-        "Youtu",
-        {
-            **{"q_lora_rank": 22, "kv_lora_rank": 44, "qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "v_head_dim": 6},
-            **{"num_attention_heads": 20, "num_key_value_heads": 20},
-        },
-    ),
-}
-BRANCH_ROWS |= {
-    "afmoe": (
-        "Afmoe",
-        {
-            **{"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "num_shared_experts": 2},
-            **{"num_dense_layers": 1, "route_scale": 1.7, "mup_enabled": True, "sliding_window": 7, "head_dim": 16},
-            "global_attn_every_n_layers": 2,
-        },
-    ),
-    "solar-open": (
-        "SolarOpen",
-        {
-            **{"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 21, "head_dim": 12},
-            **{"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.0},
-        },
-    ),
-}
-FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS
-# Layers that are gated delta nets.
-NET = "linear_attention"
-DELTA_ROWS = {
-    "qwen3.5": (
-        "Qwen3_5",
-        {
-            **{"num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
-            **{"linear_key_head_dim": 8, "linear_value_head_dim": 12, "partial_rotary_factor": 0.25},
-        },
-    ),
-    "qwen3.5-first": (
-        "Qwen3_5",
-        {
-            **{"layer_types": [FULL, NET, FULL], "head_dim": 20, "linear_num_key_heads": 1},
-            **{"linear_num_value_heads": 3, "linear_key_head_dim": 20, "linear_value_head_dim": 40},
-            **{"linear_conv_kernel_dim": 2, "attention_bias": True, "tie_word_embeddings": True},
-            "partial_rotary_factor": 0.5,
-        },
-    ),
-}
-# Both at once, which has tests of its own: a choice that rounding turns over has no bound.
-DELTA_MOE = {
-    "qwen3.5-moe": (
-        "Qwen3_5Moe",
-        {
-            **DELTA_ROWS["qwen3.5"][1],
-            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 21},
-            "shared_expert_intermediate_size": 36,
-        },
-    ),
-}
-DELTA_MOE |= {
-    "qwen3-next": (
-        "Qwen3Next",
-        {
-            **DELTA_ROWS["qwen3.5"][1],
-            **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "mlp_only_layers": [1]},
-            "shared_expert_intermediate_size": 36,
-        },
-    ),
-    "qwen3-next-first": (
-        "Qwen3Next",
-        {
-            **DELTA_ROWS["qwen3.5-first"][1],
-            **{"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 20, "norm_topk_prob": False},
-            **{"shared_expert_intermediate_size": 12, "decoder_sparse_step": 2, "num_hidden_layers": 3},
-        },
-    ),
-}
-# Layers that are short convolutions.
-CONV = "conv"
-CONV_ROWS = {
-    "lfm2": (
-        "Lfm2",
-        {
-            **{"num_hidden_layers": 4, "layer_types": [CONV, CONV, FULL, CONV], "block_multiple_of": 8},
-            **{"block_ffn_dim_multiplier": 1.3, "pad_token_id": 0},
-        },
-    ),
-    "lfm2-first": (
-        "Lfm2",
-        {
-            **{"full_attn_idxs": [0, 2], "conv_L_cache": 4, "block_auto_adjust_ff_dim": False, "pad_token_id": 0},
-            **{"num_key_value_heads": 1, "tie_word_embeddings": False},
-        },
-    ),
-}
-CONV_MOE = {
-    "lfm2-moe": (
-        "Lfm2Moe",
-        {
-            **{"num_hidden_layers": 4, "layer_types": [CONV, FULL, CONV, FULL], "num_dense_layers": 1},
-            **{"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 21, "pad_token_id": 0},
-            "routed_scaling_factor": 1.5,
-        },
-    ),
-}
-DELTA_ROWS |= CONV_ROWS
-DELTA_MOE |= CONV_MOE
-FAMILY_ROWS |= DELTA_ROWS | DELTA_MOE
-# Layers of different heads, which have a rope each. The last of small ones is shared by none, of large ones by one.
-GEMMA4 = {
-    **{"hidden_size": 48, "head_dim": 16, "global_head_dim": 24, "sliding_window": 6, "num_hidden_layers": 6},
-    **{"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING, FULL], "hidden_size_per_layer_input": 10},
-    **{"vocab_size_per_layer_input": 257, "final_logit_softcapping": 2.0},
-}
-GEMMA4_ROWS = {
-    "gemma4": ("Gemma4", {**GEMMA4, "num_kv_shared_layers": 3, "use_double_wide_mlp": True}),
-    "gemma4-values": (
-        "Gemma4",
-        {
-            **{**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
-            **{"layer_types": [SLIDING, SLIDING, FULL], "num_hidden_layers": 3, "attention_bias": True},
-        },
-    ),
-    "gemma4-wide": ("Gemma4", {**GEMMA4, "num_key_value_heads": 1, "global_head_dim": 36, "num_kv_shared_layers": 2}),
-    "gemma4-unified": (
-        "Gemma4Unified",
-        {
-            **{"head_dim": 20, "global_head_dim": 40, "sliding_window": 6, "num_hidden_layers": 4},
-            **{"layer_types": [SLIDING, FULL, SLIDING, FULL], "attention_k_eq_v": True},
-        },
-    ),
-}
-GEMMA4_MOE = {
-    "gemma4-moe": (
-        "Gemma4",
-        {
-            **{**GEMMA4, "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6},
-            **{"top_k_experts": 2, "moe_intermediate_size": 21, "attention_k_eq_v": True},
-            **{"num_global_key_value_heads": 1, "num_hidden_layers": 3, "layer_types": [SLIDING, SLIDING, FULL]},
-        },
-    ),
-}
+FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS | DELTA_ROWS | DELTA_MOE | GEMMA4_ROWS | GEMMA4_MOE
 BRANCHED = (
     *(*BRANCH_ROWS, *DELTA_MOE, *GEMMA4_MOE),
     *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes),
 )
-FAMILY_ROWS |= GEMMA4_ROWS | GEMMA4_MOE
 FAMILY_ROWS |= {
     "stablelm": ("StableLm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
     "stablelm-parallel": (
