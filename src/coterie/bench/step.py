@@ -5,13 +5,14 @@ Knows nothing about requests: a step's rows are made up, with no end tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from coterie.device import Binding, Buffer, Device, Event, Executable, Rows, Sampling, wait_for
+from coterie.device import F32, Binding, Buffer, Device, Event, Executable, Rows, Sampling, wait_for
 from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
@@ -78,6 +79,26 @@ class Loaded(Generic[D]):
         except BaseException:
             self.close()
             raise
+
+    def logits(self, ids: Sequence[int], piece: int = 128) -> Iterator[F32]:
+        """Logits behind each token of one sequence, as the model gave them [tokens, V], `piece` tokens at a time."""
+        exe = self.device.load(compile_graph(self._model.graph, "cache"))
+        offsets = self._model.layout.offsets(exe.program.weights)
+        for first in range(0, len(ids), piece):
+            part = np.asarray(ids[first : first + piece], np.int32)
+            count = len(part)
+            rows = Rows(
+                tokens_T=part,
+                positions_T=np.arange(first, first + count, dtype=np.int32),
+                sequence_T=np.zeros(count, np.int32),
+                block_tables_BM=np.arange(self._pages, dtype=np.int32)[None],
+                lengths_B=np.array([first + count], np.int32),
+                rows_R=np.arange(count, dtype=np.int32),
+                sampling=(Sampling(),) * count,
+            )
+            event = self.device.run(exe, Binding(self.weights, offsets, self._kv, self._block_bytes, rows))
+            wait_for(self.device, event)
+            yield self.device.logits(event, range(count))
 
     def step(self, rule_set: str, first: int, count: int, batch: int = 1, steps: int = 1) -> Step:
         """`steps` steps of `batch` sequences of `count` tokens each from position `first` on; the last is sampled."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from coterie.bench.peers.gguf_file import write_gguf
 from coterie.bench.peers.peer import Settings, missing_extra
@@ -135,6 +136,23 @@ class LlamaSession:
         """Remove the positions from `tokens` on."""
         self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), 0, tokens, -1)
 
+    def logits(self, ids: Sequence[int], piece: int = 128) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits behind each token of one sequence [tokens, V], `piece` tokens at a time, after emptying the cache."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        batch = self._api.llama_batch_init(piece, 0, 1)
+        try:
+            for first in range(0, len(ids), piece):
+                part = ids[first : first + piece]
+                batch.n_tokens = len(part)
+                for i, token in enumerate(part):
+                    batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, first + i, 1
+                    batch.seq_id[i][0], batch.logits[i] = 0, 1
+                self._run(batch)
+                found = self._api.llama_get_logits(self._context)
+                yield np.ctypeslib.as_array(found, (len(part), self._vocab_size)).copy()
+        finally:
+            self._api.llama_batch_free(batch)
+
     def synchronize(self) -> None:
         """A call returns when it is done."""
 
@@ -148,8 +166,11 @@ class LlamaSession:
 
     def _step(self, ids: Sequence[int]) -> int:
         array = (ctypes.c_int32 * len(ids))(*ids)
-        status = self._api.llama_decode(self._context, self._api.llama_batch_get_one(array, len(ids)))
-        if status != 0:
-            raise DeviceError("llama.cpp", f"llama_decode answered {status}", "give fewer tokens")
+        self._run(self._api.llama_batch_get_one(array, len(ids)))
         logits = self._api.llama_get_logits_ith(self._context, -1)
         return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocab_size,))))
+
+    def _run(self, batch: Any) -> None:
+        status = self._api.llama_decode(self._context, batch)
+        if status != 0:
+            raise DeviceError("llama.cpp", f"llama_decode answered {status}", "give fewer tokens")
