@@ -48,6 +48,7 @@ DEVICE_TESTS = ROOT / "tests" / "device"
 TESTS = (str(DEVICE_TESTS / "test_gpu.py"), *sorted(map(str, DEVICE_TESTS.glob("test_contract*.py"))))
 TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
 TESTS_OF_NETS = str(DEVICE_TESTS / "test_gpu_nets.py")
+TESTS_OF_LATENT = str(DEVICE_TESTS / "test_gpu_latent.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
         Part("tests-nets", (*tests, TESTS_OF_NETS), 120),
+        Part("tests-latent", (*tests, TESTS_OF_LATENT), 120),
         Part("tests-moe", (*tests, TESTS_OF_BRANCHES), 120),
         Part("decode-moe", (*coterie, *branches), 60),
         Part("tests-persistent", (*tests, *TESTS, "-k", "gpu-persistent"), COMPILE_S),

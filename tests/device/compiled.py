@@ -25,6 +25,8 @@ import numpy as np
 import torch
 import triton
 from tests.device.compiled_delta import beside, delta_operands, program_of_nets
+from tests.device.compiled_latent import NAMES as LATENT
+from tests.device.compiled_latent import latent_operands, program_of_latent
 from tests.device.native import whole
 from tests.device.triton_table import DOCS, put
 from triton.backends.compiler import GPUTarget
@@ -47,6 +49,7 @@ RANK = 16  # of an adapter's factors
 # Branches of a layer of OLMoE 1B-7B, whose hidden size is D: how many, how many are taken, and how wide they are.
 BRANCHES, TAKEN, BRANCH_F = 64, 8, 1024
 OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate")
+OF_LATENT = (": absorb", ": absorb_many", ": unfold", ": unfold_many")
 STEPS = {
     "decode 1": Bucket(1, 1, 1, 4096),
     "decode 4": Bucket(4, 4, 4, 4096),
@@ -116,6 +119,7 @@ class Compiled:
                 ": join",
                 ": sample",
                 *OF_NETS,
+                *OF_LATENT,
             )
         )
         return multiplies and self.dtype != "F16"
@@ -226,6 +230,8 @@ SOME = {
     "gemma4 own": Some(("mul_part", "mul_one", "norm_add", "branch_gate_up_gelu", "choose_branches"), options=OWN),
     "nets": Some((*NETS, BESIDE), KINDS, tuple(STEPS)),
     "walk nets": Some(("walk nets",), steps=()),
+    "latent": Some(LATENT, (DType.BF16, DType.F16, DType.F32), tuple(STEPS)),
+    "walk latent": Some(("walk latent",), steps=()),
     "walk behind": Some(("walk behind",), steps=(), options=CAPPED),
 }
 
@@ -288,6 +294,7 @@ def rows_of(dtype):
             "sample": {"V": V},
             **delta_operands(at),
         }
+    operands |= latent_operands(at, dtype)
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}
     rows = {
         name: kernels.encode(name, zeros[name] | whole(name, given | OPTIONS.get(name, {}))).reshape(1, -1)
@@ -427,6 +434,9 @@ def compile_all(names, dtypes, steps):
     for step in WALK_STEPS if "walk nets" in names else ():
         name, dtype = "walk nets", DType.BF16
         walk_all(program_of_nets(rows_of(dtype)), STEPS[step])
+    for step in WALK_STEPS if "walk latent" in names else ():
+        name, dtype = "walk latent", DType.BF16
+        walk_all(program_of_latent(rows_of(dtype)), STEPS[step])
     if "meet" in names:  # the walk of one row, which takes less time
         name, dtype, step = "meet", DType.BF16, "decode 1"
         row = rows_of(dtype)["linear"]

@@ -5,7 +5,14 @@ Knows nothing about what a case is.
 
 from __future__ import annotations
 
-from tests.device import triton_cases, triton_clipped_cases, triton_delta_cases, triton_layer_cases
+from tests.device import (
+    triton_cases,
+    triton_clipped_cases,
+    triton_delta_cases,
+    triton_latent_cases,
+    triton_layer_cases,
+)
 
-QUICK = [*triton_cases.QUICK, *triton_clipped_cases.QUICK, *triton_delta_cases.QUICK, *triton_layer_cases.QUICK]
-LONG = [*triton_cases.LONG, *triton_clipped_cases.LONG, *triton_delta_cases.LONG, *triton_layer_cases.LONG]
+FILES = (triton_cases, triton_clipped_cases, triton_delta_cases, triton_layer_cases, triton_latent_cases)
+QUICK = [case for file in FILES for case in file.QUICK]
+LONG = [case for file in FILES for case in file.LONG]

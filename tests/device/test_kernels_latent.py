@@ -84,12 +84,12 @@ def attend(team, rows, q, positions, sequence, latent):
     return y
 
 
-def attended(rows, q, positions, sequence, latent):
+def attended(rows, q, positions, sequence, latent, layer=0, scale=0.3):
     """The same in float64, a token at a time."""
     y = np.zeros((*q.shape[:2], latent))
     for t, (position, s) in enumerate(zip(positions, sequence, strict=True)):
-        seen = rows.read(0, s, position + 1).astype(np.float64)
-        scores = 0.3 * q[t] @ seen.T
+        seen = rows.read(layer, s, position + 1).astype(np.float64)
+        scores = scale * q[t] @ seen.T
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y[t] = (p / p.sum(axis=-1, keepdims=True)) @ seen[:, :latent]
     return y

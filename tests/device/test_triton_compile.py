@@ -30,7 +30,8 @@ EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
 EARLY |= dict.fromkeys(("norm", "norm_rope_append", "gate", "open"), "NW")
 EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns"), "N[LJ]*W")  # what a sequence keeps, before
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
-EARLY |= dict.fromkeys(("few_each", "many_each"), "NL*W")
+EARLY |= dict.fromkeys(("few_each", "many_each", "absorb", "unfold"), "NL*W")
+EARLY |= dict.fromkeys(("append_row", "absorb_many", "unfold_many"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
 
 
@@ -187,6 +188,23 @@ def test_kernels_of_gated_delta_nets_compile_for_every_step(tmp_path):
             assert one["copies_ahead"], one
 
 
+LATENT = {"append_row", "absorb", "absorb_many", "unfold", "unfold_many", "alone", "join", "together"}
+
+
+def test_kernels_of_latent_attention_compile_for_every_step(tmp_path):
+    """Nothing spills, though a row has 576 numbers; few tokens' weights are loaded before the wait."""
+    found = compiled(tmp_path, "latent")
+    assert {one["kernel"].rpartition(" ")[2] for one in found} == LATENT
+    check(found)
+    for one in found:
+        part = one["kernel"].rpartition(" ")[2]
+        assert one["spilled_bytes"] == 0, one
+        assert part == "join" or one["widest_load_bits"] == 128, one
+        assert part not in ("absorb", "unfold") or one["early"].count("L") > 8, one
+        if one["dtype"] != "F32" and part in ("alone", "together"):
+            assert one["products"] == "wgmma", one
+
+
 @pytest.mark.long
 def test_a_choice_by_groups_and_with_a_bias_compiles(tmp_path):
     found = compiled(tmp_path, "grouped branches")
@@ -256,7 +274,8 @@ def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("program", "steps"), [("walk behind", 1), ("walk branches", 2), ("walk nets", 2), ("walk clipped", 2)]
+    ("program", "steps"),
+    [("walk behind", 1), *((f"walk {what}", 2) for what in ("branches", "nets", "clipped", "latent"))],
 )
 def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, program, steps):
     found = compiled(tmp_path, program)

@@ -125,7 +125,8 @@ def test_the_docs_show_each_kernel_with_each_type():
     assert set(shown) == set(KERNELS) - {"sample"}  # what is drawn is right or wrong: test_triton_sample.py
     for kernel, dtypes in shown.items():
         words = kernels.OPCODES[kernel].words
-        has_matrix = kernel not in ("rms_norm", "layer_norm", "causal_conv", "mul_one") and {
+        is_packed_never = ("rms_norm", "layer_norm", "causal_conv", "mul_one", "latent_queries", "latent_values")
+        has_matrix = kernel not in is_packed_never and {
             "table",
             "weight",
             "wq",
@@ -228,7 +229,8 @@ def test_capped_logits_of_a_prompt_are_no_more_programs_than_a_gpu_has_room_for(
     assert launch.grid == (16 * 132,)
 
 
-def test_a_row_that_no_kernel_does_is_refused_by_name():
+def test_a_row_that_no_kernel_does_is_refused_by_name(monkeypatch):
+    monkeypatch.delitem(KERNELS, "latent_values")
     rows = kernels.encode("latent_values", dict.fromkeys(kernels.OPCODES["latent_values"].words, 0)).reshape(1, -1)
     with pytest.raises(UnsupportedError, match=r"none of them does latent_values.*; use --device cpu"):
         gpu.scratch_bytes(rows, Bucket(1, 1, 1, 1))

@@ -207,7 +207,7 @@ def test_a_long_context_is_walked_as_spans_and_then_joined(make):
     phases = phases_of(plan)
     names = [plan.kinds[kind][0].__name__ for kind, *_ in phases]
     assert len(names) == len(expert.program.regions) + 2  # of two layers
-    assert [row for (_, row, *_), name in zip(phases, names, strict=True) if name == "_join"] == [2, 7]
+    assert [row for (_, row, *_), name in zip(phases, names, strict=True) if name == "join"] == [2, 7]
     compare(make, "odd", (BF16,), "cache", decoding(5, at=90), 2, Bucket(1, 1, 1, 512))
 
 

@@ -20,7 +20,14 @@ if find_spec("torch") is None or find_spec("triton") is None:
     pytest.skip("the extra cuda is not installed: torch or triton is missing", allow_module_level=True)
 
 from tests.system.test_adapters import ALL, trained_on
-from tests.system.tiny import write_adapter, write_clipped, write_delta_net, write_expert, write_mixture
+from tests.system.tiny import (
+    write_adapter,
+    write_clipped,
+    write_delta_net,
+    write_expert,
+    write_latent,
+    write_mixture,
+)
 
 CONTEXT = 600  # of three buckets
 
@@ -58,9 +65,9 @@ def test_what_steps_launch_was_compiled_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("write", [write_mixture, write_clipped, write_delta_net])
+@pytest.mark.parametrize("write", [write_mixture, write_clipped, write_delta_net, write_latent])
 def test_what_steps_of_other_layers_launch_was_compiled_before(tmp_path: Path, write: object) -> None:
-    """With branches, with sinks, windows and clipped gates, with gated delta nets."""
+    """With branches, with sinks, windows and clipped gates, with gated delta nets, with latent attention."""
     write(tmp_path / "office" / "one", 1, max_position_embeddings=CONTEXT)  # type: ignore[operator]
     check(asked(tmp_path / "office", tmp_path / "cache"))
 

@@ -17,7 +17,7 @@ from tests.system.tiny import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
-TESTS = ("tests", "tests-nets", "tests-moe", "tests-persistent")
+TESTS = ("tests", "tests-nets", "tests-latent", "tests-moe", "tests-persistent")
 LARGE = "decode-moe"  # of a fixed shape, and too much for a GPU that is none
 
 
@@ -151,7 +151,8 @@ def test_correctness_comes_first_and_every_part_has_a_name_of_its_own(tmp_path: 
     assert sum(part.limit_s for part in every[: names.index("validate") + 1]) <= 60 * first_gpu.MINUTES
     packed = [f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")]
     assert names[names.index("validate") + 1 :][: len(packed) + 1] == [*packed, "decode-peers"]
-    assert names[-5:-2] == ["tests-nets", "tests-moe", LARGE]  # what no GPU has run may fault, but does not hang
+    late = ["tests-nets", "tests-latent", "tests-moe", LARGE]  # what no GPU has run may fault, but does not hang
+    assert names[-6:-2] == late
     assert all(part.command[-2:] == ("--weights", part.name[-4:]) for part in every if part.name in packed)
     assert all(0 < part.limit_s <= 240 for part in every)
 

@@ -226,7 +226,7 @@ def _alone(
 
 
 @triton.jit(do_not_specialize=["spans"])
-def _join(
+def join(
     row,
     partials,
     spans,
@@ -316,7 +316,7 @@ def launch(call: Call) -> None:
     if spans > 1:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}
-        call.launch(_join, grid, call.row, partials, spans, H=H, **how, **split, num_warps=1)
+        call.launch(join, grid, call.row, partials, spans, H=H, **how, **split, num_warps=1)
 
 
 def _partials(call: Call) -> int:

@@ -1,7 +1,7 @@
 """Values that a launch rounds for the next one, which else reads them again to stage.
 
     norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
-                            or   what a gate opened (GATED)
+                            or   what a gate opened, or a head's values (GATED)
         y, float32  -> where it is stored, unless another row writes there before any reads it again
         y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
 
@@ -23,7 +23,8 @@ from coterie.kernels.triton.dots import staged_bytes
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
 
 GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
-GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C")}  # and the sizes whose product is a token's width
+# And the sizes whose product is a token's width.
+GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C"), "latent_values": ("H", "V")}
 TAKERS = ("linear", "linear_add")
 OF_BRANCHES = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
 TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")

@@ -1,5 +1,7 @@
 """Where a position's keys and values are: pages of Z tokens laid out [layer][k or v][kv head][Z][C].
 
+Or where the one row of a position is that all heads share (latent attention): pages laid out [layer][Z][C].
+
 Knows nothing about who owns the pages.
 """
 
@@ -68,6 +70,23 @@ def page_at(
     layer = integer(row, PAGES + LAYER)
     blocks = pointer(row, PAGES + KV, tl.uint8) + block.to(tl.int64) * BLOCK_BYTES
     return blocks.to(tl.pointer_type(KV_TYPE), bitcast=True) + (((layer * 2 + part) * K + head) * Z + position % Z) * C
+
+
+@triton.jit
+def latent_row_at(
+    row,
+    PAGES: tl.constexpr,
+    block,
+    position,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Pointers to number 0 of the latent rows at positions, whose blocks are given."""
+    blocks = pointer(row, PAGES + KV, tl.uint8) + block.to(tl.int64) * BLOCK_BYTES
+    rows = blocks.to(tl.pointer_type(KV_TYPE), bitcast=True)
+    return rows + (integer(row, PAGES + LAYER) * Z + position % Z) * C
 
 
 @triton.jit

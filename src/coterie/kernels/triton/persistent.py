@@ -97,7 +97,7 @@ def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
     X: tl.constexpr = KIND[2][0]
     Y: tl.constexpr = KIND[2][1]
     UNITS: tl.constexpr = X * Y * KIND[2][2]
-    for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0)):
+    for i in tl.range(tl.program_id(0), UNITS, tl.num_programs(0), disable_licm=True):
         if DEPTH > 0:
             ask_for(row, i + DEPTH * tl.num_programs(0), KIND)
         unit = (i % X, i // X % Y, i // (X * Y))
@@ -132,7 +132,7 @@ def walk(
     """Walk `count` phases and feed back, until a run is over; `plan` begins with the number of arrivals."""
     going = goes_on(words, state)
     while going:
-        for phase in tl.range(0, count):
+        for phase in tl.range(0, count, disable_licm=True):
             at = plan + FIRST_PHASE + PHASE_WORDS * phase
             kind = tl.load(at)
             row = rows + tl.load(at + 1) * ROW_WORDS

@@ -1,0 +1,57 @@
+"""Tiles of the products of latent attention: of heads with their own rows of a weight.
+
+A head's rows are few (128 or so for keys, as many for values), and there are 16 heads or more: a program has one head,
+and cuts columns or rows so that as many numbers are under way as registers take.
+Knows nothing about what is multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton.language as tl
+
+from coterie.kernels.triton.rows import Call
+from coterie.kernels.triton.tiles import LEAST_DOT, power_of_two
+
+UNDER_WAY = 8192  # weights of a program with few tokens, in float32: 64 a thread
+WARPS, STAGES = 4, 3
+MANY_TOKENS = 64  # of a tile: what a product of Hopper's tensor cores takes
+KEPT, STEP = 128, 64  # numbers that a tile of many tokens puts out for each, and those that it adds at once
+KEPT_FLOAT32, STEP_FLOAT32 = 32, 32  # no tensor core: a thread keeps what it multiplies in registers
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTile:
+    """TOKENS x KEPT numbers of a head, each a sum of `summed` products, SUMMED at once."""
+
+    tokens: int
+    kept: int
+    summed: int
+
+    @staticmethod
+    def few(call: Call, kept: int, summed: int) -> HeadTile:
+        """Up to four tokens in float32: all that is summed at once, of so much that is put out as there is room for."""
+        every = power_of_two(summed)
+        return HeadTile(power_of_two(call.bucket.tokens), min(max(UNDER_WAY // every, 1), power_of_two(kept)), every)
+
+    @staticmethod
+    def many(call: Call, kept: int, summed: int, wide: bool) -> HeadTile:
+        """More tokens on tensor cores; `wide` is float32."""
+        most_kept, step = (KEPT_FLOAT32, STEP_FLOAT32) if wide else (KEPT, STEP)
+        sizes = (call.bucket.tokens, MANY_TOKENS // (1 + wide)), (kept, most_kept), (summed, step)
+        return HeadTile(*(max(min(power_of_two(size), most), LEAST_DOT) for size, most in sizes))
+
+    def constants(self) -> dict[str, int]:
+        """Names and values of the compile-time parameters."""
+        return {"TOKENS": self.tokens, "KEPT": self.kept, "SUMMED": self.summed, "num_warps": WARPS}
+
+
+def is_few(call: Call) -> bool:
+    """Whether a step has so few tokens that they are multiplied in float32."""
+    return call.bucket.tokens <= call.tiles.few_tokens
+
+
+def is_wide(call: Call) -> bool:
+    """Whether the weight is float32, which tensor cores do not multiply without rounding."""
+    return call.type("weight") is tl.float32
