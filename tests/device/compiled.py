@@ -115,6 +115,7 @@ class Compiled:
                 ": described",
                 ": described_heads",
                 ": alone",
+                ": alone_wide",
                 ": together",
                 ": join",
                 ": sample",

@@ -25,6 +25,7 @@ from tests.device.triton_cases import (
     tokens,
     weight,
 )
+from tests.device.triton_clipped_cases import attention_with_sinks
 
 from coterie.kernels import cpu as kernels
 
@@ -102,6 +103,10 @@ QUICK = [
     *(branch_gate_up_gelu(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
     attention(BF16, 2, 1, 512, 16, (40, 150), (1, 1)),
     *(attention(t, 2, 1, 512, 16, (20, 40), (3, 6), W) for t, W in ((BF16, 0), (F32, 7))),
+    *(attention(t, 6, 2, 300, 5, (1, 7, 150), c) for t in (F32, F16) for c in ((1, 0, 1), (1, 1, 9))),
+    *(attention(F32, 3, 1, 300, 7, (33, 150), c, 40, 600, cap=1.5) for c in ((1, 1), (9, 33))),
+    *(attention(F32, 3, 1, 300, 5, (12, 75), c, growth=0.4, every=6) for c in ((12, 9), (1, 1))),
+    *(attention_with_sinks(BF16, F32, 4, 2, 300, 5, (12, 70), c) for c in ((1, 1), (12, 20))),
     branch_gate_up_gelu(BF16, 3, 4, 4, 33, 9, "erf", alike),
     branch_gate_up_gelu(BF16, 19, 4, 4, 33, 9, "erf", alike),
 ]

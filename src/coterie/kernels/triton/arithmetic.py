@@ -17,6 +17,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # When a kernel is run: after all before it are over; launched while the one before it is still running; or before
 # its turn, only to ask for the weights that it will need.
 NOW, EARLY, AHEAD = (tl.constexpr(i) for i in range(3))
+NOTHING = tl.constexpr(float("-inf"))  # the score of what is not seen
 
 
 @triton.jit

@@ -20,8 +20,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coterie.kernels.triton.alone import only_token
 from coterie.kernels.triton.arithmetic import (
     EARLY,
+    NOTHING,
     add_product,
     along,
     integer,
@@ -35,12 +37,10 @@ from coterie.kernels.triton.arithmetic import (
 from coterie.kernels.triton.attention_chunks import (
     CAP,
     LEAST_DOT,
-    NOTHING,
     PAGES,
     SCALE,
     WINDOW,
     Q,
-    T,
     Y,
     channels_of,
     first_seen,
@@ -50,29 +50,12 @@ from coterie.kernels.triton.attention_chunks import (
     launch_chunks,
     sink_of,
 )
+from coterie.kernels.triton.attention_wide import STEP, STEP_FLOAT32, WARPS, alone_wide
 from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import TORCH, Call
 from coterie.kernels.triton.tiles import power_of_two
-
-
-@triton.jit
-def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
-    """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
-    tokens = integer(row, T)
-    found = i
-    alone = i < tokens
-    if not DECODES:
-        sequence = pointer(row, PAGES + SEQUENCE, tl.int32)
-        found = tokens
-        count = 0
-        for first in tl.range(0, tokens, SEARCH):
-            t = first + tl.arange(0, SEARCH)
-            mine = tl.load(sequence + t, mask=t < tokens, other=-1) == i
-            found = tl.minimum(found, tl.min(tl.where(mine, t, tokens), axis=0))
-            count += tl.sum(mine.to(tl.int32), axis=0)
-        alone = count == 1
-    return found, alone
+from coterie.kernels.triton.wide_context import WIDE
 
 
 @triton.jit
@@ -312,7 +295,11 @@ def launch(call: Call) -> None:
         "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
     }
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
-    call.launch(_alone, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=3)
+    kernel, stages = _alone, 3
+    if channels > WIDE:
+        how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else STEP
+        kernel, warps, stages = alone_wide, WARPS, 1  # two steps of keys and values have no room in shared memory
+    call.launch(kernel, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=stages)
     if spans > 1:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
+    NOTHING,
     add_product,
     integer,
     let_next_begin,
@@ -26,14 +27,18 @@ from coterie.kernels.triton.handed import handed_to_next, is_stored
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
+from coterie.kernels.triton.wide_context import WIDE as _WIDE
+from coterie.kernels.triton.wide_context import wide_context
 
 Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = places(
     "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every", "sinks"
 )
 LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
-NOTHING = tl.constexpr(float("-inf"))
 NARROW = 64  # channels that the tiles are for; more of them take the registers of queries
 LEAST_QUERIES = 64  # of a product of Hopper's tensor cores
+WIDE = tl.constexpr(_WIDE)
+# Of heads that are wide: queries of a tile, positions that it reads at once, warps; of float32, which is larger, fewer.
+WIDE_TILE, WIDE_FLOAT32 = (32, 64, 8), (16, 16, 8)
 LOG2_E = tl.constexpr(1 / log(2))
 
 
@@ -242,8 +247,7 @@ def _together(
         q *= grown(row, position_M, GROWS)[:, None]
     q = narrow(q * scale.to(tl.float32), KV_TYPE)
     i = tl.arange(0, STEP) % Z
-    slots = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
-    slots = slots + i[:, None] * C + c[None, :]
+    kv = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
     end = tl.minimum(first + TOKENS, tokens)
     run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
     while run < end:
@@ -251,9 +255,17 @@ def _together(
         table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
         stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
         mine = here & (t >= run) & (t < stop)
-        top, total, acc = _context(
-            q, table, slots, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
-        )  # fmt: skip
+        if CHANNELS > WIDE:
+            last_M = tl.where(mine, position_M + 1, 0)
+            top, total, acc = wide_context(
+                tl.trans(q), table, kv, low_M, last_M, cap, CAPPED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+            )  # fmt: skip
+            acc = tl.trans(acc)
+        else:
+            slots = kv + i[:, None] * C + c[None, :]
+            top, total, acc = _context(
+                q, table, slots, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+            )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
@@ -270,23 +282,26 @@ def _together(
 def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone among sequences."""
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
-    queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
-    tokens, wide = max(queries // group, 1), 1 + (channels > 128)
-    float32 = pages.KV_TYPE is tl.float32
-    keys = tiles.keys // (4 if float32 else wide)
+    float32, wide = pages.KV_TYPE is tl.float32, 1 + (channels > 128)
+    if channels > WIDE.value:
+        queries, keys, warps = WIDE_FLOAT32 if float32 else WIDE_TILE
+    else:
+        queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
+        keys, warps = tiles.keys // (4 if float32 else wide), wide * tiles.chunk_warps
+    tokens = max(queries // group, 1)
     how: dict[str, object] = {
         "H": H,
         "CHANNELS": channels,
         "TOKENS": tokens,
         "GROUP": group,
-        "STEP": keys if channels <= 256 else LEAST_DOT,  # more of wider heads have no room in shared memory
+        "STEP": keys,
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
         "SINK": call.type("sinks"),
         "WINDOWED": call.integer("window") > 0,
         "SINGLE": call.bucket.sequences == 1,
-        "num_warps": wide * tiles.chunk_warps,
-        "num_stages": 1 if float32 and channels > 256 else tiles.chunk_stages,
+        "num_warps": warps,
+        "num_stages": 1 if channels > WIDE.value else tiles.chunk_stages,  # more have no room in shared memory
     }
     if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers

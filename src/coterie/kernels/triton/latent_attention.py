@@ -15,17 +15,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coterie.kernels.triton.alone import add_exact_product, only_token
 from coterie.kernels.triton.arithmetic import (
-    add_product,
+    NOTHING,
     along,
     let_next_begin,
-    narrow,
     pointer,
     real,
     wait_for_last,
 )
-from coterie.kernels.triton.attention import join, only_token
-from coterie.kernels.triton.attention_chunks import LEAST_DOT, NOTHING, PAGES, SCALE, Q, Y, channels_of
+from coterie.kernels.triton.attention import join
+from coterie.kernels.triton.attention_chunks import LEAST_DOT, PAGES, SCALE, Q, Y, channels_of
 from coterie.kernels.triton.latent_chunks import launch_chunks
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.rows import Call
@@ -35,16 +35,6 @@ MOST_QUERIES = 32  # of a program: more of them have no room in shared memory be
 STEP = 64  # positions read at once: rows of a product of Hopper's tensor cores
 STEP_FLOAT32 = 16
 STAGES, WARPS = 2, 8
-
-
-@triton.jit
-def _product(acc, a, b, TYPE: tl.constexpr):
-    """acc + a @ b where b is float32: as the sum of two numbers of the type of a."""
-    upper = narrow(b, TYPE)
-    acc = add_product(acc, a, upper)
-    if TYPE != tl.float32:
-        acc = add_product(acc, a, narrow(b - upper.to(tl.float32), TYPE))
-    return acc
 
 
 @triton.jit(do_not_specialize=["spans"])
@@ -93,13 +83,13 @@ def _alone(
             rows = latent_row_at(row, PAGES, block, j, KV_TYPE, C, Z, BLOCK_BYTES)[:, None]
             latent = tl.load(rows + c[None, :], mask=seen[:, None] & is_latent[None, :], other=0.0)
             turned = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_turned[None, :], other=0.0)
-            scores = _product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
-            scores = _product(scores, turned, turned_q, KV_TYPE) * scale
+            scores = add_exact_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
+            scores = add_exact_product(scores, turned, turned_q, KV_TYPE) * scale
             scores = tl.where(seen[:, None], scores, NOTHING)
             higher = tl.maximum(top, tl.max(scores, axis=0))
             p = tl.exp(scores - higher[None, :])
             keep = tl.exp(top - higher)
-            acc = _product(acc * keep[None, :], tl.trans(latent), p, KV_TYPE)
+            acc = add_exact_product(acc * keep[None, :], tl.trans(latent), p, KV_TYPE)
             total = total * keep + tl.sum(p, axis=0)
             top = higher
         there = is_query & is_latent[:, None]

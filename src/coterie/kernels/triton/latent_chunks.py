@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import (
+    NOTHING,
     add_product,
     integer,
     let_next_begin,
@@ -22,7 +23,7 @@ from coterie.kernels.triton.arithmetic import (
     real,
     wait_for_last,
 )
-from coterie.kernels.triton.attention_chunks import LOG2_E, NOTHING, PAGES, SCALE, Q, T, Y, among_at
+from coterie.kernels.triton.attention_chunks import LOG2_E, PAGES, SCALE, Q, T, Y, among_at
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH
 from coterie.kernels.triton.rows import Call, places
 
