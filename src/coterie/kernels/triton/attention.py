@@ -225,6 +225,7 @@ def join(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Of a query head of a token that is alone: the sums of its spans, put together in their order, to y."""
     let_next_begin(WHEN)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)

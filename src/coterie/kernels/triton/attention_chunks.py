@@ -146,10 +146,21 @@ def _blocks(
 
 
 @triton.jit
+def _scaled(row, q, position_M, CAPPED: tl.constexpr, GROWS: tl.constexpr, KV_TYPE: tl.constexpr):
+    """Queries [M, CHANNELS] as products take them, for scores that are exponents of two, and the cap of those."""
+    scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
+    if CAPPED:
+        scale = real(row, SCALE) / real(row, CAP)
+    if GROWS:
+        q *= grown(row, position_M, GROWS)[:, None]
+    return narrow(q * scale.to(tl.float32), KV_TYPE), cap
+
+
+@triton.jit
 def _context(
     q,
     table,
-    slots,
+    kv,
     mine,
     position_M,
     low_M,
@@ -164,6 +175,7 @@ def _context(
     STEP: tl.constexpr,
 ):
     """The largest score, the sums of weights and of weighted values, of the queries that are `mine`."""
+    slots = kv + (tl.arange(0, STEP) % Z)[:, None] * C + tl.arange(0, q.shape[1])[None, :]
     high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
     last_M = tl.where(mine, position_M + 1, 0)
     state = (
@@ -240,13 +252,7 @@ def _together(
     c, start = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
-    scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
-    if CAPPED:
-        scale = real(row, SCALE) / real(row, CAP)
-    if GROWS:
-        q *= grown(row, position_M, GROWS)[:, None]
-    q = narrow(q * scale.to(tl.float32), KV_TYPE)
-    i = tl.arange(0, STEP) % Z
+    q, cap = _scaled(row, q, position_M, CAPPED, GROWS, KV_TYPE)
     kv = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
     end = tl.minimum(first + TOKENS, tokens)
     run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
@@ -262,9 +268,8 @@ def _together(
             )  # fmt: skip
             acc = tl.trans(acc)
         else:
-            slots = kv + i[:, None] * C + c[None, :]
             top, total, acc = _context(
-                q, table, slots, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+                q, table, kv, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
             )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.

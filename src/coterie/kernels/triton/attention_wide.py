@@ -87,8 +87,7 @@ def alone_wide(
                 scores = softcap_of(scores, cap)
             scores = tl.where(seen[:, None], scores, NOTHING)
             higher = tl.maximum(top, tl.max(scores, axis=0))
-            p = tl.exp(scores - higher[None, :])
-            keep = tl.exp(top - higher)
+            p, keep = tl.exp(scores - higher[None, :]), tl.exp(top - higher)
             acc = add_exact_product(acc * keep[None, :], tl.trans(v), p, KV_TYPE)
             total = total * keep + tl.sum(p, axis=0)
             top = higher
