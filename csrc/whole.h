@@ -10,7 +10,7 @@
 
 #include "scratch.h"
 #include "streams.h"
-#include "whole_lanes.h"
+#include "whole_wide.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -111,21 +111,90 @@ template <DType D, int M, int N>
   put_lanes(acc, out, out_stride);
 }
 
+#if defined(__AVX512F__)
+
+// As whole_dots, of the first P pairs of rows. What is left behind whole records is added row by row.
+template <DType D, int M, int P>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+  using R = Record<D>;
+  constexpr int N = 2 * P;
+  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 4;
+  const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
+  Records w{rows.at, rows.apart};
+  bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
+  Wide acc[M][P] = {};
+  int64_t left = rows.K;
+#pragma GCC unroll 1
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    if constexpr (R::kQ8) {
+      add_wide_q8<D>(x, w, scales, acc);
+    } else {
+      add_wide_q4<D>(x, w, scales, zeros_apart, acc);
+    }
+  }
+  Lanes sums[M][N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M * P; ++i) {
+    sums[i / P][i % P * 2] = _mm512_castps512_ps256(acc[i / P][i % P]);
+    sums[i / P][i % P * 2 + 1] = _mm512_extractf32x8_ps(acc[i / P][i % P], 1);
+  }
+  if (left > 0) {
+#pragma GCC unroll 1
+    for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
+    add_copied<D>(x, w, scales, zeros_apart, left, sums);
+  }
+  put_lanes(sums, out, out_stride);
+}
+
+// At most kWideTokens tokens with as many of N rows as are pairs: how many; `rows` are then those behind them.
+template <DType D, int M>
+inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  int64_t n = 0;
+  for (; n + 4 <= N; n += 4, rows.at += 4 * rows.apart) wide_dots<D, M, 2>(x, rows, out + n, out_stride, fetches);
+  for (; n + 2 <= N; n += 2, rows.at += 2 * rows.apart) wide_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  return n;
+}
+
+#endif
+
 // At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
 template <DType D, int M>
 inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   constexpr int kRows = M == 1 ? 4 : 2;
   int64_t n = 0;
+#if defined(__AVX512F__)
+  if constexpr (kInPairs<D>)
+    if (has_whole_products()) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
+#endif
   for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, M, kRows>(x, rows, out + n, out_stride, fetches);
   for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
 }
 
-constexpr int64_t kWholeTokens = 4;  // at once
+constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // at once
 
-// All tokens with N rows, kWholeTokens at once.
+#if defined(__AVX512F__)
+
+// kWideTokens tokens with N rows: the last one of an odd number by itself.
+template <DType D>
+inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
+  for (int64_t m = 0; n < N && m < kWideTokens; m += kWholeTokens)
+    whole_rows<D, kWholeTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
+}
+
+#endif
+
+// All tokens with N rows, kWholeTokens at once, or kWideTokens where the CPU is made for it.
 template <DType D>
 inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
-  for (int64_t t = 0; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
+  int64_t t = 0;
+#if defined(__AVX512F__)
+  if constexpr (kInPairs<D>)
+    for (; has_whole_products() && t + kWideTokens <= tokens; t += kWideTokens, x.at += kWideTokens * x.apart, out += kWideTokens * out_stride)
+      wide_tokens<D>(x, rows, N, out, out_stride, t == 0);
+#endif
+  for (; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
     const auto some = [&]<int M>() { whole_rows<D, M>(x, rows, N, out, out_stride, t == 0); };
     switch (tokens - t) {
       case 1: some.template operator()<1>(); break;

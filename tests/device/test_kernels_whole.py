@@ -258,3 +258,17 @@ def test_rounding_loses_half_a_step_at_most(T, K, seed, dtype, most, exponent):
         step = np.abs(x[:, part]).max(axis=1, keepdims=True) / most
         assert (np.abs(back[:, part] - x[:, part]) <= step * most_lost).all()
     np.testing.assert_array_equal(rounded(back, dtype, most)[:, :1] == 0, back[:, :1] == 0)
+
+
+@BITS
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("T", "N", "K"), [(1, 5, 128), (8, 7, 320), (13, 6, 1100), (19, 3, 96), (31, 1, 64), (40, 33, 576)]
+)
+def test_wider_vectors_have_the_bits_of_avx2(rng, dtype, most, T, N, K):
+    """Rows by two and tokens by eight, where the CPU has products of whole numbers: each lane has the same sums."""
+    if not {"avx2", "avx512"} <= set(kernels.ISAS):
+        pytest.skip("this CPU has no AVX-512")
+    x, (w, _) = random(rng, T, K), both(rng, (N, K), dtype)
+    narrow, wide = (linear(kernels.Team(1, isa), x, w, most=most) for isa in ("avx2", "avx512"))
+    np.testing.assert_array_equal(narrow.view(np.int32), wide.view(np.int32))
