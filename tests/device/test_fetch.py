@@ -99,6 +99,21 @@ def test_the_next_range_is_read_before_the_last_one_ends_and_ends_after_it(devic
     np.testing.assert_array_equal(device.memory(slab), np.fromfile(path, np.uint8))
 
 
+def test_a_file_that_was_replaced_is_opened_anew_for_who_has_read_its_new_header(device, gated, path, tmp_path):
+    """While a range of the old one is under way, which fails: it is no longer what its reader saw."""
+    slab = device.reserve("dram", BLOCKS * BLOCK_BYTES)
+    old = fetch(device, path, slab, 0, 2)
+    gated.wait_for(2)
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes()[::-1])
+    os.replace(other, path)
+    new = fetch(device, path, slab, 2, 2)
+    gated.opened.set()
+    assert (type(finish(device, old)), finish(device, new)) == (TransferError, None)
+    read = slice(2 * BLOCK_BYTES, 4 * BLOCK_BYTES)
+    np.testing.assert_array_equal(device.memory(slab)[read], np.fromfile(path, np.uint8)[read])
+
+
 def test_after_idleness_the_reads_under_way_grow_one_by_one(device, gated, path, monkeypatch):
     monkeypatch.setattr(lane, "FIRST_READERS", 2)
     monkeypatch.setattr(lane, "MORE_EVERY", 3)

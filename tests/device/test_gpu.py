@@ -1,7 +1,6 @@
 """What to run first on a GPU: the driver, stored values and tokens beside the CPU's, and the sticks.
 
-    COTERIE_TEST_GPU=1 TRITON_INTERPRET=0 python -m pytest tests/device/test_gpu.py tests/device/test_contract*.py \
-        -k gpu
+    COTERIE_TEST_GPU=1 TRITON_INTERPRET=0 python -m pytest -k gpu tests/device/test_gpu.py tests/device/test_contract*
 
 Without that variable the same tests run here on a GPU that is none, so that they are known to work.
 """

@@ -24,7 +24,7 @@ from itertools import islice
 from time import perf_counter
 from typing import TypeAlias
 
-from coterie.checkpoint.layout import FileRange
+from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Event
 from coterie.devices.real import host_memory
@@ -83,7 +83,7 @@ class FetchLane:
         self._begun = threading.Condition(self._lock)  # and here who queued one to an idle lane
         self._queue: deque[_Fetch] = deque()
         self._here: set[int] = set()  # event ids of the queue
-        self._files: dict[str, SourceFile] = {}
+        self._files: dict[tuple[str, FileIdentity], SourceFile] = {}  # one that was replaced is another file
         self._threads: list[threading.Thread] = []
         self._lane = ""
         self._free_s = 0.0
@@ -107,7 +107,7 @@ class FetchLane:
             if not self._threads:
                 self._start(lane)
             event = self._lanes.new_event(lane, label)
-            file = self._files.setdefault(source.path, SourceFile(source.path))
+            file = self._files.setdefault((source.path, source.identity), SourceFile(source.path))
             file.users += 1
             elsewhere = [other for other in awaited if other.event_id not in self._here]
             pieces = _pieces(source.size_bytes, parts)
@@ -313,7 +313,7 @@ class FetchLane:
     def _forget(self, fetch: _Fetch) -> None:
         fetch.file.users -= 1
         if fetch.file.users == 0:
-            del self._files[fetch.source.path]
+            del self._files[fetch.source.path, fetch.source.identity]
             fetch.file.close()
 
 
