@@ -191,6 +191,10 @@ def test_one_matrix_that_was_trained_as_one(folder_of, tmp_path):
     refused(UnsupportedError, ["ensure_weight_tying", "embed_tokens.weight"], base, adapter, tmp_path / "out")
     plain = adapters.write(tmp_path / "plain", adapters.parts(tiny.load(base)), ensure_weight_tying=True)
     assert not merge_folder(base, plain, tmp_path / "made").untied
+    before = tiny.load(base).lm_head.weight.detach()
+    wholes = {"lm_head.weight": before + 2, "model.embed_tokens.weight": before + 1}
+    adapter = adapters.write(tmp_path / "apart", {}, wholes, ensure_weight_tying=True)
+    refused(UnsupportedError, ["ensure_weight_tying", "lm_head.weight"], base, adapter, tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -42,3 +42,16 @@ def test_copies_that_were_trained_by_themselves_leave_the_other_one(modules, fol
     assert made.untied
     for name in (f"{EMBED}.weight", f"{HEAD}.weight"):
         assert torch.equal(after[name], wholes.get(name, before))
+
+
+def test_one_matrix_that_was_trained_as_one_and_saved_twice(folder_of, tmp_path):
+    """Of modules_to_save with ensure_weight_tying: PEFT 0.21 saves it under both names, and it stays one."""
+    base = folder_of("llama-tied")
+    before = load_file(base / SINGLE)[f"{EMBED}.weight"]
+    wholes = {f"{m}.weight": before + 1 for m in (EMBED, HEAD)}
+    adapter = adapters.write(tmp_path / "adapter", {}, wholes, ensure_weight_tying=True)
+    made = merge_folder(base, adapter, tmp_path / "out")
+    assert not made.untied
+    after = load_file(made.folder / SINGLE)
+    assert torch.equal(after[f"{EMBED}.weight"], before + 1)
+    assert f"{HEAD}.weight" not in after

@@ -129,16 +129,17 @@ def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
     """Whether embedding and head, one matrix in the base, are two in the adapter; if not, the embedding's change stays.
 
     A whole tensor beside the factors of one of them is the base's as PEFT saw it, and so the other one too.
-    Raises UnsupportedError for an adapter that was trained with both as one.
+    Raises UnsupportedError for an adapter that was trained with both as one, unless it has that one whole, twice.
     """
     touched = [name for name in TABLES if name in changes]
-    if touched and adapter.ties:
-        fact = f"ensure_weight_tying is true, and {' and '.join(touched)} of a base where both are one is changed"
-        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
     wholes = [changes[name].whole for name in touched if not changes[name].low_rank]
     if len(wholes) == 2 and wholes[0] and wholes[1] and equal_bytes(wholes[0], wholes[1]):
         del changes[HEAD_WEIGHT]
         return False
+    if touched and adapter.ties:
+        names = " and ".join(touched)
+        fact = f"ensure_weight_tying is true, and it changes {names}, one matrix in the base, not into one again"
+        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
     for name, other in (TABLES, TABLES[::-1]):
         change = changes.get(name, Change())
         if change.whole and change.low_rank and other not in changes:
