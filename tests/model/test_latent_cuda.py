@@ -18,8 +18,8 @@ from tests.device.interpreted import WIDE
 from tests.device.lazy_gpu import LazyDriver
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, on_cuda
-from tests.model.test_agreement import FP32_TOLERANCE
 from tests.model.theirs import relative_error, typical_error
+from tests.model.ways import FP32_TOLERANCE, SHORT, check_cpus_bits
 
 from coterie.core.dtypes import DType
 from coterie.devices.cuda.kernels import TritonKernels
@@ -27,7 +27,6 @@ from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
-PROMPT = [5, 6, 7, 8, 9]
 LONG_ROWS = [pytest.param(row, marks=pytest.mark.long) for row in tiny.LATENT_ROWS]
 
 
@@ -42,13 +41,7 @@ def interpreted(monkeypatch):
 def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
     """A prompt, steps that are captured or walked, and the same from another place."""
     model = open_model(folder_of(row))
-    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
-    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
-    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    on_gpu.move_weights()
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    assert on_gpu.device.remarks == ()
+    check_cpus_bits(make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration))
 
 
 def check(row, dtype, bound, folder_of, theirs_of, make_backend):
@@ -99,8 +92,8 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 def test_unfused_by_tritons_kernels(row, folder_of, make_backend):
     """As many ops of a layer as there are, each by itself; tokens as the CPU's."""
     model = open_model(folder_of(row))
-    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 4)
-    assert Stepper(make_backend("triton", model, "none")).greedy(PROMPT, 4) == wanted
+    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 4)
+    assert Stepper(make_backend("triton", model, "none")).greedy(SHORT, 4) == wanted
 
 
 @pytest.mark.parametrize("dtype", [DType.Q4, *(pytest.param(t, marks=pytest.mark.long) for t in (DType.Q8, DType.Q4Z))])
@@ -108,7 +101,7 @@ def test_packed_weights_by_tritons_kernels(dtype, folder_of, make_backend, tmp_p
     """All but what is read head by head. Of few tokens, which are not rounded here; on the CPU to 16 bits."""
     quantize_folder(folder_of("deepseek-v3", dtype="bf16"), tmp_path / "packed", Packing(dtype, dtype))
     model = open_model(tmp_path / "packed")
-    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
+    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), SHORT[:3]
     found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
     assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
 
@@ -117,12 +110,12 @@ def test_packed_weights_by_tritons_kernels(dtype, folder_of, make_backend, tmp_p
 def test_captured_steps_give_the_cpus_tokens(row, folder_of, make_backend):
     """And those of another expert in turn, which captures nothing."""
     driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
-    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 6, 3)
+    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 6, 3)
     backend = make_backend("triton", model, driver=driver)
-    assert Stepper(backend).greedy(PROMPT, 6, 3) == wanted
+    assert Stepper(backend).greedy(SHORT, 6, 3) == wanted
     captured = driver.captured
     backend.move_weights()
-    assert Stepper(backend).greedy(PROMPT, 6, 3) == wanted
+    assert Stepper(backend).greedy(SHORT, 6, 3) == wanted
     assert driver.captured <= captured + 1  # the prompt's bucket, met for the second time
     assert backend.device.remarks == ()
 
@@ -132,9 +125,9 @@ def test_captured_steps_give_the_cpus_tokens(row, folder_of, make_backend):
 def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
     driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
     driver.facts = replace(driver.facts, multiprocessors=3)
-    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 5, 4)
+    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 5, 4)
     with in_turns() as turns:
         backend = make_backend("triton", model, orchestration="persistent", driver=driver)
-        assert Stepper(backend).greedy(PROMPT, 5, 4) == wanted
+        assert Stepper(backend).greedy(SHORT, 5, 4) == wanted
         assert turns.atomics > 0
         assert backend.device.remarks == ()
