@@ -29,6 +29,7 @@ HERMES = """<tool_call>{"name": "{{ c.name }}", "arguments": {{ c.arguments | to
 PLAIN = """{"name": "{{ c.name }}", "arguments": {{ c.arguments | tojson }}}"""
 AS_TEXT = """<tool_call>{"name": "{{ c.name }}", "arguments": {{ c.arguments }}}</tool_call>"""
 JOINED = """{{ '<tool_call>{"name": "' + c.name + '", "arguments": ' + c.arguments + '}</tool_call>' }}"""
+EITHER = AS_TEXT.replace("c.arguments", "c.arguments if c.arguments is string else c.arguments | tojson")
 PAIRS = """<tool_call>{{ c.name }}
 {% for k, v in c.arguments.items() %}<arg_key>{{ k }}</arg_key>
 <arg_value>{{ v }}</arg_value>
@@ -47,6 +48,8 @@ ONE = "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% end
         (of_each(PAIRS), "", "pairs", False),  # values that are printed as Python prints them
         (LISTED, "", "nemotron", False),
         (ONE + of_each(HERMES), "", "hermes", False),
+        (ONE + LISTED, "<tool_call>", "nemotron", False),
+        (of_each(EITHER), "", "hermes", False),  # what is taken both ways is given as it is
         (of_each("<call>" + PLAIN), "<tool_call>", None, False),
         ("", "<tool_call>", "hermes", False),
         ("{{ m.tool_calls.append(1) }}", "<tool_call>", "hermes", False),
@@ -59,6 +62,12 @@ def test_a_form_is_what_is_written(calls: str, words: str, form: str | None, as_
     assert made.form is (None if form is None else FORMS[form])
     found = shown_calls(f"{words}{HEAD}{calls}{TAIL}", made._text)
     assert found.as_text is as_text
+
+
+def test_a_call_may_begin_as_what_an_answer_begins_with_does() -> None:
+    """Here both begin with `<t`."""
+    source = f"{HEAD}{of_each(PAIRS)}{TAIL}".replace("<assistant>", "<assistant><think>")
+    assert ChatTemplate(f"[TOOL_CALLS]{source}", {}, "t").form is FORMS["pairs"]
 
 
 def test_a_template_that_wants_texts_gets_arguments_as_texts() -> None:

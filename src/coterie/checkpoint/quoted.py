@@ -100,7 +100,7 @@ class Quoted:
     def _object(self, text: str, at: int) -> tuple[dict[str, Any], int]:
         found = dict[str, Any]()
         while (key := _KEY.match(text, at)) is not None:
-            name = key["key"].removeprefix(self.quote).removesuffix(self.quote)
+            name = key["key"].rstrip().removeprefix(self.quote).removesuffix(self.quote)
             found[name], at = self._value(text, key.end())
             at = _behind(text, at)
         return found, _closed(text, at, "}")
