@@ -242,6 +242,10 @@ def test_a_form_is_gone_on_with_as_it_was_before():
     assert seen.chances == pytest.approx([1, 4.4 / 5, 4.4 / 5, 0.9 * 4.4 / 5])
     assert foresee([Says([4], 0.9)], Only(None), 15, habit, 7).tokens == [4]
     assert foresee([], Only(None), 15, habit, 7).tokens == [31]
+    before = Habit()
+    before.learn(b"\7", 5, 40)
+    assert foresee([], Only(5, None), 15, before, 3).tokens == [5, 40]  # behind 5, which is foreseen itself
+    assert foresee([Says([3], 0.5), Says([4], 0.5)], None, 15).tokens == [3]  # of two that are as sure the first
     for place in range(2 * KEPT):
         habit.learn(b"\7" + place.to_bytes(2, "little"), place, 50)
     assert len(habit._done) == KEPT

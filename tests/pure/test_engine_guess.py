@@ -15,8 +15,11 @@ from test_engine_serving import policies, requests
 
 from coterie.core.errors import CapacityError, UsageError
 from coterie.engine.batch import Guessed
-from coterie.engine.guess import Guesser, Price, keep_guesses
+from coterie.engine.foresee import Foreseen
+from coterie.engine.guess import Guesser, Price, _sources, keep_guesses
+from coterie.engine.lookup import Lookup, Tally
 from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Policy
+from coterie.engine.prediction import Prediction
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
 from coterie.graph.compile import compile_graph
@@ -207,6 +210,34 @@ def test_what_cannot_be_rolled_back_is_not_guessed():
     recurrent = replace(plain, kv=replace(plain.kv, state_units=1, unit_bytes=8))
     assert guesser.guess(replace(recurrent, expert_id="other"), [sequence], 1) is None
     assert guesser.guess(plain, [sequence], 1) == [(1, 2) * 7 + (1,)]
+
+
+def test_what_is_served_under_a_name_since_is_another_expert():
+    """Nothing of the one before counts: whether it can be guessed for, its price, how often it was right."""
+    w = world({"few-a": 4}, 4)
+    guesser, sequence = Guesser(Policy(max_guesses=15), w.device), Sequence(ask("r", "few-a", (1, 2) * 9, 20), 40, 0.0)
+    plain = w.experts["few-a"]
+    assert guesser.guess(plain, [sequence], 1)
+    before = guesser._known(plain)
+    guesser.renewed("few-a")
+    assert guesser._known(plain) is not before
+    recurrent = replace(plain, kv=replace(plain.kv, state_units=1, unit_bytes=8))
+    assert guesser.guess(recurrent, [sequence], 1) is None
+
+
+def test_where_all_are_certain_everyone_is_guessed_for_first(monkeypatch):
+    w = world({"few-a": 4}, 4)
+    sequences = [Sequence(ask(name, "few-a", (1, 2), 20), 40, 0.0) for name in "rs"]
+    seen = {"r": Foreseen([1, 2, 3], [1.0, 1.0, 1.0]), "s": Foreseen([4], [1.0])}
+    monkeypatch.setattr("coterie.engine.guess._foresee", lambda one, *_: seen[one.request.request_id])
+    for rows, wanted in ((4, [(1,), (4,)]), (5, [(1, 2), (4,)]), (2, None)):
+        guesser = Guesser(Policy(max_guesses=15, max_batch=rows), w.device)
+        assert guesser.guess(w.experts["few-a"], sequences, 1) == wanted
+
+
+def test_a_prediction_is_asked_before_what_was_said():
+    request = replace(ask("r", "few-a", (1, 2), 20), prediction=(3, 4))
+    assert [type(source) for source in _sources(Sequence(request, 40, 0.0), Tally())] == [Prediction, Lookup]
 
 
 def price(weight_bytes, flops, row_flops, kv_bytes=0.0):
