@@ -60,6 +60,15 @@ def test_of_several_places_the_next_one_is_meant():
         assert tuple(token for token, _ in made.after(9)) == said
 
 
+def test_what_the_prompt_ends_with_did_not_come():
+    """Two tokens say where an answer is, also where the first of them is the prompt's."""
+    tokens = [1, 2, TEXT[10]]
+    made = Prediction(TEXT, tokens, 3)
+    tokens.append(TEXT[11])
+    made.catch_up()
+    assert (made.counts, made.after(1)[0][0]) == ((1, 39), TEXT[12])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), max_size=40), st.integers(1, 9)
