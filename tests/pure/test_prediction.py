@@ -71,6 +71,15 @@ def test_what_the_prompt_ends_with_did_not_come():
     assert (made.counts, made.after(1)[0][0]) == ((1, 39), TEXT[12])
 
 
+def test_two_tokens_of_a_tail_say_where_it_is_and_one_that_is_not_there_says_nothing():
+    tokens = [1, 2, 3]
+    made = Prediction(TEXT, tokens, 3)
+    assert [token for token, _ in made.after(2, TEXT[20:22])] == [*TEXT[22:24]]
+    tokens.append(7)
+    made.catch_up()
+    assert made.after(len(TEXT) + 1) == []
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), max_size=40), st.integers(1, 9)

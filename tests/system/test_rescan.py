@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 from tests.system.tiny import write_adapter, write_expert, write_mixture
 
 from coterie.api import Coterie, Options, Query
+from coterie.api.rescan import _replaced
+from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, TransferError, UsageError
 from coterie.models.fine_tunes.delta_write import write_delta
@@ -125,6 +129,32 @@ def test_what_goes_stays_in_memory(office: Path) -> None:
         with pytest.raises(NotFoundError, match="there is no such file or folder"):
             coterie.rescan()
         assert asked(coterie, "bob") == before
+
+
+def test_what_is_served_and_cannot_be_read_again_is_kept_and_told_once(office: Path) -> None:
+    write_adapter_of(office / "ada", office / "sql", ("q_proj", "up_proj"), 5)
+    with Coterie.open(office) as coterie:
+        before = [asked(coterie, name) for name in ("bob", "sql")]
+        (office / "bob" / "model.safetensors").unlink()
+        config = office / "sql" / "adapter_config.json"
+        config.write_text(config.read_text().replace(str(office / "ada"), "some/other"))
+        found = coterie.rescan()
+        assert (found.added, found.renewed, dict(found.left_out)) == ((), (), {})
+        assert "bob" in found.kept
+        assert [asked(coterie, name) for name in ("bob", "sql")] == before
+
+
+def test_one_file_of_several_is_enough_to_be_replaced(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_bytes(b"x")
+    sources = [FileRange(str(file), 0, 1, FileIdentity.of(file.stat())) for file in files]
+    model: Any = SimpleNamespace(layout=SimpleNamespace(ranges=[SimpleNamespace(source=one) for one in sources]))
+    assert not _replaced(model)
+    files[1].write_bytes(b"yy")
+    assert _replaced(model)
+    files[1].unlink()
+    assert _replaced(model)
 
 
 def write_adapter_of(base: Path, folder: Path, modules: tuple[str, ...], seed: int) -> Path:
