@@ -94,6 +94,7 @@ Q = '<|"|>'
         ("call:add{}call:now{} \n", [("add", {}), ("now", {})]),
         ("call:add{ n : 1 , m:[ 1 , 2 ] }\n", [("add", {"n": 1, "m": [1, 2]})]),
         (f"call:add{{{Q}a b{Q}:x y,l:[ ]}}", [("add", {"a b": "x y", "l": []})]),
+        (f"call:add{{l:[1] ,s:{Q}a{Q} ,o:{{}} ,n:1}}", [("add", {"l": [1], "s": "a", "o": {}, "n": 1})]),
         ("call:add{n:1", []),
         ("call:add{n:[1}", []),
         ("call:add{n:}", []),
