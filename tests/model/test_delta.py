@@ -214,6 +214,16 @@ def test_short_convolutions_as_released():
     found = ModelConfig.from_hf(raw, "LFM2-1.2B")
     assert (found.intermediate_size, found.attending_layers) == (8192, (2, 5, 8, 10, 12, 14))
     assert found.tied_embeddings
+    for changes, width in (
+        ({"intermediate_size": 10}, 8192),
+        ({"block_ff_dim": 10_000}, 6912),
+        ({"block_ff_dim": 10_000, "block_ffn_dim_multiplier": None}, 6666),
+        ({"block_ff_dim": 10_000, "block_auto_adjust_ff_dim": False}, 10_000),
+        ({"block_ff_dim": None, "intermediate_size": 9216}, 6144),
+    ):
+        assert ModelConfig.from_hf(raw | changes, "changed").intermediate_size == width
+    bare = {key: value for key, value in raw.items() if key != "block_ffn_dim_multiplier"}
+    assert ModelConfig.from_hf(bare | {"block_ff_dim": 10_000}, "bare").intermediate_size == 6912
     sizes = weight_shapes(found)
     assert round(sum(map(prod, sizes.values())) / 1e7) == 117  # 1.17 billion, as published
     kv = kv_shape(decoder_graph(found, defaultdict(lambda: DType.BF16)))

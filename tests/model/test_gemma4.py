@@ -218,6 +218,20 @@ def test_a_config_that_leaves_out_what_it_may():
     assert (found.layered.inputs, found.layered.full_dim, found.rope.kind) == (256, 512, "proportional")
 
 
+def test_heads_of_layers_without_a_window_are_others_where_their_keys_are_their_values():
+    """Else the number that configs have for them means nothing."""
+    for same, heads in ((True, 2), (False, 8)):
+        config = ModelConfig.from_hf(released(BRANCHED | {"attention_k_eq_v": same}), "large")
+        assert config.layered.full_heads == heads
+
+
+def test_the_scale_of_a_layers_inputs_is_rounded_to_the_type_of_their_table(folder_of):
+    config = open_model(folder_of("gemma4")).config
+    for dtype, scale in ((DType.F32, float(np.float32(10**0.5))), (DType.BF16, 3.15625)):
+        graph = decoder_graph(config, defaultdict(lambda kind=dtype: kind), DType.F32)
+        assert [op.attrs["scale"] for op in graph.ops if op.outputs == ("embed/looked_up",)] == [scale]
+
+
 REFUSED = [
     ({"num_kv_shared_layers": 5}, "num_kv_shared_layers is 5; it must be so few of the 6 layers that one of each type"),
     ({"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9"),
@@ -225,6 +239,9 @@ REFUSED = [
     ({"per_layer_config": {"1": {"head_dim": 24}}}, "per_layer_config gives layers of one type different heads"),
     ({"per_layer_config": {"1": {"sliding_window": 9}}}, "per_layer_config gives sliding_window, which is not run"),
     ({"per_layer_config": {str(i): {"num_key_value_heads": 3} for i in (1, 3, 5)}}, "3 key/value heads of 16 channels"),
+    ({"per_layer_config": {"0": {"head_dim": 24}}}, "per_layer_config gives layers of one type different heads"),
+    ({"per_layer_config": {str(i): {"head_dim": 15} for i in (1, 3, 5)}}, "key/value heads of 15 channels"),
+    ({"vocab_size_per_layer_input": 100}, "vocab_size_per_layer_input is 100; it must be at least vocab_size 257"),
     ({"hidden_size_per_layer_input": 12}, "embed_tokens_per_layer.weight has shape .* but config.json wants .257, 72"),
     ({"enable_moe_block": True}, "num_experts is missing"),
     ({"query_pre_attn_scalar": 4}, "attention scaling, which is not run"),

@@ -79,6 +79,24 @@ def test_one_model_of_a_cache_has_its_own_name(tmp_path):
     assert load_composition(checkpoint(tmp_path / "snapshots" / "mine")).name == "mine"
 
 
+def test_a_folder_with_an_experts_name_is_called_otherwise(tmp_path):
+    """Clients ask for both by the same field."""
+    checkpoint(tmp_path / "sql" / "sql")
+    checkpoint(tmp_path / "sql" / "tax")
+    assert load_composition(tmp_path / "sql").name == "sql-experts"
+    checkpoint(tmp_path / "sql" / "sql-experts")
+    assert load_composition(tmp_path / "sql").name == "sql-experts-experts"
+
+
+def test_of_two_folders_with_one_name_the_second_is_left_out(tmp_path):
+    cached(tmp_path, "team--sql", "a1")
+    for name in ("sql", "team--sql"):
+        checkpoint(tmp_path / name)
+    found = load_composition(tmp_path)
+    assert found.names == ("team--sql", "sql")
+    assert "'team--sql' names two folders" in str(found.left_out["team--sql"])
+
+
 def test_a_model_of_the_cache_by_its_id(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(checkpoint(tmp_path / "here" / "team" / "mine").parents[1])
