@@ -259,12 +259,13 @@ def test_gelu_of_extremes(team, form):
 
 
 @pytest.mark.parametrize("dtype", native.WEIGHT_DTYPES)
+@pytest.mark.parametrize("alphas", [(0.7, -0.4), (100.0, 95.0), (-100.0, -95.0)])
 @pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 33), (2, 9000)])
-def test_xielu(team, rng, shape, dtype):
-    """Also near 0 from below, where the exponential is nearly 1, beside `eps` there."""
+def test_xielu(team, rng, shape, alphas, dtype):
+    """Also near 0 from below, where the exponential is nearly 1, beside `eps` there; numbers whose own has no float."""
     x, y = 4 * random(rng, *shape), empty(*shape)
     x[:, ::3] *= 1e-3
-    values = {"alpha_p": 0.7, "alpha_n": -0.4, "beta": 0.5, "eps": -0.125}
+    values = {"alpha_p": alphas[0], "alpha_n": alphas[1], "beta": 0.5, "eps": -0.125}
     weights = {name: weight(rng, (1,), dtype, center=value, scale=0.0) for name, value in values.items()}
     operands = {k: v for name, one in weights.items() for k, v in one.operand(name).items()}
     call(team, "xielu", x=x, y=y, **operands, T=shape[0], N=shape[1])
