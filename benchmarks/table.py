@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, markdown, serve_table
+from benchmarks import gpu_table, markdown, released_table, serve_table
 
 from coterie.bench.decode import gain_aim
 from coterie.core.units import format_bytes, format_seconds
@@ -87,7 +87,7 @@ def page() -> str:
     """docs/speed.md: every table of every machine."""
     parts = [f"## {_machine(results)}\n\n{tables(results)}\n" for results in machines()]
     cards = [f"## {_gpu(results)}\n\n{GPU_HEAD}\n{tables(results, gpu=True, notes=True)}\n" for results in gpus()]
-    return "\n".join([HEAD, *parts, *cards, serve_table.SERVERS])
+    return "\n".join([HEAD, *parts, *cards, released_table.RELEASED, serve_table.SERVERS])
 
 
 def write() -> None:
