@@ -153,7 +153,7 @@ def test_a_plain_convolution_whose_inputs_are_the_unit(team, rng, dtype, taps):
         at += count
 
 
-@pytest.mark.parametrize("T", [0, 1, 3, 40])
+@pytest.mark.parametrize("T", [0, 1, 3, 40, 48])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parts_of_projections_by_key_heads(team, rng, shape, T):
     key_heads, heads, K, C, _ = shape
