@@ -112,6 +112,13 @@ def _ratio(result: Result, name: str) -> str:
     return "" if row is None else f"{row['ratio']:.2f} x ({row['precision']})"
 
 
+def _what(work: Result) -> str:
+    """Which weights: random ones of a shape, or those of somebody's own checkpoint."""
+    if "checkpoint" in work:
+        return f"{work['checkpoint']} ({work['weights'].removeprefix('own, ')})"
+    return f"{work['shape']}, {kind_of(work)}"
+
+
 def _decode(results: list[Result]) -> str:
     rows = []
     for r in results:
@@ -121,7 +128,7 @@ def _decode(results: list[Result]) -> str:
         reads = r["weight_bytes_per_token"], r["kv_bytes_per_token"]
         aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
         cells = [
-            f"{work['shape']}, {kind_of(work)}, context {work['context']}",
+            f"{_what(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
             f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({aim:.2f})",
@@ -137,7 +144,7 @@ def _prefill(results: list[Result]) -> str:
     for r in results:
         work = r["workload"]
         cells = [
-            f"{work['shape']}, {kind_of(work)}, {work['prompt_tokens']} tokens",
+            f"{_what(work)}, {work['prompt_tokens']} tokens",
             f"{r['tokens_per_s']:.0f}",
             f"{r['share_of_peak']:.2f}",
             *(_ratio(r, name) for name in PEERS),
