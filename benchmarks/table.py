@@ -158,7 +158,7 @@ def _switch(results: list[Result]) -> str:
     for r in results:
         work = r["workload"]
         cells = [
-            f"{work['shape']}, {work['prompt_tokens']} tokens",
+            f"{work.get('checkpoint') or work['shape']}, {work['prompt_tokens']} tokens",
             f"{r['share_of_disk']:.2f}",
             f"{r['cold_ttft_s'] * 1e3:.0f} ms",
             f"{r['cold_ttft_over_ideal']:.2f}",
