@@ -15,7 +15,7 @@ from coterie.core.dtypes import DType
 from coterie.devices.real.lower import lower
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Weight, Weights
-from coterie.graph.branch_ops import TOP_K
+from coterie.graph.branch_ops import ADDED_SUM, TOP_K
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind
 from coterie.graph.ops import OPS, ROUNDING
@@ -84,6 +84,12 @@ def other(name, value):
     return value + 1 if isinstance(value, int) else 1.5 * value + 0.125
 
 
+def given(attrs, name, value):
+    """Attributes with another value of one, and without what is legal beside the first alone."""
+    only = {ADDED_SUM} if name == "normalise" and not value else set()
+    return {**{key: its for key, its in attrs.items() if key not in only}, name: value}
+
+
 def attributes(graph):
     """The graph with one attribute of one op changed, or given where it was left out; layers are for verify."""
     for op in graph.ops:
@@ -93,7 +99,7 @@ def attributes(graph):
         new |= {name: other(name, value) for name, value in op.attrs.items() if name not in FOR_VERIFY}
         for name, value in new.items():
             beside = {**BESIDE[name], **(branches if name in IN_GROUPS else {})} if name in BESIDE else {}
-            attrs = MappingProxyType({**beside, **op.attrs, name: value})
+            attrs = MappingProxyType({**beside, **given(op.attrs, name, value)})
             yield f"{op.name} {name}", changed(graph, op, attrs=attrs)
 
 
@@ -115,12 +121,12 @@ def together(graph):
 
     Ops that a region takes only if they are alike then stay so.
     """
-    given = {"rms_norm": {"offset": 0.0}, "rope": {"interleaved": 0}}
-    full = [replace(op, attrs={**given.get(op.kind, {}), **op.attrs}) for op in graph.ops]
+    usual = {"rms_norm": {"offset": 0.0}, "rope": {"interleaved": 0}}
+    full = [replace(op, attrs={**usual.get(op.kind, {}), **op.attrs}) for op in graph.ops]
     attrs = {(op.kind, name) for op in full for name in op.attrs if name not in (*FOR_VERIFY, ROUNDING)}
     for kind, name in sorted(attrs):
         ops = (
-            replace(op, attrs=MappingProxyType({**op.attrs, name: other(name, op.attrs[name])}))
+            replace(op, attrs=MappingProxyType(given(op.attrs, name, other(name, op.attrs[name]))))
             if op.kind == kind and name in op.attrs
             else op
             for op in full
