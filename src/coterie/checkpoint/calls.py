@@ -15,12 +15,11 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from coterie.checkpoint.forms import Form
-from coterie.checkpoint.nesting import BLANKS
+from coterie.checkpoint.nesting import BLANKS, MAX_BLANKS
 from coterie.checkpoint.tagged import Named, Read, Tags
 from coterie.core.text import overlap
 
 _DECODER = json.JSONDecoder()
-_MAX_BLANKS = 1024  # that are held back, since a call may follow
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -150,7 +149,7 @@ class CallText:
         self._inside = at >= 0
         end = at if self._inside else len(self._held) - self._half()
         text = self._held[:end].rstrip(edge)
-        if not text and end > _MAX_BLANKS:
+        if not text and end > MAX_BLANKS:
             text = self._held[:end]
         if text:
             yield self._take(len(text))

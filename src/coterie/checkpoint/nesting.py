@@ -9,6 +9,7 @@ Knows nothing about what values say.
 from __future__ import annotations
 
 BLANKS = " \t\r\n"
+MAX_BLANKS = 1024  # that are held back, since a call or a thought may begin or end behind them
 
 
 class Nested:

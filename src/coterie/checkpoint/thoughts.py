@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 
+from coterie.checkpoint.nesting import MAX_BLANKS
 from coterie.checkpoint.tokenizer import Detokenizer, Tokenizer
 from coterie.core.text import overlap
-
-_MAX_BLANKS = 1024  # that are held back, since a thought may begin or end behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class ThoughtText(Detokenizer):
             return before.rstrip() + behind
         kept = overlap(text, self._closing)
         blanks = len(text[: len(text) - kept]) - len(text[: len(text) - kept].rstrip())
-        certain = len(text) - kept - (blanks if blanks <= _MAX_BLANKS else 0)
+        certain = len(text) - kept - (blanks if blanks <= MAX_BLANKS else 0)
         self._held = text[certain:]
         return text[:certain]
 
@@ -140,7 +139,7 @@ class ThoughtText(Detokenizer):
         opening, begun = self._marks.opening, self._held.lstrip()
         if begun.startswith(opening):
             self._at, self._held = _At.THOUGHT, begun[len(opening) :]
-        elif not opening.startswith(begun) or len(self._held) > _MAX_BLANKS:
+        elif not opening.startswith(begun) or len(self._held) > MAX_BLANKS:
             self._at = _At.ANSWER
 
     def _go_on(self) -> None:
@@ -152,7 +151,7 @@ class ThoughtText(Detokenizer):
             self._at, self._held = _At.BETWEEN, self._held[end + len(closing) :]
             return
         certain = self._held[: len(self._held) - overlap(self._held, closing)]
-        certain = certain.rstrip() or (certain if len(certain) > _MAX_BLANKS else "")
+        certain = certain.rstrip() or (certain if len(certain) > MAX_BLANKS else "")
         self._held = self._held[len(certain) :]
         self._think(certain)
 

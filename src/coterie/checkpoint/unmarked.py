@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from coterie.checkpoint.calls import Call, CallReader, Found, call_of
-from coterie.checkpoint.nesting import BLANKS, Nested
+from coterie.checkpoint.nesting import BLANKS, MAX_BLANKS, Nested
 
 _FENCE = "```"
 _OPENINGS = ("", _FENCE, f"{_FENCE}json")
@@ -24,7 +24,6 @@ _HEAD = re.compile(
     r'\s*(?:```\s+)?(?:```(?:json)?\s*)?(?=\{{1,2}\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*\{)'
 )
 _CLOSING = re.compile(r"\s*```[ \t]*(?:\n|$)")
-_MAX_BLANKS = 1024  # that are held back, since a call may follow
 
 
 class UnmarkedText:
@@ -36,7 +35,7 @@ class UnmarkedText:
     def __init__(self, marked: CallReader, tools: Collection[str], several: bool = True) -> None:
         self._marked, self._tools, self._several = marked, frozenset(tools), several
         self._heads = self._beginnings(_OPENINGS)
-        self._longest = max(map(len, self._heads), default=0) + _MAX_BLANKS
+        self._longest = max(map(len, self._heads), default=0) + MAX_BLANKS
         self._held = ""
         self._open = True  # what comes may be such a call
         self._value: Nested | None = None  # a call that has begun
