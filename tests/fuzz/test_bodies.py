@@ -15,7 +15,7 @@ import httpx
 import pytest
 from tests.fuzz import mutate
 from tests.model.test_tool_templates import HERMES
-from tests.system.test_server import served
+from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie

@@ -10,7 +10,7 @@ from tests.model import others, tiny
 from tests.model.formats import FORMATS, UP, add, refused
 from tests.model.runner import Stepper
 from tests.model.theirs import prompt_of, relative_error, runs_as
-from tests.system.test_cli import run
+from tests.system.commands import run
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from coterie.checkpoint.folder import Checkpoint

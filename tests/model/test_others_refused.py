@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model import compressed, others
 from tests.model.formats import FORMATS, UP, add, asymmetric, refused
-from tests.system.test_cli import refused as is_refused
-from tests.system.test_cli import run
+from tests.system.commands import refused as is_refused
+from tests.system.commands import run
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError

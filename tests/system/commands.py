@@ -1,4 +1,4 @@
-"""Commands of `coterie` as processes of their own, by the interpreter that runs the tests.
+"""Commands of `coterie`: as calls, and as processes of their own by the interpreter that runs the tests.
 
 Knows nothing about what they do.
 """
@@ -6,6 +6,10 @@ Knows nothing about what they do.
 from __future__ import annotations
 
 import sys
+
+from typer.testing import CliRunner
+
+from coterie.cli.main import app
 
 # Who starts tests in the background of a shell has SIGINT ignored, and so would the command.
 MAIN = """
@@ -19,3 +23,21 @@ main()
 def command_of(*words: object) -> list[str]:
     """What starts `coterie` with these words."""
     return [sys.executable, "-c", MAIN, *map(str, words)]
+
+
+runner = CliRunner()
+
+
+def run(*args: object, stdin: str | None = None):
+    return runner.invoke(app, [str(a) for a in args], input=stdin)
+
+
+def refused(result, *words: str) -> str:
+    """One sentence on stderr and exit 2."""
+    assert result.exit_code == 2, result.output
+    sentence = result.stderr.strip()
+    assert sentence.startswith("coterie: ["), sentence
+    assert "Traceback" not in sentence
+    for word in words:
+        assert word in sentence, sentence
+    return sentence

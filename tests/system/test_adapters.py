@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 from tests.system.tiny import CONFIG, TEMPLATE, write_adapter, write_expert
 
 from coterie import Coterie

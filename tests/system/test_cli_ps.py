@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.system.commands import command_of
-from tests.system.test_server import served
+from tests.system.serving import served
 from typer.testing import CliRunner, Result
 
 from coterie.api import Coterie, Options

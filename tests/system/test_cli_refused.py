@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 from tests.system.tiny import write_adapter, write_expert
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from tests.system.serving import served
 from tests.system.test_python import open_held, until_idle
-from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.engine.request import SamplingParams

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.system.test_cli import run
+from tests.system.commands import run
 from tests.system.tiny import write_expert
 
 from coterie.api.compare import KV_TOLERANCE, PACKED_TOLERANCE, TOLERANCE, tolerances

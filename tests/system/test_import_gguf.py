@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.model import tiny
 from tests.pure.vocabularies import G, byte_level, sentencepiece
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 
 pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
 gguf_files = importlib.import_module("tests.model.gguf_files")

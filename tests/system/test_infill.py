@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.system.scripted import write_scripted
-from tests.system.test_server import served
+from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Message, Query

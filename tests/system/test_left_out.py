@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 from tests.system.tiny import write_adapter, write_expert
 
 from coterie.api import Coterie

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks import sections
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 
 from coterie.core.trace import read_trace
 

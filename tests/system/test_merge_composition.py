@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 from tests.system.tiny import CONFIG, write_adapter, write_expert
 
 from coterie.composition import merge

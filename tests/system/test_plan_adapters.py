@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from tests.system.test_cli import refused, run
+from tests.system.commands import refused, run
 from tests.system.tiny import write_adapter, write_expert
 
 from coterie.composition.composition import Composition, load_composition

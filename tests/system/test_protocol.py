@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.system.test_server import served
+from tests.system.serving import served
 
 from coterie.api import Coterie
 

@@ -11,8 +11,8 @@ import openai
 import pytest
 from tests.model.test_tool_templates import HERMES, TOOLS
 from tests.system.scripted import write_scripted
+from tests.system.serving import served
 from tests.system.test_response_events import EVENT
-from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
 from coterie.core.errors import RequestError

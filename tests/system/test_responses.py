@@ -11,9 +11,9 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from tests.system.callers import SAID, SET, TEMPLATES
 from tests.system.scripted import write_scripted
-from tests.system.test_server import served
-from tests.system.test_tools import SAID, SET, TEMPLATES
+from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
+from tests.system.serving import served
 from tests.system.test_python import until_idle
-from tests.system.test_server import served
 
 from coterie.api import Coterie, Message, Query
 from coterie.api.texts import Text

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.system.test_server import served
+from tests.system.serving import served
 from tests.system.tiny import TEMPLATE, write_expert
 
 from coterie.api import Coterie, Message

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 from tests.system.scripted import END_ID
-from tests.system.test_server import served
+from tests.system.serving import served
 
 from coterie.api import Coterie, Message, Query
 from coterie.api.logprobs import TokenLogprob, spell

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from tests.system.test_server import ask, served
+from tests.system.serving import ask, served
 
 from coterie.api import Coterie, Options
 from coterie.api import assemble as assembly

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.serving import served
 from tests.system.test_python import open_held
-from tests.system.test_server import served
 from tests.system.test_status import check_sums
 from tests.system.tiny import write_expert
 

@@ -12,9 +12,9 @@ import httpx
 import openai
 import pytest
 from starlette.applications import Starlette
+from tests.system.serving import ask, served
 from tests.system.test_cli_ps import run as ps
 from tests.system.test_python import open_held
-from tests.system.test_server import ask, served
 from typer.testing import CliRunner, Result
 
 from coterie.api import Coterie, Options, Query

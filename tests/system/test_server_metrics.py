@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
-from tests.system.test_server import served
+from tests.system.serving import served
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.engine.metrics import BUCKETS_S

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from starlette.applications import Starlette
-from tests.system.test_server import served
+from tests.system.serving import served
 from typer.testing import CliRunner, Result
 
 from coterie.api import Coterie

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.test_server import served
+from tests.system.serving import served
 
 from coterie.api import Coterie, Options
 from coterie.server.app import make_app

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from tests.system.test_server import served
+from tests.system.serving import served
 from tests.system.tiny import write_expert
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -12,7 +12,7 @@ import tokenizers
 from starlette.responses import JSONResponse
 from tests.model.test_tool_templates import HERMES, TOOLS
 from tests.system.scripted import write_scripted
-from tests.system.test_server import served
+from tests.system.serving import served
 
 from coterie.api import Coterie
 from coterie.checkpoint.chat import ChatTemplate

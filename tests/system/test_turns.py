@@ -10,8 +10,8 @@ import httpx
 import pytest
 from tests.model.test_tool_templates import HERMES
 from tests.system.scripted import write_scripted
+from tests.system.serving import served
 from tests.system.test_reasoning import OPENS, TURNS
-from tests.system.test_server import served
 
 from coterie.api import Coterie
 from coterie.checkpoint.calls import Calling
