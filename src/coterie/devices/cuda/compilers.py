@@ -129,8 +129,8 @@ class Compilers:
                     one = self._under_way.pop(number, None)
                     future = self._asked.get(one) if one is not None else None
                     self._hand_out()
-                if future is not None and not future.done():
-                    future.set_result(answer)
+                    if future is not None and not future.done():  # else whoever gave up has told it
+                        future.set_result(answer)
         with self._lock:
             self._give_up()
 
