@@ -119,10 +119,82 @@ def test_a_repeated_link_is_refused():
         parse_machine(text, "small.toml")
 
 
-def test_the_machines_that_ship():
-    gpus = {f"{prefix}{gpu}" for prefix in ("", "dgx-") for gpu in ("a100", "h100", "h200")}
-    rdus = {f"sn40l-{size}{variant}" for size in ("socket", "node", "rack") for variant in ("", "-hc")}
-    assert machine_names() == tuple(sorted({"epyc-2core", "toy", "toy-tiers"} | gpus | rdus))
+# Of each machine, all units together: TFLOP/s, run tier, its GB and GB/s, GB/s of the link up to it, watts.
+GOLDEN = {
+    "a100": (312, "hbm", 80, 2039, 32, 400),
+    "b200": (2250, "hbm", 180, 7672, 64, 1000),
+    "dgx-a100": (2496, "hbm", 640, 16312, 32, 3200),
+    "dgx-b200": (18000, "hbm", 1440, 61376, 512, 8000),
+    "dgx-h100": (7912, "hbm", 640, 26800, 64, 5600),
+    "dgx-h200": (7912, "hbm", 1128, 38400, 64, 5600),
+    "dgx-spark": (213, "dram", 128, 273, 6, 240),
+    "epyc-2core": (0.15, "dram", 25.77, 33.4, 3, 0),
+    "epyc-9005-2s": (44.2, "dram", 1536, 1228.8, 25, 1000),
+    "gb200": (5000, "hbm", 372, 15400, 450, 2400),
+    "gh200": (989, "hbm", 96, 4000, 450, 1000),
+    "h100": (989, "hbm", 80, 3350, 64, 700),
+    "h200": (989, "hbm", 141, 4800, 64, 700),
+    "l40s": (362.05, "gddr", 48, 864, 32, 350),
+    "mac-studio-m3-ultra": (28.4, "dram", 512, 819, 6, 480),
+    "mi300x": (1307.4, "hbm", 192, 5300, 64, 750),
+    "mi300x-platform": (10459.2, "hbm", 1536, 42400, 512, 6000),
+    "mi355x": (2516.6, "hbm", 288, 8000, 64, 1400),
+    "mi355x-platform": (20132.8, "hbm", 2304, 64000, 512, 11200),
+    "rtx-4090": (165.2, "gddr", 24, 1008, 32, 450),
+    "rtx-5090": (209.5, "gddr", 32, 1792, 64, 575),
+    "rtx-pro-6000": (467.8, "gddr", 96, 1792, 64, 600),
+    "sn40l-node": (5104, "hbm", 512, 14400, 1600, 0),
+    "sn40l-node-hc": (5104, "hbm", 512, 12800, 800, 0),
+    "sn40l-rack": (10208, "hbm", 1024, 28800, 3200, 0),
+    "sn40l-rack-hc": (10208, "hbm", 1024, 25600, 1600, 0),
+    "sn40l-socket": (638, "hbm", 64, 1800, 200, 0),
+    "sn40l-socket-hc": (638, "hbm", 64, 1600, 100, 0),
+    "strix-halo": (59, "dram", 128, 256, 6, 120),
+    "toy": (0.001, "dram", 0.0671, 0.1, 0.01, 0),
+    "toy-tiers": (0.004, "hbm", 0.0671, 0.2, 0.04, 0),
+}
+
+
+def test_every_machine_that_ships_has_its_row():
+    assert machine_names() == tuple(GOLDEN)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_machine_has_the_published_numbers(name):
+    tflops, run_tier, capacity_gb, gb_per_s, link_gb_per_s, power_w = GOLDEN[name]
+    spec = load_machine(name)
+    near, below = spec.tier(spec.run_tier), spec.weight_tiers[1]
+    assert spec.run_tier == run_tier
+    found = (spec.flops_per_s / 1e12, near.capacity_bytes / 1e9, near.bytes_per_s / 1e9)
+    assert found == pytest.approx((tflops, capacity_gb, gb_per_s), rel=2e-3)
+    assert spec.link(below, run_tier).bytes_per_s == pytest.approx(link_gb_per_s * 1e9, rel=2e-3)
+    assert spec.power_w == power_w
+
+
+@pytest.mark.parametrize("name", ["dgx-spark", "mac-studio-m3-ultra", "strix-halo", "epyc-9005-2s"])
+def test_one_memory_has_no_tier_between_the_disk_and_where_experts_run(name):
+    spec = load_machine(name)
+    assert spec.weight_tiers == ("dram", "disk")
+    assert any("no tier between the disk" in note for note in spec.notes)
+
+
+def test_measured_kernels_can_be_left_out_so_that_machines_are_priced_alike():
+    assert load_machine("dgx-h100").kernels == "h100"
+    assert load_machine("dgx-h100:kernels=none") == dataclasses.replace(load_machine("dgx-h100"), kernels="")
+    with pytest.raises(UsageError, match="is set to a100; set it to none"):
+        load_machine("dgx-h100:kernels=a100")
+
+
+def test_a_price_is_its_users_and_of_no_file():
+    assert all(not load_machine(name).price for name in GOLDEN)
+    assert load_machine("dgx-h100:host_links=8,price=300000.5").price == 300000.5
+
+
+@pytest.mark.parametrize("price", ["0", "-3", "much", "nan", "inf"])
+def test_a_price_that_is_none_is_refused(price):
+    with pytest.raises(UsageError, match="price=400000") as caught:
+        load_machine(f"h100:price={price}")
+    assert caught.value.where == "h100.toml: price"
 
 
 @pytest.mark.parametrize("name", machine_names())

@@ -142,6 +142,7 @@ def _plain(spec: MachineSpec) -> dict[str, Any]:
         {"key": r.key, "low": r.low, "value": r.value, "high": r.high, "source": r.source} for r in spec.unpublished
     ]
     more = {"units": spec.units, "host_links": spec.host_links, "stack": spec.stack, "unpublished": ranges}
+    more |= {"power_w": spec.power_w or None, "power_source": spec.power_source}
     tail = {"tiers": tiers, "links": links, "rule_set": spec.rule_set, "notes": list(spec.notes)}
     return {**head, "achieved_flops_per_s": spec.achieved_flops_per_s, **more, **tail}
 
@@ -165,6 +166,8 @@ def _table(spec: MachineSpec) -> Table:
     if spec.peers is not None:
         rates = _rate(spec.peers.bytes_per_s), _rate(spec.peers.achieved_bytes_per_s)
         table.add_row("unit to unit", "", *rates, escape(_sources(spec.peers.source, spec.peers.share_source)))
+    if spec.power_w:
+        table.add_row("power", "", f"{spec.power_w:g} W", "", escape(spec.power_source))
     return table
 
 

@@ -5,6 +5,8 @@
     dgx-h100:host_links=8,stack=trtllm-2024        with more host links and another software stack
     sn40l-node:peers.bandwidth=low                 at the low end of an unpublished number's range
     dgx-a100:units=2                               two of its units
+    dgx-b200:price=400000                          what one costs, in any currency; no file has prices
+    dgx-h100:kernels=none                          priced by shares of its peaks, as machines without measured kernels
 
 What a number must carry: quantity.py. Knows nothing about devices or about the machine it runs on.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
+from math import inf, nan
 from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
@@ -27,8 +30,10 @@ _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier"}
 _KNOWN = _NEEDED | {
     "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device",
     "step_host", "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share",
-    "multiprocessors", "gated_launch", "exchange_share", "large_step",
+    "multiprocessors", "gated_launch", "exchange_share", "large_step", "power",
 }  # fmt: skip
+_KERNELS = "kernels"
+_PRICE = "price"  # a setting and no key: what a machine costs is its buyer's number
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
     "stages": q.COUNT, "clock": q.CLOCK, "pmu_bandwidth": q.PER_CYCLE, "d2d_bandwidth": q.RATE,
@@ -96,8 +101,14 @@ class _Machine(q.Reader):
         stack = settings.get("stack", raw.get("stack", ""))
         if stack:
             raw = with_stack(raw, str(stack), where)
-        super().__init__(where, {k: v for k, v in settings.items() if k not in counts and k != "stack"})
-        self.raw, self.counts = raw, counts
+        own = (*counts, "stack", _PRICE, _KERNELS)
+        super().__init__(where, {k: v for k, v in settings.items() if k not in own})
+        if settings.get(_KERNELS, "none") != "none":
+            fact = f"is set to {settings[_KERNELS]}"
+            raise self.wrong(_KERNELS, fact, "set it to none, which leaves measured kernels out, or leave it out")
+        if _KERNELS in settings:
+            raw = {key: value for key, value in raw.items() if key != _KERNELS}
+        self.raw, self.counts, self.price = raw, counts, settings.get(_PRICE, "")
 
     def machine(self) -> MachineSpec:
         self.keys(self.raw, "", _KNOWN, _NEEDED)
@@ -113,6 +124,7 @@ class _Machine(q.Reader):
         links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
         peers = self.peers()
+        power = self.quantity(self.raw["power"], "power", q.POWER) if "power" in self.raw else q.Quantity(0.0, "")
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
         spec = MachineSpec(
             name=self.string("name"),
@@ -145,6 +157,9 @@ class _Machine(q.Reader):
             host_links=self.host_links,
             kernels=self.string("kernels", ""),
             stack=self.string("stack", ""),
+            power_w=power.value,
+            power_source=power.source,
+            price=self.cost(),
             notes=(*(str(note) for note in notes), *self.marked),
             unpublished=tuple(self.unpublished),
         )
@@ -166,6 +181,18 @@ class _Machine(q.Reader):
         if value < 1 or (most and value > most):
             raise self.wrong(key, f"is {value}", f"give 1 to {most}" if most else "give 1 or more")
         return int(value)
+
+    def cost(self) -> float:
+        """What the settings say that one machine costs, 0 where they do not."""
+        if not self.price:
+            return 0.0
+        try:
+            value = float(self.price)
+        except ValueError:
+            value = nan
+        if not 0 < value < inf:
+            raise self.wrong(_PRICE, f"is {self.price!r}", "give a number above 0, such as price=400000")
+        return value
 
     def check_ends(self, spec: MachineSpec) -> None:
         """Every other setting must be the `low` or `high` end of a range."""

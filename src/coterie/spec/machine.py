@@ -141,6 +141,9 @@ class MachineSpec:
     those of all others. Software may start each stage when it is there, where it starts whole steps otherwise.
 
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
+
+    `power_w`: what the units are rated at, in watts; `power_source` says of what, since a host is seldom in it; 0 where
+    the file does not say. `price`: of one machine, as its user said and in the user's currency; 0 where nobody did.
     """
 
     name: str
@@ -174,6 +177,9 @@ class MachineSpec:
     host_links: int = 1
     kernels: str = ""
     stack: str = ""
+    power_w: float = 0.0
+    power_source: str = ""
+    price: float = 0.0
     unpublished: tuple[Unpublished, ...] = field(default=())
 
     @property

@@ -31,6 +31,7 @@ COUNT = {"count": 1.0}
 CLOCK = {"GHz": 1e9, "MHz": 1e6}
 PER_CYCLE = {"B/cycle": 1.0}
 SHARE = {"share": 1.0}
+POWER = {"W": 1.0, "kW": 1000.0}
 
 _KEYS = {
     "value", "unit", "source", "per_unit", "per_host_link", "assumed", "fitted", "unknown", "low", "high",
