@@ -99,6 +99,25 @@ def test_heads_and_channels(isa, rng, H, K, C):
     np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence), expected, **CLOSE)
 
 
+def test_sequences_that_share_a_tile_see_different_spans(isa, rng):
+    """Four decoded tokens a tile: the last one sees only the end of a long sequence, the others a beginning."""
+    lengths = (30, 300, 8, 900) * 16
+    pages = filled(rng, lengths, K=2, C=16, Z=16)
+    positions, sequence = last_tokens(lengths)
+    q = random(rng, len(lengths), 2, 16)
+    expected = native.attention(q, pages, positions, sequence, 0, 16**-0.5, 100)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, 100), expected, **CLOSE)
+
+
+def test_one_token_shares_a_tile_with_many_of_another_sequence(isa, rng):
+    """Four tokens a tile. The last has three of a prompt, too many to read keys as they lie, and one decoded."""
+    pages = filled(rng, (600, 280), K=2, C=16, Z=16)
+    positions, sequence = [*range(537, 600), 279], [0] * 63 + [1]
+    q = random(rng, 64, 8, 16)
+    expected = native.attention(q, pages, positions, sequence, 0, 16**-0.5, 0)
+    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence), expected, **CLOSE)
+
+
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("window", [0, 100])
 def test_types_of_pages(isa, rng, dtype, window):

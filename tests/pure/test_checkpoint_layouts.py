@@ -65,7 +65,7 @@ def test_keyword_arguments_are_a_call(text: str, calls: list) -> None:
         ("null", None),
         ("[null, True, false, None]", [None, True, False, None]),
         ("[-1, -2.5, 3]", [-1, -2.5, 3]),
-        ("(1, 'a')", [1, "a"]),
+        ("(1, -2, -0.5, 'a')", [1, -2, -0.5, "a"]),
         ("{1: 'a', None: 2}", {"1": "a", "None": 2}),
         ("  'a'\n", "a"),
         (r"'\d'", r"\d"),  # which Python warns of
@@ -172,6 +172,14 @@ def test_objects_are_held_so_many_in_one_another() -> None:
     assert so_far("gemma", schema, right) == right
     with pytest.raises(RequestError, match="nested, beyond what can be enforced"):
         so_far("gemma", an_object(("a",), a=schema), right)
+
+
+def test_parameters_need_not_say_that_they_are_an_object():
+    """But a value must say what it is."""
+    schema = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    assert so_far("gemma", schema, "call:add{a:1}") == "call:add{a:1}"
+    with pytest.raises(RequestError, match="is a choice, or nested"):
+        so_far("gemma", {"properties": {"a": {}}}, "call:add{a:1}")
 
 
 NUMBER, TEXT = {"type": "integer"}, {"type": "string"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
 from coterie.engine.choice import Chooser, check_choice, logprobs_of, repeat
+from coterie.engine.habit import Habit
 from coterie.engine.request import ChoiceParams
 from coterie.graph.sampling import draw
 
@@ -118,6 +119,26 @@ def test_drawing_among_what_may_come_is_drawing_where_nothing_else_has_a_chance(
         assert other.choose(z, 0, position) == one.choose(z, 0, position) == wanted
         assert wanted in tokens
     assert mask.told[::2] == mask.told[1::2]
+
+
+class Led(Some):
+    """Of which the first token is forced."""
+
+    def forced(self):
+        return () if self.told else (self.tokens[0],)
+
+    def few(self):
+        return b"\1"
+
+
+def test_a_habit_learns_what_was_chosen_and_not_what_was_forced():
+    mask = Led([7])
+    made = chooser(mask=mask)
+    made.habit = Habit()
+    assert made.choose(None, 0, 0) == 7
+    assert made.habit.next(mask, PROMPT[-1]) == []
+    assert made.choose(logits(0), 0, 1) == 7
+    assert [token for token, _ in made.habit.next(mask, 7)] == [7]
 
 
 def test_a_row_that_is_no_number_draws_no_token():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.engine.lookup import Tally
+from coterie.engine.lookup import MIN_MATCH, Tally
 from coterie.engine.prediction import BEGUN, Prediction
 
 TEXT = tuple(range(100, 140))
@@ -74,7 +74,8 @@ def test_what_the_prompt_ends_with_did_not_come():
 def test_two_tokens_of_a_tail_say_where_it_is_and_one_that_is_not_there_says_nothing():
     tokens = [1, 2, 3]
     made = Prediction(TEXT, tokens, 3)
-    assert [token for token, _ in made.after(2, TEXT[20:22])] == [*TEXT[22:24]]
+    shares = [Tally().share(MIN_MATCH + place) for place in range(2)]  # however long the match was before
+    assert made.after(2, TEXT[20:22]) == list(zip(TEXT[22:24], shares, strict=True))
     tokens.append(7)
     made.catch_up()
     assert made.after(len(TEXT) + 1) == []
