@@ -17,7 +17,9 @@ from coterie.api.rescan import _replaced
 from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, TransferError, UsageError
+from coterie.memory.slab import round_up
 from coterie.models.fine_tunes.delta_write import write_delta
+from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.server.app import make_app
 
@@ -217,6 +219,14 @@ def test_what_needs_more_memory_than_there_is_is_told(office: Path) -> None:
         assert "larger --near" in why["large"]
         with pytest.raises(NotFoundError, match="the expert large is left out"):
             asked(coterie, "large")
+
+
+def test_an_expert_may_fill_the_memory_for_experts(office: Path) -> None:
+    size = round_up(open_model(office / "ada").layout.size_bytes)
+    with Coterie.open(office, Options(near_bytes=size)) as coterie:
+        write_expert(office / "cyd", 3)
+        assert coterie.rescan().added == ("cyd",)
+        assert asked(coterie, "cyd") == alone(office / "cyd")
 
 
 def test_over_http(office: Path) -> None:
