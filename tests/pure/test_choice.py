@@ -124,11 +124,13 @@ def test_drawing_among_what_may_come_is_drawing_where_nothing_else_has_a_chance(
 class Led(Some):
     """Of which the first token is forced."""
 
+    leaves = b"\1"
+
     def forced(self):
         return () if self.told else (self.tokens[0],)
 
     def few(self):
-        return b"\1"
+        return self.leaves
 
 
 def test_a_habit_learns_what_was_chosen_and_not_what_was_forced():
@@ -138,7 +140,10 @@ def test_a_habit_learns_what_was_chosen_and_not_what_was_forced():
     assert made.choose(None, 0, 0) == 7
     assert made.habit.next(mask, PROMPT[-1]) == []
     assert made.choose(logits(0), 0, 1) == 7
-    assert [token for token, _ in made.habit.next(mask, 7)] == [7]
+    assert [token for token, _ in made.habit.next(mask, PROMPT[-1])] == [7]
+    mask.leaves = b"\2"
+    assert [token for token, _ in made.habit.next(mask, 7)] == [7], "behind the token before"
+    assert made.habit.next(mask, PROMPT[-1]) == []
 
 
 def test_a_row_that_is_no_number_draws_no_token():

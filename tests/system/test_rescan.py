@@ -212,13 +212,23 @@ def test_what_needs_more_memory_than_there_is_is_told(office: Path) -> None:
     write_mixture(office / "many", 4, num_hidden_layers=1)
     with Coterie.open(office, Options(near_bytes=200 << 10)) as coterie:
         write_expert(office / "large", 5, intermediate_size=900)
-        write_expert(office / "wide", 6, num_key_value_heads=4, head_dim=64, num_hidden_layers=4)
         why = {name: str(error) for name, error in coterie.rescan().left_out.items()}
-        assert why.keys() == {"large", "wide"}
+        assert why.keys() == {"large"}
         assert "the expert needs" in why["large"]
         assert "larger --near" in why["large"]
         with pytest.raises(NotFoundError, match="the expert large is left out"):
             asked(coterie, "large")
+
+
+def test_blocks_and_steps_for_which_nothing_was_reserved_are_told(office: Path) -> None:
+    write_expert(office / "deep", 4, num_key_value_heads=1, num_hidden_layers=60)  # so that there is room for weights
+    with Coterie.open(office) as coterie:
+        write_expert(office / "large", 5, intermediate_size=900)
+        write_expert(office / "wide", 6, num_key_value_heads=4, hidden_size=64, num_hidden_layers=10)
+        why = {name: str(error) for name, error in coterie.rescan().left_out.items()}
+        assert why.keys() == {"large", "wide"}
+        assert "the values of its largest step needs" in why["large"]
+        assert "a KV block needs" in why["wide"]
 
 
 def test_an_expert_may_fill_the_memory_for_experts(office: Path) -> None:
