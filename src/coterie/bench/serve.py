@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,12 +22,12 @@ from coterie.api.assemble import make_spec
 from coterie.api.opened import open_all
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
-from coterie.bench.report import Effort, Report, interleave, paired_ratio
+from coterie.bench.report import Report, paired_ratio
 from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, round_of
-from coterie.bench.serve_drive import drive
 from coterie.bench.serve_own import OwnServer, in_process, own_server
+from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
-from coterie.bench.words import WORDS, said, write_tokenizer
+from coterie.bench.words import write_tokenizer
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
 from coterie.composition.toml import to_toml
 from coterie.core.errors import UsageError
@@ -38,7 +37,6 @@ from coterie.plan.workload import Load
 from coterie.spec.this_machine import this_machine
 
 HTTP, IN_PROCESS = "http", "in_process"
-PROBES = (1, 65)  # words of two texts by which it is seen how many tokens a server makes of them
 NEAR_SHARE = 0.25  # of memory, for the experts of each of the two engines, where nobody says how much
 
 
@@ -52,19 +50,6 @@ class Own:
     near_bytes: int | None = None
     kv_bytes: int | None = None
     threads: int | None = None
-
-
-@dataclass(slots=True)
-class _Cell:
-    """One loop of the grid: its rounds, by the way they went."""
-
-    load: Load
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
-
-    def warm(self) -> None:
-        """Forget the first rounds: they warmed up."""
-        for found in self.rounds.values():
-            del found[:1]
 
 
 def random_names(count: int) -> tuple[str, ...]:
@@ -89,13 +74,13 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             origin = origin_of(server.url, {})
             cells = []
             for load in loads:
-                cells.append(_Cell(load))
+                cells.append(Cell(load))
                 asked = partial(draw_round, load, names, count=count)
                 ways = {
-                    HTTP: _each_round(cells[-1], HTTP, asked, partial(_over_http, origin, way, server)),
-                    IN_PROCESS: _each_round(cells[-1], IN_PROCESS, asked, partial(_in_process, coterie, way)),
+                    HTTP: each_round(cells[-1], HTTP, asked, partial(_http, origin, way, server)),
+                    IN_PROCESS: each_round(cells[-1], IN_PROCESS, asked, partial(_in_process, coterie, way)),
                 }
-                _measure(cells[-1], ways, rounds, say)
+                measure(cells[-1], ways, rounds, say)
         workload = {
             "composition": own.composition or "random",
             "experts": len(names),
@@ -104,7 +89,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             "kv_bytes": made.kv_bytes,
             "threads": own.threads or this_machine().units,
         }
-    return _report(cells, {**workload, **_asked_for(loads, rounds, way)})
+    return _report(cells, {**workload, **asked_for(loads, rounds, way)})
 
 
 def serve_url(
@@ -115,13 +100,13 @@ def serve_url(
     Raises UsageError where it answers nothing.
     """
     cells = []
-    count = dict.fromkeys(models, _counting(origin, way, models[0]))
+    count = dict.fromkeys(models, counting(origin, way, models[0]))
     for load in loads:
-        cells.append(_Cell(load))
+        cells.append(Cell(load))
         asked = partial(draw_round, load, models, count=count)
-        ways = {HTTP: _each_round(cells[-1], HTTP, asked, partial(_over_http, origin, way, None))}
-        _measure(cells[-1], ways, rounds, say)
-    return _report(cells, {"url": origin.url, "models": list(models), **_asked_for(loads, rounds, way)})
+        ways = {HTTP: each_round(cells[-1], HTTP, asked, partial(_http, origin, way, None))}
+        measure(cells[-1], ways, rounds, say)
+    return _report(cells, {"url": origin.url, "models": list(models), **asked_for(loads, rounds, way)})
 
 
 @contextmanager
@@ -171,43 +156,12 @@ def _tokens(coterie: Coterie, way: Way, name: str, text: str) -> int:
     return len(encoded(coterie.texts[name], way.query(name, text)))
 
 
-def _counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
-    """About how many tokens a text is to a server, by its own count of one word and of many; else a token a word."""
-    few, many = (said(WORDS[:words]) for words in PROBES)
-    answers = drive(origin, way.path, [way.body(model, text, 1) for text in (few, many)], 1).answers
-    found = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
-    words = PROBES if len(found) < len(PROBES) else found
-    return lambda text: round(
-        words[0] + (words[1] - words[0]) / (PROBES[1] - PROBES[0]) * (text.count(" ") - PROBES[0])
-    )
-
-
-def _each_round(
-    cell: _Cell, name: str, asked: Callable[[int], Asked], run: Callable[[Asked], Round]
-) -> Callable[[], float]:
-    """What measures one way once: its next round, kept with the cell."""
-    numbers = count()
-
-    def one() -> float:
-        found = run(asked(next(numbers)))
-        cell.rounds.setdefault(name, []).append(found)
-        return found.elapsed_s
-
-    return one
-
-
-def _over_http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> Round:
-    bodies = asked.bodies(way)
+def _http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> Round:
     before = None if server is None else server.cpu_time()
-    driven = drive(origin, way.path, bodies, asked.in_flight, asked.at_s)
+    driven = over_http(origin, way, asked)
     cpu = None if server is None or before is None else server.cpu_time().since(before)
-    if all(answer.error for answer in driven.answers):
-        first = driven.answers[0]
-        words = f": {first.said}" if first.said else ""
-        remedy = "look at the server; --ends for one that takes no ignore_eos"
-        raise UsageError(origin.url, f"none of {len(bodies)} requests was answered, {first.error}{words}", remedy)
-    known = {} if cpu is None else {"cpu_s": cpu.all_s, "main_cpu_s": cpu.main_s}
-    return Round(driven.answers, driven.elapsed_s, client_cpu_s=driven.client_cpu_s, **known)
+    found = Round(driven.answers, driven.elapsed_s, client_cpu_s=driven.client_cpu_s)
+    return found if cpu is None else replace(found, cpu_s=cpu.all_s, main_cpu_s=cpu.main_s)
 
 
 def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:
@@ -216,39 +170,11 @@ def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:
     return Round(answers, elapsed_s, cpu_s=cpu_s)
 
 
-def _measure(cell: _Cell, ways: Mapping[str, Callable[[], float]], rounds: int, say: Callable[[str], None]) -> None:
-    interleave(ways, Effort(rounds, 0.0))
-    cell.warm()
-    for name, found in cell.rounds.items():
-        row = row_of(found)
-        say(f"{loop_of(cell.load)}, {name.replace('_', ' ')}: {row['tokens_per_s']:.0f} tokens/s")
-
-
-def loop_of(load: Load) -> str:
-    """How requests come, in words."""
-    return f"{load.in_flight} in flight" if load.in_flight else f"{load.rate:g} a second, {load.arrivals}"
-
-
-def _asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
-    first = loads[0]
-    return {
-        "requests": first.requests,
-        "mix": first.mix.text,
-        "prompt_tokens": first.prompt.text,
-        "new_tokens": first.new.text,
-        "seed": first.seed,
-        "rounds": rounds,
-        "api": "completions" if way.raw else "chat completions",
-    }
-
-
-def _report(cells: Sequence[_Cell], workload: Mapping[str, Any]) -> Report:
+def _report(cells: Sequence[Cell], workload: Mapping[str, Any]) -> Report:
     runs = []
     for cell in cells:
         run: dict[str, Any] = {
-            "loop": loop_of(cell.load),
-            "in_flight": cell.load.in_flight,
-            "rate_per_s": cell.load.rate,
+            **cell.head,
             **{name: row_of(rounds) for name, rounds in cell.rounds.items()},
         }
         if IN_PROCESS in cell.rounds:

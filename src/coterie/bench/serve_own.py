@@ -21,6 +21,7 @@ from typing import IO
 
 from coterie.api import Coterie
 from coterie.bench.serve_drive import Answered
+from coterie.bench.serve_family import own_cpu_s
 from coterie.core.errors import DeviceError
 from coterie.engine.request import Output, Request
 
@@ -52,7 +53,7 @@ class OwnServer:
     def cpu_time(self) -> CpuTime:
         """What it has taken so far. Source: proc(5), `stat`: fields 14 and 15 are ticks in user and system mode."""
         return CpuTime(
-            _ticks_s(Path(f"/proc/{self.pid}/stat")), _ticks_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
+            own_cpu_s(Path(f"/proc/{self.pid}/stat")), own_cpu_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
         )
 
 
@@ -106,14 +107,6 @@ def _no_start(said: IO[bytes], why: str) -> DeviceError:
     said.seek(0)
     words = said.read()[-WORDS:].decode(errors="replace").strip()
     return DeviceError("coterie serve", f"the server did not start: {words or why}", "start it by hand to see more")
-
-
-def _ticks_s(file: Path) -> float | None:
-    try:
-        fields = file.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:  # not Linux, or gone
-        return None
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _less(after: float | None, before: float | None) -> float | None:

@@ -24,7 +24,8 @@ WAYS = {"http": "over HTTP", "in_process": "in process"}
 class Round:
     """What became of one round's requests, until the last one's end.
 
-    `cpu_s`: of the process that served, `main_cpu_s` of its main thread; `client_cpu_s` of who asked. None: not known.
+    `cpu_s`: of the process that served, `main_cpu_s` of its main thread; `client_cpu_s` of who asked; `peak_bytes`: the
+    most memory that it held. None: not known.
     """
 
     answers: Sequence[Answered]
@@ -32,6 +33,7 @@ class Round:
     cpu_s: float | None = None
     main_cpu_s: float | None = None
     client_cpu_s: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def answered(self) -> list[Answered]:
@@ -47,6 +49,11 @@ class Round:
     def tokens_per_s(self) -> float:
         """Tokens out, of whole answers."""
         return self.tokens / self.elapsed_s
+
+    @property
+    def cpu_s_per_token(self) -> float | None:
+        """Of the process that served; None where it is not known, or nothing was answered."""
+        return self.cpu_s / self.tokens if self.cpu_s is not None and self.tokens else None
 
 
 def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -74,6 +81,7 @@ def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
         "cpu_s_per_1000_tokens": _share([one.cpu_s for one in rounds], tokens),
         "main_thread_cpu_s_per_1000_tokens": _share([one.main_cpu_s for one in rounds], tokens),
         "client_cpu_s_per_1000_tokens": _share([one.client_cpu_s for one in rounds], tokens),
+        "peak_bytes": max((one.peak_bytes for one in rounds if one.peak_bytes is not None), default=None),
     }
 
 
@@ -95,11 +103,12 @@ def table_of(runs: Sequence[Mapping[str, Any]]) -> Table:
     for run in runs:
         for name, words in WAYS.items():
             if (row := run.get(name)) is not None:
-                table.add_row(run["loop"], words, *_cells(row))
+                table.add_row(run["loop"], words, *cells_of(row), errors_of(row))
     return table
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Requests and tokens a second, times to the first token and of a token, and CPU."""
     cpu = row["cpu_s_per_1000_tokens"]
     return (
         f"{row['requests_per_s']:.4g}",
@@ -107,8 +116,12 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         ", ".join(_time(row[f"ttft_p{share}_s"]) for share in (50, 90, 99)),
         ", ".join(_time(row[f"tpot_p{share}_s"]) for share in (50, 99)),
         "-" if cpu is None else f"{cpu:.3f}",
-        ", ".join(f"{kind} x {count}" for kind, count in row["errors"].items()),
     )
+
+
+def errors_of(row: Mapping[str, Any]) -> str:
+    """Of each kind how many; nothing where all was answered."""
+    return ", ".join(f"{kind} x {count}" for kind, count in row["errors"].items())
 
 
 def _time(seconds: float | None) -> str:

@@ -5,7 +5,7 @@ Knows nothing about how it is measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -14,6 +14,7 @@ from coterie.api.opened import open_all
 from coterie.bench.coe import SHAPES
 from coterie.bench.http_stream import origin_of
 from coterie.bench.serve import Own, random_names, serve_own, serve_url
+from coterie.bench.serve_against import Against, common_models, serve_against, servers_of
 from coterie.bench.serve_asked import Way
 from coterie.bench.serve_models import models_at
 from coterie.bench.shapes import shape_config
@@ -29,22 +30,38 @@ from coterie.server.guard import digests_of
 IN_FLIGHT, EXPERTS = (1, 32, 128), 6
 LENGTHS = "uniform:16:64 and so on"
 
+CompositionArg = Annotated[
+    str | None, typer.Argument(metavar="[COMPOSITION]", help="As for coterie serve; left out, random experts.")
+]
+UrlOpt = Annotated[
+    list[str] | None, typer.Option(help="A server that runs and has OpenAI's API, ours or another; repeatable.")
+]
+AgainstOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COMMAND", help="Starts another server, on the port {port}; all in turns. Repeatable."),
+]
+ColdOpt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FOLDER", help="Keep its files out of the page cache meanwhile; repeatable."),
+]
+ModelOpt = Annotated[
+    list[str] | None, typer.Option(help="Whom to ask there; repeatable. Left out, all that /v1/models names.")
+]
+ApiKeyOpt = Annotated[str | None, typer.Option(envvar="COTERIE_API_KEY", help="That server's key, where it wants one.")]
+EndsOpt = Annotated[
+    bool, typer.Option("--ends", help="Answers end where their model ends them: for servers without ignore_eos.")
+]
+
 
 @sentences
 def bench_serve(
-    composition: Annotated[
-        str | None, typer.Argument(metavar="[COMPOSITION]", help="As for coterie serve; left out, random experts.")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="A server that runs and has OpenAI's API, ours or another.")] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Whom to ask there; repeatable. Left out, all that /v1/models names.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="COTERIE_API_KEY", help="That server's key, where it wants one.")
-    ] = None,
-    ends: Annotated[
-        bool, typer.Option("--ends", help="Answers end where their model ends them: for servers without ignore_eos.")
-    ] = False,
+    composition: CompositionArg = None,
+    url: UrlOpt = None,
+    against: AgainstOpt = None,
+    cold: ColdOpt = None,
+    model: ModelOpt = None,
+    api_key: ApiKeyOpt = None,
+    ends: EndsOpt = False,
     raw: Annotated[bool, typer.Option("--raw", help="Text completions in place of chats.")] = False,
     rate: RateOpt = None,
     in_flight: Annotated[
@@ -72,10 +89,23 @@ def bench_serve(
         loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
         return [Load(requests, *drawn, rate, at_once, arrivals, seed) for at_once in loops]
 
-    if url is not None:
+    if against or len(url or ()) > 1:
+        fact = "is of random experts, which other servers do not have"
+        _left_out({"--experts": experts, "--shape": shape or None}, fact, "name a COMPOSITION")
+        sizes = {"--near": near, "--kv": kv, "--threads": threads}
+        if composition is None:
+            _left_out(sizes, "is of our own server", "name a COMPOSITION")
+        origins = tuple(origin_of(one, _headers(api_key)) for one in url or ())
+        who = Against(composition or "", _own_options(sizes), origins, tuple(against or ()), tuple(cold or ()))
+        with servers_of(who, _say) as servers:
+            asked = model or common_models(servers)
+            print_report(serve_against(servers, asked, loads(asked), rounds, how, who, _say), json_)
+        return
+    _left_out({"--cold": cold}, "is for servers that are compared", "add --against")
+    if url:
         ours = {"--experts": experts, "--shape": shape or None, "--near": near, "--kv": kv, "--threads": threads}
         _left_out({"COMPOSITION": composition, **ours}, "is of a server that is started here", "leave --url out")
-        origin = origin_of(url, _headers(api_key))
+        origin = origin_of(url[0], _headers(api_key))
         asked = model or models_at(origin)
         print_report(serve_url(origin, asked, loads(asked), rounds, how, _say), json_)
         return
@@ -92,6 +122,11 @@ def bench_serve(
     print_report(serve_own(own, loads(names), rounds, how, _say), json_)
 
 
+def _own_options(given: Mapping[str, int | None]) -> tuple[str, ...]:
+    """As the command line of `coterie serve` has them."""
+    return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
+
+
 def _say(text: str) -> None:
     err.print(text, style="dim", markup=False)
 
@@ -102,7 +137,7 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
-def _left_out(given: dict[str, object], fact: str, remedy: str) -> None:
+def _left_out(given: Mapping[str, object], fact: str, remedy: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(name, fact, f"leave it out, or {remedy}")

@@ -1,0 +1,185 @@
+"""Several servers of the same models, each with the same requests, in turns.
+
+    round 1:  ours, llama-server      while one is asked, the others have nothing to do
+    round 2:  ours, llama-server
+
+What a server answers with an error is no token and no time to a first one, but the round lasts until its last request
+has ended, whichever way. Knows nothing about how servers are started (serve_started.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from coterie.bench.http_stream import Origin
+from coterie.bench.report import Report, Spread, paired_ratio
+from coterie.bench.serve_asked import Asked, Way, draw_round
+from coterie.bench.serve_models import models_at
+from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
+from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
+from coterie.bench.serve_started import Server, by_command, ours, words_of
+from coterie.bench.serve_watch import watched
+from coterie.core.errors import UsageError
+from coterie.core.units import format_bytes
+from coterie.plan.workload import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """Who is compared: our server on a composition (empty: none) with these options, servers that run, command lines.
+
+    `cold`: folders whose files are kept out of the page cache while any of them is measured.
+    """
+
+    composition: str
+    options: tuple[str, ...]
+    origins: tuple[Origin, ...]
+    commands: tuple[str, ...]
+    cold: tuple[str, ...] = ()
+
+
+@contextmanager
+def servers_of(against: Against, say: Callable[[str], None]) -> Iterator[tuple[Server, ...]]:
+    """All of them, running, each with a name of its own. Raises UsageError, and DeviceError for one that cannot."""
+    for command in against.commands:
+        words_of(command)  # a slip is told before anything is started
+    with ExitStack() as stack:
+        found = []
+        if against.composition:
+            say("starting coterie serve")
+            found.append(stack.enter_context(ours(against.composition, against.options)))
+        found += [Server(f"{origin.host}:{origin.port}", origin) for origin in against.origins]
+        for command in against.commands:
+            say(f"starting {command}")
+            found.append(stack.enter_context(by_command(command)))
+        names = [server.name for server in found]
+        yield tuple(
+            replace(server, name=f"{server.name} {number + 1}") if names.count(server.name) > 1 else server
+            for number, server in enumerate(found)
+        )
+
+
+def common_models(servers: Sequence[Server]) -> list[str]:
+    """The models that all of them name, in the first one's order. Raises UsageError for none."""
+    found = {server.name: models_at(server.origin) for server in servers}
+    common = [name for name in found[servers[0].name] if all(name in names for names in found.values())]
+    if not common:
+        said = "; ".join(f"{name} has {', '.join(names[:4])}" for name, names in found.items())
+        raise UsageError(
+            "--against", f"no model has the same name at all servers: {said}", "name files and folders alike"
+        )
+    return common
+
+
+def serve_against(
+    servers: Sequence[Server],
+    models: Sequence[str],
+    loads: Sequence[Load],
+    rounds: int,
+    way: Way,
+    against: Against,
+    say: Callable[[str], None],
+) -> Report:
+    """Measure all of them with each load. Raises UsageError where one answers nothing at all."""
+    files = _files(against.cold)
+    count = dict.fromkeys(models, counting(servers[0].origin, way, models[0]))
+    cells = []
+    for load in loads:
+        cells.append(Cell(load))
+        asked = partial(draw_round, load, models, count=count)
+        ways = {
+            server.name: each_round(cells[-1], server.name, asked, partial(_round, server, way, files))
+            for server in servers
+        }
+        measure(cells[-1], ways, rounds, say)
+    runs = [_run(cell) for cell in cells]
+    workload = {
+        "servers": {server.name: server.origin.url for server in servers},
+        "commands": [*_own_command(against), *against.commands],
+        "models": len(models),
+        "cold": list(against.cold),
+        **asked_for(loads, rounds, way),
+    }
+    return Report("serve-against", workload, {"runs": runs}, (_table(runs),), _notes(runs))
+
+
+def _own_command(against: Against) -> list[str]:
+    return [" ".join(["coterie", "serve", against.composition, *against.options])] if against.composition else []
+
+
+def _files(folders: Sequence[str]) -> list[Path]:
+    found = []
+    for folder in folders:
+        inside = [file for file in Path(folder).rglob("*") if file.is_file()]
+        if not inside:
+            raise UsageError("--cold", f"there are no files in {folder!r}", "name the folder of the models' files")
+        found += inside
+    return found
+
+
+def _round(server: Server, way: Way, files: Sequence[Path], asked: Asked) -> Round:
+    before_s = None if server.family is None else server.family.cpu_s()
+    with watched(server.family, files) as watch:
+        driven = over_http(server.origin, way, asked)
+    after_s = None if server.family is None else server.family.cpu_s()
+    took_s = None if before_s is None or after_s is None else after_s - before_s
+    return Round(driven.answers, driven.elapsed_s, took_s, None, driven.client_cpu_s, watch.peak_bytes)
+
+
+def _run(cell: Cell) -> dict[str, Any]:
+    """A row for each server, and the first one's beside each other's: of tokens a second, and of CPU a token."""
+    first, *others = cell.rounds
+    over = {name: _beside(cell.rounds[first], cell.rounds[name]) for name in others}
+    return {**cell.head, "servers": {name: row_of(rounds) for name, rounds in cell.rounds.items()}, "over": over}
+
+
+def _beside(own: Sequence[Round], other: Sequence[Round]) -> dict[str, Any]:
+    rates = paired_ratio([one.tokens_per_s for one in own], [one.tokens_per_s for one in other])
+    known = [one.cpu_s_per_token for one in own], [one.cpu_s_per_token for one in other]
+    cpu = None
+    if all(value for values in known for value in values):
+        cpu = _spread(paired_ratio([value or 0 for value in known[1]], [value or 0 for value in known[0]]))
+    return {"tokens_per_s": _spread(rates), "tokens_per_cpu_s": cpu}
+
+
+def _spread(ratio: Spread) -> dict[str, float]:
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+
+
+def _table(runs: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("requests", "server", "requests/s", "tokens/s", "TTFT p50, p90, p99", "TPOT p50, p99")
+    for head in ("CPU s a 1000 tokens", "memory, at most", "errors"):
+        table.add_column(head)
+    for run in runs:
+        for name, row in run["servers"].items():
+            held = row["peak_bytes"]
+            memory = "-" if held is None else format_bytes(held)
+            table.add_row(run["loop"], name, *cells_of(row), memory, errors_of(row))
+    return table
+
+
+def _notes(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    notes = [
+        "TTFT: from when a request is due to the first text; TPOT: from there to the last text, a token",
+        "memory: of all processes of a server, mapped files included, seen every half second",
+    ]
+    for run in runs:
+        first = next(iter(run["servers"]))
+        for name, beside in run["over"].items():
+            line = f"{run['loop']}: {first}: {_words(beside['tokens_per_s'])} x the tokens/s of {name}"
+            cpu = beside["tokens_per_cpu_s"]
+            notes.append(line if cpu is None else f"{line}, {_words(cpu)} x its tokens a second of CPU")
+        for name, row in run["servers"].items():
+            notes += [f"{run['loop']}, {name}: {kind}: {words}" for kind, words in row["said"].items()]
+    return tuple(notes)
+
+
+def _words(ratio: Mapping[str, float]) -> str:
+    return str(Spread(ratio["median"], ratio["low"], ratio["high"]))

@@ -1,0 +1,105 @@
+"""Rounds of requests to servers over HTTP, kept by loop and by the way that they went.
+
+Knows nothing about where servers come from or what is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from coterie.bench.http_stream import Origin
+from coterie.bench.report import Effort, interleave
+from coterie.bench.serve_asked import Asked, Way
+from coterie.bench.serve_drive import Driven, drive
+from coterie.bench.serve_rows import Round, row_of
+from coterie.bench.words import WORDS, said
+from coterie.core.errors import UsageError
+from coterie.plan.workload import Load
+
+PROBES = (1, 65)  # words of two texts by which it is seen how many tokens a server makes of them
+
+
+@dataclass(slots=True)
+class Cell:
+    """One loop of the grid: its rounds, by the way they went."""
+
+    load: Load
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+
+    def warm(self) -> None:
+        """Forget the first rounds: they warmed up."""
+        for found in self.rounds.values():
+            del found[:1]
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What a run's row begins with."""
+        return {"loop": loop_of(self.load), "in_flight": self.load.in_flight, "rate_per_s": self.load.rate}
+
+
+def each_round(
+    cell: Cell, name: str, asked: Callable[[int], Asked], run: Callable[[Asked], Round]
+) -> Callable[[], float]:
+    """What measures one way once: its next round, kept with the cell."""
+    numbers = count()
+
+    def one() -> float:
+        found = run(asked(next(numbers)))
+        cell.rounds.setdefault(name, []).append(found)
+        return found.elapsed_s
+
+    return one
+
+
+def measure(cell: Cell, ways: Mapping[str, Callable[[], float]], rounds: int, say: Callable[[str], None]) -> None:
+    """All rounds of a cell, every way once a round, after one that warms up."""
+    interleave(ways, Effort(rounds, 0.0))
+    cell.warm()
+    for name, found in cell.rounds.items():
+        row = row_of(found)
+        say(f"{loop_of(cell.load)}, {name.replace('_', ' ')}: {row['tokens_per_s']:.0f} tokens/s")
+
+
+def over_http(origin: Origin, way: Way, asked: Asked) -> Driven:
+    """One round. Raises UsageError where nothing at all is answered."""
+    bodies = asked.bodies(way)
+    driven = drive(origin, way.path, bodies, asked.in_flight, asked.at_s)
+    if all(answer.error for answer in driven.answers):
+        first = driven.answers[0]
+        words = f": {first.said}" if first.said else ""
+        remedy = "look at the server; --ends for one that takes no ignore_eos"
+        raise UsageError(origin.url, f"none of {len(bodies)} requests was answered, {first.error}{words}", remedy)
+    return driven
+
+
+def counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
+    """About how many tokens a text is to a server, by its own count of one word and of many; else a token a word."""
+    few, many = (said(WORDS[:words]) for words in PROBES)
+    answers = drive(origin, way.path, [way.body(model, text, 1) for text in (few, many)], 1).answers
+    found = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    words = PROBES if len(found) < len(PROBES) else found
+    return lambda text: round(
+        words[0] + (words[1] - words[0]) / (PROBES[1] - PROBES[0]) * (text.count(" ") - PROBES[0])
+    )
+
+
+def loop_of(load: Load) -> str:
+    """How requests come, in words."""
+    return f"{load.in_flight} in flight" if load.in_flight else f"{load.rate:g} a second, {load.arrivals}"
+
+
+def asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
+    """The workload that all loops have in common, for a report."""
+    first = loads[0]
+    return {
+        "requests": first.requests,
+        "mix": first.mix.text,
+        "prompt_tokens": first.prompt.text,
+        "new_tokens": first.new.text,
+        "seed": first.seed,
+        "rounds": rounds,
+        "api": "completions" if way.raw else "chat completions",
+    }

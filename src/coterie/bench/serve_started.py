@@ -1,0 +1,115 @@
+"""Servers that are compared: ours started on a composition, others by a command line, or such as run already.
+
+    "llama-server --models-dir gguf --port {port}"   a free port in the place of {port}; ready once it names its models
+
+Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from time import perf_counter, sleep
+from typing import IO
+
+from coterie.bench.http_stream import Origin, origin_of
+from coterie.bench.serve_family import Family
+from coterie.bench.serve_models import models_at
+from coterie.bench.serve_own import own_server
+from coterie.core.errors import DeviceError, UsageError
+
+PORT = "{port}"
+START_S, END_S, POLL_S = 120.0, 30.0, 0.1
+WORDS = 2000  # characters of what a server that failed said last
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One that runs. `family`: its processes, None where they are not ours to look at."""
+
+    name: str
+    origin: Origin
+    family: Family | None = None
+
+
+@contextmanager
+def ours(composition: str, options: Sequence[str]) -> Iterator[Server]:
+    """`coterie serve` on a composition. Raises DeviceError where it does not start."""
+    with own_server(composition, options) as server:
+        yield Server("coterie", origin_of(server.url, {}), Family(server.pid))
+
+
+@contextmanager
+def by_command(command: str) -> Iterator[Server]:
+    """What a command line starts, ended afterwards with all that it started.
+
+    Raises UsageError for a line without a port or a program that is not there, DeviceError where it does not start.
+    """
+    words = words_of(command)
+    port = _free_port()
+    origin = Origin("127.0.0.1", port)
+    line = [word.replace(PORT, str(port)) for word in words]
+    with TemporaryFile() as said:
+        child = subprocess.Popen(line, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            _await(child, origin, said)
+            yield Server(Path(words[0]).name, origin, Family(child.pid))
+        finally:
+            _end(child)
+
+
+def words_of(command: str) -> list[str]:
+    """A command line's words. Raises UsageError."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError("--against", f"{command!r} is no command line: {error}", "close its quotes") from error
+    if not any(PORT in word for word in words):
+        raise UsageError("--against", f"{command!r} does not say where its port goes", f"write --port {PORT} in it")
+    if shutil.which(words[0]) is None:
+        raise UsageError("--against", f"there is no program {words[0]!r}", "install it, or give the path of one")
+    return words
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _await(child: subprocess.Popen[bytes], origin: Origin, said: IO[bytes]) -> None:
+    """Until it names its models."""
+    until_s = perf_counter() + START_S
+    while perf_counter() < until_s:
+        if child.poll() is not None:
+            raise _no_start(said, f"it ended with {child.returncode}")
+        with suppress(UsageError):
+            models_at(origin)
+            return
+        sleep(POLL_S)
+    raise _no_start(said, f"it named no models for {START_S:.0f} s")
+
+
+def _no_start(said: IO[bytes], why: str) -> DeviceError:
+    said.seek(0)
+    words = said.read()[-WORDS:].decode(errors="replace").strip()
+    fact = f"the server did not start, {why}" + (f": {words}" if words else "")
+    return DeviceError("--against", fact, "start it by hand to see more")
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """It, and what it leaves behind in its session."""
+    child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
