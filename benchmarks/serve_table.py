@@ -10,32 +10,37 @@ from typing import Any
 
 from benchmarks import markdown
 
-from coterie.core.units import format_seconds
+from coterie.core.units import format_bytes, format_seconds
 
 SERVERS = """\
 ## Other servers
 
-`coterie bench serve --url` sends the same workload to any server with OpenAI's API, so that two can be compared on
-one machine. Prompts are texts, as long in tokens as the server counts them, so the same for the same model, and
-`ignore_eos` keeps answers as long as was asked for. Serve one model by both, and let the other one be idle:
+`coterie bench serve --against` starts another server that has OpenAI's API by its command line, and ours beside it, and
+sends both the same requests, in turns: while one is asked, the other has nothing to do. Prompts are texts, as long in
+tokens as the first server counts them, and `ignore_eos` keeps answers as long as was asked for. Who is asked are the
+models that both name alike, so call files and folders alike:
 
 ```console
-$ coterie serve mine.toml --port 8000
-$ coterie bench serve --url http://127.0.0.1:8000 --in-flight 1 --in-flight 32 --mix zipf --seed 7
-$ llama-server -m mine.gguf --port 8080 --parallel 32 --ctx-size 65536
-$ coterie bench serve --url http://127.0.0.1:8080 --in-flight 1 --in-flight 32 --mix zipf --seed 7
+$ coterie import gguf experts
+$ coterie bench serve experts --near 420MiB --raw --mix zipf --in-flight 1 --in-flight 8 --cold experts --cold gguf \\
+    --against "llama-server --models-dir gguf --models-max 4 --port {port} -t 2 -np 8 --ctx-size 2048 --no-warmup"
 ```
 
-- **llama-server** divides its context among its slots: `--parallel` as many as are in flight, `--ctx-size` so many
-  times prompt and answer.
-- **vLLM**: `vllm serve FOLDER --port 8080`; where it wants a key, `--api-key KEY` for both.
-- **llama-swap**, in front of a llama-server for each model: its `/v1/models` names them all, and `--mix` draws among
-  them. `--model NAME`, repeated, asks just these; who is drawn depends on their order, so give both servers one order.
+- **The same memory for both**: the table says how much each held at most, all of its processes together. `--cold` keeps
+  the files of a folder out of the page cache: else a server that reads through it has every model that it closed in
+  memory still.
+- **CPU a token** is that of all of a server's processes, of those that have ended too: it depends less on who else is
+  on the machine than time does.
+- **What fails** is counted by its kind in the table's last column; it is no token, and the round lasts until its last
+  request has ended.
+- **A server that runs already**: `--url`, repeated for several. Alone, it is measured by itself.
+- **llama-server** without a model is a router: a process for each model, `--models-max` of them, and the least recently
+  used ends first. Each divides its context among its slots: `--parallel` as many as are in flight, `--ctx-size` so
+  many times prompt and answer.
+- **vLLM**: `vllm serve FOLDER --port {port}`; where it wants a key, `--url` and `--api-key KEY` for both.
+- **llama-swap**, in front of a llama-server for each model, names them all. `--model NAME`, repeated, asks just these.
 - **Who refuses `ignore_eos`**, as OpenAI's own API does: `--ends`. Answers then end where their model ends them; tokens
   are those of the server's `usage`. `--raw` asks for text completions, which need no chat template.
-
-All of that is seen from outside: there is no CPU time of the server in it, and no switches. None of these servers was
-measured here: llama-cpp-python's own wants packages (fastapi and others) that no extra of Coterie's installs.
 """
 
 
@@ -59,3 +64,29 @@ def _row(work: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
         ),
         f"{http['cpu_s_per_1000_tokens']:.2f} s : {alone['cpu_s_per_1000_tokens']:.2f} s",
     ]
+
+
+def against(results: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each loop and each other server: the first one's numbers beside that one's."""
+    rows = [_beside(r["workload"], run, other) for r in results for run in r["runs"] for other in run["over"]]
+    head = "| ours : another server | tokens/s | ratio | first token p50 | p99 | CPU, a 1000 tokens |"
+    return markdown.table(f"{head} memory, at most | not answered |", rows)
+
+
+def _beside(work: Mapping[str, Any], run: Mapping[str, Any], other: str) -> list[str]:
+    own, theirs = next(iter(run["servers"].values())), run["servers"][other]
+    lengths = f"{work['prompt_tokens']} + {work['new_tokens']} tokens"
+    cold = ", closed files not in memory" if work["cold"] else ""
+    return [
+        f"{other}: {work['models']} models, {work['mix']}, {lengths}, {run['loop']}, {own['requests']} requests{cold}",
+        f"{own['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
+        f"{run['over'][other]['tokens_per_s']['median']:.2f} x",
+        *(f"{format_seconds(own[p])} : {format_seconds(theirs[p])}" for p in ("ttft_p50_s", "ttft_p99_s")),
+        " : ".join(_seconds(row["cpu_s_per_1000_tokens"]) for row in (own, theirs)),
+        " : ".join("-" if row["peak_bytes"] is None else format_bytes(row["peak_bytes"]) for row in (own, theirs)),
+        f"{own['requests'] - own['answered']} : {theirs['requests'] - theirs['answered']}",
+    ]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"

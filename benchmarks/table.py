@@ -275,6 +275,7 @@ MAKERS: Mapping[str, Callable[[list[Result]], str]] = {
     "coe": _coe,
     "speculate": _speculate,
     "serve": serve_table.serve,
+    "serve-against": serve_table.against,
     "fusion": _fusion,
     "quality": _quality,
 }
