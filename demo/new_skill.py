@@ -19,7 +19,8 @@ import torch
 
 import export
 import train
-from coterie import Coterie
+from coterie import Coterie, Options
+from coterie.api.sampling import GREEDY
 from coterie.api.types import Message, Query
 from coterie.core.dtypes import DType
 from coterie.models.fine_tunes.delta_write import write_delta
@@ -113,7 +114,7 @@ def right(entry: str, examples: list[Example], work: Path) -> float:
     )
     file.write_text(f'name = "asked"\n\n{router}\n[[expert]]\nname = "one"\ndescription = "one"\n{entry}\n')
     asked = [Query((Message("user", one.question),), "one", max_tokens=MAX_NEW_TOKENS) for one in examples]
-    with Coterie.open(str(file)) as coterie:
+    with Coterie.open(str(file), Options(sampling=GREEDY)) as coterie:
         answers = coterie.ask_all(asked)
     hits = [last_line(answer.text) == one.answer for answer, one in zip(answers, examples, strict=True)]
     return sum(hits) / len(hits)

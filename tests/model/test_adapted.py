@@ -158,7 +158,7 @@ def test_a_base_in_shards_and_behind_gates(folder_of, tmp_path, make_backend):
     assert sizes <= model.layout.size_bytes < sizes + 3 * 4096
 
 
-def test_end_tokens_are_the_adapters_or_else_the_bases(folder_of, tmp_path):
+def test_end_tokens_and_sampling_are_the_adapters_or_else_the_bases(folder_of, tmp_path):
     base, _, folder = adapted("llama", folder_of, tmp_path)
     copy = tmp_path / "base"
     shutil.copytree(base, copy)
@@ -166,6 +166,10 @@ def test_end_tokens_are_the_adapters_or_else_the_bases(folder_of, tmp_path):
     assert open_adapted(open_model(copy), folder).end_ids == (7, 9)
     (folder / "generation_config.json").write_text('{"eos_token_id": 11}')
     assert open_adapted(open_model(copy), folder).end_ids == (11,)
+    (copy / "generation_config.json").write_text('{"do_sample": true, "top_k": 5}')
+    assert open_adapted(open_model(copy), folder).advised.sampling.said == {"temperature": 1.0, "top_k": 5}
+    (folder / "generation_config.json").write_text('{"do_sample": false}')
+    assert open_adapted(open_model(copy), folder).advised.sampling.said == {}
     (folder / "generation_config.json").write_text('{"eos_token_id": 1100}')
     with pytest.raises(CheckpointError, match="end token 1100 is outside the vocabulary of 257"):
         open_adapted(open_model(copy), folder)

@@ -17,6 +17,7 @@ from coterie.checkpoint.folder import SINGLE
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError
 from coterie.devices.cpu.device import CpuDevice
+from coterie.models.gguf.config import generation_of
 from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
@@ -355,11 +356,29 @@ def test_what_the_file_says_of_tokens_and_sampling_is_written(folder_like, token
         writer.add_eot_token_id(9)
         writer.add_float32("general.sampling.temp", 0.7)
         writer.add_int32("general.sampling.top_k", 20)
+        writer.add_float32("general.sampling.penalty_repeat", 1.1)
+        writer.add_int32("general.sampling.penalty_last_n", 64)
 
     _, report, model = imported(folder_like("llama"), tokenizer, tmp_path, "BF16", change=say)
     assert model.end_ids == (2, 9)
     found = json.loads((report.folder / "generation_config.json").read_text())
-    assert (found["temperature"], found["top_k"]) == (0.7, 20)
+    said = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
+    assert found == {"eos_token_id": [2, 9], "do_sample": True} | said
+    assert model.advised.sampling.said == said
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, {}),
+        ({"temp": 0.0, "top_k": 20}, {"temperature": 0.0, "top_k": 20}),
+        ({"top_k": 64}, {"do_sample": True, "top_k": 64}),
+        ({"penalty_repeat": 1.5}, {"repetition_penalty": 1.5}),
+        ({"min_p": np.float32(0.05).item(), "xtc_threshold": 0.1}, {"do_sample": True, "min_p": 0.05}),
+    ],
+)
+def test_sampling_is_said_as_transformers_says_it(said, wanted):
+    assert generation_of({f"general.sampling.{key}": value for key, value in said.items()}) == wanted
 
 
 @pytest.mark.long

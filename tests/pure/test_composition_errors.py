@@ -99,6 +99,21 @@ BY_TABLE = {
     "name too long": ('name = "a"', f'name = "{"a" * 65}"', "cannot be a name"),
     "empty name": ('name = "a"', 'name = ""', "is empty"),
     "empty checkpoint": ('checkpoint = "a"', 'checkpoint = ""', "is empty"),
+    "unknown sampling key": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\n[expert.sampling]\ntemprature = 1',
+        r"expert\[1\] 'a'.sampling.temprature\] temprature = 1 is not a known key; did you mean \"temperature\"",
+    ),
+    "temperature high": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\n[expert.sampling]\ntemperature = 101',
+        "temperature = 101 is out of range; it must be at least 0 and at most 100",
+    ),
+    "top_k a fraction": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\n[expert.sampling]\ntop_k = 1.5',
+        "top_k = 1.5 is a number, not a whole number",
+    ),
     "composition name": ('name = "small"', 'name = "sm all"', "cannot be a name"),
 }
 
@@ -125,6 +140,11 @@ BY_MEANING = {
         'name = "b"\n',
         'name = "b"\nexamples = ["x"]\n',
         r"expert\[2\] 'b'.examples\] examples have no meaning without a knn router",
+    ),
+    "nothing may come": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\n[expert.sampling]\ntop_p = 0',
+        r"expert\[1\] 'a'.sampling.top_p\] top_p is 0; allowed is above 0",
     ),
     "nan": ("[router]", "[router]\nthreshold = nan", "threshold = nan is out of range"),
 }

@@ -113,7 +113,9 @@ def test_an_answers_bound_is_refused_by_the_name_that_was_sent() -> None:
 
 
 def test_no_limit_of_top_k_may_be_said_as_vllm_says_it() -> None:
-    assert chat(top_k=-1, seed=1).sampling == chat(top_k=0, seed=1).sampling == chat(seed=1).sampling
+    assert chat(top_k=-1, seed=1).sampling == chat(top_k=0, seed=1).sampling
+    assert chat(top_k=-1).sampling.top_k == 0  # which goes before an expert's default, as leaving it out does not
+    assert chat().sampling.top_k is None
     with pytest.raises(RequestError, match="top_k is -2"):
         chat(top_k=-2)
 

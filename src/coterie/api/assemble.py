@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from coterie.api.sampling import CHECKPOINT
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.device import Device
@@ -32,6 +33,7 @@ class Options(Settings):
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
     `activations`: int16 or int8, to which a CPU rounds what meets packed weights; other experts stay as they are.
+    `sampling`: by whose defaults tokens are drawn where a request does not say: checkpoint, or greedy.
     `max_waiting`: while so many requests wait, no more are taken; None: there is no limit.
     """
 
@@ -39,6 +41,7 @@ class Options(Settings):
     threads: int | None = None
     activations: str = INT16
     max_waiting: int | None = None
+    sampling: str = CHECKPOINT
 
 
 def open_models(composition: Composition, device: str, activations: str = INT16) -> dict[str, Model]:
@@ -47,8 +50,13 @@ def open_models(composition: Composition, device: str, activations: str = INT16)
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
     UsageError for int8 activations where no expert has packed weights to use them.
     """
-    models = open_experts(composition, synthetic=_kind(device)[0] == "synthetic")
+    models = open_experts(composition, synthetic=is_synthetic(device))
     return activated(composition, models, activations)
+
+
+def is_synthetic(device: str) -> bool:
+    """Whether the device option names one that computes no numbers. Raises UsageError."""
+    return _kind(device)[0] == "synthetic"
 
 
 def activated(composition: Composition, models: Mapping[str, Model], activations: str) -> dict[str, Model]:

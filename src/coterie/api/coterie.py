@@ -43,7 +43,7 @@ class Coterie:
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory; of a folder, what cannot be opened is left out. Raises CoterieError."""
         self._options = options = options or Options()
-        opened = open_all(composition, options.device, options.activations)
+        opened = open_all(composition, options.device, options.activations, options.sampling)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
         made = plan(self.models, make_spec(options), options)

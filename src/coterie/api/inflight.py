@@ -94,7 +94,7 @@ class InFlight:
             expert=output.expert_id,
             route=route,
             finish_reason=output.finish_reason,
-            seed=self.query.sampling.seed,
+            seed=self.query.sampling.seed or 0,
             prompt_tokens=self.prompt_tokens,
             hit=timings.hit,
             switch_s=timings.switch_s,

@@ -6,9 +6,11 @@ memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coterie.api.assemble import activated, open_models
+from coterie.api.assemble import activated, is_synthetic, open_models
+from coterie.api.sampling import CHECKPOINT, GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.composition.composition import Composition
 from coterie.engine.experts import open_folder
@@ -25,14 +27,19 @@ class Opened:
     texts: dict[str, Text]
 
 
-def open_all(composition: Composition, device: str, activations: str = INT16) -> Opened:
+def open_all(composition: Composition, device: str, activations: str = INT16, sampling: str = CHECKPOINT) -> Opened:
     """Open every expert, but for those of a folder that cannot be. Raises as `open_models` and `open_texts` do.
 
-    Of a folder only where none is left.
+    Of a folder only where none is left. `sampling`: whose defaults (see Options); made-up tokens are drawn by none.
     """
+    whose = GREEDY if is_synthetic(device) else sampling
     if not composition.is_folder:
-        models = open_models(composition, device, activations)
+        models = _sampled(open_models(composition, device, activations), whose)
         return Opened(composition, models, open_texts(models))
     texts: dict[str, Text] = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    return Opened(composition, activated(composition, found, activations), texts)
+    return Opened(composition, _sampled(activated(composition, found, activations), whose), texts)
+
+
+def _sampled(models: Mapping[str, Model], whose: str) -> dict[str, Model]:
+    return {name: with_defaults(model, whose) for name, model in models.items()}

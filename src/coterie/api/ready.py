@@ -8,9 +8,10 @@ Knows nothing about engines or threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.api.inflight import to_draw
+from coterie.api.sampling import settled
 from coterie.api.texts import Text
 from coterie.api.types import Query
 from coterie.composition.router import Prompt, Route
@@ -54,18 +55,19 @@ def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Reques
     Millions of letters take seconds to become tokens, and so does a large form to be compiled.
     """
     ids = text.encode(query, prompt)
+    sampling, choice = settled(query, model.advised.sampling)
     return Request(
         request_id="",
         expert_id=text.expert,
         prompt_ids=ids,
         max_tokens=to_draw(query, model.max_context - len(ids), text.chats(query)),
-        sampling=query.sampling,
+        sampling=sampling,
         stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
         end_ids=text.ends(query, model.end_ids),
         ignore_end=query.ignore_end,
         detokenizer=text.detokenizer(query, ids),
         reuse=not query.choice.score_prompt,  # nothing is left of logits
         client=query.client,
-        choice=text.choice(query, ids, model.end_ids),
+        choice=text.choice(replace(query, choice=choice), ids, model.end_ids),
         prediction=text.prediction(query),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.api.assemble import Options
+from coterie.api.sampling import with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity
 from coterie.composition.composition import Composition, load_composition
@@ -83,6 +84,7 @@ def _take(
 ) -> None:
     assert expert.checkpoint is not None
     model = with_activations(open_expert(expert, expert.checkpoint, opened), options.activations)
+    model = with_defaults(model, options.sampling)
     text = open_texts({expert.name: model})
     serve_more(parts, models, expert.name, model, options)
     models[expert.name] = model

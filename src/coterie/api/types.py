@@ -15,6 +15,7 @@ from coterie.checkpoint.calls import Calling
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError
+from coterie.core.sampling import PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
 SEED_BITS = 53  # every such number survives JSON readers that have only doubles
@@ -73,6 +74,8 @@ class Query:
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
     `prediction`: a text that the answer is expected to repeat, with changes: what it says right is guessed ahead.
     `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
+    `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
+    expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
@@ -80,7 +83,7 @@ class Query:
 
     messages: tuple[Message, ...]
     model: str = ""
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams | PartialSampling = field(default_factory=PartialSampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] | str = ()
     raw: bool = False

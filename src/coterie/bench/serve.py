@@ -20,6 +20,7 @@ from typing import Any
 from coterie.api import Coterie, Options
 from coterie.api.assemble import make_spec
 from coterie.api.opened import open_all
+from coterie.api.sampling import GREEDY
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Report, paired_ratio
@@ -132,7 +133,7 @@ def _composition(own: Own, say: Callable[[str], None]) -> Iterator[str]:
 
 def _options(ref: str, own: Own) -> Options:
     """Of both engines, which are in memory at once."""
-    options = Options(near_bytes=own.near_bytes, kv_bytes=own.kv_bytes, threads=own.threads)
+    options = Options(near_bytes=own.near_bytes, kv_bytes=own.kv_bytes, threads=own.threads, sampling=GREEDY)
     if own.near_bytes is not None:
         return options
     spec = make_spec(options)
@@ -141,7 +142,7 @@ def _options(ref: str, own: Own) -> Options:
     sizes = [round_up(model.layout.size_bytes) for name, model in models.items() if name not in bases]
     room, shared = int(spec.tier(spec.run_tier).capacity_bytes * NEAR_SHARE), size_of(bases)
     near = shared + max(min(sum(sizes), room - shared), *sizes)
-    return Options(near_bytes=near, kv_bytes=own.kv_bytes, threads=own.threads)
+    return replace(options, near_bytes=near)
 
 
 def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequence[str]) -> None:

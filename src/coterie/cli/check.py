@@ -6,6 +6,7 @@ Knows nothing about running experts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Column, Table
 from coterie.api import Coterie
 from coterie.api.assemble import make_spec
 from coterie.api.opened import open_all
+from coterie.api.sampling import defaults_of
 from coterie.cli.opening import options
 from coterie.cli.options import (
     CompositionArg,
@@ -84,8 +86,33 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
             f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {count} experts", markup=False
         )
     out.print(plan_line(made))
+    for line in sampling_lines(models):
+        out.print(line, markup=False)
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
+
+
+def sampling_lines(models: Mapping[str, Model]) -> list[str]:
+    """How tokens are drawn where a request does not say, a line for all who do so alike; none where all are greedy.
+
+    Then what of their files is passed over.
+    """
+    alike: dict[str, list[str]] = {}
+    for name, model in models.items():
+        if name != ROUTER:  # whose model is asked greedily
+            words = ", ".join(f"{setting} {value:g}" for setting, value in defaults_of(model).items())
+            alike.setdefault("greedy" if words == "temperature 0" else words, []).append(name)
+    is_said = set(alike) != {"greedy"}
+    lines = [f"sampling of {_brief(names)}: {words}" for words, names in alike.items()] if is_said else []
+    notes: dict[str, list[str]] = {}
+    for name, model in models.items():
+        for note in model.advised.notes:
+            notes.setdefault(note, []).append(name)
+    return lines + [f"note: {_brief(names)}: {note}" for note, names in notes.items()]
+
+
+def _brief(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _rows(models: dict[str, Model]) -> list[list[str]]:
@@ -93,7 +120,7 @@ def _rows(models: dict[str, Model]) -> list[list[str]]:
 
     def alike(name: str) -> object:
         model = models[name]
-        return name if model.path is not None or name == ROUTER else (model.key, model.max_context)
+        return name if model.path is not None or name == ROUTER else (model.key, model.max_context, model.advised)
 
     return [list(names) for _, names in groupby(models, key=alike)]
 
@@ -131,6 +158,8 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
                 "kv_bytes_per_token": model.kv.bytes_per_token,
                 "state_bytes_per_sequence": model.kv.state_bytes,
                 "base": made.base_of.get(name, ""),
+                "sampling": defaults_of(model),
+                "notes": list(model.advised.notes),
             }
             for name, model in models.items()
         },

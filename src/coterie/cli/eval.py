@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.api import Coterie, Message, Query
+from coterie.api.sampling import GREEDY
 from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
@@ -71,7 +72,8 @@ def evaluate(
     if router_only or not _have_answers(asked, path):
         _evaluate_router(found, spec, asked, json_)
         return
-    with Coterie(found, options(device, near, None, threads, activations=activations, speculate=speculate)) as coterie:
+    how = options(device, near, None, threads, activations=activations, speculate=speculate, sampling=GREEDY)
+    with Coterie(found, how) as coterie:
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api import Options
+from coterie.api.sampling import CHECKPOINT
 from coterie.cli.options import say_left_out
 from coterie.composition.composition import Composition, load_composition
 from coterie.engine.experts import open_experts, open_folder
@@ -27,10 +28,11 @@ def options(
     pool: int | None = None,
     reuse: bool = True,
     speculate: int | None = None,
+    sampling: str = CHECKPOINT,
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
-    how = Options(device=device, threads=threads, record=record, activations=activations)
+    how = Options(device=device, threads=threads, record=record, activations=activations, sampling=sampling)
     how = replace(how, policy=replace(how.policy, max_guesses=speculate))
     return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
 

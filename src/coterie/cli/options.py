@@ -86,6 +86,13 @@ ActivationsOpt = Annotated[
         "faster with int4 weights."
     ),
 ]
+SamplingOpt = Annotated[
+    str,
+    typer.Option(
+        help="How tokens are drawn where a request does not say: checkpoint (as each model's "
+        "generation_config.json or the composition file has it) or greedy."
+    ),
+]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
 

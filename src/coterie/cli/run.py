@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from coterie.api import Answer, Coterie, Message, Query
+from coterie.api.sampling import CHECKPOINT
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
 from coterie.cli.opening import options
@@ -28,6 +29,7 @@ from coterie.cli.options import (
     NearOpt,
     PoolOpt,
     ReuseOpt,
+    SamplingOpt,
     SpeculateOpt,
     ThreadsOpt,
     TraceOpt,
@@ -38,8 +40,8 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import CoterieError, RequestError
+from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
-from coterie.engine.request import SamplingParams
 from coterie.graph.ops import INT16
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -51,10 +53,10 @@ def run(
     prompt: Annotated[list[str] | None, typer.Argument(help="Questions; none reads stdin or starts a chat.")] = None,
     expert: Annotated[str, typer.Option(help="Bypass the router.")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is the text itself.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="0 is no limit.")] = 0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
-    min_p: Annotated[float, typer.Option()] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; without it, the expert's default.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is no limit.")] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    min_p: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option(help="Random numbers; without it each run draws its own.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
@@ -71,20 +73,21 @@ def run(
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
+    sampling: SamplingOpt = CHECKPOINT,
     trace: TraceOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
-    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=drawn)
+    asked = PartialSampling(temperature, top_k, top_p, min_p, seed=drawn)
     form = form_of(json_schema, json_object)
-    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate)
+    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling)
     with Coterie.open(composition, how) as coterie:
         say_left_out(coterie.composition.left_out)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
-            asked = Query(messages, expert, sampling, max_tokens, tuple(stop or ()), raw, previous)
-            return replace(asked, form=form)
+            made = Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous)
+            return replace(made, form=form)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:

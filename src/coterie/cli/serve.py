@@ -17,7 +17,8 @@ import typer
 from rich.markup import escape
 
 from coterie.api import Coterie
-from coterie.cli.check import budget_line
+from coterie.api.sampling import CHECKPOINT
+from coterie.cli.check import budget_line, sampling_lines
 from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
@@ -27,6 +28,7 @@ from coterie.cli.options import (
     NearOpt,
     PoolOpt,
     ReuseOpt,
+    SamplingOpt,
     SpeculateOpt,
     ThreadsOpt,
     TraceOpt,
@@ -59,6 +61,7 @@ def serve(
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
+    sampling: SamplingOpt = CHECKPOINT,
     trace: TraceOpt = None,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
@@ -79,7 +82,7 @@ def serve(
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
     digests_of(api_key or ())  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate)
+    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
@@ -106,6 +109,8 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     say_left_out(coterie.composition.left_out)
     out.print(f"coterie: {count} experts of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
+    for line in sampling_lines(coterie.models):
+        out.print(line, markup=False)
     out.print(f"try: {escape(curl)}")
     if not keys and ANY in origins:
         out.print("note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key")

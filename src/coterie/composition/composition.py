@@ -22,9 +22,10 @@ from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import nearest, validate
-from coterie.core.errors import CompositionError, CoterieError, NotFoundError, shown
+from coterie.core.errors import CompositionError, CoterieError, NotFoundError, RequestError, shown
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
+from coterie.core.sampling import PartialSampling
 
 PRESETS = Path(__file__).parent / "presets"
 COMPOSITION_FILE = "composition.toml"
@@ -187,10 +188,10 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
 
 
 def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
-    name, description = table["name"], table.get("description", "")
+    name, description, sampling = table["name"], table.get("description", ""), _sampling(table, where)
     if "checkpoint" in table:
         checkpoint, base = find_folders(table, root, where, whole=name == llm.ROUTER)
-        return Expert(name, checkpoint=checkpoint, description=description, base=base)
+        return Expert(name, checkpoint=checkpoint, description=description, base=base, sampling=sampling)
     config = table["config"]
     if "/" in config or config.endswith(".json"):
         path = root / user_path(config, f"{where}.config")
@@ -199,7 +200,14 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
                 f"{where}.config", f"config = {config!r}: no file {path}", "give a config.json that exists"
             )
         config = str(path)
-    return Expert(name, config=config, description=description)
+    return Expert(name, config=config, description=description, sampling=sampling)
+
+
+def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:
+    try:
+        return PartialSampling(**table.get("sampling", {}))
+    except RequestError as error:  # a value that the table of keys lets through, as a top_p of 0
+        raise CompositionError(f"{where}.sampling.{error.where}", error.fact, error.remedy) from error
 
 
 def _counted(table: Mapping[str, Any], expert: Expert, where: str) -> list[Expert]:

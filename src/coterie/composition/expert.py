@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from coterie.core.sampling import NOTHING_SAID, PartialSampling
+
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 _NAME = re.compile(NAME_PATTERN)
@@ -20,7 +22,8 @@ class Expert:
     """One model. `checkpoint` is a Hugging Face folder; an expert without bytes has `config` instead.
 
     `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
-    checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs.
+    checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs. `sampling`: how its tokens
+    are drawn where a request does not say; this goes before what its checkpoint says.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Expert:
     config: str | None = None
     description: str = ""
     base: Path | None = None
+    sampling: PartialSampling = NOTHING_SAID
 
 
 def safe_name(text: str) -> str:

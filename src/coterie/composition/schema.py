@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from coterie.composition.expert import NAME_PATTERN
 from coterie.composition.routers.language import LANGUAGES
+from coterie.core.sampling import MAX_PENALTY, MAX_REPETITION, MAX_TEMPERATURE
 
 KeyType = Literal["string", "integer", "number", "strings", "table", "tables"]
 NOT_BLANK = r"\S"
@@ -122,6 +123,20 @@ ROUTER = Table(
     variants={"rules": RULES, "lexical": LEXICAL, "knn": KNN, "llm": LLM},
 )  # fmt: skip
 
+SAMPLING = Table(
+    keys=(
+        Key("temperature", "number", "divides the logits; 0 is greedy", minimum=0, maximum=MAX_TEMPERATURE),
+        Key("top_k", "integer", "so many of the likeliest tokens may come; 0 is no limit", minimum=0),
+        Key("top_p", "number", "the likeliest tokens that have this share may come", minimum=0, maximum=1),
+        Key("min_p", "number", "tokens less likely than this share of the likeliest may not", minimum=0, maximum=1),
+        Key("presence_penalty", "number", "taken once from logits of tokens that are in the answer",
+            minimum=-MAX_PENALTY, maximum=MAX_PENALTY),
+        Key("frequency_penalty", "number", "taken from them for each time", minimum=-MAX_PENALTY, maximum=MAX_PENALTY),
+        Key("repetition_penalty", "number", "makes tokens of the prompt and the answer less likely; 1 does not",
+            minimum=1 / MAX_REPETITION, maximum=MAX_REPETITION),
+    )
+)  # fmt: skip
+
 EXPERT = Table(
     keys=(
         Key("name", "string", "the expert's name; {i} counts from 0 where count is given", required=True,
@@ -135,6 +150,8 @@ EXPERT = Table(
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
+        Key("sampling", "table", "how its tokens are drawn where a request does not say, before its checkpoint's",
+            table=SAMPLING),
     ),
     exactly_one=("checkpoint", "config"),
     needs={"count": "config", "revision": "checkpoint", "base": "checkpoint", "adapter": "checkpoint"},

@@ -68,8 +68,15 @@ def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | No
         opened[folder] = open_model(expert.base or checkpoint)
     if expert.base is not None:
         opener = open_delta if is_delta(checkpoint) else open_adapted
-        return opener(opened[folder], checkpoint, expert.name)
-    return replace(opened[folder], name=expert.name)
+        return _told(opener(opened[folder], checkpoint, expert.name), expert)
+    return _told(replace(opened[folder], name=expert.name), expert)
+
+
+def _told(model: Model, expert: Expert) -> Model:
+    """What the composition says of sampling goes before what the checkpoint does."""
+    if not expert.sampling.said:
+        return model
+    return replace(model, advised=replace(model.advised, sampling=expert.sampling.over(model.advised.sampling)))
 
 
 def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model], opened: dict[Path, Model]) -> Model:
@@ -82,7 +89,7 @@ def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model],
     config = expert.config or ""
     if config not in shapes:
         shapes[config] = _shape(config, expert.name, where)
-    return replace(shapes[config], name=expert.name)
+    return _told(replace(shapes[config], name=expert.name), expert)
 
 
 def _shape(config: str, name: str, where: str) -> Model:

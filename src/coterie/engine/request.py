@@ -5,7 +5,6 @@ Knows nothing about devices, experts' weights or how requests are scheduled.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.errors import CoterieError, RequestError, shown
+from coterie.core.errors import CoterieError, RequestError
+from coterie.core.sampling import check_seed, check_setting, check_within
 from coterie.core.values import value
 
 if TYPE_CHECKING:
@@ -21,17 +21,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
-MIN_TEMPERATURE = 1e-6  # logits divided by much less overflow float32, and their softmax is no number
-MAX_TEMPERATURE = 100.0  # logits divided by more are as good as uniform; beyond it is a mistake of units
 MAX_TOP_LOGPROBS = 20
-MAX_PENALTY = 2.0  # of presence and frequency, either way
 MAX_BIAS = 100.0  # either way: enough to forbid a token, or to leave no other
-MAX_REPETITION = 100.0
-
-
-def _within(field: str, value: float, fits: bool, allowed: str) -> None:
-    if isinstance(value, bool) or not fits or not abs(value) <= sys.float_info.max:
-        raise RequestError(field, f"{field} is {shown(value)}", f"allowed is {allowed}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +39,9 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        warm = self.temperature == 0 or MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
-        _within("temperature", self.temperature, warm, f"0 (greedy) or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
-        _within("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 (no limit) or a positive number")
-        _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
-        _within("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1")
-        _within("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2^64 - 1")
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            check_setting(name, getattr(self, name))
+        check_seed(self.seed)
 
 
 class Mask(Protocol):
@@ -111,16 +99,12 @@ class ChoiceParams:
             raise RequestError(
                 "score_prompt", "is set, but no logprobs are asked for", "set top_logprobs, to 0 or more"
             )
-        _within("top_logprobs", top, 0 <= top <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
-        for name in ("presence_penalty", "frequency_penalty"):
-            penalty = float(getattr(self, name))
-            _within(name, penalty, abs(penalty) <= MAX_PENALTY, f"{-MAX_PENALTY:g} to {MAX_PENALTY:g}")
-        repetition = self.repetition_penalty
-        fits = 1 / MAX_REPETITION <= repetition <= MAX_REPETITION
-        _within("repetition_penalty", repetition, fits, f"{1 / MAX_REPETITION:g} to {MAX_REPETITION:g} (1: none)")
+        check_within("top_logprobs", top, 0 <= top <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}")
+        for name in ("presence_penalty", "frequency_penalty", "repetition_penalty"):
+            check_setting(name, getattr(self, name))
         for token, bias in self.logit_bias:
             fits = token >= 0 and abs(bias) <= MAX_BIAS
-            _within(f"logit_bias of {token}", bias, fits, f"{-MAX_BIAS:g} to {MAX_BIAS:g} for token ids from 0")
+            check_within(f"logit_bias of {token}", bias, fits, f"{-MAX_BIAS:g} to {MAX_BIAS:g} for token ids from 0")
 
     @property
     def changes_logits(self) -> bool:
@@ -174,7 +158,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestError("prompt", "the prompt is empty", "give at least one token")
-        _within("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        check_within("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         if not isinstance(self.max_tokens, int):
             raise RequestError("max_tokens", f"max_tokens is {self.max_tokens!r}", "give a whole number")
         if "" in self.stop:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, Checkpoint
-from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.generation import NOT_ADVISED, Advised, advised, end_ids
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
@@ -50,7 +50,8 @@ class Model:
 
     `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
     larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
-    its graph reads beside its own; its layout has its own alone, `checkpoint` both.
+    its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
+    draw its tokens.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Model:
     checkpoint: Checkpoint
     part_of: str = ""
     base: Model | None = None
+    advised: Advised = NOT_ADVISED
 
     @property
     def written_s(self) -> int:
@@ -98,7 +100,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     ends = end_ids(checkpoint.path, checkpoint.config)
     check_vocabulary(checkpoint.path, config.vocab_size, ends)
     found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
-    return replace(found, part_of=part_of(whole.config))
+    return replace(found, part_of=part_of(whole.config), advised=advised(checkpoint.path) or NOT_ADVISED)
 
 
 def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations: DType = DType.F32) -> Model:

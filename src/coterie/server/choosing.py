@@ -1,4 +1,4 @@
-"""What a request asks of the choice of tokens: penalties, bias and logprobs, and how logprobs are written.
+"""What a request asks of the choice of tokens beside settings: bias and logprobs, and how logprobs are written.
 
 Knows nothing about how tokens are chosen. Source: the OpenAI API reference, "Create chat completion";
 `repetition_penalty` is what vLLM and llama.cpp call it.
@@ -28,17 +28,12 @@ def choosing(body: Mapping[str, object]) -> ChoiceParams:
     wanted, top = flag(body, "logprobs"), integer(body, "top_logprobs")
     if top and not wanted:
         raise RequestError("top_logprobs", f"is {top} but logprobs is not true", "set logprobs to true")
-    return replace(penalties(body), top_logprobs=(top or 0) if wanted else None)
+    return replace(biased(body), top_logprobs=(top or 0) if wanted else None)
 
 
-def penalties(body: Mapping[str, object]) -> ChoiceParams:
-    """What changes logits, without logprobs. Raises RequestError naming the field."""
-    return ChoiceParams(
-        presence_penalty=number(body, "presence_penalty", 0.0),
-        frequency_penalty=number(body, "frequency_penalty", 0.0),
-        repetition_penalty=number(body, "repetition_penalty", 1.0),
-        logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}),
-    )
+def biased(body: Mapping[str, object]) -> ChoiceParams:
+    """What is added to logits, without logprobs; penalties are settings (fields.py). Raises RequestError."""
+    return ChoiceParams(logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}))
 
 
 def form_of(body: Mapping[str, object]) -> str:

@@ -13,7 +13,7 @@ from coterie.api import Answer, Chunk, Coterie, Message, Query
 from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
-from coterie.server.choosing import PENALTIES, penalties
+from coterie.server.choosing import PENALTIES, biased
 from coterie.server.openai import MARK, Frame, Streamed, details, own_details, usage
 from coterie.server.text_logprobs import TextLogprobs, likeliest
 
@@ -45,7 +45,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
     echo, top = fields.flag(given, "echo"), likeliest(given)
     ignore_end = fields.flag(given, fields.IGNORE_END)
-    choice = replace(penalties(given), top_logprobs=top, score_prompt=echo and top is not None)
+    choice = replace(biased(given), top_logprobs=top, score_prompt=echo and top is not None)
     prompts, suffix = _prompts(given.get("prompt"), n), fields.get(given, "suffix", str, "a text") or ""
     if suffix and not all(isinstance(prompt, str) for prompt in prompts):
         raise RequestError("suffix", "is given with a prompt of tokens", "give the prompt as text")

@@ -15,7 +15,7 @@ from typing import Any
 from coterie.api import Query
 from coterie.api.types import draw_seed
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
-from coterie.engine.request import SamplingParams
+from coterie.core.sampling import SETTINGS, PartialSampling
 
 # Accepted and without effect here: they describe the caller, not the answer.
 IGNORED = frozenset(
@@ -108,17 +108,13 @@ def model(body: Mapping[str, object]) -> str:
     return str(found)
 
 
-def sampling(body: Mapping[str, object]) -> SamplingParams:
-    """How tokens are drawn; a seed is drawn where none is given. Raises RequestError."""
+def sampling(body: Mapping[str, object]) -> PartialSampling:
+    """How tokens are drawn, as far as it is said; a seed is drawn where none is given. Raises RequestError."""
     seed, top_k = integer(body, "seed"), integer(body, "top_k")
-    if top_k == NO_LIMIT:
-        top_k = None
-    defaults = SamplingParams()
-    return SamplingParams(
-        temperature=number(body, "temperature", defaults.temperature),
-        top_p=number(body, "top_p", defaults.top_p),
-        top_k=defaults.top_k if top_k is None else top_k,
-        min_p=number(body, "min_p", defaults.min_p),
+    said: dict[str, Any] = {name: float_of(body, name) for name in SETTINGS if name != "top_k"}
+    return PartialSampling(
+        **said,
+        top_k=0 if top_k == NO_LIMIT else top_k,
         seed=draw_seed() if seed is None else seed % SEEDS,
     )
 
@@ -146,7 +142,7 @@ def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
     first = query.sampling
 
     def seed(index: int) -> int:
-        return (first.seed + index) % SEEDS if seeded or index == 0 else draw_seed()
+        return ((first.seed or 0) + index) % SEEDS if seeded or index == 0 else draw_seed()
 
     return tuple(replace(query, sampling=replace(first, seed=seed(index))) for index in range(n))
 
@@ -187,9 +183,15 @@ def integer(body: Mapping[str, object], name: str) -> int | None:
 
 def number(body: Mapping[str, object], name: str, default: float) -> float:
     """A number that a double holds. Raises RequestError."""
+    value = float_of(body, name)
+    return default if value is None else value
+
+
+def float_of(body: Mapping[str, object], name: str) -> float | None:
+    """The same, or None where it is not given. Raises RequestError."""
     value = body.get(name)
     if value is None:
-        return default
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
         raise RequestError(name, f"is {shown(value)}", "give a number")
     return float(value)

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie.api import Coterie
+from coterie.api.sampling import defaults_of
 from coterie.core.errors import CoterieError, NotFoundError, RequestError, shown
 from coterie.server.guard import check_origin
 from coterie.server.worker import Worker
@@ -39,6 +40,7 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         detail = {
             "kind": "expert",
             "description": expert.description,
+            "sampling": defaults_of(coterie.models[expert.name]),
             "resident": found.state != "absent",
             **{name: value for name, value in found.to_dict().items() if name != "name"},
         }

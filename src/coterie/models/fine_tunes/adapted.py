@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.generation import own_end_ids
+from coterie.checkpoint.generation import advised, own_end_ids
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
@@ -84,6 +84,7 @@ def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
         end_ids=ends,
         checkpoint=replace(stored, tensors={**base.checkpoint.tensors, **tensors}),
         base=base,
+        advised=advised(adapter.path) or base.advised,
     )
 
 

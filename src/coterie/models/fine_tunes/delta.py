@@ -20,7 +20,7 @@ from typing import Any
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import CONFIG, DELTA_CONFIG, Checkpoint
-from coterie.checkpoint.generation import end_ids
+from coterie.checkpoint.generation import NOT_ADVISED, advised, end_ids
 from coterie.checkpoint.layout import Layout
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import TensorInfo, read_header
@@ -98,6 +98,7 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
         max_context=config.max_context,
         checkpoint=Checkpoint(folder, raw, {**base.checkpoint.tensors, **parts.tensors}),
         base=base,
+        advised=advised(folder) or NOT_ADVISED,
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.families import FAMILIES
 from coterie.models.family import FULL, SLIDING, Bias
@@ -38,7 +40,13 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothin
 }
 _NO_TOKEN = 2**32 - 1  # -1, unsigned: some files write it for a token that they have not
 _AGAIN = "download the file again"
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+_SAMPLING = {  # what is like llama.cpp's other ones (xtc, mirostat, how far a penalty looks) is not here
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 
 
 def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
@@ -79,8 +87,15 @@ def generation_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     named = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(token for token in named if isinstance(token, int) and 0 <= token < _NO_TOKEN))
     found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
-    sampling = {theirs: metadata.get(f"general.sampling.{ours}") for ours, theirs in _SAMPLING.items()}
-    return found | {key: value for key, value in sampling.items() if value is not None}
+    sampling = {ours: metadata.get(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
+    said = {key: _short(value) for key, value in sampling.items() if isinstance(value, int | float)}
+    is_drawn = said.get("temperature", 1) > 0 and bool(set(said) - {"repetition_penalty"})
+    return found | ({"do_sample": True} if is_drawn else {}) | said
+
+
+def _short(value: float) -> float:
+    """A number of 32 bits as it was written: 0.7, not 0.699999988079071."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _by_layer(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""How the tokens of one query are drawn: its own settings, and its expert's defaults where it says nothing.
+
+Knows nothing about where defaults come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from coterie.api.types import Query
+from coterie.core.errors import UsageError
+from coterie.core.sampling import NOTHING_SAID, SETTINGS, PartialSampling
+from coterie.engine.request import ChoiceParams, SamplingParams
+from coterie.models.model import Model
+
+CHECKPOINT, GREEDY = "checkpoint", "greedy"  # whose defaults: those of each expert's checkpoint, or none
+_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+
+
+def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, ChoiceParams]:
+    """The settings that a query's tokens are drawn by, with nothing left open, and its choice with all penalties."""
+    if isinstance(query.sampling, SamplingParams):
+        return query.sampling, query.choice
+    penalties: dict[str, Any] = {name: getattr(query.choice, name) for name in _PENALTIES}
+    penalties = {name: value for name, value in penalties.items() if value != SETTINGS[name].neutral}
+    found = query.sampling.over(PartialSampling(**penalties)).over(defaults)
+    sampling = SamplingParams(
+        found.value("temperature"),
+        int(found.value("top_k")),
+        found.value("top_p"),
+        found.value("min_p"),
+        found.seed or 0,
+    )
+    penalties = {name: found.value(name) for name in _PENALTIES}
+    return sampling, replace(query.choice, **penalties)
+
+
+def defaults_of(model: Model) -> dict[str, float]:
+    """What holds for an expert where a request does not say: its temperature, and each setting that has an effect."""
+    said = model.advised.sampling.said
+    temperature = said.get("temperature", SETTINGS["temperature"].neutral)
+    others = {name: value for name, value in said.items() if value != SETTINGS[name].neutral}
+    if temperature == 0:  # the likeliest token, whichever others might have come
+        others = {name: value for name, value in others.items() if name in _PENALTIES}
+    return {"temperature": temperature, **others}
+
+
+def with_defaults(model: Model, whose: str) -> Model:
+    """The model with the defaults of its checkpoint and its composition file, or, `greedy`, with none.
+
+    Raises UsageError for another word.
+    """
+    if whose not in (CHECKPOINT, GREEDY):
+        raise UsageError("--sampling", f"{whose!r} says no defaults", f"use {CHECKPOINT} or {GREEDY}")
+    return model if whose == CHECKPOINT else replace(model, advised=replace(model.advised, sampling=NOTHING_SAID))
