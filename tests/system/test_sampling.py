@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.test_cli import refused, run
-from tests.system.test_server import served
+from tests.system.commands import refused, run
+from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie import Coterie, Options, Query, SamplingParams
