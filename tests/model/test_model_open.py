@@ -18,6 +18,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
 from coterie.engine.served import ServedExpert
 from coterie.models.model import load_weights_f32, open_model, synthetic_model
+from coterie.models.registry import decoder_graph
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_what_a_model_holds(folder_of):
     assert open_model(folder_of("qwen3", dtype="bf16", seed=1)).key == model.key
     assert open_model(folder_of("qwen3", dtype="fp16")).key != model.key
     assert open_model(folder_of("qwen3")).key != model.key
+
+
+def test_experts_of_one_architecture_have_one_graph(folder_of, folder):
+    """Of hundreds there is no other's copy. What differs in anything that a graph says has its own."""
+    one, other = (open_model(folder_of("llama", seed=seed)) for seed in (0, 1))
+    assert one.graph is other.graph
+    assert one.layout.ranges != other.layout.ranges  # files are their own
+    assert one.graph == decoder_graph(one.config, {w.name: w.dtype for w in one.graph.weights})
+    change_config(folder, rms_norm_eps=0.5)
+    assert open_model(folder).graph is not one.graph
+    assert open_model(folder).key != one.key
+    assert open_model(folder_of("llama", dtype="bf16")).graph is not one.graph
 
 
 def test_the_order_of_ops_is_the_one_that_fusion_rules_match(folder_of):

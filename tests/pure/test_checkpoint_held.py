@@ -266,7 +266,7 @@ def test_a_held_answer_that_is_cut_short_ends_where_it_was_cut() -> None:
 
 def test_a_mark_that_is_a_token_but_no_special_one_may_be_spelled_in_others() -> None:
     """As Qwen2.5's are."""
-    library = LibraryTokenizer.from_str(TOKENIZERS[False]._tokenizer.to_str())
+    library = LibraryTokenizer.from_str(TOKENIZERS[False].library.to_str())
     library.add_tokens(MARKS)
     words = Tokenizer(library)
     assert words.token_id(MARKS[0]) is not None

@@ -56,7 +56,7 @@ def byte_fallback():
 
 def metaspace():
     tokenizer, ends = byte_fallback()
-    library = tokenizer._tokenizer
+    library = tokenizer.library
     library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
     return Tokenizer(library), ends
 
@@ -64,7 +64,7 @@ def metaspace():
 def prepended():
     """A space before every text, as Llama 2's and Mistral's tokenizers have it."""
     tokenizer, ends = byte_fallback()
-    library = tokenizer._tokenizer
+    library = tokenizer.library
     library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     return Tokenizer(library), ends
 

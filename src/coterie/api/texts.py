@@ -21,6 +21,7 @@ from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
 from coterie.checkpoint.unmarked import UnmarkedText
+from coterie.checkpoint.vocabulary import all_held
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
@@ -38,6 +39,11 @@ class Text:
     vocab_size: int
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its vocabulary is there; one that was let go for others takes a while to be read again."""
+        return self.tokenizer is None or self.tokenizer.is_read
 
     def encode(self, query: Query, prompt: Prompt) -> tuple[int, ...]:
         """The prompt's tokens. Raises RequestError when there are none, or when messages need a template."""
@@ -196,6 +202,12 @@ def tokenizer_of(model: Model) -> Tokenizer:
     """The tokenizer of an expert that has bytes: an adapter's own, or else its base's. Raises CheckpointError."""
     folders = [at.path for at in (model, model.base) if at is not None and at.path is not None]
     return Tokenizer.from_folder(next((at for at in folders if (at / TOKENIZER).exists()), folders[-1]))
+
+
+def all_read(texts: Mapping[str, Text], model: str) -> bool:
+    """Whether no vocabulary must be read for a query to an expert, or to whom a router chooses."""
+    asked = texts.get(model)
+    return all_held() or all(text.is_read for text in (texts.values() if asked is None else (asked,)))
 
 
 def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:

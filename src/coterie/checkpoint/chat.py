@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,11 +29,13 @@ from coterie.checkpoint.shown_calls import Shown, shown_calls
 from coterie.checkpoint.thoughts import marks_of
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
+from coterie.core.kept import Kept
 
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
 TOOLS = ("tools", "xml_tools")  # variables that templates have tools in, the second SmolLM3's
+_SHOWN: Kept[Shown] = Kept(64)  # by what was read of templates, and their special tokens
 OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that are no switches
 
 
@@ -47,9 +50,8 @@ class ChatTemplate:
         self._where, self._tokens = where, dict(tokens)
         self._template = _parse(source, where)
         self._for_tools = self._template if for_tools is None else _parse(for_tools, where)
-        offered = source if for_tools is None else for_tools
-        self._offered = offered
-        self.takes_tools = not jinja2.meta.find_undeclared_variables(_environment().parse(offered)).isdisjoint(TOOLS)
+        self._offered = source if for_tools is None else for_tools
+        self.takes_tools = not self._for_tools.variables.isdisjoint(TOOLS)
         self.has_channels = CHANNEL in source and MESSAGE in source
         self.thoughts = marks_of(source)
 
@@ -62,7 +64,10 @@ class ChatTemplate:
     def _calls(self) -> Shown:
         if not self.takes_tools:
             return Shown(None)
-        return Shown(CALL_FORM) if self.has_channels else shown_calls(self._offered, self._text)
+        if self.has_channels:
+            return Shown(CALL_FORM)
+        source = (self._template, self._for_tools, tuple(self._tokens.items()))
+        return _SHOWN.get(source, lambda: shown_calls(self._offered, self._text))
 
     @staticmethod
     def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
@@ -116,7 +121,7 @@ class ChatTemplate:
         values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
-            return _environment().render(template, {**values, "messages": [self._taken(one) for one in messages]})
+            return _environment().render(template.made, {**values, "messages": [self._taken(one) for one in messages]})
         except Exception as error:  # a template is a program, which fails in any way
             said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             fact = f"the chat template does not take these messages: {said}"
@@ -141,9 +146,24 @@ def _with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "tool_calls": calls}
 
 
-def _parse(source: str, where: str) -> jinja2.Template:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Template:
+    """A template that was read. `variables`: those that it wants values for."""
+
+    made: jinja2.Template
+    variables: frozenset[str]
+
+
+@lru_cache(maxsize=64)
+def _read(source: str) -> _Template:
+    """One for all experts that have it: fine-tunes mostly keep their base's. Raises what Jinja raises."""
+    made = _environment().template(source)
+    return _Template(made, frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source))))
+
+
+def _parse(source: str, where: str) -> _Template:
     try:
-        return _environment().template(source)
+        return _read(source)
     except jinja2.TemplateSyntaxError as error:
         fact = f"the chat template is wrong at line {error.lineno}: {error.message}"
         raise CheckpointError(where, fact, "mend the template") from None

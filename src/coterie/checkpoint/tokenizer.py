@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from coterie.checkpoint.files import read_bytes, read_object_if_present
+from coterie.checkpoint.vocabulary import Vocabulary, digest, made_here, read_tokenizer
 from coterie.core.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
@@ -46,17 +47,19 @@ _BYTE_OF = _symbols()
 class Tokenizer:
     """The tokenizer of a checkpoint folder. Folders with equal tokenizer.json share one."""
 
-    def __init__(self, library_tokenizer: tokenizers.Tokenizer) -> None:
-        self._tokenizer = library_tokenizer
+    def __init__(self, library_tokenizer: tokenizers.Tokenizer | Vocabulary) -> None:
+        found = library_tokenizer
+        self._vocabulary = found if isinstance(found, Vocabulary) else made_here(found)
+        read = self._vocabulary.get()
         self._last: tuple[str, bool, list[int]] | None = None
-        added = library_tokenizer.get_added_tokens_decoder()
+        added = read.library.get_added_tokens_decoder()
         self.special_ids = frozenset([token_id for token_id, token in added.items() if token.special])
-        decoder = library_tokenizer.decoder
+        decoder = read.library.decoder
         parts = [] if decoder is None else list(_parts(json.loads(decoder.__getstate__())))
         self._decodes = {str(part["type"]) for part in parts}
         replaced = [part["pattern"].get("String") for part in parts if part["type"] == "Replace"]
         self._spells_spaces = "Metaspace" in self._decodes or "\u2581" in replaced
-        self._vocab_size = 1 + max(library_tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+        self._vocab_size = read.size
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer:
@@ -68,10 +71,26 @@ class Tokenizer:
             raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json")
         data = read_bytes(file)
         try:
-            return _parse(data)
+            found = _of(data)
         except BaseException as error:
             _refuse_others(error)
             raise CheckpointError(str(file), f"not a tokenizer: {error}", "download the file again") from None
+        found._vocabulary.files[file] = None
+        return found
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's own."""
+        return self._vocabulary.get().library
+
+    def held(self) -> object:
+        """What keeps its vocabulary from being let go for others, as long as somebody has it."""
+        return self._vocabulary.get()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its vocabulary is there; where it was let go for others, the next use reads it again."""
+        return self._vocabulary.is_read
 
     @property
     def vocab_size(self) -> int:
@@ -102,20 +121,22 @@ class Tokenizer:
 
     def _decoded(self, ids: Sequence[int], skips_special: bool) -> str:
         """Where the library fails, tokens one by one: answers of others in the batch go on."""
+        library = self.library
         try:
             if len(ids) < LONG:
-                return str(self._tokenizer.decode(list(ids), skip_special_tokens=skips_special))
-            return str(self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skips_special)[0])
+                return str(library.decode(list(ids), skip_special_tokens=skips_special))
+            return str(library.decode_batch([list(ids)], skip_special_tokens=skips_special)[0])
         except BaseException as error:
             _refuse_others(error)
             kept = [one for one in ids if not (skips_special and one in self.special_ids)]
             return b"".join([self.token_bytes(one) for one in kept]).decode("utf-8", "replace")
 
     def _encoded(self, text: str, add_special_tokens: bool) -> Any:
+        library = self.library
         try:
             if len(text) < LONG:
-                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+                return library.encode(text, add_special_tokens=add_special_tokens)
+            return library.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except BaseException as error:
             _refuse_others(error)
             fact = f"fails on a text of {len(text)} letters: {error}"
@@ -123,12 +144,12 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token given by its exact text, or None."""
-        found = self._tokenizer.token_to_id(token)
+        found = self.library.token_to_id(token)
         return None if found is None else int(found)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, which may be part of a character; none for an id without a token."""
-        token = self._tokenizer.id_to_token(token_id)
+        token = self.library.id_to_token(token_id)
         if token is None:
             return b""
         if "ByteLevel" in self._decodes:
@@ -163,6 +184,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, kept: Mapping[int, str] = MappingProxyType({})) -> None:
         self._tokenizer, self._kept = tokenizer, kept
+        self._in_use = tokenizer.held()  # until the answer has ended
         self._ids: list[int] = []
         self._given = 0
         self._before = ""
@@ -237,10 +259,16 @@ def _refuse_others(error: BaseException) -> None:
         raise error
 
 
-@lru_cache(maxsize=8)
-def _parse(data: bytes) -> Tokenizer:
-    """As transformers, whatever lengths a file cuts or fills texts to: prompts are neither."""
-    made = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-    made.no_truncation()
-    made.no_padding()
-    return Tokenizer(made)
+_KNOWN: weakref.WeakValueDictionary[bytes, Tokenizer] = weakref.WeakValueDictionary()  # by content
+_LAST: list[tuple[bytes, Tokenizer]] = []  # what was read last, for the next folder mostly has the same
+
+
+def _of(data: bytes) -> Tokenizer:
+    for before, found in _LAST:
+        if before == data:
+            return found
+    content = digest(data)
+    found = _KNOWN.get(content) or Tokenizer(Vocabulary(read_tokenizer(data, content)))
+    _KNOWN[content] = found
+    _LAST[:] = [(data, found)]
+    return found

@@ -96,7 +96,7 @@ class Names:
     xielu: str = "mlp.act_fn."  # how the names of its four numbers begin, where the block has it
     norm: str = "model.norm"
     head: str = "lm_head.weight"
-    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a stored matrix -> those that are its rows
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)  # a stored matrix -> its rows
     unread: tuple[str, ...] = ()  # how the names of tensors begin that are no part of the model that is run
 
 

@@ -23,19 +23,19 @@ from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
-from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Value
 from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.graph.stored import value_bytes
 from coterie.models.alone import text_alone
+from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.joined import taken_apart
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
-from coterie.models.registry import decoder_graph, weight_shapes
+from coterie.models.registry import decoder_graph
 from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
@@ -90,7 +90,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
         fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
-    shapes = weight_shapes(config)
+    shapes = shapes_of(config)
     read = read_by_a_step(checkpoint.tensors, config)
     tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
@@ -112,7 +112,7 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     config = ModelConfig.from_hf(raw, name)
     whole, raw = raw, text_config(raw, name)
     declared = declared_dtype(raw, name)
-    packing, shapes = packing_of(raw, name), weight_shapes(config)
+    packing, shapes = packing_of(raw, name), shapes_of(config)
     if packing:
         packing.check(shapes, name)
     dtypes: dict[str, DType] = {}
@@ -188,14 +188,10 @@ def _model(
     ends: tuple[int, ...],
     activations: DType = DType.F32,
 ) -> Model:
-    graph = decoder_graph(config, dtypes, activations)
-    kv = kv_shape(graph)
-    embed = config.names.embed
-    again = tuple(dict.fromkeys(op.stage for op in graph.ops if embed in op.inputs and op.kind != "embed"))
-    layout = place(checkpoint, graph.weight_stage(), graph.stages, embed, again)
+    made, embed = architecture(config, dtypes, activations), config.names.embed
+    layout = place(checkpoint, made.weight_stage, made.stages, embed, made.read_again(embed))
     path = checkpoint.path if checkpoint.path != Path() else None
-    key = architecture_key(graph)
-    return Model(name, path, config, graph, key, kv, layout, ends, config.max_context, checkpoint)
+    return Model(name, path, config, made.graph, made.key, made.kv, layout, ends, config.max_context, checkpoint)
 
 
 def check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:

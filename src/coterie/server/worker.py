@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from coterie.api import Chunk, Coterie, Query
 from coterie.api.coterie import WAIT_S
 from coterie.api.ready import Ready
+from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.engine.wishes import Told
 from coterie.server.stream import Stream
@@ -80,7 +81,7 @@ class Worker:
         What takes long before that is done beside the engine. For a loop's thread, which gets the chunks.
         """
         stream = Stream(len(queries), self._leave)
-        if any(map(_takes_long, queries)):
+        if any(_takes_long(query) or not all_read(self._coterie.texts, query.model) for query in queries):
             stream.preparing = stream.loop.create_task(self._prepare(queries, stream))
         else:
             self._hand_over(queries, stream)

@@ -22,7 +22,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.graph.ir import Graph, Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
-from coterie.graph.program import architecture_key
+from coterie.models.architecture import shared
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Adapter, Change, open_adapter
 from coterie.models.fine_tunes.adapter import LowRank as Factors
@@ -68,9 +68,9 @@ def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
     parts = list(_parts(base, adapter))
     tensors = {info.name: info for part in parts for info in (part.a, part.b)}
     changes = {p.weight: LowRank(_value(p.a), _value(p.b), p.factors.scale) for p in parts}
-    graph = with_low_rank(base.graph, changes)
+    made = shared((base.key, tuple(changes.items())), lambda: with_low_rank(base.graph, changes))
     stored = Checkpoint(adapter.path, base.checkpoint.config, tensors)
-    layout = place(stored, {w: s for w, s in graph.weight_stage().items() if w in tensors}, graph.stages)
+    layout = place(stored, {w: s for w, s in made.weight_stage.items() if w in tensors}, made.stages)
     own_ends = own_end_ids(adapter.path)
     ends = base.end_ids if own_ends is None else own_ends
     check_vocabulary(adapter.path, base.config.vocab_size, ends)
@@ -78,8 +78,8 @@ def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
         base,
         name=name or adapter.path.resolve().name,
         path=adapter.path,
-        graph=graph,
-        key=architecture_key(graph),
+        graph=made.graph,
+        key=made.key,
         layout=layout,
         end_ids=ends,
         checkpoint=replace(stored, tensors={**base.checkpoint.tensors, **tensors}),

@@ -29,15 +29,13 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
 from coterie.core.shapes import fixed
 from coterie.graph.beside import summable, with_differences
-from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Kind, Value
-from coterie.graph.program import architecture_key
+from coterie.models.architecture import Architecture, architecture, shapes_of, shared
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.fingerprint import fingerprint
 from coterie.models.model import Model, check_vocabulary
 from coterie.models.packing import Packing, packing_of
-from coterie.models.registry import decoder_graph, weight_shapes
 
 DELTA_WEIGHTS = "delta.safetensors"
 TYPE, VERSION = "coterie", 1
@@ -74,15 +72,16 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
     packing = _check(base, fields)
     raw = read_object(folder / CONFIG)
     config = ModelConfig.from_hf(raw, str(folder / CONFIG))
-    plain = weight_shapes(config)
+    plain = shapes_of(config)
     if not (folder / DELTA_WEIGHTS).exists():
         raise CheckpointError(str(folder), f"has no {DELTA_WEIGHTS}", _AGAIN)
     of_base = {value.name: value.dtype for value in base.graph.weights}
     tensors = read_header(folder / DELTA_WEIGHTS)
     wholes = {weight: info for weight, info in tensors.items() if weight in plain}
-    graph = decoder_graph(config, _dtypes(folder, plain, base, of_base, wholes))
-    parts = _Parts(_differences(folder, tensors, graph, packing), wholes)
-    graph = with_differences(graph, {w: _value(graph, w, *found) for w, found in parts.differences.items()})
+    alone = architecture(config, _dtypes(folder, plain, base, of_base, wholes))
+    parts = _Parts(_differences(folder, tensors, alone.graph, packing), wholes)
+    changes = {weight: _value(alone.graph, weight, *found) for weight, found in parts.differences.items()}
+    made = shared((alone.key, tuple(changes.items())), lambda: with_differences(alone.graph, changes))
     ends = end_ids(folder, raw)
     check_vocabulary(folder, config.vocab_size, ends)
     return replace(
@@ -90,10 +89,10 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
         name=name or folder.resolve().name,
         path=folder,
         config=config,
-        graph=graph,
-        key=architecture_key(graph),
-        kv=kv_shape(graph),
-        layout=_layout(folder, raw, config, graph, parts),
+        graph=made.graph,
+        key=made.key,
+        kv=made.kv,
+        layout=_layout(folder, raw, config, made, parts),
         end_ids=ends,
         max_context=config.max_context,
         checkpoint=Checkpoint(folder, raw, {**base.checkpoint.tensors, **parts.tensors}),
@@ -178,11 +177,10 @@ def _shape(graph: Graph, weight: str) -> tuple[int, int]:
     return rows, columns
 
 
-def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, graph: Graph, parts: _Parts) -> Layout:
+def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, made: Architecture, parts: _Parts) -> Layout:
     """The delta's own tensors; of an embedding, or the difference of one, a prompt's rows may come first."""
     stored = Checkpoint(folder, raw, parts.tensors)
-    stages = {weight: stage for weight, stage in graph.weight_stage().items() if weight in stored.tensors}
+    stages = {weight: stage for weight, stage in made.weight_stage.items() if weight in stored.tensors}
     tables = (table for table in (config.names.embed, delta_name(config.names.embed)) if table in stages)
     table = next(tables, None)
-    again = tuple(dict.fromkeys(op.stage for op in graph.ops if table in op.inputs and op.kind != "embed"))
-    return place(stored, stages, graph.stages, table, again)
+    return place(stored, stages, made.stages, table, made.read_again(table) if table else ())
