@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import torch
 import triton
-from tests.device.compiled import STEPS, NoGpu, rows_of
+from tests.device.compiled import NoGpu
+from tests.device.compiled_rows import STEPS, rows_of
 from triton.runtime._allocation import _allocator
 
 from coterie.core.dtypes import DType

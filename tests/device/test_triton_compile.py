@@ -23,7 +23,7 @@ MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming 
 MOST_SPILLED_BYTES = 16
 # What ptxas spills of a kernel of which it takes no more than 80 registers.
 SPILLED_BYTES = {("branch_down_add, biases: few", "Q2", "decode 1"): 24}
-# What launches do that begin before the last is over, in the letters of compiled.EARLY_ORDER.
+# What launches do that begin before the last is over, in the letters of compiled_ptx.EARLY_ORDER.
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(
     ("few", "alone", "alone_wide", "join"), "N[LJ]*W"
