@@ -1,6 +1,6 @@
 """Layers with branches on the GPU's kernels: who takes which branch, whoever else there is, and grids that suffice.
 
-Values on odd shapes and every type are among triton_cases.py. Knows nothing about programs.
+Values on odd shapes and every type are among triton_branch_cases.py. Knows nothing about programs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pytest
 from tests.device.interpreted import Bucket, call, inspect
 from tests.device.native import chosen, empty, random
 from tests.device.random_expert import making, step_of
-from tests.device.triton_cases import BF16, F32, Q4, alike, table_of, weight
+from tests.device.triton_branch_cases import alike
+from tests.device.triton_cases import BF16, F32, Q4, table_of, weight
 
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.branches import Sizes

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tests.device.interpreted import WIDE, Bucket, aligned, call, gpu, inspect, run
-from tests.device.native import attention, empty, ints, random, whole
+from tests.device.native import attention, chosen, empty, ints, random, whole
 from tests.device.random_expert import making, step_of
-from tests.device.triton_cases import BF16, EXACT, F32, chosen, pages_of, table_of, weight
+from tests.device.triton_cases import BF16, EXACT, F32, pages_of, table_of, weight
 
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.launch import launches

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 import numpy as np
 import pytest
 import torch
-from tests.device import triton_cases
+from tests.device import triton_cases, triton_plain_cases
 from tests.device.every_case import LONG, QUICK
 from tests.device.interpreted import Bucket, call, gpu
 from tests.device.native import attention, empty, ints, random
@@ -29,13 +29,12 @@ from tests.device.triton_cases import (
     Q4Z,
     Q8,
     TYPES,
-    elementwise,
     gate_up,
     linear,
     pages_of,
     qkv,
-    softcap,
 )
+from tests.device.triton_plain_cases import elementwise, softcap
 from tests.device.triton_table import DOCS, stored_cases
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -217,7 +216,7 @@ def test_neighbours_of_q_k_and_v_that_are_alike_are_one_launch(types, vectors, l
 @pytest.mark.parametrize("case", [elementwise("add", 3, 1100), softcap(30.0, 2, 1100)], ids=lambda case: case.kernel)
 def test_a_few_programs_walk_all_values(monkeypatch, case):
     tiles = Tiles(elements=64, mapping=2, multiprocessors=3)
-    monkeypatch.setattr(triton_cases, "call", partial(call, tiles=tiles))
+    monkeypatch.setattr(triton_plain_cases, "call", partial(call, tiles=tiles))
     assert case.error() <= case.bound
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, aligned, call
-from tests.device.native import Pages, choice, chosen, empty, ints, optional, random
+from tests.device.native import Pages, empty, ints, optional, random
 from tests.device.triton_table import put_cases
 
 from coterie.core.dtypes import DType, from_f32, to_f32
@@ -75,38 +75,6 @@ def bound(dtype, count):
     return EXACT if count <= FEW else ROUNDED[dtype]
 
 
-def embed(dtype, T, V, D, scale=1.0):
-    def run(rng):
-        w, ids, y = weight(rng, (V, D), dtype), ints(rng.integers(0, V, T)), empty(T, D)
-        call("embed", tokens(T), tokens=ids, **w.operand("table"), y=y, T=T, D=D, scale=scale)
-        return [(y, w.values[ids] * np.float32(scale))]
-
-    scaled = f", scale {scale:g}" if scale != 1.0 else ""
-    return Case("embed", dtype.value, f"T {T}, V {V}, D {D}{scaled}", 0.0, run)
-
-
-def rms_norm(dtype, T, per_token, C):
-    def run(rng):
-        w, x, y = weight(rng, (C,), dtype, 1.0, 0.1), random(rng, T, per_token, C), empty(T, per_token, C)
-        sizes = {"T": T, "per_token": per_token, "C": C}
-        call("rms_norm", tokens(T), x=x, **w.operand("weight"), y=y, **sizes, eps=1e-5, offset=0.25)
-        return [(y, native.rms_norm(x, w.values, 1e-5, 0.25))]
-
-    return Case("rms_norm", dtype.value, f"T {T}, {per_token} x {C}", EXACT, run)
-
-
-def layer_norm(dtype, bias, T, per_token, C):
-    def run(rng):
-        w, x, y = weight(rng, (C,), dtype, 1.0, 0.1), 3 + random(rng, T, per_token, C), empty(T, per_token, C)
-        b = weight(rng, (C,), bias, scale=0.5) if bias else None
-        sizes = {"T": T, "per_token": per_token, "C": C}
-        weights = w.operand("weight") | optional("bias", b)
-        call("layer_norm", tokens(T), x=x, **weights, y=y, **sizes, eps=1e-5)
-        return [(y, native.layer_norm(x, w.values, b.values if b else 0, 1e-5))]
-
-    return Case("layer_norm", dtype.value, f"T {T}, {per_token} x {C}{', bias' * bool(bias)}", EXACT, run)
-
-
 def begun(rng, D, layer, offset=0.0):
     """The norm that begins a fused region, RMS or `layer`, there with or without a bias: its operands and what it does.
 
@@ -119,19 +87,6 @@ def begun(rng, D, layer, offset=0.0):
     shift = weight(rng, (D,), F16, scale=0.5) if layer == LAYER else None
     how = norm.operand("norm") | optional("norm_bias", shift) | {"centred": 1}
     return how, lambda x: native.layer_norm(x.astype(np.float64), norm.values, shift.values if shift else 0, 1e-5)
-
-
-def rope(T, H, C, rotated=None, interleaved=0):
-    rotated = C if rotated is None else rotated
-
-    def run(rng):
-        x, y, positions = random(rng, T, H, C), empty(T, H, C), ints(rng.integers(0, 4000, T))
-        inv_freq = frequencies(rotated)
-        ends = {"x": x, "positions": positions, "inv_freq": inv_freq, "y": y}
-        call("rope", tokens(T), **ends, T=T, H=H, C=C, scale=1.5, rotated=rotated, interleaved=interleaved)
-        return [(y, native.rope(x, positions, inv_freq, 1.5, interleaved))]
-
-    return Case("rope", "F32", f"T {T}, H {H}, C {C}{turned(rotated, C, interleaved)}", EXACT, run)
 
 
 def frequencies(rotated):
@@ -152,75 +107,6 @@ def pages_of(rng, lengths, K, C, Z, dtype):
         for position in range(length):
             pages.write(1, s, position, random(rng, K, C), random(rng, K, C))
     return pages
-
-
-def kv_append(dtype, T, K, C):
-    def run(rng):
-        pages = Pages.make(rng, 2, 9, K=K, C=C, Z=4, dtype=dtype)
-        k, v = random(rng, T, K, C), random(rng, T, K, C)
-        positions, sequence = ints(np.arange(T)), ints(np.arange(T) % 2)
-        call("kv_append", tokens(T), k=k, v=v, **pages.operands(positions, sequence, 1), T=T, K=K, C=C)
-        stored = [pages.read(1, s, T) for s in (0, 1)]
-        got = [np.stack([stored[t % 2][part][t] for t in range(T)]) for part in (0, 1)]
-        return [(g, to_f32(from_f32(x, dtype), dtype)) for g, x in zip(got, (k, v), strict=True)]
-
-    return Case("kv_append", dtype.value, f"T {T}, K {K}, C {C}", 0.0, run)
-
-
-def elementwise(kernel, T, N):
-    def run(rng):
-        a, b, y = 3 * random(rng, T, N), random(rng, T, N), empty(T, N)
-        ends = {"a": a, "b": b} if kernel in ("add", "mul") else {"x": a}
-        call(kernel, tokens(T), **ends, y=y, T=T, N=N)
-        return [
-            (
-                y,
-                {"add": a + b, "mul": a * b, "silu": native.silu(a), "relu_squared": np.square(np.maximum(a, 0))}[
-                    kernel
-                ],
-            )
-        ]
-
-    return Case(kernel, "F32", f"T {T}, N {N}", EXACT, run)
-
-
-def xielu(dtype, T, N):
-    def run(rng):
-        x, y = 3 * random(rng, T, N), empty(T, N)
-        values = {"alpha_p": 0.7, "alpha_n": -0.4, "beta": 0.5, "eps": -0.125}
-        found = {name: weight(rng, (1,), dtype, value, 1e-9) for name, value in values.items()}
-        operands = {k: v for name, one in found.items() for k, v in one.operand(name).items()}
-        call("xielu", tokens(T), x=x, y=y, **operands, T=T, N=N)
-        return [(y, native.xielu(x, *(one.values[0] for one in found.values())))]
-
-    return Case("xielu", dtype.value, f"T {T}, N {N}", EXACT, run)
-
-
-def gelu(form, T, N):
-    def run(rng):
-        x, y = 3 * random(rng, T, N), empty(T, N)
-        call("gelu", tokens(T), x=x, y=y, form=kernels.GELU_FORMS.index(form), T=T, N=N)
-        return [(y, native.gelu(x, form))]
-
-    return Case("gelu", "F32", f"{form}, T {T}, N {N}", EXACT, run)
-
-
-def softcap(cap, T, N):
-    def run(rng):
-        x, y = 3 * random(rng, T, N), empty(T, N)
-        call("softcap", tokens(T), x=x, y=y, cap=cap, T=T, N=N)
-        return [(y, native.softcap(x, cap))]
-
-    return Case("softcap", "F32", f"cap {cap:g}, T {T}, N {N}", EXACT, run)
-
-
-def take_rows(T, R, D):
-    def run(rng):
-        x, rows, y = random(rng, T, D), ints(rng.integers(0, T, R)), empty(R, D)
-        call("take_rows", tokens(T, R), x=x, rows=rows, y=y, R=R, D=D)
-        return [(y, x[rows])]
-
-    return Case("take_rows", "F32", f"T {T}, R {R}, D {D}", 0.0, run)
 
 
 def linear(kernel, dtype, T, N, K, biased, scale=1.0):
@@ -298,50 +184,6 @@ def gate_up(gate, up, T, F, D, biased, normed=True, form="", layer=""):
     extra += f", {layer}" * bool(layer)
     kernel = "norm_gate_up_gelu_mul" if form else "norm_gate_up_silu_mul"
     return Case(kernel, types, f"T {T}, F {F}, D {D}{extra}", worst, run)
-
-
-def norm_add(dtype, T, D, layer=""):
-    def run(rng):
-        x, residual, y, norm = random(rng, T, D), random(rng, T, D), empty(T, D), weight(rng, (D,), dtype, 1.0, 0.3)
-        if layer:
-            how, does = begun(rng, D, layer)
-            call("norm_add", tokens(T), x=x, residual=residual, **how, eps=1e-5, y=y, T=T, D=D)
-            return [(y, residual + does(x))]
-        call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, offset=1.0, y=y, T=T, D=D)
-        return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5, 1.0))]
-
-    return Case("norm_add", dtype.value, f"T {T}, D {D}{f', {layer}' * bool(layer)}", EXACT, run)
-
-
-def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0, of_k=None):
-    """`together`: whose heads are normed as one, of "q" and "k"; `of_k`: the type of k's norm where it differs."""
-    rotated, of_k = C if rotated is None else rotated, of_k or dtype
-
-    def run(rng):
-        inputs = {"q_in": random(rng, T, H, C), "k_in": random(rng, T, K, C), "v": random(rng, T, K, C)}
-        width = {p: n * C if p in together else C for p, n in (("q", H), ("k", K))}
-        norms = {p: weight(rng, (n,), of_k if p == "k" else dtype, 1.0, 0.3) for p, n in width.items()}
-        pages, q = Pages.make(rng, 2, T, K=K, C=C, Z=3, dtype=F32), empty(T, H, C)
-        positions, sequence = ints(np.arange(T)), ints(np.arange(T) // max(T - 1, 1))
-        inv_freq, scale = frequencies(rotated), 1.25 if rotated else 1.0
-        given = inputs | norms["q"].operand("q_norm") | norms["k"].operand("k_norm")
-        given |= {f"{p}_width": n for p, n in width.items()} | {"q_eps": 1e-5, "k_eps": 1e-6, "q": q, "offset": offset}
-        given |= {"inv_freq": inv_freq if rotated else 0, "scale": scale, "rotated": rotated}
-        given["interleaved"] = interleaved
-        call("norm_rope_append", tokens(T), **given, **pages.operands(positions, sequence, 1), T=T, H=H, K=K, C=C)
-        made = {}
-        for p, eps in (("q", 1e-5), ("k", 1e-6)):
-            x = inputs[f"{p}_in"].astype(np.float64)
-            normed = native.rms_norm(x.reshape(-1, width[p]), norms[p].values, eps, offset).reshape(x.shape)
-            made[p] = native.rope(normed, positions, inv_freq, scale, interleaved)
-        read = [pages.read(1, s, T) for s in (0, 1)]
-        stored = [np.stack([read[sequence[t]][part][t] for t in range(T)]) for part in (0, 1)]
-        return [(q, made["q"]), (stored[0], made["k"]), (stored[1], inputs["v"])]
-
-    over = {"": "each head", "qk": "all heads"}.get(together, f"all heads of {together}")
-    extra = turned(rotated, C, interleaved) + f", offset {offset:g}" * bool(offset)
-    types = dtype.value if of_k is dtype else f"{dtype.value}, {of_k.value}"
-    return Case("norm_rope_append", types, f"T {T}, H {H}, K {K}, C {C}, {over}{extra}", EXACT, run)
 
 
 def take_norm_linear(dtype, T, R, N, D, scale=1.0, offset=0.0, layer=""):
@@ -437,84 +279,12 @@ def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.
     return Case("attention", dtype.value, shape, worst, run)
 
 
-def choose_branches(T, E, top_k, normalise, logits=None, bias=None, **how):
-    """`logits`: how they are made, as words and a function (rng, T, E); `bias`: of this type."""
-    words, made = logits or ("", lambda rng, T, E: 2 * random(rng, T, E))
-
-    def run(rng):
-        x, y = made(rng, T, E), empty(T, E)
-        rule = {"top_k": top_k, "normalise": normalise, "scale": 0.7, **how}
-        added = weight(rng, (E,), bias) if bias else None
-        call("choose_branches", tokens(T), logits=x, y=y, T=T, E=E, **rule, **optional("bias", added))
-        expected = choice(x, **rule, bias=added.values if added else None)
-        return [(y, expected), ((y != 0).astype(np.float64), (expected != 0).astype(np.float64))]
-
-    extra = ", normalised" * normalise + ", by sigmoids" * how.get("sigmoid", 0)
-    extra += f", bias {bias.value}" if bias else ""
-    if "groups" in how:
-        extra += f", {how['taken_groups']} of {how['groups']} groups by {how['group_best']}"
-    extra += f", {words}" * bool(words)
-    return Case("choose_branches", (bias or F32).value, f"T {T}, E {E}, {top_k} taken{extra}", EXACT, run)
-
-
-def alike(rng, T, E, taken):
-    """All tokens take the same branches, the last ones."""
-    y = np.zeros((T, E), np.float32)
-    y[:, E - taken :] = rng.uniform(0.01, 1.0, (T, taken))
-    return y
-
-
 def table_of(matrices):
     """Where a kernel finds where matrices are."""
     return aligned(np.array([matrix.address for matrix in matrices], np.int64))
 
 
-def branch_gate_up(dtype, T, E, taken, D, F, choice=chosen):
-    def run(rng):
-        x, weights, y = random(rng, T, D), choice(rng, T, E, taken), empty(T, taken, F)
-        both = [weight(rng, (F, D), dtype) for _ in range(2 * E)]
-        sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype)}
-        call("branch_gate_up", tokens(T), x=x, weights=weights, branches=table_of(both), y=y, **sizes)
-        expected = np.zeros((T, taken, F))
-        for t, place, e in pairs_of(weights):
-            gate, up = (x[t].astype(np.float64) @ both[i].values.T for i in (e, E + e))
-            expected[t, place] = native.silu(gate) * up
-        return [(y, expected)]
-
-    return Case("branch_gate_up", dtype.value, shape_of_branches(T, E, taken, D, F, choice), bound(dtype, T), run)
-
-
-def branch_down(kernel, dtype, T, E, taken, D, F, choice=chosen):
-    def run(rng):
-        x, weights, y, residual = random(rng, T, taken, F), choice(rng, T, E, taken), empty(T, D), random(rng, T, D)
-        downs = [weight(rng, (D, F), dtype) for _ in range(E)]
-        sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": kernels.dtype_number(dtype)}
-        last = {"residual": residual} if kernel == "branch_down_add" else {}
-        call(kernel, tokens(T), x=x, weights=weights, branches=table_of(downs), y=y, **sizes, **last)
-        expected = residual.astype(np.float64) if last else np.zeros((T, D))
-        for t, place, e in pairs_of(weights):
-            expected[t] += weights[t, e] * (x[t, place].astype(np.float64) @ downs[e].values.T)
-        return [(y, expected)]
-
-    return Case(kernel, dtype.value, shape_of_branches(T, E, taken, D, F, choice), bound(dtype, T), run)
-
-
-def pairs_of(weights):
-    return [(t, place, e) for t, row in enumerate(weights) for place, e in enumerate(np.flatnonzero(row))]
-
-
-def shape_of_branches(T, E, taken, D, F, choice):
-    return f"T {T}, E {E}, {taken} taken, D {D}, F {F}{', all alike' * (choice is alike)}"
-
-
 QUICK = [
-    *(embed(dtype, T, V, D) for dtype in TYPES for T, V, D in ((1, 1, 1), (5, 7, 133))),
-    *(embed(dtype, 3, 5, 70, 12.3) for dtype in (BF16, Q4)),
-    *(rms_norm(dtype, T, P, C) for dtype, T, P, C in ((F32, 1, 1, 1), (F16, 3, 2, 20), (BF16, 2, 1, 1100))),
-    *(
-        layer_norm(t, b, T, P, C)
-        for t, b, T, P, C in ((F32, F32, 1, 1, 1), (F16, BF16, 3, 2, 20), (BF16, None, 2, 1, 1100))
-    ),
     *(norm_linear_gelu(t, T, 21, 70, "tanh", LAYER) for t in TYPES for T in (1, 2, 6)),
     *(norm_linear_gelu(BF16, T, 45, 33, "erf", layer) for T, layer in ((1, BARE), (9, BARE), (3, ""), (6, ""))),
     *(norm_linear_gelu(t, T, 45, 33, "erf", normed=False) for t, T in ((F16, 1), (Q8, 6))),
@@ -525,15 +295,6 @@ QUICK = [
     *(qkv((BF16,) * 3, T, 40, 2, 1, 16, layer="no norm") for T in (1, 6)),
     *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True, layer=BARE) for T in (2, 6)),
     *(take_norm_linear(t, 7, R, 19, 33, layer=LAYER) for t, R in ((BF16, 1), (Q4, 3), (BF16, 6))),
-    *(norm_add(t, 3, 133, layer) for t, layer in ((BF16, LAYER), (F32, BARE))),
-    *(rope(T, H, C) for T, H, C in ((0, 1, 2), (1, 1, 2), (5, 3, 20), (2, 2, 256))),
-    *(rope(3, 3, C, rotated) for C, rotated in ((20, 6), (128, 96))),
-    *(rope(T, H, C, rotated, 1) for T, H, C, rotated in ((1, 1, 2, 2), (5, 3, 20, 20), (3, 3, 20, 6), (2, 2, 128, 64))),
-    *(kv_append(dtype, 5, K, C) for dtype, K, C in ((F32, 1, 1), (F16, 3, 20), (BF16, 2, 128))),
-    *(elementwise(kernel, T, N) for kernel in ("add", "mul", "silu") for T, N in ((0, 3), (1, 1), (3, 1100))),
-    elementwise("relu_squared", 3, 133),
-    *(xielu(t, T, N) for t, T, N in ((F32, 1, 1), (BF16, 3, 133), (F16, 2, 70))),
-    *(take_rows(T, R, D) for T, R, D in ((3, 0, 5), (1, 1, 1), (5, 7, 1100))),
     *(linear("linear", t, T, N, K, T == 3) for t in TYPES for T, N, K in ((1, 1, 1), (3, 37, 129), (19, 37, 200))),
     *(linear("linear_add", t, T, N, K, T == 5) for t in TYPES for T, N, K in ((4, 5, 300), (5, 33, 31))),
     *(linear("linear_add", BF16, T, 21, 40, True, 0.22) for T in (1, 3, 9, 131)),
@@ -552,21 +313,12 @@ QUICK = [
     *(gate_up(gate, up, T, 21, 70, False) for gate, up, T in ((Q4, Q4Z, 2), (Q4Z, Q4, 6), (BF16, Q4Z, 6))),
     *(gate_up(gate, up, T, 21, 70, False) for gate, up in ((MX4, Q8), (Q4, Q2)) for T in (2, 6)),
     *(gate_up(t, t, T, 21, 70, False, normed=False) for t, T in ((BF16, 1), (Q4, 2), (F16, 6))),
-    *(norm_add(t, T, D) for t, T, D in ((F32, 1, 1), (F16, 3, 133), (BF16, 2, 1100))),
-    norm_rope_append(BF16, 4, 3, 1, 20, "qk"),
-    *(norm_rope_append(t, 2, H, K, 6, together) for t, H, K, together in ((F16, 4, 4, ""), (F32, 5, 5, "qk"))),
-    norm_rope_append(F16, 1, 3, 2, 12, "q", offset=0.75),
-    norm_rope_append(BF16, 2, 3, 2, 12, "", of_k=F32),
-    *(norm_rope_append(BF16, 3, 3, 1, 20, together, r, 1.0) for together, r in (("", 0), ("qk", 6), ("k", 14))),
-    *(norm_rope_append(F16, 3, 3, 1, 20, together, r, 1.0, 1) for together, r in (("", 20), ("qk", 6))),
     *(gate_up(t, t, T, 21, 70, False, form=f) for t, T, f in ((BF16, 1, "tanh"), (F32, 6, "erf"), (Q8, 6, "tanh"))),
     *(
         gate_up(t, t, T, 21, 70, True, form=f)
         for t, T, f in ((F16, 6, "sigmoid"), (Q4, 2, "tanh"), (Q4, 6, "erf"), (Q4Z, 2, "erf"))
     ),
     *(gate_up(t, t, T, 21, 70, True, form="tanh") for t, T in ((Q2, 2), (Q2, 6), (MX4, 2), (MX4, 6))),
-    *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
-    *(softcap(cap, T, N) for cap, T, N in ((0.7, 3, 133), (30.0, 2, 1100))),
     *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
     *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1), cap=1.5) for t in (F32, BF16)),
     *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
@@ -581,18 +333,6 @@ QUICK = [
     *(qkv((Q4, Q4Z, BF16), T, 40, 2, 1, 8) for T in (3, 6)),
     *(qkv((MX4, Q8, Q2), T, 70, 2, 1, 8) for T in (1, 6)),
     *(qkv((BF16,) * 3, 6, 64, 2, 1, 64, rotated=r) for r in (0, 48)),
-    *(choose_branches(T, E, k, n) for T, E, k, n in ((0, 3, 2, 0), (1, 1, 1, 1), (3, 8, 8, 0), (9, 61, 8, 1))),
-    choose_branches(3, 36, 7, 1, bias=F32, sigmoid=1, groups=4, taken_groups=2, group_best=2),
-    choose_branches(5, 9, 3, 1, sigmoid=1, added_sum=0.25),
-    choose_branches(2, 10, 3, 0, bias=BF16, least_sum=0.0),
-    choose_branches(3, 12, 4, 0, bias=F16, groups=6, taken_groups=3, group_best=1),
-    choose_branches(4, 6, 3, 0, ("ties", lambda rng, T, E: rng.choice(np.array([0.0, -0.0, 1.0], np.float32), (T, E)))),
-    *(branch_gate_up(t, T, 5, 2, 70, 21) for t in TYPES for T in (1, 6)),
-    *(branch_gate_up(t, 3, 5, 2, 70, 21) for t in (BF16, Q4)),
-    *(branch_gate_up(BF16, T, 4, 4, 33, 9, alike) for T in (0, 1, 4, 19)),
-    *(branch_down("branch_down", t, T, 5, 2, 21, 70) for t in TYPES for T in (1, 6)),
-    *(branch_down("branch_down_add", t, T, 5, 2, 33, 45) for t in TYPES for T in (3, 6)),
-    *(branch_down("branch_down_add", BF16, T, 7, 1, 33, 9, alike) for T in (0, 1, 4, 19)),
     *(qkv((BF16,) * 3, T, 40, 3, 1, 20, True, True, rotated=r, interleaved=1) for T in (1, 3, 6) for r in (6, 20)),
     *(qkv((BF16,) * 3, T, 64, 2, 1, C, kv=BF16, rotated=r, interleaved=1) for T, C, r in ((7, 64, 64), (19, 32, 16))),
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
@@ -615,12 +355,6 @@ LONG = [
     *(linear("linear", t, T, 3, 1100, True) for t in TYPES for T in (1, 33)),
     *(each("linear_add_each", t, c, 130, 257, True) for t in TYPES for c in ((1, 1, 1, 1), (0, 33, 1, 17), (70, 64))),
     *(gate_up(t, t, T, 130, 257, False) for t in TYPES for T in (4, 40, 130)),
-    *(branch_gate_up(t, T, E, A, 130, 70) for t in TYPES for T, E, A in ((2, 9, 9), (45, 6, 6), (140, 3, 2))),
-    *(branch_gate_up(t, T, 9, 2, 257, 130, alike) for t in TYPES for T in (1, 4, 70)),
-    *(branch_down("branch_down_add", t, T, E, A, 130, 70) for t in TYPES for T, E, A in ((2, 9, 9), (45, 6, 6))),
-    *(branch_down("branch_down_add", t, 140, 3, 2, 130, 257) for t in TYPES),
-    *(branch_down("branch_down", t, T, 9, 2, 70, 1100, alike) for t in TYPES for T in (1, 4, 70)),
-    *(choose_branches(T, E, k, 1) for T, E, k in ((70, 128, 8), (2, 1000, 40), (3, 4096, 2))),
     *(qkv((t,) * 3, T, 96, 8, 2, 32, kv=BF16) for t in TYPES for T in (4, 70)),
     *(qkv((BF16,) * 3, T, 96, H, K, C, kv=F16) for T in (4, 70) for H, K, C in ((4, 4, 96), (2, 1, 128))),
     *(attention(t, 8, 2, 64, 16, _CONTEXTS, c) for t in FLOATS for c in ((1, 1, 1), (140, 1, 33))),

@@ -9,6 +9,7 @@ import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, call
 from tests.device.native import chosen, empty, ints, random
+from tests.device.triton_branch_cases import alike, pairs_of, shape_of_branches
 from tests.device.triton_cases import (
     BF16,
     EXACT,
@@ -18,11 +19,8 @@ from tests.device.triton_cases import (
     ROUNDED,
     TYPES,
     Case,
-    alike,
     bound,
     pages_of,
-    pairs_of,
-    shape_of_branches,
     table_of,
     tokens,
     weight,

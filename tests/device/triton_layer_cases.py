@@ -9,22 +9,8 @@ import numpy as np
 from tests.device import native
 from tests.device.interpreted import call
 from tests.device.native import chosen, empty, random
-from tests.device.triton_cases import (
-    BF16,
-    EXACT,
-    F16,
-    F32,
-    TYPES,
-    Case,
-    alike,
-    attention,
-    bound,
-    pairs_of,
-    shape_of_branches,
-    table_of,
-    tokens,
-    weight,
-)
+from tests.device.triton_branch_cases import alike, pairs_of, shape_of_branches
+from tests.device.triton_cases import BF16, EXACT, F16, F32, TYPES, Case, attention, bound, table_of, tokens, weight
 from tests.device.triton_clipped_cases import attention_with_sinks
 
 from coterie.kernels import cpu as kernels
