@@ -93,6 +93,13 @@ BY_TABLE = {
         'checkpoint = "a"\ncount = 2',
         "count = 2 has no meaning without config",
     ),
+    "rank of a checkpoint": (
+        'checkpoint = "a"',
+        'checkpoint = "a"\nrank = 2',
+        "rank = 2 has no meaning without config",
+    ),
+    "unknown packed type": ('config = "llama-2-7b"', 'config = "l"\npacked = "int5"', "use one of int8, int4, int4z"),
+    "rank zero": ('config = "llama-2-7b"', 'config = "l"\nrank = 0', "rank = 0 is out of range; it must be at least 1"),
     "name with a space": ('name = "a"', 'name = "a b"', 'name = "a b" cannot be a name; use letters'),
     "name with a slash": ('name = "a"', 'name = "a/b"', "cannot be a name"),
     "name with an at": ('name = "a"', 'name = "@a"', "cannot be a name"),
@@ -134,6 +141,11 @@ BY_MEANING = {
     "bad pattern": ('keywords = ["x"]', 'pattern = "("', r"rule 1: pattern = '\(' is not a regular expression"),
     "bad pattern, named": ('keywords = ["x"]', 'name = "r"\npattern = "("', "rule r: pattern"),
     "lengths crossed": ('keywords = ["x"]', "min_chars = 5\nmax_chars = 4", "min_chars = 5 is above max_chars = 4"),
+    "adapter and delta": (
+        'config = "llama-2-7b"',
+        'config = "llama-2-7b"\nrank = 2\ndelta = "int4"',
+        "leave one of them",
+    ),
     "count without i": ('config = "llama-2-7b"', 'config = "l"\ncount = 2', r'write name = "b-{i}"'),
     "i without count": ('name = "b"\nconfig', 'name = "b{i}"\nconfig', "has no meaning without count"),
     "examples without a knn router": (

@@ -272,6 +272,55 @@ def test_the_command_compares_machines_and_explains(many, tmp_path):
     assert "<svg" in (tmp_path / "p.html").read_text()
 
 
+def test_apart_each_model_has_machines_of_its_own(unequal, tmp_path):
+    words = ("--machine", "toy-tiers:price=10", "--machine", "toy:price=1", "--rate", 100, "--slo", "ttft=1s")
+    result = run(unequal, *words, "--apart", "--max-price", 15, "--json", "--html", tmp_path / "p.html")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    parts = {row["part"]: row for row in found["rows"]}
+    assert [len(row["placement"]) > 0 for row in parts.values()] == [True, True]
+    assert sum(row["rate_per_s"] for row in parts.values()) == pytest.approx(100)
+    assert [row["machine"] for row in found["rows"]] == ["toy-tiers", "toy"] * 2  # a price is no part of a name
+    by_name = {choice["name"]: choice for choice in found["in_all"]}
+    own = [row for row in found["rows"] if row["machine"] == "toy-tiers"]
+    assert by_name["toy-tiers"]["machines"] == sum(row["machines"] for row in own)
+    assert by_name["toy-tiers"]["price"] == 10 * by_name["toy-tiers"]["machines"]
+    assert by_name["toy-tiers"]["exceeds"].endswith("above the price allowed")
+    said = run(unequal, *words, "--apart", "--max-power", "1kW").stdout
+    assert "in all, toy-tiers: " in said
+    assert "its power is not known" in said
+    assert "modelled, not measured" in said
+
+
+def test_a_part_alone_is_planned_as_if_there_were_nothing_else(unequal, tmp_path):
+    """The large expert by itself, at its share of the load: the same row as in a file without the others."""
+    words = ("--machine", "toy-tiers", "--slo", "ttft=1s", "--json")
+    (row, _) = json.loads(run(unequal, *words, "--rate", 130, "--apart").stdout)["rows"]
+    alone = tmp_path / "alone.toml"
+    text = unequal.read_text()
+    first = text.index("[[expert]]")
+    alone.write_text(text[: text.index("[[expert]]", first + 1)])
+    for name in unequal.parent.glob("*.json"):
+        (tmp_path / name.name).write_text(name.read_text())
+    (other,) = json.loads(run(alone, *words, "--rate", 10).stdout)["rows"]
+    same = ("machines", "ttft_s", "tpot_s", "steps_share", "near_bytes", "rate_per_s")
+    assert [row[key] for key in same] == pytest.approx([other[key] for key in same])
+
+
+def test_a_file_of_requests_says_what_is_asked(many, tmp_path):
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens,Expert"]
+    lines += [f"2026-11-16 18:17:{n // 10:02}.{n % 10}0000000,9,5,e-{n % 3}" for n in range(200)]
+    (tmp_path / "azure.csv").write_text("\n".join(lines) + "\n")
+    words = ("--machine", "toy-tiers", "--slo", "ttft=1s", "--json")
+    found = json.loads(run(many, *words, "--workload", tmp_path / "azure.csv").stdout)
+    assert found["rate_per_s"] == pytest.approx(200 / 19.9)
+    faster = json.loads(run(many, *words, "--workload", tmp_path / "azure.csv", "--rate", 50).stdout)
+    assert faster["rate_per_s"] == 50
+    checked = run(many, *words, "--workload", tmp_path / "azure.csv", "--check", "--requests", 60)
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["rows"][0]["check"]["machines"] >= 1
+
+
 def test_few_experts_have_a_curve_without_repeats(opened):
     few = replace(opened[0], experts=opened[0].experts[:3])
     curve = answer((few, opened[1]), wish(10.0, experts=3)).curve
@@ -299,6 +348,8 @@ def test_a_question_that_the_routers_model_cannot_read_is_refused(many, tmp_path
             "[--prompt] 'uniform:1:1e300' goes beyond",
         ),
         (("--rate", "5", "--slo", "ttft=1s", "--seed", "-1"), "greater than or equal to 0"),
+        (("--slo", "ttft=1s"), "[--rate] is missing; give the requests per second, or --workload FILE"),
+        (("--rate", "5", "--slo", "ttft=1s", "--max-power", "20"), "[--max-power] '20' is no power; write 20kW"),
     ],
 )
 def test_mistakes_are_sentences(many, args, sentence):

@@ -11,46 +11,61 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
 
 from coterie.cli.opening import opened_to_price
-from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, err, print_json, sentences
+from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
-from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import Model
+from coterie.plan.apart import Part, apart, whole
+from coterie.plan.asked import Asked, from_file, from_options
 from coterie.plan.check import Check, check
+from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
 from coterie.plan.follow import follow
 from coterie.plan.mix import mix_named
-from coterie.plan.paper.html import STYLE
-from coterie.plan.paper.plots import check_plots, draw
-from coterie.plan.paper.row import Chart, Series
+from coterie.plan.paper.plots import check_plots
 from coterie.plan.place import place
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
 from coterie.plan.size import Answer, Wish, fewest, room_for, size, work
 from coterie.plan.slo import Slo, parse_slo
-from coterie.plan.workload import Load, lengths_named, make_workload
-from coterie.spec.load import load_machine
+from coterie.plan.workload import Load, lengths_named
+from coterie.plan.workload_file import read_workload
+from coterie.spec.load import load_machine, without_setting
+from coterie.spec.machine import MachineSpec
 
 
 @sentences
 def planning(
     composition: CompositionArg,
     machine: MachinesOpt,
-    rate: Annotated[float, typer.Option(metavar="PER_S", help="Requests per second, all machines together.")],
     slo: Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")],
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="PER_S", help="Requests per second, all machines together; a file has its own."),
+    ] = None,
     mix: MixOpt = "uniform",
     prompt: PromptOpt = PROMPT,
     tokens: TokensOpt = TOKENS,
+    workload: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Requests, as public LLM traces are: lengths, experts, the busiest minute."),
+    ] = None,
+    separately: Annotated[
+        bool, typer.Option("--apart", help="Machines of their own for the experts of each model.")
+    ] = False,
+    max_power: Annotated[str, typer.Option(metavar="POWER", help="What all may draw: 20kW.")] = "",
+    max_price: Annotated[
+        float | None, typer.Option(metavar="MONEY", help="What all may cost, by --machine NAME:price=... of each.")
+    ] = None,
     resident: Annotated[
         bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
     ] = False,
     checked: Annotated[bool, typer.Option("--check", help="Let the simulation find the answer.")] = False,
-    requests: Annotated[int, typer.Option(help="Requests of the check.")] = 1000,
+    requests: Annotated[int, typer.Option(help="Requests of the check; of a file, the first so many.")] = 1000,
     seed: SeedOpt = 7,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the curve of machines over experts.")] = None,
     json_: JsonOpt = False,
@@ -59,50 +74,77 @@ def planning(
     if html is not None:
         check_plots("--html")
     promised = parse_slo(slo)
+    limits = Limits(parse_power(max_power, "--max-power") if max_power else None, max_price)
     found, models = opened_to_price(composition)
-    lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
-    load = Load(requests, mix_named(mix, found.names), *lengths, rate=rate, seed=seed)
-    question_tokens(found, models, round(load.prompt.mean))  # refuses what no router could read
-    wish = _wish(found, load, promised, resident)
-    rows: list[dict[str, Any]] = []
-    for name in machine:
-        begun = perf_counter()
-        try:
-            answer = size(load_machine(name), found, models, wish)
-        except (CapacityError, UsageError) as error:
-            if len(machine) == 1:
-                raise
-            rows.append({"machine": name, "machines": None, "infeasible": str(error)})
-            continue
-        wall_s, said = perf_counter() - begun, None
-        if checked:
-            said = _checked(name, found, models, load, wish, answer)
-            answer = follow(answer, said, found, models, wish)
-        rows.append(_row(name, found, answer, wall_s) | _said(said))
+    mixed = mix_named(mix, found.names)
+    if workload is not None:
+        read = read_workload(workload, found.names, mixed, seed, None)
+        asked = from_file(read.within(min(model.max_context for model in models.values()), clip=False), rate)
+    else:
+        if rate is None:
+            raise UsageError("--rate", "is missing", "give the requests per second, or --workload FILE")
+        lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
+        asked = from_options(Load(requests, mixed, *lengths, rate=rate, seed=seed), found.names)
+    question_tokens(found, models, round(asked.prompt_tokens))  # refuses what no router could read
+    parts = (apart if separately else whole_alone)(found, models, asked.shares)
+    specs = {without_setting(ref, "price"): load_machine(ref) for ref in machine}
+    rows, options = [], []
+    for number, part in enumerate(parts):
+        wish = _wish(part, asked, promised, resident)
+        for name, spec in specs.items():
+            row = _planned(name, spec, part, wish, asked if checked else None, requests)
+            if row["machines"] is None and len(specs) == len(parts) == 1:
+                raise row["error"]
+            row.pop("error", None)
+            rows.append({"part": number, "experts": part.label, "rate_per_s": wish.rate} | row)
+            if row["machines"] is not None:
+                options.append(Option(number, name, row["machines"], row["power_w"], row["price"]))
+    in_all = choices(options) if {option.part for option in options} == set(range(len(parts))) else ()
     if html is not None:
-        write_page(html, _page(found.name, rows))
+        write_page(html, plan_page(found.name, rows))
     if json_:
-        print_json({"composition": found.name, "rate_per_s": rate, "mix": mix, "slo": str(promised), "rows": rows})
+        print_json(_report(found, asked, mix, promised, rows, in_all, limits))
         return
-    _print(found, wish, mix, rows, checked)
+    head = f"{found.name}: {len(found.names)} experts, {asked.said}, {promised}"
+    print_plan(head, rows, checked, in_all, limits)
 
 
-def _wish(found: Composition, load: Load, promised: Slo, resident: bool) -> Wish:
+def whole_alone(found: Composition, models: Mapping[str, Model], shares: Any) -> tuple[Part, ...]:
+    """All experts as one part."""
+    return (whole(found, models, shares),)
+
+
+def _wish(part: Part, asked: Asked, promised: Slo, resident: bool) -> Wish:
+    found = part.composition
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
-    demand = Demand(load.prompt.mean, load.new.mean, router, OURS.policy, instruction_tokens(found))
-    shares = load.mix.shares(len(found.names), load.seed)
-    return Wish(shares, load.rate or 0.0, promised, demand, resident)
+    demand = Demand(asked.prompt_tokens, asked.new_tokens, router, OURS.policy, instruction_tokens(found))
+    return Wish(part.shares, asked.rate * part.of_all, promised, demand, resident)
 
 
-def _checked(
-    name: str, found: Composition, models: Mapping[str, Model], load: Load, wish: Wish, answer: Answer
-) -> Check:
+def _planned(
+    name: str, spec: MachineSpec, part: Part, wish: Wish, to_check: Asked | None, requests: int
+) -> dict[str, Any]:
+    """One row; where no number of these machines will do, why."""
+    begun = perf_counter()
+    try:
+        answer = size(spec, part.composition, part.models, wish)
+    except (CapacityError, UsageError) as error:
+        return {"machine": name, "machines": None, "infeasible": str(error), "error": error}
+    wall_s, said = perf_counter() - begun, None
+    if to_check is not None:
+        said = _checked(name, part, to_check, requests, wish, answer)
+        answer = follow(answer, said, part.composition, part.models, wish)
+    return _row(name, part.composition, answer, wall_s) | _said(said)
+
+
+def _checked(name: str, part: Part, asked: Asked, requests: int, wish: Wish, answer: Answer) -> Check:
     machine = answer.machine
-    err.print(f"simulating {name}: {load.requests} requests", style="dim", markup=False)
+    load = asked.of(part.numbers, part.composition.names, requests)
+    err.print(f"simulating {name}: {len(load)} requests", style="dim", markup=False)
     sizes, load_of, room = machine.sizes, work(machine, wish), room_for(machine, wish)
     return check(
-        Case(found, models, machine.spec, OURS),
-        make_workload(load, found.names),
+        Case(part.composition, part.models, machine.spec, OURS),
+        load,
         wish.slo,
         answer.estimate,
         fewest(sizes, load_of, room),
@@ -118,7 +160,7 @@ def _said(said: Check | None) -> dict[str, Any]:
 
 
 def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[str, Any]:
-    placement, worst = answer.placement, answer.worst
+    placement, worst, spec = answer.placement, answer.worst, answer.machine.spec
     return {
         "machine": name,
         "machines": placement.machines,
@@ -131,6 +173,8 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "steps_share": worst.steps,
         "link_share": worst.link,
         "hit_rate": worst.hit_rate,
+        "power_w": placement.machines * spec.power_w or None,
+        "price": placement.machines * spec.price or None,
         "near_bytes": answer.machine.near_bytes,
         "bases_bytes": answer.machine.bases_bytes,
         "switch_s": float(answer.machine.switch_s.max()),
@@ -144,71 +188,25 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
     }
 
 
-def _print(found: Composition, wish: Wish, mix: str, rows: list[dict[str, Any]], checked: bool) -> None:
-    out.print(
-        f"{escape(found.name)}: {len(found.names)} experts, {wish.rate:g} requests/s, mix {escape(mix)}, {wish.slo}"
-    )
-    estimates = ["estimate"] if checked else []
-    heads = "machine", "machines", *estimates, "TTFT", "TPOT", "steps", "link", "hits"
-    table = Table(*(Column(head, overflow="fold") for head in heads))
-    for row in rows:
-        if row["machines"] is None:
-            table.add_row(row["machine"], "none", *["-"] * (5 + checked))
-            continue
-        times = (format_seconds(row["ttft_s"]), format_seconds(row["tpot_s"]) if row["tpot_s"] else "-")
-        shares = (f"{row['steps_share']:.0%}", f"{row['link_share']:.0%}", f"{row['hit_rate']:.0%}")
-        counts = [str(row[name]) for name in ("machines", *estimates)]
-        table.add_row(row["machine"], *counts, *times, *shares)
-    out.print(table)
-    for row in rows:
-        _print_row(row)
-
-
-def _print_row(row: Mapping[str, Any]) -> None:
-    def say(text: str) -> None:
-        out.print(f"  {row['machine']}: {text}", markup=False)
-
-    if row["machines"] is None:
-        say(row["infeasible"])
-        return
-    say(f"bound by {row['bound']}")
-    best = ", ".join(f"{item['what']} {item['load_factor']:.2f}" for item in row["helps"][:3])
-    say(f"load that the same machines could take, were one part 1.5 times as good: {best}")
-    room, switch = format_bytes(row["near_bytes"]), format_seconds(row["switch_s"])
-    beside = f" beside {format_bytes(row['bases_bytes'])} of bases" if row["bases_bytes"] else ""
-    say(f"room for {room} of experts in the run tier{beside}; a switch of the largest takes {switch}")
-    why = f": {row['method_why']}" if row["method_why"] else ""
-    copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
-    held = [len(names) for names in row["placement"]]
-    each = f"{held[0]}" if min(held) == max(held) else f"{min(held)} to {max(held)}"
-    say(f"placement by {row['method']}, {each} experts each{copied}{why}; planned in {format_seconds(row['wall_s'])}")
-    load = row["curve_load_factor"]
-    scaled = "" if load == 1 else f", estimated at {load:.2f} of the load"
-    if load == 1 and row["estimate"] != row["machines"]:
-        scaled = ", estimated but for the number asked about"
-    counts = ", ".join(f"{p['experts']}: {p['machines'] or 'none'}" for p in row["curve"])
-    say(f"experts: machines  {counts}{scaled}")
-    if "check" in row:
-        kept = ", ".join(
-            f"{n} machine{'' if n == '1' else 's'} keep{'s' if n == '1' else ''} it for {share:.1%}"
-            for n, share in row["check"]["kept"].items()
-        )
-        verdict = "as estimated" if row["check"]["agrees"] else f"the estimate was {row['estimate']}"
-        say(f"simulated: {kept}; {verdict}")
-
-
-def _page(title: str, rows: list[dict[str, Any]]) -> str:
-    series = tuple(
-        Series(
-            row["machine"],
-            tuple(p["experts"] for p in row["curve"]),
-            tuple(p["machines"] or None for p in row["curve"]),
-        )
-        for row in rows
-        if row["machines"] is not None
-    )
-    chart = Chart("Machines over experts", "lines", "experts", "machines", series)
-    picture = draw(chart).decode()
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    body = f"<body><h1>{escape(title)}</h1>{picture[picture.index('<svg') :]}</body>"
-    return f"{head}<style>{STYLE}</style></head>{body}</html>\n"
+def _report(
+    found: Composition,
+    asked: Asked,
+    mix: str,
+    promised: Slo,
+    rows: list[dict[str, Any]],
+    in_all: tuple[Choice, ...],
+    limits: Limits,
+) -> dict[str, Any]:
+    totals = [
+        {
+            "name": choice.name,
+            "machines": choice.machines,
+            "power_w": choice.power_w,
+            "price": choice.price,
+            "each": [{"part": o.part, "machine": o.machine, "machines": o.machines} for o in choice.options],
+            "exceeds": choice.exceeds(limits),
+        }
+        for choice in in_all
+    ]
+    head = {"composition": found.name, "rate_per_s": asked.rate, "mix": mix, "slo": str(promised)}
+    return head | {"rows": rows, "in_all": totals, "note": "modelled; routes given, tokens synthetic"}

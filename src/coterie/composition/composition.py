@@ -200,7 +200,11 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
                 f"{where}.config", f"config = {config!r}: no file {path}", "give a config.json that exists"
             )
         config = str(path)
-    return Expert(name, config=config, description=description, sampling=sampling)
+    kind = {key: table[key] for key in ("packed", "rank", "delta") if key in table}
+    if "rank" in kind and "delta" in kind:
+        fact = f"rank = {kind['rank']} and delta = {kind['delta']!r}: an expert is an adapter or a delta"
+        raise CompositionError(where, fact, "leave one of them out")
+    return Expert(name, config=config, description=description, sampling=sampling, **kind)
 
 
 def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:

@@ -24,6 +24,9 @@ class Expert:
     `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
     checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs. `sampling`: how its tokens
     are drawn where a request does not say; this goes before what its checkpoint says.
+
+    What an expert without bytes is besides its config: `packed`, the type of its weights, as `coterie quantize` names
+    it; beside the config's model, which all such experts share, an adapter of a `rank` or a `delta` of this type.
     """
 
     name: str
@@ -32,6 +35,9 @@ class Expert:
     description: str = ""
     base: Path | None = None
     sampling: PartialSampling = NOTHING_SAID
+    packed: str = ""
+    rank: int = 0
+    delta: str = ""
 
 
 def safe_name(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from coterie.composition.expert import NAME_PATTERN
 from coterie.composition.routers.language import LANGUAGES
 from coterie.core.sampling import MAX_PENALTY, MAX_REPETITION, MAX_TEMPERATURE
+from coterie.models.packing import BY_NAME
 
 KeyType = Literal["string", "integer", "number", "strings", "table", "tables"]
 NOT_BLANK = r"\S"
@@ -147,6 +148,12 @@ EXPERT = Table(
         Key("base", "string", "the model beside which an adapter or a delta stands; if left out, what it names"),
         Key("adapter", "string", "a LoRA adapter's folder, or a delta's, if the checkpoint is its base"),
         Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
+        Key("packed", "string", "the type of the config's weights, as coterie quantize packs them",
+            choices=tuple(BY_NAME)),
+        Key("rank", "integer", "a LoRA adapter of this rank beside the config's model, which such experts share",
+            minimum=1, maximum=4096),
+        Key("delta", "string", "a fine-tune as a difference of this type from the config's model, which they share",
+            choices=tuple(BY_NAME)),
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
@@ -154,7 +161,8 @@ EXPERT = Table(
             table=SAMPLING),
     ),
     exactly_one=("checkpoint", "config"),
-    needs={"count": "config", "revision": "checkpoint", "base": "checkpoint", "adapter": "checkpoint"},
+    needs={"count": "config", "packed": "config", "rank": "config", "delta": "config", "revision": "checkpoint",
+           "base": "checkpoint", "adapter": "checkpoint"},
 )  # fmt: skip
 
 COMPOSITION = Table(

@@ -9,7 +9,6 @@ Knows nothing about requests, or about what an adapter computes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from coterie.composition.routers.llm import ROUTER
 from coterie.device import Device, wait_for
@@ -61,5 +60,5 @@ def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache,
 
 
 def folder_of(model: Model) -> str:
-    """Where a model's files are, by which bases are told apart."""
-    return str((model.path or Path()).resolve())
+    """Where a model's files are, by which bases are told apart; its name where it has none."""
+    return model.name if model.path is None else str(model.path.resolve())

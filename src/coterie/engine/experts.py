@@ -8,17 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import is_delta
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.composition.folder import none_left
+from coterie.core.dtypes import DType
 from coterie.core.errors import CompositionError, UsageError
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.delta import open_delta
-from coterie.models.model import Model, open_model, synthetic_model
-from coterie.models.zoo import model_names, zoo_model
+from coterie.models.fine_tunes.synthetic import synthetic_adapter, synthetic_delta
+from coterie.models.model import Model, declared_dtype, open_model, synthetic_model
+from coterie.models.packing import BY_NAME, KEY, Packing
+from coterie.models.zoo import model_names, zoo_config
+
+Shape: TypeAlias = tuple[str, str, int, str]  # config, type of its weights, rank of an adapter, type of a delta
+TABLES_TYPE = DType.Q8  # of embedding and head, as `coterie quantize` has it
+_BASE = "base"
 
 
 def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
@@ -29,7 +37,7 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
     Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where they are needed.
     """
     opened: dict[Path, Model] = {}
-    shapes: dict[str, Model] = {}
+    shapes: dict[Shape, Model] = {}
     asked = composition.router.model if composition.router is not None else None
     experts = composition.experts if asked is None else (*composition.experts, asked)
     return {expert.name: _open(expert, synthetic, composition.name, shapes, opened) for expert in experts}
@@ -79,23 +87,42 @@ def _told(model: Model, expert: Expert) -> Model:
     return replace(model, advised=replace(model.advised, sampling=expert.sampling.over(model.advised.sampling)))
 
 
-def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[str, Model], opened: dict[Path, Model]) -> Model:
-    """`shapes`: models of the configs so far; experts of one config differ by name alone."""
+def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[Shape, Model], opened: dict[Path, Model]) -> Model:
+    """`shapes`: models without bytes so far; experts of one shape differ by name alone, and share their base."""
     if expert.checkpoint is not None:
         return open_expert(expert, expert.checkpoint, opened)
     if not synthetic:
         fact = f"expert {expert.name} has a config but no weights"
         raise CompositionError(where, fact, "give it a checkpoint, or use --device synthetic:MACHINE")
-    config = expert.config or ""
-    if config not in shapes:
-        shapes[config] = _shape(config, expert.name, where)
-    return _told(replace(shapes[config], name=expert.name), expert)
+    shape = (expert.config or "", expert.packed, expert.rank, expert.delta)
+    if shape not in shapes:
+        shapes[shape] = _shape(expert, shape, where, shapes)
+    return _told(replace(shapes[shape], name=expert.name), expert)
 
 
-def _shape(config: str, name: str, where: str) -> Model:
+def _shape(expert: Expert, shape: Shape, where: str, shapes: dict[Shape, Model]) -> Model:
+    config, packed, rank, delta = shape
+    if not (rank or delta):
+        return _whole(config, packed, expert.name, where)
+    own = (config, packed, 0, _BASE)  # not a whole expert of this config, whose weights are its own
+    if own not in shapes:
+        shapes[own] = _whole(config, packed, f"{Path(config).name.removesuffix('.json')} {packed}".strip(), where)
+    base = shapes[own]
+    return synthetic_adapter(base, rank, expert.name) if rank else synthetic_delta(base, BY_NAME[delta], expert.name)
+
+
+def _whole(config: str, packed: str, name: str, where: str) -> Model:
     if config in model_names():
-        return zoo_model(config, name)
-    if not Path(config).is_file():
+        raw = zoo_config(config)
+        activations = declared_dtype(raw, config)
+    elif Path(config).is_file():
+        raw, activations = read_object(Path(config)), DType.F32
+    else:
         fact = f"config {config!r} of {name} is neither a file nor a model of the zoo"
         raise CompositionError(where, fact, f"give a config.json, or one of {', '.join(model_names())}")
-    return synthetic_model(read_object(Path(config)), name)
+    if packed:
+        if raw.get(KEY):
+            fact = f"packed = {packed!r}, but {config} has a {KEY} of its own"
+            raise CompositionError(f"{where}: {name}", fact, "leave packed out")
+        raw = {**raw, KEY: Packing(BY_NAME[packed], TABLES_TYPE).to_config()}
+    return synthetic_model(raw, name, activations)

@@ -87,6 +87,13 @@ def with_setting(ref: str, key: str, value: object) -> str:
     return f"{name}:{joined}"
 
 
+def without_setting(ref: str, key: str) -> str:
+    """The reference without one of its settings, as people are shown it."""
+    name, settings = split_ref(ref)
+    joined = ",".join(f"{k}={v}" for k, v in settings.items() if k != key)
+    return f"{name}:{joined}" if joined else name
+
+
 def parse_machine(text: str, where: str, settings: Mapping[str, str] | None = None) -> MachineSpec:
     """Turn the text of a machine file into a spec; `where` names the file in errors. Raises UsageError."""
     raw = parse_toml(text, where)

@@ -1,0 +1,59 @@
+"""Apart: a composition as parts that have machines of their own, experts of one model in each.
+
+    40 of an 8B and 10 of a 70B -> two parts, each with its share of the requests
+
+Experts of one model are those with one program, and adapters and deltas of one base. On one machine a small model's
+tokens wait for a large one's steps. Knows nothing about machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from coterie.composition.composition import Composition
+from coterie.composition.routers.llm import ROUTER
+from coterie.models.model import Model
+from coterie.plan.mix import F64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Experts, by number in the whole composition, with their models and the router's; their shares add up to 1.
+
+    `of_all`: their share of all requests.
+    """
+
+    label: str
+    numbers: tuple[int, ...]
+    composition: Composition
+    models: Mapping[str, Model]
+    shares: F64
+    of_all: float
+
+
+def whole(composition: Composition, models: Mapping[str, Model], shares: F64) -> Part:
+    """All of it as one part."""
+    return Part(_label(composition.names), tuple(range(len(shares))), composition, models, shares, 1.0)
+
+
+def apart(composition: Composition, models: Mapping[str, Model], shares: F64) -> tuple[Part, ...]:
+    """The parts, in the order of their first experts; those that nobody asks for are left out."""
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(composition.names):
+        model = models[name]
+        groups.setdefault((model.base or model).key, []).append(number)
+    found = []
+    for numbers in groups.values():
+        of_all = float(shares[numbers].sum())
+        if of_all > 0:
+            experts = tuple(composition.experts[number] for number in numbers)
+            names = {expert.name for expert in experts} | {ROUTER}
+            of_part = {name: model for name, model in models.items() if name in names}
+            part = replace(composition, experts=experts)
+            found.append(Part(_label(part.names), tuple(numbers), part, of_part, shares[numbers] / of_all, of_all))
+    return tuple(found)
+
+
+def _label(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)}"

@@ -1,0 +1,77 @@
+"""Asked: what a plan is for, from options or from a file of requests: shares, rate and mean lengths.
+
+    options    shares of a mix, a rate, distributions of lengths
+    a file     who was asked how often; mean lengths; the rate of its busiest minute, or one that is given
+
+Knows nothing about machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coterie.core.errors import UsageError
+from coterie.plan.mix import F64
+from coterie.plan.workload import Load, Workload, make_workload
+
+BUSY_S = 60.0  # of a file, the busiest of such stretches is what machines are bought for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """Each expert's share of the requests, requests per second, mean tokens of prompts and answers.
+
+    `said`: where the load is from, in words. `requests`: what a check simulates, at `rate`.
+    """
+
+    shares: F64
+    rate: float
+    prompt_tokens: float
+    new_tokens: float
+    said: str
+    requests: Workload
+
+    def of(self, numbers: Sequence[int], names: Sequence[str], most: int) -> Workload:
+        """Some experts' requests, the first so many at most, under the numbers that these have among themselves."""
+        places = np.full(len(self.shares), -1)
+        places[list(numbers)] = np.arange(len(numbers))
+        mine = np.flatnonzero(places[self.requests.asked] >= 0)[:most]
+        part = self.requests.only(mine)
+        return replace(part, names=tuple(names), asked=places[part.asked])
+
+
+def from_options(load: Load, names: Sequence[str]) -> Asked:
+    """What the options say. `load` has a rate."""
+    shares = load.mix.shares(len(names), load.seed)
+    said = f"{load.rate:g} requests/s, mix {load.mix.text}"
+    return Asked(shares, load.rate or 0.0, load.prompt.mean, load.new.mean, said, make_workload(load, names))
+
+
+def from_file(workload: Workload, rate: float | None) -> Asked:
+    """What a file of requests says; with a `rate` in place of its own, a check's arrivals are stretched to it.
+
+    Raises UsageError where it is too short to have a rate.
+    """
+    own = busiest_rate(workload.at_s)
+    if rate is None and not own:
+        fact = f"its {len(workload)} requests come at one time"
+        raise UsageError("--workload", fact, "give --rate, or a file with the times of its requests")
+    shares = np.bincount(workload.asked, minlength=len(workload.names)) / len(workload)
+    means = float(workload.prompt_tokens.mean()), float(workload.new_tokens.mean())
+    said = f"{rate or own:.3g} requests/s{'' if rate else ', those of its busiest minute'}, {len(workload)} of a file"
+    stretched = replace(workload, at_s=workload.at_s * (own / rate)) if rate and own else workload
+    return Asked(shares, rate or own, *means, said, stretched)
+
+
+def busiest_rate(at_s: F64) -> float:
+    """Requests per second in the busiest BUSY_S, or in all of it where that is shorter; 0 where no time passes."""
+    span_s = float(at_s[-1] - at_s[0]) if len(at_s) else 0.0
+    if span_s <= 0:
+        return 0.0
+    if span_s <= BUSY_S:
+        return len(at_s) / span_s
+    ends = np.searchsorted(at_s, at_s + BUSY_S, side="left")
+    return float((ends - np.arange(len(at_s))).max()) / BUSY_S

@@ -1,0 +1,114 @@
+"""Choose: what plans of several machines come to in all: how many, watts, money, and whether that is within limits.
+
+    one machine for every part      for each machine that serves all of them
+    cheapest, least power           the best machine for each part by itself
+
+Knows nothing about how plans are made. Watts and prices are a machine's own: None where nobody said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from coterie.core.errors import UsageError
+from coterie.spec.quantity import POWER
+
+CHEAPEST, LEAST_POWER = "cheapest", "least power"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """So many machines of a name for one part, by its number; `power_w` and `price` are of all of them."""
+
+    part: int
+    machine: str
+    machines: int
+    power_w: float | None
+    price: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all machines together may draw and cost; None: anything."""
+
+    power_w: float | None = None
+    price: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An option for each part. `name`: the machine's, or what it is best in."""
+
+    name: str
+    options: tuple[Option, ...]
+
+    @property
+    def machines(self) -> int:
+        """How many, of all kinds."""
+        return sum(option.machines for option in self.options)
+
+    @property
+    def power_w(self) -> float | None:
+        """Watts of all; None where one's are not known."""
+        return _total([option.power_w for option in self.options])
+
+    @property
+    def price(self) -> float | None:
+        """What all cost; None where one's price was not given."""
+        return _total([option.price for option in self.options])
+
+    def exceeds(self, limits: Limits) -> str:
+        """In words, what is above a limit or cannot be held against it; empty where nothing is."""
+        said = []
+        for what, value, limit, unit in (
+            ("power", self.power_w, limits.power_w, " W"),
+            ("price", self.price, limits.price, ""),
+        ):
+            if limit is not None and value is None:
+                said.append(f"its {what} is not known")
+            elif limit is not None and value is not None and value > limit:
+                said.append(f"{value - limit:,.0f}{unit} above the {what} allowed")
+        return "; ".join(said)
+
+
+def choices(options: Sequence[Option]) -> tuple[Choice, ...]:
+    """One for each machine that serves every part, then the best of each part where that is not one of these."""
+    parts = sorted({option.part for option in options})
+    by_machine: dict[str, list[Option]] = {}
+    for option in options:
+        by_machine.setdefault(option.machine, []).append(option)
+    found = [Choice(name, tuple(own)) for name, own in by_machine.items() if len(own) == len(parts)]
+    bests: tuple[tuple[str, Callable[[Option], float | None]], ...] = (
+        (CHEAPEST, lambda option: option.price), (LEAST_POWER, lambda option: option.power_w),
+    )  # fmt: skip
+    for name, value in bests:
+        best = [_best([o for o in options if o.part == part], value) for part in parts]
+        chosen = tuple(option for option in best if option is not None)
+        if len(chosen) == len(parts) and len({option.machine for option in chosen}) > 1:
+            found.append(Choice(name, chosen))
+    return tuple(found)
+
+
+def parse_power(text: str, option: str) -> float:
+    """Watts of 20kW or 800W. Raises UsageError."""
+    for unit in sorted(POWER, key=len, reverse=True):
+        number = text.strip().removesuffix(unit)
+        if number != text.strip():
+            try:
+                value = float(number) * POWER[unit]
+            except ValueError:
+                break
+            if 0 < value < float("inf"):
+                return value
+    raise UsageError(option, f"{text!r} is no power", "write 20kW or 800W")
+
+
+def _best(options: Sequence[Option], value: Callable[[Option], float | None]) -> Option | None:
+    known = [(found, option) for option in options if (found := value(option)) is not None]
+    return min(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
