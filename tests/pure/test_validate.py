@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
 
 from coterie.bench.shapes import shape_config
 from coterie.core.errors import CoterieError, UsageError
+from coterie.models.config import ModelConfig
+from coterie.models.registry import weight_shapes
 from coterie.plan.validate.called import fit_bytes_per_s
 from coterie.plan.validate.cpu import FEW_TOKENS, cpu_rows
 from coterie.plan.validate.fit import fit_exchanges, fit_nemo, fit_splitwise, large_steps
 from coterie.plan.validate.gpu_serving import request_s
-from coterie.plan.validate.rows import CALIBRATION, VALIDATION, Outcome, Row, alternate, summary
+from coterie.plan.validate.published import published_config
+from coterie.plan.validate.rows import (
+    CALIBRATION,
+    PUBLISHED_PROMPT,
+    PUBLISHED_TOKEN,
+    VALIDATION,
+    Outcome,
+    Row,
+    alternate,
+    summary,
+)
 from coterie.plan.validate.run import validate
 from coterie.spec.kernel import Kernel
 from coterie.spec.load import load_machine
@@ -49,6 +62,26 @@ def test_rows_that_the_model_never_saw_are_predicted(outcome, metric, aim):
     assert found.split == VALIDATION
     assert found.n >= 20
     assert found.mean < aim, "README and log say how far; it may get better, not worse"
+
+
+def test_machines_by_specification_are_held_against_what_is_published(outcome):
+    """No aim: how far off they are, which docs/sizing.md says; the one row that calibrates is met."""
+    rows = [row for row in outcome.rows if row.dataset.startswith("published, ")]
+    machines = {row.dataset.removeprefix("published, ") for row in rows}
+    assert machines == {"rtx-4090", "rtx-5090", "dgx-spark", "mac-studio-m3-ultra", "strix-halo"}
+    (fitted,) = (row for row in rows if row.split == CALIBRATION)
+    assert abs(fitted.error) < 0.03
+    tokens = [abs(row.error) for row in rows if row.metric == PUBLISHED_TOKEN]
+    assert len(tokens) == 19
+    assert sum(tokens) / len(tokens) < 0.18, "README, sizing and log say how far; it may get better, not worse"
+    assert not any(item.aim for item in outcome.summaries() if item.metric in (PUBLISHED_TOKEN, PUBLISHED_PROMPT))
+
+
+@pytest.mark.parametrize(("model", "params"), [("llama-3.2-3b", 3.21e9), ("qwen2.5-7b", 7.62e9)])
+def test_shapes_that_are_in_no_zoo_have_the_published_number_of_weights(model, params):
+    """llama-bench prints 3.21 B and 7.62 B for them."""
+    shapes = weight_shapes(ModelConfig.from_hf(published_config(model), model))
+    assert sum(prod(shape) for shape in shapes.values()) == pytest.approx(params, rel=2e-3)
 
 
 def test_gemms_and_prefill_attention_between_rows_are_within_ten_percent(outcome):

@@ -10,6 +10,7 @@ from coterie.plan.validate.cpu import Shapes, cpu_rows, of_gpu, read_results
 from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
 from coterie.plan.validate.gpu_own import gpu_rows
 from coterie.plan.validate.gpu_serving import nemo_rows, splitwise_rows
+from coterie.plan.validate.published import published_rows
 from coterie.plan.validate.rows import Dropped, Outcome, Row
 from coterie.spec.measured import kernels_of, measured_devices
 
@@ -33,6 +34,11 @@ CAVEATS = (
     "LLMCompass: operators are timed from the host, a call and its end (software_model); to kernels its own published "
     "times of a call are added, 21 us for a gemm and 45 us for a norm or GELU; q, k and v are three calls.",
     "NeMo: 13B is faster than 7B and below what 16-bit weights need: quantised or mislabelled, so dropped.",
+    "Published, by machine: one user's figures of llama.cpp, Ollama, MLC and vLLM, whose packed types and kernels are "
+    "not ours; of several the fastest. Fitted: Strix Halo's share of arithmetic, to the one row that calibrates, and a "
+    "Mac Studio's share of bandwidth, to a figure of another model. All else is by specification.",
+    "Published, dgx-spark: prompts take 4 to 5 times what 0.7 of 213 TFLOP/s would; llama.cpp multiplies whole numbers "
+    "there. Other software may come nearer: none is in these rows.",
     "Errors of calibration rows say how well the model fits, not how well it predicts.",
 )
 
@@ -81,3 +87,4 @@ def _public() -> Iterator[Row | Dropped]:
     yield from gpu_kernel_rows()
     yield from splitwise_rows()
     yield from nemo_rows()
+    yield from published_rows()
