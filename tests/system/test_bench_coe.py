@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload, fewest_switches, percentile
+from coterie.bench.coe_turns import Line
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.peer import Settings
 from coterie.cli.main import app
@@ -169,6 +170,88 @@ def test_a_peer_serves_the_same_mix_within_the_same_bytes(config: Path) -> None:
     assert peer.closed[2:6] == ["b", "c", "a", "b"]
     assert (row["switches"], row["moved_bytes"], row["requests"]) == (4, 400, 7)
     assert row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["elapsed_s"]
+
+
+class Chorus(Echo):
+    """One that runs several sequences at once, and notes what each step had."""
+
+    def __init__(self, alone_s: float, step_s: float) -> None:
+        super().__init__()
+        self.alone_s, self.step_s = alone_s, step_s
+        self.steps: list[tuple[str, int, int]] = []
+
+    def open(self, prepared, settings, max_tokens):
+        session = super().open(prepared, settings, max_tokens)
+        return SimpleNamespace(
+            prefill=session.prefill, decode=lambda count: time.sleep(self.alone_s * count), close=session.close
+        )
+
+    def open_batch(self, prepared, settings, max_tokens, slots, shared):
+        name, filled = prepared.parent.name, set[int]()
+
+        def step(prompts, going):
+            assert not filled & set(prompts)
+            assert set(going) == filled
+            filled.update(prompts)
+            assert len(filled) <= slots
+            self.steps.append((name, len(prompts), len(going)))
+            time.sleep(self.step_s)
+            return dict.fromkeys(filled, 1)
+
+        return SimpleNamespace(step=step, leave=filled.remove, close=lambda: self.closed.append(name))
+
+
+@pytest.mark.parametrize(("alone_s", "step_s"), [(0.02, 0.001), (0.0, 0.02)])
+def test_a_peer_that_runs_batches_does_so_where_that_is_faster(config: Path, alone_s: float, step_s: float) -> None:
+    peer, batches = Chorus(alone_s, step_s), alone_s > step_s
+    with random_experts(json.loads(config.read_text()), 1) as (model,):
+        models = dict.fromkeys("abc", model)
+        load = Workload("zipf", 4, list("abcabcaabbcc"), 4, 3)
+        with converted(peer, models, load, 2) as made:
+            peer.steps.clear()
+            row = serve_peer(made, models, load, 250)
+    assert ("in batches of up to 4" if batches else "one at a time") in row["turns"]
+    assert (row["requests"], row["settings"]) == (12, "2 threads, read, plain")
+    assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["elapsed_s"]
+    assert row["moved_bytes"] == row["switches"] * 100
+    if batches:
+        runs = [step for step in peer.steps if step[1]]
+        assert max(begun for _, begun, _ in runs) > 1
+
+
+def in_turn(line: Line, asked: str, room: int, resident: str = "") -> list[str]:
+    """Who runs when: all that joined at once, each one's number behind its name."""
+    for number, name in enumerate(asked):
+        line.add(number, name)
+    found = []
+    while len(line):
+        name = line.next(resident)
+        found.append(name + "".join(map(str, line.join(name, room))))
+    return found
+
+
+def test_turns_are_taken_in_order_or_grouped_with_an_age_bound() -> None:
+    assert in_turn(Line(False, 9), "aabacab", 8) == ["a01", "b2", "a3", "c4", "a5", "b6"]
+    assert in_turn(Line(False, 9), "aaab", 2) == ["a01", "a2", "b3"]
+    grouped = Line(True, 9)
+    assert in_turn(grouped, "aabacab", 8) == ["a0135", "b26", "c4"]
+    assert grouped.most_overtaken == 2  # b 2 by a 3 and a 5, c by a 5 and b 6
+    assert in_turn(Line(True, 9), "abbcc", 8) == ["b12", "c34", "a0"]  # equal counts: who came first
+    assert in_turn(Line(True, 9), "abbcc", 8, resident="ac") == ["c34", "a0", "b12"]
+    bound = Line(True, 1)
+    assert in_turn(bound, "abbbcc", 8) == ["b1", "a0", "b23", "c45"]
+    assert bound.most_overtaken == 1
+
+
+@given(st.text("abcd", max_size=30), st.booleans(), st.integers(0, 5), st.integers(1, 4))
+def test_every_request_has_a_turn_and_nobody_is_overtaken_too_often(
+    asked: str, grouped: bool, age_bound: int, room: int
+) -> None:
+    line = Line(grouped, age_bound)
+    found = in_turn(line, asked, room, resident="bc")
+    count = len("".join(found)) if len(asked) <= 10 else None
+    assert count is None or count == len(asked) + len(found)
+    assert line.most_overtaken <= (age_bound if grouped else 0)
 
 
 @pytest.mark.parametrize("mix", MIXES)

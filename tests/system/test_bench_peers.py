@@ -16,6 +16,7 @@ from coterie.bench.experts import random_experts
 from coterie.bench.peers import best
 from coterie.bench.peers.best import PEERS, Work, choose, peers_named, prepared_peer
 from coterie.bench.peers.gguf_file import gguf_name, write_gguf
+from coterie.bench.peers.llama_cpp import LlamaCpp
 from coterie.bench.peers.peer import Peer, Settings
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.core.errors import UnsupportedError, UsageError
@@ -154,3 +155,32 @@ def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_read_as_a_phrase() -> None:
     assert str(Settings(1, "mmap", "flash")) == "1 thread, mmap, flash"
     assert str(Settings(2, "read", "plain")) == "2 threads, read, plain"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_sequences_of_a_batch_draw_what_each_draws_alone(model: Model, shared: bool) -> None:
+    """Of odd lengths, one of a single token; one joins when others run, and in a slot that was left."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama.cpp is not installed: pip install 'coterie[peers]'")
+    peer = LlamaCpp()
+    ids = prompt_ids(model, 20)
+    prompts = {0: ids[:7], 2: ids[3:4], 1: ids[5:18]}
+    settings = peer.candidates(1)[0]
+    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+        session = peer.open(prepared["F32"], settings, 32)
+        alone = {slot: [session.prefill(prompt), *session.decode(5)] for slot, prompt in prompts.items()}
+        other = [session.prefill(ids[2:6]), *session.decode(2)]
+        session.close()
+        batch = peer.open_batch(prepared["F32"], settings, 32, 3, shared)
+        try:
+            drawn = {slot: [] for slot in prompts}
+            parts = [({0: prompts[0], 2: prompts[2]}, []), ({1: prompts[1]}, [0, 2]), *([({}, [0, 1, 2])] * 4)]
+            for begin, going in parts:
+                for slot, token in batch.step(begin, going).items():
+                    drawn[slot].append(token)
+            assert drawn == {0: alone[0], 1: alone[1][:5], 2: alone[2]}
+            batch.leave(0)
+            again = [batch.step({0: ids[2:6]}, [1, 2]), batch.step({}, [0]), batch.step({}, [0, 1])]
+            assert [found[0] for found in again] == other
+        finally:
+            batch.close()

@@ -327,6 +327,9 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
         for key, ratio in results["switches_over_fcfs"].items()
     ]
     for peer, ratios in results["tokens_per_s_over_peer"].items():
-        notes.append(f"{peer}: first come first served, {results['peer_settings'][peer]}, models open in as many bytes")
-        notes += [f"{key} in flight: {ratio:.2f} x the tokens/s of {peer}" for key, ratio in ratios.items()]
+        notes.append(f"{peer}: {results['peer_settings'][peer]}, open in as many bytes; the fastest in a trial")
+        turns = {f"{row['mix']}/{row['in_flight']}": row["turns"] for row in results["runs"] if row["policy"] == peer}
+        notes += [
+            f"{key} in flight: {ratio:.2f} x the tokens/s of {peer}, {turns[key]}" for key, ratio in ratios.items()
+        ]
     return (*notes, f"all of it took {format_seconds(results['wall_s'])}")

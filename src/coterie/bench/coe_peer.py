@@ -1,6 +1,9 @@
-"""The same mix on another engine: first come first served, open models in the same bytes, least recently used closed.
+"""The same mix on another engine, at its best: open models in the same bytes, least recently used closed.
 
-    request -> open? no: close the least recently used until it fits, open -> prefill -> decode, one sequence at a time
+    request -> open? no: close the least recently used until it fits, open -> prefill -> decode
+
+An engine that runs several sequences of a model at once does, and takes turns among models in the way that was fastest
+in a trial on the first of the requests (coe_turns.py).
 
 On a CPU what is closed leaves the page cache too, or its bytes would not be in the budget; on a GPU the budget is of
 HBM, and files stay in memory, as our pool does. Conversion, the choice of settings and, as of our pool, the pinning of
@@ -12,9 +15,9 @@ Knows nothing about our own engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,55 +26,22 @@ from typing import Any
 
 import numpy as np
 
+from coterie.bench.coe_peer_run import Files, Pool, Ran, in_batches, one_at_a_time
 from coterie.bench.coe_run import Workload, percentile
-from coterie.bench.peers.peer import Peer, Session, Settings
+from coterie.bench.coe_turns import Turns
+from coterie.bench.peers.peer import InBatches, Peer, Settings
 from coterie.bench.sticks import drop_page_cache
-from coterie.core.errors import CapacityError
 from coterie.models.model import Model
+from coterie.plan.setups import OURS
 
 SAME_BYTES = ("BF16", "F16", "bfloat16")  # the formats of a peer that store bf16 weights in as many bytes as we do
 TRIALS = 2
-
-
-class OpenModels:
-    """Sessions within a budget in bytes, as files count them; the least recently used is closed first."""
-
-    def __init__(self, made: Converted, budget_bytes: int, tokens: int) -> None:
-        self._peer, self._settings, self._files, self._tokens = made.peer, made.settings, made.files, tokens
-        self._drops_pages = made.drops_pages
-        self._budget_bytes, self._used_bytes = budget_bytes, 0
-        self._open: dict[str, Session] = {}
-        self.opened = self.moved_bytes = 0
-
-    def get(self, name: str) -> Session:
-        """The session of an expert, opened if need be. Raises CapacityError when it alone is above the budget."""
-        session = self._open.pop(name, None)
-        if session is None:
-            size = self._size(name)
-            if size > self._budget_bytes:
-                raise CapacityError("--near", f"{name} in the peer's form", size, self._budget_bytes, ["raise --near"])
-            while self._used_bytes + size > self._budget_bytes:
-                self._close(next(iter(self._open)))
-            session = self._peer.open(self._files[name], self._settings, self._tokens)
-            self._used_bytes += size
-            self.opened += 1
-            self.moved_bytes += size
-        self._open[name] = session  # the last is the one used most recently
-        return session
-
-    def close(self) -> None:
-        """Close everything."""
-        for name in list(self._open):
-            self._close(name)
-
-    def _close(self, name: str) -> None:
-        self._open.pop(name).close()
-        self._used_bytes -= self._size(name)
-        if self._drops_pages:
-            _drop(self._peer, self._files[name])
-
-    def _size(self, name: str) -> int:
-        return sum(file.stat().st_size for file in self._peer.files(self._files[name]))
+SLOTS = (8, 32)  # sequences of a batch that are tried; a slot more costs memory that each open has to take
+TRIAL_ROUNDS, TRIAL_MORE = (
+    2,
+    16,
+)  # requests by which ways to take turns are tried: so many times those in flight, and more
+AGE_BOUND = OURS.policy.age_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +78,85 @@ def converted(
         yield Converted(peer, files, precision, settings, drops_pages)
 
 
-def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int) -> dict[str, Any]:
+def serve_peer(
+    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, age_bound: int = AGE_BOUND
+) -> dict[str, Any]:
     """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
-    held = OpenModels(made, near_bytes, load.prompt_tokens + load.new_tokens)
-    try:
-        made.peer.reserve(made.files.values(), made.settings)
-        ends, ttfts = _serve(held, load, _prompts(models, load))
-    finally:
-        held.close()
-        made.peer.forget()
-    ordered = sorted(ttfts)
+    turns, settings = _best_turns(made, models, load, near_bytes, age_bound)
+    ran, opened, moved_bytes = _serve(replace(made, settings=settings), models, load, near_bytes, turns, age_bound)
+    ordered, elapsed_s = sorted(ran.ttfts_s), ran.ends_s[-1]
     return {
         "mix": load.mix,
         "in_flight": load.in_flight,
         "policy": made.peer.name,
-        "requests": len(ends),
-        "switches": held.opened,
-        "hit_rate": 1 - held.opened / len(ends),
-        "tokens_per_s": len(ends) * load.new_tokens / ends[-1],
+        "turns": str(turns),
+        "settings": str(settings),
+        "requests": len(ran.ends_s),
+        "switches": opened,
+        "hit_rate": 1 - opened / len(ran.ends_s),
+        "tokens_per_s": len(ran.ends_s) * load.new_tokens / elapsed_s,
         "ttft_p50_s": percentile(ordered, 0.50),
         "ttft_p95_s": percentile(ordered, 0.95),
         "ttft_p99_s": percentile(ordered, 0.99),
-        "moved_bytes": held.moved_bytes,
-        "elapsed_s": ends[-1],
+        "moved_bytes": moved_bytes,
+        "longest_overtaken": ran.most_overtaken,
+        "elapsed_s": elapsed_s,
     }
+
+
+def _serve(
+    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, turns: Turns, age_bound: int
+) -> tuple[Ran, int, int]:
+    """All of a load: what came of it, opens, and the bytes that they moved."""
+    peer, tokens, prompts = made.peer, load.prompt_tokens + load.new_tokens, _prompts(models, load)
+    files = Files(peer, made.files, made.drops_pages)
+    try:
+        peer.reserve(made.files.values(), made.settings)
+        if turns.slots and isinstance(peer, InBatches):
+            opened = partial(
+                peer.open_batch, settings=made.settings, max_tokens=tokens, slots=turns.slots, shared=turns.shared
+            )
+            with Pool(files, near_bytes, opened) as batches:
+                ran = in_batches(batches, load, prompts, turns, age_bound)
+                return ran, batches.opened, batches.moved_bytes
+        with Pool(files, near_bytes, partial(peer.open, settings=made.settings, max_tokens=tokens)) as sessions:
+            ran = one_at_a_time(sessions, load, prompts)
+            return ran, sessions.opened, sessions.moved_bytes
+    finally:
+        peer.forget()
+
+
+def _best_turns(
+    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, age_bound: int
+) -> tuple[Turns, Settings]:
+    """The way of taking turns that is fastest on the first requests, and the settings that it ran with."""
+    alone = Turns(), made.settings
+    if not isinstance(made.peer, InBatches):
+        return alone
+    first = replace(load, asked=load.asked[: TRIAL_ROUNDS * load.in_flight + TRIAL_MORE])
+    took: dict[tuple[Turns, Settings], float] = {}
+
+    def fastest(ways: Iterable[tuple[Turns, Settings]]) -> tuple[Turns, Settings]:
+        for turns, settings in ways:
+            if (turns, settings) not in took:
+                ran, _, _ = _serve(replace(made, settings=settings), models, first, near_bytes, turns, age_bound)
+                took[turns, settings] = ran.ends_s[-1]
+        return min(took, key=lambda way: took[way])
+
+    kinds = {made.settings.attention: made.settings}
+    for settings in made.peer.candidates(made.settings.threads):
+        if (settings.threads, settings.load) == (made.settings.threads, made.settings.load):
+            kinds.setdefault(settings.attention, settings)
+    slots = min(SLOTS[0], load.in_flight)
+    fastest([alone])
+    fastest((Turns(slots, True, shared), settings) for shared in (False, True) for settings in kinds.values())
+    turns, settings = fastest([])
+    if turns.slots:
+        more = (min(slots, load.in_flight) for slots in SLOTS[1:])
+        fastest((replace(turns, slots=slots), settings) for slots in more)
+        turns, settings = fastest([])
+        fastest([(replace(turns, grouped=False), settings)])
+    return fastest([])
 
 
 def _prompts(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
@@ -139,21 +164,6 @@ def _prompts(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
     words = min(model.config.vocab_size for model in models.values())
     prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
     return prompts
-
-
-def _serve(held: OpenModels, load: Workload, prompts: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
-    """When each request ended, and its time to first token since there was a place for it in flight."""
-    begun = perf_counter()
-    ends: list[float] = []
-    ttfts: list[float] = []
-    for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True)):
-        arrived_s = ends[number - load.in_flight] if number >= load.in_flight else 0.0
-        session = held.get(name)
-        session.prefill(prompt)
-        ttfts.append(perf_counter() - begun - arrived_s)
-        session.decode(load.new_tokens - 1)
-        ends.append(perf_counter() - begun)
-    return ends, ttfts
 
 
 def _best(

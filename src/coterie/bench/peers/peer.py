@@ -7,10 +7,10 @@ Knows nothing about any engine in particular.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from coterie.core.errors import UsageError, install_extra
 
@@ -45,6 +45,30 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+
+
+class Batch(Protocol):
+    """One open model with caches for several sequences, each in a slot of its own, greedy."""
+
+    def step(self, prompts: Mapping[int, Sequence[int]], going: Sequence[int]) -> Mapping[int, int]:
+        """Run the prompts of the slots that begin and a token of those that go on: the token that each draws."""
+
+    def leave(self, slot: int) -> None:
+        """Empty a slot."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+@runtime_checkable
+class InBatches(Protocol):
+    """What an engine has beside the rest of a Peer if it runs several sequences of a model at once."""
+
+    def open_batch(self, prepared: Path, settings: Settings, max_tokens: int, slots: int, shared: bool) -> Batch:
+        """Load the model with room for so many sequences of `max_tokens` each. Raises DeviceError.
+
+        `shared`: all of them lie in one cache; else each has a part of its own.
+        """
 
 
 class Peer(Protocol):
