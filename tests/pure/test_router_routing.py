@@ -9,7 +9,7 @@ from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt, Route, ranked
 from coterie.composition.routers.features import HashSettings
 from coterie.composition.routers.lexical import OTHER, LexicalWeights, write_weights
-from coterie.composition.routing import Routing, fitting, make_router, prefer, stay
+from coterie.composition.routing import Routing, fits, fitting, make_router, prefer, stay
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UsageError
 
 FILE = """
@@ -250,20 +250,23 @@ NO_TOOLS = "takes no tools"
 )
 def test_who_cannot_take_a_request_is_passed_over(tmp_path, unfit, expert):
     routing, both = weighed(tmp_path, 0.0), Prompt("roman 3 plus 4")
-    route = routed(routing, both, [], unfit=dict.fromkeys(unfit, NO_TOOLS))
+    route = routed(routing, both, [], unfit=lambda name: NO_TOOLS if name in unfit else "")
     assert route.expert == expert
     assert ("arithmetic takes no tools; " in route.reason) == (route.expert != "arithmetic")
     assert route.confidence == routed(routing, both, []).confidence_in(expert)
     assert not route.is_fallback
     assert expert not in dict(route.runners_up)
-    assert routed(routing, both, [], model="arithmetic", unfit={"arithmetic": NO_TOOLS}).expert == "arithmetic"
+    assert routed(routing, both, [], model="arithmetic", unfit=lambda name: NO_TOOLS).expert == "arithmetic"
 
 
 def test_a_fallback_that_cannot_take_a_request_is_passed_over(routing):
     route = routed(routing, Prompt("hello"), [])
     assert (route.expert, route.is_fallback) == ("general", True)
-    assert fitting(route, {"general": NO_TOOLS}, routing.composition.names).expert == "arithmetic"
-    assert fitting(route, {}, routing.composition.names) == route
+    assert (
+        fitting(route, {"general": NO_TOOLS, "arithmetic": ""}.__getitem__, routing.composition.names).expert
+        == "arithmetic"
+    )
+    assert fitting(route, fits, routing.composition.names) == route
 
 
 def test_ranked_leaves_out_the_unlikely():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,20 +157,31 @@ def test_a_prompt_too_long_for_the_routers_model_is_refused_at_once(judge):
     assert judge.ask(BALANCED).expert == "yes"
 
 
-def test_what_the_expert_refuses_ends_the_query_alone(tmp_path):
+def test_a_prompt_too_long_for_the_expert_goes_to_another(tmp_path):
     write_expert(tmp_path / "short", 1, max_position_embeddings=8)
     path = Path(write(tmp_path))
     path.write_text(path.read_text().replace(f"{EXPERTS}/general", "short"))
     with Coterie.open(str(path)) as coterie:
-        refused, stays = coterie.submit(Query.text(NEITHER * 3)), coterie.submit(Query.text(BALANCED))
+        answer = coterie.ask(NEITHER * 3)
+        assert answer.expert != "maybe"
+        assert answer.route.reason.startswith("maybe has a context of 8 tokens, and the prompt ")
+        with pytest.raises(RequestError, match="context of this expert holds 8"):
+            coterie.ask(Query.text(NEITHER * 3, "maybe"))
+
+
+def test_what_the_expert_refuses_ends_the_query_alone(tmp_path):
+    tools = ({"type": "function", "function": {"name": "now"}},)
+    with Coterie.open(write(tmp_path)) as coterie:
+        with_tools = replace(Query.text(NEITHER), tools=tools)
+        refused, stays = coterie.submit(with_tools), coterie.submit(Query.text(BALANCED))
         chunks = []
         while not coterie.idle:
             chunks += coterie.step()
         ends = {chunk.request_id: chunk for chunk in chunks if chunk.last}
-        assert isinstance(ends[refused].error, (RequestError, CapacityError))
+        assert isinstance(ends[refused].error, RequestError)
         assert ends[stays].answer.expert == "yes"
-        with pytest.raises((RequestError, CapacityError)):
-            coterie.ask(NEITHER * 3)
+        with pytest.raises(RequestError, match="has no chat template that takes tools"):
+            coterie.ask(with_tools)
 
 
 def test_an_answer_that_is_cut_off_names_nobody(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.opened import open_all
-from coterie.api.ready import Ready, made_ready, request_of
+from coterie.api.ready import Experts, Ready, made_ready, placed
 from coterie.api.rescan import Rescan, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
@@ -46,8 +46,8 @@ class Coterie:
         opened = open_all(composition, options.device, options.activations, options.sampling)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
-        made = plan(self.models, make_spec(options), options)
-        self._parts: Parts = assemble(self.models, made, options)
+        self._parts: Parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
+        self._experts = Experts(self.texts, self.models, self._parts.kv.holds)
         made_up = self._parts.device.synthetic()
         self._routings = Routings(self.routing, self.texts, self.models, self._parts.engine, made_up)
         self._pending: dict[str, InFlight] = {}
@@ -110,7 +110,7 @@ class Coterie:
 
         Raises RequestError, NotFoundError, UnsupportedError.
         """
-        return made_ready(query, self._begin(query), self.routing, self.texts, self.models)
+        return made_ready(query, self._begin(query), self.routing, self._experts)
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
         """Queue a query and return its id, where `more` of the same client that come right after it have room too.
@@ -312,8 +312,8 @@ class Coterie:
         try:
             route = self._routings.route(request_id)
             if not pending.cancelled:
-                text, model = self.texts[route.expert], self.models[route.expert]
-                self._to_expert(request_id, pending, route, request_of(pending.query, pending.prompt, text, model))
+                route, request, _ = placed(pending.query, pending.prompt, route, self.routing.others, self._experts)
+                self._to_expert(request_id, pending, route, request)
                 return []
         except CoterieError as error:
             del self._pending[request_id]

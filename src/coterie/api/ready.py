@@ -7,7 +7,7 @@ Knows nothing about engines or threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coterie.api.inflight import to_draw
@@ -15,8 +15,10 @@ from coterie.api.sampling import settled
 from coterie.api.texts import Text
 from coterie.api.types import Query
 from coterie.composition.router import Prompt, Route
-from coterie.composition.routing import Pending, Routing
+from coterie.composition.routing import Pending, Routing, fitting
+from coterie.core.errors import RequestError
 from coterie.engine.request import Request
+from coterie.graph.program import KvShape
 from coterie.models.model import Model
 
 
@@ -38,23 +40,72 @@ class Ready:
         return self.text is None or texts[self.text.expert] is self.text
 
 
-def made_ready(
-    query: Query, begun: Pending, routing: Routing, texts: Mapping[str, Text], models: Mapping[str, Model]
-) -> Ready:
-    """A query whose routing has begun, as far as it gets without a model. Raises what `request_of` does."""
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """What is to be known of each expert: how it reads, its model, and how many tokens of such a KV state there may be.
+
+    `texts` and `models` grow while a folder is served.
+    """
+
+    texts: Mapping[str, Text]
+    models: Mapping[str, Model]
+    holds: Callable[[KvShape], int]
+
+    def of(self, name: str) -> tuple[Text, Model]:
+        """The text before its model: a rescan in another thread puts a new model first, then its text."""
+        text = self.texts[name]
+        return text, self.models[name]
+
+
+def made_ready(query: Query, begun: Pending, routing: Routing, experts: Experts) -> Ready:
+    """A query whose routing has begun, as far as it gets without a model. Raises what `placed` does."""
     if begun.asks:
         return Ready(query, begun)
-    route = routing.finish(begun)
-    text = texts[route.expert]  # before its model: a rescan in another thread puts a new model first, then its text
-    return Ready(query, begun, route, request_of(query, begun.prompt, text, models[route.expert]), text)
+    others = () if begun.route is not None else routing.others  # who names an expert is given no other
+    route, request, text = placed(query, begun.prompt, routing.finish(begun), others, experts)
+    return Ready(query, begun, route, request, text)
 
 
-def request_of(query: Query, prompt: Prompt, text: Text, model: Model) -> Request:
+def placed(
+    query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
+) -> tuple[Route, Request, Text]:
+    """The request to a route's expert, or where the prompt is too long for that one to the next for which it is not:
+    of the runners-up, or else of the `others`. Where it is too long for all, the first will refuse it.
+
+    Raises RequestError, UnsupportedError.
+    """
+    text, model = experts.of(route.expert)
+    read = {route.expert: (text, model, text.encode(query, prompt))}
+
+    def unfit(name: str) -> str:
+        if name not in read:
+            other, its_model = experts.of(name)
+            if why := other.unfit(query):
+                return why
+            try:
+                read[name] = (other, its_model, other.encode(query, prompt))
+            except RequestError as error:
+                return error.fact
+        _, its_model, ids = read[name]
+        return _too_long(len(ids), its_model, experts.holds(its_model.kv))
+
+    route = fitting(route, unfit, others)
+    text, model, ids = read[route.expert]
+    return route, _request(query, ids, text, model), text
+
+
+def _too_long(count: int, model: Model, holds: int) -> str:
+    """Why a prompt of so many tokens cannot run; empty: it can. The engine checks it again, with what may be drawn."""
+    if count >= model.max_context:
+        return f"has a context of {model.max_context} tokens, and the prompt {count}"
+    return f"has room for {holds} tokens in the KV cache, and the prompt {count}" if count > holds else ""
+
+
+def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Request:
     """What the engine is asked, without an id yet. Raises RequestError, UnsupportedError.
 
     Millions of letters take seconds to become tokens, and so does a large form to be compiled.
     """
-    ids = text.encode(query, prompt)
     sampling, choice = settled(query, model.advised.sampling)
     return Request(
         request_id="",

@@ -50,7 +50,10 @@ def begun(
     if routing.prefers_resident:
         with lock:
             resident = cache.residents
-    unfit = {name: why for name in routing.composition.names if (why := texts[name].unfit(query))}
+
+    def unfit(name: str) -> str:
+        return texts[name].unfit(query)
+
     return routing.begin(prompt, query.model or None, query.previous_expert or None, resident, unfit)
 
 

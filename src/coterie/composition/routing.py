@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
 from coterie.composition.router import Ask, Prompt, Route, Router, ranked
@@ -75,12 +76,20 @@ ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
 }
 
 
+Unfit: TypeAlias = Callable[[str], str]
+
+
+def fits(expert: str) -> str:
+    """Nothing that was sent is wrong for any expert."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A routing that has begun. `prompt` is what the chosen expert gets (an address is taken off); `asks` want answers.
 
     `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has,
-    `resident` those in memory. `unfit`: experts that cannot take what was sent, and why, as "takes no tools".
+    `resident` those in memory. `unfit` says why an expert cannot take what was sent ("takes no tools"); empty: it can.
     """
 
     prompt: Prompt
@@ -88,7 +97,7 @@ class Pending:
     route: Route | None
     previous: str | None
     resident: Collection[str] = ()
-    unfit: Mapping[str, str] = field(default_factory=dict)
+    unfit: Unfit = fits
 
 
 class Routing:
@@ -117,7 +126,7 @@ class Routing:
         model: str | None = None,
         previous: str | None = None,
         resident: Collection[str] = (),
-        unfit: Mapping[str, str] | None = None,
+        unfit: Unfit = fits,
     ) -> Pending:
         """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
 
@@ -140,7 +149,7 @@ class Routing:
         asks = self.router.ask(addressed) if self.router is not None else ()
         if previous is None and self.router is not None and not asks:
             previous = self._replay(prompt, resident)
-        return Pending(addressed, asks, None, previous, resident, unfit or {})
+        return Pending(addressed, asks, None, previous, resident, unfit)
 
     def finish(self, pending: Pending, results: Sequence[str] = ()) -> Route:
         """Second step, with the answers to `pending.asks` in their order.
@@ -156,7 +165,13 @@ class Routing:
             fact = f"there is no router to choose among {len(names)} experts"
             raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
         route = _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
-        return fitting(route, pending.unfit, (spec.fallback, *names))
+        return fitting(route, pending.unfit, self.others)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Who may take what the chosen expert cannot, if no runner-up can: the fallback first."""
+        spec = self.composition.router
+        return self.composition.names if spec is None else (spec.fallback, *self.composition.names)
 
     def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
         """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert.
@@ -235,16 +250,17 @@ def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
     return route
 
 
-def fitting(route: Route, unfit: Mapping[str, str], others: Sequence[str]) -> Route:
+def fitting(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
     """The best runner-up that can take the request, or else the first of the `others` that can, if the chosen expert
-    cannot. `unfit`: those that cannot, and why. Where none can the route stays, and its expert says what is wrong.
+    cannot. Each is asked once, and nobody more than is needed. Where none can the route stays, and its expert says what
+    is wrong.
     """
-    if route.expert not in unfit:
+    if not (why := unfit(route.expert)):
         return route
-    for name in (*[name for name, _ in route.runners_up], *others):
-        if name not in unfit:
+    for name in dict.fromkeys((*[name for name, _ in route.runners_up], *others)):
+        if name != route.expert and not unfit(name):
             confidences = {**dict(route.runners_up), route.expert: route.confidence}
-            reason = f"{route.expert} {unfit[route.expert]}; {route.reason}"
+            reason = f"{route.expert} {why}; {route.reason}"
             return Route(name, route.confidence_in(name), ranked(confidences, name), reason)
     return route
 

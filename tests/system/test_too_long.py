@@ -1,0 +1,138 @@
+"""A prompt that is too long for the expert that the router chose goes to the next for which it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.system.serving import served
+from tests.system.tiny import write_expert
+
+from coterie import Coterie, Options, Query
+from coterie.api.texts import Text
+from coterie.core.errors import RequestError, UsageError
+
+CONTEXTS = {"short": 64, "shorter": 40, "long": 400, "longest": 800}
+RULES = """name = "four"
+[router]
+kind = "rules"
+match = "weight"
+fallback = "{fallback}"
+"""
+
+
+def composition_of(folder: Path, fallback: str, weights: dict[str, float]) -> Path:
+    """Experts whose rules all hold, each with a weight."""
+    rules = "".join(
+        f'[[router.rule]]\nexpert = "{name}"\nmin_chars = 1\nweight = {weight}\n' for name, weight in weights.items()
+    )
+    experts = "".join(f'[[expert]]\nname = "{name}"\ncheckpoint = "{folder / name}"\n' for name in CONTEXTS)
+    path = folder / f"{fallback}-{'-'.join(weights)}.toml"
+    path.write_text(RULES.format(fallback=fallback) + rules + experts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("contexts")
+    for seed, (name, context) in enumerate(CONTEXTS.items()):
+        write_expert(root / name, seed, max_position_embeddings=context)
+    return root
+
+
+@pytest.fixture(scope="module")
+def coterie(folder: Path) -> Iterator[Coterie]:
+    with Coterie.open(composition_of(folder, "longest", {"short": 5, "shorter": 4, "long": 3})) as found:
+        yield found
+
+
+def few(text: str, model: str = "") -> Query:
+    return replace(Query.text(text, model), max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("letters", "expert"),
+    [(10, "short"), (61, "short"), (62, "long"), (397, "long"), (398, "longest"), (797, "longest")],
+)
+def test_the_best_runner_up_with_room_takes_it_or_else_the_fallback(
+    coterie: Coterie, letters: int, expert: str
+) -> None:
+    """A template adds two tokens here, and a prompt must leave room for one."""
+    answer = coterie.ask(few("x" * letters))
+    assert (answer.expert, answer.prompt_tokens) == (expert, letters + 2)
+    told = f"short has a context of 64 tokens, and the prompt {letters + 2}; " in answer.route.reason
+    assert told == (expert != "short")
+    assert answer.route.confidence == answer.route.confidence_in(expert)
+    assert ("short" in dict(answer.route.runners_up)) == (expert != "short")
+
+
+def test_what_is_too_long_for_all_is_refused_by_the_first(coterie: Coterie) -> None:
+    with pytest.raises(RequestError, match=r"\[short\] the prompt has 802 tokens but the context .* 64"):
+        coterie.ask(few("x" * 800))
+
+
+def test_who_names_an_expert_is_given_no_other(coterie: Coterie) -> None:
+    for query in (few("x" * 100, "short"), few("@short " + "x" * 100)):
+        with pytest.raises(RequestError, match=r"\[short\] the prompt has 102 tokens"):
+            coterie.ask(query)
+
+
+def test_a_prompt_that_the_kv_cache_has_no_room_for_goes_on_too(folder: Path) -> None:
+    """Of four key and value heads a token takes twice as much as of two."""
+    write_expert(folder / "wide", 9, max_position_embeddings=800, num_key_value_heads=4)
+    path = folder / "kv.toml"
+    path.write_text(
+        RULES.format(fallback="wide")
+        + "".join(
+            f'[[router.rule]]\nexpert = "{e}"\nmin_chars = 1\nweight = {w}\n' for e, w in (("wide", 2), ("long", 1))
+        )
+        + "".join(f'[[expert]]\nname = "{e}"\ncheckpoint = "{folder / e}"\n' for e in ("wide", "long"))
+    )
+    with Coterie.open(path, Options(kv_bytes=64 * 1024)) as coterie:
+        kv, models = coterie.parts.kv, coterie.models
+        wide, long = (kv.holds(models[name].kv) for name in ("wide", "long"))
+        assert wide < 300 < long
+        answer = coterie.ask(few("x" * 300))
+        assert answer.expert == "long"
+        assert f"wide has room for {wide} tokens in the KV cache, and the prompt 302" in answer.route.reason
+        with pytest.raises(RequestError, match="long"):
+            coterie.ask(few("x" * 400, "long"))
+
+
+def test_over_http_the_answer_says_so(folder: Path) -> None:
+    path = composition_of(folder, "longest", {"shorter": 2, "long": 1})
+    with served(Coterie.open(path)) as url, httpx.Client(base_url=url) as http:
+        body = {"model": "four", "max_tokens": 3, "messages": [{"role": "user", "content": "x" * 50}]}
+        got = http.post("/v1/chat/completions", json=body).json()
+        assert got["coterie"]["expert"] == got["model"] == "long"
+        assert got["coterie"]["reason"].startswith("shorter has a context of 40 tokens, and the prompt 52; ")
+        body["messages"][0]["content"] = "x" * 900
+        refused = http.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_nobody_is_asked_whether_a_query_fits_without_need(coterie: Coterie, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether an expert takes tools is found by writing calls with its template, which takes milliseconds each."""
+    asked: list[str] = []
+    unfit = Text.unfit
+
+    def counted(self: Text, query: Query) -> str:
+        asked.append(self.expert)
+        return unfit(self, query)
+
+    monkeypatch.setattr(Text, "unfit", counted)
+    coterie.ask(few("x"))
+    assert asked == ["short"]
+    asked.clear()
+    coterie.ask(few("x", "long"))
+    assert asked == []
+    coterie.ask(few("x" * 100))
+    assert asked == ["short", "shorter", "long"]
+    asked.clear()
+    tools = ({"type": "function", "function": {"name": "now"}},)
+    with pytest.raises(UsageError, match="tools"):
+        coterie.ask(replace(few("x"), tools=tools))
+    assert asked[:4] == ["short", "shorter", "long", "longest"]
