@@ -11,7 +11,7 @@ import pytest
 from tests.pure.test_checkpoint_held import tool
 from tests.pure.test_checkpoint_tagged import NAMES, WORDS, taken, written
 
-from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.calls import Call, Calling, CallText
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.keyed import Keyed
 from coterie.checkpoint.literals import python_value
@@ -106,6 +106,23 @@ Q = '<|"|>'
 )
 def test_objects_of_marked_texts_are_calls(text: str, calls: list) -> None:
     assert Quoted().read(text, {}) == calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_mark_in_a_quoted_text_ends_no_block(size: int) -> None:
+    """However the text comes; what stands behind an odd mark of a text has no end but the answer's."""
+    inside = f"<tool_call|> and <|tool_call>call:now{{}} or {Q[:-1]}"
+    whole = f"<|tool_call>call:add{{a:{Q}{inside}{Q},b:[{Q}<tool_call|>{Q}]}}<tool_call|> So."
+    odd = f"<|tool_call>call:add{{a:{Q}x}}<tool_call|> So."
+    for said, found in (
+        (whole, [Call("add", f'{{"a": {json.dumps(inside)}, "b": ["<tool_call|>"]}}'), " So."]),
+        (odd, [odd]),
+    ):
+        reader = CallText(FORMS["gemma"], ("add", "now"))
+        got = [one for at in range(0, len(said), size) for one in reader.push(said[at : at + size])] + reader.flush()
+        calls = [one for one in got if isinstance(one, Call)]
+        text = "".join(one for one in got if isinstance(one, str))
+        assert [*calls, text] == found
 
 
 def in_form(form: str, inside: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 from tests.system.commands import command_of
 from tests.system.serving import served
 from typer.testing import CliRunner, Result
@@ -21,6 +22,7 @@ from typer.testing import CliRunner, Result
 from coterie.api import Coterie, Options
 from coterie.cli import ps as module
 from coterie.cli.main import app
+from coterie.cli.ps import show
 
 
 def run(*words: object, **environment: str) -> Result:
@@ -59,6 +61,23 @@ def test_tables_say_who_is_where(server: tuple[str, Coterie]) -> None:
     assert found["cyd"] == ["absent", "disk", size, "never"]
     assert re.search(r"dram +experts +\d+\.\d\d KiB +\d+\.\d\d KiB +\d+% +2 experts", got.stdout)
     assert re.search(r"dram +KV cache +0 B +\d+\.\d\d \w+ +0% +\d+ blocks known", got.stdout)
+
+
+def test_a_long_name_is_one_word(server: tuple[str, Coterie], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line may be wider than the terminal; what is looked at again is folded to fit it, or lines would be lost."""
+    url, _ = server
+    status, name = (
+        httpx.get(f"{url}/v1/status").json(),
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.and-what-else-a-name-may-have",
+    )
+    status["experts"][0]["name"] = name
+    monkeypatch.setattr(module, "ask", lambda *_: status)
+    assert rows(run("--url", url).stdout)[name][:3] == ["resident", "dram", "yes"]
+    folded = Console(width=80)
+    with folded.capture() as capture:
+        folded.print(show(status, url))
+    assert max(map(len, capture.get().splitlines())) == 80
+    assert name not in capture.get()
 
 
 def test_json_is_the_servers_own(server: tuple[str, Coterie]) -> None:

@@ -108,6 +108,48 @@ def test_a_query_made_ready_before_has_the_tokens_of_the_new_tokenizer(office: P
         assert [one.is_current(coterie.texts) for one in ready] == [False, True]
 
 
+def test_what_lies_beside_the_weights_is_read_anew(office: Path) -> None:
+    """A template, end tokens or sampling alone: the weights stay where they are, pinned and with KV state."""
+    ada = office / "ada"
+    with Coterie.open(office) as coterie:
+        before = coterie.ask(Query.text(PROMPT, "ada"))
+        coterie.pin("ada")
+        (ada / "chat_template.jinja").write_text("{% for m in messages %}Now {{ m['content'] }}{% endfor %}")
+        assert coterie.rescan().to_dict() == {"added": [], "renewed": ["ada"], "kept": {}, "left_out": {}}
+        assert coterie.status().expert("ada").pinned
+        assert coterie.status().expert("ada").state == "resident"
+        after = coterie.ask(Query.text(PROMPT, "ada"))
+        assert (after.hit, after.prompt_tokens) == (True, len("Now ") + len(PROMPT))
+        assert after.token_ids == alone(ada)
+        (ada / "chat_template.jinja").unlink()
+        assert coterie.rescan().renewed == ("ada",)
+        again = coterie.ask(Query.text(PROMPT, "ada"))
+        assert again.token_ids == before.token_ids
+        assert again.cached_tokens > 0
+        (ada / "generation_config.json").write_text('{"eos_token_id": [256, 7], "do_sample": true}')
+        assert coterie.rescan().renewed == ("ada",)
+        assert coterie.models["ada"].end_ids == (256, 7)
+        assert coterie.models["ada"].advised.sampling.temperature == 1.0
+        (ada / "generation_config.json").write_text("{")
+        (ada / "chat_template.jinja").write_text("{{")
+        assert "not valid JSON" in str(coterie.rescan().kept["ada"])
+        assert coterie.models["ada"].end_ids == (256, 7)  # it stays as it was
+
+
+def test_a_tokenizer_alone_is_read_anew(office: Path) -> None:
+    tokenizer = office / "ada" / "tokenizer.json"
+    with Coterie.open(office) as coterie:
+        before = coterie.ask(Query.text(PROMPT, "ada"))
+        said = json.loads(tokenizer.read_text())
+        said["added_tokens"] = said["added_tokens"][:1]  # the template's marks are letters now
+        tokenizer.write_text(json.dumps(said))
+        assert coterie.rescan().renewed == ("ada",)
+        after = coterie.ask(Query.text(PROMPT, "ada"))
+        assert after.prompt_tokens > before.prompt_tokens
+        assert after.token_ids == alone(office / "ada")
+        assert coterie.rescan().renewed == ()
+
+
 def test_who_finds_a_file_replaced_is_told_of_a_rescan(office: Path, tmp_path: Path) -> None:
     with Coterie.open(office) as coterie:
         shutil.copy(write_expert(tmp_path / "other", 9) / "model.safetensors", office / "ada" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Looks into a folder of experts again, while it is served: what is new there, and whose weights were replaced.
+"""Looks into a folder of experts again, while it is served: what is new there, and whose files were replaced.
 
 What has gone stays as it is: an expert that is in memory needs its files no more. Knows nothing about requests.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.api.assemble import Options
 from coterie.api.sampling import with_defaults
-from coterie.api.texts import Text, open_texts
+from coterie.api.texts import Text, files_of, open_texts
 from coterie.checkpoint.layout import FileIdentity
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.expert import Expert
@@ -26,7 +26,7 @@ from coterie.models.model import Model, with_activations
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """What another look changed: experts that are new, and those that have other weights since.
+    """What another look changed: experts that are new, and those whose weights, or what lies beside them, are others.
 
     `kept`: those that should have and stay as they are, with the reason. `left_out`: what is not served, likewise.
     """
@@ -60,7 +60,7 @@ def rescan(
     left_out: dict[str, CoterieError] = {name: why for name, why in found.left_out.items() if name not in before}
     opened: dict[Path, Model] = {}
     for expert in found.experts:
-        if before.get(expert.name) == expert and not _replaced(models[expert.name]):
+        if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
             continue
         try:
             _take(expert, parts, models, texts, options, opened)
@@ -86,9 +86,21 @@ def _take(
     model = with_activations(open_expert(expert, expert.checkpoint, opened), options.activations)
     model = with_defaults(model, options.sampling)
     text = open_texts({expert.name: model})
-    serve_more(parts, models, expert.name, model, options)
+    if expert.name not in models or _runs(model) != _runs(models[expert.name]):
+        serve_more(parts, models, expert.name, model, options)
     models[expert.name] = model
     texts |= text
+
+
+def _runs(model: Model) -> object:
+    """What the engine and the cache know of a model: as long as it is the same, what they have of it stays good."""
+    base = None if model.base is None else model.base.layout
+    return model.key, model.layout, base, model.max_context, model.config.vocab_size
+
+
+def _changed(model: Model, text: Text) -> bool:
+    """Whether a file of its weights, or one beside them, is another one than when it was opened, or none."""
+    return _replaced(model) or text.files != files_of(model)
 
 
 def _replaced(model: Model) -> bool:

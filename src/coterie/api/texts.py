@@ -5,18 +5,21 @@ Knows nothing about engines.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 from coterie.api.types import Query
 from coterie.checkpoint.calls import CallReader, CallText
 from coterie.checkpoint.channels import ChannelText
-from coterie.checkpoint.chat import ChatTemplate
+from coterie.checkpoint.chat import MORE_TEMPLATES, ChatTemplate
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held, is_strict
 from coterie.checkpoint.infill import InfillMarks, infill_marks
+from coterie.checkpoint.layout import FileIdentity
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
@@ -28,17 +31,22 @@ from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
+_BESIDE = ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja")
 _LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes."""
+    """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
+
+    `files`: those beside its weights, as they were when they were read.
+    """
 
     expert: str
     vocab_size: int
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
+    files: Mapping[Path, FileIdentity] = field(default_factory=dict, compare=False)
 
     @property
     def is_read(self) -> bool:
@@ -227,11 +235,21 @@ def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> 
 def _open(name: str, model: Model) -> Text:
     if model.path is None:
         return Text(name, model.config.vocab_size, None, None)
-    own = model.path
+    own, files = model.path, files_of(model)
     base = own if model.base is None or model.base.path is None else model.base.path
     tokens = own if (own / TOKENIZER_CONFIG).exists() else base
     template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
-    return Text(name, model.config.vocab_size, tokenizer_of(model), template)
+    return Text(name, model.config.vocab_size, tokenizer_of(model), template, files)
+
+
+def files_of(model: Model) -> dict[Path, FileIdentity]:
+    """What lies beside a model's weights and its base's as they are now: configs, tokenizer, templates."""
+    found: dict[Path, FileIdentity] = {}
+    for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):
+        for path in (path for kind in _BESIDE for path in folder.glob(kind)):
+            with contextlib.suppress(FileNotFoundError):  # it has just gone
+                found[path] = FileIdentity.of(path.stat())
+    return found
 
 
 def prompt_of(query: Query) -> Prompt:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import BLANKS, MAX_BLANKS
+from coterie.checkpoint.quoted import Quoted
 from coterie.checkpoint.tagged import Named, Read, Tags
 from coterie.core.text import overlap
 
@@ -176,14 +177,14 @@ class CallText:
 def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tuple[int, list[Call]] | None:
     """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet.
 
-    `end`: where the closing mark of a block in tags begins, if it is there.
+    `end`: where the closing mark of a block begins, whose values are in marks, if it is there.
     """
     start = len(form.opening) if text.startswith(form.opening) else 0
     if isinstance(form.layout, Named):
         one = form.layout.first(text, start)
         return None if one is None else (one[0], _made([] if one[1] is None else [one[1]], tools))
     if form.layout is not None:
-        if end < 0 and (final or not isinstance(form.layout, Tags)):
+        if end < 0 and (final or not isinstance(form.layout, Tags | Quoted)):
             end = text.find(form.closing, start)
         if end < 0 and not final:
             return None

@@ -56,7 +56,7 @@ class Form:
     def ripening(self) -> Ripening:
         """When to read a block of this form."""
         mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
-        within = self.layout.within if isinstance(self.layout, Tags) else None
+        within = self.layout.within if isinstance(self.layout, Tags | Quoted) else None
         return Ripening(self.opening, self.closing, mark, within)
 
     def shown_by(self, template: str) -> bool:

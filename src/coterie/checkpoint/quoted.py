@@ -54,6 +54,11 @@ class Quoted:
         """What is in a call and may be a special token."""
         return (self.quote,)
 
+    @property
+    def within(self) -> tuple[str, str]:
+        """What stands around a text, in which the mark that closes a block is a part of it."""
+        return self.quote, self.quote
+
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed."""
         found, at, size = list[Read](), 0, len(text.rstrip())

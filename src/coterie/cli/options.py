@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.core.paths import user_path
@@ -28,6 +29,7 @@ T = TypeVar("T")
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
+_WIDEST = 1000  # characters of a table's line
 # What the system says of a path that somebody gave, even when it is only asked whether something is there.
 _OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
@@ -144,6 +146,12 @@ def print_json(value: Any) -> None:
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     sys.stdout.write(json.dumps(value, ensure_ascii=escaped, indent=2) + "\n")
     sys.stdout.flush()
+
+
+def print_whole(shown: RenderableType) -> None:
+    """Print tables as wide as they are, so that a name is one word to who looks for it."""
+    wide = Measurement.get(out, out.options.update(max_width=_WIDEST), shown).maximum
+    Console(file=out.file, width=max(out.width, wide), highlight=False, soft_wrap=True, emoji=False).print(shown)
 
 
 def short_base(base: str) -> str:

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.options import JsonOpt, out, print_json, sentences, short_base
+from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_seconds
 from coterie.server.guard import digests_of
@@ -44,7 +44,7 @@ def ps(
     """Show which experts a running server has where, and what they do."""
     status = ask(url, api_key)
     if watch is None:
-        print_json(status) if json_ else out.print(show(status, url))
+        print_json(status) if json_ else print_whole(show(status, url, whole=True))
         return
     try:
         if json_:
@@ -106,21 +106,21 @@ def _refusal(error: HTTPError) -> tuple[str, str]:
     return f"the server answers {error.code}: {message}", "look at its log"
 
 
-def show(status: dict[str, Any], url: str) -> Group:
-    """Two tables, with a line above that says what is served."""
+def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
+    """Two tables, with a line above that says what is served. `whole`: no name is folded, however wide it is."""
     name, device = escape(status["composition"]), escape(status["device"])
     count = sum(expert["state"] == "resident" for expert in status["experts"])
     first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {count} of {len(status['experts'])} experts resident, "
     first += f"{status['running']} requests running, {status['waiting']} waiting"
-    return Group(first, _experts(status), _tiers(status))
+    return Group(first, _experts(status, whole), _tiers(status))
 
 
-def _experts(status: dict[str, Any]) -> Table:
+def _experts(status: dict[str, Any], whole: bool) -> Table:
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "run", "wait", "last use")]
     words = [Column(name, no_wrap=True) for name in ("state", "tier", "pin")]
     adapters = any(expert.get("base") for expert in status["experts"])
-    beside = [Column("base", overflow="fold")] if adapters else []
-    table = Table(Column("expert", overflow="fold"), *words, *numbers, *beside, box=SIMPLE_HEAD)
+    beside = [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
+    table = Table(Column("expert", overflow="fold", no_wrap=whole), *words, *numbers, *beside, box=SIMPLE_HEAD)
     for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
         used_s, style = expert["last_used_s"], STYLES[expert["state"]]
         table.add_row(

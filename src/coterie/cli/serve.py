@@ -37,6 +37,7 @@ from coterie.cli.options import (
     say_left_out,
     sentences,
 )
+from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.graph.ops import INT16
 from coterie.server.app import make_app
@@ -44,7 +45,8 @@ from coterie.server.ending import Server
 from coterie.server.guard import ANY, digests_of, pages_of
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-EXAMPLE = "What is 47 plus 85?"
+EXAMPLE = "What is the capital of France?"
+OF_DEMO = "What is 47 plus 85?"  # its experts know their tasks alone
 KEYS_IN = "COTERIE_API_KEY"
 
 
@@ -101,7 +103,7 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     url = f"http://{shown}:{port}"
     asked = coterie.composition
     model = asked.name if asked.router or len(asked.experts) == 1 else asked.names[0]  # who chooses, or else an expert
-    body = {"model": model, "messages": [{"role": "user", "content": EXAMPLE}]}
+    body = {"model": model, "messages": [{"role": "user", "content": example_of(asked)}]}
     show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if keys else ""
     what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
     curl = f"curl -s {url}/v1/chat/completions {what}"
@@ -116,6 +118,15 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
         out.print("note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key")
     if not keys and host not in LOOPBACK:
         out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
+
+
+def example_of(composition: Composition) -> str:
+    """A question that is worth asking it: the first example of its router, or else what any model may be asked."""
+    if composition.root.is_relative_to(PRESETS):
+        return OF_DEMO
+    examples = () if composition.router is None else composition.router.examples
+    fallback = "" if composition.router is None else composition.router.fallback
+    return next((example.text for example in examples if example.expert != fallback), EXAMPLE)
 
 
 def listen(host: str, port: int) -> socket.socket:
