@@ -133,6 +133,21 @@ def test_a_load_that_another_caller_began_is_no_switch_of_the_engine() -> None:
     assert (w.engine.metrics.switches, w.engine.metrics.fetched_bytes) == (0, 0)
 
 
+def test_what_was_decided_for_several_steps_is_not_done_once_another_caller_evicted_the_expert() -> None:
+    """It is waited for while the other one comes in, and was run without its weights as soon as nothing moved."""
+    w = world({"a": 6, "b": 6}, 8, max_steps=1)
+    w.engine.submit(ask("r", "a", max_tokens=20))
+    while not kinds(w, "run") or w.cache.loading():
+        w.engine.step()
+    w.cache.want("b", w.experts["b"].layout)
+    w.device.stalled.add("b")
+    for _ in range(3):
+        w.engine.step(until=w.device.now())
+    w.device.stalled.clear()
+    results = run_all(w)
+    assert (results["r"].last.finish_reason, len(kinds(w, "fetch"))) == ("length", 2)
+
+
 def test_cancelling_what_has_ended_harms_no_later_request_of_that_name() -> None:
     w = world({"a": 6}, 8)
     w.engine.submit(ask("r", "a"))

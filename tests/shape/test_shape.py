@@ -6,8 +6,10 @@ Knows nothing about what the code does.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +112,19 @@ def test_only_bindings_include_nanobind() -> None:
     csrc = ROOT / "csrc"
     users = {str(p.relative_to(csrc)) for p in csrc.rglob("*") if p.is_file() and "nanobind" in p.read_text()}
     assert users == {"bindings.cpp", "clock/bindings.cpp"}
+
+
+def test_every_dependency_has_its_reason_and_its_pin() -> None:
+    """docs/dependencies.md has a row for each package that pyproject.toml names, and for no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    asked += [one for extra in extras.values() for one in extra if not one.startswith("coterie[")]
+    names = {re.split(r"[=<>;\s]", one)[0] for one in asked}
+    rows = re.findall(r"^\| ([a-z][^|]*) \|", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE)
+    assert {name for row in rows[1:] for name in row.split(", ")} == names
+    loose = {one for one in asked if "==" not in one}
+    assert loose == {"cmake>=3.25", "ninja>=1.11"}, "each of any version that builds; all else is pinned"
 
 
 def test_nothing_large_is_tracked() -> None:

@@ -179,7 +179,7 @@ class Engine:
         """What to do, and in how many steps in a row the same would be decided."""
         if self._repeats > 0 and self._groups.unmoved:
             return self._decided, self._repeats
-        refused = NOBODY
+        refused, self._repeats = NOBODY, 0  # what is decided now may be to wait
         while True:
             view = self._groups.view(refused)
             decision = self._schedule(view, self.policy)
