@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from coterie.api.rescan import _replaced
 from coterie.checkpoint.layout import FileIdentity, FileRange
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, TransferError, UsageError
+from coterie.engine.experts import open_expert
 from coterie.memory.slab import round_up
 from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import open_model
@@ -289,6 +291,33 @@ def test_over_http(office: Path) -> None:
         assert [row["id"] for row in client.get("/v1/models").json()["data"]] == ["office", "ada", "bob", "cyd"]
         body = {"model": "cyd", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_an_expert_is_opened_while_others_go_on(office: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of them take seconds, in which the engine's thread must be free."""
+    with Coterie.open(office) as coterie, TestClient(make_app(coterie)) as client:
+        threads: list[str] = []
+        monkeypatch.setattr(
+            "coterie.api.rescan.open_expert",
+            lambda *args: threads.append(threading.current_thread().name) or open_expert(*args),
+        )
+        write_expert(office / "cyd", 3)
+        assert client.post("/v1/models/rescan").json()["added"] == ["cyd"]
+        assert [name.rpartition("_")[0] for name in threads] == ["coterie-beside"]
+
+
+def test_of_two_looks_at_once_one_counts(office: Path, tmp_path: Path) -> None:
+    with Coterie.open(office) as coterie:
+        write_expert(office / "cyd", 3)
+        shutil.copy(write_expert(tmp_path / "other", 9) / "model.safetensors", office / "ada" / "model.safetensors")
+        first, second = coterie.look_again(), coterie.look_again()
+        found = coterie.rescan(first)
+        assert (found.added, found.renewed) == (("cyd",), ("ada",))
+        model = coterie.models["cyd"]
+        found = coterie.rescan(second)
+        assert (found.added, found.renewed, dict(found.kept), dict(found.left_out)) == ((), (), {}, {})
+        assert coterie.models["cyd"] is model
+        assert asked(coterie, "ada") == alone(tmp_path / "other")
 
 
 def test_a_file_is_read_once(office: Path) -> None:

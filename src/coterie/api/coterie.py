@@ -17,7 +17,7 @@ from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, made_ready, placed
-from coterie.api.rescan import Rescan, rescan
+from coterie.api.rescan import Looked, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.types import Answer, Chunk, Query
@@ -46,10 +46,9 @@ class Coterie:
         opened = open_all(composition, options.device, options.activations, options.sampling)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
-        self._parts: Parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
-        self._experts = Experts(self.texts, self.models, self._parts.kv.holds)
-        made_up = self._parts.device.synthetic()
-        self._routings = Routings(self.routing, self.texts, self.models, self._parts.engine, made_up)
+        parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
+        self._experts = Experts(self.texts, self.models, parts.kv.holds)
+        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
@@ -91,13 +90,11 @@ class Coterie:
         begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
         if not begun.asks:
             return self.routing.finish(begun)
-        with self._lock:
-            self._check_open()
+        with self._opened():
             self._routings.begin(request_id, begun)
         try:
             while True:
-                with self._lock:
-                    self._check_open()
+                with self._opened():
                     if self._routings.done(request_id):
                         return self._routings.route(request_id)
                     self._unseen += self._advance(WAIT_S)
@@ -141,8 +138,7 @@ class Coterie:
 
         Raises ClosedError.
         """
-        with self._lock:
-            self._check_open()
+        with self._opened():
             unseen, self._unseen = self._unseen, []
             return unseen + self._advance(within_s)
 
@@ -200,8 +196,7 @@ class Coterie:
 
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
-        with self._lock:
-            self._check_open()
+        with self._opened():
             return look(self._parts, self.models, self.composition.name)
 
     def load(self, expert: str) -> None:
@@ -240,11 +235,15 @@ class Coterie:
         with self._wishes(expert) as wishes:
             wishes.unpin(expert)
 
-    def rescan(self) -> Rescan:
-        """Look into the folder again: serve what is new there. Raises UsageError for a composition that is a file."""
-        with self._lock:
-            self._check_open()
-            now, found = rescan(self.composition, self._parts, self.models, self.texts, self._options)
+    def look_again(self) -> Looked:
+        """What is new in the folder, opened, in any thread. Raises UsageError for a composition that is a file."""
+        return look_again(self.composition, self.models, self.texts, self._options)
+
+    def rescan(self, looked: Looked | None = None) -> Rescan:
+        """Serve what is new in the folder, as another look found it, or else one now. Raises as `look_again`."""
+        looked = looked or self.look_again()
+        with self._opened():
+            now, found = rescan(self.composition, looked, self._parts, self.models, self.texts, self._options)
             self.composition, self.routing = now, Routing(now)
             return found
 
@@ -263,15 +262,17 @@ class Coterie:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if not self._close.alive:
-            fact = "this Coterie is closed and answers nothing any more"
-            raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[None]:
+        with self._lock:
+            if not self._close.alive:
+                fact = "this Coterie is closed and answers nothing any more"
+                raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+            yield
 
     @contextlib.contextmanager
     def _wishes(self, expert: str) -> Iterator[Wishes]:
-        with self._lock:
-            self._check_open()
+        with self._opened():
             self.composition.expert(expert)
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
@@ -282,8 +283,7 @@ class Coterie:
 
     def _check_room(self, query: Query, more: int) -> None:
         """Raise ClosedError, or CrowdedError where too many wait."""
-        with self._lock:
-            self._check_open()
+        with self._opened():
             if (most := self._options.max_waiting) is not None:
                 self._parts.engine.check_room(query.client, most, 1 + more)
 

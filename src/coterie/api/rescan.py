@@ -42,54 +42,86 @@ class Rescan:
         return {"added": list(self.added), "renewed": list(self.renewed), "kept": kept, "left_out": left_out}
 
 
-def rescan(
-    composition: Composition, parts: Parts, models: dict[str, Model], texts: dict[str, Text], options: Options
-) -> tuple[Composition, Rescan]:
-    """Serve what is new in a composition's folder; `models` and `texts` grow. Not while the engine is in a step.
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What another look found: the folder as it is, and what is new or replaced there, opened, or why it is not.
+
+    `was`: the models that were served under these names, None where there was none.
+    """
+
+    found: Composition
+    opened: Mapping[str, tuple[Model, Text]]
+    failed: Mapping[str, UsageError]
+    was: Mapping[str, Model | None]
+
+
+def look_again(
+    composition: Composition, models: Mapping[str, Model], texts: Mapping[str, Text], options: Options
+) -> Looked:
+    """Look into a composition's folder, and open what is new there. In any thread: to open hundreds takes seconds.
 
     Raises UsageError for a composition that is a file, and where the folder has become one, NotFoundError and
-    CompositionError where there is no folder any more, or no expert in it. Then all is as it was.
+    CompositionError where there is no folder any more, or no expert in it.
     """
     found = load_composition(composition.root) if composition.is_folder else composition
     if not found.is_folder:
         fact = "is no folder of experts, and a file is read once"
         raise UsageError(composition.name, fact, "serve it again, or serve a folder")
-    before = {expert.name: expert for expert in composition.experts}
-    changed: list[str] = []
-    kept: dict[str, CoterieError] = {}
-    left_out: dict[str, CoterieError] = {name: why for name, why in found.left_out.items() if name not in before}
-    opened: dict[Path, Model] = {}
+    before, models = {expert.name: expert for expert in composition.experts}, dict(models)
+    bases: dict[Path, Model] = {}
+    opened: dict[str, tuple[Model, Text]] = {}
+    failed: dict[str, UsageError] = {}
     for expert in found.experts:
         if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
             continue
         try:
-            _take(expert, parts, models, texts, options, opened)
+            opened[expert.name] = _open(expert, options, bases)
+        except UsageError as error:
+            failed[expert.name] = error
+    return Looked(found, opened, failed, {name: models.get(name) for name in (*opened, *failed)})
+
+
+def rescan(
+    composition: Composition,
+    looked: Looked,
+    parts: Parts,
+    models: dict[str, Model],
+    texts: dict[str, Text],
+    options: Options,
+) -> tuple[Composition, Rescan]:
+    """Serve what a look found; `models` and `texts` grow. Not while the engine is in a step.
+
+    What others have changed since that look stays as they left it.
+    """
+    before = {expert.name: expert for expert in composition.experts}
+    changed: list[str] = []
+    kept: dict[str, CoterieError] = {}
+    left_out: dict[str, CoterieError] = {n: why for n, why in looked.found.left_out.items() if n not in before}
+    for name, was in looked.was.items():
+        if models.get(name) is not was:
+            continue
+        try:
+            if why := looked.failed.get(name):
+                raise why
+            model, text = looked.opened[name]
+            if was is None or _runs(model) != _runs(was):
+                serve_more(parts, models, name, model, options)
         except (UsageError, CapacityError, ConflictError) as error:
-            (kept if expert.name in before else left_out)[expert.name] = error
+            (kept if name in before else left_out)[name] = error
         else:
-            changed.append(expert.name)
-    now = before | {expert.name: expert for expert in found.experts if expert.name in changed}
+            models[name], texts[name] = model, text
+            changed.append(name)
+    now = before | {expert.name: expert for expert in looked.found.experts if expert.name in changed}
     composition = replace(composition, experts=tuple(now.values()), left_out=left_out)
     added, renewed = ([name for name in changed if (name in before) == old] for old in (False, True))
     return composition, Rescan(tuple(added), tuple(renewed), kept, left_out)
 
 
-def _take(
-    expert: Expert,
-    parts: Parts,
-    models: dict[str, Model],
-    texts: dict[str, Text],
-    options: Options,
-    opened: dict[Path, Model],
-) -> None:
+def _open(expert: Expert, options: Options, bases: dict[Path, Model]) -> tuple[Model, Text]:
     assert expert.checkpoint is not None
-    model = with_activations(open_expert(expert, expert.checkpoint, opened), options.activations)
+    model = with_activations(open_expert(expert, expert.checkpoint, bases), options.activations)
     model = with_defaults(model, options.sampling)
-    text = open_texts({expert.name: model})
-    if expert.name not in models or _runs(model) != _runs(models[expert.name]):
-        serve_more(parts, models, expert.name, model, options)
-    models[expert.name] = model
-    texts |= text
+    return model, open_texts({expert.name: model})[expert.name]
 
 
 def _runs(model: Model) -> object:

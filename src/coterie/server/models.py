@@ -65,7 +65,8 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
 
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
-        found = await worker.call(Coterie.rescan)
+        looked = await worker.beside(Coterie.look_again)
+        found = await worker.call(lambda coterie: coterie.rescan(looked))
         return JSONResponse({"object": "rescan", **found.to_dict()})
 
     async def status(_: Request) -> Response:
