@@ -70,6 +70,41 @@ def test_a_hugging_face_cache(tmp_path):
     assert "begun/snapshots/d2] has no config.json; download" in str(found.left_out["models--team--begun"])
 
 
+def test_folders_of_teams(tmp_path):
+    """As who downloads models to team/name has them. A name that two have is said with the team's."""
+    for name in ("alone", "sql", "red/tax", "red/sql", "blue/sql", "blue/.git", "blue/deep/er", "alone/inside"):
+        checkpoint(tmp_path / name)
+    (tmp_path / "blue" / "an expert").mkdir()
+    checkpoint(tmp_path / ".cache" / "hidden")
+    found = load_composition(tmp_path)
+    places = {expert.name: str(expert.checkpoint.relative_to(tmp_path)) for expert in found.experts}
+    assert places == {
+        "alone": "alone",
+        "sql": "sql",
+        "tax": "red/tax",
+        "red--sql": "red/sql",
+        "blue--sql": "blue/sql",
+    }
+    assert found.left_out.keys() == {".git"}
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
+    checkpoint(tmp_path / "sql")
+    closed, listed = checkpoint(tmp_path / "closed"), Path.iterdir
+
+    def iterdir(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    found = load_composition(tmp_path)
+    assert found.names == ("sql",)
+    assert str(found.left_out["closed"]) == (
+        f"[{closed}] cannot be read: Permission denied; let it be read, or take it out of the folder"
+    )
+
+
 def test_one_model_of_a_cache_has_its_own_name(tmp_path):
     folder = cached(tmp_path, "team--sql-8b", "c0ffee", main="c0ffee")
     for ref in (folder, folder / "snapshots" / "c0ffee"):

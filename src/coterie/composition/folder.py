@@ -1,6 +1,7 @@
 """Finds the experts of a folder: each of its subfolders that is a checkpoint, an adapter or a delta is one.
 
     models/sql/config.json                                          -> sql
+    models/team/sql/config.json                                     -> sql, or team--sql where two have that name
     hub/models--team--name/snapshots/COMMIT/config.json             -> name, or team--name where two have that name
     (refs/main has the commit)
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
 from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, safe_name
-from coterie.composition.hub import find_base, main_snapshot, named_in_cache
+from coterie.composition.hub import SNAPSHOTS, find_base, main_snapshot, named_in_cache
 from coterie.core.errors import CompositionError, CoterieError, UsageError
 
 
@@ -77,10 +78,10 @@ def is_checkpoint(folder: Path) -> bool:
 
 def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     """The folders that may be experts, by name, and what cannot be one."""
-    within = sorted(path for path in root.iterdir() if path.is_dir())
+    left_out: dict[str, UsageError] = {}
+    within = _within(root, left_out)
     files = [found for one in (root, *within) for found in gguf_files(one) if not is_checkpoint(one)]
     snapshots: dict[Path, Path | None] = {}
-    left_out: dict[str, UsageError] = {}
     for path in within:
         try:
             snapshots[path] = main_snapshot(path)
@@ -91,10 +92,10 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     if files and not found:
         fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
         raise CompositionError(str(root), fact, f"write an expert folder from each: coterie import {root} OUT")
-    short = Counter(named_in_cache(path.name)[1] for path in found)
+    short = Counter(_team_and_name(path, root)[1] for path in found)
     named: dict[str, Path] = {}
     for path, place in found.items():
-        team, name = named_in_cache(path.name)
+        team, name = _team_and_name(path, root)
         name = f"{team}--{name}" if team and short[name] > 1 else name
         if name in named:
             left_out[path.name] = CompositionError(str(root), f"{name!r} names two folders", "rename one of them")
@@ -112,6 +113,25 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
             str(file), "is a GGUF file, which is imported first", import_remedy(file)
         )
     return named, left_out
+
+
+def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
+    """The folders in a folder; in the place of a team's, the checkpoints in it. What cannot be read is left out."""
+    found: list[Path] = []
+    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+        try:
+            inner = sorted(inner for inner in path.iterdir() if inner.is_dir())
+            is_one = is_checkpoint(path) or path / SNAPSHOTS in inner or path.name.startswith(".")
+            found += [path] if is_one else ([one for one in inner if is_checkpoint(one)] or [path])
+        except OSError as error:
+            fact = f"cannot be read: {error.strerror}"
+            left_out[path.name] = CompositionError(str(path), fact, "let it be read, or take it out of the folder")
+    return found
+
+
+def _team_and_name(path: Path, root: Path) -> tuple[str, str]:
+    """A team and a name, by the folder in a cache, or by that in which it lies; no team for one beside others."""
+    return named_in_cache(path.name) if path.parent == root else (path.parent.name, path.name)
 
 
 def _expert(name: str, path: Path, root: Path) -> Expert:

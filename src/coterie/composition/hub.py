@@ -31,6 +31,7 @@ from coterie.core.paths import user_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[A-Za-z0-9][\w.-]*")
+SNAPSHOTS = "snapshots"  # the folder of a model's revisions in the cache
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
@@ -150,7 +151,7 @@ def named_in_cache(folder: str) -> tuple[str, str]:
 
 def main_snapshot(model: Path) -> Path | None:
     """Where the main revision of a model's folder in a cache is, or its only one; None for any other folder."""
-    snapshots = model / "snapshots"
+    snapshots = model / SNAPSHOTS
     if not snapshots.is_dir() or not named_in_cache(model.name)[0]:
         return None
     ref = model / "refs" / "main"
@@ -176,5 +177,5 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     model = hub_cache() / f"models--{hub_id.replace('/', '--')}"
     ref = model / "refs" / revision
     commit = _commit(ref) if ref.is_file() else revision
-    snapshot = model / "snapshots" / commit
+    snapshot = model / SNAPSHOTS / commit
     return snapshot if (snapshot / CONFIG).is_file() or beside_a_base(snapshot) else None
