@@ -208,8 +208,9 @@ def _coe(results: list[Result]) -> str:
 
 
 def _coe_row(work: str, ours: Result, name: str, theirs: Result) -> list[str]:
+    turns = f", {theirs.get('turns') or 'one at a time'}" if name in PEERS else ""
     return [
-        f"{work}, {ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}",
+        f"{work}, {ours['mix']}, {ours['in_flight']} in flight, {ours['requests']} requests : {BESIDE[name]}{turns}",
         f"{ours['switches']} : {theirs['switches']}",
         f"{ours['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
         f"{ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} x",

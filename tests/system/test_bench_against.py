@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from coterie.bench.serve_against import common_models
 from coterie.bench.serve_family import Family
-from coterie.bench.serve_started import Server, by_command
+from coterie.bench.serve_started import Server, by_command, name_of
 from coterie.bench.serve_watch import watched
 from coterie.bench.words import write_tokenizer
 from coterie.cli.main import app
@@ -118,6 +118,12 @@ def test_a_family_is_all_that_a_server_started_and_ends_with_it() -> None:
         time.sleep(0.05)
     assert not any(running(pid) for pid in pids)
     assert family.cpu_s() is None
+
+
+def test_a_server_has_the_name_of_its_program() -> None:
+    assert name_of(["/opt/bin/llama-server", "-t=1"]) == "llama-server"
+    assert name_of(["/usr/bin/env", "OMP_WAIT_POLICY=passive", "bin/llama-server", "--port"]) == "llama-server"
+    assert name_of(["env"]) == "env"
 
 
 def test_models_are_those_that_all_have_in_the_first_ones_order() -> None:

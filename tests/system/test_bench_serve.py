@@ -243,6 +243,18 @@ def test_prompts_are_as_long_as_the_server_counts_them() -> None:
     assert got["runs"][0]["http"]["prompt_tokens"] == 50
 
 
+def test_words_that_are_counted_are_drawn_as_those_of_prompts() -> None:
+    """This server makes a token of each syllable, and most words have two."""
+
+    def answer(body: dict) -> list:
+        syllables = len(body["messages"][0]["content"].replace(" ", "")) // 2
+        return stream(event("a", "stop"), event(usage={"prompt_tokens": syllables, "completion_tokens": 1}), DONE)
+
+    with stub(answer) as (url, _):
+        got = bench("--url", url, "--model", "x", "--requests", 16, "--in-flight", 2, "--rounds", 1, "--prompt", 90)
+    assert got["runs"][0]["http"]["prompt_tokens"] == pytest.approx(90, rel=0.05)
+
+
 def test_our_experts_are_asked_past_their_router_and_a_server_may_lack_ignore_eos() -> None:
     good = stream(event("a", "stop"), DONE)
     rows = {"data": [{"id": "all", "coterie": {"kind": "composition"}}, {"id": "e", "coterie": {"kind": "expert"}}]}

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Effort, interleave
 from coterie.bench.serve_asked import Asked, Way
 from coterie.bench.serve_drive import Driven, drive
 from coterie.bench.serve_rows import Round, row_of
-from coterie.bench.words import WORDS, said
+from coterie.bench.words import prompt
 from coterie.core.errors import UsageError
 from coterie.plan.workload import Load
 
@@ -77,7 +79,7 @@ def over_http(origin: Origin, way: Way, asked: Asked) -> Driven:
 
 def counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
     """About how many tokens a text is to a server, by its own count of one word and of many; else a token a word."""
-    few, many = (said(WORDS[:words]) for words in PROBES)
+    few, many = (prompt(np.random.default_rng(PROBES), words) for words in PROBES)  # as those of requests are drawn
     answers = drive(origin, way.path, [way.body(model, text, 1) for text in (few, many)], 1).answers
     found = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     words = PROBES if len(found) < len(PROBES) else found

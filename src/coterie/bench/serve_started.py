@@ -62,7 +62,7 @@ def by_command(command: str) -> Iterator[Server]:
         child = subprocess.Popen(line, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             _await(child, origin, said)
-            yield Server(Path(words[0]).name, origin, Family(child.pid))
+            yield Server(name_of(words), origin, Family(child.pid))
         finally:
             _end(child)
 
@@ -78,6 +78,12 @@ def words_of(command: str) -> list[str]:
     if shutil.which(words[0]) is None:
         raise UsageError("--against", f"there is no program {words[0]!r}", "install it, or give the path of one")
     return words
+
+
+def name_of(words: Sequence[str]) -> str:
+    """What a command line's server is called: its program, behind what `env` sets for it."""
+    program = next((word for word in words if Path(word).name != "env" and "=" not in word), words[0])
+    return Path(program).name
 
 
 def _free_port() -> int:
