@@ -239,6 +239,14 @@ def test_prefilling_token_by_token_computes_the_pairs_of_one_prefill(batch, toke
     assert all(step.T == step.B == step.R == batch for step in steps)
 
 
+def test_what_is_computed_of_a_prompt_and_what_was_before_are_the_whole_one():
+    for before, tokens, batch in ((0, 1, 1), (1, 1, 3), (13, 29, 2), (1, 128, 1)):
+        rest, whole = Sizes.continued(batch, tokens, before), Sizes.prefill(batch, before + tokens)
+        assert rest.context_tokens == whole.context_tokens == batch * (before + tokens)
+        first = Sizes.prefill(batch, before) if before else Sizes(0, 0, 0, 0, 0)
+        assert (first.T + rest.T, first.pairs + rest.pairs) == (whole.T, whole.pairs)
+
+
 @pytest.mark.parametrize("made", [Sizes.prefill, Sizes.decode])
 def test_a_step_of_nothing_is_named(made):
     with pytest.raises(ValueError, match="batch is 0"):

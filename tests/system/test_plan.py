@@ -321,6 +321,28 @@ def test_a_file_of_requests_says_what_is_asked(many, tmp_path):
     assert json.loads(checked.stdout)["rows"][0]["check"]["machines"] >= 1
 
 
+def test_what_prompts_share_is_not_computed(opened):
+    machine = load_machine("toy-tiers")
+    none, some, most = (
+        Pricer(*opened, replace(DEMAND, prompt_tokens=90, reused_tokens=reused)).machine(machine)
+        for reused in (0, 45, 89)
+    )
+    assert none.steps.prefill_s > some.steps.prefill_s > most.steps.prefill_s
+    assert none.steps.decode_s == some.steps.decode_s == most.steps.decode_s
+    assert none.near_bytes == most.near_bytes, "each has the KV cache of all its tokens"
+    assert (none.router.prefill_s == most.router.prefill_s).all()
+    assert most.steps.prompts == none.steps.prompts * 90
+
+
+def test_room_for_bursts_takes_more_machines_and_says_why(opened):
+    counts = [answer(opened, wish(4000, busy=busy)) for busy in (1.0, 0.8, 0.4, 0.1)]
+    machines = [found.placement.machines for found in counts]
+    assert machines == sorted(machines)
+    assert machines[0] < machines[-1]
+    assert all(found.worst.steps <= busy for found, busy in zip(counts, (1.0, 0.8, 0.4, 0.1), strict=True))
+    assert "more than the 10% of the time that it may have" in counts[-1].bound
+
+
 def test_few_experts_have_a_curve_without_repeats(opened):
     few = replace(opened[0], experts=opened[0].experts[:3])
     curve = answer((few, opened[1]), wish(10.0, experts=3)).curve
@@ -348,6 +370,9 @@ def test_a_question_that_the_routers_model_cannot_read_is_refused(many, tmp_path
             "[--prompt] 'uniform:1:1e300' goes beyond",
         ),
         (("--rate", "5", "--slo", "ttft=1s", "--seed", "-1"), "greater than or equal to 0"),
+        (("--rate", "5", "--slo", "ttft=1s", "--busy", "1.1"), "[--busy] is 1.1; give a share of the time"),
+        (("--rate", "5", "--slo", "ttft=1s", "--reused", "128"), "[--reused] is 128 of 128 tokens of a prompt"),
+        (("--rate", "5", "--slo", "ttft=1s", "--reused", "9", "--check"), "whose prompts share nothing; leave --check"),
         (("--slo", "ttft=1s"), "[--rate] is missing; give the requests per second, or --workload FILE"),
         (("--rate", "5", "--slo", "ttft=1s", "--max-power", "20"), "[--max-power] '20' is no power; write 20kW"),
     ],

@@ -18,6 +18,7 @@ def counts(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^ (\S+) +(\d+|none) +(?:[\d.]+ m?s|-)", text, re.MULTILINE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_it_shows_comes_out(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -94,6 +94,9 @@ def info(
         out.print(_sensitivity_table(f"{model}: {step}", items))
     for note in spec.notes:
         out.print(f"note: {note}", markup=False)
+    if machine and spec.flops_share == spec.tier(spec.run_tier).share == 1.0:
+        said = "no achieved share of its rates is given, so all is taken: right if they were measured, not of peaks"
+        out.print(f"note: {said}", markup=False)
     out.print(f"software stacks: {', '.join(stack_names())} (NAME:stack=...)")
     out.print(f"modelled machines: {', '.join(machine_names())}")
 

@@ -5,7 +5,8 @@ Knows nothing about how it is found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -18,7 +19,6 @@ from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
-from coterie.models.model import Model
 from coterie.plan.apart import Part, apart, whole
 from coterie.plan.asked import Asked, from_file, from_options
 from coterie.plan.check import Check, check
@@ -37,33 +37,43 @@ from coterie.plan.workload_file import read_workload
 from coterie.spec.load import load_machine, without_setting
 from coterie.spec.machine import MachineSpec
 
+RateOpt = Annotated[
+    float | None, typer.Option(metavar="PER_S", help="Requests per second, all machines together; a file has its own.")
+]
+WorkloadOpt = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Requests, as public LLM traces are: lengths, experts, the busiest minute."),
+]
+ReusedOpt = Annotated[
+    float, typer.Option(min=0, metavar="TOKENS", help="Of a prompt, those that began an earlier one: not computed.")
+]
+BusyOpt = Annotated[
+    float, typer.Option(metavar="SHARE", help="Of the time, what steps may run and a link be used: 0.8 leaves room.")
+]
+MaxPriceOpt = Annotated[
+    float | None, typer.Option(metavar="MONEY", help="What all may cost, by --machine NAME:price=... of each.")
+]
+ResidentOpt = Annotated[
+    bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
+]
+
 
 @sentences
 def planning(
     composition: CompositionArg,
     machine: MachinesOpt,
     slo: Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")],
-    rate: Annotated[
-        float | None,
-        typer.Option(metavar="PER_S", help="Requests per second, all machines together; a file has its own."),
-    ] = None,
+    rate: RateOpt = None,
     mix: MixOpt = "uniform",
     prompt: PromptOpt = PROMPT,
     tokens: TokensOpt = TOKENS,
-    workload: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Requests, as public LLM traces are: lengths, experts, the busiest minute."),
-    ] = None,
-    separately: Annotated[
-        bool, typer.Option("--apart", help="Machines of their own for the experts of each model.")
-    ] = False,
+    workload: WorkloadOpt = None,
+    each: Annotated[bool, typer.Option("--apart", help="Machines of their own for the experts of each model.")] = False,
+    reused: ReusedOpt = 0.0,
+    busy: BusyOpt = 1.0,
     max_power: Annotated[str, typer.Option(metavar="POWER", help="What all may draw: 20kW.")] = "",
-    max_price: Annotated[
-        float | None, typer.Option(metavar="MONEY", help="What all may cost, by --machine NAME:price=... of each.")
-    ] = None,
-    resident: Annotated[
-        bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
-    ] = False,
+    max_price: MaxPriceOpt = None,
+    resident: ResidentOpt = False,
     checked: Annotated[bool, typer.Option("--check", help="Let the simulation find the answer.")] = False,
     requests: Annotated[int, typer.Option(help="Requests of the check; of a file, the first so many.")] = 1000,
     seed: SeedOpt = 7,
@@ -73,33 +83,24 @@ def planning(
     """Find the smallest number of each machine that keeps a promise under a load, and where the experts go."""
     if html is not None:
         check_plots("--html")
-    promised = parse_slo(slo)
+    promised = _promised(slo, busy)
     limits = Limits(parse_power(max_power, "--max-power") if max_power else None, max_price)
     found, models = opened_to_price(composition)
     mixed = mix_named(mix, found.names)
     if workload is not None:
         read = read_workload(workload, found.names, mixed, seed, None)
         asked = from_file(read.within(min(model.max_context for model in models.values()), clip=False), rate)
-    else:
-        if rate is None:
-            raise UsageError("--rate", "is missing", "give the requests per second, or --workload FILE")
+    elif rate is not None:
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
         asked = from_options(Load(requests, mixed, *lengths, rate=rate, seed=seed), found.names)
+    else:
+        raise UsageError("--rate", "is missing", "give the requests per second, or --workload FILE")
+    _check_reused(reused, asked, checked)
     question_tokens(found, models, round(asked.prompt_tokens))  # refuses what no router could read
-    parts = (apart if separately else whole_alone)(found, models, asked.shares)
-    specs = {without_setting(ref, "price"): load_machine(ref) for ref in machine}
-    rows, options = [], []
-    for number, part in enumerate(parts):
-        wish = _wish(part, asked, promised, resident)
-        for name, spec in specs.items():
-            row = _planned(name, spec, part, wish, asked if checked else None, requests)
-            if row["machines"] is None and len(specs) == len(parts) == 1:
-                raise row["error"]
-            row.pop("error", None)
-            rows.append({"part": number, "experts": part.label, "rate_per_s": wish.rate} | row)
-            if row["machines"] is not None:
-                options.append(Option(number, name, row["machines"], row["power_w"], row["price"]))
-    in_all = choices(options) if {option.part for option in options} == set(range(len(parts))) else ()
+    parts = apart(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
+    wishes = [_wish(part, asked, promised, resident, reused) for part in parts]
+    rows = _planned_rows(machine, parts, wishes, asked if checked else None, requests)
+    in_all = _in_all(rows, len(parts))
     if html is not None:
         write_page(html, plan_page(found.name, rows))
     if json_:
@@ -107,17 +108,60 @@ def planning(
         return
     head = f"{found.name}: {len(found.names)} experts, {asked.said}, {promised}"
     print_plan(head, rows, checked, in_all, limits)
+    _say_idle(found, parts)
 
 
-def whole_alone(found: Composition, models: Mapping[str, Model], shares: Any) -> tuple[Part, ...]:
-    """All experts as one part."""
-    return (whole(found, models, shares),)
+def _promised(slo: str, busy: float) -> Slo:
+    if not 0 < busy <= 1:
+        raise UsageError("--busy", f"is {busy:g}", "give a share of the time, above 0 and up to 1")
+    return replace(parse_slo(slo), busy=busy)
 
 
-def _wish(part: Part, asked: Asked, promised: Slo, resident: bool) -> Wish:
+def _planned_rows(
+    machines: Sequence[str], parts: Sequence[Part], wishes: Sequence[Wish], to_check: Asked | None, requests: int
+) -> list[dict[str, Any]]:
+    """A row for each machine and part. Raises what `size` does where there is one row, and no number will do."""
+    specs, rows = {without_setting(ref, "price"): load_machine(ref) for ref in machines}, []
+    for number, (part, wish) in enumerate(zip(parts, wishes, strict=True)):
+        for name, spec in specs.items():
+            row = _planned(name, spec, part, wish, to_check, requests)
+            error = row.pop("error", None)
+            if error is not None and len(specs) == len(parts) == 1:
+                raise error
+            rows.append({"part": number, "experts": part.label, "rate_per_s": wish.rate} | row)
+    return rows
+
+
+def _in_all(rows: Sequence[Mapping[str, Any]], parts: int) -> tuple[Choice, ...]:
+    """What the machines come to; nothing where a part has none that will do."""
+    options = [
+        Option(row["part"], row["machine"], row["machines"], row["power_w"], row["price"])
+        for row in rows
+        if row["machines"] is not None
+    ]
+    return choices(options) if len({option.part for option in options}) == parts else ()
+
+
+def _say_idle(found: Composition, parts: Sequence[Part]) -> None:
+    planned = {number for part in parts for number in part.numbers}
+    if idle := [name for number, name in enumerate(found.names) if number not in planned]:
+        some = f"{', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
+        err.print(f"left out, as nobody asks for them: {some} ({len(idle)})", markup=False)
+
+
+def _check_reused(reused: float, asked: Asked, checked: bool) -> None:
+    if reused >= asked.prompt_tokens:
+        fact = f"is {reused:g} of {asked.prompt_tokens:g} tokens of a prompt"
+        raise UsageError("--reused", fact, "give fewer: at least the last token is computed")
+    if reused and checked:
+        raise UsageError("--reused", "has no meaning in a simulation, whose prompts share nothing", "leave --check out")
+
+
+def _wish(part: Part, asked: Asked, promised: Slo, resident: bool, reused: float) -> Wish:
     found = part.composition
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
-    demand = Demand(asked.prompt_tokens, asked.new_tokens, router, OURS.policy, instruction_tokens(found))
+    instruction = instruction_tokens(found)
+    demand = Demand(asked.prompt_tokens, asked.new_tokens, router, OURS.policy, instruction, reused)
     return Wish(part.shares, asked.rate * part.of_all, promised, demand, resident)
 
 

@@ -60,9 +60,15 @@ class Sizes:
     @classmethod
     def prefill(cls, batch: int, tokens: int) -> Sizes:
         """A step that reads `batch` fresh prompts of `tokens` each and samples after the last of each."""
+        return cls.continued(batch, tokens, 0)
+
+    @classmethod
+    def continued(cls, batch: int, tokens: int, before: int) -> Sizes:
+        """A step that reads `tokens` of each of `batch` prompts of which `before` tokens are computed already."""
         _at_least_one(batch=batch, tokens=tokens)
-        total = batch * tokens
-        return cls(total, batch, batch, total, batch * tokens * (tokens + 1) // 2)
+        length = before + tokens
+        pairs = (length * (length + 1) - before * (before + 1)) // 2
+        return cls(batch * tokens, batch, batch, batch * length, batch * pairs)
 
     @classmethod
     def decode(cls, batch: int, context: int) -> Sizes:

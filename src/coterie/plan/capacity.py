@@ -40,7 +40,8 @@ class State:
 
     def excess(self, slo: Slo) -> dict[str, float]:
         """By which factor each limit is exceeded (above 1) or kept."""
-        found = {"steps": self.steps / NEARLY_ALL, "link": self.link / NEARLY_ALL}
+        most = NEARLY_ALL * slo.busy
+        found = {"steps": self.steps / most, "link": self.link / most}
         limits = {"ttft": (self.ttft_s, slo.ttft_s), "tpot": (self.tpot_s, slo.tpot_s), "e2e": (self.e2e_s, slo.e2e_s)}
         found |= {name: value / limit for name, (value, limit) in limits.items() if limit < math.inf}
         return found

@@ -33,13 +33,17 @@ from coterie.spec.machine import MachineSpec
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A request's tokens: prompt, answer, the router's answer (0: no model is asked), what it reads besides."""
+    """A request's tokens: prompt, answer, the router's answer (0: no model is asked), what it reads besides.
+
+    `reused_tokens` of the prompt are those of an earlier one, and not computed; the KV cache has them for each.
+    """
 
     prompt_tokens: float
     new_tokens: float
     router_tokens: int
     policy: Policy
     instruction_tokens: int = 0
+    reused_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,8 +147,8 @@ class Pricer:
         own_s = np.array([self._own_s(spec, model) for model in experts])
         return Machine(
             spec=spec,
-            steps=self._steps(spec, experts, demand.prompt_tokens, demand.new_tokens),
-            router=self._steps(spec, (asked,), question, demand.router_tokens) if asked else None,
+            steps=self._steps(spec, experts, demand.prompt_tokens, demand.new_tokens, demand.reused_tokens),
+            router=self._steps(spec, (asked,), question, demand.router_tokens, 0.0) if asked else None,
             shape=self._shape,
             shape_bytes=sizes,
             switch_s=sizes / rate + sum(link.latency_s for link in links),
@@ -170,14 +174,17 @@ class Pricer:
         numbers = {key: number for number, key in enumerate(alike)}
         return np.array([numbers.get(key, -1) for key in keys], dtype=np.int64) if numbers else None
 
-    def _steps(self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float) -> Steps:
+    def _steps(
+        self, spec: MachineSpec, models: Sequence[Model], prompt: float, new_tokens: float, reused: float
+    ) -> Steps:
         context, batch = round(prompt + new_tokens / 2), self._demand.policy.max_batch
-        asked = [Sizes.prefill(b, max(1, round(prompt))) for b in (1, 2)]
+        computed = max(1, round(prompt - reused))
+        asked = [Sizes.continued(b, computed, max(0, round(prompt) - computed)) for b in (1, 2)]
         asked += [Sizes.decode(b, context) for b in (1, batch)]
         programs = [self._program(spec, model) for model in models]
         times = np.array([[step_time(spec, program, sizes).seconds for sizes in asked] for program in programs])
         first, second, one, many = times.T
-        prompts = max(1.0, self._demand.policy.max_step_tokens / prompt)
+        prompts = max(1.0, self._demand.policy.max_step_tokens / computed)
         more = np.maximum(0.0, (many - one) / max(1, batch - 1))
         return Steps(first, np.maximum(0.0, second - first), prompts, one, more)
 

@@ -220,7 +220,8 @@ def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, besi
     if not fewer:
         return f"one machine is enough; {WORDS.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
     times = f"{excess[name]:.2f} times" if excess[name] >= 1.005 else "just above"
-    over = "more than there is" if name in WORDS else f"{times} its limit"
+    most = "there is" if wish.slo.busy == 1 else f"the {wish.slo.busy:.0%} of the time that it may have"
+    over = f"more than {most}" if name in WORDS else f"{times} its limit"
     busy = max(("steps", "link"), key=lambda lane: excess[lane])
     if not beside and name not in WORDS:
         beside = f"{WORDS[busy]} is used to {excess[busy]:.0%}"

@@ -25,12 +25,16 @@ _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)")
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Limits in seconds: to the first token, per later token, to the last one. They hold for `share` of requests."""
+    """Limits in seconds: to the first token, per later token, to the last one. They hold for `share` of requests.
+
+    `busy`: the share of the time that a plan lets steps run, or a link be used, at most; no promise to anybody.
+    """
 
     ttft_s: float = math.inf
     tpot_s: float = math.inf
     e2e_s: float = math.inf
     share: float = SHARE
+    busy: float = 1.0
 
     def kept(self, ttft_s: F64, tpot_s: F64, e2e_s: F64) -> npt.NDArray[np.bool_]:
         """Which requests got all that was promised."""
