@@ -5,39 +5,25 @@ Tables of the branches' matrices are the device's; what they hold is the same fo
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
-from tests.device.in_turns import in_turns
-from tests.device.interpreted import WIDE
-from tests.device.lazy_gpu import LazyDriver
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.by_triton import check_in_one_launch, check_packed, interpreted
+from tests.model.runner import Stepper
 from tests.model.test_gpt_oss import folder_like, released
 from tests.model.theirs import relative_error, typical_error
-from tests.model.ways import FP32_TOLERANCE, check_float32
+from tests.model.ways import FP32_TOLERANCE, SHORT, check_cpus_bits, check_float32
 
 from coterie.core.dtypes import DType
-from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
-from coterie.models.packing import Packing
-from coterie.models.quantize import quantize_folder
 from coterie.models.repack import repack_folder
 
-__all__ = ["folder_like", "released"]  # fixtures
+__all__ = ["folder_like", "interpreted", "released"]  # fixtures
 
 ROWS = ("qwen3-moe", "mixtral-all", "olmoe", "granitemoe", "qwen2-moe", "glm4-moe", "gpt-oss")
-PROMPT = [5, 6, 7, 8, 9]
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """A backend by Triton's kernels."""
-    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
 
 
 @pytest.mark.long
@@ -51,20 +37,14 @@ def test_float32_by_the_cpus_kernels(row, folder_of, theirs_of, make_backend):
 def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, make_backend):
     """A prompt, steps that are captured or walked, and the same from another place: tables follow the weights."""
     model = open_model(tiny.expert(folder_of(row)))
-    on_cpu, on_gpu = make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration)
-    np.testing.assert_array_equal(*(s.feed((s.sequence(), PROMPT)) for s in map(Stepper, (on_cpu, on_gpu))))
-    wanted = Stepper(on_cpu).greedy(PROMPT, 12, 4)
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    on_gpu.move_weights()
-    assert Stepper(on_gpu).greedy(PROMPT, 12, 4) == wanted
-    assert on_gpu.device.remarks == ()
+    check_cpus_bits(make_backend("cpu", model), make_backend("cuda", model, orchestration=orchestration))
 
 
 @pytest.mark.parametrize("row", ["mixtral", "gpt-oss"])
 def test_stages_run_as_their_weights_arrive(row, folder_of, make_backend):
     backend = make_backend("cuda", open_model(tiny.expert(folder_of(row))))
     stepper = Stepper(backend)
-    rows = stepper.rows((stepper.sequence(), PROMPT))
+    rows = stepper.rows((stepper.sequence(), SHORT))
     wanted = backend.tokens(rows)
     np.testing.assert_array_equal(backend.tokens_behind_gates(rows), wanted)
 
@@ -74,7 +54,7 @@ def test_stacked_matrices_are_placed_where_a_gpu_reads_them(folder_of, make_back
     folder = tiny.save(tiny.make("qwen3-moe"), tmp_path, "bf16", save_original_format=False)
     stacked, apart = open_model(folder), open_model(folder_of("qwen3-moe", "default", "bf16"))
     one, other = (make_backend(kind, model) for kind, model in (("cuda", stacked), ("cpu", apart)))
-    assert Stepper(one).greedy(PROMPT, 5) == Stepper(other).greedy(PROMPT, 5)
+    assert Stepper(one).greedy(SHORT, 5) == Stepper(other).greedy(SHORT, 5)
 
 
 def check(row, dtype, bound, folder_of, theirs_of, make_backend):
@@ -110,12 +90,7 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 @pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4])
 @pytest.mark.parametrize("row", ROWS)
 def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, tmp_path):
-    """Of few tokens, which are not rounded here; on the CPU to 16 bits, and a key in bfloat16 may turn over by that."""
-    quantize_folder(tiny.expert(folder_of(row, "default", "bf16")), tmp_path / "packed", Packing(dtype, dtype))
-    model = open_model(tmp_path / "packed")
-    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), PROMPT[:3]
-    found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
-    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+    check_packed(tiny.expert(folder_of(row, "default", "bf16")), dtype, make_backend, tmp_path)
 
 
 @pytest.mark.long
@@ -124,17 +99,10 @@ def test_the_released_form_of_gpt_oss_gives_the_cpus_tokens(orchestration, relea
     """Branches in MXFP4, all else in bfloat16: a prompt of few tokens, and an answer."""
     model = open_model(repack_folder(released[0], tmp_path / "expert").folder)
     on_gpu = Stepper(make_backend("triton", model, orchestration=orchestration))
-    assert on_gpu.greedy(PROMPT[:3], 6) == Stepper(make_backend("cpu", model)).greedy(PROMPT[:3], 6)
+    assert on_gpu.greedy(SHORT[:3], 6) == Stepper(make_backend("cpu", model)).greedy(SHORT[:3], 6)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("row", ["qwen3-moe", "granitemoe", "qwen2-moe", "glm4-moe", "gpt-oss"])
 def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
-    driver, model = LazyDriver(settle_s=1e-3), open_model(tiny.expert(folder_of(row)))
-    driver.facts = replace(driver.facts, multiprocessors=3)
-    wanted = Stepper(make_backend("cpu", model)).greedy(PROMPT, 5, 4)
-    with in_turns() as turns:
-        backend = make_backend("triton", model, orchestration="persistent", driver=driver)
-        assert Stepper(backend).greedy(PROMPT, 5, 4) == wanted
-        assert turns.atomics > 0
-        assert backend.device.remarks == ()
+    check_in_one_launch(open_model(tiny.expert(folder_of(row))), make_backend)

@@ -10,20 +10,15 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
-from tests.device.interpreted import WIDE
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.by_triton import interpreted
+from tests.model.runner import Stepper
 from tests.model.theirs import GREEDY_FROM, relative_error
 from tests.model.ways import FP32_TOLERANCE, check_cpus_bits
 
-from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
 
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """A backend by Triton's kernels."""
-    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
+__all__ = ["interpreted"]  # a fixture
 
 
 @pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])

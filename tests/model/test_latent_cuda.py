@@ -5,35 +5,30 @@ Knows nothing about kernels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
 from tests.device.begun_early import begun_early
-from tests.device.in_turns import in_turns
-from tests.device.interpreted import WIDE
-from tests.device.lazy_gpu import LazyDriver
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, on_cuda
+from tests.model.by_triton import (
+    check_captured,
+    check_in_one_launch,
+    check_logits,
+    check_packed,
+    check_unfused,
+    interpreted,
+)
+from tests.model.runner import Stepper
 from tests.model.theirs import relative_error, typical_error
-from tests.model.ways import FP32_TOLERANCE, SHORT, check_cpus_bits
+from tests.model.ways import FP32_TOLERANCE, check_cpus_bits
 
 from coterie.core.dtypes import DType
-from coterie.devices.cuda.kernels import TritonKernels
 from coterie.models.model import open_model
-from coterie.models.packing import Packing
-from coterie.models.quantize import quantize_folder
+
+__all__ = ["interpreted"]  # a fixture
 
 LONG_ROWS = [pytest.param(row, marks=pytest.mark.long) for row in tiny.LATENT_ROWS]
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """A backend by Triton's kernels."""
-    monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: on_cuda(model, *a, kernels=TritonKernels(WIDE), **o))
 
 
 @pytest.mark.parametrize("orchestration", ["host", "device", "persistent"])
@@ -45,16 +40,9 @@ def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, 
 
 
 def check(row, dtype, bound, folder_of, theirs_of, make_backend):
-    """Logits of a prompt at once, in pieces beside another, and token by token, beside those of transformers."""
-    theirs = theirs_of(row, "default", dtype)
-    stepper = Stepper(make_backend("triton", open_model(folder_of(row, "default", dtype))))
-    prompt, one, two = theirs.prompt[:9], stepper.sequence(), stepper.sequence()
-    both = stepper.feed((two, prompt[:3]), (stepper.sequence(), prompt))
-    found = [both[3:], np.concatenate([both[:3], stepper.feed((two, prompt[3:]))])]
-    found.append(np.concatenate([stepper.feed((one, [t])) for t in prompt[:3]]))
     error = relative_error if dtype == "fp32" else typical_error  # rounding may turn a choice of a branch over
-    for logits in found:
-        assert error(logits, theirs.truth[: len(logits)]) <= bound
+    model, theirs = open_model(folder_of(row, "default", dtype)), theirs_of(row, "default", dtype)
+    check_logits(model, theirs, 9, error, bound, make_backend)
 
 
 def test_a_step_by_tritons_kernels(folder_of, make_backend):
@@ -90,44 +78,21 @@ def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make
 
 @pytest.mark.parametrize("row", ["minicpm3", *LONG_ROWS])
 def test_unfused_by_tritons_kernels(row, folder_of, make_backend):
-    """As many ops of a layer as there are, each by itself; tokens as the CPU's."""
-    model = open_model(folder_of(row))
-    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 4)
-    assert Stepper(make_backend("triton", model, "none")).greedy(SHORT, 4) == wanted
+    check_unfused(open_model(folder_of(row)), make_backend)
 
 
 @pytest.mark.parametrize("dtype", [DType.Q4, *(pytest.param(t, marks=pytest.mark.long) for t in (DType.Q8, DType.Q4Z))])
 def test_packed_weights_by_tritons_kernels(dtype, folder_of, make_backend, tmp_path):
-    """All but what is read head by head. Of few tokens, which are not rounded here; on the CPU to 16 bits."""
-    quantize_folder(folder_of("deepseek-v3", dtype="bf16"), tmp_path / "packed", Packing(dtype, dtype))
-    model = open_model(tmp_path / "packed")
-    (mine, its), prompt = (Stepper(make_backend(kind, model)) for kind in ("triton", "cpu")), SHORT[:3]
-    found, wanted = (s.feed((s.sequence(), prompt)) for s in (mine, its))
-    assert np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+    """All but what is read head by head."""
+    check_packed(folder_of("deepseek-v3", dtype="bf16"), dtype, make_backend, tmp_path)
 
 
 @pytest.mark.parametrize("row", ["deepseek-v2", *LONG_ROWS])
 def test_captured_steps_give_the_cpus_tokens(row, folder_of, make_backend):
-    """And those of another expert in turn, which captures nothing."""
-    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
-    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 6, 3)
-    backend = make_backend("triton", model, driver=driver)
-    assert Stepper(backend).greedy(SHORT, 6, 3) == wanted
-    captured = driver.captured
-    backend.move_weights()
-    assert Stepper(backend).greedy(SHORT, 6, 3) == wanted
-    assert driver.captured <= captured + 1  # the prompt's bucket, met for the second time
-    assert backend.device.remarks == ()
+    check_captured(open_model(folder_of(row)), make_backend)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("row", tiny.LATENT_ROWS)
 def test_a_run_in_one_launch_gives_the_cpus_tokens(row, folder_of, make_backend):
-    driver, model = LazyDriver(settle_s=1e-3), open_model(folder_of(row))
-    driver.facts = replace(driver.facts, multiprocessors=3)
-    wanted = Stepper(make_backend("cpu", model)).greedy(SHORT, 5, 4)
-    with in_turns() as turns:
-        backend = make_backend("triton", model, orchestration="persistent", driver=driver)
-        assert Stepper(backend).greedy(SHORT, 5, 4) == wanted
-        assert turns.atomics > 0
-        assert backend.device.remarks == ()
+    check_in_one_launch(open_model(folder_of(row)), make_backend)
