@@ -6,17 +6,15 @@ Knows nothing about which rule makes which op (backward.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from coterie.core.shapes import fixed
 from coterie.graph.ir import Op
-from coterie.graph.step import Array, Step
+from coterie.graph.step import Array, Run, Step
 from coterie.graph.turning import turned
-
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
 
 def _fixed(step: Step, op: Op) -> list[int]:
@@ -152,7 +150,7 @@ def _loss_part_dx(step: Step, op: Op, x: list[Any]) -> Array:
     return np.asarray(p / max(1, len(p)), np.float32)
 
 
-BACKWARD_RUN: Mapping[str, _Run] = {
+BACKWARD_RUN: Mapping[str, Run] = {
     "linear_dx": _linear_dx,
     "linear_dw": _linear_dw,
     "bias_dw": lambda step, op, x: np.asarray(x[0].reshape(len(x[0]), -1).sum(axis=0), np.float32),

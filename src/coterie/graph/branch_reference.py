@@ -6,8 +6,8 @@ Knows nothing about which families have such layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +32,10 @@ from coterie.graph.branch_ops import (
     matrices_of,
 )
 from coterie.graph.ir import Op
-from coterie.graph.step import F32, Array, Step
+from coterie.graph.step import F32, Array, Run, Step
 
 ROUNDED = {"int16": MAX_INT16, "int8": MAX_INT8, "int8 or finer": MAX_INT8}  # the largest of activations rounded so
 LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
-
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array]
 
 
 def sigmoid(x: Array) -> F32:
@@ -150,7 +148,7 @@ def _down(step: Step, op: Op, x: list[Any]) -> Array:
     return y
 
 
-BRANCH_RUN: Mapping[str, _Run] = {
+BRANCH_RUN: Mapping[str, Run] = {
     CHOOSE: _choose,
     GATE_UP: _gate_up,
     GELU_UP: _gate_up,

@@ -251,27 +251,6 @@ def intermediate_bytes(program: Program, sizes: Sizes) -> int:
     return sum(value_bytes(values[name], sizes) for name in stored if values[name].kind is Kind.TENSOR)
 
 
-@dataclass(frozen=True, slots=True)
-class RegionRow:
-    """One line of a printed program: a region, the kinds of its ops, and what it costs in a step."""
-
-    name: str
-    kernel: str
-    ops: tuple[str, ...]
-    flops: int
-    total_bytes: int
-
-
-def describe(program: Program, sizes: Sizes) -> tuple[RegionRow, ...]:
-    """The program's regions in execution order, priced for a step of these sizes."""
-    rows = []
-    for region in program.regions:
-        cost = region_cost(program, region, sizes)
-        kinds = tuple(op.kind for op in region.ops)
-        rows.append(RegionRow(region.name, region.kernel, kinds, cost.flops, cost.total_bytes))
-    return tuple(rows)
-
-
 def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: Iterable[str], sizes: Sizes) -> Cost:
     """The cost of ops run as one kernel with these values crossing its border."""
     flops = sum(FLOPS[op.kind](graph, op, sizes) for op in ops)

@@ -5,8 +5,8 @@ Knows nothing about which families have such layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from coterie.core.shapes import fixed
 from coterie.graph.branch_reference import silu
 from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
-from coterie.graph.step import F32, Array, Step
+from coterie.graph.step import F32, Array, Run, Step
 
 LEAST = np.float32(1e-6)  # added to the square of a length
-
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
 
 def _conv(step: Step, op: Op, x: list[Any]) -> Array:
@@ -75,4 +73,4 @@ def _unit(x: F32) -> F32:
     return np.asarray(x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + LEAST), np.float32)
 
 
-DELTA_RUN: Mapping[str, _Run] = {CONV: _conv, DELTA: _delta, PARTS: _parts}
+DELTA_RUN: Mapping[str, Run] = {CONV: _conv, DELTA: _delta, PARTS: _parts}

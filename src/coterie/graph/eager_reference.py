@@ -7,14 +7,12 @@ Knows nothing about which kernels an op of a model becomes (eager.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from coterie.graph.ir import Op
-from coterie.graph.step import Array, Step
-
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
+from coterie.graph.step import Array, Run, Step
 
 
 def _lengths(positions: Array, sequence: Array) -> list[int]:
@@ -132,11 +130,11 @@ def _cat(step: Step, op: Op, x: list[Any]) -> Array:
     return np.concatenate(x, axis=-1)
 
 
-def _unary(function: Callable[[Array], Array]) -> _Run:
+def _unary(function: Callable[[Array], Array]) -> Run:
     return lambda step, op, x: np.asarray(function(x[0]), np.float32)
 
 
-EAGER_RUN: Mapping[str, _Run] = {
+EAGER_RUN: Mapping[str, Run] = {
     # Numbers stay float32 here: which type a machine stores them in is a matter of bytes.
     "cast": _unary(lambda x: x),
     "copy": _unary(np.copy),

@@ -5,18 +5,16 @@ Knows nothing about which families attend so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from coterie.graph.branch_reference import softmax
 from coterie.graph.ir import Op
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES, key_rows
-from coterie.graph.step import F32, Array, Step
+from coterie.graph.step import F32, Array, Run, Step
 from coterie.graph.turning import turned
-
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
 
 
 def _append(step: Step, op: Op, x: list[Any]) -> None:
@@ -60,4 +58,4 @@ def _by_head(x_THC: F32, weight_NR: F32) -> F32:
     return weight_NR.reshape(x_THC.shape[1], -1, weight_NR.shape[1])
 
 
-LATENT_RUN: Mapping[str, _Run] = {APPEND: _append, QUERIES: _queries, ATTEND: _attend, VALUES: _values}
+LATENT_RUN: Mapping[str, Run] = {APPEND: _append, QUERIES: _queries, ATTEND: _attend, VALUES: _values}

@@ -5,8 +5,8 @@ Float32 throughout; only the KV state is rounded to its own type. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
 from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
 from coterie.graph.sampling import Settings, draw
-from coterie.graph.step import F32, Array, KvState, Step
+from coterie.graph.step import F32, Array, KvState, Run, Step
 from coterie.graph.turning import grown, turned
 
 __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
@@ -250,8 +250,7 @@ def _xielu(x: F32, alpha_p: F32, alpha_n: F32, beta: F32, eps: F32) -> F32:
     return np.asarray(np.where(x > 0, above * x * x, left) + beta * x, np.float32)
 
 
-_Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
-OPS: Mapping[str, _Run] = {
+OPS: Mapping[str, Run] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
     "linear": _linear,

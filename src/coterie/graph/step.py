@@ -5,7 +5,7 @@ Knows nothing about what ops mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -78,3 +78,10 @@ class Step:
     values: dict[str, Array]
     state: KvState
     sampling: Sequence[Settings] = field(default_factory=tuple)
+
+
+Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
+"""What an op means: from its inputs, in order, to its output; None where it puts what it makes by itself.
+
+An input that is left out, or that the op finds in the step itself, is None: so they are of any type.
+"""
