@@ -13,9 +13,12 @@ class Node {
   set outerHTML(_) { throw new Error("HTML is put in"); }
   get textContent() { return this.own + this.children.map((child) => child.textContent).join(" "); }
   set textContent(text) { this.own = String(text); this.children = []; }
-  append(...nodes) { this.children.push(...nodes); }
-  prepend(...nodes) { this.children.unshift(...nodes); }
-  replaceChildren(...nodes) { this.own = ""; this.children = nodes; this.filled += 1; }
+  adopt(nodes) { for (const node of nodes) node.parentNode = this; return nodes; }
+  append(...nodes) { this.children.push(...this.adopt(nodes)); }
+  prepend(...nodes) { this.children.unshift(...this.adopt(nodes)); }
+  replaceChildren(...nodes) { this.own = ""; this.children = this.adopt(nodes); this.filled += 1; }
+  remove() { this.parentNode.children = this.parentNode.children.filter((node) => node !== this); }
+  all(tag) { return [...(this.tag === tag ? [this] : []), ...this.children.flatMap((child) => child.all(tag))]; }
   get lastChild() { const all = this.children; return { remove: () => all.pop() }; }
   setAttribute(name, value) { this.attributes[name] = value; }
   addEventListener(name, handler) { this.handlers[name] = handler; }
@@ -37,7 +40,11 @@ globalThis.fetch = async (path, options) => {
   }
   const answer = scene.answers[path].shift();
   if (!answer) return new Promise(() => {});
-  return new Response(answer.body, { status: answer.status || 200 });
+  if (!answer.hangs) return new Response(answer.body, { status: answer.status || 200 });
+  return new Response(new ReadableStream({ start(stream) { // more may come, until it is stopped
+    stream.enqueue(new TextEncoder().encode(answer.body));
+    options.signal.addEventListener("abort", () => stream.error(options.signal.reason));
+  } }));
 };
 globalThis.setTimeout = ((real) => (go, ms) => real(go, Math.min(ms || 0, 5)))(setTimeout);
 new Function(html.match(/<script>([\s\S]*?)<\/script>/)[1])();
@@ -48,12 +55,14 @@ const event = { preventDefault() {} };
 (async () => {
   await rest();
   for (const [id, name, value] of scene.does) {
-    if (value !== undefined && value !== null) byId.get(id === "ask" ? "prompt" : "key").value = value;
+    if (value !== undefined && value !== null) byId.get({ ask: "prompt", "key-form": "key" }[id] || id).value = value;
     byId.get(id).handlers[name](event);
     await rest();
   }
   const shown = Object.fromEntries([...byId].map(([id, node]) => [id, node.textContent]));
   const tiles = byId.get("experts").children.map((row) => row.children[0]);
-  console.log(JSON.stringify({ shown, asked, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), made: byId.get("experts").filled, states: tiles.map((tile) => tile.dataset.state) }));
+  const marked = Object.fromEntries(["pre", "code", "strong"].map((tag) => [tag, byId.get("talk").all(tag).map((node) => node.textContent)]));
+  const found = tiles.filter((tile) => !tile.parentNode.hidden).length;
+  console.log(JSON.stringify({ shown, asked, marked, found, chosen: byId.get("model").value, prompt: byId.get("prompt").value, sought: !byId.get("find").hidden, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), made: byId.get("experts").filled, states: tiles.map((tile) => tile.dataset.state) }));
   process.exit(0);
 })();

@@ -213,6 +213,115 @@ def test_what_was_thought_stands_before_the_answer_and_goes_back(tmp_path: Path,
     assert asked[1] == {"role": "assistant", "content": "Four.", "reasoning_content": f"Hm, {EVIL}"}
 
 
+def answered(*pieces: str, reason: str = "stop", done: bool = True, **more: object) -> dict:
+    """An answer as it is streamed, in these pieces."""
+    deltas = [{"delta": {"content": piece}} for piece in pieces]
+    choices = [*deltas, *([{"delta": {}, "finish_reason": reason}] if done else [])]
+    parts = [f"data: {json.dumps({'id': '1', 'model': 'bob', 'choices': [one]})}\n\n" for one in choices]
+    return {"body": "".join([*parts, "data: [DONE]\n\n"] if done else parts), **more}
+
+
+MARKDOWN = f"""## How
+Use `sorted`, **not** {EVIL}:
+
+```python
+def f(a):
+    return `a` **2
+```
+~~~
+``` no end of it
+~~~
+* one `open
+** two"""
+
+
+@needs_node
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_code_stands_apart_however_it_comes(tmp_path: Path, coterie: Coterie, size: int) -> None:
+    pieces = [MARKDOWN[at : at + size] for at in range(0, len(MARKDOWN), size)]
+    answers = {
+        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/chat/completions": [answered(*pieces), answered("so")],
+    }
+    found = play(tmp_path, answers, [["ask", "submit", "how?"], ["ask", "submit", "and?"]])
+    blocks = ["def f(a):\n     return `a` **2\n", "``` no end of it\n"]  # lines are joined by a blank in this document
+    assert found["marked"]["pre"] == blocks
+    assert found["marked"]["code"] == ["sorted", *blocks]
+    assert found["marked"]["strong"] == ["not"]
+    talk = found["shown"]["talk"]
+    assert f"how? How\n Use  sorted ,  not  {EVIL}:\n" in talk
+    assert "* one `open\n ** two" in talk
+    *_, asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
+    assert asked[1] == {"role": "assistant", "content": MARKDOWN}
+
+
+@needs_node
+def test_a_block_that_does_not_end_is_shown(tmp_path: Path, coterie: Coterie) -> None:
+    """Cut by a limit, which is told."""
+    answers = {
+        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/chat/completions": [answered("So:\n```\nx = ", "1", reason="length")],
+    }
+    details = {"expert": "bob", "confidence": 1, "hit": True, "ttft_s": 1, "tokens_per_s": 2, "reason": "it was named"}
+    last = f"data: {json.dumps({'id': '1', 'choices': [], 'coterie': details})}\n\n"
+    body = answers["/v1/chat/completions"][0]["body"]
+    answers["/v1/chat/completions"][0]["body"] = body.replace("data: [DONE]", last + "data: [DONE]")
+    found = play(tmp_path, answers, [["ask", "submit", "how?"]])
+    assert found["marked"]["pre"] == ["x = 1"]
+    assert found["shown"]["talk"].endswith("2 tokens/s · cut: it has as many tokens as it may")
+
+
+@needs_node
+def test_what_was_read_before_a_stop_may_be_asked_about(tmp_path: Path, coterie: Coterie) -> None:
+    """Without any, the question is there to be asked again, as where the answer fails."""
+    failed = {"body": 'data: {"error": {"message": "no"}}\n\n'}
+    begun, none = answered("It is ", "lo", done=False, hangs=True), answered(done=False, hangs=True)
+    answers = {
+        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/chat/completions": [begun, answered("Well."), none, failed],
+    }
+    stop = ["stop", "click", None]
+    does = [["ask", "submit", "why?"], stop, ["ask", "submit", "why that?"], ["ask", "submit", "third"], stop]
+    found = play(tmp_path, answers, does)
+    asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
+    said = [("user", "why?"), ("assistant", "It is lo"), ("user", "why that?")]
+    assert [(one["role"], one["content"]) for one in asked[1]] == said
+    assert "why? It is lo stopped why that? Well. bob third  stopped" in found["shown"]["talk"]
+    assert found["prompt"] == "third"
+    found = play(tmp_path, {**answers, "/v1/chat/completions": answers["/v1/chat/completions"][3:]}, does[:1])
+    assert found["prompt"] == "why?"
+
+
+@needs_node
+def test_a_folder_without_a_router_asks_an_expert(tmp_path: Path, folder: Path) -> None:
+    """Its own name would be refused: nobody chooses there."""
+    with Coterie.open(folder) as coterie:
+        answers = {
+            "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+            "/v1/chat/completions": [answered("x")],
+        }
+        found = play(tmp_path, answers, [["ask", "submit", "hello"]])
+    assert found["shown"]["model"] == "ada bob cyd dan"
+    assert json.loads(next(ask["body"] for ask in found["asked"] if "body" in ask))["model"] == "ada"
+    with Coterie.open(folder / "bob") as coterie:
+        answers = {"/v1/events": [stream(("snapshot", snapshot(coterie)))]}
+        found = play(tmp_path, answers, [])
+    assert (found["shown"]["model"], found["chosen"]) == ("bob", "bob")
+
+
+@needs_node
+def test_many_experts_can_be_looked_through(tmp_path: Path, coterie: Coterie) -> None:
+    many = snapshot(coterie)
+    first = many["experts"][0]
+    many["experts"] = [{**first, "name": f"Qwen2.5-{n}b.q4_k_m", "description": "odd" * (n % 2)} for n in range(150)]
+    answers = {"/v1/events": [stream(("snapshot", many))]}
+    for sought, count in ((None, 150), ("2.5-14", 11), (" ODD ", 75), ("zz", 0)):
+        found = play(tmp_path, answers, [["find", "input", sought]])
+        assert (found["found"], found["sought"]) == (count, True)
+    answers = {"/v1/events": [stream(("snapshot", snapshot(coterie)))]}
+    assert play(tmp_path, answers, [["find", "input", "zz"]])["found"] == 4  # few are not looked through
+
+
 @needs_node
 def test_numbers_are_plain(tmp_path: Path, coterie: Coterie) -> None:
     loaded = [

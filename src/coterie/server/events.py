@@ -162,7 +162,7 @@ def routes(hub: Hub) -> list[Route]:
 
 
 def snapshot(coterie: Coterie) -> dict[str, Any]:
-    """The status, what experts are for, and who lies in each tier."""
+    """The status, what experts are for, who lies in each tier; `routes`: the composition's name names who chooses."""
     status = coterie.status().to_dict()
     about = {expert.name: expert.description for expert in coterie.composition.experts}
     experts = [
@@ -170,7 +170,13 @@ def snapshot(coterie: Coterie) -> dict[str, Any]:
          "description": about.get(expert["name"], "asked where requests go")}
         for expert in status["experts"]
     ]  # fmt: skip
-    return {**status, "time": round(time.time(), 3), "experts": experts, "tiers": coterie.watch.residents()}
+    return {
+        **status,
+        "time": round(time.time(), 3),
+        "experts": experts,
+        "tiers": coterie.watch.residents(),
+        "routes": coterie.composition.router is not None or len(about) == 1,
+    }
 
 
 def encode(what: str, facts: Mapping[str, Any], number: int | None = None) -> bytes:
