@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from fractions import Fraction
 
@@ -207,6 +208,25 @@ def test_capacity_errors_say_demand_bound_and_levers():
     error = errors.CapacityError("dram", "expert ada", 3 * 2**30, 2**30, ["raise --dram", "drop an expert"])
     assert str(error) == "[dram] expert ada needs 3.00 GiB but 1.00 GiB can be had; raise --dram or drop an expert"
     assert (error.demand_bytes, error.bound_bytes) == (3 * 2**30, 2**30)
+
+
+@pytest.mark.parametrize("again", [errors.fresh, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.TransferError("a", "b", "c"),
+        errors.OversizeError("kv", "a context", 3, 2, ["ask for less"]),
+        errors.CrowdedError("queue", 5, 4, 1),
+    ],
+)
+def test_errors_can_be_made_again(error, again):
+    """By whoever raises one that is kept, and in another process."""
+    try:
+        raise error
+    except errors.CoterieError:
+        made = again(error)
+    assert (type(made), str(made), vars(made)) == (type(error), str(error), vars(error))
+    assert (made.__traceback__, made is error) == (None, False)
 
 
 def test_the_error_tree_is_the_one_that_is_drawn():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from starlette.testclient import TestClient
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.api import assemble as assembly
-from coterie.core.errors import NotFoundError, TransferError
+from coterie.core.errors import DeviceError, NotFoundError, TransferError
 from coterie.server.app import make_app
 
 ONE_EXPERT = 100 * 1024
@@ -109,6 +111,24 @@ def test_a_file_that_disappears_between_two_loads(small: Coterie, mine: Path) ->
         small.ask(query("ada"))
     assert small.idle
     assert small.ask(query("cyd")).token_ids
+
+
+@pytest.mark.parametrize("call", [lambda coterie: coterie.ask(query("bob")), lambda coterie: coterie.load("bob")])
+def test_a_coterie_that_failed_is_closed_when_nobody_has_it_any_more(mine: Path, call) -> None:
+    """At once, not by a collection that may come late or never: what it has reserved is most of the memory."""
+    coterie = Coterie.open(str(mine), Options(near_bytes=ONE_EXPERT))
+    (mine / "bob" / "model.safetensors").touch()
+    with pytest.raises(TransferError, match="modification time"):
+        call(coterie)
+    closed, device = weakref.ref(coterie), coterie.parts.device
+    gc.disable()
+    try:
+        del coterie
+        assert closed() is None
+        with pytest.raises(DeviceError, match="closed"):
+            device.reserve("dram", 4096)
+    finally:
+        gc.enable()
 
 
 class FlakyDisk:

@@ -25,7 +25,7 @@ from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError
+from coterie.core.errors import ClosedError, CoterieError, fresh
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
@@ -183,7 +183,7 @@ class Coterie:
             while len(answers) < len(order):
                 for chunk in self._advance_for(set(order)):
                     if chunk.error is not None:
-                        raise chunk.error
+                        raise fresh(chunk.error)
                     if chunk.answer is not None:
                         answers[chunk.request_id] = chunk.answer
         finally:
@@ -210,7 +210,7 @@ class Coterie:
         while not told:
             self._advance_for(set())
         if told[0] is not None:
-            raise told[0]
+            raise fresh(told[0])
 
     def load_soon(self, expert: str, tell: Told) -> None:
         """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""

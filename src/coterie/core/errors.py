@@ -22,6 +22,7 @@ Knows nothing about who prints them. Our own bugs are ordinary Python exceptions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from reprlib import Repr
 
 from coterie.core.units import format_bytes
@@ -66,6 +67,19 @@ class CoterieError(Exception):
     def __init__(self, where: str, fact: str, remedy: str = "") -> None:
         self.where, self.fact, self.remedy = one_line(where), one_line(fact), one_line(remedy)
         super().__init__(f"[{self.where}] {self.fact}" + (f"; {self.remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As copies and pickles make it again: from what it says, not from what that was made of."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[CoterieError], args: tuple[object, ...]) -> CoterieError:
+    return kind.__new__(kind, *args)
+
+
+def fresh(error: CoterieError) -> CoterieError:
+    """The same error without a traceback: of one that is kept, this would keep the frames in which it is raised."""
+    return copy(error)
 
 
 class UsageError(CoterieError):

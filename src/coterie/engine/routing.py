@@ -8,7 +8,7 @@ Knows nothing about engines or tokenizers: the caller turns an Ask into a Reques
 from __future__ import annotations
 
 from coterie.composition.router import Ask, Prompt, Route, Router
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, fresh
 from coterie.engine.request import Output
 
 
@@ -41,7 +41,7 @@ class RoutingJob:
     def route(self) -> Route:
         """The decision. Raises the failure of an ask; ValueError when it is not `done`."""
         if self.error is not None:
-            raise self.error
+            raise fresh(self.error)
         if self._open:
             raise ValueError(f"{len(self._open)} asks are not answered yet")
         return self._router.decide(self._prompt, tuple(self._answers.values()))
