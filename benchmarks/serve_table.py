@@ -60,8 +60,8 @@ them; the others are the four released models above, in Q4_1 and Q4_K_M, memory 
 | 24 fine-tunes, bursty, 8 in flight | 2.3 x | 0.33 : 1.74 s | 1.59 : 4.44 s | 5.9 : 19.3 s | 669 : 672 MiB |
 | four released models, zipf, 4 in flight | 2.7 x | 0.24 : 0.98 s | 1.89 : 8.11 s | 18.7 : 55.2 s | 2.14 : 2.28 GiB |
 
-Nothing failed on either side. With all files in the page cache, so in more memory than ours has, llama-server's part
-of the second row stays 2.8: what it takes is a process for each switch.
+Nothing failed on either side. With all files in the page cache, which is more memory than ours has, the second row's
+ratio was 2.8: what llama-server waits for is a process for each switch, not the disk.
 
 Where nothing is switched, one thread each and CPU a 1000 tokens: one fine-tune with 16 in flight 3.6 : 13.0 s, the 0.5B
 model 14.6 : 33.5 s. **A prompt of 256 tokens for the 1.5B model is slower here**: first token after 6.1 : 5.2 s.
