@@ -245,13 +245,18 @@ class Device(Protocol):
         """
 
     def tokens(self, event: Event) -> I32:
-        """Sampled tokens [steps done, R] of a finished run. Raises the event's failure."""
+        """Sampled tokens [steps done, R] of a finished run; [1, 0] of a program that draws none. Raises its failure."""
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
         """Logits [rows, V], as the model gave them, of these sampled rows (0 to R - 1) of a finished run of one step.
 
         They are there until the next run or inspection is asked for: of any other run, and of one of several steps,
         ValueError. Raises the event's failure, UnsupportedError on a device that computes no numbers.
+        """
+
+    def vectors(self, event: Event, rows: Sequence[int]) -> F32:
+        """Vectors [rows, D] that a program without a head gives of the same rows, under the same conditions: what its
+        last norm made of them. Of a program that draws tokens ValueError, as there for logits of one that does not.
         """
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:

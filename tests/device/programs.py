@@ -5,6 +5,7 @@ Knows nothing about any device: `Desk` asks the seam for what it needs.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from coterie.core.shapes import Symbol
 from coterie.device import Binding, Buffer, Event, Executable, Rows, Sampling
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Graph, GraphBuilder, Kind
+from coterie.graph.vectors import vectors_graph
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 D, F, V, H, K, C, L = 32, 48, 64, 4, 2, 8, 2
@@ -186,3 +188,10 @@ def loaded(desk: Desk) -> Desk:
     """The desk, once all of its expert is there."""
     desk.wait(*desk.fetch().values())
     return desk
+
+
+def headless(desk: Desk) -> Desk:
+    """The same weights and KV state under the program that gives vectors in place of tokens."""
+    other = copy(desk)
+    other.exe = desk.device.load(compile_graph(vectors_graph(desk.graph), desk.device.spec.rule_set))
+    return other

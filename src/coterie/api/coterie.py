@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api.assemble import Options, assemble, make_spec
+from coterie.api.embeddings import embedder, given_out, query_of
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, made_ready, placed
@@ -22,19 +23,21 @@ from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.types import Answer, Chunk, Query
 from coterie.api.watch import Watch
+from coterie.api.wishing import Wishing
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import ClosedError, CoterieError, fresh
 from coterie.core.trace import Trace
+from coterie.device import F32
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
-from coterie.engine.wishes import Told, Wishes
+from coterie.engine.wishes import Wishes
 
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
 
-class Coterie:
+class Coterie(Wishing):
     """Owns the device and everything on it. Threads may share it: a step is one thread's, and brings all of them on.
 
     It closes itself when nobody has it any more, and when Python ends.
@@ -190,6 +193,16 @@ class Coterie:
             self._abandon(order)
         return [answers[request_id] for request_id in order]
 
+    def embed(self, texts: Sequence[str] | str, expert: str = "", use: str = "", dimensions: int | None = None) -> F32:
+        """Vectors [N, D] of texts, by an expert; without a name by the only one that gives vectors alone.
+
+        `use`: the name of the prompt before each, as the expert has them ("query", "document"). `dimensions`: so many
+        of their first numbers. Raises the first CoterieError; then the others are cancelled.
+        """
+        name = embedder(self.texts, self.composition, expert)
+        each = [texts] if isinstance(texts, str) else texts
+        return given_out(self.ask_all([query_of(text, name, use) for text in each]), self.texts[name], dimensions)
+
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, least recently used first; then those that are bases, which stay."""
         return tuple([name for name in self._parts.both.resident() if name in self.composition.names])
@@ -198,42 +211,6 @@ class Coterie:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
         with self._opened():
             return look(self._parts, self.models, self.composition.name)
-
-    def load(self, expert: str) -> None:
-        """Bring an expert into the run tier and wait until all of it is there. It may be evicted again: see pin.
-
-        Others go on meanwhile, their chunks are kept. Raises NotFoundError, ConflictError where pinned ones leave no
-        room, and the failure of the load.
-        """
-        told: list[CoterieError | None] = []
-        self.load_soon(expert, told.append)
-        while not told:
-            self._advance_for(set())
-        if told[0] is not None:
-            raise fresh(told[0])
-
-    def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
-        with self._wishes(expert) as wishes:
-            wishes.load(expert, tell)
-
-    def unload(self, expert: str) -> None:
-        """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
-        with self._wishes(expert) as wishes:
-            wishes.unload(expert)
-
-    def pin(self, expert: str) -> None:
-        """Never evict an expert from the run tier, from now or from when it comes in.
-
-        Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
-        """
-        with self._wishes(expert) as wishes:
-            wishes.pin(expert)
-
-    def unpin(self, expert: str) -> None:
-        """Let an expert be evicted again. Raises NotFoundError."""
-        with self._wishes(expert) as wishes:
-            wishes.unpin(expert)
 
     def look_again(self) -> Looked:
         """What is new in the folder, opened, in any thread. Raises UsageError for a composition that is a file."""

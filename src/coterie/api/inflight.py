@@ -112,6 +112,7 @@ class InFlight:
             reasoning_tokens=timings.reasoning_tokens,
             predicted_tokens=timings.predicted_tokens,
             unpredicted_tokens=timings.unpredicted_tokens,
+            vector=output.vector,
         )
 
 

@@ -106,6 +106,9 @@ def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Re
 
     Millions of letters take seconds to become tokens, and so does a large form to be compiled.
     """
+    if query.embeds:
+        pooling = text.embedding.pooling
+        return Request("", text.expert, ids, 1, reuse=pooling == "last", client=query.client, pooling=pooling)
     sampling, choice = settled(query, model.advised.sampling)
     return Request(
         request_id="",

@@ -20,6 +20,7 @@ from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held, is_strict
 from coterie.checkpoint.infill import InfillMarks, infill_marks
 from coterie.checkpoint.layout import FileIdentity
+from coterie.checkpoint.sentence import Embedding, is_sentence_model, read_embedding
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
@@ -32,6 +33,8 @@ from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
 _BESIDE = ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja")
+USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
+GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
 _LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
 
 
@@ -40,6 +43,7 @@ class Text:
     """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
 
     `files`: those beside its weights, as they were when they were read.
+    `embedding`: how it makes vectors of texts; `draws` False: it does nothing else.
     """
 
     expert: str
@@ -47,6 +51,8 @@ class Text:
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
     files: Mapping[Path, FileIdentity] = field(default_factory=dict, compare=False)
+    embedding: Embedding = USUAL
+    draws: bool = True
 
     @property
     def is_read(self) -> bool:
@@ -55,6 +61,8 @@ class Text:
 
     def encode(self, query: Query, prompt: Prompt) -> tuple[int, ...]:
         """The prompt's tokens. Raises RequestError when there are none, or when messages need a template."""
+        if not (query.embeds or self.draws):
+            raise RequestError(self.expert, GIVES_VECTORS, "ask it for embeddings, or name another expert")
         if query.prompt_ids:
             return self._checked(query.prompt_ids)
         text = self._render(query, prompt)
@@ -99,6 +107,8 @@ class Text:
 
     def unfit(self, query: Query) -> str:
         """Why this expert cannot take a query that a router may send elsewhere; empty: it can."""
+        if not (query.embeds or self.draws):
+            return GIVES_VECTORS
         if query.raw:
             return "has no tokens to mark what is to be filled in" if query.suffix and self._marks() is None else ""
         if query.tools and (self.template is None or self.template.form is None):
@@ -182,6 +192,8 @@ class Text:
     def _render(self, query: Query, prompt: Prompt) -> str:
         if query.raw:
             before = str(prompt.messages[-1]["content"])
+            if query.embeds:
+                return self.embedding.before(query.use) + before
             return self._infill().prompt(before, query.suffix) if query.suffix else before
         if query.tools and (self.template is None or self.template.form is None):
             takes = self.template is not None and self.template.takes_tools
@@ -239,7 +251,8 @@ def _open(name: str, model: Model) -> Text:
     base = own if model.base is None or model.base.path is None else model.base.path
     tokens = own if (own / TOKENIZER_CONFIG).exists() else base
     template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
-    return Text(name, model.config.vocab_size, tokenizer_of(model), template, files)
+    embedding = read_embedding(own if is_sentence_model(own) else base, USUAL)
+    return Text(name, model.config.vocab_size, tokenizer_of(model), template, files, embedding, model.draws)
 
 
 def files_of(model: Model) -> dict[Path, FileIdentity]:

@@ -77,6 +77,8 @@ class Query:
     `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
     expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
+    `embeds`: no answer is wanted, but the vector of the text; `use` is the name of the prompt before it, as its expert
+    has them ("query", "document"); empty: the usual one.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
@@ -98,6 +100,8 @@ class Query:
     switches: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""
     suffix: str = ""
+    embeds: bool = False
+    use: str = ""
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:
@@ -120,6 +124,7 @@ class Answer:
     `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
     then `logprobs` has an end token's too.
     `reasoning`: what was thought before the text, of `reasoning_tokens` tokens; `token_ids` has all.
+    `vector`: of a query that `embeds`, as the expert's last norm made it.
     """
 
     request_id: str
@@ -146,6 +151,7 @@ class Answer:
     reasoning_tokens: int = 0
     predicted_tokens: int = 0
     unpredicted_tokens: int = 0
+    vector: tuple[float, ...] = ()
 
     @property
     def last_line(self) -> str:

@@ -57,6 +57,7 @@ class Batch:
     `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
     token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored, and
     `guessed` those of guesses. `mix`: whose the parts are, where they are several experts'.
+    `gives_vectors`: nothing is drawn, and `sampled` and `scored` are rows of vectors.
     """
 
     parts: tuple[Part, ...]
@@ -68,10 +69,13 @@ class Batch:
     scored: tuple[Scored, ...] = ()
     mix: Mix | None = None
     guessed: tuple[Guessed, ...] = ()
+    gives_vectors: bool = False
 
     @property
     def what(self) -> str:
         """What the parts do, in words."""
+        if self.gives_vectors:
+            return f"vectors {len(self.parts)}"
         decoding = sum(part.sequence.decoding for part in self.parts)
         counts = {"prefill": len(self.parts) - decoding, "decode": decoding}
         return ", ".join(f"{what} {count}" for what, count in counts.items() if count)

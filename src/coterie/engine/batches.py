@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from coterie.device import Device
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut
@@ -16,6 +17,7 @@ from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
+from coterie.engine.vectors import apart
 
 
 class Batches:
@@ -27,9 +29,21 @@ class Batches:
     def __init__(self, kv: KVPool, policy: Policy, device: Device) -> None:
         self._kv, self._max_step_tokens, self._max_rows = kv, policy.max_step_tokens, policy.max_batch
         self._guesser = Guesser(policy, device)
-        self.renewed = self._guesser.renewed
+        self._policy, self._spec, self._most_steps = policy, device.spec, dict[str, int]()
+        self._gave_vectors = False
         self._decoding: dict[str, Decoding] = {}
         self._mixed: dict[tuple[str, ...], Decoding] = {}
+
+    def renewed(self, expert_id: str) -> None:
+        """An expert is another one now: what was found out of it is forgotten."""
+        self._most_steps.pop(expert_id, None)
+        self._guesser.renewed(expert_id)
+
+    def most_steps(self, expert: ServedExpert) -> int:
+        """How many steps of an expert may be one run, by the policy."""
+        if expert.expert_id not in self._most_steps:
+            self._most_steps[expert.expert_id] = self._policy.steps_of(expert.weight_bytes, self._spec)
+        return self._most_steps[expert.expert_id]
 
     def changed(self, expert_id: str) -> None:
         """One of the expert's running sequences came or went."""
@@ -42,7 +56,11 @@ class Batches:
         known = self._decoding.get(expert.expert_id)
         if known is not None:
             return self._decode(expert, known, max_steps)
-        begun = tuple([sequence for sequence in running.values() if sequence.begun])
+        begun, wants = apart([sequence for sequence in running.values() if sequence.begun])
+        if wants:
+            if self._turn_of_vectors(beside=bool(begun)):
+                return self._vectors(expert, wants)
+            max_steps = 1
         parts = cut(begun, self._max_step_tokens, self._max_rows)
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
         tokens_per_block, state_blocks = self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
@@ -71,7 +89,11 @@ class Batches:
             return known.batch(max_steps)
         each = [sequence for sequences in running.values() for sequence in sequences.values()]
         chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
-        begun = [sequence for sequence in chosen if sequence.begun]
+        begun, wants = apart([sequence for sequence in chosen if sequence.begun])
+        if wants:
+            if self._turn_of_vectors(beside=bool(begun)):
+                return self._vectors_of_first(fellows, wants)
+            max_steps = 1
         places = {name: place for place, name in enumerate(names)}
         shared_out = cut(begun, self._max_step_tokens, self._max_rows)
         parts = tuple(sorted(shared_out, key=lambda part: places[part.sequence.request.expert_id]))
@@ -86,6 +108,25 @@ class Batches:
             self._mixed = {names: known}
             return known.batch(max_steps)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
+
+    def _turn_of_vectors(self, beside: bool) -> bool:
+        """Whether the next step gives vectors; `beside` others who draw, every second one."""
+        self._gave_vectors = not (self._gave_vectors and beside)
+        return self._gave_vectors
+
+    def _vectors_of_first(self, fellows: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:
+        """Of several experts those of the first of these sequences: steps that give vectors are one expert's."""
+        name = wants[0].request.expert_id
+        (expert,) = [fellow for fellow in fellows if fellow.expert_id == name]
+        found = self._vectors(expert, [sequence for sequence in wants if sequence.request.expert_id == name])
+        return replace(found, mix=Mix((name,), (0,) * len(found.parts)))
+
+    def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
+        """The next step of those that want vectors: a row of each token where all are wanted, which is small."""
+        parts = cut(wants, self._max_step_tokens, self._max_step_tokens + len(wants))
+        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in wants}
+        tokens_per_block, state_blocks = self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
+        return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 
     def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int) -> Batch:
         """One step with guesses, where that is better than as many as may run without."""

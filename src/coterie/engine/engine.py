@@ -15,7 +15,7 @@ from coterie.device import Device, Event
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
-from coterie.engine.choice import check_choice, choose_rows
+from coterie.engine.choice import choose_rows
 from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
 from coterie.engine.guess import keep_guesses
@@ -32,6 +32,7 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert, served_as
+from coterie.engine.vectors import take_vectors
 from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
@@ -68,11 +69,9 @@ class Engine:
         self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
         self._decided = Run("", ())
         self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
-        self._most_steps: dict[str, int] = {}
 
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
-        self._most_steps.pop(expert_id, None)
         self._batches.renewed(expert_id)
         self._groups.renewed(kins_of(self._experts) if self.policy.fellows else {})
 
@@ -81,8 +80,7 @@ class Engine:
         expert = served_as(request.expert_id, self._experts)
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
-        expert.check_prompt(request.prompt_ids)
-        check_choice(request.choice, expert.vocab_size, self._device.synthetic())
+        self._runner.check(request, expert)
         sequence = Sequence(request, expert.max_context, self._device.now())
         sequence.blocks = self._kv.check_fits(
             sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
@@ -244,9 +242,7 @@ class Engine:
             for sequence in admitted:
                 self._admit(sequence)
             self._arrivals.touch(Counter([sequence.request.expert_id for sequence in admitted]))
-        most = self._most_steps.get(run.expert_id)
-        if most is None:
-            most = self._most_steps[run.expert_id] = self.policy.steps_of(expert.weight_bytes, self._device.spec)
+        most = self._batches.most_steps(expert)
         its = queue.running_of((run.expert_id, *run.beside))
         if queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
@@ -294,6 +290,10 @@ class Engine:
         self._groups.rejoin(names)
         for part in batch.parts:
             part.sequence.computed += part.count + steps - 1
+        if batch.gives_vectors:
+            for sequence, error in take_vectors(self._device, event, batch):
+                self._end(sequence, (), "", "stop" if error is None else "error", error)
+            return
         by_row = drawn.T.tolist()
         failed = choose_rows(self._device, event, batch, by_row)
         self.metrics.count_guesses(*keep_guesses(batch, by_row))

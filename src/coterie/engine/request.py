@@ -15,6 +15,7 @@ import numpy.typing as npt
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.sampling import check_seed, check_setting, check_within
 from coterie.core.values import value
+from coterie.engine.vectors import Pooling
 
 if TYPE_CHECKING:
     from coterie.checkpoint.tokenizer import Detokenizer
@@ -138,6 +139,7 @@ class Request:
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
     state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
     "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
+    `pooling`: no tokens are drawn, but the prompt's vector is given: of its last token, or the mean of all.
     Raises RequestError naming the field.
     """
 
@@ -154,6 +156,7 @@ class Request:
     client: str = ""
     choice: ChoiceParams = ChoiceParams()
     prediction: tuple[int, ...] = ()
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -165,10 +168,10 @@ class Request:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:
             raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
-        if self.choice.score_prompt and self.reuse:
-            raise RequestError(
-                "reuse", "is set though the prompt is scored, for which all of it is computed", "unset it"
-            )
+        if (self.choice.score_prompt or self.pooling == "mean") and self.reuse:
+            why = "scored" if self.choice.score_prompt else "pooled by its mean"
+            fact = f"is set though the prompt is {why}, for which all of it is computed"
+            raise RequestError("reuse", fact, "unset it")
         if self.choice.mask is not None and self.ignore_end:
             raise RequestError(
                 "ignore_end", "is set though the answer has a form, which says where it ends", "leave it out"
@@ -216,7 +219,7 @@ class Output:
     `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
     `reasoning` is new text that was thought before the answer, and is no part of it.
     `logprobs`, where they were asked for: one for each of `token_ids`; before the first one, those of the prompt, if
-    it is scored.
+    it is scored. `vector`: of the last one, where a vector was asked for in place of tokens.
     """
 
     request_id: str
@@ -228,3 +231,4 @@ class Output:
     timings: Timings | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     reasoning: str = ""
+    vector: tuple[float, ...] = ()

@@ -9,8 +9,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from coterie.device import Binding, Device, Event, Fellows
 from coterie.engine.batch import Batch
+from coterie.engine.choice import check_choice
 from coterie.engine.kv import KVPool
+from coterie.engine.request import Request
 from coterie.engine.served import Places, ServedExpert
+from coterie.engine.vectors import Headless
 from coterie.memory.residency import Residency
 from coterie.memory.split import Cache
 
@@ -21,12 +24,21 @@ class Runner:
     def __init__(self, device: Device, cache: Cache, kv: KVPool) -> None:
         self._device, self._cache, self._kv = device, cache, kv
         self._places: dict[str, tuple[ServedExpert, Places]] = {}
+        self._headless = Headless(device)
+
+    def check(self, request: Request, expert: ServedExpert) -> None:
+        """Raise RequestError or UnsupportedError for a request that this expert, or this device, cannot serve."""
+        expert.check_prompt(request.prompt_ids)
+        check_choice(request.choice, expert.vocab_size, self._device.synthetic())
+        self._headless.check(request, expert)
 
     def start(self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch) -> Event:
         """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done.
 
         Of several experts, all of which are there, sequences have the numbers that `batch.mix` gives.
         """
+        if batch.gives_vectors:
+            experts = [self._headless.of(expert) for expert in experts]
         first, residency, kv, rows, steps = experts[0], residencies[0], self._kv, batch.rows, batch.steps
         (offsets, shared), fellows = self._places_of(first), None
         if batch.mix is not None and len(experts) > 1:

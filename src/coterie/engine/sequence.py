@@ -16,13 +16,14 @@ from coterie.engine.lookup import Lookup
 from coterie.engine.prediction import Prediction
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.text import StopText
+from coterie.engine.vectors import Pool
 
 
 class Sequence:
     """A request with its tokens so far. `end_ids` are what ends it.
 
     `number`: its place in the order of arrival, given by the queue when it comes into it.
-    `scored`: so many tokens of the prompt have their logits looked at.
+    `scored`: so many tokens of the prompt have their logits, or vectors, looked at. `pool`: it wants a vector.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
     `guessed`, `accepted`: tokens that were guessed ahead, and those of them that were drawn.
     """
@@ -51,7 +52,8 @@ class Sequence:
         chosen = request.choice.asks
         self.mask = request.choice.mask
         self.chooser = Chooser(request.choice, own, request.prompt_ids, self.end_ids) if chosen else None
-        self.scored = len(self.tokens) - 1 if request.choice.score_prompt else 0
+        self.scored = len(self.tokens) - 1 if request.choice.score_prompt or request.pooling == "mean" else 0
+        self.pool = None if request.pooling is None else Pool(request.pooling)
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
         self._only_length = request.detokenizer is None and not self.end_ids and not chosen
@@ -88,7 +90,8 @@ class Sequence:
         request, detokenizer = self.request, self.request.detokenizer
         logprobs = () if self.chooser is None else self.chooser.take_news()
         reasoning = "" if detokenizer is None else detokenizer.take_reasoning()
-        return Output(request.request_id, request.expert_id, tokens, text, reason, error, timings, logprobs, reasoning)
+        said = tokens, text, reason, error, timings, logprobs, reasoning
+        return Output(request.request_id, request.expert_id, *said, () if self.pool is None else self.pool.vector)
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
         """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""

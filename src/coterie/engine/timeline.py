@@ -45,6 +45,10 @@ class Timeline(Device):
         """As the device's."""
         return self._device.logits(event, rows)
 
+    def vectors(self, event: Event, rows: Sequence[int]) -> F32:
+        """As the device's."""
+        return self._device.vectors(event, rows)
+
     def failure(self, event: Event) -> Exception | None:
         """As the device's."""
         return self._device.failure(event)

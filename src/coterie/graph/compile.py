@@ -15,6 +15,7 @@ from coterie.graph.delta_ops import CONV_STATE, DELTA_STATE, state_units
 from coterie.graph.fuse import fuse
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import KvLayers, KvShape, Program, Region, kv_states
+from coterie.graph.vectors import row_values
 from coterie.graph.verify import verify
 
 
@@ -80,9 +81,17 @@ def _vocab_size(graph: Graph) -> int:
     sampled = _samples(graph)
     if not sampled and all(value.kind is not Kind.STATE for value in graph.values.values()):
         return 0
+    if not sampled and (table := _looked_up(graph)):
+        return table
     if len(sampled) != 1:
         raise UsageError(graph.name, f"the graph samples {len(sampled)} times", "end it with one sample op")
     vocab = graph.values[sampled[0].inputs[0]].shape[-1]
     if not isinstance(vocab, int):
         raise UsageError(graph.name, f"the vocabulary size is {vocab!r}", "give a number")
     return vocab
+
+
+def _looked_up(graph: Graph) -> int:
+    """Of a graph that gives vectors in place of tokens the rows of its embedding; else 0."""
+    tables = [graph.values[op.inputs[1]].shape[0] for op in graph.ops if op.kind == "embed"]
+    return tables[0] if row_values(graph) and tables and isinstance(tables[0], int) else 0

@@ -9,9 +9,11 @@ import hashlib
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
+from coterie.core.shapes import trailing
 from coterie.graph.buffers import BufferPlan
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
+from coterie.graph.vectors import draws, row_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,17 @@ class Program:
     weights: tuple[str, ...]
     kv: KvShape
     vocab_size: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether its steps draw tokens; else they give vectors."""
+        return draws(self.graph)
+
+    @property
+    def row_numbers(self) -> int:
+        """How many numbers a step leaves for each row: as many as the vocabulary, or as vectors have."""
+        name = row_values(self.graph)
+        return trailing(self.graph.values[name].shape) if name else 0
 
     def page_layer(self, op: Op) -> int:
         """The place of an op's layer in a block, as a number of layers of its size."""

@@ -46,9 +46,12 @@ class Architecture:
 _KNOWN: Kept[Architecture] = Kept(_KEPT)
 
 
-def architecture(config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32) -> Architecture:
+def architecture(
+    config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32, has_head: bool = True
+) -> Architecture:
     """The architecture of a config with weights of these types. Equal ones are one object."""
-    return shared((config, tuple(dtypes.items()), activations), lambda: decoder_graph(config, dtypes, activations))
+    key = config, tuple(dtypes.items()), activations, has_head
+    return shared(key, lambda: decoder_graph(config, dtypes, activations, has_head))
 
 
 def shared(key: Hashable, make: Callable[[], Graph]) -> Architecture:
@@ -57,6 +60,6 @@ def shared(key: Hashable, make: Callable[[], Graph]) -> Architecture:
 
 
 @lru_cache(_KEPT)
-def shapes_of(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+def shapes_of(config: ModelConfig, has_head: bool = True) -> Mapping[str, tuple[int, ...]]:
     """Every tensor that a model needs, with its shape, in order of first use (registry.weight_shapes)."""
-    return MappingProxyType(weight_shapes(config))
+    return MappingProxyType(weight_shapes(config, has_head))

@@ -28,10 +28,12 @@ from coterie.graph.ops import INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.graph.stored import value_bytes
+from coterie.graph.vectors import draws
 from coterie.models.alone import text_alone
 from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
+from coterie.models.headless import with_whole_names
 from coterie.models.joined import taken_apart
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
@@ -69,6 +71,11 @@ class Model:
     advised: Advised = NOT_ADVISED
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws tokens; one that gives vectors alone does not."""
+        return draws(self.graph)
+
+    @property
     def written_s(self) -> int:
         """When the newest file of its own weights was written, in seconds since 1970; 0 without files."""
         return max((placed.source.identity.mtime_ns for placed in self.layout.ranges), default=0) // 1_000_000_000
@@ -80,7 +87,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
     """
     whole = Checkpoint.open(path)
-    checkpoint = text_alone(whole)
+    checkpoint, has_head = with_whole_names(text_alone(whole))
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
     if FAMILIES[config.family].modelled_only:
         fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"
@@ -90,7 +97,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
         fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
-    shapes = shapes_of(config)
+    shapes = shapes_of(config, has_head)
     read = read_by_a_step(checkpoint.tensors, config)
     tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
@@ -99,7 +106,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     dtypes = check_tensors(checkpoint.path, tensors, shapes, packing)
     ends = end_ids(checkpoint.path, checkpoint.config)
     check_vocabulary(checkpoint.path, config.vocab_size, ends)
-    found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends)
+    found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends, has_head=has_head)
     return replace(found, part_of=part_of(whole.config), advised=advised(checkpoint.path) or NOT_ADVISED)
 
 
@@ -187,8 +194,9 @@ def _model(
     dtypes: Mapping[str, DType],
     ends: tuple[int, ...],
     activations: DType = DType.F32,
+    has_head: bool = True,
 ) -> Model:
-    made, embed = architecture(config, dtypes, activations), config.names.embed
+    made, embed = architecture(config, dtypes, activations, has_head), config.names.embed
     layout = place(checkpoint, made.weight_stage, made.stages, embed, made.read_again(embed))
     path = checkpoint.path if checkpoint.path != Path() else None
     return Model(name, path, config, made.graph, made.key, made.kv, layout, ends, config.max_context, checkpoint)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from coterie.core.dtypes import DType
 from coterie.core.shapes import fixed
 from coterie.graph.ir import Graph, GraphBuilder
+from coterie.graph.vectors import vectors_graph
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
 from coterie.models.layered_blocks import LayeredDecoder
@@ -18,16 +19,21 @@ from coterie.models.layered_blocks import LayeredDecoder
 __all__ = ["decoder_graph", "weight_shapes"]
 
 
-def decoder_graph(config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32) -> Graph:
+def decoder_graph(
+    config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32, draws: bool = True
+) -> Graph:
     """The graph of one step. `dtypes` has the element type of every weight, by its name in the file.
 
-    `activations` other than F32 are for modelled machines, which only count their bytes.
+    `activations` other than F32 are for modelled machines, which only count their bytes. `draws` False: a step gives
+    vectors in place of tokens, and there is no head.
     """
     kind = LayeredDecoder if config.layered else Decoder
-    return kind(config, dtypes, GraphBuilder(config.family), activations).build()
+    known = dtypes if draws else defaultdict(lambda: DType.F32, dtypes)
+    graph = kind(config, known, GraphBuilder(config.family), activations).build()
+    return graph if draws else vectors_graph(graph)
 
 
-def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model needs, with its shape, in order of first use."""
-    graph = decoder_graph(config, defaultdict(lambda: DType.F32))
+def weight_shapes(config: ModelConfig, draws: bool = True) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model needs, with its shape, in order of first use; without a head where it draws none."""
+    graph = decoder_graph(config, defaultdict(lambda: DType.F32), draws=draws)
     return {weight.name: fixed(weight.shape) for weight in graph.weights}

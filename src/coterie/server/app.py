@@ -17,12 +17,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Coterie
+from coterie.api import Answer, Coterie
 from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
 from coterie.server.body import parsed
-from coterie.server.choices import respond
+from coterie.server.choices import answered, respond
 from coterie.server.completions import TextAnswers, parse_completion
+from coterie.server.embeddings import AT_ONCE, parse_embeddings, whole
 from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
@@ -33,7 +34,12 @@ from coterie.server.turns import count_tokens, own_turn_words, parse_turns
 from coterie.server.worker import Worker
 
 COMPLETIONS, RESPONSES, TURNS = "/v1/completions", "/v1/responses", "/v1/messages"
-PROMPTS = {COMPLETIONS: "prompt", RESPONSES: "input"}  # the fields that a model reads; elsewhere it is messages
+EMBEDDINGS = "/v1/embeddings"
+PROMPTS = {
+    COMPLETIONS: "prompt",
+    RESPONSES: "input",
+    EMBEDDINGS: "input",
+}  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
@@ -107,6 +113,13 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         body = await read(request, parse_response)
         return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
 
+    async def embeddings(request: Request) -> Response:
+        body = await read(request, lambda given: parse_embeddings(given, coterie))
+        answers, queries = list[Answer](), body.queries
+        for first in range(0, len(queries), AT_ONCE):
+            answers += await answered(request, worker, queries[first : first + AT_ONCE])
+        return JSONResponse(whole(body, answers, coterie))
+
     async def turns(request: Request) -> Response:
         body = await read(request, parse_turns)
         return await respond(request, worker, TurnAnswers(body, coterie.texts, coterie.models))
@@ -124,6 +137,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route(COMPLETIONS, completions, methods=["POST"]),
         Route(RESPONSES, responses, methods=["POST"]),
+        Route(EMBEDDINGS, embeddings, methods=["POST"]),
         Route(TURNS, turns, methods=["POST"]),
         Route(f"{TURNS}/count_tokens", counted, methods=["POST"]),
         Route("/tokenize", tokenized, methods=["POST"]),

@@ -62,20 +62,32 @@ class Say(Protocol):
 
 async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
     """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
+    if not asked.stream:
+        return JSONResponse(asked.whole(await answered(request, worker, asked.queries)))
+    stream, end = _asked(request, worker, asked.queries)
+    return await _streamed(worker, asked, stream, end)
+
+
+async def answered(request: Request, worker: Worker, queries: Sequence[Query]) -> list[Answer]:
+    """Ask, and wait for all answers; a caller who leaves cancels all. Raises CoterieError."""
+    stream, end = _asked(request, worker, queries)
+    try:
+        return await _gather(stream, len(queries))
+    finally:
+        end()
+
+
+def _asked(request: Request, worker: Worker, queries: Sequence[Query]) -> tuple[Stream, Callable[[], None]]:
+    """The stream of what comes of queries, and what is to be called when nothing more is wanted of it."""
     client = client_of(request.scope)
-    stream = worker.ask([replace(query, client=client) for query in asked.queries])
+    stream = worker.ask([replace(query, client=client) for query in queries])
     watching = asyncio.ensure_future(_watch(request, stream))
 
     def end() -> None:
         watching.cancel()
         stream.leave()
 
-    if asked.stream:
-        return await _streamed(worker, asked, stream, end)
-    try:
-        return JSONResponse(asked.whole(await _gather(stream, len(asked.queries))))
-    finally:
-        end()
+    return stream, end
 
 
 async def _streamed(worker: Worker, asked: Asked, stream: Stream, end: Callable[[], None]) -> Response:

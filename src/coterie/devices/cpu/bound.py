@@ -92,8 +92,9 @@ class Bound:
             self._put_ends(ends)
 
     def keep(self, steps: int) -> I32:
-        """Let the feed run this many steps; returns where it will keep the tokens drawn, [steps, R]."""
-        kept = np.empty((steps, self._sizes.R), np.int32)
+        """Let the feed run this many steps; returns where it will keep the tokens drawn, [steps, R]; [steps, 0] where
+        none are."""
+        kept = np.empty((steps, self._sizes.R if self._exe.drawn else 0), np.int32)
         self.feed[kernels.FEED["steps"]], self.feed[kernels.FEED["kept"]] = steps, kernels.address(kept)
         return kept
 
@@ -146,13 +147,16 @@ class Bound:
         named["block_tables"] += kv.state_blocks(block_bytes) * tables.itemsize
         template = self._exe.template
         template.put_named(self.rows, np.array([named[name] for name in template.named], np.int64))
-        self._put_feed({name: named[name] for name in ("tokens", "positions", "rows", "T", "R")})
+        self._put_feed({name: named[name] for name in ("tokens", "positions", "rows", "T")})
+        self._put_feed({"R": self._sizes.R if self._exe.drawn else 0})
 
     def _put_stored(self, slab: Slab) -> None:
         self._slab = slab
         template = self._exe.template
         addresses = [slab.address + self._plan[name] for name in template.stored]
         template.put_stored(self.rows, np.array(addresses, np.int64))
+        if not self._exe.drawn:
+            return
         self.drawn_R = self._view(self._exe.drawn, (self._sizes.R,), DType.I32).view(np.int32)
         self._put_feed({"drawn": slab.address + self._plan[self._exe.drawn]})
 
@@ -219,7 +223,7 @@ def run_stepwise(
         drawn_R = kept[i]
         drawn_R[:] = bound.drawn_R
         ended = any(int(token) in ends for token, ends in zip(drawn_R, step.end_ids, strict=False))
-        if ended or (drawn_R < 0).any() or interrupted():
+        if ended or (drawn_R < 0).any() or interrupted() or i + 1 == len(kept):
             return i + 1
         bound.inputs["tokens"][bound.inputs["rows"]] = drawn_R
         bound.inputs["positions"] += 1

@@ -210,10 +210,10 @@ class CpuDevice(RealDevice):
         """Count from zero."""
         self._team.reset_counters()
 
-    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
-        start, row_bytes = ran.logits_at
+    def _read_rows(self, ran: Ran, rows: Sequence[int]) -> F32:
+        start, row_bytes = ran.rows_at
         stored = self._binder.workspace[start : start + ran.rows * row_bytes]
-        return stored.view(np.float32).reshape(ran.rows, -1)[list(rows)]
+        return stored.view(np.float32).reshape(ran.rows, row_bytes // 4)[list(rows)]
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
         """Check everything now, on the caller's thread, and copy the rows."""

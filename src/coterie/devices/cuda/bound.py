@@ -148,7 +148,7 @@ class Bound:
         """Queue what makes everything ready for a run, and return the packet in which its tokens will come back."""
         shared, driver = self._shared, self._shared.driver
         given, sent_bytes = self._inputs_of(run), self._sent_bytes
-        kept_bytes = 4 * run.steps * run.rows.sizes.R
+        kept_bytes = 4 * run.steps * run.drawn
         packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + kept_bytes)
         try:
             at = self._inputs.at_least(given.size_bytes, stream)
@@ -273,7 +273,7 @@ class Bound:
         template.put_weights(self._rows, at.weights, self._tables)
         template.put_stored(self._rows, self._stored + workspace)
         feed = {name: named[name] for name in ("tokens", "positions", "rows", "T", "R", "ends", "first_end")}
-        feed |= {"drawn": workspace + self._plan[self.exe.drawn], "kept": kept}
+        feed |= {"drawn": workspace + self._plan[self.exe.drawn], "kept": kept} if self.exe.drawn else {"R": 0}
         for name, word in feed.items():
             self._feed[FEED[name]] = word
 

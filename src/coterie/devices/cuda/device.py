@@ -266,18 +266,18 @@ class CudaDevice(RealDevice):
         self._loaded.clear()
         self._constants.clear()
 
-    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    def _read_rows(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         def issue(turn: Turn) -> Finish:
-            return self._runs.read(turn, *ran.logits_at, rows)
+            return self._runs.read(turn, *ran.rows_at, rows)
 
-        event = self._lane(COMPUTE).submit("logits", (), issue, here=True)
+        event = self._lane(COMPUTE).submit("rows", (), issue, here=True)
         wait_for(self, event)
         failure = self.failure(event)
         if failure is not None:
             raise failure
         read = event.state.result
         if not isinstance(read, np.ndarray):
-            raise RuntimeError("logits were copied but are not there")
+            raise RuntimeError("rows were copied but are not there")
         return read
 
     def memory(self, buffer: Buffer) -> torch.Tensor:

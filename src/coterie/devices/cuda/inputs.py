@@ -74,6 +74,11 @@ class Run:
         return Sizes(self.bucket.tokens, self.bucket.sequences, self.bucket.sampled, 0, 0)
 
     @property
+    def drawn(self) -> int:
+        """How many tokens a step of it draws."""
+        return self.rows.sizes.R if self.exe.drawn else 0
+
+    @property
     def decodes(self) -> bool:
         """True when each sequence has one token."""
         return self.rows.sizes.T == self.rows.sizes.B

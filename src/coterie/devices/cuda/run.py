@@ -126,7 +126,7 @@ class Runs:
 
         def finish(passed: bool) -> I32 | None:
             try:
-                words, sampled = packet.came.view(np.int32), run.rows.sizes.R
+                words, sampled = packet.came.view(np.int32), run.drawn
                 drawn = words[STATE_WORDS : STATE_WORDS + run.steps * sampled].reshape(run.steps, sampled)
                 kept: I32 | None = drawn[: words[0]].copy() if passed else None
             finally:
@@ -168,7 +168,7 @@ class Runs:
             try:
                 if not passed:
                     return None
-                return packet.came[: row_bytes * len(rows)].view(np.float32).reshape(len(rows), -1).copy()
+                return packet.came[: row_bytes * len(rows)].view(np.float32).reshape(len(rows), row_bytes // 4).copy()
             finally:
                 packets.give_back(packet)
 

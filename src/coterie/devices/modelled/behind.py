@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import UnsupportedError
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, wait_for
+from coterie.devices.modelled.event import passed
 from coterie.graph.compile import compile_graph
 from coterie.graph.fuse import KERNEL_SETS
 from coterie.graph.program import Program
@@ -24,11 +25,6 @@ class Drawn:
     """What a run drew [steps done, R]; None before it ran, and when it failed."""
 
     tokens: I32 | None = None
-
-
-def computes_no_numbers(where: str) -> UnsupportedError:
-    """What is answered to who asks a device without numerics for numbers."""
-    return UnsupportedError(where, "a modelled device computes no numbers", "give it a real device")
 
 
 class Behind:
@@ -71,9 +67,16 @@ class Behind:
 
     def logits(self, event: Event, last: int | None, rows: Sequence[int]) -> F32:
         """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
+        return self.device.logits(self._last(event, last, "logits"), rows)
+
+    def vectors(self, event: Event, last: int | None, rows: Sequence[int]) -> F32:
+        """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
+        return self.device.vectors(self._last(event, last, "vectors"), rows)
+
+    def _last(self, event: Event, last: int | None, what: str) -> Event:
         if self._ran is None or event.event_id != last:
-            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
-        return self.device.logits(self._ran, rows)
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its {what} are gone")
+        return self._ran
 
     def bind(self, binding: Binding) -> Binding:
         """The binding in the device's own memory."""
@@ -89,3 +92,12 @@ class Behind:
     def _wait(self, event: Event) -> Exception | None:
         wait_for(self.device, event)
         return self.device.failure(event)
+
+
+def computing(behind: Behind | None, where: str, ran: Event | None = None) -> Behind:
+    """The works behind a device. Raises the failure of what `ran`, UnsupportedError for a device without numerics."""
+    if ran is not None:
+        passed(ran)
+    if behind is None:
+        raise UnsupportedError(where, "a modelled device computes no numbers", "give it a real device")
+    return behind

@@ -21,9 +21,9 @@ from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
 from coterie.core.errors import CapacityError, DeviceError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
-from coterie.devices.modelled.behind import Behind, Drawn, computes_no_numbers
+from coterie.devices.modelled.behind import Behind, Drawn, computing
 from coterie.devices.modelled.clock import BEST, Kit
-from coterie.devices.modelled.event import ModelledEvent, drawn_by, finished, not_ours, own, passed
+from coterie.devices.modelled.event import ModelledEvent, drawn_by, finished, not_ours, own
 from coterie.devices.modelled.exe import ModelledExecutable, Prices, numerics_of, own_executable, run_phases
 from coterie.devices.modelled.fluid import Phase, Usage, Work
 from coterie.devices.modelled.price import StepPricer, gated, gated_by
@@ -206,19 +206,18 @@ class ModelledDevice(Device):
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
         """Those of the numerics device, of the run that was issued last. Raises UnsupportedError without one."""
-        passed(event)
-        if self._behind is None:
-            raise computes_no_numbers(self._spec.name)
-        return self._behind.logits(event, self._ran, rows)
+        return computing(self._behind, self._spec.name, event).logits(event, self._ran, rows)
+
+    def vectors(self, event: Event, rows: Sequence[int]) -> F32:
+        """As logits."""
+        return computing(self._behind, self._spec.name, event).vectors(event, self._ran, rows)
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(*binding.extents)
         mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
-        if self._behind is None:
-            raise computes_no_numbers(self._spec.name)
-        self._ran = None
-        return self._behind.device.inspect(numerics_of(mine), self._behind.bind(binding))
+        behind, self._ran = computing(self._behind, self._spec.name), None
+        return behind.device.inspect(numerics_of(mine), behind.bind(binding))
 
     def synthetic(self) -> bool:
         """True without a numerics device: tokens are made up."""

@@ -31,9 +31,9 @@ class Ran:
     steps: int
 
     @property
-    def logits_at(self) -> tuple[int, int]:
-        """Where the logits begin in the workspace, and the bytes of a row."""
-        return self.exe.plan(self.sizes)[0][self.exe.logits], F32_BYTES * self.exe.program.vocab_size
+    def rows_at(self) -> tuple[int, int]:
+        """Where logits or vectors begin in the workspace, and the bytes of a row."""
+        return self.exe.plan(self.sizes)[0][self.exe.row_values], F32_BYTES * self.exe.program.row_numbers
 
 
 class RealDevice:
@@ -56,20 +56,30 @@ class RealDevice:
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
         """Logits [rows, V] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        return self._rows_of(event, rows, "logits")
+
+    def vectors(self, event: Event, rows: Sequence[int]) -> F32:
+        """Vectors [rows, D] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        return self._rows_of(event, rows, "vectors")
+
+    def _rows_of(self, event: Event, rows: Sequence[int], what: str) -> F32:
         self._check_open()
         state, ran = self._lanes.finished(event).state, self._ran
         if state.failure is not None:
             raise state.failure
         if ran is None or ran.event is not event:
-            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its logits are gone")
-        if ran.steps != 1 or not ran.exe.logits:
-            fact = f"is of {ran.steps} steps" if ran.steps != 1 else "samples nothing"
-            raise ValueError(f"event {event.event_id} ({event.label}) {fact}; logits are those of one step")
+            raise ValueError(f"event {event.event_id} ({event.label}) is not the last run: its {what} are gone")
+        if ran.steps != 1:
+            fact = f"is of {ran.steps} steps; {what} are those of one step"
+            raise ValueError(f"event {event.event_id} ({event.label}) {fact}")
+        if (what == "logits") != bool(ran.exe.drawn):
+            gives = "tokens and logits" if ran.exe.drawn else "vectors"
+            raise ValueError(f"event {event.event_id} ({event.label}) has {gives}, and no {what}")
         if not all(0 <= row < ran.rows for row in rows):
             raise ValueError(f"rows are {list(rows)}, outside 0 to {ran.rows - 1}")
-        return self._read_logits(ran, rows)
+        return self._read_rows(ran, rows)
 
-    def _read_logits(self, ran: Ran, rows: Sequence[int]) -> F32:
+    def _read_rows(self, ran: Ran, rows: Sequence[int]) -> F32:
         """A copy of what is left of a run."""
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes, fixed
 from coterie.core.values import value
@@ -24,6 +25,7 @@ from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
 from coterie.graph.mixing import mixes
 from coterie.graph.program import Program
+from coterie.graph.vectors import row_values
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
@@ -87,8 +89,9 @@ class LoweredExecutable:
         for i, region in enumerate(program.regions):
             self.first_rows.setdefault(region.stage, i)
         values = program.graph.values
-        (self.drawn,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
-        self.logits = next((op.inputs[0] for op in program.graph.ops if op.kind == "sample"), "")
+        (left,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
+        self.drawn = left if values[left].dtype is DType.I32 else ""  # empty: it draws nothing
+        self.row_values = row_values(program.graph)
         sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
         self._weight_bytes = np.array(sizes, dtype=np.int64)
         self._plans: dict[tuple[int, int, int], tuple[dict[str, int], int]] = {}
@@ -116,7 +119,7 @@ class LoweredExecutable:
             if len(self._plans) >= MAX_KEPT:
                 self._plans.clear()
             offsets, total = self._program.buffers.offsets(sizes)
-            if self.drawn not in offsets:
+            if self.drawn and self.drawn not in offsets:
                 offsets[self.drawn] = total
                 total += -(-max(4 * sizes.R, 1) // ALIGN_BYTES) * ALIGN_BYTES
             self._plans[key] = offsets, total

@@ -1,0 +1,62 @@
+"""Embeddings: whose vectors are meant, and what is given of them: their beginning, and of length one.
+
+Knows nothing about engines or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coterie.api.texts import Text
+from coterie.api.types import Answer, Message, Query
+from coterie.composition.composition import Composition
+from coterie.core.errors import RequestError
+from coterie.device import F32
+
+
+def embedder(texts: Mapping[str, Text], composition: Composition, model: str) -> str:
+    """The expert whose vectors are meant: the named one; for the composition's name the only one that gives vectors
+    alone, or the only expert.
+
+    Raises NotFoundError for an unknown name, RequestError where it might be several.
+    """
+    if model and model != composition.name:
+        return composition.expert(model).name
+    alone = [name for name, text in texts.items() if not text.draws and name in composition.names]
+    found = alone or list(composition.names)
+    if len(found) != 1:
+        whose = "that give vectors alone" if alone else "and none that gives vectors alone"
+        fact = f"{composition.name} has {len(found)} experts {whose}, and vectors of different experts do not compare"
+        raise RequestError("model", fact, "name the expert whose vectors are meant")
+    return found[0]
+
+
+def query_of(text: str, expert: str, use: str = "", prompt_ids: Sequence[int] = ()) -> Query:
+    """What asks an expert for the vector of a text, or of tokens as they are."""
+    return Query((Message("user", text),), expert, raw=True, embeds=True, use=use, prompt_ids=tuple(prompt_ids))
+
+
+def given_out(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:
+    """The vectors [N, D] of an expert, of length one where that is how it makes them; or their first `dimensions`
+    numbers, of length one again.
+
+    Raises RequestError for more dimensions than there are.
+    """
+    if not answers:
+        return np.zeros((0, 0), np.float32)
+    vectors_ND = np.array([answer.vector for answer in answers], np.float32)
+    if dimensions is not None:
+        if dimensions > vectors_ND.shape[1]:
+            fact = f"is {dimensions}, but the vectors of {text.expert} have {vectors_ND.shape[1]}"
+            raise RequestError("dimensions", fact, "ask for fewer")
+        vectors_ND = vectors_ND[:, :dimensions]
+    return unit(vectors_ND) if text.embedding.normalized or dimensions is not None else vectors_ND
+
+
+def unit(vectors_ND: F32) -> F32:
+    """Vectors of length one, those of length zero as they are."""
+    lengths_N1 = np.sqrt((vectors_ND.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    found: F32 = (vectors_ND / np.where(lengths_N1 > 0, lengths_N1, 1)).astype(np.float32)
+    return found

@@ -1,0 +1,61 @@
+"""Wishing: what may be asked besides answers: that experts come, go, and stay.
+
+Knows nothing about how the engine grants it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+
+from coterie.api.types import Chunk
+from coterie.core.errors import CoterieError, fresh
+from coterie.engine.wishes import Told, Wishes
+
+
+class Wishing(ABC):
+    """The part of a Coterie that loads, unloads and pins."""
+
+    @abstractmethod
+    def _wishes(self, expert: str) -> AbstractContextManager[Wishes]:
+        """Where wishes about an expert are made, between two steps. Raises NotFoundError, ClosedError."""
+
+    @abstractmethod
+    def _advance_for(self, wanted: set[str]) -> list[Chunk]:
+        """One step."""
+
+    def load(self, expert: str) -> None:
+        """Bring an expert into the run tier and wait until all of it is there. It may be evicted again: see pin.
+
+        Others go on meanwhile, their chunks are kept. Raises NotFoundError, ConflictError where pinned ones leave no
+        room, and the failure of the load.
+        """
+        told: list[CoterieError | None] = []
+        self.load_soon(expert, told.append)
+        while not told:
+            self._advance_for(set())
+        if told[0] is not None:
+            raise fresh(told[0])
+
+    def load_soon(self, expert: str, tell: Told) -> None:
+        """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
+        with self._wishes(expert) as wishes:
+            wishes.load(expert, tell)
+
+    def unload(self, expert: str) -> None:
+        """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
+        with self._wishes(expert) as wishes:
+            wishes.unload(expert)
+
+    def pin(self, expert: str) -> None:
+        """Never evict an expert from the run tier, from now or from when it comes in.
+
+        Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
+        """
+        with self._wishes(expert) as wishes:
+            wishes.pin(expert)
+
+    def unpin(self, expert: str) -> None:
+        """Let an expert be evicted again. Raises NotFoundError."""
+        with self._wishes(expert) as wishes:
+            wishes.unpin(expert)

@@ -1,0 +1,113 @@
+"""Vectors: what becomes of a prompt where no tokens are wanted: the last row of the last norm, or the mean of all.
+
+    pieces of a prompt -> steps of the program without a head -> rows -> Pool -> vector
+
+Neither how a prompt is cut nor who else is in a step changes a row's bits on a CPU, nor a sum in the order of tokens.
+Knows nothing about schedules or what vectors are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from coterie.core.errors import CoterieError, DeviceError, RequestError, UnsupportedError
+from coterie.device import F32, Device, Event, Executable
+from coterie.graph.compile import compile_graph
+from coterie.graph.vectors import vectors_graph
+
+if TYPE_CHECKING:
+    from coterie.engine.batch import Batch
+    from coterie.engine.request import Request
+    from coterie.engine.sequence import Sequence
+    from coterie.engine.served import ServedExpert
+
+Pooling: TypeAlias = Literal["last", "mean"]
+
+
+class Pool:
+    """Makes the vector of one prompt from its rows, in the order of its tokens; `vector` is there at the end."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._pooling = pooling
+        self._sum_D = np.zeros(0)
+        self._count = 0
+        self.vector: tuple[float, ...] = ()
+
+    def add(self, rows_RD: F32) -> None:
+        """The next rows; a row at a time, so that it does not matter where they are cut."""
+        for row_D in rows_RD:
+            self._sum_D = row_D.astype(np.float64) if self._count == 0 else self._sum_D + row_D
+            self._count += 1
+
+    def end(self, last_D: F32) -> None:
+        """The last row. Raises DeviceError where numbers are none."""
+        if self._pooling == "mean":
+            self.add(last_D[None])
+            last_D = (self._sum_D / self._count).astype(np.float32)
+        if not np.isfinite(last_D).all():
+            fact = "a vector holds values that are not numbers"
+            raise DeviceError("vectors", fact, "the weights are damaged or overflow: get the checkpoint again")
+        self.vector = tuple(last_D.tolist())
+
+
+class Headless:
+    """Experts under their programs without a head, each made when it is asked for first."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._made: dict[int, tuple[Executable, Executable]] = {}  # by whose heads they lack, which must stay
+
+    def of(self, expert: ServedExpert) -> ServedExpert:
+        """The same weights, and the program that gives vectors. Raises UnsupportedError."""
+        exe = expert.exe
+        if not exe.program.draws:
+            return expert
+        if id(exe) not in self._made:
+            program = compile_graph(vectors_graph(exe.program.graph), exe.program.rule_set)
+            self._made[id(exe)] = exe, self._device.load(program)
+        return replace(expert, exe=self._made[id(exe)][1])
+
+    def check(self, request: Request, expert: ServedExpert) -> None:
+        """Raise RequestError where tokens are wanted of an expert without a head, UnsupportedError where vectors are
+        and there can be none.
+        """
+        if request.pooling is None:
+            if not expert.exe.program.draws:
+                fact = "this expert gives vectors (embeddings) alone, and answers nothing"
+                raise RequestError(expert.expert_id, fact, "ask it for embeddings, or another expert")
+            return
+        if self._device.synthetic():
+            fact = "vectors (embeddings) are numbers, and this device computes none"
+            raise UnsupportedError("request", fact, "ask a real device, or a modelled one with real tokens")
+        self.of(expert)
+
+
+def apart(sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
+    """Those that draw tokens, and those that want vectors."""
+    found: tuple[list[Sequence], list[Sequence]] = [], []
+    for sequence in sequences:
+        found[sequence.pool is not None].append(sequence)
+    return found
+
+
+def take_vectors(device: Device, event: Event, batch: Batch) -> Iterator[tuple[Sequence, CoterieError | None]]:
+    """Give the rows of a step to whose they are; whose last one was among them, and why there is no vector if so."""
+    rows_RD = device.vectors(event, range(len(batch.rows.rows_R)))
+    for scored in batch.scored:
+        _pool(scored.sequence).add(rows_RD[scored.first_row : scored.first_row + scored.count])
+    for row, sequence in enumerate(batch.sampled):
+        try:
+            _pool(sequence).end(rows_RD[row])
+            yield sequence, None
+        except CoterieError as error:
+            yield sequence, error
+
+
+def _pool(sequence: Sequence) -> Pool:
+    if sequence.pool is None:
+        raise RuntimeError(f"sequence {sequence.number} is in a step of vectors and wants none")
+    return sequence.pool

@@ -1,0 +1,56 @@
+"""The graph of a model without its head: a step gives the vectors of its rows in place of tokens.
+
+    ... x -> take_rows -> norm -> linear (-> softcap) -> sample -> next_tokens        tokens are drawn
+    ... x -> take_rows -> norm                                                        rows of the last norm leave
+
+All before the head is the same, op by op, so both leave the same KV state. Knows nothing about what vectors are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+from coterie.core.errors import UnsupportedError
+from coterie.graph.ir import Graph, Kind, Op
+
+
+def draws(graph: Graph) -> bool:
+    """Whether a step draws tokens."""
+    return any(op.kind == "sample" for op in graph.ops)
+
+
+def row_values(graph: Graph) -> str:
+    """The value [R, *] that a step leaves for each row: logits, or vectors; empty where it has none."""
+    sampled = next((op.inputs[0] for op in graph.ops if op.kind == "sample"), "")
+    return sampled or next((name for name, value in graph.values.items() if value.kind is Kind.OUTPUT), "")
+
+
+def vectors_graph(graph: Graph) -> Graph:
+    """The graph up to the last norm, whose rows [R, D] leave the step; one that draws nothing as it is.
+
+    Raises UnsupportedError where no norm of the rows stands before the head.
+    """
+    if not draws(graph):
+        return graph
+    place = next((at for at, op in enumerate(graph.ops) if op.kind == "take_rows"), None)
+    norm = None if place is None else _norm_behind(graph, place)
+    if norm is None:
+        fact = "there is no norm of a step's rows before its head"
+        raise UnsupportedError(graph.name, fact, "ask a model that has one for vectors")
+    ops = graph.ops[: norm + 1]
+    (made,) = ops[-1].outputs
+    used = {name for op in ops for name in (*op.inputs, *op.outputs)} | {"rows", "sampling"}
+    values = {name: value for name, value in graph.values.items() if name in used}
+    values[made] = replace(values[made], kind=Kind.OUTPUT)
+    return Graph(graph.name, MappingProxyType(values), ops)
+
+
+def _norm_behind(graph: Graph, place: int) -> int | None:
+    """Where the norm is that reads what the op at `place` makes."""
+    (taken,) = graph.ops[place].outputs
+    return next((at for at, op in enumerate(graph.ops) if _norms(op, taken)), None)
+
+
+def _norms(op: Op, x: str) -> bool:
+    return op.kind in ("rms_norm", "layer_norm") and op.inputs[0] == x

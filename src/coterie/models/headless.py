@@ -1,0 +1,56 @@
+"""Checkpoints of models that give vectors and have no head: as those of whole models, but for what is not there.
+
+    layers.3.mlp.up_proj.weight, norm.weight   ->   model.layers.3.mlp.up_proj.weight, model.norm.weight
+
+Knows nothing about how vectors are made of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from coterie.checkpoint.folder import CONFIG, Checkpoint
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.checkpoint.sentence import is_sentence_model
+from coterie.core.errors import UnsupportedError
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+
+PREFIX = "model."
+_OTHER = "use a model whose tokens see those before them alone"
+
+
+def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
+    """A checkpoint under the names of a whole model, and whether it draws tokens: it has a head, or shares it with the
+    embedding, and is not said to give vectors alone.
+
+    Raises UnsupportedError for one whose tokens see those behind them.
+    """
+    bare = _is_bare(checkpoint.tensors)
+    if not bare and not is_sentence_model(checkpoint.path):
+        return checkpoint, True
+    where = str(checkpoint.path / CONFIG)
+    if checkpoint.config.get("is_causal") is False:
+        raise UnsupportedError(where, "is_causal is false: tokens see those behind them, which is not run", _OTHER)
+    own = checkpoint.config.get("auto_map")
+    if isinstance(own, dict) and "AutoModel" in own:
+        fact = f"is run by code of its own ({own['AutoModel']}), which may let tokens see those behind them"
+        raise UnsupportedError(where, fact, _OTHER)
+    tensors = {PREFIX + name if bare else name: info for name, info in checkpoint.tensors.items()}
+    head = HEAD_WEIGHT.removesuffix("weight")
+    kept = {name: replace(info, name=name) for name, info in tensors.items() if not name.startswith(head)}
+    config = {**checkpoint.config, "architectures": _whole_classes(checkpoint.config.get("architectures"))}
+    return replace(checkpoint, config=config, tensors=kept), False
+
+
+def _whole_classes(classes: Any) -> Any:
+    """Classes without a head (Qwen3Model) as those that have one (Qwen3ForCausalLM); others as they are."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return classes
+    return [f"{name.removesuffix('Model')}ForCausalLM" if name.endswith("Model") else name for name in classes]
+
+
+def _is_bare(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether names lack what stands before those of a whole model's."""
+    return EMBED_WEIGHT not in tensors and EMBED_WEIGHT.removeprefix(PREFIX) in tensors

@@ -1,0 +1,93 @@
+"""POST /v1/embeddings: texts or tokens in, a vector for each out.
+
+Knows nothing about the engine. Source: the OpenAI API reference, "Create embeddings".
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.api import Answer, Coterie, Query
+from coterie.api.embeddings import embedder, given_out, query_of
+from coterie.core.errors import RequestError, shown
+from coterie.server import fields
+
+MAX_INPUTS = 2048  # of one request, as OpenAI has it
+AT_ONCE = 128  # inputs that wait in the queue together, so that a request of many has no more places there than others
+FLOAT, BASE64 = "float", "base64"
+USE = "prompt_name"  # as sentence-transformers calls it
+SUPPORTED = ("model", "input", "encoding_format", "dimensions", USE)
+_WORDS = "give a text, a list of texts, a list of token ids or a list of such lists"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsBody:
+    """A validated request body: a query for each input, of one expert."""
+
+    queries: tuple[Query, ...]
+    expert: str
+    dimensions: int | None
+    as_base64: bool
+
+
+def parse_embeddings(body: object, coterie: Coterie) -> EmbeddingsBody:
+    """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
+    given = fields.an_object(body, "model and input")
+    fields.check_names(given, SUPPORTED, {})
+    form = fields.get(given, "encoding_format", str, "float or base64") or FLOAT
+    if form not in (FLOAT, BASE64):
+        raise RequestError("encoding_format", f"is {shown(form)}", "allowed is float or base64")
+    dimensions = fields.integer(given, "dimensions")
+    if dimensions is not None and dimensions < 1:
+        raise RequestError("dimensions", f"is {dimensions}", "allowed is 1 or more")
+    use = fields.get(given, USE, str, "the name of a prompt") or ""
+    expert = embedder(coterie.texts, coterie.composition, fields.model(given))
+    coterie.texts[expert].embedding.before(use)  # before anything is asked
+    queries = tuple([_query(item, expert, use) for item in _inputs(given.get("input"))])
+    return EmbeddingsBody(queries, expert, dimensions, form == BASE64)
+
+
+def whole(body: EmbeddingsBody, answers: Sequence[Answer], coterie: Coterie) -> dict[str, Any]:
+    """The response. Raises RequestError for more dimensions than the vectors have."""
+    vectors_ND = given_out(answers, coterie.texts[body.expert], body.dimensions)
+    tokens = sum([answer.prompt_tokens for answer in answers])
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            if body.as_base64
+            else vector.tolist(),
+        }
+        for index, vector in enumerate(vectors_ND)
+    ]
+    cached = sum([answer.cached_tokens for answer in answers])
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
+    return {"object": "list", "data": data, "model": body.expert, "usage": usage}
+
+
+def _query(item: str | tuple[int, ...], expert: str, use: str) -> Query:
+    return query_of(item, expert, use) if isinstance(item, str) else query_of("", expert, use, item)
+
+
+def _inputs(given: object) -> list[str | tuple[int, ...]]:
+    """Each input as text or tokens."""
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise RequestError("input", "is missing, empty or no text", _WORDS)
+    if _are_tokens(given):
+        return [tuple(given)]
+    if len(given) > MAX_INPUTS:
+        raise RequestError("input", f"has {len(given)} items", f"send at most {MAX_INPUTS} at once")
+    for place, item in enumerate(given):
+        if not (isinstance(item, str) and item) and not _are_tokens(item):
+            raise RequestError(f"input[{place}]", "is empty, or neither a text nor a list of token ids", _WORDS)
+    return [item if isinstance(item, str) else tuple(item) for item in given]
+
+
+def _are_tokens(item: object) -> bool:
+    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
