@@ -58,6 +58,7 @@ class Coterie(Wishing):
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         self._close = weakref.finalize(self, self._parts.device.close)
+        self.routing = self._routings.teach()
 
     @classmethod
     def open(cls, ref: str | Path, options: Options | None = None) -> Coterie:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from coterie.api.embeddings import query_of
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
-from coterie.composition.router import Ask, Prompt, Route
+from coterie.composition.router import Ask, Prompt, Result, Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import UnsupportedError
 from coterie.engine.engine import Engine
@@ -34,7 +35,7 @@ class _Begun:
         """What it wants to know."""
         return self.pending.asks
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """Where the prompt goes."""
         return self.routing.finish(self.pending, results)
 
@@ -70,6 +71,24 @@ class Routings:
         self._made_up = made_up
         self._jobs: dict[str, RoutingJob] = {}
         self._owners: dict[str, str] = {}
+
+    def teach(self) -> Routing:
+        """Ask for what the router must know before its first decision, and wait; the routing with what came of it.
+
+        Raises the failure of what was asked. Where numbers are made up nothing is asked.
+        """
+        asks = {} if self._made_up else {f"example-{i}": ask for i, ask in enumerate(self._routing.to_teach)}
+        vectors: dict[str, tuple[float, ...]] = {}
+        for ask_id, ask in asks.items():
+            self._engine.submit(self._request(ask_id, ask, ""))
+        while not self._engine.idle:
+            for output in self._engine.step():
+                if output.error is not None:
+                    raise output.error
+                vectors[output.request_id] = output.vector
+        if asks:
+            self._routing = self._routing.taught([vectors[ask_id] for ask_id in asks])
+        return self._routing
 
     def begin(self, request_id: str, pending: Pending, client: str = "") -> None:
         """Ask what the router wants to know.
@@ -123,7 +142,16 @@ class Routings:
                 self._engine.cancel(ask_id)
 
     def _request(self, ask_id: str, ask: Ask, client: str) -> Request:
+        if ask.embeds:
+            return self._vector(ask_id, ask, client)
         query, text, model = Query.text(ask.text), self._texts[ask.expert], self._models[ask.expert]
         ids = text.encode(query, Prompt.from_messages([m.to_dict() for m in query.messages]))
         ends, words = model.end_ids, text.detokenizer(query, ids)
         return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words, client=client)
+
+    def _vector(self, ask_id: str, ask: Ask, client: str) -> Request:
+        """A request for a vector; of what is longer than the model's context, the beginning."""
+        query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
+        ids = text.encode(query, prompt_of(query))[: self._models[ask.expert].max_context - 1]
+        pooling = text.embedding.pooling
+        return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", client=client, pooling=pooling)

@@ -40,7 +40,7 @@ class RouterSpec:
     how much an expert that is not in memory may lead one that is, and yet not be taken; 0 takes it always.
     `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `examples`, how many
     of them vote (`num_neighbours`) and `similarity` to kind "knn"; `model`, whom to ask, `question` and `max_tokens`
-    to kind "llm".
+    to kind "llm"; a `model` of kind "knn" gives vectors.
     """
 
     kind: str
@@ -256,7 +256,7 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
         weights=weights,
         num_neighbours=table.get("k", NUM_NEIGHBOURS),
         similarity=table.get("similarity", SIMILARITY),
-        model=_router_model(table, root, f"{file}: router") if table["kind"] == "llm" else None,
+        model=_router_model(table, root, f"{file}: router") if _asks_a_model(table) else None,
         question=table.get("question", llm.QUESTION),
         max_tokens=table.get("max_tokens", llm.MAX_TOKENS),
     )
@@ -287,6 +287,10 @@ def _with_examples(
         remedy = 'give [[expert]] examples = ["..."], or router.examples, a file of JSON lines'
         raise CompositionError(f"{file}: router", fact, remedy)
     return replace(router, examples=tuple(found))
+
+
+def _asks_a_model(table: Mapping[str, Any]) -> bool:
+    return table["kind"] == "llm" or (table["kind"] == "knn" and "checkpoint" in table)
 
 
 def _router_model(table: Mapping[str, Any], root: Path, where: str) -> Expert:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 UNLIKELY = 0.005  # runners-up below half a percent are left out of a Route
 
@@ -28,13 +28,18 @@ class Prompt:
         return cls(texts[-1] if texts else "", tuple(messages))
 
 
+Result: TypeAlias = str | tuple[float, ...]
+"""What came of an Ask: an answer, or a vector."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something that a router wants to know from a model before it decides."""
+    """Something that a router wants to know from a model before it decides: an answer, or the text's vector."""
 
     expert: str
     text: str
     max_tokens: int
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Router(Protocol):
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
         """What must be answered by models first; empty for routers that read the text alone."""
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The decision, given the answers to `ask`, in its order."""
 
 

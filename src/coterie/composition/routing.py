@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
-from coterie.composition.router import Ask, Prompt, Route, Router, ranked
+from coterie.composition.router import Ask, Prompt, Result, Route, Router, ranked
 from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
 from coterie.composition.routers.llm import LlmRouter
@@ -55,7 +55,7 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
 
 
 def _make_knn(spec: RouterSpec, composition: Composition) -> Router:
-    return KnnRouter(spec.examples, spec.fallback, _knn_settings(spec))
+    return KnnRouter(spec.examples, spec.fallback, _knn_settings(spec), by_vectors=spec.model is not None)
 
 
 def _knn_settings(spec: RouterSpec) -> KnnSettings:
@@ -115,6 +115,16 @@ class Routing:
         router = self.router.tuned(_knn_settings(spec)) if isinstance(self.router, KnnRouter) else None
         return Routing(composition, router)
 
+    def taught(self, vectors: Sequence[Sequence[float]]) -> Routing:
+        """The same where its router, a knn router, knows the vectors of its examples."""
+        router = self.router.taught(vectors) if isinstance(self.router, KnnRouter) else self.router
+        return Routing(self.composition, router)
+
+    @property
+    def to_teach(self) -> tuple[Ask, ...]:
+        """What must be known before the first decision."""
+        return self.router.asks_for_examples if isinstance(self.router, KnnRouter) else ()
+
     @property
     def prefers_resident(self) -> bool:
         """Whether it matters which experts are in memory."""
@@ -151,7 +161,7 @@ class Routing:
             previous = self._replay(prompt, resident)
         return Pending(addressed, asks, None, previous, resident, unfit)
 
-    def finish(self, pending: Pending, results: Sequence[str] = ()) -> Route:
+    def finish(self, pending: Pending, results: Sequence[Result] = ()) -> Route:
         """Second step, with the answers to `pending.asks` in their order.
 
         Raises UsageError when there is no router and more than one expert.

@@ -108,7 +108,10 @@ KNN = Table(
         Key("k", "integer", "so many of the nearest examples vote", minimum=1, maximum=1000),
         Key("similarity", "number", "below this likeness to the nearest example the fallback answers",
             minimum=0, maximum=1),
+        Key("checkpoint", "string", "the router's own model, whose vectors are compared: as an llm router's"),
+        Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
     ),
+    needs={"revision": "checkpoint"},
 )  # fmt: skip
 
 ROUTER = Table(

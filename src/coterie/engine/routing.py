@@ -20,6 +20,7 @@ class RoutingJob:
         asks = router.ask(prompt)
         self.asks: dict[str, Ask] = {f"{job_id}/ask-{index}": ask for index, ask in enumerate(asks)}
         self._answers: dict[str, str] = dict.fromkeys(self.asks, "")
+        self._vectors: dict[str, tuple[float, ...]] = {}
         self._open = set(self.asks)
         self.error: CoterieError | None = None
 
@@ -28,6 +29,8 @@ class RoutingJob:
         if output.request_id not in self.asks:
             return False
         self._answers[output.request_id] += output.text
+        if output.vector:
+            self._vectors[output.request_id] = output.vector
         if output.finish_reason is not None:
             self._open.discard(output.request_id)
             self.error = self.error or output.error
@@ -44,4 +47,5 @@ class RoutingJob:
             raise fresh(self.error)
         if self._open:
             raise ValueError(f"{len(self._open)} asks are not answered yet")
-        return self._router.decide(self._prompt, tuple(self._answers.values()))
+        results = [self._vectors.get(ask_id, answer) for ask_id, answer in self._answers.items()]
+        return self._router.decide(self._prompt, results)

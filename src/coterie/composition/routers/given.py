@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coterie.composition.router import Ask, Prompt, Route, Router
+from coterie.composition.router import Ask, Prompt, Result, Route, Router
 
 
 class GivenRouter:
@@ -21,6 +21,6 @@ class GivenRouter:
         """As the other router."""
         return () if self._router is None else self._router.ask(prompt)
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """Where it was told."""
         return Route(self._expert, 1.0, (), "the route was given")

@@ -1,6 +1,7 @@
 """The knn router: the k labelled examples that are most like the prompt vote for their experts.
 
-Knows nothing about files, nor how likeness is found (neighbours.py does).
+Knows nothing about files, nor how likeness is found: by letters (neighbours.py), or by the vectors that a model of the
+router's own makes of the prompt and the examples (vector_neighbours.py).
 
     votes        (similarity / the nearest one's)^6 of each of the k nearest, for its expert
     confidence   an expert's share of all votes; all shares shrink in proportion where the nearest example is less alike
@@ -16,14 +17,19 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
-from coterie.composition.router import Ask, Prompt, Route, ranked
+import numpy as np
+
+from coterie.composition.router import Ask, Prompt, Result, Route, ranked
+from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routers.neighbours import Neighbour, Neighbours
+from coterie.composition.routers.vector_neighbours import VectorNeighbours
 
 NUM_NEIGHBOURS = 5
 SIMILARITY = 0.15
 THRESHOLD = 0.5
 VOTE_POWER = 6  # a tenth less alike counts about half, so that few near examples are not outvoted by many far ones
 NUM_REASONS = 2
+MAX_CHARS = 4096  # of a prompt or an example, of which a model makes a vector; as many as count by letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,28 @@ class KnnSettings:
 class KnnRouter:
     """Chooses the expert whose examples the prompt is most like, or the fallback when none is, or none clearly."""
 
-    def __init__(self, examples: Sequence[Example], fallback: str, settings: KnnSettings | None = None) -> None:
-        self.fallback, self.settings = fallback, settings or KnnSettings()
+    def __init__(
+        self, examples: Sequence[Example], fallback: str, settings: KnnSettings | None = None, by_vectors: bool = False
+    ) -> None:
+        """`by_vectors`: a model is asked for them; those of the examples are given by `taught`, before any decision."""
+        self.fallback, self.settings, self.by_vectors = fallback, settings or KnnSettings(), by_vectors
+        examples = [example for example in examples if example.text.strip()] if by_vectors else examples
         self._names = tuple(dict.fromkeys(example.expert for example in examples))
-        labels = {name: label for label, name in enumerate(self._names)}
-        self.neighbours = Neighbours([e.text for e in examples], [labels[e.expert] for e in examples])
+        self.texts, labels = [e.text for e in examples], {name: label for label, name in enumerate(self._names)}
+        self._labels = [labels[example.expert] for example in examples]
+        self.neighbours = Neighbours([], []) if by_vectors else Neighbours(self.texts, self._labels)
+        self.vectors: VectorNeighbours | None = None
+
+    @property
+    def asks_for_examples(self) -> tuple[Ask, ...]:
+        """What must be known before any decision, in the order in which `taught` is given it."""
+        return tuple([_ask(text) for text in self.texts]) if self.by_vectors else ()
+
+    def taught(self, vectors: Sequence[Sequence[float]]) -> KnnRouter:
+        """A router that knows the vectors of its examples."""
+        other = copy(self)
+        other.vectors = VectorNeighbours(self.texts, self._labels, np.array(vectors, np.float32))
+        return other
 
     def tuned(self, settings: KnnSettings) -> KnnRouter:
         """A router of the same examples, which are not indexed again."""
@@ -59,14 +82,14 @@ class KnnRouter:
         return other
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
-        """Nothing: the text is enough."""
-        return ()
+        """Nothing where the text is enough; else its vector."""
+        return (_ask(prompt.text),) if self.by_vectors and prompt.text.strip() else ()
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The route of the last user message."""
         if not prompt.text.strip():
             return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)
-        nearest = self.neighbours.nearest(prompt.text, self.settings.num_neighbours)
+        nearest = self._nearest(prompt, results)
         if not nearest:
             return Route(self.fallback, 0.0, (), "it is like no example", is_fallback=True)
         confidences = self._confidences(nearest)
@@ -84,6 +107,13 @@ class KnnRouter:
             return self._fall_back(confidences, f"{reason}; nearest: {told}")
         return Route(best, share, ranked(confidences, best), f"nearest: {told}")
 
+    def _nearest(self, prompt: Prompt, results: Sequence[Result]) -> tuple[Neighbour, ...]:
+        if not self.by_vectors:
+            return self.neighbours.nearest(prompt.text, self.settings.num_neighbours)
+        if self.vectors is None or not results or isinstance(results[0], str):
+            raise RuntimeError("a knn router decides by vectors that nobody gave it")
+        return self.vectors.nearest(results[0], self.settings.num_neighbours)
+
     def _confidences(self, nearest: Sequence[Neighbour]) -> dict[str, float]:
         closest = nearest[0].similarity
         votes: dict[str, float] = {}
@@ -97,6 +127,10 @@ class KnnRouter:
     def _fall_back(self, confidences: dict[str, float], reason: str) -> Route:
         share = confidences.get(self.fallback, 0.0)
         return Route(self.fallback, share, ranked(confidences, self.fallback), reason, is_fallback=True)
+
+
+def _ask(text: str) -> Ask:
+    return Ask(ROUTER, text[:MAX_CHARS], 0, embeds=True)
 
 
 def _alike(found: Neighbour) -> str:

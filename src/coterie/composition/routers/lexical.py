@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.composition.router import Ask, Prompt, Route, ranked
+from coterie.composition.router import Ask, Prompt, Result, Route, ranked
 from coterie.composition.routers.features import HashSettings, bucket_list, word_buckets
 from coterie.core.errors import CompositionError
 from coterie.core.parsed import parse_json
@@ -101,7 +101,7 @@ class LexicalRouter:
         """Nothing: the text is enough."""
         return ()
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The route of the last user message."""
         if not prompt.text.strip():
             return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)

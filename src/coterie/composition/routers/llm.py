@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from coterie.composition.router import Ask, Prompt, Route
+from coterie.composition.router import Ask, Prompt, Result, Route
 
 ROUTER = "(router)"  # the router's own model, by a name that no expert can have
 MAX_TOKENS = 20
@@ -43,9 +43,9 @@ class LlmRouter:
         """The question to the router's own model."""
         return (Ask(ROUTER, self._question.replace("{prompt}", prompt.text), self.max_tokens),)
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The expert that the answer names. Names say nothing of how sure the model was: confidence is 1 or 0."""
-        answer = " ".join(results)
+        answer = " ".join(map(str, results))
         named = dict.fromkeys(self._by_folded[match.casefold()] for match in self._names.findall(answer))
         if len(named) == 1:
             (name,) = named

@@ -50,7 +50,7 @@ class Neighbours:
         rows: dict[tuple[int, bytes], str] = {}
         for text, label, hashes in zip(texts, labels, gram_hashes_of(texts, NGRAM_MIN, NGRAM_MAX), strict=True):
             if len(hashes):
-                rows.setdefault((label, hashes.tobytes()), _shown(text))
+                rows.setdefault((label, hashes.tobytes()), shown(text))
         # by label, so that each n-gram's texts are too
         ordered = sorted(rows, key=lambda row: row[0])
         self._texts = [rows[row] for row in ordered]
@@ -71,14 +71,7 @@ class Neighbours:
 
     def nearest(self, text: str, count: int) -> tuple[Neighbour, ...]:
         """The most similar texts, best first, at most `count`, equals by label, then as given; not those of 0."""
-        similarities = self.similarities(text)
-        count = min(count, len(similarities))
-        if not count:
-            return ()
-        least = np.partition(similarities, -count)[-count]
-        close = np.flatnonzero(similarities >= max(least, np.finfo(np.float64).tiny))
-        best = close[np.argsort(-similarities[close], kind="stable")][:count].tolist()
-        return tuple(Neighbour(int(self._labels[i]), float(similarities[i]), self._texts[i]) for i in best)
+        return nearest_of(self.similarities(text), count, self._labels, self._texts)
 
     def similarities(self, text: str) -> F64:
         """How alike each text is [N]."""
@@ -129,6 +122,17 @@ class Neighbours:
         return sums
 
 
+def nearest_of(similarities: F64, count: int, labels: I32, texts: Sequence[str]) -> tuple[Neighbour, ...]:
+    """The texts that are most alike, best first, at most `count`, equals in their order; not those of 0."""
+    count = min(count, len(similarities))
+    if not count:
+        return ()
+    least = np.partition(similarities, -count)[-count]
+    close = np.flatnonzero(similarities >= max(least, np.finfo(np.float64).tiny))
+    best = close[np.argsort(-similarities[close], kind="stable")][:count].tolist()
+    return tuple(Neighbour(int(labels[i]), float(similarities[i]), texts[i]) for i in best)
+
+
 def _spread(grams_R: I64, shares_R: F64) -> F64:
     """Among how many labels each n-gram is spread [G], 1 at least, from the shares of their texts that hold it."""
     shares_R = shares_R / np.bincount(grams_R, shares_R)[grams_R]
@@ -146,6 +150,7 @@ def _parts(lengths: I64) -> Iterator[slice]:
         first = last
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """The beginning of a text, on one line."""
     line = " ".join(text[: 4 * MAX_SHOWN].split())
     return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."

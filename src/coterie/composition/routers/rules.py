@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from coterie.composition.router import Ask, Prompt, Route, ranked
+from coterie.composition.router import Ask, Prompt, Result, Route, ranked
 from coterie.composition.routers.language import guess_language
 
 Match = Literal["first", "weight"]
@@ -73,7 +73,7 @@ class RulesRouter:
         """Nothing: rules read the text alone."""
         return ()
 
-    def decide(self, prompt: Prompt, results: Sequence[str] = ()) -> Route:
+    def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The route of the last user message."""
         held = [(rule, why) for rule in self.rules if (why := rule.why(prompt.text)) is not None]
         if not held:
