@@ -47,7 +47,6 @@ struct Query {
 
 constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials keep their alignment
 
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 

@@ -20,11 +20,12 @@ constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of 
 
 constexpr int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Columns of a block: even parts of K, in whole vectors.
 constexpr int64_t block_columns(int64_t K) { return tiles(tiles(K, tiles(K, kBlockColumns)), 32) * 32; }
 
-// What the panel path needs beside its operands. Both null when there are few tokens.
+// What the panel path, and that of whole_panel.h, need beside their operands. Both null when there are few tokens.
 struct Work {
   float* panel;  // [kBlockRows / 4][columns / W][4][W]
   float* sums;   // [tokens][kBlockRows][W], when K has several blocks

@@ -78,14 +78,18 @@ inline void pad_row(float* row, int64_t T, int64_t width) {
   for (int64_t c = width; c < tile_stride(T, width); ++c) row[c] = 0.0f;
 }
 
+// Whatever type the weights have: they may be of several.
+constexpr int64_t work_panel_floats(int64_t K) { return larger(panel_floats(K), kWholePanelFloats); }
+constexpr int64_t work_sums_floats(int64_t T, int64_t K) { return larger(sums_floats(token_tile(T), K), whole_sums_floats(token_tile(T))); }
+
 constexpr int64_t work_bytes(int64_t T, int64_t K) {
-  return T <= kFewTokens ? 0 : bytes_of(panel_floats(K)) + bytes_of(sums_floats(token_tile(T), K));
+  return T <= kFewTokens ? 0 : bytes_of(work_panel_floats(K)) + bytes_of(work_sums_floats(T, K));
 }
 
 inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   if (T <= kFewTokens) return {nullptr, nullptr};
-  float* panel = scratch.floats(panel_floats(K));
-  return {panel, K > kBlockColumns ? scratch.floats(sums_floats(token_tile(T), K)) : nullptr};
+  float* panel = scratch.floats(work_panel_floats(K));
+  return {panel, scratch.floats(work_sums_floats(T, K))};
 }
 
 constexpr int kPackedTypes = 10;
@@ -234,7 +238,7 @@ struct PlainRows {
 // The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
-  if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride);
+  if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
   if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   const float* few = in.few(tokens);
   with_dtype(dtype, [&]<DType D>() {

@@ -1,4 +1,5 @@
-// What a record of a token's whole numbers (whole_record.h) adds to a packed row: a group, or two, in eight lanes, for AVX2 and for none.
+// What a record of a token's whole numbers (whole_record.h) adds to a packed row, in eight lanes: a group of int8, of others eight groups, each
+// in the lane that is its own. For AVX2 and for none.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
@@ -13,12 +14,26 @@ struct Records {
   bytes* of(int64_t m) const { return at + m * apart; }
 };
 
+// Rows of a packed type that follow one another.
+struct PackedRows {
+  bytes* at;
+  int64_t K, apart, scales_at;  // bytes from one row to the next, and to its scales
+};
+
+template <DType D>
+inline PackedRows packed_rows(bytes* w, int64_t K) {
+  return {w, K, row_bytes(static_cast<int64_t>(D), K), scales_at(static_cast<int64_t>(D), K)};
+}
+
 #if defined(__AVX2__)
 
 using Lanes = __m256;
 
 inline __m256i load_bytes(bytes* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
 inline Lanes load_lanes(bytes* at) { return _mm256_loadu_ps(reinterpret_cast<const float*>(at)); }
+// Sums of two neighbours, and of the neighbours in such sums: twice, four vectors of four lanes' halves become one of their sums.
+inline __m256i twos_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)); }
+inline __m256i fours_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)); }
 inline Lanes add_product(__m256i whole, Lanes scale, Lanes acc) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, acc); }
 inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
@@ -31,13 +46,31 @@ inline Lanes scale_lanes(bytes* scale) {
   return _mm256_and_ps(both, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
 
-// The scales of two groups that follow one another, each in four lanes.
-inline Lanes pair_scales(bytes* at) {
-  int32_t two;
-  std::memcpy(&two, at, sizeof two);
-  const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1, -1, -1, 0, 1,
-                                         -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3);
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), place));
+// Up to eight numbers of 16 bits; zeros for those that are not there.
+inline __m128i some_numbers(bytes* at, int64_t count) {
+  const auto part = [](bytes* from, int64_t n) {
+    uint64_t four = 0;
+    uint32_t two = 0;
+    uint16_t one = 0;
+    if (n >= 4) return std::memcpy(&four, from, 8), four;
+    if (n & 2) std::memcpy(&two, from, 4);
+    if (n & 1) std::memcpy(&one, from + (n & 2) * 2, 2);
+    return n & 2 ? uint64_t{one} << 32 | two : uint64_t{one};
+  };
+  return _mm_set_epi64x(static_cast<int64_t>(count > 4 ? part(at + 8, count - 4) : 0), static_cast<int64_t>(part(at, count)));
+}
+
+// Two for each of so many pairs of groups.
+template <int kPairs>
+inline __m128i pair_numbers(bytes* at) {
+  if constexpr (kPairs == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  return some_numbers(at, 2 * kPairs);
+}
+
+// Eight numbers of bfloat16, each in its group's lane: a 32-bit word holds an even group's and, in its upper half, an odd one's.
+inline Lanes in_lanes(__m128i numbers) {
+  const __m256i left = _mm256_setr_epi32(16, 16, 16, 16, 0, 0, 0, 0), upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(_mm256_broadcastsi128_si256(numbers), left), upper));
 }
 
 // A group of up to 4 blocks of int8 and 8 bits: the magnitudes of the weights times q with their signs.
@@ -110,21 +143,19 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
   }
 }
 
-// What a token adds to a row over two groups of int4 or int2, whose halves of bytes (8 bits) or quarters of 16 bits are given; q4z: with zeros.
-// Those of mx4 have signs.
+// A token's products with a row over two groups of int4 or its like, whose halves of bytes (8 bits) or quarters of 16 bits are given: the first
+// group's in lanes 0 to 3. Those of mx4 have signs.
 template <DType D>
 inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
   const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
-  [[maybe_unused]] const __m256i sums_taken = Record<D>::kZeros || Record<D>::kFloats ? _mm256_setzero_si256() : at(Record<D>::kSumsAt / 32);
   if constexpr (Record<D>::kInt8 && Record<D>::kFloats) {
     const auto product = [&](int i) { return _mm256_maddubs_epi16(_mm256_abs_epi8(parts[i]), _mm256_sign_epi8(at(i), parts[i])); };
     return pairs_added(_mm256_add_epi16(product(0), product(1)));
   } else if constexpr (Record<D>::kInt8) {
-    const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1)));
-    return pairs_added(_mm256_sub_epi16(sums, sums_taken));
+    return pairs_added(_mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1))));
   } else {
     const auto product = [&](int i) { return _mm256_madd_epi16(parts[i], at(i)); };
-    return _mm256_add_epi32(_mm256_add_epi32(sums_taken, _mm256_add_epi32(product(0), product(1))), _mm256_add_epi32(product(2), product(3)));
+    return _mm256_add_epi32(_mm256_add_epi32(product(0), product(1)), _mm256_add_epi32(product(2), product(3)));
   }
 }
 
@@ -151,48 +182,101 @@ inline void parts_of_q2(bytes* w, __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
   }
 }
 
-// Row n of N over two groups that follow one another, 32 bytes at `w` (q2: 16) with 4 of scales; of q4z as many of zeros so far behind these.
+// The weights of two groups that follow one another, as a record's parts meet them.
+template <DType D>
+inline void parts_of(bytes* w, __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+  if constexpr (Record<D>::kQ2) {
+    parts_of_q2<D>(w, parts);
+  } else if constexpr (Record<D>::kInt8 || Record<D>::kFloats) {
+    const __m256i both = load_bytes(w), half = _mm256_set1_epi8(15);
+    __m256i low = _mm256_and_si256(both, half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
+    if constexpr (Record<D>::kFloats) low = twice_floats(low), high = twice_floats(high);
+    if constexpr (Record<D>::kInt8) {
+      parts[0] = low, parts[1] = high;
+    } else {
+      const auto even = [](__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); };
+      parts[0] = even(low), parts[1] = even(high), parts[2] = _mm256_srai_epi16(low, 8), parts[3] = _mm256_srai_epi16(high, 8);
+    }
+  } else {
+    const __m256i both = load_bytes(w), quarter = _mm256_set1_epi16(15);
+    for (int i = 0; i < 4; ++i) parts[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4 * i), quarter);
+  }
+}
+
+// acc[m][n] += what eight groups add of which the sums are there, scales and zeros being in their lanes.
 template <DType D, int M, int N>
-inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
-  [[maybe_unused]] __m256i both;
-  if constexpr (!Record<D>::kQ2) both = load_bytes(w);
-  const Lanes of_weight = pair_scales(scales);
-  [[maybe_unused]] Lanes zeros;
-  if constexpr (Record<D>::kZeros) zeros = pair_scales(scales + to_zeros);
-  const auto add = [&](const auto& parts) {
+inline void add_lanes(const Records& x, const __m256i (&whole)[M], Lanes of_weight, [[maybe_unused]] Lanes zeros, int n, Lanes (&acc)[M][N]) {
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    Lanes sum = _mm256_cvtepi32_ps(whole[m]);
+    if constexpr (!Record<D>::kFloats) sum = _mm256_fnmadd_ps(zeros, load_lanes(x.of(m) + Record<D>::kSumsAt), sum);
+    acc[m][n] = _mm256_fmadd_ps(sum, of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt), acc[m][n]);
+  }
+}
+
+// Row n of N over so many pairs of groups, four of them being a whole record: its weights, scales, and of q4z zeros so far behind these.
+template <DType D, int kPairs, int M, int N>
+[[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
+                                             Lanes (&acc)[M][N]) {
+  using R = Record<D>;
+  __m256i whole[4][M];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPairs; ++p) {
+    __m256i parts[R::kInt8 ? 2 : 4];
+    parts_of<D>(w + 2 * p * R::kGroupBytes, parts);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      const __m256i whole = whole_of_pair<D>(x.of(m), parts);
-      const Lanes scale = of_weight * load_lanes(x.of(m) + Record<D>::kScalesAt);
-      if constexpr (Record<D>::kZeros) {
-        const Lanes codes = _mm256_cvtepi32_ps(whole);
-        acc[m][n] = _mm256_fmadd_ps(_mm256_fnmadd_ps(zeros, load_lanes(x.of(m) + Record<D>::kSumsAt), codes), scale, acc[m][n]);
-      } else {
-        acc[m][n] = add_product(whole, scale, acc[m][n]);
-      }
+      whole[p][m] = whole_of_pair<D>(x.of(m) + p * R::kPairBytes, parts);
+      if (p % 2 == 1) whole[p][m] = twos_added(whole[p - 1][m], whole[p][m]);
     }
-  };
-  if constexpr (Record<D>::kQ2) {
-    __m256i parts[Record<D>::kInt8 ? 2 : 4];
-    parts_of_q2<D>(w, parts);
-    add(parts);
-  } else if constexpr (Record<D>::kInt8) {
-    const __m256i half = _mm256_set1_epi8(15);
-    __m256i halves[2] = {_mm256_and_si256(both, half), _mm256_and_si256(_mm256_srli_epi16(both, 4), half)};
-    if constexpr (Record<D>::kFloats)
-      for (__m256i& codes : halves) codes = twice_floats(codes);
-    add(halves);
-  } else if constexpr (Record<D>::kFloats) {
-    const __m256i half = _mm256_set1_epi8(15);
-    const __m256i low = twice_floats(_mm256_and_si256(both, half)), high = twice_floats(_mm256_and_si256(_mm256_srli_epi16(both, 4), half));
-    const auto even = [](__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); };
-    const __m256i quarters[4] = {even(low), even(high), _mm256_srai_epi16(low, 8), _mm256_srai_epi16(high, 8)};
-    add(quarters);
-  } else {
-    const __m256i quarter = _mm256_set1_epi16(15);
-    const __m256i quarters[4] = {_mm256_and_si256(both, quarter), _mm256_and_si256(_mm256_srli_epi16(both, 4), quarter),
-                                 _mm256_and_si256(_mm256_srli_epi16(both, 8), quarter), _mm256_srli_epi16(both, 12)};
-    add(quarters);
+  }
+  const __m256i none = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+    const __m256i first = kPairs == 1 ? twos_added(whole[0][m], none) : whole[1][m];
+    whole[0][m] = fours_added(first, kPairs == 4 ? whole[3][m] : kPairs == 3 ? twos_added(whole[2][m], none) : none);
+  }
+  Lanes zeros = _mm256_set1_ps(R::kPlus);
+  if constexpr (R::kZeros) zeros = in_lanes(pair_numbers<kPairs>(scales + to_zeros));
+  add_lanes<D>(x, whole[0], in_lanes(pair_numbers<kPairs>(scales)), zeros, n, acc);
+}
+
+template <DType D, int M, int N>
+inline void add_eight(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+  add_pairs<D, 4>(x, w, scales, to_zeros, n, acc);
+}
+
+// The same over an odd number of groups, a rare one.
+template <DType D, int M, int N>
+[[gnu::noinline]] inline void add_odd(const Records& x, bytes* w, int64_t groups, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+  using R = Record<D>;
+  __m256i whole[4][M] = {};
+#pragma GCC unroll 1
+  for (int64_t g = 0; g < groups; g += 2) {
+    uint8_t one[32] = {};
+    bytes* pair = w + g * R::kGroupBytes;
+    if (g + 1 == groups) pair = static_cast<bytes*>(std::memcpy(one, pair, R::kGroupBytes));
+    __m256i parts[R::kInt8 ? 2 : 4];
+    parts_of<D>(pair, parts);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) whole[g / 2][m] = whole_of_pair<D>(x.of(m) + g / 2 * R::kPairBytes, parts);
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m)
+    whole[0][m] = fours_added(twos_added(whole[0][m], whole[1][m]), twos_added(whole[2][m], whole[3][m]));
+  Lanes zeros = _mm256_set1_ps(R::kPlus);
+  if constexpr (R::kZeros) zeros = in_lanes(some_numbers(scales + to_zeros, groups));
+  add_lanes<D>(x, whole[0], in_lanes(some_numbers(scales, groups)), zeros, n, acc);
+}
+
+// The same over fewer than eight groups. Nothing behind them is read.
+template <DType D, int M, int N>
+[[gnu::always_inline]] inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+  switch (groups) {
+    case 2: return add_pairs<D, 1>(x, w, scales, to_zeros, n, acc);
+    case 4: return add_pairs<D, 2>(x, w, scales, to_zeros, n, acc);
+    case 6: return add_pairs<D, 3>(x, w, scales, to_zeros, n, acc);
+    default: return add_odd<D>(x, w, groups, scales, to_zeros, n, acc);
   }
 }
 
@@ -241,26 +325,31 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
     }
 }
 
+// Row n of N over up to eight groups: its weights, scales, and of q4z zeros so far behind these.
 template <DType D, int M, int N>
-inline void add_pair_q4(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   using R = Record<D>;
-  for (int m = 0; m < M; ++m) {
-    int32_t whole[kLanes] = {};
-    for (int64_t i = 0; i < 32; ++i) {
-      const auto whole_number = [](int code) { return R::kFloats ? kTwiceFloats[code] : code - (R::kZeros ? 0 : 8); };
-      const int low = R::kQ2 ? q2_weight(w + i / 16 * 8, i % 16) : whole_number(w[i] & 15);
-      const int high = R::kQ2 ? q2_weight(w + i / 16 * 8, 16 + i % 16) : whole_number(w[i] >> 4);
-      // Half of a record's part is group a's, half group b's.
-      const int64_t part = R::kInt8 ? 0 : i % 2 * 2, place = R::kInt8 ? i : part * 16 + i / 16 * 8 + i % 16 / 2;
-      whole[i / 4] += low * whole_at<D>(x.of(m), place) + high * whole_at<D>(x.of(m), place + (R::kInt8 ? 32 : 16));
+  const auto whole_number = [](int code) { return R::kFloats ? kTwiceFloats[code] : code; };
+  for (int64_t g = 0; g < groups; ++g, w += R::kGroupBytes, scales += 2)
+    for (int m = 0; m < M; ++m) {
+      bytes* pair = x.of(m) + g / 2 * R::kPairBytes + g % 2 * 16;
+      int32_t whole = 0;
+      for (int64_t k = 0; k < kGroupQ4; ++k) {
+        const int weight = R::kQ2 ? q2_weight(w, k) + 3 : whole_number(w[k % 16] >> k / 16 * 4 & 15);
+        const int64_t part = R::kInt8 ? k / 16 : k / 16 + k % 2 * 2, place = R::kInt8 ? k % 16 : k % 16 / 2;
+        whole += weight * whole_at<D>(pair + part * 32, place);
+      }
+      float sum = static_cast<float>(whole);
+      const float zero = R::kZeros ? widen<DType::bf16>(scales + to_zeros) : R::kPlus;
+      if (!R::kFloats) sum -= zero * lane_number(x.of(m), R::kSumsAt, lane_of(g));
+      float& lane = acc[m][n].lane[lane_of(g)];
+      lane += sum * (widen<DType::bf16>(scales) * lane_number(x.of(m), R::kScalesAt, lane_of(g)));
     }
-    for (int64_t i = 0; i < kLanes; ++i) {
-      bytes* scale = scales + i / 4 * 2;
-      float sum = static_cast<float>(whole[i]);
-      if (R::kZeros) sum -= widen<DType::bf16>(scale + to_zeros) * lane_number(x.of(m), R::kSumsAt, i);
-      acc[m][n].lane[i] += sum * (widen<DType::bf16>(scale) * lane_number(x.of(m), R::kScalesAt, i));
-    }
-  }
+}
+
+template <DType D, int M, int N>
+inline void add_eight(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+  add_few<D>(x, w, kEight, scales, to_zeros, n, acc);
 }
 
 #endif

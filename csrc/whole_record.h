@@ -7,15 +7,13 @@
 //
 //   q8, 16 bits   | q of a group: 128 x int16 | scale x 8 floats |
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
-//   q4, 16 bits   | of groups a, b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
-//                 | -8 x sums of what a lane multiplies: 8 x int32 | scales: a x 4, b x 4 |
-//   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31 |
-//                 | 8 x sums of what a lane multiplies: 16 x int16 | scales: a x 4, b x 4 |
-//   q4z           | as q4, but the sums are 8 floats, and not times 8 or -8 |
-//   q2            | as q4, but 3 in place of 8 |
-//   mx4           | as q4, but nobody reads the sums |
+//   q4, 16 bits   | of eight groups, two at a time, a and b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
+//                 | sums of q: 8 floats | scales: 8 floats |      sums and scales of groups 0, 2, 4, 6, 1, 3, 5, 7
+//   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31, four times | sums | scales |
+//   q4z, q2, mx4  | as q4
 //
-// A q4 weight is stored plus 8, twice a q2 code is its weight plus 3: the sums take that out again. Those of q4z, times a group's zero, take out that; they are whole, so exact.
+// Codes are stored plus something: of q4z a group's zero, of q4 8, of q2 (whose codes count twice) 3. That times the sum of q is taken away from
+// a group's sum; sums are whole, and below 2^24, so exact. What a row's last groups lack to eight is zero.
 #pragma once
 
 #include "packed.h"
@@ -23,7 +21,11 @@
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kLanes = 8;
-constexpr int64_t kPairWeights = 2 * kGroupQ4;  // of int4 two groups are worked on together
+constexpr int64_t kEight = 8;  // groups of 32 that a record holds: one for each lane
+constexpr int64_t kEightWeights = kEight * kGroupQ4;
+
+// Where group g of eight has its sum and scale, and which lane it has.
+constexpr int64_t lane_of(int64_t g) { return g % 2 * 4 + g / 2; }
 
 // Weights that a record meets, its bytes, and where its scales are.
 template <DType D>
@@ -31,11 +33,13 @@ struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
   static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
   static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
-  static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kPairWeights;
+  static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
+  static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // of two groups' q
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
   static constexpr int64_t kScalesAt = kSumsAt + (kQ8 ? 0 : 32);
   static constexpr int64_t kBytes = kScalesAt + 32;
-  static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);
+  static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // of a row
+  static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // what codes are stored plus, without zeros
   static constexpr float kMost = kInt8 ? 127.0f : 32767.0f;
 };
 
@@ -115,35 +119,30 @@ inline void round_group(const float* x, __m256 steps, uint8_t* q) {
 
 inline __m128i halves_added(__m256i v) { return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)); }
 
-// One group of a record of q4, q4z or q2: its half of each part.
+// One group of a record of q4 and its like: its half of each part. Four numbers whose sum is that of q.
 template <DType D>
-inline void round_half(const float* x, __m256 steps, uint8_t* record) {
-  using R = Record<D>;
+inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
   const auto put = [&](int64_t at, __m256i value) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(record + at), _mm256_castsi256_si128(value));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(record + at + 32), _mm256_extracti128_si256(value, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at), _mm256_castsi256_si128(value));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at + 32), _mm256_extracti128_si256(value, 1));
   };
-  const auto put_sums = [&](__m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(record + R::kSumsAt), value); };
-  const auto put_floats = [&](__m128i whole) { put_sums(_mm_castps_si128(_mm_cvtepi32_ps(whole))); };
-  const __m256i low = round_16(x, steps), high = round_16(x + 16, steps);
-  if constexpr (R::kInt8) {
-    const __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8);
-    put(0, q);
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
-    if constexpr (R::kZeros) return put_floats(halves_added(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
-    const __m128i all = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    put_sums(R::kQ2 ? _mm_add_epi16(all, _mm_slli_epi16(all, 1)) : _mm_slli_epi16(all, 3));
+  const __m256i low = round_16(x, steps), high = round_16(x + 16, steps), ones = _mm256_set1_epi16(1);
+  if constexpr (Record<D>::kInt8) {
+    put(0, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
   } else {
     const auto join = [](__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); };
     const auto even = [](__m256i v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16); };
-    const __m256i evens = join(even(low), even(high)), odds = join(_mm256_srai_epi32(low, 16), _mm256_srai_epi32(high, 16));
-    put(0, evens);
-    put(64, odds);
-    const __m256i ones = _mm256_set1_epi16(1), sums = _mm256_add_epi32(_mm256_madd_epi16(evens, ones), _mm256_madd_epi16(odds, ones));
-    if constexpr (R::kZeros) return put_floats(halves_added(sums));
-    const __m128i all = halves_added(sums);
-    put_sums(_mm_sub_epi32(_mm_setzero_si128(), R::kQ2 ? _mm_add_epi32(all, _mm_slli_epi32(all, 1)) : _mm_slli_epi32(all, 3)));
+    put(0, join(even(low), even(high)));
+    put(64, join(_mm256_srai_epi32(low, 16), _mm256_srai_epi32(high, 16)));
   }
+  return halves_added(_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
+}
+
+// The sum of four numbers of each of eight groups, in its lane.
+inline void put_sums(const __m128i (&fours)[kEight], uint8_t* sums) {
+  const auto pair = [&](int g) { return _mm256_setr_m128i(fours[g], fours[g + 1]); };
+  const __m256i whole = _mm256_hadd_epi32(_mm256_hadd_epi32(pair(0), pair(2)), _mm256_hadd_epi32(pair(4), pair(6)));
+  _mm256_storeu_ps(reinterpret_cast<float*>(sums), _mm256_cvtepi32_ps(whole));
 }
 
 inline __m256 splat_steps(float steps) { return _mm256_set1_ps(steps); }
@@ -182,17 +181,20 @@ inline void round_group(const float* x, float steps, uint8_t* q) {
   for (int64_t i = 0; i < kGroupQ8; ++i) put_whole<D>(q, i, round_one<D>(x[i], steps));
 }
 
-// The sums of q4 are not needed here, and zero.
 template <DType D>
-inline void round_half(const float* x, float steps, uint8_t* record) {
-  float sums[kLanes / 2] = {};
+inline float round_half(const float* x, float steps, uint8_t* pair) {
+  float sum = 0.0f;
   for (int64_t i = 0; i < kGroupQ4; ++i) {
     const int64_t part = Record<D>::kInt8 ? i / 16 : i / 16 + i % 2 * 2, place = Record<D>::kInt8 ? i % 16 : i % 16 / 2;
     const int16_t q = round_one<D>(x[i], steps);
-    put_whole<D>(record + part * 32, place, q);
-    if (Record<D>::kZeros) sums[i % 16 / 4] += q;
+    put_whole<D>(pair + part * 32, place, q);
+    sum += q;
   }
-  std::memcpy(record + Record<D>::kSumsAt, sums, sizeof sums);
+  return sum;
+}
+
+inline void put_sums(const float (&of)[kEight], uint8_t* sums) {
+  for (int64_t g = 0; g < kEight; ++g) std::memcpy(sums + 4 * lane_of(g), &of[g], sizeof(float));
 }
 
 inline float splat_steps(float steps) { return steps; }
@@ -203,33 +205,20 @@ inline float splat_steps(float steps) { return steps; }
 template <DType D>
 inline void put_record(const float* x, uint8_t* record) {
   using R = Record<D>;
-  const auto put_scales = [](uint8_t* at, float scale, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) std::memcpy(at + 4 * i, &scale, sizeof scale);
-  };
+  const auto put_scale = [&](int64_t lane, float scale) { std::memcpy(record + R::kScalesAt + 4 * lane, &scale, sizeof scale); };
   if constexpr (R::kQ8) {
     const Extent extent = extent_of<kGroupQ8>(x);
     round_group<D>(x, splat_steps(extent.steps(R::kMost)), record);
-    put_scales(record + R::kScalesAt, extent.scale(R::kMost), kLanes);
+    for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMost));
   } else {
-    for (int64_t half = 0; half < 2; ++half, x += kGroupQ4, record += 16) {
+    decltype(round_half<D>(x, splat_steps(0.0f), record)) sums[kEight];
+    for (int64_t g = 0; g < kEight; ++g, x += kGroupQ4) {
       const Extent extent = extent_of<kGroupQ4>(x);
-      round_half<D>(x, splat_steps(extent.steps(R::kMost)), record);
-      put_scales(record + R::kScalesAt, extent.scale(R::kMost), kLanes / 2);
+      sums[g] = round_half<D>(x, splat_steps(extent.steps(R::kMost)), record + g / 2 * R::kPairBytes + g % 2 * 16);
+      put_scale(lane_of(g), extent.scale(R::kMost));
     }
+    put_sums(sums, record + R::kSumsAt);
   }
-}
-
-// The records of one token.
-inline void put_records(const float* x, int64_t K, int64_t dtype, uint8_t* record) {
-  with_packed(dtype, [&]<DType D>() {
-    using R = Record<D>;
-    int64_t k = 0;
-    for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put_record<D>(x + k, record);
-    if (k == K) return;
-    float rest[R::kWeights] = {};
-    std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
-    put_record<D>(rest, record);
-  });
 }
 
 }  // namespace coterie::COTERIE_ISA

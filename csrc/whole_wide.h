@@ -64,63 +64,66 @@ COTERIE_WIDE void add_wide_q8(const Records& x, const Records& w, bytes* scale, 
   }
 }
 
-// What is in a sum of products already: of codes that are stored plus 8, that times the sums of q, taken away.
-template <DType D>
-COTERIE_WIDE __m512i sums_taken(bytes* x) {
-  if constexpr (Record<D>::kZeros) return _mm512_setzero_si512();
-  if constexpr (!Record<D>::kInt8) return twice(x + Record<D>::kSumsAt);
-  return _mm512_broadcast_i64x4(_mm256_sub_epi32(_mm256_setzero_si256(), pairs_added(load_bytes(x + Record<D>::kSumsAt))));
-}
+// Sums of two neighbours, and of the neighbours in such sums: twice, four vectors of four groups' parts become one of their sums.
+COTERIE_WIDE __m512i twos_added(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); }
+COTERIE_WIDE __m512i fours_added(__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); }
 
-// M tokens with P pairs of rows over two groups of int4; of q4z `to_zeros` is from scales to zeros.
-template <DType D, int M, int P>
+// Numbers of bfloat16 of pairs of groups, of two rows, each in its group's lane.
+template <int kPairs>
+COTERIE_WIDE Wide both_in_lanes(bytes* a, bytes* b) { return both_lanes(in_lanes(pair_numbers<kPairs>(a)), in_lanes(pair_numbers<kPairs>(b))); }
+
+// M tokens with P pairs of rows over so many pairs of groups of int4, four being a whole record; of q4z `to_zeros` is from scales to zeros.
+template <DType D, int kPairs, int M, int P>
 COTERIE_WIDE void add_wide_q4(const Records& x, const Records& w, bytes* scales, [[maybe_unused]] int64_t to_zeros, Wide (&acc)[M][P]) {
   using R = Record<D>;
   constexpr int kParts = R::kInt8 ? 2 : 4;
   const __m512i part = R::kInt8 ? _mm512_set1_epi8(15) : _mm512_set1_epi16(15);
-  __m512i parts[P][kParts];
-  Wide of_weight[P];
-  [[maybe_unused]] Wide zeros[P];
-#pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) {
-    const __m512i both = both_rows(w.of(2 * p), w.of(2 * p + 1));
-    parts[p][0] = _mm512_and_si512(both, part);
-    parts[p][1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), part);
-    if constexpr (!R::kInt8) {
-      parts[p][2] = _mm512_and_si512(_mm512_srli_epi16(both, 8), part);
-      parts[p][3] = _mm512_srli_epi16(both, 12);
+  __m512i whole[4][M][P];
+#pragma GCC unroll 4
+  for (int g = 0; g < kPairs; ++g) {
+    __m512i parts[P][kParts];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const __m512i both = both_rows(w.of(2 * p) + 32 * g, w.of(2 * p + 1) + 32 * g);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) parts[p][i] = _mm512_and_si512(_mm512_srli_epi16(both, 4 * i), part);
     }
-    bytes* at = scales + 2 * p * w.apart;
-    of_weight[p] = both_lanes(pair_scales(at), pair_scales(at + w.apart));
-    if constexpr (R::kZeros) zeros[p] = both_lanes(pair_scales(at + to_zeros), pair_scales(at + w.apart + to_zeros));
-  }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    __m512i whole[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) whole[p] = sums_taken<D>(x.of(m));
-#pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) {
-      const __m512i q = twice(x.of(m) + 32 * i);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) {
-        if constexpr (R::kInt8) {
-          whole[p] = _mm512_dpbusd_epi32(whole[p], parts[p][i], q);
-        } else {
-          whole[p] = _mm512_dpwssd_epi32(whole[p], parts[p][i], q);
+    for (int m = 0; m < M; ++m) {
+      __m512i(&sum)[P] = whole[g][m];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) sum[p] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        const __m512i q = twice(x.of(m) + g * R::kPairBytes + 32 * i);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          if constexpr (R::kInt8) {
+            sum[p] = _mm512_dpbusd_epi32(sum[p], parts[p][i], q);
+          } else {
+            sum[p] = _mm512_dpwssd_epi32(sum[p], parts[p][i], q);
+          }
         }
       }
+      if (g % 2 == 1)
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) sum[p] = twos_added(whole[g - 1][m][p], sum[p]);
     }
-    const Wide of_token = twice_lanes(x.of(m) + R::kScalesAt);
+  }
+  const __m512i none = _mm512_setzero_si512();
+#pragma GCC unroll 2
+  for (int p = 0; p < P; ++p) {
+    bytes* at = scales + 2 * p * w.apart;
+    const Wide of_weight = both_in_lanes<kPairs>(at, at + w.apart);
+    Wide zeros = _mm512_set1_ps(R::kPlus);
+    if constexpr (R::kZeros) zeros = both_in_lanes<kPairs>(at + to_zeros, at + w.apart + to_zeros);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-      const Wide scale = of_weight[p] * of_token;
-      if constexpr (R::kZeros) {
-        const Wide codes = _mm512_cvtepi32_ps(whole[p]);
-        acc[m][p] = _mm512_fmadd_ps(_mm512_fnmadd_ps(zeros[p], twice_lanes(x.of(m) + R::kSumsAt), codes), scale, acc[m][p]);
-      } else {
-        acc[m][p] = add_wide(whole[p], scale, acc[m][p]);
-      }
+    for (int m = 0; m < M; ++m) {
+      const __m512i first = kPairs == 1 ? twos_added(whole[0][m][p], none) : whole[1][m][p];
+      const __m512i second = kPairs == 4 ? whole[3][m][p] : kPairs == 3 ? twos_added(whole[2][m][p], none) : none;
+      const Wide all = _mm512_cvtepi32_ps(fours_added(first, second));
+      const Wide codes = _mm512_fnmadd_ps(zeros, twice_lanes(x.of(m) + R::kSumsAt), all);
+      acc[m][p] = _mm512_fmadd_ps(codes, of_weight * twice_lanes(x.of(m) + R::kScalesAt), acc[m][p]);
     }
   }
 }

@@ -139,7 +139,7 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 void test_packed() {
   for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
     for (const bool int8 : {false, true}) {
-      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}})
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}, {0, 3, 40}, {29, 45, 1700}, {18, 17, 224}})
         test_linear(T, N, K, dtype, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);

@@ -1,0 +1,218 @@
+// Dot products in whole numbers (whole.h). Compiled by itself once per instruction set: kernels call it for a tile at a time, and it has
+// many types. Knows nothing about ops or how work is shared out.
+#include "whole.h"
+
+#include "streams.h"
+#include "whole_panel.h"
+
+namespace coterie::COTERIE_ISA {
+
+constexpr int64_t kPackedAheadBytes = 4096;
+
+[[gnu::always_inline]] inline void fetch_packed(bytes* at, int64_t size_bytes) {
+#pragma GCC unroll 16
+  for (int64_t line = 0; line < size_bytes; line += static_cast<int64_t>(kLine)) fetch_ahead(at + line);
+}
+
+// out[m * out_stride + n] = the sum of acc[m][n].
+template <int M, int N>
+inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) {
+  const auto at = [&](int i) -> const Lanes& { return acc[i / N][i % N]; };
+  float sums[M * N];
+#pragma GCC unroll 2
+  for (int i = 0; i + 4 <= M * N; i += 4) sum4_lanes({at(i), at(i + 1), at(i + 2), at(i + 3)}, sums + i);
+#pragma GCC unroll 4
+  for (int i = M * N / 4 * 4; i < M * N; ++i) sums[i] = sum_lanes(at(i));
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
+}
+
+template <DType D, int M, int N>
+[[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
+  if constexpr (Record<D>::kQ8) {
+    add_group_q8<D>(x, w, scales, whole_parts(left, kBlockWeights), acc);
+  } else {
+    for (int n = 0; n < N; ++n) add_few<D>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
+  }
+}
+
+// What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
+template <DType D, int M, int N>
+inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
+  Lanes sums[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) sums[i / N][i % N] = acc[i / N][i % N];
+  add_copied<D>(x, w, scales, to_zeros, left, sums);
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
+}
+
+// M tokens with the first N rows; out[m * out_stride + n]. With `fetches`, weights behind these are fetched meanwhile.
+template <DType D, int M, int N>
+[[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+  using R = Record<D>;
+  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 2 * kEight;
+  const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
+  Records w{rows.at, rows.apart};
+  bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
+  Lanes acc[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = Lanes{};
+  int64_t left = R::kQ8 ? rows.K : whole_parts(rows.K, kGroupQ4) * kGroupQ4;
+#pragma GCC unroll 1
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    if constexpr (R::kQ8) {
+      add_group_q8<D>(x, w, scales, R::kWeights / kBlockWeights, acc);
+    } else {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) add_eight<D>(x, w.of(n), scales + n * w.apart, zeros_apart, n, acc);
+    }
+  }
+  if (left > 0) {
+#pragma GCC unroll 1
+    for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
+    add_rest<D>(x, w, scales, zeros_apart, left, acc);
+  }
+  put_lanes(acc, out, out_stride);
+}
+
+#if defined(__AVX512F__)
+
+// Of a record that whole pairs of groups of int4 begin; false where there is none such.
+template <DType D, int M, int P>
+COTERIE_WIDE bool add_wide_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Wide (&acc)[M][P]) {
+  if constexpr (!Record<D>::kQ8) {
+    switch (whole_parts(left, kGroupQ4)) {
+      case 2: return add_wide_q4<D, 1>(x, w, scales, to_zeros, acc), true;
+      case 4: return add_wide_q4<D, 2>(x, w, scales, to_zeros, acc), true;
+      case 6: return add_wide_q4<D, 3>(x, w, scales, to_zeros, acc), true;
+      default: break;
+    }
+  }
+  return false;
+}
+
+// As whole_dots, of the first P pairs of rows. What is left behind whole records is added row by row.
+template <DType D, int M, int P>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+  using R = Record<D>;
+  constexpr int N = 2 * P;
+  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 2 * kEight;
+  const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
+  Records w{rows.at, rows.apart};
+  bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
+  Wide acc[M][P] = {};
+  int64_t left = R::kQ8 ? rows.K : whole_parts(rows.K, kGroupQ4) * kGroupQ4;
+#pragma GCC unroll 1
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    if constexpr (R::kQ8) {
+      add_wide_q8<D>(x, w, scales, acc);
+    } else {
+      add_wide_q4<D, 4>(x, w, scales, zeros_apart, acc);
+    }
+  }
+  if (left > 0) {
+    if (add_wide_rest<D>(x, w, scales, zeros_apart, left, acc)) left = 0;
+#pragma GCC unroll 1
+    for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
+  }
+  Lanes sums[M][N];
+#pragma GCC unroll 16
+  for (int i = 0; i < M * P; ++i) {
+    sums[i / P][i % P * 2] = _mm512_castps512_ps256(acc[i / P][i % P]);
+    sums[i / P][i % P * 2 + 1] = _mm512_extractf32x8_ps(acc[i / P][i % P], 1);
+  }
+  if (left > 0) add_copied<D>(x, w, scales, zeros_apart, left, sums);
+  put_lanes(sums, out, out_stride);
+}
+
+// At most kWideTokens tokens with as many of N rows as are pairs: how many; `rows` are then those behind them.
+template <DType D, int M>
+inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  int64_t n = 0;
+  for (; n + 4 <= N; n += 4, rows.at += 4 * rows.apart) wide_dots<D, M, 2>(x, rows, out + n, out_stride, fetches);
+  for (; n + 2 <= N; n += 2, rows.at += 2 * rows.apart) wide_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  return n;
+}
+
+#endif
+
+// At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
+template <DType D, int M>
+inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  constexpr int kRows = M == 1 ? 4 : 2;
+  int64_t n = 0;
+#if defined(__AVX512F__)
+  if constexpr (kInPairs<D>)
+    if (has_whole_products()) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
+#endif
+  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, M, kRows>(x, rows, out + n, out_stride, fetches);
+  for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+}
+
+constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // at once
+
+#if defined(__AVX512F__)
+
+// kWideTokens tokens with N rows: the last one of an odd number by itself.
+template <DType D>
+inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
+  const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
+  for (int64_t m = 0; n < N && m < kWideTokens; m += kWholeTokens)
+    whole_rows<D, kWholeTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
+}
+
+#endif
+
+// All tokens with N rows, kWholeTokens at once, or kWideTokens where the CPU is made for it.
+template <DType D>
+inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
+  int64_t t = 0;
+#if defined(__AVX512F__)
+  if constexpr (kInPairs<D>)
+    for (; has_whole_products() && t + kWideTokens <= tokens; t += kWideTokens, x.at += kWideTokens * x.apart, out += kWideTokens * out_stride)
+      wide_tokens<D>(x, rows, N, out, out_stride, t == 0);
+#endif
+  for (; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
+    const auto some = [&]<int M>() { whole_rows<D, M>(x, rows, N, out, out_stride, t == 0); };
+    switch (tokens - t) {
+      case 1: some.template operator()<1>(); break;
+      case 2: some.template operator()<2>(); break;
+      case 3: some.template operator()<3>(); break;
+      default: some.template operator()<4>(); break;
+    }
+  }
+}
+
+void put_records(const float* x, int64_t K, int64_t dtype, uint8_t* record) {
+  with_packed(dtype, [&]<DType D>() {
+    using R = Record<D>;
+    int64_t k = 0;
+    for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put_record<D>(x + k, record);
+    if (k == K) return;
+    float rest[R::kWeights] = {};
+    std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
+    put_record<D>(rest, record);
+  });
+}
+
+constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
+
+// Of few tokens all meet some rows while these are in the first-level cache; of many some meet all rows, or, where the CPU is made for it, a panel.
+void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                       [[maybe_unused]] const Work& work) {
+  const Records x{records, records_bytes(dtype, K)};
+  const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;
+  with_packed(dtype, [&]<DType D>() {
+    PackedRows rows = packed_rows<D>(w, K);
+#if defined(__AVX512F__)
+    if (work.panel != nullptr && has_whole_products()) return whole_panel<D>(x, tokens, rows, N, out, out_stride, work);
+#endif
+    for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
+      whole_tokens<D>(x, tokens, rows, N - n < together ? N - n : together, out + n, out_stride);
+  });
+}
+
+}  // namespace coterie::COTERIE_ISA

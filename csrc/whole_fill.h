@@ -1,0 +1,213 @@
+// Packed rows unpacked into panels, for whole_panel.h: 32 rows side by side in lanes. For AVX-512 with its products of whole numbers (VNNI).
+// Knows nothing about what meets them.
+//
+//   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
+//   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
+//   q8       steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits, behind these, for each lane -128 times the sum of its weights: 2 vectors
+#pragma once
+
+#include "whole.h"
+#include "whole_wide.h"
+
+namespace coterie::COTERIE_ISA {
+
+#if defined(__AVX512F__)
+
+constexpr int64_t kVectorBytes = 64;
+
+// Of a group in a panel. Weights of groups of 32 that meet 8 bits have no sign, so all of these have zeros; of those that meet 16 bits, q4z has.
+template <bool kQ8, bool kInt8, bool kZeros>
+struct PanelGroup {
+  static constexpr int64_t kSteps = (kQ8 ? 64 : 16) / (kInt8 ? 2 : 1);
+  static constexpr int64_t kTakenAt = kSteps * 2 * kVectorBytes, kScalesAt = kTakenAt + (kQ8 && kInt8 ? kLanes * 2 * kVectorBytes : 0);
+  static constexpr int64_t kZerosAt = kScalesAt + 2 * kVectorBytes, kBytes = kZerosAt + (kZeros ? 2 * kVectorBytes : 0);
+};
+
+template <DType D>
+using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, !Record<D>::kQ8 && (Record<D>::kInt8 || Record<D>::kZeros)>;
+
+static_assert(kPanelEights * kEight * PanelGroup<false, false, true>::kBytes == kWholePanelFloats * 4);
+static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelGroup<true, false, false>::kBytes <= kWholePanelFloats * 4);
+
+
+// Word d (32 bits) of each of 16 rows, row r in lane r of out[d].
+inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
+  __m512i in[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    in[i] = _mm512_inserti32x4(_mm512_castsi128_si512(rows[i]), rows[4 + i], 1);
+    in[i] = _mm512_inserti32x4(_mm512_inserti32x4(in[i], rows[8 + i], 2), rows[12 + i], 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(in[0], in[1]), b = _mm512_unpacklo_epi32(in[2], in[3]);
+  const __m512i c = _mm512_unpackhi_epi32(in[0], in[1]), d = _mm512_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm512_unpacklo_epi64(a, b), out[1] = _mm512_unpackhi_epi64(a, b);
+  out[2] = _mm512_unpacklo_epi64(c, d), out[3] = _mm512_unpackhi_epi64(c, d);
+}
+
+// The words of a group of q2 that are there, with a byte of them in every 16 bits.
+inline void spread_q2(__m512i (&words)[4]) {
+  const auto bytes_from = [](int first) {  // of every word
+    const __m128i place = _mm_add_epi8(_mm_setr_epi8(0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128),
+                                       _mm_set1_epi8(static_cast<char>(first)));
+    return _mm512_broadcast_i32x4(place);
+  };
+  const __m512i low = bytes_from(0), high = bytes_from(2), first = words[0], second = words[1];
+  words[0] = _mm512_shuffle_epi8(first, low), words[1] = _mm512_shuffle_epi8(first, high);
+  words[2] = _mm512_shuffle_epi8(second, low), words[3] = _mm512_shuffle_epi8(second, high);
+}
+
+// The lines of so many steps come to the first-level cache, to be written: stores that wait for theirs took a sixth of a prompt's products.
+template <int64_t kSteps>
+inline void own_steps(const uint8_t* steps) {
+#pragma GCC unroll 16
+  for (int64_t step = 0; step < kSteps; ++step) __builtin_prefetch(steps + step * 2 * kVectorBytes, 1);
+}
+
+// A word of each row as the parts of a record meet it: with signs for 16 bits (q4z: without), plus what is a zero for 8.
+template <DType D>
+inline void parts_of_word(__m512i word, __m512i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+  using R = Record<D>;
+  if constexpr (R::kQ2 && R::kInt8) {
+    const __m512i two = _mm512_set1_epi8(6);
+    parts[0] = _mm512_and_si512(_mm512_or_si512(_mm512_slli_epi16(word, 1), _mm512_slli_epi16(word, 5)), two);
+    parts[1] = _mm512_and_si512(_mm512_or_si512(_mm512_srli_epi16(word, 1), _mm512_slli_epi16(word, 3)), two);
+  } else if constexpr (R::kQ2) {
+    const __m512i two = _mm512_set1_epi16(6), plus = _mm512_set1_epi16(3), twice_all = _mm512_slli_epi16(word, 1);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) parts[i] = _mm512_sub_epi16(_mm512_and_si512(_mm512_srli_epi16(twice_all, 2 * i), two), plus);
+  } else if constexpr (R::kInt8 || R::kFloats) {
+    const __m512i half = _mm512_set1_epi8(15);
+    __m512i low = _mm512_and_si512(word, half), high = _mm512_and_si512(_mm512_srli_epi16(word, 4), half);
+    if constexpr (R::kFloats) {
+      __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTwiceFloats));
+      if constexpr (R::kInt8) table = _mm_add_epi8(table, _mm_set1_epi8(12));
+      low = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), low), high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), high);
+    }
+    if constexpr (R::kInt8) {
+      parts[0] = low, parts[1] = high;
+    } else {
+      parts[0] = _mm512_srai_epi16(_mm512_slli_epi16(low, 8), 8), parts[1] = _mm512_srai_epi16(_mm512_slli_epi16(high, 8), 8);
+      parts[2] = _mm512_srai_epi16(low, 8), parts[3] = _mm512_srai_epi16(high, 8);
+    }
+  } else {
+    const __m512i quarter = _mm512_set1_epi16(15);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      parts[i] = _mm512_and_si512(_mm512_srli_epi16(word, 4 * i), quarter);
+      if constexpr (!R::kZeros) parts[i] = _mm512_sub_epi16(parts[i], _mm512_set1_epi16(8));
+    }
+  }
+}
+
+// Up to eight numbers of bfloat16 of each of 16 rows, `apart` bytes apart, to where groups that follow one another keep them.
+inline void turn_numbers(bytes* const (&rows)[16], int64_t at, int64_t groups, uint8_t* out, int64_t apart) {
+  __m128i numbers[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) numbers[r] = groups == kEight ? pair_numbers<4>(rows[r] + at) : some_numbers(rows[r] + at, groups);
+  __m512i words[4];
+  turn(numbers, words);
+  for (int64_t g = 0; g < groups; ++g) {
+    const __m512i word = words[g / 2];
+    const __m512i number = g % 2 == 0 ? _mm512_slli_epi32(word, 16) : _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)));
+    _mm512_storeu_si512(out + g * apart, number);
+  }
+}
+
+// Up to eight groups of 16 rows from group `first` on, to one half of each step of a panel.
+template <DType D>
+[[gnu::noinline]] inline void fill_eight(bytes* const (&rows)[16], int64_t K, int64_t first, int64_t groups, uint8_t* out) {
+  using R = Record<D>;
+  using P = PanelOf<D>;
+  for (int64_t g = 0; g < groups; ++g) {
+    own_steps<P::kSteps>(out + (g + 1) * P::kBytes);
+    __m128i in[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      const auto* at = reinterpret_cast<const __m128i*>(rows[r] + (first + g) * R::kGroupBytes);
+      in[r] = R::kQ2 ? _mm_loadl_epi64(at) : _mm_loadu_si128(at);
+    }
+    __m512i words[4];
+    turn(in, words);
+    if constexpr (R::kQ2) spread_q2(words);
+#pragma GCC unroll 4
+    for (int d = 0; d < 4; ++d) {
+      __m512i parts[R::kInt8 ? 2 : 4];
+      parts_of_word<D>(words[d], parts);
+#pragma GCC unroll 4
+      for (int i = 0; i < (R::kInt8 ? 2 : 4); ++i) _mm512_storeu_si512(out + g * P::kBytes + (4 * i + d) * 2 * kVectorBytes, parts[i]);
+    }
+    if constexpr (R::kInt8 && !R::kZeros)
+      _mm512_storeu_ps(out + g * P::kBytes + P::kZerosAt, _mm512_set1_ps(R::kFloats ? 12.0f : R::kPlus));
+  }
+  const int64_t scales = scales_at(static_cast<int64_t>(D), K) + 2 * first;
+  turn_numbers(rows, scales, groups, out + P::kScalesAt, P::kBytes);
+  if constexpr (R::kZeros) turn_numbers(rows, scales + to_zeros(K), groups, out + P::kZerosAt, P::kBytes);
+}
+
+// Four weights of int8 of each row, words that follow one another, to the steps of the lanes that meet them. 16 bits: two of them at a time.
+template <DType D>
+inline void put_words_q8(const __m512i (&words)[4], int64_t first, uint8_t* out) {
+  constexpr int64_t kLaneSteps = PanelOf<D>::kSteps / kLanes;
+  const auto put = [&](int64_t i, __m512i v) { _mm512_storeu_si512(out + (i % kLanes * kLaneSteps + i / kLanes) * 2 * kVectorBytes, v); };
+#pragma GCC unroll 4
+  for (int d = 0; d < 4; ++d) {
+    if constexpr (Record<D>::kInt8) {
+      put(first + d, words[d]);
+    } else {
+      const __m128i upper = _mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13);
+      const __m512i low = _mm512_broadcast_i32x4(upper), high = _mm512_broadcast_i32x4(_mm_add_epi8(upper, _mm_set1_epi16(0x200)));
+      put(2 * (first + d), _mm512_srai_epi16(_mm512_shuffle_epi8(words[d], low), 8));
+      put(2 * (first + d) + 1, _mm512_srai_epi16(_mm512_shuffle_epi8(words[d], high), 8));
+    }
+  }
+}
+
+// Group `group` of int8 of 16 rows, to one half of each step of a panel; `blocks` of it are there.
+template <DType D>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void fill_q8(bytes* const (&rows)[16], int64_t K, int64_t group, int64_t blocks, uint8_t* out) {
+  using P = PanelOf<D>;
+  for (int64_t piece = 0; piece < kGroupQ8 / 16; ++piece) {
+    own_steps<P::kSteps / 8>(out + P::kBytes + piece * (P::kSteps / 8) * 2 * kVectorBytes);
+    __m128i in[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      const auto* at = reinterpret_cast<const __m128i*>(rows[r] + group * kGroupQ8 + piece * 16);
+      in[r] = piece < 2 * blocks ? _mm_loadu_si128(at) : _mm_setzero_si128();
+    }
+    __m512i words[4];
+    turn(in, words);
+    put_words_q8<D>(words, 4 * piece, out);
+  }
+  __m512 scales;
+  for (int r = 0; r < 16; ++r) scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * group);
+  _mm512_storeu_ps(out + P::kScalesAt, scales);
+  if constexpr (Record<D>::kInt8) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      __m512i sum = _mm512_setzero_si512();
+      for (int64_t step = 0; step < P::kSteps / kLanes; ++step)
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(-128), _mm512_loadu_si512(out + (lane * P::kSteps / kLanes + step) * 2 * kVectorBytes));
+      _mm512_storeu_si512(out + P::kTakenAt + lane * 2 * kVectorBytes, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
+    }
+  }
+}
+
+// Groups [first, first + groups) of up to kPanelRows rows; a missing row is computed and dropped.
+template <DType D>
+inline void fill_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel) {
+  for (int64_t half = 0; half < 2; ++half) {
+    bytes* rows[16];
+    for (int64_t r = 0; r < 16; ++r) rows[r] = w.at + smaller(16 * half + r, count - 1) * w.apart;
+    uint8_t* out = panel + half * kVectorBytes;
+    if constexpr (Record<D>::kQ8) {
+      for (int64_t g = 0; g < groups; ++g)
+        fill_q8<D>(rows, w.K, first + g, smaller(4, whole_parts(w.K - (first + g) * kGroupQ8, kBlockWeights)), out + g * PanelOf<D>::kBytes);
+    } else {
+      for (int64_t g = 0; g < groups; g += kEight)
+        fill_eight<D>(rows, w.K, first + g, smaller(kEight, groups - g), out + g * PanelOf<D>::kBytes);
+    }
+  }
+}
+
+#endif
+
+}  // namespace coterie::COTERIE_ISA

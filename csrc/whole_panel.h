@@ -1,0 +1,176 @@
+// Dot products of many tokens with packed rows, for AVX-512 with its products of whole numbers (VNNI): a block of rows is unpacked once, into
+// a panel with rows in lanes (whole_fill.h), and then used for all tokens of a tile. Knows nothing about ops or how work is shared out.
+//
+//   sums    of 8 tokens: [lane of whole.h][token][row], floats
+//
+// What is whole, so exact, and what is added to a lane of whole.h, in which order, is the same: a token has the same bits.
+#pragma once
+
+#include "whole_fill.h"
+
+namespace coterie::COTERIE_ISA {
+
+#if defined(__AVX512F__)
+
+constexpr int kPanelTokens = 8;  // with the two vectors of a step, as many whole sums as registers allow
+
+// A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
+struct WholeBlock {
+  const uint8_t* panel;
+  int64_t groups;
+  bool first, last;
+  int64_t rows, out_stride;
+};
+
+// Sums of M tokens become dot products, lanes added as sum_lanes() does.
+template <int M>
+inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_stride) {
+  for (int m = 0; m < M; ++m)
+    for (int64_t half = 0; half < 2 && 16 * half < rows; ++half) {
+      const auto lane = [&](int i) { return _mm512_loadu_ps(sums + (i * M + m) * kPanelRows + 16 * half); };
+      const auto both = [&](int i) { return _mm512_add_ps(lane(i), lane(i + 4)); };
+      const Wide sum = _mm512_add_ps(_mm512_add_ps(both(0), both(2)), _mm512_add_ps(both(1), both(3)));
+      const int64_t left = rows - 16 * half;
+      _mm512_mask_storeu_ps(out + m * out_stride + 16 * half, static_cast<__mmask16>(left >= 16 ? 0xFFFF : (1 << left) - 1), sum);
+    }
+}
+
+// M tokens with one group of a panel: what their records at `x` (with `at` to the group's q) add to the sums of its lane.
+template <bool kInt8, bool kZeros, int M>
+COTERIE_WIDE void add_panel_group(const Records& x, int64_t at, int64_t lane, const uint8_t* panel, float* sums) {
+  using P = PanelGroup<false, kInt8, kZeros>;
+  constexpr int64_t kSumsAt = kEightWeights * (kInt8 ? 1 : 2), kScalesAt = kSumsAt + 32;
+  __m512i whole[M][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+  for (int64_t step = 0; step < P::kSteps; ++step) {
+    const __m512i a = _mm512_loadu_si512(panel + step * 2 * kVectorBytes), b = _mm512_loadu_si512(panel + (step * 2 + 1) * kVectorBytes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      int32_t word;
+      std::memcpy(&word, x.of(m) + at + step / 4 * 32 + step % 4 * 4, sizeof word);
+      const __m512i q = _mm512_set1_epi32(word);
+      if constexpr (kInt8) {
+        whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], b, q);
+      } else {
+        whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const Wide scales = _mm512_loadu_ps(panel + P::kScalesAt + half * kVectorBytes);
+    [[maybe_unused]] const Wide zeros = kZeros ? _mm512_loadu_ps(panel + P::kZerosAt + half * kVectorBytes) : scales;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      float sum_of_q, scale;
+      std::memcpy(&sum_of_q, x.of(m) + kSumsAt + 4 * lane, sizeof sum_of_q);
+      std::memcpy(&scale, x.of(m) + kScalesAt + 4 * lane, sizeof scale);
+      Wide codes = _mm512_cvtepi32_ps(whole[m][half]);
+      if constexpr (kZeros) codes = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(sum_of_q), codes);
+      float* to = sums + (lane * M + m) * kPanelRows + 16 * half;
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(codes, _mm512_mul_ps(scales, _mm512_set1_ps(scale)), _mm512_loadu_ps(to)));
+    }
+  }
+}
+
+// M tokens with a group of int8, lane by lane. Weights have signs, so 8 bits of a token are met plus 128.
+template <bool kInt8, int M>
+COTERIE_WIDE void add_panel_q8(const Records& x, const uint8_t* panel, float* sums) {
+  using P = PanelGroup<true, kInt8, false>;
+  constexpr int64_t kLaneSteps = P::kSteps / kLanes;
+  Wide scale[M][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    float of_token;
+    std::memcpy(&of_token, x.of(m) + kGroupQ8 * (kInt8 ? 1 : 2), sizeof of_token);
+    for (int half = 0; half < 2; ++half)
+      scale[m][half] = _mm512_mul_ps(_mm512_loadu_ps(panel + P::kScalesAt + half * kVectorBytes), _mm512_set1_ps(of_token));
+  }
+#pragma GCC unroll 1
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const uint8_t *steps = panel + lane * kLaneSteps * 2 * kVectorBytes, *taken = panel + P::kTakenAt + lane * 2 * kVectorBytes;
+    __m512i whole[M][2];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      whole[m][0] = kInt8 ? _mm512_loadu_si512(taken) : _mm512_setzero_si512();
+      whole[m][1] = kInt8 ? _mm512_loadu_si512(taken + kVectorBytes) : _mm512_setzero_si512();
+    }
+#pragma GCC unroll 8
+    for (int64_t step = 0; step < kLaneSteps; ++step) {
+      const __m512i a = _mm512_loadu_si512(steps + step * 2 * kVectorBytes), b = _mm512_loadu_si512(steps + (step * 2 + 1) * kVectorBytes);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        uint32_t word;
+        std::memcpy(&word, x.of(m) + step * 32 + lane * 4, sizeof word);
+        const __m512i q = _mm512_set1_epi32(static_cast<int32_t>(kInt8 ? word ^ 0x80808080u : word));
+        if constexpr (kInt8) {
+          whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], q, a), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], q, b);
+        } else {
+          whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        float* to = sums + (lane * M + m) * kPanelRows + 16 * half;
+        _mm512_storeu_ps(to, add_wide(whole[m][half], scale[m][half], _mm512_loadu_ps(to)));
+      }
+  }
+}
+
+template <bool kQ8, bool kInt8, bool kZeros, int M>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(Records x, const WholeBlock& b, float* sums, float* out) {
+  constexpr int64_t kBits = kInt8 ? 1 : 2, kPair = 2 * kGroupQ4 * kBits, kRecord = kQ8 ? kGroupQ8 * kBits + 32 : kEightWeights * kBits + 64;
+  if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kPanelRows);
+  const uint8_t* panel = b.panel;
+  for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kZeros>::kBytes) {
+    const int64_t of = kQ8 ? kEight - 1 : g % kEight;
+    if constexpr (kQ8) {
+      add_panel_q8<kInt8, M>(x, panel, sums);
+    } else {
+      add_panel_group<kInt8, kZeros, M>(x, of / 2 * kPair + of % 2 * 16, lane_of(of), panel, sums);
+    }
+    if (of + 1 == kEight) x.at += kRecord;
+  }
+  if (b.last) put_panel<M>(sums, b.rows, out, b.out_stride);
+}
+
+// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it.
+template <DType D>
+inline void whole_panel(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
+  using R = Record<D>;
+  auto* panel = reinterpret_cast<uint8_t*>(work.panel);
+  constexpr int64_t kGroup = R::kQ8 ? kGroupQ8 : kGroupQ4, kRecordGroups = R::kWeights / kGroup;
+  constexpr int64_t kGroupBytes = R::kQ8 ? kGroupQ8 : R::kGroupBytes;
+  const int64_t all = whole_parts(w.K, kGroup), step = kPanelEights * kEightWeights / kGroup;
+  for (int64_t row = 0; row < N; row += kPanelRows, w.at += kPanelRows * w.apart) {
+    const int64_t rows = smaller(kPanelRows, N - row);
+    for (int64_t g = 0; g < all; g += step) {
+      const WholeBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride};
+      fill_panel<D>(w, rows, g, block.groups, panel);
+      bytes* next = block.last ? w.at + kPanelRows * w.apart : w.at + (g + step) * kGroupBytes;
+      const int64_t next_bytes = all <= step ? w.apart : smaller(step, block.last ? all : all - g - step) * kGroupBytes;
+      NextBlock fetched(next, w.apart, rows, next_bytes, tiles(tokens, kPanelTokens));
+      int64_t t = 0;
+      const auto some = [&]<int M>() {
+        for (; t + M <= tokens; t += M) {
+          if (M == kPanelTokens || t % kPanelTokens == 0) fetched.one_call();
+          const Records at{x.of(t) + g / kRecordGroups * R::kBytes, x.apart};
+          panel_dots<R::kQ8, R::kInt8, !R::kQ8 && (R::kInt8 || R::kZeros), M>(at, block, work.sums + whole_sums_floats(t), out + t * out_stride + row);
+        }
+      };
+      some.template operator()<kPanelTokens>();
+      some.template operator()<4>();
+      some.template operator()<2>();
+      some.template operator()<1>();
+    }
+  }
+}
+
+#endif
+
+}  // namespace coterie::COTERIE_ISA
