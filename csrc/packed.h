@@ -55,4 +55,15 @@ inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
   }
 }
 
+// Rows of a packed type that follow one another.
+struct PackedRows {
+  bytes* at;
+  int64_t K, apart, scales_at;  // bytes from one row to the next, and to its scales
+};
+
+template <DType D>
+inline PackedRows packed_rows(bytes* w, int64_t K) {
+  return {w, K, row_bytes(static_cast<int64_t>(D), K), scales_at(static_cast<int64_t>(D), K)};
+}
+
 }  // namespace coterie::COTERIE_ISA

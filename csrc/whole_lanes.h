@@ -14,17 +14,6 @@ struct Records {
   bytes* of(int64_t m) const { return at + m * apart; }
 };
 
-// Rows of a packed type that follow one another.
-struct PackedRows {
-  bytes* at;
-  int64_t K, apart, scales_at;  // bytes from one row to the next, and to its scales
-};
-
-template <DType D>
-inline PackedRows packed_rows(bytes* w, int64_t K) {
-  return {w, K, row_bytes(static_cast<int64_t>(D), K), scales_at(static_cast<int64_t>(D), K)};
-}
-
 #if defined(__AVX2__)
 
 using Lanes = __m256;
