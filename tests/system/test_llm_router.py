@@ -112,6 +112,27 @@ def test_a_query_that_is_cancelled_while_a_model_is_asked_ends_with_one_chunk(ju
     assert [c.answer.expert for c in chunks if c.request_id == stays and c.last] == ["no"]
 
 
+def test_who_looks_on_hears_of_each_end_while_a_model_is_asked(judge, monkeypatch):
+    happened = []
+    judge.watch.follow(happened.append)
+    judge.cancel(judge.submit(Query.text(BALANCED)))
+    judge._abandon([judge.submit(Query.text(BALANCED))])
+    while not judge.idle:
+        judge.step()
+    monkeypatch.setattr(judge._parts.engine, "submit", refuse)
+    with pytest.raises(RequestError):
+        judge.submit(Query.text(BALANCED))
+    about = [one for one in happened if "/ask-" not in one.facts.get("request", "")]
+    begun = {one.facts["request"] for one in about if one.what == "routing"}
+    ends = [(one.facts["request"], one.facts["reason"], one.facts["was"]) for one in about if one.what == "ended"]
+    assert sorted(end[1:] for end in ends) == [("cancelled", "routing")] * 2 + [("refused", "routing")]
+    assert {request for request, *_ in ends} == begun
+
+
+def refuse(request):
+    raise RequestError(request.request_id, "cannot be asked")
+
+
 def test_leaving_a_stream_early_stops_what_was_asked(judge):
     stream = judge.stream(Query.text(BALANCED))
     next(stream)

@@ -131,7 +131,11 @@ class Coterie(Wishing):
             if ready.route is None or ready.request is None:
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)
-                self._routings.begin(request_id, ready.begun, ready.query.client)
+                try:
+                    self._routings.begin(request_id, ready.begun, ready.query.client)
+                except CoterieError as error:
+                    self.watch.unrouted(request_id, "refused", error)
+                    raise
             else:
                 self._to_expert(request_id, pending, ready.route, ready.request)
             self._pending[request_id] = pending
@@ -295,7 +299,9 @@ class Coterie(Wishing):
                 return []
         except CoterieError as error:
             del self._pending[request_id]
+            self.watch.unrouted(request_id, "error", error)
             return [Chunk(request_id, "", error=error)]
+        self.watch.unrouted(request_id, "cancelled")
         pending.route = replace(route, reason="cancelled while the router's model was asked")
         return [self._chunk(replace(output, request_id=request_id, expert_id="", token_ids=(), text=""))]
 
@@ -318,6 +324,7 @@ class Coterie(Wishing):
                 pending = self._pending.pop(request_id, None)
                 if pending is not None and pending.route is None:
                     self._routings.drop(request_id)
+                    self.watch.unrouted(request_id, "cancelled")
                 elif pending is not None:
                     self._parts.engine.cancel(request_id)
 

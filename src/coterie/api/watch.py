@@ -39,7 +39,8 @@ class Happening:
     routing         a model is asked where the request goes
     routed          expert, confidence, is_fallback, runners_up
     queued, admitted, first_token
-    ended           reason, was (waiting or running), tokens, hit, switch_s, queued_s, ttft_s, total_s, cached_tokens
+    ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
+                    total_s, cached_tokens
                     (or, refused or failed: error)
     """
 
@@ -88,10 +89,12 @@ class Watch:
         self._caches = sides_of(parts.both)
         self._load = _Load()
         self._sink: Sink | None = None
+        self._routing = set[str]()  # requests of which that was told, and not yet where they go
 
     def follow(self, sink: Sink | None) -> None:
         """Tell `sink` from now on, or nobody. It is called in the middle of steps, so it must return at once."""
         self._sink, self._load = sink, _Load()
+        self._routing.clear()
         self._log.follower = None if sink is None else self._engine_said
         for cache in self._caches.values():
             cache.follower = None if sink is None else self._cache_said
@@ -124,7 +127,15 @@ class Watch:
     def routing(self, request_id: str) -> None:
         """A model is asked where a request goes."""
         if self._sink is not None:
+            self._routing.add(request_id)
             self._tell("routing", request=request_id)
+
+    def unrouted(self, request_id: str, reason: str, error: CoterieError | None = None) -> None:
+        """A request ends, if it has not yet, while a model is asked where it goes."""
+        if request_id in self._routing:
+            self._routing.remove(request_id)
+            failed = {} if error is None else {"error": str(error)}
+            self._tell("ended", request=request_id, expert="", reason=reason, was="routing", **failed)
 
     @contextlib.contextmanager
     def routed(self, request_id: str, route: Route) -> Iterator[None]:
@@ -132,6 +143,7 @@ class Watch:
 
         Not why: a reason may repeat words of the prompt.
         """
+        self._routing.discard(request_id)
         if self._sink is not None:
             others = [{"expert": name, "confidence": round(share, 4)} for name, share in route.runners_up]
             self._tell("routed", request=request_id, expert=route.expert, confidence=round(route.confidence, 4),
