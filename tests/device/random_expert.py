@@ -21,6 +21,7 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.reference import KvState, Reference
+from coterie.graph.vectors import vectors_graph
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.spec.machine import Link, MachineSpec, Tier
@@ -242,6 +243,14 @@ class RandomExpert:
         self.reference = Reference(self.graph, self.weights)
         state_blocks = kv.state_blocks(self.block_bytes)
         self.state = KvState(self.graph, self.num_blocks, kv.tokens_per_block(self.block_bytes), state_blocks)
+
+    def without_head(self):
+        """Let its program give vectors in place of tokens; the reference still computes everything."""
+        program = compile_graph(vectors_graph(self.graph), self.rule_set, share_buffers=self.share_buffers)
+        kept = [self.program.weights.index(name) for name in program.weights]
+        self.offsets = tuple(self.offsets[place] for place in kept)
+        self.program, self.exe = program, self.device.load(program)
+        return self
 
     def binding(self, step):
         return Binding(self.extent, self.offsets, self.kv, self.block_bytes, step)

@@ -64,6 +64,12 @@ def test_a_run_ends_after_the_step_in_which_a_row_drew_one_of_its_ends(expert):
     assert tokens == free[:2] == expert.run(step, steps=STEPS).tolist()
 
 
+def test_a_step_that_draws_nothing_is_counted_and_keeps_nothing(expert):
+    tokens, ended, bound = run_queued(expert.without_head(), step_of(([1], 0), ([11], 0)))
+    assert (tokens, ended) == ([[]] * STEPS, False)
+    assert bound.inputs["tokens"].tolist() == [1, 11]
+
+
 def test_a_run_that_the_host_stops_ends_after_the_step_that_it_is_in(expert):
     step = step_of(([1], 0), ([11], 0))
     tokens, ended, _ = run_queued(expert, step, stop=1)

@@ -17,6 +17,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.device import Sampling
 from coterie.graph.reference import OPS
 from coterie.graph.sampling import draw
+from coterie.graph.vectors import row_values
 from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
@@ -127,6 +128,19 @@ def test_values_are_the_references_and_tokens_the_cpus(make, shape, dtypes, rule
 @pytest.mark.parametrize(("shape", "dtypes", "rule_set"), LONG, ids=str)
 def test_all_shapes(make, shape, dtypes, rule_set):
     compare(make, shape, dtypes, rule_set)
+
+
+@pytest.mark.parametrize("rule_set", ["none", "cache"])
+@pytest.mark.parametrize(("shape", "dtypes"), [("odd", (F32,)), ("biases", (BF16,)), ("gemma2", (F32,))], ids=str)
+def test_rows_of_a_program_without_a_head_are_the_references(make, shape, dtypes, rule_set):
+    """Of the last norm, whichever it is; nothing is drawn."""
+    expert, rounding = make(shape, dtypes, rule_set).without_head(), make(shape, dtypes, rule_set)
+    name, bound = row_values(expert.program.graph), bound_of((*dtypes, expert.program.kv.dtype))
+    assert not expert.exe.drawn
+    for step in steps(expert):
+        got, expected, moved = inspect(expert, step)[name], expert.expect(step)[name], expect_rounded(rounding, step)
+        assert got.shape == (len(step.rows_R), expert.program.row_numbers)
+        assert distance(got, expected) < max(bound, 2 * distance(moved[name], expected))
 
 
 @pytest.mark.parametrize("tokens", [4, 16])
