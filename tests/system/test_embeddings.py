@@ -185,6 +185,14 @@ def test_adapters_embed_each_by_its_own_weights_while_they_share_steps(tmp_path:
     assert len({answer.vector for answer in mixed[::2]}) == len(queries)
 
 
+def test_a_machine_of_several_units_gives_the_same_and_takes_modelled_time(folder: Path, alone) -> None:
+    with Coterie.open(folder, Options(device="modelled:sn40l-node")) as coterie:
+        coterie.load("ada")
+        begun_s = coterie.parts.device.now()
+        np.testing.assert_array_equal(coterie.embed(TEXTS[1], "ada")[0], alone(TEXTS[1]))
+        assert 0 < coterie.parts.device.now() - begun_s < 1e-2
+
+
 def test_who_makes_tokens_up_gives_no_vectors(folder: Path) -> None:
     with (
         Coterie.open(folder, Options(device="synthetic:toy")) as coterie,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.graph.ir import Graph, Kind, Op
 
@@ -23,7 +24,8 @@ def draws(graph: Graph) -> bool:
 def row_values(graph: Graph) -> str:
     """The value [R, *] that a step leaves for each row: logits, or vectors; empty where it has none."""
     sampled = next((op.inputs[0] for op in graph.ops if op.kind == "sample"), "")
-    return sampled or next((name for name, value in graph.values.items() if value.kind is Kind.OUTPUT), "")
+    left = (v.name for v in graph.values.values() if v.kind is Kind.OUTPUT and v.dtype is not DType.I32)
+    return sampled or next(left, "")
 
 
 def vectors_graph(graph: Graph) -> Graph:
