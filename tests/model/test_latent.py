@@ -158,10 +158,12 @@ def test_a_config_of_minicpm3_as_released():
     raw |= {"kv_lora_rank": 256, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12}
     raw |= {"scale_depth": 1.4, "dim_model_base": 256, "rms_norm_eps": 1e-5, "max_position_embeddings": 32_768}
     raw["rope_scaling"] = {"type": "longrope", "short_factor": [1.05] * 16, "long_factor": [1.1] * 16}
-    found = ModelConfig.from_hf(raw | {"rope_scaling": raw["rope_scaling"] | ORIGINAL}, "MiniCPM3-4B")
+    raw["rope_scaling"] |= ORIGINAL
+    found = ModelConfig.from_hf(raw, "MiniCPM3-4B")
     assert (found.latent.values, found.latent.query_rank, found.rope.interleaved) == (64, 768, False)
     assert found.residual_scale == pytest.approx(1.4 / 62**0.5)
     assert (found.embed_scale, found.logits_scale, found.tied_embeddings) == (12, 0.1, True)
+    assert ModelConfig.from_hf(raw | {"hidden_size": 2400}, "narrower").latent.values == 60
 
 
 @pytest.mark.parametrize("name", RELEASED)

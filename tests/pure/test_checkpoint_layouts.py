@@ -125,6 +125,33 @@ def test_a_mark_in_a_quoted_text_ends_no_block(size: int) -> None:
         assert [*calls, text] == found
 
 
+CALL, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "calls"),
+    [
+        ("deepseek-plain", f'{CALL}add{SEP}{{"a": 1}}{END}', [("add", {"a": 1})]),
+        ("deepseek-plain", f" {CALL} add {SEP} {{}} {END}\n{CALL}now{SEP}{{}}{END} ", [("add", {}), ("now", {})]),
+        ("deepseek-plain", f"{CALL}add{SEP}{{}}{END} or so", []),
+        ("deepseek-plain", f"{CALL}add{SEP}{{}}{END}{CALL}now{SEP}{{}}", []),
+        ("deepseek-plain", f"{CALL}add{SEP}{{}}{END}{CALL}now{SEP}{{", []),
+        ("deepseek-plain", f"{CALL}add{SEP}{{}}{END}{CALL}now{SEP}3{END}", []),
+        ("deepseek-plain", f"{CALL}add now{SEP}{{}}{END}", []),
+        ("deepseek-plain", f'{CALL}"add"{SEP}{{}}{END}', []),
+        ("deepseek-plain", f"{CALL}add{SEP}" + '{"a":' * DEEP, []),
+        ("deepseek", f'{CALL}function{SEP}add\n```json\n{{"a": 1}}\n```{END}', [("add", {"a": 1})]),
+        ("deepseek", f"{CALL}function {SEP}add ```json {{}}```\n{END}", [("add", {})]),
+        ("deepseek", f"{CALL}function{SEP}add\n{{}}{END}", []),
+        ("deepseek", f"{CALL}function{SEP}add\n```json\n{{}}{END}", []),
+    ],
+)
+def test_sections_of_names_and_objects_are_calls(form: str, text: str, calls: list) -> None:
+    layout = FORMS[form].layout
+    assert layout is not None
+    assert layout.read(text, {}) == calls
+
+
 def in_form(form: str, inside: str) -> str:
     before, behind = ("[", "]") if FORMS[form].listed else ("", "")
     return f"{FORMS[form].opening}{before}{inside}{behind}{FORMS[form].closing}"

@@ -12,6 +12,7 @@ from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.unmarked import UnmarkedText
 
 TOOLS = ("add", "look_up")
+DEEP = 100_000  # brackets, beyond what Python's reader follows
 ADD = Call("add", '{"a": 1, "b": "x"}')
 LOOK = Call("look_up", '{"q": "} ``` {\\"é"}')
 PLAIN = '{"name": "add", "arguments": {"a": 1, "b": "x"}}'
@@ -34,6 +35,8 @@ CASES = [
     ("{{" + PLAIN + "}}", ["{{" + PLAIN + "}}"]),
     (f"{PLAIN}\nThat adds.", [ADD, "That adds."]),
     (f"```json\n{PLAIN}\n```\nThat adds.", [ADD, "That adds."]),
+    (f"```json\n{PLAIN}\n``` \t\nThat adds.", [ADD, "That adds."]),
+    (f"{PLAIN}\n```python\nx = 1\n```", [ADD, "```python\nx = 1\n```"]),
     (MARKED, [ADD]),
     ("So:\n" + MARKED, ["So:", ADD]),
     ("So:\n" + PLAIN, ["So:\n" + PLAIN]),
@@ -77,6 +80,7 @@ def test_calls_without_marks_are_found_however_the_text_is_cut(text, expected):
 
 def test_only_one_is_read_where_there_may_be_one():
     assert found_in(list(f"{PLAIN}\n{OTHER}"), several=False) == [ADD, OTHER]
+    assert found_in([f"{PLAIN}\n{OTHER}"], several=False) == [ADD, OTHER]
     assert found_in(list(f"```json\n{PLAIN}\n```"), several=False) == [ADD]
 
 
@@ -87,7 +91,25 @@ def test_what_cannot_become_a_call_is_given_out_at_once(text):
     assert shown <= len('{"name": "An')
 
 
+@pytest.mark.parametrize("text", [PLAIN[:-4].replace("add", "rm"), "\n" * 3000])
+def test_nothing_is_held_back_in_vain(text):
+    """Of a tool that was not offered, or more blanks than a model writes before a call."""
+    assert UnmarkedText(CallText(FORMS["hermes"], TOOLS), TOOLS).push(text) == [text]
+
+
+def test_a_name_may_have_any_letters():
+    reader = UnmarkedText(CallText(FORMS["hermes"], ("größe",)), ("größe",))
+    *begun, last = (reader.push(letter) for letter in '{"name": "größe", "arguments": {}}')
+    assert (any(begun), last) == (False, [Call("größe", "{}")])
+
+
+def test_a_call_nested_deeper_than_json_is_read_is_text():
+    deep = '{"name": "add", "arguments": {"a": ' + "[" * DEEP + "]" * DEEP + "}}"
+    assert found_in([deep]) == [deep]
+
+
 def test_a_call_is_given_out_when_it_is_whole():
     reader = UnmarkedText(CallText(FORMS["hermes"], TOOLS), TOOLS)
     assert reader.push(PLAIN[:-1]) == []
+    assert not reader.cut
     assert reader.push("}") == [ADD]

@@ -27,6 +27,25 @@ def test_a_family_is_known_by_its_marks(marks):
     assert infill_marks(ids.get) is None
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+        "<fim_prefix>a<fim_suffix>b<fim_middle>",
+        "<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>",
+    ],
+)
+def test_a_prompt_is_as_its_family_was_trained_on_it(prompt: str) -> None:
+    marks = infill_marks(lambda mark: 1 if mark in prompt else None)
+    assert marks is not None
+    assert marks.prompt("a", "b") == prompt
+
+
+@pytest.mark.parametrize("mark", ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"])
+def test_what_is_filled_in_ends_at_padding_and_at_another_file(mark: str) -> None:
+    assert FAMILIES[0].ends({mark: 7}.get) == (7,)
+
+
 def test_what_is_filled_in_ends_at_a_mark(tmp_path: Path) -> None:
     """Each piece is what comes after the one before it, so the middle comes behind its mark, and then padding."""
     marks = FAMILIES[0]

@@ -67,7 +67,7 @@ class Sections:
     @cached_property
     def _head(self) -> re.Pattern[str]:
         before, after = self.call.partition("ARGUMENTS")[0].split("NAME")
-        return re.compile(rf"\s*{_loose(before)}(?P<name>[^\s<>\"]+){_loose(after)}")
+        return re.compile(rf"{_loose(before)}(?P<name>[^\s<>\"]+){_loose(after)}")
 
     @cached_property
     def _end(self) -> re.Pattern[str]:
