@@ -160,6 +160,33 @@ def test_who_leaves_a_stream_cancels_what_has_not_ended_once(ends: tuple[str, ..
     assert asyncio.run(left()) == cancelled
 
 
+def test_who_comes_to_a_stream_after_its_error_has_the_last_one() -> None:
+    """It may fail again, as where a caller leaves whose request is refused, and chunks of others still come."""
+
+    async def failed() -> None:
+        stream = Stream(1, lambda _: None)
+        stream.fail(ClosedError("server", "ends", "wait"))
+        first = stream.news()
+        assert first.done()
+        stream.fail(ClientDisconnect())
+        stream.put(chunk("a"))
+        with pytest.raises(ClientDisconnect):
+            await stream.take()
+
+    asyncio.run(failed())
+
+
+def test_who_leaves_a_stream_stops_what_makes_its_queries_ready() -> None:
+    async def left() -> None:
+        stream = Stream(1, lambda _: None)
+        stream.preparing = asyncio.ensure_future(asyncio.sleep(5))
+        stream.leave()
+        with pytest.raises(asyncio.CancelledError):
+            await stream.preparing
+
+    asyncio.run(left())
+
+
 def test_a_first_chunk_that_is_an_error_refuses_a_stream() -> None:
     async def refused() -> None:
         stream = Stream(1, lambda _: None)

@@ -181,7 +181,7 @@ def _check(schema: Schema, root: Schema, where: str, depth: int = 0) -> None:
     kinds, either = kinds_of(schema), [named(one) for one in listed(schema.get("anyOf"))]
     known = {"string", "integer", "number", "boolean", "null", "other", *_NESTED}
     loose = any(set(one) - {*OF_TEXT} or kinds_of(one) & {*_NESTED} for one in either)
-    if loose or depth > _MAX_NESTED or not kinds <= known or (not kinds and depth):
+    if loose or depth > _MAX_NESTED or not kinds <= known or not kinds:
         fact = "is a choice, or nested, beyond what can be enforced in this expert's form of calls"
         raise RequestError(where, fact, "simplify it, or leave out the tool's strict")
     for key in named(schema.get("properties")):
