@@ -208,7 +208,7 @@ void test_ops() {
     test_attention(4, 2, 33, 5, window, {19, 40}, 13);
     test_attention(4, 4, 64, 16, window, {300, 1, 70}, 1);
     test_attention(2, 1, 256, 16, window, {40}, 40);
-    test_attention(16, 16, 2, 16, window, {40, 700, 3, 600}, 1);  // tiles of two sequences: one sees the first span, one the last
+    test_attention(16, 16, 2, 16, window, {40, 515, 3, 516}, 1);  // tiles of two sequences: one sees the first span, one the last two
     test_attention(64, 16, 2, 16, window, {300, 1}, 9);           // a tile of four tokens of one sequence and one of another
   }
   for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}})
