@@ -222,7 +222,7 @@ def test_short_convolutions_as_released():
         ({"block_ff_dim": None, "intermediate_size": 9216}, 6144),
     ):
         assert ModelConfig.from_hf(raw | changes, "changed").intermediate_size == width
-    bare = {key: value for key, value in raw.items() if key != "block_ffn_dim_multiplier"}
+    bare = {key: value for key, value in raw.items() if key not in ("block_ffn_dim_multiplier", "block_multiple_of")}
     assert ModelConfig.from_hf(bare | {"block_ff_dim": 10_000}, "bare").intermediate_size == 6912
     sizes = weight_shapes(found)
     assert round(sum(map(prod, sizes.values())) / 1e7) == 117  # 1.17 billion, as published

@@ -1,6 +1,7 @@
 """Deltas merged into their base: an ordinary expert with the sums of the weights, which computes what the two do."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.model.theirs import prompt_of, relative_error
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
+from coterie.graph.ir import Kind, Value
 from coterie.models.fine_tunes import merge_delta
 from coterie.models.fine_tunes.delta import delta_name, open_delta
 from coterie.models.fine_tunes.delta_write import write_delta
@@ -87,6 +89,7 @@ def test_what_the_base_has_otherwise_or_not_at_all(folder_of, tmp_path):
     write_delta(base, tmp_path / "tuned", tmp_path / "delta", INT8)
     merged = merge_folder(base, tmp_path / "delta", tmp_path / "out")
     assert (merged.untied, merged.vocab_size) == (True, 260)
+    assert {"embed_tokens", "lm_head"} <= {kind.kind for kind in merged.kinds}  # no sums, but changed
     stored, wanted = load_file(merged.folder / SINGLE), tuned.state_dict()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         np.testing.assert_array_equal(stored[name], wanted[name])
@@ -107,3 +110,10 @@ def test_what_does_not_fit_is_refused(folder_of, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="is infinite or not a number in F32"), np.errstate(over="ignore"):
         merge_folder(base, folder, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("types", [(DType.BF16, DType.F16), (DType.F16, DType.BF16), (DType.BF16, DType.BF16)])
+def test_weights_of_two_types_that_are_put_together_have_one_that_holds_both(types):
+    weights = [Value(f"w{rows}", (rows, 8), dtype, Kind.WEIGHT) for rows, dtype in zip((4, 2), types, strict=True)]
+    entry = merge_delta._entry(SimpleNamespace(path="x"), "qkv", None, weights)
+    assert (entry.dtype, entry.shape) == (DType.BF16 if types[0] == types[1] else DType.F32, (6, 8))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -16,10 +17,11 @@ from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Message, Query
-from coterie.checkpoint.calls import Calling, CallText
+from coterie.checkpoint.calls import Call, Calling, CallReader, CallText
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.checkpoint.unmarked import UnmarkedText
 from coterie.core.errors import RequestError
 from coterie.server.tools import Spoken
 from coterie.server.tools import calling as calling_of
@@ -102,6 +104,30 @@ def test_without_tools_a_special_token_is_no_text(client: openai.OpenAI) -> None
 def test_a_call_that_is_cut_off_is_text(client: openai.OpenAI) -> None:
     got = ask(client, "llama", max_tokens=2).choices[0]
     assert (got.message.content, got.finish_reason) == ("".join(SAID["llama"][:2]), "length")
+
+
+def test_who_may_leave_the_marks_of_a_call_out(callers: Path) -> None:
+    """An expert of a form whose models do, where nothing holds its calls to that form."""
+    call = '{"name": "add", "arguments": {}}'
+    strict = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]
+    with Coterie.open(callers) as coterie:
+
+        def reader(name: str = "unmarked", **asked: Any) -> CallReader:
+            query = Query((Message("user", "2 + 3?"),), name, **{"tools": TOOLS, **asked})
+            found = coterie.texts[name].calls(query)
+            assert found is not None
+            return found
+
+        def found(**asked: Any) -> list[Any]:
+            reads = reader(**asked)
+            return [*reads.push(call + "\n" + call), *reads.flush()]
+
+        assert [type(one) for one in found()] == [Call, Call]
+        assert [type(one) for one in found(calling=Calling(several=False))] == [Call, str]
+        assert [type(one) for one in found(calling=Calling(only=("now",)))] == [str]
+        held = {"tools": strict}, {"form": '{"type": "object"}'}, {"calling": Calling(required=True)}
+        for asked in (*held, {"name": "functions"}):
+            assert not isinstance(reader(**asked), UnmarkedText)
 
 
 RM = {"type": "function", "function": {"name": "rm"}}
