@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import tests.device.interpreted  # noqa: F401  before anything that imports triton
 from tests.device.devices import gpu
@@ -78,6 +79,28 @@ def test_sequences_that_share_no_step_need_no_kernels_for_it(monkeypatch):
     assert compilers.asked == []
 
 
+def test_steps_of_several_are_asked_for_as_such():
+    seen = []
+
+    class Mixing:
+        """A GPU that says for which steps it is asked."""
+
+        def load(self, _program):
+            return SimpleNamespace(mixes=lambda places: places == (1, 2))
+
+        def wanted(self, _exe, _buckets, block_bytes, shared=None):
+            seen.append((block_bytes, shared))
+            return {}
+
+        def kept(self, wanted):
+            return wanted
+
+    expected = Expected(Mixing, Noted())
+    expected(PROGRAM, LIMITS, BLOCK, [1, 2])
+    ended(expected)
+    assert set(seen) == {(BLOCK, (1, 2))}
+
+
 def test_what_goes_wrong_costs_the_others_nothing(monkeypatch):
     keep(monkeypatch)
     compilers = Noted()
@@ -105,7 +128,16 @@ def test_nobody_was_told_anything_and_it_closes():
     expected = Expected(like_it, Noted())
     expected.close()
     expected.close()
+    expected(PROGRAM, LIMITS, BLOCK, None)
     assert expected._thread is None
+
+
+def test_closing_waits_for_the_thread(monkeypatch):
+    keep(monkeypatch)
+    expected = Expected(like_it, Noted())
+    expected(PROGRAM, LIMITS, BLOCK, None)
+    expected.close()
+    assert not expected._thread.is_alive()
 
 
 def test_a_device_takes_it_and_closes():

@@ -42,6 +42,7 @@ def test_each_architecture_once_and_steps_that_adapters_share(tmp_path):
     folder = tmp_path / "office"
     write_expert(folder / "base", 1, max_position_embeddings=300)
     write_expert(folder / "other", 2, max_position_embeddings=200, num_hidden_layers=1)
+    write_expert(folder / "short", 7, max_position_embeddings=250)  # of base's architecture
     for seed, name in enumerate(("sql", "tax")):
         trained_on(write_adapter(folder / name, ALL, seed=seed), "/home/somebody/base")
     models, settings, parts, told = serve(folder, POLICY)
@@ -59,3 +60,11 @@ def test_each_architecture_once_and_steps_that_adapters_share(tmp_path):
     assert [one[1:] for one in told] == [(3, 7, 100, block, None)]
     serve_more(parts, models | {"new": more}, "again", more, settings)
     assert len(told) == 1, "an architecture that is known"
+
+
+def test_an_adapter_alone_on_its_base_shares_no_steps(tmp_path):
+    folder = tmp_path / "office"
+    for seed, name in enumerate(("ada", "bob")):
+        write_expert(folder / name, seed)
+        trained_on(write_adapter(folder / f"of-{name}", ALL, seed=seed), f"/home/somebody/{name}")
+    assert [one[5] for one in serve(folder, POLICY)[3]] == [None, None]
