@@ -16,7 +16,7 @@ from coterie.api.logprobs import TokenLogprob
 from coterie.composition.router import Route
 from coterie.core.errors import ClosedError
 from coterie.engine.request import ChoiceParams
-from coterie.server.choices import EventStream, _write
+from coterie.server.choices import EventStream, _gather, _write
 from coterie.server.completions import CompletionBody, TextAnswers
 from coterie.server.openai import MARK, ChatAnswers, ChatBody
 from coterie.server.opening import Opening
@@ -195,6 +195,20 @@ def test_a_first_chunk_that_is_an_error_refuses_a_stream() -> None:
             stream.check()
 
     asyncio.run(refused())
+
+
+def test_whole_answers_are_in_the_order_of_their_queries_whoever_ends_first() -> None:
+    async def gathered(*last: Chunk) -> list[Answer]:
+        stream = Stream(2, lambda _: None)
+        stream.request_ids += ["a", "b"]
+        stream.put(Chunk("b", NAME, "one", (1,), answer("one")))
+        for one in last:
+            stream.put(one)
+        return await _gather(stream, 2)
+
+    assert [one.text for one in asyncio.run(gathered(Chunk("a", NAME, "two", (1,), answer("two"))))] == ["two", "one"]
+    with pytest.raises(ClosedError):
+        asyncio.run(gathered(chunk("a", error=ClosedError("server", "ends", "wait"))))
 
 
 class Caller:
