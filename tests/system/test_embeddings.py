@@ -227,3 +227,26 @@ def test_a_vector_that_is_cancelled_or_fails_leaves_nothing(folder: Path) -> Non
 def test_a_mean_that_would_reuse_what_is_there_is_refused() -> None:
     with pytest.raises(RequestError, match="pooled by its mean"):
         Request("r", "e", (1,), 1, pooling="mean")
+
+
+def test_an_expert_that_gives_vectors_alone_answers_nobody(tmp_path: Path, http: httpx.Client) -> None:
+    """A router passes it over, who names it is told, and the composition's name means its vectors."""
+    for seed, name in enumerate(("vec", "dan")):
+        write_expert(tmp_path / name, seed)
+    modules = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "vec" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "vec" / "1_Pooling").mkdir()
+    (tmp_path / "vec" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    rule = '[[router.rule]]\nexpert = "vec"\nkeywords = ["vec"]\n'
+    experts = "".join(f'[[expert]]\nname = "{name}"\ncheckpoint = "{name}"\n' for name in ("vec", "dan"))
+    router = '[router]\nkind = "rules"\nfallback = "dan"\n'
+    (tmp_path / "c.toml").write_text(f'name = "both"\n{router}{rule}{experts}')
+    with served(Coterie.open(tmp_path / "c.toml")) as url:
+        asked = {"messages": [{"role": "user", "content": "hello vec"}], "max_tokens": 2}
+        routed = http.post(f"{url}/v1/chat/completions", json={"model": "both", **asked}).json()["coterie"]
+        assert (routed["expert"], "gives vectors" in routed["reason"]) == ("dan", True)
+        refused = http.post(f"{url}/v1/chat/completions", json={"model": "vec", **asked})
+        assert refused.status_code == 400
+        assert "ask it for embeddings" in refused.json()["error"]["message"]
+        given = http.post(f"{url}/v1/embeddings", json={"model": "both", "input": "a"}).json()
+        assert given["model"] == "vec"
