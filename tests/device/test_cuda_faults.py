@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
@@ -86,6 +87,27 @@ def test_an_error_in_the_middle_of_a_step_fails_the_run_and_the_next_one_works(m
     assert "run tiny failed: CUDA error: an illegal memory access" in str(failure)
     assert "the GPU goes on" in str(failure)
     assert desk.tokens(behind) == expected[0] == expected[1]
+
+
+def test_an_inspection_that_fails_gives_its_packet_back(make, tmp_path):
+    driver = LazyDriver()
+    expert = Expert(make("host", driver=driver), open_model(write_expert(tmp_path / "one", 3)), "none")
+    step = rows([(PROMPT, 0)])
+    expert.inspect(step)
+    before = driver.pinned_bytes
+    expected = expert.inspect(step)
+    one = driver.pinned_bytes - before  # what stored values are copied to
+    launch, driver.launch = driver.launch, fail
+    with pytest.raises(DeviceError, match="an illegal memory access"):
+        expert.device.inspect(expert.exe, expert.binding(step))
+    driver.launch = launch
+    for name, value in expert.inspect(step).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert driver.pinned_bytes == before + 2 * one
+
+
+def fail(stream, launches):
+    raise RuntimeError("CUDA error: an illegal memory access")
 
 
 def test_a_gpu_that_disappears_fails_everything_at_once_with_one_sentence(make, layout):

@@ -142,12 +142,16 @@ class Runs:
         """Run one step and copy every stored value up, while the host waits."""
         bound = self.binder.bind(run, turn.stream)
         packet = bound.put(run, turn.stream, False)
-        for index in range(bound.count):
-            self._driver.launch(turn.stream, bound.launches(index))
-        workspace = self._shared.workspace.at_least(1, turn.stream)
-        host = take_pinned(self._driver, "stored values", workspace.numel())
-        self._driver.copy(host, workspace, turn.stream)
-        self._driver.wait(self._driver.mark(turn.stream))
+        try:
+            for index in range(bound.count):
+                self._driver.launch(turn.stream, bound.launches(index))
+            workspace = self._shared.workspace.at_least(1, turn.stream)
+            host = take_pinned(self._driver, "stored values", workspace.numel())
+            self._driver.copy(host, workspace, turn.stream)
+            self._driver.wait(self._driver.mark(turn.stream))
+        except BaseException:
+            self._shared.packets.abandon(packet, turn.stream)
+            raise
         self._shared.packets.give_back(packet)
         return _values(run, host.numpy(), bound.stored)
 
