@@ -336,3 +336,10 @@ def test_what_cannot_be_enforced_is_left_out_where_a_tool_is_not_strict() -> Non
         assert len(done) == size
     with pytest.raises(RequestError, match="uniqueItems"):
         mask_of("hermes", FREE, tools=[{**tools[0], "function": {**tools[0]["function"], "strict": True}}])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_call_that_is_cut_in_its_head_is_text_but_where_there_are_calls_alone(alone: bool) -> None:
+    reader = HeldText(FORMS["hermes"], SCHEMAS, alone=alone)
+    begun = '<tool_call>\n{"name": "ad'
+    assert [*reader.push(begun), *reader.flush()] == ([] if alone else [begun])

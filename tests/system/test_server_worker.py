@@ -1,0 +1,75 @@
+"""The engine's thread by itself: which streams it gives chunks to, and that it forgets them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.system.tiny import write_expert
+
+from coterie.api import Coterie, Message, Query
+from coterie.core.errors import ClosedError
+from coterie.server.worker import Worker
+
+QUERY = Query((Message("user", "hello"),), raw=True, max_tokens=3, ignore_end=True)
+LONG = Query((Message("user", "hello"),), raw=True, max_tokens=100, ignore_end=True)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(Coterie.open(write_expert(tmp_path / "ada", 1)))
+
+
+def run(worker: Worker, check: Callable[[], Awaitable[None]]) -> None:
+    """Run a check beside the thread, which ends with it."""
+
+    async def within_seconds() -> None:
+        await asyncio.wait_for(check(), 60)
+
+    worker.start()
+    try:
+        asyncio.run(within_seconds())
+    finally:
+        worker.stop()
+
+
+def test_what_has_ended_or_was_left_is_forgotten(worker: Worker) -> None:
+    async def check() -> None:
+        stream, ended = worker.ask([QUERY, QUERY]), 0
+        while ended < 2:
+            ended += sum(chunk.last for chunk in await stream.take())
+        assert worker._streams == {}
+        left = worker.ask([LONG])
+        await left.take()
+        left.leave()
+        assert await worker.call(lambda coterie: dict(worker._streams)) == {}
+
+    run(worker, check)
+
+
+def test_a_stream_gets_its_chunks_in_order(worker: Worker) -> None:
+    async def check() -> None:
+        streams = [worker.ask([LONG]) for _ in range(3)]
+        for stream in streams:
+            found = list(await stream.take())
+            while not found[-1].last:
+                found += await stream.take()
+            said = tuple(token for chunk in found for token in chunk.token_ids)
+            assert found[-1].answer is not None
+            assert said == found[-1].answer.token_ids
+
+    run(worker, check)
+
+
+def test_a_query_that_comes_in_while_the_server_ends_is_refused(worker: Worker) -> None:
+    async def ask_late() -> None:
+        worker.end()
+        stream = worker.ask([QUERY])  # now both are in the inbox
+        worker.start()
+        with pytest.raises(ClosedError, match="being shut down"):
+            await asyncio.wait_for(stream.take(), 60)
+
+    asyncio.run(ask_late())
+    worker.stop()
