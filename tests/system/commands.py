@@ -5,6 +5,7 @@ Knows nothing about what they do.
 
 from __future__ import annotations
 
+import json
 import sys
 
 from typer.testing import CliRunner
@@ -41,3 +42,17 @@ def refused(result, *words: str) -> str:
     for word in words:
         assert word in sentence, sentence
     return sentence
+
+
+def bench_serve(*args: object) -> dict:
+    """What `coterie bench serve` reports."""
+    result = run("bench", "serve", *args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def bench_serve_refused(*args: object) -> str:
+    """What it says where it cannot."""
+    result = run("bench", "serve", *args)
+    assert result.exit_code == 2, result.output
+    return result.stderr

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.system.commands import bench_serve as bench
+from tests.system.commands import bench_serve_refused as refused
 from tests.system.openai_stub import DONE, event, stream, stub
 from tests.system.tiny import write_expert
-from typer.testing import CliRunner
 
 from coterie.bench.serve_against import common_models
 from coterie.bench.serve_family import Family
 from coterie.bench.serve_started import Server, by_command, name_of
 from coterie.bench.serve_watch import watched
 from coterie.bench.words import write_tokenizer
-from coterie.cli.main import app
 from coterie.core.errors import DeviceError
 
-runner = CliRunner()
 STAND_IN = f"{sys.executable} -m tests.system.stand_in"
 HELD = 64 << 20
 SMALL = ("--requests", 12, "--rounds", 2, "--max-tokens", 3, "--in-flight", 4)
-
-
-def bench(*args: object) -> dict:
-    result = runner.invoke(app, ["bench", "serve", *map(str, args), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def refused(*args: object) -> str:
-    result = runner.invoke(app, ["bench", "serve", *map(str, args)])
-    assert result.exit_code == 2, result.output
-    return result.stderr
 
 
 @pytest.fixture(autouse=True)

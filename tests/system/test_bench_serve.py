@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.system.commands import bench_serve as bench
+from tests.system.commands import bench_serve_refused as refused
 from tests.system.openai_stub import DONE, HEAD, chunk, event, response, stream, stub
 from tests.system.tiny import CONFIG, write_adapter, write_expert
-from typer.testing import CliRunner
 
 from coterie.api import Coterie, Options
 from coterie.bench.http_stream import Origin, origin_of
@@ -22,25 +23,11 @@ from coterie.bench.serve_own import in_process
 from coterie.bench.serve_rows import Round, row_of
 from coterie.bench.words import prompt, write_tokenizer
 from coterie.checkpoint.tokenizer import Tokenizer
-from coterie.cli.main import app
 from coterie.core.errors import UsageError
 from coterie.plan.mix import mix_named
 from coterie.plan.workload import Load, lengths_named
 
-runner = CliRunner()
 USAGE = event(usage={"prompt_tokens": 9, "completion_tokens": 6})
-
-
-def bench(*args: object) -> dict:
-    result = runner.invoke(app, ["bench", "serve", *map(str, args), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def refused(*args: object) -> str:
-    result = runner.invoke(app, ["bench", "serve", *map(str, args)])
-    assert result.exit_code == 2, result.output
-    return result.stderr
 
 
 @pytest.fixture
