@@ -62,8 +62,7 @@ class Batches:
                 return self._vectors(expert, wants)
             max_steps = 1
         parts = cut(begun, self._max_step_tokens, self._max_rows)
-        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
-        tokens_per_block, state_blocks = self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
+        tables, tokens_per_block, state_blocks = self._blocks(begun, expert)
         if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
             known = Decoding(parts, tables, tokens_per_block, state_blocks=state_blocks)
             self._decoding[expert.expert_id] = known
@@ -100,14 +99,17 @@ class Batches:
         taking = [part.sequence.request.expert_id for part in parts]
         experts = tuple(dict.fromkeys(taking))
         mix = Mix(experts, tuple([experts.index(name) for name in taking]))
-        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in begun}
-        kv = fellows[0].kv
-        tokens_per_block, state_blocks = self._kv.tokens_per_block(kv), self._kv.state_blocks(kv)
+        tables, tokens_per_block, state_blocks = self._blocks(begun, fellows[0])
         if len(parts) == len(chosen) and all(part.sequence.decoding for part in parts):
             known = Decoding(parts, tables, tokens_per_block, mix, state_blocks)
             self._mixed = {names: known}
             return known.batch(max_steps)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
+
+    def _blocks(self, sequences: Seq[Sequence], expert: ServedExpert) -> tuple[dict[int, tuple[int, ...]], int, int]:
+        """Their KV blocks by their numbers, the tokens that one holds, and how many hold a recurrent state."""
+        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in sequences}
+        return tables, self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
 
     def _turn_of_vectors(self, beside: bool) -> bool:
         """Whether the next step gives vectors; `beside` others who draw, every second one."""
@@ -124,8 +126,7 @@ class Batches:
     def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
         """The next step of those that want vectors: a row of each token where all are wanted, which is small."""
         parts = cut(wants, self._max_step_tokens, self._max_step_tokens + len(wants))
-        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in wants}
-        tokens_per_block, state_blocks = self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
+        tables, tokens_per_block, state_blocks = self._blocks(wants, expert)
         return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 
     def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int) -> Batch:
