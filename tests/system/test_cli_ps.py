@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -168,6 +167,4 @@ def test_as_a_process_it_ends_when_it_is_interrupted(server: tuple[str, Coterie]
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["composition"] == "four"
         process.send_signal(2)
-        begun = time.monotonic()
         assert process.wait(20) == 0
-        assert time.monotonic() - begun < 10

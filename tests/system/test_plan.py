@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from tests.pure.counting import calls_of
 from typer.testing import CliRunner
 
 from coterie.cli.main import app
@@ -256,11 +256,11 @@ def test_the_check_of_unequal_experts_finds_what_the_simulation_keeps(unequal):
     assert row["machines"] == 1 or kept.get(str(row["machines"] - 1), 0.0) < 0.95
 
 
-def test_a_plan_takes_less_than_two_seconds(many):
-    begun = time.process_time()
-    result = run(many, "--machine", "toy-tiers", "--rate", 2000, "--slo", "ttft=100ms,tpot=50ms", "--json")
-    assert result.exit_code == 0, result.output
-    assert time.process_time() - begun < 2
+def test_a_plan_takes_less_than_a_million_calls(many):
+    """Counted, as a second on a machine that is busy is no second."""
+    words = ("--machine", "toy-tiers", "--rate", 2000, "--slo", "ttft=100ms,tpot=50ms", "--json")
+    assert run(many, *words).exit_code == 0
+    assert calls_of(lambda: run(many, *words)) < 1_000_000
 
 
 def test_the_command_compares_machines_and_explains(many, tmp_path):

@@ -114,7 +114,7 @@ def test_an_idle_connection_is_the_clients_to_close(composition: Path) -> None:
 def test_who_looks_on_and_takes_nothing_is_not_waited_for(composition: Path) -> None:
     coterie = Coterie.open(str(composition))
     app = make_app(coterie)
-    server = Server(app)
+    server = Server(app, grace_s=600)  # that is for who asks
     with listen("127.0.0.1", 0) as listener, socket.socket() as reader:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         listener.listen()  # the server does so too, but only once it runs
@@ -131,8 +131,6 @@ def test_who_looks_on_and_takes_nothing_is_not_waited_for(composition: Path) -> 
 
         app.state.worker.soon(crowd)
         time.sleep(0.5)
-        began_s = time.monotonic()
         server.handle_exit(signal.SIGTERM, None)
         serving.join(30)
         assert not serving.is_alive()
-        assert time.monotonic() - began_s < 4  # GRACE_S and LAST_S are for who asks
