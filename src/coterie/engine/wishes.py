@@ -20,7 +20,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.scheduler import READY, Fetch, Residence, View
 from coterie.engine.served import ServedExpert, served_as
-from coterie.memory.pins import check_pin, check_room
+from coterie.memory.pins import check_room, places_with
 from coterie.memory.split import Cache, side_of, stays
 
 Told: TypeAlias = Callable[[CoterieError | None], None]
@@ -77,15 +77,14 @@ class Wishes:
         self._log.add("unload", expert_id)
 
     def pin(self, expert_id: str) -> None:
-        """Never evict an expert, from now or from when it comes in.
+        """Never evict an expert, from now or from when it comes in; pinned ones that are not there have their places.
 
         Raises ConflictError where the largest of those not pinned would never have room beside it.
         """
         served_as(expert_id, self._experts)
         cache = side_of(self._cache, expert_id)
         same = {name: e.layout.size_bytes for name, e in self._experts.items() if side_of(self._cache, name) is cache}
-        check_pin(cache, expert_id, same)
-        cache.pin(expert_id)
+        cache.pin(expert_id, places_with(cache, expert_id, same))
         self._log.add("pin", expert_id)
 
     def unpin(self, expert_id: str) -> None:

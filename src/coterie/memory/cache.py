@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
-from coterie.core.errors import CapacityError, UsageError
+from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Device, Event
-from coterie.memory.evict import EVICTION, Entry, HoleError, Policy, Window
+from coterie.memory.evict import Entry, HoleError, Policy, Window, policy_of, whole_place
 from coterie.memory.residency import NO_GATES, Evicted, Residency
 from coterie.memory.route import fill_links, link_weights, managed_tiers
 from coterie.memory.rows import early_rows
@@ -67,7 +67,7 @@ class ExpertCache:
         self, device: Device, tiers: Mapping[str, int], evict: str | Policy = "lru", max_decisions: int = 1 << 16
     ) -> None:
         self._device = device
-        self._policy = _policy(evict)
+        self._policy = policy_of(evict)
         names = managed_tiers(device.spec, tiers)
         self._changes = Changes()
         self._ledgers = tuple(
@@ -75,7 +75,7 @@ class ExpertCache:
         )
         self._near, self._links = self._ledgers[0], fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
-        self._pins: set[str] = set()
+        self._pins: dict[str, int | None] = {}  # where it lies in the run tier, None: where it happens to
         self._uses = Uses()
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
@@ -111,14 +111,17 @@ class ExpertCache:
         """Say that what was held for is finished, which a poll would find out too."""
         self._near.release(expert_id, event)
 
-    def pin(self, expert_id: str) -> None:
-        """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin."""
-        self._pins.add(expert_id)
+    def pin(self, expert_id: str, places: Mapping[str, int] | None = None) -> None:
+        """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin.
+
+        `places`: at which offset each of the pinned ones that are not there comes in from now on.
+        """
+        self._pins = {**self._pins, expert_id: self._pins.get(expert_id), **(places or {})}
         self._changes.count += 1
 
     def unpin(self, expert_id: str) -> None:
         """Undo pin; nothing happens if it was not pinned."""
-        self._pins.discard(expert_id)
+        self._pins.pop(expert_id, None)
         self._changes.count += 1
 
     def forget(self, expert_id: str) -> None:
@@ -214,7 +217,7 @@ class ExpertCache:
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self._decide("evict", entry.expert_id, ledger.tier)
         self._uses.known(expert_id)
-        new = [ledger.admit(expert_id, layout) for ledger in self._ledgers[:depth]]
+        new = [ledger.admit(expert_id, layout, self._place(ledger, expert_id)) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
         if depth == 1 and (below is None or not below.arrivals):
             new[0].early = early_rows(layout, rows)
@@ -274,18 +277,23 @@ class ExpertCache:
 
     def _victims(self, ledger: TierLedger, expert_id: str, layout: Layout, protected: Set[str]) -> Window:
         """Who leaves a tier so that this layout fits. Raises Busy or CapacityError."""
-        kept = protected | self._pins if ledger is self._near else protected
+        kept = protected | self._pins.keys() if ledger is self._near else protected
         entries = self._entries(ledger, kept)
-        need = round_up(layout.size_bytes)
+        need, place = round_up(layout.size_bytes), self._place(ledger, expert_id)
         try:
+            if place is not None:
+                return whole_place(entries, place, need)
             return self._policy(entries, ledger.capacity_bytes, need, self._uses.wants)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
                 raise Busy(expert_id, need, ledger.tier, busy) from hole
-            in_the_way = sorted(self._pins & set(ledger.copies)) if ledger is self._near else []
+            in_the_way = sorted(self._pins.keys() & ledger.copies.keys()) if ledger is self._near else []
             budget = "--near" if ledger is self._near else f"the budget of {ledger.tier}"
             raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
+
+    def _place(self, ledger: TierLedger, expert_id: str) -> int | None:
+        return self._pins.get(expert_id) if ledger is self._near else None
 
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
         level, entries = self._ledgers.index(ledger), []
@@ -329,14 +337,6 @@ def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency
         copy.gates = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
     gates, early = copy.gates
     return Residency(expert_id, copy.weights, gates, events[-1], hit, early, evicted or ())
-
-
-def _policy(evict: str | Policy) -> Policy:
-    if not isinstance(evict, str):
-        return evict
-    if evict not in EVICTION:
-        raise UsageError("evict", f"{evict!r} is not an eviction policy", f"use one of {', '.join(EVICTION)}")
-    return EVICTION[evict]
 
 
 def _never_fits(

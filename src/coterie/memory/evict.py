@@ -18,6 +18,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeAlias
 
+from coterie.core.errors import UsageError
 from coterie.core.values import value
 
 
@@ -119,6 +120,28 @@ def belady(order: Sequence[str]) -> Policy:
 
 
 EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost": cost, "recent": recent})
+
+
+def policy_of(evict: str | Policy) -> Policy:
+    """The policy of a name, or the policy itself. Raises UsageError for an unknown name."""
+    if not isinstance(evict, str):
+        return evict
+    if evict not in EVICTION:
+        raise UsageError("evict", f"{evict!r} is not an eviction policy", f"use one of {', '.join(EVICTION)}")
+    return EVICTION[evict]
+
+
+def whole_place(entries: Sequence[Entry], offset: int, need_bytes: int) -> Window:
+    """All that lies in [offset, offset + need_bytes), whoever used it last: for an expert with a place of its own.
+
+    Raises HoleError: while some of it is busy, or where some of it is pinned, which no wait helps.
+    """
+    end = offset + need_bytes
+    inside = sorted([e for e in entries if e.offset < end and offset < e.offset + e.size_bytes], key=_offset)
+    pinned = sum([min(end, e.offset + e.size_bytes) - max(offset, e.offset) for e in inside if e.pinned])
+    if pinned or any(e.busy for e in inside):
+        raise HoleError(need_bytes, need_bytes - pinned)
+    return tuple(inside)
 
 
 def _best(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, score: Callable[[Window], Score]) -> Window:

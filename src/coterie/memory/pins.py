@@ -1,18 +1,19 @@
-"""Pins: whether what is pinned in the run tier leaves room for the others, before anybody has to wait for them.
+"""Pins: where pinned experts lie in the run tier, so that the others keep one piece of it before anybody waits for it.
 
-        |  A pinned  |......|  B pinned  |..........|      an expert needs one piece: the larger of the holes
+        | A there |......| B there |  C's place  |..........|      the piece for the largest that is not pinned
 
-Knows nothing about requests: sizes in, or a ConflictError out.
+What is not there when it is pinned gets its place at once: where it came in would else cut the memory in two.
+Knows nothing about requests: sizes in, and places or a ConflictError out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from coterie.core.errors import ConflictError
 from coterie.core.units import format_bytes
 from coterie.memory.cache import ExpertCache
-from coterie.memory.slab import round_up
+from coterie.memory.slab import Extent, Slab, SlabFullError, round_up
 from coterie.memory.tiers import TierLedger
 
 
@@ -28,38 +29,62 @@ def check_room(cache: ExpertCache, expert_id: str, size_bytes: int) -> None:
         raise ConflictError(f"load {expert_id}", fact, "unpin one of them")
 
 
-def check_pin(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> None:
-    """Raise ConflictError where, with this one pinned too, the largest expert that is not would never have room.
+def places_with(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Where each pinned expert lies, or will when it comes in, with this one pinned too: offsets in the run tier.
 
-    `sizes`: of all experts of the cache, in bytes. Where pinned ones that are not there yet will lie is not known, so
-    these count by their bytes alone.
+    `sizes`: of all experts of the cache, in bytes. What is there stays where it is. The others get places, the larger
+    first, each in the smallest hole that fits, and so does a piece for the largest expert that is not pinned.
+    Nothing changes for one that is pinned already. Raises ConflictError where that piece or a place is not to be had.
     """
     if expert_id in cache.pinned:
-        return
+        return {}
     near, pinned = cache.ledgers[0], cache.pinned | {expert_id}
-    taken = sum([round_up(sizes[name]) for name in pinned if name in sizes])
-    others = sorted(sizes.keys() - pinned, key=lambda name: (-sizes[name], name))
-    need = round_up(sizes[others[0]]) if others else 0
-    room = min(_hole(near, pinned), near.capacity_bytes - taken)
-    if room >= need:
-        return
-    fact = (
-        f"the {len(pinned)} pinned experts would take {format_bytes(taken)} of {format_bytes(near.capacity_bytes)} of "
-    )
-    fact += f"{near.tier}"
-    if others:
-        fact += f" and leave {format_bytes(max(room, 0))} in one piece, but {others[0]} needs {format_bytes(need)}"
-    remedy = "unpin another, or " + (
-        f"serve with a --near that is {taken + need - near.capacity_bytes} B larger"
-        if taken + need > near.capacity_bytes
-        else "unload what is pinned and load it again, as it lies in the middle"
-    )
-    raise ConflictError(f"pin {expert_id}", fact, remedy)
+    there = _there(near, pinned)
+    others = sorted(sizes.keys() - pinned, key=lambda name: (-sizes[name], name))[:1]
+    wanted = sorted([*(pinned & sizes.keys() - there.keys()), *others], key=lambda name: (-sizes[name], name))
+    slab = Slab(near.capacity_bytes)
+    try:
+        taken = [(name, slab.alloc(extent.size_bytes, extent.offset)) for name, extent in there.items()]
+        taken += [(name, slab.alloc(sizes[name])) for name in wanted]
+    except SlabFullError:
+        raise _cannot_pin(near, expert_id, pinned, wanted, others, sizes) from None
+    return {name: extent.offset for name, extent in taken if name in pinned}
 
 
-def _hole(ledger: TierLedger, kept: Set[str]) -> int:
+def _cannot_pin(
+    near: TierLedger,
+    expert_id: str,
+    pinned: Set[str],
+    wanted: Sequence[str],
+    others: Sequence[str],
+    sizes: Mapping[str, int],
+) -> ConflictError:
+    """Why one more cannot be pinned, and what would help: more memory, or another place for what is there."""
+    taken, need = (sum([round_up(sizes[name]) for name in names]) for names in (pinned & sizes.keys(), others))
+    lacking = taken + need - near.capacity_bytes
+    if lacking > 0:
+        room = max(min(_hole(near, pinned), near.capacity_bytes - taken), 0)
+        fact = f"the {len(pinned)} pinned experts would take {format_bytes(taken)} of "
+        fact += f"{format_bytes(near.capacity_bytes)} of {near.tier}"
+        if others:
+            fact += f" and leave {format_bytes(room)} in one piece, but {others[0]} needs {format_bytes(need)}"
+        remedy = f"serve with a --near that is {lacking} B larger"
+    else:
+        there = ", ".join(sorted(_there(near, pinned)))
+        pieces = ", ".join([f"{name} ({format_bytes(round_up(sizes[name]))})" for name in wanted])
+        fact = f"as {there} would lie in {near.tier}, the holes beside have no piece for each of {pieces}"
+        remedy = f"unload {there} and pin again before they come in: then they lie side by side"
+    return ConflictError(f"pin {expert_id}", fact, f"unpin another, or {remedy}")
+
+
+def _there(near: TierLedger, names: Set[str]) -> dict[str, Extent]:
+    """Where those of these that are there lie; without what is told to go."""
+    return {name: copy.extent for name, copy in near.copies.items() if name in names and not copy.is_doomed}
+
+
+def _hole(near: TierLedger, kept: Set[str]) -> int:
     """Bytes of the largest expert that would fit if only these were there."""
-    extents = sorted([copy.extent for name, copy in ledger.copies.items() if name in kept and not copy.is_doomed])
-    starts = [*[extent.offset for extent in extents], ledger.capacity_bytes]
+    extents = sorted(_there(near, kept).values())
+    starts = [*[extent.offset for extent in extents], near.capacity_bytes]
     ends = [0, *[extent.end for extent in extents]]
     return max([start - end for start, end in zip(starts, ends, strict=True)])

@@ -61,22 +61,26 @@ class Slab:
         """Bytes of the largest extent that `alloc` could give now."""
         return max((hole.size_bytes for hole in self._free), default=0)
 
-    def alloc(self, size_bytes: int) -> Extent:
-        """Take the smallest hole that fits (the lowest on ties), rounded up to blocks.
+    def alloc(self, size_bytes: int, at: int | None = None) -> Extent:
+        """Take the smallest hole that fits (the lowest on ties), rounded up to blocks; or from offset `at`.
 
-        Raises SlabFullError when no hole fits, ValueError when the size is not positive.
+        Raises SlabFullError when no hole fits, or what is taken lies there, ValueError when the size is not positive.
         """
         if size_bytes <= 0:
             raise ValueError(f"an extent of {size_bytes} bytes was asked for but it must have at least one")
         need = round_up(size_bytes)
         fitting = [hole for hole in self._free if hole.size_bytes >= need]
+        if at is not None:
+            fitting = [hole for hole in fitting if hole.offset <= at and at + need <= hole.end]
         if not fitting:
-            raise SlabFullError(f"{need} bytes were asked for but the largest hole has {self.largest_hole}")
+            where = "" if at is None else f" at {at}"
+            raise SlabFullError(f"{need} bytes{where} were asked for but the largest hole has {self.largest_hole}")
         hole = min(fitting, key=lambda h: (h.size_bytes, h.offset))
-        extent = Extent(hole.offset, need)
+        extent = Extent(hole.offset if at is None else at, need)
         self._free.remove(hole)
-        if hole.size_bytes > need:
-            insort(self._free, Extent(extent.end, hole.size_bytes - need))
+        for start, end in ((hole.offset, extent.offset), (extent.end, hole.end)):
+            if start < end:
+                insort(self._free, Extent(start, end - start))
         self._used[extent.offset] = extent
         return extent
 

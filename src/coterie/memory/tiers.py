@@ -99,14 +99,14 @@ class TierLedger:
         """Bytes of the largest expert that fits without an eviction."""
         return self._slab.largest_hole
 
-    def admit(self, expert_id: str, layout: Layout) -> Copy:
-        """Take an extent for an expert; its bytes are the caller's to bring.
+    def admit(self, expert_id: str, layout: Layout, at: int | None = None) -> Copy:
+        """Take an extent for an expert, at this offset where one is given; its bytes are the caller's to bring.
 
         Raises SlabFullError: this is where capacity is checked again, whatever a policy promised.
         """
         if expert_id in self.copies:
             raise ValueError(f"{expert_id} is in {self.tier} already")
-        extent = self._slab.alloc(layout.size_bytes)
+        extent = self._slab.alloc(layout.size_bytes, at)
         copy = Copy(layout, extent, self._buffer.view(extent.offset, layout.size_bytes))
         self.copies[expert_id] = copy
         self._admitted += 1
