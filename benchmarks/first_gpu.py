@@ -1,14 +1,16 @@
-"""Everything that a first session on a GPU should run, in order, within 13 minutes, each part with its own limit.
+"""Everything that a first session on a GPU should run, what is worth most first, each part with a limit of its own.
 
-    correct    the driver, stored values and every promise of a device, beside the CPU's
-    measured   decode, prefill, switch with a trace, fusion, many experts in small; then the GPU as a machine file, and
-               what a model of it says about these; then packed weights; then transformers beside the benches;
-               then gated delta nets, and layers with branches
+    kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
+    measured   stored values beside the CPU's; decode, prefill, switch with a trace; the GPU as a machine file, and what
+               a model of it says about these; packed weights; many experts in small; fusion
+    correct    the driver and every promise of a device; then transformers beside the benches
+    others     gated delta nets, latent attention and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
-A part that fails or takes too long does not stop the later ones. In the folder: NAME.txt is all that a part printed,
-NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part, cache/ what
-compilers keep for the parts and sessions that follow.
+A part that fails or takes too long does not stop the later ones, and what was done stays whenever all of it is ended.
+Each prints a line of JSON: how it ended, and the numbers that it found. In the folder: NAME.txt is all that a part
+printed, NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part,
+cache/ what compilers keep for the parts and sessions that follow.
 
     python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
 
@@ -44,6 +46,8 @@ STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
+KERNELS = ROOT / "benchmarks" / "gpu_kernels.py"
+PACKED = ("int8", "int4")
 DEVICE_TESTS = ROOT / "tests" / "device"
 TESTS = (str(DEVICE_TESTS / "test_gpu.py"), *sorted(map(str, DEVICE_TESTS.glob("test_contract*.py"))))
 TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
@@ -79,28 +83,31 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
     measured = {"decode": decode, "prefill": prefill, "switch": switch}
-    packed = ((name, weights) for name in ("decode", "prefill") for weights in ("int8", "int4"))
     few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
+    kernels = (sys.executable, str(KERNELS), "--device", device, "--shape", shape)
     ours = {
         "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
         "decode": (decode, 60),
         "prefill": (prefill, 60),
         "switch": ((*switch, "--trace", str(trace)), 60),
-        "fusion": (("bench", "fusion", *on), 60),
-        "coe": (("bench", "coe", *on, *few), 180),
         "trace": (("trace", str(trace)), 15),
         "calibrate": (calibrate, 150),
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
-        **{f"{name}-{weights}": ((*measured[name], "--weights", weights), 120) for name, weights in packed},
-        **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
+        **{f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in PACKED},
+        "coe": (("bench", "coe", *on, *few), 180),
+        **{f"prefill-{weights}": ((*prefill, "--weights", weights), 120) for weights in PACKED},
+        "fusion": (("bench", "fusion", *on), 60),
     }
+    peers = {f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()}
     branches = ("bench", "decode", "--device", device, "--shape", "moe", "--context", "512")
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
     tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT))
     return (
-        Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
+        Part("kernels", kernels, 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
+        Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in peers.items()),
         Part("tests-nets", (*tests, TESTS_OF_NETS), 120),
         Part("tests-latent", (*tests, TESTS_OF_LATENT), 120),
         Part("tests-moe", (*tests, TESTS_OF_BRANCHES), 120),
@@ -120,10 +127,11 @@ def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callabl
                 outcome = Outcome(part.name, "not begun: no time left", 0.0, False, " ".join(part.command))
             else:
                 outcome = _run(part, folder, min(part.limit_s, left_s))
+            told = _numbers(folder / f"{part.name}.json") if outcome.result else {}
             outcomes.append(outcome)
             summary.write(json.dumps(asdict(outcome)) + "\n")
             summary.flush()
-            say(f"{part.name}: {outcome.status}, {outcome.seconds:.1f} s")
+            say(json.dumps({"part": part.name, "status": outcome.status, "seconds": round(outcome.seconds, 1), **told}))
     return outcomes
 
 
@@ -144,6 +152,12 @@ def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
         said = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
         status = f"{status}; {text.name} ends with: {said}"
     return Outcome(part.name, status, monotonic() - start, found is not None, " ".join(part.command))
+
+
+def _numbers(result: Path) -> dict[str, float]:
+    """The numbers of a bench's result, by their names: what is left of it where its file is lost."""
+    found = json.loads(result.read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
 
 def _caches(folder: Path) -> dict[str, str]:

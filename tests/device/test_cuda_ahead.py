@@ -21,8 +21,10 @@ from coterie.devices.cuda.ahead import Ahead, buckets_within, likely_buckets
 from coterie.devices.cuda.compilers import ENDED, Compilers
 from coterie.devices.cuda.inputs import bucket_of
 from coterie.engine.assembly import page_bytes
+from coterie.engine.vectors import without_head
 from coterie.graph.compile import compile_graph
 from coterie.kernels.triton.ahead import Wanted
+from coterie.kernels.triton.tiles import power_of_two
 from coterie.models.model import synthetic_model
 
 LIMITS = Limits(sequences=6, tokens=70, context=1100)
@@ -38,18 +40,22 @@ def test_no_step_within_the_limits_launches_another_kernel(shape):
     ahead = Ahead((9, 0), 132)
     exe, block = ahead.load(compile_graph(model.graph, "cache")), page_bytes(model.kv)
     few = ahead.everything(exe, LIMITS, block)
-    every = {
+    vectors = {  # of those that draw, none has more rows than sequences
         bucket_of(Sizes(T, B, R, 0, 0), context)
-        for T in (*range(1, 10), 16, 17, 32, 33, 64, 65, 70)
+        for T in (*range(1, 10), 16, 17, 33, 64, 70)
         for B in range(1, min(T, LIMITS.sequences) + 1)
-        for R in range(7)
+        for R in (*range(7), 16, 40, 70)
         if R <= T
         for context in (1, 300, 513, 1100)
     }
+    every = {bucket for bucket in vectors if bucket.sampled <= power_of_two(LIMITS.sequences)}
     assert len(every) > len(buckets_within(LIMITS)) > len(likely_buckets(LIMITS))
     assert set(ahead.wanted(exe, every, block)) == set(few)
     assert set(ahead.wanted(exe, likely_buckets(LIMITS), block)) < set(few)
     assert set(ahead.everything(exe, LIMITS, 2 * block)) != set(few)
+    bare = ahead.load(without_head(exe.program))
+    assert set(ahead.wanted(bare, vectors, block)) == set(ahead.everything(bare, LIMITS, block))
+    assert not set(ahead.everything(bare, LIMITS, block)) <= set(few)  # a norm of its own
 
 
 def test_a_context_has_no_kernels_of_its_own():

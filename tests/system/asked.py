@@ -31,10 +31,13 @@ from coterie.devices.cuda import gpu
 from coterie.devices.cuda.kernels import TritonKernels
 from coterie.engine.assembly import plan
 from coterie.engine.policy import Policy
+from coterie.engine.request import ChoiceParams
 from coterie.kernels.triton import ahead
 
 CAPABILITY, MULTIPROCESSORS = (9, 0), 1  # the lazy GPU's
-POLICY = Policy(max_batch=6, max_step_tokens=200)
+POLICY = Policy(max_batch=6, max_step_tokens=200, max_guesses=3)
+POOLINGS = "last", "mean"
+FORM = '{"type": "object", "properties": {"rows": {"type": "integer"}}, "required": ["rows"]}'
 PROMPTS = ("a", "how many rows are there?", "what is in the second column of it? " * 9)
 
 
@@ -70,6 +73,15 @@ def serve(folder, found):
         coterie.ask_all(asked)
         for query in asked[-2:]:
             coterie.ask(query)
+        scored = ChoiceParams(top_logprobs=2, score_prompt=True)
+        repeats = replace(asked[-1], prediction=PROMPTS[-1], max_tokens=40)  # several tokens are guessed for a step
+        held = replace(asked[0], form=FORM, ignore_end=False, max_tokens=8)
+        coterie.ask_all([repeats, held, *(replace(one, choice=scored) for one in asked)])
+        for pooling in POOLINGS:
+            for name, text in coterie.texts.items():
+                coterie.texts[name] = replace(text, embedding=replace(text.embedding, pooling=pooling))
+            for name in coterie.composition.names:
+                coterie.embed(PROMPTS, name)
 
 
 def triton_keys(launches):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,8 +20,10 @@ import pytest
 if find_spec("torch") is None or find_spec("triton") is None:
     pytest.skip("the extra cuda is not installed: torch or triton is missing", allow_module_level=True)
 
+from benchmarks.first_gpu import parts
 from tests.system.test_adapters import ALL, trained_on
 from tests.system.tiny import (
+    CONFIG,
     write_adapter,
     write_clipped,
     write_delta_net,
@@ -54,7 +57,9 @@ def check(found: dict[str, list[str]]) -> None:
 
 
 def test_what_steps_launch_was_compiled_before(tmp_path: Path) -> None:
-    """Of an expert and of adapters that share steps with others of their kind, in decode, in prompts and in both."""
+    """Of an expert and of adapters that share steps with others of their kind, in decode, in prompts and in both, with
+    guesses, forms, scores of prompts, and vectors in place of tokens.
+    """
     folder = tmp_path / "office"
     write_expert(folder / "base", 1, max_position_embeddings=CONTEXT)
     for seed, name in enumerate(("sql", "tax", "german")):
@@ -62,6 +67,7 @@ def test_what_steps_launch_was_compiled_before(tmp_path: Path) -> None:
     found = asked(folder, tmp_path / "cache")
     check(found)
     assert {"few", "_few_each", "_many_each", "_alone", "_together", "_sample", "end_step"} <= set(found["names"])
+    assert {"_norm", "_take"} <= set(found["names"])  # of steps that give vectors
 
 
 @pytest.mark.long
@@ -103,3 +109,45 @@ def test_what_cannot_be_compiled_for_is_one_sentence(tmp_path: Path) -> None:
         ran = compile_(tmp_path / "office", *words, cache=tmp_path / "cache")
         assert ran.returncode == 2
         assert sentence in ran.stderr.replace("\n", " ")
+
+
+BENCHES = "decode", "prefill", "switch", "fusion", "coe", "calibrate", "decode-int8", "decode-int4", "prefill-int8"
+
+
+@pytest.mark.parametrize("names", [("decode", "decode-int4"), pytest.param(BENCHES, marks=pytest.mark.long)])
+def test_what_a_session_measures_was_compiled_before(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """The kernels that its benches launch are those of `benchmarks.gpu_kernels`."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    every = {part.name: part for part in parts(tmp_path, "cuda", str(config), ("coterie",))}
+    (tmp_path / "trace").mkdir()
+    commands = [shlex.join(every[name].command[1:]) for name in names]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.system.asked_by_benches", str(config), *commands]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path / "cache"), check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(ran.stdout)
+    assert found["missed"] == []
+    assert len(found["asked"]) > 20 * len(set(names) & {"decode", "prefill"})
+
+
+def test_kernels_of_the_benches_are_few_and_some_are_of_several(tmp_path: Path) -> None:
+    """Of a model of 1.1B, found and not compiled."""
+    command = [sys.executable, "-c", COUNTED]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    counts = json.loads(ran.stdout)
+    assert len(counts) == 7
+    assert 14 < counts[0] < sum(counts) < 250
+
+
+COUNTED = """
+import json
+from benchmarks.gpu_kernels import steps_of, wanted_by
+from coterie.devices.cuda.ahead import Ahead
+ahead, seen, counts = Ahead((9, 0), 132), {}, []
+for each in steps_of("1b"):
+    before = len(seen)
+    seen |= wanted_by(ahead, each)
+    counts.append(len(seen) - before)
+print(json.dumps(counts))
+"""

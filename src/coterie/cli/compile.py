@@ -5,7 +5,9 @@ Knows nothing about kernels, or how it is found out which they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import as_completed
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,15 +16,17 @@ import typer
 from coterie.cli.opening import opened_to_price
 from coterie.cli.options import CompositionArg, JsonOpt, err, out, print_json, sentences
 from coterie.cli.progress import counted
-from coterie.core.errors import DeviceError, UsageError
+from coterie.core.errors import DeviceError, UnsupportedError, UsageError
 from coterie.device import Limits
 from coterie.devices.cuda.gpu import ahead_of, gpu_number
 from coterie.engine.assembly import Settings, asked_of, plan
 from coterie.engine.policy import Policy
+from coterie.engine.vectors import without_head
 from coterie.models.model import Model
 
 if TYPE_CHECKING:
     from coterie.devices.cuda.ahead import Ahead, Wanted
+    from coterie.graph.program import Program
 
 POLICY = Policy()
 
@@ -76,16 +80,25 @@ def _wanted(
     """All kernels of all architectures, each once."""
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
     made = plan(models, ahead.spec(), Settings(policy=policy))
-    loaded = {key: ahead.load(program) for key, program in made.programs.items()}
-    wanted, asked = ahead.always(), asked_of(models, made.programs, made.base_of, policy)
+    asked = asked_of(models, made.programs, made.base_of, policy)
+    wanted = ahead.always()
     with counted("what is launched", len(asked)) as tell:
         for number, one in enumerate(asked, 1):
             most = one.limits.context if context is None else min(context, one.limits.context)
             limits = Limits(one.limits.sequences, one.limits.tokens, most)
-            wanted |= ahead.everything(loaded[one.key], limits, made.block_bytes, one.shared)
+            for program in _programs(made.programs[one.key], one.shared is None):
+                wanted |= ahead.everything(ahead.load(program), limits, made.block_bytes, one.shared)
             if tell is not None:
                 tell(number)
     return wanted
+
+
+def _programs(program: Program, alone: bool) -> Iterator[Program]:
+    """What is served of an architecture: as it is, and for vectors, whose steps are `alone` one expert's."""
+    yield program
+    if alone and program.draws:
+        with suppress(UnsupportedError):  # no norm stands before its head: it is never asked for vectors
+            yield without_head(program)
 
 
 def _compile(missing: list[Wanted], ahead: Ahead, processes: int | None) -> tuple[int, list[str]]:

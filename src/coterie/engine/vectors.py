@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coterie.engine.request import Request
     from coterie.engine.sequence import Sequence
     from coterie.engine.served import ServedExpert
+    from coterie.graph.program import Program
 
 Pooling: TypeAlias = Literal["last", "mean"]
 
@@ -54,6 +55,11 @@ class Pool:
         self.vector = tuple(last_D.tolist())
 
 
+def without_head(program: Program) -> Program:
+    """The program that gives vectors by the same weights. Raises UnsupportedError where there can be none."""
+    return compile_graph(vectors_graph(program.graph), program.rule_set)
+
+
 class Headless:
     """Experts under their programs without a head, each made when it is asked for first."""
 
@@ -67,8 +73,7 @@ class Headless:
         if not exe.program.draws:
             return expert
         if id(exe) not in self._made:
-            program = compile_graph(vectors_graph(exe.program.graph), exe.program.rule_set)
-            self._made[id(exe)] = exe, self._device.load(program)
+            self._made[id(exe)] = exe, self._device.load(without_head(exe.program))
         return replace(expert, exe=self._made[id(exe)][1])
 
     def check(self, request: Request, expert: ServedExpert) -> None:

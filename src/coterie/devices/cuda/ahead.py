@@ -137,13 +137,19 @@ class Ahead:
             found |= ahead.wanted_by(launches_of(exe, bucket, block_bytes, self._shared, shared))
         return found
 
+    def of_steps(
+        self, exe: LoweredExecutable, steps: Iterable[tuple[Sizes, int]], block_bytes: int
+    ) -> dict[Wanted, None]:
+        """What steps of these sizes, each with its longest context, need compiled."""
+        return self.wanted(exe, [bucket_of(sizes, context) for sizes, context in steps], block_bytes)
+
     def everything(
         self, exe: LoweredExecutable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
     ) -> dict[Wanted, None]:
         """What any step within these limits needs. Where steps of several experts cannot be, nothing."""
         if shared is not None and not exe.mixes(shared):
             return {}
-        return self.wanted(exe, buckets_within(limits), block_bytes, shared)
+        return self.wanted(exe, buckets_within(limits, exe.program.draws), block_bytes, shared)
 
     def always(self) -> dict[Wanted, None]:
         """What every run needs, whatever its program: what copies words down and up."""
@@ -164,11 +170,13 @@ class Ahead:
         return {one: ahead.is_kept(key, one) for key, one in named.items()}
 
 
-def buckets_within(limits: Limits) -> list[Bucket]:
+def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:
     """Buckets in which steps within the limits launch every kernel that they can.
 
     Every number of tokens, of sequences and of sampled rows in the shortest context, and the first two in every one: no
-    launch looks at both sampled rows and contexts. A test compares that with all of them.
+    launch looks at both sampled rows and contexts. A step that draws has no more rows than it may have sequences, also
+    where guesses are checked or a prompt is scored; one that gives vectors may have as many as tokens. A test compares
+    that with all of them.
     """
     shortest, *others = _doubled(SPAN, limits.context)
     sequences = _doubled(1, limits.sequences)
@@ -179,6 +187,7 @@ def buckets_within(limits: Limits) -> list[Bucket]:
         for B in {*decode, *(min(B, most) for B in (*sequences, max(T - 1, 1)))}:
             found += [bucket_of(Sizes(T, B, min(R, most), 0, 0), shortest) for R in _doubled(1, most)]
             found += [bucket_of(Sizes(T, B, 1, 0, 0), context) for context in others]
+        found += [bucket_of(Sizes(T, 1, rows, 0, 0), shortest) for rows in _doubled(1, T) if not draws and rows > most]
     return list(dict.fromkeys(found))
 
 

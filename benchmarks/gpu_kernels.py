@@ -1,0 +1,133 @@
+"""The kernels that a first session's benches launch, compiled before them by all cores: no bench then waits for one.
+
+    bf16    calibration and decode, a prompt, what serving launches (switch, coe), the unfused ways of fusion
+    int8, int4    decode and a prompt          then the layers with branches
+
+    python -m benchmarks.gpu_kernels                        for the GPU that is here
+    python -m benchmarks.gpu_kernels --capability 9.0       for an H100 or H200, without one
+
+Each is in Triton's folder when it was compiled, so what was done before an end that comes early is done. The last line
+is JSON. A test holds what is listed here against what the benches launch. Knows nothing about what they measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from coterie.bench.calibrate import CONTEXT, TINY
+from coterie.bench.decode import STEPS
+from coterie.bench.experts import WEIGHTS
+from coterie.bench.shapes import shape_config
+from coterie.cli.bench import BATCH, PROMPT_TOKENS
+from coterie.core.errors import CoterieError
+from coterie.core.shapes import Sizes
+from coterie.device import Limits
+from coterie.devices.cuda.gpu import ahead_of
+from coterie.engine.assembly import page_bytes
+from coterie.engine.policy import Policy
+from coterie.graph.compile import compile_graph
+from coterie.models.model import synthetic_model
+from coterie.models.packing import KEY
+
+if TYPE_CHECKING:
+    from coterie.devices.cuda.ahead import Ahead, Wanted
+
+SEEN, PROMPT, IN_FLIGHT = 512, 2048, 8  # tokens that a decode step sees, those of a prompt, requests at once
+SERVED = 1024  # the longest context of the requests of switch and coe
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of a shape with its weights so, by a rule set: (tokens, sequences, the longest context) of each."""
+
+    shape: str
+    weights: str
+    rules: str
+    each: tuple[tuple[int, int, int], ...]
+    served: bool = False  # and all that an engine asks of it
+
+
+def steps_of(shape: str) -> Iterator[Steps]:
+    """What the benches run, what is measured first first."""
+    alone, many, prompt = (1, 1, SEEN - 1 + STEPS), (BATCH, BATCH, SEEN - 1 + STEPS), (PROMPT, 1, PROMPT)
+    calibrated = ((256, 1, 256), (1, 1, CONTEXT + STEPS), (1, 1, CONTEXT + 1))
+    grid = ((PROMPT_TOKENS, 1, PROMPT_TOKENS), (1, 1, PROMPT_TOKENS + STEPS))
+    yield Steps(shape, "bf16", "cache", (alone, many, prompt, *calibrated, *grid))
+    yield Steps(TINY, "bf16", "cache", calibrated[1:])
+    for weights in ("int8", "int4"):
+        yield Steps(shape, weights, "cache", (alone, many, prompt))
+    yield Steps(shape, "bf16", "cache", (), served=True)
+    yield Steps(shape, "bf16", "none", grid)
+    yield Steps("moe", "bf16", "cache", (alone, many))
+
+
+def wanted_by(ahead: Ahead, each: Steps) -> dict[Wanted, None]:
+    """The kernels of such steps, each once."""
+    packing = WEIGHTS[each.weights]
+    config: Mapping[str, Any] = shape_config(each.shape) | ({KEY: packing.to_config()} if packing else {})
+    model = synthetic_model(config)
+    exe, block = ahead.load(compile_graph(model.graph, each.rules)), page_bytes(model.kv)
+    steps = [(Sizes(T, B, B, 0, 0), context) for T, B, context in each.each]
+    found = ahead.of_steps(exe, steps, block)
+    if each.served:
+        found |= ahead.everything(exe, Limits(IN_FLIGHT, Policy().max_step_tokens, SERVED), block)
+    return found
+
+
+def wanted(ahead: Ahead, shape: str) -> dict[Wanted, None]:
+    """All of them, in the order of `steps_of`."""
+    found = ahead.always()
+    for each in steps_of(shape):
+        found |= wanted_by(ahead, each)
+    return found
+
+
+def compile_all(ahead: Ahead, shape: str, processes: int | None = None) -> dict[str, Any]:
+    """Compile what is not there; how many there are, were, and what went wrong."""
+    start_s = perf_counter()
+    kept = ahead.kept(wanted(ahead, shape))
+    missing = [one for one, is_there in kept.items() if not is_there]
+    found_s, compilers = perf_counter() - start_s, ahead.compilers(processes)
+    try:
+        asked = compilers.ask(missing)
+        for done, _ in enumerate(as_completed(asked), 1):
+            if done % 10 == 0:
+                print(f"{done} of {len(asked)} kernels, {perf_counter() - start_s:.1f} s", flush=True)
+        failed = [answer for future in asked if isinstance(answer := future.result(), str)]
+    finally:
+        compilers.close()
+    found = {"kernels": len(kept), "there": len(kept) - len(missing), "failed": failed}
+    times = {"found_s": found_s, "seconds": perf_counter() - start_s}
+    return {"bench": "kernels", **found, "processes": compilers.processes, **times, "folder": ahead.folder}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 where some do not compile, 2 where it is not known for what."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_kernels", description="Compile the benches' kernels."
+    )
+    parser.add_argument("--device", default="cuda", help="cuda, or cuda:NUMBER.")
+    parser.add_argument("--capability", default="", help="Of a GPU that need not be here, e.g. 9.0.")
+    parser.add_argument("--multiprocessors", type=int, default=None, help="Of that GPU, where not 132.")
+    parser.add_argument("--shape", default="1b", help="What is measured.")
+    parser.add_argument("--processes", type=int, default=None, help="As many as there are cores by default.")
+    given = parser.parse_args(arguments)
+    try:
+        ahead = ahead_of(given.device, given.capability, given.multiprocessors)
+        found = compile_all(ahead, given.shape, given.processes)
+    except CoterieError as error:
+        print(error)
+        return 2
+    print(json.dumps(found), flush=True)
+    return 1 if found["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
