@@ -52,18 +52,6 @@ def test_a_file_that_changes_between_two_loads(small: Coterie, mine: Path) -> No
         assert again.ask(query("ada")).token_ids == before
 
 
-def test_a_copy_over_a_file_that_keeps_size_and_time(small: Coterie, mine: Path) -> None:
-    small.ask(query("ada"))
-    small.ask(query("bob"))
-    path = mine / "ada" / "model.safetensors"
-    before = path.stat()
-    path.write_bytes(path.read_bytes())
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(TransferError, match=r"model\.safetensors.*status time"):
-        small.ask(query("ada"))
-
-
 def test_a_file_of_the_same_size_that_was_written_again(small: Coterie, mine: Path) -> None:
     small.ask(query("ada"))
     small.ask(query("bob"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.system.tiny import write_adapter, write_expert, write_mixture
+from tests.system.tiny import write_adapter_of, write_expert, write_mixture
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.rescan import _replaced
@@ -201,12 +201,6 @@ def test_one_file_of_several_is_enough_to_be_replaced(tmp_path: Path) -> None:
     assert _replaced(model)
     files[1].unlink()
     assert _replaced(model)
-
-
-def write_adapter_of(base: Path, folder: Path, modules: tuple[str, ...], seed: int) -> Path:
-    config = write_adapter(folder, modules, seed=seed) / "adapter_config.json"
-    config.write_text(config.read_text().replace("some/base", str(base)))
-    return folder
 
 
 def test_an_adapter_of_other_matrices_shares_no_steps_with_those_it_had_shared_them_with(office: Path) -> None:

@@ -194,6 +194,13 @@ def write_adapter(folder: Path, modules: tuple[str, ...], base: dict | None = No
     return folder
 
 
+def write_adapter_of(base: Path, folder: Path, modules: tuple[str, ...], seed: int) -> Path:
+    """The same, of a base that is a folder."""
+    config = write_adapter(folder, modules, seed=seed) / "adapter_config.json"
+    config.write_text(config.read_text().replace("some/base", str(base)))
+    return folder
+
+
 def lengthen(path: Path) -> None:
     """Let the header of a safetensors file have 72 spaces more, so that all tensors begin elsewhere."""
     data = path.read_bytes()

@@ -21,6 +21,7 @@ from coterie.api.ready import Experts, Ready, made_ready, placed
 from coterie.api.rescan import Looked, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
+from coterie.api.touched import read_touched
 from coterie.api.types import Answer, Chunk, Query
 from coterie.api.watch import Watch
 from coterie.api.wishing import Wishing
@@ -258,6 +259,7 @@ class Coterie(Wishing):
             self.composition.expert(expert)
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
+            self._read_touched(expert)
             yield self._parts.engine.wishes
 
     def _begin(self, query: Query) -> Pending:
@@ -272,9 +274,13 @@ class Coterie(Wishing):
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
         request = within_kv(request, pending.query, self._parts.kv.holds(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
+            self._read_touched(route.expert)
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
+
+    def _read_touched(self, expert: str) -> None:
+        read_touched(expert, self.composition, self._parts, self.models, self._options)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s

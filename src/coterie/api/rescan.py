@@ -117,10 +117,15 @@ def rescan(
     return composition, Rescan(tuple(added), tuple(renewed), kept, left_out)
 
 
-def _open(expert: Expert, options: Options, bases: dict[Path, Model]) -> tuple[Model, Text]:
+def open_again(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
+    """An expert's model as its files are now. Raises UsageError."""
     assert expert.checkpoint is not None
     model = with_activations(open_expert(expert, expert.checkpoint, bases), options.activations)
-    model = with_defaults(model, options.sampling)
+    return with_defaults(model, options.sampling)
+
+
+def _open(expert: Expert, options: Options, bases: dict[Path, Model]) -> tuple[Model, Text]:
+    model = open_again(expert, options, bases)
     return model, open_texts({expert.name: model})[expert.name]
 
 

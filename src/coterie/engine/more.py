@@ -8,7 +8,9 @@ Nothing is reserved anew, so what needs more memory is refused. Knows nothing ab
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from coterie.checkpoint.layout import Layout
 from coterie.core.errors import CapacityError, ConflictError
 from coterie.device import Executable, Limits
 from coterie.engine.assembly import Parts, Settings, page_bytes, work_bytes
@@ -16,6 +18,7 @@ from coterie.engine.bases import folder_of
 from coterie.engine.served import Base, ServedExpert
 from coterie.graph.compile import compile_graph
 from coterie.memory.slab import round_up
+from coterie.memory.split import side_of
 from coterie.models.model import Model
 
 _AGAIN = "serve again, so that memory is shared out anew"
@@ -34,6 +37,19 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
         parts.kv.forget_all(name)  # what other weights have computed
     served = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     parts.served[name] = served
+    parts.engine.renewed(name)
+
+
+def is_used(parts: Parts, name: str) -> bool:
+    """Whether some memory has an expert's weights, or KV state that they have computed is a running request's."""
+    there = any(name in ledger.copies for ledger in side_of(parts.both, name).ledgers)
+    return there or name in parts.engine.queue.running
+
+
+def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
+    """Serve an expert that is not used by a layout of the same form, from files that may be others."""
+    parts.kv.forget_all(name)  # what other weights have computed
+    parts.served[name] = replace(parts.served[name], layout=layout)
     parts.engine.renewed(name)
 
 

@@ -1,0 +1,62 @@
+"""Experts whose files were touched: they have another status time than when their headers were read, and nothing else.
+
+        a request, or a load that is wished for -> absent? -> stat of its files -> touched: headers read again
+
+chmod, a hard link and a backup do that, but so does a copy over a file that sets its times back. So the expert is taken
+to have other weights: they are read whole when it comes in, and nothing that was computed with the former is kept.
+Knows nothing about requests, and finds nothing of an expert that is there, or under way.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from coterie.api.assemble import Options
+from coterie.api.rescan import open_again
+from coterie.checkpoint.layout import FileIdentity, Layout
+from coterie.composition.composition import Composition
+from coterie.core.errors import UsageError
+from coterie.engine.assembly import Parts
+from coterie.engine.more import is_used, serve_touched
+from coterie.models.model import Model
+
+
+def read_touched(name: str, composition: Composition, parts: Parts, models: dict[str, Model], options: Options) -> None:
+    """Serve an expert by the headers that its files have now, where only status times are others. Between two steps.
+
+    What differs in more than that, or cannot be read, stays as it is: its load says what is wrong. So does an expert
+    of which requests run, which have KV state by weights that may have been others.
+    """
+    was = models[name]
+    if is_used(parts, name) or not is_touched(was.layout):
+        return
+    try:
+        model = replace(open_again(composition.expert(name), options, {}), base=was.base)
+    except UsageError:
+        return
+    if (model.key, _untimed(model.layout)) == (was.key, _untimed(was.layout)):
+        serve_touched(parts, name, model.layout)
+        models[name] = model
+
+
+def is_touched(layout: Layout) -> bool:
+    """Whether files have another status time than when their headers were read, and no file anything else."""
+    files = {placed.source.path: placed.source.identity for placed in layout.ranges}
+    try:
+        now = {path: FileIdentity.of(os.stat(path)) for path in files if path}
+    except OSError:
+        return False
+    others = {path: found for path, found in now.items() if found != files[path]}
+    return bool(others) and all(
+        replace(found, ctime_ns=files[path].ctime_ns) == files[path] for path, found in others.items()
+    )
+
+
+def _untimed(layout: Layout) -> Layout:
+    """The same, as if no file had a status time."""
+    ranges = []
+    for placed in layout.ranges:
+        identity = replace(placed.source.identity, ctime_ns=0)
+        ranges.append(replace(placed, source=replace(placed.source, identity=identity)))
+    return replace(layout, ranges=tuple(ranges))

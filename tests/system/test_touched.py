@@ -1,0 +1,161 @@
+"""Files whose status time alone is another: their experts come in again, and by the weights that are there now."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.system.tiny import write_adapter_of, write_expert
+
+from coterie.api import Coterie, Message, Options, Query
+from coterie.api.touched import is_touched
+from coterie.core.errors import TransferError
+from coterie.engine.policy import Policy
+from coterie.models.model import open_model
+
+ONE_EXPERT = 100 * 1024
+PROMPT = "say it in other words, as often as before"
+
+
+def asked(coterie: Coterie, name: str) -> tuple[int, ...]:
+    return coterie.ask(Query.text(PROMPT, name)).token_ids
+
+
+def weights(office: Path, name: str = "ada") -> Path:
+    found: Path = next(iter((office / name).glob("*.safetensors")))
+    return found
+
+
+def made_private(path: Path) -> None:
+    path.chmod(0o600)
+
+
+def linked(path: Path) -> None:
+    os.link(path, path.with_suffix(".backup"))
+
+
+def copied_over(path: Path) -> None:
+    """By itself, with its time set back."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+TOUCHES = [made_private, linked, copied_over]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("ada", "bob")):
+        write_expert(tmp_path / "office" / name, seed)
+    return tmp_path / "office"
+
+
+@pytest.fixture
+def small(office: Path) -> Iterator[Coterie]:
+    """A budget of one expert, so that every change of expert reads the disk."""
+    with Coterie.open(office, Options(near_bytes=ONE_EXPERT, policy=Policy(turn_steps=4, max_steps=1))) as coterie:
+        yield coterie
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_a_touched_file_is_read_as_before(office: Path, small: Coterie, touch: Callable[[Path], None]) -> None:
+    before = asked(small, "ada")
+    asked(small, "bob")
+    assert not is_touched(small.models["ada"].layout)
+    touch(weights(office))
+    assert is_touched(small.models["ada"].layout)
+    assert asked(small, "ada") == before
+    assert not is_touched(small.models["ada"].layout)
+    found = small.rescan()
+    assert (found.added, found.renewed, dict(found.kept)) == ((), (), {})
+
+
+def test_other_weights_with_the_time_of_the_former_are_read_whole(office: Path, small: Coterie, tmp_path: Path) -> None:
+    """And nothing is left of what the former have computed, though the prompt begins the same."""
+    other = write_expert(tmp_path / "other", 7)
+    with Coterie.open(other) as alone:
+        expected = asked(alone, "")
+    before, path = asked(small, "ada"), weights(office)
+    assert before != expected
+    asked(small, "bob")
+    times = path.stat()
+    shutil.copyfile(weights(other.parent, "other"), path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert asked(small, "ada") == expected
+
+
+def test_another_header_of_the_same_size_is_refused(office: Path, small: Coterie) -> None:
+    asked(small, "ada")
+    asked(small, "bob")
+    path = weights(office)
+    times, data = path.stat(), path.read_bytes()
+    swapped = data.replace(b"k_proj", b"?_proj").replace(b"v_proj", b"k_proj").replace(b"?_proj", b"v_proj")
+    assert swapped != data
+    for other in (swapped, data.replace(b"up_proj", b"up_porj")):  # tensors in other places, and one that lacks
+        path.write_bytes(other)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert is_touched(small.models["ada"].layout)
+        with pytest.raises(TransferError, match="status time"):
+            asked(small, "ada")
+
+
+def test_loads_that_are_wished_for_and_pinned_experts(office: Path, small: Coterie) -> None:
+    before = asked(small, "ada")
+    asked(small, "bob")
+    linked(weights(office))
+    small.load("ada")
+    assert small.resident() == ("ada",)
+    assert asked(small, "ada") == before
+    with Coterie.open(office, Options(near_bytes=2 * ONE_EXPERT)) as both:
+        both.pin("ada")
+        made_private(weights(office))
+        assert asked(both, "ada") == before
+
+
+def test_who_has_been_there_all_along_needs_no_file(office: Path, small: Coterie) -> None:
+    before = asked(small, "ada")
+    model = small.models["ada"]
+    linked(weights(office))
+    assert asked(small, "ada") == before
+    assert small.models["ada"] is model
+
+
+def test_an_answer_is_never_by_two_weights(office: Path, small: Coterie) -> None:
+    """What runs has KV state by the weights that were there: who cannot be told to be the same is refused."""
+    both = [Query((Message("user", "hello"),), name, max_tokens=90, ignore_end=True) for name in ("ada", "bob")]
+    asking, other = map(small.submit, both)
+    running, steps = small.parts.engine.queue.running, 0
+    while not (small.resident() == ("bob",) and "ada" in running):
+        small.step()
+        steps += 1
+        assert steps < 1000
+    linked(weights(office))
+    small.submit(Query.text(PROMPT, "ada"))
+    ended = {}
+    while not small.idle:
+        ended.update({chunk.request_id: chunk for chunk in small.step() if chunk.last})
+    assert isinstance(ended[asking].error, TransferError)
+    assert ended[other].answer
+    assert asked(small, "ada")
+
+
+def test_an_adapter_is_read_again_and_its_base_stays(tmp_path: Path) -> None:
+    base = write_expert(tmp_path / "office" / "base", 1)
+    for seed, name in enumerate(("sql", "tax")):
+        write_adapter_of(base, tmp_path / "office" / name, ("q_proj", "up_proj"), seed)
+    with Coterie.open(tmp_path / "office") as coterie:
+        before = {name: asked(coterie, name) for name in ("sql", "tax", "base")}
+        coterie.unload("sql")
+        for name in before:
+            linked(weights(tmp_path / "office", name))
+        assert {name: asked(coterie, name) for name in before} == before
+
+
+def test_files_that_have_gone_are_not_touched(office: Path) -> None:
+    model = open_model(office / "ada")
+    weights(office).unlink()
+    assert not is_touched(model.layout)
