@@ -11,6 +11,7 @@ import numpy as np
 
 from coterie.api.texts import Text
 from coterie.api.types import Answer, Message, Query
+from coterie.checkpoint.sentence import Embedding
 from coterie.composition.composition import Composition
 from coterie.core.errors import RequestError
 from coterie.device import F32
@@ -46,13 +47,21 @@ def given_out(answers: Sequence[Answer], text: Text, dimensions: int | None = No
     """
     if not answers:
         return np.zeros((0, 0), np.float32)
-    vectors_ND = np.array([answer.vector for answer in answers], np.float32)
+    vectors_ND = through(text.embedding, [answer.vector for answer in answers])
     if dimensions is not None:
         if dimensions > vectors_ND.shape[1]:
             fact = f"is {dimensions}, but the vectors of {text.expert} have {vectors_ND.shape[1]}"
             raise RequestError("dimensions", fact, "ask for fewer")
         vectors_ND = vectors_ND[:, :dimensions]
     return unit(vectors_ND) if text.embedding.normalized or dimensions is not None else vectors_ND
+
+
+def through(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
+    """What an expert makes of what it has pooled [N, *], before lengths are made one. Raises CheckpointError."""
+    vectors_ND = np.array(pooled, np.float32)
+    for layer in embedding.layers:
+        vectors_ND = layer.of(vectors_ND)
+    return vectors_ND
 
 
 def unit(vectors_ND: F32) -> F32:

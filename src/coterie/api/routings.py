@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from coterie.api.embeddings import query_of
+from coterie.api.embeddings import query_of, through
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
 from coterie.composition.router import Ask, Prompt, Result, Route
@@ -85,7 +85,7 @@ class Routings:
             for output in self._engine.step():
                 if output.error is not None:
                     raise output.error
-                vectors[output.request_id] = output.vector
+                vectors[output.request_id] = self._whole(output).vector
         if asks:
             self._routing = self._routing.taught([vectors[ask_id] for ask_id in asks])
         return self._routing
@@ -114,7 +114,7 @@ class Routings:
         if owner is None:
             return None
         job = self._jobs[owner]
-        job.take(output)
+        job.take(self._whole(output))
         if output.finish_reason is not None:
             del self._owners[output.request_id]
         return owner if job.done else None
@@ -141,6 +141,13 @@ class Routings:
             if self._owners.pop(ask_id, None) is not None:
                 self._engine.cancel(ask_id)
 
+    def _whole(self, output: Output) -> Output:
+        """An answer whose vector, if it has one, has gone through the layers behind its pooling."""
+        if not output.vector:
+            return output
+        (vector_D,) = through(self._texts[output.expert_id].embedding, [output.vector])
+        return replace(output, vector=tuple(vector_D.tolist()))
+
     def _request(self, ask_id: str, ask: Ask, client: str) -> Request:
         if ask.embeds:
             return self._vector(ask_id, ask, client)
@@ -152,6 +159,6 @@ class Routings:
     def _vector(self, ask_id: str, ask: Ask, client: str) -> Request:
         """A request for a vector; of what is longer than the model's context, the beginning."""
         query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
-        ids = text.encode(query, prompt_of(query))[: self._models[ask.expert].max_context - 1]
+        ids = text.encode(query, prompt_of(query), self._models[ask.expert].max_context - 1)
         pooling = text.embedding.pooling
         return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", client=client, pooling=pooling)

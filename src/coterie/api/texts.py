@@ -59,8 +59,11 @@ class Text:
         """Whether its vocabulary is there; one that was let go for others takes a while to be read again."""
         return self.tokenizer is None or self.tokenizer.is_read
 
-    def encode(self, query: Query, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's tokens. Raises RequestError when there are none, or when messages need a template."""
+    def encode(self, query: Query, prompt: Prompt, most: int = 0) -> tuple[int, ...]:
+        """The prompt's tokens; of a text whose vector is wanted at most `most`, if that is not 0.
+
+        Raises RequestError when there are none, or when messages need a template.
+        """
         if not (query.embeds or self.draws):
             raise RequestError(self.expert, GIVES_VECTORS, "ask it for embeddings, or name another expert")
         if query.prompt_ids:
@@ -68,6 +71,10 @@ class Text:
         text = self._render(query, prompt)
         if self.tokenizer is None:
             ids = tuple(byte % self.vocab_size for byte in text.encode())
+        elif query.embeds:
+            text = text.lower() if self.embedding.lowered else text
+            limits = [limit for limit in (self.embedding.max_tokens, most) if limit]
+            ids = tuple(self.tokenizer.encode_within(text, min(limits, default=0)))
         else:
             ids = tuple(self.tokenizer.encode(text, add_special_tokens=query.raw or self.template is None))
         if not ids:

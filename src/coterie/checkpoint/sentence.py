@@ -1,7 +1,8 @@
 """What a folder says of how its model makes vectors of texts: the files of sentence-transformers, where there are.
 
-    modules.json                         Transformer, Pooling (1_Pooling/config.json) and perhaps Normalize
+    modules.json                         Transformer, Pooling (1_Pooling/config.json) and perhaps Dense and Normalize
     config_sentence_transformers.json    what is put before a text, by the name of its use: "query", "document"
+    sentence_bert_config.json            how many tokens of a text are read, and whether capitals are
 
 Knows nothing about models. Source: the files that sentence-transformers writes (sbert.net, "Custom Models").
 """
@@ -12,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from coterie.checkpoint.dense import Dense, read_dense
 from coterie.checkpoint.files import parse_object, read_object, read_object_if_present, read_text
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError, shown
 
@@ -21,20 +23,27 @@ MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 READING = "sentence_bert_config.json"
 _FLAG = "pooling_mode_"
-# What files call the two that are run: older ones have a flag each, newer ones a word.
-_POOLINGS: Mapping[str, Literal["last", "mean"]] = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
+Pooling: TypeAlias = Literal["first", "last", "mean"]
+# What files call those that are run: older ones have a flag each, newer ones a word.
+_POOLINGS: Mapping[str, Pooling] = {
+    **{"cls_token": "first", "cls": "first", "lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
     """How a text becomes a vector. `prompts`: what stands before a text, by the name of its use; `usual`: the name of
-    the one where none is given, empty for none.
+    the one where none is given, empty for none. `max_tokens`: so many are read of a text, marks of its ends included;
+    0: all. `lowered`: it is read in small letters. `layers`: what a vector goes through, one after the other.
     """
 
-    pooling: Literal["last", "mean"]
+    pooling: Pooling
     normalized: bool = True
     prompts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     usual: str = ""
+    max_tokens: int = 0
+    lowered: bool = False
+    layers: tuple[Dense, ...] = ()
 
     def before(self, use: str) -> str:
         """What is put before a text of this use; "" is the usual one. Raises RequestError for one without a name."""
@@ -58,22 +67,37 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     """
     if not is_sentence_model(folder):
         return default
-    pooling, normalized = "", False
+    pooling, normalized, layers = "", False, list[Dense]()
     for module in _modules(folder / MODULES):
-        kind = _kind(module, folder / MODULES)
+        kind, own = _kind(module, folder / MODULES), folder / Path(str(module.get("path", ""))).name
+        if normalized and kind != "Normalize":
+            fact = f"has a module {kind} behind Normalize, which is not run"
+            raise UnsupportedError(str(folder / MODULES), fact, "use a model that normalizes last")
         if kind == "Pooling":
-            pooling = _pooling(folder / Path(str(module.get("path", ""))).name / "config.json")
+            pooling = _pooling(own / "config.json")
+        elif kind == "Dense":
+            layers.append(read_dense(own))
         elif kind == "Normalize":
             normalized = True
         elif kind != "Transformer":
             fact = f"has a module {kind}, which is not run"
-            raise UnsupportedError(str(folder / MODULES), fact, "use a model of Transformer, Pooling and Normalize")
+            raise UnsupportedError(
+                str(folder / MODULES), fact, "use a model of Transformer, Pooling, Dense and Normalize"
+            )
     if not pooling:
         raise CheckpointError(str(folder / MODULES), "names no Pooling", "download the folder again")
-    if (read_object_if_present(folder / READING) or {}).get("do_lower_case"):
-        fact = "do_lower_case is true, which is not run"
-        raise UnsupportedError(str(folder / READING), fact, "use a model that reads capitals")
-    return Embedding(_POOLINGS[pooling], normalized, *_prompts(folder / PROMPTS))
+    max_tokens, lowered = _reading(folder / READING)
+    prompts, usual = _prompts(folder / PROMPTS)
+    return Embedding(_POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+
+
+def _reading(where: Path) -> tuple[int, bool]:
+    """How many tokens of a text are read, 0 for all, and whether in small letters."""
+    config = read_object_if_present(where) or {}
+    most, lowered = config.get("max_seq_length") or 0, config.get("do_lower_case") or False
+    if type(most) is not int or most < 0:
+        raise CheckpointError(str(where), f"max_seq_length is {shown(most)}", "it must be a number of tokens")
+    return most, bool(lowered)
 
 
 def _modules(where: Path) -> list[Any]:
@@ -98,7 +122,7 @@ def _pooling(where: Path) -> str:
     found = [word] if isinstance(word, str) else on
     if len(found) != 1 or found[0] not in _POOLINGS:
         fact = f"pools by {' and '.join(found) or 'nothing'}, which is not run"
-        raise UnsupportedError(str(where), fact, "use a model that pools by its last token, or by the mean of all")
+        raise UnsupportedError(str(where), fact, "use a model that pools by one token or the mean")
     if _POOLINGS[found[0]] == "mean" and config.get("include_prompt", True) is not True:
         fact = "include_prompt is false, so that the mean leaves tokens out, which is not run"
         raise UnsupportedError(str(where), fact, "use a model whose mean is of all tokens")

@@ -111,6 +111,17 @@ class Tokenizer:
             self._last = last = (text, add_special_tokens, list(ids))
         return list(last[2])
 
+    def encode_within(self, text: str, max_tokens: int = 0) -> list[int]:
+        """Token ids of a text with the special tokens that belong around it; where these are more than `max_tokens`,
+        which is 0 for no limit, the text is cut and they stay.
+        """
+        ids = self.encode(text)
+        if not 0 < max_tokens < len(ids):
+            return ids
+        library, bare = self.library, self._encoded(text, False)
+        bare.truncate(max(max_tokens - library.num_special_tokens_to_add(False), 0))
+        return list(library.post_process(bare, None, True).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self._decoded(ids, True)

@@ -133,7 +133,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     if kv < block:
         raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
     programs = _programs(models, settings.rule_set or spec.rule_set)
-    work = _work_bytes(programs, settings.policy)
+    work = _work_bytes(programs, models, settings.policy)
     room = settings.near_bytes
     if room is None:
         room = max((room_for_experts(spec, kv + router + work), *(shared + size for size in sizes.values())))
@@ -155,14 +155,16 @@ def _programs(models: Mapping[str, Model], rule_set: str) -> dict[str, Program]:
 
 def work_bytes(models: Mapping[str, Model], rule_set: str, policy: Policy) -> int:
     """What the stored values of the largest step of any of these models take."""
-    return _work_bytes(_programs(models, rule_set), policy)
+    return _work_bytes(_programs(models, rule_set), models, policy)
 
 
-def _work_bytes(programs: Mapping[str, Program], policy: Policy) -> int:
+def _work_bytes(programs: Mapping[str, Program], models: Mapping[str, Model], policy: Policy) -> int:
     """What the stored values of the largest step take on a device that grows their place by doubling it."""
-    sequences = policy.max_batch
-    largest = Sizes(T=policy.max_step_tokens, B=sequences, R=sequences, context_tokens=0, pairs=0)
-    needed = max(program.buffers.offsets(largest)[1] for program in programs.values())
+    needed = 0
+    for key, limits in _limits(models, programs, policy).items():
+        tokens, rows = limits.tokens, limits.tokens if programs[key].sees_all else limits.sequences
+        largest = Sizes(T=tokens, B=limits.sequences, R=rows, context_tokens=0, pairs=0)
+        needed = max(needed, programs[key].buffers.offsets(largest)[1])
     return 1 << max(needed - 1, 0).bit_length()
 
 
@@ -243,10 +245,7 @@ def asked_of(
     models: Mapping[str, Model], programs: Mapping[str, Program], base_of: Mapping[str, str], policy: Policy
 ) -> tuple[Asked, ...]:
     """What serving these models may ask of their programs, each once. `base_of`: each adapter's."""
-    contexts: dict[str, int] = {}
-    for model in models.values():
-        contexts[model.key] = max(contexts.get(model.key, 0), model.max_context)
-    limits = {key: Limits(policy.max_batch, policy.max_step_tokens, context) for key, context in contexts.items()}
+    limits = _limits(models, programs, policy)
     fellows = Counter(
         (model.key, base_of[name], shared_places(programs[model.key].weights, model.layout))
         for name, model in models.items()
@@ -254,6 +253,20 @@ def asked_of(
     )
     mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in fellows.items() if count > 1]
     return tuple(dict.fromkeys([*(Asked(key, most) for key, most in limits.items()), *mixed]))
+
+
+def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:
+    """The most of one step: of tokens more than the policy says where a step must have all of a text."""
+    tokens = max(policy.max_step_tokens, max_context - 1) if program.sees_all else policy.max_step_tokens
+    return Limits(policy.max_batch, tokens, max_context)
+
+
+def _limits(models: Mapping[str, Model], programs: Mapping[str, Program], policy: Policy) -> dict[str, Limits]:
+    """The most of a step of each program, by architecture key."""
+    contexts: dict[str, int] = {}
+    for model in models.values():
+        contexts[model.key] = max(contexts.get(model.key, 0), model.max_context)
+    return {key: limits_of(programs[key], context, policy) for key, context in contexts.items()}
 
 
 def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> float:

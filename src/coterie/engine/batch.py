@@ -100,6 +100,18 @@ def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part,
     return tuple(parts)
 
 
+def cut_whole(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
+    """Whole prompts, first come, first served, within `max_tokens` together; the first one however long it is."""
+    parts: list[Part] = []
+    left = max_tokens
+    for sequence in sorted(sequences, key=lambda s: s.number):
+        count = len(sequence.tokens) - sequence.computed
+        if count <= left or not parts:
+            parts.append(Part(sequence, count))
+            left -= count
+    return tuple(parts)
+
+
 def common_steps(parts: Seq[Part], max_steps: int) -> int:
     """How many steps may run without coming back: all parts decode, none can end in between but by an end token."""
     steps = max_steps

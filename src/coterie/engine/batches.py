@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from coterie.device import Device
-from coterie.engine.batch import Batch, Decoding, build, common_steps, cut
+from coterie.engine.batch import Batch, Decoding, build, common_steps, cut, cut_whole
 from coterie.engine.fellows import Mix
 from coterie.engine.guess import Guesser
 from coterie.engine.kv import KVPool
@@ -124,8 +124,14 @@ class Batches:
         return replace(found, mix=Mix((name,), (0,) * len(found.parts)))
 
     def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
-        """The next step of those that want vectors: a row of each token where all are wanted, which is small."""
-        parts = cut(wants, self._max_step_tokens, self._max_step_tokens + len(wants))
+        """The next step of those that want vectors: a row of each token where all are wanted, which is small.
+
+        Of an expert whose tokens see those behind them a step has all of a text.
+        """
+        if expert.exe.program.sees_all:
+            parts = cut_whole(wants, self._max_step_tokens)
+        else:
+            parts = cut(wants, self._max_step_tokens, self._max_step_tokens + len(wants))
         tables, tokens_per_block, state_blocks = self._blocks(wants, expert)
         return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from coterie.checkpoint.layout import Layout
 from coterie.core.errors import CapacityError, ConflictError
-from coterie.device import Executable, Limits
-from coterie.engine.assembly import Parts, Settings, page_bytes, work_bytes
+from coterie.device import Executable
+from coterie.engine.assembly import Parts, Settings, limits_of, page_bytes, work_bytes
 from coterie.engine.bases import folder_of
 from coterie.engine.served import Base, ServedExpert
 from coterie.graph.compile import compile_graph
@@ -81,6 +81,5 @@ def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model,
     if work > made.work_bytes:
         raise CapacityError(name, "the values of its largest step", work, made.work_bytes, [_AGAIN])
     exe = parts.device.load(compile_graph(model.graph, rules))
-    most = Limits(settings.policy.max_batch, settings.policy.max_step_tokens, model.max_context)
-    parts.device.expect(exe, most, made.block_bytes)
+    parts.device.expect(exe, limits_of(exe.program, model.max_context, settings.policy), made.block_bytes)
     return exe

@@ -139,7 +139,7 @@ class Request:
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
     state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
     "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
-    `pooling`: no tokens are drawn, but the prompt's vector is given: of its last token, or the mean of all.
+    `pooling`: no tokens are drawn, but the prompt's vector is given: of its first or last token, or the mean of all.
     Raises RequestError naming the field.
     """
 
@@ -168,8 +168,8 @@ class Request:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:
             raise RequestError("stop", "stop strings were given for token ids without text", "give a detokenizer too")
-        if (self.choice.score_prompt or self.pooling == "mean") and self.reuse:
-            why = "scored" if self.choice.score_prompt else "pooled by its mean"
+        if (self.choice.score_prompt or self.pooling in ("first", "mean")) and self.reuse:
+            why = "scored" if self.choice.score_prompt else f"pooled by its {self.pooling}"
             fact = f"is set though the prompt is {why}, for which all of it is computed"
             raise RequestError("reuse", fact, "unset it")
         if self.choice.mask is not None and self.ignore_end:

@@ -24,8 +24,10 @@ class Reuse:
         self._kv, self._max_step_tokens, self._log, self._metrics = kv, max_step_tokens, log, metrics
 
     def admit(self, expert: ServedExpert, sequence: Sequence) -> None:
-        """Give a sequence its blocks, or promise them where it may share some: a recurrent state is of one length."""
-        if self._kv.reuses and sequence.request.reuse and not expert.kv.recurrent:
+        """Give a sequence its blocks, or promise them where it may share some: a recurrent state is of one length, and
+        where tokens see those behind them another text begins otherwise.
+        """
+        if self._kv.reuses and sequence.request.reuse and expert.keeps_state:
             self._kv.reserve(sequence.number, sequence.blocks)
         else:
             self._kv.allocate(sequence.number, sequence.blocks)

@@ -52,7 +52,8 @@ class Sequence:
         chosen = request.choice.asks
         self.mask = request.choice.mask
         self.chooser = Chooser(request.choice, own, request.prompt_ids, self.end_ids) if chosen else None
-        self.scored = len(self.tokens) - 1 if request.choice.score_prompt or request.pooling == "mean" else 0
+        scores_all = request.choice.score_prompt or request.pooling == "mean"
+        self.scored = min(len(self.tokens) - 1, len(self.tokens) if scores_all else int(request.pooling == "first"))
         self.pool = None if request.pooling is None else Pool(request.pooling)
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.

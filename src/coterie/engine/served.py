@@ -62,6 +62,11 @@ class ServedExpert:
         return places_of(self.exe.program.weights, self.layout, self.base)
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether what a sequence leaves of its KV state is of use to one that begins alike."""
+        return not (self.kv.recurrent or self.exe.program.sees_all)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, those of the base too."""
         return self.layout.size_bytes + (self.base.layout.size_bytes if self.base else 0)

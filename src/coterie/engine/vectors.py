@@ -1,4 +1,4 @@
-"""Vectors: what becomes of a prompt where no tokens are wanted: the last row of the last norm, or the mean of all.
+"""Vectors: what becomes of a prompt where no tokens are wanted: the first or last row of the last norm, or the mean.
 
     pieces of a prompt -> steps of the program without a head -> rows -> Pool -> vector
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coterie.engine.served import ServedExpert
     from coterie.graph.program import Program
 
-Pooling: TypeAlias = Literal["last", "mean"]
+Pooling: TypeAlias = Literal["first", "last", "mean"]
 
 
 class Pool:
@@ -40,13 +40,13 @@ class Pool:
 
     def add(self, rows_RD: F32) -> None:
         """The next rows; a row at a time, so that it does not matter where they are cut."""
-        for row_D in rows_RD:
+        for row_D in rows_RD[: 1 - self._count] if self._pooling == "first" else rows_RD:
             self._sum_D = row_D.astype(np.float64) if self._count == 0 else self._sum_D + row_D
             self._count += 1
 
     def end(self, last_D: F32) -> None:
         """The last row. Raises DeviceError where numbers are none."""
-        if self._pooling == "mean":
+        if self._pooling != "last":
             self.add(last_D[None])
             last_D = (self._sum_D / self._count).astype(np.float32)
         if not np.isfinite(last_D).all():

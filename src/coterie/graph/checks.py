@@ -6,6 +6,7 @@ Knows nothing about which op needs which checks (legal.py, eager_legal.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
@@ -14,10 +15,14 @@ from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent_ops import APPEND, ATTEND
-from coterie.graph.ops import CAP, EVERY, GROWTH, OPS, SCALE
+from coterie.graph.ops import CAP, EVERY, GROWTH, HORIZON, OPS, SCALE, TYPES
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
+INSTEAD: Mapping[tuple[str, str], tuple[str, ...]] = {  # row inputs that an operand may be besides that of its name
+    ("embed", "tokens"): ("positions", TYPES),
+    ("attention", "positions"): (HORIZON,),
+}
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
 
 
@@ -85,6 +90,8 @@ class Row:
         elif not parts <= appended:
             fact = f"layer {layer} of {state} is read before this step's tokens are in it"
             raise self.wrong(fact, "store them first")
+        elif HORIZON in self.op.inputs:
+            appended -= parts  # nobody reads them later, so the next layer may store in their place
 
     def cap(self) -> None:
         """Where the op has a cap, it is a number above 0."""
@@ -171,10 +178,13 @@ class Row:
         self.constant(position, trailing((T, *shape)))
 
     def row_input(self, position: int, symbol: Symbol, dtype: DType = DType.I32) -> None:
-        """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS)."""
+        """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS).
+
+        An embedding looks up other rows too, and attention that sees all of a sequence reads its horizon.
+        """
         value = self.input(position)
         label, _, _ = OPS[self.op.kind].inputs[position].partition(":")
-        if value.name != label:
+        if value.name not in (label, *INSTEAD.get((self.op.kind, label), ())):
             raise self.wrong(f"operand {label} is {value.name}", f"give the row input {label}")
         if value.kind is not Kind.INPUT or value.dtype is not dtype:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give an input {dtype.value}")

@@ -93,5 +93,6 @@ def _vocab_size(graph: Graph) -> int:
 
 def _looked_up(graph: Graph) -> int:
     """Of a graph that gives vectors in place of tokens the rows of its embedding, or of a rank's part; else 0."""
-    tables = [graph.values[op.inputs[1]].shape[0] for op in graph.ops if op.kind in ("embed", "embed_part")]
+    lookups = [op for op in graph.ops if op.kind in ("embed", "embed_part") and op.inputs[0] == "tokens"]
+    tables = [graph.values[op.inputs[1]].shape[0] for op in lookups]
     return tables[0] if row_values(graph) and tables and isinstance(tables[0], int) else 0

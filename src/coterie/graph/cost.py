@@ -18,7 +18,7 @@ from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
 from coterie.graph.latent_cost import LATENT_FLOPS, head_bytes
 from coterie.graph.latent_ops import OF_HEADS
 from coterie.graph.layer_ops import LAYER_OPS, MUL_PART
-from coterie.graph.ops import CAP, COLLECTIVES, SCALE
+from coterie.graph.ops import CAP, COLLECTIVES, HORIZON, SCALE
 from coterie.graph.program import Program, Region
 from coterie.graph.stored import elements, pattern_bytes, value_bytes
 
@@ -104,10 +104,13 @@ def _all_reduce_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def pairs_of(op: Op, sizes: Sizes) -> int:
-    """Causal pairs of a token and a position that it sees, of an attention or its gradient.
+    """Pairs of a token and a position that it sees, of an attention or its gradient: those before it and its own.
 
     Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
+    Where all of a sequence is seen and in the step, each other token is seen once from before and once from behind.
     """
+    if HORIZON in op.inputs:
+        return 2 * sizes.pairs - sizes.T
     window = int(op.attrs.get("window", 0))
     return min(sizes.pairs, sizes.T * window) if window else sizes.pairs
 

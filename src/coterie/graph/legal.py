@@ -13,7 +13,7 @@ from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.activation_legal import ACTIVATIONS, unary
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
-from coterie.graph.ops import INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
+from coterie.graph.ops import HORIZON, INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 
@@ -119,6 +119,8 @@ def _attention(row: Row) -> None:
     pages(row, 1)
     if row.op.integer("window") < 0:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
+    if HORIZON in row.op.inputs and (row.op.integer("window") or row.op.growth):
+        raise row.wrong("it sees all of a sequence, but has a window or queries that grow", "give neither")
     row.cap()
     row.growth()
     if row.op.inputs[5:]:

@@ -24,15 +24,18 @@ __all__ = [
     "COLLECTIVES",
     "EVERY",
     "GROWTH",
+    "HORIZON",
     "INT8",
     "INT8_OR_FINER",
     "INT16",
     "INTERLEAVED",
+    "MORE_ROWS",
     "OFFSET",
     "OPS",
     "ROUNDING",
     "ROW_INPUTS",
     "SCALE",
+    "TYPES",
     "OpSpec",
 ]
 
@@ -68,7 +71,9 @@ OPS: dict[str, OpSpec] = {
     "attention": OpSpec(
         "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
         "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
-        "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value",
+        "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value; with the row "
+        "input horizon in place of positions, all of the sequence is seen, those behind too, and its keys and values "
+        "are done with",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state", "sinks??:H"),
         ("y:THC",),
         ("layer", "scale", "window", "cap?", "growth?", "every?"),
@@ -167,6 +172,11 @@ GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all
 INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs are halves
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
-# The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding.
+HORIZON = "horizon"  # for each token the last position of its sequence, all of which is in the step
+TYPES = "types"  # for each token which text of a pair it is of: 0, as there is one
+
+# The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding. Those that
+# only some graphs declare follow from these: see graph/rows.py.
+MORE_ROWS = (HORIZON, TYPES)
 KV_ROWS = ("positions", "sequence", "block_tables")  # what says where a token's state lies
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

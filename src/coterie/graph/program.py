@@ -13,6 +13,7 @@ from coterie.core.shapes import trailing
 from coterie.graph.buffers import BufferPlan
 from coterie.graph.delta_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
+from coterie.graph.rows import sees_all
 from coterie.graph.vectors import draws, row_values
 
 
@@ -137,6 +138,11 @@ class Program:
     def draws(self) -> bool:
         """Whether its steps draw tokens; else they give vectors."""
         return draws(self.graph)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether tokens see those behind them too, so that a step has all tokens of a sequence or none."""
+        return sees_all(self.graph)
 
     @property
     def row_numbers(self) -> int:

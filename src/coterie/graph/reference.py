@@ -20,8 +20,9 @@ from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent_reference import LATENT_RUN
 from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
-from coterie.graph.ops import COLLECTIVES, ROUNDING, ROW_INPUTS, SCALE
+from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE
 from coterie.graph.program import Region
+from coterie.graph.rows import more_rows
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.step import F32, Array, KvState, Run, Step
 from coterie.graph.turning import grown, turned
@@ -51,7 +52,8 @@ class Reference:
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
         """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows."""
-        step = Step(self.graph, {**self.fixed, **rows}, state, sampling)
+        more = more_rows(self.graph, np.asarray(rows["positions"]), np.asarray(rows["sequence"]))
+        step = Step(self.graph, {**self.fixed, **rows, **more}, state, sampling)
         for op in self.graph.ops:
             run_op(step, op)
         return step.values
@@ -60,7 +62,7 @@ class Reference:
         self, region: Region, values: Mapping[str, Array], sampling: Sequence[Settings], state: KvState
     ) -> dict[str, Array]:
         """Run the ops of one region on its inputs, found in `values` with the step's rows; return what it puts out."""
-        known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS) if name in values}
+        known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS, *MORE_ROWS) if name in values}
         step = Step(self.graph, {**self.fixed, **known}, state, sampling)
         for op in region.ops:
             run_op(step, op)

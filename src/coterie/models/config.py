@@ -12,6 +12,7 @@ from typing import Any
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.delta_net import DeltaNets, delta_nets_of
+from coterie.models.encoder import Encoder, encoder_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
@@ -80,6 +81,7 @@ class ModelConfig:
     latent: Latent | None = None
     gated_attention: bool = False
     layers_behind: int = 0
+    encoder: Encoder | None = None
     names: Names = NAMES
 
     @property
@@ -92,8 +94,8 @@ class ModelConfig:
 
     @property
     def max_context(self) -> int:
-        """The most tokens of prompt and answer together."""
-        return self.rope.max_context
+        """The most tokens of prompt and answer together; an encoder has as many positions, and is taken to draw one."""
+        return self.rope.max_context - self.encoder.first_position + 1 if self.encoder else self.rope.max_context
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -151,6 +153,7 @@ class ModelConfig:
             short_convs=short_convs_of(config, num_layers) if family.short_convs else None,
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
+            encoder=encoder_of(config, family),
             layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
             **_scales(config, family),
         )
@@ -202,9 +205,7 @@ def _intermediate_size(config: Fields, family: Family, hidden_size: int) -> int:
 def _head_dim(config: Fields, family: Family, hidden_size: int, num_heads: int) -> int:
     if family.latent:
         return rotated_channels(config, family.latent)
-    default = (
-        None if "head_dim" in config.raw else family.head_dim
-    )  # a null one is the quotient, as an absent one may be
+    default = None if "head_dim" in config.raw else family.head_dim  # null: the quotient, as an absent one may be
     if config.get("head_dim", default) is None and hidden_size % num_heads:
         fact = f"{num_heads} does not divide hidden_size {hidden_size}, and head_dim is missing"
         raise CheckpointError(config.where, f"num_attention_heads {fact}", "give head_dim")
@@ -300,8 +301,7 @@ def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]
         if SLIDING in types and not window:
             by_flag = family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE)
             key = "use_sliding_window" if by_flag else "a sliding_window"
-            wanted = f"used with {key}"
-            raise config.wrong("layer_types", f"names {SLIDING} without a window", wanted)
+            raise config.wrong("layer_types", f"names {SLIDING} without a window", f"used with {key}")
         return tuple(window if kind == SLIDING else 0 for kind in types)
     uniform = SLIDING if window else FULL
     if types is not None and set(types) != {uniform}:

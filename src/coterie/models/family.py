@@ -1,4 +1,4 @@
-"""What makes one family of decoders differ from another: flags, and the defaults for keys that a config may leave out.
+"""What makes one family of models differ from another: flags, and the defaults for keys that a config may leave out.
 
 Knows nothing about any particular family.
 """
@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from coterie.models.branches import BranchKeys
+from coterie.models.encoder import EncoderKeys
 from coterie.models.latent import LatentKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
@@ -75,6 +76,7 @@ class Names:
     embed: str = "model.embed_tokens.weight"
     embed_norm: str = ""
     positions: str = ""  # a table of learned positions
+    types: str = ""  # a table of which text of a pair a token is of
     layer: str = "model.layers.{}."
     attention_norm: str = "input_layernorm"  # before attention; empty where none stands there
     attention_out_norm: str = ""  # behind attention, before the residual is added
@@ -175,6 +177,7 @@ class Family:
     short_convs: bool = False  # some layers have one, instead of attending
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made
+    encoder: EncoderKeys | None = None  # its tokens see all of their text, and it draws none
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's

@@ -16,6 +16,8 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.checkpoint.sentence import is_sentence_model
 from coterie.core.errors import UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.encoder import bare_encoder
+from coterie.models.families import FAMILIES
 
 PREFIX = "model."
 _OTHER = "use a model whose tokens see those before them alone"
@@ -27,6 +29,9 @@ def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
 
     Raises UnsupportedError for one whose tokens see those behind them.
     """
+    family = FAMILIES.get(str(checkpoint.config.get("model_type")))
+    if family is not None and family.encoder is not None:
+        return bare_encoder(checkpoint, family, family.encoder), False
     bare = _is_bare(checkpoint.tensors)
     if not bare and not is_sentence_model(checkpoint.path):
         return checkpoint, True

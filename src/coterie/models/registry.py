@@ -14,6 +14,7 @@ from coterie.graph.ir import Graph, GraphBuilder
 from coterie.graph.vectors import vectors_graph
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
+from coterie.models.encoder_blocks import EncoderBlocks
 from coterie.models.layered_blocks import LayeredDecoder
 
 __all__ = ["decoder_graph", "weight_shapes"]
@@ -27,7 +28,7 @@ def decoder_graph(
     `activations` other than F32 are for modelled machines, which only count their bytes. `draws` False: a step gives
     vectors in place of tokens, and there is no head.
     """
-    kind = LayeredDecoder if config.layered else Decoder
+    kind = EncoderBlocks if config.encoder else LayeredDecoder if config.layered else Decoder
     known = dtypes if draws else defaultdict(lambda: DType.F32, dtypes)
     graph = kind(config, known, GraphBuilder(config.family), activations).build()
     return graph if draws else vectors_graph(graph)

@@ -27,6 +27,7 @@ from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.shares import Shares
 from coterie.devices.real.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
+from coterie.graph.rows import more_rows
 from coterie.kernels.triton import ahead, words
 from coterie.kernels.triton.ahead import Wanted
 from coterie.kernels.triton.bucket import Bucket
@@ -232,6 +233,7 @@ def _run(exe: LoweredExecutable, bucket: Bucket, block_bytes: int, places: Seque
         "block_tables": np.zeros((B, columns), np.int32),
         "rows": np.minimum(np.arange(R, dtype=np.int32), T - 1),
     }
+    inputs |= more_rows(exe.program.graph, inputs["positions"], sequence_T)
     weights = WEIGHTS_AT + APART * np.arange(len(exe.program.weights), dtype=np.int64)
     own, shares = None, None
     if places is not None:

@@ -1,6 +1,7 @@
 """What a run is, and its inputs as they go down to the GPU, rewritten from one run to the next of equal sizes.
 
     tokens | positions | sequence | block_tables | rows | sampling | ends | first_end      each from a multiple of 16 on
+    and behind these what only some programs read (graph/rows.py)
     a block table       blocks of recurrent state, padded | blocks of tokens               each from a multiple of 16 on
 
 Runs of a conversation differ in tokens and positions; how rows are sampled and where they end is written when it
@@ -24,6 +25,7 @@ from coterie.devices.cuda.packet import ALIGN_BYTES, Place, places_of
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.lower_delta import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
+from coterie.graph.ops import MORE_ROWS
 from coterie.kernels.cpu import I64, SETTING_WORDS
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.tiles import power_of_two
@@ -98,7 +100,7 @@ class Inputs:
     """The bytes that go down, and where in them each input is."""
 
     def __init__(self, key: Key) -> None:
-        T, B, R, self._state_blocks, columns, ends = key
+        T, B, R, self._state_blocks, columns, ends, more = key
         self._first = aligned_columns(self._state_blocks)
         columns += self._first
         counts = {"tokens": T, "positions": T, "sequence": T, "block_tables": B * columns, "rows": R}
@@ -108,11 +110,13 @@ class Inputs:
             "ends": INT_BYTES * ends,
             "first_end": INT_BYTES * (R + 1),
         }
+        names = [name for bit, name in enumerate(MORE_ROWS) if more >> bit & 1]
+        sizes |= dict.fromkeys(names, INT_BYTES * T)
         self.key = key
         self.named = {"T": T, "B": B, "R": R, "table_width": columns}  # the numbers that kernels know by these names
         self.places, self.size_bytes = places_of(sizes)
         self.bytes: Bytes = np.zeros(self.size_bytes, np.uint8)
-        self._views = [(name, self._part(name).view(np.int32)) for name in INPUTS if name != "block_tables"]
+        self._views = [(name, self._part(name).view(np.int32)) for name in (*INPUTS, *names) if name != "block_tables"]
         self._tables = self._part("block_tables").view(np.int32).reshape(B, columns)
         self._sampling = self._part("sampling").view(np.int64).reshape(R, SETTING_WORDS)
         self._ends, self._first_end = self._part("ends").view(np.int32), self._part("first_end").view(np.int32)
@@ -120,13 +124,14 @@ class Inputs:
 
     @staticmethod
     def key_of(rows: StepRows, state_blocks: int = 0) -> Key:
-        """What decides the layout: T, B, R, the columns of block tables, and all rows' ends.
+        """What decides the layout: T, B, R, the columns of block tables, all rows' ends, and which rows there are more.
 
         A table begins with `state_blocks` columns of recurrent state. A sequence that grows by a block is not laid out
         anew: of the other columns there are a power of two.
         """
         sizes, columns = rows.sizes, power_of_two(rows.inputs["block_tables"].shape[1] - state_blocks)
-        return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids))
+        more = sum([1 << bit for bit, name in enumerate(MORE_ROWS) if name in rows.inputs])
+        return sizes.T, sizes.B, sizes.R, state_blocks, columns, sum(map(len, rows.end_ids)), more
 
     def addresses(self, at: int) -> dict[str, int]:
         """Where each input is in memory at this address, block tables from their first column of tokens on."""

@@ -25,6 +25,7 @@ from coterie.graph.buffers import ALIGN_BYTES
 from coterie.graph.ir import Kind
 from coterie.graph.mixing import mixes
 from coterie.graph.program import Program
+from coterie.graph.rows import more_rows, rows_of_tables
 from coterie.graph.vectors import row_values
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
@@ -175,6 +176,7 @@ class StepRows:
         sizes = Sizes(len(rows.tokens_T), len(rows.lengths_B), len(rows.rows_R), 0, 0)
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes)
         _check(step, program, binding, steps)
+        inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"])
         if binding.fellows is None:
             return step
         of_B = _checked(binding.fellows, sizes.B)
@@ -229,6 +231,9 @@ def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> No
         raise ValueError(f"a block of {binding.block_bytes} bytes holds no token, or unit of state, of {least} bytes")
     columns = tables.shape[1] - program.kv.state_blocks(binding.block_bytes)
     blocks, reach = binding.kv.size_bytes // binding.block_bytes, columns * Z
+    if program.sees_all:
+        most = rows_of_tables(program.graph, "positions")
+        reach = reach if most is None else min(reach, most)
     bounds = (program.vocab_size, max(reach - (steps - 1), 0), sizes.B, blocks, sizes.T)
     for (name, values), bound in zip(step.inputs.items(), bounds, strict=True):
         if not kernels.within(values, bound):

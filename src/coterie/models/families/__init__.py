@@ -9,6 +9,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.families.afmoe import AFMOE
 from coterie.models.families.apertus import APERTUS
 from coterie.models.families.arcee import ARCEE
+from coterie.models.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from coterie.models.families.bloom import BLOOM
 from coterie.models.families.cohere import COHERE, COHERE2
 from coterie.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
         *(QWEN3_5_MOE, QWEN3_NEXT, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
         *(AFMOE, SOLAR_OPEN),
+        *(BERT, ROBERTA, XLM_ROBERTA),
         *(BLOOM, FALCON, OPT),
     )
 }

@@ -1,0 +1,79 @@
+"""Dense layers that a vector goes through behind its pooling, as sentence-transformers saves them.
+
+    2_Dense/config.json          in_features, out_features, bias, activation_function
+    2_Dense/model.safetensors    linear.weight [out, in], linear.bias [out]
+
+Knows nothing about what the vectors are of. Source: sentence_transformers.models.Dense (sbert.net).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.checkpoint.files import read_object
+from coterie.checkpoint.safetensors import TensorInfo, read_header
+from coterie.core.dtypes import to_f32
+from coterie.core.errors import CheckpointError, UnsupportedError, shown
+
+WEIGHTS = "model.safetensors"
+_ACTIVATIONS = ("Identity", "Tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """y = activation(W x + b). `where`: whose it is, for messages."""
+
+    where: str
+    weight_OI: npt.NDArray[np.float32] = field(compare=False)
+    bias_O: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    is_tanh: bool = False
+
+    def of(self, vectors_NI: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What it makes of vectors. Raises CheckpointError for vectors of another length."""
+        if vectors_NI.shape[-1] != self.weight_OI.shape[1]:
+            fact = f"takes {self.weight_OI.shape[1]} numbers where the model gives {vectors_NI.shape[-1]}"
+            raise CheckpointError(self.where, fact, "download the folder again")
+        y_NO = vectors_NI.astype(np.float64) @ self.weight_OI.T.astype(np.float64)
+        y_NO = y_NO if self.bias_O is None else y_NO + self.bias_O
+        return np.asarray(np.tanh(y_NO) if self.is_tanh else y_NO, np.float32)
+
+
+def read_dense(folder: Path) -> Dense:
+    """The layer of a folder. Raises CheckpointError, and UnsupportedError for an activation that is not run."""
+    config = read_object(folder / "config.json")
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if name not in _ACTIVATIONS:
+        fact = f"activation_function is {shown(name)}, which is not run"
+        raise UnsupportedError(str(folder), fact, f"Coterie runs {' and '.join(_ACTIVATIONS)}")
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(str(folder), f"has no {WEIGHTS}", "save it as safetensors, or download the folder again")
+    tensors = read_header(folder / WEIGHTS)
+    sizes = config.get("out_features"), config.get("in_features")
+    weight = tensors.get("linear.weight")
+    if weight is None or weight.shape != sizes:
+        found = "is missing" if weight is None else f"has shape {list(weight.shape)}"
+        fact = f"linear.weight {found}, and config.json says {list(sizes)}"
+        raise CheckpointError(str(folder), fact, "download the folder again")
+    bias = tensors.get("linear.bias")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        fact = f"linear.bias has shape {list(bias.shape)}, and linear.weight {list(weight.shape)}"
+        raise CheckpointError(str(folder), fact, "download the folder again")
+    return Dense(str(folder), _numbers(weight), None if bias is None else _numbers(bias), name == "Tanh")
+
+
+def _numbers(info: TensorInfo) -> npt.NDArray[np.float32]:
+    """A tensor as float32. Raises CheckpointError."""
+    if not info.dtype.is_float:
+        fact = f"{info.name} has element type {info.dtype.value} but F32, F16 or BF16 is wanted"
+        raise CheckpointError(info.shard.path, fact, "save the weights unquantised")
+    try:
+        with Path(info.shard.path).open("rb") as file:
+            file.seek(info.offset)
+            data = np.frombuffer(file.read(info.size_bytes), info.dtype.numpy)
+        return to_f32(data, info.dtype).reshape(info.shape)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(info.shard.path, f"cannot be read: {error}", "download the file again") from None

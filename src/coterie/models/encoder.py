@@ -1,0 +1,89 @@
+"""Encoders: models whose tokens see all of their text, which give vectors and draw no tokens.
+
+    bert.embeddings.LayerNorm.gamma        ->   embeddings.LayerNorm.weight
+    embeddings.position_embeddings.weight  ->   its rows from the first position's on
+    embeddings.token_type_embeddings.weight     as it is: row 0, of a text that is no second of a pair, is looked up
+    pooler.*, cls.*, lm_head.*                  are never read
+
+Knows nothing about how vectors are made of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from coterie.checkpoint.folder import CONFIG, Checkpoint
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.fields import Fields
+
+if TYPE_CHECKING:
+    from coterie.models.family import Family
+
+_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of files converted from TensorFlow
+_MASKED = "ForMaskedLM"  # a class whose head guesses tokens that were left out: its encoder is run, without the head
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderKeys:
+    """What a family of encoders has besides. `model`: how its tensors' names begin in files of models with a head.
+
+    `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
+    that of the first token. `required`: keys of the config that have one value, or are left out.
+    """
+
+    model: str
+    types: str = ""
+    first_position: int = 0
+    unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
+    required: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Numbers of one: rows of the table of types, 0 for none, and of that of positions before the first token's."""
+
+    type_rows: int
+    first_position: int
+
+
+def encoder_of(config: Fields, family: Family) -> Encoder | None:
+    """What a config says of an encoder; None for a decoder. Raises CheckpointError, UnsupportedError."""
+    keys = family.encoder
+    if keys is None:
+        return None
+    for key, wanted in (keys.required or {}).items():
+        if config.get(key, wanted) != wanted:
+            fact = f"{key} = {config.get(key)!r} is not run for {family.model_type}"
+            raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
+    return Encoder(config.count("type_vocab_size", 2) if keys.types else 0, keys.first_position)
+
+
+def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys) -> Checkpoint:
+    """A checkpoint of an encoder as if it were saved without a head. Raises CheckpointError, UnsupportedError."""
+    config, where = dict(checkpoint.config), str(checkpoint.path / CONFIG)
+    own, classes = family.causal_class, config.get("architectures") or [family.causal_class]
+    if classes != [own] and classes != [own.removesuffix("Model") + _MASKED]:
+        fact = f"architectures {classes} does more than give vectors, which is not run"
+        raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in checkpoint.tensors.items():
+        bare = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], name.removeprefix(keys.model))
+        if not bare.startswith(keys.unread):
+            tensors[bare] = replace(info, name=bare)
+    table = tensors.get(family.names.positions)
+    if keys.first_position and table is not None:
+        tensors[table.name] = _behind(table, keys.first_position, where)
+    return replace(checkpoint, config={**config, "architectures": [own]}, tensors=tensors)
+
+
+def _behind(table: TensorInfo, first: int, where: str) -> TensorInfo:
+    """The rows of a table from `first` on, where they lie."""
+    rows, *rest = table.shape
+    if rows <= first:
+        fact = f"{table.name} has {rows} rows, of which the first {first} are of no position"
+        raise CheckpointError(where, fact, "download the file again")
+    return replace(table, shape=(rows - first, *rest), offset=table.offset + first * (table.size_bytes // rows))

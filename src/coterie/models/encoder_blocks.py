@@ -1,0 +1,88 @@
+"""The blocks of an encoder as ops: what is otherwise than in a decoder.
+
+    x = norm(words[tokens] + positions[positions] + types[0])
+    x = norm(x + attention(x)), x = norm(x + feed_forward(x))        in each layer: norms stand behind the sums
+    vectors = x[rows]
+
+Keys and values are read in the step that stores them and never again, so all layers store them in one place.
+Knows nothing about config files, checkpoints or devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coterie.core.dtypes import DType
+from coterie.core.shapes import Shape, Symbol
+from coterie.graph.ir import Graph, Kind
+from coterie.graph.ops import HORIZON, KV_ROWS, TYPES
+from coterie.models.blocks import Decoder
+from coterie.models.encoder import Encoder
+
+T, B, R = Symbol.T, Symbol.B, Symbol.R
+_SEEN = (HORIZON, *KV_ROWS[1:])  # all of a token's sequence
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderBlocks(Decoder):
+    """Builds one graph of a config that has `encoder`."""
+
+    @property
+    def _own(self) -> Encoder:
+        if self.config.encoder is None:
+            raise ValueError(f"{self.config.family} is no encoder")
+        return self.config.encoder
+
+    def build(self, images: str = "", image_token: int = 0) -> Graph:
+        """The whole step, from tokens to the vectors of its rows [R, D]."""
+        if images:
+            raise ValueError(f"{self.config.family} reads no images")
+        self._declare()
+        x = self._embed()
+        for layer in range(self.config.num_layers):
+            x = self._layer(x, layer)
+        self._head(x)
+        return self.builder.build()
+
+    def _declare(self) -> None:
+        c, b = self.config, self.builder
+        for name in ("tokens", "positions", "sequence", HORIZON, *((TYPES,) if self._own.type_rows else ())):
+            b.value(name, (T,), DType.I32, Kind.INPUT)
+        b.value("block_tables", (B,), DType.I32, Kind.INPUT)
+        b.value("rows", (R,), DType.I32, Kind.INPUT)
+        b.value("sampling", (R,), DType.F32, Kind.INPUT)
+        b.value("kv", (1, 2, c.num_kv_heads, c.head_dim), DType.F32, Kind.STATE)
+
+    def _embed(self) -> str:
+        c, names = self.config, self.config.names
+        self.builder.stage = "embed"
+        x = self._looked_up("words", "tokens", names.embed, c.vocab_size)
+        x = self._op("add", "x", (x, self._looked_up("places", "positions", names.positions, c.max_context - 1)))
+        if self._own.type_rows:
+            x = self._op("add", "typed", (x, self._looked_up("kinds", TYPES, names.types, self._own.type_rows)))
+        return self._norm("norm", x, names.embed_norm)
+
+    def _looked_up(self, name: str, row: str, table: str, rows: int) -> str:
+        return self._op("embed", name, (row, self._weight(table, (rows, self.config.hidden_size))))
+
+    def _layer(self, x: str, layer: int) -> str:
+        self.builder.stage = f"layers.{layer}"
+        names, prefix = self.config.names, self.config.names.layer.format(layer)
+        x = self._op("add", "attention_out", (x, self._attention(x, layer, prefix)))
+        x = self._norm("attention_norm", x, prefix + names.attention_out_norm)
+        x = self._op("add", "out", (x, self._feed_forward(x, prefix)))
+        return self._norm("out_norm", x, prefix + names.feed_forward_out_norm)
+
+    def _attention(self, h: str, layer: int, prefix: str) -> str:
+        c = self.config
+        part = self._qkv(h, prefix)
+        self.builder.op("kv_append", "kv_append", (part("k"), part("v"), *KV_ROWS, "kv"), ("kv",), layer=0)
+        shape: Shape = (T, c.num_heads, c.head_dim)
+        read = (part("q"), *_SEEN, "kv")
+        y = self._op("attention", "attention", read, shape, layer=0, scale=c.head_dim**-0.5, window=0)
+        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias)
+
+    def _head(self, x: str) -> None:
+        self.builder.stage = "head"
+        vectors = self.builder.value("vectors", (R, self.config.hidden_size), self.activations, Kind.OUTPUT)
+        self.builder.op("take_rows", "rows", (x, "rows"), (vectors,))

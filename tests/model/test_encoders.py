@@ -1,0 +1,182 @@
+"""Encoders agree with transformers: rows of every backend, and the vectors that a folder's files say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from tests.model.runner import BACKENDS, Stepper
+from tests.system.tiny import write_tokenizer
+
+from coterie.api import Coterie, Options
+from coterie.core.errors import CheckpointError, CoterieError, RequestError, UnsupportedError
+from coterie.engine.policy import Policy
+from coterie.models.model import open_model
+
+BASE = {
+    **{"vocab_size": 259, "hidden_size": 40, "intermediate_size": 52, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "layer_norm_eps": 1e-6},
+}
+ROWS = {
+    "bert": ("Bert", {}),
+    "bert-one-head": ("Bert", {"num_attention_heads": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1}),
+    "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
+    "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
+}
+TEXTS = ("What is 47 plus 85?", "x", "Write 149 in Roman numerals, please: " + "again " * 4)
+
+
+def make(row, **more):
+    """A random model whose norms and biases are no ones and zeros."""
+    name, own = ROWS[row]
+    torch.manual_seed(5)
+    kind = getattr(transformers, f"{name}Model")
+    model = kind(getattr(transformers, f"{name}Config")(**{**BASE, **own, **more})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.3)
+    return model
+
+
+def hidden(model, ids):
+    """What transformers has behind the last layer, [T, D]."""
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)])).last_hidden_state[0].numpy()
+
+
+def rows_of(backend, step):
+    """The rows that a step leaves."""
+    if hasattr(backend, "device"):
+        return np.array(backend.device.inspect(backend._inspected, backend.binding(step))["vectors"])
+    return backend._run(step)["vectors"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_are_the_hidden_states_of_transformers(row, backend, make_backend, tmp_path):
+    theirs = make(row)
+    theirs.save_pretrained(tmp_path)
+    model = open_model(tmp_path)
+    stepper = Stepper(make_backend(backend, model))
+    texts = [[7, 3, 250, 9, 9], [17], list(range(2, 66)), [5, 4]]
+    assert model.max_context == 65
+    wanted = np.concatenate([hidden(theirs, text) for text in texts])
+    found = rows_of(stepper.backend, stepper.rows(*[(stepper.sequence(), text) for text in texts]))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    for text in texts[:2]:
+        alone = rows_of(stepper.backend, stepper.rows((stepper.sequence(), text)))
+        np.testing.assert_allclose(alone, hidden(theirs, text), rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+def save(folder, model, pooling="cls_token", modules=("Transformer", "Pooling", "Normalize"), **reading):
+    """A folder as sentence-transformers saves it."""
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    kinds = [{"path": f"{i}_{kind}" if i else "", "type": f"a.models.{kind}"} for i, kind in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": None, **reading}))
+    return folder
+
+
+def wanted(model, text, pooling="cls_token"):
+    rows = hidden(model, text.encode())
+    found = {"cls_token": rows[0], "lasttoken": rows[-1], "mean_tokens": rows.mean(axis=0)}[pooling]
+    return found / np.linalg.norm(found)
+
+
+@pytest.mark.parametrize("pooling", ["cls_token", "lasttoken", "mean_tokens"])
+def test_vectors_are_what_the_files_say(pooling, tmp_path):
+    model = make("bert")
+    folder = save(tmp_path / "vec", model, pooling)
+    # Fewer tokens in a step than a text has: it has a step of its own.
+    with Coterie.open(folder, Options(policy=Policy(max_batch=4, max_step_tokens=21))) as coterie:
+        found = coterie.embed([*TEXTS, *TEXTS])
+        for text, vector in zip(TEXTS * 2, found, strict=True):
+            np.testing.assert_allclose(vector, wanted(model, text, pooling), rtol=2e-4, atol=2e-5)
+        np.testing.assert_array_equal(found[:3], found[3:])
+        np.testing.assert_array_equal(coterie.embed(TEXTS[1]), found[1:2])
+        longer = coterie.embed(TEXTS[0] + " And then?")[0]  # it begins as one that was just read
+        np.testing.assert_allclose(longer, wanted(model, TEXTS[0] + " And then?", pooling), rtol=2e-4, atol=2e-5)
+        assert coterie.parts.engine.metrics.cached_tokens == 0
+        with pytest.raises(RequestError, match=r"gives vectors .* alone"):
+            coterie.ask("What is 47 plus 85?")
+        with pytest.raises(CoterieError, match="64 tokens or fewer"):
+            coterie.embed("y" * 65)
+        np.testing.assert_allclose(coterie.embed("y" * 64)[0], wanted(model, "y" * 64, pooling), rtol=2e-4, atol=2e-5)
+
+
+def test_a_text_is_cut_and_lowered_where_the_files_say_so(tmp_path):
+    model = make("bert")
+    folder = save(tmp_path / "vec", model, "mean_tokens", max_seq_length=9, do_lower_case=True)
+    with Coterie.open(folder) as coterie:
+        found = coterie.embed(["ABC", "Some Longer Text", "y" * 200])
+    for text, vector in zip(("abc", "some long", "y" * 9), found, strict=True):
+        np.testing.assert_allclose(vector, wanted(model, text, "mean_tokens"), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("is_tanh", [True, False])
+def test_dense_layers_stand_behind_the_pooling(is_tanh, tmp_path):
+    model, rng = make("bert"), np.random.default_rng(1)
+    folder = save(tmp_path / "vec", model, modules=("Transformer", "Pooling", "Dense", "Dense", "Normalize"))
+    expected = hidden(model, TEXTS[0].encode())[0]
+    for place, (width, out) in ((2, (40, 24)), (3, (24, 7))):
+        own = folder / f"{place}_Dense"
+        own.mkdir()
+        tensors = {"linear.weight": rng.normal(size=(out, width)).astype(np.float32) * 0.2}
+        if is_tanh:
+            tensors["linear.bias"] = rng.normal(size=out).astype(np.float32)
+        kind = "activation.Tanh" if is_tanh else "linear.Identity"
+        config = {"in_features": width, "out_features": out, "activation_function": f"torch.nn.modules.{kind}"}
+        (own / "config.json").write_text(json.dumps(config))
+        save_file(tensors, own / "model.safetensors")
+        expected = tensors["linear.weight"] @ expected + tensors.get("linear.bias", 0)
+        expected = np.tanh(expected) if is_tanh else expected
+    with Coterie.open(folder) as coterie:
+        found = coterie.embed(TEXTS[0])[0]
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), rtol=2e-4, atol=2e-5)
+    config["out_features"] = 8
+    (own / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"linear.weight has shape \[7, 24\]"):
+        Coterie.open(folder)
+
+
+def test_a_file_with_a_head_and_older_names_is_read_without_the_head(tmp_path):
+    model = make("bert")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    older = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in names if name.endswith(end)), "")
+        older["bert." + (name.removesuffix(end) + names[end] if end else name)] = tensor
+    older |= {"cls.predictions.bias": np.zeros(3, np.float32), "bert.embeddings.position_ids": np.arange(64)[None]}
+    save_file(older, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    write_tokenizer(tmp_path)
+    with Coterie.open(tmp_path) as coterie:
+        np.testing.assert_allclose(
+            coterie.embed(TEXTS[0])[0], wanted(model, TEXTS[0], "mean_tokens"), rtol=2e-4, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["BertForSequenceClassification"]}, "more than give vectors"),
+        ({"is_decoder": True}, "is_decoder = True"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+    ],
+)
+def test_what_is_not_run_is_refused_by_name(config, said, tmp_path):
+    make("bert").save_pretrained(tmp_path)
+    own = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**own, **config}))
+    with pytest.raises(UnsupportedError, match=said):
+        open_model(tmp_path)

@@ -1,0 +1,86 @@
+"""Rows that only some graphs declare, and attention that sees all of a sequence: legality, cost, batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from coterie.core.dtypes import DType
+from coterie.core.errors import UsageError
+from coterie.core.shapes import Sizes
+from coterie.engine.batch import cut_whole
+from coterie.graph.cost import pairs_of
+from coterie.graph.ir import Graph
+from coterie.graph.ops import HORIZON
+from coterie.graph.rows import more_rows, rows_of_tables, sees_all
+from coterie.graph.verify import verify
+from coterie.models.config import ModelConfig
+from coterie.models.registry import decoder_graph, weight_shapes
+
+CONFIG = {
+    **{"model_type": "bert", "vocab_size": 31, "hidden_size": 12, "intermediate_size": 20, "hidden_act": "gelu"},
+    **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 9},
+}
+
+
+def encoder() -> Graph:
+    config = ModelConfig.from_hf(CONFIG, "here")
+    return decoder_graph(config, dict.fromkeys(weight_shapes(config, False), DType.F32), draws=False)
+
+
+def changed(graph: Graph, name: str, **attrs: object) -> Graph:
+    ops = [replace(op, attrs=MappingProxyType({**op.attrs, **attrs})) if op.name == name else op for op in graph.ops]
+    return replace(graph, ops=tuple(ops))
+
+
+def test_a_horizon_is_the_last_position_of_each_sequence() -> None:
+    graph = encoder()
+    verify(graph)
+    found = more_rows(graph, np.array([0, 1, 2, 0, 0, 1]), np.array([0, 0, 0, 2, 1, 1]))
+    np.testing.assert_array_equal(found[HORIZON], [2, 2, 2, 0, 1, 1])
+    np.testing.assert_array_equal(found["types"], np.zeros(6))
+    assert all(row.dtype == np.int32 for row in found.values())
+    assert [len(row) for row in more_rows(graph, np.zeros(0, int), np.zeros(0, int)).values()] == [0, 0]
+    assert (sees_all(graph), rows_of_tables(graph, "positions"), rows_of_tables(graph, "rows")) == (True, 9, None)
+
+
+def test_all_layers_keep_keys_and_values_in_one_place() -> None:
+    assert encoder().values["kv"].shape == (1, 2, 2, 6)
+
+
+def test_what_sees_all_has_no_window() -> None:
+    with pytest.raises(UsageError, match="sees all of a sequence"):
+        verify(changed(encoder(), "layers.0/attention", window=4))
+
+
+def test_a_place_is_read_before_it_is_stored_in_again() -> None:
+    graph = encoder()
+    ops = tuple([op for op in graph.ops if op.name != "layers.1/kv_append"])
+    with pytest.raises(UsageError, match="read before this step's tokens are in it"):
+        verify(replace(graph, ops=ops))
+
+
+def test_each_pair_of_tokens_is_counted_both_ways() -> None:
+    attention = next(op for op in encoder().ops if op.kind == "attention")
+    lengths = (3, 1, 5)
+    causal = sum(length * (length + 1) // 2 for length in lengths)
+    sizes = Sizes(sum(lengths), len(lengths), 1, sum(lengths), causal)
+    assert pairs_of(attention, sizes) == sum(length**2 for length in lengths)
+
+
+def test_prompts_are_taken_whole_within_a_step() -> None:
+    waiting = [
+        SimpleNamespace(number=number, tokens=[1] * count, computed=0)
+        for number, count in ((4, 3), (1, 9), (2, 2), (3, 6), (5, 1))
+    ]
+
+    def taken(tokens: int) -> list[tuple[int, int]]:
+        return [(part.sequence.number, part.count) for part in cut_whole(waiting, tokens)]
+
+    assert taken(8) == [(1, 9)]
+    assert taken(12) == [(1, 9), (2, 2), (5, 1)]
+    assert taken(100) == [(1, 9), (2, 2), (3, 6), (4, 3), (5, 1)]
+    assert cut_whole([], 8) == ()
