@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.commands import run
 from tests.system.serving import served
 from tests.system.tiny import write_expert
 
 from coterie import Coterie, Options, Query
-from coterie.api.texts import Text
+from coterie.api import routes
+from coterie.api.routes import served_routes
+from coterie.api.texts import Text, open_texts
+from coterie.composition.composition import load_composition
 from coterie.core.errors import RequestError, UsageError
+from coterie.models.model import Model
 
 CONTEXTS = {"short": 64, "shorter": 40, "long": 400, "longest": 800}
 RULES = """name = "four"
@@ -136,3 +142,30 @@ def test_nobody_is_asked_whether_a_query_fits_without_need(coterie: Coterie, mon
     with pytest.raises(UsageError, match="tools"):
         coterie.ask(replace(few("x"), tools=tools))
     assert asked[:4] == ["short", "shorter", "long", "longest"]
+
+
+@pytest.mark.parametrize("letters", [10, 61, 62, 398, 900])
+def test_route_tells_what_serving_would_do(coterie: Coterie, folder: Path, letters: int) -> None:
+    """Where it is too long for all, the first would refuse it."""
+    path, text = composition_of(folder, "longest", {"short": 5, "shorter": 4, "long": 3}), "x" * letters
+    told = json.loads(run("route", path, text, "--json").stdout)
+    assert told == {"prompt": text, **coterie.route(few(text)).to_dict()}
+    if letters < 900:
+        assert told["expert"] == coterie.ask(few(text)).expert
+    named = json.loads(run("route", path, "@short " + text, "--json").stdout)
+    assert named["expert"] == "short"
+
+
+def test_route_opens_nobody_without_need(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def noted(models: dict[str, Model]) -> dict[str, Text]:
+        opened.extend(models)
+        return open_texts(models)
+
+    monkeypatch.setattr(routes, "open_texts", noted)
+    found = load_composition(composition_of(folder, "longest", {"short": 5, "shorter": 4, "long": 3}))
+    assert [route.expert for route in served_routes(found, ["x", "y", "@longest z"])] == ["short", "short", "longest"]
+    assert opened == ["short"]
+    assert served_routes(found, ["x" * 100])[0].expert == "long"
+    assert opened == ["short", "short", "shorter", "long"]

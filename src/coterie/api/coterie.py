@@ -17,7 +17,7 @@ from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.embeddings import embedder, given_out, query_of
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.opened import open_all
-from coterie.api.ready import Experts, Ready, made_ready, placed
+from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
 from coterie.api.rescan import Looked, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
@@ -94,14 +94,14 @@ class Coterie(Wishing):
         """
         begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
         if not begun.asks:
-            return self.routing.finish(begun)
+            return self._fitted(query, begun, self.routing.finish(begun))
         with self._opened():
             self._routings.begin(request_id, begun)
         try:
             while True:
                 with self._opened():
                     if self._routings.done(request_id):
-                        return self._routings.route(request_id)
+                        return self._fitted(query, begun, self._routings.route(request_id))
                     self._unseen += self._advance(WAIT_S)
         finally:
             with self._lock:
@@ -278,6 +278,10 @@ class Coterie(Wishing):
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
+
+    def _fitted(self, query: Query, begun: Pending, route: Route) -> Route:
+        others = self.routing.others
+        return route if begun.route is not None else fitted(query, begun.prompt, route, others, self._experts)[0]
 
     def _read_touched(self, expert: str) -> None:
         read_touched(expert, self.composition, self._parts, self.models, self._options)

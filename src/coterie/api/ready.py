@@ -69,10 +69,18 @@ def made_ready(query: Query, begun: Pending, routing: Routing, experts: Experts)
 def placed(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Request, Text]:
-    """The request to a route's expert, or where the prompt is too long for that one to the next for which it is not:
-    of the runners-up, or else of the `others`. Where it is too long for all, the first will refuse it.
+    """The request to a route's expert, or to another one, as `fitted` has it. Raises RequestError, UnsupportedError."""
+    route, text, model, ids = fitted(query, prompt, route, others, experts)
+    return route, _request(query, ids, text, model), text
 
-    Raises RequestError, UnsupportedError.
+
+def fitted(
+    query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
+) -> tuple[Route, Text, Model, tuple[int, ...]]:
+    """A route, or where the prompt is too long for its expert one to the next for which it is not: of the runners-up,
+    or else of the `others`. Where it is too long for all the route stays, and its expert will refuse it.
+
+    With what its expert reads and the prompt's tokens. Raises RequestError, UnsupportedError.
     """
     text, model = experts.of(route.expert)
     read = {route.expert: (text, model, text.encode(query, prompt))}
@@ -90,8 +98,7 @@ def placed(
         return _too_long(len(ids), its_model, experts.holds(its_model.kv))
 
     route = fitting(route, unfit, others)
-    text, model, ids = read[route.expert]
-    return route, _request(query, ids, text, model), text
+    return route, *read[route.expert]
 
 
 def _too_long(count: int, model: Model, holds: int) -> str:

@@ -23,7 +23,7 @@ COMMANDS = {
     "run": ("run", "run", "Query a composition; each answer shows the expert, hit or switch, and the speed."),
     "serve": ("serve", "serve", "Serve a composition over HTTP until interrupted."),
     "ps": ("ps", "ps", "Show which experts a running server has where, and what they do."),
-    "route": ("route", "route", "Print the router's decision for each prompt, without running any expert."),
+    "route": ("route", "route", "Print where each prompt would go, without running any expert."),
     "check": ("check", "check", "Check a composition and print where the bytes go."),
     "eval": (
         "eval",

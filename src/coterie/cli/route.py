@@ -1,6 +1,7 @@
 """`coterie route`: which expert would answer, how sure the router is, who came next, and why.
 
-Only a router that asks a model needs a device. Knows nothing about running experts.
+Only a router that asks a model needs a device; of experts, those that may get a prompt are opened. Knows nothing about
+running them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.api import Coterie, Query
+from coterie.api.routes import served_routes
 from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
@@ -26,12 +28,16 @@ def route(
     prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads lines from stdin.")] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Print the router's decision for each prompt, without running any expert."""
+    """Print where each prompt would go, without running any expert.
+
+    A prompt that is too long for the router's choice goes to the next with room, as served (the KV cache aside).
+    """
     found = load_composition(composition)
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
-    routes = list(zip(texts, routes_of(found, texts), strict=True))
+    asks = found.router is not None and found.router.model is not None
+    routes = list(zip(texts, (routes_of if asks else served_routes)(found, texts), strict=True))
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)

@@ -1,0 +1,62 @@
+"""Routes without a device: where prompts would go that are served, by the experts that must be asked about it.
+
+    prompt -> router -> its expert, opened (headers and tokenizer) -> too long for it? -> the next, opened ...
+
+Knows nothing about memory: each expert is taken to have room for a whole context of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from coterie.api.ready import Experts, fitted
+from coterie.api.texts import Text, open_texts, prompt_of
+from coterie.api.types import Query
+from coterie.composition.composition import Composition
+from coterie.composition.router import Route
+from coterie.composition.routing import Routing
+from coterie.engine.experts import open_experts
+from coterie.models.model import Model
+
+
+class _Models(dict[str, Model]):
+    """Models by name, each opened when it is asked for; one without bytes will do."""
+
+    def __init__(self, composition: Composition) -> None:
+        self._composition = composition
+
+    def __missing__(self, name: str) -> Model:
+        alone = replace(self._composition, experts=(self._composition.expert(name),), router=None)
+        self[name] = open_experts(alone, synthetic=True)[name]
+        return self[name]
+
+
+class _Texts(dict[str, Text]):
+    """How experts read, likewise."""
+
+    def __init__(self, models: _Models) -> None:
+        self._models = models
+
+    def __missing__(self, name: str) -> Text:
+        self.update(open_texts({name: self._models[name]}))
+        return self[name]
+
+
+def served_routes(composition: Composition, texts: list[str]) -> list[Route]:
+    """Where each text would go. For routers that ask no model.
+
+    Raises what routing does, and what opening an expert does (CheckpointError, UnsupportedError).
+    """
+    routing, models = Routing(composition), _Models(composition)
+    experts = Experts(_Texts(models), models, lambda kv: sys.maxsize)
+
+    def route(text: str) -> Route:
+        query = Query.text(text)
+        begun = routing.begin(prompt_of(query), unfit=lambda name: experts.texts[name].unfit(query))
+        found = routing.finish(begun)
+        if begun.route is not None:  # who names an expert is given no other
+            return found
+        return fitted(query, begun.prompt, found, routing.others, experts)[0]
+
+    return [route(text) for text in texts]
