@@ -18,22 +18,29 @@ class Node {
   prepend(...nodes) { this.children.unshift(...this.adopt(nodes)); }
   replaceChildren(...nodes) { this.own = ""; this.children = this.adopt(nodes); this.filled += 1; }
   remove() { this.parentNode.children = this.parentNode.children.filter((node) => node !== this); }
+  classed(name) { return [...(this.className === name ? [this] : []), ...this.children.flatMap((child) => child.classed(name))]; }
   all(tag) { return [...(this.tag === tag ? [this] : []), ...this.children.flatMap((child) => child.all(tag))]; }
   get lastChild() { const all = this.children; return { remove: () => all.pop() }; }
   setAttribute(name, value) { this.attributes[name] = value; }
+  toggleAttribute(name, there) { this.attributes[name] = there; }
   addEventListener(name, handler) { this.handlers[name] = handler; }
   focus() {}
 }
 
 const byId = new Map([...html.matchAll(/ id="([^"]+)"/g)].map((found) => [found[1], new Node("fixed")]));
+const above = {}; // who listens to the document and the window
+globalThis.addEventListener = (name, handler) => { above[name] = [...(above[name] || []), handler]; };
 globalThis.document = {
+  addEventListener,
   getElementById(id) { if (!byId.has(id)) throw new Error(`there is no ${id}`); return byId.get(id); },
   createElement: (tag) => new Node(tag),
 };
 globalThis.requestAnimationFrame = (draw) => setTimeout(draw, 0);
-const asked = [];
+const asked = [], left = []; // the paths of streams that were let go
 globalThis.fetch = async (path, options) => {
   asked.push({ path, ...options, signal: undefined });
+  options.signal.addEventListener("abort", () => left.push(path));
+  if (scene.answers[path][0] === "away") { scene.answers[path].shift(); throw new TypeError("fetch failed"); }
   const next = scene.answers[path][0];
   if (next && next.key && options.headers.Authorization !== `Bearer ${next.key}`) {
     return new Response(JSON.stringify({ error: { message: "no key" } }), { status: 401 });
@@ -52,17 +59,25 @@ new Function(html.match(/<script>([\s\S]*?)<\/script>/)[1])();
 const wait = (ms) => new Promise((go) => setTimeout(go, ms));
 const rest = async () => { for (let turn = 0; turn < 20; turn += 1) await wait(5); };
 const event = { preventDefault() {} };
+function happen(id, name, value) {
+  if (id !== "document") {
+    if (value !== undefined && value !== null) byId.get({ ask: "prompt", "key-form": "key" }[id] || id).value = value;
+    return byId.get(id).handlers[name](event);
+  }
+  if (name === "visibilitychange") document.hidden = value === "hidden";
+  for (const handler of above[name]) handler({ ...event, key: value });
+}
 (async () => {
   await rest();
   for (const [id, name, value] of scene.does) {
-    if (value !== undefined && value !== null) byId.get({ ask: "prompt", "key-form": "key" }[id] || id).value = value;
-    byId.get(id).handlers[name](event);
+    happen(id, name, value);
     await rest();
   }
   const shown = Object.fromEntries([...byId].map(([id, node]) => [id, node.textContent]));
   const tiles = byId.get("experts").children.map((row) => row.children[0]);
   const marked = Object.fromEntries(["pre", "code", "strong"].map((tag) => [tag, byId.get("talk").all(tag).map((node) => node.textContent)]));
+  const kinds = Object.fromEntries(["head", "item", "cells"].map((name) => [name, byId.get("talk").classed(name).map((node) => node.textContent)]));
   const found = tiles.filter((tile) => !tile.parentNode.hidden).length;
-  console.log(JSON.stringify({ shown, asked, marked, found, chosen: byId.get("model").value, prompt: byId.get("prompt").value, sought: !byId.get("find").hidden, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), made: byId.get("experts").filled, states: tiles.map((tile) => tile.dataset.state) }));
+  console.log(JSON.stringify({ shown, asked, left, kinds, marked, found, chosen: byId.get("model").value, prompt: byId.get("prompt").value, sought: !byId.get("find").hidden, hidden: byId.get("key-form").hidden, filled: Math.max(...tiles.map((tile) => tile.filled)), made: byId.get("experts").filled, states: tiles.map((tile) => tile.dataset.state) }));
   process.exit(0);
 })();

@@ -53,7 +53,7 @@ def test_models_say_where_they_are_and_what_they_do(composition: Path) -> None:
         "dan": ("absent", False, "disk"),
     }
     assert alone == rows["bob"]
-    assert alone["description"] == "random bob"
+    assert (alone["description"], alone["chat_template"]) == ("random bob", True)
     assert (alone["pinned"], alone["running"], alone["waiting"]) == (False, 0, 0)
     assert alone["last_used_s"] > 0
     assert rows["ada"]["last_used_s"] is None

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tests.system.serving import ask, served
 
 from coterie.api import Coterie, Options
 from coterie.api import assemble as assembly
-from coterie.server.events import ALIVE, Hub, Reader, encode
+from coterie.server.events import ALIVE, Hub, Reader, encode, snapshot
 from coterie.server.worker import Worker
 
 
@@ -349,3 +350,14 @@ def test_a_load_that_fails_at_once_keeps_its_status(held: tuple[Held, Coterie]) 
     disk.go.set()
     with served(coterie) as url, client_of(url) as client, pytest.raises(openai.InternalServerError, match="on fire"):
         ask(client, "for ada", stream=True)
+
+
+def test_a_snapshot_says_who_takes_a_conversation(folder: Path, tmp_path: Path) -> None:
+    for name in ("ada", "bob"):
+        shutil.copytree(folder / name, tmp_path / name)
+    for path in tmp_path.glob("bob/*"):
+        if path.name in ("tokenizer_config.json", "chat_template.jinja"):
+            path.unlink()
+    with Coterie.open(tmp_path) as coterie:
+        said = {expert["name"]: expert["chat_template"] for expert in snapshot(coterie)["experts"]}
+    assert said == {"ada": True, "bob": False}

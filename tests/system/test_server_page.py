@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.playing import EVIL, HTML, needs_node, play, stream
 from tests.system.serving import served
 
 from coterie.api import Coterie, Options
 from coterie.server.app import make_app
-from coterie.server.events import encode, snapshot
+from coterie.server.events import snapshot
 from coterie.server.page import policy
 
 ROOT = Path(__file__).resolve().parents[2]
-HTML = (files("coterie.server") / "page.html").read_text(encoding="utf-8")
 SCRIPT = re.findall(r"<script>(.*?)</script>", HTML, re.DOTALL)
 STYLE = re.findall(r"<style>(.*?)</style>", HTML, re.DOTALL)
-NODE = shutil.which("node")
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +96,6 @@ def test_the_wheel_has_it() -> None:
         assert subprocess.run(["git", "check-ignore", "-q", str(page)], cwd=ROOT, check=False).returncode == 1
 
 
-def play(folder: Path, answers: dict[str, list[dict]], does: list[list[str]]) -> dict:
-    """Runs the page's script against these answers, does this (id, event, text), and says what is shown."""
-    assert NODE is not None
-    (folder / "page.html").write_text(HTML)
-    (folder / "scene.json").write_text(json.dumps({"answers": answers, "does": does}))
-    script = Path(__file__).with_name("page_in_node.js")
-    command = [NODE, str(script), str(folder / "page.html"), str(folder / "scene.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
-
-
-needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
-EVIL = '<img src=x onerror="alert(1)">'
-
-
-def stream(*happened: tuple[str, dict]) -> dict:
-    return {"body": b"".join(encode(what, facts, 1) for what, facts in happened).decode()}
-
-
 @needs_node
 def test_what_happens_is_shown(tmp_path: Path, coterie: Coterie) -> None:
     first = snapshot(coterie)
@@ -146,167 +122,13 @@ def test_what_happens_is_shown(tmp_path: Path, coterie: Coterie) -> None:
     assert "resident, pinned" in shown["experts"]
     assert "1 waiting" in shown["experts"]
     assert EVIL in shown["experts"]  # as text
-    assert f"bob failed: {EVIL}" in shown["switches"]
+    assert f"bob · failed: {EVIL}" in shown["switches"]
     assert "in 12.5 ms" in shown["switches"]
     assert "from disk · in place of dan" in shown["switches"]
-    assert ", 1 experts" in shown["tiers"]
+    assert ", 1 expert " in shown["tiers"]
     for total in ("waiting 1", "running 0", "answers 1", "tokens 7", "hits 0 (0 %)", "switches 2", "failed loads 1"):
         assert total in shown["totals"]
     assert shown["model"] == "four: the router chooses ada bob cyd dan"
-
-
-@needs_node
-def test_an_answer_is_shown_as_text_with_who_gave_it(tmp_path: Path, coterie: Coterie) -> None:
-    details = {"expert": "bob", "confidence": 0.8, "is_fallback": False, "hit": False, "switch_s": 0.0021,
-               "ttft_s": 0.5, "tokens_per_s": 99.6}  # fmt: skip
-    head = {"id": "chatcmpl-1", "model": "bob"}
-    parts = [
-        ": waiting for bob, 1 of 2 GiB",
-        *[
-            "data: " + json.dumps({**head, "choices": [{"delta": delta}], **more})
-            for delta, more in (({"content": "1 < 2 "}, {}), ({"content": EVIL}, {}), ({}, {"coterie": details}))
-        ],
-        "data: [DONE]",
-    ]
-    routed = {"expert": "bob", "request": "chatcmpl-1", "runners_up": [{"expert": "ada", "confidence": 0.15}]}
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)), ("routed", routed))],
-        "/v1/chat/completions": [{"body": "\n\n".join(parts) + "\n\n"}],
-    }
-    found = play(tmp_path, answers, [["ask", "submit", "which is less?"]])
-    talk = found["shown"]["talk"]
-    assert talk.startswith(f"which is less? 1 < 2 {EVIL}")
-    facts = "bob · confidence 0.80 · switch 2.10 ms · first token 500 ms · 100 tokens/s · then ada 0.15"
-    assert talk.endswith(facts)
-    body = json.loads(next(ask["body"] for ask in found["asked"] if ask["path"] == "/v1/chat/completions"))
-    assert body == {"model": "four", "messages": [{"role": "user", "content": "which is less?"}], "stream": True}
-
-
-@needs_node
-def test_an_answer_that_fails_or_breaks_off_is_no_part_of_the_conversation(tmp_path: Path, coterie: Coterie) -> None:
-    begun = "data: " + json.dumps({"id": "1", "model": "bob", "choices": [{"delta": {"content": "half an"}}]}) + "\n\n"
-    failed = "data: " + json.dumps({"error": {"message": EVIL}}) + "\n\n"
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-        "/v1/chat/completions": [{"body": begun + failed}, {"body": begun}, {"body": begun + "data: [DONE]\n\n"}],
-    }
-    found = play(tmp_path, answers, [["ask", "submit", text] for text in ("one", "two", "three")])
-    talk = found["shown"]["talk"]
-    assert f"one half an {EVIL} two half an the answer broke off; ask again three half an bob" == talk
-    asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
-    assert asked == [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
-
-
-@needs_node
-def test_what_was_thought_stands_before_the_answer_and_goes_back(tmp_path: Path, coterie: Coterie) -> None:
-    deltas = [{"content": ""}, {"reasoning_content": "Hm, "}, {"reasoning_content": EVIL}, {"content": "Four."}]
-    head = {"id": "1", "model": "bob"}
-    parts = [f"data: {json.dumps({**head, 'choices': [{'delta': delta}]})}\n\n" for delta in deltas]
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-        "/v1/chat/completions": [{"body": "".join([*parts, "data: [DONE]\n\n"])}] * 2,
-    }
-    found = play(tmp_path, answers, [["ask", "submit", "2 + 2?"], ["ask", "submit", "sure?"]])
-    talk = f"2 + 2? thought Hm, {EVIL} Four. bob sure? thought Hm, {EVIL} Four. bob"
-    assert " ".join(found["shown"]["talk"].split()) == talk
-    *_, asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
-    assert asked[1] == {"role": "assistant", "content": "Four.", "reasoning_content": f"Hm, {EVIL}"}
-
-
-def answered(*pieces: str, reason: str = "stop", done: bool = True, **more: object) -> dict:
-    """An answer as it is streamed, in these pieces."""
-    deltas = [{"delta": {"content": piece}} for piece in pieces]
-    choices = [*deltas, *([{"delta": {}, "finish_reason": reason}] if done else [])]
-    parts = [f"data: {json.dumps({'id': '1', 'model': 'bob', 'choices': [one]})}\n\n" for one in choices]
-    return {"body": "".join([*parts, "data: [DONE]\n\n"] if done else parts), **more}
-
-
-MARKDOWN = f"""## How
-Use `sorted`, **not** {EVIL}:
-
-```python
-def f(a):
-    return `a` **2
-```
-~~~
-``` no end of it
-~~~
-* one `open
-** two"""
-
-
-@needs_node
-@pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_code_stands_apart_however_it_comes(tmp_path: Path, coterie: Coterie, size: int) -> None:
-    pieces = [MARKDOWN[at : at + size] for at in range(0, len(MARKDOWN), size)]
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-        "/v1/chat/completions": [answered(*pieces), answered("so")],
-    }
-    found = play(tmp_path, answers, [["ask", "submit", "how?"], ["ask", "submit", "and?"]])
-    blocks = ["def f(a):\n     return `a` **2\n", "``` no end of it\n"]  # lines are joined by a blank in this document
-    assert found["marked"]["pre"] == blocks
-    assert found["marked"]["code"] == ["sorted", *blocks]
-    assert found["marked"]["strong"] == ["not"]
-    talk = found["shown"]["talk"]
-    assert f"how? How\n Use  sorted ,  not  {EVIL}:\n" in talk
-    assert "* one `open\n ** two" in talk
-    *_, asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
-    assert asked[1] == {"role": "assistant", "content": MARKDOWN}
-
-
-@needs_node
-def test_a_block_that_does_not_end_is_shown(tmp_path: Path, coterie: Coterie) -> None:
-    """Cut by a limit, which is told."""
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-        "/v1/chat/completions": [answered("So:\n```\nx = ", "1", reason="length")],
-    }
-    details = {"expert": "bob", "confidence": 1, "hit": True, "ttft_s": 1, "tokens_per_s": 2, "reason": "it was named"}
-    last = f"data: {json.dumps({'id': '1', 'choices': [], 'coterie': details})}\n\n"
-    body = answers["/v1/chat/completions"][0]["body"]
-    answers["/v1/chat/completions"][0]["body"] = body.replace("data: [DONE]", last + "data: [DONE]")
-    found = play(tmp_path, answers, [["ask", "submit", "how?"]])
-    assert found["marked"]["pre"] == ["x = 1"]
-    assert found["shown"]["talk"].endswith("2 tokens/s · cut: it has as many tokens as it may")
-
-
-@needs_node
-def test_what_was_read_before_a_stop_may_be_asked_about(tmp_path: Path, coterie: Coterie) -> None:
-    """Without any, the question is there to be asked again, as where the answer fails."""
-    failed = {"body": 'data: {"error": {"message": "no"}}\n\n'}
-    begun, none = answered("It is ", "lo", done=False, hangs=True), answered(done=False, hangs=True)
-    answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-        "/v1/chat/completions": [begun, answered("Well."), none, failed],
-    }
-    stop = ["stop", "click", None]
-    does = [["ask", "submit", "why?"], stop, ["ask", "submit", "why that?"], ["ask", "submit", "third"], stop]
-    found = play(tmp_path, answers, does)
-    asked = [json.loads(ask["body"])["messages"] for ask in found["asked"] if "body" in ask]
-    said = [("user", "why?"), ("assistant", "It is lo"), ("user", "why that?")]
-    assert [(one["role"], one["content"]) for one in asked[1]] == said
-    assert "why? It is lo stopped why that? Well. bob third  stopped" in found["shown"]["talk"]
-    assert found["prompt"] == "third"
-    found = play(tmp_path, {**answers, "/v1/chat/completions": answers["/v1/chat/completions"][3:]}, does[:1])
-    assert found["prompt"] == "why?"
-
-
-@needs_node
-def test_a_folder_without_a_router_asks_an_expert(tmp_path: Path, folder: Path) -> None:
-    """Its own name would be refused: nobody chooses there."""
-    with Coterie.open(folder) as coterie:
-        answers = {
-            "/v1/events": [stream(("snapshot", snapshot(coterie)))],
-            "/v1/chat/completions": [answered("x")],
-        }
-        found = play(tmp_path, answers, [["ask", "submit", "hello"]])
-    assert found["shown"]["model"] == "ada bob cyd dan"
-    assert json.loads(next(ask["body"] for ask in found["asked"] if "body" in ask))["model"] == "ada"
-    with Coterie.open(folder / "bob") as coterie:
-        answers = {"/v1/events": [stream(("snapshot", snapshot(coterie)))]}
-        found = play(tmp_path, answers, [])
-    assert (found["shown"]["model"], found["chosen"]) == ("bob", "bob")
 
 
 @needs_node

@@ -162,12 +162,16 @@ def routes(hub: Hub) -> list[Route]:
 
 
 def snapshot(coterie: Coterie) -> dict[str, Any]:
-    """The status, what experts are for, who lies in each tier; `routes`: the composition's name names who chooses."""
+    """The status, what experts are for and which have a chat template, who lies in each tier.
+
+    `routes`: the composition's name names who chooses.
+    """
     status = coterie.status().to_dict()
     about = {expert.name: expert.description for expert in coterie.composition.experts}
     experts = [
         {**expert, "of": "experts" if expert["name"] in about else "router",
-         "description": about.get(expert["name"], "asked where requests go")}
+         "description": about.get(expert["name"], "asked where requests go"),
+         "chat_template": expert["name"] in about and coterie.texts[expert["name"]].template is not None}
         for expert in status["experts"]
     ]  # fmt: skip
     return {

@@ -41,6 +41,7 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
             "kind": "expert",
             "description": expert.description,
             "sampling": defaults_of(coterie.models[expert.name]),
+            "chat_template": coterie.texts[expert.name].template is not None,
             "resident": found.state != "absent",
             **{name: value for name, value in found.to_dict().items() if name != "name"},
         }
