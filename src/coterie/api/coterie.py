@@ -16,6 +16,7 @@ from pathlib import Path
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.embeddings import embedder, given_out, query_of
 from coterie.api.inflight import InFlight, within_kv
+from coterie.api.kept_vectors import cache_folder
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
 from coterie.api.rescan import Looked, Rescan, look_again, rescan
@@ -59,7 +60,7 @@ class Coterie(Wishing):
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         self._close = weakref.finalize(self, self._parts.device.close)
-        self.routing = self._routings.teach()
+        self.routing = self._routings.teach(options.device, cache_folder())
 
     @classmethod
     def open(cls, ref: str | Path, options: Options | None = None) -> Coterie:

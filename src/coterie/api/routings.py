@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from coterie.api.embeddings import query_of, through
+from coterie.api.kept_vectors import KeptVectors
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
 from coterie.composition.router import Ask, Prompt, Result, Route
@@ -22,6 +26,8 @@ from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
 from coterie.memory.split import Cache
 from coterie.models.model import Model
+
+_ROUNDING = 1e-2  # of a vector's length: batches of a GPU round otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +78,45 @@ class Routings:
         self._jobs: dict[str, RoutingJob] = {}
         self._owners: dict[str, str] = {}
 
-    def teach(self) -> Routing:
+    def teach(self, device: str, folder: Path) -> Routing:
         """Ask for what the router must know before its first decision, and wait; the routing with what came of it.
 
-        Raises the failure of what was asked. Where numbers are made up nothing is asked.
+        What was asked before, on this `device`, is kept in `folder`. One of those is asked all the same: it brings the
+        model in, and where it comes out otherwise nothing that is kept counts. Raises the failure of what was asked.
+        Where numbers are made up nothing is asked.
         """
-        asks = {} if self._made_up else {f"example-{i}": ask for i, ask in enumerate(self._routing.to_teach)}
-        vectors: dict[str, tuple[float, ...]] = {}
-        for ask_id, ask in asks.items():
-            self._engine.submit(self._request(ask_id, ask, ""))
+        wanted = () if self._made_up else self._routing.to_teach
+        if not wanted:
+            return self._routing
+        asks, model = [self._request(f"example-{i}", ask, "") for i, ask in enumerate(wanted)], wanted[0].expert
+        kept = KeptVectors(self._models[model], self._texts[model].embedding, device, folder)
+        keys = [KeptVectors.key_of(ask.prompt_ids) for ask in asks]
+        known = kept.read()
+        is_new = any(key not in known for key in keys)
+        asked = {keys[0]: asks[0], **{key: ask for key, ask in zip(keys, asks, strict=True) if key not in known}}
+        made = self._pooled(asked)
+        if _differ(known.get(keys[0]), made[keys[0]]):
+            made |= self._pooled({key: ask for key, ask in zip(keys, asks, strict=True) if key not in made})
+            known, is_new = {}, True
+        there = {key: made.get(key) or known[key] for key in keys}
+        if is_new:
+            kept.write(there, known)
+        whole_ND = through(self._texts[model].embedding, [there[key] for key in keys])
+        self._routing = self._routing.taught([tuple(vector_D.tolist()) for vector_D in whole_ND])
+        return self._routing
+
+    def _pooled(self, asked: Mapping[bytes, Request]) -> dict[bytes, tuple[float, ...]]:
+        """What the model makes of these, before it goes through the layers behind. Raises the first failure."""
+        keys = {ask.request_id: key for key, ask in asked.items()}
+        made: dict[bytes, tuple[float, ...]] = {}
+        for ask in asked.values():
+            self._engine.submit(ask)
         while not self._engine.idle:
             for output in self._engine.step():
                 if output.error is not None:
                     raise output.error
-                vectors[output.request_id] = self._whole(output).vector
-        if asks:
-            self._routing = self._routing.taught([vectors[ask_id] for ask_id in asks])
-        return self._routing
+                made[keys[output.request_id]] = output.vector
+        return made
 
     def begin(self, request_id: str, pending: Pending, client: str = "") -> None:
         """Ask what the router wants to know.
@@ -162,3 +190,11 @@ class Routings:
         ids = text.encode(query, prompt_of(query), self._models[ask.expert].max_context - 1)
         pooling = text.embedding.pooling
         return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", client=client, pooling=pooling)
+
+
+def _differ(kept: Sequence[float] | None, made: Sequence[float]) -> bool:
+    """Whether a vector that is kept is not what is made now, but for rounding."""
+    if kept is None or len(kept) != len(made):
+        return kept is not None
+    apart, length = np.linalg.norm(np.subtract(kept, made)), np.linalg.norm(made)
+    return bool(apart > _ROUNDING * length)
