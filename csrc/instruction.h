@@ -150,6 +150,9 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 // b has rows of b_step numbers, of which a is multiplied by the N from b_first on.
 #define COTERIE_MUL_PART(FIELD) COTERIE_MUL(FIELD) FIELD(integer, b_first) FIELD(integer, b_step)
 
+// row: of each channel a factor.
+#define COTERIE_MUL_ROW(FIELD) COTERIE_SILU(FIELD) FIELD(const f32*, row)
+
 // weight: one number.
 #define COTERIE_MUL_ONE(FIELD) COTERIE_SILU(FIELD) FIELD(bytes*, weight) FIELD(integer, weight_dtype)
 
@@ -311,7 +314,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(mul_part, MulPart, COTERIE_MUL_PART)                                                                            \
   OP(mul_one, MulOne, COTERIE_MUL_ONE)                                                                               \
   OP(net_parts, NetParts, COTERIE_NET_PARTS)                                                                         \
-  OP(xielu, Xielu, COTERIE_XIELU)
+  OP(xielu, Xielu, COTERIE_XIELU)                                                                                    \
+  OP(selective_scan, SelectiveScan, COTERIE_SELECTIVE_SCAN)                                                          \
+  OP(selective_scan_gate, SelectiveScanGate, COTERIE_SELECTIVE_SCAN_GATE)                                            \
+  OP(group_norm, GroupNorm, COTERIE_GROUP_NORM)                                                                      \
+  OP(mul_row, MulRow, COTERIE_MUL_ROW)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

@@ -1,5 +1,5 @@
-// causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel, or the sum
-// itself. The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+// causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence), channel by channel, or
+// the sum itself; without a bias it is 0. The last inputs of each sequence are kept, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
 #include <algorithm>
 
 #include "../kept.h"
@@ -39,11 +39,12 @@ void each_kept(const CausalConv& op, int64_t sequence, int64_t tap, int64_t firs
   }
 }
 
-// y = silu(the sum of taps) of one token, or without silu; `rows` are the inputs before it, the oldest first.
+// y = silu(the sum of taps) of one token, or without silu; `rows` are the inputs before it, the oldest first; `bias` may be null.
 template <bool kPlain>
-void convolve(const float* const* rows, const float* x, const float* weights, int64_t taps, int64_t width, float* y) {
+void convolve(const float* const* rows, const float* x, const float* weights, const float* bias, int64_t taps, int64_t width, float* y) {
   const auto sums = [&](auto read, int64_t c) {
     V acc = read(weights + c) * read(rows[0] + c);
+    if (bias != nullptr) acc = acc + read(bias + c);
     for (int64_t tap = 1; tap < taps - 1; ++tap) acc = fma(read(weights + tap * kChannels + c), read(rows[tap] + c), acc);
     acc = fma(read(weights + (taps - 1) * kChannels + c), read(x + c), acc);
     return kPlain ? acc : silu(acc);
@@ -57,7 +58,7 @@ void convolve(const float* const* rows, const float* x, const float* weights, in
 
 int64_t units(const CausalConv& op) { return op.T == 0 ? 0 : op.B * tiles(op.N, kChannels); }
 int64_t scratch_bytes(const CausalConv& op) {
-  return bytes_of(op.taps * kChannels) + bytes_of((op.taps - 1) * kChannels) + bytes_of(kChannels) +
+  return bytes_of(op.taps * kChannels) + bytes_of((op.taps - 1) * kChannels) + 2 * bytes_of(kChannels) +
          bytes_of(2 * op.taps);
 }
 int64_t flops(const CausalConv& op) { return (2 * op.taps + 10) * op.T * op.N; }
@@ -68,8 +69,13 @@ void run(const CausalConv& op, int64_t unit, Scratch& scratch) {
   float* weights = scratch.floats(op.taps * kChannels);
   float* kept = scratch.floats(past * kChannels);
   float* zeros = scratch.floats(kChannels);
+  float* bias = scratch.floats(kChannels);
   auto** rows = reinterpret_cast<const float**>(scratch.floats(2 * op.taps));
   with_dtype(op.weight_dtype, [&]<DType D>() { widen_taps<D>(op.weight, first, width, op.taps, weights); });
+  if (op.bias == nullptr) bias = nullptr;
+  else with_dtype(op.bias_dtype, [&]<DType D>() {
+    for (int64_t c = 0; c < width; ++c) bias[c] = widen<D>(op.bias + (first + c) * size_of(op.bias_dtype));
+  });
   std::memset(zeros, 0, kChannels * sizeof(float));
   for (int64_t tap = 0; tap < past; ++tap) {
     rows[tap] = kept + tap * kChannels;
@@ -82,7 +88,8 @@ void run(const CausalConv& op, int64_t unit, Scratch& scratch) {
     const float* x = op.x + *token * op.N + first;
     if (op.positions[*token] == 0) std::fill(rows, rows + past, zeros);
     float* y = op.y + *token * op.N + first;
-    op.plain ? convolve<true>(rows, x, weights, op.taps, width, y) : convolve<false>(rows, x, weights, op.taps, width, y);
+    if (op.plain) convolve<true>(rows, x, weights, bias, op.taps, width, y);
+    else convolve<false>(rows, x, weights, bias, op.taps, width, y);
     std::move(rows + 1, rows + past, rows);
     rows[past - 1] = x;
     ++tokens;

@@ -1,5 +1,6 @@
 // add, mul, silu, gelu, softcap, relu_squared: y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap),
-// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number. xielu is in math.h.
+// y = x * x where x > 0, else 0. mul_part: y = a * some columns of b. mul_one: y = x * one number. mul_row: y = x * a number for each
+// channel. xielu is in math.h.
 #include "../math.h"
 #include "../op.h"
 
@@ -17,6 +18,19 @@ void map(const float* a, const float* b, float* y, int64_t total, int64_t unit, 
   scratch.stored((last - i) * 4);
   for (; i + W <= last; i += W) store(y + i, body(load(a + i), load(b + i)));
   if (i < last) store_part(y + i, body(load_part(a + i, last - i), load_part(b + i, last - i)), last - i);
+}
+
+// y = a * b for the tokens of one unit, N numbers each; b has rows so far apart.
+void mul_rows(const float* a, const float* b, int64_t b_step, float* y, int64_t T, int64_t N, int64_t unit, Scratch& scratch) {
+  const int64_t first = unit * kTileTokens, last = smaller(T, first + kTileTokens);
+  for (int64_t t = first; t < last; ++t) {
+    const float *at = a + t * N, *factors = b + t * b_step;
+    float* out = y + t * N;
+    int64_t n = 0;
+    for (; n + W <= N; n += W) store(out + n, load(at + n) * load(factors + n));
+    if (n < N) store_part(out + n, load_part(at + n, N - n) * load_part(factors + n, N - n), N - n);
+  }
+  scratch.stored((last - first) * N * 4);
 }
 
 float softplus(float x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
@@ -70,16 +84,13 @@ int64_t units(const MulPart& op) { return tiles(op.T, kTileTokens); }
 int64_t scratch_bytes(const MulPart&) { return 0; }
 int64_t flops(const MulPart& op) { return op.T * op.N; }
 void run(const MulPart& op, int64_t unit, Scratch& scratch) {
-  const int64_t first = unit * kTileTokens, last = smaller(op.T, first + kTileTokens);
-  for (int64_t t = first; t < last; ++t) {
-    const float *a = op.a + t * op.N, *b = op.b + t * op.b_step + op.b_first;
-    float* y = op.y + t * op.N;
-    int64_t n = 0;
-    for (; n + W <= op.N; n += W) store(y + n, load(a + n) * load(b + n));
-    if (n < op.N) store_part(y + n, load_part(a + n, op.N - n) * load_part(b + n, op.N - n), op.N - n);
-  }
-  scratch.stored((last - first) * op.N * 4);
+  mul_rows(op.a, op.b + op.b_first, op.b_step, op.y, op.T, op.N, unit, scratch);
 }
+
+int64_t units(const MulRow& op) { return tiles(op.T, kTileTokens); }
+int64_t scratch_bytes(const MulRow&) { return 0; }
+int64_t flops(const MulRow& op) { return op.T * op.N; }
+void run(const MulRow& op, int64_t unit, Scratch& scratch) { mul_rows(op.x, op.row, 0, op.y, op.T, op.N, unit, scratch); }
 
 int64_t units(const MulOne& op) { return tiles(op.T * op.N, kChunk); }
 int64_t scratch_bytes(const MulOne&) { return 0; }
@@ -106,6 +117,7 @@ COTERIE_KERNEL(softcap, Softcap)
 COTERIE_KERNEL(relu_squared, ReluSquared)
 COTERIE_KERNEL(mul_part, MulPart)
 COTERIE_KERNEL(mul_one, MulOne)
+COTERIE_KERNEL(mul_row, MulRow)
 COTERIE_KERNEL(xielu, Xielu)
 
 }  // namespace coterie::COTERIE_ISA

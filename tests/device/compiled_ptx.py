@@ -19,7 +19,7 @@ from coterie.kernels.triton.persistent import programs_that_fit
 CAPABILITY = 90
 # Of a multiprocessor, and of a program: CUDA C++ Programming Guide, technical specifications of capability 9.0.
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
-OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate")
+OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate", ": scan")
 OF_LATENT = (": absorb", ": absorb_many", ": unfold", ": unfold_many")
 HEAD = "| kernel | type | step | registers | spilled | shared | products by | widest load | copies ahead |\n"
 HEAD += "|---|---|---|---|---|---|---|---|---|\n"

@@ -12,6 +12,7 @@ import numpy as np
 from tests.device.compiled_delta import beside, delta_operands, program_of_nets
 from tests.device.compiled_latent import NAMES as LATENT
 from tests.device.compiled_latent import latent_operands, program_of_latent
+from tests.device.compiled_scan import SPACES, scan_operands
 from tests.device.native import whole
 
 from coterie.core.dtypes import DType
@@ -43,6 +44,7 @@ LAYERED = dict.fromkeys(("norm_qkv_rope_append", "norm_gate_up_silu_mul", "take_
 SINKS = {"attention": {"sinks": 64, "sinks_dtype": kernels.dtype_number(DType.BF16)}}
 OF_LAYER = {"factor": 64, "factor_dtype": kernels.dtype_number(DType.BF16)}
 OWN = {"norm_add": OF_LAYER, "choose_branches": {"factors": 64, "factors_dtype": kernels.dtype_number(DType.BF16)}}
+CONV_BIAS = {"causal_conv": {"bias": 64, "bias_dtype": kernels.dtype_number(DType.BF16)}}
 BIASED = "branch_down_add, biases"  # of the row behind
 CLIPPED = ("branch_gate_up_clipped", BIASED, "add_branch_bias")
 NOT_ROTATED = {"norm_qkv_rope_append": {"rotated": 0}, "norm_rope_append": {"rotated": 0}}
@@ -107,6 +109,7 @@ SOME = {
     "gemma4 wide": Some(("attention",), (DType.BF16,), tuple(STEPS), {"H": 32, "K": 4, "C": 512}),
     "gemma4 own": Some(("mul_part", "mul_one", "norm_add", "branch_gate_up_gelu", "choose_branches"), options=OWN),
     "nets": Some((*NETS, BESIDE), KINDS, tuple(STEPS)),
+    "spaces": Some((*SPACES, "causal_conv"), steps=tuple(STEPS), options=CONV_BIAS),
     "walk nets": Some(("walk nets",), steps=()),
     "latent": Some(LATENT, (DType.BF16, DType.F16, DType.F32), tuple(STEPS)),
     "walk latent": Some(("walk latent",), steps=()),
@@ -176,6 +179,7 @@ def rows_of(dtype):
             "choose_branches": {"y": at, "E": BRANCHES, "top_k": TAKEN, "normalise": 1, "scale": 1.0},
             "sample": {"V": V},
             **delta_operands(at),
+            **scan_operands(at),
         }
     operands |= latent_operands(at, dtype)
     zeros = {name: dict.fromkeys(kernels.OPCODES[name].words, 0) for name in operands}

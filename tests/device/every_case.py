@@ -13,6 +13,7 @@ from tests.device import (
     triton_latent_cases,
     triton_layer_cases,
     triton_plain_cases,
+    triton_scan_cases,
 )
 
 FILES = (
@@ -23,6 +24,7 @@ FILES = (
     triton_delta_cases,
     triton_layer_cases,
     triton_latent_cases,
+    triton_scan_cases,
 )
 QUICK = [case for file in FILES for case in file.QUICK]
 LONG = [case for file in FILES for case in file.LONG]

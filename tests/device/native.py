@@ -89,7 +89,7 @@ def whole(kernel, operands):
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
     neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")} if kernel == "attention" else {}
-    neutral |= {"plain": 0} if kernel == "causal_conv" else {}
+    neutral |= {"plain": 0, **absent("bias")} if kernel == "causal_conv" else {}
     neutral |= absent("bias") | absent("factors") | FREE_CHOICE if kernel == "choose_branches" else {}
     apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
     neutral |= {f"{apart}_first": 0, f"{apart}_step": 0} if apart else {}

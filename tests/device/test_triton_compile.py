@@ -29,8 +29,8 @@ EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(
     ("few", "alone", "alone_wide", "join"), "N[LJ]*W"
 )
 EARLY |= dict.fromkeys(("many", "stage", "together", "sample"), "NW")
-EARLY |= dict.fromkeys(("norm", "norm_rope_append", "gate", "open"), "NW")
-EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns"), "N[LJ]*W")  # what a sequence keeps, before
+EARLY |= dict.fromkeys(("norm", "norm_group", "norm_rope_append", "gate", "open"), "NW")
+EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns", "scan"), "N[LJ]*W")  # what a sequence keeps, before
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 EARLY |= dict.fromkeys(("few_each", "many_each", "absorb", "unfold"), "NL*W")
 EARLY |= dict.fromkeys(("append_row", "absorb_many", "unfold_many"), "NW")
@@ -192,6 +192,17 @@ def test_kernels_of_gated_delta_nets_compile_for_every_step(tmp_path):
         assert one["spilled_bytes"] == 0 or one["kernel"].startswith("linear"), one
         if one["kernel"].endswith(": delta_columns"):
             assert one["copies_ahead"], one
+
+
+def test_kernels_of_selective_state_spaces_compile_for_every_step(tmp_path):
+    """Nothing spills; all that a step of one token a sequence loads of a state stands before its wait."""
+    found = compiled(tmp_path, "spaces")
+    assert {one["kernel"].rpartition(" ")[2] for one in found} == {"conv", "scan", "norm_group", "mul_row"}
+    check(found)
+    for one in found:
+        assert one["spilled_bytes"] == 0, one
+        if one["kernel"].endswith(": scan"):
+            assert one["widest_load_bits"] == 128 or not one["step"].startswith("decode"), one
 
 
 LATENT = {"append_row", "absorb", "absorb_many", "unfold", "unfold_many", "alone", "join", "together"}

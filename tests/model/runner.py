@@ -17,7 +17,7 @@ from coterie.graph.reference import KvState, Reference
 from coterie.models.model import load_weights_f32
 
 LOGITS, TOKENS = "head/logits", "next_tokens"
-NUM_BLOCKS = 64
+NUM_BLOCKS = 128
 
 
 class ReferenceBackend:

@@ -118,15 +118,13 @@ def test_granite_4_that_is_dense():
     assert (c.embed_scale, c.attention_scale, c.residual_scale, c.logits_scale) == (12, 0.015625, 0.22, 0.1)
     for nope in ({"position_embedding_type": "nope"}, {"position_embedding_type": None}):
         assert opened("granite-4.0-micro", **nope).layers_without_rope == tuple(range(40))
-    for changes, sentence in (
-        ({"layer_types": ["mamba"] * 36 + ["attention"] * 4}, "layer type 'mamba' is not run"),
-        ({"layer_types": None}, "layer_types is missing, which means what is not run for granitemoehybrid"),
-        ({"num_local_experts": None}, "num_local_experts is missing, which means what is not run"),
-        ({"num_local_experts": 62}, "num_local_experts = 62 means mixture of experts"),
-        ({"shared_intermediate_size": None}, "shared_intermediate_size is missing"),
-    ):
-        with pytest.raises(UnsupportedError, match=sentence):
-            opened("granite-4.0-micro", **changes)
+    assert (c.state_spaces, c.branches) == (None, None)
+    for types, layers in ((["mamba"] * 36 + ["attention"] * 4, 36), (None, 40)):
+        assert len(opened("granite-4.0-micro", layer_types=types).state_spaces.layers) == layers
+    for said, count in ((None, 8), (62, 62)):
+        assert opened("granite-4.0-micro", num_local_experts=said, num_experts_per_tok=2).branches.count == count
+    with pytest.raises(UnsupportedError, match="shared_intermediate_size is missing"):
+        opened("granite-4.0-micro", shared_intermediate_size=None)
 
 
 def test_arcee():

@@ -11,6 +11,7 @@ import torch
 import transformers
 from tests.model.rows_branches import BRANCH_ROWS
 from tests.model.rows_own import DELTA_MOE, DELTA_ROWS, FULL, GEMMA4_MOE, GEMMA4_ROWS, LATENT_ROWS, SLIDING
+from tests.model.rows_scan import SCAN_MOE, SCAN_ROWS
 
 from coterie.models.quantised.methods import is_repacked
 from coterie.models.repack import repack_folder
@@ -200,8 +201,9 @@ FAMILY_ROWS |= {
     "olmo3": ("Olmo3", {"sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]}),
 }
 FAMILY_ROWS |= BRANCH_ROWS | LATENT_ROWS | DELTA_ROWS | DELTA_MOE | GEMMA4_ROWS | GEMMA4_MOE
+FAMILY_ROWS |= SCAN_ROWS | SCAN_MOE
 BRANCHED = (
-    *(*BRANCH_ROWS, *DELTA_MOE, *GEMMA4_MOE),
+    *(*BRANCH_ROWS, *DELTA_MOE, *GEMMA4_MOE, *SCAN_MOE),
     *(row for row, (_, changes) in LATENT_ROWS.items() if "n_routed_experts" in changes),
 )
 FAMILY_ROWS |= {
@@ -256,7 +258,7 @@ def takes_rope(row, rope):
 
 # What the ordinary run tests: every row of features with plain rope, and every rope kind on some family.
 LATER = ("glm", "helium", "ministral", "ministral3", "hunyuan")  # near another row, or better with another rope
-OWN_TESTS = (*BRANCH_ROWS, *LATENT_ROWS, *DELTA_ROWS, *DELTA_MOE, *GEMMA4_ROWS, *GEMMA4_MOE)
+OWN_TESTS = (*BRANCH_ROWS, *LATENT_ROWS, *DELTA_ROWS, *DELTA_MOE, *GEMMA4_ROWS, *GEMMA4_MOE, *SCAN_ROWS, *SCAN_MOE)
 CASES = [(row, "default") for row in FAMILY_ROWS if row not in OWN_TESTS and row not in LATER] + [
     ("llama", "linear"),
     ("llama", "dynamic"),
@@ -281,7 +283,7 @@ EVERY_CASE = [
     (row, rope)
     for row in FAMILY_ROWS
     for rope in ROPES
-    if takes_rope(row, rope) and row not in (*DELTA_MOE, *GEMMA4_MOE)
+    if takes_rope(row, rope) and row not in (*DELTA_MOE, *GEMMA4_MOE, *SCAN_MOE)
 ]
 
 

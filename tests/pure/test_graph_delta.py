@@ -121,5 +121,7 @@ def test_costs_have_a_closed_form(rule_set):
 
 
 def test_ranks_are_refused():
-    with pytest.raises(UsageError, match=r"gated delta nets are not split over 2 ranks; use a machine of one unit"):
+    with pytest.raises(
+        UsageError, match=r"layers with a recurrent state are not split over 2 ranks; use a machine of one unit"
+    ):
         shard(delta_net(), 2)

@@ -20,6 +20,7 @@ from coterie.graph.latent_ops import OF_HEADS
 from coterie.graph.layer_ops import LAYER_OPS, MUL_PART
 from coterie.graph.ops import CAP, COLLECTIVES, HORIZON, SCALE
 from coterie.graph.program import Program, Region
+from coterie.graph.scan_cost import SCAN_FLOPS
 from coterie.graph.stored import elements, pattern_bytes, value_bytes
 
 
@@ -193,6 +194,7 @@ FLOPS: Mapping[str, _Flops] = {
     "embed_dw": lambda graph, op, sizes: (1 + (SCALE in op.attrs)) * sizes.count(graph.values[op.inputs[0]].shape),
     **BRANCH_FLOPS,
     **DELTA_FLOPS,
+    **SCAN_FLOPS,
     **LATENT_FLOPS,
 }
 

@@ -16,9 +16,11 @@ _PER_NUMBER = 7
 
 
 def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Two of each tap, four of silu."""
+    """Two of each tap, one of a bias, four of silu."""
     taps = numbers_in(graph.values[op.inputs[1]].shape[-1:])
-    return (2 * taps + (0 if PLAIN in op.attrs else 4)) * sizes.count(graph.values[op.outputs[0]].shape)
+    return (2 * taps + bool(op.inputs[2]) + (0 if PLAIN in op.attrs else 4)) * sizes.count(
+        graph.values[op.outputs[0]].shape
+    )
 
 
 def _delta_flops(graph: Graph, op: Op, sizes: Sizes) -> int:

@@ -15,7 +15,7 @@ from coterie.graph.ir import Kind
 from coterie.graph.legal import pages
 
 
-def _state(row: Row, position: int, dims: int) -> tuple[int, ...]:
+def kept_state(row: Row, position: int, dims: int) -> tuple[int, ...]:
     """A float32 state [L, ...] of so many dimensions: those behind the layers; the op's layer is one of these."""
     value = row.input(position)
     if value.kind is not Kind.STATE or value.dtype is not DType.F32 or len(value.shape) != dims:
@@ -34,12 +34,14 @@ def _conv(row: Row) -> None:
     row.rows(x, row.output, first=(T,))
     row.activations(x, row.output)
     row.same(row.output.shape, x.shape, row.output.name)
-    past, channels = _state(row, 5, 3)
+    past, channels = kept_state(row, 6, 3)
     row.same(x.shape, (T, channels), x.name)
     row.weight(1, (channels, 1, past + 1))
     if row.op.attrs.get(PLAIN, 1) != 1:
         raise row.wrong(f"{PLAIN} is {row.op.attrs[PLAIN]!r}", "give 1, or leave it out")
-    pages(row, 2)
+    if row.op.inputs[2]:
+        row.weight(2, (channels,))
+    pages(row, 3)
 
 
 def _parts(row: Row) -> None:
@@ -63,7 +65,7 @@ def _delta(row: Row) -> None:
     x, a, b = (row.input(i) for i in range(3))
     row.rows(x, row.output, first=(T,))
     row.activations(x, a, b, row.output)
-    heads, key_dim, value_dim = _state(row, 8, 4)
+    heads, key_dim, value_dim = kept_state(row, 8, 4)
     key_heads = row.op.integer(KEY_HEADS)
     if key_heads < 1 or heads % key_heads:
         raise row.wrong(f"{heads} value heads share {key_heads} key heads", "make one a multiple of the other")

@@ -1,5 +1,7 @@
 """The ops of gated delta nets (linear attention): a convolution and a recurrence, whose states a sequence keeps.
 
+Selective state spaces (scan_ops.py) have the same convolution, and keep their states alike.
+
     state of a sequence   units of equal size: of each layer, a matrix for each value head, then the last inputs of the
                           convolution, cut into as many channels as fit (`conv_channels`); of layers that have the
                           convolution alone, its last inputs are the unit
@@ -23,9 +25,9 @@ UNIT_TYPE_BYTES = 4  # states are float32
 
 DELTA_OPS: dict[str, OpSpec] = {
     CONV: OpSpec(
-        "y = silu(the sum over taps of weight * x of the token and of those before it in its sequence), channel by "
-        "channel; before position 0 all is 0; the last inputs of each sequence are kept; plain 1: without silu",
-        ("x:TN", "weight:N1*", "positions:T", "sequence:T", "block_tables:B*", "conv:state"),
+        "y = silu(bias + the sum over taps of weight * x of the token and of those before it in its sequence), channel "
+        "by channel; before position 0 all is 0; the last inputs of each sequence are kept; plain 1: without silu",
+        ("x:TN", "weight:N1*", "bias?:N", "positions:T", "sequence:T", "block_tables:B*", "conv:state"),
         ("y:TN",),
         ("layer", f"{PLAIN}?"),
     ),

@@ -20,7 +20,7 @@ LEAST = np.float32(1e-6)  # added to the square of a length
 
 
 def _conv(step: Step, op: Op, x: list[Any]) -> Array:
-    data_TN, weight_N1K, positions, sequence, tables = x[:5]
+    data_TN, weight_N1K, bias_N, positions, sequence, tables = x[:6]
     y = np.empty_like(data_TN)
     for t, position in enumerate(positions):
         past_KN = step.state.kept(op.inputs[-1], op.integer("layer"), tables[sequence[t]])
@@ -28,6 +28,7 @@ def _conv(step: Step, op: Op, x: list[Any]) -> Array:
             past_KN[:] = 0
         window = np.concatenate([past_KN, data_TN[t][None]])
         total = np.asarray((window * weight_N1K[:, 0].T).sum(axis=0), np.float32)
+        total = total if bias_N is None else total + bias_N
         y[t] = total if PLAIN in op.attrs else silu(total)
         past_KN[:] = window[1:]
     return np.asarray(y, np.float32)

@@ -126,6 +126,15 @@ GATED_DELTA_NORM = Rule(
     ),
     "a head's results are normed and gated while they are in the tile",
 )
+SELECTIVE_SCAN_GATE = Rule(
+    "selective_scan_gate",
+    (
+        Part("scan", "selective_scan"),
+        Part("act", "silu"),
+        Part("mul", "mul", ((0, "scan"), (1, "act"))),
+    ),
+    "a head's results are gated while they are in the tile",
+)
 SIGMOID_MUL = Rule(
     "sigmoid_mul",
     (Part("gate", "sigmoid"), Part("mul", "mul", ((1, "gate"),))),
@@ -210,7 +219,7 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "cache": (
         *(NORM_QKV_ROPE_APPEND, NORM_ROPE_APPEND, LINEAR_ADD, NORM_GATE_UP_SILU_MUL, NORM_ADD, TAKE_NORM_LINEAR),
         *(NORM_GATE_UP_GELU_MUL, NORM_LINEAR_GELU, NORM_LINEAR, BRANCH_DOWN_ADD),
-        *(GATED_DELTA_NORM, SIGMOID_MUL),
+        *(GATED_DELTA_NORM, SIGMOID_MUL, SELECTIVE_SCAN_GATE),
     ),
     "epilogue": (LINEAR_MUL_SWAP,),
     "served": (PROJECTIONS, GATE_UP, SILU_MUL, ROPES),

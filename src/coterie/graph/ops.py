@@ -18,6 +18,7 @@ from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.layer_ops import LAYER_OPS
 from coterie.graph.opspec import OpSpec
+from coterie.graph.scan_ops import SCAN_OPS
 
 __all__ = [
     "CAP",
@@ -159,6 +160,7 @@ OPS: dict[str, OpSpec] = {
     **DELTA_OPS,
     **LATENT_OPS,
     **LAYER_OPS,
+    **SCAN_OPS,
     **EAGER_OPS,
     **BACKWARD_OPS,
 }

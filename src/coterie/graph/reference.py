@@ -24,6 +24,7 @@ from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCAL
 from coterie.graph.program import Region
 from coterie.graph.rows import more_rows
 from coterie.graph.sampling import Settings, draw
+from coterie.graph.scan_reference import SCAN_RUN
 from coterie.graph.step import F32, Array, KvState, Run, Step
 from coterie.graph.turning import grown, turned
 
@@ -289,6 +290,7 @@ OPS: Mapping[str, Run] = {
     "all_gather": _collective,
     **BRANCH_RUN,
     **DELTA_RUN,
+    **SCAN_RUN,
     **LATENT_RUN,
     **EAGER_RUN,
     **BACKWARD_RUN,

@@ -80,7 +80,7 @@ def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool =
     if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
         raise UsageError(graph.name, "the graph is one rank's already", "shard the whole graph")
     if degree > 1 and any(op.kind in DELTA_OPS for op in graph.ops):
-        fact = f"its gated delta nets are not split over {degree} ranks"
+        fact = f"its layers with a recurrent state are not split over {degree} ranks"
         raise UsageError(graph.name, fact, "use a machine of one unit")
     if degree > 1 and (len(kv_states(graph)) > 1 or any(op.kind in LAYER_OPS for op in graph.ops)):
         fact = f"its layers of different heads, with inputs of their own, are not split over {degree} ranks"

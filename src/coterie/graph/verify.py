@@ -14,8 +14,9 @@ from coterie.graph.ir import Graph, Kind
 from coterie.graph.latent_legal import LATENT_LEGAL
 from coterie.graph.layer_legal import LAYER_LEGAL
 from coterie.graph.legal import LEGAL as MODEL_LEGAL
+from coterie.graph.scan_legal import SCAN_LEGAL
 
-_LAYERS = {**DELTA_LEGAL, **LATENT_LEGAL, **LAYER_LEGAL}
+_LAYERS = {**DELTA_LEGAL, **LATENT_LEGAL, **LAYER_LEGAL, **SCAN_LEGAL}
 LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **_LAYERS, **EAGER_LEGAL, **BACKWARD_LEGAL}
 
 

@@ -51,7 +51,7 @@ class Appending:
         rows, columns = trailing(shape), trailing(self._shape(x))
         weight = self._weight(prefix + ".weight", (rows, columns), self.config.density)
         inputs = (x, weight, self._weight(prefix + ".bias", (rows,)) if bias else "")
-        return self._op("linear", name, inputs, shape, **scaled(scale))
+        return self._op("linear", name, inputs, shape, **scaled(scale * self.config.factors.get(name, 1.0)))
 
     def _weight(self, name: str, shape: Shape, density: float = 1.0) -> str:
         return self.builder.value(name, shape, self.dtypes[name], Kind.WEIGHT, density=density)

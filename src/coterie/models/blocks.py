@@ -56,14 +56,17 @@ class Decoder(RecurrentBlocks):
             if c.local_rope:
                 b.value(LOCAL, (len(c.local_rope.inv_freq),), DType.F32, Kind.CONSTANT, c.local_rope.inv_freq)
         k = c.latent.names.down if c.latent else names.qkv or names.k
-        k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"]
-        kv_dtype = self.dtypes[f"{names.norm}.weight"] if k_dtype.is_packed else k_dtype
-        self._declare_kv(kv_dtype)
+        own = self.dtypes[f"{names.norm}.weight"]
+        k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"] if c.attending_layers else own
+        self._declare_kv(own if k_dtype.is_packed else k_dtype)
         self._declare_states()
 
     def _declare_kv(self, dtype: DType) -> None:
         c = self.config
         row: Shape = (1, 1, c.latent.rank + c.latent.rotated) if c.latent else (2, c.num_kv_heads, c.head_dim)
+        if not c.attending_layers:  # a number of each token, which nothing reads: sequences have blocks all the same
+            self.builder.value("kv", (1, 1, 1, 1), dtype, Kind.STATE)
+            return
         self.builder.value("kv", (len(c.attending_layers), *row), dtype, Kind.STATE)
 
     def _embed(self) -> str:
@@ -92,7 +95,7 @@ class Decoder(RecurrentBlocks):
             o = self._attention(h, layer, prefix)
             both = self._op("add", "both", (o, self._feed_forward(beside, prefix)))
             return self._op("add", "out", (x, both))
-        o = self._recurrent(h, layer, prefix) or self._attention(h, layer, prefix)
+        o = self._mixed(h, layer, prefix)
         if names.attention_out_norm:
             o = self._norm("attention_out_norm", o, prefix + names.attention_out_norm)
         x = self._op("add", "attention_out", (x, o))
@@ -109,6 +112,15 @@ class Decoder(RecurrentBlocks):
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
         out = self._op("add", "out", (x, wide))
         return self._biased(out, prefix, with_branches) if with_branches and with_branches.clipped else out
+
+    def _mixed(self, h: str, layer: int, prefix: str) -> str:
+        """What meets other tokens: attention, what stands in its place, or both side by side."""
+        spaces = self.config.state_spaces
+        made = self._recurrent(h, layer, prefix)
+        if made and not (spaces and spaces.beside_attention):
+            return made
+        o = self._attention(h, layer, prefix)
+        return self._op("add", "mixed", (made, o)) if made else o
 
     def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
         """Branches or the plain block; `x` is the residual, of which `h` is the norm."""

@@ -90,7 +90,7 @@ class BranchKeys:
     """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST.
 
     `clipped`: alpha and limit of clipped gates where the config does not say them; None for no such gates. `flag`: a
-    key that says whether there are branches at all.
+    key that says whether there are branches at all. `or_none`: a count of 0 means that there are none.
     """
 
     count: int | None
@@ -103,6 +103,7 @@ class BranchKeys:
     shared: SharedKeys | None = None
     clipped: tuple[float, float] | None = None
     flag: str = ""
+    or_none: bool = False
     names: BranchNames = field(default_factory=BranchNames)
 
 
@@ -132,7 +133,7 @@ class Branches:
 
 def branches_of(config: Fields, keys: BranchKeys | None, num_layers: int) -> Branches | None:
     """What a config says of its branches, None without any. Raises CheckpointError, UnsupportedError."""
-    if keys is None or (keys.flag and not config.flag(keys.flag)):
+    if keys is None or (keys.flag and not config.flag(keys.flag)) or (keys.or_none and config.get(COUNT) == 0):
         return None
     count, taken = config.count(COUNT, keys.count), _taken(config, keys)
     if count > MAX_BRANCHES:

@@ -6,13 +6,14 @@ Knows nothing about graphs or files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.delta_net import DeltaNets, delta_nets_of
 from coterie.models.encoder import Encoder, encoder_of
+from coterie.models.factors import factors_of
 from coterie.models.families import family_of
 from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
 from coterie.models.fields import Fields
@@ -21,8 +22,11 @@ from coterie.models.layered import Layered, layered_of
 from coterie.models.nested import text_config
 from coterie.models.refused import refuse_features
 from coterie.models.rope import Rope, rope_from_config
+from coterie.models.scales import scales_of
 from coterie.models.short_conv import ShortConvs, inner_in_blocks, short_convs_of
+from coterie.models.single import plain_layers_of, with_types
 from coterie.models.sparsity import density_of
+from coterie.models.state_space import StateSpaces, state_spaces_of
 
 MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
 
@@ -35,7 +39,8 @@ class ModelConfig:
     `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
     `local_rope` is that of layers with a window, if they have their own. Caps are 0 where there are none.
     `rounds_embed_scale`: the scale is of the embedding's type. Layers with `branches` have these for the plain block.
-    `layers_behind`: how many layers a file may hold behind these, of which no step is made.
+    `layers_behind`: how many layers a file may hold behind these, of which no step is made. Where `plain_layers` is a
+    tuple, each layer is a single block, and those are feed-forward blocks. `factors`: of products, by their ops' names.
     """
 
     family: str
@@ -78,6 +83,9 @@ class ModelConfig:
     layered: Layered | None = None
     delta_nets: DeltaNets | None = None
     short_convs: ShortConvs | None = None
+    state_spaces: StateSpaces | None = None
+    plain_layers: tuple[int, ...] | None = None
+    factors: Mapping[str, float] = field(default_factory=dict, hash=False)
     latent: Latent | None = None
     gated_attention: bool = False
     layers_behind: int = 0
@@ -87,8 +95,9 @@ class ModelConfig:
     @property
     def attending_layers(self) -> tuple[int, ...]:
         """The layers that keep keys and values, in the order of the KV state."""
-        recurrent = self.delta_nets or self.short_convs
-        others = recurrent.layers if recurrent else ()
+        spaces = None if self.state_spaces and self.state_spaces.beside_attention else self.state_spaces
+        recurrent = self.delta_nets or self.short_convs or spaces
+        others = (*(recurrent.layers if recurrent else ()), *(self.plain_layers or ()))
         end = self.layered.first_shared if self.layered else self.num_layers
         return tuple(layer for layer in range(end) if layer not in others)
 
@@ -106,6 +115,7 @@ class ModelConfig:
         raw = text_config(raw, where)
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
+        config = with_types(config) if family.single_blocks else config
         own = (*family.runs, family.qk_norm_key, family.layers_behind_key)
         refuse_features(config, (*own, *(RUN_KEYS if family.branches else ())))
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
@@ -151,11 +161,14 @@ class ModelConfig:
             layered=layered,
             delta_nets=delta_nets_of(config, num_layers, family.nets_by_key_heads) if family.delta_nets else None,
             short_convs=short_convs_of(config, num_layers) if family.short_convs else None,
+            state_spaces=state_spaces_of(config, family.state_spaces, num_layers) if family.state_spaces else None,
+            plain_layers=plain_layers_of(config) if family.single_blocks else None,
+            factors=factors_of(config) if family.factors else {},
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
             encoder=encoder_of(config, family),
             layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
-            **_scales(config, family),
+            **scales_of(config, family),
         )
 
 
@@ -229,29 +242,6 @@ def _bias(config: Fields, bias: Bias, key: str) -> bool:
     return config.flag(key, bias is Bias.UNLESS_OFF) if by_config else bias is Bias.ALWAYS
 
 
-def _scales(config: Fields, family: Family) -> dict[str, float]:
-    """What a family multiplies by and caps at, as fields of ModelConfig; Granite's keys all have 1 as a default."""
-    keys = {
-        "embed_scale": "embedding_multiplier",
-        "attention_scale": "attention_multiplier",
-        "residual_scale": "residual_multiplier",
-    }
-    found = {name: config.number(key, 1.0) for name, key in keys.items() if key in family.runs}
-    if "logits_scaling" in family.runs:
-        found["logits_scale"] = 1.0 / config.number("logits_scaling", 1.0)
-    if "scale_depth" in family.runs:
-        found["residual_scale"] = config.number("scale_depth") / config.count("num_hidden_layers") ** 0.5
-        found["logits_scale"] = config.count("dim_model_base") / config.count("hidden_size")
-    if family.embeds_by_width or (family.embeds_by_width_key and config.flag(family.embeds_by_width_key)):
-        found["embed_scale"] = config.count("hidden_size") ** 0.5
-    if family.logits_factor:
-        found["logits_scale"] = config.number("logit_scale", family.logits_factor)
-    if family.attention_scalar:
-        found["attention_scale"] = config.count("query_pre_attn_scalar", family.attention_scalar) ** -0.5
-    found["attention_cap"] = _cap(config, family.attention_cap, "attn_logit_softcapping")
-    return found | {"logits_cap": _cap(config, family.logits_cap, "final_logit_softcapping")}
-
-
 def _parallel_norms(config: Fields, family: Family) -> int:
     if family.parallel_key:
         return int(config.flag(family.parallel_key))
@@ -275,16 +265,9 @@ def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tup
     return tuple(layer for layer, one in enumerate(rotates) if not one)
 
 
-def _cap(config: Fields, default: float, key: str) -> float:
-    """A cap of scores or logits, 0 for none; an absent key means the family's default, a null one none."""
-    if config.get(key) is None:
-        return 0.0 if key in config.raw else default
-    return config.number(key)
-
-
 def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
     window = _window_tokens(config, family)
-    if family.delta_nets or family.short_convs:
+    if family.delta_nets or family.short_convs or family.state_spaces:
         return (0,) * num_layers
     types = _layer_types(config, num_layers)
     if family.window is Window.BY_PATTERN and types is None:

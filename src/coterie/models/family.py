@@ -13,6 +13,7 @@ from typing import Any
 from coterie.models.branches import BranchKeys
 from coterie.models.encoder import EncoderKeys
 from coterie.models.latent import LatentKeys
+from coterie.models.state_space import ScanKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
 LINEAR = "linear_attention"  # a layer that keeps a state of one size
@@ -99,6 +100,7 @@ class Names:
     norm: str = "model.norm"
     head: str = "lm_head.weight"
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)  # a stored matrix -> its rows
+    stored: tuple[tuple[str, str], ...] = ()  # how names begin in files, and how they do here, one change after another
     unread: tuple[str, ...] = ()  # how the names of tensors begin that are no part of the model that is run
 
 
@@ -175,6 +177,9 @@ class Family:
     delta_nets: bool = False  # some layers are, instead of attending
     nets_by_key_heads: bool = False  # two projections into a net, whose numbers lie by key heads
     short_convs: bool = False  # some layers have one, instead of attending
+    state_spaces: ScanKeys | None = None  # layers have one, instead of attending or beside it
+    single_blocks: bool = False  # each layer is a single block: attention, its like, or a feed-forward block
+    factors: bool = False  # products are multiplied by factors of their own
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made
     encoder: EncoderKeys | None = None  # its tokens see all of their text, and it draws none

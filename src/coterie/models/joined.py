@@ -18,6 +18,17 @@ from coterie.core.errors import CheckpointError
 from coterie.models.family import Names
 
 
+def own_names(tensors: Mapping[str, TensorInfo], names: Names) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint by the names that they have here, where a family's files begin them otherwise."""
+    found = {}
+    for name, info in tensors.items():
+        own = name
+        for stored, here in names.stored:
+            own = here + own.removeprefix(stored) if own.startswith(stored) else own
+        found[own] = info if own == name else replace(info, name=own)
+    return found
+
+
 def joined_names(
     names: Names, num_layers: int, kinds: Sequence[str] = (".weight",)
 ) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -34,7 +34,7 @@ from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.headless import with_whole_names
-from coterie.models.joined import taken_apart
+from coterie.models.joined import own_names, taken_apart
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph
@@ -98,7 +98,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = shapes_of(config, has_head)
-    read = read_by_a_step(checkpoint.tensors, config)
+    read = read_by_a_step(own_names(checkpoint.tensors, config.names), config)
     tensors = taken_apart(checkpoint.path, read, shapes, config.names, config.num_layers)
     if config.branches:
         tensors = unstacked(checkpoint.path, tensors, shapes, config.names.layer, config.branches)

@@ -22,6 +22,7 @@ from coterie.models.delta_net import DELTA_NAMES
 from coterie.models.families import FAMILIES
 from coterie.models.latent import LATENT_NAMES
 from coterie.models.layered import LAYERED_NAMES
+from coterie.models.state_space import ScanNames
 
 _T = TypeVar("_T")
 
@@ -31,7 +32,7 @@ ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table)  # rows of them are looked up
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 # As small; an error there is kept on.
-GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b, DELTA_NAMES.ba))
+GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b, DELTA_NAMES.ba, ScanNames().dt))
 HEADS = (f".{LATENT_NAMES.up}.weight",)  # of which a head's rows are read by themselves, both ways
 NAMES: Mapping[DType, str] = {
     **{DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},

@@ -1,20 +1,23 @@
-"""Blocks in the place of attention that keep a state of one size: gated delta nets, and short convolutions.
+"""Blocks that keep a state of one size: gated delta nets, short convolutions, and selective state spaces.
 
 Knows nothing about the blocks beside them (blocks.py).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
-from coterie.graph.ir import Kind
+from coterie.graph.ir import Attr, Kind
 from coterie.graph.ops import KV_ROWS
+from coterie.graph.scan_ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
 from coterie.models.appending import Appending
 from coterie.models.delta_net import DeltaNets
 from coterie.models.short_conv import ShortConvs
+from coterie.models.state_space import StateSpaces
 
 T = Symbol.T
 
@@ -33,12 +36,19 @@ class RecurrentBlocks(Appending):
         if convs := self.config.short_convs:
             shape: Shape = (len(convs.layers), convs.taps - 1, self.config.hidden_size)
             state(CONV_STATE, shape, DType.F32, Kind.STATE)
+        if spaces := self.config.state_spaces:
+            layers = len(spaces.layers)
+            matrices = (layers, spaces.heads, spaces.state, spaces.head_dim)
+            state(CONV_STATE, (layers, spaces.taps - 1, spaces.channels), DType.F32, Kind.STATE)
+            state(DELTA_STATE, matrices, DType.F32, Kind.STATE)
 
     def _recurrent(self, h: str, layer: int, prefix: str) -> str:
         """What such a layer gives; empty for one that attends."""
         nets, convs = self.config.delta_nets, self.config.short_convs
         if nets and layer in nets.layers:
             return self._delta_net(h, layer, prefix, nets)
+        if (spaces := self.config.state_spaces) and layer in spaces.layers:
+            return self._state_space(h, layer, prefix, spaces)
         return self._short_conv(h, layer, prefix, convs) if convs and layer in convs.layers else ""
 
     def _delta_net(self, h: str, layer: int, prefix: str, nets: DeltaNets) -> str:
@@ -47,7 +57,7 @@ class RecurrentBlocks(Appending):
         heads: Shape = (T, nets.value_heads, nets.value_dim)
         x, z, *gates = self._net_parts(h, prefix, nets) if nets.by_key_heads else self._net_inputs(h, prefix, nets)
         taps = self._weight(prefix + names.conv, (nets.channels, 1, nets.taps))
-        x = self._op(CONV, "conv", (x, taps, *KV_ROWS, CONV_STATE), (T, nets.channels), layer=kept)
+        x = self._op(CONV, "conv", (x, taps, "", *KV_ROWS, CONV_STATE), (T, nets.channels), layer=kept)
         weights = tuple(self._weight(prefix + name, (nets.value_heads,)) for name in (names.a_log, names.dt_bias))
         read = (x, *gates, *weights, *KV_ROWS, DELTA_STATE)
         y = self._op(DELTA, "delta", read, heads, layer=kept, **{KEY_HEADS: nets.key_heads})
@@ -78,6 +88,47 @@ class RecurrentBlocks(Appending):
         b.op(PARTS, "parts", read, made, **{KEY_HEADS: nets.key_heads})
         return made
 
+    def _state_space(self, h: str, layer: int, prefix: str, spaces: StateSpaces) -> str:
+        """A selective state space; its norm is over groups of heads, and stands behind its gate or before it."""
+        names, kept, place = spaces.names, spaces.layers.index(layer), prefix + spaces.names.place
+        heads: Shape = (T, spaces.heads, spaces.head_dim)
+        z, x, dt = (
+            self._linear(name, h, place + part, shape, spaces.bias)
+            for name, part, shape in (
+                *(("z", names.z, heads), ("xbc", names.x, (T, spaces.channels)), ("dt", names.dt, (T, spaces.heads))),
+            )
+        )
+        if set(spaces.factors) != {1.0}:
+            x = self._op(MUL_ROW, "xbc_scaled", (x, self._channel_factors(spaces)), (T, spaces.channels))
+        taps = self._weight(f"{place}{names.conv}.weight", (spaces.channels, 1, spaces.taps))
+        bias = self._weight(f"{place}{names.conv}.bias", (spaces.channels,)) if spaces.conv_bias else ""
+        x = self._op(CONV, "conv", (x, taps, bias, *KV_ROWS, CONV_STATE), (T, spaces.channels), layer=kept)
+        weights = (self._weight(place + name, (spaces.heads,)) for name in (names.a_log, names.dt_bias, names.skip))
+        bounds: dict[str, Attr] = {LEAST: spaces.least} if spaces.least else {}
+        bounds |= {MOST: spaces.most} if spaces.most < math.inf else {}
+        read = (x, dt, *weights, *KV_ROWS, DELTA_STATE)
+        y = self._op(SCAN, "scan", read, heads, layer=kept, **{GROUPS: spaces.groups}, **bounds)
+        if spaces.norms and spaces.norm_first:
+            y = self._norm_groups(y, place + names.norm, spaces)
+        y = self._op("mul", "gated", (y, self._op("silu", "opened", (z,), heads)), heads)
+        if spaces.norms and not spaces.norm_first:
+            y = self._norm_groups(y, place + names.norm, spaces)
+        shape: Shape = (T, self.config.hidden_size)
+        return self._linear("scan_o", y, place + names.out, shape, spaces.bias, self.config.residual_scale)
+
+    def _channel_factors(self, spaces: StateSpaces) -> str:
+        """A constant with a factor for each channel of the convolution: of heads, of what writes, of what reads."""
+        counts = (spaces.inner, spaces.groups * spaces.state, spaces.groups * spaces.state)
+        row = tuple(factor for factor, count in zip(spaces.factors, counts, strict=True) for _ in range(count))
+        return self.builder.value("xbc_factors", (spaces.channels,), DType.F32, Kind.CONSTANT, row)
+
+    def _norm_groups(self, y: str, name: str, spaces: StateSpaces) -> str:
+        """The norm of a state space, whose weight has a number for each channel."""
+        read, shape = (y, self._weight(f"{name}.weight", (spaces.inner,))), self._shape(y)
+        if spaces.groups == 1:
+            return self._op("rms_norm", "scan_norm", read, shape, eps=self.config.norm_eps)
+        return self._op(GROUP_NORM, "scan_norm", read, shape, eps=self.config.norm_eps, **{GROUPS: spaces.groups})
+
     def _short_conv(self, h: str, layer: int, prefix: str, convs: ShortConvs) -> str:
         """A convolution of few taps between two gates, which are products alone."""
         names, D = convs.names, self.config.hidden_size
@@ -87,7 +138,7 @@ class RecurrentBlocks(Appending):
         )
         opened = self._op("mul", "opened", (before, x))
         taps = self._weight(prefix + names.conv, (D, 1, convs.taps))
-        read = (opened, taps, *KV_ROWS, CONV_STATE)
+        read = (opened, taps, "", *KV_ROWS, CONV_STATE)
         mixed = self._op(CONV, "conv", read, (T, D), layer=convs.layers.index(layer), **{PLAIN: 1})
         y = self._op("mul", "gated", (after, mixed))
         return self._linear("o", y, prefix + names.out, (T, D), False, self.config.residual_scale)

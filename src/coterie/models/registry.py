@@ -16,6 +16,7 @@ from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
 from coterie.models.encoder_blocks import EncoderBlocks
 from coterie.models.layered_blocks import LayeredDecoder
+from coterie.models.single_blocks import SingleDecoder
 
 __all__ = ["decoder_graph", "weight_shapes"]
 
@@ -28,7 +29,8 @@ def decoder_graph(
     `activations` other than F32 are for modelled machines, which only count their bytes. `draws` False: a step gives
     vectors in place of tokens, and there is no head.
     """
-    kind = EncoderBlocks if config.encoder else LayeredDecoder if config.layered else Decoder
+    others = Decoder if config.plain_layers is None else SingleDecoder
+    kind = EncoderBlocks if config.encoder else LayeredDecoder if config.layered else others
     known = dtypes if draws else defaultdict(lambda: DType.F32, dtypes)
     graph = kind(config, known, GraphBuilder(config.family), activations).build()
     return graph if draws else vectors_graph(graph)

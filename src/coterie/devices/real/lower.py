@@ -15,6 +15,7 @@ from coterie.core.shapes import trailing
 from coterie.devices.real.lower_branches import BRANCH_LOWER
 from coterie.devices.real.lower_delta import DELTA_LOWER, READ_THROUGH
 from coterie.devices.real.lower_latent import LATENT_LOWER
+from coterie.devices.real.lower_scan import SCAN_LOWER
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
@@ -259,4 +260,5 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     **BRANCH_LOWER,
     **DELTA_LOWER,
     **LATENT_LOWER,
+    **SCAN_LOWER,
 }

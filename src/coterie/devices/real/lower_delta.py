@@ -16,7 +16,7 @@ from coterie.graph.ir import Op
 STATE_TABLES = "state_tables"  # what each run gives: block tables from their first column on
 
 
-def _kept(low: Lowering, op: Op) -> Operands:
+def kept(low: Lowering, op: Op) -> Operands:
     """Where the state of the op's layer is: the units of a layer are its matrices, then what the convolution keeps."""
     positions, sequence, _, _ = op.inputs[-4:]
     layers = fixed(low.value(CONV_STATE).shape)[0]
@@ -33,8 +33,9 @@ def _conv(low: Lowering, ops: Sequence[Op]) -> Operands:
     T, N = low.value(op.outputs[0]).shape
     taps = low.value(op.inputs[1]).shape[-1]
     ends = {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1])
+    ends |= low.weight("bias", op.inputs[2])
     sizes = {"T": low.size(T), "B": Named("B"), "N": low.size(N), "taps": low.size(taps)}
-    return ends | _kept(low, op) | sizes | {PLAIN: int(PLAIN in op.attrs)}
+    return ends | kept(low, op) | sizes | {PLAIN: int(PLAIN in op.attrs)}
 
 
 def _parts(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -61,7 +62,7 @@ def _delta(low: Lowering, ops: Sequence[Op]) -> Operands:
         norm, silu, _ = rest
         behind = {"z": low.at(silu.inputs[0]), "eps": norm.number("eps"), "offset": norm.offset}
         behind |= low.weight("norm", norm.inputs[1])
-    return ends | own | _kept(low, op) | sizes | behind
+    return ends | own | kept(low, op) | sizes | behind
 
 
 def _sigmoid(low: Lowering, ops: Sequence[Op]) -> Operands:

@@ -1,6 +1,6 @@
-"""causal_conv: y = silu(the sum over taps of weight * x of a token and of those before it in its sequence).
+"""causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence).
 
-Or, plain, the sum itself.
+Or, plain, the sum itself; without a bias it is 0.
 
     a program of a sequence   its first tokens, which meet what was kept, and what is kept from then on: no other has it
     a program of tokens       those whose whole past is in the step
@@ -19,13 +19,23 @@ from coterie.kernels.triton.kept import SEQUENCE, Kept, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-X, WEIGHT, KEPT, Y, T = places("causal_conv", "x", "weight", "positions", "y", "T")
+X, WEIGHT, BIAS, KEPT, Y, T = places("causal_conv", "x", "weight", "bias", "positions", "y", "T")
 
 
 @triton.jit
 def _tap(row, n, tap, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
     """Weights of one tap; in the file the taps of a channel follow each other."""
     return tl.load(pointer(row, WEIGHT, TYPE) + n * TAPS + tap, mask=n < N, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
+    """What the sums of channels n begin with."""
+    if BIAS_TYPE is None:
+        acc = tl.zeros_like(n).to(tl.float32)
+    else:
+        acc = tl.load(pointer(row, BIAS, BIAS_TYPE) + n, mask=n < N, other=0.0).to(tl.float32)
+    return acc
 
 
 @triton.jit
@@ -41,9 +51,12 @@ def _end(acc, IS_PLAIN: tl.constexpr):
 
 
 @triton.jit
-def _past_of_first(row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, EACH: tl.constexpr):
+def _past_of_first(
+    row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
+    EACH: tl.constexpr,
+):  # fmt: skip
     """The sum of all taps but the last, of a sequence's first token: what it meets was kept."""
-    acc = tl.zeros_like(n).to(tl.float32)
+    acc = _begun(row, n, N, BIAS_TYPE)
     for tap in tl.static_range(TAPS - 1):
         acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap, there, EACH)
     return acc
@@ -52,7 +65,7 @@ def _past_of_first(row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TY
 @triton.jit
 def _first_tokens(
     row, units, n, first, count, there, acc, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
-    EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
+    BIAS_TYPE: tl.constexpr, EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Those of a sequence that meet what was kept; of the first one `acc` is what did."""
     PAST: tl.constexpr = TAPS - 1
@@ -61,7 +74,7 @@ def _first_tokens(
     for token in tl.static_range(1 if ALONE else PAST):
         mask = (n < N) & (token < count)
         if token > 0:
-            acc = tl.zeros_like(acc)
+            acc = _begun(row, n, N, BIAS_TYPE)
             for tap in tl.static_range(PAST - token):
                 acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap + token, there & mask, EACH)
         for tap in tl.static_range(PAST - token, TAPS):
@@ -84,7 +97,8 @@ def _keep(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexp
 
 @triton.jit
 def _later_tokens(
-    row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, IS_PLAIN: tl.constexpr
+    row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
+    IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Tokens t whose whole past is in the step: those of a sequence follow each other."""
     PAST: tl.constexpr = TAPS - 1
@@ -94,7 +108,7 @@ def _later_tokens(
     mask = (inside & mine)[:, None] & (n < N)[None, :]
     at = t.to(tl.int64)[:, None] * N + n[None, :]
     x = pointer(row, X, tl.float32) + at
-    acc = tl.zeros_like(at).to(tl.float32)
+    acc = tl.zeros_like(at).to(tl.float32) + _begun(row, n, N, BIAS_TYPE)[None, :]
     for tap in tl.static_range(TAPS):
         acc += _tap(row, n, tap, N, TAPS, TYPE)[None, :] * tl.load(x + (tap - PAST) * N, mask=mask, other=0.0)
     tl.store(pointer(row, Y, tl.float32) + at, _end(acc, IS_PLAIN), mask=mask)
@@ -106,6 +120,7 @@ def _conv(
     N: tl.constexpr,
     TAPS: tl.constexpr,
     TYPE: tl.constexpr,
+    BIAS_TYPE: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
     UNIT_BYTES: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -128,15 +143,15 @@ def _conv(
     units = unit_at(row, KEPT, sequence, n // EACH, mine, BLOCK_BYTES, UNIT_BYTES)
     begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
     there = mine & (begins == 0)
-    acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, EACH)
+    acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, BIAS_TYPE, EACH)
     wait_for_last(WHEN)
     if count > 0:
-        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, EACH, ALONE, IS_PLAIN)
+        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, BIAS_TYPE, EACH, ALONE, IS_PLAIN)
         _keep(row, units, n, first, count, there, N, TAPS, EACH)
     elif sequence >= SEQUENCES:
         if not ALONE:
             t = (sequence - SEQUENCES) * TILE + tl.arange(0, TILE)
-            _later_tokens(row, t, n, tokens, N, TAPS, TYPE, IS_PLAIN)
+            _later_tokens(row, t, n, tokens, N, TAPS, TYPE, BIAS_TYPE, IS_PLAIN)
 
 
 def launch(call: Call) -> None:
@@ -147,5 +162,6 @@ def launch(call: Call) -> None:
     later = 0 if bucket.decodes else triton.cdiv(bucket.tokens, tile)
     how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **Kept.of(call).constants()}
     how |= {"SEQUENCES": bucket.sequences, "ALONE": bucket.decodes, "STEP": step, "TILE": tile}
+    how["BIAS_TYPE"] = call.type("bias")
     how["IS_PLAIN"] = bool(call.integer("plain"))
     call.launch(_conv, (triton.cdiv(N, step), bucket.sequences + later), call.row, **how)

@@ -9,6 +9,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.families.afmoe import AFMOE
 from coterie.models.families.apertus import APERTUS
 from coterie.models.families.arcee import ARCEE
+from coterie.models.families.bamba import BAMBA
 from coterie.models.families.bert import BERT, ROBERTA, XLM_ROBERTA
 from coterie.models.families.bloom import BLOOM
 from coterie.models.families.cohere import COHERE, COHERE2
@@ -18,23 +19,27 @@ from coterie.models.families.ernie import ERNIE4_5
 from coterie.models.families.ernie_moe import ERNIE4_5_MOE
 from coterie.models.families.exaone4 import EXAONE4
 from coterie.models.families.falcon import FALCON
+from coterie.models.families.falcon_h1 import FALCON_H1
 from coterie.models.families.gemma import GEMMA, GEMMA2, GEMMA3, VAULT_GEMMA
 from coterie.models.families.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from coterie.models.families.glm4 import GLM, GLM4
 from coterie.models.families.glm4_moe import GLM4_MOE
 from coterie.models.families.gpt_oss import GPT_OSS
-from coterie.models.families.granite import GRANITE, GRANITE4
+from coterie.models.families.granite import GRANITE
 from coterie.models.families.granitemoe import GRANITE_MOE
+from coterie.models.families.granitemoehybrid import GRANITE4
 from coterie.models.families.granitemoeshared import GRANITE_MOE_SHARED
 from coterie.models.families.helium import HELIUM
 from coterie.models.families.hunyuan import HUNYUAN
 from coterie.models.families.hunyuan_moe import HUNYUAN_MOE
 from coterie.models.families.lfm2 import LFM2, LFM2_MOE
 from coterie.models.families.llama import LLAMA
+from coterie.models.families.mamba2 import MAMBA2
 from coterie.models.families.minicpm3 import MINICPM3
 from coterie.models.families.minimax_m2 import MINIMAX_M2
 from coterie.models.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.families.mixtral import MIXTRAL
+from coterie.models.families.nemotron_h import NEMOTRON_H
 from coterie.models.families.olmo2 import OLMO2, OLMO3
 from coterie.models.families.olmoe import OLMOE
 from coterie.models.families.opt import OPT
@@ -63,7 +68,7 @@ FAMILIES: dict[str, Family] = {
         *(STABLELM, STARCODER2, PHI, QWEN3_MOE, MIXTRAL, OLMOE, GRANITE_MOE, GPT_OSS),
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
         *(QWEN3_5_MOE, QWEN3_NEXT, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
-        *(AFMOE, SOLAR_OPEN),
+        *(AFMOE, SOLAR_OPEN, BAMBA, FALCON_H1, NEMOTRON_H, MAMBA2),
         *(BERT, ROBERTA, XLM_ROBERTA),
         *(BLOOM, FALCON, OPT),
     )

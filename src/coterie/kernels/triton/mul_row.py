@@ -1,0 +1,36 @@
+"""mul_row: y = x * a number for each channel.
+
+Knows nothing about what the channels are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, integer, pointer
+from coterie.kernels.triton.rows import Call, places
+
+X, ROW, Y, T = places("mul_row", "x", "row", "y", "T")
+
+
+@triton.jit
+def _mul_row(row, N: tl.constexpr, STEP: tl.constexpr, unit=None):
+    t = along(unit, 0)
+    if t < integer(row, T):
+        at = t.to(tl.int64) * N
+        x, y, factors = (
+            pointer(row, X, tl.float32) + at,
+            pointer(row, Y, tl.float32) + at,
+            pointer(row, ROW, tl.float32),
+        )
+        for first in tl.range(0, N, STEP):
+            n = first + tl.arange(0, STEP)
+            both = tl.load(x + n, mask=n < N, other=0.0) * tl.load(factors + n, mask=n < N, other=0.0)
+            tl.store(y + n, both, mask=n < N)
+
+
+def launch(call: Call) -> None:
+    """A program for each token."""
+    N = call.integer("N")
+    call.launch(_mul_row, (call.bucket.tokens,), call.row, N=N, STEP=call.tiles.step(N))

@@ -1,0 +1,37 @@
+"""Falcon-H1: attention and a state space (Mamba-2) side by side in each layer, and factors of nearly all products.
+
+Knows nothing about how a decoder is built (blocks.py).
+"""
+
+from coterie.models.family import Family, Names
+from coterie.models.state_space import ScanKeys, Where
+
+_SCAN = ScanKeys(
+    where=Where.ALL,
+    beside_attention=True,
+    width=("mamba_d_ssm", 1024),
+    norm_key="mamba_rms_norm",
+    norm_first_key="mamba_norm_before_gate",
+    factors=True,
+)
+
+FALCON_H1 = Family(
+    model_type="falcon_h1",
+    causal_class="FalconH1ForCausalLM",
+    max_positions=8192,
+    num_kv_heads=8,
+    norm_eps=1e-5,
+    state_spaces=_SCAN,
+    factors=True,
+    runs=("embedding_multiplier", "lm_head_multiplier"),
+    # The factors of what goes in would not count for biases.
+    required=dict.fromkeys(("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"), False),
+    names=Names(
+        feed_forward_norm="pre_ff_layernorm",
+        gate="feed_forward.gate_proj",
+        up="feed_forward.up_proj",
+        down="feed_forward.down_proj",
+        norm="model.final_layernorm",
+        joined=_SCAN.names.parts,
+    ),
+)

@@ -1,0 +1,184 @@
+"""Selective state spaces (Mamba-2) in a config: which layers have one, and their numbers. graph/scan_ops.py computes.
+
+    z, x, dt = rows of one projection; y = scan(conv(x), dt); out(norm(y * silu(z)))
+
+Knows nothing about graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from coterie.models.factors import channel_factors_of
+from coterie.models.fields import Fields
+
+_SPACE, _ATTENDS = ("mamba", "linear_attention"), ("attention", "full_attention")  # older and newer types of layers
+INDICES, LIMIT = "attn_layer_indices", "time_step_limit"
+
+
+class Where(Enum):
+    """Which layers have a state space."""
+
+    BY_TYPES = "those that layer_types calls mamba, or all"
+    OUTSIDE = "all but those in attn_layer_indices"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ScanNames:
+    """Tensors of a layer behind its prefix and `place`; projections and the norm without `.weight`."""
+
+    place: str = "mamba."
+    joined: str = "in_proj"  # rows of z, x and dt
+    z: str = "in_z"
+    x: str = "in_x"
+    dt: str = "in_dt"
+    conv: str = "conv1d"
+    a_log: str = "A_log"
+    dt_bias: str = "dt_bias"
+    skip: str = "D"
+    norm: str = "norm"
+    out: str = "out_proj"
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """What is joined in a file, and its parts."""
+        return {self.place + self.joined: tuple(self.place + part for part in (self.z, self.x, self.dt))}
+
+
+@dataclass(frozen=True, slots=True)
+class ScanKeys:
+    """Where a family's config says what, and what is meant where a key is left out; `dim` 0: the width over the heads.
+
+    `width`: the heads' channels together, where a config may say them; else `expand` times the hidden size.
+    `norm_key`, `norm_first_key`: flags by which there is a norm, and by which it stands before the gate.
+    """
+
+    where: Where = Where.BY_TYPES
+    beside_attention: bool = False
+    heads: tuple[str, int] = ("mamba_n_heads", 128)
+    dim: tuple[str, int] = ("mamba_d_head", 0)
+    state: tuple[str, int] = ("mamba_d_state", 256)
+    groups: tuple[str, int] = ("mamba_n_groups", 1)
+    taps: tuple[str, int] = ("mamba_d_conv", 4)
+    expand: tuple[str, int] = ("mamba_expand", 2)
+    conv_bias: str = "mamba_conv_bias"
+    bias: str = "mamba_proj_bias"
+    width: tuple[str, int] = ("", 0)
+    norm_key: str = ""
+    norm_first_key: str = ""
+    factors: bool = False  # of its channels, one by one
+    others: tuple[str, ...] = ()  # types of layers that neither have one nor attend
+    names: ScanNames = field(default_factory=ScanNames)
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpaces:
+    """The layers that have a state space, beside attention or in its place, and the heads and channels of all of them.
+
+    `groups`: of heads that are written and read alike. `least` and `most` bound a token's step. `norms`: whether there
+    is a norm, in as many groups; `norm_first`: it stands before the gate. `factors`: of the channels of the heads, of
+    what writes and of what reads, before the convolution.
+    """
+
+    layers: tuple[int, ...]
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    taps: int
+    conv_bias: bool = True
+    bias: bool = False
+    least: float = 0.0
+    most: float = math.inf
+    norms: bool = True
+    norm_first: bool = False
+    beside_attention: bool = False
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    names: ScanNames = field(default_factory=ScanNames)
+
+    @property
+    def inner(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: those of all heads, and of each group what writes and what reads."""
+        return self.inner + 2 * self.groups * self.state
+
+
+def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpaces | None:
+    """What a config says of its state spaces, None where all layers attend. Raises CheckpointError."""
+    layers = _layers(config, keys, num_layers)
+    if not layers:
+        return None
+    heads, state, groups, taps = (config.count(*key) for key in (keys.heads, keys.state, keys.groups, keys.taps))
+    inner = config.count(keys.expand[0], keys.expand[1]) * config.count("hidden_size")
+    width_key, width = keys.width
+    if width_key:
+        inner = config.count(width_key, inner if width_key in config.raw else width)
+    dim_key, dim = keys.dim
+    said = config.get(dim_key, dim or "auto") != "auto"
+    dim = config.count(dim_key, dim) if said else inner // heads
+    if heads % groups:
+        raise config.wrong(keys.heads[0], f"is {heads}", f"a multiple of the {groups} groups")
+    if (not said or width_key) and dim * heads != inner:
+        fact = f"is {heads}, of {dim} channels each"
+        raise config.wrong(keys.heads[0], fact, f"so many that all have {inner} channels")
+    if not 1 < taps <= dim * state:
+        raise config.wrong(keys.taps[0], f"is {taps}", f"from 2 to {dim * state}")
+    least, most = _limits(config)
+    return StateSpaces(
+        layers=layers,
+        heads=heads,
+        head_dim=dim,
+        state=state,
+        groups=groups,
+        taps=taps,
+        conv_bias=config.flag(keys.conv_bias, True),
+        bias=config.flag(keys.bias),
+        least=least,
+        most=most,
+        norms=config.flag(keys.norm_key) if keys.norm_key else True,
+        norm_first=config.flag(keys.norm_first_key, True) if keys.norm_first_key else False,
+        beside_attention=keys.beside_attention,
+        factors=channel_factors_of(config) if keys.factors else (1.0, 1.0, 1.0),
+        names=keys.names,
+    )
+
+
+def _layers(config: Fields, keys: ScanKeys, num_layers: int) -> tuple[int, ...]:
+    if keys.where is Where.OUTSIDE:
+        attending = config.get(INDICES, [])
+        if not isinstance(attending, list) or any(type(layer) is not int for layer in attending):
+            raise config.wrong(INDICES, f"is {attending!r}", "a list of numbers of layers")
+        return tuple(layer for layer in range(num_layers) if layer not in attending)
+    types = config.get("layer_types") if keys.where is Where.BY_TYPES else None
+    types = [_SPACE[0]] * num_layers if types is None else types
+    known = (*_SPACE, *_ATTENDS, *keys.others)
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in known for kind in types):
+        raise config.wrong(
+            "layer_types",
+            f"is {types!r}",
+            f"a list of {num_layers} names, {', '.join(('mamba', *keys.others))} or attention",
+        )
+    return tuple(layer for layer, kind in enumerate(types) if kind in _SPACE)
+
+
+def _limits(config: Fields) -> tuple[float, float]:
+    """The bounds of a step, which count for every token: transformers' own single steps leave them out."""
+    said = config.get(LIMIT, [0.0, math.inf])
+    least, most = (_bound(bound) for bound in said) if isinstance(said, list) and len(said) == 2 else (-1.0, -1.0)
+    if not 0.0 <= least < most:
+        raise config.wrong(LIMIT, f"is {said!r}", "two numbers from 0 on, the smaller one first")
+    return least, most
+
+
+def _bound(said: object) -> float:
+    """A number, which transformers may write as an object since JSON has no infinity; -1 for anything else."""
+    if isinstance(said, dict) and said.get("__float__") == "Infinity":
+        return math.inf
+    return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else -1.0
