@@ -24,10 +24,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: $(BIN)/python $(NATIVE)
+	@echo "compiles the kernels, once: this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python $(NATIVE)
+	@echo "compiles the kernels, once: this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.base
 

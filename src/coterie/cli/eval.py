@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -40,6 +41,7 @@ from coterie.core.errors import CompositionError, NotFoundError
 from coterie.graph.ops import INT16
 
 QUESTIONS = "questions.jsonl"
+NAME_CHARS = 16  # of experts, in a table that 80 letters hold; a longer one is folded
 
 
 @sentences
@@ -159,7 +161,9 @@ def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -
 
 def _print(name: str, result: Score) -> None:
     answered = () if result.composition is None else ("expert alone", "composition", "single model")
-    table = Table(Column("expert", overflow="fold"), "questions", "routed to it", *answered)
+    widest = max((len(row.expert) for row in result.experts), default=0)
+    names = Column("expert", overflow="fold", min_width=min(NAME_CHARS, widest))
+    table = Table(names, "asked", "routed to it", *answered, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in result.experts:
         shares = [row.routed_here, row.alone, row.routed, row.single_model][: len(answered) + 1]
         table.add_row(escape(row.expert), str(row.num_questions), *map(_share, shares))
