@@ -159,9 +159,10 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 #define COTERIE_TAKE_ROWS(FIELD) \
   FIELD(const f32*, x) FIELD(const i32*, rows) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D)
 
-// settings: per row, kSettingWords words: temperature, top_k, top_p, min_p, seed.
+// settings: per row, kSettingWords words: temperature, top_k, top_p, min_p, seed, and where its Changes are (changes.h) or 0. logits are what they were
+// when a token is drawn.
 #define COTERIE_SAMPLE(FIELD)                                                                                        \
-  FIELD(const f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
+  FIELD(f32*, logits) FIELD(const int64_t*, settings) FIELD(const i32*, positions) FIELD(const i32*, rows)     \
   FIELD(i32*, tokens) FIELD(integer, R) FIELD(integer, V)
 
 // offset: what is added to the weight of a norm; in a fused region, to those of all its norms. norm_bias: of a layer norm that has one.
@@ -335,7 +336,7 @@ enum class Opcode : int64_t { COTERIE_OPS(COTERIE_ENUM) count };
 #undef COTERIE_ENUM
 
 constexpr int64_t kOpcodes = static_cast<int64_t>(Opcode::count);
-constexpr int kSettingWords = 5;
+constexpr int kSettingWords = 6, kChangesWord = 5;
 
 template <class Op>
 Op operands_of(const Row& row) {

@@ -1,10 +1,11 @@
 // sample: draw a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and top-p.
-// A row that holds a NaN has no order: it draws -1.
+// Before that, logits are changed where a row says so, and given back behind it. A row that holds a NaN has no order: it draws -1.
 // The random number is a function of (seed, position). Compiled once: it uses the standard library and no vectors.
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
+#include "../changes.h"
 #include "../kernel.h"
 
 namespace coterie {
@@ -16,6 +17,7 @@ struct Settings {
   int64_t top_k;
   double top_p, min_p;
   uint64_t seed;
+  Changes* changes;
 };
 static_assert(sizeof(Settings) == kSettingWords * 8);
 
@@ -129,25 +131,30 @@ int32_t draw(const float* logits, int64_t V, const Settings& s, double u, Scratc
 }
 
 int64_t units(const Sample& op) { return op.R; }
-int64_t scratch_bytes(const Sample& op) { return 4 * static_cast<int64_t>(padded(static_cast<size_t>(op.V) * 4)); }
+int64_t scratch_bytes(const Sample& op) { return 5 * static_cast<int64_t>(padded(static_cast<size_t>(op.V) * 4)); }
 int64_t flops(const Sample& op) { return 4 * op.R * op.V; }
+
+int32_t token_of(const Sample& op, int64_t unit, const Settings& settings, const float* logits, Scratch& scratch) {
+  const std::optional<float> highest = highest_of(logits, op.V);
+  if (!highest.has_value()) return -1;
+  if (settings.temperature == 0.0) return static_cast<int32_t>(std::find(logits, logits + op.V, *highest) - logits);
+  const double u = uniform(settings.seed, op.positions[op.rows[unit]]);
+  return draw(logits, op.V, settings, u, scratch);
+}
 
 void run(const Sample& op, int64_t unit, Scratch& scratch) {
   Settings settings;
   std::memcpy(&settings, op.settings + unit * kSettingWords, sizeof settings);
-  const float* logits = op.logits + unit * op.V;
+  float* logits = op.logits + unit * op.V;
   scratch.stored(4);
-  const std::optional<float> highest = highest_of(logits, op.V);
-  if (!highest.has_value()) {
-    op.tokens[unit] = -1;
+  if (settings.changes == nullptr) {
+    op.tokens[unit] = token_of(op, unit, settings, logits, scratch);
     return;
   }
-  if (settings.temperature == 0.0) {
-    op.tokens[unit] = static_cast<int32_t>(std::find(logits, logits + op.V, *highest) - logits);
-    return;
-  }
-  const double u = uniform(settings.seed, op.positions[op.rows[unit]]);
-  op.tokens[unit] = draw(logits, op.V, settings, u, scratch);
+  float* were = scratch.floats(op.V);
+  change(settings.changes, logits, were);
+  op.tokens[unit] = token_of(op, unit, settings, logits, scratch);
+  change_back(settings.changes, logits, were);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ from coterie.checkpoint.layout import FileRange
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
 from coterie.graph.program import Program
+from coterie.graph.sampling import Changes
 from coterie.spec.machine import MachineSpec
 
 I32 = npt.NDArray[np.int32]
@@ -58,7 +59,8 @@ class Event:
 class Sampling:
     """One sampled row's settings. The random number is a function of (seed, position) alone.
 
-    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
+    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 mean no limit. `changes`: what is done to its logits
+    before, where the device does that (`changes_logits`); of a run of several steps what one drew counts in the next.
     """
 
     temperature: float = 0.0
@@ -66,6 +68,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    changes: Changes | None = None
 
 
 @value
@@ -268,6 +271,9 @@ class Device(Protocol):
 
     def synthetic(self) -> bool:
         """True when tokens are made up because this device computes no numbers. Reports must say so."""
+
+    def changes_logits(self) -> bool:
+        """True when it heeds `Sampling.changes`; else a run that has any is refused with ValueError."""
 
     def now(self) -> float:
         """Seconds on this device's clock."""

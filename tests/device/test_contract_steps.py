@@ -14,6 +14,8 @@ from tests.device.programs import V, loaded, rows
 
 from coterie.core.errors import TransferError, UnsupportedError
 from coterie.device import Sampling
+from coterie.engine.history import History
+from coterie.engine.request import ChoiceParams
 from coterie.graph.compile import compile_graph
 from coterie.graph.sampling import draw
 
@@ -116,6 +118,57 @@ def test_logits_are_those_that_the_step_drew_from(desk):
             assert draw(one, settings, len(prompt) - 1) == drawn[row]
     found[:] = 0  # they are the caller's
     assert desk.device.logits(event, [0]).any()
+
+
+def changing(params, prompt, answer=()):
+    """Settings with a history of this prompt and answer."""
+    history = History(params, prompt)
+    for token in answer:
+        history.note(token)
+    return dataclasses.replace(WARM, changes=history.changes())
+
+
+@pytest.mark.parametrize(
+    "params", [ChoiceParams(repetition_penalty=1.9), ChoiceParams(None, 0.5, 1.5, 1.2, ((3, 9.0),))]
+)
+def test_logits_are_changed_before_a_token_is_drawn_and_by_what_each_step_drew(desk, params):
+    needs_bytes(desk.device)
+    loaded(desk)
+    prompts = [PROMPT, [40, 41, 42], [9]]
+    begin = rows([(prompt, 0) for prompt in prompts], [changing(params, prompts[0]), WARM, changing(params, [9])])
+    if not desk.device.changes_logits():
+        with pytest.raises(ValueError, match="changed"):
+            desk.run(begin)
+        return
+    event = desk.run(begin)
+    (last,) = desk.tokens(event)
+    for row, settings in enumerate(begin.sampling):
+        assert draw(desk.device.logits(event, [row])[0], settings, len(prompts[row]) - 1) == last[row]
+    answers = [[token] for token in last]
+    for step in range(7):
+        chunks = [([a[-1]], len(p) + step) for a, p in zip(answers, prompts, strict=True)]
+        settings = [changing(params, prompts[0], answers[0]), WARM, changing(params, [9], answers[2])]
+        event = desk.run(rows(chunks, settings))
+        (drawn,) = desk.tokens(event)
+        found = desk.device.logits(event, range(3))
+        wanted = [draw(z, s, len(p) + step) for z, s, p in zip(found, settings, prompts, strict=True)]
+        assert drawn == wanted
+        for answer, token in zip(answers, drawn, strict=True):
+            answer.append(token)
+    chunks = [([a[0]], len(p)) for a, p in zip(answers, prompts, strict=True)]
+    settings = [changing(params, prompts[0], answers[0][:1]), WARM, changing(params, [9], answers[2][:1])]
+    together = desk.tokens(desk.run(rows(chunks, settings), steps=7))
+    assert [list(column) for column in zip(*together, strict=True)] == [answer[1:] for answer in answers]
+    plain = desk.tokens(desk.run(rows(chunks, [WARM] * 3), steps=7))  # nothing of it is left behind
+    assert [step[1] for step in plain] == answers[1][1:]
+    assert plain != together
+
+
+def test_changes_of_tokens_that_are_none_are_refused(desk):
+    needs_bytes(desk.device)
+    loaded(desk)
+    with pytest.raises(ValueError, match="chang"):
+        desk.run(prompt_rows(sampling=[changing(ChoiceParams(logit_bias=((V, 1.0),)), PROMPT)]))
 
 
 def test_logits_of_more_rows_than_sequences(desk):

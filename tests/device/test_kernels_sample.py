@@ -5,15 +5,21 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.device.native import call, ints
 
 from coterie.device import Sampling
+from coterie.devices.real.changes import encode_changes, ids_of, note
 from coterie.devices.real.step import encode_sampling
-from coterie.graph.sampling import draw, uniform
+from coterie.engine.history import History
+from coterie.engine.request import ChoiceParams
+from coterie.graph.sampling import changed, draw, uniform
 from coterie.kernels import cpu as kernels
 
 SETTINGS = [
@@ -31,7 +37,9 @@ def native(team, logits_RV, settings, positions):
     tokens = np.full(len(settings), -1, dtype=np.int32)
     rows = ints(range(len(settings)))[::-1].copy()  # positions are those of the rows, not of the tokens' order
     by_token = ints(positions)[::-1].copy()
-    operands = {"logits": logits_RV, "settings": encode_sampling(settings), "positions": by_token, "rows": rows}
+    words, blocks = encode_sampling(settings), [encode_changes(s.changes, 1) if s.changes else None for s in settings]
+    words[:, kernels.CHANGES_WORD] = [0 if block is None else kernels.address(block) for block in blocks]
+    operands = {"logits": logits_RV, "settings": words, "positions": by_token, "rows": rows}
     call(team, "sample", **operands, tokens=tokens, R=len(settings), V=logits_RV.shape[1])
     return tokens.tolist()
 
@@ -97,3 +105,51 @@ def test_a_large_vocabulary_with_flat_logits(team):
 
 def test_no_rows(team):
     assert native(team, np.zeros((0, 5), dtype=np.float32), [], []) == []
+
+
+def changes_of(V, seed, prompt, answer):
+    """What an engine would say after this prompt and answer, with a bias of one token in three."""
+    rng = np.random.default_rng(seed)
+    bias = tuple((token, float(rng.normal())) for token in range(0, V, 3))
+    params = ChoiceParams(None, rng.uniform(-2, 2), rng.uniform(-2, 2), rng.uniform(0.5, 2), bias[: seed % 5])
+    history = History(params, prompt)
+    for token in answer:
+        history.note(token)
+    return history
+
+
+@pytest.mark.parametrize("V", [1, 2, 50, 1003])
+def test_draws_from_changed_logits_are_those_of_the_reference_and_logits_stay(team, V):
+    rng = np.random.default_rng(V)
+    logits = np.round(3 * rng.standard_normal((len(SETTINGS), V)), 1).astype(np.float32)  # with ties
+    logits[::5] = -np.abs(logits[::5])
+    logits[3, V // 2] = np.nan
+    logits[6, 1 : V // 2] = -np.inf
+    settings, wanted, before = [], [], logits.copy()
+    for row, plain in enumerate((Sampling(), *SETTINGS[1:])):
+        prompt, answer = rng.integers(0, V, row % 7 + 1).tolist(), rng.integers(0, V, 2 * (row % 4)).tolist()
+        behind = tuple(rng.integers(0, V, row % 3).tolist())
+        changes = changes_of(V, row, prompt, answer).changes(behind) if row % 4 else None
+        settings.append(replace(plain, changes=changes))
+        wanted.append(draw(logits[row], settings[-1], row))
+    plain = [replace(s, changes=None) for s in settings]
+    assert native(team, logits, settings, range(len(settings))) == wanted
+    np.testing.assert_array_equal(logits, before)
+    assert native(team, logits, plain, range(len(settings))) == [
+        draw(row, s, p) for p, (row, s) in enumerate(zip(logits, plain, strict=True))
+    ]
+    assert V < 50 or wanted != native(team, logits, plain, range(len(settings)))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.lists(st.integers(0, 9), max_size=6), st.integers(0, 4))
+def test_tokens_that_are_noted_count_as_if_they_had_been_known(answer, later, seed):
+    history = changes_of(10, seed, [1, 2], answer)
+    block = encode_changes(history.changes(tuple(later[:2])), steps=1 + len(later[2:]))
+    for token in later[2:]:
+        note(block, token)
+    logits = np.linspace(-1, 1, 10, dtype=np.float32)
+    found = changed(logits, history.changes(tuple(later)))
+    for token in later:
+        history.note(token)
+    np.testing.assert_array_equal(found, changed(logits, history.changes()))
+    np.testing.assert_array_equal(sorted(ids_of(block)), sorted(history.changes().ids_N))

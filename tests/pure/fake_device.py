@@ -239,6 +239,9 @@ class FakeDevice:
     def inspect(self, exe: Executable, binding: Binding):
         raise NotImplementedError
 
+    def changes_logits(self) -> bool:
+        return False
+
     def synthetic(self) -> bool:
         return True
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
-from coterie.engine.choice import Chooser, check_choice, logprobs_of, repeat
+from coterie.engine.choice import Chooser, check_choice, logprobs_of
 from coterie.engine.habit import Habit
 from coterie.engine.request import ChoiceParams
-from coterie.graph.sampling import draw
+from coterie.graph.sampling import draw, repeat
 
 V = 97
 PROMPT = (3, 14, 15, 92, 65, 3)

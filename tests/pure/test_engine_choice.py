@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import engine_world
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from engine_world import VOCAB, TellingDevice, Words, ask, text_of, world
 
 from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
-from coterie.engine.choice import logprobs_of
+from coterie.engine.choice import Chooser, logprobs_of
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.graph.sampling import draw
 
@@ -48,9 +50,29 @@ class NumbersDevice(TellingDevice):
         return np.stack([self.rows[row] for row in rows])
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(engine_world, "TellingDevice", NumbersDevice)
+class ChangingDevice(NumbersDevice):
+    """Changes logits by itself; of a run of several steps what a row drew counts in the next."""
+
+    def changes_logits(self):
+        return True
+
+    def _compute(self, exe, binding, steps):
+        self.drawn, self.sizes = [], binding.rows.sizes
+        return super()._compute(exe, binding, steps)
+
+    def next_of(self, context, name):
+        self.rows.append(logits(context, name))
+        settings, row = next(self.settings), len(self.drawn) % self.sizes.R
+        if settings.changes is not None:
+            behind = (*settings.changes.behind, *self.drawn[row :: self.sizes.R])
+            settings = replace(settings, changes=replace(settings.changes, behind=behind))
+        self.drawn.append(draw(self.rows[-1], settings, len(context) - 1))
+        return self.drawn[-1]
+
+
+@pytest.fixture(params=[NumbersDevice, ChangingDevice], ids=["host", "device"])
+def small(request, monkeypatch):
+    monkeypatch.setattr(engine_world, "TellingDevice", request.param)
     made = world({"a": 4}, near_blocks=16, max_batch=4)
     monkeypatch.setattr(engine_world, "next_token", made.device.next_of)
     return made
@@ -112,11 +134,13 @@ def test_chosen_and_drawn_rows_share_a_batch(small, sampling):
     assert not any(output.logprobs for output in outputs["drawn"])
     assert [0, 2] in small.device.reads  # of all rows only those two
     assert max(map(len, small.device.reads)) == 2
-    own = sampling.temperature, sampling.seed
+    own, changes = (sampling.temperature, sampling.seed), small.device.changes_logits()
     settings = [
-        [(row.temperature, row.seed) for row in binding.rows.sampling] for _, _, binding, _ in small.device.runs
+        [(row.temperature, row.seed, row.changes is not None) for row in binding.rows.sampling]
+        for _, _, binding, _ in small.device.runs
     ]
-    assert [(0.0, 0), own, own] in settings  # what is drawn of the first is not looked at
+    first = (*own, True) if changes else (0.0, 0, False)  # which is not looked at
+    assert [first, (*own, False), (*own, False)] in settings
 
 
 def scored(request):
@@ -178,6 +202,26 @@ def test_who_asks_for_nothing_runs_many_steps_and_reads_nothing(small):
     run(small, ask("drawn", "a", (4, 5), 9))
     assert max(steps for *_, steps in small.device.runs) > 1
     assert small.device.reads == []
+
+
+def test_penalties_and_biases_alone_run_many_steps_where_the_device_changes_logits(small):
+    changes = small.device.changes_logits()
+    penalised = ChoiceParams(frequency_penalty=1.5, presence_penalty=0.5, repetition_penalty=1.3)
+    biased = ChoiceParams(logit_bias=((11, 2.0), (3, -100.0)))
+    one, other = ask("one", "a", (1, 2, 3), 12, choice=penalised), ask("other", "a", (4, 5), 9, choice=biased)
+    outputs = run(small, one, other)
+    for request, wanted in ((one, penalised), (other, biased)):
+        assert tokens_of(outputs[request.request_id]) == by_host(request, wanted)
+    assert (max(steps for *_, steps in small.device.runs) > 1) == changes
+    assert bool(small.device.reads) != changes
+
+
+def by_host(request, params):
+    """The answer, chosen token by token from the logits."""
+    one, context = Chooser(params, Sampling(), request.prompt_ids, ()), list(request.prompt_ids)
+    for _ in range(request.max_tokens):
+        context.append(one.choose(logits(context, request.expert_id), -1, len(context) - 1))
+    return context[len(request.prompt_ids) :]
 
 
 def test_end_tokens_end_a_chosen_answer(small):

@@ -193,6 +193,7 @@ class Decoding:
         self.one_by_one = any(sequence.steps_alone for sequence in self.sequences)
         self._chosen = chosen_of(self.sequences)
         self._rows = list(range(len(parts)))
+        self._changing = any(sequence.history is not None for sequence in self.sequences)
         self._sampling = tuple([sequence.sampling for sequence in self.sequences])
         self._end_ids = tuple([sequence.end_ids for sequence in self.sequences])
         self._columns, self._tables = 0, list[Seq[int]]()
@@ -215,7 +216,7 @@ class Decoding:
         if self.one_by_one:
             steps = 1
         tables, each = self._tables_up_to(longest + steps - 1), self._rows
-        rows = Rows(tokens, positions, each, tables, lengths, each, self._sampling, self._end_ids)
+        rows = Rows(tokens, positions, each, tables, lengths, each, self._settings(), self._end_ids)
         return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen, (), self._mix)
 
     def ahead(self, guesses: Seq[tuple[int, ...]]) -> Batch:
@@ -226,7 +227,7 @@ class Decoding:
         lengths: list[int] = []
         newest: list[int] = []
         behind: list[int] = []
-        sampling, guessed = list(self._sampling), list[Guessed]()
+        sampling, guessed = list(self._settings()), list[Guessed]()
         for row, (sequence, guess) in enumerate(zip(self.sequences, guesses, strict=True)):
             first, length = len(tokens), sequence.computed + 1 + len(guess)
             newest.append(first)
@@ -237,10 +238,16 @@ class Decoding:
             if guess:
                 guessed.append(Guessed(sequence, row, len(guesses) + len(behind), guess))
                 behind += range(first + 1, len(tokens))
-                sampling += [sequence.sampling] * len(guess)
+                sampling += [sequence.sampling_behind(guess[: place + 1]) for place in range(len(guess))]
         tables, end_ids = self._tables_up_to(max(lengths)), self._end_ids + ((),) * len(behind)
         rows = Rows(tokens, positions, sequence_T, tables, lengths, newest + behind, tuple(sampling), end_ids)
         return Batch(self._parts, self._owners, rows, self.sequences, 1, self._chosen, (), self._mix, tuple(guessed))
+
+    def _settings(self) -> tuple[Sampling, ...]:
+        """How each draws now."""
+        if self._changing:
+            self._sampling = tuple([sequence.sampling for sequence in self.sequences])
+        return self._sampling
 
     def _tables_up_to(self, length: int) -> Seq[Seq[int]]:
         """Block tables with room for so many positions."""

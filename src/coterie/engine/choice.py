@@ -1,7 +1,9 @@
 """Choice: the next token of a sequence that asks for more than drawing, made on the host from its row of logits.
 
-    logits -> penalties -> bias -> mask -> draw -> token            (graph/sampling.py says what drawing is)
+    logits -> penalties -> bias -> mask -> draw -> token            (graph/sampling.py says what all but masks are)
        `----> log-softmax -> logprobs of the token and of the likeliest
+
+A device that changes logits by itself draws from them, and then only masks and logprobs are left to do here.
 
 Its batch runs one step at a time, as those with stop strings do; the others of that batch keep the device's tokens.
 What was guessed ahead is gone through token by token, as far as it is what is chosen: so mask, penalties and logprobs
@@ -14,22 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from coterie.core.errors import CoterieError, RequestError, UnsupportedError
 from coterie.device import F32, Device, Event, Sampling
 from coterie.engine.habit import Habit
+from coterie.engine.history import History
 from coterie.engine.request import ChoiceParams, Mask, TokenLogprobs
-from coterie.graph.sampling import draw
+from coterie.graph.sampling import changed, draw
 
 if TYPE_CHECKING:
     from coterie.engine.batch import Batch, Guessed
     from coterie.engine.sequence import Sequence
-
-Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 class Chooser:
@@ -37,10 +37,7 @@ class Chooser:
 
     def __init__(self, params: ChoiceParams, sampling: Sampling, prompt_ids: Seq[int], end_ids: Seq[int]) -> None:
         self._params, self._sampling, self._end_ids = params, sampling, end_ids
-        self._prompt = sorted(set(prompt_ids)) if params.repetition_penalty != 1 else []
-        self._counts: dict[int, int] = {}
-        self._bias = np.array([token for token, _ in params.logit_bias], np.int64)
-        self._bias_by = np.array([number for _, number in params.logit_bias], np.float32)
+        self._history = History(params, prompt_ids)
         self._before = prompt_ids[-1]
         self.habit: Habit | None = None  # that of the answer, if somebody wants to know
         self.news: tuple[TokenLogprobs, ...] = ()
@@ -79,7 +76,7 @@ class Chooser:
             if mask is not None and not forced and self.habit is not None:
                 self.habit.learn(mask.few(), self._before, token)
             self._before = token
-            self._counts[token] = self._counts.get(token, 0) + 1
+            self._history.note(token)
             if mask is not None and token not in self._end_ids:
                 mask.accept(token)
         if params.top_logprobs is not None:
@@ -88,7 +85,7 @@ class Chooser:
 
     def _drawn(self, logits_V: F32, position: int) -> int:
         """What is drawn from `changed`, but only from those that may come: a fifth of the work, or none to speak of."""
-        z, mask = self._unmasked(logits_V), self._params.mask
+        z, mask = changed(logits_V, self._history.changes()), self._params.mask
         if mask is None:
             return draw(z, self._sampling, position)
         ids = np.flatnonzero(mask.allowed()[: len(z)])
@@ -102,27 +99,8 @@ class Chooser:
 
     def changed(self, logits_V: F32) -> F32:
         """The logits that the next token is drawn from; -inf where it may not be."""
-        z, mask = self._unmasked(logits_V), self._params.mask
+        z, mask = changed(logits_V, self._history.changes()), self._params.mask
         return z if mask is None else masked(z, mask)
-
-    def _unmasked(self, logits_V: F32) -> F32:
-        params, z = self._params, logits_V.copy()
-        if params.repetition_penalty != 1:
-            repeat(z, np.array(sorted({*self._prompt, *self._counts}), np.int64), params.repetition_penalty)
-        if self._counts and (params.presence_penalty or params.frequency_penalty):
-            ids, counts = np.array(list(self._counts)), np.array(list(self._counts.values()))
-            z[ids] -= (params.presence_penalty + params.frequency_penalty * counts).astype(np.float32)
-        z[self._bias] += self._bias_by
-        return z
-
-
-def repeat(z_V: F32, ids: Ids, penalty: float) -> None:
-    """Divide the logits of these tokens where they are above 0 and multiply them elsewhere, in place.
-
-    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; as transformers has it for logits below 0.
-    """
-    was, by = z_V[ids], np.float32(penalty)
-    z_V[ids] = np.where(was < 0, was * by, was / by)
 
 
 def masked(z_V: F32, mask: Mask) -> F32:

@@ -6,7 +6,7 @@ Knows nothing about devices, experts' weights or how requests are scheduled.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -114,8 +114,13 @@ class ChoiceParams:
         return penalties != (0, 0, 1) or bool(self.logit_bias) or self.mask is not None
 
     @property
+    def unchanged(self) -> ChoiceParams:
+        """What is left to ask where a device changes logits by the penalties and biases."""
+        return replace(self, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0, logit_bias=())
+
+    @property
     def asks(self) -> bool:
-        """True when tokens must be chosen on the host, from the logits of each step."""
+        """True when tokens must be chosen by the logits of each step, or these are reported."""
         return self.top_logprobs is not None or self.changes_logits
 
 

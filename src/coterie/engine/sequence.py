@@ -8,10 +8,13 @@ Knows nothing about scheduling or devices.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from coterie.core.errors import CoterieError
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
+from coterie.engine.history import History
 from coterie.engine.lookup import Lookup
 from coterie.engine.prediction import Prediction
 from coterie.engine.request import FinishReason, Output, Request, Timings
@@ -26,9 +29,11 @@ class Sequence:
     `scored`: so many tokens of the prompt have their logits, or vectors, looked at. `pool`: it wants a vector.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
     `guessed`, `accepted`: tokens that were guessed ahead, and those of them that were drawn.
+    `changes_logits`: the device changes logits by penalties and biases. Then `history` says how, where some are asked
+    for; not beside a mask, which only the host knows.
     """
 
-    def __init__(self, request: Request, max_context: int, arrival_s: float) -> None:
+    def __init__(self, request: Request, max_context: int, arrival_s: float, changes_logits: bool = False) -> None:
         self.request, self.number, self.arrival_s = request, -1, arrival_s
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
@@ -46,18 +51,32 @@ class Sequence:
         self.admissions_at_arrival = 0
         s = request.sampling
         own = Sampling(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
-        # What a device draws from logits that are to be changed is not looked at: the largest is found soonest.
-        self.sampling = Sampling() if request.choice.changes_logits else own
         self.end_ids = () if request.ignore_end else request.end_ids
-        chosen = request.choice.asks
-        self.mask = request.choice.mask
-        self.chooser = Chooser(request.choice, own, request.prompt_ids, self.end_ids) if chosen else None
+        choice = request.choice
+        self.mask = choice.mask
+        self.history: History | None = None
+        if changes_logits and choice.changes_logits and choice.mask is None:
+            self.history, choice = History(choice, request.prompt_ids), choice.unchanged
+        # What a device draws from logits that are to be changed here is not looked at: the largest is found soonest.
+        self._sampling = Sampling() if choice.changes_logits else own
+        self.chooser = Chooser(choice, own, request.prompt_ids, self.end_ids) if choice.asks else None
         scores_all = request.choice.score_prompt or request.pooling == "mean"
         self.scored = min(len(self.tokens) - 1, len(self.tokens) if scores_all else int(request.pooling == "first"))
         self.pool = None if request.pooling is None else Pool(request.pooling)
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
-        self._only_length = request.detokenizer is None and not self.end_ids and not chosen
+        self._only_length = request.detokenizer is None and not self.end_ids and self.chooser is None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the next token is drawn; with a history, good until there is one."""
+        return self.sampling_behind(())
+
+    def sampling_behind(self, guesses: tuple[int, ...]) -> Sampling:
+        """How the token behind these is drawn."""
+        return (
+            self._sampling if self.history is None else replace(self._sampling, changes=self.history.changes(guesses))
+        )
 
     @property
     def kv_tokens(self) -> int:
@@ -98,6 +117,8 @@ class Sequence:
         """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
         if self._only_length:
             left = self.tokens_left
+            for token in tokens[:left] if self.history is not None else ():
+                self._note(token)
             if len(tokens) < left:
                 self.tokens += tokens
                 return len(tokens), "", None
@@ -120,6 +141,7 @@ class Sequence:
         `is_newest`: no more have been drawn, so that what the chooser says is said of this one.
         """
         self.tokens.append(token)
+        self._note(token)
         ended = token in self.end_ids
         text = "" if ended else self._show(token)
         complete = is_newest and self.chooser is not None and self.chooser.complete
@@ -159,6 +181,10 @@ class Sequence:
         detokenizer = self.request.detokenizer
         tail = self._text.push(detokenizer.flush()) if detokenizer is not None else ""
         return tail + self._text.flush()
+
+    def _note(self, token: int) -> None:
+        if self.history is not None:
+            self.history.note(token)
 
     def _show(self, token: int) -> str:
         detokenizer = self.request.detokenizer

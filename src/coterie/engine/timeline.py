@@ -157,6 +157,10 @@ class Timeline(Device):
         """As the device's."""
         return self._device.inspect(exe, binding)
 
+    def changes_logits(self) -> bool:
+        """As the device's."""
+        return self._device.changes_logits()
+
     def synthetic(self) -> bool:
         """As the device's."""
         return self._device.synthetic()

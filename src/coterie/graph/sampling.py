@@ -1,5 +1,6 @@
 """What `sample` means, in NumPy: from a row of logits and its settings to a token. Every device must draw the same.
 
+    logits -> repetition -> presence, frequency -> bias                                 where somebody asks for changes
     z = logits / temperature -> order (z down, index up) -> top-k -> p = softmax -> min-p, top-p -> first cumulative > u
 
 Knows nothing about graphs or requests. The random number depends on (seed, position) alone.
@@ -7,7 +8,8 @@ Knows nothing about graphs or requests. The random number depends on (seed, posi
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,29 @@ import numpy.typing as npt
 _MASK = 2**64 - 1
 _MANY = 4096  # fewer are sorted sooner than they are counted
 _STEPS, _FAR = 16.0, 64  # likelihoods are counted in steps of e^(1/16), those below e^-64 together
+
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+BIAS_ONLY = -1  # in place of a count: the token has not come
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Changes:
+    """How a row's logits are changed before its token is drawn, by what came before and by biases.
+
+    Of N tokens, each named once: `ids_N`; `times_N`, how often it came in the answer (0: in the prompt alone;
+    BIAS_ONLY: not at all); `bias_N`, what is added. `behind`: tokens that came after those, in order. `repetition`
+    divides the logits of tokens that came where they are above 0, and multiplies them elsewhere (1: none); `presence`
+    and, for each time, `frequency` are taken from those of the answer (0: none).
+    """
+
+    repetition: float
+    presence: float
+    frequency: float
+    ids_N: Ids
+    times_N: Ids
+    bias_N: npt.NDArray[np.float32]
+    behind: tuple[int, ...] = ()
 
 
 class Settings(Protocol):
@@ -40,6 +65,10 @@ class Settings(Protocol):
     def seed(self) -> int:
         """Chooses the stream of random numbers."""
 
+    @property
+    def changes(self) -> Changes | None:
+        """What comes before all that; None: nothing."""
+
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1): splitmix64 over a counter (Steele, Lea, Flood: Fast Splittable Generators, 2014)."""
@@ -52,11 +81,36 @@ def uniform(seed: int, position: int) -> float:
     return float(x >> 11) * 2.0**-53
 
 
+def changed(logits_V: npt.NDArray[np.float32], changes: Changes) -> npt.NDArray[np.float32]:
+    """A copy of a row of logits, changed: repetition, then presence and frequency (summed in float64), then bias."""
+    z, known = logits_V.copy(), dict(zip(changes.ids_N.tolist(), changes.times_N.tolist(), strict=True))
+    for token in changes.behind:
+        known[token] = max(known.get(token, 0), 0) + 1
+    ids, times = np.array(list(known), np.intp), np.array(list(known.values()), np.int64)
+    if changes.repetition != 1:
+        repeat(z, ids[times != BIAS_ONLY], changes.repetition)
+    answer = ids[times > 0]
+    z[answer] -= (changes.presence + changes.frequency * times[times > 0]).astype(np.float32)
+    z[changes.ids_N] += changes.bias_N
+    return z
+
+
+def repeat(z_V: npt.NDArray[np.float32], ids: npt.NDArray[np.intp], penalty: float) -> None:
+    """Divide the logits of these tokens where they are above 0 and multiply them elsewhere, in place.
+
+    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; as transformers has it for logits below 0.
+    """
+    was, by = z_V[ids], np.float32(penalty)
+    z_V[ids] = np.where(was < 0, was * by, was / by)
+
+
 def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -> int:
     """Draw a token id from one row of logits; `position` is that of the token whose logits these are.
 
     A row that holds a NaN has no order and draws -1, which is no token; devices turn it into an error.
     """
+    if settings.changes is not None:
+        logits_V = changed(logits_V, settings.changes)
     if np.isnan(logits_V).any():
         return -1
     if settings.temperature == 0:

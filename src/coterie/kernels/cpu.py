@@ -20,7 +20,9 @@ I64: TypeAlias = npt.NDArray[np.int64]
 
 ROW_WORDS: int = _cpu.ROW_WORDS
 OPCODE_WORD, GATE_WORD = 0, 1
-SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed
+SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed, changes
+CHANGES_WORD: int = _cpu.CHANGES_WORD  # of these, that with the address of its changes, or 0
+CHANGES_WORDS: int = _cpu.CHANGES_WORDS  # before the lists of changes: see csrc/changes.h
 ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
 GATE_PASSED, GATE_FAILED = 1, 2
 FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h

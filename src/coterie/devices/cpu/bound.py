@@ -17,6 +17,7 @@ import numpy.typing as npt
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
+from coterie.devices.real.changes import note
 from coterie.devices.real.host_memory import Bytes, Slab
 from coterie.devices.real.lower_delta import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
@@ -61,6 +62,7 @@ class Bound:
         self.feed = np.zeros(len(kernels.FEED), np.int64)
         self.settings = np.zeros((sizes.R, kernels.SETTING_WORDS), np.int64)
         self._sampling: tuple[Sampling, ...] = ()
+        self._changes: tuple[I64 | None, ...] = ()
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
@@ -87,6 +89,8 @@ class Bound:
         if step.sampling != self._sampling:
             self.settings[:] = encode_sampling(step.sampling)
             self._sampling = step.sampling
+        if step.changes or self._changes:
+            self._put_changes(step.changes)
         ends = step.end_ids or ((),) * self._sizes.R
         if ends != self._ends:
             self._put_ends(ends)
@@ -160,6 +164,19 @@ class Bound:
         self.drawn_R = self._view(self._exe.drawn, (self._sizes.R,), DType.I32).view(np.int32)
         self._put_feed({"drawn": slab.address + self._plan[self._exe.drawn]})
 
+    def note(self, drawn_R: I32) -> None:
+        """Count tokens that were drawn where changes depend on them, before the next step."""
+        for block, token in zip(self._changes, drawn_R.tolist(), strict=False):
+            if block is not None:
+                note(block, token)
+
+    def _put_changes(self, changes: tuple[I64 | None, ...]) -> None:
+        """Let rows change their logits by these blocks, which are kept, or none do."""
+        self._changes = changes
+        words = [0 if block is None else kernels.address(block) for block in changes]
+        self.settings[:, kernels.CHANGES_WORD] = words or 0
+        self._put_feed({"settings": kernels.address(self.settings) if changes else 0})
+
     def _put_ends(self, ends: Ends) -> None:
         firsts = np.cumsum([0, *(len(one) for one in ends)], dtype=np.int32)
         self._end_arrays = np.array([token for one in ends for token in one], np.int32), firsts
@@ -227,4 +244,5 @@ def run_stepwise(
             return i + 1
         bound.inputs["tokens"][bound.inputs["rows"]] = drawn_R
         bound.inputs["positions"] += 1
+        bound.note(drawn_R)
     return len(kept)

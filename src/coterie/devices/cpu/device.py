@@ -165,6 +165,10 @@ class CpuDevice(RealDevice):
         self._ran = Ran(event, mine, step.sizes, step.sizes.R, steps)
         return event
 
+    def changes_logits(self) -> bool:
+        """True."""
+        return True
+
     def interrupt(self) -> None:
         """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
         self._interrupted = True

@@ -66,7 +66,9 @@ class Run:
 
     @staticmethod
     def of(exe: LoweredExecutable, rows: StepRows, steps: int, at: Addresses) -> Run:
-        """In the bucket in which it fits."""
+        """In the bucket in which it fits. Raises ValueError for rows whose logits are to be changed."""
+        if rows.changes:
+            raise ValueError("logits are to be changed before tokens are drawn, which this device does not do")
         longest = int(rows.inputs["positions"].max(initial=0)) + steps
         return Run(exe, rows, steps, at, bucket_of(rows.sizes, longest))
 

@@ -223,6 +223,10 @@ class ModelledDevice(Device):
         """True without a numerics device: tokens are made up."""
         return self._behind is None or self._behind.device.synthetic()
 
+    def changes_logits(self) -> bool:
+        """As the numerics device, if there is one."""
+        return self._behind is not None and self._behind.device.changes_logits()
+
     def now(self) -> float:
         """Modelled seconds since the device was made."""
         return self._clock.now

@@ -90,6 +90,10 @@ class RealDevice:
         """False: the numbers are real."""
         return False
 
+    def changes_logits(self) -> bool:
+        """False: its kernels draw from logits as they are."""
+        return False
+
     def now(self) -> float:
         """Seconds on the host's monotonic clock."""
         return perf_counter()

@@ -16,6 +16,7 @@ from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes, fixed
 from coterie.core.values import value
 from coterie.device import I32, Binding, Buffer, Fellows, Sampling, Shared
+from coterie.devices.real.changes import encode_changes, ids_of
 from coterie.devices.real.lower import lower
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import F32
@@ -157,7 +158,7 @@ class LoweredExecutable:
 class StepRows:
     """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows.
 
-    `shares`: where sequences have different weights.
+    `shares`: where sequences have different weights. `changes`: of each row, or of none, how its logits are changed.
     """
 
     inputs: Mapping[str, I32]
@@ -165,6 +166,7 @@ class StepRows:
     end_ids: tuple[tuple[int, ...], ...]
     sizes: Sizes
     shares: Shares | None = None
+    changes: tuple[I64 | None, ...] = ()
 
     @staticmethod
     def copy(program: Program, binding: Binding, steps: int) -> StepRows:
@@ -174,14 +176,15 @@ class StepRows:
         inputs = {name: np.array(array, np.int32, order="C") for name, array in zip(INPUTS, named, strict=True)}
         # Only T, B and R decide what is stored and where; the others take time to count.
         sizes = Sizes(len(rows.tokens_T), len(rows.lengths_B), len(rows.rows_R), 0, 0)
-        step = StepRows(inputs, rows.sampling, rows.end_ids, sizes)
+        changes = _changes(rows.sampling, steps)
+        step = StepRows(inputs, rows.sampling, rows.end_ids, sizes, None, changes)
         _check(step, program, binding, steps)
         inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"])
         if binding.fellows is None:
             return step
         of_B = _checked(binding.fellows, sizes.B)
         shares = Shares.of(of_B, inputs["sequence"], inputs["rows"])
-        return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares)
+        return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares, changes)
 
 
 def check_drawn(drawn_R: I32, device: str) -> None:
@@ -199,6 +202,16 @@ def encode_sampling(sampling: Sequence[Sampling]) -> I64:
         reals[i, 0], table[i, 1], reals[i, 2], reals[i, 3] = s.temperature, s.top_k, s.top_p, s.min_p
         table[i, 4] = np.uint64(s.seed % 2**64).view(np.int64)
     return table
+
+
+def _changes(sampling: Sequence[Sampling], steps: int) -> tuple[I64 | None, ...]:
+    """Of each row; empty where none has any, as nearly always."""
+    for one in sampling:
+        if one.changes is not None:
+            break
+    else:
+        return ()
+    return tuple([None if s.changes is None else encode_changes(s.changes, steps) for s in sampling])
 
 
 def _fixed(shape: Shape) -> tuple[int, ...]:
@@ -238,6 +251,9 @@ def _check(step: StepRows, program: Program, binding: Binding, steps: int) -> No
     for (name, values), bound in zip(step.inputs.items(), bounds, strict=True):
         if not kernels.within(values, bound):
             raise ValueError(f"{name} has {int(values.min())} to {int(values.max())}, outside 0 to {bound - 1}")
+    for changes in step.changes:
+        if changes is not None and not kernels.within(ids_of(changes), program.vocab_size):
+            raise ValueError(f"changes name a token outside 0 to {program.vocab_size - 1}")
 
 
 def _check_shapes(step: StepRows) -> None:

@@ -1,0 +1,55 @@
+"""Changes of logits as the CPU's sampler reads them (csrc/changes.h), with room for the tokens of a run's steps.
+
+    repetition presence frequency | known capacity | ids[capacity] | times[capacity] | bias[capacity]
+
+Knows nothing about who asks for them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.device import I32
+from coterie.graph.sampling import Changes
+from coterie.kernels.cpu import CHANGES_WORDS, I64
+
+KNOWN, CAPACITY = 3, 4  # words
+
+
+def encode_changes(changes: Changes, steps: int) -> I64:
+    """A block of our own, what came behind counted in, with room for the tokens that all but the last step draw."""
+    known = len(changes.ids_N)
+    capacity = known + len(changes.behind) + steps - 1
+    block = np.zeros(CHANGES_WORDS + -(-3 * capacity // 2), np.int64)
+    block.view(np.float64)[:KNOWN] = changes.repetition, changes.presence, changes.frequency
+    block[KNOWN], block[CAPACITY] = known, capacity
+    ids, times, bias = _lists(block)
+    ids[:known], times[:known], bias[:known] = changes.ids_N, changes.times_N, changes.bias_N
+    for token in changes.behind:
+        note(block, token)
+    return block
+
+
+def ids_of(block: I64) -> I32:
+    """The tokens that are known."""
+    return _lists(block)[0][: block[KNOWN]]
+
+
+def note(block: I64, token: int) -> None:
+    """A token of the answer has come: what csrc/changes.h does between steps, in plain words."""
+    ids, times, _ = _lists(block)
+    found, place = np.flatnonzero(ids_of(block) == token), int(block[KNOWN])
+    if len(found):
+        place = int(found[0])
+    else:
+        ids[place] = token
+        block[KNOWN] += 1
+    times[place] = max(times[place], 0) + 1
+
+
+def _lists(block: I64) -> tuple[I32, I32, npt.NDArray[np.float32]]:
+    """Ids, times and biases, views."""
+    capacity, lists = int(block[CAPACITY]), block[CHANGES_WORDS:].view(np.int32)
+    ids, times, bias = (lists[i * capacity : (i + 1) * capacity] for i in range(3))
+    return ids, times, bias.view(np.float32)
