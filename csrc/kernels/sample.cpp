@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "../changes.h"
+#include "../draw_order.h"
 #include "../kernel.h"
 
 namespace coterie {
@@ -31,19 +32,16 @@ double uniform(uint64_t seed, int64_t position) {
 
 // The greatest logit, several at a time; nothing when one of them is a NaN.
 std::optional<float> highest_of(const float* logits, int64_t V) {
-  typedef float Lanes __attribute__((vector_size(16)));  // what every machine has
-  typedef int32_t Mask __attribute__((vector_size(16)));
   constexpr int64_t kChains = 4, kStep = 4 * kChains;
-  Lanes best[kChains];
+  Floats best[kChains];
   Mask is_nan[kChains];
-  for (int k = 0; k < kChains; ++k) best[k] = Lanes{} + logits[0], is_nan[k] = Mask(best[k] != best[k]);
+  for (int k = 0; k < kChains; ++k) best[k] = Floats{} + logits[0], is_nan[k] = Mask(best[k] != best[k]);
   int64_t i = 0;
   for (; i + kStep <= V; i += kStep)
     for (int k = 0; k < kChains; ++k) {
-      Lanes x;
-      std::memcpy(&x, logits + i + 4 * k, sizeof x);
+      const Floats x = floats_at(logits + i + 4 * k);
       const Mask higher = x > best[k];
-      best[k] = Lanes((Mask(x) & higher) | (Mask(best[k]) & ~higher));
+      best[k] = Floats((Mask(x) & higher) | (Mask(best[k]) & ~higher));
       is_nan[k] |= Mask(x != x);
     }
   float highest = logits[0];
@@ -61,49 +59,18 @@ std::optional<float> highest_of(const float* logits, int64_t V) {
   return highest;
 }
 
-// z descending, then index ascending; reversed for a heap, whose top is its greatest.
-struct Before {
-  const float* z;
-  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
-};
-
-struct After {
-  const float* z;
-  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] < z[b] : a > b; }
-};
-
-// Hands out the `keep` best indices in order, and sorts no more of them than it is asked for.
-class Order {
- public:
-  Order(const float* z, int32_t* indices, int64_t V, int64_t keep) : z_(z), indices_(indices), heap_(keep) {
-    for (int64_t i = 0; i < V; ++i) indices[i] = static_cast<int32_t>(i);
-    if (keep < V) std::nth_element(indices, indices + keep, indices + V, Before{z});
-    std::make_heap(indices, indices + keep, After{z});
-  }
-
-  int32_t next() {
-    std::pop_heap(indices_, indices_ + heap_, After{z_});
-    return indices_[--heap_];
-  }
-
- private:
-  const float* z_;
-  int32_t* indices_;
-  int64_t heap_;
-};
-
-int32_t draw(const float* logits, int64_t V, const Settings& s, double u, Scratch& scratch) {
+int32_t draw(const float* logits, float highest_logit, int64_t V, const Settings& s, double u, Scratch& scratch) {
   float* z = scratch.floats(V);
-  auto* indices = reinterpret_cast<int32_t*>(scratch.floats(V));
+  auto* indices = reinterpret_cast<int32_t*>(scratch.floats(V + 1));
   auto* kept = reinterpret_cast<double*>(scratch.floats(2 * V));
   const auto temperature = static_cast<float>(s.temperature);
   for (int64_t i = 0; i < V; ++i) z[i] = logits[i] / temperature;
-  const double highest = *std::max_element(z, z + V);
+  const float top = highest_logit / temperature;  // rounding keeps the order
+  const double highest = top;
   const int64_t keep = s.top_k > 0 ? std::min(s.top_k, V) : V;
-  Order order(z, indices, V, keep);
+  Order order(z, top, indices, V, keep);
 
-  double total = 0;  // over what top-k keeps: the heap holds exactly that now
-  for (int64_t i = 0; i < keep; ++i) total += std::exp(z[indices[i]] - highest);
+  const double total = keep < V ? order.weigh_kept() : weigh(z, V, highest);
   double mass = 0;
   int64_t count = 0;
   const bool limited = s.top_p < 1.0 || s.min_p > 0.0;
@@ -115,7 +82,6 @@ int32_t draw(const float* logits, int64_t V, const Settings& s, double u, Scratc
     }
     return token;
   }
-  int32_t* drawn = indices + keep;  // popping moves the best to the end, one by one: drawn[-1] is the first
   for (; count < keep && (count == 0 || mass < s.top_p); ++count) {
     const double p = std::exp(z[order.next()] - highest) / total;
     if (count > 0 && p < s.min_p * kept[0]) break;
@@ -125,13 +91,13 @@ int32_t draw(const float* logits, int64_t V, const Settings& s, double u, Scratc
   double cumulative = 0;
   for (int64_t i = 0; i < count; ++i) {
     cumulative += kept[i];
-    if (cumulative > u * mass) return drawn[-1 - i];
+    if (cumulative > u * mass) return order.at(i);
   }
-  return drawn[-count];
+  return order.at(count - 1);
 }
 
 int64_t units(const Sample& op) { return op.R; }
-int64_t scratch_bytes(const Sample& op) { return 5 * static_cast<int64_t>(padded(static_cast<size_t>(op.V) * 4)); }
+int64_t scratch_bytes(const Sample& op) { return 5 * static_cast<int64_t>(padded(static_cast<size_t>(op.V + 1) * 4)); }
 int64_t flops(const Sample& op) { return 4 * op.R * op.V; }
 
 int32_t token_of(const Sample& op, int64_t unit, const Settings& settings, const float* logits, Scratch& scratch) {
@@ -139,7 +105,7 @@ int32_t token_of(const Sample& op, int64_t unit, const Settings& settings, const
   if (!highest.has_value()) return -1;
   if (settings.temperature == 0.0) return static_cast<int32_t>(std::find(logits, logits + op.V, *highest) - logits);
   const double u = uniform(settings.seed, op.positions[op.rows[unit]]);
-  return draw(logits, op.V, settings, u, scratch);
+  return draw(logits, *highest, op.V, settings, u, scratch);
 }
 
 void run(const Sample& op, int64_t unit, Scratch& scratch) {

@@ -177,11 +177,20 @@ void test_sample() {
     std::memcpy(s, &temperature, 8), s[1] = top_k, std::memcpy(s + 2, &top_p, 8), std::memcpy(s + 3, &min_p, 8), s[4] = r;
     positions.push_back(static_cast<i32>(r * 3)), picked.push_back(static_cast<i32>(r));
   }
+  std::vector<int64_t> block(kChangesWords + 3);  // of two tokens: one that came twice and is made certain, one that came before
+  auto* changes = reinterpret_cast<Changes*>(block.data());
+  *changes = {1.5, 0.25, 0.5, 2, 2};
+  ids_of(changes)[0] = 77, times_of(changes)[0] = 1, bias_of(changes)[0] = 1000;
+  ids_of(changes)[1] = 3, times_of(changes)[1] = 0, bias_of(changes)[1] = 0;
+  note(changes, 77);
+  settings[8 * kSettingWords + kChangesWord] = reinterpret_cast<int64_t>(changes);
+  const std::vector<float> given = logits;
   const Sample op{logits.data(), settings.data(), positions.data(), picked.data(), tokens.data(), R, V};
   everywhere("sample", {row_of(Opcode::sample, op)}, {output(tokens)}, [&] {
-    bool right = tokens[4] == -1;
+    bool right = tokens[4] == -1 && tokens[8] == 77 && times_of(changes)[0] == 2;
+    right = right && std::memcmp(given.data(), logits.data(), logits.size() * 4) == 0;
     for (int64_t r = 0; r < R; ++r) {
-      if (r == 4) continue;
+      if (r == 4 || r == 8) continue;
       const float* row = &logits[r * V];
       int64_t higher = 0;  // than the token drawn
       for (int64_t i = 0; i < V; ++i) higher += tokens[r] >= 0 && tokens[r] < V && row[i] > row[tokens[r]];

@@ -42,7 +42,7 @@ struct Chain {
     auto sample = operands_of<Sample>(list[3]);
     embed.tokens = tokens.data(), sample.positions = positions.data();
     std::memcpy(list[0].operands, &embed, sizeof embed), std::memcpy(list[3].operands, &sample, sizeof sample);
-    feed = {steps, drawn.data(), rows.data(), tokens.data(), positions.data(), ends.data(), first_end.data(), kept.data(), B, B};
+    feed = {steps, drawn.data(), rows.data(), tokens.data(), positions.data(), ends.data(), first_end.data(), kept.data(), B, B, settings.data()};
     std::fill(kept.begin(), kept.end(), -7);
   }
 
