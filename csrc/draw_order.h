@@ -1,5 +1,5 @@
-// Logits from the highest down, as far as somebody asks: what drawing needs of a vocabulary is mostly its first few.
-// Knows nothing about settings or random numbers.
+// Logits over the temperature, z, from the highest down, as far as somebody asks: what drawing needs of a vocabulary is mostly its first few.
+// Nothing is written but their indices. Knows nothing about settings or random numbers.
 //
 //   highest ----- 2 ----- 4 ----- 8 ----- 16 ------------ -inf       bands below the highest, found by one scan each
 //   indices  | band 0   | band 1  | ...                              put in order when somebody asks for one of them
@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 namespace coterie {
 
@@ -40,44 +39,77 @@ inline Doubles exp_below(Doubles x) {
   return Doubles((Wholes(p) + (Wholes(shifted) << 52)) & ~far);
 }
 
+// A row of logits, and z of each; of all but NaNs.
+struct Scaled {
+  const float* logits;
+  int64_t V;
+  float temperature, highest;  // highest z
+
+  float z(int64_t i) const { return logits[i] / temperature; }
+  double weight(int64_t i) const { return std::exp(static_cast<double>(z(i)) - highest); }
+};
+
 // The sum of exp(z - highest), in one order.
-inline double weigh(const float* z, int64_t V, double highest) {
+inline double weigh(const Scaled& row) {
+  const int64_t V = row.V;
+  const double highest = row.highest;
   constexpr int kChains = 4;  // sums side by side
   Doubles sums[kChains] = {};
   int64_t i = 0;
   for (; i + 2 * kChains <= V; i += 2 * kChains)
     for (int k = 0; k < kChains; k += 2) {
-      const Floats x = floats_at(z + i + 2 * k);
+      const Floats x = floats_at(row.logits + i + 2 * k) / row.temperature;
       sums[k] += exp_below(Doubles{x[0], x[1]} - highest);
       sums[k + 1] += exp_below(Doubles{x[2], x[3]} - highest);
     }
   const Doubles all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   double total = all[0] + all[1];
-  for (; i < V; ++i) total += std::exp(z[i] - highest);
+  for (; i < V; ++i) total += row.weight(i);
   return total;
 }
 
 // z descending, then index ascending; reversed for a heap, whose top is its greatest.
 struct Before {
-  const float* z;
-  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] > z[b] : a < b; }
+  const Scaled& row;
+  bool operator()(int32_t a, int32_t b) const {
+    const float za = row.z(a), zb = row.z(b);
+    return za != zb ? za > zb : a < b;
+  }
 };
 
 struct After {
-  const float* z;
-  bool operator()(int32_t a, int32_t b) const { return z[a] != z[b] ? z[a] < z[b] : a > b; }
+  const Scaled& row;
+  bool operator()(int32_t a, int32_t b) const { return Before{row}(b, a); }
 };
 
-// Hands out the `keep` best indices in order. None of z is a NaN.
+// Hands out the `keep` best indices in order. `indices`: room for one more than there are.
 class Order {
  public:
-  Order(const float* z, float highest, int32_t* indices, int64_t V, int64_t keep) : z_(z), highest_(highest), indices_(indices), V_(V), keep_(keep) {}
+  Order(const Scaled& row, int32_t* indices, int64_t keep) : row_(row), indices_(indices), keep_(keep) {}
 
-  // Finds all that are kept, in no order: sums exp(z - highest) over them.
+  // Finds those that are kept, as one band: sums exp(z - highest) over them. For a keep below V.
   double weigh_kept() {
-    while (ends_[bands_] < keep_ && bands_ < kBands) find_band();
+    const int64_t V = row_.V;
+    float floor = -INFINITY, least = -INFINITY;
+    bool full = false;  // so many have been seen, and the floor is the z of the last of them
+    int64_t end = 0, i = 0;
+    const auto take = [&](int64_t j) {
+      indices_[end] = static_cast<int32_t>(j);
+      end += !full || row_.z(j) > floor ? 1 : 0;
+    };
+    for (; i + kStep <= V; i += kStep) {
+      if (full && !any_at_least(row_.logits + i, least)) continue;
+      for (int64_t j = i; j < i + kStep; ++j) take(j);
+      if (end < 2 * keep_ + kStep) continue;
+      std::nth_element(indices_, indices_ + (keep_ - 1), indices_ + end, Before{row_});
+      end = keep_, full = true;
+      floor = row_.z(indices_[keep_ - 1]), least = least_of(floor);
+    }
+    for (; i < V; ++i) take(i);
+    if (end > keep_) std::nth_element(indices_, indices_ + keep_, indices_ + end, Before{row_});
+    bands_ = 1, ends_[1] = keep_;
     double total = 0;
-    for (int64_t i = 0; i < ends_[bands_]; ++i) total += std::exp(static_cast<double>(z_[indices_[i]]) - highest_);
+    for (int64_t k = 0; k < keep_; ++k) total += row_.weight(indices_[k]);
     return total;
   }
 
@@ -87,10 +119,10 @@ class Order {
         if (band_ == bands_) find_band();
         ++band_;
       } while (ends_[band_] == handed_ && band_ < kBands);
-      std::make_heap(indices_ + handed_, indices_ + ends_[band_], After{z_});
+      std::make_heap(indices_ + handed_, indices_ + ends_[band_], After{row_});
     }
     // Popping moves the best to the end of what is left of the band.
-    std::pop_heap(indices_ + ends_[band_ - 1], indices_ + ends_[band_ - 1] + (ends_[band_] - handed_), After{z_});
+    std::pop_heap(indices_ + ends_[band_ - 1], indices_ + ends_[band_ - 1] + (ends_[band_] - handed_), After{row_});
     return at(handed_++);
   }
 
@@ -104,42 +136,45 @@ class Order {
  private:
   static constexpr int kBands = 5;
 
-  // Appends what lies between the last floor and the next one; of the last band that is kept only the best.
+  // Appends what lies between the last floor and the next one.
   void find_band() {
-    constexpr float kDepths[kBands] = {2, 4, 8, 16, std::numeric_limits<float>::infinity()};
-    const float floor = highest_ - kDepths[bands_];
+    constexpr float kDepths[kBands] = {2, 4, 8, 16, INFINITY};
+    const float floor = row_.highest - kDepths[bands_];
+    const float* logits = row_.logits;
     int64_t end = ends_[bands_];
-    const bool last = !(floor > -std::numeric_limits<float>::infinity()) || bands_ == kBands - 1;
+    const bool last = !(floor > -INFINITY) || bands_ == kBands - 1;
+    const float least = least_of(floor);
     int64_t i = 0;
-    for (; i + kStep <= V_; i += kStep)
-      if (last || any_at_least(z_ + i, floor))
+    for (; i + kStep <= row_.V; i += kStep)
+      if (last || any_at_least(logits + i, least))
         for (int64_t j = i; j < i + kStep; ++j) end = take(j, floor, last, end);
-    for (; i < V_; ++i) end = take(i, floor, last, end);
+    for (; i < row_.V; ++i) end = take(i, floor, last, end);
     ceiling_ = floor;
-    ++bands_;
-    if (end > keep_) {
-      std::nth_element(indices_ + ends_[bands_ - 1], indices_ + keep_, indices_ + end, Before{z_});
-      end = keep_;
-    }
-    ends_[bands_] = end;
+    ends_[++bands_] = end;
   }
 
   int64_t take(int64_t i, float floor, bool last, int64_t end) const {
     indices_[end] = static_cast<int32_t>(i);
-    return end + ((last || z_[i] >= floor) && (bands_ == 0 || z_[i] < ceiling_) ? 1 : 0);
+    const float z = row_.z(i);
+    return end + ((last || z >= floor) && (bands_ == 0 || z < ceiling_) ? 1 : 0);
+  }
+
+  // What is not below a floor as z is not below this as a logit: divisions round by less.
+  float least_of(float floor) const {
+    const double scaled = static_cast<double>(floor) * row_.temperature;
+    return static_cast<float>(std::isfinite(scaled) ? scaled - std::abs(scaled) * 0x1p-21 - 1e-37 : -INFINITY);
   }
 
   static constexpr int64_t kStep = 16;
-  static bool any_at_least(const float* z, float floor) {
+  static bool any_at_least(const float* logits, float least) {
     Mask any = {};
-    for (int k = 0; k < kStep; k += 4) any |= floats_at(z + k) >= floor;
+    for (int k = 0; k < kStep; k += 4) any |= floats_at(logits + k) >= least;
     return (any[0] | any[1] | any[2] | any[3]) != 0;
   }
 
-  const float* z_;
-  const float highest_;
-  int32_t* indices_;  // room for V + 1
-  const int64_t V_, keep_;
+  const Scaled& row_;
+  int32_t* indices_;
+  const int64_t keep_;
   float ceiling_ = 0;
   int bands_ = 0, band_ = 0;        // found; the one that is handed out
   int64_t ends_[kBands + 1] = {0};  // of the bands that are found, the first one's behind a 0

@@ -60,17 +60,14 @@ std::optional<float> highest_of(const float* logits, int64_t V) {
 }
 
 int32_t draw(const float* logits, float highest_logit, int64_t V, const Settings& s, double u, Scratch& scratch) {
-  float* z = scratch.floats(V);
   auto* indices = reinterpret_cast<int32_t*>(scratch.floats(V + 1));
   auto* kept = reinterpret_cast<double*>(scratch.floats(2 * V));
   const auto temperature = static_cast<float>(s.temperature);
-  for (int64_t i = 0; i < V; ++i) z[i] = logits[i] / temperature;
-  const float top = highest_logit / temperature;  // rounding keeps the order
-  const double highest = top;
+  const Scaled row{logits, V, temperature, highest_logit / temperature};  // rounding keeps the order
   const int64_t keep = s.top_k > 0 ? std::min(s.top_k, V) : V;
-  Order order(z, top, indices, V, keep);
+  Order order(row, indices, keep);
 
-  const double total = keep < V ? order.weigh_kept() : weigh(z, V, highest);
+  const double total = keep < V ? order.weigh_kept() : weigh(row);
   double mass = 0;
   int64_t count = 0;
   const bool limited = s.top_p < 1.0 || s.min_p > 0.0;
@@ -78,12 +75,12 @@ int32_t draw(const float* logits, float highest_logit, int64_t V, const Settings
   if (!limited) {
     for (; count < keep && mass <= u; ++count) {
       token = order.next();
-      mass += std::exp(z[token] - highest) / total;
+      mass += row.weight(token) / total;
     }
     return token;
   }
   for (; count < keep && (count == 0 || mass < s.top_p); ++count) {
-    const double p = std::exp(z[order.next()] - highest) / total;
+    const double p = row.weight(order.next()) / total;
     if (count > 0 && p < s.min_p * kept[0]) break;
     kept[count] = p;
     mass += p;
@@ -97,7 +94,7 @@ int32_t draw(const float* logits, float highest_logit, int64_t V, const Settings
 }
 
 int64_t units(const Sample& op) { return op.R; }
-int64_t scratch_bytes(const Sample& op) { return 5 * static_cast<int64_t>(padded(static_cast<size_t>(op.V + 1) * 4)); }
+int64_t scratch_bytes(const Sample& op) { return 4 * static_cast<int64_t>(padded(static_cast<size_t>(op.V + 1) * 4)); }
 int64_t flops(const Sample& op) { return 4 * op.R * op.V; }
 
 int32_t token_of(const Sample& op, int64_t unit, const Settings& settings, const float* logits, Scratch& scratch) {

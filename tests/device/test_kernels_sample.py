@@ -54,6 +54,20 @@ def test_draws_are_those_of_the_reference(team, V):
         assert native(team, logits, SETTINGS, positions) == expected
 
 
+@pytest.mark.parametrize("V", [15, 17, 1003, 6000])
+@pytest.mark.parametrize("spread", [0.1, 5.0, 40.0, 1e30])
+def test_draws_are_those_of_the_reference_wherever_the_mass_lies(team, V, spread):
+    """In the first few tokens or in all of them, in sorted logits too, and where they overflow over the temperature."""
+    rng = np.random.default_rng(V)
+    logits = (spread * rng.standard_normal((len(SETTINGS), V))).astype(np.float32)
+    logits[::3].sort(axis=1)
+    logits[1::3, V // 2 :] = -np.inf
+    settings = [replace(s, temperature=1e-6) if row % 9 == 8 and spread < 1e30 else s for row, s in enumerate(SETTINGS)]
+    positions = range(len(SETTINGS))
+    expected = [draw(row, s, p) for row, s, p in zip(logits, settings, positions, strict=True)]
+    assert native(team, logits, settings, positions) == expected
+
+
 @pytest.mark.parametrize("V", [5, 300])
 def test_ties_go_to_the_lowest_index(team, V):
     rng = np.random.default_rng(0)
