@@ -187,13 +187,15 @@ A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARR
         (view(group("a", R, running=1, last_run=9), group("b", R, running=1), current="a", streak=4), Run("b", ())),
         (view(group("a", R, running=1), group("b", R, 1), current="a", streak=4), Run("b", (1,))),
         (view(*(group(c, R, running=1) for c in "abcdef"), group("g", R, 1)), Run("a", ())),
-        # Who can be admitted goes before, in the midst of a quantum too; of several the one that weighs more.
-        (view(group("a", R, running=1), group("b", R, 1), current="a", streak=1), Run("b", (1,))),
-        (view(group("a", R, running=1), group("b", R, 9, running=1), current="a", streak=1), Run("b", (9,))),
-        (view(group("a", R, running=1), group("b", R, 9, running=32), current="a", streak=1), Run("a", ())),
-        (view(group("a", R, 8, running=1), group("b", R, 2), current="a", streak=1), Run("b", (2,))),
-        (view(*(group(c, R, running=1) for c in "abcdef"), group("g", R, 1), current="b", streak=1), Run("b", ())),
-        (view(*(group(c, R, running=1) for c in "abcde"), group("f", R, 1)), Run("f", (1,))),
+        # Behind a quantum who can be admitted goes before; of several the one that weighs more.
+        (view(group("a", R, running=1), group("b", R, 9, running=1), current="a", streak=3), Run("a", ())),
+        (
+            view(group("a", R, running=1), group("b", R, 9, running=1, last_run=9), current="a", streak=4),
+            Run("b", (9,)),
+        ),
+        (view(group("a", R, running=1), group("b", R, 9, running=32), current="b", streak=4), Run("a", ())),
+        (view(group("a", R, 8, running=1), group("b", R, 2), current="a", streak=4), Run("b", (2,))),
+        (view(*(group(c, R, running=1) for c in "abcdef"), group("g", R, 1), current="a", streak=4), Run("a", ())),
         # Weight: requests times the square of the oldest one's age; of those that weigh the same the older.
         (view(group("a", A, 6), group("b", A, 7, 8, 9)), Fetch("b")),
         (view(group("a", A, 2), group("b", A, 7, 8, 9)), Fetch("a")),

@@ -283,9 +283,9 @@ def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
     """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire.
 
-    `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do. Whose
-    requests can be admitted goes first, in the midst of a quantum too: a step more between others' tokens, once a
-    request, is less than rounds of quanta before a first token.
+    `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do. Behind each
+    quantum whoever has requests that can be admitted goes first, one that has begun too: the others wait for a quantum
+    more, where a first token would wait for a round of them.
     """
     ready = [g for g in working if g.residence is READY]
     if policy.overlap:
@@ -293,14 +293,14 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
     else:
         candidates = [g for g in working if g.residence in (STARTED, Residence.ARRIVING)] or ready
     begun = [g for g in candidates if g.running]
-    open_to_more = candidates if len(begun) < policy.turns else begun
-    newcomers = [g for g in open_to_more if g.waiting and _admissible(g, view, policy)]
-    if newcomers:
-        return _heaviest(newcomers, weight)
     if view.streak < policy.quantum_steps:
         for group in begun:
             if group.expert_id == view.current:
                 return group
+    open_to_more = candidates if len(begun) < policy.turns else begun
+    newcomers = [g for g in open_to_more if g.waiting and _admissible(g, view, policy)]
+    if newcomers:
+        return _heaviest(newcomers, weight)
     longest_ago: Group | None = None
     for group in begun:
         if longest_ago is None or (group.last_run, group.oldest) < (longest_ago.last_run, longest_ago.oldest):
