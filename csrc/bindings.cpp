@@ -141,8 +141,6 @@ NB_MODULE(_cpu, m) {
   m.attr("ROW_WORDS") = kRowWords;
   m.attr("HEADER_WORDS") = kHeaderWords;
   m.attr("SETTING_WORDS") = kSettingWords;
-  m.attr("CHANGES_WORD") = kChangesWord;
-  m.attr("CHANGES_WORDS") = kChangesWords;
   m.attr("OPCODES") = opcodes();
   m.attr("FEED_WORDS") = feed_words();
   m.attr("ISAS") = nb::tuple(supported_isas());

@@ -15,6 +15,7 @@ struct Changes {
   int64_t known, capacity;
 };
 constexpr int kChangesWords = sizeof(Changes) / 8;
+static_assert(kChangesWords == 5);
 constexpr int32_t kBiasOnly = -1;
 
 inline int32_t* ids_of(Changes* c) { return reinterpret_cast<int32_t*>(c + 1); }

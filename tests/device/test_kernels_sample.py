@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.device.native import call, ints
 
 from coterie.device import Sampling
-from coterie.devices.real.changes import encode_changes, ids_of, note
+from coterie.devices.real.changes import SETTING, encode_changes, ids_of, note
 from coterie.devices.real.step import encode_sampling
 from coterie.engine.history import History
 from coterie.engine.request import ChoiceParams
@@ -38,7 +38,7 @@ def native(team, logits_RV, settings, positions):
     rows = ints(range(len(settings)))[::-1].copy()  # positions are those of the rows, not of the tokens' order
     by_token = ints(positions)[::-1].copy()
     words, blocks = encode_sampling(settings), [encode_changes(s.changes, 1) if s.changes else None for s in settings]
-    words[:, kernels.CHANGES_WORD] = [0 if block is None else kernels.address(block) for block in blocks]
+    words[:, SETTING] = [0 if block is None else kernels.address(block) for block in blocks]
     operands = {"logits": logits_RV, "settings": words, "positions": by_token, "rows": rows}
     call(team, "sample", **operands, tokens=tokens, R=len(settings), V=logits_RV.shape[1])
     return tokens.tolist()

@@ -6,8 +6,6 @@ import numpy.typing as npt
 ROW_WORDS: int
 HEADER_WORDS: int
 SETTING_WORDS: int
-CHANGES_WORD: int
-CHANGES_WORDS: int
 OPCODES: dict[str, tuple[int, tuple[tuple[str, str], ...]]]
 FEED_WORDS: tuple[tuple[str, str], ...]
 ISAS: tuple[str, ...]

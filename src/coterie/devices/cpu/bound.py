@@ -17,7 +17,7 @@ import numpy.typing as npt
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
-from coterie.devices.real.changes import note
+from coterie.devices.real.changes import SETTING, note
 from coterie.devices.real.host_memory import Bytes, Slab
 from coterie.devices.real.lower_delta import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
@@ -173,9 +173,9 @@ class Bound:
     def _put_changes(self, changes: tuple[I64 | None, ...]) -> None:
         """Let rows change their logits by these blocks, which are kept, or none do."""
         self._changes = changes
-        words = [0 if block is None else kernels.address(block) for block in changes]
-        self.settings[:, kernels.CHANGES_WORD] = words or 0
         self._put_feed({"settings": kernels.address(self.settings) if changes else 0})
+        words = [0 if block is None else kernels.address(block) for block in changes]
+        self.settings[:, SETTING] = words or 0
 
     def _put_ends(self, ends: Ends) -> None:
         firsts = np.cumsum([0, *(len(one) for one in ends)], dtype=np.int32)

@@ -12,16 +12,17 @@ import numpy.typing as npt
 
 from coterie.device import I32
 from coterie.graph.sampling import Changes
-from coterie.kernels.cpu import CHANGES_WORDS, I64
+from coterie.kernels.cpu import I64
 
-KNOWN, CAPACITY = 3, 4  # words
+SETTING = 5  # the word of a row of settings that has the address of its changes, or 0
+KNOWN, CAPACITY, WORDS = 3, 4, 5  # words of a block before its lists, and how many these are
 
 
 def encode_changes(changes: Changes, steps: int) -> I64:
     """A block of our own, what came behind counted in, with room for the tokens that all but the last step draw."""
     known = len(changes.ids_N)
     capacity = known + len(changes.behind) + steps - 1
-    block = np.zeros(CHANGES_WORDS + -(-3 * capacity // 2), np.int64)
+    block = np.zeros(WORDS + -(-3 * capacity // 2), np.int64)
     block.view(np.float64)[:KNOWN] = changes.repetition, changes.presence, changes.frequency
     block[KNOWN], block[CAPACITY] = known, capacity
     ids, times, bias = _lists(block)
@@ -50,6 +51,6 @@ def note(block: I64, token: int) -> None:
 
 def _lists(block: I64) -> tuple[I32, I32, npt.NDArray[np.float32]]:
     """Ids, times and biases, views."""
-    capacity, lists = int(block[CAPACITY]), block[CHANGES_WORDS:].view(np.int32)
+    capacity, lists = int(block[CAPACITY]), block[WORDS:].view(np.int32)
     ids, times, bias = (lists[i * capacity : (i + 1) * capacity] for i in range(3))
     return ids, times, bias.view(np.float32)
