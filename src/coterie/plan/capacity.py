@@ -174,8 +174,8 @@ def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
     more_s = (stretch - 1) * step_s * later
     spread_s = np.sqrt(more_s * other_s)
     slow_s = step_s * stretch + max(0.0, log_rest(share) - 1) * spread_s / later
-    # So many groups share the steps, each with a prefill of its own for each of its batch, whose later steps are shared;
-    # the rest wait for their first token.
+    # So many groups share the steps, each with a prefill for each of its sequences, whose later steps are shared; the
+    # rest wait for their first token.
     turns = min(demand.policy.turns, max(1, int((rates > 0).sum())))
     most_s: F64 = turns * (step_s + batches * steps.prefill_s / later)
     return np.minimum(slow_s, most_s)
