@@ -71,11 +71,9 @@ class ModelledDevice(Device):
         self._pricing = Pricing(orchestration, mapped=mapped)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
-        self._slabs: dict[int, Buffer] = {}
-        self._checked: dict[int, Buffer] = {}
+        self._slabs, self._checked = dict[int, Buffer](), dict[int, Buffer]()
         self._transfers = Transfers(spec, kit)
-        self._used = {tier.name: 0 for tier in spec.tiers}
-        self._issued: dict[str, int] = {}
+        self._used, self._issued = {tier.name: 0 for tier in spec.tiers}, dict[str, int]()
         self._interrupted = self._closed = False
         self._ran: int | None = None  # the last run's number: who held its event would hold what it left
 
@@ -93,10 +91,9 @@ class ModelledDevice(Device):
             levers = (f"reserve less in {tier}", f"choose a machine with more {tier}")
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
-        buffer = Buffer(slab_id, tier, 0, size_bytes)
         if self._behind is not None:
             self._behind.reserve(slab_id, size_bytes)
-        self._slabs[slab_id] = buffer
+        buffer = self._slabs[slab_id] = Buffer(slab_id, tier, 0, size_bytes)
         self._used[tier] += size
         return buffer
 
