@@ -4,6 +4,7 @@
 
 #include "streams.h"
 #include "whole_panel.h"
+#include "whole_panel_avx2.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -27,28 +28,51 @@ inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) 
   for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
 }
 
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   if constexpr (Record<D>::kQ8) {
-    add_group_q8<D>(x, w, scales, whole_parts(left, kBlockWeights), acc);
+    add_group_q8<D, kVnni>(x, w, scales, whole_parts(left, kBlockWeights), acc);
   } else {
-    for (int n = 0; n < N; ++n) add_few<D>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
+    for (int n = 0; n < N; ++n) add_few<D, kVnni>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
   }
 }
 
 // What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   Lanes sums[M][N];
 #pragma GCC unroll 8
   for (int i = 0; i < M * N; ++i) sums[i / N][i % N] = acc[i / N][i % N];
-  add_copied<D>(x, w, scales, to_zeros, left, sums);
+  add_copied<D, kVnni>(x, w, scales, to_zeros, left, sums);
 #pragma GCC unroll 8
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
 }
 
+// What whole pairs of groups of int4 and its like that a row ends with add; false where it ends otherwise.
+template <DType D, bool kVnni, int M, int N>
+[[gnu::always_inline]] inline bool add_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
+                                                  [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,
+                                                  [[maybe_unused]] Lanes (&acc)[M][N]) {
+#if defined(__AVX2__)
+  if constexpr (!Record<D>::kQ8) {
+    const auto add = [&]<int kPairs>() {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) add_pairs<D, kVnni, kPairs>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
+      return true;
+    };
+    switch (whole_parts(left, kGroupQ4)) {
+      case 2: return add.template operator()<1>();
+      case 4: return add.template operator()<2>();
+      case 6: return add.template operator()<3>();
+      default: break;
+    }
+  }
+#endif
+  return false;
+}
+
 // M tokens with the first N rows; out[m * out_stride + n]. With `fetches`, weights behind these are fetched meanwhile.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
   constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 2 * kEight;
@@ -63,16 +87,17 @@ template <DType D, int M, int N>
   for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
     if (fetches) fetch_packed(ahead, N * kRow);
     if constexpr (R::kQ8) {
-      add_group_q8<D>(x, w, scales, R::kWeights / kBlockWeights, acc);
+      add_group_q8<D, kVnni>(x, w, scales, R::kWeights / kBlockWeights, acc);
     } else {
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) add_eight<D>(x, w.of(n), scales + n * w.apart, zeros_apart, n, acc);
+      for (int n = 0; n < N; ++n) add_eight<D, kVnni>(x, w.of(n), scales + n * w.apart, zeros_apart, n, acc);
     }
   }
   if (left > 0) {
 #pragma GCC unroll 1
     for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
-    add_rest<D>(x, w, scales, zeros_apart, left, acc);
+    if (add_pairs_left<D, kVnni>(x, w, scales, zeros_apart, left, acc)) return put_lanes(acc, out, out_stride);
+    add_rest<D, kVnni>(x, w, scales, zeros_apart, left, acc);
   }
   put_lanes(acc, out, out_stride);
 }
@@ -124,7 +149,7 @@ template <DType D, int M, int P>
     sums[i / P][i % P * 2] = _mm512_castps512_ps256(acc[i / P][i % P]);
     sums[i / P][i % P * 2 + 1] = _mm512_extractf32x8_ps(acc[i / P][i % P], 1);
   }
-  if (left > 0) add_copied<D>(x, w, scales, zeros_apart, left, sums);
+  if (left > 0) add_copied<D, false>(x, w, scales, zeros_apart, left, sums);
   put_lanes(sums, out, out_stride);
 }
 
@@ -140,7 +165,7 @@ inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* o
 #endif
 
 // At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
-template <DType D, int M>
+template <DType D, bool kVnni, int M>
 inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   constexpr int kRows = M == 1 ? 4 : 2;
   int64_t n = 0;
@@ -148,8 +173,8 @@ inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out,
   if constexpr (kInPairs<D>)
     if (has_whole_products()) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
 #endif
-  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, M, kRows>(x, rows, out + n, out_stride, fetches);
-  for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, kVnni, M, kRows>(x, rows, out + n, out_stride, fetches);
+  for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, kVnni, M, 1>(x, rows, out + n, out_stride, fetches);
 }
 
 constexpr int64_t kWholeTokens = 4, kWideTokens = 8;  // at once
@@ -161,13 +186,13 @@ template <DType D>
 inline void wide_tokens(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   const int64_t n = wide_rows<D, kWideTokens>(x, rows, N, out, out_stride, fetches);
   for (int64_t m = 0; n < N && m < kWideTokens; m += kWholeTokens)
-    whole_rows<D, kWholeTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
+    whole_rows<D, false, kWholeTokens>({x.of(m), x.apart}, rows, N - n, out + m * out_stride + n, out_stride, fetches && m == 0);
 }
 
 #endif
 
 // All tokens with N rows, kWholeTokens at once, or kWideTokens where the CPU is made for it.
-template <DType D>
+template <DType D, bool kVnni>
 inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int64_t N, float* out, int64_t out_stride) {
   int64_t t = 0;
 #if defined(__AVX512F__)
@@ -176,7 +201,7 @@ inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int6
       wide_tokens<D>(x, rows, N, out, out_stride, t == 0);
 #endif
   for (; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
-    const auto some = [&]<int M>() { whole_rows<D, M>(x, rows, N, out, out_stride, t == 0); };
+    const auto some = [&]<int M>() { whole_rows<D, kVnni, M>(x, rows, N, out, out_stride, t == 0); };
     switch (tokens - t) {
       case 1: some.template operator()<1>(); break;
       case 2: some.template operator()<2>(); break;
@@ -200,19 +225,62 @@ void put_records(const float* x, int64_t K, int64_t dtype, uint8_t* record) {
 
 constexpr int64_t kRowsTogether = 4, kFewWholeTokens = 16;
 
-// Of few tokens all meet some rows while these are in the first-level cache; of many some meet all rows, or, where the CPU is made for it, a panel.
-void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                       [[maybe_unused]] const Work& work) {
-  const Records x{records, records_bytes(dtype, K)};
+// Of few tokens all meet some rows while these are in the first-level cache; of many some meet all rows.
+template <DType D>
+inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t tokens, PackedRows rows, int64_t N, float* out, int64_t out_stride) {
   const int64_t together = tokens > kWholeTokens && tokens <= kFewWholeTokens ? kRowsTogether : N;
-  with_packed(dtype, [&]<DType D>() {
-    PackedRows rows = packed_rows<D>(w, K);
-#if defined(__AVX512F__)
-    if (work.panel != nullptr && has_whole_products()) return whole_panel<D>(x, tokens, rows, N, out, out_stride, work);
-#endif
+  const auto run = [&]<bool kVnni>() {
     for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
-      whole_tokens<D>(x, tokens, rows, N - n < together ? N - n : together, out + n, out_stride);
+      whole_tokens<D, kVnni>(x, tokens, rows, smaller(together, N - n), out + n, out_stride);
+  };
+#if defined(__AVX2__)
+  if (vnni) return run.template operator()<true>();
+#endif
+  run.template operator()<false>();
+}
+
+#if defined(__AVX2__)
+
+// A panel that is large or, where nobody kept room for one, holds one record.
+template <DType D>
+[[gnu::noinline]] inline void eight_tile(bool vnni, const Records& x, int64_t tokens, const PackedRows& rows, int64_t N, float* out,
+                                         int64_t out_stride, const Work& work) {
+  if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kPanelEights256});
+  alignas(64) float panel[eight_panel_floats(1)], sums[eight_sums_floats(kFewWholeTokens)];
+  for (int64_t t = 0; t < tokens; t += kFewWholeTokens)
+    eight_panel<D>(vnni, {x.of(t), x.apart}, smaller(kFewWholeTokens, tokens - t), rows, N, out + t * out_stride, out_stride, {panel, sums, 1});
+}
+
+void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                 const Work& work) {
+  const Records x{records, records_bytes(dtype, K)};
+  with_packed(dtype, [&]<DType D>() {
+    const PackedRows rows = packed_rows<D>(w, K);
+    if constexpr (!Record<D>::kQ8)
+      if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, work);
+    rows_tile<D>(vnni, x, tokens, rows, N, out, out_stride);
   });
+}
+
+#endif
+
+void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                [[maybe_unused]] const Work& work) {
+#if defined(__AVX512F__)
+  if (!has_whole_products()) return narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
+  const Records x{records, records_bytes(dtype, K)};
+  with_packed(dtype, [&]<DType D>() {
+    const PackedRows rows = packed_rows<D>(w, K);
+    if (work.panel != nullptr) return whole_panel<D>(x, tokens, rows, N, out, out_stride, work);
+    rows_tile<D>(false, x, tokens, rows, N, out, out_stride);
+  });
+#elif defined(__AVX2__)
+  narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
+#else
+  with_packed(dtype, [&]<DType D>() {
+    rows_tile<D>(false, {records, records_bytes(dtype, K)}, tokens, packed_rows<D>(w, K), N, out, out_stride);
+  });
+#endif
 }
 
 }  // namespace coterie::COTERIE_ISA

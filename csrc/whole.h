@@ -16,13 +16,13 @@ namespace coterie::COTERIE_ISA {
 // A panel of packed rows, where many tokens meet one (whole_panel.h): so many rows, and so many records of a token at once.
 constexpr int64_t kPanelRows = 32, kPanelEights = 6;
 
-// What such a panel needs, and the sums of so many tokens.
+// What such a panel needs, and the sums of so many tokens; by AVX2 that of whole_panel_avx2.h.
 #if defined(__AVX512F__)
 constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 2) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
 #else
-constexpr int64_t kWholePanelFloats = 0;
-constexpr int64_t whole_sums_floats(int64_t) { return 0; }
+constexpr int64_t kWholePanelFloats = W == 8 ? 3 * kEight * (16 + 2) * 16 : 0;
+constexpr int64_t whole_sums_floats(int64_t tokens) { return W == 8 ? tokens * kEight * 16 : 0; }
 #endif
 
 // The records of one token.

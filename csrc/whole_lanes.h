@@ -3,7 +3,7 @@
 // Knows nothing about how many rows or records there are.
 #pragma once
 
-#include "whole_record.h"
+#include "whole_parts.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -18,14 +18,11 @@ struct Records {
 
 using Lanes = __m256;
 
-inline __m256i load_bytes(bytes* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
 inline Lanes load_lanes(bytes* at) { return _mm256_loadu_ps(reinterpret_cast<const float*>(at)); }
 // Sums of two neighbours, and of the neighbours in such sums: twice, four vectors of four lanes' halves become one of their sums.
 inline __m256i twos_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)); }
 inline __m256i fours_added(__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)); }
 inline Lanes add_product(__m256i whole, Lanes scale, Lanes acc) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), scale, acc); }
-inline __m256i pairs_added(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
-
 inline float sum_lanes(Lanes v) { return sum_eight(v); }
 inline void sum4_lanes(const Lanes (&v)[4], float* out) { sum4_eight(v[0], v[1], v[2], v[3], out); }
 
@@ -63,7 +60,7 @@ inline Lanes in_lanes(__m128i numbers) {
 }
 
 // A group of up to 4 blocks of int8 and 8 bits: the magnitudes of the weights times q with their signs.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N])
   requires(Record<D>::kInt8)
 {
@@ -75,16 +72,20 @@ inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
         const __m256i q = _mm256_sign_epi8(load_bytes(x.of(m) + i), weight);
-        whole[m][n] = _mm256_add_epi32(whole[m][n], pairs_added(_mm256_maddubs_epi16(magnitude, q)));
+        if constexpr (kVnni) {
+          add_part<true, true>(magnitude, q, whole[m][n]);
+        } else {
+          whole[m][n] = _mm256_add_epi32(whole[m][n], pairs_added(_mm256_maddubs_epi16(magnitude, q)));
+        }
       }
     }
 }
 
 // whole[m][n] += 16 numbers of token m, at step `i` of 16 bits, times those of row n.
-template <int M, int N>
+template <bool kVnni, int M, int N>
 inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N], __m256i (&whole)[M][N]) {
 #if defined(__GNUC__)
-  if constexpr (M == 4 && N == 2) {  // left to themselves, compilers keep a sum in memory, and wait for it
+  if constexpr (M == 4 && N == 2 && !kVnni) {  // left to themselves, compilers keep a sum in memory, and wait for it
     const auto at = [&](int64_t m) -> const __m256i_u& { return *reinterpret_cast<const __m256i_u*>(x.of(m) + 2 * i); };
     __m256i token, product;
 #define COTERIE_TOKEN(at, a, b)                                                                                                \
@@ -103,26 +104,32 @@ inline void add_products_16(const Records& x, int64_t i, const __m256i (&wide)[N
   for (int m = 0; m < M; ++m) {
     const __m256i q = load_bytes(x.of(m) + 2 * i);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) whole[m][n] = _mm256_add_epi32(whole[m][n], _mm256_madd_epi16(q, wide[n]));
+    for (int n = 0; n < N; ++n) {
+      if constexpr (kVnni) {
+        add_part<false, true>(wide[n], q, whole[m][n]);
+      } else {
+        whole[m][n] = _mm256_add_epi32(whole[m][n], _mm256_madd_epi16(q, wide[n]));
+      }
+    }
   }
 }
 
 // The same for 16 bits: every 16 weights are widened once for all tokens.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_whole_q8(const Records& x, const Records& w, int64_t blocks, __m256i (&whole)[M][N]) {
 #pragma GCC unroll 2
   for (int64_t i = 0; i < blocks * kBlockWeights; i += 16) {
     __m256i wide[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) wide[n] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.of(n) + i)));
-    add_products_16<M, N>(x, i, wide, whole);
+    add_products_16<kVnni, M, N>(x, i, wide, whole);
   }
 }
 
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   __m256i whole[M][N] = {};
-  add_whole_q8<D, M, N>(x, w, blocks, whole);
+  add_whole_q8<D, kVnni, M, N>(x, w, blocks, whole);
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) {
     const Lanes of_weight = scale_lanes(scale + n * w.apart);
@@ -132,63 +139,30 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
   }
 }
 
-// A token's products with a row over two groups of int4 or its like, whose halves of bytes (8 bits) or quarters of 16 bits are given: the first
-// group's in lanes 0 to 3. Those of mx4 have signs.
-template <DType D>
-inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
-  const auto at = [&](int64_t i) { return load_bytes(x + 32 * i); };
-  if constexpr (Record<D>::kInt8 && Record<D>::kFloats) {
-    const auto product = [&](int i) { return _mm256_maddubs_epi16(_mm256_abs_epi8(parts[i]), _mm256_sign_epi8(at(i), parts[i])); };
-    return pairs_added(_mm256_add_epi16(product(0), product(1)));
-  } else if constexpr (Record<D>::kInt8) {
-    return pairs_added(_mm256_add_epi16(_mm256_maddubs_epi16(parts[0], at(0)), _mm256_maddubs_epi16(parts[1], at(1))));
-  } else {
-    const auto product = [&](int i) { return _mm256_madd_epi16(parts[i], at(i)); };
-    return _mm256_add_epi32(_mm256_add_epi32(product(0), product(1)), _mm256_add_epi32(product(2), product(3)));
+// A token's products with a row over two groups of int4 or its like, whose parts are given: the first group's in lanes 0 to 3. Those of mx4 have
+// signs.
+template <DType D, bool kVnni>
+inline __m256i whole_of_pair(bytes* x, const __m256i (&parts)[kParts<D>]) {
+  constexpr bool kInt8 = Record<D>::kInt8;
+  __m256i whole = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts<D>; ++i) {
+    if constexpr (kInt8 && Record<D>::kFloats) {
+      add_part<kInt8, kVnni>(_mm256_abs_epi8(parts[i]), _mm256_sign_epi8(load_bytes(x + 32 * i), parts[i]), whole);
+    } else {
+      add_part<kInt8, kVnni>(parts[i], bytes_at(x + 32 * i), whole);
+    }
   }
-}
-
-// The whole numbers of mx4 for codes in the low half of each byte.
-inline __m256i twice_floats(__m256i codes) {
-  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kTwiceFloats));
-  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
-}
-
-// The codes of two groups of q2 that follow one another, doubled, as a record's parts meet them.
-template <DType D>
-inline void parts_of_q2(bytes* w, __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
-  const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
-  if constexpr (Record<D>::kInt8) {
-    const __m256i two = _mm256_set1_epi8(6);
-    parts[0] = _mm256_and_si256(_mm256_or_si256(_mm256_slli_epi16(v, 1), _mm256_slli_epi16(v, 5)), two);
-    parts[1] = _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi16(v, 1), _mm256_slli_epi16(v, 3)), two);
-  } else {
-    const __m256i two = _mm256_set1_epi16(6);
-    parts[0] = _mm256_and_si256(_mm256_slli_epi16(v, 1), two);
-    parts[1] = _mm256_and_si256(_mm256_srli_epi16(v, 1), two);
-    parts[2] = _mm256_and_si256(_mm256_srli_epi16(v, 3), two);
-    parts[3] = _mm256_and_si256(_mm256_srli_epi16(v, 5), two);
-  }
+  return kInt8 && !kVnni ? pairs_added(whole) : whole;
 }
 
 // The weights of two groups that follow one another, as a record's parts meet them.
 template <DType D>
-inline void parts_of(bytes* w, __m256i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+[[gnu::always_inline]] inline void parts_of(bytes* w, __m256i (&parts)[kParts<D>]) {
   if constexpr (Record<D>::kQ2) {
-    parts_of_q2<D>(w, parts);
-  } else if constexpr (Record<D>::kInt8 || Record<D>::kFloats) {
-    const __m256i both = load_bytes(w), half = _mm256_set1_epi8(15);
-    __m256i low = _mm256_and_si256(both, half), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), half);
-    if constexpr (Record<D>::kFloats) low = twice_floats(low), high = twice_floats(high);
-    if constexpr (Record<D>::kInt8) {
-      parts[0] = low, parts[1] = high;
-    } else {
-      const auto even = [](__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); };
-      parts[0] = even(low), parts[1] = even(high), parts[2] = _mm256_srai_epi16(low, 8), parts[3] = _mm256_srai_epi16(high, 8);
-    }
+    parts_of_codes<D>(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))), parts);
   } else {
-    const __m256i both = load_bytes(w), quarter = _mm256_set1_epi16(15);
-    for (int i = 0; i < 4; ++i) parts[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4 * i), quarter);
+    parts_of_codes<D>(load_bytes(w), parts);
   }
 }
 
@@ -204,18 +178,18 @@ inline void add_lanes(const Records& x, const __m256i (&whole)[M], Lanes of_weig
 }
 
 // Row n of N over so many pairs of groups, four of them being a whole record: its weights, scales, and of q4z zeros so far behind these.
-template <DType D, int kPairs, int M, int N>
+template <DType D, bool kVnni, int kPairs, int M, int N>
 [[gnu::always_inline]] inline void add_pairs(const Records& x, bytes* w, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
                                              Lanes (&acc)[M][N]) {
   using R = Record<D>;
   __m256i whole[4][M];
 #pragma GCC unroll 4
   for (int p = 0; p < kPairs; ++p) {
-    __m256i parts[R::kInt8 ? 2 : 4];
+    __m256i parts[kParts<D>];
     parts_of<D>(w + 2 * p * R::kGroupBytes, parts);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      whole[p][m] = whole_of_pair<D>(x.of(m) + p * R::kPairBytes, parts);
+      whole[p][m] = whole_of_pair<D, kVnni>(x.of(m) + p * R::kPairBytes, parts);
       if (p % 2 == 1) whole[p][m] = twos_added(whole[p - 1][m], whole[p][m]);
     }
   }
@@ -230,14 +204,15 @@ template <DType D, int kPairs, int M, int N>
   add_lanes<D>(x, whole[0], in_lanes(pair_numbers<kPairs>(scales)), zeros, n, acc);
 }
 
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_eight(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
-  add_pairs<D, 4>(x, w, scales, to_zeros, n, acc);
+  add_pairs<D, kVnni, 4>(x, w, scales, to_zeros, n, acc);
 }
 
 // The same over an odd number of groups, a rare one.
-template <DType D, int M, int N>
-[[gnu::noinline]] inline void add_odd(const Records& x, bytes* w, int64_t groups, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
+template <DType D, bool kVnni, int M, int N>
+[[gnu::noinline]] inline void add_odd(const Records& x, bytes* w, int64_t groups, bytes* scales, [[maybe_unused]] int64_t to_zeros, int n,
+                                      Lanes (&acc)[M][N]) {
   using R = Record<D>;
   __m256i whole[4][M] = {};
 #pragma GCC unroll 1
@@ -245,10 +220,10 @@ template <DType D, int M, int N>
     uint8_t one[32] = {};
     bytes* pair = w + g * R::kGroupBytes;
     if (g + 1 == groups) pair = static_cast<bytes*>(std::memcpy(one, pair, R::kGroupBytes));
-    __m256i parts[R::kInt8 ? 2 : 4];
+    __m256i parts[kParts<D>];
     parts_of<D>(pair, parts);
 #pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) whole[g / 2][m] = whole_of_pair<D>(x.of(m) + g / 2 * R::kPairBytes, parts);
+    for (int m = 0; m < M; ++m) whole[g / 2][m] = whole_of_pair<D, kVnni>(x.of(m) + g / 2 * R::kPairBytes, parts);
   }
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m)
@@ -259,13 +234,13 @@ template <DType D, int M, int N>
 }
 
 // The same over fewer than eight groups. Nothing behind them is read.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   switch (groups) {
-    case 2: return add_pairs<D, 1>(x, w, scales, to_zeros, n, acc);
-    case 4: return add_pairs<D, 2>(x, w, scales, to_zeros, n, acc);
-    case 6: return add_pairs<D, 3>(x, w, scales, to_zeros, n, acc);
-    default: return add_odd<D>(x, w, groups, scales, to_zeros, n, acc);
+    case 2: return add_pairs<D, kVnni, 1>(x, w, scales, to_zeros, n, acc);
+    case 4: return add_pairs<D, kVnni, 2>(x, w, scales, to_zeros, n, acc);
+    case 6: return add_pairs<D, kVnni, 3>(x, w, scales, to_zeros, n, acc);
+    default: return add_odd<D, kVnni>(x, w, groups, scales, to_zeros, n, acc);
   }
 }
 
@@ -299,7 +274,7 @@ inline float lane_number(bytes* record, int64_t at, int64_t lane) {
   return number;
 }
 
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64_t blocks, Lanes (&acc)[M][N]) {
   using R = Record<D>;
   constexpr int64_t kStep = R::kInt8 ? 32 : 16;  // weights that meet the lanes at once
@@ -315,7 +290,7 @@ inline void add_group_q8(const Records& x, const Records& w, bytes* scale, int64
 }
 
 // Row n of N over up to eight groups: its weights, scales, and of q4z zeros so far behind these.
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
   using R = Record<D>;
   const auto whole_number = [](int code) { return R::kFloats ? kTwiceFloats[code] : code; };
@@ -336,9 +311,9 @@ inline void add_few(const Records& x, bytes* w, int64_t groups, bytes* scales, i
     }
 }
 
-template <DType D, int M, int N>
+template <DType D, bool kVnni, int M, int N>
 inline void add_eight(const Records& x, bytes* w, bytes* scales, int64_t to_zeros, int n, Lanes (&acc)[M][N]) {
-  add_few<D>(x, w, kEight, scales, to_zeros, n, acc);
+  add_few<D, kVnni>(x, w, kEight, scales, to_zeros, n, acc);
 }
 
 #endif

@@ -2,6 +2,18 @@
 #include <array>
 
 #include "plain.h"
+#include "../../csrc/whole.h"
+
+#if defined(__x86_64__)
+// Vectors of 256 bits (csrc/whole_panel_avx2.h), with the products that are asked for and not those of this CPU.
+namespace coterie::avx2 {
+struct Work {
+  float *panel, *sums;
+};
+void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                 const Work& work);
+}  // namespace coterie::avx2
+#endif
 
 namespace testing {
 
@@ -134,6 +146,32 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
   });
 }
 
+#if defined(__x86_64__)
+
+// Vectors of 256 bits give the bits that they give a token alone, by row or by panel, with AVX-VNNI and without.
+void test_narrow(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return;
+  const Tensor w = packed(N, K, dtype);
+  const std::vector<float> x = random_floats(T * K);
+  const integer type = type_of(w, int8);
+  const int64_t apart = plain::records_bytes(type, K), stride = N + 1;
+  std::vector<uint8_t> records(T * apart);
+  for (int64_t t = 0; t < T; ++t) plain::put_records(x.data() + t * K, K, type, records.data() + t * apart);
+  std::vector<float> wanted(T * stride), out(T * stride);
+  std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as whole_fill_avx2.h has them
+  for (int64_t t = 0; t < T; ++t)
+    avx2::narrow_tile(false, records.data() + t * apart, 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
+  for (const bool vnni : {false, true})
+    for (const avx2::Work& work : {avx2::Work{nullptr, nullptr}, {panel.data(), sums.data()}}) {
+      if (vnni && !__builtin_cpu_supports("avxvnni")) continue;
+      std::fill(out.begin(), out.end(), 0.0f);
+      avx2::narrow_tile(vnni, records.data(), T, w.at(), type, N, K, out.data(), stride, work);
+      check(out == wanted, vnni ? "vectors of 256 bits, with AVX-VNNI" : "vectors of 256 bits, without AVX-VNNI");
+    }
+}
+
+#endif
+
 }  // namespace
 
 void test_packed() {
@@ -144,6 +182,10 @@ void test_packed() {
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
       test_parts(19, 1, 9793, dtype, int8);
+#if defined(__x86_64__)
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 9, 576}, {3, 11, 896}, {4, 7, 704}, {2, 17, 33}, {5, 16, 256}, {7, 9, 576}, {8, 33, 320}, {21, 30, 800}, {27, 8, 1700}})
+          test_narrow(T, N, K, dtype, int8);
+#endif
       for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);

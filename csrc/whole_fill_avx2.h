@@ -1,0 +1,130 @@
+// Packed rows in groups of 32 unpacked into panels, for whole_panel_avx2.h: 16 rows side by side in lanes. As whole_fill.h, for vectors of 256 bits.
+// Knows nothing about what meets them.
+//
+//   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
+//   step     2 vectors, rows 0..7 and 8..15: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
+#pragma once
+
+#include "whole.h"
+#include "whole_lanes.h"
+
+namespace coterie::COTERIE_ISA {
+
+#if defined(__AVX2__)
+
+constexpr int64_t kEightRows = 16, kPanelEights256 = 3;  // rows of a panel, and so many records of a token at once
+
+// What a panel of so many records needs, and the sums of so many tokens.
+constexpr int64_t eight_panel_floats(int64_t eights) { return eights * kEight * (16 + 2) * kEightRows; }
+constexpr int64_t eight_sums_floats(int64_t tokens) { return tokens * kEight * kEightRows; }
+
+static_assert(eight_panel_floats(kPanelEights256) <= kWholePanelFloats && eight_sums_floats(1) <= whole_sums_floats(1));
+
+constexpr int8_t kFloatsPlus = 12;  // plus that, no whole number of mx4 is negative
+constexpr int64_t kHalfBytes = 32, kStepBytes = 2 * kHalfBytes;  // a vector is half a step
+
+// Of a group in a panel. Weights that meet 8 bits have no sign, so all of these have zeros; of those that meet 16 bits, q4z has.
+template <bool kInt8, bool kZeros>
+struct EightGroup {
+  static constexpr int64_t kSteps = kInt8 ? 8 : 16;
+  static constexpr int64_t kScalesAt = kSteps * kStepBytes, kZerosAt = kScalesAt + kStepBytes, kBytes = kZerosAt + (kZeros ? kStepBytes : 0);
+};
+
+template <DType D>
+inline constexpr bool kPanelZeros = Record<D>::kInt8 || Record<D>::kZeros;
+
+template <DType D>
+using EightOf = EightGroup<Record<D>::kInt8, kPanelZeros<D>>;
+
+// Word d (32 bits) of each of 8 rows, row r in lane r of out[d].
+inline void turn_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
+  __m256i in[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) in[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(rows[i]), rows[4 + i], 1);
+  const __m256i a = _mm256_unpacklo_epi32(in[0], in[1]), b = _mm256_unpacklo_epi32(in[2], in[3]);
+  const __m256i c = _mm256_unpackhi_epi32(in[0], in[1]), d = _mm256_unpackhi_epi32(in[2], in[3]);
+  out[0] = _mm256_unpacklo_epi64(a, b), out[1] = _mm256_unpackhi_epi64(a, b);
+  out[2] = _mm256_unpacklo_epi64(c, d), out[3] = _mm256_unpackhi_epi64(c, d);
+}
+
+// The words of a group of q2 that are there, with a byte of them in every 16 bits.
+inline void spread_eight_q2(__m256i (&words)[4]) {
+  const __m128i place = _mm_setr_epi8(0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128);
+  const __m256i low = _mm256_broadcastsi128_si256(place), high = _mm256_add_epi8(low, _mm256_set1_epi16(2)), first = words[0], second = words[1];
+  words[0] = _mm256_shuffle_epi8(first, low), words[1] = _mm256_shuffle_epi8(first, high);
+  words[2] = _mm256_shuffle_epi8(second, low), words[3] = _mm256_shuffle_epi8(second, high);
+}
+
+// A word of each row as the parts of a record meet it: with signs for 16 bits (q4z: without), plus what is a zero for 8.
+template <DType D>
+inline void parts_in_lanes(__m256i words, __m256i (&parts)[kParts<D>]) {
+  using R = Record<D>;
+  parts_of_codes<D>(words, parts);
+#pragma GCC unroll 4
+  for (__m256i& part : parts) {
+    if constexpr (R::kInt8 && R::kFloats) part = _mm256_add_epi8(part, _mm256_set1_epi8(kFloatsPlus));
+    if constexpr (!R::kInt8 && !R::kFloats && !R::kZeros) part = _mm256_sub_epi16(part, _mm256_set1_epi16(static_cast<int16_t>(R::kPlus)));
+  }
+}
+
+// Up to eight numbers of bfloat16 of each of 8 rows, to where groups that follow one another keep them.
+template <DType D>
+inline void put_numbers(bytes* const (&rows)[8], int64_t at, int64_t groups, uint8_t* out) {
+  __m128i numbers[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) numbers[r] = groups == kEight ? pair_numbers<4>(rows[r] + at) : some_numbers(rows[r] + at, groups);
+  __m256i words[4];
+  turn_eight(numbers, words);
+  const auto put = [&](int64_t g, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + g * EightOf<D>::kBytes), v); };
+#pragma GCC unroll 4
+  for (int64_t g = 0; g < kEight; g += 2) {
+    if (g < groups) put(g, _mm256_slli_epi32(words[g / 2], 16));
+    if (g + 1 < groups) put(g + 1, _mm256_and_si256(words[g / 2], _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+  }
+}
+
+// Up to eight groups of 8 rows from group `first` on, to one half of each step.
+template <DType D>
+[[gnu::noinline]] inline void fill_eight_rows(bytes* const (&rows)[8], int64_t K, int64_t first, int64_t groups, uint8_t* out) {
+  using R = Record<D>;
+  using P = EightOf<D>;
+  const auto put = [&](int64_t at, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), v); };
+  for (int64_t g = 0; g < groups; ++g) {
+    __m128i in[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+      const auto* at = reinterpret_cast<const __m128i*>(rows[r] + (first + g) * R::kGroupBytes);
+      in[r] = R::kQ2 ? _mm_loadl_epi64(at) : _mm_loadu_si128(at);
+    }
+    __m256i words[4];
+    turn_eight(in, words);
+    if constexpr (R::kQ2) spread_eight_q2(words);
+#pragma GCC unroll 4
+    for (int d = 0; d < 4; ++d) {
+      __m256i parts[kParts<D>];
+      parts_in_lanes<D>(words[d], parts);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts<D>; ++i) put(g * P::kBytes + (4 * i + d) * kStepBytes, parts[i]);
+    }
+    if constexpr (R::kInt8 && !R::kZeros)
+      put(g * P::kBytes + P::kZerosAt, _mm256_castps_si256(_mm256_set1_ps(R::kFloats ? kFloatsPlus : R::kPlus)));
+  }
+  const int64_t scales = scales_at(static_cast<int64_t>(D), K) + 2 * first;
+  put_numbers<D>(rows, scales, groups, out + P::kScalesAt);
+  if constexpr (R::kZeros) put_numbers<D>(rows, scales + to_zeros(K), groups, out + P::kZerosAt);
+}
+
+// Groups [first, first + groups) of up to kEightRows rows; a missing row is computed and dropped.
+template <DType D>
+inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel) {
+  for (int64_t half = 0; half < 2; ++half) {
+    bytes* rows[8];
+    for (int64_t r = 0; r < 8; ++r) rows[r] = w.at + smaller(8 * half + r, count - 1) * w.apart;
+    for (int64_t g = 0; g < groups; g += kEight)
+      fill_eight_rows<D>(rows, w.K, first + g, smaller(kEight, groups - g), panel + half * kHalfBytes + g * EightOf<D>::kBytes);
+  }
+}
+
+#endif
+
+}  // namespace coterie::COTERIE_ISA

@@ -1,0 +1,158 @@
+// Dot products of many tokens with packed rows in groups of 32, for vectors of 256 bits: 16 rows are unpacked, into a panel with rows in lanes
+// (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h. Knows nothing about ops or how work is shared out.
+//
+//   sums    of up to 6 tokens: [lane of whole.h][token][row], floats
+//
+// What is whole, so exact, and what is added to a lane of whole.h, in which order, is the same: a token has the same bits.
+#pragma once
+
+#include "whole_fill_avx2.h"
+
+namespace coterie::COTERIE_ISA {
+
+#if defined(__AVX2__)
+
+constexpr int64_t kEightTokens = 6;  // with the two vectors of a step, as many whole sums as registers allow
+
+// A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
+struct EightBlock {
+  const uint8_t* panel;
+  int64_t groups;
+  bool first, last;
+  int64_t rows, out_stride;
+};
+
+// What M tokens and 16 rows multiply, of some steps. Of 8 bits without AVX-VNNI, sums of 16 bits until they are `pairs_added`.
+template <bool kInt8, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
+[[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int64_t step = kFirst; step < kFirst + kSteps; ++step) {
+    const __m256i a = load_bytes(panel + step * kStepBytes), b = load_bytes(panel + step * kStepBytes + kHalfBytes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      int32_t word;
+      std::memcpy(&word, x.of(m) + step / 4 * 32 + step % 4 * 4, sizeof word);
+      const __m256i q = _mm256_set1_epi32(word);
+      add_part<kInt8, kVnni>(a, q, whole[m][0]), add_part<kInt8, kVnni>(b, q, whole[m][1]);
+    }
+  }
+  if constexpr (kInt8 && !kVnni)
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
+}
+
+// M tokens with one group of a panel: what their records, x at the group's q and `numbers` at its sum, add to the sums of its lane.
+// Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
+template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
+[[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, float* sums) {
+  using P = EightGroup<kInt8, kZeros>;
+  constexpr bool kApart = kInt8 && kFloats && !kVnni;
+  __m256i whole[M][2];
+  if constexpr (kApart) {
+    __m256i more[M][2];
+    add_steps<kInt8, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
+    add_steps<kInt8, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm256_add_epi32(whole[i / 2][i % 2], more[i / 2][i % 2]);
+  } else {
+    add_steps<kInt8, kVnni, M, 0, P::kSteps>(x, panel, whole);
+  }
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const Lanes scales = load_lanes(panel + P::kScalesAt + half * kHalfBytes);
+    [[maybe_unused]] const Lanes zeros = kZeros ? load_lanes(panel + P::kZerosAt + half * kHalfBytes) : scales;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const auto splat = [&](int64_t at) { return _mm256_broadcast_ss(reinterpret_cast<const float*>(numbers.of(m) + at)); };
+      Lanes codes = _mm256_cvtepi32_ps(whole[m][half]);
+      if constexpr (kZeros) codes = _mm256_fnmadd_ps(zeros, splat(0), codes);
+      float* to = sums + m * kEightRows + 8 * half;
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(codes, scales * splat(32), _mm256_loadu_ps(to)));
+    }
+  }
+}
+
+// Sums of M tokens become dot products, lanes added as sum_lanes() does.
+template <int M>
+inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_stride) {
+  for (int m = 0; m < M; ++m)
+    for (int64_t half = 0; half < 2 && 8 * half < rows; ++half) {
+      const auto lane = [&](int i) { return _mm256_loadu_ps(sums + (i * M + m) * kEightRows + 8 * half); };
+      const auto both = [&](int i) { return _mm256_add_ps(lane(i), lane(i + 4)); };
+      float dots[8];
+      _mm256_storeu_ps(dots, _mm256_add_ps(_mm256_add_ps(both(0), both(2)), _mm256_add_ps(both(1), both(3))));
+      std::memcpy(out + m * out_stride + 8 * half, dots, static_cast<size_t>(smaller(8, rows - 8 * half)) * sizeof(float));
+    }
+}
+
+template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
+[[gnu::noinline]] inline void eight_dots(Records x, const EightBlock& b, float* sums, float* out) {
+  constexpr int64_t kPair = 2 * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair;
+  if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kEightRows);
+  const uint8_t* panel = b.panel;
+  for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64)
+    for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros>::kBytes) {
+      const Records group{x.at + of / 2 * kPair + of % 2 * 16, x.apart}, numbers{x.at + kSumsAt + 4 * lane_of(of), x.apart};
+      add_eight_group<kInt8, kZeros, kFloats, kVnni, M>(group, numbers, panel, sums + lane_of(of) * M * kEightRows);
+    }
+  if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
+}
+
+// All tokens with a block of a panel, in even parts. Where a block is a whole row, sums of all are in one place.
+template <DType D, bool kVnni>
+inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, float* sums, float* out) {
+  using R = Record<D>;
+  for (int64_t parts = tiles(tokens, kEightTokens); parts > 0; --parts) {
+    const int64_t some = tiles(tokens, parts);
+    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, kVnni, M>(x, block, sums, out); };
+    switch (some) {
+      case 1: run.template operator()<1>(); break;
+      case 2: run.template operator()<2>(); break;
+      case 3: run.template operator()<3>(); break;
+      case 4: run.template operator()<4>(); break;
+      case 5: run.template operator()<5>(); break;
+      default: run.template operator()<6>(); break;
+    }
+    tokens -= some, x.at += some * x.apart, out += some * block.out_stride;
+    if (!block.first || !block.last) sums += eight_sums_floats(some);
+  }
+}
+
+// Room for a panel of so many records, and for the sums of all tokens.
+struct EightWork {
+  float *panel, *sums;
+  int64_t eights;
+};
+
+// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it; with kVnni by AVX-VNNI.
+template <DType D, bool kVnni>
+inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const EightWork& work) {
+  using R = Record<D>;
+  auto* panel = reinterpret_cast<uint8_t*>(work.panel);
+  const int64_t all = whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
+  for (int64_t row = 0; row < N; row += kEightRows, w.at += kEightRows * w.apart) {
+    const int64_t rows = smaller(kEightRows, N - row);
+    for (int64_t g = 0; g < all; g += step) {
+      const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride};
+      fill_eight_panel<D>(w, rows, g, block.groups, panel);
+      eight_tokens<D, kVnni>({x.at + g / kEight * R::kBytes, x.apart}, tokens, block, work.sums, out + row);
+    }
+  }
+}
+
+template <DType D>
+inline void eight_panel(bool vnni, const Records& x, int64_t tokens, const PackedRows& w, int64_t N, float* out, int64_t out_stride,
+                        const EightWork& work) {
+  if (vnni) return eight_panel_by<D, true>(x, tokens, w, N, out, out_stride, work);
+  eight_panel_by<D, false>(x, tokens, w, N, out, out_stride, work);
+}
+
+// whole_tile() where there is nothing wider than 256 bits, by AVX-VNNI or without it: tests ask for both.
+void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                 const Work& work);
+
+#endif
+
+}  // namespace coterie::COTERIE_ISA
