@@ -148,11 +148,21 @@ def test_many_experts_can_be_looked_through(tmp_path: Path, coterie: Coterie) ->
 def test_numbers_are_plain(tmp_path: Path, coterie: Coterie) -> None:
     loaded = [
         {"expert": "ada", "size_bytes": size, "seconds": s, "bytes_per_s": rate, "time": 1.0}
-        for size, s, rate in ((1023 << 10, 0.99999, 1010 * 2**20), (700, 1234.5, 12.345), (2**30 - 1, 0.1236, 5e9))
+        for size, s, rate in (
+            (1023 << 10, 0.99999, 1010 * 2**20),
+            (700, 1234.5, 12.345),
+            (2**30 - 1, 0.1236, 5e9),
+            (1, 0.000506, 1),
+        )
     ]
     found = play(tmp_path, {"/v1/events": [stream(*(("load_ended", facts) for facts in loaded))]}, [])
     switches = found["shown"]["switches"]
-    for said in ("1023 KiB in 1.00 s · 1010 MiB/s", "700 B in 1235 s · 12 B/s", "1.00 GiB in 124 ms · 4.66 GiB/s"):
+    for said in (
+        "1023 KiB in 1.00 s · 1010 MiB/s",
+        "700 B in 1235 s · 12 B/s",
+        "1.00 GiB in 124 ms · 4.66 GiB/s",
+        "in 506 us",
+    ):
         assert said in switches
 
 

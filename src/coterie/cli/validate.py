@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coterie.bench.shapes import shape_config
 from coterie.cli.options import JsonOpt, out, print_json, sentences
@@ -38,7 +39,7 @@ def validate(
         print_json(_plain(outcome))
         return
     out.print(_table(outcome.summaries()))
-    out.print("err: of modelled / measured - 1, sizes; bias: with signs, above 0 where the model is slower")
+    out.print("mean, median: of modelled / measured - 1, sizes; bias: with signs, above 0 where the model is slower")
     if rows:
         out.print(_rows(outcome.rows))
     out.print(f"dropped: {len(outcome.dropped)} rows")
@@ -49,14 +50,14 @@ def validate(
 
 
 def _table(summaries: tuple[Summary, ...]) -> Table:
-    table = Table("data set", "metric", "split", "n", "mean err", "median", "bias", "aim", "worst row", "known by")
+    numbers = [Column(head, no_wrap=True) for head in ("n", "mean", "median", "bias", "aim")]
+    texts = [Column(head, overflow="fold") for head in ("what, and how it is known", "worst row")]
+    table = Table(texts[0], *numbers, texts[1], box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for item in summaries:
         met = "" if item.aim is None else f"{item.aim:.0%} {'met' if item.mean <= item.aim else 'missed'}"
-        worst = f"{item.worst.error:+.0%} {item.worst.name}"
-        table.add_row(
-            item.dataset, item.metric, item.split, str(item.n), f"{item.mean:.1%}", f"{item.median:.1%}",
-            f"{item.bias:+.1%}", met, escape(worst), item.provenance,
-        )  # fmt: skip
+        what = f"{item.dataset}: {item.metric}, {item.split}" + (f"; {item.provenance}" if item.provenance else "")
+        shares = f"{item.mean:.1%}", f"{item.median:.1%}", f"{item.bias:+.1%}"
+        table.add_row(escape(what), str(item.n), *shares, met, escape(f"{item.worst.error:+.0%} {item.worst.name}"))
     return table
 
 
