@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,18 @@ def test_who_serves_a_gguf_file_is_told_to_import_it(tmp_path: Path) -> None:
         refused(run("check", file), checkpoint, "a.gguf", "coterie import")
     refused(run("quantize", tmp_path / "models", tmp_path / "out"), "no config.json", "a.gguf", "coterie import")
     refused(run("quantize", tmp_path / "models" / "a.gguf", tmp_path / "out"), "is a file", "coterie import")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As late as can be: the weights are written, and do not reach the disk."""
+    path = write(tmp_path, "qwen3", byte_level("qwen2", eos_token_id=2002))
+    out = tmp_path / "experts" / "one"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as change:
+        change.setattr(os, "fsync", full)
+        refused(run("import", path, out), f"[{out}] the imported expert needs", "can be had; free some room")
+    assert not out.parent.exists()
+    assert run("import", path, out).exit_code == 0
