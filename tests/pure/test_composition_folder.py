@@ -166,3 +166,22 @@ def test_a_branch_that_is_no_commit_leads_nowhere(commit, tmp_path):
     assert isinstance(error, CheckpointError)
     with pytest.raises(CheckpointError, match=r"is no commit|not UTF-8"):
         load_composition(odd)
+
+
+def test_links_to_nothing_and_configs_that_are_no_files_are_told(tmp_path):
+    """A disk that is not mounted, a link to itself, and what a broken download leaves."""
+    checkpoint(tmp_path / "good")
+    for name, to in (("gone", "/not/mounted/gone"), ("loop", "loop"), (".hidden", "/not/there")):
+        (tmp_path / name).symlink_to(to)
+    for name in ("broken", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "config.json").symlink_to("../blobs/none")
+    (tmp_path / "folder" / "config.json").mkdir()
+    found = load_composition(tmp_path)
+    assert str(found.left_out["gone"]) == (
+        f"[{tmp_path}/gone] points to /not/mounted/gone, which does not exist; "
+        "mend the link, or take it out of the folder"
+    )
+    assert "points to loop" in str(found.left_out["loop"])
+    assert found.left_out.keys() == {"gone", "loop"}
+    assert [expert.name for expert in found.experts] == ["broken", "folder", "good"]  # opening says what is wrong

@@ -18,7 +18,7 @@ from coterie.server.app import make_app
 
 REASONS = {
     "cut": "the file is truncated",
-    "bert": "'bert'",
+    "t5": "'t5'",
     "mute": "tokenizer.json",
     "no-base": "is 'some/base'",
     "not-its-base": "says 3",
@@ -29,12 +29,12 @@ REASONS = {
 def mixed(tmp_path: Path) -> Path:
     """Two good experts, and one of each kind of bad one."""
     root = tmp_path / "mixed"
-    for seed, name in enumerate(("ada", "bob", "cut", "bert", "mute")):
+    for seed, name in enumerate(("ada", "bob", "cut", "t5", "mute")):
         write_expert(root / name, seed)
     cut = root / "cut" / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-100])
-    config = json.loads((root / "bert" / "config.json").read_text())
-    (root / "bert" / "config.json").write_text(json.dumps({**config, "model_type": "bert", "architectures": ["Bert"]}))
+    config = json.loads((root / "t5" / "config.json").read_text())
+    (root / "t5" / "config.json").write_text(json.dumps({**config, "model_type": "t5", "architectures": ["T5"]}))
     (root / "mute" / "tokenizer.json").unlink()
     write_adapter(root / "no-base", ("q_proj",))
     other = write_adapter(root / "not-its-base", ("q_proj",)) / "adapter_config.json"

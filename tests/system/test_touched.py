@@ -116,6 +116,19 @@ def test_loads_that_are_wished_for_and_pinned_experts(office: Path, small: Coter
         assert asked(both, "ada") == before
 
 
+def test_who_waits_while_a_file_is_touched_is_answered(office: Path) -> None:
+    """Asked while the expert is there, which then goes for another one, and comes in again."""
+    with Coterie.open(office, Options(near_bytes=ONE_EXPERT)) as coterie:
+        before = {name: asked(coterie, name) for name in ("ada", "bob")}
+        waiting = [coterie.submit(Query.text(PROMPT, name)) for name in ("bob", "ada", "bob", "ada")]
+        linked(weights(office))
+        linked(weights(office, "bob"))
+        answers = {}
+        while not coterie.idle:
+            answers |= {chunk.request_id: chunk.answer for chunk in coterie.step() if chunk.last}
+    assert [answers[one].token_ids for one in waiting] == [before[name] for name in ("bob", "ada", "bob", "ada")]
+
+
 def test_who_has_been_there_all_along_needs_no_file(office: Path, small: Coterie) -> None:
     before = asked(small, "ada")
     model = small.models["ada"]

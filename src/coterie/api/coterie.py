@@ -22,7 +22,7 @@ from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
 from coterie.api.rescan import Looked, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
-from coterie.api.touched import read_touched
+from coterie.api.touched import Touched
 from coterie.api.types import Answer, Chunk, Query
 from coterie.api.watch import Watch
 from coterie.api.wishing import Wishing
@@ -53,6 +53,7 @@ class Coterie(Wishing):
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
         self._experts = Experts(self.texts, self.models, parts.kv.holds)
+        self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, options)
         self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
@@ -229,6 +230,7 @@ class Coterie(Wishing):
         with self._opened():
             now, found = rescan(self.composition, looked, self._parts, self.models, self.texts, self._options)
             self.composition, self.routing = now, Routing(now)
+            self._touched.composition = now
             return found
 
     def trace(self) -> Trace:
@@ -260,7 +262,6 @@ class Coterie(Wishing):
             self.composition.expert(expert)
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
-            self._read_touched(expert)
             yield self._parts.engine.wishes
 
     def _begin(self, query: Query) -> Pending:
@@ -275,7 +276,6 @@ class Coterie(Wishing):
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
         request = within_kv(request, pending.query, self._parts.kv.holds(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
-            self._read_touched(route.expert)
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
@@ -283,9 +283,6 @@ class Coterie(Wishing):
     def _fitted(self, query: Query, begun: Pending, route: Route) -> Route:
         others = self.routing.others
         return route if begun.route is not None else fitted(query, begun.prompt, route, others, self._experts)[0]
-
-    def _read_touched(self, expert: str) -> None:
-        read_touched(expert, self.composition, self._parts, self.models, self._options)
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s

@@ -1,10 +1,10 @@
 """Experts whose files were touched: they have another status time than when their headers were read, and nothing else.
 
-        a request, or a load that is wished for -> absent? -> stat of its files -> touched: headers read again
+        a load is about to begin -> stat of its files -> touched: headers read again -> loaded by what they say
 
 chmod, a hard link and a backup do that, but so does a copy over a file that sets its times back. So the expert is taken
 to have other weights: they are read whole when it comes in, and nothing that was computed with the former is kept.
-Knows nothing about requests, and finds nothing of an expert that is there, or under way.
+Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ from coterie.engine.more import is_used, serve_touched
 from coterie.models.model import Model
 
 
-def read_touched(name: str, composition: Composition, parts: Parts, models: dict[str, Model], options: Options) -> None:
-    """Serve an expert by the headers that its files have now, where only status times are others. Between two steps.
+class Touched:
+    """Called before each load from files, in the engine's turn. `composition` says where experts are."""
 
-    What differs in more than that, or cannot be read, stays as it is: its load says what is wrong. So does an expert
-    of which requests run, which have KV state by weights that may have been others.
-    """
-    was = models[name]
-    if is_used(parts, name) or not is_touched(was.layout):
-        return
-    try:
-        model = replace(open_again(composition.expert(name), options, {}), base=was.base)
-    except UsageError:
-        return
-    if (model.key, _untimed(model.layout)) == (was.key, _untimed(was.layout)):
-        serve_touched(parts, name, model.layout)
-        models[name] = model
+    def __init__(self, composition: Composition, parts: Parts, models: dict[str, Model], options: Options) -> None:
+        self.composition = composition
+        self._parts, self._models, self._options = parts, models, options
+
+    def __call__(self, name: str) -> None:
+        """Serve an expert by the headers that its files have now, where only status times are others.
+
+        What differs in more than that, or cannot be read, stays as it is: its load says what is wrong. So does an
+        expert of which requests run: they have KV state by weights that may have been others.
+        """
+        was = self._models.get(name)
+        if was is None or is_used(self._parts, name) or not is_touched(was.layout):
+            return
+        try:
+            model = replace(open_again(self.composition.expert(name), self._options, {}), base=was.base)
+        except UsageError:
+            return
+        if (model.key, _untimed(model.layout)) == (was.key, _untimed(was.layout)):
+            serve_touched(self._parts, name, model.layout)
+            self._models[name] = model
 
 
 def is_touched(layout: Layout) -> bool:

@@ -72,8 +72,9 @@ def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieErro
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint, an adapter or a delta."""
-    return (folder / CONFIG).is_file() or bool(beside_a_base(folder))
+    """Whether a folder holds a checkpoint, an adapter or a delta, whole or not: opening it says what is wrong."""
+    config = folder / CONFIG
+    return config.exists() or config.is_symlink() or bool(beside_a_base(folder))
 
 
 def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
@@ -118,7 +119,12 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
 def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
     """The folders in a folder; in the place of a team's, the checkpoints in it. What cannot be read is left out."""
     found: list[Path] = []
-    for path in sorted(path for path in root.iterdir() if path.is_dir()):
+    inside = sorted(root.iterdir())
+    for path in inside:
+        if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+            fact = f"points to {path.readlink()}, which does not exist"
+            left_out[path.name] = CompositionError(str(path), fact, "mend the link, or take it out of the folder")
+    for path in (path for path in inside if path.is_dir()):
         try:
             inner = sorted(inner for inner in path.iterdir() if inner.is_dir())
             is_one = is_checkpoint(path) or path / SNAPSHOTS in inner or path.name.startswith(".")

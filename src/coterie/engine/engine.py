@@ -8,7 +8,7 @@ Knows nothing about clocks, threads, text models or which device works; not for 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from coterie.core.errors import CoterieError, CrowdedError, RequestError
 from coterie.device import Device, Event
@@ -67,8 +67,8 @@ class Engine:
         self._cancelled, self._outputs = list[str](), list[Output]()
         kins = kins_of(experts) if self.policy.fellows else {}
         self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
-        self._decided = Run("", ())
-        self._repeats = 0  # more steps in which the same would be decided, as long as nothing changes
+        self._decided, self._repeats = Run("", ()), 0  # and in how many more steps the same would be decided
+        self.before_load: Callable[[str], object] = lambda name: None  # told of each that is about to be fetched
 
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
@@ -153,13 +153,12 @@ class Engine:
 
     def _settle(self) -> None:
         failed = self._arrivals.poll()
-        if failed:
-            for expert_id, error in failed.items():
-                self.metrics.failed_fetches += 1
-                self.log.add("fail", expert_id)
-                self.log.tell("failed", expert_id, str(error))
-                self._fail(self._queue.of(expert_id), error)
-                self._reuse.forget(expert_id)
+        for expert_id, error in failed.items():
+            self.metrics.failed_fetches += 1
+            self.log.add("fail", expert_id)
+            self.log.tell("failed", expert_id, str(error))
+            self._fail(self._queue.of(expert_id), error)
+            self._reuse.forget(expert_id)
         if self.wishes.open:
             self.wishes.settle(failed)
         for expert_id, seconds in self._arrivals.take_durations():
@@ -211,6 +210,7 @@ class Engine:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
         if self._arrivals.refuses(fetch.expert_id, fetch.keep, fetch.spare):
             return False
+        self.before_load(fetch.expert_id)
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.

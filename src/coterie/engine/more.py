@@ -47,10 +47,9 @@ def is_used(parts: Parts, name: str) -> bool:
 
 
 def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
-    """Serve an expert that is not used by a layout of the same form, from files that may be others."""
+    """Serve an expert that is not used by a layout of the same form, from files that may be others. Before its load."""
     parts.kv.forget_all(name)  # what other weights have computed
     parts.served[name] = replace(parts.served[name], layout=layout)
-    parts.engine.renewed(name)
 
 
 def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | None:
