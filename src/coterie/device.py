@@ -185,8 +185,12 @@ class Device(Protocol):
     def spec(self) -> MachineSpec:
         """Tiers nearest first, links, launch costs; frozen."""
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
-        """Take memory once, at start: touched, aligned to 4096. Raises CapacityError."""
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
+        """Take memory once, at start: touched, aligned to 4096. Raises CapacityError.
+
+        Not `touched`: it counts as taken, but a device whose memory is the system's may leave it there until it is
+        written; its first use costs page faults then.
+        """
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Say where tensors, (offset, size) by offset, will be in a buffer that is about to be filled.

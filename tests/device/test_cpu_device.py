@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import mmap
 import os
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,25 @@ def test_slabs_are_aligned_and_zero(make):
         assert kernels.address(memory) % host_memory.HUGE_PAGE_BYTES == 0
         assert memory.size == buffer.size_bytes == size
         assert not memory.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says there how much is resident")
+def test_memory_that_is_not_touched_counts_as_taken_and_stays_the_systems_until_it_is_written(make):
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    device, size = make(), 2**26
+    before = resident_bytes()
+    buffer = device.reserve("dram", size, touched=False)
+    assert resident_bytes() - before < size // 2
+    memory = device.memory(buffer)
+    memory[size // 2 : size // 2 + 3] = 7
+    assert memory[size // 2 - 1 : size // 2 + 4].tolist() == [0, 7, 7, 7, 0]
+    assert resident_bytes() - before < size // 2
+    with pytest.raises(CapacityError):
+        device.reserve("dram", SPEC.tier("dram").capacity_bytes - size + BLOCK_BYTES, touched=False)
+    device.reserve("dram", size)
+    assert resident_bytes() - before > size // 2
 
 
 def test_the_file_tier_is_not_reserved_and_unknown_tiers_are_named(make):

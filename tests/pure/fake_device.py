@@ -90,7 +90,7 @@ class FakeDevice:
 
     # ---- memory
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
         self.spec.tier(tier)
         self.slabs.append([None] * (size_bytes // BLOCK_BYTES))
         return Buffer(len(self.slabs) - 1, tier, 0, size_bytes)

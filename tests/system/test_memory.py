@@ -11,6 +11,10 @@ import pytest
 from tests.system import memory_serving
 from tests.system.tiny import write_expert
 
+from coterie import Coterie, Options
+from coterie.device import Buffer
+from coterie.devices.cpu.device import CpuDevice
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
 EXPERTS, RESIDENTS = 6, 2
@@ -58,3 +62,15 @@ def test_a_process_takes_its_budget_a_tenth_more_and_a_fixed_part(folder: Path) 
     assert said["peak_bytes"] + evicted > allowed_bytes(said)
     leaky = serve(folder, RESIDENTS, evicted)
     assert leaky["peak_bytes"] > allowed_bytes(leaky)
+
+
+def test_only_what_disks_write_into_is_touched_at_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, asked = CpuDevice.reserve, list[tuple[int, bool]]()
+
+    def spied(self: CpuDevice, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
+        asked.append((size_bytes, touched))
+        return reserve(self, tier, size_bytes, touched)
+
+    monkeypatch.setattr(CpuDevice, "reserve", spied)
+    with Coterie.open(folder, Options(near_bytes=2**26, kv_bytes=2**22)) as coterie:
+        assert asked == [(coterie.plan.near_bytes, True), (coterie.plan.kv_bytes, False)]

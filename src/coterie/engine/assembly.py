@@ -217,7 +217,8 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
         others["router"] = own, {ROUTER}
     both: Cache = SplitCache(cache, others) if others else cache
-    kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes), made.block_bytes, settings.reuse)
+    # Conversations write it step by step: where it is the system's memory, what they do not need stays the system's.
+    kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes, touched=False), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
     for one in asked_of(models, programs, made.base_of, settings.policy):

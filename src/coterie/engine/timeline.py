@@ -141,9 +141,9 @@ class Timeline(Device):
         """As the device's."""
         return self._device.spec
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
         """As the device's."""
-        return self._device.reserve(tier, size_bytes)
+        return self._device.reserve(tier, size_bytes, touched)
 
     def load(self, program: Program) -> Executable:
         """As the device's."""

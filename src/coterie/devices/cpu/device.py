@@ -82,8 +82,8 @@ class CpuDevice(RealDevice):
         """Memory that runs have needed so far for stored values."""
         return self._binder.workspace_bytes
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
-        """Take memory of the run tier: touched, aligned to 2 MiB.
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
+        """Take memory of the run tier: aligned to 2 MiB, and touched, or the system's until it is written.
 
         Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
         """
@@ -97,7 +97,7 @@ class CpuDevice(RealDevice):
             levers = (f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit")
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
-        self._slabs[slab_id] = Slab(size)
+        self._slabs[slab_id] = Slab(size, touched)
         self._used_bytes[tier] += size
         return Buffer(slab_id, tier, 0, size_bytes)
 

@@ -119,7 +119,7 @@ class CudaDevice(RealDevice):
         ]
         return tuple(found)
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
         """An arena of HBM, aligned to 512 bytes, or the pool of the host: pinned, touched, aligned to 2 MiB.
 
         Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.

@@ -35,9 +35,9 @@ class Behind:
         self._slabs: dict[int, Buffer] = {}
         self._ran: Event | None = None
 
-    def reserve(self, slab_id: int, size_bytes: int) -> None:
+    def reserve(self, slab_id: int, size_bytes: int, touched: bool) -> None:
         """Memory for a slab of the modelled device. Raises CapacityError."""
-        self._slabs[slab_id] = self.device.reserve(self.device.spec.run_tier, size_bytes)
+        self._slabs[slab_id] = self.device.reserve(self.device.spec.run_tier, size_bytes, touched)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """As the device does it."""

@@ -82,7 +82,7 @@ class ModelledDevice(Device):
         """Tiers nearest first, links, launch costs; frozen."""
         return self._spec
 
-    def reserve(self, tier: str, size_bytes: int) -> Buffer:
+    def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
         """Take memory of a tier, in multiples of 4096 bytes. Raises CapacityError; KeyError for an unknown tier."""
         self._check_open()
         size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
@@ -92,7 +92,7 @@ class ModelledDevice(Device):
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
         if self._behind is not None:
-            self._behind.reserve(slab_id, size_bytes)
+            self._behind.reserve(slab_id, size_bytes, touched)
         buffer = self._slabs[slab_id] = Buffer(slab_id, tier, 0, size_bytes)
         self._used[tier] += size
         return buffer

@@ -32,12 +32,12 @@ CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enou
 
 
 class Slab:
-    """Anonymous memory, aligned to 2 MiB, touched at once, so that no page fault is left for later.
+    """Anonymous memory, aligned to 2 MiB; `touched` at once, so that no page fault is left for later.
 
     A forked child sees zeros: before Linux 6.5 what a disk wrote during a fork could reach the child's copy alone.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, touched: bool = True) -> None:
         self._map = mmap.mmap(-1, max(size_bytes, 1) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Without the first, the child has no such memory at all, and must not free it.
         if not self._advise(WIPE_ON_FORK):
@@ -46,7 +46,8 @@ class Slab:
         whole = np.frombuffer(self._map, dtype=np.uint8)
         start = -kernels.address(whole) % HUGE_PAGE_BYTES
         self.bytes: Bytes = whole[start : start + size_bytes]
-        self.bytes[::BLOCK_BYTES] = 0
+        if touched:
+            self.bytes[::BLOCK_BYTES] = 0
         self.address = kernels.address(whole) + start
 
     def _advise(self, advice: int | None) -> bool:
