@@ -10,7 +10,7 @@ from tests.model import tiny
 
 from coterie.core.packed import unpack
 from coterie.models.fine_tunes.delta import delta_name
-from coterie.models.joined import joined_names
+from coterie.models.joined import joined_names, own_name
 from coterie.models.model import open_model
 
 CHANGE = 0.3  # of the weights, so that nothing about it can be left out unseen
@@ -34,9 +34,15 @@ def summed(base, tuned, delta, packing):
     parts = dict(joined_names(ours.config.names, ours.config.num_layers))
     model, was = tiny.load(tuned), dict(tiny.load(base).named_parameters())
     for name, parameter in model.named_parameters():
-        worth = [_worth(stored, part, ours, packing) for part in parts.get(name, (name,))]
-        if all(one is not None for one in worth):
-            parameter.data = was[name].data + torch.cat(worth)
+        own = own_name(name, ours.config.names)
+        first = 0
+        for part in parts.get(own, (own,)):
+            worth, rows = _worth(stored, part, ours, packing), slice(first, None)
+            if part in ours.graph.values:
+                first += ours.graph.values[part].shape[0] if parameter.dim() else 0
+                rows = slice(rows.start, first)
+            if worth is not None:
+                parameter.data[rows] = was[name].data[rows] + worth
     return model
 
 

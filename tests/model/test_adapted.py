@@ -22,6 +22,7 @@ OURS = 1e-4  # relative to the largest logit: our kernels beside transformers', 
 LATER = ("llama-biases", "qwen2", "olmo2", "gemma3", "phi-gqa", "qwen3.5", "gemma4", "gemma4-values", "gemma4-moe")
 LATER += ("apertus", "cohere2")
 ROWS = ["llama", "qwen3-bias", "phi3-partial", "granite", "gemma2", "stablelm-parallel", "qwen3-moe", "lfm2"]
+ROWS += ["granite4-h", "falcon-h1", "nemotron-h-biases", "mamba2"]
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in LATER]
 MORE = ("fc1", "fc2", "dense", "lm_head", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
 MORE += ("in_proj", "in_proj_qkvz", "in_proj_ba", "w1", "w2", "w3")

@@ -25,7 +25,7 @@ from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
 OURS = 1e-4  # relative to the largest logit: float32 products in another order, and 16 bits of activations
-ROWS = ["llama-biases", "llama-tied", "phi3-partial", "mixtral", "qwen3.5"]
+ROWS = ["llama-biases", "llama-tied", "phi3-partial", "mixtral", "qwen3.5", "granite4-h", "nemotron-h", "mamba2"]
 ROWS += [pytest.param(row, marks=pytest.mark.long) for row in ("gemma2", "qwen3-moe", "phi-gqa", "starcoder2")]
 
 

@@ -22,6 +22,7 @@ from coterie.models.model import open_model
 
 NORM = "head/norm"
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "phi", "olmo2", "cohere", "mixtral", "deepseek-v3", "qwen3.5", "lfm2")
+FAMILIES += ("granite4-h", "falcon-h1", "nemotron-h", "mamba2")
 ROWS = [row for row in FAMILIES if row in tiny.FAMILY_ROWS]
 TEXTS = ("What is 47 plus 85?", "x", "Write 149 in Roman numerals, please: " * 3)
 

@@ -41,6 +41,18 @@ DELTA_NETS = {
     **{"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "num_hidden_layers": 4, "head_dim": 16},
     **{"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 24},
 }
+STATE_SPACES = {
+    "mamba2": {
+        **CONFIG,
+        **{"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "num_heads": 6, "head_dim": 16},
+        **{"state_size": 20, "n_groups": 2, "num_hidden_layers": 3},
+    },
+    "falcon_h1": {
+        **CONFIG,
+        **{"architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1", "mamba_d_ssm": 48, "mamba_n_heads": 4},
+        **{"mamba_d_state": 20, "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 0.7], "key_multiplier": 0.5},
+    },
+}
 LATENT = {
     **CONFIG,
     **{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_key_value_heads": 4},
@@ -158,6 +170,11 @@ def write_clipped(folder: Path, seed: int, dtype: DType = DType.BF16, **changes:
 def write_delta_net(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:
     """A random folder of Qwen3.5's text model."""
     return _write(folder, seed, dtype, {**DELTA_NETS, **changes})
+
+
+def write_state_space(folder: Path, seed: int, family: str, dtype: DType = DType.BF16, **changes: object) -> Path:
+    """A random folder of a family whose layers have a state space: alone (mamba2), or beside attention (falcon_h1)."""
+    return _write(folder, seed, dtype, {**STATE_SPACES[family], **changes})
 
 
 def write_latent(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: object) -> Path:

@@ -43,7 +43,8 @@ def vectors_graph(graph: Graph) -> Graph:
     ops = graph.ops[: norm + 1]
     (made,) = ops[-1].outputs
     used = {name for op in ops for name in (*op.inputs, *op.outputs)} | {"rows", "sampling"}
-    values = {name: value for name, value in graph.values.items() if name in used}
+    kept = {name for name, value in graph.values.items() if value.kind is Kind.STATE}  # read or not: pages lie by it
+    values = {name: value for name, value in graph.values.items() if name in used | kept}
     values[made] = replace(values[made], kind=Kind.OUTPUT)
     return Graph(graph.name, MappingProxyType(values), ops)
 

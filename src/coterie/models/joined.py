@@ -20,13 +20,15 @@ from coterie.models.family import Names
 
 def own_names(tensors: Mapping[str, TensorInfo], names: Names) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint by the names that they have here, where a family's files begin them otherwise."""
-    found = {}
-    for name, info in tensors.items():
-        own = name
-        for stored, here in names.stored:
-            own = here + own.removeprefix(stored) if own.startswith(stored) else own
-        found[own] = info if own == name else replace(info, name=own)
-    return found
+    found = {own_name(name, names): info for name, info in tensors.items()}
+    return {name: info if info.name == name else replace(info, name=name) for name, info in found.items()}
+
+
+def own_name(name: str, names: Names) -> str:
+    """That of one tensor."""
+    for stored, here in names.stored:
+        name = here + name.removeprefix(stored) if name.startswith(stored) else name
+    return name
 
 
 def joined_names(

@@ -26,7 +26,7 @@ from coterie.models.architecture import shared
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Adapter, Change, open_adapter
 from coterie.models.fine_tunes.adapter import LowRank as Factors
-from coterie.models.joined import joined_names
+from coterie.models.joined import joined_names, own_name
 from coterie.models.model import Model, check_vocabulary
 
 
@@ -96,7 +96,8 @@ def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
     """What becomes of each weight of the graph, in the order of the adapter's file. Raises as open_adapted does."""
     products = linear_weights(base.graph)
     joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the stored matrix
-    for name, change in adapter.changes.items():
+    for stored, change in adapter.changes.items():
+        name = own_name(stored, base.config.names)
         factors = _plain(name, change, adapter)
         if name == HEAD_WEIGHT and base.config.tied_embeddings:
             _check_tied(adapter)

@@ -25,6 +25,7 @@ from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT, TABLES
 from coterie.models.fine_tunes.adapter import Adapter, Change, open_adapter
 from coterie.models.fine_tunes.merge_delta import check_delta, merge_delta
 from coterie.models.fine_tunes.merged import Merged, Sums, changed_kinds, check_opens, pieces
+from coterie.models.joined import own_name
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY
@@ -99,8 +100,12 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
     if model.part_of:
         fact = f"holds a {model.part_of}, and adapters are merged into text models that stand alone"
         raise UnsupportedError(str(stored.path), fact, "save the text model by itself, or merge with PEFT")
-    sources, changes = _in_order(model, stored.tensors), dict(adapter.changes)
-    tied = model.config.tied_embeddings
+    names = {own_name(name, model.config.names): name for name in stored.tensors}
+    sources, tied = _in_order(model, stored.tensors), model.config.tied_embeddings
+    changes = {names.get(own := own_name(name, model.config.names), own): c for name, c in adapter.changes.items()}
+    if tied and model.config.names.stored and any(names.get(name) in changes for name in TABLES):
+        fact = f"changes the embedding, which is the head too, of a base of {model.config.family}"
+        raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
     untied = tied and _comes_apart(adapter, changes)
     if tied:
         sources.pop(HEAD_WEIGHT, None)  # some folders hold the same bytes twice
@@ -109,7 +114,8 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
     for name, change in changes.items():
         _check_fits(name, change, sources, adapter)
     entries = tuple(_entry(name, info, changes.get(name)) for name, info in sources.items())
-    rows = {entry.name: entry.shape[0] for entry in entries if entry.name in TABLES}
+    tables = {names.get(name, name): name for name in TABLES}
+    rows = {tables[entry.name]: entry.shape[0] for entry in entries if entry.name in tables}
     if len(set(rows.values())) > 1:
         sizes = " and ".join(f"{name} with {n} rows" for name, n in rows.items())
         fact = f"would make {sizes}, which must be as many"
