@@ -182,6 +182,21 @@ SHAPES = {
         **{"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "num_hidden_layers": 3, "conv_L_cache": 4},
         **{"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 4},
     },
+    "state-spaces": {
+        **{"model_type": "granitemoehybrid", "architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 3},
+        **{"layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 0, "shared_intermediate_size": 45},
+        **{"mamba_n_heads": 6, "mamba_d_head": 21, "mamba_d_state": 10, "mamba_n_groups": 2, "mamba_d_conv": 3},
+        **{"residual_multiplier": 0.6, "time_step_limit": [0.3, 0.9], "position_embedding_type": "rope"},
+    },
+    "state-spaces-beside-attention": {
+        **{"model_type": "falcon_h1", "architectures": ["FalconH1ForCausalLM"], "mamba_d_ssm": 74, "mamba_n_heads": 2},
+        **{"mamba_d_state": 20, "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 0.7], "key_multiplier": 0.5},
+        **{"mamba_rms_norm": True, "mamba_n_groups": 1},
+    },
+    "single-blocks": {
+        **{"model_type": "nemotron_h", "architectures": ["NemotronHForCausalLM"], "hybrid_override_pattern": "M-*"},
+        **{"mamba_num_heads": 4, "mamba_head_dim": 9, "ssm_state_size": 12, "n_groups": 4, "mlp_hidden_act": "relu2"},
+    },
     "trained-activation": {"model_type": "apertus", "architectures": ["ApertusForCausalLM"], "hidden_act": "xielu"},
     "wide": {"hidden_size": 192, "intermediate_size": 400, "head_dim": 32, "vocab_size": 1000},
     "adapted": {"attention_bias": True},

@@ -25,7 +25,15 @@ from coterie.models.registry import decoder_graph, weight_shapes
 # Attributes that may be left out, as they are where they are not.
 LEFT_OUT = {"scale": 0.5, "offset": 0.25, "cap": 2.0, "interleaved": 1, "growth": 0.4, "every": 6}
 IN_GROUPS = {"groups": 5, "taken_groups": 3, "group_best": 1}
-LEFT_OUT |= {"plain": 1, "scores": "sigmoid", "least_sum": 0.125, "added_sum": 0.25, **IN_GROUPS}
+LEFT_OUT |= {
+    "plain": 1,
+    "scores": "sigmoid",
+    "least_sum": 0.125,
+    "added_sum": 0.25,
+    "least": 0.2,
+    "most": 3.0,
+    **IN_GROUPS,
+}
 BESIDE = {"growth": {"every": 6}, "every": {"growth": 0.4}}  # what must be there too
 BESIDE |= dict.fromkeys(IN_GROUPS, IN_GROUPS)
 OTHERS = {"groups": 2, "taken_groups": 3, "group_best": 1}  # as legal, of six branches in three groups
@@ -35,13 +43,14 @@ FOR_VERIFY = (
     "scores",
     "plain",
     "key_heads",
+    "head_groups",
 )  # attributes in which ops must agree, or that have one value
 RULE_SETS = ("none", "cache")
 YARN = "norms behind, cosines and sines scaled"
 CHOSEN = [
     *("biases", "qk-norm", "window", "gemma2", "gemma3", "rotated-in-part", "not-all-rotated", "scaled"),
     *("interleaved", "interleaved-in-part", "queries-that-grow", "layer-norms", "side-by-side", "plain-feed-forward"),
-    *("short-convolutions", "trained-activation"),
+    *("short-convolutions", "trained-activation", "state-spaces", "state-spaces-beside-attention"),
     *("branches", "branches-by-groups", "sinks-and-clipped-gates"),
     *("norms-behind-and-not-all-rotated", YARN),
 ]

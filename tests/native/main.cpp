@@ -8,6 +8,7 @@ int main() {
   testing::test_delta();
   testing::test_latent();
   testing::test_parts();
+  testing::test_scan();
   testing::test_packed();
   testing::test_reads();
   testing::test_sticks();

@@ -175,6 +175,7 @@ void test_branches();  // branches.cpp
 void test_delta();  // delta.cpp
 void test_latent();  // latent.cpp
 void test_parts();  // parts.cpp
+void test_scan();  // scan.cpp
 void test_packed();  // packed.cpp
 void test_reads();  // reads.cpp
 void test_sticks();  // sticks.cpp

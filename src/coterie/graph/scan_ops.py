@@ -10,7 +10,7 @@ from __future__ import annotations
 from coterie.graph.opspec import OpSpec
 
 SCAN, GROUP_NORM, MUL_ROW = "selective_scan", "group_norm", "mul_row"
-GROUPS = "groups"
+GROUPS = "head_groups"
 LEAST, MOST = "least", "most"  # bounds of a step, where there are any
 
 SCAN_OPS: dict[str, OpSpec] = {

@@ -26,7 +26,7 @@ def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:
     ends |= {"z": low.at(rest[0].inputs[0])} if rest else {}
     sizes = {"T": low.size(T), "H": low.size(H), "C": low.size(C), "K": low.size(K), "B": Named("B")}
     own = low.weight("a_log", a_log) | low.weight("dt_bias", dt_bias) | low.weight("skip", skip)
-    own |= {GROUPS: op.integer(GROUPS)}
+    own |= {"groups": op.integer(GROUPS)}
     own |= {LEAST: float(op.attrs.get(LEAST, 0.0)), MOST: float(op.attrs.get(MOST, math.inf))}
     return ends | own | kept(low, op) | sizes
 
@@ -34,7 +34,12 @@ def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:
 def _group_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     shape, groups = low.value(op.outputs[0]).shape, op.integer(GROUPS)
-    sizes: Operands = {"T": low.size(shape[0]), GROUPS: groups, "C": trailing(shape) // groups, "eps": op.number("eps")}
+    sizes: Operands = {
+        "T": low.size(shape[0]),
+        "groups": groups,
+        "C": trailing(shape) // groups,
+        "eps": op.number("eps"),
+    }
     return {"x": low.at(op.inputs[0]), "y": low.at(op.outputs[0])} | low.weight("weight", op.inputs[1]) | sizes
 
 

@@ -1,0 +1,39 @@
+// Where tests keep the states of two sequences: gated delta nets and selective state spaces have them alike.
+#pragma once
+
+#include "plain.h"
+
+namespace testing {
+
+// Key heads of a net or groups of a state space, heads, K and C of a head's matrix, taps.
+struct Shape {
+  int64_t key_heads, H, K, C, taps;
+  int64_t channels() const { return 2 * key_heads * K + H * C; }
+  int64_t unit_bytes() const { return 4 * K * C; }
+  int64_t units() const {
+    const int64_t each = K * C / (taps - 1);
+    return H + (channels() + each - 1) / each;
+  }
+};
+
+// State of two sequences, in blocks of two units and a few bytes more, of which the sequences have every other one.
+struct Kept {
+  int64_t width, block_bytes;
+  std::vector<i32> tables;
+  std::vector<uint8_t> memory;
+
+  explicit Kept(const Shape& s) : width((s.units() + 1) / 2), block_bytes(2 * s.unit_bytes() + 4) {
+    for (i32 sequence = 0; sequence < 2; ++sequence)
+      for (i32 block = 0; block < width; ++block) tables.push_back(2 * block + sequence);
+    memory.resize(static_cast<size_t>(2 * width * block_bytes));
+  }
+
+  template <class Op>
+  void operands(Op& op, const Shape& s, const std::vector<i32>& positions, const std::vector<i32>& sequence, int64_t first) {
+    op.positions = positions.data(), op.sequence = sequence.data(), op.state_tables = tables.data(), op.table_width = width;
+    op.kv = memory.data(), op.block_bytes = block_bytes, op.unit_bytes = s.unit_bytes(), op.first_unit = first;
+    op.T = static_cast<int64_t>(positions.size()), op.B = 2;
+  }
+};
+
+}  // namespace testing
