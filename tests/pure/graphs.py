@@ -244,6 +244,7 @@ class Choice:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    changes: None = None
 
 
 @dataclass
