@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from coterie.core import errors
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Sizes, Symbol, Times, check, trailing
-from coterie.core.units import format_bytes, format_rate, format_seconds, parse_bytes
+from coterie.core.units import format_bytes, format_count, format_rate, format_seconds, parse_bytes
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -273,3 +273,7 @@ def test_a_step_of_nothing_is_named(made):
         made(0, 5)
     with pytest.raises(ValueError, match="is -3, but a step has at least 1"):
         made(2, -3)
+
+
+def test_counts_are_of_one_or_of_many() -> None:
+    assert [format_count(count, "expert") for count in (0, 1, 2)] == ["0 experts", "1 expert", "2 experts"]

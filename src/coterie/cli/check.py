@@ -34,7 +34,7 @@ from coterie.cli.options import (
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
-from coterie.core.units import format_bytes
+from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
 from coterie.graph.program import KvShape
 from coterie.models.model import Model
@@ -79,11 +79,14 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
     out.print(table)
     shared = Counter(model.key for model in models.values())
     total = format_bytes(made.total_bytes + made.bases_bytes)
-    out.print(f"{len(found.experts)} experts, {total} in all; architectures (one program each): {len(shared)}")
+    out.print(
+        f"{format_count(len(found.experts), 'expert')}, {total} in all; architectures (one program each): {len(shared)}"
+    )
     for name, size in made.base_bytes.items():
         count = sum(base == name for base in made.base_of.values())
         out.print(
-            f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {count} experts", markup=False
+            f"base {name}: {format_bytes(size)}, always in {made.spec.run_tier}, of {format_count(count, 'expert')}",
+            markup=False,
         )
     out.print(plan_line(made))
     for line in sampling_lines(models):

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.cli.options import out
-from coterie.core.units import format_bytes, format_seconds
+from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.plan.choose import Choice, Limits
 from coterie.plan.paper.html import STYLE
 from coterie.plan.paper.plots import draw
@@ -86,10 +86,11 @@ def _print_row(row: Mapping[str, Any]) -> None:
     beside = f" beside {format_bytes(row['bases_bytes'])} of bases" if row["bases_bytes"] else ""
     say(f"room for {room} of experts in the run tier{beside}; a switch of the largest takes {switch}")
     why = f": {row['method_why']}" if row["method_why"] else ""
-    copied = f", {len(row['replicated'])} experts on several machines" if row["replicated"] else ""
+    copied = f", {format_count(len(row['replicated']), 'expert')} on several machines" if row["replicated"] else ""
     held = [len(names) for names in row["placement"]]
-    each = f"{held[0]}" if min(held) == max(held) else f"{min(held)} to {max(held)}"
-    say(f"placement by {row['method']}, {each} experts each{copied}{why}; planned in {format_seconds(row['wall_s'])}")
+    each = "" if min(held) == max(held) else f"{min(held)} to "
+    each += f"{format_count(max(held), 'expert')} each"
+    say(f"placement by {row['method']}, {each}{copied}{why}; planned in {format_seconds(row['wall_s'])}")
     load = row["curve_load_factor"]
     scaled = "" if load == 1 else f", estimated at {load:.2f} of the load"
     if load == 1 and row["estimate"] != row["machines"]:

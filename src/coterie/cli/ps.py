@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
 from coterie.core.errors import UsageError
-from coterie.core.units import format_bytes, format_seconds
+from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.server.guard import digests_of
 
 TIMEOUT_S = 10.0
@@ -110,8 +110,9 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     """Two tables, with a line above that says what is served. `whole`: no name is folded, however wide it is."""
     name, device = escape(status["composition"]), escape(status["device"])
     count = sum(expert["state"] == "resident" for expert in status["experts"])
-    first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {count} of {len(status['experts'])} experts resident, "
-    first += f"{status['running']} requests running, {status['waiting']} waiting"
+    here = f"{count} of {format_count(len(status['experts']), 'expert')} resident"
+    first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {here}, "
+    first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
     return Group(first, _experts(status, whole), _tiers(status))
 
 

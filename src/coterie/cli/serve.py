@@ -39,6 +39,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
+from coterie.core.units import format_count
 from coterie.graph.ops import INT16
 from coterie.server.app import make_app
 from coterie.server.ending import Server
@@ -109,7 +110,7 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     curl = f"curl -s {url}/v1/chat/completions {what}"
     name, count = escape(asked.name), len(asked.experts)
     say_left_out(coterie.composition.left_out)
-    out.print(f"coterie: {count} expert{'s' if count > 1 else ''} of [bold]{name}[/bold] at {escape(url)}")
+    out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
     for line in sampling_lines(coterie.models):
         out.print(line, markup=False)

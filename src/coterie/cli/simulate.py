@@ -24,7 +24,7 @@ from coterie.cli.side_by_side import side_by_side
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
-from coterie.core.units import format_bytes, format_seconds
+from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.engine.bases import bases_of
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import Model
@@ -177,7 +177,8 @@ def _print(
 ) -> None:
     whole = {name: model for name, model in models.items() if name in found.names} | bases_of(models)
     total = sum(model.layout.size_bytes for model in whole.values())
-    out.print(f"{escape(found.name)}: {len(found.experts)} experts, {format_bytes(total)}; {_workload_line(load)}")
+    what = f"{format_count(len(found.experts), 'expert')}, {format_bytes(total)}"
+    out.print(f"{escape(found.name)}: {what}; {_workload_line(load)}")
     table = Table(
         Column("", overflow="fold"), *(Column(f"{row['machine']}\n{row['policy']}", overflow="fold") for row in rows)
     )

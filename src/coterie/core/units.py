@@ -1,4 +1,4 @@
-"""Bytes, rates and times as people read and write them. SI for rates, binary for capacities.
+"""Counts, bytes, rates and times as people read and write them. SI for rates, binary for capacities.
 
 Knows nothing about what is measured.
 """
@@ -20,6 +20,11 @@ def parse_bytes(text: str) -> int:
     if match is None or scale is None:
         raise ValueError(f"{text!r} is not a size; write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")
     return int(Fraction(match[1]) * scale)  # as written: 2.01 KB is 2010 bytes, and in floats one less
+
+
+def format_count(count: int, noun: str) -> str:
+    """Print how many there are, for example `1 expert` or `16 experts`, of what takes an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_bytes(size_bytes: float) -> str:
