@@ -38,6 +38,7 @@ OWN = {
     "olmo3-windows": ("olmo3", {"layer_types": [SLIDING] * 3}),
     "exaone4-usual": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
     "qwen2-moe": ("qwen2-moe", {"mlp_only_layers": []}),
+    "olmoe-usual": ("olmoe", {"num_key_value_heads": 4}),
 }
 CASES = [
     *(("llama", "default"), ("llama-biases", "llama3"), ("llama-tied", "linear"), ("llama-head20", "yarn")),
@@ -64,6 +65,7 @@ CASES = [
     ),
     ("seed-oss", "default"),
     *(("mixtral", "default"), ("qwen2-moe", "default"), ("qwen3-moe", "yarn"), ("olmoe", "default")),
+    ("olmoe-usual", "default"),
 ]
 OWN["gemma-bias-tanh"] = ("gemma", {})
 ROPES = {
@@ -72,7 +74,8 @@ ROPES = {
     "phi3-long": {"original_max_position_embeddings": 512},
 }
 # llama.cpp rounds gelu to a table of float16. It has no biases of Qwen3, no window of Mistral and Phi-3, no
-# `attention_factor` of yarn, and a window of EXAONE 4 in a model of 64 layers only.
+# `attention_factor` of yarn, a window of EXAONE 4 in a model of 64 layers only, and opens no OLMoE with fewer keys than
+# queries.
 RUNS = {case: 2e-3 if case[0].startswith("gemma") else 5e-6 for case in CASES}
 UNLIKE = (
     ("qwen3-bias", "default"),
@@ -80,6 +83,7 @@ UNLIKE = (
     ("phi3-window", "default"),
     ("mistral-full", "yarn-factor"),
     ("exaone4", "default"),
+    ("olmoe", "default"),
 )
 QUICK = (
     "llama-biases",
