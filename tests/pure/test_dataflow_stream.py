@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 import simpy
+from fifo_oracles import deadlocks, deepened, recurrence
 from graphs import STEADY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.dataflow.deadlock import deadlocks, deepened, shallow
+from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.share import simulate_shared
-from coterie.dataflow.stream import Actor, Fifo, Network, hop_depths, recurrence, simulate, steady_s
+from coterie.dataflow.stream import Actor, Fifo, Network, hop_depths, simulate, steady_s
 
 CASES = settings(STEADY, max_examples=20)
 

@@ -11,6 +11,7 @@ from benchmarks import sections
 from tests.system.commands import refused, run
 
 from coterie.core.trace import read_trace
+from coterie.dataflow import mapping
 
 
 def test_a_layer_is_one_section_and_the_json_says_where_everything_is(tmp_path: Path) -> None:
@@ -39,6 +40,7 @@ def test_a_checkpoint_folder_is_mapped_too(folder: Path) -> None:
     result = run("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32")
     assert result.exit_code == 0, result.output
     assert "boundaries between layers" in result.stdout
+    assert "no section can deadlock" in result.stdout
     assert "launches" in result.stdout
 
 
@@ -49,6 +51,17 @@ def test_a_config_alone_is_mapped_as_its_folder_is(folder: Path, tmp_path: Path)
     alone, whole = (json.loads(run("map", model, *args).stdout) for model in (tmp_path / "mine.json", folder / "ada"))
     assert [row["section"] for row in alone["sections"]] == [row["section"] for row in whole["sections"]]
     assert 0 < alone["launches"] <= whole["launches"]
+
+
+def test_a_fifo_that_is_too_shallow_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a stage has several inputs each must hold what one firing takes."""
+    monkeypatch.setattr(mapping, "depths", lambda flows, stages: [0] * len(flows))
+    args = ("map", folder / "ada", "--machine", "sn40l-socket", "--tokens", "32")
+    said = run(*args).stdout
+    assert " may deadlock: fifo " in said
+    assert "no section can deadlock" not in said
+    found = [row["shallow_fifos"] for row in json.loads(run(*args, "--json").stdout)["sections"]]
+    assert sum(map(len, found)) == said.count("may deadlock") > 0
 
 
 def test_the_table_fits_80_columns(folder: Path) -> None:

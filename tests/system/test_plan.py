@@ -55,7 +55,7 @@ def test_an_idle_machine_takes_what_its_steps_take(opened):
     (alone,) = machine.router.prefill_s + 2 * machine.router.decode_s + machine.steps.prefill_s
     assert idle.ttft_s == pytest.approx(alone, rel=1e-6)
     assert idle.tpot_s == pytest.approx(machine.steps.decode_s[0], rel=1e-6)
-    assert (idle.hit_rate, idle.link) == (1.0, 0.0)
+    assert (idle.hit_rate, idle.link, idle.switches_per_s) == (1.0, 0.0, 0.0)
 
 
 def test_more_load_is_never_better(opened):
@@ -91,6 +91,7 @@ def test_a_machine_without_memory_below_keeps_its_experts_on_the_disk(opened):
     assert few.placement.machines == 1
     assert 0 < few.worst.link < few.worst.steps
     assert 0 < few.worst.hit_rate < 1
+    assert few.worst.switches_per_s == pytest.approx(5 * (1 - few.worst.hit_rate), rel=0.05)
     assert answer(opened, replace(wish(5), resident=True), "epyc-2core", dram=size_bytes * 14).placement.machines > 1
 
 

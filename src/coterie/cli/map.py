@@ -32,6 +32,7 @@ from coterie.dataflow.report import (
     plain_memory,
     plain_sections,
     section_rows,
+    shallow_fifos,
     tile_trace,
 )
 from coterie.dataflow.sections import Sections, sections_of
@@ -205,5 +206,10 @@ def _print(plan: Sections) -> None:
         out.print(f"{boundary.before} | {boundary.after}: {boundary.kind}: {escape(boundary.reason)}")
     if len(inner) > MAX_BOUNDARIES:
         out.print(f"and {len(inner) - MAX_BOUNDARIES} more (--json lists all)")
+    found = shallow_fifos(plan)
+    for name, said in found:
+        out.print(f"{name} may deadlock: {said}", markup=False)
+    if not found:
+        out.print("no section can deadlock: every FIFO holds what one way to a join puts in before another has a token")
     looped = f"{format_seconds(plan.seconds(looping=True))} in {len(plan.calls)} calls with equal layers looped"
     out.print(f"a step, by L1: {format_seconds(plan.seconds())} in {plan.launches} launches; {looped}")

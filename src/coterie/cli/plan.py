@@ -217,6 +217,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "steps_share": worst.steps,
         "link_share": worst.link,
         "hit_rate": worst.hit_rate,
+        "switches_per_s": worst.switches_per_s,
         "power_w": placement.machines * spec.power_w or None,
         "price": placement.machines * spec.price or None,
         "near_bytes": answer.machine.near_bytes,

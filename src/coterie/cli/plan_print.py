@@ -83,8 +83,9 @@ def _print_row(row: Mapping[str, Any]) -> None:
     best = ", ".join(f"{item['what']} {item['load_factor']:.2f}" for item in row["helps"][:3])
     say(f"load that the same machines could take, were one part 1.5 times as good: {best}")
     room, switch = format_bytes(row["near_bytes"]), format_seconds(row["switch_s"])
+    often = f", and there are {row['switches_per_s']:.3g} a second" if row["switches_per_s"] else ""
     beside = f" beside {format_bytes(row['bases_bytes'])} of bases" if row["bases_bytes"] else ""
-    say(f"room for {room} of experts in the run tier{beside}; a switch of the largest takes {switch}")
+    say(f"room for {room} of experts in the run tier{beside}; a switch of the largest takes {switch}{often}")
     why = f": {row['method_why']}" if row["method_why"] else ""
     copied = f", {format_count(len(row['replicated']), 'expert')} on several machines" if row["replicated"] else ""
     held = [len(names) for names in row["placement"]]

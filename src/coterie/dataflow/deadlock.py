@@ -1,4 +1,4 @@
-"""Deadlocks found before anything runs, and the depths that prevent them: from the order of tokens alone.
+"""Deadlocks found before anything runs, from the order of tokens alone.
 
 A FIFO network deadlocks or not whatever the speeds of its actors are. The rule looks at every two ways from a fork to a
 join: while one way swallows n firings of the fork before its first token comes out (a reduction over R tiles takes R),
@@ -10,10 +10,9 @@ Knows nothing about ops or time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from coterie.dataflow.stream import Actor, Fifo, Network, simulate
+from coterie.dataflow.stream import Fifo, Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +55,6 @@ def shallow(network: Network) -> tuple[Shallow, ...]:
             for e in (e for e in need if len(need) > 1 and need[e] < most):
                 ask(network.fifos[e], fork, join, most * network.fifos[e].produce)
     return tuple(found.values())
-
-
-def deepened(network: Network) -> Network:
-    """The network with every FIFO as deep as the rule asks."""
-    needed: Mapping[str, int] = {item.fifo: item.needed for item in shallow(network)}
-    fifos = tuple(replace(f, depth=max(f.depth, needed.get(f.name, 0))) for f in network.fifos)
-    return Network(network.actors, fifos)
-
-
-def deadlocks(network: Network) -> tuple[str, ...]:
-    """The exact answer, by playing the tokens without time: who waits for what; empty if all come to their end."""
-    actors = tuple(Actor(actor.name, actor.firings, (0.0,)) for actor in network.actors)
-    return simulate(Network(actors, network.fifos)).stuck
 
 
 def _firings_needed(network: Network, first: int) -> dict[int, int]:

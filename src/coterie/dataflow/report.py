@@ -9,6 +9,7 @@ from typing import Any
 
 from coterie.core.trace import Slice, Trace
 from coterie.core.units import format_bytes, format_seconds
+from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.lifetime import Symbol
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.place import Placed, place
@@ -60,8 +61,14 @@ def section_rows(plan: Sections) -> list[tuple[str, ...]]:
     return rows
 
 
+def shallow_fifos(plan: Sections) -> list[tuple[str, str]]:
+    """The FIFOs that may deadlock their section, by its name; of equal sections once. None: no section can."""
+    firsts = [(plan.names[plan.index.index(which)], mapped) for which, mapped in enumerate(plan.mapped)]
+    return [(name, str(found)) for name, mapped in firsts for found in shallow(mapped.machine())]
+
+
 def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any]:
-    """One section: use of units, times, bytes."""
+    """One section: use of units, times, bytes; `shallow_fifos` may deadlock it."""
     grid, wires = mapped.chip.grid, (placed or place(mapped)).wires
     return {
         "ops": [op.kind for op in mapped.ops],
@@ -81,6 +88,7 @@ def plain_mapping(mapped: Mapped, placed: Placed | None = None) -> dict[str, Any
         "l1_s": mapped.l1_s,
         "l2_s": mapped.l2_s(wires),
         "bound": mapped.bound,
+        "shallow_fifos": [str(found) for found in shallow(mapped.machine())],
     }
 
 

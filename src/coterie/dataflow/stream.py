@@ -174,30 +174,6 @@ class _Process:
         return f"{at} waits for a token of {fifo.name}" if what == "take" else f"{at} waits for room in {fifo.name}"
 
 
-def recurrence(network: Network) -> float:
-    """The makespan of a network whose actors all fire as often and move one token: the plain closed recurrence.
-
-    t = free; for each input t = max(t, put[k]), taken at t; t += service; for each output t = max(t, taken[k - depth]).
-    """
-    ins, outs = ([of(n) for n in range(len(network.actors))] for of in (network.ins, network.outs))
-    put: list[list[float]] = [[] for _ in network.fifos]
-    take: list[list[float]] = [[] for _ in network.fifos]
-    free = [0.0] * len(network.actors)
-    for k in range(network.actors[0].firings):
-        for n, actor in enumerate(network.actors):
-            t = free[n]
-            for e in ins[n]:
-                t = max(t, put[e][k])
-                take[e].append(t)
-            t += actor.service(k)
-            for e in outs[n]:
-                freed = k - network.fifos[e].depth
-                t = max(t, take[e][freed]) if freed >= 0 else t
-                put[e].append(t)
-            free[n] = t
-    return max(free)
-
-
 def steady_s(network: Network) -> float:
     """A lower bound of the makespan, met by constant services in a chain: fill, the slowest actor, drain.
 

@@ -37,7 +37,7 @@ _PRICE = "price"  # a setting and no key: what a machine costs is its buyer's nu
 _GRID = {
     "tiles": q.COUNT, "pcus": q.COUNT, "pmus": q.COUNT, "pmu_capacity": q.CAPACITY, "lanes": q.COUNT,
     "stages": q.COUNT, "clock": q.CLOCK, "pmu_bandwidth": q.PER_CYCLE, "d2d_bandwidth": q.RATE,
-    "pcu_share": q.SHARE, "pmu_share": q.SHARE,
+    "pcu_share": q.SHARE,
 }  # fmt: skip
 
 
@@ -295,7 +295,6 @@ class _Machine(q.Reader):
             d2d_bytes_per_s=value["d2d_bandwidth"],
             p2p_bytes_per_s=peers.achieved_bytes_per_s if peers else 0.0,
             pcu_share=value["pcu_share"],
-            pmu_share=value["pmu_share"],
             source="; ".join(f"{key}: {item.source}" for key, item in found.items()),
         )
 

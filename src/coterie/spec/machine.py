@@ -89,7 +89,6 @@ class SpatialUnits:
     d2d_bytes_per_s: float
     p2p_bytes_per_s: float
     pcu_share: float
-    pmu_share: float
     source: str
 
     @property
