@@ -147,9 +147,20 @@ def test_blocks_too_small_for_a_unit_of_state(models):
     device.close()
 
 
+PRICED = {
+    "qwen3_5_text": {"architectures": ["Qwen3_5ForCausalLM"]},
+    "granitemoehybrid": {
+        **{"architectures": ["GraniteMoeHybridForCausalLM"], "layer_types": ["mamba"] * 7 + ["attention"]},
+        **{"num_local_experts": 4, "shared_intermediate_size": 256, "mamba_n_heads": 16},
+    },
+    "mamba2": {"architectures": ["Mamba2ForCausalLM"], "num_heads": 16},
+}
+
+
 @pytest.mark.parametrize("machine", ["h100", "a100", "sn40l-socket"])
-def test_one_without_bytes_is_priced(machine):
-    raw = {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"], "num_hidden_layers": 8}
+@pytest.mark.parametrize("family", PRICED)
+def test_one_without_bytes_is_priced(family, machine):
+    raw = {"model_type": family, "num_hidden_layers": 8, **PRICED[family]}
     raw |= {"vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4}
     model = synthetic_model(raw, "net")
     device = ModelledDevice(load_machine(machine))
