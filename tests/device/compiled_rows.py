@@ -76,6 +76,7 @@ SOME = {
     # A row is one step of a product of many tokens.
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
     "one token": Some(PRODUCTS[:2] + PRODUCTS[3:], (DType.Q8, DType.Q4, DType.Q4Z, DType.MX4), ("decode 1",)),
+    "few tokens": Some(PRODUCTS[:2] + PRODUCTS[3:], (DType.Q8, DType.Q4, DType.Q4Z, DType.MX4), ("decode 4",)),
     "batches": Some(PRODUCTS, ALL_KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),

@@ -309,21 +309,23 @@ def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, prog
 def test_every_kernel_compiles(tmp_path, dtype):
     found = compiled(tmp_path, "all", dtype)
     assert len(found) > (60 if dtype == "BF16" else 30)
-    for one in found if dtype == "MX4" else ():  # its floats pass by ones without an exponent, which must not become 0
-        few = one["kernel"].endswith(": few") and one["step"] != "decode 1"  # of one token, tables make them
+    # Floats of 4 bits pass by ones without an exponent, which must not become 0, or tables make them.
+    for one in found if dtype == "MX4" else ():
+        few = one["kernel"].startswith("branch") and one["kernel"].endswith(": few") and one["step"] != "decode 1"
         assert bool(one["lifted"]) == (few or one["kernel"].endswith((": many", ": embed", "_each"))), one
         assert not one["flushed"], one
     check(found)
 
 
-def test_one_token_meets_packed_weights_without_conversions(tmp_path):
+@pytest.mark.parametrize("tokens", ["one token", pytest.param("few tokens", marks=pytest.mark.long)])
+def test_few_tokens_meet_packed_weights_without_conversions(tmp_path, tokens):
     """Weights are asked for before the wait, and only sums of a few warps go through shared memory."""
-    found = compiled(tmp_path, "one token")
+    found = compiled(tmp_path, tokens)
     assert len(found) == 3 * 4
     check(found)
     for one in found:
         assert one["spilled_bytes"] == one["converted"] == 0, one
-        assert one["shared_bytes"] <= 128, one
+        assert one["shared_bytes"] <= 256, one
         assert one["early"].count("L") > 16, one
 
 

@@ -5,11 +5,13 @@ Values on odd shapes are among triton_cases.py, and so is every kernel. Knows no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.device import test_triton_programs as programs
 from tests.device import test_triton_walk as walk
-from tests.device.interpreted import Bucket, aligned, call
+from tests.device.interpreted import WIDE, Bucket, aligned, call
 from tests.device.native import Weight, empty, ints, random
 from tests.device.random_expert import making
 from tests.device.triton_cases import BF16, F16, F32, MX4, Q2, Q4, Q8, bound, weight
@@ -62,6 +64,27 @@ def test_each_weight_meets_its_own_activation(dtype, T):
         x, y = np.eye(K, dtype=np.float32)[first : first + T].copy(), empty(T, N)
         call("linear", Bucket(T, 1, 1, 1), x=x, **w.operand("weight"), bias=0, bias_dtype=0, y=y, T=T, N=N, K=K)
         np.testing.assert_array_equal(y, w.values[:, first : first + T].T)
+
+
+@pytest.mark.parametrize(("T", "most"), [(2, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize("dtype", [Q8, Q4, DType.Q4Z, MX4])
+def test_several_tokens_are_met_by_threads_or_as_other_weights_meet_them(dtype, T, most):
+    """Both ways are right, and are two; rows of x are gathered, and what is behind the last is another's."""
+    rng, (N, K) = np.random.default_rng(T), (13, 70)
+    w, x, rows = weight(rng, (N, K), dtype), random(rng, T + 3, K), rng.permutation(T + 3)[:T].astype(np.int32)
+    norm, found = Weight(np.ones(K, np.float32), F32, np.ones(K, np.float32)), []
+    wanted = (x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True)))[rows] @ w.values.T.astype(
+        np.float64
+    )
+    for tiles in (WIDE, replace(WIDE, packed_tokens=1)):
+        memory = np.full((most, N), 7.0, np.float32)
+        given = {"x": x, "rows": rows, **norm.operand("norm"), "norm_bias": 0, "norm_bias_dtype": 0, "centred": 0}
+        given |= {"eps": 0.0, "offset": 0.0, "scale": 1.0, **w.operand("weight"), "bias": 0, "bias_dtype": 0}
+        call("take_norm_linear", Bucket(most, 1, most, 1), tiles, **given, y=memory, R=T, D=K, N=N)
+        assert np.abs(memory[:T] - wanted).max() <= bound(dtype, T) * np.abs(wanted).max()
+        assert (memory[T:] == 7.0).all()
+        found.append(memory)
+    assert (found[0] != found[1]).any()
 
 
 @pytest.mark.parametrize("T", [2, 6])

@@ -55,7 +55,7 @@ def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
     choose = call.tiles.few_by_itself if "norm" not in OPCODES[call.name].words else call.tiles.few
 
     def few_of(count: int) -> Few:
-        return choose(count, matrix.K, most, matrix.group, matrix.is_wide)
+        return choose(count, matrix.K, most, matrix.group, matrix.is_wide, several=True)
 
     if call.name != LINEAR:
         count = call.integer("N")

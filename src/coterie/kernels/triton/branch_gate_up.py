@@ -77,7 +77,7 @@ def _few(
                 each = and_one(each, one_row)
                 have = and_one(have, is_there)
             ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
-            both = one_dot(ahead, x + m * K, each, have, norm, K, STRIDE, COLUMNS, None, None, STEP)
+            both = one_dot(ahead, (x + m * K,), each, have, norm, K, STRIDE, COLUMNS, None, None, STEP)
         else:
             rows, there = in_turn(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
             both = few_dots(

@@ -22,7 +22,7 @@ from coterie.kernels.triton.dots import rows_at
 from coterie.kernels.triton.few import bring_nearer, few_dots
 from coterie.kernels.triton.linear_put import scaled
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.one import one_dot, weights_ahead
+from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.sums import and_one
 
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
@@ -44,6 +44,18 @@ def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
     if ROWS_AT is not None:
         m = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
     return m
+
+
+@triton.jit
+def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constexpr):
+    """Pointers to each of M tokens; where rows are gathered, to theirs."""
+    if ROWS_AT is None:
+        each = tokens_of(x, count, K, M)
+    else:
+        each, places = (), tokens_of(pointer(row, ROWS_AT, tl.int32), count, 1, M)
+        for t in tl.static_range(M):
+            each = and_one(each, x + tl.load(places[t]).to(tl.int64) * K)
+    return each
 
 
 @triton.jit
@@ -86,11 +98,13 @@ def few(
         return
     if ONE:
         rows, there = _one_by_one(weight, first, count, ROWS, STRIDE, ALIGN)
-        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP)
+        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
     mask_M = m < integer(row, COUNT)
+    if ONE:
+        xs = _tokens(row, x, integer(row, COUNT), K, ROWS_AT, M)
     x += _source(row, m, mask_M, ROWS_AT) * K
     at = m.to(tl.int64)[:, None] * count + n[None, :]
     mask = mask_M[:, None] & mask_N[None, :]
@@ -103,7 +117,7 @@ def few(
     if RESIDUAL is not None:  # on its way while the weights are met
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:
-        dots = one_dot(ahead, x, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+        dots = one_dot(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if BIAS is not None:

@@ -43,7 +43,7 @@ from coterie.kernels.triton.few import bring_nearer, few_dots
 from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at, shift_of
-from coterie.kernels.triton.one import one_dot, weights_ahead
+from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.rows import Call, Matrix, places
 from coterie.kernels.triton.sums import and_one
 
@@ -101,16 +101,18 @@ def _few(
             one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
             each = and_one(each, one_row)
             have = and_one(have, is_there)
-        ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
+        ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP, M)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)
     mask_M = m < integer(row, T)
+    if ONE and alike:
+        xs = tokens_of(x, integer(row, T), K, M)
     x += m * K
     y = pointer(row, Y, tl.float32)
     wait_for_last(WHEN)
     if ONE and alike:
-        both = one_dot(ahead, x, each, have, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+        both = one_dot(ahead, xs, each, have, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
         gate, up = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
     elif alike:
         both = few_dots(x, mask_M, rows, there, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
@@ -310,7 +312,7 @@ def launch(call: Call) -> None:
         **apart,
     }
     if tokens <= call.tiles.few_tokens:
-        few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2)
+        few = call.tiles.few(2 * F, gate.K, tokens, group, wide, least_rows=2, several=gate == up)
         grid = (triton.cdiv(2 * F, few.rows),)
         norm = {"NORM": call.type("norm"), "SHIFT": shift_of(call)}
         call.launch(_few, grid, call.row, **shared, **norm, **few.constants(tokens, group))

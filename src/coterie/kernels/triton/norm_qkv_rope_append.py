@@ -48,7 +48,7 @@ from coterie.kernels.triton.heads import (
     rows_of_part,
 )
 from coterie.kernels.triton.norms import norm_at, shift_of
-from coterie.kernels.triton.one import one_dot, weights_ahead
+from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import turned
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
@@ -102,10 +102,10 @@ def _few(
     if ONE:
         each, have = (), ()
         for r in tl.static_range(ROWS):
-            channel_row, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
-            each = and_one(each, rows_of_part(row, part, channel_row, TYPE, STRIDE, ALIGN))
-            have = and_one(have, is_there)
-        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP)
+            c, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
+            each, have = and_one(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), and_one(have, is_there)
+        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M)
+        xs = tokens_of(x, integer(row, T), D, M)
     m = tl.arange(0, M)
     x, mask_M = x + m * D, m < integer(row, T)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
@@ -115,7 +115,7 @@ def _few(
         )
     wait_for_last(WHEN)
     if ONE:
-        y = one_dot(ahead, x, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+        y = one_dot(ahead, xs, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
     if WHEN != EARLY:  # registers are short where kernels are walked
@@ -293,7 +293,7 @@ def launch(call: Call) -> None:
         heads = [(H, pages.K, pages.K)[part] for part in parts]
         if staged is None:
             least, rows = padded if head_norm else 2, sum(heads) * padded
-            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least, heads=True)
+            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least, heads=True, several=True)
             grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
             call.launch(
                 _few,

@@ -1,4 +1,5 @@
 """Dot products of one token with rows of a weight, on ordinary cores, in float32: the first weights before the token.
+Of packed weights up to four tokens are met so.
 
 A program has a few rows of the weight, and each thread the same columns of all of them: what its weights meet it loads
 once for all rows, as wide as those, and nothing but sums goes through shared memory.
@@ -19,14 +20,16 @@ from coterie.kernels.triton.sums import totals as totals_of
 
 
 @triton.jit
-def weights_ahead(rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
-    """Of rows of a weight that meet one token, step by step, as much as registers hold: loaded before the token is.
+def weights_ahead(
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+):  # fmt: skip
+    """Of rows of a weight that meet M tokens, step by step, as much as registers hold: loaded before the tokens are.
 
     As they are: a thread that widened them would wait for them.
     """
     ahead = ()
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
-        ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP)
+        ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
     else:
         for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
             for r in tl.static_range(len(rows)):
@@ -41,18 +44,28 @@ def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
+def tokens_of(x, count, K: tl.constexpr, M: tl.constexpr):
+    """Pointers to M tokens of x, [count, K]; of more than one, the last stands for those that are not there."""
+    each = (x,)
+    for t in tl.static_range(1, M):
+        each = and_one(each, x + tl.maximum(tl.minimum(count - 1, t), 0).to(tl.int64) * K)
+    return each
+
+
+@triton.jit
 def one_dot(
-    ahead, x, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
+    ahead, xs, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
     SHIFT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """[1, N] products of a token x (a pointer) with N rows (pointers) of a weight; norm as few_dots.
+    """[M, N] products of M tokens (pointers) with N rows (pointers) of a weight; norm as few_dots. M is 1 where the
+    weight is not packed.
 
     `ahead` is what weights_ahead gave.
     """
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
-        y = packed_dots(ahead, (x,), rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+        y = packed_dots(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
-        y = _dot(ahead, x, rows, there, norm, K, NORM, SHIFT, STEP)
+        y = _dot(ahead, xs[0], rows, there, norm, K, NORM, SHIFT, STEP)
     return y
 
 

@@ -38,11 +38,13 @@ def _group_of(TYPE, K, COLUMNS):
 
 
 @triton.jit
-def bytes_ahead(rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
-    """Of packed rows, step by step, as much as registers hold, with their scales: loaded before the tokens are."""
+def bytes_ahead(
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+):  # fmt: skip
+    """Of packed rows, step by step, what registers hold beside M tokens, with their scales: loaded before those."""
     N: tl.constexpr = len(rows)
     ahead = ()
-    for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST_AHEAD // N, 1))):
+    for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST_AHEAD // (N * M), 1))):
         for r in tl.static_range(N):
             ahead = and_one(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP))
     return ahead

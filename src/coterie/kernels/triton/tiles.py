@@ -7,95 +7,18 @@ Knows nothing about kernels' operands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
+
+from coterie.kernels.triton.tile import LEAST_COLUMNS, MOST_PACKED_ROWS, OF_FOUR, Few, Many, power_of_two
+
+__all__ = ["H100", "LEAST_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
 
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
-MOST_ONE_ROWS, MOST_PACKED_ROWS = 4, 8  # of a program with one token, which keeps each row's sums by themselves
-LEAST_COLUMNS = 64  # of a step of a product
-OF_FOUR = 8  # columns that share a scale where each is four weights: the only ones that are so few
-OF_TWO = 16  # and where it is two
+OF_TWO = 16  # columns that share a scale where each is two weights
 LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
 LOADED = 4  # values of a token, in float32, that a thread loads at once
-
-
-@dataclass(frozen=True, slots=True)
-class Few:
-    """A program of a product with few tokens: rows of the weight, columns read at once, warps, steps unrolled.
-
-    A thread keeps rows x columns x tokens / (32 x warps) sums.
-    """
-
-    rows: int
-    columns: int
-    warps: int
-    unroll: int = 1
-    registers: int | None = None  # of a thread at most, where more programs at once are worth it
-
-    def constants(self, tokens: int, group: int) -> dict[str, int | bool]:
-        """Names and values of the compile-time parameters, for up to so many tokens and `group` columns to a scale."""
-        ahead = max(32 * self.warps // self.rows, 1)  # a line of the weight for each thread
-        tile = {"M": power_of_two(tokens), "ROWS": self.rows, "STEP": self.columns, "UNROLL": self.unroll}
-        limit = {"maxnreg": self.registers} if self.registers else {}
-        return {**tile, "LINES": ahead, "ONE": self.is_one(tokens, group), "num_warps": self.warps, **limit}
-
-    def is_one(self, tokens: int, group: int) -> bool:
-        """Whether threads have columns of one token (one.py): not where a column is four weights, nor of many rows."""
-        most = MOST_ONE_ROWS if group == 1 else MOST_PACKED_ROWS
-        return tokens == 1 and group != OF_FOUR and self.rows <= most
-
-    def for_row(self, columns: int, group: int) -> Few:
-        """For rows of so many columns, `group` of which share a scale: one shorter than a step has fewer threads."""
-        columns = min(self.columns, max(power_of_two(columns), LEAST_COLUMNS, group))
-        return replace(self, columns=columns, warps=max(self.warps * columns // self.columns, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """A program of a product with many tokens: a tile of rows x tokens, `columns` a step, steps under way at once.
-
-    What is left after full waves of tiles is cut in `pieces`, so that all multiprocessors end alike: of fewer tokens,
-    or of fewer rows where weights and tokens are `described` (described.py).
-    """
-
-    rows: int
-    tokens: int
-    columns: int
-    warps: int
-    stages: int
-    pieces: int = 1
-    described: bool = False
-
-    def constants(self) -> dict[str, int]:
-        """Names and values of the compile-time parameters."""
-        return {"ROWS": self.rows, "TOKENS": self.tokens, "STEP": self.columns, "PIECES": self.pieces}
-
-    def programs(self, n_tiles: int, tokens: int, wave: int) -> int:
-        """How many a launch for up to so many tokens may need: fewer tokens may leave more tiles to be cut."""
-        tiles = (n_tiles * m_tiles for m_tiles in range(1, -(-tokens // self.tokens) + 1))
-        return max((self._whole(n, wave) + (n - self._whole(n, wave)) * self.pieces for n in tiles), default=0)
-
-    def waves(self, n_tiles: int, tokens: int, wave: int) -> tuple[int, int]:
-        """How many tiles, and then how many pieces, follow one another on a multiprocessor."""
-        tiles = n_tiles * -(-tokens // self.tokens)
-        whole = self._whole(tiles, wave)
-        return -(-whole // wave), -(-(tiles - whole) * self.pieces // wave)
-
-    def _whole(self, tiles: int, wave: int) -> int:
-        return tiles if self.pieces == 1 else tiles // wave * wave
-
-    def for_heads(self, least_rows: int, group: int) -> Many:
-        """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
-        rows = max(self.rows, least_rows)
-        pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
-        least = LEAST_COLUMNS // 2 if group == OF_FOUR else LEAST_COLUMNS
-        columns = max(self.columns * self.rows // rows, least, group)
-        return replace(self, rows=rows, columns=columns, pieces=pieces)
-
-    def for_group(self, group: int) -> Many:
-        """For columns of which `group` share a scale; half as many of four weights as of two."""
-        return replace(self, columns=max(self.columns // 2 if group == OF_FOUR else self.columns, group))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +44,15 @@ class Tiles:
         (1024, ANY, Few(8, 256, 1)),
         (2048, ANY, Few(8, 512, 2)),
         (ANY, ANY, Few(4, 1024, 4)),
+    )
+    # Up to so many tokens meet them so, with sums of each row and token, by tokens, bytes of a row and rows; with 1 for
+    # that number, more tokens meet them as they do other weights.
+    packed_tokens: int = 4
+    few_packed: tuple[tuple[int, int, int, Few], ...] = (
+        (2, 2048, 4096, Few(4, 512, 2)),
+        (2, 2048, ANY, Few(8, 512, 2)),
+        (ANY, 2048, ANY, Few(4, 512, 2)),
+        (ANY, ANY, ANY, Few(4, 1024, 4)),
     )
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (ANY, 16))
@@ -174,7 +106,9 @@ class Tiles:
         (0.6, 0.6, Many(128, 128, 64, 8, 5, described=True)),
     )
     multiprocessors: int = 132
-    many_float32: Many = Many(64, 32, 32, 4, 3)  # no tensor core: a thread keeps what it multiplies in registers
+    many_float32: Many = field(
+        default=Many(64, 32, 32, 4, 3)
+    )  # no tensor core: a thread keeps what it multiplies in registers
     # Changes of low rank of many tokens, which may lie in shares, by the tokens of a sequence in the mean. Of few rows:
     # few tokens to a program as well, two rows of the weight each; or all rows in one tile, so that a token is read
     # once. Of few columns: all of them in one step.
@@ -211,8 +145,8 @@ class Tiles:
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
     # (programmatic dependent launch: capability 9.0 and later).
     early: bool = True
-    walk_one: Few = Few(2, 2048, 4)
-    walk_packed: Few = Few(4, 1024, 4)
+    walk_one: Few = field(default=Few(2, 2048, 4))
+    walk_packed: Few = field(default=Few(4, 1024, 4))
     walk_warps: int = 4  # of a program that walks all rows, whatever their kernels have when launched by themselves
     walk_programs: int = 4  # of a multiprocessor at most; more have more loads under way and meet later
     walk_ahead: int = 1  # units of work whose weights are asked for before their turn, in steps of one token
@@ -220,9 +154,18 @@ class Tiles:
     walk_search: int = 128
 
     def few(
-        self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1, heads: bool = False
+        self,
+        rows: int,
+        K: int,
+        tokens: int,
+        group: int,
+        wide: bool,
+        least_rows: int = 1,
+        heads: bool = False,
+        several: bool = False,
     ) -> Few:
-        """For a weight with so many rows of K columns, of which `least_rows` rows stay together; of q, k and v or not.
+        """For a weight with so many rows of K columns, of which `least_rows` rows stay together; of q, k and v or not;
+        for a kernel that meets `several` tokens as it does one, or not.
 
         `group` columns share a scale, 1 where none do; `wide` is float32.
         """
@@ -234,10 +177,12 @@ class Tiles:
             least = LOADED * 32 * one.warps if most == one.rows else LEAST_COLUMNS
             columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
-        if tokens == 1 and group != OF_FOUR and least_rows <= MOST_PACKED_ROWS:
+        several = several and 1 < tokens <= self.packed_tokens and group > 1
+        if (tokens == 1 or several) and group != OF_FOUR and least_rows <= MOST_PACKED_ROWS:
             row_bytes = K // (1 + (group == OF_TWO))
-            one = next(few for columns, most, few in self.one_packed if row_bytes <= columns and rows <= most)
-            return replace(one, rows=max(one.rows, least_rows)).for_row(row_bytes, group)
+            table = self.few_packed if several else tuple([(1, *one) for one in self.one_packed])
+            one = next(few for most, size, many, few in table if tokens <= most and row_bytes <= size and rows <= many)
+            return replace(one, rows=max(one.rows, least_rows), several=several).for_row(row_bytes, group)
         mine = max(_choose(self.few_rows, rows), least_rows)
         # A column of four weights meets as many values of each token, for which there must be room.
         sums = self.few_sums // 2 if tokens > 1 and group == OF_FOUR else self.few_sums
@@ -245,9 +190,9 @@ class Tiles:
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
-    def few_by_itself(self, rows: int, K: int, tokens: int, group: int, wide: bool) -> Few:
+    def few_by_itself(self, rows: int, K: int, tokens: int, group: int, wide: bool, several: bool = False) -> Few:
         """As `few`, for a product that is a kernel by itself, and so may be half of a change of low rank."""
-        few = self.few(rows, K, tokens, group, wide)
+        few = self.few(rows, K, tokens, group, wide, several=several)
         if K <= self.low_rank:
             columns = max(power_of_two(K), LEAST_DOT, group)
             return Few(max(self.low_weights // columns, 1), columns, self.low_warps)
@@ -258,7 +203,7 @@ class Tiles:
         tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
         tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
         one, packed = ((ANY, ANY, self.walk_one),), ((ANY, ANY, self.walk_packed),)
-        return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed)
+        return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed, packed_tokens=1)
 
     def row(self, size: int) -> tuple[int, int]:
         """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""
@@ -328,11 +273,6 @@ class Tiles:
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
         return chosen.for_group(group)
-
-
-def power_of_two(size: int) -> int:
-    """The least that is not smaller."""
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
