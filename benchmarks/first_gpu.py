@@ -2,7 +2,8 @@
 
     kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
     measured   stored values beside the CPU's; decode, prefill, switch with a trace; the GPU as a machine file, and what
-               a model of it says about these; packed weights; many experts in small; fusion
+               a model of it says about these; packed weights; ways to run a step beside each other; many experts in
+               small; fusion
     correct    the driver and every promise of a device; then transformers beside the benches
     others     gated delta nets, latent attention and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
@@ -46,7 +47,6 @@ STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # Kernels are compiled, never interpreted, whatever the shell says; the second lets tests find the GPU, and tables are
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
-KERNELS = ROOT / "benchmarks" / "gpu_kernels.py"
 PACKED = ("int8", "int4")
 DEVICE_TESTS = ROOT / "tests" / "device"
 TESTS = (str(DEVICE_TESTS / "test_gpu.py"), *sorted(map(str, DEVICE_TESTS.glob("test_contract*.py"))))
@@ -85,8 +85,10 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     measured = {"decode": decode, "prefill": prefill, "switch": switch}
     few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
-    kernels = (sys.executable, str(KERNELS), "--device", device, "--shape", shape)
-    ours = {
+    kernels = (sys.executable, "-m", "benchmarks.gpu_kernels", "--device", device, "--shape", shape)
+    compared = (sys.executable, "-m", "benchmarks.gpu_ways", "--device", device, "--shape", shape)
+    ways = {"ways": compared, "ways-int4": (*compared, "--weights", "int4", "--batch", "4")}
+    first = {
         "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
         "decode": (decode, 60),
         "prefill": (prefill, 60),
@@ -95,6 +97,8 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "calibrate": (calibrate, 150),
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
         **{f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in PACKED},
+    }
+    then = {
         "coe": (("bench", "coe", *on, *few), 180),
         **{f"prefill-{weights}": ((*prefill, "--weights", weights), 120) for weights in PACKED},
         "fusion": (("bench", "fusion", *on), 60),
@@ -105,7 +109,9 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT))
     return (
         Part("kernels", kernels, 120),
-        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in ours.items()),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in first.items()),
+        *(Part(name, command, 120) for name, command in ways.items()),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in then.items()),
         Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in peers.items()),
         Part("tests-nets", (*tests, TESTS_OF_NETS), 120),

@@ -1,7 +1,7 @@
 """The kernels that a first session's benches launch, compiled before them by all cores: no bench then waits for one.
 
     bf16    calibration and decode, a prompt, what serving launches (switch, coe), the unfused ways of fusion
-    int8, int4    decode and a prompt          then the layers with branches
+    int8, int4    decode and a prompt          then the ways of gpu_ways.py, and the layers with branches
 
     python -m benchmarks.gpu_kernels                        for the GPU that is here
     python -m benchmarks.gpu_kernels --capability 9.0       for an H100 or H200, without one
@@ -17,9 +17,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu_ways import ways_of
 
 from coterie.bench.calibrate import CONTEXT, TINY
 from coterie.bench.decode import STEPS
@@ -52,6 +54,7 @@ class Steps:
     rules: str
     each: tuple[tuple[int, int, int], ...]
     served: bool = False  # and all that an engine asks of it
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of tiles: a way that is measured beside others
 
 
 def steps_of(shape: str) -> Iterator[Steps]:
@@ -64,13 +67,17 @@ def steps_of(shape: str) -> Iterator[Steps]:
     for weights in ("int8", "int4"):
         yield Steps(shape, weights, "cache", (alone, many, prompt))
     yield Steps(shape, "bf16", "cache", (), served=True)
+    four = (4, 4, SEEN - 1 + STEPS)
+    for weights, steps in (("bf16", alone), ("int4", four)):
+        for changes in {repr(way.changes): way.changes for way in ways_of(weights).values()}.values():
+            yield Steps(shape, weights, "cache", (steps,), changes=changes)
     yield Steps(shape, "bf16", "none", grid)
     yield Steps("moe", "bf16", "cache", (alone, many))
 
 
 def wanted_by(ahead: Ahead, each: Steps) -> dict[Wanted, None]:
     """The kernels of such steps, each once."""
-    packing = WEIGHTS[each.weights]
+    packing, ahead = WEIGHTS[each.weights], ahead.with_tiles(each.changes) if each.changes else ahead
     config: Mapping[str, Any] = shape_config(each.shape) | ({KEY: packing.to_config()} if packing else {})
     model = synthetic_model(config)
     exe, block = ahead.load(compile_graph(model.graph, each.rules)), page_bytes(model.kv)

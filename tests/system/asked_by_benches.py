@@ -1,7 +1,8 @@
 """What the benches of a first session launch, beside what is compiled before them: python -m ... CONFIG COMMAND...
 
-Each COMMAND is words of `coterie`, in one argument. They run on a GPU that is none, by the CPU's kernels, beside which
-Triton's are found and not launched. Prints a JSON object of Triton's keys: `asked`, and `ahead`.
+Each COMMAND is words of `coterie`, in one argument, or `ways` and words of benchmarks.gpu_ways. They run on a GPU that
+is none, by the CPU's kernels, beside which Triton's are found and not launched. Prints a JSON object of Triton's keys:
+`asked`, and `ahead`.
 
 Run as a program of its own: a process that interprets kernels cannot compile them.
 """
@@ -14,13 +15,14 @@ import sys
 from contextlib import redirect_stdout
 
 import torch
+from benchmarks import gpu_ways
 from benchmarks.gpu_kernels import wanted
 from tests.device.lazy_gpu import LazyDriver
 from tests.system.asked import CAPABILITY, MULTIPROCESSORS, Both
 
 from coterie.cli.main import app
 from coterie.devices.cuda import device as cuda
-from coterie.devices.cuda import gpu
+from coterie.devices.cuda import gpu, kernels
 from coterie.devices.cuda import sticks as cuda_sticks
 from coterie.kernels.triton import ahead
 
@@ -31,18 +33,22 @@ def main():
     """Run the commands one after the other."""
     config, *commands = sys.argv[1:]
     made = []
+    maker = gpu.ahead_of("cuda", "9.0", MULTIPROCESSORS)
+    keys = {"ahead": sorted({one.key(CAPABILITY) for one in wanted(maker, config)})}
     driver = LazyDriver(total_bytes=2**32, settle_s=2e-4)
     gpu.open_driver = lambda index=0: driver
-    cuda.TritonKernels = lambda tiles: made.append(Both(tiles)) or made[-1]
+    cuda.TritonKernels = kernels.TritonKernels = lambda tiles: made.append(Both(tiles)) or made[-1]
     gpu.STICK_BYTES = BYTES
     cuda_sticks.stick.read = lambda words, sums, *_: torch.sum(words, dim=0, dtype=torch.int32, out=sums[0])
     cuda_sticks.Sticks.__init__.__defaults__ = (BYTES, 32)
     gpu.Gpu.sticks.__defaults__ = (BYTES,)
-    maker = gpu.ahead_of("cuda", "9.0", MULTIPROCESSORS)
-    keys = {"ahead": sorted({one.key(CAPABILITY) for one in wanted(maker, config)})}
     with redirect_stdout(sys.stderr):
         for command in commands:
-            app(shlex.split(command), standalone_mode=False)
+            first, *words = shlex.split(command)
+            if first == "ways":
+                gpu_ways.main(words)
+            else:
+                app([first, *words], standalone_mode=False)
     launched = ahead.wanted_by(launch for one in made for launch in one.launches)
     named = {one.key(CAPABILITY): f"{one.name} {dict(one.constants)}" for one in launched}
     print(

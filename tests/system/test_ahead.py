@@ -21,6 +21,7 @@ if find_spec("torch") is None or find_spec("triton") is None:
     pytest.skip("the extra cuda is not installed: torch or triton is missing", allow_module_level=True)
 
 from benchmarks.first_gpu import parts
+from benchmarks.gpu_ways import ways_of
 from tests.system.test_adapters import ALL, trained_on
 from tests.system.tiny import (
     CONFIG,
@@ -122,6 +123,8 @@ def test_what_a_session_measures_was_compiled_before(tmp_path: Path, names: tupl
     every = {part.name: part for part in parts(tmp_path, "cuda", str(config), ("coterie",))}
     (tmp_path / "trace").mkdir()
     commands = [shlex.join(every[name].command[1:]) for name in names]
+    ways = ("bf16", 1), ("int4", 4)
+    commands += [f"ways --shape {config} --weights {weights} --batch {batch} --seconds 0.1" for weights, batch in ways]
     command = [sys.executable, "-W", "ignore", "-m", "tests.system.asked_by_benches", str(config), *commands]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path / "cache"), check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -136,7 +139,7 @@ def test_kernels_of_the_benches_are_few_and_some_are_of_several(tmp_path: Path) 
     ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     counts = json.loads(ran.stdout)
-    assert len(counts) == 7
+    assert len(counts) == 7 + len(ways_of("bf16")) - 4 + len(ways_of("int4")) - 1  # of some only calls are longer
     assert 14 < counts[0] < sum(counts) < 250
 
 

@@ -9,8 +9,10 @@ Knows nothing about who compiles them, or where.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,8 +120,14 @@ class Ahead:
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
         self.capability, multiprocessors = capability, multiprocessors or H100.multiprocessors
         facts = Facts("a GPU that is not there", ROOM, multiprocessors, capability, "nothing")
-        self._driver = NoDriver(facts)
-        self._shared = Shared(self._driver, TritonKernels(tiles_for(capability, multiprocessors)))
+        self._driver, self._tiles = NoDriver(facts), tiles_for(capability, multiprocessors)
+        self._shared = Shared(self._driver, TritonKernels(self._tiles))
+
+    def with_tiles(self, changes: Mapping[str, Any]) -> Ahead:
+        """The same GPU, whose kernels have other tiles: fields of Tiles."""
+        other = Ahead(self.capability, self._driver.facts.multiprocessors)
+        other._shared = Shared(other._driver, TritonKernels(replace(self._tiles, **changes)))
+        return other
 
     def spec(self) -> MachineSpec:
         """The machine that it would be, with room for everything."""

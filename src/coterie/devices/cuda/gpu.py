@@ -6,9 +6,11 @@ Knows nothing about compositions or what is run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coterie.core.errors import UsageError, install_extra
 from coterie.core.units import format_bytes
@@ -59,6 +61,16 @@ class Gpu:
         from coterie.devices.cuda.device import CudaDevice
 
         return CudaDevice(spec, orchestration, self._driver)
+
+    def make_with(self, changes: Mapping[str, Any]) -> CudaDevice:
+        """The CUDA device on it, with other tiles of its kernels: fields of Tiles."""
+        from coterie.devices.cuda.device import CudaDevice
+        from coterie.devices.cuda.kernels import TritonKernels
+        from coterie.kernels.triton.tiles import tiles_for
+
+        facts = self._driver.facts
+        tiles = replace(tiles_for(facts.capability, facts.multiprocessors), **changes)
+        return CudaDevice(driver=self._driver, kernels=TritonKernels(tiles))
 
     def sticks(self, size_bytes: int = STICK_BYTES) -> Sticks:
         """Its measuring sticks. Raises CapacityError."""
