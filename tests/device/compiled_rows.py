@@ -189,9 +189,8 @@ def rows_of(dtype):
         for name, given in operands.items()
     }
     biases = rows["add_branch_bias"] if dtype is DType.BF16 else rows.pop("add_branch_bias")
-    if dtype is DType.Q2:  # of deltas alone: with biases and one token it spills 24 bytes
-        return rows
-    return rows | {BIASED: np.concatenate([rows["branch_down_add"], biases]), BESIDE: beside(rows["linear"])}
+    rows[BIASED] = np.concatenate([rows["branch_down_add"], biases])
+    return rows if dtype is DType.Q2 else rows | {BESIDE: beside(rows["linear"])}  # two bits are for deltas
 
 
 def program_of(dtype):

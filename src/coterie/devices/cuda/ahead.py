@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from coterie.devices.cuda.bound import Bound, Shared
 from coterie.devices.cuda.compilers import Compilers
 from coterie.devices.cuda.driver import NAME, Captured, Facts, Launch, Mark, Stream
 from coterie.devices.cuda.inputs import SPAN, Addresses, Own, Run, bucket_of
-from coterie.devices.cuda.kernels import TritonKernels
+from coterie.devices.cuda.kernels import kernels_with
 from coterie.devices.cuda.machine import gpu_machine
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.shares import Shares
@@ -33,7 +32,7 @@ from coterie.graph.rows import more_rows
 from coterie.kernels.triton import ahead, words
 from coterie.kernels.triton.ahead import Wanted
 from coterie.kernels.triton.bucket import Bucket
-from coterie.kernels.triton.tiles import H100, tiles_for
+from coterie.kernels.triton.tiles import H100
 from coterie.spec.machine import MachineSpec
 
 __all__ = ["Ahead", "Wanted", "buckets_within", "launches_of", "likely_buckets"]
@@ -120,13 +119,13 @@ class Ahead:
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
         self.capability, multiprocessors = capability, multiprocessors or H100.multiprocessors
         facts = Facts("a GPU that is not there", ROOM, multiprocessors, capability, "nothing")
-        self._driver, self._tiles = NoDriver(facts), tiles_for(capability, multiprocessors)
-        self._shared = Shared(self._driver, TritonKernels(self._tiles))
+        self._driver = NoDriver(facts)
+        self._shared = Shared(self._driver, kernels_with(facts, {}))
 
     def with_tiles(self, changes: Mapping[str, Any]) -> Ahead:
         """The same GPU, whose kernels have other tiles: fields of Tiles."""
         other = Ahead(self.capability, self._driver.facts.multiprocessors)
-        other._shared = Shared(other._driver, TritonKernels(replace(self._tiles, **changes)))
+        other._shared = Shared(other._driver, kernels_with(other._driver.facts, changes))
         return other
 
     def spec(self) -> MachineSpec:

@@ -7,7 +7,6 @@ Knows nothing about compositions or what is run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -65,12 +64,9 @@ class Gpu:
     def make_with(self, changes: Mapping[str, Any]) -> CudaDevice:
         """The CUDA device on it, with other tiles of its kernels: fields of Tiles."""
         from coterie.devices.cuda.device import CudaDevice
-        from coterie.devices.cuda.kernels import TritonKernels
-        from coterie.kernels.triton.tiles import tiles_for
+        from coterie.devices.cuda.kernels import kernels_with
 
-        facts = self._driver.facts
-        tiles = replace(tiles_for(facts.capability, facts.multiprocessors), **changes)
-        return CudaDevice(driver=self._driver, kernels=TritonKernels(tiles))
+        return CudaDevice(driver=self._driver, kernels=kernels_with(self._driver.facts, changes))
 
     def sticks(self, size_bytes: int = STICK_BYTES) -> Sticks:
         """Its measuring sticks. Raises CapacityError."""

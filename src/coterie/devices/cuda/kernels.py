@@ -5,15 +5,17 @@ Knows nothing about streams or memory. Triton is imported when the first kernel 
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 
 from coterie.core.errors import UsageError, install_extra
-from coterie.devices.cuda.driver import Launch
+from coterie.devices.cuda.driver import Facts, Launch
 from coterie.kernels.cpu import I64
 from coterie.kernels.triton.bucket import Bucket
-from coterie.kernels.triton.tiles import H100, Tiles
+from coterie.kernels.triton.tiles import H100, Tiles, tiles_for
 
 
 class Plan(Protocol):
@@ -80,3 +82,8 @@ class TritonKernels:
     def plan(self, host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor) -> Plan:
         """The kernels of those launches, with tiles for programs that run all of them."""
         return self._persistent.plan_of(host_rows, rows, bucket, scratch, self._tiles.for_walk())
+
+
+def kernels_with(facts: Facts, changes: Mapping[str, Any]) -> TritonKernels:
+    """Those of a GPU, with other tiles: fields of Tiles."""
+    return TritonKernels(replace(tiles_for(facts.capability, facts.multiprocessors), **changes))

@@ -39,7 +39,9 @@ from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.one import add_products, added_products, sums_of
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 from coterie.kernels.triton.sums import and_one
+from coterie.kernels.triton.tile import OF_FOUR
 
+REGISTERS = 96  # of a thread, where one token meets two bits and biases: ptxas by itself takes 80, and spills 24 bytes
 AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
 
 
@@ -188,6 +190,8 @@ def launch(call: Call) -> None:
     if sizes.tokens <= call.tiles.few_tokens:
         how = few_of(call, matrix, N, 1)
         how["UNROLL"] = AT_ONCE if how["ONE"] else 1
+        if matrix.group == OF_FOUR and sizes.tokens == 1 and behind["BIAS"] is not None:
+            how["maxnreg"] = REGISTERS
         call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
         return
     first, pairs = pairs_of(call)

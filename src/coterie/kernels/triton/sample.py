@@ -160,7 +160,9 @@ def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP
 
 
 @triton.jit
-def _sample(row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, WHEN: tl.constexpr, unit=None):
+def _sample(
+    row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, UNROLL: tl.constexpr, WHEN: tl.constexpr, unit=None
+):  # fmt: skip
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     r = along(unit, 0)
@@ -169,7 +171,7 @@ def _sample(row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, WHEN
         best = tl.full([STEP], -float("inf"), tl.float32)
         where = tl.full([STEP], V, tl.int32)
         nans = tl.zeros([STEP], tl.int32)
-        for first in tl.range(0, V, STEP):
+        for first in tl.range(0, V, STEP, loop_unroll_factor=UNROLL):
             i = first + tl.arange(0, STEP)
             x = tl.load(logits + i, mask=i < V, other=-float("inf"))
             nans += (x != x).to(tl.int32)
@@ -196,4 +198,5 @@ def launch(call: Call) -> None:
     """A program for a row."""
     tiles, V = call.tiles, call.integer("V")
     how = {"STEP": min(tiles.vocabulary, power_of_two(V)), "SEARCH": min(tiles.vocabulary_search, power_of_two(V))}
+    how["UNROLL"] = tiles.vocabulary_unroll
     call.launch(_sample, (call.bucket.sampled,), call.row, V=V, **how, num_warps=8)

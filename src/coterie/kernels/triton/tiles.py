@@ -141,6 +141,7 @@ class Tiles:
     conv_channels: int = 256  # of a program of their convolution
     conv_tokens: int = 16  # and tokens, where it has a tile of them
     vocabulary: int = 4096  # logits that the sampler reads at once
+    vocabulary_unroll: int = 4  # such steps whose loads are under way where it looks for the largest
     vocabulary_search: int = 1024  # and where it compares each with 16 bounds
     # Programs may begin while those of the launch before are still running, and ask for their weights meanwhile
     # (programmatic dependent launch: capability 9.0 and later).
@@ -200,7 +201,9 @@ class Tiles:
 
     def for_walk(self) -> Tiles:
         """For kernels that are walked in one launch: its registers are those of the kernel that needs most."""
-        tiles = replace(self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False)
+        tiles = replace(
+            self, vocabulary=self.walk_vocabulary, vocabulary_search=self.walk_search, early=False, vocabulary_unroll=1
+        )
         tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
         one, packed = ((ANY, ANY, self.walk_one),), ((ANY, ANY, self.walk_packed),)
         return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed, packed_tokens=1)
