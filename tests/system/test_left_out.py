@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ from starlette.testclient import TestClient
 from tests.system.commands import refused, run
 from tests.system.tiny import write_adapter, write_expert
 
-from coterie.api import Coterie
+from coterie.api import Coterie, Query
 from coterie.cli.serve import _say
 from coterie.core.errors import CheckpointError, NotFoundError
 from coterie.server.app import make_app
@@ -137,3 +141,32 @@ def test_the_line_to_try_names_an_expert_where_there_is_no_router(
         with Coterie.open(ref) as coterie:
             _say(coterie, "127.0.0.1", 8000, (), ())
         assert f'"model": "{model}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", range(1, 10))
+def test_a_folder_that_goes_while_it_is_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Before any of the looks into it: what is opened is served, or it is left out, and the other one stays."""
+    for seed, name in enumerate(("ada", "bob")):
+        write_expert(tmp_path / name, seed)
+    looks = 0
+
+    def gone(what: Callable[..., object]) -> Callable[..., object]:
+        def looked(path: object, *args: object, **more: object) -> object:
+            nonlocal looks
+            looks += str(tmp_path / "ada") in str(path)
+            if looks == place:
+                monkeypatch.undo()
+                shutil.rmtree(tmp_path / "ada")
+            return what(path, *args, **more)
+
+        return looked
+
+    for name in ("open", "scandir"):
+        monkeypatch.setattr(os, name, gone(getattr(os, name)))
+    monkeypatch.setattr(io, "open", gone(io.open))
+    with Coterie.open(tmp_path) as coterie:
+        assert coterie.ask(Query.text("hello", "bob")).token_ids
+        assert {*coterie.composition.names, *coterie.composition.left_out} >= {"bob"}
+    assert looks >= place

@@ -266,9 +266,10 @@ def files_of(model: Model) -> dict[Path, FileIdentity]:
     """What lies beside a model's weights and its base's as they are now: configs, tokenizer, templates."""
     found: dict[Path, FileIdentity] = {}
     for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):
-        for path in (path for kind in _BESIDE for path in folder.glob(kind)):
-            with contextlib.suppress(FileNotFoundError):  # it has just gone
-                found[path] = FileIdentity.of(path.stat())
+        with contextlib.suppress(FileNotFoundError):  # the folder has just gone
+            for path in (path for kind in _BESIDE for path in folder.glob(kind)):
+                with contextlib.suppress(FileNotFoundError):  # and so may a file of it
+                    found[path] = FileIdentity.of(path.stat())
     return found
 
 

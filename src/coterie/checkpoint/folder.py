@@ -74,8 +74,11 @@ def beside_a_base(folder: Path) -> str:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, by name."""
-    return sorted(folder.glob(f"*{GGUF}"))
+    """The GGUF files of a folder, by name; none of one that has just gone."""
+    try:
+        return sorted(folder.glob(f"*{GGUF}"))
+    except FileNotFoundError:
+        return []
 
 
 def import_remedy(file: Path) -> str:
