@@ -219,6 +219,7 @@ def test_what_is_refused(folder_of, tmp_path):
             ("nemotron-h", {"layers_block_type": None, "hybrid_override_pattern": "M?"}, "a word of the letters"),
             ("nemotron-h", {"layers_block_type": "M"}, "is 'M'; it must be a list of names"),
             ("nemotron-h", {"attention_bias": True}, "attention_bias = True is not run for nemotron_h"),
+            ("nemotron-h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu' is not run behind a convolution"),
             ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not run"),
         ]
     ):

@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from coterie.core.errors import UnsupportedError
 from coterie.models.factors import channel_factors_of
 from coterie.models.fields import Fields
+from coterie.models.refused import ACTIVATIONS
 
 _SPACE, _ATTENDS = ("mamba", "linear_attention"), ("attention", "full_attention")  # older and newer types of layers
 INDICES, LIMIT = "attn_layer_indices", "time_step_limit"
@@ -70,6 +72,7 @@ class ScanKeys:
     norm_key: str = ""
     norm_first_key: str = ""
     factors: bool = False  # of its channels, one by one
+    activation: str = "hidden_act"  # a key that names what is behind the convolution
     others: tuple[str, ...] = ()  # types of layers that neither have one nor attend
     names: ScanNames = field(default_factory=ScanNames)
 
@@ -111,10 +114,16 @@ class StateSpaces:
 
 
 def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpaces | None:
-    """What a config says of its state spaces, None where all layers attend. Raises CheckpointError."""
+    """What a config says of its state spaces, None where all layers attend.
+
+    Raises CheckpointError, UnsupportedError.
+    """
     layers = _layers(config, keys, num_layers)
     if not layers:
         return None
+    if config.get(keys.activation, ACTIVATIONS[0]) not in ACTIVATIONS:
+        fact = f"{keys.activation} {config.get(keys.activation)!r} is not run behind a convolution"
+        raise UnsupportedError(config.where, fact, f"Coterie runs {ACTIVATIONS[0]}")
     heads, state, groups, taps = (config.count(*key) for key in (keys.heads, keys.state, keys.groups, keys.taps))
     inner = config.count(keys.expand[0], keys.expand[1]) * config.count("hidden_size")
     width_key, width = keys.width

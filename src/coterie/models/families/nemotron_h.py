@@ -28,6 +28,7 @@ NEMOTRON_H = Family(
         KEYS,
         where=Where.BY_TYPES,
         others=(PLAIN,),
+        activation="mamba_hidden_act",
         heads=("mamba_num_heads", 128),
         dim=("mamba_head_dim", 64),
         state=("ssm_state_size", 128),
