@@ -85,11 +85,12 @@ inline void put_numbers(bytes* const (&rows)[8], int64_t at, int64_t groups, uin
 
 // Up to eight groups of 8 rows from group `first` on, to one half of each step.
 template <DType D>
-[[gnu::noinline]] inline void fill_eight_rows(bytes* const (&rows)[8], int64_t K, int64_t first, int64_t groups, uint8_t* out) {
+[[gnu::noinline]] inline void fill_eight_rows(bytes* const (&rows)[8], int64_t K, int64_t first, int64_t groups, uint8_t* out, NextBlock& next) {
   using R = Record<D>;
   using P = EightOf<D>;
   const auto put = [&](int64_t at, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), v); };
   for (int64_t g = 0; g < groups; ++g) {
+    next.one_call();
     __m128i in[8];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
@@ -116,12 +117,12 @@ template <DType D>
 
 // Groups [first, first + groups) of up to kEightRows rows; a missing row is computed and dropped.
 template <DType D>
-inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel) {
+inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel, NextBlock& next) {
   for (int64_t half = 0; half < 2; ++half) {
     bytes* rows[8];
     for (int64_t r = 0; r < 8; ++r) rows[r] = w.at + smaller(8 * half + r, count - 1) * w.apart;
     for (int64_t g = 0; g < groups; g += kEight)
-      fill_eight_rows<D>(rows, w.K, first + g, smaller(kEight, groups - g), panel + half * kHalfBytes + g * EightOf<D>::kBytes);
+      fill_eight_rows<D>(rows, w.K, first + g, smaller(kEight, groups - g), panel + half * kHalfBytes + g * EightOf<D>::kBytes, next);
   }
 }
 

@@ -12,6 +12,7 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX2__)
 
+constexpr int64_t kEightAheadBytes = 16384;  // at least so far ahead are weights fetched: rows are begun together, and fetched one after the other
 constexpr int64_t kEightTokens = 6;  // with the two vectors of a step, as many whole sums as registers allow
 
 // A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
@@ -88,12 +89,13 @@ inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_s
 }
 
 template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
-[[gnu::noinline]] inline void eight_dots(Records x, const EightBlock& b, float* sums, float* out) {
+[[gnu::noinline]] inline void eight_dots(Records x, const EightBlock& b, float* sums, float* out, NextBlock& next) {
   constexpr int64_t kPair = 2 * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair;
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kEightRows);
   const uint8_t* panel = b.panel;
   for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64)
     for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros>::kBytes) {
+      next.one_call();
       const Records group{x.at + of / 2 * kPair + of % 2 * 16, x.apart}, numbers{x.at + kSumsAt + 4 * lane_of(of), x.apart};
       add_eight_group<kInt8, kZeros, kFloats, kVnni, M>(group, numbers, panel, sums + lane_of(of) * M * kEightRows);
     }
@@ -102,11 +104,11 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
 
 // All tokens with a block of a panel, in even parts. Where a block is a whole row, sums of all are in one place.
 template <DType D, bool kVnni>
-inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, float* sums, float* out) {
+inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, float* sums, float* out, NextBlock& next) {
   using R = Record<D>;
   for (int64_t parts = tiles(tokens, kEightTokens); parts > 0; --parts) {
     const int64_t some = tiles(tokens, parts);
-    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, kVnni, M>(x, block, sums, out); };
+    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, kVnni, M>(x, block, sums, out, next); };
     switch (some) {
       case 1: run.template operator()<1>(); break;
       case 2: run.template operator()<2>(); break;
@@ -133,11 +135,12 @@ inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
   const int64_t all = whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
   for (int64_t row = 0; row < N; row += kEightRows, w.at += kEightRows * w.apart) {
-    const int64_t rows = smaller(kEightRows, N - row);
+    const int64_t rows = smaller(kEightRows, N - row), next_bytes = kEightRows * w.apart, ahead = larger(next_bytes, kEightAheadBytes);
+    NextBlock next(w.at + ahead, 0, 1, next_bytes, all * (2 + tiles(tokens, kEightTokens)));
     for (int64_t g = 0; g < all; g += step) {
       const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride};
-      fill_eight_panel<D>(w, rows, g, block.groups, panel);
-      eight_tokens<D, kVnni>({x.at + g / kEight * R::kBytes, x.apart}, tokens, block, work.sums, out + row);
+      fill_eight_panel<D>(w, rows, g, block.groups, panel, next);
+      eight_tokens<D, kVnni>({x.at + g / kEight * R::kBytes, x.apart}, tokens, block, work.sums, out + row, next);
     }
   }
 }
