@@ -87,6 +87,19 @@ def test_several_tokens_are_met_by_threads_or_as_other_weights_meet_them(dtype, 
     assert (found[0] != found[1]).any()
 
 
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [BF16, Q4])
+def test_a_step_without_rows_reads_none(dtype, most):
+    """Which rows there are lies then in memory that may say anything."""
+    rng, (N, K) = np.random.default_rng(0), (5, 40)
+    w, norm = weight(rng, (N, K), dtype), Weight(np.ones(K, np.float32), F32, np.ones(K, np.float32))
+    y, rows = np.full((most, N), 7.0, np.float32), np.full(most, 2**31 - 1, np.int32)
+    given = {"x": random(rng, 1, K), "rows": rows, **norm.operand("norm"), "norm_bias": 0, "norm_bias_dtype": 0}
+    given |= {"centred": 0, "eps": 0.0, "offset": 0.0, "scale": 1.0, **w.operand("weight"), "bias": 0, "bias_dtype": 0}
+    call("take_norm_linear", Bucket(most, 1, most, 1), **given, y=y, R=0, D=K, N=N)
+    assert (y == 7.0).all()
+
+
 @pytest.mark.parametrize("T", [2, 6])
 @pytest.mark.parametrize("dtype", [MX4, Q2, Q4])
 def test_what_fills_the_last_block_has_no_part(dtype, T):

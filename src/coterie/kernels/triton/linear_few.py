@@ -54,7 +54,8 @@ def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constex
     else:
         each, places = (), tokens_of(pointer(row, ROWS_AT, tl.int32), count, 1, M)
         for t in tl.static_range(M):
-            each = and_one(each, x + tl.load(places[t]).to(tl.int64) * K)
+            own = tl.load(places[t], mask=count > 0, other=0)  # no rows, no memory that says which
+            each = and_one(each, x + own.to(tl.int64) * K)
     return each
 
 
