@@ -113,7 +113,7 @@ class SpanOfRun {
  private:
   Range seen(int64_t token) const {
     const int64_t at = run_.first + token, base = number_ * kSpan;
-    return {larger(first_seen(op_, at) - base, 0), smaller(op_.positions[at] + 1 - base, kSpan)};
+    return {larger(first_seen(op_, at) - base, 0), smaller(last_seen(op_, at) + 1 - base, kSpan)};
   }
 
   void put(int64_t slot, int64_t row) {
@@ -207,7 +207,7 @@ inline void attend_run(const Attended& op, const Tile& tile, const Run& run, int
 inline void join_spans(const Attended& op, const Tile& tile, const Scratch& scratch) {
   const int64_t G = heads_per_kv(op);
   for (int64_t token = tile.first; token < tile.last; ++token) {
-    const int64_t first = first_seen(op, token) / kSpan, last = op.positions[token] / kSpan;
+    const int64_t first = first_seen(op, token) / kSpan, last = last_seen(op, token) / kSpan;
     for (int64_t head = tile.kv_head * G; head < (tile.kv_head + tile.heads) * G; ++head) {
       float* state = shared_partial(op, scratch, token, head, first);
       for (int64_t span = first + 1; span <= last; ++span)
@@ -230,7 +230,7 @@ inline int64_t attend_shared_bytes(const Attended& op) { return may_split(op) &&
 
 inline int64_t attend_flops(const Attended& op) {
   int64_t pairs = 0;
-  for (int64_t token = 0; token < op.T; ++token) pairs += op.positions[token] + 1 - first_seen(op, token);
+  for (int64_t token = 0; token < op.T; ++token) pairs += last_seen(op, token) + 1 - first_seen(op, token);
   return 2 * pairs * op.H * (op.C + value_channels(op));
 }
 

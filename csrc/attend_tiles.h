@@ -52,9 +52,28 @@ inline bool may_split(const Attended& op) {
   return counters <= kCounters && 4 * (floats + kCounters) <= kSharedBytes;
 }
 
+// Where a token stands, if all of its text is in the step and `positions` say where that ends: so far before the end as its last token
+// in the step is behind it.
+inline int64_t own_position(const Attended& op, int64_t token) {
+  const int64_t last = op.positions[token];
+  int64_t inside = token, outside = smaller(token + last + 1, op.T);
+  while (outside - inside > 1) {
+    const int64_t middle = (inside + outside) / 2;
+    (op.sequence[middle] == op.sequence[token] ? inside : outside) = middle;
+  }
+  return last - (inside - token);
+}
+
+// A window below 0 reaches as far behind a token as before it.
 inline int64_t first_seen(const Attended& op, int64_t token) {
+  if (op.window < 0) return larger(own_position(op, token) + op.window + 1, 0);
   const int64_t position = op.positions[token];
   return op.window > 0 && position >= op.window ? position - op.window + 1 : 0;
+}
+
+inline int64_t last_seen(const Attended& op, int64_t token) {
+  const int64_t last = op.positions[token];
+  return op.window < 0 ? smaller(own_position(op, token) - op.window - 1, last) : last;
 }
 
 // Tokens [first, last) of one sequence, and the positions [low, high) that they see between them.
@@ -66,7 +85,7 @@ inline Run run_of(const Attended& op, int64_t first, int64_t end) {
   Run run{first, first, first_seen(op, first), 0};
   for (; run.last < end && op.sequence[run.last] == op.sequence[first]; ++run.last) {
     run.low = smaller(run.low, first_seen(op, run.last));
-    run.high = larger(run.high, op.positions[run.last] + 1);
+    run.high = larger(run.high, last_seen(op, run.last) + 1);
   }
   return run;
 }

@@ -13,19 +13,35 @@ from tests.model.runner import BACKENDS, Stepper
 from tests.system.tiny import write_tokenizer
 
 from coterie.api import Coterie, Options
+from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, CoterieError, RequestError, UnsupportedError
 from coterie.engine.policy import Policy
+from coterie.graph.vectors import row_values
 from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
 
 BASE = {
     **{"vocab_size": 259, "hidden_size": 40, "intermediate_size": 52, "num_hidden_layers": 3},
     **{"num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "layer_norm_eps": 1e-6},
+}
+GEMMA = {
+    **{"head_dim": 10, "num_key_value_heads": 2, "query_pre_attn_scalar": 10, "tie_word_embeddings": True},
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+MODERN = {
+    **{"local_attention": 14, "num_hidden_layers": 4, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1},
+    **{"eos_token_id": 2, "norm_eps": 1e-5},
 }
 ROWS = {
     "bert": ("Bert", {}),
     "bert-one-head": ("Bert", {"num_attention_heads": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1}),
     "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
     "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
+    "nomic": ("NomicBert", {}),
+    "modernbert": ("ModernBert", MODERN),
+    "modernbert-biases": ("ModernBert", {**MODERN, "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 2}),
+    "gemma3-both-ways": ("Gemma3Text", {"use_bidirectional_attention": True, "sliding_window": 21, **GEMMA}),
 }
 TEXTS = ("What is 47 plus 85?", "x", "Write 149 in Roman numerals, please: " + "again " * 4)
 
@@ -41,6 +57,11 @@ def make(row, **more):
     return model
 
 
+def opened_again(folder):
+    """The model that transformers reads: Gemma 3 halves its window each time."""
+    return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def hidden(model, ids):
     """What transformers has behind the last layer, [T, D]."""
     with torch.no_grad():
@@ -50,19 +71,20 @@ def hidden(model, ids):
 def rows_of(backend, step):
     """The rows that a step leaves."""
     if hasattr(backend, "device"):
-        return np.array(backend.device.inspect(backend._inspected, backend.binding(step))["vectors"])
-    return backend._run(step)["vectors"]
+        found = backend.device.inspect(backend._inspected, backend.binding(step))
+    else:
+        found = backend._run(step)
+    return np.array(found[row_values(backend.model.graph)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_are_the_hidden_states_of_transformers(row, backend, make_backend, tmp_path):
-    theirs = make(row)
-    theirs.save_pretrained(tmp_path)
-    model = open_model(tmp_path)
+    make(row).save_pretrained(tmp_path)
+    theirs, model = opened_again(tmp_path), open_model(tmp_path)
     stepper = Stepper(make_backend(backend, model))
     texts = [[7, 3, 250, 9, 9], [17], list(range(2, 66)), [5, 4]]
-    assert model.max_context == 65
+    assert model.max_context == 64
     wanted = np.concatenate([hidden(theirs, text) for text in texts])
     found = rows_of(stepper.backend, stepper.rows(*[(stepper.sequence(), text) for text in texts]))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
@@ -110,6 +132,17 @@ def test_vectors_are_what_the_files_say(pooling, tmp_path):
         np.testing.assert_allclose(coterie.embed("y" * 64)[0], wanted(model, "y" * 64, pooling), rtol=2e-4, atol=2e-5)
 
 
+def test_long_texts_and_windows_of_any_size(tmp_path):
+    """Contexts of several spans, windows smaller and larger than one."""
+    for local in (6, 300, 1200):
+        model = make("modernbert", max_position_embeddings=700, local_attention=local)
+        folder = save(tmp_path / str(local), model, "mean_tokens")
+        texts = ["".join(chr(97 + (7 * i * i) % 26) for i in range(count)) for count in (700, 257, 1, 320)]
+        with Coterie.open(folder) as coterie:
+            for text, vector in zip(texts, coterie.embed(texts), strict=True):
+                np.testing.assert_allclose(vector, wanted(model, text, "mean_tokens"), rtol=5e-4, atol=5e-5)
+
+
 def test_a_text_is_cut_and_lowered_where_the_files_say_so(tmp_path):
     model = make("bert")
     folder = save(tmp_path / "vec", model, "mean_tokens", max_seq_length=9, do_lower_case=True)
@@ -145,6 +178,23 @@ def test_dense_layers_stand_behind_the_pooling(is_tanh, tmp_path):
         Coterie.open(folder)
 
 
+@pytest.mark.parametrize("row", ["roberta", "nomic"])
+def test_a_quantised_folder_keeps_what_stands_behind_the_model(row, tmp_path):
+    """Tables whose rows are cut off, matrices that are joined, and the layers of a vector."""
+    folder = save(tmp_path / "vec", make(row), modules=("Transformer", "Pooling", "Dense"))
+    (folder / "2_Dense").mkdir()
+    weight = np.random.default_rng(2).normal(size=(3, 40)).astype(np.float32)
+    save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
+    config = {"in_features": 40, "out_features": 3, "activation_function": "torch.nn.Identity"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    packed = quantize_folder(folder, tmp_path / "packed", Packing(DType.Q8, DType.Q8)).folder
+    with Coterie.open(folder) as whole, Coterie.open(packed) as quantised:
+        plain, rounded = whole.embed(TEXTS), quantised.embed(TEXTS)
+    assert rounded.shape == (3, 3)
+    assert np.abs(plain - rounded).max() < 0.1 * np.abs(plain).max()
+    assert not np.array_equal(plain, rounded)
+
+
 def test_a_file_with_a_head_and_older_names_is_read_without_the_head(tmp_path):
     model = make("bert")
     model.save_pretrained(tmp_path)
@@ -165,6 +215,35 @@ def test_a_file_with_a_head_and_older_names_is_read_without_the_head(tmp_path):
         )
 
 
+OLDER = {  # keys of released configs, and what they are called in those that transformers writes now
+    "nomic": {
+        **{"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"},
+        **{"n_inner": "intermediate_size", "n_positions": "max_position_embeddings"},
+        "layer_norm_epsilon": "layer_norm_eps",
+    },
+    "modernbert": {},
+}
+ADDED = {
+    "nomic": {
+        **{"activation_function": "swiglu", "rotary_emb_base": 1000, "prenorm": False, "rotary_scaling_factor": None},
+        "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"},
+    },
+    "modernbert": {"global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0},
+}
+
+
+@pytest.mark.parametrize("row", OLDER)
+def test_configs_as_they_were_released_mean_the_same(row, tmp_path):
+    make(row).save_pretrained(tmp_path)
+    key = open_model(tmp_path).key
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("rope_parameters", "layer_types", "hidden_act", "sliding_window"):
+        config.pop(name, None)
+    older = {old: config.pop(new) for old, new in OLDER[row].items()}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **older, **ADDED[row]}))
+    assert open_model(tmp_path).key == key
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -172,6 +251,7 @@ def test_a_file_with_a_head_and_older_names_is_read_without_the_head(tmp_path):
         ({"is_decoder": True}, "is_decoder = True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"auto_map": {"AutoModel": "a--b.C"}}, "code of its own"),
     ],
 )
 def test_what_is_not_run_is_refused_by_name(config, said, tmp_path):

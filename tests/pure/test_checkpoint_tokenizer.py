@@ -137,7 +137,8 @@ def test_missing_and_damaged_tokenizers(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json\] the file does not exist"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").touch()
-    with pytest.raises(CheckpointError, match=r"\(but tokenizer\.model\)"):
+    (tmp_path / "vocab.txt").touch()
+    with pytest.raises(CheckpointError, match=r"\(but tokenizer\.model, vocab\.txt\)"):
         Tokenizer.from_folder(tmp_path)
     for damage in (b"", b"{}", b"\xff\xfe"):
         (tmp_path / "tokenizer.json").write_bytes(damage)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import UsageError
+from coterie.core.errors import UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.engine.batch import cut_whole
 from coterie.graph.cost import pairs_of
 from coterie.graph.ir import Graph
 from coterie.graph.ops import HORIZON
-from coterie.graph.rows import more_rows, rows_of_tables, sees_all
+from coterie.graph.rows import more_rows, rows_of_tables, seeing_all, sees_all
 from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -51,9 +51,20 @@ def test_all_layers_keep_keys_and_values_in_one_place() -> None:
     assert encoder().values["kv"].shape == (1, 2, 2, 6)
 
 
-def test_what_sees_all_has_no_window() -> None:
+def test_what_sees_all_has_no_queries_that_grow() -> None:
     with pytest.raises(UsageError, match="sees all of a sequence"):
-        verify(changed(encoder(), "layers.0/attention", window=4))
+        verify(changed(encoder(), "layers.0/attention", growth=0.1, every=8))
+    verify(changed(encoder(), "layers.0/attention", window=4))
+
+
+def test_what_keeps_other_state_cannot_see_all() -> None:
+    llama = {**CONFIG, "model_type": "llama", "hidden_act": "silu"}
+    config = ModelConfig.from_hf(llama, "here")
+    graph = decoder_graph(config, dict.fromkeys(weight_shapes(config), DType.BF16))
+    assert seeing_all(graph).values["kv"].shape == (1, 2, 2, 6)
+    others = [replace(op, kind="alibi_attention") if op.kind == "attention" else op for op in graph.ops]
+    with pytest.raises(UnsupportedError, match="plain attention alone"):
+        seeing_all(replace(graph, ops=tuple(others)))
 
 
 def test_a_place_is_read_before_it_is_stored_in_again() -> None:
@@ -69,6 +80,8 @@ def test_each_pair_of_tokens_is_counted_both_ways() -> None:
     causal = sum(length * (length + 1) // 2 for length in lengths)
     sizes = Sizes(sum(lengths), len(lengths), 1, sum(lengths), causal)
     assert pairs_of(attention, sizes) == sum(length**2 for length in lengths)
+    windowed = replace(attention, attrs=MappingProxyType({**attention.attrs, "window": 2}))
+    assert pairs_of(windowed, sizes) == 3 * sum(lengths)  # at most: each sees one before and one behind it
 
 
 def test_prompts_are_taken_whole_within_a_step() -> None:

@@ -103,7 +103,7 @@ def fitted(
 
 def _too_long(count: int, model: Model, holds: int) -> str:
     """Why a prompt of so many tokens cannot run; empty: it can. The engine checks it again, with what may be drawn."""
-    if count >= model.max_context:
+    if count > model.most_prompt_tokens:
         return f"has a context of {model.max_context} tokens, and the prompt {count}"
     return f"has room for {holds} tokens in the KV cache, and the prompt {count}" if count > holds else ""
 

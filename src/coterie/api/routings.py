@@ -187,7 +187,7 @@ class Routings:
     def _vector(self, ask_id: str, ask: Ask, client: str) -> Request:
         """A request for a vector; of what is longer than the model's context, the beginning."""
         query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
-        ids = text.encode(query, prompt_of(query), self._models[ask.expert].max_context - 1)
+        ids = text.encode(query, prompt_of(query), self._models[ask.expert].most_prompt_tokens)
         pooling = text.embedding.pooling
         return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", client=client, pooling=pooling)
 

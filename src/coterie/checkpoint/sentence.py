@@ -69,7 +69,7 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
         return default
     pooling, normalized, layers = "", False, list[Dense]()
     for module in _modules(folder / MODULES):
-        kind, own = _kind(module, folder / MODULES), folder / Path(str(module.get("path", ""))).name
+        kind, own = _kind(module, folder / MODULES), _own_folder(module, folder)
         if normalized and kind != "Normalize":
             fact = f"has a module {kind} behind Normalize, which is not run"
             raise UnsupportedError(str(folder / MODULES), fact, "use a model that normalizes last")
@@ -89,6 +89,19 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     max_tokens, lowered = _reading(folder / READING)
     prompts, usual = _prompts(folder / PROMPTS)
     return Embedding(_POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """The folders of its modules inside it, the model's own aside; none without such files. Raises CheckpointError."""
+    listed = _modules(folder / MODULES) if is_sentence_model(folder) else []
+    found = [_own_folder(module, folder) for module in listed if isinstance(module, dict)]
+    return [own for own in dict.fromkeys(found) if own != folder]
+
+
+def _own_folder(module: Mapping[str, Any], folder: Path) -> Path:
+    """Where a module's files are: in a folder of the model's, whatever path the file names."""
+    name = Path(str(module.get("path", ""))).name
+    return folder / name if name not in ("", "..") else folder
 
 
 def _reading(where: Path) -> tuple[int, bool]:

@@ -22,6 +22,7 @@ from coterie.core.errors import CheckpointError
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+_OTHERS = ("*tokenizer*.model", "sentencepiece*.model", "vocab.txt")  # what older files have in its place
 LONG = 2048  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 _LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
@@ -66,7 +67,7 @@ class Tokenizer:
         """Read tokenizer.json. Raises CheckpointError when it is missing or damaged."""
         file = Path(path) / TOKENIZER
         if not file.exists():
-            others = ", ".join(p.name for p in Path(path).glob("*tokenizer*.model"))
+            others = ", ".join(p.name for kind in _OTHERS for p in sorted(Path(path).glob(kind)))
             fact = "the file does not exist" + (f" (but {others})" if others else "")
             raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json")
         data = read_bytes(file)

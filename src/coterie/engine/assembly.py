@@ -258,7 +258,7 @@ def asked_of(
 
 def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:
     """The most of one step: of tokens more than the policy says where a step must have all of a text."""
-    tokens = max(policy.max_step_tokens, max_context - 1) if program.sees_all else policy.max_step_tokens
+    tokens = max(policy.max_step_tokens, max_context) if program.sees_all else policy.max_step_tokens
     return Limits(policy.max_batch, tokens, max_context)
 
 

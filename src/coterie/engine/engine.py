@@ -81,7 +81,7 @@ class Engine:
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         self._runner.check(request, expert)
-        sequence = Sequence(request, expert.max_context, self._device.now(), self._device.changes_logits())
+        sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
         sequence.blocks = self._kv.check_fits(
             sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
         )

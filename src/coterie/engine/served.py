@@ -71,11 +71,16 @@ class ServedExpert:
         """Bytes of all weights, those of the base too."""
         return self.layout.size_bytes + (self.base.layout.size_bytes if self.base else 0)
 
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Where a token is drawn, there must be room for it too."""
+        return self.max_context - self.exe.program.draws
+
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""
-        if len(prompt_ids) >= self.max_context:
+        if len(prompt_ids) > self.most_prompt_tokens:
             fact = f"the prompt has {len(prompt_ids)} tokens but the context of this expert holds {self.max_context}"
-            raise ContextError(self.expert_id, fact, f"shorten it to {self.max_context - 1} tokens or fewer")
+            raise ContextError(self.expert_id, fact, f"shorten it to {self.most_prompt_tokens} tokens or fewer")
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"

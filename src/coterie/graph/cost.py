@@ -110,9 +110,10 @@ def pairs_of(op: Op, sizes: Sizes) -> int:
     Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
     Where all of a sequence is seen and in the step, each other token is seen once from before and once from behind.
     """
-    if HORIZON in op.inputs:
-        return 2 * sizes.pairs - sizes.T
     window = int(op.attrs.get("window", 0))
+    if HORIZON in op.inputs:
+        pairs = 2 * sizes.pairs - sizes.T
+        return min(pairs, sizes.T * (2 * window - 1)) if window else pairs
     return min(sizes.pairs, sizes.T * window) if window else sizes.pairs
 
 

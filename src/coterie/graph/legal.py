@@ -119,8 +119,8 @@ def _attention(row: Row) -> None:
     pages(row, 1)
     if row.op.integer("window") < 0:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
-    if HORIZON in row.op.inputs and (row.op.integer("window") or row.op.growth):
-        raise row.wrong("it sees all of a sequence, but has a window or queries that grow", "give neither")
+    if HORIZON in row.op.inputs and row.op.growth:
+        raise row.wrong("it sees all of a sequence, but its queries grow with their position", "let them not grow")
     row.cap()
     row.growth()
     if row.op.inputs[5:]:

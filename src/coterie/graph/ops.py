@@ -73,8 +73,8 @@ OPS: dict[str, OpSpec] = {
         "softmax(scale * q @ k.T, causal, within window if window > 0) @ v over the pages of each token's sequence; "
         "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
         "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value; with the row "
-        "input horizon in place of positions, all of the sequence is seen, those behind too, and its keys and values "
-        "are done with",
+        "input horizon in place of positions, those behind are seen too, within the window if there is one, and keys "
+        "and values are done with",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state", "sinks??:H"),
         ("y:THC",),
         ("layer", "scale", "window", "cap?", "growth?", "every?"),

@@ -160,11 +160,12 @@ def _attention(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Array:
-    q, positions, sequence, tables = x[:4]
-    q, y = grown(op, q, positions), np.empty_like(q)
-    for t, position in enumerate(positions):
-        length = int(position) + 1
-        first = max(0, length - window) if window else 0
+    q, limits, sequence, tables = x[:4]
+    q, y = grown(op, q, limits), np.empty_like(q)
+    for t, limit in enumerate(limits):
+        position = int(step.values["positions"][t])  # the limit is another where those behind are seen too
+        first = max(0, position + 1 - window) if window else 0
+        length = min(int(limit), position + window - 1 if window else int(limit)) + 1
         k, v = (step.state.context(op, i, tables[sequence[t]], length)[first:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)

@@ -4,18 +4,26 @@
     horizon     3 3 3 3   1 1       the last position that a token sees
     types       0 0 0 0   0 0       which text of a pair it is of
 
+`seeing_all` makes of a graph whose tokens see those before them one whose tokens see all of their sequence.
 Knows nothing about devices.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.graph.ir import Graph
+from coterie.core.dtypes import DType
+from coterie.core.errors import UnsupportedError
+from coterie.core.shapes import Symbol
+from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.ops import HORIZON, TYPES
+
+_KV = "kv"
 
 I32: TypeAlias = npt.NDArray[np.int32]
 
@@ -23,6 +31,32 @@ I32: TypeAlias = npt.NDArray[np.int32]
 def sees_all(graph: Graph) -> bool:
     """Whether a token sees all of its sequence, those behind it too: then a step must have all of it."""
     return HORIZON in graph.values
+
+
+def seeing_all(graph: Graph) -> Graph:
+    """The graph whose tokens see those behind them too; windows reach as far behind a token as before it.
+
+    Keys and values are read in the step that stores them and never again, so all layers store them in one place, and
+    in float32. Raises UnsupportedError for a graph whose layers keep something else.
+    """
+    states = [value for value in graph.values.values() if value.kind is Kind.STATE]
+    if [state.name for state in states] != [_KV] or not all(_may_see_all(op) for op in graph.ops if _KV in op.inputs):
+        fact = "its tokens see all of their text, which is run for plain attention alone"
+        raise UnsupportedError(graph.name, fact, "use a model of another architecture")
+    kv = replace(states[0], shape=(1, *states[0].shape[1:]), dtype=DType.F32)
+    horizon = Value(HORIZON, (Symbol.T,), DType.I32, Kind.INPUT)
+    values = MappingProxyType({**graph.values, _KV: kv, HORIZON: horizon})
+    return Graph(graph.name, values, tuple([_seeing_all(op) if _KV in op.inputs else op for op in graph.ops]))
+
+
+def _may_see_all(op: Op) -> bool:
+    return op.kind == "kv_append" or (op.kind == "attention" and not op.growth)
+
+
+def _seeing_all(op: Op) -> Op:
+    q, positions, *others = op.inputs
+    inputs = (q, HORIZON if op.kind == "attention" else positions, *others)
+    return replace(op, inputs=inputs, attrs=MappingProxyType({**op.attrs, "layer": 0}))
 
 
 def more_rows(graph: Graph, positions_T: npt.NDArray[Any], sequence_T: npt.NDArray[Any]) -> dict[str, I32]:

@@ -88,7 +88,8 @@ class Decoder(RecurrentBlocks):
         self.builder.stage = f"layers.{layer}"
         names, prefix = self.config.names, self.config.names.layer.format(layer)
         first = names.shared_norm if self.config.parallel_norms == 1 else names.attention_norm
-        h = self._norm("input_norm", x, prefix + first) if first else x
+        bare = layer == 0 and self.config.encoder is not None and not self.config.encoder.first_norm
+        h = self._norm("input_norm", x, prefix + first) if first and not bare else x
         if self.config.parallel_norms:
             two = self.config.parallel_norms == 2
             beside = self._norm("post_norm", x, prefix + names.feed_forward_norm) if two else h

@@ -5,17 +5,17 @@ Knows nothing about graphs or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import RUN_KEYS, Branches, branches_of
 from coterie.models.delta_net import DeltaNets, delta_nets_of
-from coterie.models.encoder import Encoder, encoder_of
+from coterie.models.encoder import Encoder, encoder_of, sees_all
 from coterie.models.factors import factors_of
 from coterie.models.families import family_of
-from coterie.models.family import FULL, NAMES, SLIDING, Bias, Family, FeedForward, Names, Norm, Window
+from coterie.models.family import NAMES, Bias, Family, FeedForward, Names, Norm
 from coterie.models.fields import Fields
 from coterie.models.latent import Latent, latent_of, rotated_channels
 from coterie.models.layered import Layered, layered_of
@@ -27,6 +27,7 @@ from coterie.models.short_conv import ShortConvs, inner_in_blocks, short_convs_o
 from coterie.models.single import plain_layers_of, with_types
 from coterie.models.sparsity import density_of
 from coterie.models.state_space import StateSpaces, state_spaces_of
+from coterie.models.windows import layers_without_rope, windows_of
 
 MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
 
@@ -90,6 +91,7 @@ class ModelConfig:
     gated_attention: bool = False
     layers_behind: int = 0
     encoder: Encoder | None = None
+    sees_all: bool = False
     names: Names = NAMES
 
     @property
@@ -103,8 +105,8 @@ class ModelConfig:
 
     @property
     def max_context(self) -> int:
-        """The most tokens of prompt and answer together; an encoder has as many positions, and is taken to draw one."""
-        return self.rope.max_context - self.encoder.first_position + 1 if self.encoder else self.rope.max_context
+        """The most tokens of prompt and answer together."""
+        return self.rope.max_context - (self.encoder.first_position if self.encoder else 0)
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -116,14 +118,14 @@ class ModelConfig:
         family = family_of(Fields(raw, where))
         config = _usual_keys(raw, where, family)
         config = with_types(config) if family.single_blocks else config
-        own = (*family.runs, family.qk_norm_key, family.layers_behind_key)
+        own = (*family.runs, family.qk_norm_key, family.layers_behind_key, family.sees_all_key)
         refuse_features(config, (*own, *(RUN_KEYS if family.branches else ())))
         num_layers, num_heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
         if num_layers > MAX_LAYERS:
             raise config.wrong("num_hidden_layers", f"is {num_layers}", f"at most {MAX_LAYERS}")
         hidden_size = config.count("hidden_size")
         head_dim = _head_dim(config, family, hidden_size, num_heads)
-        windows = _windows(config, family, num_layers)
+        windows = windows_of(config, family, num_layers)
         layered = layered_of(config, windows, family.layer_inputs) if family.layered else None
         return ModelConfig(
             family=family.model_type,
@@ -156,7 +158,7 @@ class ModelConfig:
             position_offset=family.position_offset,
             density=density_of(config),
             names=family.names,
-            layers_without_rope=_layers_without_rope(config, family, num_layers),
+            layers_without_rope=layers_without_rope(config, family, num_layers),
             branches=branches_of(config, family.branches, num_layers),
             layered=layered,
             delta_nets=delta_nets_of(config, num_layers, family.nets_by_key_heads) if family.delta_nets else None,
@@ -167,6 +169,7 @@ class ModelConfig:
             latent=latent_of(config, family.latent, num_heads) if family.latent else None,
             gated_attention=family.gated_attention,
             encoder=encoder_of(config, family),
+            sees_all=sees_all(config, family),
             layers_behind=config.whole(family.layers_behind_key, 0) if family.layers_behind_key else 0,
             **scales_of(config, family),
         )
@@ -246,88 +249,3 @@ def _parallel_norms(config: Fields, family: Family) -> int:
     if family.parallel_key:
         return int(config.flag(family.parallel_key))
     return config.count("num_ln_in_parallel_attn", family.parallel_norms) if family.parallel_norms else 0
-
-
-def _layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
-    """Numbers of the layers that do not rotate: `no_rope_layers` has 1 for a layer that does, and 0 for those."""
-    if family.rope_key and config.get(family.rope_key) != "rope":
-        if config.get(family.rope_key) not in (None, "nope"):
-            raise config.wrong(family.rope_key, f"is {config.get(family.rope_key)!r}", "rope or nope")
-        return tuple(range(num_layers))
-    if not family.full_layers_rotate and _window_tokens(config, family):
-        return tuple(layer for layer, window in enumerate(_windows(config, family, num_layers)) if not window)
-    if not family.no_rope_interval:
-        return ()
-    interval = config.count("no_rope_layer_interval", family.no_rope_interval)
-    rotates = config.get("no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(num_layers)])
-    if not isinstance(rotates, list) or len(rotates) != num_layers or any(one not in (0, 1) for one in rotates):
-        raise config.wrong("no_rope_layers", f"is {rotates!r}", f"a list of {num_layers} numbers, each 0 or 1")
-    return tuple(layer for layer, one in enumerate(rotates) if not one)
-
-
-def _windows(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
-    window = _window_tokens(config, family)
-    if family.delta_nets or family.short_convs or family.state_spaces:
-        return (0,) * num_layers
-    types = _layer_types(config, num_layers)
-    if family.window is Window.BY_PATTERN and types is None:
-        every = config.count(family.pattern_key, family.window_pattern) if family.pattern_key else family.window_pattern
-        types = [FULL if (i + 1) % every == 0 else SLIDING for i in range(num_layers)]
-    if types and family.layered:
-        types[-1] = FULL  # whatever the config says
-    if family.window is Window.BY_TYPES and types is None:
-        types = [SLIDING if window else FULL] * num_layers
-    if family.window not in (Window.NEVER, Window.EVERY_LAYER):
-        if types is None:
-            windowed = _windowed_layers(config, family, num_layers) if window else ()
-            types = [SLIDING if layer in windowed else FULL for layer in range(num_layers)]
-        if SLIDING in types and not window:
-            by_flag = family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE)
-            key = "use_sliding_window" if by_flag else "a sliding_window"
-            raise config.wrong("layer_types", f"names {SLIDING} without a window", f"used with {key}")
-        return tuple(window if kind == SLIDING else 0 for kind in types)
-    uniform = SLIDING if window else FULL
-    if types is not None and set(types) != {uniform}:
-        fact = f"layer_types {sorted(set(types))} with a window of {window} tokens is not run for {family.model_type}"
-        raise UnsupportedError(config.where, fact, f"every layer must be {uniform}")
-    return (window,) * num_layers
-
-
-def _windowed_layers(config: Fields, family: Family, num_layers: int) -> Sequence[int]:
-    """Which layers have the window, where `layer_types` is absent."""
-    if family.window is Window.WITHOUT_ROPE:
-        return _layers_without_rope(config, family, num_layers)
-    first = config.raw.get("max_window_layers", family.window_from)
-    if type(first) is not int or first < 0:
-        raise config.wrong("max_window_layers", f"is {first!r}", "a whole number")
-    return range(first, num_layers)
-
-
-def _window_tokens(config: Fields, family: Family) -> int:
-    """Tokens of the sliding window, 0 for none. An absent key means the family's default, a null one no window."""
-    given = "sliding_window" in config.raw
-    if family.window is Window.NEVER:
-        if config.get("sliding_window") is not None:
-            fact = f"a sliding window is not part of {family.model_type}"
-            raise UnsupportedError(config.where, fact, "remove sliding_window or use model_type mistral")
-        return 0
-    by_flag = family.window in (Window.BY_LAYER, Window.WITHOUT_ROPE)
-    off = by_flag and not config.flag("use_sliding_window")
-    if off or config.get("sliding_window", None if given else family.window_tokens) is None:
-        return 0
-    return config.count("sliding_window", family.window_tokens)
-
-
-def _layer_types(config: Fields, num_layers: int) -> list[str] | None:
-    types = config.get("layer_types")
-    if types is None:
-        return None
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise config.wrong("layer_types", f"is {types!r}", f"a list of {num_layers} names")
-    types = [FULL if kind == "attention" else kind for kind in types]
-    for kind in types:
-        if kind not in (FULL, SLIDING):
-            raise UnsupportedError(
-                config.where, f"layer type {kind!r} is not run", f"Coterie runs {FULL} and {SLIDING}"
-            )
-    return types

@@ -1,7 +1,7 @@
 """Encoders: models whose tokens see all of their text, which give vectors and draw no tokens.
 
     bert.embeddings.LayerNorm.gamma        ->   embeddings.LayerNorm.weight
-    embeddings.position_embeddings.weight  ->   its rows from the first position's on
+    embeddings.position_embeddings.weight  ->   its rows from the first position's on, where it has others
     embeddings.token_type_embeddings.weight     as it is: row 0, of a text that is no second of a pair, is looked up
     pooler.*, cls.*, lm_head.*                  are never read
 
@@ -32,7 +32,8 @@ class EncoderKeys:
     """What a family of encoders has besides. `model`: how its tensors' names begin in files of models with a head.
 
     `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
-    that of the first token. `required`: keys of the config that have one value, or are left out.
+    that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
+    the sums, and not before the blocks. `first_norm`: before attention in the first layer, where norms stand before.
     """
 
     model: str
@@ -40,14 +41,21 @@ class EncoderKeys:
     first_position: int = 0
     unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
     required: Mapping[str, Any] | None = None
+    norms_behind: bool = True
+    first_norm: bool = True
+    own_code: bool = False  # released configs name code of their own, and this is what that does
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Numbers of one: rows of the table of types, 0 for none, and of that of positions before the first token's."""
+    """What one has besides: rows of the table of types, 0 for none, and of that of positions before the first token's;
+    where its norms stand, as EncoderKeys has it.
+    """
 
     type_rows: int
     first_position: int
+    norms_behind: bool
+    first_norm: bool
 
 
 def encoder_of(config: Fields, family: Family) -> Encoder | None:
@@ -59,7 +67,13 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
         if config.get(key, wanted) != wanted:
             fact = f"{key} = {config.get(key)!r} is not run for {family.model_type}"
             raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
-    return Encoder(config.count("type_vocab_size", 2) if keys.types else 0, keys.first_position)
+    type_rows = config.count("type_vocab_size", 2) if keys.types else 0
+    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm)
+
+
+def sees_all(config: Fields, family: Family) -> bool:
+    """Whether tokens see those behind them too: of an encoder, and where the config of a decoder says so."""
+    return family.encoder is not None or bool(family.sees_all_key and config.flag(family.sees_all_key))
 
 
 def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys) -> Checkpoint:
@@ -69,14 +83,20 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys) -> C
     if classes != [own] and classes != [own.removesuffix("Model") + _MASKED]:
         fact = f"architectures {classes} does more than give vectors, which is not run"
         raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
+    code = config.get("auto_map")
+    if isinstance(code, dict) and "AutoModel" in code and not keys.own_code:
+        fact = f"is run by code of its own ({code['AutoModel']}), which may do something else"
+        raise UnsupportedError(where, fact, f"use a model of transformers' {own}")
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
         bare = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], name.removeprefix(keys.model))
         if not bare.startswith(keys.unread):
             tensors[bare] = replace(info, name=bare)
     table = tensors.get(family.names.positions)
-    if keys.first_position and table is not None:
+    if keys.first_position and table is not None and table.shape[0] == config.get("max_position_embeddings"):
         tensors[table.name] = _behind(table, keys.first_position, where)
+    if config.get("layer_norm_eps") is not None:  # as transformers' own configs have it, whatever older ones call it
+        config.setdefault("rms_norm_eps", config["layer_norm_eps"])
     return replace(checkpoint, config={**config, "architectures": [own]}, tensors=tensors)
 
 

@@ -1,10 +1,10 @@
 """The blocks of an encoder as ops: what is otherwise than in a decoder.
 
-    x = norm(words[tokens] + positions[positions] + types[0])
+    x = norm(words[tokens] + positions[positions] + types[0])        without a table of positions, heads are rotated
     x = norm(x + attention(x)), x = norm(x + feed_forward(x))        in each layer: norms stand behind the sums
     vectors = x[rows]
 
-Keys and values are read in the step that stores them and never again, so all layers store them in one place.
+That tokens see those behind them too is made of such a graph afterwards (graph/rows.py).
 Knows nothing about config files, checkpoints or devices.
 """
 
@@ -13,14 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import Shape, Symbol
+from coterie.core.shapes import Symbol
 from coterie.graph.ir import Graph, Kind
-from coterie.graph.ops import HORIZON, KV_ROWS, TYPES
+from coterie.graph.ops import TYPES
 from coterie.models.blocks import Decoder
 from coterie.models.encoder import Encoder
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
-_SEEN = (HORIZON, *KV_ROWS[1:])  # all of a token's sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +44,24 @@ class EncoderBlocks(Decoder):
         return self.builder.build()
 
     def _declare(self) -> None:
-        c, b = self.config, self.builder
-        for name in ("tokens", "positions", "sequence", HORIZON, *((TYPES,) if self._own.type_rows else ())):
+        b = self.builder
+        for name in ("tokens", "positions", "sequence", *((TYPES,) if self._own.type_rows else ())):
             b.value(name, (T,), DType.I32, Kind.INPUT)
         b.value("block_tables", (B,), DType.I32, Kind.INPUT)
         b.value("rows", (R,), DType.I32, Kind.INPUT)
         b.value("sampling", (R,), DType.F32, Kind.INPUT)
-        b.value("kv", (1, 2, c.num_kv_heads, c.head_dim), DType.F32, Kind.STATE)
+        if not self.config.names.positions:
+            frequencies = self.config.rope.inv_freq
+            b.value("inv_freq", (len(frequencies),), DType.F32, Kind.CONSTANT, frequencies)
+        self._declare_kv(DType.F32)
 
     def _embed(self) -> str:
         c, names = self.config, self.config.names
         self.builder.stage = "embed"
         x = self._looked_up("words", "tokens", names.embed, c.vocab_size)
-        x = self._op("add", "x", (x, self._looked_up("places", "positions", names.positions, c.max_context - 1)))
+        if names.positions:
+            places = self._looked_up("places", "positions", names.positions, c.max_context)
+            x = self._op("add", "x", (x, places))
         if self._own.type_rows:
             x = self._op("add", "typed", (x, self._looked_up("kinds", TYPES, names.types, self._own.type_rows)))
         return self._norm("norm", x, names.embed_norm)
@@ -72,15 +76,6 @@ class EncoderBlocks(Decoder):
         x = self._norm("attention_norm", x, prefix + names.attention_out_norm)
         x = self._op("add", "out", (x, self._feed_forward(x, prefix)))
         return self._norm("out_norm", x, prefix + names.feed_forward_out_norm)
-
-    def _attention(self, h: str, layer: int, prefix: str) -> str:
-        c = self.config
-        part = self._qkv(h, prefix)
-        self.builder.op("kv_append", "kv_append", (part("k"), part("v"), *KV_ROWS, "kv"), ("kv",), layer=0)
-        shape: Shape = (T, c.num_heads, c.head_dim)
-        read = (part("q"), *_SEEN, "kv")
-        y = self._op("attention", "attention", read, shape, layer=0, scale=c.head_dim**-0.5, window=0)
-        return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias)
 
     def _head(self, x: str) -> None:
         self.builder.stage = "head"

@@ -103,6 +103,11 @@ class Names:
     stored: tuple[tuple[str, str], ...] = ()  # how names begin in files, and how they do here, one change after another
     unread: tuple[str, ...] = ()  # how the names of tensors begin that are no part of the model that is run
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Those of which rows are looked up."""
+        return tuple(name for name in (self.embed, self.positions, self.types) if name)
+
 
 NAMES = Names()  # of Llama and whatever is built like it
 
@@ -129,8 +134,10 @@ class Family:
     heads_normed_together: bool = False  # those of q, and those of k, where there are such norms
     window: Window = Window.NEVER
     window_tokens: int | None = 4096  # where the key is absent; None for no window
+    both_sides_key: str = ""  # of the config, for the tokens of a window that reaches both ways, both sides together
     window_from: int = 28  # the first layer with a window, where `max_window_layers` is absent; as of both Qwen classes
     window_pattern: int = 0
+    pattern_first: int = 1  # the number of the first layer in that count: each that the pattern divides has no window
     pattern_key: str = ""  # of the config, where it may say otherwise
     rope_by_window: bool = False  # layers with a window rotate by angles of their own
     local_rope_theta: float = 10_000.0  # of layers with a window, where these have angles of their own
@@ -182,6 +189,7 @@ class Family:
     factors: bool = False  # products are multiplied by factors of their own
     gated_attention: bool = False  # what attends is multiplied by sigmoid of a gate, each head's behind its query
     layers_behind_key: str = ""  # how many layers a file holds behind all others, of which no step is made
+    sees_all_key: str = ""  # a flag by which tokens see those behind them too, for vectors alone
     encoder: EncoderKeys | None = None  # its tokens see all of their text, and it draws none
     modelled_only: bool = False  # real devices lack kernels for some of its ops
     names: Names = NAMES

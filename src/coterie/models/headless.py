@@ -25,15 +25,16 @@ _OTHER = "use a model whose tokens see those before them alone"
 
 def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
     """A checkpoint under the names of a whole model, and whether it draws tokens: it has a head, or shares it with the
-    embedding, and is not said to give vectors alone.
+    embedding, and is not said to give vectors alone, nor by a key of its family that its tokens see those behind them.
 
-    Raises UnsupportedError for one whose tokens see those behind them.
+    Raises UnsupportedError for one of which other things than that say so.
     """
     family = FAMILIES.get(str(checkpoint.config.get("model_type")))
     if family is not None and family.encoder is not None:
         return bare_encoder(checkpoint, family, family.encoder), False
     bare = _is_bare(checkpoint.tensors)
-    if not bare and not is_sentence_model(checkpoint.path):
+    gives = family is not None and bool(family.sees_all_key and checkpoint.config.get(family.sees_all_key))
+    if not (bare or gives or is_sentence_model(checkpoint.path)):
         return checkpoint, True
     where = str(checkpoint.path / CONFIG)
     if checkpoint.config.get("is_causal") is False:
@@ -50,10 +51,13 @@ def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
 
 
 def _whole_classes(classes: Any) -> Any:
-    """Classes without a head (Qwen3Model) as those that have one (Qwen3ForCausalLM); others as they are."""
+    """Classes without a head (Qwen3Model, Gemma3TextModel) as those with one (Qwen3ForCausalLM); others as they are."""
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return classes
-    return [f"{name.removesuffix('Model')}ForCausalLM" if name.endswith("Model") else name for name in classes]
+    return [
+        f"{name.removesuffix('Model').removesuffix('Text')}ForCausalLM" if name.endswith("Model") else name
+        for name in classes
+    ]
 
 
 def _is_bare(tensors: Mapping[str, TensorInfo]) -> bool:

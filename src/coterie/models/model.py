@@ -76,6 +76,11 @@ class Model:
         return draws(self.graph)
 
     @property
+    def most_prompt_tokens(self) -> int:
+        """Tokens that a prompt may have: where one is drawn, there must be room for it too."""
+        return self.max_context - self.draws
+
+    @property
     def written_s(self) -> int:
         """When the newest file of its own weights was written, in seconds since 1970; 0 without files."""
         return max((placed.source.identity.mtime_ns for placed in self.layout.ranges), default=0) // 1_000_000_000

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from coterie.checkpoint.folder import CONFIG, INDEX
+from coterie.checkpoint.sentence import module_folders
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.paths import user_path
@@ -81,11 +82,17 @@ def _remove(begun: Path, made: Sequence[Path]) -> None:
 
 
 def copy_others(source: Path, target: Path) -> None:
-    """Tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden."""
+    """Tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden.
+
+    What stands behind the model (its pooling, layers of a vector) is copied as it is. Raises CheckpointError.
+    """
     for file in sorted(source.iterdir()):
         left_out = file.name in _LEFT_OUT or file.suffix in _WEIGHT_FILES or file.name.startswith(".")
         if file.is_file() and not left_out and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
+    for behind in module_folders(source):
+        if behind.is_dir():
+            shutil.copytree(behind, target / behind.name)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -28,7 +28,8 @@ _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
 OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coterie quantize makes experts (repack.py)
-ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table)  # rows of them are looked up
+_OF_ENCODERS = {table for f in FAMILIES.values() if f.encoder for table in f.names.tables}
+ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table, *sorted(_OF_ENCODERS))  # rows of them are looked up
 # Small, and what is lost there may choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
 # As small; an error there is kept on.

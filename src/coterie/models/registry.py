@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from coterie.core.dtypes import DType
 from coterie.core.shapes import fixed
 from coterie.graph.ir import Graph, GraphBuilder
+from coterie.graph.rows import seeing_all
 from coterie.graph.vectors import vectors_graph
 from coterie.models.blocks import Decoder
 from coterie.models.config import ModelConfig
@@ -30,10 +31,12 @@ def decoder_graph(
     vectors in place of tokens, and there is no head.
     """
     others = Decoder if config.plain_layers is None else SingleDecoder
-    kind = EncoderBlocks if config.encoder else LayeredDecoder if config.layered else others
+    behind = config.encoder is not None and config.encoder.norms_behind
+    kind = EncoderBlocks if behind else LayeredDecoder if config.layered else others
     known = dtypes if draws else defaultdict(lambda: DType.F32, dtypes)
     graph = kind(config, known, GraphBuilder(config.family), activations).build()
-    return graph if draws else vectors_graph(graph)
+    graph = graph if draws else vectors_graph(graph)
+    return seeing_all(graph) if config.sees_all else graph
 
 
 def weight_shapes(config: ModelConfig, draws: bool = True) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from math import sqrt
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Sizes
 from coterie.graph.branch_ops import MATRIX_READERS
-from coterie.graph.cost import Cost
+from coterie.graph.cost import Cost, pairs_of
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import Program, Region
 from coterie.spec.kernel import ELEMENT_WISE, Kernel
@@ -105,6 +105,7 @@ class _Attention:
     kv_heads: int
     channels: int
     window: int
+    op: Op
 
     @classmethod
     def of(cls, graph: Graph, op: Op) -> _Attention:
@@ -112,7 +113,7 @@ class _Attention:
         heads, channels = (_fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
         state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
         window = op.integer("window") if op.kind == "attention" else 0  # alibi sees every position
-        return cls(heads, _fixed(state.shape[2]), channels, window)
+        return cls(heads, _fixed(state.shape[2]), channels, window, op)
 
     def of_sizes(self, sizes: Sizes) -> Kernel:
         """In a step."""
@@ -122,7 +123,7 @@ class _Attention:
             length = min(context, window) if window else context
             return Kernel("attention-decode", (self.heads, self.kv_heads, self.channels, batch, length))
         # As long as a fresh prompt with as many pairs of a token and a position that it sees.
-        pairs = (min(sizes.pairs, sizes.T * window) if window else sizes.pairs) / batch
+        pairs = pairs_of(self.op, sizes) / batch
         length = max(1, round(sqrt(2 * pairs + 0.25) - 0.5))
         return Kernel("attention-prefill", (self.heads, self.kv_heads, self.channels, batch, length))
 

@@ -20,7 +20,7 @@ from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
 from coterie.graph.layer_ops import PART
-from coterie.graph.ops import OPS
+from coterie.graph.ops import HORIZON, OPS
 from coterie.graph.program import Region
 from coterie.kernels import cpu as kernels
 
@@ -89,7 +89,8 @@ def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.kv_heads(op), "C": low.size(C)}
-    how: Operands = {"scale": op.number("scale"), "window": op.integer("window"), "cap": op.cap}
+    window = -op.integer("window") if HORIZON in op.inputs else op.integer("window")  # below 0: behind a token too
+    how: Operands = {"scale": op.number("scale"), "window": window, "cap": op.cap}
     how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
 

@@ -43,7 +43,6 @@ from coterie.kernels.triton.attention_chunks import (
     Q,
     Y,
     channels_of,
-    first_seen,
     grown,
     is_capped,
     is_growing,
@@ -54,6 +53,7 @@ from coterie.kernels.triton.attention_wide import STEP, STEP_FLOAT32, WARPS, alo
 from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import TORCH, Call
+from coterie.kernels.triton.seen import first_seen
 from coterie.kernels.triton.tiles import power_of_two
 from coterie.kernels.triton.wide_context import WIDE
 

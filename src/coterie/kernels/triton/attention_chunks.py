@@ -26,6 +26,7 @@ from coterie.kernels.triton.arithmetic import (
 from coterie.kernels.triton.handed import handed_to_next, is_stored
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.seen import seen_of
 from coterie.kernels.triton.tiles import power_of_two
 from coterie.kernels.triton.wide_context import WIDE as _WIDE
 from coterie.kernels.triton.wide_context import wide_context
@@ -40,12 +41,6 @@ WIDE = tl.constexpr(_WIDE)
 # Of heads that are wide: queries of a tile, positions that it reads at once, warps; of float32, which is larger, fewer.
 WIDE_TILE, WIDE_FLOAT32 = (32, 64, 8), (16, 16, 8)
 LOG2_E = tl.constexpr(1 / log(2))
-
-
-@triton.jit
-def first_seen(position, window):
-    """The first position that a token sees."""
-    return tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
 
 
 @triton.jit
@@ -231,6 +226,7 @@ def _together(
     GROWS: tl.constexpr,
     SINK: tl.constexpr,
     WINDOWED: tl.constexpr,
+    BOTH: tl.constexpr,
     SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
@@ -239,8 +235,7 @@ def _together(
     tokens = integer(row, T)
     # The last tokens of a chunk see most: of all heads, they come first.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
-    head = tl.program_id(0)
-    m = tl.arange(0, TOKENS * GROUP)
+    head, m = tl.program_id(0), tl.arange(0, TOKENS * GROUP)
     t = first + m // GROUP
     here = (t < tokens) & (m % GROUP < H // K)
     sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
@@ -248,7 +243,7 @@ def _together(
     if SINGLE:
         among = here
     position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
-    low_M = first_seen(position_M, integer(row, WINDOW))
+    low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, position_M, tokens, here, BOTH)
     c, start = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
@@ -303,7 +298,8 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
         "SINK": call.type("sinks"),
-        "WINDOWED": call.integer("window") > 0,
+        "WINDOWED": call.integer("window") != 0,
+        "BOTH": call.integer("window") < 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": warps,
         "num_stages": 1 if channels > WIDE.value else tiles.chunk_stages,  # more have no room in shared memory

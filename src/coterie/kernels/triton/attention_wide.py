@@ -21,8 +21,9 @@ from coterie.kernels.triton.arithmetic import (
     softcap_of,
     wait_for_last,
 )
-from coterie.kernels.triton.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, first_seen, grown, sink_of
+from coterie.kernels.triton.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, grown, sink_of
 from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
+from coterie.kernels.triton.seen import first_seen
 
 STEP, WARPS = 64, 8  # positions read at once: rows of a product of Hopper's tensor cores
 STEP_FLOAT32 = 16

@@ -10,7 +10,7 @@ from coterie.models.families.afmoe import AFMOE
 from coterie.models.families.apertus import APERTUS
 from coterie.models.families.arcee import ARCEE
 from coterie.models.families.bamba import BAMBA
-from coterie.models.families.bert import BERT, ROBERTA, XLM_ROBERTA
+from coterie.models.families.bert import BERT, NOMIC_BERT, ROBERTA, XLM_ROBERTA
 from coterie.models.families.bloom import BLOOM
 from coterie.models.families.cohere import COHERE, COHERE2
 from coterie.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
@@ -39,6 +39,7 @@ from coterie.models.families.minicpm3 import MINICPM3
 from coterie.models.families.minimax_m2 import MINIMAX_M2
 from coterie.models.families.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from coterie.models.families.mixtral import MIXTRAL
+from coterie.models.families.modernbert import MODERNBERT
 from coterie.models.families.nemotron_h import NEMOTRON_H
 from coterie.models.families.olmo2 import OLMO2, OLMO3
 from coterie.models.families.olmoe import OLMOE
@@ -69,7 +70,7 @@ FAMILIES: dict[str, Family] = {
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
         *(QWEN3_5_MOE, QWEN3_NEXT, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
         *(AFMOE, SOLAR_OPEN, BAMBA, FALCON_H1, NEMOTRON_H, MAMBA2),
-        *(BERT, ROBERTA, XLM_ROBERTA),
+        *(BERT, ROBERTA, XLM_ROBERTA, NOMIC_BERT, MODERNBERT),
         *(BLOOM, FALCON, OPT),
     )
 }

@@ -1,6 +1,7 @@
 """BERT and what is built like it (RoBERTa, XLM-RoBERTa): encoders with learned positions and norms behind the sums.
 
-Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3.
+Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. Nomic's BERT
+(nomic-embed-text) rotates queries and keys in place of the table, and its feed-forward blocks are gated.
 Knows nothing about how an encoder is built (encoder_blocks.py).
 """
 
@@ -57,3 +58,57 @@ ROBERTA = replace(
     BERT, model_type="roberta", causal_class="RobertaModel", max_positions=514, norm_eps=1e-12, encoder=_OF_ROBERTA
 )
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", causal_class="XLMRobertaModel")
+
+NOMIC_BERT = replace(
+    BERT,
+    model_type="nomic_bert",
+    causal_class="NomicBertModel",
+    max_positions=8192,
+    qkv_bias=Bias.NEVER,
+    o_bias=Bias.NEVER,
+    mlp_bias=Bias.NEVER,
+    feed_forward=FeedForward.GATED_SILU,
+    feed_forwards={"swiglu": FeedForward.GATED_SILU},
+    activation_key="activation_function",
+    runs=(),
+    rope_theta=1000.0,
+    encoder=replace(
+        _KEYS,
+        model="",
+        own_code=True,
+        required={
+            **{"prenorm": False, "use_rms_norm": False, "parallel_block": False, "causal": False},
+            **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_fraction": 1.0},
+            **{"rotary_emb_interleaved": False, "rotary_scaling_factor": None, "rotary_emb_scale_base": None},
+        },
+    ),
+    names=Names(
+        embed="embeddings.word_embeddings.weight",
+        embed_norm="emb_ln",
+        types=_KEYS.types,
+        layer="encoder.layers.{}.",
+        q="attn.Wq",
+        k="attn.Wk",
+        v="attn.Wv",
+        o="attn.out_proj",
+        attention_out_norm="norm1",
+        up="mlp.fc11",
+        gate="mlp.fc12",
+        down="mlp.fc2",
+        feed_forward_out_norm="norm2",
+        joined={"attn.Wqkv": ("attn.Wq", "attn.Wk", "attn.Wv")},
+    ),
+    keys={
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+        "rope_theta": "rotary_emb_base",
+        "rms_norm_eps": "layer_norm_epsilon",
+    },
+    usual_first=(
+        *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
+        "max_position_embeddings",
+    ),
+)

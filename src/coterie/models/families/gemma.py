@@ -70,6 +70,7 @@ GEMMA3 = replace(
     local_rope_key="rope_local_base_freq",
     attention_cap=0.0,
     logits_cap=0.0,
+    sees_all_key="use_bidirectional_attention",  # of EmbeddingGemma
 )
 VAULT_GEMMA = replace(
     GEMMA2,
