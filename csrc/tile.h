@@ -116,19 +116,22 @@ constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
   return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && (!is_packed(dtypes) || ...)};
 }
 
-// The tokens of a tile in each form that is wanted; null for others.
+// The tokens of a tile in each form that is wanted; null for others. `many`: a panel meets them.
 struct Copies {
   uint32_t wanted = 0;
+  bool many = false;
   uint8_t* records[kPackedTypes] = {};
   float* beside = nullptr;
 
   void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
-    each_set(wanted, [&](int i) { put_records(x, K, packed_type(i), records[i] + token * records_bytes(packed_type(i), K)); });
+    each_set(wanted, [&](int i) { put_records(x, K, packed_type(i), token, tokens, many, records[i]); });
     if (beside != nullptr) put_beside(x, K, token, tokens, beside);
   }
 };
 
-constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) { return token_tile(T) * records_bytes(dtype, K) / 4; }
+constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) {
+  return tile_records_bytes(dtype, token_tile(T), K, T > kFewTokens) / 4;
+}
 
 constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
   int64_t size = forms.beside ? bytes_of(beside_floats(T, K)) : 0;
@@ -137,7 +140,7 @@ constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
 }
 
 inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64_t K) {
-  Copies copies{forms.records};
+  Copies copies{forms.records, T > kFewTokens};
   each_set(forms.records, [&](int i) {
     copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
   });

@@ -211,15 +211,32 @@ inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int6
   }
 }
 
-void put_records(const float* x, int64_t K, int64_t dtype, uint8_t* record) {
+// The records of one token.
+template <DType D>
+inline void put_token(const float* x, int64_t K, uint8_t* record) {
+  using R = Record<D>;
+  int64_t k = 0;
+  for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put_record<D>(x + k, record);
+  if (k == K) return;
+  float rest[R::kWeights] = {};
+  std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
+  put_record<D>(rest, record);
+}
+
+void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[maybe_unused]] int64_t tokens, [[maybe_unused]] bool many,
+                 uint8_t* records) {
+  const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
-    using R = Record<D>;
-    int64_t k = 0;
-    for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put_record<D>(x + k, record);
-    if (k == K) return;
-    float rest[R::kWeights] = {};
-    std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
-    put_record<D>(rest, record);
+#if defined(__AVX512F__)
+    if (many && has_whole_products()) {
+      const int64_t place = token % kPanelTokens, first = token - place;
+      uint8_t* made = records + whole_parts(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // behind the tile, until they are eight
+      put_token<D>(x, K, made + place * size_bytes);
+      if (place + 1 == kPanelTokens || token + 1 == tokens) put_side_by_side<D>(made, size_bytes, place + 1, records + first * size_bytes);
+      return;
+    }
+#endif
+    put_token<D>(x, K, records + token * size_bytes);
   });
 }
 
@@ -268,11 +285,11 @@ void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t
                 [[maybe_unused]] const Work& work) {
 #if defined(__AVX512F__)
   if (!has_whole_products()) return narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
-  const Records x{records, records_bytes(dtype, K)};
+  const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
-    if (work.panel != nullptr) return whole_panel<D>(x, tokens, rows, N, out, out_stride, work);
-    rows_tile<D>(false, x, tokens, rows, N, out, out_stride);
+    if (work.panel != nullptr) return whole_panel<D>(records, size_bytes, tokens, rows, N, out, out_stride, work);
+    rows_tile<D>(false, {records, size_bytes}, tokens, rows, N, out, out_stride);
   });
 #elif defined(__AVX2__)
   narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);

@@ -13,23 +13,29 @@
 
 namespace coterie::COTERIE_ISA {
 
-// A panel of packed rows, where many tokens meet one (whole_panel.h): so many rows, and so many records of a token at once.
-constexpr int64_t kPanelRows = 32, kPanelEights = 6;
+// A panel of packed rows, where many tokens meet one (whole_panel.h): so many rows, so many records of a token at once, and so many tokens.
+constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 
 // What such a panel needs, and the sums of so many tokens; by AVX2 that of whole_panel_avx2.h.
 #if defined(__AVX512F__)
-constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 2) * kPanelRows;
+constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }
 #else
 constexpr int64_t kWholePanelFloats = W == 8 ? 3 * kEight * (16 + 2) * 16 : 0;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return W == 8 ? tokens * kEight * 16 : 0; }
 #endif
 
-// The records of one token.
-void put_records(const float* x, int64_t K, int64_t dtype, uint8_t* record);
+// Bytes for the records of a tile's tokens; of many for those too that are being made before they are side by side.
+constexpr int64_t tile_records_bytes(int64_t dtype, int64_t tokens, int64_t K, bool many) {
+  return (many ? (whole_parts(tokens, kPanelTokens) + 1) * kPanelTokens : tokens) * records_bytes(dtype, K);
+}
 
-// out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, one after the other. `work` is there where there
-// are many tokens.
+// The records of token `token` of `tokens` in a tile, which come in their order: one token's after the other's, or, of `many` tokens where the
+// CPU is made for it, side by side (whole_beside.h).
+void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
+
+// out[t * out_stride + n] = dot(rounded x row t, w row n); `records` are those of the tokens, as put_records left them. `work` is there where
+// there are many tokens.
 void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
 
 }  // namespace coterie::COTERIE_ISA

@@ -3,10 +3,12 @@
 //
 //   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
 //   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
+//   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, as they meet b, c and a (whole_record.h)
 //   q8       steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits, behind these, for each lane -128 times the sum of its weights: 2 vectors
 #pragma once
 
 #include "whole.h"
+#include "whole_beside.h"
 #include "whole_wide.h"
 
 namespace coterie::COTERIE_ISA {
@@ -15,34 +17,22 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kVectorBytes = 64;
 
-// Of a group in a panel. Weights of groups of 32 that meet 8 bits have no sign, so all of these have zeros; of those that meet 16 bits, q4z has.
-template <bool kQ8, bool kInt8, bool kZeros>
+// Of a group in a panel. Weights of groups of 32 have no sign where they meet 8 bits or share bytes, so these have zeros.
+template <bool kQ8, bool kInt8, bool kShared>
 struct PanelGroup {
-  static constexpr int64_t kSteps = (kQ8 ? 64 : 16) / (kInt8 ? 2 : 1);
+  static constexpr bool kZeros = !kQ8 && (kInt8 || kShared);
+  static constexpr int64_t kSteps = kQ8 ? (kInt8 ? 32 : 64) : kInt8 ? 8 : kShared ? 12 : 16;
   static constexpr int64_t kTakenAt = kSteps * 2 * kVectorBytes, kScalesAt = kTakenAt + (kQ8 && kInt8 ? kLanes * 2 * kVectorBytes : 0);
   static constexpr int64_t kZerosAt = kScalesAt + 2 * kVectorBytes, kBytes = kZerosAt + (kZeros ? 2 * kVectorBytes : 0);
 };
 
 template <DType D>
-using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, !Record<D>::kQ8 && (Record<D>::kInt8 || Record<D>::kZeros)>;
+using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared>;
 
-static_assert(kPanelEights * kEight * PanelGroup<false, false, true>::kBytes == kWholePanelFloats * 4);
-static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelGroup<true, false, false>::kBytes <= kWholePanelFloats * 4);
+static_assert(kPanelEights * kEight * PanelOf<DType::mx4>::kBytes == kWholePanelFloats * 4);
+static_assert(PanelOf<DType::q4>::kBytes <= PanelOf<DType::mx4>::kBytes);
+static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
 
-
-// Word d (32 bits) of each of 16 rows, row r in lane r of out[d].
-inline void turn(const __m128i (&rows)[16], __m512i (&out)[4]) {
-  __m512i in[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    in[i] = _mm512_inserti32x4(_mm512_castsi128_si512(rows[i]), rows[4 + i], 1);
-    in[i] = _mm512_inserti32x4(_mm512_inserti32x4(in[i], rows[8 + i], 2), rows[12 + i], 3);
-  }
-  const __m512i a = _mm512_unpacklo_epi32(in[0], in[1]), b = _mm512_unpacklo_epi32(in[2], in[3]);
-  const __m512i c = _mm512_unpackhi_epi32(in[0], in[1]), d = _mm512_unpackhi_epi32(in[2], in[3]);
-  out[0] = _mm512_unpacklo_epi64(a, b), out[1] = _mm512_unpackhi_epi64(a, b);
-  out[2] = _mm512_unpacklo_epi64(c, d), out[3] = _mm512_unpackhi_epi64(c, d);
-}
 
 // The words of a group of q2 that are there, with a byte of them in every 16 bits.
 inline void spread_q2(__m512i (&words)[4]) {
@@ -63,9 +53,13 @@ inline void own_steps(const uint8_t* steps) {
   for (int64_t step = 0; step < kSteps; ++step) __builtin_prefetch(steps + step * 2 * kVectorBytes, 1);
 }
 
-// A word of each row as the parts of a record meet it: with signs for 16 bits (q4z: without), plus what is a zero for 8.
+// Steps that a word of each row becomes.
 template <DType D>
-inline void parts_of_word(__m512i word, __m512i (&parts)[Record<D>::kInt8 ? 2 : 4]) {
+inline constexpr int kWordSteps = static_cast<int>(PanelOf<D>::kSteps / 4);
+
+// A word of each row as the parts of a record meet it: with signs for 16 bits, without them where these are a zero's.
+template <DType D>
+inline void parts_of_word(__m512i word, __m512i (&parts)[kWordSteps<D>]) {
   using R = Record<D>;
   if constexpr (R::kQ2 && R::kInt8) {
     const __m512i two = _mm512_set1_epi8(6);
@@ -75,7 +69,7 @@ inline void parts_of_word(__m512i word, __m512i (&parts)[Record<D>::kInt8 ? 2 : 
     const __m512i two = _mm512_set1_epi16(6), plus = _mm512_set1_epi16(3), twice_all = _mm512_slli_epi16(word, 1);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) parts[i] = _mm512_sub_epi16(_mm512_and_si512(_mm512_srli_epi16(twice_all, 2 * i), two), plus);
-  } else if constexpr (R::kInt8 || R::kFloats) {
+  } else {
     const __m512i half = _mm512_set1_epi8(15);
     __m512i low = _mm512_and_si512(word, half), high = _mm512_and_si512(_mm512_srli_epi16(word, 4), half);
     if constexpr (R::kFloats) {
@@ -83,18 +77,12 @@ inline void parts_of_word(__m512i word, __m512i (&parts)[Record<D>::kInt8 ? 2 : 
       if constexpr (R::kInt8) table = _mm_add_epi8(table, _mm_set1_epi8(12));
       low = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), low), high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), high);
     }
-    if constexpr (R::kInt8) {
+    if constexpr (R::kInt8 || R::kShared) {
       parts[0] = low, parts[1] = high;
+      if constexpr (R::kShared) parts[2] = word;
     } else {
       parts[0] = _mm512_srai_epi16(_mm512_slli_epi16(low, 8), 8), parts[1] = _mm512_srai_epi16(_mm512_slli_epi16(high, 8), 8);
       parts[2] = _mm512_srai_epi16(low, 8), parts[3] = _mm512_srai_epi16(high, 8);
-    }
-  } else {
-    const __m512i quarter = _mm512_set1_epi16(15);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      parts[i] = _mm512_and_si512(_mm512_srli_epi16(word, 4 * i), quarter);
-      if constexpr (!R::kZeros) parts[i] = _mm512_sub_epi16(parts[i], _mm512_set1_epi16(8));
     }
   }
 }
@@ -131,12 +119,12 @@ template <DType D>
     if constexpr (R::kQ2) spread_q2(words);
 #pragma GCC unroll 4
     for (int d = 0; d < 4; ++d) {
-      __m512i parts[R::kInt8 ? 2 : 4];
+      __m512i parts[kWordSteps<D>];
       parts_of_word<D>(words[d], parts);
 #pragma GCC unroll 4
-      for (int i = 0; i < (R::kInt8 ? 2 : 4); ++i) _mm512_storeu_si512(out + g * P::kBytes + (4 * i + d) * 2 * kVectorBytes, parts[i]);
+      for (int i = 0; i < kWordSteps<D>; ++i) _mm512_storeu_si512(out + g * P::kBytes + (4 * i + d) * 2 * kVectorBytes, parts[i]);
     }
-    if constexpr (R::kInt8 && !R::kZeros)
+    if constexpr (P::kZeros && !R::kZeros)
       _mm512_storeu_ps(out + g * P::kBytes + P::kZerosAt, _mm512_set1_ps(R::kFloats ? 12.0f : R::kPlus));
   }
   const int64_t scales = scales_at(static_cast<int64_t>(D), K) + 2 * first;

@@ -12,7 +12,15 @@ namespace coterie::COTERIE_ISA {
 
 #if defined(__AVX512F__)
 
-constexpr int kPanelTokens = 8;  // with the two vectors of a step, as many whole sums as registers allow
+static_assert(kPanelTokens == 8);  // with the two vectors of a step, as many whole sums as registers allow
+
+// A word of token m of eight, `place` being where the first of these has it.
+template <class Word>
+COTERIE_WIDE Word word_of(const uint8_t* place, int m) {
+  Word word;
+  std::memcpy(&word, place + 4 * m, sizeof word);
+  return word;
+}
 
 // A block of a panel, and what M tokens' sums become: with `last`, dot products of so many rows.
 struct WholeBlock {
@@ -35,22 +43,15 @@ inline void put_panel(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-// M tokens with one group of a panel: what their records at `x` (with `at` to the group's q) add to the sums of its lane.
-template <bool kInt8, bool kZeros, int M>
-COTERIE_WIDE void add_panel_group(const Records& x, int64_t at, int64_t lane, const uint8_t* panel, float* sums) {
-  using P = PanelGroup<false, kInt8, kZeros>;
-  constexpr int64_t kSumsAt = kEightWeights * (kInt8 ? 1 : 2), kScalesAt = kSumsAt + 32;
-  __m512i whole[M][2];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm512_setzero_si512();
+// M tokens with so many steps of a panel, words of tokens at `word` of each.
+template <bool kInt8, int64_t kSteps, int M, class At>
+COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2]) {
 #pragma GCC unroll 16
-  for (int64_t step = 0; step < P::kSteps; ++step) {
+  for (int64_t step = 0; step < kSteps; ++step) {
     const __m512i a = _mm512_loadu_si512(panel + step * 2 * kVectorBytes), b = _mm512_loadu_si512(panel + (step * 2 + 1) * kVectorBytes);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      int32_t word;
-      std::memcpy(&word, x.of(m) + at + step / 4 * 32 + step % 4 * 4, sizeof word);
-      const __m512i q = _mm512_set1_epi32(word);
+      const __m512i q = _mm512_set1_epi32(word_of<int32_t>(at(step), m));
       if constexpr (kInt8) {
         whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], b, q);
       } else {
@@ -58,39 +59,59 @@ COTERIE_WIDE void add_panel_group(const Records& x, int64_t at, int64_t lane, co
       }
     }
   }
+}
+
+// M tokens with group g of eight of a panel: what their records at `x` add to the sums of its lane.
+template <bool kInt8, bool kShared, int M>
+COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* panel, float* sums) {
+  using P = PanelGroup<false, kInt8, kShared>;
+  using B = Beside<false, kInt8, kShared>;
+  const int64_t lane = lane_of(g);
+  __m512i whole[M][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm512_setzero_si512();
+  if constexpr (kShared) {
+    const uint8_t* q = x + g * kPanelTokens * B::kGroupBytes;
+    add_steps<true, 8, M>(panel, [&](int64_t step) { return q + 32 * step; }, whole);
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm512_slli_epi32(whole[i / 2][i % 2], 8);
+    add_steps<true, 4, M>(panel + 8 * 2 * kVectorBytes, [&](int64_t step) { return q + 32 * (8 + step); }, whole);
+  } else {
+    const uint8_t* q = x + kPanelTokens * (g / 2 * 2 * B::kGroupBytes + g % 2 * 16);
+    add_steps<kInt8, P::kSteps, M>(panel, [&](int64_t step) { return q + kPanelTokens * (step / 4 * 32 + step % 4 * 4); }, whole);
+  }
+  const uint8_t *sum_at = x + kPanelTokens * (B::kSumsAt + 4 * lane), *scale_at = x + kPanelTokens * (B::kScalesAt + 4 * lane);
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const Wide scales = _mm512_loadu_ps(panel + P::kScalesAt + half * kVectorBytes);
-    [[maybe_unused]] const Wide zeros = kZeros ? _mm512_loadu_ps(panel + P::kZerosAt + half * kVectorBytes) : scales;
+    [[maybe_unused]] const Wide zeros = P::kZeros ? _mm512_loadu_ps(panel + P::kZerosAt + half * kVectorBytes) : scales;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      float sum_of_q, scale;
-      std::memcpy(&sum_of_q, x.of(m) + kSumsAt + 4 * lane, sizeof sum_of_q);
-      std::memcpy(&scale, x.of(m) + kScalesAt + 4 * lane, sizeof scale);
       Wide codes = _mm512_cvtepi32_ps(whole[m][half]);
-      if constexpr (kZeros) codes = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(sum_of_q), codes);
+      if constexpr (P::kZeros) codes = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(word_of<float>(sum_at, m)), codes);
       float* to = sums + (lane * M + m) * kPanelRows + 16 * half;
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(codes, _mm512_mul_ps(scales, _mm512_set1_ps(scale)), _mm512_loadu_ps(to)));
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(codes, _mm512_mul_ps(scales, _mm512_set1_ps(word_of<float>(scale_at, m))), _mm512_loadu_ps(to)));
     }
   }
 }
 
 // M tokens with a group of int8, lane by lane. Weights have signs, so 8 bits of a token are met plus 128.
 template <bool kInt8, int M>
-COTERIE_WIDE void add_panel_q8(const Records& x, const uint8_t* panel, float* sums) {
+COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* sums) {
   using P = PanelGroup<true, kInt8, false>;
+  using B = Beside<true, kInt8, false>;
   constexpr int64_t kLaneSteps = P::kSteps / kLanes;
   Wide scale[M][2];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    float of_token;
-    std::memcpy(&of_token, x.of(m) + kGroupQ8 * (kInt8 ? 1 : 2), sizeof of_token);
+    const float of_token = word_of<float>(x + kPanelTokens * B::kScalesAt, m);
     for (int half = 0; half < 2; ++half)
       scale[m][half] = _mm512_mul_ps(_mm512_loadu_ps(panel + P::kScalesAt + half * kVectorBytes), _mm512_set1_ps(of_token));
   }
 #pragma GCC unroll 1
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     const uint8_t *steps = panel + lane * kLaneSteps * 2 * kVectorBytes, *taken = panel + P::kTakenAt + lane * 2 * kVectorBytes;
+    const uint8_t* q_at = x + kPanelTokens * lane * 4;
     __m512i whole[M][2];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -102,8 +123,7 @@ COTERIE_WIDE void add_panel_q8(const Records& x, const uint8_t* panel, float* su
       const __m512i a = _mm512_loadu_si512(steps + step * 2 * kVectorBytes), b = _mm512_loadu_si512(steps + (step * 2 + 1) * kVectorBytes);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        uint32_t word;
-        std::memcpy(&word, x.of(m) + step * 32 + lane * 4, sizeof word);
+        const auto word = word_of<uint32_t>(q_at + kPanelTokens * step * 32, m);
         const __m512i q = _mm512_set1_epi32(static_cast<int32_t>(kInt8 ? word ^ 0x80808080u : word));
         if constexpr (kInt8) {
           whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], q, a), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], q, b);
@@ -122,26 +142,25 @@ COTERIE_WIDE void add_panel_q8(const Records& x, const uint8_t* panel, float* su
   }
 }
 
-template <bool kQ8, bool kInt8, bool kZeros, int M>
-[[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(Records x, const WholeBlock& b, float* sums, float* out) {
-  constexpr int64_t kBits = kInt8 ? 1 : 2, kPair = 2 * kGroupQ4 * kBits, kRecord = kQ8 ? kGroupQ8 * kBits + 32 : kEightWeights * kBits + 64;
+template <bool kQ8, bool kInt8, bool kShared, int M>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(const uint8_t* x, const WholeBlock& b, float* sums, float* out) {
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kPanelRows);
   const uint8_t* panel = b.panel;
-  for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kZeros>::kBytes) {
+  for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kShared>::kBytes) {
     const int64_t of = kQ8 ? kEight - 1 : g % kEight;
     if constexpr (kQ8) {
       add_panel_q8<kInt8, M>(x, panel, sums);
     } else {
-      add_panel_group<kInt8, kZeros, M>(x, of / 2 * kPair + of % 2 * 16, lane_of(of), panel, sums);
+      add_panel_group<kInt8, kShared, M>(x, of, panel, sums);
     }
-    if (of + 1 == kEight) x.at += kRecord;
+    if (of + 1 == kEight) x += kPanelTokens * Beside<kQ8, kInt8, kShared>::kBytes;
   }
   if (b.last) put_panel<M>(sums, b.rows, out, b.out_stride);
 }
 
-// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it.
+// A tile of `tokens` x N dot products with N rows, as whole_tokens() makes it, of records side by side, `size_bytes` of each token.
 template <DType D>
-inline void whole_panel(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
+inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
   constexpr int64_t kGroup = R::kQ8 ? kGroupQ8 : kGroupQ4, kRecordGroups = R::kWeights / kGroup;
@@ -159,8 +178,10 @@ inline void whole_panel(const Records& x, int64_t tokens, PackedRows w, int64_t 
       const auto some = [&]<int M>() {
         for (; t + M <= tokens; t += M) {
           if (M == kPanelTokens || t % kPanelTokens == 0) fetched.one_call();
-          const Records at{x.of(t) + g / kRecordGroups * R::kBytes, x.apart};
-          panel_dots<R::kQ8, R::kInt8, !R::kQ8 && (R::kInt8 || R::kZeros), M>(at, block, work.sums + whole_sums_floats(t), out + t * out_stride + row);
+          const int64_t place = t % kPanelTokens;
+          bytes* x = records + (t - place) * size_bytes + g / kRecordGroups * kPanelTokens * BesideOf<D>::kBytes + 4 * place;
+          float* sums = work.sums + (block.first && block.last ? 0 : whole_sums_floats(t));  // in the first-level cache, where none wait
+          panel_dots<R::kQ8, R::kInt8, R::kShared, M>(x, block, sums, out + t * out_stride + row);
         }
       };
       some.template operator()<kPanelTokens>();

@@ -5,6 +5,11 @@
 //
 // `most` is 32767 or 127. A group that holds an infinity or a NaN has the scale NaN, which reaches the result.
 //
+// Of q4 and q4z with 16 bits `most` is 30464, and of 16 bits 12 are chosen: two weights share a byte, l + 16 h, and meet x and y. With
+//   x = a + 256 b, y = 16 a + 256 c      l x + h y = (l + 16 h) a + 256 (l b + h c)
+// that is three products of bytes, where 16 bits take four. So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a
+// multiple of 16, ties up.
+//
 //   q8, 16 bits   | q of a group: 128 x int16 | scale x 8 floats |
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
 //   q4, 16 bits   | of eight groups, two at a time, a and b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
@@ -33,6 +38,7 @@ struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
   static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
   static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
+  static constexpr bool kShared = D == DType::q4 || D == DType::q4z;  // x and y as above
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
   static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // of two groups' q
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
@@ -40,7 +46,7 @@ struct Record {
   static constexpr int64_t kBytes = kScalesAt + 32;
   static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // of a row
   static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // what codes are stored plus, without zeros
-  static constexpr float kMost = kInt8 ? 127.0f : 32767.0f;
+  static constexpr float kMost = kInt8 ? 127.0f : kShared ? 30464.0f : 32767.0f;
 };
 
 // Calls `body` with the packed type's constant.
@@ -126,7 +132,14 @@ inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at), _mm256_castsi256_si128(value));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at + 32), _mm256_extracti128_si256(value, 1));
   };
-  const __m256i low = round_16(x, steps), high = round_16(x + 16, steps), ones = _mm256_set1_epi16(1);
+  __m256i low = round_16(x, steps), high = round_16(x + 16, steps);
+  const __m256i ones = _mm256_set1_epi16(1);
+  if constexpr (Record<D>::kShared) {
+    const auto in_sixteens = [](__m256i v) { return _mm256_andnot_si256(_mm256_set1_epi16(15), _mm256_add_epi16(v, _mm256_set1_epi16(8))); };
+    high = in_sixteens(high);
+    const __m256i rest = _mm256_srai_epi16(high, 4);
+    low = _mm256_add_epi16(rest, in_sixteens(_mm256_sub_epi16(low, rest)));
+  }
   if constexpr (Record<D>::kInt8) {
     put(0, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
   } else {
@@ -186,7 +199,12 @@ inline float round_half(const float* x, float steps, uint8_t* pair) {
   float sum = 0.0f;
   for (int64_t i = 0; i < kGroupQ4; ++i) {
     const int64_t part = Record<D>::kInt8 ? i / 16 : i / 16 + i % 2 * 2, place = Record<D>::kInt8 ? i % 16 : i % 16 / 2;
-    const int16_t q = round_one<D>(x[i], steps);
+    int16_t q = round_one<D>(x[i], steps);
+    if constexpr (Record<D>::kShared) {
+      const auto in_sixteens = [](int whole) { return (whole + 8) & ~15; };
+      const int high = in_sixteens(i < 16 ? round_one<D>(x[16 + i], steps) : q), rest = high / 16;
+      q = static_cast<int16_t>(i < 16 ? rest + in_sixteens(q - rest) : high);
+    }
     put_whole<D>(pair + part * 32, place, q);
     sum += q;
   }

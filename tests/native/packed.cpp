@@ -68,8 +68,14 @@ integer type_of(const Tensor& w, bool int8) {
   return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : four);
 }
 
+// The nearest multiple of 16 of what is left without `rest`, and that: of two, the one above.
+float in_sixteens(float q, float rest) { return rest + 16.0f * std::floor((q - rest + 8.0f) / 16.0f); }
+
+// Activations as packed rows meet them. Where two weights share a byte and meet 16 bits, the second of two is a multiple of 16, and the first a
+// sixteenth of it and a multiple of 16.
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
-  const float most = int8 ? 127.0f : 32767.0f;
+  const bool shared = !int8 && (dtype == DType::q4 || dtype == DType::q4z);
+  const float most = int8 ? 127.0f : shared ? 30464.0f : 32767.0f;
   const int64_t group = group_of(dtype);
   Doubles y(x.size());
   for (int64_t t = 0; t < T; ++t)
@@ -77,8 +83,15 @@ Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool i
       float largest = 0.0f;
       const int64_t last = std::min(K, first + group);
       for (int64_t k = first; k < last; ++k) largest = std::max(largest, std::abs(static_cast<float>(x[t * K + k])));
-      for (int64_t k = first; k < last; ++k)
-        y[t * K + k] = largest == 0.0f ? 0.0 : std::nearbyint(static_cast<float>(x[t * K + k]) * (most / largest)) * (largest / most);
+      const auto whole = [&](int64_t k) {
+        return largest == 0.0f || k >= last ? 0.0f : std::nearbyint(static_cast<float>(x[t * K + k]) * (most / largest));
+      };
+      for (int64_t k = first; k < last; ++k) {
+        float q = whole(k);
+        if (shared && k - first >= 16) q = in_sixteens(q, 0.0f);
+        if (shared && k - first < 16) q = in_sixteens(q, in_sixteens(whole(k + 16), 0.0f) / 16.0f);
+        y[t * K + k] = static_cast<double>(q) * (largest / most);
+      }
     }
   return y;
 }

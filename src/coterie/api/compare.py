@@ -25,8 +25,10 @@ from coterie.engine.assembly import page_bytes
 from coterie.engine.experts import open_expert
 from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
+from coterie.graph.ir import Graph
 from coterie.graph.ops import INT8_OR_FINER, ROUNDING
 from coterie.graph.reference import KvState, Reference
+from coterie.graph.rounding import as_a_cpu_rounds
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import Model, load_weights_f32
 
@@ -35,8 +37,8 @@ TOLERANCE = 1e-4
 # A GPU rounds activations to the type of the weights that they meet, 2^-9 of each in bfloat16, where a step has more
 # than four tokens; a layer has four such products in a row, and errors add up from layer to layer (docs/triton.md).
 GPU_TOLERANCE = 0.03
-# A CPU rounds activations that meet packed weights to 16 bits, 2^-16 of the largest of a group: in the mean a
-# thirtieth of what bfloat16 loses.
+# A CPU rounds activations that meet packed weights to 16 bits, or 12 of these, and so does the reference beside it: but
+# one near the middle between two numbers to either of them, 2^-11 of the largest of a group apart.
 PACKED_TOLERANCE = 0.001
 # What meets a difference of a few bits is rounded to 8, and one near the middle between two numbers to either of them:
 # 1/127 of a group's largest apart, of which a product has as many terms as columns.
@@ -123,7 +125,8 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         block = page_bytes(model.kv)
         rows = _rows(ids, model.kv.blocks_for(len(ids), block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
-        expected = _reference(model, rows, block)
+        graph = as_a_cpu_rounds(model.graph) if gpu_number(options.device) is None else model.graph
+        expected = _reference(model, graph, rows, block)
         allowed = tolerances(model, options.device)
         found: list[Row] = []
         for rule_set in rule_sets:
@@ -164,7 +167,7 @@ def _rows(ids: Sequence[int], blocks: int) -> Rows:
     )
 
 
-def _reference(model: Model, rows: Rows, block: int) -> dict[str, npt.NDArray[Any]]:
+def _reference(model: Model, graph: Graph, rows: Rows, block: int) -> dict[str, npt.NDArray[Any]]:
     given = {
         "tokens": rows.tokens_T,
         "positions": rows.positions_T,
@@ -174,8 +177,8 @@ def _reference(model: Model, rows: Rows, block: int) -> dict[str, npt.NDArray[An
     }
     inputs = {name: np.asarray(numbers, np.int32) for name, numbers in given.items()}
     kv, blocks = model.kv, len(rows.block_tables_BM[0])
-    state = KvState(model.graph, blocks, kv.tokens_per_block(block), kv.state_blocks(block))
-    return Reference(model.graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
+    state = KvState(graph, blocks, kv.tokens_per_block(block), kv.state_blocks(block))
+    return Reference(graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
 
 
 def _row(

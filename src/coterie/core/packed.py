@@ -13,7 +13,8 @@ A weight is q * s, which float32 holds exactly; of MX4 q is twice the float, so 
 Q4Z it is (code - z) * s, a difference and then a product in float32, each rounded to nearest: both are exact where z is
 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2, code 0, whatever that means). A CPU's kernels
 round the activations that meet packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
-group's largest apart; or, by choice, of 8. Knows nothing about files or which tensors are packed.
+group's largest apart (of Q4 and Q4Z 12 bits, 2^-11.8); or, by choice, of 8. Knows nothing about files or which tensors
+are packed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 MAX_INT8, MAX_INT16 = 127, 32767  # of rounded activations
+SHARED, MAX_SHARED = (
+    (DType.Q4, DType.Q4Z),
+    30464,
+)  # whose weights share bytes, and the largest where they meet MAX_INT16
 _PIECE_WEIGHTS = 1 << 20  # temporary arrays stay near the cache
 
 
@@ -104,9 +109,17 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
 
     scale = largest magnitude / most, q = the nearest whole number of x * (most / largest), ties to even: q * scale.
     A group that is not all finite becomes NaN.
+
+    Of Q4 and Q4Z MAX_INT16 stands for MAX_SHARED, and for 12 bits: two weights share a byte, low + 16 * high, and what
+    meets them, x and y, meets whole bytes too. With x = a + 256 b and y = 16 a + 256 c, each of 8 bits,
+
+        low * x + high * y = (low + 16 * high) * a + 256 * (low * b + high * c)
+
+    So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a multiple of 16, ties up.
     """
     T, K = values_TK.shape
-    group = PACKED[dtype][1]
+    group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
+    most = MAX_SHARED if shared else most
     grouped = np.zeros((T, -(-K // group) * group), np.float32)
     grouped[:, :K] = values_TK
     grouped = grouped.reshape(T, grouped.shape[1] // group, group)
@@ -114,6 +127,10 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
     with np.errstate(all="ignore"):
         steps = np.float32(most) / largest
         q = np.rint(grouped * np.where(np.isfinite(steps), steps, np.float32(0)))
+        if shared:
+            low, high = q[..., : group // 2], q[..., group // 2 :]
+            high[:] = np.floor((high + 8) / 16) * 16
+            low[:] = high / 16 + np.floor((low - high / 16 + 8) / 16) * 16
         scales = np.where(np.isfinite(largest), largest / np.float32(most), np.float32(np.nan))
         return np.asarray((q * scales).reshape(T, grouped.shape[1] * group)[:, :K], np.float32)
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from coterie.graph.branch_ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
-from coterie.graph.ops import ROUNDING
+from coterie.graph.ops import INT16, ROUNDING
 
 _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
 
@@ -18,6 +18,12 @@ _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a wei
 def with_rounding(graph: Graph, to: str) -> Graph:
     """Every product with packed weights rounds what it reads `to` INT8 or INT16; other graphs stay as they are."""
     return replace(graph, ops=tuple(_rounding(graph, op, to) for op in graph.ops))
+
+
+def as_a_cpu_rounds(graph: Graph) -> Graph:
+    """Every product with packed weights that does not say what it rounds to says INT16, which is what a CPU does."""
+    ops = (op if ROUNDING in op.attrs else _rounding(graph, op, INT16) for op in graph.ops)
+    return replace(graph, ops=tuple(ops))
 
 
 def _rounding(graph: Graph, op: Op, to: str) -> Op:
