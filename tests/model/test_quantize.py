@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.model import tiny
 from tests.model.runner import BACKENDS, Stepper, chunks
-from tests.model.theirs import prompt_of, relative_error
+from tests.model.theirs import EITHER_WAY, TWELVE_BITS, as_met, prompt_of, relative_error
 
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType, to_f32
@@ -122,17 +122,17 @@ LATER = [pytest.param(*case, marks=pytest.mark.long) for case in BRANCHED[1:]]
 
 @pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z"), BRANCHED[0], *LATER])
 def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
-    """Float32 norms, so keys and values are float32 too: what differs is that activations are rounded to 16 bits."""
+    """Float32 norms, so keys and values are float32 too; activations are rounded in the reference as on a CPU."""
     model = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)
     prompt = prompt_of(model.config.vocab_size)
     logits, drawn = {}, {}
     for backend in BACKENDS:
-        stepper = Stepper(make_backend(backend, model))
+        stepper = Stepper(make_backend(backend, as_met(model) if backend == "reference" else model))
         logits[backend] = stepper.feed((stepper.sequence(), prompt))
         drawn[backend] = stepper.greedy(prompt[:9], 8)
     first, *others = BACKENDS
     for other in others:
-        assert relative_error(logits[other], logits[first]) <= 5e-4
+        assert relative_error(logits[other], logits[first]) <= (5e-4 if bits == "8" else EITHER_WAY)
         assert drawn[other] == drawn[first]
 
 
@@ -270,7 +270,11 @@ def test_sixteen_bits_said_aloud_are_what_a_cpu_computes_anyway(bits, folder_of,
             stepper = Stepper(make_backend(backend, model))
             logits[backend, name] = stepper.feed((stepper.sequence(), prompt))
     np.testing.assert_array_equal(logits["cpu", "packed"], logits["cpu", "aloud"])
-    assert 0 < relative_error(logits["reference", "aloud"], logits["reference", "packed"]) <= 5e-4
+    assert (
+        0
+        < relative_error(logits["reference", "aloud"], logits["reference", "packed"])
+        <= (5e-4 if bits == "8" else TWELVE_BITS)
+    )
     with pytest.raises(UsageError, match=r"rounding is 'int3'.*'int16', 'int8' or"):
         verify(with_rounding(packed.graph, "int3"))
 

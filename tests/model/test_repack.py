@@ -76,7 +76,7 @@ def test_every_weight_is_the_same_number(row, group, folder_like, tmp_path):
 
 
 def test_it_runs_as_transformers_runs_the_same_numbers(folder_like, tmp_path, make_backend):
-    """On our kernels, whose activations are rounded to 16 bits, and on the reference, where they are not."""
+    """On our kernels, whose activations are rounded, and on the reference, where they are not."""
     folder = folder_like("llama", "fp32")  # so that keys and values are float32 too
     model = tiny.load(folder)
     for name, exact in compressed.compress(folder, 64).items():

@@ -36,7 +36,7 @@ def test_only_what_reads_rounded_keys_and_values_may_be_off_by_a_rounding(dtype:
         assert found[name] == KV_TOLERANCE.get(dtype, TOLERANCE)
 
 
-def test_what_meets_packed_weights_may_be_off_by_what_sixteen_bits_lose(tmp_path: Path) -> None:
+def test_what_meets_packed_weights_is_rounded_in_the_reference_too_and_may_go_the_other_way(tmp_path: Path) -> None:
     source = write_expert(tmp_path / "x", 0, DType.F32, torch_dtype="float32")
     folder = quantize_folder(source, tmp_path / "packed", Packing(DType.Q4, DType.Q8)).folder
     found = tolerances(open_model(folder), "cpu")
@@ -45,7 +45,7 @@ def test_what_meets_packed_weights_may_be_off_by_what_sixteen_bits_lose(tmp_path
         assert found[name] == PACKED_TOLERANCE
     rows = json.loads(run("diff", folder, "--json").stdout)["rows"]
     assert all(row["max_error"] <= row["tolerance"] for row in rows)
-    assert any(row["max_error"] > TOLERANCE / 100 for row in rows)
+    assert max(row["max_error"] for row in rows) < TOLERANCE / 10  # none is so near the middle here
 
 
 def test_diff_sees_values_that_are_no_numbers(tmp_path: Path) -> None:
