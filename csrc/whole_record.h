@@ -8,7 +8,7 @@
 // Of q4 and q4z with 16 bits `most` is 30464, and of 16 bits 12 are chosen: two weights share a byte, l + 16 h, and meet x and y. With
 //   x = a + 256 b, y = 16 a + 256 c      l x + h y = (l + 16 h) a + 256 (l b + h c)
 // that is three products of bytes, where 16 bits take four. So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a
-// multiple of 16, ties up.
+// multiple of 16; of two as near y takes the upper and x the lower one, so that in the mean nothing is added.
 //
 //   q8, 16 bits   | q of a group: 128 x int16 | scale x 8 floats |
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
@@ -135,10 +135,10 @@ inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
   __m256i low = round_16(x, steps), high = round_16(x + 16, steps);
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (Record<D>::kShared) {
-    const auto in_sixteens = [](__m256i v) { return _mm256_andnot_si256(_mm256_set1_epi16(15), _mm256_add_epi16(v, _mm256_set1_epi16(8))); };
-    high = in_sixteens(high);
+    const auto sixteens = [](__m256i v, short half) { return _mm256_andnot_si256(_mm256_set1_epi16(15), _mm256_add_epi16(v, _mm256_set1_epi16(half))); };
+    high = sixteens(high, 8);
     const __m256i rest = _mm256_srai_epi16(high, 4);
-    low = _mm256_add_epi16(rest, in_sixteens(_mm256_sub_epi16(low, rest)));
+    low = _mm256_add_epi16(rest, sixteens(_mm256_sub_epi16(low, rest), 7));
   }
   if constexpr (Record<D>::kInt8) {
     put(0, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
@@ -201,9 +201,8 @@ inline float round_half(const float* x, float steps, uint8_t* pair) {
     const int64_t part = Record<D>::kInt8 ? i / 16 : i / 16 + i % 2 * 2, place = Record<D>::kInt8 ? i % 16 : i % 16 / 2;
     int16_t q = round_one<D>(x[i], steps);
     if constexpr (Record<D>::kShared) {
-      const auto in_sixteens = [](int whole) { return (whole + 8) & ~15; };
-      const int high = in_sixteens(i < 16 ? round_one<D>(x[16 + i], steps) : q), rest = high / 16;
-      q = static_cast<int16_t>(i < 16 ? rest + in_sixteens(q - rest) : high);
+      const int high = ((i < 16 ? round_one<D>(x[16 + i], steps) : q) + 8) & ~15, rest = high / 16;
+      q = static_cast<int16_t>(i < 16 ? rest + ((q - rest + 7) & ~15) : high);
     }
     put_whole<D>(pair + part * 32, place, q);
     sum += q;

@@ -68,9 +68,6 @@ integer type_of(const Tensor& w, bool int8) {
   return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : four);
 }
 
-// The nearest multiple of 16 of what is left without `rest`, and that: of two, the one above.
-float in_sixteens(float q, float rest) { return rest + 16.0f * std::floor((q - rest + 8.0f) / 16.0f); }
-
 // Activations as packed rows meet them. Where two weights share a byte and meet 16 bits, the second of two is a multiple of 16, and the first a
 // sixteenth of it and a multiple of 16.
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
@@ -88,8 +85,9 @@ Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool i
       };
       for (int64_t k = first; k < last; ++k) {
         float q = whole(k);
-        if (shared && k - first >= 16) q = in_sixteens(q, 0.0f);
-        if (shared && k - first < 16) q = in_sixteens(q, in_sixteens(whole(k + 16), 0.0f) / 16.0f);
+        const bool second = k - first >= 16;
+        const float upper = std::floor((whole(second ? k : k + 16) + 8.0f) / 16.0f);
+        if (shared) q = second ? 16.0f * upper : upper + 16.0f * std::floor((q - upper + 7.0f) / 16.0f);
         y[t * K + k] = static_cast<double>(q) * (largest / most);
       }
     }

@@ -115,7 +115,8 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
 
         low * x + high * y = (low + 16 * high) * a + 256 * (low * b + high * c)
 
-    So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a multiple of 16, ties up.
+    So y is the nearest multiple of 16, and x the nearest number that is y / 16 plus a multiple of 16. Of two as near y
+    takes the upper and x the lower one, so that in the mean nothing is added.
     """
     T, K = values_TK.shape
     group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
@@ -130,7 +131,7 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
         if shared:
             low, high = q[..., : group // 2], q[..., group // 2 :]
             high[:] = np.floor((high + 8) / 16) * 16
-            low[:] = high / 16 + np.floor((low - high / 16 + 8) / 16) * 16
+            low[:] = high / 16 + np.floor((low - high / 16 + 7) / 16) * 16
         scales = np.where(np.isfinite(largest), largest / np.float32(most), np.float32(np.nan))
         return np.asarray((q * scales).reshape(T, grouped.shape[1] * group)[:, :K], np.float32)
 
