@@ -167,7 +167,7 @@ void test_narrow(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
   const integer type = type_of(w, int8);
   const int64_t apart = plain::records_bytes(type, K), stride = N + 1;
   std::vector<uint8_t> records(T * apart);
-  for (int64_t t = 0; t < T; ++t) plain::put_records(x.data() + t * K, K, type, records.data() + t * apart);
+  for (int64_t t = 0; t < T; ++t) plain::put_records(x.data() + t * K, K, type, t, T, false, records.data());
   std::vector<float> wanted(T * stride), out(T * stride);
   std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as whole_fill_avx2.h has them
   for (int64_t t = 0; t < T; ++t)
