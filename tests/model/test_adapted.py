@@ -136,9 +136,7 @@ def test_a_packed_base(dtype, activations, folder_of, tmp_path, make_backend):
     for backend in ("reference", "cpu"):
         stepper = Stepper(make_backend(backend, as_met(model) if backend == "reference" else model))
         found.append(stepper.feed((stepper.sequence(), prompt)))
-    bound = (
-        max(2e-3, TWELVE_BITS if dtype is DType.Q4 else 0.0) if activations == "int16" else 0.05
-    )  # one more rounded up is 1/127 of a group's largest
+    bound = max(2e-3, TWELVE_BITS if dtype is DType.Q4 else 0.0) if activations == "int16" else 0.05
     assert relative_error(found[1], found[0]) <= bound
     plain = Stepper(make_backend("cpu", open_model(tmp_path / "packed")))
     assert relative_error(plain.feed((plain.sequence(), prompt)), found[0]) > 0.1
