@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.model import adapters, tiny
 from tests.model.runner import Stepper, block_bytes_for, on_cpu, wait
-from tests.model.theirs import relative_error
+from tests.model.theirs import TWELVE_BITS, relative_error
 from tests.system.tiny import lengthen
 
 from coterie.core.dtypes import DType
@@ -104,5 +104,5 @@ def test_sequences_of_several_adapters_are_each_as_alone(row, rule_set, folder_o
     "dtype", [pytest.param(DType.Q8, marks=pytest.mark.long), DType.Q4, pytest.param(DType.Q4Z, marks=pytest.mark.long)]
 )
 def test_a_packed_base_and_factors_of_half_precision(dtype, folder_of, tmp_path):
-    for backend in check(opened("llama", folder_of, tmp_path, "fp16", Packing(dtype, DType.Q8)), 2e-3)[:1]:
+    for backend in check(opened("llama", folder_of, tmp_path, "fp16", Packing(dtype, DType.Q8)), TWELVE_BITS)[:1]:
         backend.close()
