@@ -56,6 +56,21 @@ def test_a_stream_of_requests_for_one_expert_does_not_starve_another():
     assert len(kinds(w, "admit")) < 12
 
 
+def test_a_stream_of_newcomers_does_not_stop_an_answer_of_another_expert():
+    w = world({"a": 4, "b": 4}, near_blocks=8, kv_blocks=4000)
+    w.engine.submit(ask("long", "b", max_tokens=40))
+    finished = set()
+    for number in range(400):  # one in each step, as fast as they are answered
+        w.engine.step()
+        w.engine.submit(ask(f"a{number}", "a", max_tokens=4))
+        finished |= {request_id for (request_id, _) in kinds(w, "finish")}
+        if "long" in finished:
+            break
+    assert "long" in finished
+    order = "".join(expert for (expert, _, _) in kinds(w, "run"))
+    assert max(map(len, order.split("b"))) <= 2 * 2 * 4 + 4  # two rounds of two quanta, and one
+
+
 def test_a_long_sequence_gives_its_place_up_when_its_turn_is_over_and_is_resumed():
     w = world({"a": 4, "b": 4}, near_blocks=4, turn_steps=6)
     w.engine.submit(ask("long", "a", max_tokens=30))
@@ -194,6 +209,9 @@ A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARR
             Run("b", (9,)),
         ),
         (view(group("a", R, running=1), group("b", R, 9, running=32), current="b", streak=4), Run("a", ())),
+        # But for so long: two rounds of two quanta.
+        (view(group("a", R, running=1), group("b", R, 9, running=1, last_run=15)), Run("b", (9,))),
+        (view(group("a", R, running=1), group("b", R, 9, running=1, last_run=16)), Run("a", ())),
         (view(group("a", R, 8, running=1), group("b", R, 2), current="a", streak=4), Run("b", (2,))),
         (view(*(group(c, R, running=1) for c in "abcdef"), group("g", R, 1), current="a", streak=4), Run("a", ())),
         # Weight: requests times the square of the oldest one's age; of those that weigh the same the older.

@@ -32,6 +32,7 @@ class Residence(Enum):
 ABSENT: Final = Residence.ABSENT
 STARTED: Final = Residence.STARTED
 READY: Final = Residence.READY
+ROUNDS = 2  # of quanta of all that have begun: else requests that come without end would stop others' answers
 
 
 @value
@@ -285,7 +286,7 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
 
     `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do. Behind each
     quantum whoever has requests that can be admitted goes first, one that has begun too: the others wait for a quantum
-    more, where a first token would wait for a round of them.
+    more, where a first token would wait for a round of them. Who has begun is passed for so many ROUNDS at most.
     """
     ready = [g for g in working if g.residence is READY]
     if policy.overlap:
@@ -297,15 +298,13 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
         for group in begun:
             if group.expert_id == view.current:
                 return group
+    longest_ago = min(begun, key=lambda group: (group.last_run, group.oldest), default=None)
+    now = max([group.last_run for group in view.groups], default=0)
+    if longest_ago is not None and now - longest_ago.last_run > ROUNDS * len(begun) * policy.quantum_steps:
+        return longest_ago
     open_to_more = candidates if len(begun) < policy.turns else begun
     newcomers = [g for g in open_to_more if g.waiting and _admissible(g, view, policy)]
-    if newcomers:
-        return _heaviest(newcomers, weight)
-    longest_ago: Group | None = None
-    for group in begun:
-        if longest_ago is None or (group.last_run, group.oldest) < (longest_ago.last_run, longest_ago.oldest):
-            longest_ago = group
-    return longest_ago
+    return _heaviest(newcomers, weight) if newcomers else longest_ago
 
 
 def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
