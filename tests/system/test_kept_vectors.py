@@ -49,6 +49,8 @@ def test_examples_are_asked_once(path: Path) -> None:
     path.write_text(path.read_text().replace('"9 + 1"', '"9 + 1", "3 + 4"'))
     assert opened(path)[0] == 2  # the first, and the new one
     assert opened(path)[0] == 1
+    path.write_text(path.read_text().replace('"12 + 30"', '"1 + 1", "12 + 30"'))
+    assert opened(path)[0] == 2  # the new one, which is the first now, and one of those that are kept
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "turned", "zeros"])
@@ -78,11 +80,22 @@ def test_what_is_no_longer_true_does_not_count(path: Path) -> None:
     kept.write(wrong, {})
     assert opened(path) == (5, routes)
     assert opened(path) == (1, routes)
+    kept.write(dict(list(wrong.items())[1:]), {})  # of the first example nothing is kept
+    assert opened(path) == (5, routes)
 
 
 def test_where_nothing_can_be_kept_examples_are_asked_each_time(path: Path) -> None:
     cache_folder().parent.mkdir(parents=True)
     cache_folder().write_text("a file where a folder should be")
+    assert (opened(path)[0], opened(path)[0]) == (5, 5)
+
+
+def test_who_has_no_home_asks_each_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
     assert (opened(path)[0], opened(path)[0]) == (5, 5)
 
 

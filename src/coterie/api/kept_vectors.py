@@ -31,9 +31,12 @@ _KEY_BYTES, _DIGEST_BYTES = 16, 32
 
 
 def cache_folder() -> Path:
-    """Where they are kept."""
+    """Where they are kept; for who has no home a place where nothing can be."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "coterie" / "vectors"
+    try:
+        return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "coterie" / "vectors"
+    except RuntimeError:  # so says pathlib, of an account without a name in a container
+        return Path(os.devnull) / "coterie"
 
 
 class KeptVectors:

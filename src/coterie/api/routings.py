@@ -92,11 +92,12 @@ class Routings:
         kept = KeptVectors(self._models[model], self._texts[model].embedding, device, folder)
         keys = [KeptVectors.key_of(ask.prompt_ids) for ask in asks]
         known = kept.read()
-        is_new = any(key not in known for key in keys)
-        asked = {keys[0]: asks[0], **{key: ask for key, ask in zip(keys, asks, strict=True) if key not in known}}
-        made = self._pooled(asked)
-        if _differ(known.get(keys[0]), made[keys[0]]):
-            made |= self._pooled({key: ask for key, ask in zip(keys, asks, strict=True) if key not in made})
+        wants = dict(zip(keys, asks, strict=True))
+        new = {key: ask for key, ask in wants.items() if key not in known}
+        one, is_new = next((key for key in keys if key in known), keys[0]), bool(new)
+        made = self._pooled({one: wants[one]} | new)
+        if _differ(known.get(one), made[one]):
+            made |= self._pooled({key: ask for key, ask in wants.items() if key not in made})
             known, is_new = {}, True
         there = {key: made.get(key) or known[key] for key in keys}
         if is_new:
