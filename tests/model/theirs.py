@@ -12,11 +12,13 @@ import torch
 from tests.model import tiny
 from tests.model.runner import Stepper
 
+from coterie.core.packed import SHARED
 from coterie.graph.rounding import as_a_cpu_rounds
 
 # Of the largest logit: what is lost as activations that meet 4 bits have 12 of their 16 (core.packed.rounded). Beside a
 # reference that rounds as well, a number near the middle between two goes either way, which is a step too.
 TWELVE_BITS = 4e-3
+SIXTEEN_BITS = 5e-4
 PROMPT_TOKENS, GREEDY_FROM, GREEDY_TOKENS = 40, 12, 64
 
 
@@ -60,6 +62,11 @@ def typical_error(found, truth):
     return float(np.median(np.abs(found - truth).max(axis=-1)) / np.abs(truth).max())
 
 
+def most_lost(model, other=SIXTEEN_BITS):
+    """Of the largest logit, by rounding what meets packed weights; `other` where none of these has 4 bits."""
+    return TWELVE_BITS if any(value.dtype in SHARED for value in model.graph.values.values()) else other
+
+
 def as_met(model):
     """The model whose products with packed weights round in the reference as they do on a CPU."""
     return replace(model, graph=as_a_cpu_rounds(model.graph))
@@ -79,8 +86,8 @@ def runs_as(model, ours, make_backend):
     with torch.no_grad():
         wanted = model(torch.tensor([prompt])).logits[0].numpy()
     assert relative_error(logits["exact"], wanted) <= 1e-4
-    assert relative_error(logits["cpu"], logits["rounded"]) <= TWELVE_BITS
-    assert relative_error(logits["rounded"], wanted) <= TWELVE_BITS
+    assert relative_error(logits["cpu"], logits["rounded"]) <= most_lost(ours)
+    assert relative_error(logits["rounded"], wanted) <= most_lost(ours)
 
 
 def ask(folder, dtype):
