@@ -76,7 +76,7 @@ PACKED = {
     [*(("granite4-h", dtype) for dtype in (DType.Q4, DType.Q4Z)), *((row, DType.Q8) for row in PACKED)],
 )
 def test_packed(row, dtype, folder_of, tmp_path, make_backend):
-    """Small tensors stay as they are. The reference has the packed weights; activations are rounded to 16 bits."""
+    """Small tensors stay as they are. The reference has the packed weights; activations are rounded."""
     quantize_folder(folder_of(row, dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
     model = open_model(tmp_path / "packed")
     kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
