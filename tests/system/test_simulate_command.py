@@ -10,6 +10,8 @@ import time
 
 import pytest
 from rich.console import Console
+from tests.system.commands import refused
+from tests.system.tiny import write_expert
 from typer.testing import CliRunner
 
 from coterie.cli.main import app
@@ -48,6 +50,33 @@ def test_the_first_mistake_among_machines_side_by_side_is_a_sentence(many):
     assert result.exit_code == 2
     assert (result.stderr.count("\n"), "Traceback" in result.output) == (1, False)
     assert "[toy-tiers: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["simulate", "plan"])
+def test_who_gives_vectors_alone_is_named(command, tmp_path):
+    for seed, name in enumerate(("ada", "vec")):
+        write_expert(tmp_path / name, seed)
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]
+    (tmp_path / "vec" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "vec" / "1_Pooling").mkdir()
+    (tmp_path / "vec" / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    promise = ("--slo", "ttft=1s") if command == "plan" else ()
+    words = (
+        command,
+        str(tmp_path),
+        "--machine",
+        "toy-tiers",
+        "--rate",
+        "4",
+        "--prompt",
+        "8",
+        "--tokens",
+        "4",
+        *promise,
+    )
+    refused(runner.invoke(app, words), "vectors", "vec;")
+    (tmp_path / "vec" / "modules.json").unlink()
+    assert runner.invoke(app, words).exit_code == 0
 
 
 def test_work_that_ends_without_a_word_is_done_here(tmp_path):

@@ -12,6 +12,7 @@ from coterie.api import Options
 from coterie.api.sampling import CHECKPOINT
 from coterie.cli.options import say_left_out
 from coterie.composition.composition import Composition, load_composition
+from coterie.core.errors import UnsupportedError
 from coterie.engine.experts import open_experts, open_folder
 from coterie.engine.recording import MAX_WORKS
 from coterie.graph.ops import INT16
@@ -47,4 +48,14 @@ def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
         return found, open_experts(found, synthetic=True)
     found, models = open_folder(found)
     say_left_out(found.left_out)
+    return found, models
+
+
+def opened_to_answer(ref: str) -> tuple[Composition, dict[str, Model]]:
+    """As `opened_to_price`, of experts that are to answer. Raises UnsupportedError where one gives vectors alone."""
+    found, models = opened_to_price(ref)
+    silent = [name for name in found.names if not models[name].draws]
+    if silent:
+        fact = f"has experts that give vectors (embeddings) alone, and answer nothing: {', '.join(silent)}"
+        raise UnsupportedError(found.name, fact, "leave them out of the composition")
     return found, models

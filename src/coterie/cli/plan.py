@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coterie.cli.opening import opened_to_price
+from coterie.cli.opening import opened_to_answer
 from coterie.cli.options import CompositionArg, JsonOpt, err, print_json, sentences
 from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
@@ -85,7 +85,7 @@ def planning(
         check_plots("--html")
     promised = _promised(slo, busy)
     limits = Limits(parse_power(max_power, "--max-power") if max_power else None, max_price)
-    found, models = opened_to_price(composition)
+    found, models = opened_to_answer(composition)
     mixed = mix_named(mix, found.names)
     if workload is not None:
         read = read_workload(workload, found.names, mixed, seed, None)

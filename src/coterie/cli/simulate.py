@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.cli.opening import opened_to_price
+from coterie.cli.opening import opened_to_answer
 from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
 from coterie.cli.progress import counted
 from coterie.cli.side_by_side import side_by_side
@@ -91,7 +91,7 @@ def simulation(
     _check_once("--machine", machine)
     _check_once("--policy", policy or [])
     promised = parse_slo(slo) if slo else None
-    found, models = opened_to_price(composition)
+    found, models = opened_to_answer(composition)
     chosen = mix_named(mix, found.names)
     if workload is not None:
         _check_left_out(rate, in_flight, arrivals, prompt, tokens)
