@@ -1,6 +1,6 @@
 // sample: draw a token per row: argmax at temperature 0, else from the softmax after temperature, top-k, min-p and top-p.
 // Before that, logits are changed where a row says so, and given back behind it. A row that holds a NaN has no order: it draws -1.
-// The random number is a function of (seed, position). Compiled once: it uses the standard library and no vectors.
+// The random number is a function of (seed, position). Compiled once: it uses the standard library, and vectors that every machine has.
 #include <algorithm>
 #include <cmath>
 #include <optional>

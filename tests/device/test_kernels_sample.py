@@ -19,7 +19,7 @@ from coterie.devices.real.changes import SETTING, encode_changes, ids_of, note
 from coterie.devices.real.step import encode_sampling
 from coterie.engine.history import History
 from coterie.engine.request import ChoiceParams
-from coterie.graph.sampling import changed, draw, uniform
+from coterie.graph.sampling import BIAS_ONLY, Changes, changed, draw, uniform
 from coterie.kernels import cpu as kernels
 
 SETTINGS = [
@@ -153,6 +153,27 @@ def test_draws_from_changed_logits_are_those_of_the_reference_and_logits_stay(te
         draw(row, s, p) for p, (row, s) in enumerate(zip(logits, plain, strict=True))
     ]
     assert V < 50 or wanted != native(team, logits, plain, range(len(settings)))
+
+
+@pytest.mark.parametrize("V", [1, 2, 17, 300, 5000])
+@pytest.mark.parametrize("bias", [0.0, 100.0, -100.0, np.inf, -np.inf])
+def test_infinities_and_what_is_made_certain_or_impossible_are_as_in_the_reference(team, V, bias):
+    """In logits, in what is added to them, and where one is added to the other; a vocabulary of one token too."""
+    rng = np.random.default_rng(V)
+    logits = rng.standard_normal((len(SETTINGS), V)).astype(np.float32)
+    certain = rng.integers(V)
+    logits[1::5, certain] = np.inf
+    logits[2::5, V // 3 :] = -np.inf
+    logits[3::5] = -np.inf
+    settings = []
+    for row, plain in enumerate((Sampling(), *SETTINGS[1:])):
+        ids = np.unique([certain, *rng.permutation(V)[:4]]).astype(np.int32)
+        times, added = rng.integers(BIAS_ONLY, 4, len(ids)).astype(np.int32), np.full(len(ids), bias, np.float32)
+        settings.append(replace(plain, changes=Changes(1.3, 2.0, -2.0, ids, times, added) if row % 3 else None))
+    with np.errstate(invalid="ignore"):
+        wanted = [draw(row, s, p) for p, (row, s) in enumerate(zip(logits, settings, strict=True))]
+    assert native(team, logits, settings, range(len(settings))) == wanted
+    assert np.isfinite(bias) or wanted.count(-1) > 0
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.lists(st.integers(0, 9), max_size=6), st.integers(0, 4))

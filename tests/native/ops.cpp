@@ -108,6 +108,7 @@ void test_shares(const std::vector<i32>& lengths, int64_t N, int64_t K, DType dt
   });
 }
 
+// The last tokens of each context. With a window below 0 all of them, which see so many on both sides.
 void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, const std::vector<int64_t>& contexts, int64_t last) {
   const int64_t B = static_cast<int64_t>(contexts.size()), layer = 1;
   std::vector<i32> positions, sequence;
@@ -115,7 +116,7 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
   for (int64_t b = 0; b < B; ++b) {
     longest = std::max(longest, contexts[b]);
     for (int64_t p = std::max<int64_t>(0, contexts[b] - last); p < contexts[b]; ++p)
-      positions.push_back(static_cast<i32>(p)), sequence.push_back(static_cast<i32>(b));
+      positions.push_back(static_cast<i32>(window < 0 ? contexts[b] - 1 : p)), sequence.push_back(static_cast<i32>(b));
   }
   const int64_t T = static_cast<int64_t>(positions.size());
   Pages pages(B, longest, Z, K, C, 2);
@@ -219,6 +220,10 @@ void test_ops() {
     test_attention(2, 1, 256, 16, window, {40}, 40);
     test_attention(16, 16, 2, 16, window, {40, 515, 3, 516}, 1);  // tiles of two sequences: one sees the first span, one the last two
     test_attention(64, 16, 2, 16, window, {300, 1}, 9);           // a tile of four tokens of one sequence and one of another
+  }
+  for (const int64_t window : {-1, -9, -400}) {
+    test_attention(6, 2, 20, 4, window, {1, 3, 41, 12}, 41);
+    test_attention(2, 1, 33, 16, window, {300, 1, 270}, 300);  // windows that end in another span than their token's
   }
   for (const auto& [K, C] : {std::pair<int64_t, int64_t>{1, 2}, {3, 20}, {2, 80}})
     for (const int64_t half : {C / 2, C * 3 / 8})

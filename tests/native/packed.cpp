@@ -24,8 +24,10 @@ constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6
 
 int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : kGroupQ4; }
 
-// Random rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for.
-Tensor packed(int64_t rows, int64_t columns, DType dtype) {
+constexpr uint64_t kHighest = 255 * 16 - 1, kLowest = 0;  // as what comes by chance: codes of every type are then the highest, or the lowest
+
+// Rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for. Codes are random, or all as `chance` has them.
+Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<uint64_t()>& chance = [] { return rng()(); }) {
   Tensor made{std::vector<float>(rows * columns), dtype, nullptr};
   const int64_t size = row_bytes(made.type(), columns), group = group_of(dtype), groups = (columns + group - 1) / group;
   const int64_t blocks = (columns + kBlockWeights - 1) / kBlockWeights;
@@ -36,12 +38,12 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype) {
     uint8_t* scales = row + size - (zeros ? 4 : 2) * groups;
     for (int64_t k = 0; k < blocks * kBlockWeights; ++k) {
       if (dtype == DType::q2) {
-        const unsigned code = static_cast<unsigned>(rng()() % 4), shift = static_cast<unsigned>(k % 2 * 4 + k % 32 / 16 * 2);
+        const unsigned code = static_cast<unsigned>(chance() % 4), shift = static_cast<unsigned>(k % 2 * 4 + k % 32 / 16 * 2);
         row[k / 32 * 8 + k % 16 / 2] |= static_cast<uint8_t>(code << shift);
         if (k < columns) made.values[n * columns + k] = 2.0f * static_cast<float>(code) - 3.0f;
         continue;
       }
-      const int q = k < columns ? static_cast<int>(rng()() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
+      const int q = k < columns ? static_cast<int>(chance() % (dtype == DType::q8 ? 255 : 16)) - (dtype == DType::q8 ? 127 : 8) : 0;
       if (dtype == DType::q8) row[k] = static_cast<uint8_t>(q);
       if (dtype != DType::q8) row[k / 32 * 16 + k % 16] |= static_cast<uint8_t>(static_cast<unsigned>(q + 8) << (k % 32 < 16 ? 0 : 4));
       if (k < columns) made.values[n * columns + k] = dtype == DType::mx4 ? kTwice[q + 8] : static_cast<float>(zeros ? q + 8 : q);
@@ -94,9 +96,10 @@ Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool i
   return y;
 }
 
-void test_linear(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
-  const Tensor w = packed(N, K, dtype), bias = weight(N, 1, DType::bf16);
-  const std::vector<float> x = random_floats(T * K), residual = random_floats(T * N);
+void test_linear(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
+  const DType dtype = w.dtype;
+  const Tensor bias = weight(N, 1, DType::bf16);
+  const std::vector<float> residual = random_floats(T * N);
   std::vector<float> y(T * N), added(T * N);
   const Linear op{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), y.data(), T, N, K, 1.0};
   const LinearAdd add{x.data(), w.at(), type_of(w, int8), bias.at(), bias.type(), added.data(), T, N, K, 1.0, residual.data()};
@@ -160,10 +163,8 @@ void test_norm_and_linear(int64_t T, int64_t D, int64_t F, DType dtype, DType ot
 #if defined(__x86_64__)
 
 // Vectors of 256 bits give the bits that they give a token alone, by row or by panel, with AVX-VNNI and without.
-void test_narrow(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
+void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return;
-  const Tensor w = packed(N, K, dtype);
-  const std::vector<float> x = random_floats(T * K);
   const integer type = type_of(w, int8);
   const int64_t apart = plain::records_bytes(type, K), stride = N + 1;
   std::vector<uint8_t> records(T * apart);
@@ -183,20 +184,38 @@ void test_narrow(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
 
 #endif
 
+// The greatest sums that there are: codes all as high or as low as they go, activations all as large, of one sign or with the halves of a group
+// against each other. 30336 of 30464 beside the largest makes what is left of a number that shares a byte's weights as large as it gets.
+void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
+  for (const uint64_t code : {kHighest, kLowest}) {
+    const Tensor w = packed(N, K, dtype, [code] { return code; });
+    for (const float sign : {1.0f, -1.0f})
+      for (const float first : {1.0f, -1.0f, 30336.0f / 30464.0f}) {
+        std::vector<float> x;
+        for (int64_t i = 0; i < T * K; ++i) x.push_back(sign * (i % K % 32 < 16 ? first : 1.0f));
+        test_linear(x, T, w, N, K, int8);
+#if defined(__x86_64__)
+        test_narrow(x, T, w, N, K, int8);
+#endif
+      }
+  }
+}
+
 }  // namespace
 
 void test_packed() {
   for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
     for (const bool int8 : {false, true}) {
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}, {0, 3, 40}, {29, 45, 1700}, {18, 17, 224}})
-        test_linear(T, N, K, dtype, int8);
+        test_linear(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
       test_parts(19, 1, 9793, dtype, int8);
 #if defined(__x86_64__)
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 9, 576}, {3, 11, 896}, {4, 7, 704}, {2, 17, 33}, {5, 16, 256}, {7, 9, 576}, {8, 33, 320}, {21, 30, 800}, {27, 8, 1700}})
-          test_narrow(T, N, K, dtype, int8);
+        test_narrow(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
 #endif
+      for (const int64_t T : {1, 6, 21}) test_extremes(T, 33, 300, dtype, int8);
       for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);

@@ -102,10 +102,13 @@ inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::v
   for (size_t t = 0; t < positions.size(); ++t)
     for (int64_t h = 0; h < H; ++h) {
       const float* query = q.data() + (t * H + h) * C;
-      const int64_t first = window > 0 ? std::max<int64_t>(0, positions[t] - window + 1) : 0;
+      int64_t own = positions[t];  // with a window both ways, where its text ends
+      for (size_t behind = t + 1; window < 0 && behind < positions.size() && sequence[behind] == sequence[t]; ++behind) --own;
+      const int64_t first = window != 0 ? std::max<int64_t>(0, own - std::abs(window) + 1) : 0;
+      const int64_t last = window < 0 ? std::min<int64_t>(positions[t], own - window - 1) : positions[t];
       Doubles weights;
       double highest = -1e300, total = 0;
-      for (int64_t p = first; p <= positions[t]; ++p) {
+      for (int64_t p = first; p <= last; ++p) {
         const float* key = pages.at(sequence[t], p, 0, h / group, layer);
         double score = 0;
         for (int64_t c = 0; c < C; ++c) score += static_cast<double>(query[c]) * key[c];
@@ -114,7 +117,7 @@ inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::v
       }
       for (double& weight : weights) total += weight = std::exp(weight - highest);
       if (sinks != nullptr) total += std::exp(sinks[h] - highest);
-      for (int64_t p = first; p <= positions[t]; ++p) {
+      for (int64_t p = first; p <= last; ++p) {
         const float* value = pages.at(sequence[t], p, 1, h / group, layer);
         for (int64_t c = 0; c < C; ++c) y[(t * H + h) * C + c] += weights[p - first] / total * value[c];
       }
