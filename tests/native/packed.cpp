@@ -13,6 +13,14 @@ struct Work {
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                  const Work& work);
 }  // namespace coterie::avx2
+
+namespace coterie::avx512 {
+struct Work {
+  float *panel, *sums;
+};
+void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
+void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
+}  // namespace coterie::avx512
 #endif
 
 namespace testing {
@@ -24,7 +32,8 @@ constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6
 
 int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : kGroupQ4; }
 
-constexpr uint64_t kHighest = 255 * 16 - 1, kLowest = 0;  // as what comes by chance: codes of every type are then the highest, or the lowest
+// As what comes by chance: codes of every type are then the highest or the lowest, or those of mx4 its largest number.
+constexpr uint64_t kHighest = 255 * 16 - 1, kLowest = 0, kLargest = 7;
 
 // Rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for. Codes are random, or all as `chance` has them.
 Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<uint64_t()>& chance = [] { return rng()(); }) {
@@ -182,12 +191,31 @@ void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
     }
 }
 
+// AVX-512 gives many tokens the bits that it gives a token alone, in buffers of exactly their size: a team's scratch is larger, so that no
+// sanitizer sees what is written beyond them there.
+void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
+  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
+  const integer type = type_of(w, int8);
+  const int64_t stride = N + 1;
+  std::vector<float> wanted(T * stride), out(T * stride);
+  for (int64_t t = 0; t < T; ++t) {
+    std::vector<uint8_t> record(plain::records_bytes(type, K));
+    avx512::put_records(x.data() + t * K, K, type, 0, 1, false, record.data());
+    avx512::whole_tile(record.data(), 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
+  }
+  std::vector<uint8_t> records(plain::tile_records_bytes(type, T, K, true));
+  std::vector<float> panel(6 * 8 * (16 + 1) * 32), sums(T * 8 * 32);  // as whole.h has them
+  for (int64_t t = 0; t < T; ++t) avx512::put_records(x.data() + t * K, K, type, t, T, true, records.data());
+  avx512::whole_tile(records.data(), T, w.at(), type, N, K, out.data(), stride, {panel.data(), sums.data()});
+  check(out == wanted, "AVX-512 by panels");
+}
+
 #endif
 
 // The greatest sums that there are: codes all as high or as low as they go, activations all as large, of one sign or with the halves of a group
 // against each other. 30336 of 30464 beside the largest makes what is left of a number that shares a byte's weights as large as it gets.
 void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
-  for (const uint64_t code : {kHighest, kLowest}) {
+  for (const uint64_t code : {kHighest, kLowest, kLargest}) {
     const Tensor w = packed(N, K, dtype, [code] { return code; });
     for (const float sign : {1.0f, -1.0f})
       for (const float first : {1.0f, -1.0f, 30336.0f / 30464.0f}) {
@@ -196,6 +224,7 @@ void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
         test_linear(x, T, w, N, K, int8);
 #if defined(__x86_64__)
         test_narrow(x, T, w, N, K, int8);
+        test_wide(x, T, w, N, K, int8);
 #endif
       }
   }
@@ -214,6 +243,8 @@ void test_packed() {
 #if defined(__x86_64__)
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 9, 576}, {3, 11, 896}, {4, 7, 704}, {2, 17, 33}, {5, 16, 256}, {7, 9, 576}, {8, 33, 320}, {21, 30, 800}, {27, 8, 1700}})
         test_narrow(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {2, 33, 31}, {3, 32, 256}, {4, 5, 1568}, {5, 64, 1537}, {6, 17, 129}, {7, 31, 3100}, {19, 35, 500}})
+        test_wide(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
 #endif
       for (const int64_t T : {1, 6, 21}) test_extremes(T, 33, 300, dtype, int8);
       for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
