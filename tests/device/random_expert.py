@@ -21,6 +21,7 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.reference import KvState, Reference
+from coterie.graph.rounding import as_a_cpu_rounds
 from coterie.graph.vectors import vectors_graph
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -265,6 +266,11 @@ class RandomExpert:
         kept = [self.program.weights.index(name) for name in program.weights]
         self.offsets = tuple(self.offsets[place] for place in kept)
         self.program, self.exe = program, self.device.load(program)
+        return self
+
+    def rounding_as_a_cpu(self):
+        """Let the reference round what meets packed weights as a CPU does."""
+        self.reference = Reference(as_a_cpu_rounds(self.graph), self.weights)
         return self
 
     def binding(self, step):
