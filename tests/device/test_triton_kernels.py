@@ -124,7 +124,8 @@ def test_the_docs_show_each_kernel_with_each_type():
     assert set(shown) == set(KERNELS) - {"sample"}  # what is drawn is right or wrong: test_triton_sample.py
     for kernel, dtypes in shown.items():
         words = kernels.OPCODES[kernel].words
-        is_packed_never = ("rms_norm", "layer_norm", "causal_conv", "mul_one", "latent_queries", "latent_values")
+        norms = ("rms_norm", "layer_norm", "group_norm")
+        is_packed_never = (*norms, "causal_conv", "mul_one", "latent_queries", "latent_values")
         has_matrix = kernel not in is_packed_never and {
             "table",
             "weight",

@@ -42,6 +42,7 @@ def test_of_two_names_that_counts_which_transformers_reads(name: str, usual: str
     for values in (two := two_values(getattr(made, known)), two[::-1]):
         raw = {usual: values[0], own: values[1]} | ({"num_hidden_layers": 1} if usual == "layer_types" else {})
         raw |= {"num_attention_heads": 4} if usual == "hidden_size" else {}  # or heads would not fit in it
+        raw |= {"hidden_size": 32 * values[1], "expand": 2, "head_dim": 64} if own == "num_heads" else {}  # likewise
         found = _usual_keys(more | raw, "config.json", family)
         assert found.get(usual) == getattr(type(made).from_dict(raw), known)
         assert found.names.get(usual, usual) == (own if found.get(usual) == values[1] else usual)

@@ -294,9 +294,9 @@ def test_info_says_what_gpu_there_is(lazy: Gpu) -> None:
 # ---- benches
 
 
-def bench(*words: object) -> dict:
+def bench(*words: object, rounds: int = 2) -> dict:
     result = CliRunner().invoke(
-        app, ["bench", *map(str, words), "--device", "cuda", "--json", "--rounds", "2", "--seconds", "0"]
+        app, ["bench", *map(str, words), "--device", "cuda", "--json", "--rounds", str(rounds), "--seconds", "0"]
     )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout.splitlines()[-1])
@@ -319,8 +319,8 @@ def test_decode_and_prefill_are_held_against_the_gpus_sticks(shape: Path) -> Non
     assert got["mbu"] > 0
     assert got["stick"]["name"].startswith("read loop")
     assert got["batch"]["size"] == 2
-    got = bench("prefill", "--shape", shape, "--prompt", 9)
-    assert got["share_of_peak"] == pytest.approx(got["flops_per_s"] / got["product_flops_per_s"], rel=0.9)
+    got = bench("prefill", "--shape", shape, "--prompt", 9, rounds=1)
+    assert got["share_of_peak"] == pytest.approx(got["flops_per_s"] / got["product_flops_per_s"])
     assert got["tokens_per_s"] == pytest.approx(9 / got["seconds"])
 
 

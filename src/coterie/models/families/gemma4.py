@@ -23,6 +23,7 @@ GEMMA4 = replace(
     norm_offset=0.0,
     window_tokens=512,
     pattern_key="",
+    sees_all_key="",  # names what sees all: images, which are not run
     attention_scalar=1,  # scores are not scaled
     partial_rope=True,
     local_rope_key="",

@@ -38,6 +38,7 @@ NEMOTRON_H = Family(
     runs=("n_routed_experts", "moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "n_group"),
     required={"attention_bias": False},  # transformers makes none, whatever it says
     keys={"rms_norm_eps": "layer_norm_epsilon", "layer_types": "layers_block_type"},
+    usual_first=("layer_types",),
     names=Names(
         attention_norm="norm",
         q="mixer.q_proj",
