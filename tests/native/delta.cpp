@@ -9,25 +9,6 @@ struct Layer {
   Tensor taps, a_log, dt_bias, norm;
 };
 
-// What a sequence keeps, in double precision.
-struct Plain {
-  Doubles past, matrices;
-};
-
-Doubles convolved(const Shape& s, const Layer& layer, const float* x, bool begins, Plain& kept) {
-  const int64_t N = s.channels(), past = s.taps - 1;
-  if (begins) kept.past.assign(static_cast<size_t>(past * N), 0.0);
-  Doubles window = kept.past, y(static_cast<size_t>(N));
-  window.insert(window.end(), x, x + N);
-  for (int64_t n = 0; n < N; ++n) {
-    double sum = 0;
-    for (int64_t tap = 0; tap < s.taps; ++tap) sum += window[tap * N + n] * layer.taps[n * s.taps + tap];
-    y[n] = silu(sum);
-  }
-  kept.past.assign(window.begin() + N, window.end());
-  return y;
-}
-
 double length(const float* x, int64_t K) {
   double squares = 1e-6;
   for (int64_t k = 0; k < K; ++k) squares += static_cast<double>(x[k]) * x[k];
@@ -100,7 +81,7 @@ void test_net(const Shape& s, DType dtype) {
       for (size_t t = 0; t < positions[step].size(); ++t) {
         Plain& own = plain[sequence[step][t]];
         const bool begins = positions[step][t] == 0;
-        const Doubles one = convolved(s, layer, x[step].data() + t * N, begins, own);
+        const Doubles one = convolved(s, layer.taps, nullptr, x[step].data() + t * N, begins, own);
         const Doubles out = recurred(s, layer, mixed[step].data() + t * N, a[step].data() + t * H, b[step].data() + t * H, begins, own);
         convolutions.insert(convolutions.end(), one.begin(), one.end());
         results.insert(results.end(), out.begin(), out.end());

@@ -36,4 +36,24 @@ struct Kept {
   }
 };
 
+// What a sequence keeps, in double precision.
+struct Plain {
+  Doubles past, matrices;
+};
+
+// A token's channels behind the convolution, `bias` being none or one of each, and the activation.
+inline Doubles convolved(const Shape& s, const Tensor& taps, const Tensor* bias, const float* x, bool begins, Plain& kept) {
+  const int64_t N = s.channels(), past = s.taps - 1;
+  if (begins) kept.past.assign(static_cast<size_t>(past * N), 0.0);
+  Doubles window = kept.past, y(static_cast<size_t>(N));
+  window.insert(window.end(), x, x + N);
+  for (int64_t n = 0; n < N; ++n) {
+    double sum = bias ? (*bias)[n] : 0.0;
+    for (int64_t tap = 0; tap < s.taps; ++tap) sum += window[tap * N + n] * taps[n * s.taps + tap];
+    y[n] = silu(sum);
+  }
+  kept.past.assign(window.begin() + N, window.end());
+  return y;
+}
+
 }  // namespace testing

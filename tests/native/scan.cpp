@@ -12,25 +12,6 @@ struct Layer {
   double least, most;
 };
 
-// What a sequence keeps, in double precision.
-struct Plain {
-  Doubles past, matrices;
-};
-
-Doubles convolved(const Shape& s, const Layer& layer, const float* x, bool begins, Plain& kept) {
-  const int64_t N = s.channels(), past = s.taps - 1;
-  if (begins) kept.past.assign(static_cast<size_t>(past * N), 0.0);
-  Doubles window = kept.past, y(static_cast<size_t>(N));
-  window.insert(window.end(), x, x + N);
-  for (int64_t n = 0; n < N; ++n) {
-    double sum = layer.bias[n];
-    for (int64_t tap = 0; tap < s.taps; ++tap) sum += window[tap * N + n] * layer.taps[n * s.taps + tap];
-    y[n] = silu(sum);
-  }
-  kept.past.assign(window.begin() + N, window.end());
-  return y;
-}
-
 Doubles scanned(const Shape& s, const Layer& layer, const float* x, const float* dt, bool begins, Plain& kept) {
   const auto [groups, H, K, C, taps] = s;
   if (begins) kept.matrices.assign(static_cast<size_t>(H * K * C), 0.0);
@@ -94,7 +75,7 @@ void test_space(const Shape& s, DType dtype, double least, double most) {
       for (size_t t = 0; t < positions[step].size(); ++t) {
         Plain& own = plain[sequence[step][t]];
         const bool begins = positions[step][t] == 0;
-        const Doubles one = convolved(s, layer, x[step].data() + t * N, begins, own);
+        const Doubles one = convolved(s, layer.taps, &layer.bias, x[step].data() + t * N, begins, own);
         const Doubles out = scanned(s, layer, mixed[step].data() + t * N, dt[step].data() + t * H, begins, own);
         convolutions.insert(convolutions.end(), one.begin(), one.end());
         results.insert(results.end(), out.begin(), out.end());

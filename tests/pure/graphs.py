@@ -201,6 +201,18 @@ def change_op(graph: Graph, name: str, /, **changes) -> Graph:
     return with_ops(graph, (replace(op, **changes) if op is found else op for op in graph.ops))
 
 
+def change_operand(graph: Graph, name: str, position: int, value: str) -> Graph:
+    """The graph whose op of this full name reads another value there."""
+    inputs = list(the_op(graph, name).inputs)
+    inputs[position] = value
+    return change_op(graph, name, inputs=tuple(inputs))
+
+
+def change_attributes(graph: Graph, name: str, /, **changes) -> Graph:
+    """The graph whose op of this full name has these attributes changed, and its others as they are."""
+    return change_op(graph, name, attrs={**the_op(graph, name).attrs, **changes})
+
+
 def with_ops(graph: Graph, ops) -> Graph:
     """The graph with other ops."""
     return replace(graph, ops=tuple(ops))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from tests.pure.graphs import change_op, change_value, decoder, the_op, with_values
+from tests.pure.graphs import change_op, change_operand, change_value, decoder, the_op, with_values
 from tests.pure.test_graph_shard import STEPS, play, play_ranks
 
 from coterie.core.dtypes import DType
@@ -41,12 +41,6 @@ def branched(dtypes=(DType.F32,), **changes):
     return decoder(dtypes, **{"vocab_size": 40, "branches": BRANCHES, **changes})
 
 
-def operands(graph, name, position, value):
-    inputs = list(the_op(graph, name).inputs)
-    inputs[position] = value
-    return change_op(graph, name, inputs=tuple(inputs))
-
-
 def attribute(graph, name, key, value):
     return change_op(graph, name, attrs=MappingProxyType({**the_op(graph, name).attrs, key: value}))
 
@@ -72,13 +66,13 @@ WRONG = {
     "few in groups": (lambda g: grouped(g, 5, 1, 1), ["top_k is 2 of 1 groups of 1"]),
     "no number of groups": (lambda g: attribute(g, CHOSEN, "groups", 5), ["taken_groups None"]),
     "a bias of another length": (
-        lambda g: operands(g, CHOSEN, 1, "model.layers.1.input_layernorm.weight"),
+        lambda g: change_operand(g, CHOSEN, 1, "model.layers.1.input_layernorm.weight"),
         ["has shape (12,), wanted is (5,)"],
     ),
     "a flag": (lambda g: attribute(g, CHOSEN, "normalise", 2), ["normalise is 2", "give 0 or 1"]),
     "another number": (lambda g: attribute(g, GATE_UP, "top_k", 3), ["top_k is 3 where 2 are chosen"]),
     "weights of no choice": (
-        lambda g: operands(g, DOWN, 1, "layers.1/chooser"),
+        lambda g: change_operand(g, DOWN, 1, "layers.1/chooser"),
         ["layers.1/chooser is not what choose_branches gives"],
     ),
     "a matrix less": (

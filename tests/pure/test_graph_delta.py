@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.pure.graphs import Player, change_op, change_value, decoder, sizes_of, the_op
+from tests.pure.graphs import (
+    Player,
+    change_attributes,
+    change_operand,
+    change_value,
+    decoder,
+    sizes_of,
+    the_op,
+)
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -30,27 +38,20 @@ def delta_net(nets=NETS, **changes):
     return decoder(delta_nets=nets, **{**shape, **changes})
 
 
-def operands(graph, name, position, value):
-    inputs = list(the_op(graph, name).inputs)
-    inputs[position] = value
-    return change_op(graph, name, inputs=tuple(inputs))
-
-
-def attributes(graph, name, **changes):
-    return change_op(graph, name, attrs={**the_op(graph, name).attrs, **changes})
-
-
 WRONG = {
     "taps": (lambda g: change_value(g, "model.layers.2.linear_attn.conv1d.weight", shape=(32, 1, 3)), ["(32, 1, 3)"]),
     "channels": (lambda g: change_value(g, "layers.2/qkv", shape=(32,)), ["layers.2/qkv", "(32,)"]),
-    "conv's layer": (lambda g: attributes(g, CONV, layer=2), ["layer 2 is not among the 2 of conv_state"]),
-    "layer": (lambda g: attributes(g, DELTA, layer=2), ["layer 2 is not among the 2 of delta_state"]),
-    "twice": (lambda g: attributes(g, DELTA, layer=0), ["layer 0 of delta_state is changed twice"]),
-    "key heads": (lambda g: attributes(g, DELTA, key_heads=3), ["4 value heads share 3 key heads"]),
-    "too few numbers": (lambda g: attributes(g, DELTA, key_heads=1), ["layers.2/conv", "give 26 numbers"]),
-    "another state": (lambda g: operands(g, DELTA, 8, CONV_STATE), ["conv_state is state F32", "of 4 dimensions"]),
+    "conv's layer": (lambda g: change_attributes(g, CONV, layer=2), ["layer 2 is not among the 2 of conv_state"]),
+    "layer": (lambda g: change_attributes(g, DELTA, layer=2), ["layer 2 is not among the 2 of delta_state"]),
+    "twice": (lambda g: change_attributes(g, DELTA, layer=0), ["layer 0 of delta_state is changed twice"]),
+    "key heads": (lambda g: change_attributes(g, DELTA, key_heads=3), ["4 value heads share 3 key heads"]),
+    "too few numbers": (lambda g: change_attributes(g, DELTA, key_heads=1), ["layers.2/conv", "give 26 numbers"]),
+    "another state": (
+        lambda g: change_operand(g, DELTA, 8, CONV_STATE),
+        ["conv_state is state F32", "of 4 dimensions"],
+    ),
     "a rounded state": (lambda g: change_value(g, DELTA_STATE, dtype=DType.BF16), ["delta_state is state BF16"]),
-    "gates": (lambda g: operands(g, DELTA, 1, "layers.2/z"), ["layers.2/z", "(T, 4)"]),
+    "gates": (lambda g: change_operand(g, DELTA, 1, "layers.2/z"), ["layers.2/z", "(T, 4)"]),
     "decay": (lambda g: change_value(g, "model.layers.0.linear_attn.A_log", shape=(2,)), ["A_log", "(4,)"]),
     "time step": (lambda g: change_value(g, "model.layers.0.linear_attn.dt_bias", shape=(2,)), ["dt_bias", "(4,)"]),
 }

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.pure.graphs import Player, change_op, change_value, decoder, sizes_of, the_op
+from tests.pure.graphs import Player, change_attributes, change_value, decoder, sizes_of, the_op
 from tests.pure.test_graph_shard import STEPS, play, play_ranks
 
 from coterie.core.dtypes import DType
@@ -30,18 +30,14 @@ def latent(found=LATENT, **changes):
     return decoder(**{"latent": found, "head_dim": found.rotated, "interleaved": True, **changes})
 
 
-def attributes(graph, name, **changes):
-    return change_op(graph, name, attrs={**the_op(graph, name).attrs, **changes})
-
-
 WRONG = {
     "keys and values": (lambda g: change_value(g, "kv", shape=(2, 2, 1, 9)), ["kv is state (2, 2, 1, 9)"]),
     "a row for each head": (lambda g: change_value(g, "kv", shape=(2, 1, 4, 9)), ["give a float state [L, 1, 1, N]"]),
     "wider rows": (lambda g: change_value(g, "kv", shape=(2, 1, 1, 11)), ["layers.0/latent", "(T, 11)"]),
-    "layer": (lambda g: attributes(g, APPEND, layer=2), ["layer 2 is not among the 2 of kv"]),
-    "twice": (lambda g: attributes(g, APPEND, layer=0), ["layer 0 of kv is appended to twice"]),
-    "too early": (lambda g: attributes(g, "layers.0/attention", layer=1), ["layer 1 of kv is read before"]),
-    "pairs": (lambda g: attributes(g, QUERIES, interleaved=2), ["interleaved is 2"]),
+    "layer": (lambda g: change_attributes(g, APPEND, layer=2), ["layer 2 is not among the 2 of kv"]),
+    "twice": (lambda g: change_attributes(g, APPEND, layer=0), ["layer 0 of kv is appended to twice"]),
+    "too early": (lambda g: change_attributes(g, "layers.0/attention", layer=1), ["layer 1 of kv is read before"]),
+    "pairs": (lambda g: change_attributes(g, QUERIES, interleaved=2), ["interleaved is 2"]),
     "norm": (lambda g: change_value(g, "model.layers.1.self_attn.kv_a_layernorm.weight", shape=(4,)), ["(5,)"]),
     "heads": (lambda g: change_value(g, UP, shape=(39, 5)), ["39 rows for 4 heads"]),
     "no rows for values": (lambda g: change_value(g, UP, shape=(12, 5)), ["12 rows for 4 heads, 3 of each"]),

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.pure.graphs import Player, change_op, change_value, decoder, sizes_of, the_op
+from tests.pure.graphs import (
+    Player,
+    change_attributes,
+    change_operand,
+    change_value,
+    decoder,
+    sizes_of,
+    the_op,
+)
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
@@ -29,32 +37,22 @@ def hybrid(spaces=SPACES, **changes):
     return decoder(state_spaces=spaces, **{"num_layers": 3, "windows": (0,) * 3, **changes})
 
 
-def operands(graph, name, position, value):
-    inputs = list(the_op(graph, name).inputs)
-    inputs[position] = value
-    return change_op(graph, name, inputs=tuple(inputs))
-
-
-def attributes(graph, name, **changes):
-    return change_op(graph, name, attrs={**the_op(graph, name).attrs, **changes})
-
-
 PREFIX = "model.layers.2.mamba."
 WRONG = {
     "bias of the convolution": (lambda g: change_value(g, f"{PREFIX}conv1d.bias", shape=(3,)), ["conv1d.bias", "(3,)"]),
-    "layer": (lambda g: attributes(g, SCAN, layer=2), ["layer 2 is not among the 2 of delta_state"]),
-    "twice": (lambda g: attributes(g, SCAN, layer=0), ["layer 0 of delta_state is changed twice"]),
-    "groups": (lambda g: attributes(g, SCAN, head_groups=3), ["4 heads are in 3 groups"]),
-    "too many numbers": (lambda g: attributes(g, SCAN, head_groups=1), ["layers.2/conv", "give 26 numbers"]),
-    "another state": (lambda g: operands(g, SCAN, 8, CONV_STATE), ["conv_state is state F32", "of 4 dimensions"]),
+    "layer": (lambda g: change_attributes(g, SCAN, layer=2), ["layer 2 is not among the 2 of delta_state"]),
+    "twice": (lambda g: change_attributes(g, SCAN, layer=0), ["layer 0 of delta_state is changed twice"]),
+    "groups": (lambda g: change_attributes(g, SCAN, head_groups=3), ["4 heads are in 3 groups"]),
+    "too many numbers": (lambda g: change_attributes(g, SCAN, head_groups=1), ["layers.2/conv", "give 26 numbers"]),
+    "another state": (lambda g: change_operand(g, SCAN, 8, CONV_STATE), ["conv_state is state F32", "of 4 dimensions"]),
     "a rounded state": (lambda g: change_value(g, DELTA_STATE, dtype=DType.BF16), ["delta_state is state BF16"]),
-    "steps": (lambda g: operands(g, SCAN, 1, "layers.2/z"), ["layers.2/z", "(T, 4)"]),
+    "steps": (lambda g: change_operand(g, SCAN, 1, "layers.2/z"), ["layers.2/z", "(T, 4)"]),
     "what passes by": (lambda g: change_value(g, f"{PREFIX}D", shape=(2,)), ["mamba.D", "(4,)"]),
-    "bounds": (lambda g: attributes(g, SCAN, least=2.0, most=1.0), ["steps are from 2.0 to 1.0"]),
-    "groups of the norm": (lambda g: attributes(g, NORM, head_groups=3), ["20 channels are in 3 groups"]),
-    "eps": (lambda g: attributes(g, NORM, eps=-1.0), ["eps is -1.0"]),
+    "bounds": (lambda g: change_attributes(g, SCAN, least=2.0, most=1.0), ["steps are from 2.0 to 1.0"]),
+    "groups of the norm": (lambda g: change_attributes(g, NORM, head_groups=3), ["20 channels are in 3 groups"]),
+    "eps": (lambda g: change_attributes(g, NORM, eps=-1.0), ["eps is -1.0"]),
     "weight of the norm": (lambda g: change_value(g, f"{PREFIX}norm.weight", shape=(10,)), ["norm.weight", "(20,)"]),
-    "factors": (lambda g: operands(g, FACTORS, 1, f"{PREFIX}conv1d.bias"), ["conv1d.bias is weight (32,)"]),
+    "factors": (lambda g: change_operand(g, FACTORS, 1, f"{PREFIX}conv1d.bias"), ["conv1d.bias is weight (32,)"]),
 }
 
 
