@@ -7,7 +7,7 @@ PORT ?= 8000
 # Processes of tests.
 WORKERS ?= 2
 # Python changes need no install: it is editable. These do.
-NATIVE := pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
+NATIVE := pyproject.toml CMakeLists.txt src/coterie/core/built.py $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 
 .PHONY: serve demo check test test-long sanitize sanitize-tsan sanitize-asan bench simulate gpu setup setup-dev clean
 

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "reads.h"
+#include "sources.h"
 #include "team.h"
 
 namespace nb = nanobind;
@@ -138,6 +139,7 @@ nb::dict counters(const Team& team) {
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+  m.attr("SOURCES") = COTERIE_SOURCES_CPU;
   m.attr("ROW_WORDS") = kRowWords;
   m.attr("HEADER_WORDS") = kHeaderWords;
   m.attr("SETTING_WORDS") = kSettingWords;

@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "clock.h"
+#include "sources.h"
 #include "tokens.h"
 
 namespace nb = nanobind;
@@ -107,6 +108,7 @@ std::shared_ptr<Phase> changed(const Phase& phase, double more_s, std::shared_pt
 }  // namespace
 
 NB_MODULE(_clock, m) {
+  m.attr("SOURCES") = COTERIE_SOURCES_CLOCK;
   nb::class_<Flow>(m, "Flow")
       .def("__init__",
            [](Flow* self, double amount, const nb::mapping& uses) { new (self) Flow{amount, uses_of(named(uses))}; },

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from coterie import __version__
+from coterie.core.errors import CoterieError
 
 # Where each is and what it does, in the order of the help page. A module is imported when its command is run or asked
 # for its own page: all of them take a second.
@@ -169,6 +170,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     try:
         app()
+    except CoterieError as error:  # a command's modules cannot be imported: its kernels are of other sources
+        typer.echo(f"coterie: {error}", err=True)
+        raise SystemExit(2) from None
     except _ToldToEnd:  # and then by the signal, as who sent it expects
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

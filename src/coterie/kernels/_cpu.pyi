@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+SOURCES: str  # see coterie.core.built
 ROW_WORDS: int
 HEADER_WORDS: int
 SETTING_WORDS: int

@@ -13,10 +13,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from coterie.core.built import check_sources
 from coterie.core.dtypes import DType
 from coterie.kernels import _cpu
 
 I64: TypeAlias = npt.NDArray[np.int64]
+
+check_sources(_cpu)
 
 ROW_WORDS: int = _cpu.ROW_WORDS
 OPCODE_WORD, GATE_WORD = 0, 1

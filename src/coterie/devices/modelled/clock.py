@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from coterie.core.built import check_sources
 from coterie.devices.modelled.fluid import FluidClock
 from coterie.devices.modelled.tokens import Draw, draw
 from coterie.devices.modelled.work import Flow, Parts, Phase
@@ -34,6 +35,7 @@ def _native() -> Kit | None:
         built: Any = import_module("coterie.devices._clock")
     except ImportError:  # a checkout that runs from its sources
         return None
+    check_sources(built)
     return Kit("native", built.FluidClock, built.Flow, built.Phase, built.Parts, built.draw)
 
 
