@@ -6,23 +6,21 @@ Knows nothing about what a case is.
 from __future__ import annotations
 
 from tests.device import (
+    triton_attention_cases,
     triton_branch_cases,
     triton_cases,
-    triton_clipped_cases,
     triton_delta_cases,
     triton_latent_cases,
-    triton_layer_cases,
     triton_plain_cases,
     triton_scan_cases,
 )
 
 FILES = (
     triton_cases,
+    triton_attention_cases,
     triton_plain_cases,
     triton_branch_cases,
-    triton_clipped_cases,
     triton_delta_cases,
-    triton_layer_cases,
     triton_latent_cases,
     triton_scan_cases,
 )

@@ -1,6 +1,6 @@
 """Clipped gates, biases of branches and sinks of attention on the GPU's kernels: odd values, and whole programs.
 
-Values on odd shapes and every type are among triton_clipped_cases.py. Knows nothing about models.
+Values on odd shapes and every type are among triton_{branch,attention}_cases.py. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from tests.device.interpreted import WIDE, Bucket, aligned, call, gpu, inspect, run
 from tests.device.native import attention, chosen, empty, ints, random, whole
 from tests.device.random_expert import making, step_of
-from tests.device.triton_cases import BF16, EXACT, F32, pages_of, table_of, weight
+from tests.device.triton_attention_cases import pages_of
+from tests.device.triton_cases import BF16, EXACT, F32, table_of, weight
 
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.launch import launches

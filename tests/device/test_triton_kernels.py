@@ -18,6 +18,7 @@ from tests.device import triton_cases, triton_plain_cases
 from tests.device.every_case import LONG, QUICK
 from tests.device.interpreted import Bucket, call, gpu
 from tests.device.native import attention, empty, ints, random
+from tests.device.triton_attention_cases import pages_of
 from tests.device.triton_cases import (
     BF16,
     F16,
@@ -31,7 +32,6 @@ from tests.device.triton_cases import (
     TYPES,
     gate_up,
     linear,
-    pages_of,
     qkv,
 )
 from tests.device.triton_plain_cases import elementwise, softcap

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tests.device.interpreted import WIDE, Bucket, gpu, run
 from tests.device.native import attention, empty, ints, random
-from tests.device.triton_cases import BF16, EXACT, F32, pages_of, weight
+from tests.device.triton_attention_cases import pages_of
+from tests.device.triton_cases import BF16, EXACT, F32, weight
 
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import attention as of_attention

@@ -99,16 +99,6 @@ def turned(rotated, C, interleaved=0):
     return ("" if rotated == C else f", {rotated} rotated") + ", interleaved" * interleaved
 
 
-def pages_of(rng, lengths, K, C, Z, dtype):
-    """Pages of random keys and values; what lies beyond each length is NaN."""
-    pages = Pages.make(rng, len(lengths), max(lengths), K=K, C=C, Z=Z, dtype=dtype, num_layers=2)
-    pages.memory[:] = 0xFF
-    for s, length in enumerate(lengths):
-        for position in range(length):
-            pages.write(1, s, position, random(rng, K, C), random(rng, K, C))
-    return pages
-
-
 def linear(kernel, dtype, T, N, K, biased, scale=1.0):
     def run(rng):
         w, x, y, residual = weight(rng, (N, K), dtype), random(rng, T, K), empty(T, N), random(rng, T, N)
@@ -254,31 +244,6 @@ def qkv(types, T, D, H, K, C, biased=False, normed=False, kv=F32, rotated=None, 
     return Case("norm_qkv_rope_append", name, shape, worst, run)
 
 
-def attention(dtype, H, K, C, Z, lengths, chunks, window=0, context=None, cap=0.0, growth=0.0, every=1):
-    """Of each sequence the last `chunk` tokens; none of a chunk of 0."""
-
-    def run(rng):
-        pages = pages_of(rng, lengths, K, C, Z, dtype)
-        positions = [n - c + i for n, c in zip(lengths, chunks, strict=True) for i in range(c)]
-        sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
-        T = len(positions)
-        q, y = random(rng, T, H, C), empty(T, H, C)
-        at, whose = ints(positions), ints(sequence)
-        sizes = {"T": T, "B": len(lengths), "H": H, "K": K, "C": C}
-        most = Bucket(T, len(lengths), T, context or max(lengths))
-        how = {"scale": C**-0.5, "window": window, "cap": cap, "growth": growth, "every": every}
-        call("attention", most, q=q, **pages.operands(at, whose, 1), y=y, **sizes, **how)
-        return [(y, native.attention(q, pages, positions, sequence, 1, C**-0.5, window, cap, growth, every))]
-
-    alone = all(c <= 1 for c in chunks)
-    worst = {F32: EXACT, F16: EXACT, BF16: 2.0**-15}[dtype] if alone else ROUNDED[dtype]
-    tokens_of = "decode" if alone else "chunks " + " ".join(map(str, chunks))
-    window_of = f", window {window}" * bool(window) + f", cap {cap:g}" * bool(cap)
-    window_of += f", growth {growth:g} every {every}" * bool(growth)
-    shape = f"H {H}, K {K}, C {C}, Z {Z}, contexts {' '.join(map(str, lengths))}, {tokens_of}{window_of}"
-    return Case("attention", dtype.value, shape, worst, run)
-
-
 def table_of(matrices):
     """Where a kernel finds where matrices are."""
     return aligned(np.array([matrix.address for matrix in matrices], np.int64))
@@ -320,9 +285,6 @@ QUICK = [
     ),
     *(gate_up(t, t, T, 21, 70, True, form="tanh") for t, T in ((Q2, 2), (Q2, 6), (MX4, 2), (MX4, 6))),
     *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
-    *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1), cap=1.5) for t in (F32, BF16)),
-    *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
-    *(attention(F32, 3, 1, 20, 5, (12, 75), c, growth=0.4, every=6) for c in ((12, 9), (1, 1))),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
     *(take_norm_linear(BF16, 7, R, 19, 33, offset=1.0) for R in (1, 3, 6)),
@@ -338,18 +300,7 @@ QUICK = [
     *(qkv((BF16,) * 3, T, 40, H, K, C, kv=F16) for T, H, K, C in ((1, 1, 1, 2), (7, 3, 1, 80), (2, 2, 1, 256))),
     *(qkv((Q4, F32, Q8), T, 33, 2, 2, 12, True, True) for T in (2, 6)),
     *(qkv((F16,) * 3, T, 33, 2, 1, C, False, True, BF16) for T, C in ((3, 12), (6, 64))),
-    *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1)) for t in FLOATS),
-    *(attention(BF16, H, K, C, 16, (90, 300), (1, 1)) for H, K, C in ((1, 1, 64), (8, 1, 80), (6, 2, 256))),
-    attention(BF16, 2, 1, 32, 7, (600,), (1,), window=290, context=900),
-    *(attention(t, 4, 2, 32, 5, (12, 3, 30, 1), (12, 1, 9, 0)) for t in FLOATS),
-    *(
-        attention(F32, H, K, C, 16, (20, 75), (3, 6), W)
-        for H, K, C, W in ((1, 1, 128, 0), (9, 3, 20, 7), (5, 1, 256, 33))
-    ),
-    attention(F32, 3, 1, 16, 7, (150, 5), (150, 5)),
-    *(attention(t, 4, 1, 64, 16, (150, 70), (9, 4), W) for t, W in ((BF16, 0), (F16, 66), (F32, 90))),
 ]
-_CONTEXTS = (700, 257, 256)
 LONG = [
     *(linear("linear", t, T, 130, 257, True) for t in TYPES for T in (1, 2, 17, 33, 65, 140)),
     *(linear("linear", t, T, 3, 1100, True) for t in TYPES for T in (1, 33)),
@@ -357,8 +308,6 @@ LONG = [
     *(gate_up(t, t, T, 130, 257, False) for t in TYPES for T in (4, 40, 130)),
     *(qkv((t,) * 3, T, 96, 8, 2, 32, kv=BF16) for t in TYPES for T in (4, 70)),
     *(qkv((BF16,) * 3, T, 96, H, K, C, kv=F16) for T in (4, 70) for H, K, C in ((4, 4, 96), (2, 1, 128))),
-    *(attention(t, 8, 2, 64, 16, _CONTEXTS, c) for t in FLOATS for c in ((1, 1, 1), (140, 1, 33))),
-    *(attention(BF16, H, K, C, 16, _CONTEXTS, (140, 1, 33)) for H, K, C in ((4, 4, 96), (2, 1, 256))),
 ]
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from tests.device import native
 from tests.device.interpreted import Bucket, aligned, call
 from tests.device.native import empty, ints, random
 from tests.device.test_kernels_latent import Rows, attended
-from tests.device.triton_cases import BF16, EXACT, F16, F32, FLOATS, ROUNDED, Case, bound, tokens, weight
+from tests.device.triton_attention_cases import bound_of, last_of, words_of
+from tests.device.triton_cases import BF16, EXACT, F16, F32, FLOATS, Case, bound, tokens, weight
 
 from coterie.core.dtypes import DType, from_f32
 
@@ -82,8 +83,7 @@ def attention(dtype, H, latent, rotated, Z, lengths, chunks, context=None):
 
     def run(rng):
         rows = rows_of(rng, lengths, latent + rotated, Z, dtype)
-        positions = [n - c + i for n, c in zip(lengths, chunks, strict=True) for i in range(c)]
-        sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
+        positions, sequence = last_of(lengths, chunks)
         T = len(positions)
         q, y = random(rng, T, H, latent + rotated), empty(T, H, latent)
         most = Bucket(T, len(lengths), T, context or max(lengths))
@@ -92,11 +92,8 @@ def attention(dtype, H, latent, rotated, Z, lengths, chunks, context=None):
         call("latent_attention", most, q=q, y=y, **rows.operands(positions, sequence, 1), **sizes)
         return [(y, attended(rows, q, positions, sequence, latent, 1, scale))]
 
-    alone = all(c <= 1 for c in chunks)
-    worst = {F32: EXACT, F16: EXACT, BF16: 2.0**-15}[dtype] if alone else ROUNDED[dtype]
-    tokens_of = "decode" if alone else "chunks " + " ".join(map(str, chunks))
-    shape = f"H {H}, {latent} latent, {rotated} rotated, Z {Z}, contexts {' '.join(map(str, lengths))}, {tokens_of}"
-    return Case("latent_attention", dtype.value, shape, worst, run)
+    shape = f"H {H}, {latent} latent, {rotated} rotated, Z {Z}, {words_of(lengths, chunks)}"
+    return Case("latent_attention", dtype.value, shape, bound_of(dtype, chunks), run)
 
 
 SIZES = ((1, 1, 1, 1, 1), (3, 2, 8, 12, 32), (4, 3, 9, 7, 37), (70, 2, 33, 20, 70))  # T, H, N, V, latent numbers

@@ -144,17 +144,39 @@ def take_rows(T, R, D):
     return Case("take_rows", "F32", f"T {T}, R {R}, D {D}", 0.0, run)
 
 
-def norm_add(dtype, T, D, layer=""):
+def mul_part(T, parts, N, part):
+    def run(rng):
+        a, b, y = random(rng, T, N), random(rng, T, parts, N), empty(T, N)
+        call("mul_part", tokens(T), a=a, b=b, y=y, T=T, N=N, b_first=part * N, b_step=parts * N)
+        return [(y, a * b[:, part])]
+
+    return Case("mul_part", "F32", f"T {T}, part {part} of {parts}, N {N}", EXACT, run)
+
+
+def mul_one(dtype, T, N):
+    def run(rng):
+        x, factor, y = random(rng, T, N), weight(rng, (1,), dtype, 1.0, 0.3), empty(T, N)
+        call("mul_one", tokens(T), x=x, **factor.operand("weight"), y=y, T=T, N=N)
+        return [(y, x * factor.values)]
+
+    return Case("mul_one", dtype.value, f"T {T}, N {N}", EXACT, run)
+
+
+def norm_add(dtype, T, D, layer="", offset=1.0, times=False):
+    """`times`: with a factor of the sum."""
+
     def run(rng):
         x, residual, y, norm = random(rng, T, D), random(rng, T, D), empty(T, D), weight(rng, (D,), dtype, 1.0, 0.3)
+        factor = weight(rng, (1,), dtype, 1.0, 0.3) if times else None
+        how, does = norm.operand("norm") | {"offset": offset}, lambda x: native.rms_norm(x, norm.values, 1e-5, offset)
         if layer:
             how, does = begun(rng, D, layer)
-            call("norm_add", tokens(T), x=x, residual=residual, **how, eps=1e-5, y=y, T=T, D=D)
-            return [(y, residual + does(x))]
-        call("norm_add", tokens(T), x=x, residual=residual, **norm.operand("norm"), eps=1e-5, offset=1.0, y=y, T=T, D=D)
-        return [(y, residual + native.rms_norm(x.astype(np.float64), norm.values, 1e-5, 1.0))]
+        ends = {"x": x, "residual": residual, **how, **optional("factor", factor), "y": y}
+        call("norm_add", tokens(T), **ends, eps=1e-5, T=T, D=D)
+        return [(y, (residual + does(x.astype(np.float64))) * (factor.values if factor else 1.0))]
 
-    return Case("norm_add", dtype.value, f"T {T}, D {D}{f', {layer}' * bool(layer)}", EXACT, run)
+    extra = f", {layer}" * bool(layer) + ", times a number" * times
+    return Case("norm_add", dtype.value, f"T {T}, D {D}{extra}", EXACT, run)
 
 
 def norm_rope_append(dtype, T, H, K, C, together, rotated=None, offset=0.0, interleaved=0, of_k=None):
@@ -214,5 +236,8 @@ QUICK = [
     *(norm_rope_append(F16, 3, 3, 1, 20, together, r, 1.0, 1) for together, r in (("", 20), ("qk", 6))),
     *(gelu(form, T, N) for form, T, N in (("erf", 3, 133), ("tanh", 2, 1100), ("sigmoid", 1, 7))),
     *(softcap(cap, T, N) for cap, T, N in ((0.7, 3, 133), (30.0, 2, 1100))),
+    *(mul_part(T, parts, N, part) for T, parts, N, part in ((0, 2, 3, 1), (1, 1, 1, 0), (5, 3, 70, 2), (2, 4, 256, 1))),
+    *(mul_one(t, T, N) for t, T, N in ((F32, 0, 3), (BF16, 1, 1), (F16, 3, 1100))),
+    *(norm_add(t, T, D, offset=0.0, times=True) for t, T, D in ((BF16, 1, 133), (F32, 3, 70))),
 ]
-LONG: list[Case] = []
+LONG = [mul_part(3, 35, 256, 34)]
