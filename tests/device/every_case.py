@@ -9,10 +9,9 @@ from tests.device import (
     triton_attention_cases,
     triton_branch_cases,
     triton_cases,
-    triton_delta_cases,
     triton_latent_cases,
     triton_plain_cases,
-    triton_scan_cases,
+    triton_recurrence_cases,
 )
 
 FILES = (
@@ -20,9 +19,8 @@ FILES = (
     triton_attention_cases,
     triton_plain_cases,
     triton_branch_cases,
-    triton_delta_cases,
     triton_latent_cases,
-    triton_scan_cases,
+    triton_recurrence_cases,
 )
 QUICK = [case for file in FILES for case in file.QUICK]
 LONG = [case for file in FILES for case in file.LONG]

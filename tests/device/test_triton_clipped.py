@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tests.device.interpreted import WIDE, Bucket, aligned, call, gpu, inspect, run
-from tests.device.native import attention, chosen, empty, ints, random, whole
+from tests.device.native import attention, chosen, empty, random, whole
 from tests.device.random_expert import making, step_of
-from tests.device.triton_attention_cases import pages_of
+from tests.device.triton_attention_cases import last_of, pages_of
 from tests.device.triton_cases import BF16, EXACT, F32, table_of, weight
 
 from coterie.kernels import cpu as kernels
@@ -38,11 +38,10 @@ def test_what_is_no_number_is_not_clipped():
 def test_a_sink_that_outweighs_everything_leaves_nothing_and_none_changes_nothing(chunks):
     rng, H = np.random.default_rng(0), 3
     pages = pages_of(rng, (9, 30), 1, 16, 4, F32)
-    positions = [n - c + i for n, c in zip((9, 30), chunks, strict=True) for i in range(c)]
-    sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
+    positions, sequence = last_of((9, 30), chunks)
     T, given = len(positions), aligned(np.array([1e4, -np.inf, -200], np.float32))
     q, y = random(rng, T, H, 16), empty(T, H, 16)
-    at = pages.operands(ints(positions), ints(sequence), 1)
+    at = pages.operands(positions, sequence, 1)
     sizes = {"T": T, "B": 2, "H": H, "K": 1, "C": 16, "scale": 0.25, "window": 0, "sinks": given, "sinks_dtype": 0}
     call("attention", Bucket(T, 2, T, 30), q=q, **at, y=y, **sizes)
     plain = attention(q, pages, positions, sequence, 1, 0.25, 0)

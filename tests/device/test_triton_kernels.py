@@ -18,7 +18,7 @@ from tests.device import triton_cases, triton_plain_cases
 from tests.device.every_case import LONG, QUICK
 from tests.device.interpreted import Bucket, call, gpu
 from tests.device.native import attention, empty, ints, random
-from tests.device.triton_attention_cases import pages_of
+from tests.device.triton_attention_cases import last_of, pages_of
 from tests.device.triton_cases import (
     BF16,
     F16,
@@ -170,11 +170,10 @@ def test_a_sequence_of_nans_leaves_the_others_of_its_tile_alone(chunks):
     rng = np.random.default_rng(0)
     pages = pages_of(rng, (20, 20), 1, 16, 4, F32)
     pages.write(1, 0, 7, np.full((1, 16), np.nan, np.float32), np.full((1, 16), np.nan, np.float32))
-    positions = [19 - i for c in chunks for i in reversed(range(c))]
-    sequence = [s for s, c in enumerate(chunks) for _ in range(c)]
+    positions, sequence = last_of((20, 20), chunks)
     T = len(positions)
     y = empty(T, 2, 16)
-    operands = pages.operands(ints(positions), ints(sequence), 1)
+    operands = pages.operands(positions, sequence, 1)
     sizes = {"T": T, "B": 2, "H": 2, "K": 1, "C": 16}
     call("attention", Bucket(T, 2, T, 20), q=random(rng, T, 2, 16), **operands, y=y, **sizes, scale=0.25, window=0)
     assert np.isnan(y[: chunks[0]]).all()
