@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, ConflictError
 from coterie.memory.cache import Busy
-from coterie.memory.pins import check_room, places_with
+from coterie.memory.pins import check_room, places_beside, places_with
 
 
 def test_experts_take_whole_blocks() -> None:
@@ -58,6 +58,14 @@ def sizes_of(blocks):
 
 def pin(cache, name, blocks):
     cache.pin(name, places_with(cache, name, sizes_of(blocks)))
+
+
+def grow(cache, name, blocks):
+    """As an expert becomes larger: first it is found out whether it may, then its former weights go."""
+    places = places_beside(cache, name, sizes_of(blocks))
+    cache.forget(name)
+    for pinned in places:
+        cache.pin(pinned, places)
 
 
 def test_a_pinned_expert_that_comes_in_later_does_not_cut_memory_in_two() -> None:
@@ -108,7 +116,7 @@ def test_a_pinned_expert_whose_load_failed_comes_in_where_it_would_have_been() -
 
 
 NAMES = "abcdef"
-deed = st.tuples(st.sampled_from(["want", "want", "pin", "unpin", "unload"]), st.sampled_from(NAMES))
+deed = st.tuples(st.sampled_from(["want", "want", "pin", "unpin", "unload", "grow"]), st.sampled_from(NAMES))
 
 
 @settings(max_examples=300, deadline=None)
@@ -117,9 +125,13 @@ deed = st.tuples(st.sampled_from(["want", "want", "pin", "unpin", "unload"]), st
     st.integers(8, 20),
     st.lists(deed, max_size=30),
 )
+@example([2, 2, 2, 2, 1, 1], 8, [("pin", "a"), ("grow", "d"), ("want", "a"), ("want", "d")])
+@example([2, 2, 2, 4, 1, 1], 8, [("pin", "a"), ("want", "b"), ("want", "a"), ("grow", "d"), ("want", "d")])
 @example([2, 2, 2, 8, 1, 1], 10, [("pin", "c"), ("want", "a"), ("want", "b"), ("want", "c"), ("want", "d")])
 def test_beside_pins_whoever_is_wanted_has_room(counts, capacity, deeds) -> None:
-    """Whenever pins were granted, and wherever others lie; and without one in the middle all that fits is granted."""
+    """Whenever pins were granted, and wherever others lie, of whatever size they have become since; and without one in
+    the middle all that fits is granted.
+    """
     blocks = dict(zip(NAMES, counts, strict=True))
     device, cache = make(capacity)
     for what, name in deeds:
@@ -131,6 +143,16 @@ def test_beside_pins_whoever_is_wanted_has_room(counts, capacity, deeds) -> None
             cache.unpin(name)
         elif what == "unload" and name not in cache.pinned:
             cache.forget(name)
+        elif what == "grow" and name not in cache.pinned:
+            grown = blocks | {name: (blocks[name] + 2) % 8 + 1}
+            fits = sum([grown[other] for other in cache.pinned]) + grown[name] <= capacity
+            if fits or not cache.pinned or grown[name] < max(c for o, c in grown.items() if o not in cache.pinned):
+                with suppress(ConflictError):
+                    grow(cache, name, grown)
+                    blocks = grown
+            else:
+                with pytest.raises(ConflictError, match="would not leave"):
+                    grow(cache, name, grown)
         elif what == "pin":
             pinned = cache.pinned | {name}
             most = max([count for other, count in blocks.items() if other not in pinned], default=0)

@@ -92,6 +92,28 @@ def test_replaced_weights_are_read_anew(office: Path, tmp_path: Path) -> None:
         assert (answer.token_ids, answer.cached_tokens) == (alone(other), 0)
 
 
+def test_who_has_no_room_beside_pins_is_left_out(office: Path, tmp_path: Path) -> None:
+    """New, or larger than it was: the rescan says so, not its first request."""
+    write_expert(office / "dan", 7)
+    with Coterie.open(office) as coterie:  # in memory for three
+        coterie.pin("ada")
+        coterie.pin("bob")
+        larger = write_expert(tmp_path / "cyd", 5, DType.F32)
+        shutil.copytree(larger, office / "cyd")
+        found = coterie.rescan()
+        assert found.added == ()
+        assert "[cyd] it needs 128.00 KiB of dram in one piece, which ada, bob, pinned" in str(found.left_out["cyd"])
+        coterie.unpin("ada")
+        assert dict((found := coterie.rescan()).left_out) == {}
+        assert found.added == ("cyd",)
+        assert [asked(coterie, name) for name in ("cyd", "bob", "ada", "cyd")][-1] == alone(larger)
+        write_expert(tmp_path / "more", 6, DType.F32, num_hidden_layers=3)
+        shutil.copytree(tmp_path / "more", office / "ada", dirs_exist_ok=True)
+        kept = coterie.rescan().kept
+        assert "[ada] it needs" in str(kept["ada"])
+        assert asked(coterie, "bob")
+
+
 def test_a_query_made_ready_before_has_the_tokens_of_the_new_tokenizer(office: Path, tmp_path: Path) -> None:
     """Those of the old one would be read by weights that know nothing of them. Who is not replaced is left as it is."""
     other = write_expert(tmp_path / "other", 9)

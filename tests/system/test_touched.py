@@ -6,14 +6,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.system.tiny import write_adapter_of, write_expert
 
-from coterie.api import Coterie, Message, Options, Query
+from coterie.api import Chunk, Coterie, Message, Options, Query
 from coterie.api.touched import is_touched
 from coterie.core.errors import TransferError
 from coterie.engine.policy import Policy
+from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.models.model import open_model
 
 ONE_EXPERT = 100 * 1024
@@ -137,23 +139,65 @@ def test_who_has_been_there_all_along_needs_no_file(office: Path, small: Coterie
     assert small.models["ada"] is model
 
 
-def test_an_answer_is_never_by_two_weights(office: Path, small: Coterie) -> None:
-    """What runs has KV state by the weights that were there: who cannot be told to be the same is refused."""
-    both = [Query((Message("user", "hello"),), name, max_tokens=90, ignore_end=True) for name in ("ada", "bob")]
+ASKING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "seeded": {"sampling": SamplingParams(temperature=0.9, seed=5)},
+    "penalised": {"sampling": SamplingParams(temperature=0.9, seed=5), "choice": ChoiceParams(presence_penalty=1.5)},
+    "stopped": {"stop": ("never said",)},
+    "with logprobs": {"choice": ChoiceParams(top_logprobs=2)},
+}
+
+
+def gone_while_asked(small: Coterie, **settings: Any) -> tuple[str, str]:
+    """Two long answers of two experts, so far that the first has said something and is not in memory."""
+    both = [
+        Query((Message("user", "hello"),), name, max_tokens=60, ignore_end=True, **settings) for name in ("ada", "bob")
+    ]
     asking, other = map(small.submit, both)
     running, steps = small.parts.engine.queue.running, 0
-    while not (small.resident() == ("bob",) and "ada" in running):
+    while not (small.resident() == ("bob",) and [s for s in running.get("ada", {}).values() if s.first_token_s]):
         small.step()
         steps += 1
         assert steps < 1000
-    linked(weights(office))
-    small.submit(Query.text(PROMPT, "ada"))
-    ended = {}
+    return asking, other
+
+
+def ended(small: Coterie) -> dict[str, Chunk]:
+    last = {}
     while not small.idle:
-        ended.update({chunk.request_id: chunk for chunk in small.step() if chunk.last})
-    assert isinstance(ended[asking].error, TransferError)
-    assert ended[other].answer
+        last.update({chunk.request_id: chunk for chunk in small.step() if chunk.last})
+    return last
+
+
+@pytest.mark.parametrize("how", ["greedy", "seeded", "penalised", "stopped"])
+def test_who_runs_goes_on_where_the_weights_are_the_same(office: Path, small: Coterie, how: str) -> None:
+    """Whatever was said is drawn once more, and not said again."""
+    expected = [small.ask(Query((Message("user", "hello"),), "ada", max_tokens=60, ignore_end=True, **ASKING[how]))]
+    asking, other = gone_while_asked(small, **ASKING[how])
+    linked(weights(office))
+    last = ended(small)
+    assert last[other].answer
+    answer = last[asking].answer
+    assert answer
+    assert (answer.token_ids, answer.text) == (expected[0].token_ids, expected[0].text)
+    small.parts.engine.check_integrity()
+
+
+@pytest.mark.parametrize("how", ASKING)
+def test_an_answer_is_never_by_two_weights(office: Path, small: Coterie, tmp_path: Path, how: str) -> None:
+    """Who would have said something else is told, and so is whose choice cannot be made again."""
+    asking, other = gone_while_asked(small, **ASKING[how])
+    path, others = weights(office), weights(write_expert(tmp_path / "other", 7).parent, "other")
+    times = path.stat()
+    if how != "with logprobs":
+        shutil.copyfile(others, path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    last = ended(small)
+    assert isinstance(last[asking].error, TransferError)
+    assert "touched while it answered" in str(last[asking].error)
+    assert last[other].answer
     assert asked(small, "ada")
+    small.parts.engine.check_integrity()
 
 
 def test_an_adapter_is_read_again_and_its_base_stays(tmp_path: Path) -> None:

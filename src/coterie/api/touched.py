@@ -4,6 +4,8 @@
 
 chmod, a hard link and a backup do that, but so does a copy over a file that sets its times back. So the expert is taken
 to have other weights: they are read whole when it comes in, and nothing that was computed with the former is kept.
+Requests that run are computed again, and end where they would not have drawn what they have shown: no answer is by two
+weights.
 Knows nothing about requests.
 """
 
@@ -18,7 +20,7 @@ from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.engine.assembly import Parts
-from coterie.engine.more import is_used, serve_touched
+from coterie.engine.more import is_there, serve_touched
 from coterie.models.model import Model
 
 
@@ -32,11 +34,10 @@ class Touched:
     def __call__(self, name: str) -> None:
         """Serve an expert by the headers that its files have now, where only status times are others.
 
-        What differs in more than that, or cannot be read, stays as it is: its load says what is wrong. So does an
-        expert of which requests run: they have KV state by weights that may have been others.
+        What differs in more than that, or cannot be read, stays as it is: its load says what is wrong.
         """
         was = self._models.get(name)
-        if was is None or is_used(self._parts, name) or not is_touched(was.layout):
+        if was is None or is_there(self._parts, name) or not is_touched(was.layout):
             return
         try:
             model = replace(open_again(self.composition.expert(name), self._options, {}), base=was.base)

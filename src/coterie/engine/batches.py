@@ -38,6 +38,7 @@ class Batches:
         """An expert is another one now: what was found out of it is forgotten."""
         self._most_steps.pop(expert_id, None)
         self._guesser.renewed(expert_id)
+        self.changed(expert_id)
 
     def most_steps(self, expert: ServedExpert) -> int:
         """How many steps of an expert may be one run, by the policy."""

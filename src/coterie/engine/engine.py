@@ -30,7 +30,7 @@ from coterie.engine.request import FinishReason, Output, Request
 from coterie.engine.reuse import Reuse
 from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
-from coterie.engine.sequence import Sequence
+from coterie.engine.sequence import Sequence, drawn_again
 from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.vectors import take_vectors
 from coterie.engine.wishes import Wishes
@@ -59,7 +59,7 @@ class Engine:
         self._arrivals = Arrivals(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool)
         self._batches = Batches(kv_pool, self.policy, device)
-        self._reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
+        self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
         self.line = Line(self._queue, self.policy.max_batch)
         self.wishes = Wishes(cache, self._arrivals, self._queue, self.line, experts, self.log)
@@ -82,9 +82,8 @@ class Engine:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         self._runner.check(request, expert)
         sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
-        sequence.blocks = self._kv.check_fits(
-            sequence.kv_tokens, len(request.prompt_ids), expert.kv, request.request_id
-        )
+        count, kv = len(request.prompt_ids), expert.kv
+        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, kv, request.request_id)
         self._live[request.request_id] = sequence
         self.line.add(sequence)
         self._line_moved()
@@ -157,8 +156,8 @@ class Engine:
             self.metrics.failed_fetches += 1
             self.log.add("fail", expert_id)
             self.log.tell("failed", expert_id, str(error))
-            self._fail(self._queue.of(expert_id), error)
-            self._reuse.forget(expert_id)
+            self.fail(self._queue.of(expert_id), error)
+            self.reuse.forget(expert_id)
         if self.wishes.open:
             self.wishes.settle(failed)
         for expert_id, seconds in self._arrivals.take_durations():
@@ -221,7 +220,7 @@ class Engine:
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self.wishes.refuse(fetch.expert_id, error)
-            self._fail(self._queue.of(fetch.expert_id), error)
+            self.fail(self._queue.of(fetch.expert_id), error)
             return True
         if residency is None:
             return False
@@ -247,12 +246,12 @@ class Engine:
         if queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way:  # it is not alone
             most = min(most, repeats) if self.policy.leap else 1
         if run.beside:
-            return self._batches.mixed([self._experts[name] for name in its], its, most, self._reuse.begin)
-        self._reuse.begin(expert, its[run.expert_id])
+            return self._batches.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
+        self.reuse.begin(expert, its[run.expert_id])
         return self._batches.next(expert, its[run.expert_id], most)
 
     def _admit(self, sequence: Sequence) -> None:
-        self._reuse.admit(self._experts[sequence.request.expert_id], sequence)
+        self.reuse.admit(self._experts[sequence.request.expert_id], sequence)
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
         self._batches.changed(sequence.request.expert_id)
@@ -280,12 +279,11 @@ class Engine:
                 self._groups.part(names)
                 self._repeats = 0
                 return
-            self._fail([part.sequence for part in batch.parts], as_error(names[0], failure))
+            self.fail([part.sequence for part in batch.parts], as_error(names[0], failure))
             self._arrivals.wait_out(names[0])
             self._settle()
             return
-        drawn = self._device.tokens(event)
-        steps = len(drawn)
+        steps = len(drawn := self._device.tokens(event))
         self._count_steps(lead, names, batch, steps)
         self._groups.rejoin(names)
         for part in batch.parts:
@@ -297,11 +295,12 @@ class Engine:
         by_row = drawn.T.tolist()
         failed = choose_rows(self._device, event, batch, by_row)
         self.metrics.count_guesses(*keep_guesses(batch, by_row))
+        failed |= drawn_again(batch.sampled, by_row)
         for row, sequence in enumerate(batch.sampled):
-            if row in failed:
-                self._fail([sequence], failed[row])
-            else:
+            if row not in failed:
                 self._take(sequence, by_row[row])
+        for row, error in failed.items():
+            self.fail([batch.sampled[row]], error)
 
     def _count_steps(self, lead: str, names: tuple[str, ...], batch: Batch, steps: int) -> None:
         self.log.add_steps(steps, ("run", names[0], len(batch.rows.tokens_T), len(batch.rows.rows_R), *names[1:]))
@@ -319,7 +318,8 @@ class Engine:
             return
         self._outputs.append(sequence.output(tuple(tokens), text))
 
-    def _fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
+    def fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
+        """End these with an error, between two steps."""
         for sequence in sequences:
             self._end(sequence, (), sequence.rest(), "error", error)
 
@@ -333,7 +333,7 @@ class Engine:
     ) -> None:
         request = sequence.request
         if sequence.scheduled_s is not None:
-            self._reuse.end(sequence, error is not None)
+            self.reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
         if not self.line.drop(sequence):
             self._queue.drop(sequence)

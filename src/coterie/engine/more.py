@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from coterie.checkpoint.layout import Layout
-from coterie.core.errors import CapacityError, ConflictError
+from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.device import Executable
 from coterie.engine.assembly import Parts, Settings, limits_of, page_bytes, work_bytes
 from coterie.engine.bases import folder_of
 from coterie.engine.served import Base, ServedExpert
 from coterie.graph.compile import compile_graph
+from coterie.memory.pins import places_beside
 from coterie.memory.slab import round_up
 from coterie.memory.split import side_of
 from coterie.models.model import Model
@@ -28,28 +29,45 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
     """Serve a model under a name, between two steps; in the place of what has this name, which must be unused.
 
     `models`: those that are served. Raises CapacityError where it needs more than was reserved, ConflictError where its
-    base is not in memory, or where what has its name is used, loading or pinned. Then all is as it was.
+    base is not in memory, where what has its name is used, loading or pinned, or where pins leave it no room. Then all
+    is as it was.
     """
     base = _base(parts, models, model)
+    cache = side_of(parts.both, name)
+    sizes = {other: its.layout.size_bytes for other, its in models.items() if side_of(parts.both, other) is cache}
+    places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
         parts.engine.wishes.unload(name)
         parts.kv.forget_all(name)  # what other weights have computed
+    for pinned in places:
+        cache.pin(pinned, places)
     served = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
     parts.served[name] = served
     parts.engine.renewed(name)
 
 
-def is_used(parts: Parts, name: str) -> bool:
-    """Whether some memory has an expert's weights, or KV state that they have computed is a running request's."""
-    there = any(name in ledger.copies for ledger in side_of(parts.both, name).ledgers)
-    return there or name in parts.engine.queue.running
+def is_there(parts: Parts, name: str) -> bool:
+    """Whether some memory has an expert's weights."""
+    return any(name in ledger.copies for ledger in side_of(parts.both, name).ledgers)
 
 
 def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
-    """Serve an expert that is not used by a layout of the same form, from files that may be others. Before its load."""
+    """Serve an expert that is nowhere by a layout of the same form, from files that may be others. Before its load.
+
+    Its requests that run begin again, and go on where the weights that come draw what they have drawn already; those
+    that cannot begin again end.
+    """
     parts.kv.forget_all(name)  # what other weights have computed
-    parts.served[name] = replace(parts.served[name], layout=layout)
+    served = parts.served[name] = replace(parts.served[name], layout=layout)
+    parts.engine.renewed(name)
+    for sequence in tuple(parts.engine.queue.running.get(name, {}).values()):
+        if sequence.begin_again():
+            parts.engine.reuse.end(sequence, failed=True)
+            parts.engine.reuse.admit(served, sequence)
+        else:
+            fact = "its files were touched while it answered, and its weights may be others"
+            parts.engine.fail([sequence], TransferError(name, fact, "ask again"))
 
 
 def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | None:

@@ -8,9 +8,10 @@ Knows nothing about scheduling or devices.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, TransferError
 from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
@@ -29,6 +30,7 @@ class Sequence:
     `scored`: so many tokens of the prompt have their logits, or vectors, looked at. `pool`: it wants a vector.
     `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
     `guessed`, `accepted`: tokens that were guessed ahead, and those of them that were drawn.
+    `owed`: what it has drawn, and must draw once more, as its expert's weights may be others since.
     `changes_logits`: the device changes logits by penalties and biases. Then `history` says how, where some are asked
     for; not beside a mask, which only the host knows.
     """
@@ -41,6 +43,7 @@ class Sequence:
         self.lookup: Lookup | None = None  # until somebody looks
         self.prediction: Prediction | None = None  # likewise, if there is one
         self.guessed = self.accepted = 0
+        self.owed: list[int] = []
         self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
         self.blocks = 0
         self.load: Load | None = None
@@ -97,6 +100,33 @@ class Sequence:
     def steps_alone(self) -> bool:
         """True when something is decided on the host after each of its steps."""
         return bool(self.request.stop) or self.chooser is not None
+
+    def begin_again(self) -> bool:
+        """Forget the KV state: all is computed again, and what was drawn is drawn again, of which nothing is shown.
+
+        False, and all is as it was, where something was chosen or scored on the host, which cannot be taken back.
+        """
+        request, drawn = self.request, self.tokens[len(self.request.prompt_ids) :] + self.owed
+        if self.chooser is not None and (drawn or request.choice.score_prompt):
+            return False
+        self.tokens, self.owed = list(request.prompt_ids), drawn
+        self.computed = self.cached_tokens = 0
+        self.begun = False
+        self.lookup = self.prediction = None
+        self.history = None if self.history is None else History(request.choice, request.prompt_ids)
+        self.pool = None if request.pooling is None else Pool(request.pooling)
+        return True
+
+    def draw_again(self, tokens: list[int]) -> bool:
+        """Take what is owed from the front of these tokens; False where they are others."""
+        count = min(len(tokens), len(self.owed))
+        if tokens[:count] != self.owed[:count]:
+            return False
+        for token in tokens[:count]:
+            self.tokens.append(token)
+            self._note(token)
+        del tokens[:count], self.owed[:count]
+        return True
 
     def output(
         self,
@@ -189,3 +219,15 @@ class Sequence:
     def _show(self, token: int) -> str:
         detokenizer = self.request.detokenizer
         return "" if detokenizer is None else self._text.push(detokenizer.push(token))
+
+
+def drawn_again(sampled: Iterable[Sequence], by_row: list[list[int]]) -> dict[int, CoterieError]:
+    """Take what sequences owe from the tokens that their rows drew; by row, why one of them ends."""
+    failed: dict[int, CoterieError] = {}
+    for row, sequence in enumerate(sampled):
+        if sequence.owed and not sequence.draw_again(by_row[row]):
+            fact = (
+                "its files were touched while it answered, and by what they hold now it would have answered otherwise"
+            )
+            failed[row] = TransferError(sequence.request.expert_id, fact, "ask again")
+    return failed

@@ -8,7 +8,7 @@ Knows nothing about requests: sizes in, and places or a ConflictError out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 
 from coterie.core.errors import ConflictError
 from coterie.core.units import format_bytes
@@ -39,27 +39,52 @@ def places_with(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) ->
     if expert_id in cache.pinned:
         return {}
     near, pinned = cache.ledgers[0], cache.pinned | {expert_id}
-    there = _there(near, pinned)
-    others = sorted(sizes.keys() - pinned, key=lambda name: (-sizes[name], name))[:1]
-    wanted = sorted([*(pinned & sizes.keys() - there.keys()), *others], key=lambda name: (-sizes[name], name))
-    slab = Slab(near.capacity_bytes)
     try:
-        taken = [(name, slab.alloc(extent.size_bytes, extent.offset)) for name, extent in there.items()]
-        taken += [(name, slab.alloc(sizes[name])) for name in wanted]
+        return _places(near, pinned, sizes)
     except SlabFullError:
-        raise _cannot_pin(near, expert_id, pinned, wanted, others, sizes) from None
+        raise _cannot_pin(near, expert_id, pinned, sizes) from None
+
+
+def places_beside(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The same with an expert that is new or has another size, and is not pinned; `sizes` has it.
+
+    Raises ConflictError where pins leave no piece for it: it would be refused whenever it is asked. One that is larger
+    than all there is is not looked at.
+    """
+    near, pinned = cache.ledgers[0], cache.pinned
+    need = round_up(sizes[expert_id])
+    if not pinned or need > near.capacity_bytes or _largest(sizes, pinned) != [expert_id]:
+        return {}
+    try:
+        return _places(near, pinned, sizes)
+    except SlabFullError:
+        names = ", ".join(sorted(pinned))
+        fact = f"it needs {format_bytes(need)} of {near.tier} in one piece, which {names}, pinned, would not leave"
+        raise ConflictError(expert_id, fact, "unpin one of them, and rescan") from None
+
+
+def _places(near: TierLedger, pinned: Set[str], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Raises SlabFullError."""
+    there, slab = _there(near, pinned), Slab(near.capacity_bytes)
+    taken = [(name, slab.alloc(extent.size_bytes, extent.offset)) for name, extent in there.items()]
+    taken += [(name, slab.alloc(sizes[name])) for name in _wanted(near, pinned, sizes)]
     return {name: extent.offset for name, extent in taken if name in pinned}
 
 
-def _cannot_pin(
-    near: TierLedger,
-    expert_id: str,
-    pinned: Set[str],
-    wanted: Sequence[str],
-    others: Sequence[str],
-    sizes: Mapping[str, int],
-) -> ConflictError:
+def _wanted(near: TierLedger, pinned: Set[str], sizes: Mapping[str, int]) -> list[str]:
+    """Who needs a piece besides those that are there: pinned ones, and the largest that is not; the larger first."""
+    absent = pinned & sizes.keys() - _there(near, pinned).keys()
+    return sorted([*absent, *_largest(sizes, pinned)], key=lambda name: (-sizes[name], name))
+
+
+def _largest(sizes: Mapping[str, int], pinned: Set[str]) -> list[str]:
+    """The largest expert that is not pinned, if there is one."""
+    return sorted(sizes.keys() - pinned, key=lambda name: (-sizes[name], name))[:1]
+
+
+def _cannot_pin(near: TierLedger, expert_id: str, pinned: Set[str], sizes: Mapping[str, int]) -> ConflictError:
     """Why one more cannot be pinned, and what would help: more memory, or another place for what is there."""
+    wanted, others = _wanted(near, pinned, sizes), _largest(sizes, pinned)
     taken, need = (sum([round_up(sizes[name]) for name in names]) for names in (pinned & sizes.keys(), others))
     lacking = taken + need - near.capacity_bytes
     if lacking > 0:
