@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.commands import run
+from tests.system.commands import refused, run
 from tests.system.serving import served
 from tests.system.tiny import write_expert
 
@@ -106,6 +106,12 @@ def test_a_prompt_that_the_kv_cache_has_no_room_for_goes_on_too(folder: Path) ->
         assert f"wide has room for {wide} tokens in the KV cache, and the prompt 302" in answer.route.reason
         with pytest.raises(RequestError, match="long"):
             coterie.ask(few("x" * 400, "long"))
+        for letters in (10, wide - 2, wide - 1, long - 2, long - 1):
+            text = "x" * letters
+            told = json.loads(run("route", path, text, "--kv", "64KiB", "--json").stdout)
+            assert told == {"prompt": text, **coterie.route(few(text)).to_dict()}
+        assert json.loads(run("route", path, "x" * 300, "--json").stdout)["expert"] == "wide"
+    refused(run("route", path, "x", "--kv", "1KiB"), "[--kv]", "set --kv to at least")
 
 
 def test_over_http_the_answer_says_so(folder: Path) -> None:

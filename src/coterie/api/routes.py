@@ -2,12 +2,14 @@
 
     prompt -> router -> its expert, opened (headers and tokenizer) -> too long for it? -> the next, opened ...
 
-Knows nothing about memory: each expert is taken to have room for a whole context of its own.
+Knows nothing about memory: each expert is taken to have room for a whole context, or for what a KV cache of a given
+size holds.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 from coterie.api.ready import Experts, fitted
@@ -16,7 +18,10 @@ from coterie.api.types import Query
 from coterie.composition.composition import Composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Routing
-from coterie.engine.experts import open_experts
+from coterie.engine.assembly import block_bytes_for
+from coterie.engine.experts import open_experts, open_folder
+from coterie.engine.kv import holds
+from coterie.graph.program import KvShape
 from coterie.models.model import Model
 
 
@@ -43,13 +48,15 @@ class _Texts(dict[str, Text]):
         return self[name]
 
 
-def served_routes(composition: Composition, texts: list[str]) -> list[Route]:
-    """Where each text would go. For routers that ask no model.
+def served_routes(composition: Composition, texts: list[str], kv_bytes: int | None = None) -> list[Route]:
+    """Where each text would go, with a KV cache of this size if it is given. For routers that ask no model.
 
-    Raises what routing does, and what opening an expert does (CheckpointError, UnsupportedError).
+    Raises what routing does, what opening an expert does (CheckpointError, UnsupportedError), and CapacityError where
+    the KV cache has no block.
     """
     routing, models = Routing(composition), _Models(composition)
-    experts = Experts(_Texts(models), models, lambda kv: sys.maxsize)
+    held = (lambda kv: sys.maxsize) if kv_bytes is None else _held(composition, models, kv_bytes)
+    experts = Experts(_Texts(models), models, held)
 
     def route(text: str) -> Route:
         query = Query.text(text)
@@ -60,3 +67,12 @@ def served_routes(composition: Composition, texts: list[str]) -> list[Route]:
         return fitted(query, begun.prompt, found, routing.others, experts)[0]
 
     return [route(text) for text in texts]
+
+
+def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[[KvShape], int]:
+    """How many tokens of a KV state there is room for. All experts are opened: the largest page of one is a block."""
+    if composition.is_folder:
+        composition, found = open_folder(composition)
+        models.update(found)
+    block = block_bytes_for({name: models[name] for name in composition.names}, kv_bytes)
+    return lambda kv: holds(kv_bytes // block, block, kv)

@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from coterie import __version__
-from coterie.core.errors import CoterieError
 
 # Where each is and what it does, in the order of the help page. A module is imported when its command is run or asked
 # for its own page: all of them take a second.
@@ -170,10 +169,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
     try:
         app()
-    except CoterieError as error:  # a command's modules cannot be imported: its kernels are of other sources
-        typer.echo(f"coterie: {error}", err=True)
-        raise SystemExit(2) from None
     except _ToldToEnd:  # and then by the signal, as who sent it expects
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
+    except import_module(
+        "coterie.core.errors"
+    ).CoterieError as error:  # imported when something ends: a help page needs no more
+        typer.echo(f"coterie: {error}", err=True)
+        raise SystemExit(2) from None

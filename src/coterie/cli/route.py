@@ -13,9 +13,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.api import Coterie, Query
+from coterie.api import Coterie, Options, Query
 from coterie.api.routes import served_routes
-from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, out, print_json, sentences
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
@@ -26,18 +26,19 @@ from coterie.core.errors import RequestError
 def route(
     composition: CompositionArg,
     prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads lines from stdin.")] = None,
+    kv: KvOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Print where each prompt would go, without running any expert.
 
-    A prompt that is too long for the router's choice goes to the next with room, as served (the KV cache aside).
+    A prompt that is too long for the router's choice goes to the next with room, as served; with --kv, as served so.
     """
     found = load_composition(composition)
     texts = prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
     asks = found.router is not None and found.router.model is not None
-    routes = list(zip(texts, (routes_of if asks else served_routes)(found, texts), strict=True))
+    routes = list(zip(texts, (routes_of if asks else served_routes)(found, texts, kv), strict=True))
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)
@@ -45,11 +46,11 @@ def route(
     out.print(_table(routes))
 
 
-def routes_of(composition: Composition, texts: list[str]) -> list[Route]:
+def routes_of(composition: Composition, texts: list[str], kv: int | None = None) -> list[Route]:
     """The router's decision for each text; a model is opened only where the router asks it. Raises CoterieError."""
     if composition.router is None or composition.router.model is None:
         return routes_by(Routing(composition), texts)
-    with Coterie(composition) as coterie:
+    with Coterie(composition, Options(kv_bytes=kv)) as coterie:
         return [coterie.route(Query.text(text)) for text in texts]
 
 

@@ -128,10 +128,8 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     bases = bases_of(models)
     shared = size_of(bases)
     sizes = {name: model.layout.size_bytes for name, model in models.items() if name not in (ROUTER, *bases)}
-    block = max(page_bytes(model.kv) for model in models.values())
+    block = block_bytes_for(models, settings.kv_bytes)
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
-    if kv < block:
-        raise CapacityError("--kv", "one KV block", block, kv, [f"set --kv to at least {block} B"])
     programs = _programs(models, settings.rule_set or spec.rule_set)
     work = _work_bytes(programs, models, settings.policy)
     room = settings.near_bytes
@@ -182,6 +180,14 @@ def room_for_experts(spec: MachineSpec, taken_bytes: int, alone: bool = False) -
 def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
     blocks = max(_blocks(model, block, min(model.max_context, KV_CONTEXT)) for model in models.values())
     return max(min(blocks * KV_SEQUENCES * block, int(capacity * KV_SHARE)), block)
+
+
+def block_bytes_for(models: Mapping[str, Model], kv_bytes: int | None) -> int:
+    """The size of a KV block that suits all of these. Raises CapacityError where a KV cache of this size has none."""
+    block = max(page_bytes(model.kv) for model in models.values())
+    if kv_bytes is not None and kv_bytes < block:
+        raise CapacityError("--kv", "one KV block", block, kv_bytes, [f"set --kv to at least {block} B"])
+    return block
 
 
 def page_bytes(kv: KvShape) -> int:

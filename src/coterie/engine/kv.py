@@ -31,6 +31,11 @@ class _Sharing:
     tokens: Sequence[int] = ()
 
 
+def holds(num_blocks: int, block_bytes: int, kv: KvShape) -> int:
+    """How many tokens of one sequence of this architecture so many blocks hold."""
+    return max(num_blocks - kv.state_blocks(block_bytes), 0) * kv.tokens_per_block(block_bytes)
+
+
 class KVPool:
     """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: what they hold is remembered."""
 
@@ -99,7 +104,7 @@ class KVPool:
 
     def holds(self, kv: KvShape) -> int:
         """How many tokens of one sequence the whole pool holds."""
-        return max(self.num_blocks - self.state_blocks(kv), 0) * self.tokens_per_block(kv)
+        return holds(self.num_blocks, self.block_bytes, kv)
 
     def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
         """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
