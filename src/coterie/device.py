@@ -79,7 +79,8 @@ class Rows:
     tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
     block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
     rows_R: indices into T whose logits are sampled, in any order, of a sequence none or several.
-    sampling: R settings. end_ids: for each of the R rows, its ends.
+    sampling: R settings. end_ids: for each of the R rows, its ends. types_T: which text of a pair each token is of;
+    none: of the first, or the graph does not ask.
     """
 
     tokens_T: Ints
@@ -90,6 +91,7 @@ class Rows:
     rows_R: Ints
     sampling: tuple[Sampling, ...]
     end_ids: tuple[tuple[int, ...], ...] = ()
+    types_T: Sequence[int] = ()
 
     @property
     def sizes(self) -> Sizes:

@@ -53,6 +53,7 @@ class ReferenceBackend:
             "sequence": rows.sequence_T,
             "block_tables": rows.block_tables_BM,
             "rows": rows.rows_R,
+            "types": rows.types_T,
         }
         return self._reference.run(named, rows.sampling, self.state)
 

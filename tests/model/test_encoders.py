@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,10 +63,10 @@ def opened_again(folder):
     return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def hidden(model, ids):
+def hidden(model, ids, **more):
     """What transformers has behind the last layer, [T, D]."""
     with torch.no_grad():
-        return model(torch.tensor([list(ids)])).last_hidden_state[0].numpy()
+        return model(torch.tensor([list(ids)]), **more).last_hidden_state[0].numpy()
 
 
 def rows_of(backend, step):
@@ -91,6 +92,24 @@ def test_rows_are_the_hidden_states_of_transformers(row, backend, make_backend, 
     for text in texts[:2]:
         alone = rows_of(stepper.backend, stepper.rows((stepper.sequence(), text)))
         np.testing.assert_allclose(alone, hidden(theirs, text), rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_pairs_are_those_of_transformers(backend, make_backend, tmp_path):
+    """Of the second text tokens have another type; one of the texts in the step is no pair."""
+    make("bert").save_pretrained(tmp_path)
+    theirs, model = opened_again(tmp_path), open_model(tmp_path)
+    stepper = Stepper(make_backend(backend, model))
+    texts = [[7, 3, 250, 9, 9], [17, 18], [1, 2, 3], [40]]
+    types = [[0, 0, 1, 1, 1], [0, 0], [0, 1, 0], [1]]
+    step = stepper.rows(*[(stepper.sequence(), text) for text in texts])
+    found = rows_of(stepper.backend, replace(step, types_T=[kind for kinds in types for kind in kinds]))
+    pairs = zip(texts, types, strict=True)
+    wanted = np.concatenate([hidden(theirs, ids, token_type_ids=torch.tensor([kinds])) for ids, kinds in pairs])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    for wrong in ([2], [-1], [0, 1]):
+        with pytest.raises(ValueError, match="types are"):
+            rows_of(stepper.backend, replace(stepper.rows((stepper.sequence(), [40])), types_T=wrong))
 
 
 def save(folder, model, pooling="cls_token", modules=("Transformer", "Pooling", "Normalize"), **reading):
@@ -247,7 +266,7 @@ def test_configs_as_they_were_released_mean_the_same(row, tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"architectures": ["BertForSequenceClassification"]}, "more than give vectors"),
+        ({"architectures": ["BertForTokenClassification"]}, "more than give vectors"),
         ({"is_decoder": True}, "is_decoder = True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),

@@ -44,6 +44,10 @@ def test_a_horizon_is_the_last_position_of_each_sequence() -> None:
     np.testing.assert_array_equal(found["types"], np.zeros(6))
     assert all(row.dtype == np.int32 for row in found.values())
     assert [len(row) for row in more_rows(graph, np.zeros(0, int), np.zeros(0, int)).values()] == [0, 0]
+    np.testing.assert_array_equal(more_rows(graph, np.arange(3), np.zeros(3, int), [0, 1, 1])["types"], [0, 1, 1])
+    for wrong in ([0, 1], [0, 2, 0], [0, -1, 0]):
+        with pytest.raises(ValueError, match="for 3 tokens, or outside 0 to 1"):
+            more_rows(graph, np.arange(3), np.zeros(3, int), wrong)
     assert (sees_all(graph), rows_of_tables(graph, "positions"), rows_of_tables(graph, "rows")) == (True, 9, None)
 
 

@@ -60,6 +60,10 @@ LATENT = {
     **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "n_group": 2, "topk_group": 1},
     **{"n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5},
 }
+RERANKER = {
+    **{"model_type": "bert", "vocab_size": 259, "hidden_size": 24, "intermediate_size": 40, "hidden_act": "gelu"},
+    **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64, "type_vocab_size": 2},
+}
 TEMPLATE = (
     "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
@@ -182,12 +186,22 @@ def write_latent(folder: Path, seed: int, dtype: DType = DType.BF16, **changes: 
     return _write(folder, seed, dtype, {**LATENT, **changes})
 
 
-def _write(folder: Path, seed: int, dtype: DType, config: dict) -> Path:
+def write_reranker(folder: Path, seed: int, **changes: object) -> Path:
+    """A random BERT of one label; two texts are put together without anything between."""
+    config = {**RERANKER, **changes}
+    found = weight_shapes(ModelConfig.from_hf({**config, "architectures": ["BertModel"]}, folder.name), False)
+    width = config["hidden_size"]
+    found |= {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
+    found |= {"classifier.weight": (1, width), "classifier.bias": (1,)}
+    return _write(folder, seed, DType.F32, {**config, "architectures": ["BertForSequenceClassification"]}, found)
+
+
+def _write(folder: Path, seed: int, dtype: DType, config: dict, found: dict | None = None) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     rng, tensors = np.random.default_rng(seed), {}
-    for name, shape in weight_shapes(ModelConfig.from_hf(config, folder.name)).items():
+    for name, shape in (found or weight_shapes(ModelConfig.from_hf(config, folder.name))).items():
         values = rng.standard_normal(shape) / shape[-1] ** 0.5
         values = 1 + 0.1 * values if len(shape) == 1 else values
         tensors[name] = (dtype.value, shape, from_f32(values.astype(np.float32), dtype).tobytes())

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api.assemble import Options, assemble, make_spec
-from coterie.api.embeddings import embedder, given_out, query_of
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.kept_vectors import cache_folder
+from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
 from coterie.api.rescan import Looked, Rescan, look_again, rescan
@@ -31,7 +31,6 @@ from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import ClosedError, CoterieError, fresh
 from coterie.core.trace import Trace
-from coterie.device import F32
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.request import Output, Request
 from coterie.engine.wishes import Wishes
@@ -39,7 +38,7 @@ from coterie.engine.wishes import Wishes
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
 
-class Coterie(Wishing):
+class Coterie(Measuring, Wishing):
     """Owns the device and everything on it. Threads may share it: a step is one thread's, and brings all of them on.
 
     It closes itself when nobody has it any more, and when Python ends.
@@ -200,16 +199,6 @@ class Coterie(Wishing):
         finally:
             self._abandon(order)
         return [answers[request_id] for request_id in order]
-
-    def embed(self, texts: Sequence[str] | str, expert: str = "", use: str = "", dimensions: int | None = None) -> F32:
-        """Vectors [N, D] of texts, by an expert; without a name by the only one that gives vectors alone.
-
-        `use`: the name of the prompt before each, as the expert has them ("query", "document"). `dimensions`: so many
-        of their first numbers. Raises the first CoterieError; then the others are cancelled.
-        """
-        name = embedder(self.texts, self.composition, expert)
-        each = [texts] if isinstance(texts, str) else texts
-        return given_out(self.ask_all([query_of(text, name, use) for text in each]), self.texts[name], dimensions)
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, least recently used first; then those that are bases, which stay."""

@@ -115,7 +115,8 @@ def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Re
     """
     if query.embeds:
         pooling = text.embedding.pooling
-        return Request("", text.expert, ids, 1, reuse=pooling == "last", client=query.client, pooling=pooling)
+        reuse, types = pooling == "last", text.types(query)
+        return Request("", text.expert, ids, 1, reuse=reuse, client=query.client, pooling=pooling, types=types)
     sampling, choice = settled(query, model.advised.sampling)
     return Request(
         request_id="",

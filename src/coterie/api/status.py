@@ -29,6 +29,7 @@ class ExpertStatus:
 
     `tier`: the nearest that holds all of it, its files' where none does. `size_bytes`: of its weights, of an adapter
     its own; `base`: whose weights it has besides, empty for no adapter. `architecture`: experts of one share programs.
+    `gives`: tokens, and vectors too; vectors alone; or scores of documents alone.
     `last_used_s`: when it last answered, on the device's clock; None: not yet.
     """
 
@@ -42,6 +43,7 @@ class ExpertStatus:
     architecture: str
     last_used_s: float | None
     base: str = ""
+    gives: str = "tokens"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -159,6 +161,7 @@ def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
         architecture=model.key[:KEY_CHARS],
         last_used_s=parts.engine.metrics.last_end_s.get(name),
         base=parts.plan.base_of.get(name) or (str(folder_of(model.base)) if model.base else ""),
+        gives=model.gives,
     )
 
 

@@ -20,6 +20,7 @@ from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.held import HeldText, is_held, is_strict
 from coterie.checkpoint.infill import InfillMarks, infill_marks
 from coterie.checkpoint.layout import FileIdentity
+from coterie.checkpoint.scoring import Scoring, read_scoring
 from coterie.checkpoint.sentence import Embedding, is_sentence_model, read_embedding
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
@@ -35,6 +36,7 @@ from coterie.models.model import Model
 _BESIDE = ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja")
 USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
 GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
+SCORES = "scores documents (reranking) alone, and answers nothing"
 _LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
 
 
@@ -43,7 +45,8 @@ class Text:
     """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
 
     `files`: those beside its weights, as they were when they were read.
-    `embedding`: how it makes vectors of texts; `draws` False: it does nothing else.
+    `embedding`: how it makes vectors of texts; `draws` False: it does nothing else. `scoring`: of one that scores pairs
+    alone, how a vector of a pair becomes a score.
     """
 
     expert: str
@@ -53,6 +56,7 @@ class Text:
     files: Mapping[Path, FileIdentity] = field(default_factory=dict, compare=False)
     embedding: Embedding = USUAL
     draws: bool = True
+    scoring: Scoring | None = None
 
     @property
     def is_read(self) -> bool:
@@ -64,10 +68,13 @@ class Text:
 
         Raises RequestError when there are none, or when messages need a template.
         """
-        if not (query.embeds or self.draws):
-            raise RequestError(self.expert, GIVES_VECTORS, "ask it for embeddings, or name another expert")
+        if why := self._not_made_for(query):
+            remedy = "ask it to rerank" if self.scoring else "ask it for embeddings" if not self.draws else "leave it"
+            raise RequestError(self.expert, why, f"{remedy}, or name another expert")
         if query.prompt_ids:
             return self._checked(query.prompt_ids)
+        if query.ranks:
+            return self._pair(query)[0]
         text = self._render(query, prompt)
         if self.tokenizer is None:
             ids = tuple(byte % self.vocab_size for byte in text.encode())
@@ -80,6 +87,10 @@ class Text:
         if not ids:
             raise RequestError("prompt", "has no tokens", "write a question")
         return ids
+
+    def types(self, query: Query) -> tuple[int, ...]:
+        """Which text of a pair each token of the prompt is of; none where its expert is not told them apart."""
+        return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.tells_apart else ()
 
     def decode(self, ids: Sequence[int], field: str = "prompt") -> str:
         """The text of tokens, without special ones. Raises RequestError naming `field` for one that is no token."""
@@ -114,8 +125,8 @@ class Text:
 
     def unfit(self, query: Query) -> str:
         """Why this expert cannot take a query that a router may send elsewhere; empty: it can."""
-        if not (query.embeds or self.draws):
-            return GIVES_VECTORS
+        if why := self._not_made_for(query):
+            return why
         if query.raw:
             return "has no tokens to mark what is to be filled in" if query.suffix and self._marks() is None else ""
         if query.tools and (self.template is None or self.template.form is None):
@@ -166,6 +177,24 @@ class Text:
         if not form.unmarked or query.form or calling.required or any(map(is_strict, query.tools)):
             return reader
         return UnmarkedText(reader, calling.only or tuple(tools), calling.several)
+
+    def _not_made_for(self, query: Query) -> str:
+        """Why this expert does not do at all what is asked; empty: it does."""
+        if query.ranks:
+            return "" if self.scoring else "was not made to score documents (reranking)"
+        if self.scoring:
+            return SCORES
+        return "" if query.embeds or self.draws else GIVES_VECTORS
+
+    def _pair(self, query: Query) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens and types of a query and a document. Raises RequestError."""
+        if self.tokenizer is None or self.scoring is None:
+            raise RuntimeError(f"{self.expert} reads no pairs")
+        asked, document = [one.content for one in query.messages]
+        first, second = self.embedding.before(query.use) + asked, document
+        if self.embedding.lowered:
+            first, second = first.lower(), second.lower()
+        return _pair_of(self.tokenizer, first, second, self.embedding.max_tokens, self.scoring.pad_id)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """What an answer to messages has besides what it says."""
@@ -220,6 +249,17 @@ def _tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
+@lru_cache(maxsize=1)
+def _pair_of(
+    tokenizer: Tokenizer, first: str, second: str, max_tokens: int, pad_id: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kept, as tokens and types are asked for one after the other."""
+    ids, types = tokenizer.encode_pair(first, second, max_tokens)
+    while len(ids) > 1 and ids[-1] == pad_id:  # transformers takes them for what fills texts up
+        ids, types = ids[:-1], types[:-1]
+    return tuple(ids), tuple(types)
+
+
 def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
     """Read every expert's tokenizer and template. Raises CheckpointError where one is missing or damaged."""
     return {name: _open(name, model) for name, model in models.items()}
@@ -258,6 +298,11 @@ def _open(name: str, model: Model) -> Text:
     base = own if model.base is None or model.base.path is None else model.base.path
     tokens = own if (own / TOKENIZER_CONFIG).exists() else base
     template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
+    if model.head is not None:
+        most, config, rows = model.most_prompt_tokens, model.checkpoint.config, model.config.encoder
+        how = read_scoring(own, config, model.head.pooling, model.head.read(), most)
+        scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
+        return Text(name, model.config.vocab_size, tokenizer_of(model), None, files, how[0], model.draws, scoring)
     embedding = read_embedding(own if is_sentence_model(own) else base, USUAL)
     return Text(name, model.config.vocab_size, tokenizer_of(model), template, files, embedding, model.draws)
 

@@ -78,7 +78,8 @@ class Query:
     expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `embeds`: no answer is wanted, but the vector of the text; `use` is the name of the prompt before it, as its expert
-    has them ("query", "document"); empty: the usual one.
+    has them ("query", "document"); empty: the usual one. `ranks` too: of two messages, a question and a document, the
+    vector that their expert makes a score of is wanted.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
     """
@@ -102,6 +103,7 @@ class Query:
     suffix: str = ""
     embeds: bool = False
     use: str = ""
+    ranks: bool = False
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

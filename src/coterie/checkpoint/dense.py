@@ -1,4 +1,4 @@
-"""Dense layers that a vector goes through behind its pooling, as sentence-transformers saves them.
+"""Dense layers that a vector goes through behind its pooling; here as sentence-transformers saves them.
 
     2_Dense/config.json          in_features, out_features, bias, activation_function
     2_Dense/model.safetensors    linear.weight [out, in], linear.bias [out]
@@ -8,8 +8,11 @@ Knows nothing about what the vectors are of. Source: sentence_transformers.model
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import erf, sqrt
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +23,35 @@ from coterie.core.dtypes import to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, shown
 
 WEIGHTS = "model.safetensors"
-_ACTIVATIONS = ("Identity", "Tanh")
+Activation: TypeAlias = Literal["none", "tanh", "gelu"]
+_ACTIVATIONS: Mapping[str, Activation] = {"Identity": "none", "Tanh": "tanh"}
+_ERF = np.vectorize(erf, otypes=[np.float64])  # numpy has none
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """y = (x - mean) / std * weight + bias."""
+
+    weight_O: npt.NDArray[np.float32] = field(compare=False)
+    bias_O: npt.NDArray[np.float32] | None = field(compare=False)
+    eps: float
+
+    def of(self, y_NO: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Rows that are normed."""
+        away_NO = y_NO - y_NO.mean(axis=1, keepdims=True)
+        y_NO = away_NO / np.sqrt((away_NO**2).mean(axis=1, keepdims=True) + self.eps) * self.weight_O
+        return y_NO if self.bias_O is None else y_NO + self.bias_O
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """y = activation(W x + b). `where`: whose it is, for messages."""
+    """y = norm(activation(W x + b)). `where`: whose it is, for messages."""
 
     where: str
     weight_OI: npt.NDArray[np.float32] = field(compare=False)
     bias_O: npt.NDArray[np.float32] | None = field(default=None, compare=False)
-    is_tanh: bool = False
+    activation: Activation = "none"
+    norm: Norm | None = None
 
     def of(self, vectors_NI: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What it makes of vectors. Raises CheckpointError for vectors of another length."""
@@ -39,7 +60,11 @@ class Dense:
             raise CheckpointError(self.where, fact, "download the folder again")
         y_NO = vectors_NI.astype(np.float64) @ self.weight_OI.T.astype(np.float64)
         y_NO = y_NO if self.bias_O is None else y_NO + self.bias_O
-        return np.asarray(np.tanh(y_NO) if self.is_tanh else y_NO, np.float32)
+        if self.activation == "tanh":
+            y_NO = np.tanh(y_NO)
+        elif self.activation == "gelu":
+            y_NO = y_NO * 0.5 * (1 + _ERF(y_NO / sqrt(2)))
+        return np.asarray(y_NO if self.norm is None else self.norm.of(y_NO), np.float32)
 
 
 def read_dense(folder: Path) -> Dense:
@@ -62,10 +87,10 @@ def read_dense(folder: Path) -> Dense:
     if bias is not None and bias.shape != weight.shape[:1]:
         fact = f"linear.bias has shape {list(bias.shape)}, and linear.weight {list(weight.shape)}"
         raise CheckpointError(str(folder), fact, "download the folder again")
-    return Dense(str(folder), _numbers(weight), None if bias is None else _numbers(bias), name == "Tanh")
+    return Dense(str(folder), numbers(weight), None if bias is None else numbers(bias), _ACTIVATIONS[name])
 
 
-def _numbers(info: TensorInfo) -> npt.NDArray[np.float32]:
+def numbers(info: TensorInfo) -> npt.NDArray[np.float32]:
     """A tensor as float32. Raises CheckpointError."""
     if not info.dtype.is_float:
         fact = f"{info.name} has element type {info.dtype.value} but F32, F16 or BF16 is wanted"

@@ -25,7 +25,7 @@ READING = "sentence_bert_config.json"
 _FLAG = "pooling_mode_"
 Pooling: TypeAlias = Literal["first", "last", "mean"]
 # What files call those that are run: older ones have a flag each, newer ones a word.
-_POOLINGS: Mapping[str, Pooling] = {
+POOLINGS: Mapping[str, Pooling] = {
     **{"cls_token": "first", "cls": "first", "lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
 }
 
@@ -86,9 +86,14 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
             )
     if not pooling:
         raise CheckpointError(str(folder / MODULES), "names no Pooling", "download the folder again")
-    max_tokens, lowered = _reading(folder / READING)
-    prompts, usual = _prompts(folder / PROMPTS)
-    return Embedding(_POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+    max_tokens, lowered = reading_of(folder / READING)
+    prompts, usual = prompts_of(folder / PROMPTS)
+    return Embedding(POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+
+
+def module_kinds(folder: Path) -> list[str]:
+    """What modules a folder's file names, in order. Raises CheckpointError."""
+    return [_kind(module, folder / MODULES) for module in _modules(folder / MODULES)]
 
 
 def module_folders(folder: Path) -> list[Path]:
@@ -104,7 +109,7 @@ def _own_folder(module: Mapping[str, Any], folder: Path) -> Path:
     return folder / name if name not in ("", "..") else folder
 
 
-def _reading(where: Path) -> tuple[int, bool]:
+def reading_of(where: Path) -> tuple[int, bool]:
     """How many tokens of a text are read, 0 for all, and whether in small letters."""
     config = read_object_if_present(where) or {}
     most, lowered = config.get("max_seq_length") or 0, config.get("do_lower_case") or False
@@ -133,16 +138,16 @@ def _pooling(where: Path) -> str:
     word = config.get("pooling_mode")
     on = [key.removeprefix(_FLAG) for key, value in config.items() if key.startswith(_FLAG) and value is True]
     found = [word] if isinstance(word, str) else on
-    if len(found) != 1 or found[0] not in _POOLINGS:
+    if len(found) != 1 or found[0] not in POOLINGS:
         fact = f"pools by {' and '.join(found) or 'nothing'}, which is not run"
         raise UnsupportedError(str(where), fact, "use a model that pools by one token or the mean")
-    if _POOLINGS[found[0]] == "mean" and config.get("include_prompt", True) is not True:
+    if POOLINGS[found[0]] == "mean" and config.get("include_prompt", True) is not True:
         fact = "include_prompt is false, so that the mean leaves tokens out, which is not run"
         raise UnsupportedError(str(where), fact, "use a model whose mean is of all tokens")
     return str(found[0])
 
 
-def _prompts(where: Path) -> tuple[Mapping[str, str], str]:
+def prompts_of(where: Path) -> tuple[Mapping[str, str], str]:
     """Prompts by name, and the name of the usual one."""
     config = read_object_if_present(where) or {}
     prompts, usual = config.get("prompts") or {}, config.get("default_prompt_name") or ""

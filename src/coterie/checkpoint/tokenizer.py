@@ -17,7 +17,7 @@ import tokenizers
 
 from coterie.checkpoint.files import read_bytes, read_object_if_present
 from coterie.checkpoint.vocabulary import Vocabulary, digest, made_here, read_tokenizer
-from coterie.core.errors import CheckpointError
+from coterie.core.errors import CheckpointError, RequestError
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -122,6 +122,21 @@ class Tokenizer:
         library, bare = self.library, self._encoded(text, False)
         bare.truncate(max(max_tokens - library.num_special_tokens_to_add(False), 0))
         return list(library.post_process(bare, None, True).ids)
+
+    def encode_pair(self, first: str, second: str, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Token ids of two texts with what belongs around them, and which text each token is of, as the tokenizer has
+        it; of the second one no more than `max_tokens` leave room for.
+
+        Raises RequestError where the first one leaves none.
+        """
+        library, bare, behind = self.library, self._encoded(first, False), self._encoded(second, False)
+        room = max_tokens - library.num_special_tokens_to_add(True) - len(bare.ids)
+        if room < min(len(behind.ids), 1):
+            fact = f"has {len(bare.ids)} tokens, and with a document the expert reads {max_tokens}"
+            raise RequestError("query", fact, "ask something shorter")
+        behind.truncate(room)
+        found = library.post_process(bare, behind, True)
+        return list(found.ids), list(found.type_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

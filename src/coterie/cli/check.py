@@ -135,8 +135,9 @@ def _kept(kv: KvShape) -> str:
 
 
 def _family(model: Model) -> str:
-    """The family, and the larger model that it is a part of."""
-    return model.config.family + (f" (of {model.part_of})" if model.part_of else "")
+    """The family, the larger model that it is a part of, and what it gives where that is no tokens."""
+    part = f" (of {model.part_of})" if model.part_of else ""
+    return model.config.family + part + ("" if model.gives == "tokens" else f" ({model.gives})")
 
 
 def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[str, Any]:

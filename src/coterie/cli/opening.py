@@ -52,10 +52,10 @@ def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
 
 
 def opened_to_answer(ref: str) -> tuple[Composition, dict[str, Model]]:
-    """As `opened_to_price`, of experts that are to answer. Raises UnsupportedError where one gives vectors alone."""
+    """As `opened_to_price`, of experts that are to answer. Raises UnsupportedError where one does not."""
     found, models = opened_to_price(ref)
     silent = [name for name in found.names if not models[name].draws]
     if silent:
-        fact = f"has experts that give vectors (embeddings) alone, and answer nothing: {', '.join(silent)}"
+        fact = f"has experts that give vectors (embeddings) or scores alone, and answer nothing: {', '.join(silent)}"
         raise UnsupportedError(found.name, fact, "leave them out of the composition")
     return found, models

@@ -26,6 +26,7 @@ from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.server.guard import digests_of
 
 TIMEOUT_S = 10.0
+TOKENS = "tokens"  # what experts give that were made for nothing else
 ORDER = ("resident", "loading", "absent")
 STYLES = {"resident": "green", "loading": "yellow", "absent": "dim"}
 
@@ -120,7 +121,9 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("size", "run", "wait", "last use")]
     words = [Column(name, no_wrap=True) for name in ("state", "tier", "pin")]
     adapters = any(expert.get("base") for expert in status["experts"])
-    beside = [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
+    others = any(expert.get("gives", TOKENS) != TOKENS for expert in status["experts"])
+    beside = [Column("gives", no_wrap=True)] if others else []
+    beside += [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
     table = Table(Column("expert", overflow="fold", no_wrap=whole), *words, *numbers, *beside, box=SIMPLE_HEAD)
     for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
         used_s, style = expert["last_used_s"], STYLES[expert["state"]]
@@ -133,6 +136,7 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
             str(expert["running"] or ""),
             str(expert["waiting"] or ""),
             "never" if used_s is None else f"{format_seconds(status['now_s'] - used_s)} ago",
+            *([expert.get("gives", TOKENS)] if others else []),
             *([escape(short_base(expert["base"]))] if adapters else []),
         )
     return table

@@ -160,10 +160,19 @@ def build(
             looked_at += range(len(tokens) - part.count, len(tokens) - part.count + count)
     sampling, end_ids = tuple([s.sampling for s in drawing]), tuple([s.end_ids for s in drawing])
     sampling, end_ids = sampling + (GREEDY,) * len(looked_at), end_ids + ((),) * len(looked_at)
-    made = Rows(tokens, positions, rows, block_tables, lengths, sampled + looked_at, sampling, end_ids)
+    rows_R, types_T = sampled + looked_at, _types_of(parts)
+    made = Rows(tokens, positions, rows, block_tables, lengths, rows_R, sampling, end_ids, types_T)
     owners = tuple([part.sequence.number for part in parts])
     behind = [Scored(s.sequence, len(sampled) + s.first_row, s.position, s.count) for s in scored]
     return Batch(parts, owners, made, tuple(drawing), steps, chosen_of(drawing), tuple(behind), mix)
+
+
+def _types_of(parts: Seq[Part]) -> tuple[int, ...]:
+    """Which text of a pair each token is of; none where nobody has a second one."""
+    if not any(part.sequence.request.types for part in parts):
+        return ()
+    of = [(part.sequence.request.types, part.sequence.computed, part.count) for part in parts]
+    return tuple([kind for types, start, count in of for kind in types[start : start + count] or (0,) * count])
 
 
 def chosen_of(sampled: Seq[Sequence]) -> tuple[int, ...]:

@@ -145,6 +145,7 @@ class Request:
     state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
     "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
     `pooling`: no tokens are drawn, but the prompt's vector is given: of its first or last token, or the mean of all.
+    `types`: which text of a pair each token of the prompt is of, for who tells them apart; empty: there is one text.
     Raises RequestError naming the field.
     """
 
@@ -162,6 +163,7 @@ class Request:
     choice: ChoiceParams = ChoiceParams()
     prediction: tuple[int, ...] = ()
     pooling: Pooling | None = None
+    types: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -177,6 +179,9 @@ class Request:
             why = "scored" if self.choice.score_prompt else f"pooled by its {self.pooling}"
             fact = f"is set though the prompt is {why}, for which all of it is computed"
             raise RequestError("reuse", fact, "unset it")
+        if self.types and len(self.types) != len(self.prompt_ids):
+            fact = f"has {len(self.types)} numbers for {len(self.prompt_ids)} tokens"
+            raise RequestError("types", fact, "give one for each token")
         if self.choice.mask is not None and self.ignore_end:
             raise RequestError(
                 "ignore_end", "is set though the answer has a form, which says where it ends", "leave it out"

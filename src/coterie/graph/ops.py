@@ -175,7 +175,7 @@ INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs
 SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
 
 HORIZON = "horizon"  # for each token the last position of its sequence, all of which is in the step
-TYPES = "types"  # for each token which text of a pair it is of: 0, as there is one
+TYPES = "types"  # for each token which text of a pair it is of, 0 or 1
 
 # The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding. Those that
 # only some graphs declare follow from these: see graph/rows.py.

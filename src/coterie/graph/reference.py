@@ -20,7 +20,7 @@ from coterie.graph.eager_reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent_reference import LATENT_RUN
 from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
-from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE
+from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
 from coterie.graph.rows import more_rows
 from coterie.graph.sampling import Settings, draw
@@ -52,8 +52,11 @@ class Reference:
         self.fixed: dict[str, Array] = {**constants, **weights}
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
-        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows."""
-        more = more_rows(self.graph, np.asarray(rows["positions"]), np.asarray(rows["sequence"]))
+        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows; of
+        pairs of texts types too.
+        """
+        types_T = np.asarray(rows.get(TYPES, ())).tolist()
+        more = more_rows(self.graph, np.asarray(rows["positions"]), np.asarray(rows["sequence"]), types_T)
         step = Step(self.graph, {**self.fixed, **rows, **more}, state, sampling)
         for op in self.graph.ops:
             run_op(step, op)

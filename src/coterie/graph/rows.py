@@ -2,7 +2,7 @@
 
     positions   0 1 2 3   0 1       two sequences, all of each in the step
     horizon     3 3 3 3   1 1       the last position that a token sees
-    types       0 0 0 0   0 0       which text of a pair it is of
+    types       0 0 1 1   0 0       which text of a pair it is of, if the engine gives it; else 0
 
 `seeing_all` makes of a graph whose tokens see those before them one whose tokens see all of their sequence.
 Knows nothing about devices.
@@ -10,6 +10,7 @@ Knows nothing about devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -59,15 +60,23 @@ def _seeing_all(op: Op) -> Op:
     return replace(op, inputs=inputs, attrs=MappingProxyType({**op.attrs, "layer": 0}))
 
 
-def more_rows(graph: Graph, positions_T: npt.NDArray[Any], sequence_T: npt.NDArray[Any]) -> dict[str, I32]:
-    """The rows [T] that this graph declares besides the usual ones, by name."""
+def more_rows(
+    graph: Graph, positions_T: npt.NDArray[Any], sequence_T: npt.NDArray[Any], types_T: Sequence[int] = ()
+) -> dict[str, I32]:
+    """The rows [T] that this graph declares besides the usual ones, by name. `types_T`: of pairs; none: all are 0.
+
+    Raises ValueError for types that are not one for each token, or that the graph's table has no row for.
+    """
     found: dict[str, I32] = {}
     if HORIZON in graph.values:
         last_B = np.zeros(int(np.max(sequence_T, initial=-1)) + 1, np.int32)
         np.maximum.at(last_B, sequence_T, np.asarray(positions_T, np.int32))
         found[HORIZON] = last_B[sequence_T]
     if TYPES in graph.values:
-        found[TYPES] = np.zeros(len(positions_T), np.int32)
+        found[TYPES] = np.array(types_T, np.int32) if len(types_T) else np.zeros(len(positions_T), np.int32)
+        most = rows_of_tables(graph, TYPES) or 0
+        if found[TYPES].shape != (len(positions_T),) or not all(0 <= kind < most for kind in types_T):
+            raise ValueError(f"types are {len(types_T)} for {len(positions_T)} tokens, or outside 0 to {most - 1}")
     return found
 
 

@@ -3,7 +3,7 @@
     bert.embeddings.LayerNorm.gamma        ->   embeddings.LayerNorm.weight
     embeddings.position_embeddings.weight  ->   its rows from the first position's on, where it has others
     embeddings.token_type_embeddings.weight     as it is: row 0, of a text that is no second of a pair, is looked up
-    pooler.*, cls.*, lm_head.*                  are never read
+    pooler.*, cls.*, lm_head.*                  are read by none of its layers (of one that scores: scores.py)
 
 Knows nothing about how vectors are made of rows.
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from coterie.checkpoint.dense import Activation
 from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
@@ -24,7 +25,21 @@ if TYPE_CHECKING:
     from coterie.models.family import Family
 
 _OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of files converted from TensorFlow
+SCORES = "ForSequenceClassification"  # a class whose head scores a text, or a pair of them (scores.py)
 _MASKED = "ForMaskedLM"  # a class whose head guesses tokens that were left out: its encoder is run, without the head
+
+
+@dataclass(frozen=True, slots=True)
+class HeadKeys:
+    """A layer of a head that scores: its tensors' name, what its numbers go through, and the norm behind that, if any.
+
+    `activation_key`: of a config, which must name that activation or none.
+    """
+
+    name: str
+    activation: Activation = "none"
+    activation_key: str = ""
+    norm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +49,18 @@ class EncoderKeys:
     `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
     that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
     the sums, and not before the blocks. `first_norm`: before attention in the first layer, where norms stand before.
+    `head`: of those that score; `pools_by_config`: `classifier_pooling` says of which rows, else of the first.
     """
 
     model: str
     types: str = ""
     first_position: int = 0
-    unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
+    unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
     required: Mapping[str, Any] | None = None
     norms_behind: bool = True
     first_norm: bool = True
+    head: tuple[HeadKeys, ...] = ()
+    pools_by_config: bool = False
     own_code: bool = False  # released configs name code of their own, and this is what that does
 
 
@@ -76,11 +94,19 @@ def sees_all(config: Fields, family: Family) -> bool:
     return family.encoder is not None or bool(family.sees_all_key and config.flag(family.sees_all_key))
 
 
-def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys) -> Checkpoint:
-    """A checkpoint of an encoder as if it were saved without a head. Raises CheckpointError, UnsupportedError."""
+def bare_name(name: str, prefix: str) -> str:
+    """What a tensor is called in a file of an encoder that was saved without a head."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], name.removeprefix(prefix))
+
+
+def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scores: bool = False) -> Checkpoint:
+    """A checkpoint of an encoder as if it were saved without a head, which it has where it `scores`.
+
+    Raises CheckpointError, UnsupportedError.
+    """
     config, where = dict(checkpoint.config), str(checkpoint.path / CONFIG)
     own, classes = family.causal_class, config.get("architectures") or [family.causal_class]
-    if classes != [own] and classes != [own.removesuffix("Model") + _MASKED]:
+    if not scores and classes != [own] and classes != [own.removesuffix("Model") + _MASKED]:
         fact = f"architectures {classes} does more than give vectors, which is not run"
         raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
     code = config.get("auto_map")
@@ -89,7 +115,7 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys) -> C
         raise UnsupportedError(where, fact, f"use a model of transformers' {own}")
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
-        bare = re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], name.removeprefix(keys.model))
+        bare = bare_name(name, keys.model)
         if not bare.startswith(keys.unread):
             tensors[bare] = replace(info, name=bare)
     table = tensors.get(family.names.positions)

@@ -7,6 +7,7 @@ Knows nothing about how vectors are made of rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,25 +17,26 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.checkpoint.sentence import is_sentence_model
 from coterie.core.errors import UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
-from coterie.models.encoder import bare_encoder
+from coterie.models.encoder import SCORES, bare_encoder
 from coterie.models.families import FAMILIES
 
 PREFIX = "model."
 _OTHER = "use a model whose tokens see those before them alone"
 
 
-def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
+def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Checkpoint, bool]:
     """A checkpoint under the names of a whole model, and whether it draws tokens: it has a head, or shares it with the
-    embedding, and is not said to give vectors alone, nor by a key of its family that its tokens see those behind them.
+    embedding, and is not said to give vectors alone, nor by a key of its family that its tokens see those behind them,
+    nor is it one that `scores` (scores.py).
 
     Raises UnsupportedError for one of which other things than that say so.
     """
     family = FAMILIES.get(str(checkpoint.config.get("model_type")))
     if family is not None and family.encoder is not None:
-        return bare_encoder(checkpoint, family, family.encoder), False
+        return bare_encoder(checkpoint, family, family.encoder, scores), False
     bare = _is_bare(checkpoint.tensors)
     gives = family is not None and bool(family.sees_all_key and checkpoint.config.get(family.sees_all_key))
-    if not (bare or gives or is_sentence_model(checkpoint.path)):
+    if not (bare or gives or scores or is_sentence_model(checkpoint.path)):
         return checkpoint, True
     where = str(checkpoint.path / CONFIG)
     if checkpoint.config.get("is_causal") is False:
@@ -44,20 +46,21 @@ def with_whole_names(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
         fact = f"is run by code of its own ({own['AutoModel']}), which may let tokens see those behind them"
         raise UnsupportedError(where, fact, _OTHER)
     tensors = {PREFIX + name if bare else name: info for name, info in checkpoint.tensors.items()}
-    head = HEAD_WEIGHT.removesuffix("weight")
+    head = (HEAD_WEIGHT.removesuffix("weight"), *(("score.",) if scores else ()))
     kept = {name: replace(info, name=name) for name, info in tensors.items() if not name.startswith(head)}
     config = {**checkpoint.config, "architectures": _whole_classes(checkpoint.config.get("architectures"))}
     return replace(checkpoint, config=config, tensors=kept), False
 
 
 def _whole_classes(classes: Any) -> Any:
-    """Classes without a head (Qwen3Model, Gemma3TextModel) as those with one (Qwen3ForCausalLM); others as they are."""
+    """Classes without a head, or with one that scores (Qwen3Model, Gemma3TextModel, Qwen3ForSequenceClassification), as
+    those whose head draws tokens (Qwen3ForCausalLM); others as they are.
+    """
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return classes
-    return [
-        f"{name.removesuffix('Model').removesuffix('Text')}ForCausalLM" if name.endswith("Model") else name
-        for name in classes
-    ]
+    stems = [re.sub(f"(Model|{SCORES})$", "", name) for name in classes]
+    found = zip(classes, stems, strict=True)
+    return [name if stem == name else f"{stem.removesuffix('Text')}ForCausalLM" for name, stem in found]
 
 
 def _is_bare(tensors: Mapping[str, TensorInfo]) -> bool:

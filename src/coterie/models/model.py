@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from coterie.models.joined import own_names, taken_apart
 from coterie.models.nested import part_of, text_config
 from coterie.models.packing import packing_of
 from coterie.models.registry import decoder_graph
+from coterie.models.scores import ScoreHead, score_head
 from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
@@ -53,7 +54,7 @@ class Model:
     `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
     larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
     its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
-    draw its tokens.
+    draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors.
     """
 
     name: str
@@ -69,11 +70,17 @@ class Model:
     part_of: str = ""
     base: Model | None = None
     advised: Advised = NOT_ADVISED
+    head: ScoreHead | None = None
 
     @property
     def draws(self) -> bool:
         """Whether it draws tokens; one that gives vectors alone does not."""
         return draws(self.graph)
+
+    @property
+    def gives(self) -> Literal["tokens", "vectors", "scores"]:
+        """What it was made to give: tokens, and vectors too; vectors alone; or scores of documents alone."""
+        return "scores" if self.head else "tokens" if self.draws else "vectors"
 
     @property
     def most_prompt_tokens(self) -> int:
@@ -92,7 +99,9 @@ def open_model(path: str | Path, name: str = "") -> Model:
     Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
     """
     whole = Checkpoint.open(path)
-    checkpoint, has_head = with_whole_names(text_alone(whole))
+    alone = text_alone(whole)
+    head = score_head(alone)
+    checkpoint, has_head = with_whole_names(alone, head is not None)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))
     if FAMILIES[config.family].modelled_only:
         fact = f"{config.family} has ops that no real device has kernels for; only modelled machines run it"
@@ -101,6 +110,8 @@ def open_model(path: str | Path, name: str = "") -> Model:
     if config.density != 1.0:
         fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
+    if head is not None:
+        head.check(config.hidden_size)
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = shapes_of(config, has_head)
     read = read_by_a_step(own_names(checkpoint.tensors, config.names), config)
@@ -112,7 +123,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     ends = end_ids(checkpoint.path, checkpoint.config)
     check_vocabulary(checkpoint.path, config.vocab_size, ends)
     found = _model(name or checkpoint.path.resolve().name, checkpoint, config, dtypes, ends, has_head=has_head)
-    return replace(found, part_of=part_of(whole.config), advised=advised(checkpoint.path) or NOT_ADVISED)
+    return replace(found, part_of=part_of(whole.config), advised=advised(checkpoint.path) or NOT_ADVISED, head=head)
 
 
 def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations: DType = DType.F32) -> Model:

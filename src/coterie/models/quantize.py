@@ -59,7 +59,8 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
     packing.check(shapes, str(source))
     with new_folder(out, "the quantised expert", model.layout.size_bytes) as begun:
         copy_others(model.checkpoint.path, begun)
-        write_config(begun, dict(model.checkpoint.config) | {KEY: packing.to_config()})
+        own = {} if model.head is None else {"architectures": [model.head.name]}
+        write_config(begun, dict(model.checkpoint.config) | own | {KEY: packing.to_config()})
         sums = _write_weights(begun / SINGLE, model, packing)
         after = (begun / SINGLE).stat().st_size
     before = sum(model.checkpoint.tensors[value.name].size_bytes for value in model.graph.weights)
@@ -68,9 +69,11 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
 
 
 def _write_weights(path: Path, model: Model, packing: Packing) -> dict[tuple[str, DType], Sums]:
-    """Tensors in order of first use; the errors by kind of tensor and type."""
+    """Tensors in order of first use, then those of a head that scores, as they are; the errors by kind and type."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
     packed = {name: packing.dtype_of(name, info.shape) for name, info in infos.items()}
+    head = {info.name: info for info in model.head.tensors} if model.head else {}
+    infos, packed = infos | head, packed | dict.fromkeys(head)
     sums: dict[tuple[str, DType], Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Answer, Coterie
+from coterie.api import Answer, Coterie, Query
 from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
 from coterie.server.body import parsed
@@ -27,6 +27,7 @@ from coterie.server.embeddings import AT_ONCE, parse_embeddings, whole
 from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
+from coterie.server.rerank import parse_rerank, ranked
 from coterie.server.responses import ResponseAnswers, own_words
 from coterie.server.tokens import detokenize, tokenize, written
 from coterie.server.turn_blocks import TurnAnswers, turn_error
@@ -35,10 +36,12 @@ from coterie.server.worker import Worker
 
 COMPLETIONS, RESPONSES, TURNS = "/v1/completions", "/v1/responses", "/v1/messages"
 EMBEDDINGS = "/v1/embeddings"
+RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's and vLLM's, that of Cohere's client, and llama.cpp's
 PROMPTS = {
     COMPLETIONS: "prompt",
     RESPONSES: "input",
     EMBEDDINGS: "input",
+    **dict.fromkeys(RERANK, "query"),
 }  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
@@ -115,10 +118,17 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
 
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
-        answers, queries = list[Answer](), body.queries
+        return JSONResponse(whole(body, await vectors(request, body.queries), coterie))
+
+    async def reranked(request: Request) -> Response:
+        body = await read(request, lambda given: parse_rerank(given, coterie))
+        return JSONResponse(ranked(body, await vectors(request, body.queries), coterie))
+
+    async def vectors(request: Request, queries: Sequence[Query]) -> list[Answer]:
+        answers: list[Answer] = []
         for first in range(0, len(queries), AT_ONCE):
             answers += await answered(request, worker, queries[first : first + AT_ONCE])
-        return JSONResponse(whole(body, answers, coterie))
+        return answers
 
     async def turns(request: Request) -> Response:
         body = await read(request, parse_turns)
@@ -138,6 +148,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         Route(COMPLETIONS, completions, methods=["POST"]),
         Route(RESPONSES, responses, methods=["POST"]),
         Route(EMBEDDINGS, embeddings, methods=["POST"]),
+        *[Route(path, reranked, methods=["POST"]) for path in RERANK],
         Route(TURNS, turns, methods=["POST"]),
         Route(f"{TURNS}/count_tokens", counted, methods=["POST"]),
         Route("/tokenize", tokenized, methods=["POST"]),

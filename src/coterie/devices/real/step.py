@@ -179,7 +179,7 @@ class StepRows:
         changes = _changes(rows.sampling, steps)
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes, None, changes)
         _check(step, program, binding, steps)
-        inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"])
+        inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"], rows.types_T)
         if binding.fellows is None:
             return step
         of_B = _checked(binding.fellows, sizes.B)

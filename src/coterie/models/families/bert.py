@@ -7,13 +7,14 @@ Knows nothing about how an encoder is built (encoder_blocks.py).
 
 from dataclasses import replace
 
-from coterie.models.encoder import EncoderKeys
+from coterie.models.encoder import EncoderKeys, HeadKeys
 from coterie.models.family import Bias, Family, FeedForward, Names, Norm
 
 _KEYS = EncoderKeys(
     model="bert.",
     types="embeddings.token_type_embeddings.weight",
     required={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    head=(HeadKeys("pooler.dense", "tanh"), HeadKeys("classifier")),
 )
 
 BERT = Family(
@@ -53,7 +54,12 @@ BERT = Family(
     keys={"rms_norm_eps": "layer_norm_eps"},
 )
 
-_OF_ROBERTA = replace(_KEYS, model="roberta.", first_position=2)  # behind that of what fills texts up
+_OF_ROBERTA = replace(
+    _KEYS,
+    model="roberta.",
+    first_position=2,  # behind that of what fills texts up
+    head=(HeadKeys("classifier.dense", "tanh"), HeadKeys("classifier.out_proj")),
+)
 ROBERTA = replace(
     BERT, model_type="roberta", causal_class="RobertaModel", max_positions=514, norm_eps=1e-12, encoder=_OF_ROBERTA
 )
@@ -76,6 +82,7 @@ NOMIC_BERT = replace(
         _KEYS,
         model="",
         own_code=True,
+        head=(),
         required={
             **{"prenorm": False, "use_rms_norm": False, "parallel_block": False, "causal": False},
             **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_fraction": 1.0},

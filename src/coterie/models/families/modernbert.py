@@ -5,7 +5,7 @@ layer has no norm before attention: the embedding's stands there. gte-modernbert
 Knows nothing about how its graph is built (blocks.py).
 """
 
-from coterie.models.encoder import EncoderKeys
+from coterie.models.encoder import EncoderKeys, HeadKeys
 from coterie.models.family import Bias, Family, FeedForward, Names, Norm, Window
 
 MODERNBERT = Family(
@@ -33,7 +33,14 @@ MODERNBERT = Family(
     local_rope_theta=10_000.0,
     local_rope_key="local_rope_theta",
     tied_embeddings=True,
-    encoder=EncoderKeys(model="model.", unread=("head.", "decoder."), norms_behind=False, first_norm=False),
+    encoder=EncoderKeys(
+        model="model.",
+        unread=("head.", "decoder.", "classifier."),
+        norms_behind=False,
+        first_norm=False,
+        head=(HeadKeys("head.dense", "gelu", "classifier_activation", "head.norm"), HeadKeys("classifier")),
+        pools_by_config=True,
+    ),
     names=Names(
         embed="embeddings.tok_embeddings.weight",
         embed_norm="embeddings.norm",

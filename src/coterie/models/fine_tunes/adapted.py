@@ -28,6 +28,7 @@ from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Adapter, Change, 
 from coterie.models.fine_tunes.adapter import LowRank as Factors
 from coterie.models.joined import joined_names, own_name
 from coterie.models.model import Model, check_vocabulary
+from coterie.models.scores import refuse_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
     if base.part_of:
         fact = f"belongs to {base.name}, the text model inside a {base.part_of}, beside which nothing is served"
         raise UnsupportedError(str(adapter.path), fact, "save the text model by itself, and give it as base")
+    refuse_head(base.head, str(base.path))
     parts = list(_parts(base, adapter))
     tensors = {info.name: info for part in parts for info in (part.a, part.b)}
     changes = {p.weight: LowRank(_value(p.a), _value(p.b), p.factors.scale) for p in parts}

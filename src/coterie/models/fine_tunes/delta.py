@@ -36,6 +36,7 @@ from coterie.models.fields import Fields
 from coterie.models.fingerprint import fingerprint
 from coterie.models.model import Model, check_vocabulary
 from coterie.models.packing import Packing, packing_of
+from coterie.models.scores import refuse_head
 
 DELTA_WEIGHTS = "delta.safetensors"
 TYPE, VERSION = "coterie", 1
@@ -102,7 +103,8 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
 
 
 def check_alone(model: Model, where: Path) -> None:
-    """Raise UnsupportedError for a text model inside a larger one, beside which nothing is served."""
+    """Raise UnsupportedError for one inside a larger model, or one that scores, beside which nothing is served."""
+    refuse_head(model.head, str(where))
     if model.part_of:
         fact = f"{model.name} is the text model inside a {model.part_of}, beside which nothing is served"
         raise UnsupportedError(str(where), fact, "save the text model by itself")

@@ -29,6 +29,7 @@ from coterie.models.joined import own_name
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY
+from coterie.models.scores import refuse_head
 from coterie.models.tensors import equal_bytes, map_bytes
 
 _OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
@@ -100,6 +101,7 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
     if model.part_of:
         fact = f"holds a {model.part_of}, and adapters are merged into text models that stand alone"
         raise UnsupportedError(str(stored.path), fact, "save the text model by itself, or merge with PEFT")
+    refuse_head(model.head, str(stored.path))
     names = {own_name(name, model.config.names): name for name in stored.tensors}
     sources, tied = _in_order(model, stored.tensors), model.config.tied_embeddings
     changes = {names.get(own := own_name(name, model.config.names), own): c for name, c in adapter.changes.items()}

@@ -1,0 +1,50 @@
+"""Measuring: what may be asked of texts besides answers: vectors of them, and which documents answer a query best.
+
+Knows nothing about how queries are answered.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from coterie.api.embeddings import embedder, given_out, query_of
+from coterie.api.reranking import Ranked, best_first, pair_of, reranker, scores_of
+from coterie.api.texts import Text
+from coterie.api.types import Answer, Query
+from coterie.composition.composition import Composition
+from coterie.device import F32
+
+
+class Measuring(ABC):
+    """The part of a Coterie that gives vectors and scores."""
+
+    composition: Composition
+    texts: dict[str, Text]
+
+    @abstractmethod
+    def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
+        """The answers of queries, in their order. Raises the first CoterieError; then the others are cancelled."""
+
+    def embed(self, texts: Sequence[str] | str, expert: str = "", use: str = "", dimensions: int | None = None) -> F32:
+        """Vectors [N, D] of texts, by an expert; without a name by the only one that gives vectors alone.
+
+        `use`: the name of the prompt before each, as the expert has them ("query", "document"). `dimensions`: so many
+        of their first numbers. Raises the first CoterieError; then the others are cancelled.
+        """
+        name = embedder(self.texts, self.composition, expert)
+        each = [texts] if isinstance(texts, str) else texts
+        return given_out(self.ask_all([query_of(text, name, use) for text in each]), self.texts[name], dimensions)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], expert: str = "", use: str = "", top_n: int | None = None
+    ) -> list[Ranked]:
+        """Which documents answer a query best, the best first, and their scores, by an expert that was made for it;
+        without a name by the only one.
+
+        `use`: the name of the prompt before the query, as the expert has them. `top_n`: no more than so many.
+        Raises the first CoterieError; then the others are cancelled.
+        """
+        name = reranker(self.texts, self.composition, expert)
+        answers = self.ask_all([pair_of(query, document, name, use) for document in documents])
+        return best_first(scores_of(answers, self.texts[name]), top_n)

@@ -1,0 +1,66 @@
+"""Reranking: who scores, what of a pair, and what is made of scores.
+
+Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coterie.api.embeddings import through
+from coterie.api.texts import Text
+from coterie.api.types import Answer, Message, Query
+from coterie.composition.composition import Composition
+from coterie.core.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document by its place among those that were given, and its score: the higher, the better it answers."""
+
+    index: int
+    score: float
+
+
+def reranker(texts: Mapping[str, Text], composition: Composition, model: str) -> str:
+    """The expert whose scores are meant: the named one; for the composition's name the only one that was made to score.
+
+    Raises NotFoundError for an unknown name, RequestError where there is none or might be several.
+    """
+    if model and model != composition.name:
+        return composition.expert(model).name
+    found = [name for name, text in texts.items() if text.scoring and name in composition.names]
+    if len(found) != 1:
+        fact = f"{composition.name} has {len(found)} experts that score documents (reranking)"
+        raise RequestError("model", fact, "name the one that is meant" if found else "add one to it")
+    return found[0]
+
+
+def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:
+    """What asks an expert how well a document answers a query."""
+    messages = Message("user", query), Message("document", document)
+    return Query(messages, expert, raw=True, embeds=True, use=use, ranks=True)
+
+
+def scores_of(answers: Sequence[Answer], text: Text, raw: bool = False) -> list[float]:
+    """The scores of pairs, as the expert's files want them given; `raw`: as its last layer has them.
+
+    Raises RequestError for an expert that was not made to score.
+    """
+    if text.scoring is None:
+        raise RequestError(text.expert, "was not made to score documents (reranking)", "name another expert")
+    if not answers:
+        return []
+    scores_N = through(text.embedding, [answer.vector for answer in answers])[:, 0].astype(np.float64)
+    if text.scoring.is_sigmoid and not raw:
+        scores_N = (1 + np.tanh(scores_N / 2)) / 2  # the sigmoid, without overflow
+    return [float(score) for score in scores_N]
+
+
+def best_first(scores: Sequence[float], top_n: int | None = None) -> list[Ranked]:
+    """Documents by their scores, of equal ones the first first, and no more than `top_n` of them."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [Ranked(index, scores[index]) for index in order[:top_n]]

@@ -1,0 +1,141 @@
+"""Heads that score: what stands behind a model that was made to say how well a document answers a query (a reranker).
+
+    pooler.dense (tanh), classifier                     BERT, of the first row
+    classifier.dense (tanh), classifier.out_proj        RoBERTa, XLM-RoBERTa
+    head.dense (gelu), head.norm, classifier            ModernBERT, of the first row or the mean
+    score                                               decoders, of the last row
+
+They are small, and read and multiplied on the host; a step ends with rows of the last norm, as for vectors.
+Knows nothing about texts. Source: the classes `*ForSequenceClassification` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.checkpoint.dense import Activation, Dense, Norm, numbers
+from coterie.checkpoint.folder import CONFIG, Checkpoint
+from coterie.checkpoint.safetensors import TensorInfo
+from coterie.checkpoint.sentence import POOLINGS, Pooling
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.encoder import SCORES, HeadKeys, bare_name
+from coterie.models.families import FAMILIES
+from coterie.models.family import Family
+
+_OF_DECODERS = (HeadKeys("score"),)
+_WEIGHTS = "check that config.json belongs to these weights"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayer:
+    """y = norm(activation(W x + b)), by its tensors."""
+
+    weight: TensorInfo
+    bias: TensorInfo | None
+    activation: Activation
+    norm: TensorInfo | None
+    norm_bias: TensorInfo | None
+    eps: float
+
+    def read(self, where: str) -> Dense:
+        """Its numbers. Raises CheckpointError."""
+        bias, norm_bias = [None if info is None else numbers(info) for info in (self.bias, self.norm_bias)]
+        norm = None if self.norm is None else Norm(numbers(self.norm), norm_bias, self.eps)
+        return Dense(where, numbers(self.weight), bias, self.activation, norm)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreHead:
+    """What makes a score of rows: pooled, then through `layers`, the last of which gives one number.
+
+    `name`: of its class.
+    """
+
+    where: str
+    name: str
+    pooling: Pooling
+    layers: tuple[HeadLayer, ...]
+
+    def check(self, width: int) -> None:
+        """Raise CheckpointError where a layer does not take what comes before it, or `width` numbers of the model."""
+        for layer in self.layers:
+            shapes = [() if info is None else info.shape for info in (layer.bias, layer.norm, layer.norm_bias)]
+            if layer.weight.shape[1:] != (width,) or any(s not in ((), layer.weight.shape[:1]) for s in shapes):
+                fact = f"tensor {layer.weight.name} has shape {list(layer.weight.shape)} behind {width} numbers"
+                raise CheckpointError(self.where, fact, _WEIGHTS)
+            width = layer.weight.shape[0]
+        if width != 1:
+            fact = f"has a head of {width} labels, and a score is one number"
+            raise UnsupportedError(self.where, fact, "use a model that was trained with num_labels = 1")
+
+    def read(self) -> tuple[Dense, ...]:
+        """Its numbers. Raises CheckpointError."""
+        return tuple([layer.read(self.where) for layer in self.layers])
+
+    @property
+    def tensors(self) -> Iterator[TensorInfo]:
+        """All of them, for who writes the model anew."""
+        for layer in self.layers:
+            found = (layer.weight, layer.bias, layer.norm, layer.norm_bias)
+            yield from [info for info in found if info is not None]
+
+
+def refuse_head(head: ScoreHead | None, where: str) -> None:
+    """Raise UnsupportedError for a model that scores, where others are merged, told apart or served beside a base."""
+    if head is not None:
+        fact = f"is {head.name}, whose head scores and is part of no graph"
+        raise UnsupportedError(where, fact, "serve it as an expert of its own, or merge it with PEFT")
+
+
+def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
+    """The head of a model whose class scores; None for another. Raises CheckpointError, UnsupportedError."""
+    config, where = checkpoint.config, str(checkpoint.path / CONFIG)
+    family, classes = FAMILIES.get(str(config.get("model_type"))), config.get("architectures")
+    if family is None or classes not in [[name] for name in _classes_of(family)]:
+        return None
+    code = config.get("auto_map")
+    if isinstance(code, dict) and f"AutoModel{SCORES}" in code:
+        fact = f"is run by code of its own ({code[f'AutoModel{SCORES}']}), which may do something else"
+        raise UnsupportedError(where, fact, f"use a model of transformers' {classes[0]}")
+    keys = family.encoder
+    prefix, layers = ("", _OF_DECODERS) if keys is None else (keys.model, keys.head)
+    tensors = {bare_name(name, prefix): info for name, info in checkpoint.tensors.items()}
+    eps = float(config.get("norm_eps") or family.norm_eps)
+    found = tuple([_layer(layer, tensors, config, eps, where) for layer in layers])
+    if keys is None:
+        return ScoreHead(where, classes[0], "last", found)
+    pooling = str(config.get("classifier_pooling") or "cls") if keys.pools_by_config else "cls"
+    if pooling not in POOLINGS:
+        fact = f"classifier_pooling is {pooling!r}, which is not run"
+        raise UnsupportedError(where, fact, "use a model where it is cls or mean")
+    return ScoreHead(where, classes[0], POOLINGS[pooling], found)
+
+
+def _classes_of(family: Family) -> tuple[str, ...]:
+    """What transformers calls those of a family that score; of a text model (Gemma 3) it has two names."""
+    if family.encoder is not None:
+        return (family.causal_class.removesuffix("Model") + SCORES,) if family.encoder.head else ()
+    stem = family.causal_class.removesuffix("ForCausalLM")
+    return stem + SCORES, f"{stem}Text{SCORES}"
+
+
+def _layer(
+    keys: HeadKeys, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], eps: float, where: str
+) -> HeadLayer:
+    """Raises CheckpointError for a tensor that is missing, UnsupportedError for an activation that is not run."""
+    activation = keys.activation
+    if keys.activation_key:
+        named = config.get(keys.activation_key) or activation
+        if named != activation:
+            fact = f"{keys.activation_key} is {named!r}, which is not run"
+            raise UnsupportedError(where, fact, f"use a model where it is {activation!r}")
+    weight, norm = tensors.get(f"{keys.name}.weight"), tensors.get(f"{keys.norm}.weight")
+    if weight is None or (keys.norm and norm is None):
+        name = keys.name if weight is None else keys.norm
+        raise CheckpointError(where, f"tensor {name}.weight, of the head that scores, is missing", _WEIGHTS)
+    if len(weight.shape) != 2:
+        raise CheckpointError(where, f"tensor {weight.name} has shape {list(weight.shape)}, no matrix's", _WEIGHTS)
+    bias, norm_bias = tensors.get(f"{keys.name}.bias"), tensors.get(f"{keys.norm}.bias")
+    return HeadLayer(weight, bias, activation, norm, norm_bias, eps)
