@@ -1,6 +1,6 @@
 """The GPU's kernels compiled for an H100, on a machine without one: registers, spills and the instructions that matter.
 
-    python -m tests.device.compiled            all kernels; writes their table in docs/triton.md
+    python -m tests.device.compiled            all kernels; writes their table in docs/triton_tables.md
     python -m tests.device.compiled all Q4     all of them for one type of weights; a line of JSON for each
     python -m tests.device.compiled linear     some of them
     python -m tests.device.compiled wide       some of them with other sizes or operands, or in other steps (SOME)

@@ -1,4 +1,4 @@
-"""All cases of kernels for GPUs, of every file that has some, as docs/triton.md shows them.
+"""All cases of kernels for GPUs, of every file that has some, as docs/triton_tables.md shows them.
 
 Knows nothing about what a case is.
 """

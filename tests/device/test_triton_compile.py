@@ -32,7 +32,7 @@ EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns", "scan"), "N[LJ]*
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 EARLY |= dict.fromkeys(("few_each", "many_each", "absorb", "unfold"), "NL*W")
 EARLY |= dict.fromkeys(("append_row", "absorb_many", "unfold_many"), "NW")
-MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; docs/triton.md has what each type spills
+MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; by type: docs/triton_tables.md
 
 
 def compiled(tmp_path, *names):

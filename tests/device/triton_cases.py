@@ -1,6 +1,6 @@
 """One kernel, one type, one odd shape: what the GPU's kernel gives, interpreted, and what it should give in float64.
 
-A table of cases that the tests check and docs/triton.md shows; python -m tests.device.triton_cases writes it there.
+A table of cases that the tests check and docs/triton_tables.md shows; python -m tests.device.triton_cases writes it.
 Knows nothing about programs.
 """
 

@@ -1,4 +1,4 @@
-"""The generated tables of docs/triton.md: where they stand, how they are put there and read back.
+"""The generated tables of docs/triton_tables.md: where they stand, how they are put there and read back.
 
 Knows nothing about what their rows say.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "triton.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "triton_tables.md"
 CASES = "| kernel | type | shape | largest error | bound |\n|---|---|---|---|---|\n"
 
 
