@@ -1,9 +1,16 @@
-"""Configs of a small Llama and of families' defaults, with changes.
+"""Configs of a small Llama and of families' defaults, and those in folders, with changes.
 
 Knows nothing about what is read of them.
 """
 
+import json
+import shutil
+
+import pytest
+
+from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.config import ModelConfig
+from coterie.models.model import open_model
 
 RAW = {
     "model_type": "llama",
@@ -28,3 +35,17 @@ def config(drop=(), **changes):
 
 def family(model_type, drop=(), **changes):
     return config(drop=("architectures", *drop), model_type=model_type, **changes)
+
+
+def changed(folder, target, **changes):
+    """A copy of an expert's folder with other keys in its config.json."""
+    shutil.copytree(folder, target)
+    raw = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**raw, **changes}))
+    return target
+
+
+def check_refused(folder, target, changes, sentence):
+    """That a model with these changes is not opened, and the sentence that says why."""
+    with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
+        open_model(changed(folder, target, **changes))

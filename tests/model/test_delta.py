@@ -3,30 +3,26 @@
 One answer however it is stepped; the state is in the blocks at the beginning of a sequence's table.
 """
 
-import json
-import shutil
 from collections import defaultdict
 from math import prod
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.configs import check_refused
+from tests.model.runner import BACKENDS, Stepper
 from tests.model.test_nested import SIGLIP
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error
-from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_rounded, check_way
+from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
+from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.devices.cpu.device import CpuDevice
 from coterie.graph.compile import compile_graph, kv_shape
 from coterie.models.config import ModelConfig
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
-from coterie.models.quantize import quantize_folder
 from coterie.models.registry import decoder_graph, weight_shapes
 
 
@@ -96,20 +92,8 @@ PACKED = {
     ],
 )
 def test_packed(row, dtype, folder_of, tmp_path, make_backend):
-    """Small tensors stay as they are. The reference has the packed weights; activations are rounded."""
-    quantize_folder(folder_of(row, dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
-    model = open_model(tmp_path / "packed")
-    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
-    stays, packed = PACKED[row]
-    assert not [kind for kind, found in kinds.items() if kind.endswith(stays) and found.is_packed]
-    assert {kinds[name] for name in packed} == {dtype}
-    prompt = prompt_of(257)
-    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
-    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
-    assert relative_error(found, wanted) < 2e-2
-    sequence = steppers[1].sequence()
-    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
-    np.testing.assert_array_equal(np.concatenate(pieces), found)
+    folder, (stay, packed) = folder_of(row, dtype="bf16"), PACKED[row]
+    check_packed(folder, Packing(dtype, None), tmp_path / "packed", make_backend, stay, packed)
 
 
 WHOLE = {"qwen3_5": ("Qwen3_5", "qwen3.5"), "qwen3_5_moe": ("Qwen3_5Moe", "qwen3.5-moe")}
@@ -158,50 +142,29 @@ def test_a_config_as_released():
     assert found == ModelConfig.from_hf(text | {"architectures": ["Qwen3_5ForCausalLM"]}, "its text model")
 
 
-def test_what_is_refused(folder_of, tmp_path):
-    folder = folder_of("qwen3.5")
-    raw = json.loads((folder / "config.json").read_text())
-    net, full = "linear_attention", "full_attention"
-    for number, (changes, sentence) in enumerate(
-        [
-            ({"layer_types": [net] * 4}, f"all of its 4 layers are {net}; use a model that has"),
-            ({"layer_types": [full] * 4}, f"all of its 4 layers are {full}"),
-            ({"layer_types": ["mamba", full, net, net]}, "layer_types is .* a list of 4 names, full_attention or"),
-            ({"linear_num_value_heads": 3}, "linear_num_value_heads is 3; it must be a multiple of the 2 key heads"),
-            ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; it must be from 2 to 96"),
-            ({"attn_output_gate": False}, "attn_output_gate = False is not run for qwen3_5_text"),
-            ({"num_experts": 4}, "mixture of experts inside a model, which is not run"),
-        ]
-    ):
-        target = tmp_path / str(number)
-        shutil.copytree(folder, target)
-        (target / "config.json").write_text(json.dumps({**raw, **changes}))
-        with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
-            open_model(target)
+NET, FULL, CONV = "linear_attention", "full_attention", "conv"
 
 
-def test_what_is_refused_of_short_convolutions(folder_of, tmp_path):
-    folder = folder_of("lfm2")
-    raw = json.loads((folder / "config.json").read_text())
-    conv, full = "conv", "full_attention"
-    for number, (changes, sentence) in enumerate(
-        [
-            ({"layer_types": [conv] * 4}, f"all of its 4 layers are {conv}; use a model that has"),
-            ({"layer_types": None, "full_attn_idxs": None}, f"all of its 4 layers are {full}"),
-            ({"layer_types": None, "full_attn_idxs": ["0"]}, "full_attn_idxs is .* a list of numbers of layers"),
-            (
-                {"layer_types": [conv, full, "mamba", conv]},
-                "layer_types is .* names, full_attention or conv",
-            ),
-            ({"conv_L_cache": 1}, "conv_L_cache is 1; it must be at least 2"),
-            ({"conv_bias": True}, "conv_bias = True is not run for lfm2"),
-        ]
-    ):
-        target = tmp_path / str(number)
-        shutil.copytree(folder, target)
-        (target / "config.json").write_text(json.dumps({**raw, **changes}))
-        with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
-            open_model(target)
+@pytest.mark.parametrize(
+    ("row", "changes", "sentence"),
+    [
+        ("qwen3.5", {"layer_types": [NET] * 4}, f"all of its 4 layers are {NET}; use a model that has"),
+        ("qwen3.5", {"layer_types": [FULL] * 4}, f"all of its 4 layers are {FULL}"),
+        ("qwen3.5", {"layer_types": ["mamba", FULL, NET, NET]}, "layer_types is .* 4 names, full_attention or"),
+        ("qwen3.5", {"linear_num_value_heads": 3}, "linear_num_value_heads is 3; .* be a multiple of the 2 key heads"),
+        ("qwen3.5", {"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; it must be from 2 to 96"),
+        ("qwen3.5", {"attn_output_gate": False}, "attn_output_gate = False is not run for qwen3_5_text"),
+        ("qwen3.5", {"num_experts": 4}, "mixture of experts inside a model, which is not run"),
+        ("lfm2", {"layer_types": [CONV] * 4}, f"all of its 4 layers are {CONV}; use a model that has"),
+        ("lfm2", {"layer_types": None, "full_attn_idxs": None}, f"all of its 4 layers are {FULL}"),
+        ("lfm2", {"layer_types": None, "full_attn_idxs": ["0"]}, "full_attn_idxs is .* a list of numbers of layers"),
+        ("lfm2", {"layer_types": [CONV, FULL, "mamba", CONV]}, "layer_types is .* names, full_attention or conv"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache is 1; it must be at least 2"),
+        ("lfm2", {"conv_bias": True}, "conv_bias = True is not run for lfm2"),
+    ],
+)
+def test_what_is_refused(row, changes, sentence, folder_of, tmp_path):
+    check_refused(folder_of(row), tmp_path / "changed", changes, sentence)
 
 
 def test_short_convolutions_as_released():

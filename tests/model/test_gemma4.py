@@ -3,8 +3,6 @@
 Its layers have heads of two sizes, so that a block of keys and values has layers of two shapes.
 """
 
-import json
-import shutil
 from collections import defaultdict
 from dataclasses import replace
 
@@ -14,12 +12,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
-from tests.model.runner import Stepper, chunks
+from tests.model.configs import check_refused
+from tests.model.runner import Stepper
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error, typical_error
-from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_rounded, check_way
+from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
+from coterie.core.errors import UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.nest import nest
 from coterie.device import Sampling
@@ -35,7 +34,6 @@ from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.delta_write import write_delta
 from coterie.models.model import load_weights_f32, open_model, synthetic_model
 from coterie.models.packing import Packing
-from coterie.models.quantize import quantize_folder
 from coterie.models.registry import decoder_graph
 
 ALL = (*tiny.GEMMA4_ROWS, *tiny.GEMMA4_MOE)
@@ -104,20 +102,11 @@ def test_what_layers_cost(folder_of):
 @pytest.mark.parametrize("row", ["gemma4", "gemma4-moe"])
 def test_packed(dtype, row, folder_of, tmp_path, make_backend):
     """Choosers stay as they are; the table of inputs is one of the tables."""
-    quantize_folder(folder_of(row, dtype="bf16"), tmp_path / "packed", Packing(dtype, DType.Q8))
-    model = open_model(tmp_path / "packed")
-    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
-    assert kinds["self_attn.q_proj.weight"] is dtype
-    assert not [kind for kind, found in kinds.items() if "router" in kind and found.is_packed]
+    folder, target, packed = folder_of(row, dtype="bf16"), tmp_path / "packed", ("self_attn.q_proj.weight",)
+    model = check_packed(folder, Packing(dtype, DType.Q8), target, make_backend, (), packed, typical_error)
+    assert not [name for name in model.layout.tensors if "router" in name and model.graph.values[name].dtype.is_packed]
     if row == "gemma4":
         assert model.graph.values["model.embed_tokens_per_layer.weight"].dtype is DType.Q8
-    prompt = prompt_of(257)
-    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
-    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
-    assert typical_error(found, wanted) < 2e-2
-    sequence = steppers[1].sequence()
-    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
-    np.testing.assert_array_equal(np.concatenate(pieces), found)
 
 
 @pytest.mark.parametrize("row", ["gemma4", pytest.param("gemma4-moe", marks=pytest.mark.long)])
@@ -251,11 +240,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "sentence"), REFUSED)
 def test_what_is_refused(changes, sentence, folder_of, tmp_path):
-    raw = json.loads((folder_of("gemma4") / "config.json").read_text())
-    shutil.copytree(folder_of("gemma4"), tmp_path / "copy")
-    (tmp_path / "copy" / "config.json").write_text(json.dumps({**raw, **changes}))
-    with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
-        open_model(tmp_path / "copy")
+    check_refused(folder_of("gemma4"), tmp_path / "changed", changes, sentence)
 
 
 def test_scores_are_capped_where_a_config_of_such_layers_caps_them(folder_of):

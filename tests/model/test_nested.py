@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tests.model import others, tiny
+from tests.model.configs import changed
 from tests.model.runner import BACKENDS, Stepper
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
 
@@ -79,14 +80,6 @@ def older(name):
     if name.startswith("language_model.") and not name.startswith(("language_model.model.", "language_model.lm_head")):
         return "language_model.model." + name.removeprefix("language_model.")
     return "language_model." + name if name.startswith("lm_head") else name
-
-
-def changed(folder, target, **changes):
-    """A copy with other keys in config.json."""
-    shutil.copytree(folder, target)
-    raw = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**raw, **changes}))
-    return target
 
 
 def test_the_text_model_is_that_of_transformers(folder, make_backend):

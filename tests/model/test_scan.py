@@ -3,7 +3,6 @@
 One answer however it is stepped. Released configs are here by their numbers alone: no such checkpoint could be had.
 """
 
-import json
 import shutil
 from collections import defaultdict
 from math import inf, prod
@@ -12,17 +11,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import tiny
-from tests.model.runner import Stepper, chunks
+from tests.model.configs import changed, check_refused
+from tests.model.runner import Stepper
 from tests.model.theirs import ask, prompt_of, relative_error
-from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_rounded, check_way
+from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
 
 from coterie.core.dtypes import DType
-from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.graph.compile import compile_graph, kv_shape
 from coterie.models.config import ModelConfig
 from coterie.models.model import open_model
 from coterie.models.packing import Packing
-from coterie.models.quantize import quantize_folder
 from coterie.models.registry import decoder_graph, weight_shapes
 
 ROWS = (*tiny.SCAN_ROWS, *tiny.SCAN_MOE)
@@ -76,30 +74,17 @@ PACKED = {
     [*(("granite4-h", dtype) for dtype in (DType.Q4, DType.Q4Z)), *((row, DType.Q8) for row in PACKED)],
 )
 def test_packed(row, dtype, folder_of, tmp_path, make_backend):
-    """Small tensors stay as they are. The reference has the packed weights; activations are rounded."""
-    quantize_folder(folder_of(row, dtype="bf16"), tmp_path / "packed", Packing(dtype, None))
-    model = open_model(tmp_path / "packed")
-    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
-    assert not [kind for kind, found in kinds.items() if kind.endswith(STAY) and found.is_packed]
-    assert {kinds[name] for name in PACKED[row]} == {dtype}
-    prompt = prompt_of(257)
-    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
-    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
-    assert relative_error(found, wanted) < 2e-2
-    sequence = steppers[1].sequence()
-    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
-    np.testing.assert_array_equal(np.concatenate(pieces), found)
+    folder = folder_of(row, dtype="bf16")
+    check_packed(folder, Packing(dtype, None), tmp_path / "packed", make_backend, STAY, PACKED[row])
 
 
 @pytest.mark.parametrize("row", ["granite4-h", "nemotron-h"])
 def test_steps_have_bounds_in_prompts_and_answers(row, folder_of, tmp_path, make_backend):
     """Both bounds are met by some steps; those of an answer are bounded too, unlike transformers' single steps."""
-    shutil.copytree(folder_of(row), tmp_path / row)
-    raw = json.loads((tmp_path / row / "config.json").read_text())
-    (tmp_path / row / "config.json").write_text(json.dumps(raw | {"time_step_limit": [0.6, 0.9]}))
+    model = open_model(changed(folder_of(row), tmp_path / row, time_step_limit=[0.6, 0.9]))
     prompt, found = prompt_of(257), []
     for backend in ("reference", "cpu"):
-        stepper = Stepper(make_backend(backend, open_model(tmp_path / row)))
+        stepper = Stepper(make_backend(backend, model))
         found.append(stepper.feed((stepper.sequence(), prompt)))
     assert relative_error(found[1], found[0]) <= FP32_TOLERANCE
     sequence = stepper.sequence()
@@ -109,10 +94,8 @@ def test_steps_have_bounds_in_prompts_and_answers(row, folder_of, tmp_path, make
 
 
 def test_bounds_are_those_of_transformers_in_prompts(folder_of, tmp_path, make_backend):
-    shutil.copytree(folder_of("granite4-h"), tmp_path / "bounded")
-    raw = json.loads((tmp_path / "bounded" / "config.json").read_text())
-    (tmp_path / "bounded" / "config.json").write_text(json.dumps(raw | {"time_step_limit": [0.6, 0.9]}))
-    theirs, stepper = ask(tmp_path / "bounded", "fp32"), Stepper(make_backend("cpu", open_model(tmp_path / "bounded")))
+    folder = changed(folder_of("granite4-h"), tmp_path / "bounded", time_step_limit=[0.6, 0.9])
+    theirs, stepper = ask(folder, "fp32"), Stepper(make_backend("cpu", open_model(folder)))
     assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
 
 
@@ -223,9 +206,4 @@ def test_what_is_refused(folder_of, tmp_path):
             ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not run"),
         ]
     ):
-        target = tmp_path / str(number)
-        shutil.copytree(folder_of(row), target)
-        raw = json.loads((target / "config.json").read_text())
-        (target / "config.json").write_text(json.dumps({**raw, **changes}))
-        with pytest.raises((CheckpointError, UnsupportedError), match=sentence):
-            open_model(target)
+        check_refused(folder_of(row), tmp_path / str(number), changes, sentence)

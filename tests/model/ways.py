@@ -10,6 +10,7 @@ from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_e
 
 from coterie.kernels.cpu import ISAS
 from coterie.models.model import open_model
+from coterie.models.quantize import quantize_folder
 
 FP32_TOLERANCE = 1e-4  # relative to the largest logit
 WAYS = {
@@ -76,3 +77,23 @@ def check_cpus_bits(on_cpu, on_gpu):
     on_gpu.move_weights()
     assert Stepper(on_gpu).greedy(SHORT, 12, 4) == wanted
     assert on_gpu.device.remarks == ()
+
+
+def check_packed(folder, packing, target, make_backend, stay=(), packed=(), error_of=relative_error, bound=2e-2):
+    """The model with packed weights as the reference has it, and however it is stepped to the bit; it is returned.
+
+    Tensors whose names end in one of `stay` are as they were, those of `packed`, by their names within a layer, packed.
+    """
+    quantize_folder(folder, target, packing)
+    model = open_model(target)
+    kinds = {name.split(".", 3)[-1]: model.graph.values[name].dtype for name in model.layout.tensors}
+    assert not [kind for kind, found in kinds.items() if kind.endswith(stay) and found.is_packed]
+    assert {kinds[name] for name in packed} == {packing.layers}
+    prompt = prompt_of(257)
+    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
+    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
+    assert error_of(found, wanted) < bound
+    sequence = steppers[1].sequence()
+    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
+    np.testing.assert_array_equal(np.concatenate(pieces), found)
+    return model
