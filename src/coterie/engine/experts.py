@@ -5,13 +5,14 @@ Knows nothing about devices or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import is_delta
+from coterie.checkpoint.patience import Patience
 from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.composition.folder import none_left
@@ -40,7 +41,12 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
     shapes: dict[Shape, Model] = {}
     asked = composition.router.model if composition.router is not None else None
     experts = composition.experts if asked is None else (*composition.experts, asked)
-    return {expert.name: _open(expert, synthetic, composition.name, shapes, opened) for expert in experts}
+    models = {}
+    with Patience(_folders(experts)) as patience:
+        for expert in experts:
+            patience.at(expert.name)
+            models[expert.name] = _open(expert, synthetic, composition.name, shapes, opened)
+    return models
 
 
 def open_folder(
@@ -51,18 +57,25 @@ def open_folder(
     `also` reads what else is wanted of each. Raises the UsageError of one, or CompositionError, where none is left.
     """
     models, left_out, opened = dict[str, Model](), dict(composition.left_out), dict[Path, Model]()
-    for expert in composition.experts:
-        try:
-            assert expert.checkpoint is not None
-            model = open_expert(expert, expert.checkpoint, opened)
-            also(model)
-            models[expert.name] = model
-        except UsageError as error:
-            left_out[expert.name] = error
+    with Patience(_folders(composition.experts)) as patience:
+        for expert in composition.experts:
+            patience.at(expert.name)
+            try:
+                assert expert.checkpoint is not None
+                model = open_expert(expert, expert.checkpoint, opened)
+                also(model)
+                models[expert.name] = model
+            except UsageError as error:
+                left_out[expert.name] = error
     if not models:
         raise none_left(composition.root, left_out)
     kept = tuple(expert for expert in composition.experts if expert.name in models)
     return replace(composition, experts=kept, left_out=left_out), models
+
+
+def _folders(experts: Iterable[Expert]) -> dict[str, Path]:
+    """Where the bytes of those are that have any."""
+    return {expert.name: expert.checkpoint for expert in experts if expert.checkpoint is not None}
 
 
 def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | None = None) -> Model:
