@@ -39,7 +39,7 @@ from coterie.models.model import synthetic_model
 from coterie.models.packing import KEY
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda.ahead import Ahead, Wanted
+    from coterie.devices.cuda.dry_run import DryRun, Wanted
 
 SEEN, PROMPT, IN_FLIGHT = 512, 2048, 8  # tokens that a decode step sees, those of a prompt, requests at once
 SERVED = 1024  # the longest context of the requests of switch and coe
@@ -75,7 +75,7 @@ def steps_of(shape: str) -> Iterator[Steps]:
     yield Steps("moe", "bf16", "cache", (alone, many))
 
 
-def wanted_by(ahead: Ahead, each: Steps) -> dict[Wanted, None]:
+def wanted_by(ahead: DryRun, each: Steps) -> dict[Wanted, None]:
     """The kernels of such steps, each once."""
     packing, ahead = WEIGHTS[each.weights], ahead.with_tiles(each.changes) if each.changes else ahead
     config: Mapping[str, Any] = shape_config(each.shape) | ({KEY: packing.to_config()} if packing else {})
@@ -88,7 +88,7 @@ def wanted_by(ahead: Ahead, each: Steps) -> dict[Wanted, None]:
     return found
 
 
-def wanted(ahead: Ahead, shape: str) -> dict[Wanted, None]:
+def wanted(ahead: DryRun, shape: str) -> dict[Wanted, None]:
     """All of them, in the order of `steps_of`."""
     found = ahead.always()
     for each in steps_of(shape):
@@ -96,7 +96,7 @@ def wanted(ahead: Ahead, shape: str) -> dict[Wanted, None]:
     return found
 
 
-def compile_all(ahead: Ahead, shape: str, processes: int | None = None) -> dict[str, Any]:
+def compile_all(ahead: DryRun, shape: str, processes: int | None = None) -> dict[str, Any]:
     """Compile what is not there; how many there are, were, and what went wrong."""
     start_s = perf_counter()
     kept = ahead.kept(wanted(ahead, shape))

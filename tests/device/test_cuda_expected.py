@@ -10,7 +10,7 @@ from tests.device.devices import gpu
 from tests.device.random_expert import BASE, SHAPES
 
 from coterie.device import Limits
-from coterie.devices.cuda.ahead import Ahead, likely_buckets
+from coterie.devices.cuda.dry_run import DryRun, likely_buckets
 from coterie.devices.cuda.expected import Expected
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
@@ -35,12 +35,12 @@ class Noted:
 
 
 def like_it():
-    return Ahead((9, 0), 132)
+    return DryRun((9, 0), 132)
 
 
 def keep(monkeypatch, *names):
     """These kernels were compiled before, and no others."""
-    monkeypatch.setattr(Ahead, "kept", lambda self, wanted: {one: one.name in names for one in wanted})
+    monkeypatch.setattr(DryRun, "kept", lambda self, wanted: {one: one.name in names for one in wanted})
 
 
 def ended(expected):

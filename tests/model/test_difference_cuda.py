@@ -20,7 +20,7 @@ from tests.model.theirs import prompt_of, relative_error
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.devices.cuda.kernels import TritonKernels
-from coterie.graph import beside as graph_beside
+from coterie.graph import delta as graph_delta
 from coterie.graph.reference import OPS
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.delta_write import write_delta
@@ -38,7 +38,7 @@ ONE_ROUNDED, MANY_ROUNDED = 2e-3, 0.03
 def interpreted(monkeypatch):
     """A backend by Triton's kernels."""
     kernels = TritonKernels(WIDE)
-    monkeypatch.setattr(graph_beside, "_FEW_BITS", 0)  # else a CPU rounds to 8 bits what a GPU leaves as it is
+    monkeypatch.setattr(graph_delta, "_FEW_BITS", 0)  # else a CPU rounds to 8 bits what a GPU leaves as it is
     monkeypatch.setitem(BACKENDS, "triton", lambda model, *a, **o: device_of(model, *a, kernels=kernels, **o))
 
 

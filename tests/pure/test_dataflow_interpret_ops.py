@@ -28,7 +28,7 @@ from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.nest import NESTS
 from coterie.dataflow.sections import sections_of
 from coterie.graph.branch_ops import BRANCH_OPS
-from coterie.graph.delta_ops import DELTA_OPS
+from coterie.graph.delta_net_ops import DELTA_OPS
 from coterie.graph.eager import expand
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.ir import GraphBuilder, Kind

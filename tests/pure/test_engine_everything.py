@@ -1,7 +1,7 @@
-"""Everything at once, in random order: requests of several clients, cancels, wishes, faults, other callers of a cache.
+"""Everything at once, in random order: requests, cancels, loads and pins, faults, other callers of a cache.
 
 Whatever happens, each request ends once, with the tokens that it would have alone as far as it got; everybody who
-wished is told once; no block of KV or memory is lost; and a step raises nothing.
+asked for an expert is told once; no block of KV or memory is lost; and a step raises nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def settings(rng: random.Random) -> Policy:
 
 
 class Chaos:
-    """A world and what was asked of it; `outputs` by request, `told` by each load that somebody wished for."""
+    """A world and what was asked of it; `outputs` by request, `told` by each load that somebody asked for."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -51,7 +51,7 @@ class Chaos:
         self.world = world(sizes, near, rng.randint(6, 60), settings(rng), kin, recurrent)
         self.prompts = [self.tokens(rng.randint(1, 14)) for _ in range(3)]
         self.requests, self.outputs = {}, {}
-        self.cancelled, self.told, self.wished = set(), [], 0
+        self.cancelled, self.told, self.asked = set(), [], 0
 
     def tokens(self, count: int) -> tuple[int, ...]:
         return tuple(self.rng.randint(0, 5) for _ in range(count))
@@ -80,15 +80,15 @@ class Chaos:
             self.world.engine.cancel(request_id)
             self.cancelled.add(request_id)
 
-    def wish(self) -> None:
-        wishes, name = self.world.engine.wishes, self.rng.choice(self.names)
+    def control(self) -> None:
+        control, name = self.world.engine.control, self.rng.choice(self.names)
         what = self.rng.choice(("load", "load", "unload", "pin", "unpin", "unpin"))
         with suppress(ConflictError):
             if what == "load":
-                wishes.load(name, self.told.append)
-                self.wished += 1
+                control.load(name, self.told.append)
+                self.asked += 1
             else:
-                getattr(wishes, what)(name)
+                getattr(control, what)(name)
 
     def harm(self) -> None:
         """Fetches of an expert, or all runs, fail from now on, or no longer; or the device soon refuses a transfer."""
@@ -133,7 +133,7 @@ class Chaos:
             self.take()
         assert w.engine.idle
         assert {name for name, got in self.outputs.items() if got.last is not None} == set(self.requests)
-        assert len(self.told) == self.wished
+        assert len(self.told) == self.asked
         for name, got in self.outputs.items():
             request, reason = self.requests[name], got.last.finish_reason
             wanted = alone(request)
@@ -143,7 +143,7 @@ class Chaos:
         assert w.pool.free_blocks == w.pool.num_blocks or settle(w)
 
 
-CHANCES = {"submit": 35, "cancel": 10, "wish": 15, "harm": 6, "preload": 2, "work": 10, "step": 22}
+CHANCES = {"submit": 35, "cancel": 10, "control": 15, "harm": 6, "preload": 2, "work": 10, "step": 22}
 
 
 def run(seed: int) -> None:

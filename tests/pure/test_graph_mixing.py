@@ -7,8 +7,8 @@ from tests.pure.graphs import decoder
 from tests.pure.test_graph_low_rank import changed
 
 from coterie.core.dtypes import DType
-from coterie.graph.beside import with_differences
 from coterie.graph.compile import compile_graph
+from coterie.graph.delta import with_differences
 from coterie.graph.ir import Kind, Value
 from coterie.graph.mixing import mixes, own_bytes
 

@@ -32,7 +32,7 @@ from coterie.devices.cuda.kernels import TritonKernels
 from coterie.engine.assembly import plan
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
-from coterie.kernels.triton import ahead
+from coterie.kernels.triton import compile_ahead
 
 CAPABILITY, MULTIPROCESSORS = (9, 0), 1  # the lazy GPU's
 POLICY = Policy(max_batch=6, max_step_tokens=200, max_guesses=3)
@@ -96,7 +96,7 @@ def triton_keys(launches):
         keys.add(hashlib.sha256(name.encode()).hexdigest())
 
     JITFunction._do_compile = ask
-    ahead.compile_for(CAPABILITY)
+    compile_ahead.compile_for(CAPABILITY)
     for launch in launches:
         launch()
     return keys
@@ -111,9 +111,9 @@ def main():
     wanted = command._wanted(opened_to_price(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
     command.plan = lambda *given: replace(made := plan(*given), block_bytes=2 * made.block_bytes)
     other = command._wanted(opened_to_price(folder)[1], maker, POLICY.max_batch, POLICY.max_step_tokens, None)
-    keys = {"ahead": wanted, "other": other, "here": ahead.wanted_by(launches)}
+    keys = {"ahead": wanted, "other": other, "here": compile_ahead.wanted_by(launches)}
     keys = {name: sorted({one.key(CAPABILITY) for one in some}) for name, some in keys.items()}
-    names = {one.name for one in ahead.wanted_by(launches)}
+    names = {one.name for one in compile_ahead.wanted_by(launches)}
     print(json.dumps({**keys, "asked": sorted(triton_keys(launches)), "names": sorted(names)}))
 
 

@@ -24,7 +24,7 @@ from coterie.cli.main import app
 from coterie.devices.cuda import device as cuda
 from coterie.devices.cuda import gpu, kernels
 from coterie.devices.cuda import sticks as cuda_sticks
-from coterie.kernels.triton import ahead
+from coterie.kernels.triton import compile_ahead
 
 BYTES = 1 << 16  # of sticks: the lazy GPU is this machine's processor
 
@@ -49,7 +49,7 @@ def main():
                 gpu_ways.main(words)
             else:
                 app([first, *words], standalone_mode=False)
-    launched = ahead.wanted_by(launch for one in made for launch in one.launches)
+    launched = compile_ahead.wanted_by(launch for one in made for launch in one.launches)
     named = {one.key(CAPABILITY): f"{one.name} {dict(one.constants)}" for one in launched}
     print(
         json.dumps(

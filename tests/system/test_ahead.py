@@ -147,8 +147,8 @@ def test_kernels_of_the_benches_are_few_and_some_are_of_several(tmp_path: Path) 
 COUNTED = """
 import json
 from benchmarks.gpu_kernels import steps_of, wanted_by
-from coterie.devices.cuda.ahead import Ahead
-ahead, seen, counts = Ahead((9, 0), 132), {}, []
+from coterie.devices.cuda.dry_run import DryRun
+ahead, seen, counts = DryRun((9, 0), 132), {}, []
 for each in steps_of("1b"):
     before = len(seen)
     seen |= wanted_by(ahead, each)

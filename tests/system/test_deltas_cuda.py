@@ -23,7 +23,7 @@ from tests.system.tiny import write_expert
 from coterie.api import Coterie, Options
 from coterie.devices.cuda import device as device_file
 from coterie.devices.cuda.kernels import TritonKernels
-from coterie.graph import beside
+from coterie.graph import delta
 
 __all__ = ["lazy"]  # a fixture
 
@@ -31,7 +31,7 @@ __all__ = ["lazy"]  # a fixture
 @pytest.fixture(autouse=True)
 def as_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a CPU rounds to 8 bits what meets a difference of a few, and a GPU leaves it as it is."""
-    monkeypatch.setattr(beside, "_FEW_BITS", 0)
+    monkeypatch.setattr(delta, "_FEW_BITS", 0)
 
 
 @pytest.fixture(scope="module")

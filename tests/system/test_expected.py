@@ -9,9 +9,9 @@ from tests.system.tiny import write_adapter, write_expert
 
 from coterie.composition.composition import load_composition
 from coterie.devices.modelled.device import ModelledDevice
+from coterie.engine.additions import serve_more
 from coterie.engine.assembly import Settings, plan, wire
 from coterie.engine.experts import open_experts
-from coterie.engine.more import serve_more
 from coterie.engine.policy import Policy
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api.assemble import Options, assemble, make_spec
+from coterie.api.expert_commands import ExpertCommands
 from coterie.api.inflight import InFlight, within_kv
 from coterie.api.kept_vectors import cache_folder
 from coterie.api.measuring import Measuring
@@ -25,20 +26,19 @@ from coterie.api.status import Status, look
 from coterie.api.touched import Touched
 from coterie.api.types import Answer, Chunk, Query
 from coterie.api.watch import Watch
-from coterie.api.wishing import Wishing
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import ClosedError, CoterieError, fresh
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
+from coterie.engine.expert_control import ExpertControl
 from coterie.engine.request import Output, Request
-from coterie.engine.wishes import Wishes
 
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
 
-class Coterie(Measuring, Wishing):
+class Coterie(Measuring, ExpertCommands):
     """Owns the device and everything on it. Threads may share it: a step is one thread's, and brings all of them on.
 
     It closes itself when nobody has it any more, and when Python ends.
@@ -246,12 +246,12 @@ class Coterie(Measuring, Wishing):
             yield
 
     @contextlib.contextmanager
-    def _wishes(self, expert: str) -> Iterator[Wishes]:
+    def _control(self, expert: str) -> Iterator[ExpertControl]:
         with self._opened():
             self.composition.expert(expert)
             if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
                 self._unseen += self._advance(0.0)
-            yield self._parts.engine.wishes
+            yield self._parts.engine.control
 
     def _begin(self, query: Query) -> Pending:
         return begun(self.routing, query, self.texts, self._parts.both, self._lock)

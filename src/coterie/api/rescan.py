@@ -18,9 +18,9 @@ from coterie.checkpoint.layout import FileIdentity
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.expert import Expert
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
+from coterie.engine.additions import serve_more
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
-from coterie.engine.more import serve_more
 from coterie.models.model import Model, with_activations
 
 

@@ -120,7 +120,7 @@ class Status:
 
 def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
     """What there is to be known now. Not while the engine is in a step."""
-    held = parts.engine.line.by_expert()
+    held = parts.engine.admission.by_expert()
     experts = tuple([_expert(parts, name, model, held[name]) for name, model in models.items()])
     sides = sides_of(parts.both)
     tiers = tuple(

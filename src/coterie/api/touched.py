@@ -19,8 +19,8 @@ from coterie.api.rescan import open_again
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
+from coterie.engine.additions import is_there, serve_touched
 from coterie.engine.assembly import Parts
-from coterie.engine.more import is_there, serve_touched
 from coterie.models.model import Model
 
 

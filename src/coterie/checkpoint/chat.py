@@ -29,13 +29,13 @@ from coterie.checkpoint.shown_calls import Shown, shown_calls
 from coterie.checkpoint.thoughts import marks_of
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, special_tokens
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError
-from coterie.core.kept import Kept
+from coterie.core.lru_cache import LruCache
 
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
 TOOLS = ("tools", "xml_tools")  # variables that templates have tools in, the second SmolLM3's
-_SHOWN: Kept[Shown] = Kept(64)  # by what was read of templates, and their special tokens
+_SHOWN: LruCache[Shown] = LruCache(64)  # by what was read of templates, and their special tokens
 OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that are no switches
 
 

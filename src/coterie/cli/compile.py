@@ -25,7 +25,7 @@ from coterie.engine.vectors import without_head
 from coterie.models.model import Model
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda.ahead import Ahead, Wanted
+    from coterie.devices.cuda.dry_run import DryRun, Wanted
     from coterie.graph.program import Program
 
 POLICY = Policy()
@@ -75,7 +75,7 @@ def compile_(
 
 
 def _wanted(
-    models: dict[str, Model], ahead: Ahead, sequences: int, tokens: int, context: int | None
+    models: dict[str, Model], ahead: DryRun, sequences: int, tokens: int, context: int | None
 ) -> dict[Wanted, None]:
     """All kernels of all architectures, each once."""
     policy = Policy(max_batch=sequences, max_step_tokens=tokens)
@@ -101,7 +101,7 @@ def _programs(program: Program, alone: bool) -> Iterator[Program]:
             yield without_head(program)
 
 
-def _compile(missing: list[Wanted], ahead: Ahead, processes: int | None) -> tuple[int, list[str]]:
+def _compile(missing: list[Wanted], ahead: DryRun, processes: int | None) -> tuple[int, list[str]]:
     """Compile these; in how many processes, and what went wrong."""
     if not missing:
         return 0, []

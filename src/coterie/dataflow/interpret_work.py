@@ -19,9 +19,9 @@ from coterie.dataflow.legal import place_of
 from coterie.dataflow.loops import Nest
 from coterie.graph.ir import Graph, Op
 from coterie.graph.reference import run_op
+from coterie.graph.rope import grown
 from coterie.graph.sampling import Settings
 from coterie.graph.step import KvState, Step
-from coterie.graph.turning import grown
 
 Array: TypeAlias = npt.NDArray[Any]
 

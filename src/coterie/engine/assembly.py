@@ -96,7 +96,7 @@ class Parts:
     """A running assembly. `device` decides as of one instant (engine/timeline.py).
 
     `cache` holds the experts, `both` the router's own model too. `served`: what the engine serves, which may grow
-    (engine/more.py).
+    (engine/additions.py).
     """
 
     device: Device

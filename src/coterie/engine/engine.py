@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 
 from coterie.core.errors import CoterieError, CrowdedError, RequestError
 from coterie.device import Device, Event
+from coterie.engine.admission import Admission
 from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.choice import choose_rows
+from coterie.engine.expert_control import ExpertControl
 from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
 from coterie.engine.guess import keep_guesses
 from coterie.engine.kv import KVPool
-from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
@@ -33,7 +34,6 @@ from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence, drawn_again
 from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.vectors import take_vectors
-from coterie.engine.wishes import Wishes
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
@@ -61,8 +61,8 @@ class Engine:
         self._batches = Batches(kv_pool, self.policy, device)
         self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
-        self.line = Line(self._queue, self.policy.max_batch)
-        self.wishes = Wishes(cache, self._arrivals, self._queue, self.line, experts, self.log)
+        self.admission = Admission(self._queue, self.policy.max_batch)
+        self.control = ExpertControl(cache, self._arrivals, self._queue, self.admission, experts, self.log)
         self._live: dict[str, Sequence] = {}
         self._cancelled, self._outputs = list[str](), list[Output]()
         kins = kins_of(experts) if self.policy.fellows else {}
@@ -85,15 +85,15 @@ class Engine:
         count, kv = len(request.prompt_ids), expert.kv
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, kv, request.request_id)
         self._live[request.request_id] = sequence
-        self.line.add(sequence)
+        self.admission.add(sequence)
         self._line_moved()
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
     def check_room(self, client: str, most: int, count: int = 1) -> None:
-        """As Line.check_room, and count the requests that are refused for now."""
+        """As Admission.check_room, and count the requests that are refused for now."""
         try:
-            self.line.check_room(client, most, count)
+            self.admission.check_room(client, most, count)
         except CrowdedError:
             self.metrics.refused += count
             raise
@@ -106,7 +106,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when a step would have nothing to do."""
-        return not (self._live or self._outputs or self.wishes.open)
+        return not (self._live or self._outputs or self.control.open)
 
     @property
     def loading(self) -> bool:
@@ -124,10 +124,10 @@ class Engine:
         `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
         """
         self._settle()
-        if self.line.held:
-            self.line.refill()
+        if self.admission.held:
+            self.admission.refill()
             self._line_moved()
-        if self.wishes.open:
+        if self.control.open:
             self._grant()
         decision, repeats = self._decide()
         if isinstance(decision, Run):
@@ -158,8 +158,8 @@ class Engine:
             self.log.tell("failed", expert_id, str(error))
             self.fail(self._queue.of(expert_id), error)
             self.reuse.forget(expert_id)
-        if self.wishes.open:
-            self.wishes.settle(failed)
+        if self.control.open:
+            self.control.settle(failed)
         for expert_id, seconds in self._arrivals.take_durations():
             self.metrics.switch.add(seconds)
             self.log.tell("loaded", expert_id, seconds)
@@ -189,15 +189,15 @@ class Engine:
                 refused |= {decision.expert_id}
 
     def _grant(self) -> None:
-        """Begin a load that somebody wished for, if one may begin."""
+        """Begin a load that somebody asked for, if one may begin."""
         if not self._groups.unmoved:
             self._repeats = 0  # the view below is not a decision's, which must see the moves too
-        fetch = self.wishes.next(self._groups.view(NOBODY), self.policy)
+        fetch = self.control.next(self._groups.view(NOBODY), self.policy)
         if fetch is not None:
             self._bring(fetch)
 
     def _line_moved(self) -> None:
-        for expert_id in self.line.take_changed():
+        for expert_id in self.admission.take_changed():
             self._changed(expert_id)
 
     def _changed(self, expert_id: str) -> None:
@@ -219,7 +219,7 @@ class Engine:
             residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
-            self.wishes.refuse(fetch.expert_id, error)
+            self.control.refuse(fetch.expert_id, error)
             self.fail(self._queue.of(fetch.expert_id), error)
             return True
         if residency is None:
@@ -335,7 +335,7 @@ class Engine:
         if sequence.scheduled_s is not None:
             self.reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
-        if not self.line.drop(sequence):
+        if not self.admission.drop(sequence):
             self._queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]

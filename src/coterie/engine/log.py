@@ -20,7 +20,7 @@ class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
     ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
     ("finish", request, reason), ("fail", expert), ("refuse", expert),
-    and what was wished for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
+    and what else was asked for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
 
     `follower`, while there is one, is told of each as it is added (not of fetches and evictions, which the cache tells
     of itself, nor of runs), and of what is no decision: ("loaded", expert, seconds), ("failed", expert, why). It must

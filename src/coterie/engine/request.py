@@ -142,7 +142,7 @@ class Request:
 
     `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
-    state, neither what is there nor its own. `client`: who asks, for a share of the queue (line.py);
+    state, neither what is there nor its own. `client`: who asks, for a share of the queue (admission.py);
     "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
     `pooling`: no tokens are drawn, but the prompt's vector is given: of its first or last token, or the mean of all.
     `types`: which text of a pair each token of the prompt is of, for who tells them apart; empty: there is one text.

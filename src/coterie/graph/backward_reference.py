@@ -13,8 +13,8 @@ import numpy as np
 
 from coterie.core.shapes import fixed
 from coterie.graph.ir import Op
+from coterie.graph.rope import turned
 from coterie.graph.step import Array, Run, Step
-from coterie.graph.turning import turned
 
 
 def _fixed(step: Step, op: Op) -> list[int]:

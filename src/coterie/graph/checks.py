@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
-from coterie.graph.delta_ops import STATES
+from coterie.graph.delta_net_ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent_ops import APPEND, ATTEND
 from coterie.graph.ops import CAP, EVERY, GROWTH, HORIZON, OPS, SCALE, TYPES

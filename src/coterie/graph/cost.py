@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
 from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
 from coterie.graph.branch_ops import TAKEN_READERS
-from coterie.graph.delta_cost import DELTA_FLOPS, states_bytes
+from coterie.graph.delta_net_cost import DELTA_FLOPS, states_bytes
 from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes

@@ -13,8 +13,8 @@ import numpy as np
 from coterie.graph.branch_reference import softmax
 from coterie.graph.ir import Op
 from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES, key_rows
+from coterie.graph.rope import turned
 from coterie.graph.step import F32, Array, Run, Step
-from coterie.graph.turning import turned
 
 
 def _append(step: Step, op: Op, x: list[Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from coterie.core.shapes import trailing
-from coterie.graph.beside import Grown, with_changes
+from coterie.graph.delta import Grown, with_changes
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
 from coterie.graph.ops import SCALE
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from coterie.graph.backward_ops import BACKWARD_OPS
 from coterie.graph.branch_ops import BRANCH_OPS
-from coterie.graph.delta_ops import DELTA_OPS
+from coterie.graph.delta_net_ops import DELTA_OPS
 from coterie.graph.eager_ops import EAGER_OPS
 from coterie.graph.latent_ops import LATENT_OPS
 from coterie.graph.layer_ops import LAYER_OPS

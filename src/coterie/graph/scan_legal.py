@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import trailing
 from coterie.graph.checks import Row, T
-from coterie.graph.delta_legal import kept_state
+from coterie.graph.delta_net_legal import kept_state
 from coterie.graph.ir import Kind
 from coterie.graph.legal import pages
 from coterie.graph.scan_ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN

@@ -1,6 +1,6 @@
-"""The ops of selective state spaces (Mamba-2): a recurrence behind the convolution of delta_ops.py, a norm in groups.
+"""The ops of selective state spaces (Mamba-2): a recurrence behind a convolution, a norm in groups.
 
-A head's matrix [K, C] and the last inputs of the convolution are kept as those of a gated delta net (delta_ops.py).
+A head's matrix [K, C] and the last inputs of the convolution are kept as those of a gated delta net (delta_net_ops.py).
 Source: Dao, Gu 2024, Transformers are SSMs (arXiv 2405.21060), section 7.
 Knows nothing about which families have such layers, or where a device keeps states.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 from coterie.graph.backward_legal import BACKWARD_LEGAL
 from coterie.graph.branch_legal import BRANCH_LEGAL
 from coterie.graph.checks import Row
-from coterie.graph.delta_legal import DELTA_LEGAL
+from coterie.graph.delta_net_legal import DELTA_LEGAL
 from coterie.graph.eager_legal import EAGER_LEGAL
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.latent_legal import LATENT_LEGAL

@@ -12,7 +12,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from coterie.core.dtypes import DType
-from coterie.core.kept import Kept
+from coterie.core.lru_cache import LruCache
 from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph
 from coterie.graph.program import KvShape, architecture_key
@@ -43,7 +43,7 @@ class Architecture:
         return tuple(dict.fromkeys(op.stage for op in self.graph.ops if table in op.inputs and op.kind != "embed"))
 
 
-_KNOWN: Kept[Architecture] = Kept(_KEPT)
+_KNOWN: LruCache[Architecture] = LruCache(_KEPT)
 
 
 def architecture(

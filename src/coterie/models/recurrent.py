@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
-from coterie.graph.delta_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
+from coterie.graph.delta_net_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Attr, Kind
 from coterie.graph.ops import KV_ROWS
 from coterie.graph.scan_ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN

@@ -22,7 +22,7 @@ from coterie.api.coterie import WAIT_S
 from coterie.api.ready import Ready
 from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
-from coterie.engine.wishes import Told
+from coterie.engine.expert_control import Told
 from coterie.server.stream import Stream
 
 T = TypeVar("T")

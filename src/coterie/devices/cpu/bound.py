@@ -19,7 +19,7 @@ from coterie.core.shapes import Shape, Sizes
 from coterie.device import I32, Binding, Sampling
 from coterie.devices.real.changes import SETTING, note
 from coterie.devices.real.host_memory import Bytes, Slab
-from coterie.devices.real.lower_delta import STATE_TABLES
+from coterie.devices.real.lower_delta_net import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64

@@ -22,8 +22,8 @@ from threading import Lock, Thread
 from time import sleep
 from typing import BinaryIO
 
-from coterie.kernels.triton import ahead
-from coterie.kernels.triton.ahead import Wanted
+from coterie.kernels.triton import compile_ahead
+from coterie.kernels.triton.compile_ahead import Wanted
 
 Answer = bool | str
 LOOK_S = 0.5  # so often a process looks whether the one that forked it is there
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what compilers print is no answer
-    ahead.settle_keys()
-    ahead.compile_for((int(major), int(minor)))
+    compile_ahead.settle_keys()
+    compile_ahead.compile_for((int(major), int(minor)))
     serve(sys.stdin.buffer, out, int(processes))
 
 

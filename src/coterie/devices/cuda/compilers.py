@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import IO
 
 from coterie.devices.cuda.compiler import Answer
-from coterie.kernels.triton.ahead import Wanted, is_kept, wanted_by
+from coterie.kernels.triton.compile_ahead import Wanted, is_kept, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
 WORTH_IT = 3  # kernels: to start the processes takes as long as to compile two or three

@@ -80,12 +80,12 @@ class CudaDevice(RealDevice):
         self._compilers: Compilers | None = None
         self._expected: Expected | None = None
         if kernels is None and isinstance(self.driver, TorchDriver):  # what stands for a GPU has nothing to compile
-            from coterie.devices.cuda.ahead import Ahead
             from coterie.devices.cuda.compilers import AtOnce, Compilers
+            from coterie.devices.cuda.dry_run import DryRun
             from coterie.devices.cuda.expected import Expected
 
             self._compilers = Compilers(facts.capability)
-            like_it = partial(Ahead, facts.capability, facts.multiprocessors)
+            like_it = partial(DryRun, facts.capability, facts.multiprocessors)
             self._expected = Expected(like_it, self._compilers)
             self._shared.before = AtOnce(self._compilers)
         self._runs = Runs(self._shared, orchestration)

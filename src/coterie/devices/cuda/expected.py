@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from coterie.core.values import value
 from coterie.device import Limits
-from coterie.devices.cuda.ahead import Ahead, likely_buckets
 from coterie.devices.cuda.compilers import Compilers
+from coterie.devices.cuda.dry_run import DryRun, likely_buckets
 from coterie.graph.program import Program
 
 
@@ -36,7 +36,7 @@ class Expected:
     `made`: a GPU like the one that is here, asked for in the thread when it is needed first.
     """
 
-    def __init__(self, made: Callable[[], Ahead], compilers: Compilers) -> None:
+    def __init__(self, made: Callable[[], DryRun], compilers: Compilers) -> None:
         self._made, self._compilers = made, compilers
         self._waiting: queue.SimpleQueue[Expectation | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -63,13 +63,13 @@ class Expected:
             thread.join()
 
     def _work(self) -> None:
-        ahead: Ahead | None = None
+        ahead: DryRun | None = None
         while (one := self._waiting.get()) is not None:
             with suppress(Exception):  # it is only about time
                 ahead = ahead or self._made()
                 self._ask(ahead, one)
 
-    def _ask(self, ahead: Ahead, one: Expectation) -> None:
+    def _ask(self, ahead: DryRun, one: Expectation) -> None:
         exe = ahead.load(one.program)
         if one.shared is not None and not exe.mixes(one.shared):
             return

@@ -16,9 +16,9 @@ from coterie.core.units import format_bytes
 from coterie.spec.machine import MachineSpec
 
 if TYPE_CHECKING:
-    from coterie.devices.cuda.ahead import Ahead
     from coterie.devices.cuda.device import CudaDevice
     from coterie.devices.cuda.driver import Driver
+    from coterie.devices.cuda.dry_run import DryRun
     from coterie.devices.cuda.run import Orchestration
     from coterie.devices.cuda.sticks import Sticks
 
@@ -75,7 +75,7 @@ class Gpu:
         return Sticks(self._driver, size_bytes)
 
 
-def ahead_of(device: str, capability: str, multiprocessors: int | None) -> Ahead:
+def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRun:
     """What a GPU would launch: of that capability, as 9.0, with so many multiprocessors; else the one that is there.
 
     Raises UsageError without PyTorch or Triton, for what is no capability, and where none is given and no GPU is there.
@@ -83,18 +83,18 @@ def ahead_of(device: str, capability: str, multiprocessors: int | None) -> Ahead
     for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if find_spec(package) is None:
             raise UsageError("coterie compile", f"{name} is not installed", install_extra("cuda"))
-    from coterie.devices.cuda.ahead import Ahead
+    from coterie.devices.cuda.dry_run import DryRun
 
     if capability:
         major, dot, minor = capability.partition(".")
         if not (dot and major.isdecimal() and minor.isdecimal()):
             raise UsageError("--capability", f"{capability!r} is no capability of a GPU", "give one as 9.0, an H100's")
-        return Ahead((int(major), int(minor)), multiprocessors)
+        return DryRun((int(major), int(minor)), multiprocessors)
     try:
         facts = open_driver(gpu_number(device) or 0).facts
     except UsageError as error:
         raise UsageError("coterie compile", error.fact, "say for which GPU: --capability 9.0 is an H100's") from error
-    return Ahead(facts.capability, multiprocessors or facts.multiprocessors)
+    return DryRun(facts.capability, multiprocessors or facts.multiprocessors)
 
 
 def gpu_number(device: str) -> int | None:

@@ -23,7 +23,7 @@ from coterie.core.shapes import Sizes
 from coterie.core.values import value
 from coterie.devices.cuda.packet import ALIGN_BYTES, Place, places_of
 from coterie.devices.real.host_memory import Bytes
-from coterie.devices.real.lower_delta import STATE_TABLES
+from coterie.devices.real.lower_delta_net import STATE_TABLES
 from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encode_sampling
 from coterie.graph.ops import MORE_ROWS
 from coterie.kernels.cpu import I64, SETTING_WORDS

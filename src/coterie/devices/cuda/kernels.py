@@ -54,12 +54,12 @@ class TritonKernels:
 
     def __init__(self, tiles: Tiles = H100) -> None:
         try:
-            from coterie.kernels.triton import ahead, feed, launch, persistent
+            from coterie.kernels.triton import compile_ahead, feed, launch, persistent
             from coterie.kernels.triton.descriptor_memory import DescriptorMemory
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
             raise UsageError("--device cuda", fact, install_extra("cuda")) from error
-        ahead.settle_keys()
+        compile_ahead.settle_keys()
         self._launch, self._feed, self._persistent, self._tiles = launch, feed, persistent, tiles
         self._descriptors = DescriptorMemory()
 

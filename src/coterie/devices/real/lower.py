@@ -13,7 +13,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import trailing
 from coterie.devices.real.lower_branches import BRANCH_LOWER
-from coterie.devices.real.lower_delta import DELTA_LOWER, READ_THROUGH
+from coterie.devices.real.lower_delta_net import DELTA_LOWER, READ_THROUGH
 from coterie.devices.real.lower_latent import LATENT_LOWER
 from coterie.devices.real.lower_scan import SCAN_LOWER
 from coterie.devices.real.lowering import Lowering

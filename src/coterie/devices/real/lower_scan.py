@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from coterie.core.shapes import trailing
-from coterie.devices.real.lower_delta import kept
+from coterie.devices.real.lower_delta_net import kept
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Op

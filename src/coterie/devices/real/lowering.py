@@ -1,6 +1,6 @@
 """Where operands of instructions are found in a program: addresses of values, sizes, and what several regions share.
 
-Knows nothing about which operands an instruction has (lower.py, lower_branches.py, lower_delta.py).
+Knows nothing about which operands an instruction has (lower.py, lower_branches.py, lower_delta_net.py).
 """
 
 from __future__ import annotations

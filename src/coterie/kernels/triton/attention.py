@@ -20,7 +20,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.alone import only_token
 from coterie.kernels.triton.arithmetic import (
     EARLY,
     NOTHING,
@@ -49,11 +48,12 @@ from coterie.kernels.triton.attention_chunks import (
     launch_chunks,
     sink_of,
 )
+from coterie.kernels.triton.attention_mask import first_seen
 from coterie.kernels.triton.attention_wide import STEP, STEP_FLOAT32, WARPS, alone_wide
 from coterie.kernels.triton.handed import handed_bytes
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.rows import TORCH, Call
-from coterie.kernels.triton.seen import first_seen
+from coterie.kernels.triton.single_token import only_token
 from coterie.kernels.triton.tiles import power_of_two
 from coterie.kernels.triton.wide_context import WIDE
 

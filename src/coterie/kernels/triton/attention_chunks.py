@@ -23,10 +23,10 @@ from coterie.kernels.triton.arithmetic import (
     tanh_of,
     wait_for_last,
 )
+from coterie.kernels.triton.attention_mask import seen_of
 from coterie.kernels.triton.handed import handed_to_next, is_stored
 from coterie.kernels.triton.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.rows import Call, places
-from coterie.kernels.triton.seen import seen_of
 from coterie.kernels.triton.tiles import power_of_two
 from coterie.kernels.triton.wide_context import WIDE as _WIDE
 from coterie.kernels.triton.wide_context import wide_context

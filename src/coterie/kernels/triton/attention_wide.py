@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.alone import add_exact_product, only_token
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
     along,
@@ -22,8 +21,9 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, grown, sink_of
+from coterie.kernels.triton.attention_mask import first_seen
 from coterie.kernels.triton.pages import SEQUENCE, block_of, page_at
-from coterie.kernels.triton.seen import first_seen
+from coterie.kernels.triton.single_token import add_exact_product, only_token
 
 STEP, WARPS = 64, 8  # positions read at once: rows of a product of Hopper's tensor cores
 STEP_FLOAT32 = 16

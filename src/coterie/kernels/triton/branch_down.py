@@ -33,10 +33,10 @@ from coterie.kernels.triton.branches import (
     whole,
 )
 from coterie.kernels.triton.dots import many_dots, rows_at, stage
-from coterie.kernels.triton.few import few_dots
+from coterie.kernels.triton.few_tokens import few_dots
 from coterie.kernels.triton.handed import handed_by_last, handed_end
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.one import add_products, added_products, sums_of
+from coterie.kernels.triton.one_token import add_products, added_products, sums_of
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 from coterie.kernels.triton.sums import and_one
 from coterie.kernels.triton.tile import OF_FOUR

@@ -27,10 +27,10 @@ from coterie.kernels.triton.branches import (
     whole,
 )
 from coterie.kernels.triton.dots import NEAR, halves, in_turn, many_dots, stage
-from coterie.kernels.triton.few import few_dots
+from coterie.kernels.triton.few_tokens import few_dots
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.one import one_dot, weights_ahead
+from coterie.kernels.triton.one_token import one_dot, weights_ahead
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.sums import and_one
 

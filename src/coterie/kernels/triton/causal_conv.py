@@ -5,7 +5,7 @@ Or, plain, the sum itself; without a bias it is 0.
     a program of a sequence   its first tokens, which meet what was kept, and what is kept from then on: no other has it
     a program of tokens       those whose whole past is in the step
 
-Kept are the last inputs, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+StateLayout are the last inputs, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
 Knows nothing about what the channels are.
 """
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, silu_of, wait_for_last
-from coterie.kernels.triton.kept import SEQUENCE, Kept, tokens_of, unit_at
+from coterie.kernels.triton.recurrent_state import SEQUENCE, StateLayout, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -160,7 +160,7 @@ def launch(call: Call) -> None:
     step = min(power_of_two(N), tiles.conv_channels)
     tile = min(power_of_two(bucket.tokens), tiles.conv_tokens)
     later = 0 if bucket.decodes else triton.cdiv(bucket.tokens, tile)
-    how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **Kept.of(call).constants()}
+    how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **StateLayout.of(call).constants()}
     how |= {"SEQUENCES": bucket.sequences, "ALONE": bucket.decodes, "STEP": step, "TILE": tile}
     how["BIAS_TYPE"] = call.type("bias")
     how["IS_PLAIN"] = bool(call.integer("plain"))

@@ -1,6 +1,6 @@
 """Dot products of many rows of activations with rows of a weight, in tiles of rows x tokens on tensor cores.
 
-Activations were rounded to scratch before (stage). Of few tokens: few.py.
+Activations were rounded to scratch before (stage). Of few tokens: few_tokens.py.
 Weights are the left operand: packed ones come out of registers, where they are widened, and a batch of decode has few
 columns but never fewer rows than a tensor core takes. Pointers to the rows are given one by one, so the rows of a
 program may come from several places: gate and up, or both halves of a head, lie side by side in a tile.

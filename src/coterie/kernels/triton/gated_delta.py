@@ -27,7 +27,7 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
-from coterie.kernels.triton.kept import Kept, tokens_of, unit_at
+from coterie.kernels.triton.recurrent_state import StateLayout, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.sigmoid import sigmoid_of
 from coterie.kernels.triton.tiles import power_of_two
@@ -202,7 +202,7 @@ def launch(call: Call) -> None:
     H, K, C = call.integer("H"), call.integer("K"), call.integer("C")
     tiles, bucket, keys, width = call.tiles, call.bucket, power_of_two(K), power_of_two(C)
     how: dict[str, object] = {"H": H, "K": K, "C": C, "KEY_HEADS": call.integer("key_heads"), "KEYS": keys}
-    how |= {"RATE_TYPE": call.type("a_log"), "BIAS_TYPE": call.type("dt_bias"), **Kept.of(call).constants()}
+    how |= {"RATE_TYPE": call.type("a_log"), "BIAS_TYPE": call.type("dt_bias"), **StateLayout.of(call).constants()}
     norm = call.type("norm") if call.name == "gated_delta_norm" else None
     handed, kind = handed_to_next(call, H * C)
     behind = {"NORM_TYPE": norm, "HANDED": kind, "STORED": is_stored(call, H * C)}

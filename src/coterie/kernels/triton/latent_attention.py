@@ -15,7 +15,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.alone import add_exact_product, only_token
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
     along,
@@ -29,6 +28,7 @@ from coterie.kernels.triton.attention_chunks import LEAST_DOT, PAGES, SCALE, Q, 
 from coterie.kernels.triton.latent_chunks import launch_chunks
 from coterie.kernels.triton.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.rows import Call
+from coterie.kernels.triton.single_token import add_exact_product, only_token
 from coterie.kernels.triton.tiles import power_of_two
 
 MOST_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows

@@ -11,7 +11,6 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton import linear_each
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
-from coterie.kernels.triton.beside import neighbours, staged_before
 from coterie.kernels.triton.described import (
     described,
     described_dots,
@@ -33,6 +32,7 @@ from coterie.kernels.triton.handed import handed_by_last, handed_end
 from coterie.kernels.triton.linear_each import is_low
 from coterie.kernels.triton.linear_few import few as few_rows
 from coterie.kernels.triton.linear_put import ask_for, put, put_tile
+from coterie.kernels.triton.neighbours import neighbours, staged_before
 from coterie.kernels.triton.norms import shift_of
 from coterie.kernels.triton.rows import Call
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.dots import many_dots, rows_at, stage, staged_bytes
-from coterie.kernels.triton.few import MOST_AHEAD, ONCE, few_dots
+from coterie.kernels.triton.few_tokens import MOST_AHEAD, ONCE, few_dots
 from coterie.kernels.triton.linear_put import put
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.rows import Call, Matrix

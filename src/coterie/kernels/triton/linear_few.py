@@ -1,6 +1,6 @@
 """Products of few tokens: a program has a few rows of a weight; of neighbours that read the same x, all are one launch.
 
-Knows nothing about which products are neighbours (beside.py).
+Knows nothing about which products are neighbours (neighbours.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.dots import rows_at
-from coterie.kernels.triton.few import bring_nearer, few_dots
+from coterie.kernels.triton.few_tokens import bring_nearer, few_dots
 from coterie.kernels.triton.linear_put import scaled
 from coterie.kernels.triton.norms import norm_at
-from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.sums import and_one
 
 ROW_WORDS = tl.constexpr(_ROW_WORDS)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED, ask, gelu_of, pointer, real
 from coterie.kernels.triton.described import left_and_right
-from coterie.kernels.triton.few import LINE_BYTES
+from coterie.kernels.triton.few_tokens import LINE_BYTES
 
 MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
 

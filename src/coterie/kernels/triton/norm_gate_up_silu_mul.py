@@ -39,11 +39,11 @@ from coterie.kernels.triton.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots
+from coterie.kernels.triton.few_tokens import bring_nearer, few_dots
 from coterie.kernels.triton.gate_up_put import put
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.norms import norm_at, shift_of
-from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.rows import Call, Matrix, places
 from coterie.kernels.triton.sums import and_one
 

@@ -34,7 +34,7 @@ from coterie.kernels.triton.dots import (
     staging,
     work_of,
 )
-from coterie.kernels.triton.few import bring_nearer, few_dots
+from coterie.kernels.triton.few_tokens import bring_nearer, few_dots
 from coterie.kernels.triton.heads import (
     PAGES,
     angles_at,
@@ -48,7 +48,7 @@ from coterie.kernels.triton.heads import (
     rows_of_part,
 )
 from coterie.kernels.triton.norms import norm_at, shift_of
-from coterie.kernels.triton.one import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.pages import Pages
 from coterie.kernels.triton.rope import turned
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places

@@ -24,7 +24,7 @@ from coterie.kernels.triton.arithmetic import (
     softplus_of,
     wait_for_last,
 )
-from coterie.kernels.triton.kept import Kept, tokens_of, unit_at
+from coterie.kernels.triton.recurrent_state import StateLayout, tokens_of, unit_at
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -107,7 +107,7 @@ def launch(call: Call) -> None:
     columns = width if whole else min(tiles.delta_columns(H * C), width)
     how: dict[str, object] = {"H": H, "K": K, "C": C, "GROUPS": call.integer("groups"), "KEYS": keys}
     types = {"RATE_TYPE": "a_log", "BIAS_TYPE": "dt_bias", "SKIP_TYPE": "skip"}
-    how |= {name: call.type(operand) for name, operand in types.items()} | Kept.of(call).constants()
+    how |= {name: call.type(operand) for name, operand in types.items()} | StateLayout.of(call).constants()
     how |= {"COLUMNS": columns, "STAGES": 1 if whole else tiles.delta_stages, "GATED": call.name == NAME}
     warps = min(max(keys * columns // tiles.delta_numbers // 32, 1), 16)
     call.launch(_scan, (triton.cdiv(C, columns), H, bucket.sequences), call.row, **how, num_warps=warps)

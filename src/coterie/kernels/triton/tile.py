@@ -34,7 +34,7 @@ class Few:
         return {**tile, "LINES": ahead, "ONE": self.is_one(tokens, group), "num_warps": self.warps, **limit}
 
     def is_one(self, tokens: int, group: int) -> bool:
-        """Whether threads have columns of one token, or of each of several (one.py): not where a column is four
+        """Whether threads have columns of one token, or of each of several (one_token.py): not where a column is four
         weights, nor of many rows.
         """
         most = MOST_ONE_ROWS if group == 1 else MOST_PACKED_ROWS

@@ -28,7 +28,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.paths import user_path
 from coterie.core.shapes import fixed
-from coterie.graph.beside import summable, with_differences
+from coterie.graph.delta import summable, with_differences
 from coterie.graph.ir import Graph, Kind, Value
 from coterie.models.architecture import Architecture, architecture, shapes_of, shared
 from coterie.models.config import ModelConfig

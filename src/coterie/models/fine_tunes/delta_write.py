@@ -23,7 +23,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import F32, pack, unpack
 from coterie.core.shapes import fixed, trailing
-from coterie.graph.beside import summable
+from coterie.graph.delta import summable
 from coterie.graph.ir import Value
 from coterie.models.blocks import TABLES
 from coterie.models.fine_tunes.delta import (

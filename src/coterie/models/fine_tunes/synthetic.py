@@ -19,7 +19,7 @@ from coterie.checkpoint.safetensors import Shard, TensorInfo
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import fixed
-from coterie.graph.beside import summable, with_differences
+from coterie.graph.delta import summable, with_differences
 from coterie.graph.ir import Graph, Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.program import architecture_key

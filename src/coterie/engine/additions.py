@@ -38,7 +38,7 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
     places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
-        parts.engine.wishes.unload(name)
+        parts.engine.control.unload(name)
         parts.kv.forget_all(name)  # what other weights have computed
     for pinned in places:
         cache.pin(pinned, places)

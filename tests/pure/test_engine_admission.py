@@ -24,10 +24,10 @@ def test_who_is_alone_is_not_held_back() -> None:
     w = line_world()
     for number in range(20):
         w.engine.submit(ask(f"r{number}", "a", client="one"))
-    assert (waiting(w), len(w.engine.line)) == ({"one": 20}, 0)
+    assert (waiting(w), len(w.engine.admission)) == ({"one": 20}, 0)
     for number in range(9):
         w.engine.submit(ask(f"s{number}", "a"))  # of nobody in particular
-    assert (waiting(w), len(w.engine.line), w.engine.queue.num_waiting) == ({"one": 20}, 0, 29)
+    assert (waiting(w), len(w.engine.admission), w.engine.queue.num_waiting) == ({"one": 20}, 0, 29)
     assert len(run_all(w)) == 29
 
 
@@ -36,11 +36,11 @@ def test_another_client_sends_the_surplus_into_line_and_no_further() -> None:
     for number in range(20):
         w.engine.submit(ask(f"r{number}", "a", client="one"))
     w.engine.submit(ask("other", "a", client="two"))
-    assert (waiting(w), len(w.engine.line)) == ({"one": SHARE, "two": 1}, 16)
-    assert w.engine.line.by_expert() == {"a": 16}
+    assert (waiting(w), len(w.engine.admission)) == ({"one": SHARE, "two": 1}, 16)
+    assert w.engine.admission.by_expert() == {"a": 16}
     assert [s.request.request_id for s in w.engine.queue.of("a")] == ["r0", "r1", "r2", "r3", "other"]
     w.engine.submit(ask("last", "a", client="one"))
-    assert (waiting(w), len(w.engine.line)) == ({"one": SHARE, "two": 1}, 17)
+    assert (waiting(w), len(w.engine.admission)) == ({"one": SHARE, "two": 1}, 17)
     with pytest.raises(RequestError, match="a request of that id is being served"):
         w.engine.submit(ask("last", "a", client="two"))
     results = run_all(w)
@@ -217,7 +217,7 @@ def test_everyone_is_answered_as_if_alone(items, schedule, data) -> None:
             break
         take(w.engine.step())
     assert w.engine.idle
-    assert (len(w.engine.line), waiting(w), w.engine.queue.num_waiting) == (0, {}, 0)
+    assert (len(w.engine.admission), waiting(w), w.engine.queue.num_waiting) == (0, {}, 0)
     assert results.keys() == asked.keys()
     for name, (tokens, reason) in results.items():
         if reason == "cancelled":

@@ -29,13 +29,13 @@ from coterie.devices.real.shares import Shares
 from coterie.devices.real.step import LoweredExecutable, StepRows
 from coterie.graph.program import Program
 from coterie.graph.rows import more_rows
-from coterie.kernels.triton import ahead, words
-from coterie.kernels.triton.ahead import Wanted
+from coterie.kernels.triton import compile_ahead, words
 from coterie.kernels.triton.bucket import Bucket
+from coterie.kernels.triton.compile_ahead import Wanted
 from coterie.kernels.triton.tiles import H100
 from coterie.spec.machine import MachineSpec
 
-__all__ = ["Ahead", "Wanted", "buckets_within", "launches_of", "likely_buckets"]
+__all__ = ["DryRun", "Wanted", "buckets_within", "launches_of", "likely_buckets"]
 
 ROOM = 1 << 50  # bytes of a GPU that is not there: nothing is refused
 WEIGHTS_AT, APART = 1 << 40, 1 << 34  # addresses of weights that nobody reads, each farther off than any is long
@@ -113,7 +113,7 @@ class NoDriver:
         return ""
 
 
-class Ahead:
+class DryRun:
     """The kernels of a GPU of a capability, with so many multiprocessors (an H100's), that steps of programs launch."""
 
     def __init__(self, capability: tuple[int, int], multiprocessors: int | None = None) -> None:
@@ -122,9 +122,9 @@ class Ahead:
         self._driver = NoDriver(facts)
         self._shared = Shared(self._driver, kernels_with(facts, {}))
 
-    def with_tiles(self, changes: Mapping[str, Any]) -> Ahead:
+    def with_tiles(self, changes: Mapping[str, Any]) -> DryRun:
         """The same GPU, whose kernels have other tiles: fields of Tiles."""
-        other = Ahead(self.capability, self._driver.facts.multiprocessors)
+        other = DryRun(self.capability, self._driver.facts.multiprocessors)
         other._shared = Shared(other._driver, kernels_with(other._driver.facts, changes))
         return other
 
@@ -142,7 +142,7 @@ class Ahead:
         """What steps in these buckets need compiled, each kernel once; `shared` as for `launches_of`."""
         found: dict[Wanted, None] = {}
         for bucket in buckets:
-            found |= ahead.wanted_by(launches_of(exe, bucket, block_bytes, self._shared, shared))
+            found |= compile_ahead.wanted_by(launches_of(exe, bucket, block_bytes, self._shared, shared))
         return found
 
     def of_steps(
@@ -161,7 +161,7 @@ class Ahead:
 
     def always(self) -> dict[Wanted, None]:
         """What every run needs, whatever its program: what copies words down and up."""
-        return ahead.wanted_by(words.launches())
+        return compile_ahead.wanted_by(words.launches())
 
     def compilers(self, processes: int | None = None) -> Compilers:
         """Processes that compile for it, as many as there are cores where nothing else is said."""
@@ -170,12 +170,12 @@ class Ahead:
     @property
     def folder(self) -> str:
         """Where Triton keeps what was compiled."""
-        return str(ahead.cache_folder())
+        return str(compile_ahead.cache_folder())
 
     def kept(self, wanted: Iterable[Wanted]) -> dict[Wanted, bool]:
         """Of kernels, each once by what Triton calls them, whether they are where it looks."""
         named = {one.key(self.capability): one for one in wanted}
-        return {one: ahead.is_kept(key, one) for key, one in named.items()}
+        return {one: compile_ahead.is_kept(key, one) for key, one in named.items()}
 
 
 def buckets_within(limits: Limits, draws: bool = True) -> list[Bucket]:

@@ -1,6 +1,6 @@
-"""Wishing: what may be asked besides answers: that experts come, go, and stay.
+"""What may be asked besides answers: that experts come, go, and stay.
 
-Knows nothing about how the engine grants it.
+Knows nothing about how the engine does it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager
 
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, fresh
-from coterie.engine.wishes import Told, Wishes
+from coterie.engine.expert_control import ExpertControl, Told
 
 
-class Wishing(ABC):
+class ExpertCommands(ABC):
     """The part of a Coterie that loads, unloads and pins."""
 
     @abstractmethod
-    def _wishes(self, expert: str) -> AbstractContextManager[Wishes]:
-        """Where wishes about an expert are made, between two steps. Raises NotFoundError, ClosedError."""
+    def _control(self, expert: str) -> AbstractContextManager[ExpertControl]:
+        """Where an expert is controlled, between two steps. Raises NotFoundError, ClosedError."""
 
     @abstractmethod
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
@@ -39,23 +39,23 @@ class Wishing(ABC):
 
     def load_soon(self, expert: str, tell: Told) -> None:
         """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
-        with self._wishes(expert) as wishes:
-            wishes.load(expert, tell)
+        with self._control(expert) as control:
+            control.load(expert, tell)
 
     def unload(self, expert: str) -> None:
         """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
-        with self._wishes(expert) as wishes:
-            wishes.unload(expert)
+        with self._control(expert) as control:
+            control.unload(expert)
 
     def pin(self, expert: str) -> None:
         """Never evict an expert from the run tier, from now or from when it comes in.
 
         Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
         """
-        with self._wishes(expert) as wishes:
-            wishes.pin(expert)
+        with self._control(expert) as control:
+            control.pin(expert)
 
     def unpin(self, expert: str) -> None:
         """Let an expert be evicted again. Raises NotFoundError."""
-        with self._wishes(expert) as wishes:
-            wishes.unpin(expert)
+        with self._control(expert) as control:
+            control.unpin(expert)

@@ -1,6 +1,6 @@
 """What is legal for the ops of gated delta nets, a row each.
 
-Knows nothing about which families have such layers. The meaning of each op is in delta_ops.py.
+Knows nothing about which families have such layers. The meaning of each op is in delta_net_ops.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from coterie.core.dtypes import DType
 from coterie.core.shapes import fixed, trailing
 from coterie.graph.checks import Row, T
-from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
+from coterie.graph.delta_net_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Kind
 from coterie.graph.legal import pages
 

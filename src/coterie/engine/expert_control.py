@@ -1,9 +1,9 @@
-r"""Wishes: what whoever runs the experts asks for, besides the requests: load, unload, pin, unpin.
+r"""Expert control: what whoever runs the experts asks for, besides the requests: load, unload, pin, unpin.
 
-    load -> open --next--> Fetch, as for a request -> under way -> there        told to who wished, or why not
+    load -> open --next--> Fetch, as for a request -> under way -> there        told to who asked, or why not
                    \---> not now: some must stay, or there is no room yet
 
-A wish takes the place of an expert that does not run, or whose turn is over. All of it happens between two steps.
+A load takes the place of an expert that does not run, or whose turn is over. All of it happens between two steps.
 Knows nothing about prompts or threads.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from coterie.core.errors import ConflictError, CoterieError
+from coterie.engine.admission import Admission
 from coterie.engine.arrivals import Arrivals
-from coterie.engine.line import Line
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
@@ -27,8 +27,8 @@ Told: TypeAlias = Callable[[CoterieError | None], None]
 """Called once, between two steps: with None when all of the expert is there, else with why it is not."""
 
 
-class Wishes:
-    """Experts that somebody wants to have in, or gone, or kept. `open`: the loads that were wished for and not told of.
+class ExpertControl:
+    """Experts that somebody wants to have in, or gone, or kept. `open`: the loads that were asked for and not told of.
 
     Every method but `next`, `settle` and `refuse` raises NotFoundError for an unknown expert.
     """
@@ -38,11 +38,11 @@ class Wishes:
         cache: Cache,
         arrivals: Arrivals,
         queue: Queue,
-        line: Line,
+        admission: Admission,
         experts: Mapping[str, ServedExpert],
         log: DecisionLog,
     ) -> None:
-        self._cache, self._arrivals, self._queue, self._line = cache, arrivals, queue, line
+        self._cache, self._arrivals, self._queue, self._admission = cache, arrivals, queue, admission
         self._experts, self._log = experts, log
         self.open: dict[str, list[Told]] = {}
 
@@ -64,7 +64,7 @@ class Wishes:
         if stays(self._cache, expert_id):
             raise ConflictError(where, "it is the base of other experts, which stays", "unload those")
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
-        waiting += self._line.by_expert()[expert_id]
+        waiting += self._admission.by_expert()[expert_id]
         if running or waiting:
             fact = f"{running} requests of it are running and {waiting} waiting"
             raise ConflictError(where, fact, "wait for them, or cancel them")
@@ -110,7 +110,7 @@ class Wishes:
         return None
 
     def settle(self, failed: Mapping[str, CoterieError]) -> None:
-        """Tell of the wishes that are granted, and of those whose load failed."""
+        """Tell of the loads that are done, and of those whose load failed."""
         for expert_id in list(self.open):
             if expert_id in failed:
                 self.refuse(expert_id, failed[expert_id])
@@ -119,6 +119,6 @@ class Wishes:
                     tell(None)
 
     def refuse(self, expert_id: str, error: CoterieError) -> None:
-        """Tell who wished for an expert, if anybody did, why it does not come in."""
+        """Tell who asked for an expert, if anybody did, why it does not come in."""
         for tell in self.open.pop(expert_id, ()):
             tell(error)

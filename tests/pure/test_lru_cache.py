@@ -2,11 +2,11 @@
 
 import pytest
 
-from coterie.core.kept import Kept
+from coterie.core.lru_cache import LruCache
 
 
 def test_the_values_that_were_asked_for_last_are_kept():
-    made, kept = [], Kept(2)
+    made, kept = [], LruCache(2)
 
     def get(key):
         return kept.get(key, lambda: made.append(key) or [key])
@@ -20,7 +20,7 @@ def test_the_values_that_were_asked_for_last_are_kept():
 
 
 def test_what_cannot_be_made_is_not_kept():
-    kept = Kept(2)
+    kept = LruCache(2)
     with pytest.raises(ZeroDivisionError):
         kept.get("a", lambda: 1 // 0)
     assert kept.get("a", lambda: 1) == 1

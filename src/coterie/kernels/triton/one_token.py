@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.kernels.triton.few import MOST_AHEAD, ONCE
+from coterie.kernels.triton.few_tokens import MOST_AHEAD, ONCE
 from coterie.kernels.triton.norms import moments, scaled_and_shifted
-from coterie.kernels.triton.one_packed import add_packed, bytes_ahead, own_of, packed_dots, worth
+from coterie.kernels.triton.one_token_packed import add_packed, bytes_ahead, own_of, packed_dots, worth
 from coterie.kernels.triton.packed import of_block
 from coterie.kernels.triton.sums import added_up, all_added_up, and_one, no_sums, stacked
 from coterie.kernels.triton.sums import totals as totals_of

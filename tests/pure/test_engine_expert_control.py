@@ -18,7 +18,7 @@ OPERATIONS = ("load", "unload", "pin", "unpin")
 def load(w, name):
     """Wish for an expert; the list gets what is told."""
     told = []
-    w.engine.wishes.load(name, told.append)
+    w.engine.control.load(name, told.append)
     return told
 
 
@@ -139,22 +139,22 @@ def test_a_load_never_takes_the_place_of_who_runs_in_its_turn() -> None:
 
 def test_who_is_used_loaded_or_pinned_is_not_unloaded() -> None:
     w = world({"a": 6, "b": 6}, 16)
-    wishes = w.engine.wishes
-    wishes.unload("a")  # which is not there
+    control = w.engine.control
+    control.unload("a")  # which is not there
     w.engine.submit(ask("r", "a"))
     with pytest.raises(ConflictError, match=r"\[unload a\] 0 requests of it are running and 1 waiting; wait for them"):
-        wishes.unload("a")
+        control.unload("a")
     told = load(w, "b")
     with pytest.raises(ConflictError, match="it is being loaded"):
-        wishes.unload("b")
+        control.unload("b")
     run_all(w)
     assert told == [None]
-    wishes.pin("a")
+    control.pin("a")
     with pytest.raises(ConflictError, match="it is pinned; unpin it first"):
-        wishes.unload("a")
+        control.unload("a")
     assert set(w.cache.resident()) == {"a", "b"}
-    wishes.unpin("a")
-    wishes.unload("a")
+    control.unpin("a")
+    control.unload("a")
     assert w.cache.resident() == ("b",)
     assert w.cache.ledgers[0].used_bytes == 6 * BLOCK_BYTES
     w.engine.submit(ask("again", "a"))
@@ -167,11 +167,11 @@ def test_who_has_requests_in_line_alone_is_not_unloaded() -> None:
     own = [ask(f"r{number}", "a" if number < 4 else "b", client="one") for number in range(6)]
     for request in (*own, ask("other", "a", client="two")):
         w.engine.submit(request)
-    assert w.engine.line.by_expert() == {"b": 2}
+    assert w.engine.admission.by_expert() == {"b": 2}
     with pytest.raises(ConflictError, match="0 requests of it are running and 2 waiting"):
-        w.engine.wishes.unload("b")
+        w.engine.control.unload("b")
     run_all(w)
-    w.engine.wishes.unload("b")
+    w.engine.control.unload("b")
 
 
 @pytest.mark.parametrize("wish", [False, True])
@@ -185,7 +185,7 @@ def test_a_load_that_must_wait_hides_no_arrival_from_decisions(wish: bool) -> No
     w.engine.step(until=0.0)
     for number in range(6):
         w.engine.submit(ask(f"r{number}", "wanted"))
-    w.engine.wishes.pin("pinned")
+    w.engine.control.pin("pinned")
     told = load(w, "wished") if wish else []
     for _ in range(3):
         w.engine.step(until=0.0)
@@ -205,30 +205,30 @@ def test_a_load_that_nobody_waits_for_any_more_is_learnt_of_by_a_step() -> None:
     while not w.engine.idle:
         w.engine.step(until=0.0)
     with pytest.raises(ConflictError, match="it is being loaded"):
-        w.engine.wishes.unload("a")
+        w.engine.control.unload("a")
     while w.engine.loading:
         w.engine.step()
     assert w.cache.loading() == ()
-    w.engine.wishes.unload("a")
+    w.engine.control.unload("a")
 
 
 def test_a_pin_that_leaves_no_room_is_refused_with_numbers() -> None:
     w = world({"a": 2, "b": 3, "big": 6}, 10)
-    wishes = w.engine.wishes
-    wishes.pin("a")
+    control = w.engine.control
+    control.pin("a")
     with pytest.raises(ConflictError) as caught:
-        wishes.pin("b")
+        control.pin("b")
     assert str(caught.value) == (
         "[pin b] the 2 pinned experts would take 20.00 KiB of 40.00 KiB of dram and leave 20.00 KiB in one piece, but "
         f"big needs 24.00 KiB; unpin another, or serve with a --near that is {BLOCK_BYTES} B larger"
     )
     assert w.cache.pinned == {"a"}
-    wishes.pin("a")
-    wishes.unpin("a")
-    wishes.pin("b")
-    wishes.unpin("b")
+    control.pin("a")
+    control.unpin("a")
+    control.pin("b")
+    control.unpin("b")
     with pytest.raises(NotFoundError, match="eve"):
-        wishes.pin("eve")
+        control.pin("eve")
 
 
 def test_what_is_pinned_counts_where_it_lies() -> None:
@@ -238,10 +238,10 @@ def test_what_is_pinned_counts_where_it_lies() -> None:
         w.engine.submit(ask(name, name))
         run_all(w)
     with pytest.raises(ConflictError, match=r"as b would lie in dram, .* big \(32.00 KiB\); .* unload b and pin again"):
-        w.engine.wishes.pin("b")
-    w.engine.wishes.unload("a")
-    w.engine.wishes.unload("b")
-    w.engine.wishes.pin("b")
+        w.engine.control.pin("b")
+    w.engine.control.unload("a")
+    w.engine.control.unload("b")
+    w.engine.control.pin("b")
     load(w, "b")
     run_all(w)
     w.engine.submit(ask("r", "big"))
@@ -255,13 +255,13 @@ def test_all_may_be_pinned_where_all_have_room() -> None:
         load(w, name)
     run_all(w)
     with pytest.raises(ConflictError, match="but"):
-        world({"a": 4, "b": 4, "c": 4}, 7).engine.wishes.pin("a")
-    w.engine.wishes.pin("a")
+        world({"a": 4, "b": 4, "c": 4}, 7).engine.control.pin("a")
+    w.engine.control.pin("a")
     with pytest.raises(ConflictError, match=r"would take 32.00 KiB of 44.00 KiB of dram and leave 12.00 KiB"):
-        w.engine.wishes.pin("b")
+        w.engine.control.pin("b")
     w = world({"a": 4, "b": 4, "c": 4}, 12)
     for name in "abc":
-        w.engine.wishes.pin(name)
+        w.engine.control.pin(name)
         load(w, name)
     run_all(w)
     assert set(w.cache.resident()) == set("abc")
@@ -274,7 +274,7 @@ def test_a_load_beside_pins_that_leave_no_room_is_refused() -> None:
         w.cache.pin(name)
     run_all(w)
     with pytest.raises(ConflictError, match=r"it needs 16.00 KiB of dram but beside a, b, pinned, there are 0 B"):
-        w.engine.wishes.load("c", lambda _: None)
+        w.engine.control.load("c", lambda _: None)
     w.cache.unpin("a")
     told = load(w, "c")
     w.cache.pin("a")  # since then
@@ -315,7 +315,7 @@ def test_nothing_loses_an_answer(actions, sizes, near, schedule, overlap) -> Non
             if what == "load":
                 told.append((name, load(w, name)))
             else:
-                getattr(w.engine.wishes, what)(name)
+                getattr(w.engine.control, what)(name)
         except ConflictError:
             assert list(w.cache.decisions) == before
             return

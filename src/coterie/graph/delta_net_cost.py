@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
-from coterie.graph.delta_ops import CONV, DELTA, PARTS, PLAIN, STATES
+from coterie.graph.delta_net_ops import CONV, DELTA, PARTS, PLAIN, STATES
 from coterie.graph.ir import Graph, Op
 
 # Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S.

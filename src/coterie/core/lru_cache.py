@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
+class LruCache(Generic[T]):
     """The `most` values that were asked for last. Threads may share it; two that ask at once may both make one."""
 
     def __init__(self, most: int) -> None:

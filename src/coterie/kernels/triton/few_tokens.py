@@ -1,7 +1,7 @@
 """Dot products of few rows of activations with rows of a weight, on ordinary cores, in float32.
 
 A program has a few rows of the weight and all tokens: each byte of the weight is read once. One token is a case of its
-own: see one.py.
+own: see one_token.py.
 Knows nothing about what becomes of the products.
 """
 

@@ -1,6 +1,6 @@
 """Where a sequence keeps a layer's recurrent state: in units of one size, each whole in a block, before its tokens.
 
-Knows nothing about what a unit holds (graph/delta_ops.py says it).
+Knows nothing about what a unit holds (graph/delta_net_ops.py says it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_LOOKED = tl.constexpr(1024)  # tokens that are looked through at once for t
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StateLayout:
     """What kernels are compiled for: bytes of a block and of a unit, a step's most tokens, whether all are of one."""
 
     BLOCK_BYTES: int
@@ -35,11 +35,11 @@ class Kept:
     SINGLE: bool
 
     @staticmethod
-    def of(call: Call) -> Kept:
+    def of(call: Call) -> StateLayout:
         """That of a call."""
         bucket = call.bucket
         sizes = call.integer("block_bytes"), call.integer("unit_bytes")
-        return Kept(*sizes, power_of_two(bucket.tokens), bucket.sequences == 1)
+        return StateLayout(*sizes, power_of_two(bucket.tokens), bucket.sequences == 1)
 
     def constants(self) -> dict[str, object]:
         """Names and values of the compile-time parameters."""

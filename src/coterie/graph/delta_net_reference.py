@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.shapes import fixed
 from coterie.graph.branch_reference import silu
-from coterie.graph.delta_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
+from coterie.graph.delta_net_ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 from coterie.graph.step import F32, Array, Run, Step
 

@@ -17,13 +17,13 @@ from tests.device.random_expert import BASE, SHAPES
 from coterie.core.shapes import Sizes
 from coterie.device import Limits
 from coterie.devices.cuda import compilers as cuda_compilers
-from coterie.devices.cuda.ahead import Ahead, buckets_within, likely_buckets
 from coterie.devices.cuda.compilers import ENDED, Compilers
+from coterie.devices.cuda.dry_run import DryRun, buckets_within, likely_buckets
 from coterie.devices.cuda.inputs import bucket_of
 from coterie.engine.assembly import page_bytes
 from coterie.engine.vectors import without_head
 from coterie.graph.compile import compile_graph
-from coterie.kernels.triton.ahead import Wanted
+from coterie.kernels.triton.compile_ahead import Wanted
 from coterie.kernels.triton.tiles import power_of_two
 from coterie.models.model import synthetic_model
 
@@ -37,7 +37,7 @@ OTHERS = "odd", "wide", "branches", "delta-nets"
 def test_no_step_within_the_limits_launches_another_kernel(shape):
     """All sizes of steps in all contexts, against the buckets that stand for them."""
     model = synthetic_model(BASE | SHAPES[shape])
-    ahead = Ahead((9, 0), 132)
+    ahead = DryRun((9, 0), 132)
     exe, block = ahead.load(compile_graph(model.graph, "cache")), page_bytes(model.kv)
     few = ahead.everything(exe, LIMITS, block)
     vectors = {  # of those that draw, none has more rows than sequences
@@ -61,7 +61,7 @@ def test_no_step_within_the_limits_launches_another_kernel(shape):
 def test_a_context_has_no_kernels_of_its_own():
     """How many spans it has is a number that kernels are given."""
     model = synthetic_model(BASE | SHAPES["odd"])
-    ahead = Ahead((9, 0), 132)
+    ahead = DryRun((9, 0), 132)
     exe, block = ahead.load(compile_graph(model.graph, "cache")), page_bytes(model.kv)
     short, long = (ahead.everything(exe, Limits(6, 70, most), block) for most in (256, 1 << 17))
     kernels = [{(one.name, one.constants) for one in some} for some in (short, long)]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.bytes_to_floats import ABOVE, halves_above, unit_of, whole_numbers
-from coterie.kernels.triton.few import ONCE
+from coterie.kernels.triton.few_tokens import ONCE
 from coterie.kernels.triton.norms import moments as moments_of
 from coterie.kernels.triton.norms import scaled_and_shifted
 from coterie.kernels.triton.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, of_block

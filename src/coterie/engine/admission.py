@@ -1,4 +1,4 @@
-"""Line: what one client asks beyond its share waits here, so that who asks much at once keeps nobody else out.
+"""Admission: what one client asks beyond its share waits here, so that who asks much at once keeps nobody else out.
 
     one client      ------------------------------> queue        all of it at once: more to group by expert
     several         --share--> queue, the rest in line           each one's first few wait together, in order of arrival
@@ -17,7 +17,7 @@ from coterie.engine.queue import Queue
 from coterie.engine.sequence import Sequence
 
 
-class Line:
+class Admission:
     """Lets sequences into the queue. While several clients wait, each has at most `share` there.
 
     What stands in line when another client comes is not let in at once when that one has gone: it would have to leave
