@@ -191,10 +191,13 @@ class Text:
         if self.tokenizer is None or self.scoring is None:
             raise RuntimeError(f"{self.expert} reads no pairs")
         asked, document = [one.content for one in query.messages]
-        first, second = self.embedding.before(query.use) + asked, document
+        before, most, chat = self.embedding.before(query.use), self.embedding.max_tokens, self.scoring.chat
+        if chat is not None:
+            return tuple(chat.tokens(self.tokenizer, asked, document, before, most)), ()
+        first, second = before + asked, document
         if self.embedding.lowered:
             first, second = first.lower(), second.lower()
-        return _pair_of(self.tokenizer, first, second, self.embedding.max_tokens, self.scoring.pad_id)
+        return _pair_of(self.tokenizer, first, second, most, self.scoring.pad_id)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
         """What an answer to messages has besides what it says."""
@@ -300,7 +303,7 @@ def _open(name: str, model: Model) -> Text:
     template = ChatTemplate.from_folder(own, tokens) or ChatTemplate.from_folder(base, tokens)
     if model.head is not None:
         most, config, rows = model.most_prompt_tokens, model.checkpoint.config, model.config.encoder
-        how = read_scoring(own, config, model.head.pooling, model.head.read(), most)
+        how = read_scoring(own, config, model.head.pooling, model.head.read(), most, model.head.of_tokens)
         scoring = replace(how[1], tells_apart=how[1].tells_apart and rows is not None and rows.type_rows > 1)
         return Text(name, model.config.vocab_size, tokenizer_of(model), None, files, how[0], model.draws, scoring)
     embedding = read_embedding(own if is_sentence_model(own) else base, USUAL)

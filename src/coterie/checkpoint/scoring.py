@@ -3,7 +3,8 @@
     config_sentence_transformers.json    activation_fn, and what is put before a query, by the name of its use
     config.json                          sentence_transformers.activation_fn, or what it was called before
     tokenizer_config.json                model_max_length, and whether the model is told the texts of a pair apart
-    sentence_bert_config.json            max_seq_length, do_lower_case
+    sentence_bert_config.json            max_seq_length, do_lower_case; whether a pair is a chat of two messages
+    chat_template.jinja                  then: how the roles "query", "document" and, for a prompt, "system" are written
 
 Knows nothing about models. Source: the files that CrossEncoder reads and writes (sbert.net).
 """
@@ -11,10 +12,12 @@ Knows nothing about models. Source: the files that CrossEncoder reads and writes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.dense import Dense
 from coterie.checkpoint.files import read_object_if_present
 from coterie.checkpoint.sentence import (
@@ -28,10 +31,47 @@ from coterie.checkpoint.sentence import (
     prompts_of,
     reading_of,
 )
-from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG
-from coterie.core.errors import CheckpointError, UnsupportedError, shown
+from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, Tokenizer
+from coterie.core.errors import CheckpointError, RequestError, UnsupportedError, shown
 
+_PROBES = "what is asked", "what may answer"
 _BEFORE = "sbert_ce_default_activation_function"  # what older files call it
+
+
+@dataclass(frozen=True, slots=True)
+class PairChat:
+    """A pair as a chat of two messages. `as_parts`: what they say is a list of parts, and no text. `more`: values for
+    other variables of the template.
+    """
+
+    template: ChatTemplate
+    as_parts: bool = False
+    generates: bool = False
+    more: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def text(self, query: str, document: str, prompt: str = "") -> str:
+        """The text that the model reads. Raises RequestError where the template refuses."""
+        said = {**({"system": prompt} if prompt else {}), "query": query, "document": document}
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self.as_parts else text}
+            for role, text in said.items()
+        ]
+        return self.template.render(messages, self.generates, switches=self.more)
+
+    def tokens(self, tokenizer: Tokenizer, query: str, document: str, prompt: str, max_tokens: int) -> list[int]:
+        """Its token ids, the document without its end where there would be more than `max_tokens`.
+
+        Raises RequestError where there are more without any document.
+        """
+        ids = tokenizer.encode(self.text(query, document, prompt), False)
+        count = len(tokenizer.encode(document, False)) if len(ids) > max_tokens else 0
+        while len(ids) > max_tokens:
+            if count == 0:
+                fact = f"has {len(ids)} tokens without a document, and the expert reads {max_tokens}"
+                raise RequestError("query", fact, "ask something shorter")
+            count = max(count - (len(ids) - max_tokens), 0)
+            ids = tokenizer.encode(self.text(query, tokenizer.beginning(document, count), prompt), False)
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +79,33 @@ class Scoring:
     """How a pair becomes a score besides what its `Embedding` says: pooled, and through layers to one number.
 
     `is_sigmoid`: of that number its sigmoid is given, between 0 and 1. `tells_apart`: tokens of the second text are of
-    type 1, if the tokenizer says so. `pad_id`: a token that is passed over at the end of a pair, -1 for none.
+    type 1, if the tokenizer says so. `pad_id`: a token that is passed over at the end of a pair, -1 for none. `chat`:
+    how the two are written where that is not left to the tokenizer.
     """
 
     is_sigmoid: bool = True
     tells_apart: bool = False
     pad_id: int = -1
+    chat: PairChat | None = None
 
 
 def read_scoring(
-    folder: Path, config: Mapping[str, Any], pooling: Pooling, layers: tuple[Dense, ...], most_tokens: int
+    folder: Path,
+    config: Mapping[str, Any],
+    pooling: Pooling,
+    layers: tuple[Dense, ...],
+    most_tokens: int,
+    of_tokens: bool = False,
 ) -> tuple[Embedding, Scoring]:
-    """How a folder's model makes scores. `most_tokens`: that it takes of a pair.
+    """How a folder's model makes scores. `most_tokens`: that it takes of a pair. `of_tokens`: by their logits.
 
     Raises CheckpointError for files that are damaged, UnsupportedError naming what would give other scores.
     """
-    others = [kind for kind in module_kinds(folder) if kind != "Transformer"] if is_sentence_model(folder) else []
+    run = ("Transformer", *(("LogitScore",) if of_tokens else ()))
+    others = [kind for kind in module_kinds(folder) if kind not in run] if is_sentence_model(folder) else []
     if others:
         fact = f"has a module {others[0]}, which is not run in a model that scores"
-        raise UnsupportedError(str(folder / MODULES), fact, "use a model whose only module is a Transformer")
+        raise UnsupportedError(str(folder / MODULES), fact, f"use a model of {' and '.join(run)} alone")
     says = read_object_if_present(folder / TOKENIZER_CONFIG)
     max_tokens, lowered = reading_of(folder / READING)
     limits = [limit for limit in (max_tokens, says.get("model_max_length")) if isinstance(limit, int | float) and limit]
@@ -66,9 +114,34 @@ def read_scoring(
     inputs = says.get("model_input_names")
     apart = not isinstance(inputs, list) or "token_type_ids" in inputs
     pad = config.get("pad_token_id")
-    pad_id = pad if pooling == "last" and type(pad) is int else -1
+    pad_id = pad if pooling == "last" and not of_tokens and type(pad) is int else -1
     embedding = Embedding(pooling, False, prompts, usual, most, lowered, layers)
-    return embedding, Scoring(_is_sigmoid(folder, config), apart, pad_id)
+    return embedding, Scoring(_is_sigmoid(folder, config), apart, pad_id, _chat(folder, of_tokens))
+
+
+def _chat(folder: Path, of_tokens: bool) -> PairChat | None:
+    """How a pair is written as a chat: where the folder says so, or scores by logits and has a template.
+
+    Raises UnsupportedError where the template leaves a query or a document out.
+    """
+    reading, template = read_object_if_present(folder / READING), ChatTemplate.from_folder(folder)
+    ways = reading.get("modality_config")
+    way = ways.get("message") if isinstance(ways, dict) else {} if of_tokens and template is not None else None
+    if way is None:
+        return None
+    if template is None:
+        fact = "says that pairs are chats, and there is no chat template"
+        raise UnsupportedError(str(folder / READING), fact, "download the folder again")
+    own = reading.get("processing_kwargs")
+    more = dict(own.get("chat_template") or {}) if isinstance(own, dict) else {}
+    generates, as_parts = bool(more.pop("add_generation_prompt", False)), way.get("format", "flat") != "flat"
+    more.pop("restore_suffix", None)
+    found = PairChat(template, as_parts, generates, MappingProxyType(more))
+    text = found.text(_PROBES[0], _PROBES[1])
+    if any(probe not in text for probe in _PROBES):
+        fact = "writes no messages whose roles are query and document"
+        raise UnsupportedError(str(folder), f"its chat template {fact}", "use one that sentence-transformers saved")
+    return found
 
 
 def _is_sigmoid(folder: Path, config: Mapping[str, Any]) -> bool:

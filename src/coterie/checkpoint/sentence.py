@@ -96,6 +96,13 @@ def module_kinds(folder: Path) -> list[str]:
     return [_kind(module, folder / MODULES) for module in _modules(folder / MODULES)]
 
 
+def module_config(folder: Path, kind: str) -> Mapping[str, Any] | None:
+    """The config of the module of this kind; None where a folder names none. Raises CheckpointError."""
+    listed = _modules(folder / MODULES) if is_sentence_model(folder) else []
+    found = [module for module in listed if _kind(module, folder / MODULES) == kind]
+    return read_object(_own_folder(found[0], folder) / "config.json") if found else None
+
+
 def module_folders(folder: Path) -> list[Path]:
     """The folders of its modules inside it, the model's own aside; none without such files. Raises CheckpointError."""
     listed = _modules(folder / MODULES) if is_sentence_model(folder) else []

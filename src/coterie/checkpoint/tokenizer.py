@@ -138,6 +138,11 @@ class Tokenizer:
         found = library.post_process(bare, behind, True)
         return list(found.ids), list(found.type_ids)
 
+    def beginning(self, text: str, count: int) -> str:
+        """The letters that the first `count` tokens of a text stand for."""
+        places = self.library.encode_batch([text], add_special_tokens=False)[0].offsets[:count]
+        return text[: places[-1][1]] if places else ""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self._decoded(ids, True)

@@ -111,7 +111,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
         fact = f"{1 - config.density:.1%} of the elements of its linears are left out; only modelled machines run that"
         raise UnsupportedError(str(checkpoint.path / CONFIG), fact, "use dense weights")
     if head is not None:
-        head.check(config.hidden_size)
+        head.check(config)
     packing = packing_of(checkpoint.config, str(checkpoint.path / CONFIG))
     shapes = shapes_of(config, has_head)
     read = read_by_a_step(own_names(checkpoint.tensors, config.names), config)

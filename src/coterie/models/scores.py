@@ -4,62 +4,76 @@
     classifier.dense (tanh), classifier.out_proj        RoBERTa, XLM-RoBERTa
     head.dense (gelu), head.norm, classifier            ModernBERT, of the first row or the mean
     score                                               decoders, of the last row
+    lm_head[true] - lm_head[false]                      decoders whose modules.json names a LogitScore, of the last row
 
 They are small, and read and multiplied on the host; a step ends with rows of the last norm, as for vectors.
-Knows nothing about texts. Source: the classes `*ForSequenceClassification` of transformers.
+Knows nothing about texts. Sources: the classes `*ForSequenceClassification` of transformers, and
+LogitScore of sentence-transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coterie.checkpoint.dense import Activation, Dense, Norm, numbers
 from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.checkpoint.sentence import POOLINGS, Pooling
+from coterie.checkpoint.sentence import POOLINGS, Pooling, module_config
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
+from coterie.models.config import ModelConfig
 from coterie.models.encoder import SCORES, HeadKeys, bare_name
 from coterie.models.families import FAMILIES
 from coterie.models.family import Family
 
+LOGIT_SCORE = "LogitScore"
 _OF_DECODERS = (HeadKeys("score"),)
 _WEIGHTS = "check that config.json belongs to these weights"
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayer:
-    """y = norm(activation(W x + b)), by its tensors."""
+    """y = norm(activation(W x + b)), by its tensors; `less` is taken from W."""
 
     weight: TensorInfo
-    bias: TensorInfo | None
-    activation: Activation
-    norm: TensorInfo | None
-    norm_bias: TensorInfo | None
-    eps: float
+    bias: TensorInfo | None = None
+    activation: Activation = "none"
+    norm: TensorInfo | None = None
+    norm_bias: TensorInfo | None = None
+    eps: float = 0.0
+    less: TensorInfo | None = None
 
     def read(self, where: str) -> Dense:
         """Its numbers. Raises CheckpointError."""
         bias, norm_bias = [None if info is None else numbers(info) for info in (self.bias, self.norm_bias)]
         norm = None if self.norm is None else Norm(numbers(self.norm), norm_bias, self.eps)
-        return Dense(where, numbers(self.weight), bias, self.activation, norm)
+        weight = numbers(self.weight) if self.less is None else numbers(self.weight) - numbers(self.less)
+        return Dense(where, weight, bias, self.activation, norm)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreHead:
     """What makes a score of rows: pooled, then through `layers`, the last of which gives one number.
 
-    `name`: of its class.
+    `name`: of its class. `of_tokens`: the number is a token's logit, or the difference of two.
     """
 
     where: str
     name: str
     pooling: Pooling
     layers: tuple[HeadLayer, ...]
+    of_tokens: bool = False
 
-    def check(self, width: int) -> None:
-        """Raise CheckpointError where a layer does not take what comes before it, or `width` numbers of the model."""
+    def check(self, config: ModelConfig) -> None:
+        """Raise CheckpointError where a layer does not take what comes before it, UnsupportedError where that is no
+        score, or logits are more than products.
+        """
+        if self.of_tokens and (config.head_bias or config.logits_cap or config.logits_scale != 1):
+            fact = f"scores by logits, to which {config.family} does more than multiply"
+            raise UnsupportedError(self.where, fact, "use a model with a head of one label")
+        width = config.hidden_size
         for layer in self.layers:
             shapes = [() if info is None else info.shape for info in (layer.bias, layer.norm, layer.norm_bias)]
             if layer.weight.shape[1:] != (width,) or any(s not in ((), layer.weight.shape[:1]) for s in shapes):
@@ -78,7 +92,7 @@ class ScoreHead:
     def tensors(self) -> Iterator[TensorInfo]:
         """All of them, for who writes the model anew."""
         for layer in self.layers:
-            found = (layer.weight, layer.bias, layer.norm, layer.norm_bias)
+            found = (layer.weight, layer.less, layer.bias, layer.norm, layer.norm_bias)
             yield from [info for info in found if info is not None]
 
 
@@ -93,6 +107,9 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
     """The head of a model whose class scores; None for another. Raises CheckpointError, UnsupportedError."""
     config, where = checkpoint.config, str(checkpoint.path / CONFIG)
     family, classes = FAMILIES.get(str(config.get("model_type"))), config.get("architectures")
+    if family is not None and classes == [family.causal_class]:
+        said = module_config(checkpoint.path, LOGIT_SCORE)
+        return None if said is None else _of_tokens(checkpoint, said, classes[0])
     if family is None or classes not in [[name] for name in _classes_of(family)]:
         return None
     code = config.get("auto_map")
@@ -119,6 +136,28 @@ def _classes_of(family: Family) -> tuple[str, ...]:
         return (family.causal_class.removesuffix("Model") + SCORES,) if family.encoder.head else ()
     stem = family.causal_class.removesuffix("ForCausalLM")
     return stem + SCORES, f"{stem}Text{SCORES}"
+
+
+def _of_tokens(checkpoint: Checkpoint, said: Mapping[str, Any], name: str) -> ScoreHead:
+    """By the logits of the tokens that a LogitScore names. Raises CheckpointError."""
+    where, tensors = str(checkpoint.path / CONFIG), checkpoint.tensors
+    table = tensors.get(HEAD_WEIGHT, tensors.get(EMBED_WEIGHT))
+    rows: list[TensorInfo] = []
+    for key in ("true_token_id", "false_token_id"):
+        token, kept = said.get(key), f"score.{key.removesuffix('_token_id')}.weight"  # of a quantised folder
+        if token is None and rows:
+            break
+        if kept in tensors:
+            rows.append(tensors[kept])
+            continue
+        if table is None or type(token) is not int or not 0 <= token < table.shape[0]:
+            count = 0 if table is None else table.shape[0]
+            fact = f"{key} of {LOGIT_SCORE} is {token!r}, and there are logits of {count} tokens"
+            raise CheckpointError(where, fact, _WEIGHTS)
+        row_bytes = table.size_bytes // table.shape[0]
+        rows.append(replace(table, name=kept, shape=(1, *table.shape[1:]), offset=table.offset + token * row_bytes))
+    layer = HeadLayer(rows[0], less=rows[1] if rows[1:] else None)
+    return ScoreHead(where, name, "last", (layer,), of_tokens=True)
 
 
 def _layer(
