@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tests.pure.tokenizers_made import of_bytes
 
 from coterie.checkpoint.calls import Call, CallText
 from coterie.checkpoint.channels import CALL_FORM, CONSTRAIN, MARKERS, ChannelText
@@ -17,12 +16,7 @@ ENDS = ("<|end|>", "<|return|>", "<|call|>", CONSTRAIN)
 @pytest.fixture(scope="module")
 def tokenizer():
     """A token per byte, and the markers as special tokens."""
-    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    library = LibraryTokenizer(models.BPE(vocabulary, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens([*MARKERS, *ENDS])
-    return Tokenizer(library)
+    return Tokenizer(of_bytes([*MARKERS, *ENDS]))
 
 
 THOUGHT = "<|channel|>analysis<|message|>They say hé.<|end|><|start|>assistant"

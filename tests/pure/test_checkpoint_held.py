@@ -8,8 +8,8 @@ import random
 import jsonschema
 import numpy as np
 import pytest
+from tests.pure.tokenizers_made import with_merges
 from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from coterie.checkpoint.calls import Call, Calling, CallText, More
 from coterie.checkpoint.forms import FORMS
@@ -38,17 +38,8 @@ JSON = [name for name, form in FORMS.items() if form.layout is None]  # test_che
 
 
 def tokenizer(special: bool) -> Tokenizer:
-    library = LibraryTokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>", *(MARKS if special else [])],
-        show_progress=False,
-    )
-    library.train_from_iterator(['<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'] * 9, trainer)
-    return Tokenizer(library)
+    text = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    return Tokenizer(with_merges(text, 330, ["<|end|>", *(MARKS if special else [])]))
 
 
 TOKENIZERS = {special: tokenizer(special) for special in (False, True)}

@@ -6,8 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tests.pure.tokenizers_made import of_bytes
 
 from coterie.checkpoint.calls import Calling, CallText
 from coterie.checkpoint.channels import CALL_FORM, CONSTRAIN, END, MARKERS, ChannelText
@@ -28,14 +27,9 @@ HEAD = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>"
 
 
 def made(special: bool) -> Grammar:
-    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    library = LibraryTokenizer(models.BPE(vocabulary, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<|return|>", *MARKERS, END, CONSTRAIN])
-    (library.add_special_tokens if special else library.add_tokens)(["<think>", "</think>"])
-    tokenizer = Tokenizer(library)
-    return Grammar(tokenizer, library.get_vocab_size(), (tokenizer.token_id("<|return|>"),))
+    kept, marks = ["<|return|>", *MARKERS, END, CONSTRAIN], ["<think>", "</think>"]
+    tokenizer = Tokenizer(of_bytes([*kept, *marks]) if special else of_bytes(kept, marks))
+    return Grammar(tokenizer, tokenizer.library.get_vocab_size(), (tokenizer.token_id("<|return|>"),))
 
 
 GRAMMARS = {special: made(special) for special in (False, True)}

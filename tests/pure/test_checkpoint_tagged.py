@@ -9,8 +9,7 @@ from collections.abc import Collection
 import jsonschema
 import numpy as np
 import pytest
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tests.pure.tokenizers_made import of_bytes
 
 from coterie.checkpoint.calls import Call, Calling, CallText
 from coterie.checkpoint.forms import FORMS
@@ -161,13 +160,8 @@ MARKS += ["<|tools_prefix|>", "<|tools_suffix|>", "<|tool_call>", "<tool_call|>"
 
 
 def made(special: bool) -> tuple[Tokenizer, Grammar]:
-    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    library = LibraryTokenizer(models.BPE(vocabulary, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<|end|>", *(MARKS if special else [])])
-    tokenizer = Tokenizer(library)
-    return tokenizer, Grammar(tokenizer, library.get_vocab_size(), (tokenizer.token_id("<|end|>"),))
+    tokenizer = Tokenizer(of_bytes(["<|end|>", *(MARKS if special else [])]))
+    return tokenizer, Grammar(tokenizer, tokenizer.library.get_vocab_size(), (tokenizer.token_id("<|end|>"),))
 
 
 WORDS = {special: made(special) for special in (False, True)}

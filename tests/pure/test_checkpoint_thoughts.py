@@ -3,8 +3,7 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tests.pure.tokenizers_made import of_bytes
 
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.thoughts import MARKS, Marks, ThoughtText
@@ -29,21 +28,11 @@ CASES = {
 }
 
 
-def tokenizer_of(special, plain=()):
-    """A token per byte, and marks as tokens, special or not."""
-    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    library = LibraryTokenizer(models.BPE(vocabulary, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(list(special))
-    library.add_tokens(list(plain))
-    return Tokenizer(library)
-
-
+# Marks are no tokens, tokens that are text, or special ones.
 TOKENIZERS = {
-    "letters": tokenizer_of([]),
-    "tokens": tokenizer_of([], ["<think>", "</think>"]),
-    "special": tokenizer_of(["<think>", "</think>"]),
+    "letters": Tokenizer(of_bytes()),
+    "tokens": Tokenizer(of_bytes((), ["<think>", "</think>"])),
+    "special": Tokenizer(of_bytes(["<think>", "</think>"])),
 }
 
 

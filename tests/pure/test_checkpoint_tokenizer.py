@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.pure.tokenizers_made import of_bytes
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -17,12 +18,7 @@ from coterie.core.errors import CheckpointError
 def byte_level(tmp_path_factory):
     """A tokenizer with a token per byte and <s>, </s> as special tokens."""
     folder = tmp_path_factory.mktemp("bytes")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: i for i, character in enumerate(alphabet)}
-    library = LibraryTokenizer(models.BPE(vocabulary, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<s>", "</s>"])
+    library = of_bytes(["<s>", "</s>"])
     library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     library.save(str(folder / "tokenizer.json"))
     return folder

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tests.pure.tokenizers_made import with_merges
+from tokenizers import AddedToken, normalizers, processors
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from coterie.api.texts import Text, all_read
@@ -17,13 +18,7 @@ TEXT = 'one two 3 <a> three<b>  <c>four "model": {"type": five\n'
 
 def made(words=("one", "two", "three"), added=(), **rules):
     """A byte-level tokenizer that knows these words, as a file's text."""
-    library = LibraryTokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=300, show_progress=False
-    )
-    library.train_from_iterator([" ".join(words)] * 9, trainer)
+    library = with_merges(" ".join(words), 300)
     for name, rule in rules.items():
         setattr(library, name, rule)
     library.add_tokens(list(added))

@@ -7,8 +7,9 @@ import json
 import jsonschema
 import numpy as np
 import pytest
+from tests.pure.tokenizers_made import with_merges
 from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers
 
 from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.forms import FORMS
@@ -32,15 +33,8 @@ SCHEMAS = [PERSON, {"enum": ["yes", "no", 3, None]}, {"type": "array", "items": 
 
 
 def byte_level():
-    library = LibraryTokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=alphabet, special_tokens=["<|end|>", "<|other|>"], show_progress=False
-    )
-    library.train_from_iterator([json.dumps({"name": "ann", "age": 30, "tags": ["a"], "alive": True})] * 9, trainer)
-    return Tokenizer(library), (0,)
+    text = json.dumps({"name": "ann", "age": 30, "tags": ["a"], "alive": True})
+    return Tokenizer(with_merges(text, 330, ["<|end|>", "<|other|>"])), (0,)
 
 
 def byte_fallback():

@@ -11,9 +11,9 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from tests.pure.tokenizers_made import with_merges
 from tests.system.serving import served
 from tests.system.tiny import write_expert
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from coterie.api import Coterie, Message, Query
 from coterie.core.errors import RequestError
@@ -33,15 +33,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
     write_expert(root / "bytes", 1)
     write_expert(root / "merged", 2, vocab_size=340, eos_token_id=0)
-    library = Tokenizer(models.BPE())
-    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>", "<|user|>", "<|answer|>"],
-        show_progress=False,
-    )
-    library.train_from_iterator([json.dumps({"who": "ada", "old": True, "n": 22})] * 9, trainer)
+    library = with_merges(json.dumps({"who": "ada", "old": True, "n": 22}), 320, ["<|end|>", "<|user|>", "<|answer|>"])
     library.save(str(root / "merged" / "tokenizer.json"))
     return root
 
