@@ -227,6 +227,12 @@ class Stepper:
         return found
 
 
+def prompt_logits(backend, prompt):
+    """Logits [tokens, V] of a prompt at once, alone."""
+    stepper = Stepper(backend)
+    return stepper.feed((stepper.sequence(), prompt))
+
+
 def chunks(tokens, size):
     """Pieces of at most `size` tokens."""
     return [tokens[i : i + size] for i in range(0, len(tokens), size)]

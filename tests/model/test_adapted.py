@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.model import adapters, tiny
-from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways
+from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways, prompt_logits
 from tests.model.test_merge import logits_of
 from tests.model.theirs import as_met, most_lost, prompt_of, relative_error
 
@@ -43,11 +43,10 @@ def test_beside_transformers_and_beside_merged_weights(row, folder_of, tmp_path,
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
     assert relative_error(logits_of(tiny.load(base), prompt), wanted) > 0.05
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
-    merge_folder(base, folder, tmp_path / "merged")
-    merged = Stepper(make_backend("cpu", open_model(tmp_path / "merged")))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), merged.feed((merged.sequence(), prompt))) <= OURS
+    found = prompt_logits(make_backend("cpu", model), prompt)
+    assert relative_error(found, wanted) <= OURS
+    merged = open_model(merge_folder(base, folder, tmp_path / "merged").folder)
+    assert relative_error(found, prompt_logits(make_backend("cpu", merged), prompt)) <= OURS
 
 
 def test_projections_by_key_heads(folder_of, tmp_path, make_backend):
@@ -57,8 +56,7 @@ def test_projections_by_key_heads(folder_of, tmp_path, make_backend):
     model = open_adapted(open_model(base), folder)
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,8 +98,7 @@ def test_factors_of_other_types_than_the_base(dtype, folder_of, tmp_path, make_b
     model = open_adapted(open_model(base), folder)
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(adapters.hook(tiny.load(base), rounded, lambda _: 2.0), prompt)
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
 
 
 def test_ranks_scales_and_targets_by_module(folder_of, tmp_path, make_backend):
@@ -120,8 +117,7 @@ def test_ranks_scales_and_targets_by_module(folder_of, tmp_path, make_backend):
     model = open_adapted(open_model(base), folder)
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(adapters.hook(tiny.load(base), parts, scale), prompt)
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
 
 
 @pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4])
@@ -132,14 +128,11 @@ def test_a_packed_base(dtype, activations, folder_of, tmp_path, make_backend):
     quantize_folder(base, tmp_path / "packed", Packing(dtype, DType.Q8))
     model = with_activations(open_adapted(open_model(tmp_path / "packed"), folder), activations)
     prompt = prompt_of(model.config.vocab_size)
-    found = []
-    for backend in ("reference", "cpu"):
-        stepper = Stepper(make_backend(backend, as_met(model) if backend == "reference" else model))
-        found.append(stepper.feed((stepper.sequence(), prompt)))
+    runs = {"reference": as_met(model), "cpu": model}
+    found = [prompt_logits(make_backend(backend, run), prompt) for backend, run in runs.items()]
     bound = most_lost(model, 2e-3) if activations == "int16" else 0.05
     assert relative_error(found[1], found[0]) <= bound
-    plain = Stepper(make_backend("cpu", open_model(tmp_path / "packed")))
-    assert relative_error(plain.feed((plain.sequence(), prompt)), found[0]) > 0.1
+    assert relative_error(prompt_logits(make_backend("cpu", open_model(tmp_path / "packed")), prompt), found[0]) > 0.1
 
 
 def test_a_base_in_shards_and_behind_gates(folder_of, tmp_path, make_backend):

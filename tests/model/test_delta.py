@@ -8,14 +8,20 @@ from math import prod
 
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
 from tests.model import tiny
 from tests.model.configs import check_refused
 from tests.model.runner import BACKENDS, Stepper
-from tests.model.test_nested import SIGLIP
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
-from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
+from tests.model.test_nested import SIGLIP, TEXT, save_whole
+from tests.model.theirs import ask
+from tests.model.ways import (
+    WAYS,
+    check_bits,
+    check_float32,
+    check_packed,
+    check_rounded,
+    check_theirs,
+    check_way,
+)
 
 from coterie.core.dtypes import DType
 from coterie.devices.cpu.device import CpuDevice
@@ -103,27 +109,17 @@ WHOLE = {"qwen3_5": ("Qwen3_5", "qwen3.5"), "qwen3_5_moe": ("Qwen3_5Moe", "qwen3
 def whole(request, tmp_path_factory):
     """A model that reads images too, as its save_pretrained writes it, with the tensors of multi-token prediction."""
     folder, (prefix, row) = tmp_path_factory.mktemp("whole") / request.param, WHOLE[request.param]
-    text = {key: value for key, value in tiny.BASE.items() if key != "rope_parameters"}
-    text |= tiny.FAMILY_ROWS[row][1] | {"eos_token_id": None}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 48}
     vision |= {"num_position_embeddings": 16}
-    config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision)
-    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
-    tiny.randomise(model, 0)
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors") | {"mtp.fc.weight": torch.zeros(48, 96)}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    ahead = {"mtp.fc.weight": torch.zeros(48, 96)}
+    return save_whole(prefix, TEXT | tiny.FAMILY_ROWS[row][1], folder, ahead, vision_config=vision)
 
 
 def test_the_text_model_inside_one_that_reads_images(whole, make_backend):
     model, theirs = open_model(whole), ask(whole, "fp32")
     assert (model.part_of, model.config.family) == (whole.name, f"{whole.name}_text")
     assert not [name for name in model.checkpoint.tensors if "visual" in name or "mtp" in name]
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
-    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+    check_theirs(make_backend("cpu", model), theirs)
 
 
 def test_a_config_as_released():

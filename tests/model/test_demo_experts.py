@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.model import tiny
-from tests.model.runner import Stepper
+from tests.model.runner import prompt_logits
 from tests.model.theirs import relative_error
 from transformers import AutoTokenizer
 
@@ -35,7 +35,6 @@ def test_an_expert_is_the_one_that_transformers_loads(folder, make_backend):
     assert ids == theirs(prompt, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         truth, rounded = (tiny.load(folder, d)(torch.tensor([ids])).logits[0].float().numpy() for d in ("fp32", "bf16"))
-    stepper = Stepper(make_backend("cpu", open_model(folder)))
-    logits = stepper.feed((stepper.sequence(), ids))
+    logits = prompt_logits(make_backend("cpu", open_model(folder)), ids)
     assert relative_error(logits, truth) <= relative_error(rounded, truth)
     assert np.array_equal(logits[-1:].argmax(-1), truth[-1:].argmax(-1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
-from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways
+from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways, prompt_logits
 from tests.model.test_merge import logits_of
 from tests.model.theirs import prompt_of, relative_error
 
@@ -47,11 +47,6 @@ def made(row, folder_of, tmp_path, packing=INT8, **changes):
     return base, tuned, tmp_path / "delta"
 
 
-def logits(backend, prompt):
-    stepper = Stepper(backend)
-    return stepper.feed((stepper.sequence(), prompt))
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_beside_transformers(row, folder_of, tmp_path, make_backend):
     """Joined matrices, tied embeddings, biases, norms of every kind, branches that are whole."""
@@ -60,7 +55,7 @@ def test_beside_transformers(row, folder_of, tmp_path, make_backend):
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(differences.summed(base, tuned, folder, INT8), prompt)
     assert relative_error(logits_of(tiny.load(base), prompt), wanted) > 0.05
-    assert relative_error(logits(make_backend("cpu", model), prompt), wanted) <= OURS
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
     assert relative_error(logits_of(tiny.load(tuned), prompt), wanted) <= 0.05
 
 
@@ -98,7 +93,7 @@ def test_other_types_beside_a_packed_base(layers, activations, folder_of, tmp_pa
     assert all(row.lost < lost and 0.2 < row.change < 0.4 for row in result.kinds if row.dtype)
     model = with_activations(open_delta(open_model(packed), tmp_path / "delta"), activations)
     prompt = prompt_of(model.config.vocab_size)
-    found = [logits(make_backend(backend, model), prompt) for backend in ("reference", "cpu")]
+    found = [prompt_logits(make_backend(backend, model), prompt) for backend in ("reference", "cpu")]
     bound = 0.02 if activations == "int16" else 0.05  # one more rounded up is 1/127 of a group's largest
     assert relative_error(found[1], found[0]) <= bound
     assert relative_error(found[0], logits_of(tiny.load(tuned), prompt)) <= apart
@@ -115,7 +110,7 @@ def test_what_meets_few_bits_is_rounded_to_8(layers, folder_of, tmp_path, make_b
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(tiny.load(tuned), prompt)
     found, eight, sixteen = (
-        logits(make_backend("cpu", replace(model, graph=graph)), prompt)
+        prompt_logits(make_backend("cpu", replace(model, graph=graph)), prompt)
         for graph in (model.graph, rounding(model.graph, ops.INT8), rounding(model.graph, ops.INT16))
     )
     np.testing.assert_array_equal(found, eight)
@@ -154,7 +149,7 @@ def test_what_is_equal_is_left_out_and_the_rest_comes_by_stages(folder_of, tmp_p
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(differences.summed(base, tuned, folder, INT8), prompt)
     backend = make_backend("cpu", model)
-    assert relative_error(logits(backend, prompt), wanted) <= OURS
+    assert relative_error(prompt_logits(backend, prompt), wanted) <= OURS
     assert model.layout.table is None
     assert model.layout.stages == ("layers.0", "layers.2")  # three small tensors in two blocks
     _, tuned, folder = made("llama-tied", folder_of, tmp_path / "all")
@@ -186,7 +181,7 @@ def test_tables_may_be_whole_and_of_another_vocabulary(folder_of, tmp_path, make
         model = open_delta(open_model(base), place)
         prompt = prompt_of(model.config.vocab_size)
         wanted = logits_of(differences.summed(base, theirs, place, INT8), prompt)
-        assert relative_error(logits(make_backend("cpu", model), prompt), wanted) <= OURS
+        assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
 
 
 def test_the_config_is_the_fine_tunes(folder_of, tmp_path, make_backend):
@@ -201,7 +196,7 @@ def test_the_config_is_the_fine_tunes(folder_of, tmp_path, make_backend):
     assert (model.max_context, model.end_ids, model.base.max_context) == (512, (11,), 256)
     prompt = prompt_of(model.config.vocab_size)
     wanted = logits_of(differences.summed(base, tuned, tmp_path / "delta", INT8), prompt)
-    assert relative_error(logits(make_backend("cpu", model), prompt), wanted) <= OURS
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
 
 
 def test_what_belongs_to_no_base_is_refused(folder_of, tmp_path):

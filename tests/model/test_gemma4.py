@@ -9,13 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
 from tests.model.configs import check_refused
-from tests.model.runner import Stepper
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, prompt_of, relative_error, typical_error
-from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
+from tests.model.runner import Stepper, prompt_logits
+from tests.model.test_nested import TEXT, save_whole
+from tests.model.theirs import ask, prompt_of, relative_error, typical_error
+from tests.model.ways import (
+    FP32_TOLERANCE,
+    WAYS,
+    check_bits,
+    check_float32,
+    check_packed,
+    check_rounded,
+    check_theirs,
+    check_way,
+)
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError, UsageError
@@ -120,8 +128,7 @@ def test_a_base_and_a_difference(row, folder_of, tmp_path, make_backend):
         summed = differences.summed(base, tuned, tmp_path / "delta", packing)
         wanted = summed(torch.tensor([prompt])).logits[0].numpy()
     for backend, error, bound in (("reference", relative_error, FP32_TOLERANCE), ("cpu", typical_error, 5e-4)):
-        stepper = Stepper(make_backend(backend, model))
-        assert error(stepper.feed((stepper.sequence(), prompt)), wanted) <= bound
+        assert error(prompt_logits(make_backend(backend, model), prompt), wanted) <= bound
 
 
 WHOLE = {"gemma4": "gemma4", "gemma4_unified": "gemma4-unified"}
@@ -132,7 +139,6 @@ def whole(request, tmp_path_factory):
     """A model that reads images and hears too, as released: with keys of layers that read those of others."""
     folder, row = tmp_path_factory.mktemp("whole") / request.param, WHOLE[request.param]
     prefix, changes = tiny.FAMILY_ROWS[row]
-    text = {key: value for key, value in tiny.BASE.items() if key != "rope_parameters"} | changes
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
     sections = {"vision_config": vision if prefix == "Gemma4" else {"mm_embed_dim": 16, "mm_posemb_size": 4}}
@@ -140,26 +146,16 @@ def whole(request, tmp_path_factory):
     sections["audio_config"] = audio if prefix == "Gemma4" else {"audio_embed_dim": 16}
     first = {"gemma4": 254, "gemma4-unified": 250}[row]  # that no answer has: transformers takes these for images
     tokens = {name: first + i for i, name in enumerate(("image_token_id", "video_token_id", "audio_token_id"))}
-    config = getattr(transformers, f"{prefix}Config")(text_config=text | {"eos_token_id": None}, **sections, **tokens)
-    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
-    tiny.randomise(model, 0)
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    if row == "gemma4":
-        for name, shape in {"k_proj.weight": (48, 48), "v_proj.weight": (48, 48), "k_norm.weight": (24,)}.items():
-            tensors[f"model.language_model.layers.5.self_attn.{name}"] = torch.ones(shape)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    unread = {"k_proj.weight": (48, 48), "v_proj.weight": (48, 48), "k_norm.weight": (24,)} if row == "gemma4" else {}
+    more = {f"model.language_model.layers.5.self_attn.{name}": torch.ones(shape) for name, shape in unread.items()}
+    return save_whole(prefix, TEXT | changes, folder, more, **sections, **tokens)
 
 
 def test_the_text_model_inside_one_that_reads_images(whole, make_backend):
     model, theirs = open_model(whole), ask(whole, "fp32")
     assert (model.part_of, model.config.family) == (whole.name, f"{whole.name}_text")
     assert not [name for name in model.checkpoint.tensors if "vision" in name or "audio" in name]
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
-    assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+    check_theirs(make_backend("cpu", model), theirs)
 
 
 # As keys of the released configs say it; what each has and the others have not.

@@ -9,7 +9,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file
 from tests.model import tiny
-from tests.model.runner import DeviceBackend, ReferenceBackend, Stepper
+from tests.model.runner import DeviceBackend, ReferenceBackend, Stepper, prompt_logits
 from tests.model.theirs import prompt_of, relative_error
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -159,8 +159,7 @@ def test_logits_are_those_of_llama_cpp(row, rope, folder_like, tokenizer, tmp_pa
     logits = importlib.import_module("tests.model.in_llama_cpp").logits
     path, _, model = imported(folder_like(row, rope, "fp32"), tokenizer, tmp_path, "F32")
     prompt = prompt_of(model.config.vocab_size)
-    stepper = Stepper(ReferenceBackend(model))
-    ours, theirs = stepper.feed((stepper.sequence(), prompt)), logits(path, prompt)
+    ours, theirs = prompt_logits(ReferenceBackend(model), prompt), logits(path, prompt)
     assert relative_error(ours, theirs) < RUNS[row, rope]
 
 
@@ -296,8 +295,7 @@ def test_files_that_llama_cpp_quantised_are_read_as_there(kind, folder_like, tok
     prompt = prompt_of(model.config.vocab_size)
     theirs = there.logits(again, prompt)
     for backend in ("reference", "cpu"):
-        stepper = Stepper(make_backend(backend, model))
-        assert relative_error(stepper.feed((stepper.sequence(), prompt)), theirs) < most
+        assert relative_error(prompt_logits(make_backend(backend, model), prompt), theirs) < most
 
 
 @pytest.mark.parametrize(

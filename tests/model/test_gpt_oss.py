@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.model import mxfp4, theirs, tiny
-from tests.model.runner import Stepper, chunks
+from tests.model.runner import Stepper, chunks, prompt_logits
 
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType
@@ -93,8 +93,7 @@ def test_mxfp4_is_kept_to_the_bit_and_agrees_with_transformers(released, make_ba
     check_parts(load_weights_f32(model), worth)
     said = theirs.ask(folder, "bf16")
     for activations, bound in (("int16", 1.0), ("int8", 3.0)):
-        stepper = Stepper(make_backend("cpu", with_activations(model, activations)))
-        found = stepper.feed((stepper.sequence(), said.prompt))
+        found = prompt_logits(make_backend("cpu", with_activations(model, activations)), said.prompt)
         assert theirs.typical_error(found, said.truth) <= bound * said.own_typical_error
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.model import adapters, tiny
 from tests.model.configs import check_refused
-from tests.model.runner import Stepper
+from tests.model.runner import Stepper, prompt_logits
 from tests.model.test_merge import logits_of
 from tests.model.theirs import prompt_of, relative_error
 from tests.model.ways import FP32_TOLERANCE, WAYS, check_bits, check_float32, check_packed, check_rounded, check_way
@@ -89,8 +89,7 @@ def test_adapters_of_all_but_what_is_read_head_by_head(folder_of, tmp_path, make
     model = open_adapted(open_model(base), adapters.write(tmp_path / "adapter", parts))
     prompt = prompt_of(257)
     wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
-    stepper = Stepper(make_backend("cpu", model))
-    assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= FP32_TOLERANCE
+    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= FP32_TOLERANCE
     parts = adapters.parts(tiny.load(base), ("kv_b_proj",))
     folder = adapters.write(tmp_path / "heads", parts)
     with pytest.raises(

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.model import adapters, tiny
-from tests.model.runner import Stepper
+from tests.model.runner import prompt_logits
 from tests.model.theirs import prompt_of, relative_error
 
 from coterie.checkpoint.folder import CONFIG, INDEX, SINGLE
@@ -42,8 +42,7 @@ def check(base, parts, scale_of, made, make_backend=None):
     assert relative_error(logits_of(tiny.load(base), prompt), wanted) > 0.05
     assert relative_error(logits_of(tiny.load(made), prompt), wanted) <= TOLERANCE
     if make_backend:
-        stepper = Stepper(make_backend("cpu", open_model(made)))
-        assert relative_error(stepper.feed((stepper.sequence(), prompt)), wanted) <= OURS
+        assert relative_error(prompt_logits(make_backend("cpu", open_model(made)), prompt), wanted) <= OURS
 
 
 def tensors_of(folder):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.runner import BACKENDS, Stepper, chunks, prompt_logits
 from tests.model.theirs import most_lost, prompt_of, relative_error
 
 from coterie.checkpoint.folder import CONFIG
@@ -38,8 +38,7 @@ def test_it_runs_as_the_reference_does(row, activations, folder_of, tmp_path, ma
     verify(model.graph)
     prompt, logits = prompt_of(model.config.vocab_size), {}
     for backend in BACKENDS:
-        stepper = Stepper(make_backend(backend, model))
-        logits[backend] = stepper.feed((stepper.sequence(), prompt))
+        logits[backend] = prompt_logits(make_backend(backend, model), prompt)
     bound = {"int16": most_lost(model), "int8": 0.05}[activations]
     for found in logits.values():
         assert relative_error(found, logits["reference"]) <= bound

@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tests.model import others, tiny
 from tests.model.configs import changed
-from tests.model.runner import BACKENDS, Stepper
-from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, ask, relative_error
+from tests.model.runner import BACKENDS
+from tests.model.theirs import ask
+from tests.model.ways import check_theirs
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
@@ -39,17 +40,27 @@ ROWS = {
 }
 
 
+def save_whole(prefix, text, folder, more=None, **sections):
+    """A random model that has a text model and others beside it, as its save_pretrained writes it.
+
+    `text` and `sections` are what configs say, `more` are tensors that are stored too.
+    """
+    config = getattr(transformers, f"{prefix}Config")(text_config=text | {"eos_token_id": None}, **sections)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
+    tiny.randomise(model, 0)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    if more:
+        tensors = load_file(folder / "model.safetensors") | more
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def make(name, folder):
     """A random whole model, saved as its own save_pretrained does."""
     prefix, text, changes = ROWS[name]
     vision = SIGLIP if name == "gemma3" else {**SIGLIP, "model_type": "pixtral", "head_dim": 8}
-    text = {**text, "eos_token_id": None}
-    config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision, **changes)
-    whole = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
-    tiny.randomise(whole, 0)
-    whole.generation_config.eos_token_id = None
-    whole.save_pretrained(folder)
-    return folder
+    return save_whole(prefix, text, folder, vision_config=vision, **changes)
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -86,9 +97,7 @@ def test_the_text_model_is_that_of_transformers(folder, make_backend):
     model, theirs = open_model(folder), ask(folder, "fp32")
     assert model.part_of == folder.name
     for backend in BACKENDS:
-        stepper = Stepper(make_backend(backend, model))
-        assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= 1e-5
-        assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
+        check_theirs(make_backend(backend, model), theirs, 1e-5)
 
 
 def test_both_ways_to_name_tensors_are_one_model(folder, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model import others, tiny
 from tests.model.formats import FORMATS, UP, add, refused
-from tests.model.runner import Stepper
+from tests.model.runner import prompt_logits
 from tests.model.theirs import prompt_of, relative_error, runs_as
 from tests.system.commands import run
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -326,8 +326,7 @@ def test_in_bfloat16_it_is_a_folder_that_transformers_runs(folder_like, tmp_path
     for name, values in load_weights_f32(model).items():
         np.testing.assert_array_equal(values, loaded.get_parameter(name).detach().numpy())
     for backend in ("reference", "cpu"):
-        stepper = Stepper(make_backend(backend, model))
-        error = relative_error(stepper.feed((stepper.sequence(), prompt)), truth)
+        error = relative_error(prompt_logits(make_backend(backend, model), prompt), truth)
         assert 0 < error <= relative_error(rounded, truth)
 
 

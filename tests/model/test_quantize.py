@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 from tests.model import tiny
-from tests.model.runner import BACKENDS, Stepper, chunks
+from tests.model.runner import BACKENDS, Stepper, chunks, prompt_logits
 from tests.model.theirs import as_met, most_lost, prompt_of, relative_error
 
 from coterie.checkpoint.folder import CONFIG, SINGLE
@@ -153,8 +153,9 @@ def test_one_answer_however_it_is_stepped(bits, isa, activations, folder_of, tmp
     both = stepper.feed((b, prompt[:7]), (a, prompt))
     np.testing.assert_array_equal(both[7:], whole)
     for threads, rule_set in ((1, "cache"), (3, "none")):
-        other = Stepper(make_backend("cpu", model, isa=isa, threads=threads, rule_set=rule_set))
-        np.testing.assert_array_equal(other.feed((other.sequence(), prompt)), whole)
+        np.testing.assert_array_equal(
+            prompt_logits(make_backend("cpu", model, isa=isa, threads=threads, rule_set=rule_set), prompt), whole
+        )
 
 
 def test_quantising_twice_is_refused(made, tmp_path):
@@ -250,8 +251,7 @@ def test_rounded_activations_run_like_the_reference(row, bits, folder_of, tmp_pa
     prompt = prompt_of(model.config.vocab_size)
     logits = {}
     for name, backend, of in (("plain", "reference", packed), ("ref", "reference", model), ("cpu", "cpu", model)):
-        stepper = Stepper(make_backend(backend, of))
-        logits[name] = stepper.feed((stepper.sequence(), prompt))
+        logits[name] = prompt_logits(make_backend(backend, of), prompt)
     lost = np.linalg.norm(logits["ref"] - logits["plain"])
     assert lost > 0
     assert np.linalg.norm(logits["cpu"] - logits["ref"]) <= 0.6 * lost
@@ -267,8 +267,7 @@ def test_sixteen_bits_said_aloud_are_what_a_cpu_computes_anyway(bits, folder_of,
     prompt, logits = prompt_of(packed.config.vocab_size), {}
     for backend in ("reference", "cpu"):
         for name, model in (("packed", packed), ("aloud", aloud)):
-            stepper = Stepper(make_backend(backend, model))
-            logits[backend, name] = stepper.feed((stepper.sequence(), prompt))
+            logits[backend, name] = prompt_logits(make_backend(backend, model), prompt)
     np.testing.assert_array_equal(logits["cpu", "packed"], logits["cpu", "aloud"])
     assert 0 < relative_error(logits["reference", "aloud"], logits["reference", "packed"]) <= most_lost(packed)
     with pytest.raises(UsageError, match=r"rounding is 'int3'.*'int16', 'int8' or"):

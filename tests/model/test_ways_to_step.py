@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tests.model import tiny
-from tests.model.runner import BACKENDS, NUM_BLOCKS, Stepper, chunks
+from tests.model.runner import BACKENDS, NUM_BLOCKS, Stepper, chunks, prompt_logits
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error
 
 from coterie.kernels.cpu import ISAS
@@ -103,10 +103,7 @@ def test_fused_equals_unfused_on_any_team(way, row, folder_of, theirs_of, make_b
 def test_results_do_not_depend_on_the_number_of_threads(folder_of, make_backend):
     model = open_model(folder_of("llama-head80", dtype="bf16"))
     prompt = prompt_of(257)
-    found = []
-    for threads in (1, 2, 5):
-        stepper = Stepper(make_backend("cpu", model, threads=threads))
-        found.append(stepper.feed((stepper.sequence(), prompt)))
+    found = [prompt_logits(make_backend("cpu", model, threads=threads), prompt) for threads in (1, 2, 5)]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
 

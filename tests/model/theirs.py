@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tests.model import tiny
-from tests.model.runner import Stepper
+from tests.model.runner import prompt_logits
 
 from coterie.core.packed import SHARED
 from coterie.graph.rounding import as_a_cpu_rounds
@@ -81,8 +81,7 @@ def runs_as(model, ours, make_backend):
         ("rounded", "reference", as_met(ours)),
         ("cpu", "cpu", ours),
     ):
-        stepper = Stepper(make_backend(backend, run))
-        logits[name] = stepper.feed((stepper.sequence(), prompt))
+        logits[name] = prompt_logits(make_backend(backend, run), prompt)
     with torch.no_grad():
         wanted = model(torch.tensor([prompt])).logits[0].numpy()
     assert relative_error(logits["exact"], wanted) <= 1e-4

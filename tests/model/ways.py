@@ -5,7 +5,7 @@ Knows nothing about families.
 
 import numpy as np
 from tests.model import tiny
-from tests.model.runner import Stepper, chunks
+from tests.model.runner import Stepper, chunks, prompt_logits
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error, typical_error
 
 from coterie.kernels.cpu import ISAS
@@ -24,10 +24,13 @@ SHORT = [5, 6, 7, 8, 9]
 
 def check_float32(backend, row, rope, folder_of, theirs_of, make_backend):
     """Logits of a prompt, and greedy tokens, are those of transformers in float32."""
-    theirs = theirs_of(row, rope)
-    backend = make_backend(backend, open_model(tiny.expert(folder_of(row, rope))))
+    check_theirs(make_backend(backend, open_model(tiny.expert(folder_of(row, rope)))), theirs_of(row, rope))
+
+
+def check_theirs(backend, theirs, bound=FP32_TOLERANCE):
+    """The same of an open model, whatever its folder."""
     stepper = Stepper(backend)
-    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= FP32_TOLERANCE
+    assert relative_error(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= bound
     assert stepper.greedy(theirs.prompt[:GREEDY_FROM], GREEDY_TOKENS) == theirs.greedy
 
 
@@ -38,11 +41,11 @@ def check_rounded(backend, row, rope, dtype, folder_of, theirs_of, make_backend)
     the largest error is then depends on who met such a token, and no type bounds it.
     """
     theirs = theirs_of(row, rope, dtype)
-    stepper = Stepper(make_backend(backend, open_model(tiny.expert(folder_of(row, rope, dtype)))))
+    found = prompt_logits(make_backend(backend, open_model(tiny.expert(folder_of(row, rope, dtype)))), theirs.prompt)
     error_of, own = (relative_error, theirs.own_error)
     if row in tiny.BRANCHED:
         error_of, own = (typical_error, theirs.own_typical_error)
-    assert 0 < error_of(stepper.feed((stepper.sequence(), theirs.prompt)), theirs.truth) <= own
+    assert 0 < error_of(found, theirs.truth) <= own
 
 
 def check_bits(stepper):
@@ -90,10 +93,10 @@ def check_packed(folder, packing, target, make_backend, stay=(), packed=(), erro
     assert not [kind for kind, found in kinds.items() if kind.endswith(stay) and found.is_packed]
     assert {kinds[name] for name in packed} == {packing.layers}
     prompt = prompt_of(257)
-    steppers = [Stepper(make_backend(backend, model)) for backend in ("reference", "cpu")]
-    wanted, found = (stepper.feed((stepper.sequence(), prompt)) for stepper in steppers)
-    assert error_of(found, wanted) < bound
-    sequence = steppers[1].sequence()
-    pieces = [steppers[1].feed((sequence, piece)) for piece in chunks(prompt, 11)]
+    stepper = Stepper(make_backend("cpu", model))
+    found = stepper.feed((stepper.sequence(), prompt))
+    assert error_of(found, prompt_logits(make_backend("reference", model), prompt)) < bound
+    sequence = stepper.sequence()
+    pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, 11)]
     np.testing.assert_array_equal(np.concatenate(pieces), found)
     return model
