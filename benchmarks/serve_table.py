@@ -33,7 +33,8 @@ $ coterie bench serve experts --near 420MiB --raw --mix zipf --in-flight 1 --in-
   on the machine than time does.
 - **What fails** is counted by its kind in the table's last column; it is no token, and the round lasts until its last
   request has ended.
-- **A server that runs already**: `--url`, repeated for several. Alone, it is measured by itself.
+- **A server that runs already**: `--url`, repeated for several, beside ours where a composition is given. Alone, it is
+  measured by itself.
 - **llama-server** without a model is a router: a process for each model, `--models-max` of them, and the least recently
   used ends first. Each divides its context among its slots: `--parallel` as many as are in flight, `--ctx-size` so
   many times prompt and answer. Where several models work at once, threads of two processes wait for each other:

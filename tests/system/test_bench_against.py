@@ -81,6 +81,17 @@ def test_servers_that_run_are_asked_the_same_texts() -> None:
     assert [beside["tokens_per_cpu_s"] for beside in run["over"].values()] == [None]
 
 
+def test_ours_is_compared_with_one_that_runs(tmp_path: Path) -> None:
+    write_expert(tmp_path / "x", 0)
+    write_tokenizer(tmp_path / "x", 259)
+    with by_command(f"{STAND_IN} {{port}} x") as other:
+        got = bench(tmp_path, "--near", "1MiB", "--raw", "--prompt", 9, *SMALL, "--url", other.origin.url)
+    (run,) = got["runs"]
+    assert [row["answered"] for row in run["servers"].values()] == [24, 24]
+    assert list(run["servers"]) == ["coterie", other.origin.url.removeprefix("http://")]
+    assert run["servers"]["coterie"]["cpu_s_per_1000_tokens"] > 0
+
+
 def test_a_family_is_all_that_a_server_started_and_ends_with_it() -> None:
     with by_command(f"{STAND_IN} {{port}} x --child {HELD}") as server:
         assert server.family is not None

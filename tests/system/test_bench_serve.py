@@ -282,7 +282,6 @@ def silent() -> Iterator[str]:
             "none of 128 requests was answered, 404: no such thing",
         ),
         (("--url", "http://x", "--near", "1GiB"), "[--near] is of a server that is started here"),
-        (("demo", "--url", "http://x"), "[COMPOSITION] is of a server that is started here"),
         (("--model", "x"), "[--model] is of a server that runs"),
         (("demo", "--experts", 3), "[--experts] is of random experts"),
         (("demo", "--rate", 1, "--in-flight", 1), "give one: an open loop or a closed one"),

@@ -28,7 +28,8 @@ from coterie.bench.serve_own import own_server
 from coterie.core.errors import DeviceError, UsageError
 
 PORT = "{port}"
-START_S, END_S, POLL_S = 120.0, 30.0, 0.1
+# A server that compiles its models first takes minutes, on few cores and beside others.
+START_S, END_S, POLL_S = 900.0, 30.0, 0.1
 WORDS = 2000  # characters of what a server that failed said last
 
 

@@ -89,7 +89,7 @@ def bench_serve(
         loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
         return [Load(requests, *drawn, rate, at_once, arrivals, seed) for at_once in loops]
 
-    if against or len(url or ()) > 1:
+    if against or len(url or ()) > 1 or (url and composition):
         fact = "is of random experts, which other servers do not have"
         _left_out({"--experts": experts, "--shape": shape or None}, fact, "name a COMPOSITION")
         sizes = {"--near": near, "--kv": kv, "--threads": threads}
@@ -104,7 +104,7 @@ def bench_serve(
     _left_out({"--cold": cold}, "is for servers that are compared", "add --against")
     if url:
         ours = {"--experts": experts, "--shape": shape or None, "--near": near, "--kv": kv, "--threads": threads}
-        _left_out({"COMPOSITION": composition, **ours}, "is of a server that is started here", "leave --url out")
+        _left_out(ours, "is of a server that is started here", "leave --url out")
         origin = origin_of(url[0], _headers(api_key))
         asked = model or models_at(origin)
         print_report(serve_url(origin, asked, loads(asked), rounds, how, _say), json_)
