@@ -28,4 +28,9 @@ Switches stand in that table too: a cold first token of SmolLM2 comes 4.6 times 
 49 or 262 thousand among it, which ours reads once, at start.
 
 Measure your own: `coterie bench decode --checkpoint FOLDER --gguf FILE`, and so with `prefill` and `switch`.
+
+**OpenVINO** is a peer of these benches too: `pip install -e '.[openvino]'`, then `--peer openvino`, with random experts
+or with `--gguf` (add `--peer llama.cpp` for both). It runs the graph that OpenVINO GenAI makes of a GGUF file, weights
+rounded by NNCF, with its own defaults: activations of 8 bits beside packed weights, of bfloat16 beside others. Its
+reader knows F16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K of Llama, Qwen 2 and Qwen 3, and no other files.
 """

@@ -41,7 +41,7 @@ Shares are of the fastest loop that only reads HBM, of a product of square bfloa
 pinned memory, measured in the same rounds; the ideal is each stage of the warm prompt as soon as that copy has brought
 its bytes. In brackets: what was aimed at. [cuda.md](cuda.md) says what was run on it, and what was not.
 """
-PEERS = ("llama.cpp", "transformers")
+PEERS, RARE_PEERS = ("llama.cpp", "transformers"), ("openvino",)  # the rare have a column where they were measured
 OURS = "coterie"
 BESIDE = {
     "fcfs": "first come first served, LRU",
@@ -108,6 +108,11 @@ def tables(results: Mapping[str, Result], gpu: bool = False, notes: bool = False
     return "\n\n".join(part for part in [*parts, _machines(shown)] if part)
 
 
+def _peers(results: list[Result]) -> tuple[str, ...]:
+    """Whose columns a table has."""
+    return (*PEERS, *(name for name in RARE_PEERS if any(name in r["peers"] for r in results)))
+
+
 def _ratio(result: Result, name: str) -> str:
     row = result["peers"].get(name)
     return "" if row is None else f"{row['ratio']:.2f} x ({row['precision']})"
@@ -133,11 +138,11 @@ def _decode(results: list[Result]) -> str:
             f"{r['tokens_per_s']:.1f}",
             f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({aim:.2f})",
-            *(_ratio(r, name) for name in PEERS),
+            *(_ratio(r, name) for name in _peers(results)),
         ]
         rows.append(cells)
-    head = "| decode, batch 1 | tokens/s | share of the read rate | batch 8 gains (aim) | llama.cpp | transformers |"
-    return markdown.table(head, rows)
+    head = ("decode, batch 1", "tokens/s", "share of the read rate", "batch 8 gains (aim)", *_peers(results))
+    return markdown.table(f"| {' | '.join(head)} |", rows)
 
 
 def _prefill(results: list[Result]) -> str:
@@ -148,10 +153,11 @@ def _prefill(results: list[Result]) -> str:
             f"{_what(work)}, {work['prompt_tokens']} tokens",
             f"{r['tokens_per_s']:.0f}",
             f"{r['share_of_peak']:.2f}",
-            *(_ratio(r, name) for name in PEERS),
+            *(_ratio(r, name) for name in _peers(results)),
         ]
         rows.append(cells)
-    return markdown.table("| prefill | tokens/s | share of the multiply-add rate | llama.cpp | transformers |", rows)
+    head = ("prefill", "tokens/s", "share of the multiply-add rate", *_peers(results))
+    return markdown.table(f"| {' | '.join(head)} |", rows)
 
 
 def _switch(results: list[Result]) -> str:
@@ -163,11 +169,11 @@ def _switch(results: list[Result]) -> str:
             f"{r['share_of_disk']:.2f}",
             f"{r['cold_ttft_s'] * 1e3:.0f} ms",
             f"{r['cold_ttft_over_ideal']:.2f}",
-            *(_switch_ratios(r, name) for name in PEERS),
+            *(_switch_ratios(r, name) for name in _peers(results)),
         ]
         rows.append(cells)
-    head = "| switch | share of the disk's rate | cold first token | over the ideal | llama.cpp | transformers |"
-    return markdown.table(head, rows)
+    head = ("switch", "share of the disk's rate", "cold first token", "over the ideal", *_peers(results))
+    return markdown.table(f"| {' | '.join(head)} |", rows)
 
 
 def _switch_ratios(result: Result, name: str) -> str:

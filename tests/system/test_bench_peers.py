@@ -27,7 +27,7 @@ from coterie.models.registry import weight_shapes
 # Float32 files, so that only the order of sums and the cache's type differ; the widths suit 32-wide quantised blocks.
 SHAPE = {**CONFIG, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPT_TOKENS, DRAWN = 9, 4
-PACKAGES = {"llama.cpp": "llama_cpp", "transformers": "transformers"}
+PACKAGES = {"llama.cpp": "llama_cpp", "transformers": "transformers", "openvino": "openvino_genai"}
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,11 @@ def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    for name, package in (("llama.cpp", "llama-cpp-python"), ("transformers", "transformers")):
+    packages = {"llama.cpp": "llama-cpp-python", "transformers": "transformers", "openvino": "openvino-genai"}
+    for name, package in packages.items():
         with pytest.raises(UsageError, match=package) as caught:
             peers_named([name])
-        assert "'.[peers]'" in str(caught.value)
+        assert f"'.[{'openvino' if name == 'openvino' else 'peers'}]'" in str(caught.value)
 
 
 def test_settings_read_as_a_phrase() -> None:

@@ -6,7 +6,7 @@ Knows nothing about how it is measured.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from coterie.bench.experts import met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.llama_cpp import LlamaFile
+from coterie.bench.peers.openvino import OpenVinoFile
 from coterie.bench.peers.peer import Peer
 from coterie.bench.shapes import shape_config, with_context
 from coterie.checkpoint.folder import SINGLE
@@ -28,14 +29,16 @@ from coterie.models.model import Model, open_model, with_activations
 from coterie.models.packing import NAMES
 
 OWN = "own"  # how a checkpoint of the user's is stored: as it is
+FILE_PEERS: Mapping[str, Callable[[Path], Peer]] = {"llama.cpp": LlamaFile, "openvino": OpenVinoFile}
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A user's own expert folder, and the file that llama.cpp opens beside it, if any."""
+    """A user's own expert folder, and the file that other engines open beside it, if any."""
 
     checkpoint: Path
     gguf: Path | None = None
+    beside: tuple[str, ...] = ("llama.cpp",)
 
     @property
     def workload(self) -> dict[str, Any]:
@@ -44,8 +47,8 @@ class Own:
         return named if self.gguf is None else named | {"gguf": self.gguf.name}
 
     def peers(self) -> tuple[Peer, ...]:
-        """llama.cpp on the file. Raises UsageError without its package."""
-        return () if self.gguf is None else (LlamaFile(self.gguf),)
+        """The engines on the file. Raises UsageError without their packages."""
+        return () if self.gguf is None else tuple(FILE_PEERS[name](self.gguf) for name in self.beside)
 
     def experts(self, count: int) -> tuple[Model, ...]:
         """The checkpoint under `count` names, which take turns. Raises UsageError where it is in several files."""
@@ -82,13 +85,14 @@ def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], other
     for name, given in others.items():
         if given:
             raise UsageError(name, "is of random experts, and --checkpoint is one of your own", "leave one of them out")
-    if peers:
-        fact = "a checkpoint of one's own is measured beside llama.cpp on a GGUF file alone"
-        raise UsageError("--peer", fact, "leave it out, and name the file with --gguf")
+    if peers and (gguf is None or not set(peers) <= set(FILE_PEERS)):
+        fact = f"a checkpoint of one's own is measured beside {' and '.join(FILE_PEERS)} on a GGUF file alone"
+        raise UsageError("--peer", fact, "name the file with --gguf, and no other engine")
     file = None if gguf is None else user_path(gguf, "--gguf")
     if file is not None and not file.is_file():
         raise UsageError("--gguf", f"{file} is no file", "check the path")
-    return Own(user_path(checkpoint, "--checkpoint"), file)
+    folder = user_path(checkpoint, "--checkpoint")
+    return Own(folder, file, tuple(dict.fromkeys(peers))) if peers else Own(folder, file)
 
 
 def engines_of(own: Own | None, peers: Sequence[str]) -> tuple[Peer, ...]:

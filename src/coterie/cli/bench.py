@@ -49,7 +49,7 @@ app = typer.Typer(invoke_without_command=True, help="Measure this machine; witho
 ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, moe, or the path of a config.json.")]
 PeersOpt = Annotated[
     list[str] | None,
-    typer.Option("--peer", metavar="NAME", help="llama.cpp or transformers, side by side; repeatable."),
+    typer.Option("--peer", metavar="NAME", help="llama.cpp, transformers or openvino, side by side; repeatable."),
 ]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
 RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]

@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 
 from coterie.bench.peers.llama_cpp import LlamaCpp
+from coterie.bench.peers.openvino import OpenVino
 from coterie.bench.peers.peer import Peer, Session, Settings
 from coterie.bench.peers.transformers import Transformers
 from coterie.core.errors import UsageError
 
-PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers}
+PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers, "openvino": OpenVino}
 TRIALS = 3  # of each setting; the fastest counts
 # Threads of llama.cpp and PyTorch keep a core busy for 10 to 14 ms after a call, looking for more work.
 RESTING_S = 0.05

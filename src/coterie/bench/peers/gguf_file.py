@@ -54,6 +54,7 @@ def write_gguf(model: Model, path: Path, precision: str) -> None:
     _refuse(config, model.name)
     writer = gguf.GGUFWriter(path, "llama")
     _metadata(writer, config)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"])
     quantization = gguf.GGMLQuantizationType[precision]
     for value in model.graph.weights:
         stored = (

@@ -104,7 +104,7 @@ class Peer(Protocol):
         """Give back what it keeps of closed models."""
 
 
-def missing_extra(name: str, package: str) -> UsageError:
+def missing_extra(name: str, package: str, extra: str = "peers") -> UsageError:
     """What is said when an engine's package is not installed."""
     fact = f"{name} needs the package {package}, which is not installed"
-    return UsageError("--peer", fact, install_extra("peers"))
+    return UsageError("--peer", fact, install_extra(extra))
