@@ -55,20 +55,12 @@ class Batches:
     def next(self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int) -> Batch:
         """The next step of these sequences, or as many of `max_steps` as may run without coming back."""
         known = self._decoding.get(expert.expert_id)
-        if known is not None:
-            return self._decode(expert, known, max_steps)
-        begun, wants = apart([sequence for sequence in running.values() if sequence.begun])
-        if wants:
-            if self._turn_of_vectors(beside=bool(begun)):
-                return self._vectors(expert, wants)
-            max_steps = 1
-        parts = cut(begun, self._max_step_tokens, self._max_rows)
-        tables, tokens_per_block, state_blocks = self._blocks(begun, expert)
-        if len(parts) == len(running) and all(part.sequence.decoding for part in parts):
-            known = Decoding(parts, tables, tokens_per_block, state_blocks=state_blocks)
-            self._decoding[expert.expert_id] = known
-            return self._decode(expert, known, max_steps)
-        return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), state_blocks=state_blocks)
+        if known is None:
+            made = self._first([expert], list(running.values()), max_steps)
+            if isinstance(made, Batch):
+                return made
+            known = self._decoding[expert.expert_id] = made
+        return self._decode(expert, known, max_steps)
 
     def mixed(
         self,
@@ -85,26 +77,37 @@ class Batches:
         for expert in fellows:
             begin(expert, running[expert.expert_id])
         known = self._mixed.get(names)
-        if known is not None:
-            return known.batch(max_steps)
-        each = [sequence for sequences in running.values() for sequence in sequences.values()]
-        chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
+        if known is None:
+            each = [sequence for sequences in running.values() for sequence in sequences.values()]
+            chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
+            made = self._first(fellows, chosen, max_steps, names)
+            if isinstance(made, Batch):
+                return made
+            known = made
+            self._mixed = {names: known}
+        return known.batch(max_steps)
+
+    def _first(
+        self, experts: Seq[ServedExpert], chosen: Seq[Sequence], max_steps: int, names: tuple[str, ...] = ()
+    ) -> Batch | Decoding:
+        """The next step of these sequences, of which nothing is kept; or what to keep, where all of them decode.
+
+        `names`: of fellows, in the order in which theirs stand.
+        """
         begun, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
             if self._turn_of_vectors(beside=bool(begun)):
-                return self._vectors_of_first(fellows, wants)
+                return self._vectors_of_first(experts, wants) if names else self._vectors(experts[0], wants)
             max_steps = 1
-        places = {name: place for place, name in enumerate(names)}
-        shared_out = cut(begun, self._max_step_tokens, self._max_rows)
-        parts = tuple(sorted(shared_out, key=lambda part: places[part.sequence.request.expert_id]))
-        taking = [part.sequence.request.expert_id for part in parts]
-        experts = tuple(dict.fromkeys(taking))
-        mix = Mix(experts, tuple([experts.index(name) for name in taking]))
-        tables, tokens_per_block, state_blocks = self._blocks(begun, fellows[0])
+        parts, mix = cut(begun, self._max_step_tokens, self._max_rows), None
+        if names:
+            parts = tuple(sorted(parts, key=lambda part: names.index(part.sequence.request.expert_id)))
+            taking = [part.sequence.request.expert_id for part in parts]
+            there = tuple(dict.fromkeys(taking))
+            mix = Mix(there, tuple([there.index(name) for name in taking]))
+        tables, tokens_per_block, state_blocks = self._blocks(begun, experts[0])
         if len(parts) == len(chosen) and all(part.sequence.decoding for part in parts):
-            known = Decoding(parts, tables, tokens_per_block, mix, state_blocks)
-            self._mixed = {names: known}
-            return known.batch(max_steps)
+            return Decoding(parts, tables, tokens_per_block, mix, state_blocks)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
 
     def _blocks(self, sequences: Seq[Sequence], expert: ServedExpert) -> tuple[dict[int, tuple[int, ...]], int, int]:
