@@ -9,13 +9,19 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.graph.closed import ClosedCost
+from coterie.graph.compile import compile_graph
+from coterie.graph.cost import region_cost
 from coterie.graph.ir import Graph, Op
 from coterie.graph.reference import KvState, Reference
+from coterie.graph.verify import verify
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.family import FeedForward
@@ -311,3 +317,30 @@ class Player:
     def feed(self, *chunks):
         """The logits of every token fed."""
         return self.play(*chunks)[self.logits]
+
+
+def check_refused(graph: Graph, change, facts) -> None:
+    """The changed graph is refused in a sentence with these facts."""
+    with pytest.raises(UsageError) as error:
+        verify(change(graph))
+    assert all(fact in str(error.value) for fact in facts), error.value
+
+
+def check_pieces(graph: Graph) -> None:
+    """A prompt in pieces, in other blocks and beside others, has the logits that it has as a whole."""
+    rng = np.random.default_rng(0)
+    prompt, other = ([int(t) for t in rng.integers(0, 37, count)] for count in (17, 9))
+    whole, player = Player(graph).feed((0, prompt)), Player(graph, seed=1)
+    found = [player.feed((0, prompt[:1])), player.feed((1, other), (0, prompt[1:3]))[len(other) :]]
+    found += [player.feed((0, prompt[3:16]), (1, [5]))[:13], player.feed((2, [1]), (0, prompt[16:]))[1:]]
+    np.testing.assert_allclose(np.concatenate(found), whole, rtol=0, atol=5e-5)
+
+
+def check_closed_costs(graph: Graph, rule_set: str) -> None:
+    """Each region's cost by its form is what counting gives, and none is counted anew."""
+    program = compile_graph(graph, rule_set)
+    for region in program.regions:
+        form = ClosedCost(program, region)
+        for sizes in (sizes_of((1, 7)), sizes_of((1, 3), (1, 30)), sizes_of((9, 0), (4, 6), (1, 1))):
+            assert form.of(sizes) == region_cost(program, region, sizes)
+        assert not form.is_counted, region.name

@@ -11,17 +11,18 @@ from tests.pure.graphs import (
     change_attributes,
     change_operand,
     change_value,
+    check_closed_costs,
+    check_pieces,
+    check_refused,
     decoder,
-    sizes_of,
     the_op,
 )
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.graph.closed import ClosedCost
-from coterie.graph.compile import compile_graph, kv_shape
-from coterie.graph.cost import op_cost, region_cost
+from coterie.graph.compile import kv_shape
+from coterie.graph.cost import op_cost
 from coterie.graph.delta_net_ops import CONV_STATE, DELTA_STATE
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.shard import shard
@@ -59,11 +60,8 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(wrong):
-    change, facts = WRONG[wrong]
     verify(delta_net())
-    with pytest.raises(UsageError) as error:
-        verify(change(delta_net()))
-    assert all(fact in str(error.value) for fact in facts), error.value
+    check_refused(delta_net(), *WRONG[wrong])
 
 
 def test_what_a_sequence_keeps():
@@ -85,13 +83,7 @@ def test_the_key_is_that_of_the_nets_too():
 
 
 def test_pieces_equal_the_whole_and_others_change_nothing():
-    rng = np.random.default_rng(0)
-    prompt, other = ([int(t) for t in rng.integers(0, 37, count)] for count in (17, 9))
-    whole = Player(delta_net()).feed((0, prompt))
-    player = Player(delta_net(), seed=1)
-    found = [player.feed((0, prompt[:1])), player.feed((1, other), (0, prompt[1:3]))[len(other) :]]
-    found += [player.feed((0, prompt[3:16]), (1, [5]))[:13], player.feed((2, [1]), (0, prompt[16:]))[1:]]
-    np.testing.assert_allclose(np.concatenate(found), whole, rtol=0, atol=5e-5)
+    check_pieces(delta_net())
 
 
 def test_a_sequence_begins_with_nothing_whoever_had_its_blocks():
@@ -113,12 +105,7 @@ def test_a_step_reads_and_writes_the_state_of_each_sequence_once():
 
 @pytest.mark.parametrize("rule_set", ["none", "cache", "section"])
 def test_costs_have_a_closed_form(rule_set):
-    program = compile_graph(delta_net(), rule_set)
-    for region in program.regions:
-        form = ClosedCost(program, region)
-        for sizes in (sizes_of((1, 7)), sizes_of((1, 3), (1, 30)), sizes_of((9, 0), (4, 6), (1, 1))):
-            assert form.of(sizes) == region_cost(program, region, sizes)
-        assert not form.is_counted, region.name
+    check_closed_costs(delta_net(), rule_set)
 
 
 def test_ranks_are_refused():

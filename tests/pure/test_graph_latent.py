@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from tests.pure.graphs import Player, change_attributes, change_value, decoder, sizes_of, the_op
-from tests.pure.test_graph_shard import STEPS, play, play_ranks
+from tests.pure.graphs import (
+    change_attributes,
+    change_value,
+    check_closed_costs,
+    check_pieces,
+    check_refused,
+    decoder,
+    the_op,
+)
+from tests.pure.test_graph_shard import check_ranks
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.graph.closed import ClosedCost
-from coterie.graph.compile import compile_graph, kv_shape
-from coterie.graph.cost import op_cost, region_cost
+from coterie.graph.compile import kv_shape
+from coterie.graph.cost import op_cost
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
@@ -58,11 +64,8 @@ def the_shape(graph, name):
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(wrong):
-    change, facts = WRONG[wrong]
     verify(latent())
-    with pytest.raises(UsageError) as error:
-        verify(change(latent()))
-    assert all(fact in str(error.value) for fact in facts), error.value
+    check_refused(latent(), *WRONG[wrong])
 
 
 def test_what_is_kept_of_a_token():
@@ -81,14 +84,7 @@ def test_the_key_is_that_of_latent_attention_too():
 
 @pytest.mark.parametrize("query_rank", [0, 4])
 def test_pieces_equal_the_whole_and_others_change_nothing(query_rank):
-    rng = np.random.default_rng(0)
-    prompt, other = ([int(t) for t in rng.integers(0, 37, count)] for count in (17, 9))
-    graph = latent(replace(LATENT, query_rank=query_rank))
-    whole = Player(graph).feed((0, prompt))
-    player = Player(graph, seed=1)
-    found = [player.feed((0, prompt[:1])), player.feed((1, other), (0, prompt[1:3]))[len(other) :]]
-    found += [player.feed((0, prompt[3:16]), (1, [5]))[:13], player.feed((2, [1]), (0, prompt[16:]))[1:]]
-    np.testing.assert_allclose(np.concatenate(found), whole, rtol=0, atol=5e-5)
+    check_pieces(latent(replace(LATENT, query_rank=query_rank)))
 
 
 def test_a_step_reads_a_row_for_each_position_and_a_heads_rows_once():
@@ -107,12 +103,7 @@ def test_a_step_reads_a_row_for_each_position_and_a_heads_rows_once():
 
 @pytest.mark.parametrize("rule_set", ["none", "cache", "section"])
 def test_costs_have_a_closed_form(rule_set):
-    program = compile_graph(latent(), rule_set)
-    for region in program.regions:
-        form = ClosedCost(program, region)
-        for sizes in (sizes_of((1, 7)), sizes_of((1, 3), (1, 30)), sizes_of((9, 0), (4, 6), (1, 1))):
-            assert form.of(sizes) == region_cost(program, region, sizes)
-        assert not form.is_counted, region.name
+    check_closed_costs(latent(), rule_set)
 
 
 @pytest.mark.parametrize("query_rank", [0, 4])
@@ -120,10 +111,7 @@ def test_costs_have_a_closed_form(rule_set):
 def test_all_ranks_together_equal_the_whole(degree, query_rank):
     """Ranks split heads; all of them keep the rows, and what they are made of."""
     graph = latent(replace(LATENT, query_rank=query_rank), vocab_size=40)
-    wanted, found = play(graph, *STEPS), play_ranks(graph, degree, *STEPS)
-    for ranks, whole in zip(found, wanted, strict=True):
-        for rank in ranks:
-            np.testing.assert_allclose(rank["head/logits/whole"], whole["head/logits"], rtol=0, atol=2e-5)
+    check_ranks(graph, degree)
     own = shard(graph, degree)
     assert kv_shape(own) == kv_shape(graph)
     assert own.values[UP].shape == (40 // degree, 5)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from tests.pure.graphs import (
-    Player,
     change_attributes,
     change_operand,
     change_value,
+    check_closed_costs,
+    check_pieces,
+    check_refused,
     decoder,
-    sizes_of,
     the_op,
 )
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph, kv_shape
-from coterie.graph.cost import op_cost, region_cost
+from coterie.graph.cost import op_cost
 from coterie.graph.delta_net_ops import CONV_STATE, DELTA_STATE
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.shard import shard
@@ -58,11 +57,8 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(wrong):
-    change, facts = WRONG[wrong]
     verify(hybrid())
-    with pytest.raises(UsageError) as error:
-        verify(change(hybrid()))
-    assert all(fact in str(error.value) for fact in facts), error.value
+    check_refused(hybrid(), *WRONG[wrong])
 
 
 def test_what_a_sequence_keeps():
@@ -91,13 +87,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_equal_the_whole_and_others_change_nothing(kind):
-    rng, graph = np.random.default_rng(0), hybrid(KINDS[kind])
-    prompt, other = ([int(t) for t in rng.integers(0, 37, count)] for count in (17, 9))
-    whole = Player(graph).feed((0, prompt))
-    player = Player(graph, seed=1)
-    found = [player.feed((0, prompt[:1])), player.feed((1, other), (0, prompt[1:3]))[len(other) :]]
-    found += [player.feed((0, prompt[3:16]), (1, [5]))[:13], player.feed((2, [1]), (0, prompt[16:]))[1:]]
-    np.testing.assert_allclose(np.concatenate(found), whole, rtol=0, atol=5e-5)
+    check_pieces(hybrid(KINDS[kind]))
 
 
 def test_a_step_reads_and_writes_the_state_of_each_sequence_once():
@@ -113,12 +103,7 @@ def test_a_step_reads_and_writes_the_state_of_each_sequence_once():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule_set", ["none", "cache", "section"])
 def test_costs_have_a_closed_form(rule_set, kind):
-    program = compile_graph(hybrid(KINDS[kind]), rule_set)
-    for region in program.regions:
-        form = ClosedCost(program, region)
-        for sizes in (sizes_of((1, 7)), sizes_of((1, 3), (1, 30)), sizes_of((9, 0), (4, 6), (1, 1))):
-            assert form.of(sizes) == region_cost(program, region, sizes)
-        assert not form.is_counted, region.name
+    check_closed_costs(hybrid(KINDS[kind]), rule_set)
 
 
 def test_a_gate_is_one_with_its_scan_where_no_norm_is_between():

@@ -47,6 +47,13 @@ def play_ranks(graph, degree, *steps, odd_vocabulary=False):
     return results
 
 
+def check_ranks(graph, degree):
+    """All ranks together give the logits of the whole graph."""
+    for ranks, whole in zip(play_ranks(graph, degree, *STEPS), play(graph, *STEPS), strict=True):
+        for rank in ranks:
+            np.testing.assert_allclose(rank["head/logits/whole"], whole["head/logits"], rtol=0, atol=2e-5)
+
+
 STEPS = [((0, [3, 1, 4, 1, 5]), (1, [9, 2, 6])), ((0, [5]), (1, [3])), ((1, [8]), (0, [7, 9]))]
 
 
