@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from itertools import product
 
 import pytest
@@ -21,9 +22,9 @@ from coterie.dataflow.balance import balance, fewest
 from coterie.dataflow.chip import Chip, chip_of
 from coterie.dataflow.deadlock import shallow
 from coterie.dataflow.estimate import Estimate
-from coterie.dataflow.legal import Way, convex, walk
+from coterie.dataflow.legal import Way, walk
 from coterie.dataflow.mapping import Mapped, Misfit, map_section
-from coterie.dataflow.partition import best_cut, members, partitions
+from coterie.dataflow.partition import best_cut, members
 from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
@@ -73,16 +74,33 @@ def dags(draw, most=8):
     return count, sorted(pairs), draw(st.integers(0, 10**6))
 
 
+def partitions(count):
+    """Every partition of `count` ops, as masks."""
+    if count == 0:
+        yield ()
+        return
+    op = 1 << (count - 1)
+    for parts in partitions(count - 1):
+        yield from ((*parts[:at], part | op, *parts[at + 1 :]) for at, part in enumerate(parts))
+        yield (*parts, op)
+
+
+def have_an_order(pairs, parts):
+    """Whether parts can run one after another: what each reads was made before."""
+    of = {op: at for at, part in enumerate(parts) for op in members(part)}
+    reads = {at: {of[a] for a, b in pairs if of[b] == at} - {at} for at in range(len(parts))}
+    try:
+        TopologicalSorter(reads).prepare()
+    except CycleError:
+        return False
+    return True
+
+
 def brute_force(count, pairs, cost):
-    """The least cost over all partitions whose contracted graph has no cycle."""
-    best = None
-    for parts in partitions(count):
-        groups = [next(i for i, part in enumerate(parts) if part >> op & 1) for op in range(count)]
-        if convex(pairs, count, groups):
-            prices = [cost(part) for part in parts]
-            if None not in prices and (best is None or sum(prices) < best):
-                best = sum(prices)
-    return best
+    """The least cost over all partitions whose parts have an order."""
+    ordered = (parts for parts in partitions(count) if have_an_order(pairs, parts))
+    prices = ([cost(part) for part in parts] for parts in ordered)
+    return min(sum(found) for found in prices if None not in found)
 
 
 @settings(STEADY, max_examples=12)

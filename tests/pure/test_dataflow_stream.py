@@ -100,7 +100,6 @@ def test_tokens_are_put_and_taken_once_in_order_and_no_fifo_overflows(network):
         # Between the put and the take of a token at most `depth` others: the slot is freed before it is used again.
         later = zip(run.put_s[e][fifo.depth :], run.take_s[e], strict=False)
         assert all(put >= take for put, take in later)
-        assert run.occupancy(e) <= fifo.depth
 
 
 @CASES

@@ -10,7 +10,7 @@ Knows nothing about capacity or cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -287,25 +287,3 @@ def _walkable(nest: Nest) -> list[str]:
     """Loops of which each tile gives a part of the result."""
     loops = (loop.name for loop in nest.loops if loop.tag is not Tag.REDUCTION)
     return [name for name in loops if place_of(nest.writes[0], name) is not None]
-
-
-def convex(pairs: Iterable[tuple[int, int]], count: int, groups: Sequence[int]) -> bool:
-    """True if the groups (a number per op) can run one after another: the contracted graph has no cycle."""
-    after: dict[int, set[int]] = {group: set() for group in groups}
-    for a, b in pairs:
-        if groups[a] != groups[b]:
-            after[groups[a]].add(groups[b])
-    waiting = dict.fromkeys(after, 0)
-    for targets in after.values():
-        for target in targets:
-            waiting[target] += 1
-    ready = [group for group, n in waiting.items() if n == 0]
-    seen = 0
-    while ready:
-        group = ready.pop()
-        seen += 1
-        for target in after[group]:
-            waiting[target] -= 1
-            if not waiting[target]:
-                ready.append(target)
-    return seen == len(after) and len(groups) == count

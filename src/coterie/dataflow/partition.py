@@ -10,7 +10,7 @@ Knows nothing about what a section costs or why one is impossible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 # Seconds of a section, given as a bit mask of its ops; None if it is impossible.
@@ -60,17 +60,3 @@ def _cheapest(sets: Sequence[int], cost: Cost) -> tuple[int, ...] | None:
 def members(mask: int) -> list[int]:
     """Positions in a mask, ascending."""
     return [at for at in range(mask.bit_length()) if mask >> at & 1]
-
-
-def partitions(count: int) -> Iterator[tuple[int, ...]]:
-    """Every partition of `count` ops as masks: the plain reference of `best_cut`, for small graphs."""
-
-    def grow(op: int, parts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if op == count:
-            yield parts
-            return
-        for at, part in enumerate(parts):
-            yield from grow(op + 1, (*parts[:at], part | 1 << op, *parts[at + 1 :]))
-        yield from grow(op + 1, (*parts, 1 << op))
-
-    yield from grow(0, ())

@@ -87,15 +87,6 @@ class Run:
         """When the last actor was done with its last firing. Infinite after a deadlock."""
         return float("inf") if self.stuck else max((ends[-1] for ends in self.end_s if ends), default=0.0)
 
-    def occupancy(self, fifo: int) -> int:
-        """The most tokens that a FIFO ever held; a token put at the moment of a take follows it."""
-        moves = [(t, 1) for t in self.put_s[fifo]] + [(t, -1) for t in self.take_s[fifo]]
-        held = most = 0
-        for _, change in sorted(moves):
-            held += change
-            most = max(most, held)
-        return most
-
 
 def simulate(network: Network) -> Run:
     """Run a network to its end, or until nobody can go on (a deadlock)."""
