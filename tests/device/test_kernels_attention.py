@@ -43,6 +43,12 @@ def attend(team, pages, q_THC, positions, sequence, window=0, **how):
     return y
 
 
+def check(team, pages, q, positions, sequence, window=0, close=CLOSE, **how):
+    """What the kernel gives is what float64 does."""
+    expected = native.attention(q, pages, positions, sequence, 0, q.shape[2] ** -0.5, window, **how)
+    np.testing.assert_allclose(attend(team, pages, q, positions, sequence, window, **how), expected, **close)
+
+
 def last_tokens(lengths):
     return [n - 1 for n in lengths], list(range(len(lengths)))
 
@@ -52,8 +58,7 @@ def test_decode_at_the_edges_of_spans_and_pages(isa, rng, Z, window):
     pages = filled(rng, EDGES, K=2, C=32, Z=Z)
     positions, sequence = last_tokens(EDGES)
     q = random(rng, len(EDGES), 6, 32)
-    expected = native.attention(q, pages, positions, sequence, 0, 32**-0.5, window)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, window), expected, **CLOSE)
+    check(kernels.Team(2, isa), pages, q, positions, sequence, window)
 
 
 @pytest.mark.parametrize(("H", "K", "C"), [(1, 1, 2), (6, 2, 20), (5, 1, 80)])
@@ -62,8 +67,7 @@ def test_queries_that_grow(isa, rng, H, K, C):
     pages = filled(rng, (600, 12, 90), K=K, C=C, Z=7)
     positions, sequence = [599, *range(5, 12), *range(90)], [0] + [1] * 7 + [2] * 90
     q, how = random(rng, len(positions), H, C), {"growth": 0.4, "every": 6}
-    expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, 0, **how)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, **how), expected, **CLOSE)
+    check(kernels.Team(2, isa), pages, q, positions, sequence, **how)
 
 
 @pytest.mark.parametrize(("H", "K", "C", "window"), [(6, 2, 20, 0), (16, 2, 64, 0), (3, 1, 32, 130)])
@@ -95,8 +99,7 @@ def test_heads_and_channels(isa, rng, H, K, C):
     pages = filled(rng, (300, 40, 270), K=K, C=C, Z=16)
     positions, sequence = [299, *range(30, 40), *range(240, 270)], [0] + [1] * 10 + [2] * 30
     q = random(rng, len(positions), H, C)
-    expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, 0)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence), expected, **CLOSE)
+    check(kernels.Team(2, isa), pages, q, positions, sequence)
 
 
 def test_sequences_that_share_a_tile_see_different_spans(isa, rng):
@@ -105,8 +108,7 @@ def test_sequences_that_share_a_tile_see_different_spans(isa, rng):
     pages = filled(rng, lengths, K=2, C=16, Z=16)
     positions, sequence = last_tokens(lengths)
     q = random(rng, len(lengths), 2, 16)
-    expected = native.attention(q, pages, positions, sequence, 0, 16**-0.5, 300)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence, 300), expected, **CLOSE)
+    check(kernels.Team(2, isa), pages, q, positions, sequence, 300)
 
 
 def test_one_token_shares_a_tile_with_many_of_another_sequence(isa, rng):
@@ -114,8 +116,7 @@ def test_one_token_shares_a_tile_with_many_of_another_sequence(isa, rng):
     pages = filled(rng, (600, 280), K=2, C=16, Z=16)
     positions, sequence = [*range(537, 600), 279], [0] * 63 + [1]
     q = random(rng, 64, 8, 16)
-    expected = native.attention(q, pages, positions, sequence, 0, 16**-0.5, 0)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, positions, sequence), expected, **CLOSE)
+    check(kernels.Team(2, isa), pages, q, positions, sequence)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -124,8 +125,7 @@ def test_types_of_pages(isa, rng, dtype, window):
     pages = filled(rng, (700, 50), K=1, C=64, Z=20, dtype=dtype)
     positions, sequence = [*range(560, 700), 49], [0] * 140 + [1]
     q = random(rng, len(positions), 3, 64)
-    expected = native.attention(q, pages, positions, sequence, 0, 64**-0.5, window)
-    np.testing.assert_allclose(attend(kernels.Team(3, isa), pages, q, positions, sequence, window), expected, **CLOSE)
+    check(kernels.Team(3, isa), pages, q, positions, sequence, window)
 
 
 @pytest.mark.parametrize("window", [0, 3, 290])
@@ -166,5 +166,4 @@ def test_a_value_that_is_no_number_reaches_the_tokens_that_see_it_and_no_other(i
 def test_large_scores_do_not_overflow(isa, rng):
     pages = filled(rng, (600,), K=1, C=32, Z=16)
     q = 1000 * random(rng, 1, 2, 32)
-    expected = native.attention(q, pages, [599], [0], 0, 32**-0.5, 0)
-    np.testing.assert_allclose(attend(kernels.Team(2, isa), pages, q, [599], [0]), expected, rtol=1e-3, atol=1e-3)
+    check(kernels.Team(2, isa), pages, q, [599], [0], close={"rtol": 1e-3, "atol": 1e-3})

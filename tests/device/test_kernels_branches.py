@@ -5,6 +5,8 @@ Knows nothing about devices.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from tests.device import native
@@ -20,6 +22,7 @@ SHAPES = [
     *((0, 3, 2, 5, 7), (1, 1, 1, 1, 1), (1, 8, 2, 33, 50), (1, 9, 9, 64, 70), (2, 5, 1, 40, 33)),
     *((3, 4, 2, 16, 9), (5, 7, 3, 129, 31), (20, 3, 2, 35, 40), (45, 6, 6, 33, 37)),
 ]
+ALPHA, LIMIT = 1.702, 0.4  # low enough that much is clipped
 LONG = (150, 4, 3, 24, 600)  # tokens of a branch in several tiles, columns in several blocks
 
 
@@ -40,12 +43,16 @@ def as_met(x, dtype, most):
     return rounded(x, dtype, most) if dtype in PACKED else x
 
 
-def gate_up_wanted(x, weights, gates, ups, dtype, most):
+def gate_up_wanted(x, weights, gates, ups, dtype, most, act=native.silu, clipped=None):
+    """Gates go through `act`, or, with biases [E, F] of gate and up, both are `clipped`."""
     y = np.zeros((len(x), int((weights[:1] != 0).sum()), gates[0].values.shape[0]))
     met = as_met(x, dtype, most).astype(np.float64)
     for t, row in enumerate(weights):
         for place, e in enumerate(np.flatnonzero(row)):
-            y[t, place] = native.silu(met[t] @ gates[e].values.T) * (met[t] @ ups[e].values.T)
+            gate, up = (met[t] @ m[e].values.T for m in (gates, ups))
+            if clipped:
+                gate, up = (one + bias.values[e] for one, bias in zip((gate, up), clipped, strict=True))
+            y[t, place] = native.clipped(gate, up, ALPHA, LIMIT) if clipped else act(gate) * up
     return y
 
 
@@ -106,11 +113,9 @@ def test_branches_with_gelu(team, rng, shape, dtype, form):
     sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, MAX_INT16), "weights": weights}
     how = {"form": kernels.GELU_FORMS.index(form), "branches": table(gates + ups)}
     call(team, "branch_gate_up_gelu", x=x, y=y, **sizes, **how)
-    wanted, met = np.zeros_like(y, np.float64), as_met(x, dtype, MAX_INT16).astype(np.float64)
-    for t, row in enumerate(weights):
-        for place, e in enumerate(np.flatnonzero(row)):
-            wanted[t, place] = native.gelu(met[t] @ gates[e].values.T, form) * (met[t] @ ups[e].values.T)
-    np.testing.assert_allclose(y, wanted, rtol=4e-6, atol=4e-6)
+    if T:
+        wanted = gate_up_wanted(x, weights, gates, ups, dtype, MAX_INT16, partial(native.gelu, form=form))
+        np.testing.assert_allclose(y, wanted, rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -136,9 +141,6 @@ def test_packed_branches(team, rng, shape, dtype, most):
     check(operands, found, dtype, most, 4e-6)
 
 
-ALPHA, LIMIT = 1.702, 0.4  # low enough that much is clipped
-
-
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F32, DType.MX4, DType.Q8])
 @pytest.mark.parametrize("shape", [(1, 9, 4, 64, 70), (3, 4, 2, 16, 9), (45, 6, 6, 33, 37)])
 def test_clipped_branches_with_biases(team, rng, shape, dtype):
@@ -149,11 +151,8 @@ def test_clipped_branches_with_biases(team, rng, shape, dtype):
     sizes = {"T": T, "E": E, "taken": taken, "D": D, "F": F, "dtype": dtype_of(dtype, MAX_INT16), "weights": weights}
     sizes |= gate_bias.operand("gate_bias") | up_bias.operand("up_bias") | {"alpha": ALPHA, "limit": LIMIT}
     call(team, "branch_gate_up_clipped", x=x, branches=table(gates + ups), y=y, **sizes)
-    met = as_met(x, dtype, MAX_INT16).astype(np.float64)
-    for t, row in enumerate(weights):
-        for place, e in enumerate(np.flatnonzero(row)):
-            gate, up = (met[t] @ m[e].values.T + b.values[e] for m, b in ((gates, gate_bias), (ups, up_bias)))
-            np.testing.assert_allclose(y[t, place], native.clipped(gate, up, ALPHA, LIMIT), rtol=4e-6, atol=4e-6)
+    wanted = gate_up_wanted(x, weights, gates, ups, dtype, MAX_INT16, clipped=(gate_bias, up_bias))
+    np.testing.assert_allclose(y, wanted, rtol=4e-6, atol=4e-6)
 
 
 def test_what_is_no_number_is_not_clipped(team, rng):
