@@ -194,6 +194,12 @@ class Device(Protocol):
         written; its first use costs page faults then.
         """
 
+    def give_back(self, buffer: Buffer) -> None:
+        """Let the system have memory that nobody reads or writes, until it is written; what was in it is lost.
+
+        It stays reserved. A device whose memory is its own keeps it; else its next use costs page faults.
+        """
+
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Say where tensors, (offset, size) by offset, will be in a buffer that is about to be filled.
 

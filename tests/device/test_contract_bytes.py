@@ -46,6 +46,19 @@ def test_weights_may_lie_in_two_extents(every, desk, on_cpu, tmp_path):
         assert found == alone.tokens(alone.run(step)) != desk.tokens(desk.run(step))
 
 
+def test_memory_that_was_given_back_is_filled_again_and_what_lies_beside_it_stays(desk):
+    """Whatever a device does with it, pieces of less than a page, and of no byte, among them."""
+    loaded(desk)
+    before = desk.tokens(desk.run(prompt_rows()))
+    beside = desk.device.reserve(desk.device.spec.run_tier, 5 * BLOCK_BYTES)
+    for offset, size in ((0, 0), (1, 100), (BLOCK_BYTES - 1, BLOCK_BYTES + 2), (0, 5 * BLOCK_BYTES)):
+        desk.device.give_back(beside.view(offset, size))
+    assert desk.tokens(desk.run(prompt_rows())) == before
+    desk.device.give_back(desk.weights)
+    loaded(desk)
+    assert desk.tokens(desk.run(prompt_rows())) == before
+
+
 def test_the_second_extent_must_have_what_is_there(desk):
     needs_bytes(desk.device)
     loaded(desk)

@@ -23,6 +23,7 @@ from coterie.core.errors import CapacityError, DeviceError, UnsupportedError, Us
 from coterie.device import Event, Sampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.real import host_memory
+from coterie.devices.real.host_memory import Slab
 from coterie.kernels import cpu as kernels
 
 __all__ = ["data", "make"]  # fixtures
@@ -313,3 +314,12 @@ def test_the_default_device_is_this_machine():
         assert not device.synthetic()
     finally:
         device.close()
+
+
+def test_just_the_whole_pages_of_a_piece_are_given_back():
+    page = mmap.PAGESIZE
+    slab = Slab(6 * page)
+    slab.bytes[:] = 7
+    slab.give_back(page + 1, 3 * page)
+    kept = np.repeat(np.uint8([7, 7, 0, 0, 7, 7]), page)
+    assert (slab.bytes == kept).all()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from coterie.core import errors
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import Sizes, Symbol, Times, check, trailing
-from coterie.core.units import format_bytes, format_count, format_rate, format_seconds, parse_bytes
+from coterie.core.units import format_bytes, format_count, format_rate, format_seconds, parse_bytes, parse_seconds
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -22,6 +22,19 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1
 @given(st.integers(0, 2**70), st.sampled_from([*UNITS, ""]))
 def test_whole_sizes_parse_exactly(number, unit):
     assert parse_bytes(f" {number} {unit.swapcase()}") == number * UNITS.get(unit, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("50ms", 0.05), (" 1.5 s", 1.5), ("10m", 600.0), ("10 min", 600.0), ("2h", 7200.0)]
+)
+def test_times_are_read(text, expected):
+    assert parse_seconds(text) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "10", "0s", "soon", "-1s", "1d", "1 S", "nan s"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="is not a time above 0; write a number and us, ms, s"):
+        parse_seconds(text)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(list(UNITS)))

@@ -34,6 +34,7 @@ from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.request import Output, Request
+from coterie.engine.rest import rest
 
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
@@ -221,6 +222,11 @@ class Coterie(Measuring, ExpertCommands):
             self.composition, self.routing = now, Routing(now)
             self._touched.composition = now
             return found
+
+    def rest(self) -> int:
+        """Unload all that is not pinned, KV state too, and give its memory back; how many bytes. 0 if not quiet."""
+        with self._opened():
+            return rest(self._parts) if self.quiet else 0
 
     def trace(self) -> Trace:
         """What ran when, as far as it is remembered. Raises UsageError without Options.record."""

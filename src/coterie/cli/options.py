@@ -20,7 +20,7 @@ from rich.measure import Measurement
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
-from coterie.core.units import parse_bytes
+from coterie.core.units import parse_bytes, parse_seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +38,14 @@ def size(text: str) -> int:
     """Parse a size option. Raises typer.BadParameter."""
     try:
         return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def seconds(text: str) -> float:
+    """Parse a time option. Raises typer.BadParameter."""
+    try:
+        return parse_seconds(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

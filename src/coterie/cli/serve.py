@@ -35,6 +35,7 @@ from coterie.cli.options import (
     out,
     save_trace,
     say_left_out,
+    seconds,
     sentences,
 )
 from coterie.composition.composition import PRESETS, Composition
@@ -69,6 +70,14 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
     ] = 1024,
+    idle_release: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Without work for so long (10m), give memory back; experts that are not pinned are read again.",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(envvar=KEYS_IN, help="Who asks must show it, or another one: it may be given again."),
@@ -92,7 +101,7 @@ def serve(
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
             # Raises again what interrupted it, once all requests are answered.
-            Server(make_app(coterie, api_key or (), allow_origin or ())).run(sockets=[listener])
+            Server(make_app(coterie, api_key or (), allow_origin or (), idle_release)).run(sockets=[listener])
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 _BINARY = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
 
 
@@ -20,6 +21,15 @@ def parse_bytes(text: str) -> int:
     if match is None or scale is None:
         raise ValueError(f"{text!r} is not a size; write a number and B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")
     return int(Fraction(match[1]) * scale)  # as written: 2.01 KB is 2010 bytes, and in floats one less
+
+
+def parse_seconds(text: str) -> float:
+    """Turn "50ms", "30s", "10m" or "2h" into seconds. Raises ValueError on anything else, and for no time at all."""
+    match = _NUMBER.fullmatch(text)
+    scale = TIMES.get(match[2]) if match else None
+    if match is None or scale is None or not (seconds := float(match[1]) * scale):
+        raise ValueError(f"{text!r} is not a time above 0; write a number and {', '.join(TIMES)}")
+    return seconds
 
 
 def format_count(count: int, noun: str) -> str:

@@ -167,6 +167,11 @@ class KVPool:
         """Let nobody share what was computed by owners of this key until now."""
         self._free += self._prefixes.forget(self._prefixes.of(key))
 
+    def forget_unused(self) -> bool:
+        """Forget what nobody uses; whether nothing is left in any block then."""
+        self._free += self._prefixes.evict(self._prefixes.unused)
+        return not self.used_blocks
+
     def blocks(self, owner: int) -> tuple[int, ...]:
         """The owner's blocks, in the order of their tokens."""
         return self._owned[owner]

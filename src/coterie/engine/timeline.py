@@ -145,6 +145,10 @@ class Timeline(Device):
         """As the device's."""
         return self._device.reserve(tier, size_bytes, touched)
 
+    def give_back(self, buffer: Buffer) -> None:
+        """As the device does it."""
+        self._device.give_back(buffer)
+
     def load(self, program: Program) -> Executable:
         """As the device's."""
         return self._device.load(program)

@@ -57,6 +57,11 @@ class Slab:
         return sum(hole.size_bytes for hole in self._free)
 
     @property
+    def holes(self) -> tuple[Extent, ...]:
+        """What is not taken, joined, in order."""
+        return tuple(self._free)
+
+    @property
     def largest_hole(self) -> int:
         """Bytes of the largest extent that `alloc` could give now."""
         return max((hole.size_bytes for hole in self._free), default=0)

@@ -95,6 +95,11 @@ class TierLedger:
         return self._slab.used_bytes
 
     @property
+    def holes(self) -> tuple[Buffer, ...]:
+        """The pieces in which no expert is, nor is about to be."""
+        return tuple([self._buffer.view(hole.offset, hole.size_bytes) for hole in self._slab.holes])
+
+    @property
     def largest_hole(self) -> int:
         """Bytes of the largest expert that fits without an eviction."""
         return self._slab.largest_hole

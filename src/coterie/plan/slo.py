@@ -8,19 +8,16 @@ Knows nothing about how requests are served.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from coterie.core.errors import UsageError
-from coterie.core.units import format_seconds
+from coterie.core.units import TIMES, format_seconds, parse_seconds
 from coterie.plan.mix import F64
 
 SHARE = 0.95  # of the requests, where nothing else is said
-_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
-_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +59,10 @@ def parse_slo(text: str) -> Slo:
 
 
 def _seconds(part: str, value: str) -> float:
-    match = _TIME.fullmatch(value)
-    seconds = float(match[1]) * _TIMES[match[2]] if match and match[2] in _TIMES else 0.0
-    if seconds <= 0:
-        raise UsageError("--slo", f"{part!r} is not a time above 0", f"write a number and {', '.join(_TIMES)}")
-    return seconds
+    try:
+        return parse_seconds(value)
+    except ValueError:
+        raise UsageError("--slo", f"{part!r} is not a time above 0", f"write a number and {', '.join(TIMES)}") from None
 
 
 def _share(part: str, value: str) -> float:

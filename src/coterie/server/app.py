@@ -48,12 +48,15 @@ LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
-def make_app(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
+def make_app(
+    coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = (), rest_s: float | None = None
+) -> Starlette:
     """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one.
 
-    `origins`: whose pages browsers let ask, beside its own. Raises UsageError for a key or an origin that is none.
+    `origins`: whose pages browsers let ask, beside its own. `rest_s`: see Worker. Raises UsageError for a key or an
+    origin that is none.
     """
-    worker = Worker(coterie)
+    worker = Worker(coterie, rest_s)
     hub = events.Hub(worker)
 
     @contextlib.asynccontextmanager

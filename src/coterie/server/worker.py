@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Coterie, Query
@@ -43,8 +45,9 @@ class _Job:
 class Worker:
     """Runs a Coterie in its own thread until `stop`."""
 
-    def __init__(self, coterie: Coterie) -> None:
-        self._coterie = coterie
+    def __init__(self, coterie: Coterie, rest_s: float | None = None) -> None:
+        """`rest_s`: after so long without work the memory of what is not pinned is given back."""
+        self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
         self._streams: dict[str, Stream] = {}
         self._waiting: set[Told] = set()  # for loads
@@ -195,6 +198,7 @@ class Worker:
             while self._take_jobs():
                 if not self._coterie.quiet:
                     self._deliver(self._coterie.step(WAIT_S))
+                    self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
             self._give_up(broken)
@@ -222,13 +226,23 @@ class Worker:
         block = self._coterie.quiet
         while True:
             try:
-                job = self._inbox.get(block=block)
+                job = self._inbox.get(block, self._awake_s())
             except queue.Empty:
+                if block:
+                    self._coterie.rest()
+                    self._worked_s = math.inf  # until there is work again
+                    continue
                 return True
             if job is None:
                 return False
             job.run()
             block = False
+
+    def _awake_s(self) -> float | None:
+        """How much longer to keep what is in memory, if there is no work; None: as long as there is none."""
+        if self._rest_s is None or self._worked_s == math.inf:
+            return None
+        return max(self._worked_s + self._rest_s - monotonic(), 0.0)
 
     def _drain(self, error: CoterieError) -> None:
         while True:

@@ -101,6 +101,10 @@ class CpuDevice(RealDevice):
         self._used_bytes[tier] += size
         return Buffer(slab_id, tier, 0, size_bytes)
 
+    def give_back(self, buffer: Buffer) -> None:
+        """Let the system have the whole pages of it."""
+        self._slabs[buffer.slab_id].give_back(buffer.offset, buffer.size_bytes)
+
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Nothing to do: kernels take weights at any address."""
 

@@ -68,11 +68,10 @@ class ModelledDevice(Device):
         self._spec = spec
         self._behind = None if numerics is None else Behind(numerics)
         self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
-        self._pricing = Pricing(orchestration, mapped=mapped)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
         self._slabs, self._checked = dict[int, Buffer](), dict[int, Buffer]()
-        self._transfers = Transfers(spec, kit)
+        self._transfers, self._pricing = Transfers(spec, kit), Pricing(orchestration, mapped=mapped)
         self._used, self._issued = {tier.name: 0 for tier in spec.tiers}, dict[str, int]()
         self._interrupted = self._closed = False
         self._ran: int | None = None  # the last run's number: who held its event would hold what it left
@@ -93,9 +92,11 @@ class ModelledDevice(Device):
         slab_id = len(self._slabs)
         if self._behind is not None:
             self._behind.reserve(slab_id, size_bytes, touched)
-        buffer = self._slabs[slab_id] = Buffer(slab_id, tier, 0, size_bytes)
         self._used[tier] += size
-        return buffer
+        return self._slabs.setdefault(slab_id, Buffer(slab_id, tier, 0, size_bytes))
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Nothing: memory is modelled, and what lies behind it keeps what it has."""
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """As the device behind does it, if there is one."""
@@ -240,8 +241,7 @@ class ModelledDevice(Device):
 
     def span(self, event: Event) -> Span:
         """When a finished event's work began and ended. Raises ValueError if it is not finished."""
-        work = finished(event)
-        start_s, end_s = work.start_s, work.end_s
+        start_s, end_s = (work := finished(event)).start_s, work.end_s
         if start_s is None or end_s is None:
             raise RuntimeError(f"{event.label} is finished but has no times")
         return Span(start_s, end_s)

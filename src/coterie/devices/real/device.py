@@ -12,7 +12,7 @@ import numpy as np
 
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
-from coterie.device import F32, I32, Event, Executable, Limits, Span
+from coterie.device import F32, I32, Buffer, Event, Executable, Limits, Span
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
 from coterie.devices.real.step import LoweredExecutable
 from coterie.graph.program import Program, architecture_key
@@ -44,6 +44,9 @@ class RealDevice:
         self._loaded: dict[object, LoweredExecutable] = {}
         self._ran: Ran | None = None
         self._closed = False
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Nothing: it keeps what it has."""
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""

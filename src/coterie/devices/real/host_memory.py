@@ -48,14 +48,21 @@ class Slab:
         self.bytes: Bytes = whole[start : start + size_bytes]
         if touched:
             self.bytes[::BLOCK_BYTES] = 0
-        self.address = kernels.address(whole) + start
+        self.address, self._start = kernels.address(whole) + start, start
 
-    def _advise(self, advice: int | None) -> bool:
-        """Whether the system took the advice: it may know no such thing."""
+    def give_back(self, offset: int, size_bytes: int) -> None:
+        """Let the system have the whole pages of these bytes; they are zeros, or what they were, when read again."""
+        first, last = -(-offset // mmap.PAGESIZE), (offset + size_bytes) // mmap.PAGESIZE
+        if first < last:
+            place = self._start + first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+            self._advise(getattr(mmap, "MADV_DONTNEED", None), *place)
+
+    def _advise(self, advice: int | None, *place: int) -> bool:
+        """Whether the system took the advice, of all or of a place (offset, size): it may know no such thing."""
         if advice is None:
             return False
         try:
-            self._map.madvise(advice)
+            self._map.madvise(advice, *place)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
