@@ -14,6 +14,7 @@ from tests.model.runner import BACKENDS, Stepper
 from tests.system.tiny import write_tokenizer
 
 from coterie.api import Coterie, Options
+from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, CoterieError, RequestError, UnsupportedError
 from coterie.engine.policy import Policy
@@ -169,6 +170,67 @@ def test_a_text_is_cut_and_lowered_where_the_files_say_so(tmp_path):
         found = coterie.embed(["ABC", "Some Longer Text", "y" * 200])
     for text, vector in zip(("abc", "some long", "y" * 9), found, strict=True):
         np.testing.assert_allclose(vector, wanted(model, text, "mean_tokens"), rtol=2e-4, atol=2e-5)
+
+
+WORDS = (
+    *("[PAD]", "x", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "##s", "47", "+", "8", "##5", "4", "##7", "?"),
+    *("caf", "##e", "\u00e9", "e", ",", "What", "It", "it", "\u4e2d"),
+)
+VOCABULARIES = {
+    "nothing said": {},
+    "cased": {"do_lower_case": False, "tokenizer_class": "BertTokenizer"},
+    "accents stay": {"strip_accents": False, "do_lower_case": True},
+    "no chinese": {"tokenize_chinese_chars": False, "model_max_length": 512},
+    "other names": {"cls_token": "what", "sep_token": {"__type": "AddedToken", "content": "?"}},
+}
+
+
+@pytest.mark.parametrize("row", VOCABULARIES)
+def test_a_vocabulary_without_a_tokenizer_is_read_as_transformers_does(row, tmp_path):
+    model = make("bert")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(VOCABULARIES[row]))
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    texts = ["What is 47 + 85?", "caf\u00e9, It\u4e2d\u4e2d it", "", "[SEP] What[MASK]", "e\u0301\n\x00 47"]
+    for text in texts:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        pair = theirs(text, texts[0])
+        assert ours.encode_pair(text, texts[0], 99) == (pair["input_ids"], pair["token_type_ids"])
+    with Coterie.open(tmp_path) as coterie:
+        found = coterie.embed(texts[0])[0]
+    rows = hidden(model, theirs(texts[0])["input_ids"])
+    expected = rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0))
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "files"),
+    [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, {}),
+        ({"do_basic_tokenize": False}, {}),
+        ({"additional_special_tokens": ["<e>"]}, {}),
+        ({"extra_special_tokens": ["<e>"]}, {}),
+        ({"bos_token": "<e>"}, {}),
+        ({"added_tokens_decoder": {"30": {"content": "<e>"}}}, {}),
+        ({"cls_token": "<s>"}, {}),
+        ({}, {"added_tokens.json": "{}"}),
+    ],
+)
+def test_a_vocabulary_to_which_there_is_more_is_refused(said, files, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    for name, text in {"tokenizer_config.json": json.dumps(said), **files}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=r"but vocab\.txt\); save the tokenizer as tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_vocabulary_that_is_larger_than_the_model_is_refused(tmp_path):
+    make("bert", vocab_size=8).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json has vocab_size 8"):
+        open_model(tmp_path)
 
 
 @pytest.mark.parametrize("is_tanh", [True, False])

@@ -24,16 +24,17 @@ from coterie.checkpoint.scoring import Scoring, read_scoring
 from coterie.checkpoint.sentence import Embedding, is_sentence_model, read_embedding
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
-from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG, Detokenizer, Tokenizer
+from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, Detokenizer, Tokenizer, has_tokenizer
 from coterie.checkpoint.unmarked import UnmarkedText
 from coterie.checkpoint.vocabulary import all_held
+from coterie.checkpoint.wordpiece import VOCABULARY
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
-_BESIDE = ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja")
+_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja")
 USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
 GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
 SCORES = "scores documents (reranking) alone, and answers nothing"
@@ -69,8 +70,8 @@ class Text:
         Raises RequestError when there are none, or when messages need a template.
         """
         if why := self._not_made_for(query):
-            remedy = "ask it to rerank" if self.scoring else "ask it for embeddings" if not self.draws else "leave it"
-            raise RequestError(self.expert, why, f"{remedy}, or name another expert")
+            other = "" if query.ranks else "ask it to rerank, or " if self.scoring else "ask it for embeddings, or "
+            raise RequestError(self.expert, why, f"{other}name another expert")
         if query.prompt_ids:
             return self._checked(query.prompt_ids)
         if query.ranks:
@@ -271,7 +272,7 @@ def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
 def tokenizer_of(model: Model) -> Tokenizer:
     """The tokenizer of an expert that has bytes: an adapter's own, or else its base's. Raises CheckpointError."""
     folders = [at.path for at in (model, model.base) if at is not None and at.path is not None]
-    return Tokenizer.from_folder(next((at for at in folders if (at / TOKENIZER).exists()), folders[-1]))
+    return Tokenizer.from_folder(next((at for at in folders if has_tokenizer(at)), folders[-1]))
 
 
 def all_read(texts: Mapping[str, Text], model: str) -> bool:

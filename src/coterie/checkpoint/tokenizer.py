@@ -17,6 +17,7 @@ import tokenizers
 
 from coterie.checkpoint.files import read_bytes, read_object_if_present
 from coterie.checkpoint.vocabulary import Vocabulary, digest, made_here, read_tokenizer
+from coterie.checkpoint.wordpiece import VOCABULARY, wordpiece
 from coterie.core.errors import CheckpointError, RequestError
 
 TOKENIZER = "tokenizer.json"
@@ -64,9 +65,15 @@ class Tokenizer:
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer:
-        """Read tokenizer.json. Raises CheckpointError when it is missing or damaged."""
+        """Read tokenizer.json, or the vocab.txt of an older folder of BERT's kind.
+
+        Raises CheckpointError when it is missing or damaged.
+        """
         file = Path(path) / TOKENIZER
         if not file.exists():
+            says = read_object_if_present(Path(path) / TOKENIZER_CONFIG)
+            if (made := wordpiece(Path(path), says, special_tokens(path))) is not None:
+                return _of(made, keeps=True)
             others = ", ".join(p.name for kind in _OTHERS for p in sorted(Path(path).glob(kind)))
             fact = "the file does not exist" + (f" (but {others})" if others else "")
             raise CheckpointError(str(file), fact, "save the tokenizer as tokenizer.json")
@@ -295,12 +302,18 @@ _KNOWN: weakref.WeakValueDictionary[bytes, Tokenizer] = weakref.WeakValueDiction
 _LAST: list[tuple[bytes, Tokenizer]] = []  # what was read last, for the next folder mostly has the same
 
 
-def _of(data: bytes) -> Tokenizer:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has files of a tokenizer that may be read."""
+    return (folder / TOKENIZER).exists() or (folder / VOCABULARY).exists()
+
+
+def _of(data: bytes, keeps: bool = False) -> Tokenizer:
+    """`keeps`: there is no such file, from which it could be read again."""
     for before, found in _LAST:
         if before == data:
             return found
     content = digest(data)
-    found = _KNOWN.get(content) or Tokenizer(Vocabulary(read_tokenizer(data, content)))
+    found = _KNOWN.get(content) or Tokenizer(Vocabulary(read_tokenizer(data, content), keeps))
     _KNOWN[content] = found
     _LAST[:] = [(data, found)]
     return found

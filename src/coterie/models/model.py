@@ -18,7 +18,7 @@ from coterie.checkpoint.generation import NOT_ADVISED, Advised, advised, end_ids
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import Shard, TensorInfo
-from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
+from coterie.checkpoint.tokenizer import Tokenizer, has_tokenizer
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
@@ -227,8 +227,8 @@ def check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> No
     if outside:
         fact = f"end token {outside[0]} is outside the vocabulary of {vocab_size} tokens"
         raise CheckpointError(str(folder), fact, "mend eos_token_id in generation_config.json or config.json")
-    if (folder / TOKENIZER).exists():
+    if has_tokenizer(folder):
         known = Tokenizer.from_folder(folder).vocab_size
         if known > vocab_size:
-            fact = f"{TOKENIZER} has token ids up to {known - 1} but config.json has vocab_size {vocab_size}"
+            fact = f"the tokenizer has token ids up to {known - 1} but config.json has vocab_size {vocab_size}"
             raise CheckpointError(str(folder), fact, "use the tokenizer that belongs to the weights")

@@ -1,0 +1,60 @@
+"""Older folders of BERT's kind have a vocabulary in place of tokenizer.json: what transformers makes of it.
+
+    vocab.txt               [PAD]                        a token a line, numbered from 0
+    tokenizer_config.json   do_lower_case, strip_accents, tokenize_chinese_chars, and what special tokens are called
+
+Knows nothing about models. Source: transformers' BertTokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.decoders import WordPiece as Decoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from coterie.checkpoint.files import read_text
+
+VOCABULARY = "vocab.txt"
+ADDED = "added_tokens.json"
+_CLASSES = ("BertTokenizer", "BertTokenizerFast")
+_MORE = ("never_split", "additional_special_tokens", "extra_special_tokens")
+_SPECIAL = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+
+
+def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -> bytes | None:
+    """The tokenizer.json that a folder's vocab.txt stands for; None where there is none, or there is more to it.
+
+    `says`: what its tokenizer_config.json holds; `named`: its special tokens, by name. Raises CheckpointError.
+    """
+    plain = says.get("tokenizer_class", _CLASSES[0]) in _CLASSES and says.get("do_basic_tokenize", True) is True
+    more = any(says.get(key) for key in _MORE) or (folder / ADDED).exists()
+    if not plain or more or not (folder / VOCABULARY).exists():
+        return None
+    lines = read_text(folder / VOCABULARY).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    ids = {token: number for number, token in enumerate(lines)}
+    special = {f"{name}_token": token for name, token in _SPECIAL.items()} | dict(named)
+    needed = {special[name] for name in ("unk_token", "cls_token", "sep_token")} | set(named.values())
+    listed = says.get("added_tokens_decoder")
+    added = {token.get("content") for token in listed.values()} if isinstance(listed, dict) else set()
+    if not (added <= set(special.values()) and needed <= ids.keys()):
+        return None
+    accents = says["strip_accents"] if isinstance(says.get("strip_accents"), bool) else None
+    flags = [says.get(key, usual) for key, usual in (("do_lower_case", True), ("tokenize_chinese_chars", True))]
+    made = tokenizers.Tokenizer(WordPiece(ids, unk_token=special["unk_token"]))
+    made.normalizer = BertNormalizer(True, bool(flags[1]), accents, bool(flags[0]))
+    made.pre_tokenizer, made.decoder = BertPreTokenizer(), Decoder(prefix="##")
+    made.add_special_tokens([token for token in special.values() if token in ids])
+    begins, ends = special["cls_token"], special["sep_token"]
+    made.post_processor = TemplateProcessing(
+        single=f"{begins}:0 $A:0 {ends}:0",
+        pair=f"{begins}:0 $A:0 {ends}:0 $B:1 {ends}:1",
+        special_tokens=[(begins, ids[begins]), (ends, ids[ends])],
+    )
+    return made.to_str().encode()
