@@ -139,10 +139,11 @@ def text_of(tokens):
     return "".join(Words().push(token) for token in tokens)
 
 
-def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False, **settings):
+def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False, drafts=(), **settings):
     """An engine over experts {name: blocks of weights}, and its device and cache; those of a kin are of one base.
 
     With recurrent ones, a block of each of their sequences has what is of all its tokens.
+    `drafts`: who guesses for whom.
     """
     device = TellingDevice()
     cache = ExpertCache(device, {"dram": near_blocks * BLOCK_BYTES})
@@ -154,6 +155,7 @@ def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False
         exe.kv = replace(exe.kv, state_units=int(recurrent), unit_bytes=BLOCK * recurrent)
         exe.names, exe.mixes = kin, lambda shared: True
         experts |= {name: replace(experts[name], exe=exe, kv=exe.kv, base=base) for name in kin}
+    experts |= {name: replace(experts[name], draft=small) for name, small in dict(drafts).items()}
     engine = Engine(device, cache, pool, experts, policy or Policy(**settings))
     return SimpleNamespace(engine=engine, device=device, cache=cache, pool=pool, experts=experts)
 

@@ -128,6 +128,8 @@ BY_TABLE = {
 BY_MEANING = {
     "duplicate name": ('name = "b"\nconfig', 'name = "a"\nconfig', "the name 'a' is already taken"),
     "fallback is no expert": ('fallback = "b"', 'fallback = "bb"', "router.fallback.* 'bb' is not an expert"),
+    "draft is no expert": ('name = "a"', 'name = "a"\ndraft = "c"', r"expert 'a'.draft\] draft = 'c' is not an expert"),
+    "draft of its own": ('name = "a"', 'name = "a"\ndraft = "a"', r"'a'.draft\] an expert cannot guess for itself"),
     "rule's expert is none": ('expert = "a"', 'expert = "c"', r"rule\[1\].expert.* 'c' is not an expert"),
     "no such folder": ('checkpoint = "a"', 'checkpoint = "no"', "checkpoint = 'no': there is no folder"),
     "no such folder or model": (

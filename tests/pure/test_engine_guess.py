@@ -18,7 +18,7 @@ from coterie.engine.batch import Guessed
 from coterie.engine.foresee import Foreseen
 from coterie.engine.guess import Guesser, Price, _sources, keep_guesses
 from coterie.engine.lookup import Lookup, Tally
-from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Policy
+from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Balance, Policy
 from coterie.engine.prediction import Prediction
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
@@ -241,7 +241,7 @@ def test_a_prediction_is_asked_before_what_was_said():
 
 
 def price(weight_bytes, flops, row_flops, kv_bytes=0.0):
-    return Price(weight_bytes + flops / 2.5, row_flops / 2.5, 0.0, kv_bytes)
+    return Price(weight_bytes + flops / 2.5, row_flops / 2.5, row_flops / 2.5, 0.0, kv_bytes)
 
 
 def test_guesses_are_worth_their_price():
@@ -264,18 +264,20 @@ def test_guesses_are_worth_their_price():
 
 def test_a_price_counts_rows_and_what_each_of_them_sees():
     """Positions are seen by each row, and their keys and values read once for all rows of a sequence."""
-    made, (short, long) = Price(100, 10, 0.5, 2), (SimpleNamespace(tokens=[0] * length) for length in (3, 5))
-    assert made.step([short, long]) == 100 + 10 + (3 + 5) * 2.5
-    assert made.guess(long) == 10 + 5 * 0.5
+    made, (short, long) = Price(100, 10, 7, 0.5, 2), (SimpleNamespace(tokens=[0] * length) for length in (3, 5))
+    assert made.step([short, long]) == 100 + 7 + (3 + 5) * 2.5
+    assert made.step([long] * 6) == 100 + 3 * 7 + 2 * 10 + 6 * 5 * 2.5
+    assert [made.guess(long, rows) for rows in (2, 4, 5, 16)] == [9.5, 9.5, 12.5, 12.5]
 
 
 def test_prices_come_from_the_program():
     model = zoo_model("llama-2-7b")
     exe = SimpleNamespace(program=compile_graph(model.graph, "cache"))
-    found = Price.of(SimpleNamespace(exe=exe, kv=model.kv), 2.5)
+    found = Price.of(SimpleNamespace(exe=exe, kv=model.kv), Balance(few=5.0, more=2.5))
     weights = 6.6e9  # without the table of embeddings
     assert found.first == pytest.approx(2 * weights + 2 * weights / 2.5, rel=0.02)
     assert found.row == pytest.approx(2 * weights / 2.5, rel=0.02)
+    assert found.few == pytest.approx(2 * weights / 5.0, rel=0.02)
     assert found.kv == 2 * 32 * 4096 * 2
     assert found.seen == pytest.approx(32 * (4 * 4096 + 32 * 5) / 2.5)
 
@@ -288,11 +290,15 @@ def test_accelerators_guess_nothing_unless_told_nor_do_small_experts(machine, gu
     assert Policy(max_guesses=3).guesses_of(2**20, spec) == 3
     assert (Policy().formed_of(spec), Policy(max_guesses=3).formed_of(spec)) == (guesses, 3)  # of any expert
     bytes_per_s = spec.tier(spec.run_tier).achieved_bytes_per_s
-    assert Policy().balance_of(spec) == pytest.approx(spec.achieved_flops_per_s / bytes_per_s)
+    share = pytest.approx(spec.achieved_flops_per_s / bytes_per_s)
+    assert Policy().balance_of(spec) == Balance(share, share)
 
 
 def test_a_machine_whose_speed_is_unknown_has_a_balance():
-    assert Policy().balance_of(this_machine()) == CPU_FLOPS_PER_BYTE
-    assert Policy(flops_per_byte=7).balance_of(this_machine()) == 7
+    plain = replace(this_machine(), flops_per_byte=0.0, few_flops_per_byte=0.0)
+    wide = replace(plain, flops_per_byte=6.0, few_flops_per_byte=12.0)
+    assert Policy().balance_of(plain) == Balance(CPU_FLOPS_PER_BYTE, CPU_FLOPS_PER_BYTE)
+    assert Policy().balance_of(wide) == Balance(few=12.0, more=6.0)
+    assert Policy(flops_per_byte=7).balance_of(wide) == Balance(7, 7)
     with pytest.raises(UsageError, match="max_guesses is -1; give 0 or more"):
         Policy(max_guesses=-1)

@@ -323,6 +323,13 @@ def test_this_machine_says_what_it_does_not_know():
     assert dataclasses.replace(spec, name="x").rule_set == "cache"
 
 
+@pytest.mark.parametrize(("flags", "found"), [("fpu avx2 avx512f avx512vl", (6.0, 12.0)), ("fpu avx2 fma", (0.0, 0.0))])
+def test_what_kernels_compute_beside_a_byte_is_known_of_wide_vectors(tmp_path, flags, found):
+    fake(tmp_path, {"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\n"})
+    spec = this_machine(tmp_path)
+    assert (spec.flops_per_byte, spec.few_flops_per_byte) == found
+
+
 def fake(root, files):
     for name, text in files.items():
         path = root / name

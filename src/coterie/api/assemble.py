@@ -34,6 +34,7 @@ class Options(Settings):
     numbers at all).
     `activations`: int16 or int8, to which a CPU rounds what meets packed weights; other experts stay as they are.
     `sampling`: by whose defaults tokens are drawn where a request does not say: checkpoint, or greedy.
+    `draft`: the expert that guesses for those of its vocabulary that name nobody; empty: none.
     `max_waiting`: while so many requests wait, no more are taken; None: there is no limit.
     """
 
@@ -42,6 +43,7 @@ class Options(Settings):
     activations: str = INT16
     max_waiting: int | None = None
     sampling: str = CHECKPOINT
+    draft: str = ""
 
 
 def open_models(composition: Composition, device: str, activations: str = INT16) -> dict[str, Model]:

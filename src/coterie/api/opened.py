@@ -7,12 +7,14 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.api.assemble import activated, is_synthetic, open_models
 from coterie.api.sampling import CHECKPOINT, GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
-from coterie.composition.composition import Composition
+from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.composition.composition import Composition, name_hint
+from coterie.core.errors import UnsupportedError, UsageError
 from coterie.engine.experts import open_folder
 from coterie.graph.ops import INT16
 from coterie.models.model import Model
@@ -27,18 +29,61 @@ class Opened:
     texts: dict[str, Text]
 
 
-def open_all(composition: Composition, device: str, activations: str = INT16, sampling: str = CHECKPOINT) -> Opened:
+def open_all(
+    composition: Composition, device: str, activations: str = INT16, sampling: str = CHECKPOINT, draft: str = ""
+) -> Opened:
     """Open every expert, but for those of a folder that cannot be. Raises as `open_models` and `open_texts` do.
 
     Of a folder only where none is left. `sampling`: whose defaults (see Options); made-up tokens are drawn by none.
+    `draft`: who guesses for experts of its vocabulary that name nobody.
     """
     whose = GREEDY if is_synthetic(device) else sampling
     if not composition.is_folder:
         models = _sampled(open_models(composition, device, activations), whose)
-        return Opened(composition, models, open_texts(models))
-    texts: dict[str, Text] = {}
+        texts = open_texts(models)
+        return Opened(composition, _drafted(models, texts, draft), texts)
+    texts = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    return Opened(composition, _sampled(activated(composition, found, activations), whose), texts)
+    models = _sampled(activated(composition, found, activations), whose)
+    return Opened(composition, _drafted(models, texts, draft), texts)
+
+
+def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text], default: str = "") -> Model:
+    """An expert's model, with whom the composition names to guess for it, else with `default` where that can.
+
+    Raises UnsupportedError where whom it names cannot, UsageError where there is no such default.
+    """
+    model = models[name]
+    draft = model.draft or ("" if name == default else default)
+    if not draft:
+        return model
+    if draft not in models:
+        raise UsageError("--draft", f"{draft!r} is not an expert of this composition", name_hint(draft, list(models)))
+    why = _unfit(model, models[draft], texts[name].tokenizer, texts[draft].tokenizer)
+    if why and model.draft:
+        remedy = "name an expert of the same tokenizer that answers, or leave draft out"
+        raise UnsupportedError(f"{name}: draft", f"{draft} cannot guess for it: {why}", remedy)
+    return replace(model, draft="" if why else draft)
+
+
+def _unfit(model: Model, small: Model, its: Tokenizer | None, own: Tokenizer | None) -> str:
+    """Why one model cannot guess for another; empty: it can."""
+    if not (model.draws and small.draws):
+        return "one of them gives vectors (embeddings) alone"
+    if model.kv.recurrent or small.kv.recurrent:
+        return "one of them has a state of all its tokens together, which cannot be taken back"
+    if its is None or own is None:
+        return "" if model.config.vocab_size == small.config.vocab_size else "their vocabularies have other sizes"
+    apart = own.differs(its)
+    return f"their vocabularies are not the same, as {apart}" if apart else ""
+
+
+def _drafted(models: Mapping[str, Model], texts: Mapping[str, Text], default: str) -> dict[str, Model]:
+    found = {name: with_draft(name, models, texts, default) for name in models}
+    if default and not any(model.draft == default for model in found.values()):
+        fact = f"{default} can guess for no expert of this composition"
+        raise UsageError("--draft", fact, "name one that has the vocabulary of others, or leave it out")
+    return found
 
 
 def _sampled(models: Mapping[str, Model], whose: str) -> dict[str, Model]:

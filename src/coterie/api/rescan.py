@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.api.assemble import Options
+from coterie.api.opened import with_draft
 from coterie.api.sampling import with_defaults
 from coterie.api.texts import Text, files_of, open_texts
 from coterie.checkpoint.layout import FileIdentity
@@ -75,7 +76,9 @@ def look_again(
         if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
             continue
         try:
-            opened[expert.name] = _open(expert, options, bases)
+            model, text = _open(expert, options, bases)
+            now = {**models, expert.name: model}, {**texts, expert.name: text}
+            opened[expert.name] = with_draft(expert.name, *now, options.draft if options.draft in models else ""), text
         except UsageError as error:
             failed[expert.name] = error
     return Looked(found, opened, failed, {name: models.get(name) for name in (*opened, *failed)})

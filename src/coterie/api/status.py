@@ -211,6 +211,8 @@ def _metrics(metrics: Metrics) -> dict[str, Any]:
         "drawn_tokens": metrics.drawn_tokens,
         "guessed_tokens": metrics.guessed_tokens,
         "accepted_tokens": metrics.accepted_tokens,
+        "drafted_tokens": metrics.drafted_tokens,
+        "accepted_drafted_tokens": metrics.accepted_drafted_tokens,
         "max_overtaken": metrics.max_overtaken,
         "ttft": _histogram(metrics.ttft),
         "tpot": _histogram(metrics.tpot),

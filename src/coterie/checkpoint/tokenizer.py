@@ -108,6 +108,21 @@ class Tokenizer:
         """
         return self._vocab_size
 
+    def differs(self, other: Tokenizer) -> str:
+        """One token that another tokenizer has otherwise, in words; empty where both have the same vocabulary.
+
+        Tokens that were added to it do not count: fine-tunes of one base have others.
+        """
+        mine, its = self._vocabulary.get(), other._vocabulary.get()
+        if mine.model == its.model:
+            return ""
+        ours, theirs = (
+            {number: token for token, number in read.library.get_vocab(with_added_tokens=False).items()}
+            for read in (mine, its)
+        )
+        apart = next((number for number, token in ours.items() if theirs.get(number, token) != token), None)
+        return "" if apart is None else f"token {apart} is {ours[apart]!r} in one and {theirs[apart]!r} in the other"
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Text from a chat template has its special tokens already.
 

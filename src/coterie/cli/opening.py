@@ -30,10 +30,12 @@ def options(
     reuse: bool = True,
     speculate: int | None = None,
     sampling: str = CHECKPOINT,
+    draft: str = "",
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
     how = Options(device=device, threads=threads, record=record, activations=activations, sampling=sampling)
+    how = replace(how, draft=draft)
     how = replace(how, policy=replace(how.policy, max_guesses=speculate))
     return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
 

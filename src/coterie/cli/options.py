@@ -79,6 +79,14 @@ SpeculateOpt = Annotated[
         "no token changes. 0 guesses none; the default suits the machine.",
     ),
 ]
+DraftOpt = Annotated[
+    str,
+    typer.Option(
+        "--draft",
+        metavar="EXPERT",
+        help="An expert that guesses ahead for those of its vocabulary, where that pays: no token changes.",
+    ),
+]
 DeviceOpt = Annotated[
     str,
     typer.Option(

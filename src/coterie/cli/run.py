@@ -24,6 +24,7 @@ from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
     DeviceOpt,
+    DraftOpt,
     JsonOpt,
     KvOpt,
     NearOpt,
@@ -70,6 +71,7 @@ def run(
     kv: KvOpt = None,
     reuse: ReuseOpt = True,
     speculate: SpeculateOpt = None,
+    draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
@@ -80,7 +82,7 @@ def run(
     drawn = draw_seed() if seed is None else seed
     asked = PartialSampling(temperature, top_k, top_p, min_p, seed=drawn)
     form = form_of(json_schema, json_object)
-    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling)
+    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft)
     with Coterie.open(composition, how) as coterie:
         say_left_out(coterie.composition.left_out)
 

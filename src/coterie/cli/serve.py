@@ -24,6 +24,7 @@ from coterie.cli.options import (
     ActivationsOpt,
     CompositionArg,
     DeviceOpt,
+    DraftOpt,
     KvOpt,
     NearOpt,
     PoolOpt,
@@ -62,6 +63,7 @@ def serve(
     kv: KvOpt = None,
     reuse: ReuseOpt = True,
     speculate: SpeculateOpt = None,
+    draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
@@ -94,7 +96,7 @@ def serve(
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
     digests_of(api_key or ())  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling)
+    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused

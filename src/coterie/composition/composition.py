@@ -184,14 +184,21 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
                 fact = f"the name {expert.name!r} is already taken by an expert above"
                 raise CompositionError(where, fact, "give each expert a name of its own")
             experts[expert.name] = expert
+    for expert in experts.values():
+        where = f"{file}: expert {expert.name!r}.draft"
+        if expert.draft:
+            _expect_expert(expert.draft, list(experts), where, "draft")
+        if expert.draft == expert.name:
+            raise CompositionError(where, "an expert cannot guess for itself", "name a smaller one, or leave it out")
     return list(experts.values())
 
 
 def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     name, description, sampling = table["name"], table.get("description", ""), _sampling(table, where)
+    draft = table.get("draft", "")
     if "checkpoint" in table:
         checkpoint, base = find_folders(table, root, where, whole=name == llm.ROUTER)
-        return Expert(name, checkpoint=checkpoint, description=description, base=base, sampling=sampling)
+        return Expert(name, checkpoint=checkpoint, description=description, base=base, sampling=sampling, draft=draft)
     config = table["config"]
     if "/" in config or config.endswith(".json"):
         path = root / user_path(config, f"{where}.config")
@@ -204,7 +211,7 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     if "rank" in kind and "delta" in kind:
         fact = f"rank = {kind['rank']} and delta = {kind['delta']!r}: an expert is an adapter or a delta"
         raise CompositionError(where, fact, "leave one of them out")
-    return Expert(name, config=config, description=description, sampling=sampling, **kind)
+    return Expert(name, config=config, description=description, sampling=sampling, draft=draft, **kind)
 
 
 def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:

@@ -160,6 +160,7 @@ EXPERT = Table(
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
+        Key("draft", "string", "an expert of the same tokens, and smaller, that guesses for it"),
         Key("sampling", "table", "how its tokens are drawn where a request does not say, before its checkpoint's",
             table=SAMPLING),
     ),

@@ -13,9 +13,9 @@ from dataclasses import replace
 from coterie.checkpoint.layout import Layout
 from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.device import Executable
-from coterie.engine.assembly import Parts, Settings, limits_of, page_bytes, work_bytes
+from coterie.engine.assembly import Parts, Settings, limits_of, page_bytes, served_of, work_bytes
 from coterie.engine.bases import folder_of
-from coterie.engine.served import Base, ServedExpert
+from coterie.engine.served import Base
 from coterie.graph.compile import compile_graph
 from coterie.memory.pins import places_beside
 from coterie.memory.slab import round_up
@@ -42,8 +42,7 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
         parts.kv.forget_all(name)  # what other weights have computed
     for pinned in places:
         cache.pin(pinned, places)
-    served = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
-    parts.served[name] = served
+    parts.served[name] = served_of(name, model, exe, base)
     parts.engine.renewed(name)
 
 

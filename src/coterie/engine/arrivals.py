@@ -143,6 +143,11 @@ class Arrivals:
             wait_for(self._device, load.ready)
 
     @property
+    def resident(self) -> frozenset[str]:
+        """The experts that are there or under way, as of the last poll."""
+        return self._resident
+
+    @property
     def under_way(self) -> int:
         """How many loads are not finished."""
         return len(self._under_way)

@@ -16,7 +16,7 @@ from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
-from coterie.device import Device, Limits, wait_for
+from coterie.device import Device, Executable, Limits, wait_for
 from coterie.engine.bases import base_of, bases_of, load_bases, size_of
 from coterie.engine.engine import Engine
 from coterie.engine.kv import KVPool
@@ -231,10 +231,15 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         device.expect(loaded[one.key], one.limits, made.block_bytes, one.shared)
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
-        exe, base = loaded[model.key], found.get(base_of(model, bases))
-        served[name] = ServedExpert(name, model.layout, exe, model.kv, model.max_context, model.config.vocab_size, base)
+        served[name] = served_of(name, model, loaded[model.key], found.get(base_of(model, bases)))
     engine = Engine(device, both, kv, served, settings.policy, recording)
     return Parts(device, engine, both, cache, kv, made, served, recording)
+
+
+def served_of(name: str, model: Model, exe: Executable, base: Base | None) -> ServedExpert:
+    """What the engine must know of a model."""
+    limits = model.max_context, model.config.vocab_size
+    return ServedExpert(name, model.layout, exe, model.kv, *limits, base, model.draft)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Batch:
     `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
     token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored, and
     `guessed` those of guesses. `mix`: whose the parts are, where they are several experts'.
+    `drafted`: the guesses are a draft's.
     `gives_vectors`: nothing is drawn, and `sampled` and `scored` are rows of vectors.
     """
 
@@ -70,6 +71,7 @@ class Batch:
     mix: Mix | None = None
     guessed: tuple[Guessed, ...] = ()
     gives_vectors: bool = False
+    drafted: bool = False
 
     @property
     def what(self) -> str:

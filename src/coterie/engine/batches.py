@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from coterie.device import Device
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut, cut_whole
+from coterie.engine.draft import Drafts
 from coterie.engine.fellows import Mix
 from coterie.engine.guess import Guesser
 from coterie.engine.kv import KVPool
@@ -52,15 +53,20 @@ class Batches:
         if self._mixed:
             self._mixed = {names: known for names, known in self._mixed.items() if expert_id not in names}
 
-    def next(self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int) -> Batch:
-        """The next step of these sequences, or as many of `max_steps` as may run without coming back."""
+    def next(
+        self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int, drafts: Drafts | None = None
+    ) -> Batch:
+        """The next step of these sequences, or as many of `max_steps` as may run without coming back.
+
+        `drafts`: who guesses where nothing else does.
+        """
         known = self._decoding.get(expert.expert_id)
         if known is None:
             made = self._first([expert], list(running.values()), max_steps)
             if isinstance(made, Batch):
                 return made
             known = self._decoding[expert.expert_id] = made
-        return self._decode(expert, known, max_steps)
+        return self._decode(expert, known, max_steps, drafts)
 
     def mixed(
         self,
@@ -139,7 +145,11 @@ class Batches:
         tables, tokens_per_block, state_blocks = self._blocks(wants, expert)
         return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 
-    def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int) -> Batch:
+    def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int, drafts: Drafts | None) -> Batch:
         """One step with guesses, where that is better than as many as may run without."""
-        guesses = self._guesser.guess(expert, known.sequences, 1 if known.one_by_one else max_steps)
-        return known.batch(max_steps) if guesses is None else known.ahead(guesses)
+        steps = 1 if known.one_by_one else max_steps
+        guesses = self._guesser.guess(expert, known.sequences, steps)
+        if guesses is not None:
+            return known.ahead(guesses)
+        guesses = None if drafts is None else drafts.guess(expert, known.sequences, steps)
+        return known.batch(max_steps) if guesses is None else replace(known.ahead(guesses), drafted=True)

@@ -17,6 +17,7 @@ from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.choice import choose_rows
+from coterie.engine.draft import Drafts
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
@@ -57,14 +58,14 @@ class Engine:
         self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
         self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
         self._arrivals = Arrivals(device, cache, experts)
-        self._runner = Runner(device, cache, kv_pool)
+        self._runner = Runner(device, cache, kv_pool, recording)
         self._batches = Batches(kv_pool, self.policy, device)
         self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
+        self._drafts = Drafts(device, kv_pool, self._arrivals, self._runner, experts, self.policy, self.queue, self.log)
         self.admission = Admission(self._queue, self.policy.max_batch)
         self.control = ExpertControl(cache, self._arrivals, self._queue, self.admission, experts, self.log)
-        self._live: dict[str, Sequence] = {}
-        self._cancelled, self._outputs = list[str](), list[Output]()
+        self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         kins = kins_of(experts) if self.policy.fellows else {}
         self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
         self._decided, self._repeats = Run("", ()), 0  # and in how many more steps the same would be decided
@@ -73,6 +74,7 @@ class Engine:
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
         self._batches.renewed(expert_id)
+        self._drafts.renewed(expert_id)
         self._groups.renewed(kins_of(self._experts) if self.policy.fellows else {})
 
     def submit(self, request: Request) -> None:
@@ -132,11 +134,11 @@ class Engine:
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
-            several = batch.steps > 1
-            others = self._arrivals.awaited() if several else ()
+            others, until_s = (self._arrivals.awaited(), arrival_s) if batch.steps > 1 else ((), None)
             names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
-            event = self._start(names, batch)
-            self._runner.wait(event, arrival_s if several else None, others)
+            residencies = [self._arrivals.residency(name) for name in names]
+            event = self._runner.start([self._experts[name] for name in names], residencies, batch, batch.what)
+            self._runner.wait(event, until_s, others)
             self._runner.finished(names, event)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
@@ -158,6 +160,7 @@ class Engine:
             self.log.tell("failed", expert_id, str(error))
             self.fail(self._queue.of(expert_id), error)
             self.reuse.forget(expert_id)
+            self._drafts.failed(expert_id)
         if self.control.open:
             self.control.settle(failed)
         for expert_id, seconds in self._arrivals.take_durations():
@@ -173,7 +176,8 @@ class Engine:
 
     def _decide(self) -> tuple[Run | Wait, int]:
         """What to do, and in how many steps in a row the same would be decided."""
-        if self._repeats > 0 and self._groups.unmoved:
+        yielded = self._drafts.yield_blocks()
+        if self._repeats > 0 and self._groups.unmoved and not yielded:
             return self._decided, self._repeats
         refused, self._repeats = NOBODY, 0  # what is decided now may be to wait
         while True:
@@ -213,8 +217,8 @@ class Engine:
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.
-        overlap = self.policy.overlap
-        rows = self._queue.next_tokens(fetch.expert_id, self.policy.max_batch, MAX_ROWS) if overlap else ()
+        most = self.policy.max_batch if self.policy.overlap else 0
+        rows = self._queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
         try:
             residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
@@ -243,12 +247,14 @@ class Engine:
             self._arrivals.touch(Counter([sequence.request.expert_id for sequence in admitted]))
         most = self._batches.most_steps(expert)
         its = queue.running_of((run.expert_id, *run.beside))
-        if queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way:  # it is not alone
+        alone = not (queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way)
+        if not alone:
             most = min(most, repeats) if self.policy.leap else 1
         if run.beside:
             return self._batches.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
         self.reuse.begin(expert, its[run.expert_id])
-        return self._batches.next(expert, its[run.expert_id], most)
+        drafts = self._drafts if alone and self._drafts.ready(expert, self._bring) else None
+        return self._batches.next(expert, its[run.expert_id], most, drafts)
 
     def _admit(self, sequence: Sequence) -> None:
         self.reuse.admit(self._experts[sequence.request.expert_id], sequence)
@@ -261,13 +267,6 @@ class Engine:
         self.metrics.prompt_tokens += len(sequence.request.prompt_ids)
         self.metrics.max_overtaken = max(self.metrics.max_overtaken, sequence.overtaken)
         self.log.add("admit", sequence.request.request_id)
-
-    def _start(self, names: tuple[str, ...], batch: Batch) -> Event:
-        if self._recording is not None:
-            sizes = batch.rows.sizes
-            self._recording.about(", ".join(names), batch.what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
-        residencies = [self._arrivals.residency(name) for name in names]
-        return self._runner.start([self._experts[name] for name in names], residencies, batch)
 
     # ---- account
 
@@ -294,7 +293,7 @@ class Engine:
             return
         by_row = drawn.T.tolist()
         failed = choose_rows(self._device, event, batch, by_row)
-        self.metrics.count_guesses(*keep_guesses(batch, by_row))
+        self.metrics.count_guesses(*keep_guesses(batch, by_row), batch.drafted)
         failed |= drawn_again(batch.sampled, by_row)
         for row, sequence in enumerate(batch.sampled):
             if row not in failed:
@@ -335,6 +334,7 @@ class Engine:
         if sequence.scheduled_s is not None:
             self.reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
+            self._drafts.ended(sequence)
         if not self.admission.drop(sequence):
             self._queue.drop(sequence)
         self._changed(request.expert_id)

@@ -95,6 +95,7 @@ def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | No
 
 def _told(model: Model, expert: Expert) -> Model:
     """What the composition says of sampling goes before what the checkpoint does."""
+    model = replace(model, draft=expert.draft)
     if not expert.sampling.said:
         return model
     return replace(model, advised=replace(model.advised, sampling=expert.sampling.over(model.advised.sampling)))

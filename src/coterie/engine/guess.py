@@ -19,7 +19,7 @@ from coterie.engine.batch import Batch
 from coterie.engine.foresee import Foreseen, foresee
 from coterie.engine.habit import Habit
 from coterie.engine.lookup import Lookup, Tally
-from coterie.engine.policy import Policy
+from coterie.engine.policy import FEW_ROWS, Balance, Policy
 from coterie.engine.prediction import Prediction
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
@@ -35,32 +35,36 @@ MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a step of an expert takes, as bytes read meanwhile: of the first row, of each other one, for each position
-    that a row sees, and of the KV state of each position, which is read once for all rows of a sequence.
+    """What a step of an expert takes, as bytes read meanwhile: of the first row, of each other one (`few`: of one that
+    makes FEW_ROWS or less), for each position that a row sees, and of the KV state of each position, which is read
+    once for all rows of a sequence.
     """
 
     first: float
     row: float
+    few: float
     seen: float
     kv: float
 
     @classmethod
-    def of(cls, expert: ServedExpert, flops_per_byte: float) -> Price:
+    def of(cls, expert: ServedExpert, balance: Balance) -> Price:
         """By what the program computes and reads."""
-        program = expert.exe.program
+        program, of_few, of_more = expert.exe.program, balance.few, balance.more
         one, two, far = (program_cost(program, s) for s in (_sizes(1, 1), _sizes(2, 3), _sizes(1, 1025)))
-        first = one.weight_bytes + one.flops / flops_per_byte
-        row = two.weight_bytes - one.weight_bytes + (two.flops - one.flops) / flops_per_byte
-        return cls(first, row, (far.flops - one.flops) / 1024 / flops_per_byte, expert.kv.bytes_per_token)
+        first = one.weight_bytes + one.flops / of_more
+        read, flops = two.weight_bytes - one.weight_bytes, two.flops - one.flops
+        seen = (far.flops - one.flops) / 1024 / of_more
+        return cls(first, read + flops / of_more, read + flops / of_few, seen, expert.kv.bytes_per_token)
 
     def step(self, sequences: Seq[Sequence]) -> float:
         """Of a step that draws one token for each of them."""
-        context = sum([len(sequence.tokens) for sequence in sequences])
-        return self.first + (len(sequences) - 1) * self.row + context * (self.seen + self.kv)
+        context, few = sum([len(sequence.tokens) for sequence in sequences]), min(len(sequences), FEW_ROWS)
+        rows = (few - 1) * self.few + (len(sequences) - few) * self.row
+        return self.first + rows + context * (self.seen + self.kv)
 
-    def guess(self, sequence: Sequence) -> float:
-        """Of one guess more for this sequence."""
-        return self.row + len(sequence.tokens) * self.seen
+    def guess(self, sequence: Sequence, rows: int) -> float:
+        """Of one guess more for this sequence, which makes so many rows of the step."""
+        return (self.few if rows <= FEW_ROWS else self.row) + len(sequence.tokens) * self.seen
 
 
 def _sizes(rows: int, pairs: int) -> Sizes:
@@ -149,7 +153,7 @@ class Guesser:
         certain = min(sum(chance == 1 for chance, _, _ in chances), room)
         for count, (chance, _, number) in enumerate(chances[:room], start=1):
             tokens += chance
-            taken += price.guess(sequences[number])
+            taken += price.guess(sequences[number], len(sequences) + count)
             counts[number] += 1
             fits = count in (1, certain) or (count + 1) % TOGETHER == 0
             if fits and tokens / taken >= best and (taken <= MAX_SLOWER * plain or all(counts)):

@@ -19,6 +19,7 @@ MAX_ENTRIES = 1 << 18  # a bound on memory; the oldest entries go first
 class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
     ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
+    ("draft", expert, tokens, sampled rows) where it guesses for another one,
     ("finish", request, reason), ("fail", expert), ("refuse", expert),
     and what else was asked for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
 

@@ -41,7 +41,8 @@ class Metrics:
     `refused`: not submitted, because too many waited.
 
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
-    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
+    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn;
+    `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones that a draft guessed.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
@@ -60,16 +61,21 @@ class Metrics:
     drawn_tokens: int = 0
     guessed_tokens: int = 0
     accepted_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_drafted_tokens: int = 0
     max_overtaken: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
     last_end_s: dict[str, float] = field(default_factory=dict)
 
-    def count_guesses(self, guessed: int, accepted: int) -> None:
-        """Count a step's guesses, and those of them that were drawn."""
+    def count_guesses(self, guessed: int, accepted: int, drafted: bool = False) -> None:
+        """Count a step's guesses, and those of them that were drawn; `drafted`: a draft guessed them."""
         self.guessed_tokens += guessed
         self.accepted_tokens += accepted
+        if drafted:
+            self.drafted_tokens += guessed
+            self.accepted_drafted_tokens += accepted
 
     def count_end(self, expert_id: str, reason: FinishReason, timings: Timings, drawn: int) -> None:
         """Count a request of an expert that ended after `drawn` tokens."""

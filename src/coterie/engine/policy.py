@@ -18,6 +18,15 @@ RUN_BYTES, ACCELERATOR_RUN_BYTES = 2**30, 2**36
 # GUESSED_BYTES lie in caches, where a step does not wait for bytes. What a CPU computes while it reads a byte, where
 # nobody says: two cores did 2 to 4, by the rows of steps of all weight types.
 MAX_GUESSES, GUESSED_BYTES, CPU_FLOPS_PER_BYTE = 15, 2**25, 2.0
+FEW_ROWS = 4  # of a step: kernels that take so many rows of packed weights at a time have one reading of them for these
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Flops in the time in which a byte of weights is read: of a step's first FEW_ROWS rows, and of more."""
+
+    few: float
+    more: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +89,13 @@ class Policy:
         """
         return self.guesses_of(GUESSED_BYTES, spec)
 
-    def balance_of(self, spec: MachineSpec) -> float:
-        """Flops in the time in which a byte of weights is read."""
-        if self.flops_per_byte is not None:
-            return self.flops_per_byte
+    def balance_of(self, spec: MachineSpec) -> Balance:
+        """By the policy, else by the machine's speeds, else by what is known of kernels such as its own."""
         flops_per_s, bytes_per_s = spec.achieved_flops_per_s, spec.tier(spec.run_tier).achieved_bytes_per_s
-        return flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else CPU_FLOPS_PER_BYTE
+        found = self.flops_per_byte or (flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else 0.0)
+        if found or not spec.flops_per_byte:
+            return Balance(found or CPU_FLOPS_PER_BYTE, found or CPU_FLOPS_PER_BYTE)
+        return Balance(spec.few_flops_per_byte or spec.flops_per_byte, spec.flops_per_byte)
 
     def __post_init__(self) -> None:
         lowest = {"patience": 0, "age_bound": 0, "prefetch": 0, "max_guesses": 0}

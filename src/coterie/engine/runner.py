@@ -11,6 +11,7 @@ from coterie.device import Binding, Device, Event, Fellows
 from coterie.engine.batch import Batch
 from coterie.engine.choice import check_choice
 from coterie.engine.kv import KVPool
+from coterie.engine.recording import Recording
 from coterie.engine.request import Request
 from coterie.engine.served import Places, ServedExpert
 from coterie.engine.vectors import Headless
@@ -21,8 +22,8 @@ from coterie.memory.split import Cache
 class Runner:
     """Turns a batch of an expert into work on the compute lane."""
 
-    def __init__(self, device: Device, cache: Cache, kv: KVPool) -> None:
-        self._device, self._cache, self._kv = device, cache, kv
+    def __init__(self, device: Device, cache: Cache, kv: KVPool, recording: Recording | None = None) -> None:
+        self._device, self._cache, self._kv, self._recording = device, cache, kv, recording
         self._places: dict[str, tuple[ServedExpert, Places]] = {}
         self._headless = Headless(device)
 
@@ -32,11 +33,17 @@ class Runner:
         check_choice(request.choice, expert.vocab_size, self._device.synthetic())
         self._headless.check(request, expert)
 
-    def start(self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch) -> Event:
+    def start(
+        self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str
+    ) -> Event:
         """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done.
 
-        Of several experts, all of which are there, sequences have the numbers that `batch.mix` gives.
+        Of several experts, all of which are there, sequences have the numbers that `batch.mix` gives. `what`: a word
+        for who records.
         """
+        if self._recording is not None:
+            sizes, names = batch.rows.sizes, ", ".join([expert.expert_id for expert in experts])
+            self._recording.about(names, what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         if batch.gives_vectors:
             experts = [self._headless.of(expert) for expert in experts]
         first, residency, kv, rows, steps = experts[0], residencies[0], self._kv, batch.rows, batch.steps

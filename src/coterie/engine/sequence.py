@@ -81,6 +81,10 @@ class Sequence:
             self._sampling if self.history is None else replace(self._sampling, changes=self.history.changes(guesses))
         )
 
+    def draw_as(self, other: Sequence) -> None:
+        """Draw the next tokens as another sequence, of the same tokens, would."""
+        self._sampling = other.sampling
+
     @property
     def kv_tokens(self) -> int:
         """Tokens whose KV state may have to be held: all but the last drawn one, which is never fed back."""

@@ -45,7 +45,8 @@ def shared_places(names: Sequence[str], layout: Layout) -> tuple[int, ...]:
 class ServedExpert:
     """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture).
 
-    `base`: of an adapter, where the weights are that its layout does not have.
+    `base`: of an adapter, where the weights are that its layout does not have. `draft`: the expert that guesses for it,
+    whose tokens are the same; empty: none.
     """
 
     expert_id: str
@@ -55,6 +56,7 @@ class ServedExpert:
     max_context: int
     vocab_size: int
     base: Base | None = None
+    draft: str = ""
 
     @property
     def places(self) -> Places:

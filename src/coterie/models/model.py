@@ -54,7 +54,8 @@ class Model:
     `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
     larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
     its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
-    draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors.
+    draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors. `draft`:
+    the expert that guesses for it (engine/draft.py); empty: none.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model:
     base: Model | None = None
     advised: Advised = NOT_ADVISED
     head: ScoreHead | None = None
+    draft: str = ""
 
     @property
     def draws(self) -> bool:

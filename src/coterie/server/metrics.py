@@ -84,6 +84,8 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("drawn_tokens", "Tokens of answers.", metrics.drawn_tokens)
     yield _counter("guessed_tokens", "Tokens that were guessed ahead of answers.", metrics.guessed_tokens)
     yield _counter("accepted_tokens", "Those of them that were right.", metrics.accepted_tokens)
+    yield _counter("drafted_tokens", "Guessed tokens that a draft expert guessed.", metrics.drafted_tokens)
+    yield _counter("accepted_drafted_tokens", "Those of them that were right.", metrics.accepted_drafted_tokens)
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
 

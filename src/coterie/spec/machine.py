@@ -141,6 +141,9 @@ class MachineSpec:
 
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
 
+    `flops_per_byte`: of processors whose speeds nobody gives, what their kernels compute for rows of a step while they
+    read a byte of weights; `few_flops_per_byte`, likewise, for the first four rows.
+
     `power_w`: what the units are rated at, in watts; `power_source` says of what, since a host is seldom in it; 0 where
     the file does not say. `price`: of one machine, as its user said and in the user's currency; 0 where nobody did.
     """
@@ -175,6 +178,8 @@ class MachineSpec:
     grid: SpatialUnits | None = None
     host_links: int = 1
     kernels: str = ""
+    flops_per_byte: float = 0.0
+    few_flops_per_byte: float = 0.0
     stack: str = ""
     power_w: float = 0.0
     power_source: str = ""

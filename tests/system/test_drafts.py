@@ -1,0 +1,137 @@
+"""Draft experts on a device that computes: answers are those without, and a composition says who guesses for whom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.system.commands import refused, run
+from tests.system.tiny import write_expert, write_state_space
+
+from coterie.api import Coterie, Options, Query
+from coterie.api.types import Message
+from coterie.core.errors import UsageError
+from coterie.core.sampling import PartialSampling
+from coterie.engine.guess import Price
+from coterie.engine.policy import Policy
+from coterie.engine.request import ChoiceParams
+
+GUESSING = Policy(max_guesses=7, max_steps=2)
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`large`; `same`, which says what it says; `small`, of another shape and context, which seldom does."""
+    root = tmp_path_factory.mktemp("office")
+    for name in ("large", "same"):
+        write_expert(root / name, 3, num_hidden_layers=3)
+    write_expert(root / "small", 5, hidden_size=48, num_hidden_layers=1, max_position_embeddings=100)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the large one are as good as free, and so are rows: of experts so small nothing would be worth it."""
+
+    def of(expert: object, balance: object) -> Price:
+        first = 2.0**40 if expert.expert_id == "large" else 1.0  # type: ignore[attr-defined]
+        return Price(first, first / 64, first / 64, 0.0, 0.0)
+
+    monkeypatch.setattr(Price, "of", of)
+
+
+def queries() -> list[Query]:
+    """Greedy and drawn, some with logprobs, penalties and stop strings."""
+    said, found = (Message("user", "a b a b a c"),), []
+    for number in range(8):
+        sampling = PartialSampling(temperature=number % 2 * 0.7, top_k=3, presence_penalty=number // 4, seed=number)
+        choice = ChoiceParams(top_logprobs=2 if number % 3 == 2 else None)
+        stop = ("zz", "q") if number % 4 == 3 else ()
+        found.append(Query(said, "large", sampling, 20 + number, stop, number > 5, ignore_end=True, choice=choice))
+    return found
+
+
+def answers(root: Path, draft: str, together: bool) -> tuple[list[object], tuple[int, int], int]:
+    with Coterie.open(root, Options(draft=draft, policy=GUESSING, threads=1)) as coterie:
+        asked, parts = queries(), coterie.parts
+        if draft:  # by itself it comes in while it is wanted, and these answers are short
+            coterie.load(draft)
+        got = coterie.ask_all(asked) if together else [coterie.ask(query) for query in asked]
+        parts.engine.check_integrity()
+        assert parts.kv.free_blocks == parts.kv.num_blocks
+        metrics = parts.engine.metrics
+        told = [(answer.token_ids, answer.text, answer.logprobs) for answer in got]
+        return told, (metrics.drafted_tokens, metrics.accepted_drafted_tokens), metrics.steps
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("draft", ["small", "same"])
+def test_answers_are_the_same_whoever_guesses(office: Path, draft: str, together: bool) -> None:
+    plain, none, before = answers(office, "", together)
+    drafted, (guessed, right), steps = answers(office, draft, together)
+    assert drafted == plain
+    assert none == (0, 0)
+    assert guessed > 0
+    if draft == "same":  # with the same random numbers and penalties it draws the same
+        assert right > 0.8 * guessed
+        assert steps < 0.6 * before
+
+
+def composition(root: Path, draft: str, *others: str) -> Path:
+    text = 'name = "pair"\n'
+    for name in ("large", "same", "small", *others):
+        text += f'[[expert]]\nname = "{name}"\ncheckpoint = "{name}"\n'
+        text += f'draft = "{draft}"\n' if name == "large" else ""
+    (root / "pair.toml").write_text(text)
+    return root / "pair.toml"
+
+
+def test_a_composition_says_who_guesses_for_whom(office: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(office, tmp_path / "all")
+    with Coterie.open(composition(root, "same"), Options(policy=GUESSING, threads=1)) as coterie:
+        assert {name: served.draft for name, served in coterie.parts.served.items()} == {
+            **{"large": "same", "same": "", "small": ""}
+        }
+        coterie.load("same")
+        coterie.ask(queries()[0])
+        assert coterie.parts.engine.metrics.drafted_tokens > 0
+        assert coterie.status().to_dict()["metrics"]["drafted_tokens"] > 0
+
+
+def test_who_cannot_guess_is_refused_in_a_sentence(office: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(office, tmp_path / "all")
+    write_state_space(root / "nets", 1, "mamba2")
+    words = json.loads((root / "small" / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    first, second = list(vocabulary)[:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (root / "small" / "tokenizer.json").write_text(json.dumps(words))
+    asked = ("--expert", "large", "x")
+    said = refused(run("run", composition(root, "small"), *asked), "large: draft", "small cannot guess for it")
+    assert "their vocabularies are not the same, as token" in said
+    said = refused(run("run", composition(root, "nets", "nets"), *asked), "large: draft", "nets cannot guess for it")
+    assert "a state of all its tokens together" in said
+    refused(run("run", root, "--draft", "nobody", *asked), "--draft", "'nobody' is not an expert")
+    # An option is for those whom it fits.
+    with Coterie.open(root, Options(draft="same")) as coterie:
+        assert {name: served.draft for name, served in coterie.parts.served.items() if served.draft} == {
+            "large": "same"
+        }
+    shutil.rmtree(root / "large")
+    with pytest.raises(UsageError, match="same can guess for no expert of this composition"):
+        Coterie.open(root, Options(draft="same"))
+
+
+def test_a_renewed_expert_keeps_who_guesses_for_it(office: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(office, tmp_path / "all")
+    with Coterie.open(root, Options(draft="same", policy=GUESSING, threads=1)) as coterie:
+        write_expert(root / "new", 4)
+        shutil.rmtree(root / "large")
+        write_expert(root / "large", 3, num_hidden_layers=2)
+        found = coterie.rescan()
+        assert (found.added, found.renewed) == (("new",), ("large",))
+        assert [coterie.parts.served[name].draft for name in ("new", "large", "same")] == ["same", "same", ""]
+        plain = coterie.ask(queries()[0])
+        assert len(plain.token_ids) == 20
