@@ -27,7 +27,7 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
-from coterie.kernels.triton.recurrent_state import StateLayout, tokens_of, unit_at
+from coterie.kernels.triton.recurrent_state import StateLayout, matrix_of, tokens_of
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.sigmoid import sigmoid_of
 from coterie.kernels.triton.tiles import power_of_two
@@ -111,10 +111,7 @@ def _delta_whole(
     h, sequence = along(unit, 0), along(unit, 1)
     t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
-    mask = (k < K)[:, None] & (c < C)[None, :]
-    begins = tl.load(pointer(row, KEPT, tl.int32) + t, mask=count > 0, other=0) == 0
-    kept = unit_at(row, KEPT, sequence, h, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
-    matrix = tl.load(kept, mask=mask & (begins == 0), other=0.0)
+    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     wait_for_last(WHEN)
     if count > 0:
@@ -153,10 +150,7 @@ def _delta_columns(
     h, sequence = along(unit, 1), along(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), along(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (k < K)[:, None] & (c < C)[None, :]
-    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
-    kept = unit_at(row, KEPT, sequence, h, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
-    matrix = tl.load(kept, mask=mask & (begins == 0), other=0.0)
+    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
     out = pointer(row, Y, tl.float32) + h * C + c
     wait_for_last(WHEN)

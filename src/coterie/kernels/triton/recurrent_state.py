@@ -58,6 +58,21 @@ def unit_at(row, KEPT: tl.constexpr, sequence, unit, mask, BLOCK_BYTES: tl.const
 
 
 @triton.jit
+def matrix_of(
+    row, KEPT: tl.constexpr, sequence, unit, first, count, k, c, K: tl.constexpr, C: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr,
+):  # fmt: skip
+    """Rows k and columns c of a unit's matrix [K][C] before token `first`, where they are kept, and which there are.
+
+    Before position 0, and where the sequence has no token in the step, all is 0.
+    """
+    mask = (k < K)[:, None] & (c < C)[None, :]
+    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
+    kept = unit_at(row, KEPT, sequence, unit, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
+    return tl.load(kept, mask=mask & (begins == 0), other=0.0), kept, mask
+
+
+@triton.jit
 def tokens_of(row, KEPT: tl.constexpr, sequence, count, TOKENS: tl.constexpr, SINGLE: tl.constexpr):
     """The first token of a sequence among the step's `count`, and how many it has, which follow each other."""
     if SINGLE:

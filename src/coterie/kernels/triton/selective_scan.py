@@ -24,7 +24,7 @@ from coterie.kernels.triton.arithmetic import (
     softplus_of,
     wait_for_last,
 )
-from coterie.kernels.triton.recurrent_state import StateLayout, tokens_of, unit_at
+from coterie.kernels.triton.recurrent_state import StateLayout, matrix_of, tokens_of
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -81,10 +81,7 @@ def _scan(
     h, sequence = along(unit, 1), along(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
     k, c = tl.arange(0, KEYS), along(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (k < K)[:, None] & (c < C)[None, :]
-    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
-    kept = unit_at(row, KEPT, sequence, h, count > 0, BLOCK_BYTES, UNIT_BYTES) + k[:, None] * C + c[None, :]
-    matrix = tl.load(kept, mask=mask & (begins == 0), other=0.0)
+    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
     head = _of_head(row, h, RATE_TYPE, BIAS_TYPE, SKIP_TYPE)
     out, gate = pointer(row, Y, tl.float32) + h * C + c, pointer(row, Z, tl.float32) + h * C + c
     wait_for_last(WHEN)
