@@ -13,9 +13,7 @@ from coterie.graph.checks import GELU_FORMS, Row
 def unary(row: Row) -> None:
     """A result of the shape and type of the first operand."""
     x = row.input(0)
-    row.rows(x, row.output)
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
+    row.like(x)
 
 
 def _gelu(row: Row) -> None:

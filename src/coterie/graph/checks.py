@@ -135,6 +135,12 @@ class Row:
                 raise self.wrong(f"{value.name} has shape {value.shape}", f"its first dimension must be {letters}")
             self.fixed(value.shape[1:], value)
 
+    def like(self, value: Value, first: tuple[Symbol, ...] = ROWS) -> None:
+        """The output has rows as `value` has, as many, as long and of one type."""
+        self.rows(value, self.output, first=first)
+        self.activations(value, self.output)
+        self.same(self.output.shape, value.shape, self.output.name)
+
     def grouped(self, value: Value, group: int) -> int:
         """The rows of `value` come in groups of `group`, a whole number of them for each sequence: how many."""
         rows = value.shape[0].rows if isinstance(value.shape[0], Times) else 0

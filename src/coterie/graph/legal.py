@@ -45,9 +45,7 @@ def norm_weight(row: Row) -> Shape:
 
 def _norm(row: Row, weight: Shape) -> None:
     x = row.input(0)
-    row.rows(x, row.output)
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
+    row.like(x)
     row.weight_or_constant(1, weight)
     if row.op.number("eps") < 0:
         raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
@@ -70,9 +68,7 @@ def _linear(row: Row) -> None:
 
 def _rope(row: Row) -> None:
     x, frequencies = row.input(0), row.input(2)
-    row.rows(x, row.output, first=(T,))
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
+    row.like(x, first=(T,))
     row.row_input(1, T)
     turns(row, x, frequencies)
 

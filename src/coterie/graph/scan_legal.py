@@ -39,9 +39,7 @@ def _scan(row: Row) -> None:
 
 def _group_norm(row: Row) -> None:
     x = row.input(0)
-    row.rows(x, row.output)
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
+    row.like(x)
     width, groups = trailing(x.shape), row.op.integer(GROUPS)
     if groups < 1 or width % groups:
         raise row.wrong(f"{width} channels are in {groups} groups", "make one a multiple of the other")
@@ -52,9 +50,7 @@ def _group_norm(row: Row) -> None:
 
 def _mul_row(row: Row) -> None:
     x, factors = row.input(0), row.input(1)
-    row.rows(x, row.output, first=(T,))
-    row.activations(x, row.output)
-    row.same(row.output.shape, x.shape, row.output.name)
+    row.like(x, first=(T,))
     if factors.kind is not Kind.CONSTANT or factors.shape != x.shape[1:]:
         raise row.wrong(f"{factors.name} is {factors.kind.value} {factors.shape}", "give a constant for each channel")
 
