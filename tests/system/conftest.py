@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from tests.system.serving import served
 from tests.system.tiny import CONFIG, write_expert
+
+from coterie.api import Coterie
 
 NAMES = ("ada", "bob", "cyd", "dan")
 
@@ -40,6 +44,31 @@ def composition(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'[[expert]]\nname = "{n}"\ncheckpoint = "{folder / n}"\ndescription = "random {n}"\n' for n in NAMES
     )
     path.write_text(f'name = "four"\n[router]\nkind = "rules"\nfallback = "dan"\n{rules}{experts}')
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(composition: Path) -> Iterator[str]:
+    """Where the four are served; modules that serve something else have a fixture of their own."""
+    with served(Coterie.open(composition)) as found:
+        yield found
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of the test's own, so that what is left behind can be seen."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The config of a tiny Llama, as the benches' --shape takes one."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
     return path
 
 

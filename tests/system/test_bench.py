@@ -12,44 +12,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.system.commands import run
 from tests.system.tiny import CONFIG
-from typer.testing import CliRunner
 
 from coterie.bench import experts as bench_experts
 from coterie.bench import neighbour as bench_neighbour
 from coterie.bench import shapes
 from coterie.bench.report import Effort, Spread, interleave, paired_ratio
 from coterie.bench.sticks import drop_page_cache, sequential_read
-from coterie.cli.main import app
 from coterie.core.errors import CapacityError
 from coterie.core.trace import read_trace
 from coterie.devices.real.host_memory import Slab
 from coterie.graph.compile import compile_graph
 from coterie.models.model import load_weights_f32
 
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("temporary")
 QUICK = ("--rounds", "2", "--seconds", "0", "--threads", "2")
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of the test's own, so that what is left behind can be seen."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
 
 
 def bench(*args: object) -> dict:
     """The JSON of a run; with --json it is all that is printed."""
-    result = runner.invoke(app, ["bench", *map(str, args), "--json"])
+    result = run("bench", *args, "--json")
     assert result.exit_code == 0, result.output
     (line,) = result.stdout.splitlines()
     got = json.loads(line)
@@ -59,7 +42,7 @@ def bench(*args: object) -> dict:
 
 
 def refused(*args: object) -> str:
-    result = runner.invoke(app, ["bench", *map(str, args)])
+    result = run("bench", *args)
     assert result.exit_code == 2, result.output
     sentence = result.stderr.strip()
     assert sentence.startswith("coterie: ["), sentence
@@ -236,11 +219,11 @@ def test_neighbour_compares_and_leaves_nobody_behind(
 
 
 def test_everything_ends_in_one_json_line() -> None:
-    result = runner.invoke(app, ["bench"])
+    result = run("bench")
     assert result.exit_code == 0, result.output
     *shown, last = result.stdout.splitlines()
     got = json.loads(last)
-    assert [run["bench"] for run in got["runs"]] == ["fusion", "decode", "prefill", "switch"]
+    assert [one["bench"] for one in got["runs"]] == ["fusion", "decode", "prefill", "switch"]
     assert got["runs"][0]["byte_counters_agree"] is True
     for word in ("speed-up", "fastest read loop", "resident switch", "agrees with the graph's cost"):
         assert any(word in line for line in shown), word
@@ -354,7 +337,7 @@ def test_a_file_is_read_to_its_end(tmp_path: Path, size: int, monkeypatch: pytes
 
 
 def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> None:
-    result = runner.invoke(app, ["bench", "quality", "--questions", "1", "--json"])
+    result = run("bench", "quality", "--questions", "1", "--json")
     assert result.exit_code == 0, result.output
     line = json.loads(result.stdout.splitlines()[-1])
     for rows in (line["demo"], line["random"]):

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from itertools import product
@@ -16,40 +15,22 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.system.commands import command_of
-from tests.system.tiny import CONFIG
-from typer.testing import CliRunner
+from tests.system.commands import command_of, run
 
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload, fewest_switches, percentile
 from coterie.bench.coe_turns import Line
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.peer import Settings
-from coterie.cli.main import app
 from coterie.core.trace import read_trace
 from coterie.plan.mix import MIXES, draw
 
-runner = CliRunner()
+pytestmark = pytest.mark.usefixtures("temporary")
 FIELDS = {"mix", "in_flight", "policy", "switches", "hit_rate", "tokens_per_s", "ttft_p50_s", "ttft_p99_s"}
 
 
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
-
-
 def bench(*args: object) -> dict:
-    result = runner.invoke(app, ["bench", "coe", *map(str, args), "--json"])
+    result = run("bench", "coe", *args, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -113,7 +94,7 @@ def test_mistakes_are_sentences(config: Path) -> None:
         (("--adapters", "4", "--device", "synthetic:toy"), "use --device cpu and no --peer"),
         (("--policy", "belady"), "add --policy coterie"),
     ):
-        result = runner.invoke(app, ["bench", "coe", "--shape", str(config), "--experts", "2", *args])
+        result = run("bench", "coe", "--shape", config, "--experts", "2", *args)
         assert result.exit_code == 2, result.output
         assert words in result.stderr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +27,6 @@ from coterie.plan.mix import mix_named
 from coterie.plan.workload import Load, lengths_named
 
 USAGE = event(usage={"prompt_tokens": 9, "completion_tokens": 6})
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    return folder
 
 
 def test_our_server_and_its_engine_answer_the_same_requests(temporary: Path, tmp_path: Path) -> None:

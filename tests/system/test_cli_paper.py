@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from typer.testing import CliRunner
+from tests.system.commands import refused
+from tests.system.commands import run as run_command
 
-from coterie.cli.main import app
 from coterie.plan.paper.exhibits import EXHIBITS
 
-runner = CliRunner()
 NUMBER = {"type": ["number", "null"]}
 WORDS = {"type": "string", "minLength": 1}
 SCHEMA = {
@@ -42,7 +41,7 @@ SOME = ("table-1", "figure-12", "figure-13")
 
 
 def run(*args: object):
-    return runner.invoke(app, ["paper", *(str(a) for a in args)])
+    return run_command("paper", *args)
 
 
 def test_exhibits_made_side_by_side_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,16 +102,6 @@ def test_the_page_is_one_file_with_tables_and_pictures(tmp_path: Path) -> None:
     again = tmp_path / "again.html"
     run(*SOME, "--html", again, "--json")
     assert again.read_bytes() == path.read_bytes()
-
-
-def refused(result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    sentence = result.stderr.strip()
-    assert sentence.startswith("coterie: [")
-    assert "\n" not in sentence
-    assert "Traceback" not in sentence
-    for word in words:
-        assert word in sentence
 
 
 def test_an_unknown_exhibit_is_one_sentence() -> None:

@@ -23,18 +23,6 @@ LONG = "for ada: " + "a long question " * 3  # a block holds 32 tokens
 
 
 @pytest.fixture(scope="module")
-def url(composition: Path) -> Iterator[str]:
-    with served(Coterie.open(str(composition))) as found:
-        yield found
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def alone(composition: Path) -> Iterator[Coterie]:
     """Answers one query at a time, and reuses nothing."""
     with Coterie.open(str(composition), Options(reuse=False)) as found:

@@ -149,6 +149,17 @@ def entries(log, kind):
     return [entry for entry in log if entry[0] == kind]
 
 
+def check_replayed(models, policy, moves, near_bytes=0):
+    """That a real run's durations give its own log; the run, and them."""
+    device = CpuDevice(threads=1)
+    real = serve(device, models, policy, moves, 1 << 16, near_bytes)
+    durations = real.parts.recorded().durations()
+    device.close()
+    again = serve(ModelledDevice(this_machine(), durations=durations), models, policy, moves, 0, near_bytes)
+    assert again.log == real.log
+    return real, durations
+
+
 @pytest.mark.parametrize("schedule", ["grouped", "fcfs"])
 @pytest.mark.parametrize("seed", [3, 6])
 def test_decisions_are_the_same_on_every_device(models, schedule, seed):
@@ -179,12 +190,7 @@ def test_decisions_about_adapters_are_the_same_on_every_device(adapted, seed):
     assert "deep-0" not in fetched | evicted
     assert all(sum(name.startswith("adapter") for name in names) > 2 for names in (fetched, evicted))
     assert any(name == "deep-0" for (_, name, *_) in entries(real.log, "run"))
-    device = CpuDevice(threads=1)
-    real = serve(device, adapted, EVERYTHING, moves, 1 << 16, near_bytes)
-    durations = real.parts.recorded().durations()
-    device.close()
-    again = serve(ModelledDevice(this_machine(), durations=durations), adapted, EVERYTHING, moves, 0, near_bytes)
-    assert again.log == real.log
+    check_replayed(adapted, EVERYTHING, moves, near_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +224,7 @@ def test_decisions_about_fellows_are_the_same_on_every_device(office, near_block
     assert apart.tokens == real.tokens
     assert len(entries(apart.log, "run")) > len(entries(real.log, "run"))
     device.close()
-    device = CpuDevice(threads=1)
-    real = serve(device, office, EVERYTHING, moves, 1 << 16, near_bytes)
-    durations = real.parts.recorded().durations()
-    device.close()
-    again = serve(ModelledDevice(this_machine(), durations=durations), office, EVERYTHING, moves, 0, near_bytes)
-    assert again.log == real.log
+    check_replayed(office, EVERYTHING, moves, near_bytes)
 
 
 def test_a_pin_changes_what_is_evicted(models):
@@ -241,15 +242,9 @@ def test_a_real_run_replayed_gives_its_own_log(models, seed, max_steps):
     # The last request is alone, whatever the machine's speed, so several steps are run at once.
     moves = [*workload(models, seed), Move(10**6, "ask", PINNED, 40, (1, 2, 3), 13)]
     policy = replace(EVERYTHING, max_steps=max_steps)
-    device = CpuDevice(threads=1)
-    real = serve(device, models, policy, moves, record=1 << 16)
-    recording = real.parts.recorded()
-    durations = recording.durations()
-    device.close()
-    again = serve(ModelledDevice(this_machine(), durations=durations), models, policy, moves)
-    assert again.log == real.log
+    real, durations = check_replayed(models, policy, moves)
     assert len(entries(real.log, "fetch")) > len(models)
-    assert any(work.args.get("steps", 1) > 1 for work in recording.works) == (max_steps > 1)
+    assert any(work.args.get("steps", 1) > 1 for work in real.parts.recorded().works) == (max_steps > 1)
     # Equal logs prove something only if the durations matter: with slow fetches it is another one, of other work.
     slow = {lane: [s + (lane != "compute") for s in [*seconds, *seconds]] for lane, seconds in durations.items()}
     other = serve(ModelledDevice(this_machine(), durations=slow), models, policy, moves)

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.system.commands import run
 from tests.system.test_python import open_held
 from tests.system.tiny import write_expert
-from typer.testing import CliRunner
 
 from coterie.api import Coterie, Message, Options, Query
-from coterie.cli.main import app
 from coterie.composition.composition import PRESETS
 from coterie.composition.routers.llm import ROUTER
 from coterie.core.errors import CapacityError, NotFoundError, RequestError, UnsupportedError
@@ -222,14 +221,14 @@ def test_real_tokens_in_modelled_time_route_alike_and_made_up_ones_are_refused(t
 
 def test_the_commands_ask_too(tmp_path):
     path = write(tmp_path)
-    routed = CliRunner().invoke(app, ["route", path, BALANCED, NEITHER, "--json"])
+    routed = run("route", path, BALANCED, NEITHER, "--json")
     assert routed.exit_code == 0, routed.output
     assert [row["expert"] for row in json.loads(routed.stdout)] == ["yes", "maybe"]
-    answered = CliRunner().invoke(app, ["run", path, UNBALANCED, "--json"])
+    answered = run("run", path, UNBALANCED, "--json")
     assert answered.exit_code == 0, answered.output
     assert json.loads(answered.stdout)["expert"] == "no"
-    checked = CliRunner().invoke(app, ["check", path])
+    checked = run("check", path)
     assert "for the router's model" in checked.stdout
-    shapes = CliRunner().invoke(app, ["route", "samba-coe-150", "hello"])
+    shapes = run("route", "samba-coe-150", "hello")
     assert shapes.exit_code == 2
     assert "has a config but no weights" in shapes.stderr

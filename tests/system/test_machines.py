@@ -7,15 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tests.system.commands import run
 from tests.system.tiny import CONFIG
-from typer.testing import CliRunner
 
 from coterie.cli import validate as cli_validate
-from coterie.cli.main import app
 from coterie.plan.validate.rows import FIRST_TOKEN, VALIDATION, Dropped, Outcome, Row
 from coterie.spec.load import load_machine
-
-runner = CliRunner()
 
 MINE = """
 name = "mine"
@@ -44,13 +41,13 @@ latency = { value = 10, unit = "us", source = "a test" }
 
 
 def ran(*args: object) -> str:
-    result = runner.invoke(app, [str(arg) for arg in args])
+    result = run(*args)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def refused(*args: object) -> str:
-    result = runner.invoke(app, [str(arg) for arg in args])
+    result = run(*args)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     return result.output

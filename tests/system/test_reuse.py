@@ -7,7 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.system.test_decisions import EVERYTHING, STEADY, Move, entries, models, serve, workload
+from tests.system.test_decisions import (
+    EVERYTHING,
+    STEADY,
+    Move,
+    check_replayed,
+    entries,
+    models,
+    serve_everywhere,
+    workload,
+)
 from tests.system.tiny import write_expert, write_latent
 
 from coterie.core.dtypes import DType
@@ -21,7 +30,6 @@ from coterie.models.model import ACTIVATIONS, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.spec.load import load_machine
-from coterie.spec.this_machine import this_machine
 
 __all__ = ["models"]  # a fixture
 Z = 5  # tokens in a block
@@ -165,31 +173,16 @@ def alike(models, seed):
 
 @pytest.mark.parametrize("schedule", ["grouped", "fcfs"])
 def test_decisions_are_the_same_on_every_device(models, schedule):
-    moves, policy, logs = alike(models, 3), replace(STEADY, schedule=schedule), {}
-    devices = {
-        "cpu": CpuDevice(threads=1),
-        "modelled": ModelledDevice(load_machine("toy")),
-        "modelled with numerics": ModelledDevice(load_machine("toy"), numerics=CpuDevice(threads=1)),
-    }
-    tokens = {}
-    for name, device in devices.items():
-        served = serve(device, models, policy, moves)
-        logs[name], tokens[name] = served.log, served.tokens
-        device.close()
-    assert logs["modelled"] == logs["modelled with numerics"] == logs["cpu"]
-    assert tokens["modelled with numerics"] == tokens["cpu"]
-    assert len(entries(logs["cpu"], "reuse")) > 10
+    served = serve_everywhere(models, replace(STEADY, schedule=schedule), alike(models, 3))
+    assert served["modelled"].log == served["modelled with numerics"].log == served["cpu"].log
+    assert served["modelled with numerics"].tokens == served["cpu"].tokens
+    assert len(entries(served["cpu"].log, "reuse")) > 10
 
 
 @pytest.mark.parametrize("seed", [3, 6])
 def test_a_real_run_replayed_gives_its_own_log(models, seed):
     moves = [*alike(models, seed), Move(10**6, "ask", "small-0", 40, (1, 2, 3), 13)]
-    device = CpuDevice(threads=1)
-    real = serve(device, models, EVERYTHING, moves, record=1 << 16)
-    durations = real.parts.recorded().durations()
-    device.close()
-    again = serve(ModelledDevice(this_machine(), durations=durations), models, EVERYTHING, moves)
-    assert again.log == real.log
+    real, _ = check_replayed(models, EVERYTHING, moves)
     assert len(entries(real.log, "reuse")) > 10
 
 

@@ -28,12 +28,6 @@ def url(composition: Path) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def test_models_lists_the_composition_and_its_experts(client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["four", "ada", "bob", "cyd", "dan"]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from tests.system.scripted import END_ID
-from tests.system.serving import served
 
 from coterie.api import Coterie, Message, Query
 from coterie.api.logprobs import TokenLogprob, spell
@@ -19,15 +17,6 @@ from coterie.engine.request import ChoiceParams, SamplingParams, TokenLogprobs
 from coterie.server.text_logprobs import TextLogprobs
 
 ASKED = [{"role": "user", "content": "for ada, please"}]
-
-
-@pytest.fixture(scope="module")
-def client(composition: Path) -> Iterator[openai.OpenAI]:
-    with (
-        served(Coterie.open(str(composition))) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found,
-    ):
-        yield found
 
 
 def ask(client: openai.OpenAI, **options: Any) -> Any:

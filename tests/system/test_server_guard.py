@@ -123,12 +123,6 @@ def test_a_page_of_another_site_handles_no_experts(url: str, guarded: str, what:
         assert httpx.post(f"{where}{path}", headers=headers).status_code in (200, 202, 409)
 
 
-@pytest.fixture(scope="module")
-def url(composition: Path):
-    with served(Coterie.open(composition)) as found:
-        yield found
-
-
 @pytest.mark.parametrize("key", ["", "two words", "clé", "a\nb"])
 def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path, key: str) -> None:
     with Coterie.open(composition) as coterie, pytest.raises(UsageError, match="--api-key"):

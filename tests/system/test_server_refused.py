@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
 import openai
 import pytest
-from tests.system.serving import ask, served
-
-from coterie.api import Coterie
-
-
-@pytest.fixture(scope="module")
-def url(composition: Path) -> Iterator[str]:
-    with served(Coterie.open(str(composition))) as found:
-        yield found
+from tests.system.serving import ask
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,12 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-from typer.testing import CliRunner
+from tests.system.commands import run
 
-from coterie.cli.main import app
 from coterie.core.trace import Slice, Trace, read_trace, write_trace
 from coterie.core.trace_svg import render
 
-runner = CliRunner()
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def run(*args: object):
-    return runner.invoke(app, [str(a) for a in args])
 
 
 def test_run_writes_a_trace_and_trace_draws_it(composition: Path, tmp_path: Path) -> None:
