@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tests.model import adapters, tiny
-from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways, prompt_logits
+from tests.model.runner import BACKENDS, Stepper, prompt_logits
 from tests.model.test_merge import logits_of
 from tests.model.theirs import as_met, most_lost, prompt_of, relative_error
+from tests.model.ways import check_in_turns, check_one_answer
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
@@ -67,13 +68,7 @@ def test_every_way_to_step_gives_one_answer(backend, rule_set, folder_of, tmp_pa
     model = open_adapted(open_model(base), folder)
     prompt = prompt_of(model.config.vocab_size)[:12]
     wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
-    stepper = Stepper(make_backend(backend, model, *([] if backend == "reference" else [rule_set])))
-    alone, *others = in_ways(stepper, prompt)
-    assert relative_error(alone, wanted) <= OURS
-    for found in others:
-        assert relative_error(found, alone) <= 1e-5
-        if backend == "cpu":
-            np.testing.assert_array_equal(found, alone)
+    check_one_answer(backend, rule_set, model, wanted, prompt, OURS, make_backend)
 
 
 def test_two_adapters_in_turn_are_each_as_alone(folder_of, tmp_path, make_backend):
@@ -83,12 +78,7 @@ def test_two_adapters_in_turn_are_each_as_alone(folder_of, tmp_path, make_backen
     for seed in (1, 2):
         _, _, folder = adapted("llama", folder_of, tmp_path / str(seed), seed=seed)
         models.append(open_adapted(base, folder))
-    assert models[0].key == models[1].key != base.key
-    prompt = prompt_of(base.config.vocab_size)[:10]
-    alone = [Stepper(make_backend("cpu", model)).greedy(prompt, 6) for model in models]
-    plain = Stepper(make_backend("cpu", base)).greedy(prompt, 6)
-    assert len({tuple(tokens) for tokens in (*alone, plain)}) == 3
-    assert in_turns(make_backend("cpu", models[0]), models, prompt, 6) == alone
+    check_in_turns(base, models, make_backend)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

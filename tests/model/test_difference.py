@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.model import differences, tiny
-from tests.model.runner import BACKENDS, Stepper, in_turns, in_ways, prompt_logits
+from tests.model.runner import BACKENDS, Stepper, prompt_logits
 from tests.model.test_merge import logits_of
 from tests.model.theirs import prompt_of, relative_error
+from tests.model.ways import check_in_turns, check_one_answer
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
@@ -73,13 +74,7 @@ def test_every_way_to_step_gives_one_answer(backend, rule_set, folder_of, tmp_pa
     model = open_delta(open_model(base), folder)
     prompt = prompt_of(model.config.vocab_size)[:12]
     wanted = logits_of(differences.summed(base, tuned, folder, INT8), prompt)
-    stepper = Stepper(make_backend(backend, model, *([] if backend == "reference" else [rule_set])))
-    alone, *others = in_ways(stepper, prompt)
-    assert relative_error(alone, wanted) <= OURS
-    for found in others:
-        assert relative_error(found, alone) <= 1e-5
-        if backend == "cpu":
-            np.testing.assert_array_equal(found, alone)
+    check_one_answer(backend, rule_set, model, wanted, prompt, OURS, make_backend)
 
 
 @pytest.mark.parametrize("layers", [pytest.param(DType.Q4, marks=pytest.mark.long), DType.Q4Z, DType.Q2])
@@ -130,12 +125,7 @@ def test_two_deltas_in_turn_are_each_as_alone(folder_of, tmp_path, make_backend)
     for seed in (1, 2):
         _, _, folder = made("llama", folder_of, tmp_path / str(seed), seed=seed)
         models.append(open_delta(base, folder))
-    assert models[0].key == models[1].key != base.key
-    prompt = prompt_of(base.config.vocab_size)[:10]
-    alone = [Stepper(make_backend("cpu", model)).greedy(prompt, 6) for model in models]
-    plain = Stepper(make_backend("cpu", base)).greedy(prompt, 6)
-    assert len({tuple(tokens) for tokens in (*alone, plain)}) == 3
-    assert in_turns(make_backend("cpu", models[0]), models, prompt, 6) == alone
+    check_in_turns(base, models, make_backend)
 
 
 def test_what_is_equal_is_left_out_and_the_rest_comes_by_stages(folder_of, tmp_path, make_backend):

@@ -5,7 +5,7 @@ Knows nothing about families.
 
 import numpy as np
 from tests.model import tiny
-from tests.model.runner import Stepper, chunks, prompt_logits
+from tests.model.runner import Stepper, chunks, in_turns, in_ways, prompt_logits
 from tests.model.theirs import GREEDY_FROM, GREEDY_TOKENS, prompt_of, relative_error, typical_error
 
 from coterie.kernels.cpu import ISAS
@@ -100,3 +100,24 @@ def check_packed(folder, packing, target, make_backend, stay=(), packed=(), erro
     pieces = [stepper.feed((sequence, piece)) for piece in chunks(prompt, 11)]
     np.testing.assert_array_equal(np.concatenate(pieces), found)
     return model
+
+
+def check_one_answer(backend, rule_set, model, wanted, prompt, bound, make_backend):
+    """That logits are these, alone and in a batch, at once and token by token; on a CPU to the bit."""
+    stepper = Stepper(make_backend(backend, model, *([] if backend == "reference" else [rule_set])))
+    alone, *others = in_ways(stepper, prompt)
+    assert relative_error(alone, wanted) <= bound
+    for found in others:
+        assert relative_error(found, alone) <= 1e-5
+        if backend == "cpu":
+            np.testing.assert_array_equal(found, alone)
+
+
+def check_in_turns(base, models, make_backend):
+    """That two fine-tunes of a base, one architecture, have in turn on one device the tokens of each alone."""
+    assert models[0].key == models[1].key != base.key
+    prompt = prompt_of(base.config.vocab_size)[:10]
+    alone = [Stepper(make_backend("cpu", model)).greedy(prompt, 6) for model in models]
+    plain = Stepper(make_backend("cpu", base)).greedy(prompt, 6)
+    assert len({tuple(tokens) for tokens in (*alone, plain)}) == 3
+    assert in_turns(make_backend("cpu", models[0]), models, prompt, 6) == alone

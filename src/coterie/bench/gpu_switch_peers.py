@@ -22,12 +22,13 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.gpu_peers import NAME, fastest, graphs, sentence, synchronized
-from coterie.bench.peers.best import Work, prepared_peer, seconds_of
+from coterie.bench.peers.best import Work, prepared_peer
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
 from coterie.bench.sticks import drop_page_cache
+from coterie.bench.switch_peers import first_token_s
 from coterie.bench.switch_serve import ask, settings_for, ttft
 from coterie.core.units import format_seconds
 from coterie.devices.cuda.gpu import Gpu
@@ -171,17 +172,7 @@ class _Theirs:
         return synchronized(session, lambda one: one.prefill(self.prompt[:WARM_PROMPT]))
 
     def _first_token(self, path: Path, settings: Settings) -> float:
-        opened: list[Session] = []
-
-        def work() -> None:
-            opened.append(self.peer.open(path, settings, len(self.prompt) + 1))
-            opened[0].prefill(self.prompt)  # a number in Python: the GPU is done
-
-        try:
-            return seconds_of(work)
-        finally:
-            for session in opened:
-                session.close()
+        return first_token_s(self.peer, path, settings, len(self.prompt) + 1, self.prompt)
 
 
 def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Settings | str:
