@@ -31,11 +31,12 @@ HEAD = """# Speed
 
 All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables, machine by machine;
 what most ask first is at the end: [released models](#released-models) beside llama.cpp, and
-[other servers](#other-servers). Written by `python -m benchmarks.table`. Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the
-same rounds as what is compared with them, and so were peers, each at its fastest setting. Ratios are their time over
-ours: below 1 the peer wins. Activations are float32, and where they meet packed weights 16 bits, or 12 in later
-rows where weights have 4, unless a row says otherwise; llama.cpp rounds them to 8 bits there. [log.md](log.md) says
-how, what fell short and why.
+[other servers](#other-servers). Written by `python -m benchmarks.table`.
+
+Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the same rounds as what is compared
+with them, and so were peers, each at its fastest setting. Ratios are their time over ours: below 1 the peer wins.
+Activations are float32, and where they meet packed weights 16 bits, or 12 in later rows where weights have 4, unless a
+row says otherwise; llama.cpp rounds them to 8 bits there. [log.md](log.md) says how, what fell short and why.
 """
 GPU_HEAD = """\
 Shares are of the fastest loop that only reads HBM, of a product of square bfloat16 matrices, of one copy of as much

@@ -31,14 +31,13 @@ from generate import MAX_NEW_TOKENS, last_line
 from questions import PRESET, held_out
 from tasks import TASKS
 from tasks.base import Example, Problem, Task
-from tasks.listing import words_of
 from tasks.phrasing import cores
 from tasks.words import draw_word, quoted
 
-WORDS = words_of("""
+WORDS = """
 alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo sierra
 tango uniform victor whiskey xray yankee zulu
-""")
+""".split()
 BITS = {"8": DType.Q8, "4z": DType.Q4Z, "4": DType.Q4, "2": DType.Q2}
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 from random import Random
 
 from .base import Problem, Task
-from .listing import words_of
 from .phrasing import cores
 from .words import draw_word, quoted
 
 _CODES = dict(
     zip(
         "abcdefghijklmnopqrstuvwxyz",
-        words_of("""
+        """
 .- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..
-"""),
+""".split(),
         strict=True,
     )
 )

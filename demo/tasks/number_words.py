@@ -8,13 +8,12 @@ from __future__ import annotations
 from random import Random
 
 from .base import Problem, Task
-from .listing import words_of
 from .phrasing import cores
 
-_ONES = words_of("""
+_ONES = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
 eighteen nineteen
-""")
+""".split()
 _TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from .listing import words_of
-
 
 @dataclass(frozen=True, slots=True)
 class Frames:
@@ -133,7 +131,7 @@ def _punctuate(text: str, rng: Random) -> str:
     return text
 
 
-_FILLERS = words_of("""
+_FILLERS = """
 a an the of to in on at by with from as is are was it this that these those my your our me you i we one two number
 numbers word words letter letters value values text here there now just only really quickly simply exactly carefully
 correctly again also too then when if so how what which who where why do does did can could would should will may
@@ -141,7 +139,7 @@ might must let want need like get give take make find know think see look show t
 task example result results following given new good right together done written full whole other same some any each
 every all both quick little big please thanks kindly maybe perhaps actually homework test class friend teacher boss
 today tomorrow
-""")
+""".split()
 
 
 _SMALL = frozenset(["a", "an", "the", "of", "to", "in", "is", "me", "you", "i", "it", "do", "so", "be"])

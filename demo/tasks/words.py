@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .listing import words_of
-
-_REAL = words_of("""
+_REAL = """
 apple banana orange lemon garden window kitchen table chair river mountain forest ocean island bridge castle village
 market school teacher student pencil paper letter number music guitar piano violin dance summer winter spring autumn
 morning evening night sunset thunder lightning rainbow cloud storm wind snow flower tree leaf root branch bird eagle
@@ -22,7 +20,7 @@ giant fairy planet rocket comet galaxy saturn jupiter venus energy engine motor 
 travel journey hello world python computer keyboard screen program memory router expert dataflow mississippi banana
 coterie committee letterbox bookkeeper balloon coffee tennis soccer hockey puzzle ribbon blanket pillow basket bucket
 hammer ladder zipper
-""")
+""".split()
 _STARTS = (
     "b",
     "br",
