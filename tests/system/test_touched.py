@@ -145,6 +145,7 @@ ASKING: dict[str, dict[str, Any]] = {
     "penalised": {"sampling": SamplingParams(temperature=0.9, seed=5), "choice": ChoiceParams(presence_penalty=1.5)},
     "stopped": {"stop": ("never said",)},
     "with logprobs": {"choice": ChoiceParams(top_logprobs=2)},
+    "scored": {"choice": ChoiceParams(top_logprobs=0, score_prompt=True)},
 }
 
 
@@ -169,7 +170,7 @@ def ended(small: Coterie) -> dict[str, Chunk]:
     return last
 
 
-@pytest.mark.parametrize("how", ["greedy", "seeded", "penalised", "stopped"])
+@pytest.mark.parametrize("how", [how for how in ASKING if how != "scored"])
 def test_who_runs_goes_on_where_the_weights_are_the_same(office: Path, small: Coterie, how: str) -> None:
     """Whatever was said is drawn once more, and not said again."""
     expected = [small.ask(Query((Message("user", "hello"),), "ada", max_tokens=60, ignore_end=True, **ASKING[how]))]
@@ -180,6 +181,7 @@ def test_who_runs_goes_on_where_the_weights_are_the_same(office: Path, small: Co
     answer = last[asking].answer
     assert answer
     assert (answer.token_ids, answer.text) == (expected[0].token_ids, expected[0].text)
+    assert answer.logprobs == expected[0].logprobs
     small.parts.engine.check_integrity()
 
 
@@ -189,7 +191,7 @@ def test_an_answer_is_never_by_two_weights(office: Path, small: Coterie, tmp_pat
     asking, other = gone_while_asked(small, **ASKING[how])
     path, others = weights(office), weights(write_expert(tmp_path / "other", 7).parent, "other")
     times = path.stat()
-    if how != "with logprobs":
+    if how != "scored":
         shutil.copyfile(others, path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     last = ended(small)

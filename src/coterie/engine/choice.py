@@ -42,6 +42,10 @@ class Chooser:
         self.habit: Habit | None = None  # that of the answer, if somebody wants to know
         self.news: tuple[TokenLogprobs, ...] = ()
 
+    def anew(self, prompt_ids: Seq[int]) -> Chooser:
+        """One for the same answer, to be chosen from its beginning; not beside a mask, which has gone on."""
+        return Chooser(self._params, self._sampling, prompt_ids, self._end_ids)
+
     @property
     def complete(self) -> bool:
         """True when nothing may follow the last token."""

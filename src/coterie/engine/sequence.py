@@ -108,11 +108,13 @@ class Sequence:
     def begin_again(self) -> bool:
         """Forget the KV state: all is computed again, and what was drawn is drawn again, of which nothing is shown.
 
-        False, and all is as it was, where something was chosen or scored on the host, which cannot be taken back.
+        False, and all is as it was, where a form has gone on or the prompt is scored, which cannot be taken back.
         """
         request, drawn = self.request, self.tokens[len(self.request.prompt_ids) :] + self.owed
-        if self.chooser is not None and (drawn or request.choice.score_prompt):
+        if request.choice.score_prompt or (self.mask is not None and drawn):
             return False
+        if self.chooser is not None and drawn:
+            self.chooser = self.chooser.anew(request.prompt_ids)
         self.tokens, self.owed = list(request.prompt_ids), drawn
         self.computed = self.cached_tokens = 0
         self.begun = False
@@ -130,6 +132,8 @@ class Sequence:
             self.tokens.append(token)
             self._note(token)
         del tokens[:count], self.owed[:count]
+        if self.chooser is not None:
+            self.chooser.news = self.chooser.news[count:]
         return True
 
     def output(
