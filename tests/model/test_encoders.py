@@ -325,6 +325,31 @@ def test_configs_as_they_were_released_mean_the_same(row, tmp_path):
     assert open_model(tmp_path).key == key
 
 
+def test_a_scaled_rope_is_plain_up_to_the_trained_length(tmp_path):
+    """As nomic-embed-text-v1 has it; beyond it a text is refused."""
+    model = make("nomic")
+    save(tmp_path, model, "mean_tokens")
+    whole = json.loads((tmp_path / "config.json").read_text())
+    plain = open_model(tmp_path)
+
+    def opened(**more):
+        (tmp_path / "config.json").write_text(json.dumps({**whole, **more}))
+        return open_model(tmp_path)
+
+    scaled = opened(rotary_scaling_factor=2, max_trained_positions=20)
+    assert (scaled.key, plain.max_context, scaled.max_context) == (plain.key, 64, 20)
+    assert opened(rotary_scaling_factor=2).max_context == 64
+    assert opened(rotary_scaling_factor=0, max_trained_positions=20).max_context == 64
+    with pytest.raises(CheckpointError, match="rotary_scaling_factor is -1"):
+        opened(rotary_scaling_factor=-1)
+    opened(rotary_scaling_factor=2, max_trained_positions=20)
+    with Coterie.open(tmp_path) as coterie:
+        expected = wanted(model, TEXTS[0], "mean_tokens")
+        np.testing.assert_allclose(coterie.embed(TEXTS[0])[0], expected, rtol=2e-4, atol=2e-5)
+        with pytest.raises(CoterieError, match="20 tokens or fewer"):
+            coterie.embed("y" * 21)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

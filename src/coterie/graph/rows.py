@@ -73,10 +73,12 @@ def more_rows(
         np.maximum.at(last_B, sequence_T, np.asarray(positions_T, np.int32))
         found[HORIZON] = last_B[sequence_T]
     if TYPES in graph.values:
-        found[TYPES] = np.array(types_T, np.int32) if len(types_T) else np.zeros(len(positions_T), np.int32)
-        most = rows_of_tables(graph, TYPES) or 0
-        if found[TYPES].shape != (len(positions_T),) or not all(0 <= kind < most for kind in types_T):
-            raise ValueError(f"types are {len(types_T)} for {len(positions_T)} tokens, or outside 0 to {most - 1}")
+        found[TYPES] = np.zeros(len(positions_T), np.int32)
+        if len(types_T):
+            most = rows_of_tables(graph, TYPES) or 0
+            if len(types_T) != len(positions_T) or not all(0 <= kind < most for kind in types_T):
+                raise ValueError(f"types are {len(types_T)} for {len(positions_T)} tokens, or outside 0 to {most - 1}")
+            found[TYPES][:] = types_T
     return found
 
 

@@ -106,7 +106,10 @@ class ModelConfig:
     @property
     def max_context(self) -> int:
         """The most tokens of prompt and answer together."""
-        return self.rope.max_context - (self.encoder.first_position if self.encoder else 0)
+        if self.encoder is None:
+            return self.rope.max_context
+        within = self.rope.max_context - self.encoder.first_position
+        return min(within, self.encoder.most_tokens or within)
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:

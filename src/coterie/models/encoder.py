@@ -49,6 +49,7 @@ class EncoderKeys:
     `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
     that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
     the sums, and not before the blocks. `first_norm`: before attention in the first layer, where norms stand before.
+    `scaled_rope`: a key by which angles change in texts of more tokens than another key says, and that one's default.
     `head`: of those that score; `pools_by_config`: `classifier_pooling` says of which rows, else of the first.
     """
 
@@ -59,6 +60,7 @@ class EncoderKeys:
     required: Mapping[str, Any] | None = None
     norms_behind: bool = True
     first_norm: bool = True
+    scaled_rope: tuple[str, str, int] | None = None
     head: tuple[HeadKeys, ...] = ()
     pools_by_config: bool = False
     own_code: bool = False  # released configs name code of their own, and this is what that does
@@ -67,13 +69,14 @@ class EncoderKeys:
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """What one has besides: rows of the table of types, 0 for none, and of that of positions before the first token's;
-    where its norms stand, as EncoderKeys has it.
+    where its norms stand, as EncoderKeys has it; `most_tokens` of a text, 0 where its positions say it.
     """
 
     type_rows: int
     first_position: int
     norms_behind: bool
     first_norm: bool
+    most_tokens: int = 0
 
 
 def encoder_of(config: Fields, family: Family) -> Encoder | None:
@@ -86,7 +89,11 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
             fact = f"{key} = {config.get(key)!r} is not run for {family.model_type}"
             raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
     type_rows = config.count("type_vocab_size", 2) if keys.types else 0
-    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm)
+    most_tokens = 0
+    if keys.scaled_rope is not None and config.get(keys.scaled_rope[0]):
+        config.number(keys.scaled_rope[0])
+        most_tokens = config.count(*keys.scaled_rope[1:])
+    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm, most_tokens)
 
 
 def sees_all(config: Fields, family: Family) -> bool:

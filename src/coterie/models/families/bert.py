@@ -86,8 +86,9 @@ NOMIC_BERT = replace(
         required={
             **{"prenorm": False, "use_rms_norm": False, "parallel_block": False, "causal": False},
             **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_fraction": 1.0},
-            **{"rotary_emb_interleaved": False, "rotary_scaling_factor": None, "rotary_emb_scale_base": None},
+            **{"rotary_emb_interleaved": False, "rotary_emb_scale_base": None},
         },
+        scaled_rope=("rotary_scaling_factor", "max_trained_positions", 2048),  # up to which they are plain
     ),
     names=Names(
         embed="embeddings.word_embeddings.weight",
