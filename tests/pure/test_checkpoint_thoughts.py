@@ -36,18 +36,23 @@ TOKENIZERS = {
 }
 
 
+def read(reader, tokenizer, written, often=True):
+    """The text and the reasoning that come of what is written; reasoning is taken with each token, or at the end."""
+    said, thought = "", ""
+    for token in tokenizer.encode(written, add_special_tokens=False):
+        said += reader.push(token)
+        thought += reader.take_reasoning() if often else ""
+    said += reader.flush()
+    return said, thought + reader.take_reasoning()
+
+
 @pytest.mark.parametrize("case", CASES, ids=repr)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_a_thought_is_told_from_the_answer(kind, case):
     written, opened = case
     tokenizer = TOKENIZERS[kind]
     reader = ThoughtText(tokenizer, THINK, opened, tokenizer.among("<think>", "</think>"))
-    said, thought = "", ""
-    for token in tokenizer.encode(written, add_special_tokens=False):
-        said += reader.push(token)
-        thought += reader.take_reasoning()
-    said += reader.flush()
-    assert (said, thought + reader.take_reasoning()) == CASES[case]
+    assert read(reader, tokenizer, written) == CASES[case]
 
 
 def test_what_is_given_out_never_depends_on_the_pieces():
@@ -57,16 +62,7 @@ def test_what_is_given_out_never_depends_on_the_pieces():
     for _ in range(200):
         parts = [chance.choice(["<think>", "</think>", "<", "</", "a", " ", "\n", "thi"]) for _ in range(8)]
         written, opened = "".join(parts), chance.random() < 0.5
-        readers = [ThoughtText(tokenizer, THINK, opened) for _ in range(2)]
-        results = []
-        for reader, text in zip(readers, (written, written), strict=True):
-            said, thought = "", ""
-            for token in tokenizer.encode(text, add_special_tokens=False):
-                said += reader.push(token)
-                if reader is readers[0]:
-                    thought += reader.take_reasoning()
-            said += reader.flush()
-            results.append((said, thought + reader.take_reasoning()))
+        results = [read(ThoughtText(tokenizer, THINK, opened), tokenizer, written, often) for often in (True, False)]
         assert results[0] == results[1]
         end = written.find("</think>")
         begins = opened or written.lstrip().startswith("<think>")
@@ -119,12 +115,8 @@ def test_a_title_and_marks_around_an_answer_belong_to_neither(written):
     of_gemma = next(marks for marks in MARKS if marks.title)
     marks = of_gemma if written in TITLED else Marks("<think>", "</think>", answer=("<response>", "</response>"))
     tokenizer = TOKENIZERS["letters"]
-    reader, said, thought = ThoughtText(tokenizer, marks, False), "", ""
-    for token in tokenizer.encode(written, add_special_tokens=False):
-        said += reader.push(token)
-        thought += reader.take_reasoning()
-    said += reader.flush()
-    assert (said, thought + reader.take_reasoning()) == (TITLED | ANSWERED)[written]
+    reader = ThoughtText(tokenizer, marks, False)
+    assert read(reader, tokenizer, written) == (TITLED | ANSWERED)[written]
 
 
 @pytest.mark.parametrize("mark", ["response", "answer"])
