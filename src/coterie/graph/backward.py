@@ -28,14 +28,14 @@ from coterie.graph.shard import Sharded, Split, split_graph
 TARGETS = "targets"
 
 
-def training_graph(graph: Graph, degree: int = 1, rank: int = 0) -> Graph:
+def training_graph(graph: Graph, degree: int = 1) -> Graph:
     """Forward and backward of a decoder: stages `layers.0.grad` and so on follow the forward ones, last layer first.
 
-    Every row is a target: give Sizes with R = T. With a degree, what one rank of so many computes (graph/shard.py).
+    Every row is a target: give Sizes with R = T. With a degree, what the first of so many ranks computes (shard.py).
     Raises UnsupportedError for an op that has no rule, UsageError for a degree that the graph cannot be split by,
     or a graph without logits.
     """
-    return split_training_graph(graph, degree, rank).graph
+    return split_training_graph(graph, degree).graph
 
 
 def split_training_graph(graph: Graph, degree: int, rank: int = 0) -> Sharded:

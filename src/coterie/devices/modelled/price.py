@@ -22,7 +22,6 @@ from coterie.graph.cost import region_cost
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
-from coterie.spec.measured import Kernels
 
 MAX_PRICED_REGIONS = 1 << 15  # whose phases are kept; a bound on memory, not on use
 
@@ -33,23 +32,20 @@ def step_time(
     sizes: Sizes,
     *,
     orchestration: str = "device",
-    tiers: tuple[str, str] | None = None,
     starts_run: bool = True,
-    kernels: Kernels | None = None,
     allow_analytic: bool = True,
     mapped: bool = False,
 ) -> StepTime:
-    """What a step with nothing beside it takes on a machine, region by region.
+    """What a step with nothing beside it takes on a machine, region by region; weights and KV lie in the run tier.
 
-    `tiers`: where weights and KV lie (the run tier); `starts_run`: software starts the first region even where the
-    device starts the others; `kernels`: measured speeds to use in place of all; `mapped`: sections are laid out on the
-    machine's grid (dataflow/), and priced as whole regions only where they do not fit.
+    `starts_run`: software starts the first region even where the device starts the others; `mapped`: sections are laid
+    out on the machine's grid (dataflow/), and priced as whole regions only where they do not fit.
     Raises UsageError when a needed number of the machine is unknown, or a region is outside what was measured and
     `allow_analytic` is False.
     """
     resources(spec)
-    where = tiers or (spec.run_tier, spec.run_tier)
-    pricing = Pricing(orchestration, kernels, allow_analytic, mapped)
+    where = spec.run_tier, spec.run_tier
+    pricing = Pricing(orchestration, analytic=allow_analytic, mapped=mapped)
     same = facts(program).same
     priced = {index: RegionPricer(spec, program, index, where, pricing).time(sizes) for index in dict.fromkeys(same)}
     rows = [
@@ -61,16 +57,15 @@ def step_time(
     return StepTime(tuple(rows), host_s(spec, sizes), floor_s(spec, sizes))
 
 
-def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes, tiers: tuple[str, str] | None = None) -> float:
+def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
     """A lower bound of a step: per region the larger of flops and bytes over physical peaks, nothing else."""
     total, own, same = 0.0, rates(spec, program), facts(program).same
-    where = tiers or (spec.run_tier, spec.run_tier)
     for index in dict.fromkeys(same):
         region = program.regions[index]
         if all(op.kind in COLLECTIVES for op in region.ops):
             continue
         cost = region_cost(program, region, sizes)
-        moved = moved_bytes((*where, spec.run_tier), cost)
+        moved = moved_bytes((spec.run_tier,) * 3, cost)
         seconds = [amount / own.bytes_per_s(spec, tier) for tier, amount in moved.items() if amount]
         total += same.count(index) * max([cost.flops / own.flops_per_s, *seconds])
     return total
