@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="the extra cuda is not installed: triton is
 
 import torch
 import triton
-from tests.device.native import whole
+from tests.device.native import row_of
 from tests.device.remembering import remember
 from triton.runtime import interpreter
 
@@ -62,14 +62,8 @@ def looking(looks):
 
 
 def call(kernel, bucket, tiles=WIDE, **operands):
-    """Run one instruction; arrays stand for their addresses, which must be multiples of 16 as the device gives them."""
-    operands = whole(kernel, operands)
-    for name, value in operands.items():
-        if isinstance(value, np.ndarray):
-            assert value.flags.c_contiguous, name
-            operands[name] = kernels.address(value)
-    rows = kernels.encode(kernel, operands).reshape(1, -1)
-    run(rows, bucket, tiles)
+    """Run one instruction, whose arrays must be at multiples of 16, where the device has them."""
+    run(row_of(kernel, operands), bucket, tiles)
 
 
 def run(rows, bucket, tiles=WIDE, on_gpu=None):

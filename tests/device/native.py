@@ -96,15 +96,19 @@ def whole(kernel, operands):
     return neutral | operands
 
 
-def call(team, kernel, **operands):
-    """Run one instruction; arrays stand for their addresses. They must be what the kernel reads, in type and order."""
+def row_of(kernel, operands):
+    """An instruction; arrays stand for their addresses. They must be what the kernel reads, in type and order."""
     operands = whole(kernel, operands)
     for name, value in operands.items():
         if isinstance(value, np.ndarray):
             assert value.flags.c_contiguous, name
             operands[name] = kernels.address(value)
-    rows = kernels.encode(kernel, operands).reshape(1, -1)
-    assert team.run(rows) == 1
+    return kernels.encode(kernel, operands).reshape(1, -1)
+
+
+def call(team, kernel, **operands):
+    """Run one instruction."""
+    assert team.run(row_of(kernel, operands)) == 1
 
 
 def random(rng, *shape):
