@@ -36,16 +36,22 @@ def adapted(row, folder_of, tmp_path, names=(*adapters.ALL, *MORE), dtype="fp32"
     return base, parts, adapters.write(tmp_path / "adapter", parts, dtype=tiny.DTYPES[dtype], **changes)
 
 
+def check_hooked(base, parts, folder, make_backend, scale=lambda _: 2.0):
+    """That an adapter gives what hooks on transformers' modules compute; prompt, and logits of both."""
+    model = open_adapted(open_model(base), folder)
+    prompt = prompt_of(model.config.vocab_size)
+    wanted = logits_of(adapters.hook(tiny.load(base), parts, scale), prompt)
+    found = prompt_logits(make_backend("cpu", model), prompt)
+    assert relative_error(found, wanted) <= OURS
+    return prompt, wanted, found
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_beside_transformers_and_beside_merged_weights(row, folder_of, tmp_path, make_backend):
     """Every linear of every family: joined ones, with a scale or a bias, in branches' layers those of attention."""
     base, parts, folder = adapted(row, folder_of, tmp_path)
-    model = open_adapted(open_model(base), folder)
-    prompt = prompt_of(model.config.vocab_size)
-    wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
+    prompt, wanted, found = check_hooked(base, parts, folder, make_backend)
     assert relative_error(logits_of(tiny.load(base), prompt), wanted) > 0.05
-    found = prompt_logits(make_backend("cpu", model), prompt)
-    assert relative_error(found, wanted) <= OURS
     merged = open_model(merge_folder(base, folder, tmp_path / "merged").folder)
     assert relative_error(found, prompt_logits(make_backend("cpu", merged), prompt)) <= OURS
 
@@ -53,11 +59,7 @@ def test_beside_transformers_and_beside_merged_weights(row, folder_of, tmp_path,
 def test_projections_by_key_heads(folder_of, tmp_path, make_backend):
     """Beside all of whose weights are adapted that are no branch's."""
     names = ("in_proj_qkvz", "in_proj_ba", "out_proj", "q_proj", "o_proj")
-    base, parts, folder = adapted("qwen3-next", folder_of, tmp_path, names)
-    model = open_adapted(open_model(base), folder)
-    prompt = prompt_of(model.config.vocab_size)
-    wanted = logits_of(adapters.hook(tiny.load(base), parts, lambda _: 2.0), prompt)
-    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
+    check_hooked(*adapted("qwen3-next", folder_of, tmp_path, names), make_backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -85,10 +87,7 @@ def test_two_adapters_in_turn_are_each_as_alone(folder_of, tmp_path, make_backen
 def test_factors_of_other_types_than_the_base(dtype, folder_of, tmp_path, make_backend):
     base, parts, folder = adapted("llama", folder_of, tmp_path, dtype=dtype)
     rounded = {m: adapters.Part(*(t.to(tiny.DTYPES[dtype]).float() for t in (p.a, p.b))) for m, p in parts.items()}
-    model = open_adapted(open_model(base), folder)
-    prompt = prompt_of(model.config.vocab_size)
-    wanted = logits_of(adapters.hook(tiny.load(base), rounded, lambda _: 2.0), prompt)
-    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
+    check_hooked(base, rounded, folder, make_backend)
 
 
 def test_ranks_scales_and_targets_by_module(folder_of, tmp_path, make_backend):
@@ -104,10 +103,7 @@ def test_ranks_scales_and_targets_by_module(folder_of, tmp_path, make_backend):
     parts = adapters.parts(tiny.load(base), ("q_proj", "down_proj", "lm_head"), rank)
     changes = {"rank_pattern": {"layers.1.*": 3}, "alpha_pattern": {"lm_head": 2}, "use_rslora": True}
     folder = adapters.write(tmp_path / "adapter", parts, **changes)
-    model = open_adapted(open_model(base), folder)
-    prompt = prompt_of(model.config.vocab_size)
-    wanted = logits_of(adapters.hook(tiny.load(base), parts, scale), prompt)
-    assert relative_error(prompt_logits(make_backend("cpu", model), prompt), wanted) <= OURS
+    check_hooked(base, parts, folder, make_backend, scale)
 
 
 @pytest.mark.parametrize("dtype", [DType.Q8, DType.Q4])

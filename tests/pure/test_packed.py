@@ -59,24 +59,15 @@ def test_q4z_loses_no_more_than_the_plain_choice_of_a_range(shape, middle):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_q8_is_off_by_half_a_step(shape):
+@pytest.mark.parametrize(("dtype", "size", "largest", "off"), [(DType.Q8, 128, 127, 0.76), (DType.Q4, 32, 8, 2.1)])
+def test_a_weight_is_off_by_about_a_step_at_most(shape, dtype, size, largest, off):
+    """Of 8 bits by half of one: a step is rounded to 8 bits, so the largest weight may fall outside by a quarter."""
     values = random(shape)
-    found = unpack(pack(values, DType.Q8), DType.Q8, shape[1])
-    for first in range(0, shape[1], 128):
-        group = np.s_[:, first : first + 128]
-        steps = np.abs(values[group]).max(axis=1) / 127
-        # A step is rounded to 8 bits: the largest weight may fall outside by a quarter of it.
-        assert (np.abs(found[group] - values[group]) <= 0.76 * steps[:, None]).all()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_q4_is_off_by_about_a_step_at_most(shape):
-    values = random(shape)
-    found = unpack(pack(values, DType.Q4), DType.Q4, shape[1])
-    for first in range(0, shape[1], 32):
-        group = np.s_[:, first : first + 32]
-        steps = np.abs(values[group]).max(axis=1) / 8
-        assert (np.abs(found[group] - values[group]) <= 2.1 * steps[:, None]).all()
+    found = unpack(pack(values, dtype), dtype, shape[1])
+    for first in range(0, shape[1], size):
+        group = np.s_[:, first : first + size]
+        steps = np.abs(values[group]).max(axis=1) / largest
+        assert (np.abs(found[group] - values[group]) <= off * steps[:, None]).all()
 
 
 def test_errors_over_many_weights_are_as_small_as_the_bits_allow():

@@ -78,12 +78,10 @@ def converted(
         yield Converted(peer, files, precision, settings, drops_pages)
 
 
-def serve_peer(
-    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, age_bound: int = AGE_BOUND
-) -> dict[str, Any]:
+def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int) -> dict[str, Any]:
     """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
-    turns, settings = _best_turns(made, models, load, near_bytes, age_bound)
-    ran, opened, moved_bytes = _serve(replace(made, settings=settings), models, load, near_bytes, turns, age_bound)
+    turns, settings = _best_turns(made, models, load, near_bytes)
+    ran, opened, moved_bytes = _serve(replace(made, settings=settings), models, load, near_bytes, turns)
     ordered, elapsed_s = sorted(ran.ttfts_s), ran.ends_s[-1]
     return {
         "mix": load.mix,
@@ -105,7 +103,7 @@ def serve_peer(
 
 
 def _serve(
-    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, turns: Turns, age_bound: int
+    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, turns: Turns
 ) -> tuple[Ran, int, int]:
     """All of a load: what came of it, opens, and the bytes that they moved."""
     peer, tokens, prompts = made.peer, load.prompt_tokens + load.new_tokens, _prompts(models, load)
@@ -117,7 +115,7 @@ def _serve(
                 peer.open_batch, settings=made.settings, max_tokens=tokens, slots=turns.slots, shared=turns.shared
             )
             with Pool(files, near_bytes, opened) as batches:
-                ran = in_batches(batches, load, prompts, turns, age_bound)
+                ran = in_batches(batches, load, prompts, turns, AGE_BOUND)
                 return ran, batches.opened, batches.moved_bytes
         with Pool(files, near_bytes, partial(peer.open, settings=made.settings, max_tokens=tokens)) as sessions:
             ran = one_at_a_time(sessions, load, prompts)
@@ -127,7 +125,7 @@ def _serve(
 
 
 def _best_turns(
-    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, age_bound: int
+    made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int
 ) -> tuple[Turns, Settings]:
     """The way of taking turns that is fastest on the first requests, and the settings that it ran with."""
     alone = Turns(), made.settings
@@ -139,7 +137,7 @@ def _best_turns(
     def fastest(ways: Iterable[tuple[Turns, Settings]]) -> tuple[Turns, Settings]:
         for turns, settings in ways:
             if (turns, settings) not in took:
-                ran, _, _ = _serve(replace(made, settings=settings), models, first, near_bytes, turns, age_bound)
+                ran, _, _ = _serve(replace(made, settings=settings), models, first, near_bytes, turns)
                 took[turns, settings] = ran.ends_s[-1]
         return min(took, key=lambda way: took[way])
 
