@@ -41,7 +41,7 @@ def test_ours_and_another_answer_the_same_requests_in_turns(tmp_path: Path) -> N
     for number, name in enumerate(("x", "y")):
         write_expert(tmp_path / name, number)
         write_tokenizer(tmp_path / name, 259)
-    got = bench(tmp_path, "--near", "1MiB", "--threads", 1, "--raw", "--prompt", 9, *SMALL,
+    got = bench(tmp_path, "--near", "1MiB", "--threads", 1, "--max-batch", 3, "--raw", "--prompt", 9, *SMALL,
                 "--against", f"{STAND_IN} {{port}} y,x,z", "--cold", tmp_path)  # fmt: skip
     (run,) = got["runs"]
     assert got["bench"] == "serve-against"
@@ -53,7 +53,7 @@ def test_ours_and_another_answer_the_same_requests_in_turns(tmp_path: Path) -> N
     assert own["cpu_s_per_1000_tokens"] > 0
     (beside,) = run["over"].values()
     assert beside["tokens_per_s"]["low"] <= beside["tokens_per_s"]["median"] <= beside["tokens_per_s"]["high"]
-    assert "--near 1048576 --threads 1" in got["workload"]["commands"][0]
+    assert "--near 1048576 --threads 1 --max-batch 3" in got["workload"]["commands"][0]
 
 
 def test_what_a_server_refuses_is_a_failure_and_no_token() -> None:

@@ -12,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coterie import Coterie, Message, Options, Query, load_composition
 from coterie.api import assemble
-from coterie.core.errors import ClosedError, RequestError
+from coterie.cli.opening import options
+from coterie.core.errors import ClosedError, RequestError, UsageError
+from coterie.engine.policy import Policy
+from coterie.engine.request import Request
 
 UNCLOSED = """
 import sys
@@ -158,3 +162,31 @@ def test_plain_values_are_taken(composition: Path, monkeypatch: pytest.MonkeyPat
         assert load_composition(Path("demo")).name == "four"  # as a str it is the preset
     finally:
         Path("demo").rename(composition)
+
+
+def _answered(folder: Path, max_batch: int | None) -> tuple[dict[str, tuple[int, ...]], int]:
+    """What 70 requests at once are answered, and the most rows that a step had."""
+    rng = np.random.default_rng(3)
+    made = options("cpu", None, 1 << 22, 2, max_batch=max_batch, speculate=0)
+    with Coterie.open(folder, made) as coterie:
+        engine = coterie.parts.engine
+        for number in range(70):
+            ids = tuple(rng.integers(0, 250, 1 + number % 5).tolist())
+            engine.submit(Request(str(number), "ada", ids, 6, ignore_end=True))
+        answers: dict[str, tuple[int, ...]] = {}
+        while not engine.idle:
+            for output in engine.step():
+                answers[output.request_id] = answers.get(output.request_id, ()) + tuple(output.token_ids)
+        engine.check_integrity()
+        return answers, max(entry[3] for entry in engine.decisions if entry[0] == "run")
+
+
+def test_a_step_has_as_many_sequences_as_suits_the_device_or_is_said_and_each_answers_as_alone(folder: Path) -> None:
+    alone, rows = _answered(folder, 1)
+    assert (len(alone), rows) == (70, 1)
+    assert all(len(tokens) == 6 for tokens in alone.values())
+    for most, found in ((None, assemble.CPU_BATCH), (65, 65), (200, 70)):
+        assert _answered(folder, most) == (alone, found)
+    assert assemble.policy_for("synthetic:epyc-2core") == Policy()
+    with pytest.raises(UsageError, match="is not a device"):
+        assemble.policy_for("abacus")

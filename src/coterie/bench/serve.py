@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from coterie.api import Coterie, Options
-from coterie.api.assemble import make_spec
+from coterie.api.assemble import make_spec, policy_for
 from coterie.api.opened import open_all
 from coterie.api.sampling import GREEDY
 from coterie.bench.experts import experts_in_turn
@@ -51,6 +51,7 @@ class Own:
     near_bytes: int | None = None
     kv_bytes: int | None = None
     threads: int | None = None
+    max_batch: int | None = None
 
 
 def random_names(count: int) -> tuple[str, ...]:
@@ -70,8 +71,9 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
         made = coterie.plan
         sizes = ("--near", f"{made.near_bytes + made.bases_bytes} B", "--kv", f"{made.kv_bytes} B")
         threads = ("--threads", str(own.threads)) if own.threads else ()
+        batch = ("--max-batch", str(own.max_batch)) if own.max_batch else ()
         say("starting a server")
-        with own_server(ref, (*sizes, *threads)) as server:
+        with own_server(ref, (*sizes, *threads, *batch)) as server:
             origin = origin_of(server.url, {})
             cells = []
             for load in loads:
@@ -88,6 +90,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             "expert_bytes": [min(made.expert_bytes.values()), max(made.expert_bytes.values())],
             "near_bytes": made.near_bytes,
             "kv_bytes": made.kv_bytes,
+            "max_batch": coterie.parts.engine.policy.max_batch,
             "threads": own.threads or this_machine().units,
         }
     return _report(cells, {**workload, **asked_for(loads, rounds, way)})
@@ -134,6 +137,7 @@ def _composition(own: Own, say: Callable[[str], None]) -> Iterator[str]:
 def _options(ref: str, own: Own) -> Options:
     """Of both engines, which are in memory at once."""
     options = Options(near_bytes=own.near_bytes, kv_bytes=own.kv_bytes, threads=own.threads, sampling=GREEDY)
+    options = replace(options, policy=policy_for(options.device, own.max_batch))
     if own.near_bytes is not None:
         return options
     spec = make_spec(options)

@@ -19,7 +19,7 @@ from coterie.bench.serve_asked import Way
 from coterie.bench.serve_models import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
-from coterie.cli.options import JsonOpt, KvOpt, NearOpt, ThreadsOpt, err, say_left_out, sentences
+from coterie.cli.options import JsonOpt, KvOpt, MaxBatchOpt, NearOpt, ThreadsOpt, err, say_left_out, sentences
 from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt
 from coterie.composition.composition import load_composition
 from coterie.core.errors import UsageError
@@ -79,6 +79,7 @@ def bench_serve(
     near: NearOpt = None,
     kv: KvOpt = None,
     threads: ThreadsOpt = None,
+    max_batch: MaxBatchOpt = None,
     json_: JsonOpt = False,
 ) -> None:
     """Streamed requests over HTTP; of our own server the same ones by its engine in process, to see what HTTP costs."""
@@ -89,10 +90,10 @@ def bench_serve(
         loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
         return [Load(requests, *drawn, rate, at_once, arrivals, seed) for at_once in loops]
 
+    sizes = {"--near": near, "--kv": kv, "--threads": threads, "--max-batch": max_batch}
     if against or len(url or ()) > 1 or (url and composition):
         fact = "is of random experts, which other servers do not have"
         _left_out({"--experts": experts, "--shape": shape or None}, fact, "name a COMPOSITION")
-        sizes = {"--near": near, "--kv": kv, "--threads": threads}
         if composition is None:
             _left_out(sizes, "is of our own server", "name a COMPOSITION")
         origins = tuple(origin_of(one, _headers(api_key)) for one in url or ())
@@ -103,8 +104,11 @@ def bench_serve(
         return
     _left_out({"--cold": cold}, "is for servers that are compared", "add --against")
     if url:
-        ours = {"--experts": experts, "--shape": shape or None, "--near": near, "--kv": kv, "--threads": threads}
-        _left_out(ours, "is of a server that is started here", "leave --url out")
+        _left_out(
+            {"--experts": experts, "--shape": shape or None, **sizes},
+            "is of a server that is started here",
+            "leave --url out",
+        )
         origin = origin_of(url[0], _headers(api_key))
         asked = model or models_at(origin)
         print_report(serve_url(origin, asked, loads(asked), rounds, how, _say), json_)
@@ -118,7 +122,7 @@ def bench_serve(
     else:
         names = random_names(experts or EXPERTS)
     shapes = (shape_config(shape),) if shape else SHAPES
-    own = Own(composition or "", names, shapes, near, kv, threads)
+    own = Own(composition or "", names, shapes, near, kv, threads, max_batch)
     print_report(serve_own(own, loads(names), rounds, how, _say), json_)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.api import Options
+from coterie.api.assemble import policy_for
 from coterie.api.sampling import CHECKPOINT
 from coterie.cli.options import say_left_out
 from coterie.composition.composition import Composition, load_composition
@@ -31,12 +32,13 @@ def options(
     speculate: int | None = None,
     sampling: str = CHECKPOINT,
     draft: str = "",
+    max_batch: int | None = None,
 ) -> Options:
     """Gather the shared options."""
     record = MAX_WORKS if trace is not None else 0
     how = Options(device=device, threads=threads, record=record, activations=activations, sampling=sampling)
     how = replace(how, draft=draft)
-    how = replace(how, policy=replace(how.policy, max_guesses=speculate))
+    how = replace(how, policy=replace(policy_for(device, max_batch), max_guesses=speculate))
     return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
 
 

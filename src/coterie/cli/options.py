@@ -111,6 +111,10 @@ SamplingOpt = Annotated[
         "generation_config.json or the composition file has it) or greedy."
     ),
 ]
+MaxBatchOpt = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Sequences of one expert in one step, at most; 64 on a CPU, 32 elsewhere."),
+]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
 
 

@@ -26,6 +26,7 @@ from coterie.cli.options import (
     DeviceOpt,
     DraftOpt,
     KvOpt,
+    MaxBatchOpt,
     NearOpt,
     PoolOpt,
     ReuseOpt,
@@ -68,6 +69,7 @@ def serve(
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
     sampling: SamplingOpt = CHECKPOINT,
+    max_batch: MaxBatchOpt = None,
     trace: TraceOpt = None,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
@@ -96,7 +98,7 @@ def serve(
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
     digests_of(api_key or ())  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft)
+    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft, max_batch)
     made = replace(made, max_waiting=max_waiting)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
