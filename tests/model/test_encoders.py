@@ -41,6 +41,8 @@ ROWS = {
     "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
     "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
     "nomic": ("NomicBert", {}),
+    "gte": ("Gte", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "gte-no-types": ("Gte", {"type_vocab_size": 0, "hidden_act": "gelu_pytorch_tanh", "num_hidden_layers": 1}),
     "modernbert": ("ModernBert", MODERN),
     "modernbert-biases": ("ModernBert", {**MODERN, "attention_bias": True, "mlp_bias": True, "num_hidden_layers": 2}),
     "gemma3-both-ways": ("Gemma3Text", {"use_bidirectional_attention": True, "sliding_window": 21, **GEMMA}),

@@ -26,7 +26,7 @@ CAUSAL = {
     **{"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 256},
 }
 MODELS = {
-    **{name: ROWS[name] for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "modernbert")},
+    **{name: ROWS[name] for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "gte", "modernbert")},
     "modernbert-mean": ("ModernBert", {**MODERN, "classifier_pooling": "mean", "classifier_bias": True}),
     **{name.lower(): (name, CAUSAL) for name in ("Qwen3", "Qwen2", "Llama", "Mistral", "Gemma2")},
     "gemma3": ("Gemma3Text", {**CAUSAL, "query_pre_attn_scalar": 12, "sliding_window": 16}),
@@ -68,7 +68,13 @@ def save(folder, model, way=(), **config):
 
 
 def way_of(row):
-    return BERT_WAY if row.startswith("bert") else ROBERTA_WAY if "roberta" in row or "modern" in row else ()
+    return (
+        BERT_WAY
+        if row.startswith("bert")
+        else ROBERTA_WAY
+        if any(n in row for n in ("roberta", "modern", "gte"))
+        else ()
+    )
 
 
 def inputs_of(document, way, most=60, query=QUERY):

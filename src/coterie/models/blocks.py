@@ -254,7 +254,7 @@ class Decoder(RecurrentBlocks):
                 wide = self._op(c.feed_forward.value, "relu", (up,), inner)
             else:
                 wide = self._op("gelu", "gelu", (up,), inner, form=c.feed_forward.gelu_form)
-        return self._linear("down", wide, down_name, (T, c.hidden_size), c.mlp_bias, c.residual_scale)
+        return self._linear("down", wide, down_name, (T, c.hidden_size), c.mlp_bias or c.down_bias, c.residual_scale)
 
     def _shared(self, h: str, prefix: str, branches: Branches) -> str:
         """What the branch gives that all tokens take; before the others, whose ops leave lists for each other."""

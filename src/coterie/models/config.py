@@ -91,6 +91,7 @@ class ModelConfig:
     gated_attention: bool = False
     layers_behind: int = 0
     encoder: Encoder | None = None
+    down_bias: bool = False
     sees_all: bool = False
     names: Names = NAMES
 
@@ -146,6 +147,7 @@ class ModelConfig:
             qkv_bias=_bias(config, family.qkv_bias, "attention_bias"),
             o_bias=_bias(config, family.o_bias, "attention_bias"),
             mlp_bias=_bias(config, family.mlp_bias, "mlp_bias"),
+            down_bias=family.down_bias,
             qk_norm=config.flag(family.qk_norm_key) if family.qk_norm_key else family.qk_norm,
             head_bias=_bias(config, family.head_bias, "head_bias"),
             heads_normed_together=family.heads_normed_together,

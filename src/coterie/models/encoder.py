@@ -44,7 +44,8 @@ class HeadKeys:
 
 @dataclass(frozen=True, slots=True)
 class EncoderKeys:
-    """What a family of encoders has besides. `model`: how its tensors' names begin in files of models with a head.
+    """What a family of encoders has besides. `model`: how its tensors' names begin in files of models with a head, and
+    `older`: in those of before transformers had them.
 
     `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
     that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
@@ -54,6 +55,7 @@ class EncoderKeys:
     """
 
     model: str
+    older: str = ""
     types: str = ""
     first_position: int = 0
     unread: tuple[str, ...] = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
@@ -88,7 +90,7 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
         if config.get(key, wanted) != wanted:
             fact = f"{key} = {config.get(key)!r} is not run for {family.model_type}"
             raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
-    type_rows = config.count("type_vocab_size", 2) if keys.types else 0
+    type_rows = config.whole("type_vocab_size", 2) if keys.types else 0
     most_tokens = 0
     if keys.scaled_rope is not None and config.get(keys.scaled_rope[0]):
         config.number(keys.scaled_rope[0])
@@ -101,9 +103,12 @@ def sees_all(config: Fields, family: Family) -> bool:
     return family.encoder is not None or bool(family.sees_all_key and config.flag(family.sees_all_key))
 
 
-def bare_name(name: str, prefix: str) -> str:
-    """What a tensor is called in a file of an encoder that was saved without a head."""
-    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], name.removeprefix(prefix))
+def bare_name(name: str, keys: EncoderKeys | None) -> str:
+    """What a tensor is called in a file of an encoder that was saved without a head; of a decoder as it is."""
+    if keys is None:
+        return name
+    bare = name.removeprefix(keys.model).removeprefix(keys.older)
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: _OLD[old[0]], bare)
 
 
 def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scores: bool = False) -> Checkpoint:
@@ -122,7 +127,7 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scor
         raise UnsupportedError(where, fact, f"use a model of transformers' {own}")
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
-        bare = bare_name(name, keys.model)
+        bare = bare_name(name, keys)
         if not bare.startswith(keys.unread):
             tensors[bare] = replace(info, name=bare)
     table = tensors.get(family.names.positions)

@@ -127,6 +127,7 @@ class Family:
     qkv_bias: Bias = Bias.NEVER
     o_bias: Bias = Bias.NEVER
     mlp_bias: Bias = Bias.NEVER
+    down_bias: bool = False  # of the last product of a feed-forward block, where the others have none
     head_bias: Bias = Bias.NEVER  # of the logits, by `head_bias`
     qk_norm: bool = False
     qk_norm_key: str = ""  # of the config, where it says whether there are such norms

@@ -117,8 +117,8 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
         fact = f"is run by code of its own ({code[f'AutoModel{SCORES}']}), which may do something else"
         raise UnsupportedError(where, fact, f"use a model of transformers' {classes[0]}")
     keys = family.encoder
-    prefix, layers = ("", _OF_DECODERS) if keys is None else (keys.model, keys.head)
-    tensors = {bare_name(name, prefix): info for name, info in checkpoint.tensors.items()}
+    layers = _OF_DECODERS if keys is None else keys.head
+    tensors = {bare_name(name, keys): info for name, info in checkpoint.tensors.items()}
     eps = float(config.get("norm_eps") or family.norm_eps)
     found = tuple([_layer(layer, tensors, config, eps, where) for layer in layers])
     if keys is None:

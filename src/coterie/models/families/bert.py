@@ -1,7 +1,8 @@
 """BERT and what is built like it (RoBERTa, XLM-RoBERTa): encoders with learned positions and norms behind the sums.
 
 Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. Nomic's BERT
-(nomic-embed-text) rotates queries and keys in place of the table, and its feed-forward blocks are gated.
+(nomic-embed-text) rotates queries and keys in place of the table, and its feed-forward blocks are gated; so does GTE's
+(gte-multilingual), as transformers has it.
 Knows nothing about how an encoder is built (encoder_blocks.py).
 """
 
@@ -118,5 +119,37 @@ NOMIC_BERT = replace(
     usual_first=(
         *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
         "max_position_embeddings",
+    ),
+)
+
+GTE = replace(
+    BERT,
+    model_type="gte",
+    causal_class="GteModel",
+    max_positions=8192,
+    mlp_bias=Bias.NEVER,
+    down_bias=True,
+    feed_forward=FeedForward.GATED_GELU,
+    feed_forwards={"gelu": FeedForward.GATED_GELU, "gelu_pytorch_tanh": FeedForward.GATED_GELU_TANH},
+    rope_theta=160_000.0,
+    encoder=replace(_KEYS, model="gte.", older="new.", required=None),
+    names=Names(
+        embed="embeddings.word_embeddings.weight",
+        embed_norm="embeddings.LayerNorm",
+        types=_KEYS.types,
+        layer="encoder.layer.{}.",
+        q="attention.q_proj",
+        k="attention.k_proj",
+        v="attention.v_proj",
+        o="attention.o_proj",
+        attention_out_norm="attn_ln",
+        up="mlp.up_proj",
+        gate="mlp.gate_proj",
+        down="mlp.down_proj",
+        feed_forward_out_norm="mlp_ln",
+        joined={
+            "attention.qkv_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+            "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj"),
+        },
     ),
 )
