@@ -298,7 +298,8 @@ def test_a_machine_whose_speed_is_unknown_has_a_balance():
     plain = replace(this_machine(), flops_per_byte=0.0, few_flops_per_byte=0.0)
     wide = replace(plain, flops_per_byte=6.0, few_flops_per_byte=12.0)
     assert Policy().balance_of(plain) == Balance(CPU_FLOPS_PER_BYTE, CPU_FLOPS_PER_BYTE)
-    assert Policy().balance_of(wide) == Balance(few=12.0, more=6.0)
-    assert Policy(flops_per_byte=7).balance_of(wide) == Balance(7, 7)
+    assert Policy().balance_of(wide) == Policy().balance_of(plain, of_kernels=True) == Policy().balance_of(plain)
+    assert Policy().balance_of(wide, of_kernels=True) == Balance(few=12.0, more=6.0)
+    assert Policy(flops_per_byte=7).balance_of(wide, of_kernels=True) == Balance(7, 7)
     with pytest.raises(UsageError, match="max_guesses is -1; give 0 or more"):
         Policy(max_guesses=-1)

@@ -204,7 +204,8 @@ class Drafts:
     def _pair(self, expert: ServedExpert, small: ServedExpert) -> _Pair:
         pair = self._pairs.get(expert.expert_id)
         if pair is None:
-            balance = self._policy.balance_of(self._device.spec)
+            # A row's price decides it all here; lookups, whose chances are guessed too, have the cautious one.
+            balance = self._policy.balance_of(self._device.spec, of_kernels=True)
             pair = self._pairs[expert.expert_id] = _Pair(Price.of(expert, balance), Price.of(small, balance))
         return pair
 

@@ -89,13 +89,15 @@ class Policy:
         """
         return self.guesses_of(GUESSED_BYTES, spec)
 
-    def balance_of(self, spec: MachineSpec) -> Balance:
-        """By the policy, else by the machine's speeds, else by what is known of kernels such as its own."""
+    def balance_of(self, spec: MachineSpec, of_kernels: bool = False) -> Balance:
+        """By the policy, else by the machine's speeds, else a cautious one; or, if it is to be `of_kernels`, by what is
+        known of kernels such as the machine's own.
+        """
         flops_per_s, bytes_per_s = spec.achieved_flops_per_s, spec.tier(spec.run_tier).achieved_bytes_per_s
         found = self.flops_per_byte or (flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else 0.0)
-        if found or not spec.flops_per_byte:
+        if found or not (of_kernels and spec.flops_per_byte):
             return Balance(found or CPU_FLOPS_PER_BYTE, found or CPU_FLOPS_PER_BYTE)
-        return Balance(spec.few_flops_per_byte or spec.flops_per_byte, spec.flops_per_byte)
+        return Balance(spec.few_flops_per_byte, spec.flops_per_byte)
 
     def __post_init__(self) -> None:
         lowest = {"patience": 0, "age_bound": 0, "prefetch": 0, "max_guesses": 0}
