@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from tests.model.runner import BACKENDS, Stepper, chunks, prompt_logits
+from tests.model.test_quantize import check_packing_refused
 from tests.model.theirs import most_lost, prompt_of, relative_error
 
 from coterie.checkpoint.folder import CONFIG
@@ -136,11 +137,7 @@ def test_what_is_usual_is_said_once(types, packing):
 def test_a_config_that_does_not_fit(change, error, words, folder_of, tmp_path):
     packing = Packing(Q8, Q8, {UP.format(1): Q4})
     folder = quantize_folder(folder_of("llama"), tmp_path / "out", packing).folder
-    config = json.loads((folder / CONFIG).read_text())
-    config[KEY] |= change
-    (folder / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(error, match=words):
-        open_model(folder)
+    check_packing_refused(folder, change, error, words)
 
 
 def test_an_exception_that_the_model_does_not_have_is_refused_before_anything_is_written(folder_of, tmp_path):

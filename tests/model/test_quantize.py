@@ -194,6 +194,15 @@ def test_nothing_is_left_of_a_source_that_has_no_numbers(folder_of, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
+def check_packing_refused(folder, change, error, words):
+    """That a folder whose packing is said otherwise is not opened."""
+    config = json.loads((folder / CONFIG).read_text())
+    config[KEY] |= change
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(error, match=words):
+        open_model(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -208,11 +217,7 @@ def test_nothing_is_left_of_a_source_that_has_no_numbers(folder_of, tmp_path):
 )
 def test_a_config_that_does_not_fit(folder_of, tmp_path, change, error, words):
     folder = quantize_folder(folder_of("llama"), tmp_path / "out", PACKINGS["4"]).folder
-    config = json.loads((folder / CONFIG).read_text())
-    config[KEY] |= change
-    (folder / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(error, match=words):
-        open_model(folder)
+    check_packing_refused(folder, change, error, words)
 
 
 def test_packed_tensors_without_a_config_are_refused(folder_of, tmp_path):

@@ -33,8 +33,10 @@ from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.cuda import device as device_file
 from coterie.devices.cuda import gpu
 from coterie.devices.cuda import sticks as cuda_sticks
+from coterie.devices.cuda.device import CudaDevice
 from coterie.devices.cuda.torch_driver import TorchDriver
 from coterie.devices.modelled.device import ModelledDevice
+from coterie.engine.policy import Policy
 from coterie.engine.request import SamplingParams
 from coterie.server.app import make_app
 from coterie.spec.load import load_machine
@@ -113,39 +115,35 @@ def test_decisions_are_those_of_every_other_device(models: dict, machine: str, s
     assert len(entries(real.log, "evict")) > 3
 
 
+def on_both(models: dict, policy: Policy, moves: list, device: CudaDevice | None = None) -> list:
+    """A workload on the GPU and on a CPU, whose tokens are equal."""
+    served = []
+    for one in (device or cuda(machine="toy-tiers", driver=LazyDriver(settle_s=2e-4)), CpuDevice(threads=1)):
+        served.append(serve(one, models, policy, moves))
+        one.close()
+    assert served[0].tokens == served[1].tokens
+    return served
+
+
 def test_shared_prefixes_are_those_of_every_other_device(models: dict) -> None:
     """Most prompts begin as others do: the GPU reads pages that another sequence wrote."""
-    moves, served = alike(models, 3), []
-    for device in (cuda(machine="toy-tiers", driver=LazyDriver(settle_s=2e-4)), CpuDevice(threads=1)):
-        served.append(serve(device, models, STEADY, moves))
-        device.close()
-    assert served[0].tokens == served[1].tokens
+    served = on_both(models, STEADY, alike(models, 3))
     assert entries(served[0].log, "reuse") == entries(served[1].log, "reuse")
     assert len(entries(served[0].log, "reuse")) > 10
 
 
 def test_with_everything_on_tokens_are_the_same(models: dict) -> None:
     """Prefetch, overlap and several steps a run: cold runs on gates, and interrupts by whoever arrives."""
-    moves = workload(models, 6)
-    served = []
-    for device in (cuda(machine="toy-tiers", driver=LazyDriver(settle_s=2e-4)), CpuDevice(threads=1)):
-        served.append(serve(device, models, EVERYTHING, moves))
-        device.close()
-    assert served[0].tokens == served[1].tokens
+    on_both(models, EVERYTHING, workload(models, 6))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(24))
 def test_whatever_the_order_tokens_are_the_same(models: dict, seed: int) -> None:
     """Other workloads, other orders of streams, host and device orchestration, two tiers and three."""
-    moves = workload(models, seed)
     orchestration, machine = ("host", "device")[seed % 2], ("toy", "toy-tiers")[seed // 2 % 2]
     driver = LazyDriver(seed, eager=(0.0, 0.3, 1.0)[seed % 3], settle_s=1e-3)
-    served = []
-    for device in (cuda(orchestration, machine=machine, driver=driver), CpuDevice(threads=1)):
-        served.append(serve(device, models, EVERYTHING, moves))
-        device.close()
-    assert served[0].tokens == served[1].tokens
+    on_both(models, EVERYTHING, workload(models, seed), cuda(orchestration, machine=machine, driver=driver))
 
 
 def test_a_cuda_error_fails_the_requests_of_a_step_and_the_server_goes_on(folder: Path, lazy: Gpu) -> None:
