@@ -158,6 +158,7 @@ NB_MODULE(_cpu, m) {
   dtypes["Q4, int8"] = static_cast<int64_t>(DType::q4_int8);
   dtypes["Q4Z, int8"] = static_cast<int64_t>(DType::q4z_int8);
   dtypes["Q2, int8"] = static_cast<int64_t>(DType::q2_int8);
+  dtypes["Q6"] = dtypes["Q6, int8"] = static_cast<int64_t>(DType::q6);
   dtypes["MX4"] = static_cast<int64_t>(DType::mx4);
   dtypes["MX4, int8"] = static_cast<int64_t>(DType::mx4_int8);
   m.attr("DTYPES") = dtypes;

@@ -8,8 +8,12 @@
 //   q2   | 8 bytes per 32 weights: byte i holds weights 2i, 16 + 2i, 2i + 1, 17 + 2i, from its lowest bits on | scale per 32 |
 //          a code c of 2 bits means 2c - 3: -3, -1, 1 or 3
 //   mx4  | as q4, of codes of floats, whose whole numbers are twice these | scale per 32, half a power of two |
+//   q6   | blocks of 256 weights, each of 4 units of 64, the last of as many as it needs | scale per 256 |
+//          block: | 32 bytes a unit: lower 4 bits of weights | 16 bytes a unit: upper 2 bits | int8 per 16 weights: a scale, part of whole numbers |
+//          byte i of the 32 holds weights w and 32 + w, w = i / 8 % 2 * 16 + i / 16 * 8 + i % 8: so two halves of a vector, widened, are 16 weights
+//          byte i of the 16, from the highest bits on, what byte i of the 32 and then byte 16 + i have of weights below 32, then of the others
 //
-// A product q * scale needs at most 16 bits, so float32 holds it exactly.
+// A product q * scale needs at most 16 bits, of q6 21, so float32 holds it exactly.
 #pragma once
 
 #include "vec.h"
@@ -20,6 +24,7 @@ constexpr int64_t whole_parts(int64_t count, int64_t part) { return (count + par
 
 // Bytes of a row before its scales.
 constexpr int64_t scales_at(int64_t dtype, int64_t K) {
+  if (is_q6(dtype)) return whole_parts(K, kUnitQ6) * kUnitBytesQ6;
   const int64_t weights = whole_parts(K, kBlockWeights) * kBlockWeights;
   return is_q8(dtype) ? weights : is_q2(dtype) ? weights / 4 : weights / 2;
 }
@@ -36,8 +41,26 @@ constexpr int q2_weight(bytes* group, int64_t k) {
   return 2 * (group[k % 16 / 2] >> shift & 3) - 3;
 }
 
+// Whole number k of a block of q6 that has so many units.
+inline int weight_q6(bytes* block, int64_t units, int64_t k) {
+  const int64_t unit = k / kUnitQ6, group = k % kUnitQ6 / 16, i = k % 16 / 8 * 16 + group % 2 * 8 + k % 8;
+  const int low = block[32 * unit + i] >> group / 2 * 4 & 15, high = block[32 * units + 16 * unit + i % 16] >> (6 - group / 2 * 4 - i / 16 * 2) & 3;
+  const int code = (high << 4 | low) - (high >> 1 << 6);
+  return code * static_cast<int8_t>(block[48 * units + k / 16]);
+}
+
+inline void widen_row_q6(bytes* row, int64_t K, float* out) {
+  bytes* scales = row + scales_at(static_cast<int64_t>(DType::q6), K);
+  for (int64_t first = 0; first < K; first += kBlockQ6, scales += 2) {
+    const int64_t count = K - first < kBlockQ6 ? K - first : kBlockQ6, units = whole_parts(count, kUnitQ6);
+    bytes* block = row + first / kUnitQ6 * kUnitBytesQ6;
+    for (int64_t k = 0; k < count; ++k) out[first + k] = static_cast<float>(weight_q6(block, units, k)) * widen<DType::bf16>(scales);
+  }
+}
+
 // One row as float32.
 inline void widen_row(bytes* row, int64_t dtype, int64_t K, float* out) {
+  if (is_q6(dtype)) return widen_row_q6(row, K, out);
   const int64_t group = is_q8(dtype) ? kGroupQ8 : kGroupQ4;
   bytes* scales = row + scales_at(dtype, K);
   for (int64_t first = 0; first < K; first += group, scales += 2) {

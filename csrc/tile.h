@@ -92,7 +92,7 @@ inline Work take_work(Scratch& scratch, int64_t T, int64_t K) {
   return {panel, scratch.floats(work_sums_floats(T, K))};
 }
 
-constexpr int kPackedTypes = 10;
+constexpr int kPackedTypes = 11;
 constexpr int64_t packed_type(int64_t index) { return static_cast<int64_t>(DType::q8) + index; }
 constexpr int64_t packed_index(int64_t dtype) { return dtype - packed_type(0); }
 

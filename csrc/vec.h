@@ -224,6 +224,7 @@ inline void with_dtype(int64_t dtype, Body body) {
     case DType::bf16: return body.template operator()<DType::bf16>();
     case DType::q8:
     case DType::q4:
+    case DType::q6:
     case DType::mx4:
     case DType::mx4_int8:
     case DType::q4z:

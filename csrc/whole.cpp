@@ -5,6 +5,7 @@
 #include "streams.h"
 #include "whole_panel.h"
 #include "whole_panel_avx2.h"
+#include "whole_q6.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -32,6 +33,8 @@ template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
   if constexpr (Record<D>::kQ8) {
     add_group_q8<D, kVnni>(x, w, scales, whole_parts(left, kBlockWeights), acc);
+  } else if constexpr (Record<D>::kQ6) {
+    add_block_q6<D, kVnni>(x, w, scales, whole_parts(left, kUnitQ6), acc);
   } else {
     for (int n = 0; n < N; ++n) add_few<D, kVnni>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
   }
@@ -48,13 +51,15 @@ inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t 
   for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
 }
 
-// What whole pairs of groups of int4 and its like that a row ends with add; false where it ends otherwise.
+// What whole pairs of groups of int4 and its like, or half a block of q6, that a row ends with add; false where it ends otherwise.
 template <DType D, bool kVnni, int M, int N>
 [[gnu::always_inline]] inline bool add_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
                                                   [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,
                                                   [[maybe_unused]] Lanes (&acc)[M][N]) {
 #if defined(__AVX2__)
-  if constexpr (!Record<D>::kQ8) {
+  if constexpr (Record<D>::kQ6) {
+    if (whole_parts(left, kUnitQ6) == 2) return add_block_q6<D, kVnni>(x, w, scales, 2, acc), true;
+  } else if constexpr (!Record<D>::kQ8) {
     const auto add = [&]<int kPairs>() {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) add_pairs<D, kVnni, kPairs>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
@@ -75,7 +80,7 @@ template <DType D, bool kVnni, int M, int N>
 template <DType D, bool kVnni, int M, int N>
 [[gnu::noinline]] inline void whole_dots(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
   using R = Record<D>;
-  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 ? 2 : 2 * kEight;
+  constexpr int64_t kType = static_cast<int64_t>(D), kRow = row_bytes(kType, R::kWeights), kScales = R::kQ8 || R::kQ6 ? 2 : 2 * kEight;
   const int64_t zeros_apart = R::kZeros ? to_zeros(rows.K) : 0;
   Records w{rows.at, rows.apart};
   bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes, *end = ahead + N * rows.apart;
@@ -86,7 +91,9 @@ template <DType D, bool kVnni, int M, int N>
 #pragma GCC unroll 1
   for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += scales_at(kType, R::kWeights), scales += kScales, ahead += N * kRow) {
     if (fetches) fetch_packed(ahead, N * kRow);
-    if constexpr (R::kQ8) {
+    if constexpr (R::kQ6) {
+      add_block_q6<D, kVnni>(x, w, scales, kBlockQ6 / kUnitQ6, acc);
+    } else if constexpr (R::kQ8) {
       add_group_q8<D, kVnni>(x, w, scales, R::kWeights / kBlockWeights, acc);
     } else {
 #pragma GCC unroll 4
@@ -153,12 +160,43 @@ template <DType D, int M, int P>
   put_lanes(sums, out, out_stride);
 }
 
-// At most kWideTokens tokens with as many of N rows as are pairs: how many; `rows` are then those behind them.
+// As whole_dots, by vectors of 512 bits along rows of q6.
+template <DType D, int M, int N>
+[[gnu::noinline, gnu::target("avx512vnni")]] inline void wide_dots_q6(Records x, const PackedRows& rows, float* out, int64_t out_stride, bool fetches) {
+  using R = Record<D>;
+  constexpr int64_t kBlockBytes = scales_at(static_cast<int64_t>(D), R::kWeights), kRow = kBlockBytes + 2;
+  Records w{rows.at, rows.apart};
+  bytes *scales = rows.at + rows.scales_at, *ahead = rows.at + N * rows.apart + kPackedAheadBytes;
+  Lanes acc[M][N] = {};
+  int64_t left = rows.K;
+#pragma GCC unroll 1
+  for (; left >= R::kWeights; left -= R::kWeights, x.at += R::kBytes, w.at += kBlockBytes, scales += 2, ahead += N * kRow) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    add_wide_q6<D, 2>(x, w, scales, acc);
+  }
+  if (left > 0) {
+    if (fetches) fetch_packed(ahead, N * kRow);
+    if (whole_parts(left, kUnitQ6) == 2) {
+      add_wide_q6<D, 1>(x, w, scales, acc);
+    } else {
+      add_rest<D, false>(x, w, scales, 0, left, acc);
+    }
+  }
+  put_lanes(acc, out, out_stride);
+}
+
+// At most kWideTokens tokens with as many of N rows as are pairs, of q6 with all: how many; `rows` are then those behind them.
 template <DType D, int M>
 inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
   int64_t n = 0;
-  for (; n + 4 <= N; n += 4, rows.at += 4 * rows.apart) wide_dots<D, M, 2>(x, rows, out + n, out_stride, fetches);
-  for (; n + 2 <= N; n += 2, rows.at += 2 * rows.apart) wide_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  if constexpr (Record<D>::kQ6) {
+    constexpr int kRows = M == 1 ? 4 : 2;
+    for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) wide_dots_q6<D, M, kRows>(x, rows, out + n, out_stride, fetches);
+    for (; n < N; ++n, rows.at += rows.apart) wide_dots_q6<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  } else {
+    for (; n + 4 <= N; n += 4, rows.at += 4 * rows.apart) wide_dots<D, M, 2>(x, rows, out + n, out_stride, fetches);
+    for (; n + 2 <= N; n += 2, rows.at += 2 * rows.apart) wide_dots<D, M, 1>(x, rows, out + n, out_stride, fetches);
+  }
   return n;
 }
 
@@ -167,7 +205,7 @@ inline int64_t wide_rows(const Records& x, PackedRows& rows, int64_t N, float* o
 // At most 4 tokens with N rows, as many at once as sums fit in registers. With `fetches`, weights behind these are fetched meanwhile.
 template <DType D, bool kVnni, int M>
 inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out, int64_t out_stride, bool fetches) {
-  constexpr int kRows = M == 1 ? 4 : 2;
+  constexpr int kRows = M == 1 && !Record<D>::kQ6 ? 4 : 2;
   int64_t n = 0;
 #if defined(__AVX512F__)
   if constexpr (kInPairs<D>)

@@ -3,8 +3,9 @@
 //
 //   sum over groups of (sum of q * weight's whole number) * (scale * weight's scale)
 //   q4z: sum over groups of (sum of q * weight's whole number - zero * sum of q) * (scale * weight's scale)
+//   q6: as the first, in blocks of 256, whose whole numbers have their scales of 16 in them
 //
-// Eight lanes, whatever the instruction set: of int8 each has an eighth of every group, of others every eighth group. What a lane takes from a
+// Eight lanes, whatever the instruction set: of int8 and q6 each has an eighth of every group, of others every eighth group. What a lane takes from a
 // group is whole, so exact, and groups are added in order. No blocking of tokens or rows changes the bits.
 #pragma once
 

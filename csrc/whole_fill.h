@@ -4,12 +4,12 @@
 //   panel    of 32 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
 //   step     2 vectors, rows 0..15 and 16..31: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
 //   q4, q4z  with 16 bits: 4 steps of lower halves of bytes, 4 of upper ones, 4 of whole bytes, as they meet b, c and a (whole_record.h)
-//   q8       steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits, behind these, for each lane -128 times the sum of its weights: 2 vectors
+//   q8, q6   steps of lane 0 of whole.h, then of lane 1, ..; with 8 bits, behind these, for each lane -128 times the sum of its weights: 2 vectors
 #pragma once
 
 #include "whole.h"
 #include "whole_beside.h"
-#include "whole_wide.h"
+#include "whole_q6.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -18,20 +18,21 @@ namespace coterie::COTERIE_ISA {
 constexpr int64_t kVectorBytes = 64;
 
 // Of a group in a panel. Weights of groups of 32 have no sign where they meet 8 bits or share bytes, so these have zeros.
-template <bool kQ8, bool kInt8, bool kShared>
+template <bool kQ8, bool kInt8, bool kShared, bool kQ6>
 struct PanelGroup {
   static constexpr bool kZeros = !kQ8 && (kInt8 || kShared);
-  static constexpr int64_t kSteps = kQ8 ? (kInt8 ? 32 : 64) : kInt8 ? 8 : kShared ? 12 : 16;
+  static constexpr int64_t kSteps = kQ6 ? kBlockQ6 / 2 : kQ8 ? (kInt8 ? 32 : 64) : kInt8 ? 8 : kShared ? 12 : 16;
   static constexpr int64_t kTakenAt = kSteps * 2 * kVectorBytes, kScalesAt = kTakenAt + (kQ8 && kInt8 ? kLanes * 2 * kVectorBytes : 0);
   static constexpr int64_t kZerosAt = kScalesAt + 2 * kVectorBytes, kBytes = kZerosAt + (kZeros ? 2 * kVectorBytes : 0);
 };
 
 template <DType D>
-using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared>;
+using PanelOf = PanelGroup<Record<D>::kQ8, Record<D>::kInt8, Record<D>::kShared, Record<D>::kQ6>;
 
 static_assert(kPanelEights * kEight * PanelOf<DType::mx4>::kBytes == kWholePanelFloats * 4);
 static_assert(PanelOf<DType::q4>::kBytes <= PanelOf<DType::mx4>::kBytes);
 static_assert(kPanelEights * kEightWeights / kGroupQ8 * PanelOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
+static_assert(kPanelEights * kEightWeights / kBlockQ6 * PanelOf<DType::q6>::kBytes <= kWholePanelFloats * 4);
 
 
 // The words of a group of q2 that are there, with a byte of them in every 16 bits.
@@ -179,6 +180,75 @@ template <DType D>
   }
 }
 
+// Where a panel's half has step `step` of lane `lane` of a block of q6; unit u of four has the steps from step_q6(u) on, every second.
+constexpr int64_t at_q6(int64_t lane, int64_t step) { return (lane * PanelOf<DType::q6>::kSteps / kLanes + step) * 2 * kVectorBytes; }
+constexpr int64_t step_q6(int64_t unit) { return place_q6(4 * unit) / 16; }
+
+// Group g of four of 16 rows' scales of 8 bits, times 64, twice in 32 bits.
+inline __m512i scales_of_rows(__m512i four, int g) {
+  const __m512i own = _mm512_and_si512(_mm512_slli_epi32(four, static_cast<unsigned>(24 - 8 * g)), _mm512_set1_epi32(static_cast<int>(0xFF000000)));
+  const __m512i upper = _mm512_srai_epi32(own, 2);
+  return _mm512_or_si512(upper, _mm512_srli_epi32(upper, 16));
+}
+
+// A unit of 16 rows, to one half of its steps: `low` and `high` are where it is from a row's beginning.
+inline void fill_unit_q6(bytes* const (&rows)[16], int64_t low, int64_t high, __m512i of_groups, int64_t unit, uint8_t* out) {
+  __m512i parts[2][4], upper[4], scales[4];
+  const auto turned = [&](int64_t at, __m512i(&words)[4]) {
+    __m128i in[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) in[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + at));
+    turn(in, words);
+  };
+  turned(low, parts[0]), turned(low + 16, parts[1]), turned(high, upper);
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) scales[g] = scales_of_rows(of_groups, g);
+  const __m512i four = _mm512_set1_epi8(0x3C), two = _mm512_set1_epi8(static_cast<char>(0xC0));
+  const __m128i first = _mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13);
+  const __m512i pairs[2] = {_mm512_broadcast_i32x4(first), _mm512_broadcast_i32x4(_mm_add_epi8(first, _mm_set1_epi16(0x200)))};
+#pragma GCC unroll 8
+  for (int of = 0; of < 8; ++of) {  // words d of bytes below 16 and of the others
+    const int b = of / 4, d = of % 4;
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512i lower = h == 0 ? _mm512_slli_epi16(parts[b][d], 2) : _mm512_srli_epi16(parts[b][d], 2);
+      const __m512i high = _mm512_slli_epi16(upper[d], static_cast<unsigned>(4 * h + 2 * b));
+      const __m512i codes = _mm512_or_si512(_mm512_and_si512(lower, four), _mm512_and_si512(high, two));
+      const int g = 2 * h + d / 2;
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; ++p) {
+        const __m512i whole = _mm512_mulhi_epi16(_mm512_shuffle_epi8(codes, pairs[p]), scales[g]);
+        _mm512_storeu_si512(out + at_q6(4 * b + d % 2 * 2 + p, step_q6(unit) + 2 * g), whole);
+      }
+    }
+  }
+}
+
+// A block of q6 of 16 rows, to one half of each step of a panel.
+template <DType D>
+[[gnu::noinline]] inline void fill_q6(bytes* const (&rows)[16], int64_t K, int64_t block, uint8_t* out) {
+  constexpr int64_t kUnits = kBlockQ6 / kUnitQ6;
+  const int64_t units = smaller(kUnits, whole_parts(K - block * kBlockQ6, kUnitQ6)), at = block * kUnits * kUnitBytesQ6;
+  __m128i in[16];
+  __m512i of_groups[4];
+  __m512 scales;
+  for (int r = 0; r < 16; ++r) {
+    in[r] = _mm_maskz_loadu_epi8(static_cast<__mmask16>(units == kUnits ? 0xFFFF : (1 << 4 * units) - 1), rows[r] + at + 48 * units);
+    scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * block);
+  }
+  turn(in, of_groups);
+  for (int64_t unit = 0; unit < kUnits; ++unit) {
+    uint8_t* next = out + (unit + 1 < kUnits ? 0 : PanelOf<D>::kBytes);  // own_steps(), where steps are apart
+    for (int64_t i = 0; i < 4 * kLanes; ++i) __builtin_prefetch(next + at_q6(i % kLanes, step_q6((unit + 1) % kUnits) + i / kLanes * 2), 1);
+    if (unit < units) {
+      fill_unit_q6(rows, at + 32 * unit, at + 32 * units + 16 * unit, of_groups[unit], unit, out);
+    } else {
+      for (int64_t i = 0; i < 4 * kLanes; ++i) _mm512_storeu_si512(out + at_q6(i % kLanes, step_q6(unit) + i / kLanes * 2), _mm512_setzero_si512());
+    }
+  }
+  _mm512_storeu_ps(out + PanelOf<D>::kScalesAt, scales);
+}
+
 // Groups [first, first + groups) of up to kPanelRows rows; a missing row is computed and dropped.
 template <DType D>
 inline void fill_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel) {
@@ -186,7 +256,9 @@ inline void fill_panel(const PackedRows& w, int64_t count, int64_t first, int64_
     bytes* rows[16];
     for (int64_t r = 0; r < 16; ++r) rows[r] = w.at + smaller(16 * half + r, count - 1) * w.apart;
     uint8_t* out = panel + half * kVectorBytes;
-    if constexpr (Record<D>::kQ8) {
+    if constexpr (Record<D>::kQ6) {
+      for (int64_t g = 0; g < groups; ++g) fill_q6<D>(rows, w.K, first + g, out + g * PanelOf<D>::kBytes);
+    } else if constexpr (Record<D>::kQ8) {
       for (int64_t g = 0; g < groups; ++g)
         fill_q8<D>(rows, w.K, first + g, smaller(4, whole_parts(w.K - (first + g) * kGroupQ8, kBlockWeights)), out + g * PanelOf<D>::kBytes);
     } else {

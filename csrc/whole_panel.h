@@ -64,7 +64,7 @@ COTERIE_WIDE void add_steps(const uint8_t* panel, At at, __m512i (&whole)[M][2])
 // M tokens with group g of eight of a panel: what their records at `x` add to the sums of its lane.
 template <bool kInt8, bool kShared, int M>
 COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* panel, float* sums) {
-  using P = PanelGroup<false, kInt8, kShared>;
+  using P = PanelGroup<false, kInt8, kShared, false>;
   using B = Beside<false, kInt8, kShared>;
   const int64_t lane = lane_of(g);
   __m512i whole[M][2];
@@ -95,11 +95,11 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
   }
 }
 
-// M tokens with a group of int8, lane by lane. Weights have signs, so 8 bits of a token are met plus 128.
-template <bool kInt8, int M>
+// M tokens with a group of int8 or a block of q6, lane by lane. Weights have signs, so 8 bits of a token are met plus 128.
+template <bool kInt8, bool kQ6, int M>
 COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* sums) {
-  using P = PanelGroup<true, kInt8, false>;
-  using B = Beside<true, kInt8, false>;
+  using P = PanelGroup<!kQ6, kInt8, false, kQ6>;
+  using B = Beside<!kQ6, kInt8, false>;
   constexpr int64_t kLaneSteps = P::kSteps / kLanes;
   Wide scale[M][2];
 #pragma GCC unroll 8
@@ -118,7 +118,7 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* su
       whole[m][0] = kInt8 ? _mm512_loadu_si512(taken) : _mm512_setzero_si512();
       whole[m][1] = kInt8 ? _mm512_loadu_si512(taken + kVectorBytes) : _mm512_setzero_si512();
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int64_t step = 0; step < kLaneSteps; ++step) {
       const __m512i a = _mm512_loadu_si512(steps + step * 2 * kVectorBytes), b = _mm512_loadu_si512(steps + (step * 2 + 1) * kVectorBytes);
 #pragma GCC unroll 8
@@ -142,14 +142,14 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* su
   }
 }
 
-template <bool kQ8, bool kInt8, bool kShared, int M>
+template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
 [[gnu::noinline, gnu::target("avx512vnni")]] inline void panel_dots(const uint8_t* x, const WholeBlock& b, float* sums, float* out) {
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kPanelRows);
   const uint8_t* panel = b.panel;
-  for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kShared>::kBytes) {
-    const int64_t of = kQ8 ? kEight - 1 : g % kEight;
-    if constexpr (kQ8) {
-      add_panel_q8<kInt8, M>(x, panel, sums);
+  for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kShared, kQ6>::kBytes) {
+    const int64_t of = kQ8 || kQ6 ? kEight - 1 : g % kEight;
+    if constexpr (kQ8 || kQ6) {
+      add_panel_q8<kInt8, kQ6, M>(x, panel, sums);
     } else {
       add_panel_group<kInt8, kShared, M>(x, of, panel, sums);
     }
@@ -163,8 +163,8 @@ template <DType D>
 inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const Work& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
-  constexpr int64_t kGroup = R::kQ8 ? kGroupQ8 : kGroupQ4, kRecordGroups = R::kWeights / kGroup;
-  constexpr int64_t kGroupBytes = R::kQ8 ? kGroupQ8 : R::kGroupBytes;
+  constexpr int64_t kGroup = R::kQ6 ? kBlockQ6 : R::kQ8 ? kGroupQ8 : kGroupQ4, kRecordGroups = R::kWeights / kGroup;
+  constexpr int64_t kGroupBytes = scales_at(static_cast<int64_t>(D), kGroup);
   const int64_t all = whole_parts(w.K, kGroup), step = kPanelEights * kEightWeights / kGroup;
   for (int64_t row = 0; row < N; row += kPanelRows, w.at += kPanelRows * w.apart) {
     const int64_t rows = smaller(kPanelRows, N - row);
@@ -181,7 +181,7 @@ inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, Pack
           const int64_t place = t % kPanelTokens;
           bytes* x = records + (t - place) * size_bytes + g / kRecordGroups * kPanelTokens * BesideOf<D>::kBytes + 4 * place;
           float* sums = work.sums + (block.first && block.last ? 0 : whole_sums_floats(t));  // in the first-level cache, where none wait
-          panel_dots<R::kQ8, R::kInt8, R::kShared, M>(x, block, sums, out + t * out_stride + row);
+          panel_dots<R::kQ8, R::kInt8, R::kShared, R::kQ6, M>(x, block, sums, out + t * out_stride + row);
         }
       };
       some.template operator()<kPanelTokens>();

@@ -24,7 +24,7 @@ struct EightBlock {
 };
 
 // What M tokens and 16 rows multiply, of some steps. Of 8 bits without AVX-VNNI, sums of 16 bits until they are `pairs_added`.
-template <bool kInt8, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
+template <bool kInt8, bool kQ6, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
 [[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm256_setzero_si256();
@@ -34,7 +34,7 @@ template <bool kInt8, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       int32_t word;
-      std::memcpy(&word, x.of(m) + step / 4 * 32 + step % 4 * 4, sizeof word);
+      std::memcpy(&word, x.of(m) + (kQ6 ? step * 32 : step / 4 * 32 + step % 4 * 4), sizeof word);
       const __m256i q = _mm256_set1_epi32(word);
       add_part<kInt8, kVnni>(a, q, whole[m][0]), add_part<kInt8, kVnni>(b, q, whole[m][1]);
     }
@@ -44,21 +44,21 @@ template <bool kInt8, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
 }
 
-// M tokens with one group of a panel: what their records, x at the group's q and `numbers` at its sum, add to the sums of its lane.
+// M tokens with one group of a panel, of q6 a lane of a block: what their records, x at the group's q and `numbers` at its sum, add to the sums of its lane.
 // Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
-template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
+template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
 [[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, float* sums) {
   using P = EightGroup<kInt8, kZeros>;
   constexpr bool kApart = kInt8 && kFloats && !kVnni;
   __m256i whole[M][2];
   if constexpr (kApart) {
     __m256i more[M][2];
-    add_steps<kInt8, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
-    add_steps<kInt8, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
+    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
+    add_steps<kInt8, kQ6, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm256_add_epi32(whole[i / 2][i % 2], more[i / 2][i % 2]);
   } else {
-    add_steps<kInt8, kVnni, M, 0, P::kSteps>(x, panel, whole);
+    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps>(x, panel, whole);
   }
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -88,7 +88,7 @@ inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
+template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
 [[gnu::noinline]] inline void eight_dots(Records x, const EightBlock& b, float* sums, float* out, NextBlock& next) {
   constexpr int64_t kPair = 2 * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair;
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kEightRows);
@@ -96,8 +96,9 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kVnni, int M>
   for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64)
     for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros>::kBytes) {
       next.one_call();
-      const Records group{x.at + of / 2 * kPair + of % 2 * 16, x.apart}, numbers{x.at + kSumsAt + 4 * lane_of(of), x.apart};
-      add_eight_group<kInt8, kZeros, kFloats, kVnni, M>(group, numbers, panel, sums + lane_of(of) * M * kEightRows);
+      const int64_t lane = kQ6 ? of : lane_of(of);
+      const Records group{x.at + (kQ6 ? 4 * of : of / 2 * kPair + of % 2 * 16), x.apart}, numbers{x.at + kSumsAt + 4 * lane, x.apart};
+      add_eight_group<kInt8, kZeros, kFloats, kQ6, kVnni, M>(group, numbers, panel, sums + lane * M * kEightRows);
     }
   if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
 }
@@ -108,7 +109,7 @@ inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, flo
   using R = Record<D>;
   for (int64_t parts = tiles(tokens, kEightTokens); parts > 0; --parts) {
     const int64_t some = tiles(tokens, parts);
-    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, kVnni, M>(x, block, sums, out, next); };
+    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, R::kQ6, kVnni, M>(x, block, sums, out, next); };
     switch (some) {
       case 1: run.template operator()<1>(); break;
       case 2: run.template operator()<2>(); break;
@@ -133,7 +134,7 @@ template <DType D, bool kVnni>
 inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const EightWork& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
-  const int64_t all = whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
+  const int64_t all = R::kQ6 ? whole_parts(w.K, kBlockQ6) * kEight : whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
   for (int64_t row = 0; row < N; row += kEightRows, w.at += kEightRows * w.apart) {
     const int64_t rows = smaller(kEightRows, N - row), next_bytes = kEightRows * w.apart, ahead = larger(next_bytes, kEightAheadBytes);
     NextBlock next(w.at + ahead, 0, 1, next_bytes, all * (2 + tiles(tokens, kEightTokens)));

@@ -16,6 +16,10 @@
 //                 | sums of q: 8 floats | scales: 8 floats |      sums and scales of groups 0, 2, 4, 6, 1, 3, 5, 7
 //   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31, four times | sums | scales |
 //   q4z, q2, mx4  | as q4
+//   q6            | q of a block of 256: int16, in 16 groups of 16 in the order below | nothing, 8 floats | scale x 8 floats |
+//
+// Of q6 `most` is 16383: its whole numbers go to 32 * 128 with the scales of 16 that they have taken, and 32 of them, which a lane of a block
+// has, times as many numbers of a record stay below 2^31. Of each 128 weights group g is beside group 4 + g.
 //
 // Codes are stored plus something: of q4z a group's zero, of q4 8, of q2 (whose codes count twice) 3. That times the sum of q is taken away from
 // a group's sum; sums are whole, and below 2^24, so exact. What a row's last groups lack to eight is zero.
@@ -38,6 +42,7 @@ struct Record {
   static constexpr bool kQ8 = is_q8(static_cast<int64_t>(D)), kInt8 = meets_int8(static_cast<int64_t>(D));
   static constexpr bool kZeros = has_zeros(static_cast<int64_t>(D)), kQ2 = is_q2(static_cast<int64_t>(D));
   static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
+  static constexpr bool kQ6 = is_q6(static_cast<int64_t>(D));
   static constexpr bool kShared = D == DType::q4 || D == DType::q4z;  // x and y as above
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
   static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // of two groups' q
@@ -46,7 +51,7 @@ struct Record {
   static constexpr int64_t kBytes = kScalesAt + 32;
   static constexpr int64_t kGroupBytes = kGroupQ4 / (kQ2 ? 4 : 2);  // of a row
   static constexpr float kPlus = kQ2 ? 3.0f : 8.0f;                   // what codes are stored plus, without zeros
-  static constexpr float kMost = kInt8 ? 127.0f : kShared ? 30464.0f : 32767.0f;
+  static constexpr float kMost = kInt8 ? 127.0f : kShared ? 30464.0f : kQ6 ? 16383.0f : 32767.0f;
 };
 
 // Calls `body` with the packed type's constant.
@@ -61,10 +66,16 @@ constexpr auto with_packed(int64_t dtype, Body body) {
     case DType::q2: return body.template operator()<DType::q2>();
     case DType::q2_int8: return body.template operator()<DType::q2_int8>();
     case DType::mx4: return body.template operator()<DType::mx4>();
+    case DType::q6: return body.template operator()<DType::q6>();
     case DType::mx4_int8: return body.template operator()<DType::mx4_int8>();
     default: return body.template operator()<DType::q4_int8>();
   }
 }
+
+static_assert(Record<DType::q6>::kWeights == kBlockQ6);
+
+// Where a record has group g of 16 of a block of q6.
+constexpr int64_t place_q6(int64_t g) { return g / 8 * 128 + g % 4 * 32 + g / 4 % 2 * 16; }
 
 // Bytes of the records of a token.
 constexpr int64_t records_bytes(int64_t dtype, int64_t K) {
@@ -158,6 +169,8 @@ inline void put_sums(const __m128i (&fours)[kEight], uint8_t* sums) {
   _mm256_storeu_ps(reinterpret_cast<float*>(sums), _mm256_cvtepi32_ps(whole));
 }
 
+inline void round_16_q6(const float* x, __m256 steps, uint8_t* q) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), round_16(x, steps)); }
+
 inline __m256 splat_steps(float steps) { return _mm256_set1_ps(steps); }
 
 #else
@@ -214,6 +227,10 @@ inline void put_sums(const float (&of)[kEight], uint8_t* sums) {
   for (int64_t g = 0; g < kEight; ++g) std::memcpy(sums + 4 * lane_of(g), &of[g], sizeof(float));
 }
 
+inline void round_16_q6(const float* x, float steps, uint8_t* q) {
+  for (int64_t i = 0; i < 16; ++i) put_whole<DType::q6>(q, i, round_one<DType::q6>(x[i], steps));
+}
+
 inline float splat_steps(float steps) { return steps; }
 
 #endif
@@ -223,9 +240,15 @@ template <DType D>
 inline void put_record(const float* x, uint8_t* record) {
   using R = Record<D>;
   const auto put_scale = [&](int64_t lane, float scale) { std::memcpy(record + R::kScalesAt + 4 * lane, &scale, sizeof scale); };
-  if constexpr (R::kQ8) {
-    const Extent extent = extent_of<kGroupQ8>(x);
-    round_group<D>(x, splat_steps(extent.steps(R::kMost)), record);
+  if constexpr (R::kQ8 || R::kQ6) {
+    const Extent extent = extent_of<R::kWeights>(x);
+    const auto steps = splat_steps(extent.steps(R::kMost));
+    if constexpr (R::kQ6) {
+      for (int64_t g = 0; g < R::kWeights / 16; ++g) round_16_q6(x + 16 * g, steps, record + 2 * place_q6(g));
+      std::memset(record + R::kSumsAt, 0, 32);
+    } else {
+      round_group<D>(x, steps, record);
+    }
     for (int64_t lane = 0; lane < kLanes; ++lane) put_scale(lane, extent.scale(R::kMost));
   } else {
     decltype(round_half<D>(x, splat_steps(0.0f), record)) sums[kEight];

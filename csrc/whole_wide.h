@@ -15,7 +15,7 @@ inline bool has_whole_products() {
   return has;
 }
 
-// Types that pairs of rows are worked on together of; the others are rare, and go row by row.
+// Types that pairs of rows are worked on together of; the others are rare, and go row by row. Of q6 a row has both halves (whole_q6.h).
 template <DType D>
 inline constexpr bool kInPairs = !Record<D>::kQ2 && !Record<D>::kFloats;
 

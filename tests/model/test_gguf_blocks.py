@@ -15,6 +15,7 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'c
 
 ROWS, COLUMNS = 6, 512
 TYPES = {"Q4_0": DType.Q4, "Q4_1": DType.Q4Z, "Q4_K": DType.Q4Z, "TQ1_0": DType.Q4, "TQ2_0": DType.Q4}
+TYPES |= dict.fromkeys(("Q3_K", "Q5_0", "Q6_K"), DType.Q6)
 BF16 = np.array([0.5, -0.0625, 3.0, 0.01171875, 0.0], np.float16)  # numbers of at most 8 bits
 
 
@@ -35,6 +36,17 @@ def six_bits(scales, least):
 def made_up(kind, rng):
     """Rows whose scales and zeros are bfloat16 numbers, groups without a scale among them."""
     groups = COLUMNS // 32
+    if kind in ("Q6_K", "Q3_K"):
+        size = {"Q6_K": 210, "Q3_K": 110}[kind]
+        numbers = rng.integers(0, 256, (ROWS * groups // 8, size), np.uint8)
+        numbers[:, size - 2 :] = rng.choice(BF16, (len(numbers), 1)).view(np.uint8)
+        return numbers.reshape(ROWS, -1)
+    if kind == "Q5_0":  # scales that 8 bits hold beside a block's largest
+        scales = rng.integers(-127, 128, (ROWS * groups, 1)).astype(np.float16)
+        scales[::8] = 127
+        return np.concatenate([scales.view(np.uint8), rng.integers(0, 256, (len(scales), 20), np.uint8)], 1).reshape(
+            ROWS, -1
+        )
     if kind != "Q4_K":
         found = []
         for _ in range(ROWS * groups):
@@ -51,7 +63,7 @@ def made_up(kind, rng):
     return np.concatenate(found).reshape(ROWS, -1)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K", "Q3_K", "Q5_0", "Q6_K"])
 def test_what_bfloat16_holds_is_the_same_number(kind):
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -82,7 +94,10 @@ def quantised(values, kind):
     return out
 
 
-@pytest.mark.parametrize(("kind", "most"), [("Q4_0", 0.003), ("Q4_1", 0.005), ("Q4_K", 0.005), ("TQ1_0", 0.003)])
+LOST = {"Q4_0": 0.003, "Q4_1": 0.005, "Q4_K": 0.005, "TQ1_0": 0.003, "Q5_0": 0.006, "Q6_K": 0.003, "Q3_K": 0.003}
+
+
+@pytest.mark.parametrize(("kind", "most"), LOST.items())
 @pytest.mark.parametrize("spread", ["normal", "wide", "apart", "flat"])
 def test_ggml_s_own_blocks_lose_what_scales_lose_in_bfloat16(kind, most, spread):
     """Of weights far from zero beside their spread, as of all others: 2^-8 of scale and zero at most."""
@@ -102,8 +117,9 @@ def test_ggml_s_own_blocks_lose_what_scales_lose_in_bfloat16(kind, most, spread)
     rms = np.sqrt(np.mean(before.astype(np.float64) ** 2))
     lost = np.sqrt(np.mean((after.astype(np.float64) - before) ** 2))
     assert lost <= most * rms * (2 if spread == "wide" else 1)
-    reach = np.abs(before).reshape(ROWS, -1, 32).max(axis=-1, keepdims=True)
-    assert (np.abs(after - before).reshape(ROWS, -1, 32) <= 2.0**-7 * reach).all()
+    group = 256 if kind == "Q5_0" else 32  # of which scales are numbers of 8 bits beside the largest
+    reach = np.abs(before).reshape(ROWS, -1, group).max(axis=-1, keepdims=True)
+    assert (np.abs(after - before).reshape(ROWS, -1, group) <= 2.0**-7 * reach).all()
 
 
 def test_a_scale_that_is_no_number_is_refused():
@@ -115,6 +131,6 @@ def test_a_scale_that_is_no_number_is_refused():
         packed_codes("Q4_K", rows, values)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q3_K", "Q2_K", "IQ4_NL", "MXFP4", "F16"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_K", "Q5_1", "Q2_K", "IQ4_NL", "MXFP4", "F16"])
 def test_no_type_holds_the_codes_of_others(kind):
     assert codes_kept(kind) is None

@@ -124,7 +124,7 @@ def test_what_is_usual_is_said_once(types, packing):
     [
         ({"version": 3}, UnsupportedError, "version 3 of coterie"),
         ({"version": 2.0}, UnsupportedError, "version 2.0 of coterie"),
-        ({"layers": "int5"}, CheckpointError, "layers is 'int5'.*'int8', 'int4', 'int4z'"),
+        ({"layers": "int5"}, CheckpointError, "layers is 'int5'.*'int8', 'int6', 'int4', 'int4z'"),
         ({"tables": 8}, CheckpointError, "tables is 8"),
         ({"tables": ["int8"]}, CheckpointError, r"tables is \['int8'\]"),
         ({"exceptions": ["a"]}, CheckpointError, r"exceptions is \['a'\]"),

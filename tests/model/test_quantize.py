@@ -29,6 +29,7 @@ PACKINGS = {
     "4 all": Packing(DType.Q4, DType.Q4),
     "4 but embedding": Packing(DType.Q4, None),
     "4z": Packing(DType.Q4Z, DType.Q4Z),
+    "6": Packing(DType.Q6, DType.Q6),
 }
 ROWS = ["llama", "llama-biases", "qwen2-types", "qwen3", "llama-head80", "olmo2", "phi3-partial", "granite"]
 ROWS += ["gemma", "gemma2", "gemma3"]
@@ -116,11 +117,20 @@ def test_shards_become_one_file(folder_of, tmp_path):
     assert (ours.path / SINGLE).read_bytes() == (whole.path / SINGLE).read_bytes()
 
 
-BRANCHED = [("ernie-moe", "4"), ("qwen2-moe", "8"), ("glm4-moe", "4z"), ("dots1", "8"), ("granitemoeshared", "4z")]
+BRANCHED = [
+    ("ernie-moe", "4"),
+    ("qwen2-moe", "6"),
+    ("qwen2-moe", "8"),
+    ("glm4-moe", "4z"),
+    ("dots1", "8"),
+    ("granitemoeshared", "4z"),
+]
 LATER = [pytest.param(*case, marks=pytest.mark.long) for case in BRANCHED[1:]]
 
 
-@pytest.mark.parametrize(("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z"), BRANCHED[0], *LATER])
+@pytest.mark.parametrize(
+    ("row", "bits"), [*product(ROWS, ["8", "4"]), ("llama-biases", "4z"), ("qwen3", "6"), BRANCHED[0], *LATER]
+)
 def test_it_runs_like_the_reference(row, bits, folder_of, tmp_path, make_backend):
     """Float32 norms, so keys and values are float32 too; activations are rounded in the reference as on a CPU."""
     model = open_model(quantize_folder(folder_of(row), tmp_path / "out", PACKINGS[bits]).folder)

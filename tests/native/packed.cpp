@@ -30,10 +30,24 @@ namespace {
 // Twice the floats of mx4 by their codes, written out from the specification: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and these negative.
 constexpr float kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12};
 
-int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : kGroupQ4; }
+int64_t group_of(DType dtype) { return dtype == DType::q8 ? kGroupQ8 : dtype == DType::q6 ? kBlockQ6 : kGroupQ4; }
 
 // As what comes by chance: codes of every type are then the highest or the lowest, or those of mx4 its largest number.
-constexpr uint64_t kHighest = 255 * 16 - 1, kLowest = 0, kLargest = 7;
+constexpr uint64_t kHighest = 255 * 64 - 1, kLowest = 0, kLargest = 7;
+
+// Weight k of a row of q6 of so many, with a scale for each 16 that is of 8 bits: its code is written to its place, by the words of packed.h.
+float put_six(uint8_t* row, int64_t k, int64_t columns, int code, int scale) {
+  const int64_t first = k / 256 * 256, units = (std::min<int64_t>(256, columns - first) + 63) / 64, in_unit = k % 64, unit = k % 256 / 64;
+  uint8_t* block = row + first / 64 * 52;
+  for (int64_t i = 0; i < 32; ++i)
+    for (const int64_t half : {0, 1}) {
+      if (half * 32 + i / 8 % 2 * 16 + i / 16 * 8 + i % 8 != in_unit) continue;
+      block[32 * unit + i] |= static_cast<uint8_t>((code & 15) << 4 * half);
+      block[32 * units + 16 * unit + i % 16] |= static_cast<uint8_t>((code >> 4 & 3) << (6 - 2 * (2 * half + i / 16)));
+    }
+  block[48 * units + k % 256 / 16] = static_cast<uint8_t>(scale);
+  return static_cast<float>(code * scale);
+}
 
 // Rows, exactly as many bytes as are used, at an odd address; `values` are what they stand for. Codes are random, or all as `chance` has them.
 Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<uint64_t()>& chance = [] { return rng()(); }) {
@@ -45,7 +59,11 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<ui
   for (int64_t n = 0; n < rows; ++n) {
     uint8_t* row = made.memory.get() + 1 + n * size;
     uint8_t* scales = row + size - (zeros ? 4 : 2) * groups;
-    for (int64_t k = 0; k < blocks * kBlockWeights; ++k) {
+    for (int64_t k = 0, scale = 0; dtype == DType::q6 && k < columns; ++k) {
+      if (k % 16 == 0) scale = static_cast<int>(chance() % 256) - 128;
+      made.values[n * columns + k] = put_six(row, k, columns, static_cast<int>(chance() % 64) - 32, static_cast<int>(scale));
+    }
+    for (int64_t k = 0; dtype != DType::q6 && k < blocks * kBlockWeights; ++k) {
       if (dtype == DType::q2) {
         const unsigned code = static_cast<unsigned>(chance() % 4), shift = static_cast<unsigned>(k % 2 * 4 + k % 32 / 16 * 2);
         row[k / 32 * 8 + k % 16 / 2] |= static_cast<uint8_t>(code << shift);
@@ -58,7 +76,8 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<ui
       if (k < columns) made.values[n * columns + k] = dtype == DType::mx4 ? kTwice[q + 8] : static_cast<float>(zeros ? q + 8 : q);
     }
     for (int64_t g = 0; g < groups; ++g) {
-      const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, 0.02f)[0]);
+      // Whole numbers of q6, scales of 16 in them, are 32 times as large as those of q8.
+      const uint16_t scale = plain::narrow_bf16(random_floats(1, 0.0f, dtype == DType::q6 ? 0.02f / 32 : 0.02f)[0]);
       std::memcpy(scales + 2 * g, &scale, 2);
       const uint16_t zero = plain::narrow_bf16(zeros ? random_floats(1, 7.0f, 3.0f)[0] : 0.0f);
       if (zeros) std::memcpy(scales + 2 * (groups + g), &zero, 2);
@@ -73,17 +92,17 @@ Tensor packed(int64_t rows, int64_t columns, DType dtype, const std::function<ui
 
 // As an operand: whatever it meets, the bytes are the same.
 integer type_of(const Tensor& w, bool int8) {
-  if (!int8) return w.type();
+  if (!int8 || w.dtype == DType::q6) return w.type();
   if (w.dtype == DType::q2) return static_cast<integer>(DType::q2_int8);
   const DType four = w.dtype == DType::q4 ? DType::q4_int8 : w.dtype == DType::q4z ? DType::q4z_int8 : DType::mx4_int8;
   return static_cast<integer>(w.dtype == DType::q8 ? DType::q8_int8 : four);
 }
 
-// Activations as packed rows meet them. Where two weights share a byte and meet 16 bits, the second of two is a multiple of 16, and the first a
+// Activations as packed rows meet them: of q6 15 bits, whatever is asked. Where two weights share a byte and meet 16 bits, the second of two is a multiple of 16, and the first a
 // sixteenth of it and a multiple of 16.
 Doubles rounded_rows(const Doubles& x, int64_t T, int64_t K, DType dtype, bool int8) {
   const bool shared = !int8 && (dtype == DType::q4 || dtype == DType::q4z);
-  const float most = int8 ? 127.0f : shared ? 30464.0f : 32767.0f;
+  const float most = dtype == DType::q6 ? 16383.0f : int8 ? 127.0f : shared ? 30464.0f : 32767.0f;
   const int64_t group = group_of(dtype);
   Doubles y(x.size());
   for (int64_t t = 0; t < T; ++t)
@@ -233,9 +252,9 @@ void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
 }  // namespace
 
 void test_packed() {
-  for (const DType dtype : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
+  for (const DType dtype : {DType::q8, DType::q6, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
     for (const bool int8 : {false, true}) {
-      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}, {0, 3, 40}, {29, 45, 1700}, {18, 17, 224}})
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 37, 160}, {1, 6, 32}, {1, 9, 608}, {6, 9, 544}, {2, 5, 33}, {3, 40, 64}, {7, 9, 200}, {16, 33, 576}, {35, 6, 130}, {3, 7, 384}, {0, 3, 40}, {29, 45, 1700}, {18, 17, 224}})
         test_linear(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
       test_parts(21, 7, 300, dtype, int8);
       test_parts(21, 7, 544, dtype, int8);
@@ -247,7 +266,7 @@ void test_packed() {
         test_wide(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
 #endif
       for (const int64_t T : {1, 6, 21}) test_extremes(T, 33, 300, dtype, int8);
-      for (const DType other : {DType::q8, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
+      for (const DType other : {DType::q8, DType::q6, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
         test_norm_and_linear(1, 96, 35, dtype, other, int8);
         test_norm_and_linear(19, 70, 33, dtype, other, int8);
       }

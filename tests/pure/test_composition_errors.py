@@ -98,7 +98,7 @@ BY_TABLE = {
         'checkpoint = "a"\nrank = 2',
         "rank = 2 has no meaning without config",
     ),
-    "unknown packed type": ('config = "llama-2-7b"', 'config = "l"\npacked = "int5"', "use one of int8, int4, int4z"),
+    "unknown packed type": ('config = "llama-2-7b"', 'config = "l"\npacked = "int5"', "use one of int8, int6, int4"),
     "rank zero": ('config = "llama-2-7b"', 'config = "l"\nrank = 0', "rank = 0 is out of range; it must be at least 1"),
     "name with a space": ('name = "a"', 'name = "a b"', 'name = "a b" cannot be a name; use letters'),
     "name with a slash": ('name = "a"', 'name = "a/b"', "cannot be a name"),

@@ -7,8 +7,9 @@ import pytest
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, DType, from_f32, to_f32
 from coterie.core.packed import pack, packed_as_is, unpack
+from coterie.core.six_bits import join_six, two_scales
 
-PACKED = (DType.Q8, DType.Q4, DType.Q4Z, DType.Q2)
+PACKED = (DType.Q8, DType.Q6, DType.Q4, DType.Q4Z, DType.Q2)
 SHAPES = [(1, 1), (2, 7), (3, 31), (3, 32), (5, 33), (4, 127), (4, 128), (2, 129), (7, 576), (3, 1000)]
 
 
@@ -70,9 +71,61 @@ def test_a_weight_is_off_by_about_a_step_at_most(shape, dtype, size, largest, of
         assert (np.abs(found[group] - values[group]) <= off * steps[:, None]).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_q6_is_off_by_about_a_step(shape):
+    values = random(shape)
+    once = pack(values, DType.Q6)
+    assert once.shape == (shape[0], DType.Q6.row_bytes(shape[1]))
+    assert once.nbytes == DType.Q6.tensor_bytes(shape)
+    found = unpack(once, DType.Q6, shape[1])
+    for first in range(0, shape[1], 16):
+        group = np.s_[:, first : first + 16]
+        # A group's scale is off by half of a 127th of the block's largest, which counts 32 times.
+        block = np.abs(values[:, first // 256 * 256 : first // 256 * 256 + 256]).max(axis=1)
+        steps = np.abs(values[group]).max(axis=1) / 32 + block / 200
+        assert (np.abs(found[group] - values[group]) <= 1.1 * steps[:, None]).all()
+
+
+@pytest.mark.parametrize("K", [1, 16, 63, 64, 65, 256, 300, 576, 704, 896])
+def test_whole_numbers_of_six_bits_and_their_scales_are_kept(K):
+    """As they lie in a row, weight by weight; the largest and the least among them."""
+    rng = np.random.default_rng(2)
+    G, B, units = -(-K // 16), -(-K // 256), -(-K // 64)
+    q, scales = rng.integers(-32, 32, (3, K)), rng.integers(-128, 128, (3, G))
+    q[0], scales[0] = -32, -128
+    blocks = np.array([[0.5], [-3.0], [0.0625]], np.float32) * np.ones((1, B), np.float32)
+    packed = join_six(q, scales, blocks)
+    assert packed.shape == (3, DType.Q6.row_bytes(K))
+    of_weight = np.repeat(scales, 16, axis=1)[:, :K] * np.repeat(blocks, 256, axis=1)[:, :K]
+    np.testing.assert_array_equal(unpack(packed, DType.Q6, K), q * of_weight)
+    row = packed[1]
+    for k in range(K):
+        some, unit, w = min(4, units - k // 256 * 4), k % 256 // 64, k % 64
+        block, half, byte = row[k // 256 * 208 :], w // 32, 16 * (w // 8 % 2) + 8 * (w // 16 % 2) + w % 8
+        low = block[32 * unit + byte] >> 4 * half & 15
+        high = block[32 * some + 16 * unit + byte % 16] >> (6 - 4 * half - byte // 16 * 2) & 3
+        assert (high << 4 | low) == q[1, k] % 64
+        assert block[48 * some + k % 256 // 16] == scales[1, k // 16] % 256
+    assert row[units * 52 :].tobytes() == b"\x40\xc0" * B
+
+
+def test_scales_become_eight_bits_beside_their_block_s_largest():
+    whole, blocks = two_scales(np.array([[1.0, -2.0, 0.0, 127.0, *[1.0] * 12, 3.0]], np.float32))
+    np.testing.assert_array_equal(whole, [[1, -2, 0, 127, *[1] * 12, 127]])
+    np.testing.assert_allclose(blocks, [[1.0, 3 / 127]], rtol=2.0**-8)
+    with pytest.raises(ValueError, match="1 of 2 scales are not finite numbers in bfloat16"):
+        join_six(np.zeros((1, 300), np.int8), np.zeros((1, 19), np.int8), np.array([[1.0, np.inf]], np.float32))
+
+
 def test_errors_over_many_weights_are_as_small_as_the_bits_allow():
     values = random((64, 1024))
-    for dtype, bound in ((DType.Q8, 0.008), (DType.Q4, 0.085), (DType.Q4Z, 0.075), (DType.Q2, 0.335)):
+    for dtype, bound in (
+        (DType.Q8, 0.008),
+        (DType.Q6, 0.018),
+        (DType.Q4, 0.085),
+        (DType.Q4Z, 0.075),
+        (DType.Q2, 0.335),
+    ):
         lost = unpack(pack(values, dtype), dtype, 1024) - values
         assert np.sqrt(np.mean(lost**2)) < bound
 
@@ -248,6 +301,7 @@ def test_the_bytes_of_a_row():
 
 def test_rows_are_padded_to_blocks_and_scales_to_groups():
     assert [DType.Q8.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [34, 34, 66, 130, 164]
+    assert [DType.Q6.row_bytes(k) for k in (1, 64, 65, 256, 257)] == [54, 54, 106, 210, 264]
     assert [DType.Q4.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [18, 18, 36, 72, 90]
     assert [DType.Q4Z.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [20, 20, 40, 80, 100]
     assert [DType.Q2.row_bytes(k) for k in (1, 32, 33, 128, 129)] == [10, 10, 20, 40, 50]

@@ -124,7 +124,9 @@ def test_what_is_written_and_refused(root: Path, tmp_path: Path) -> None:
     assert "int4" in said.stdout
     assert "bits a weight" in said.stdout
     refused(run("delta", base, tuned, tmp_path / "out"), "exists already")
-    refused(run("delta", base, tuned, tmp_path / "more", "--bits", "3"), "3 bits are not known", "one of 8, 4, 4z, 2")
+    refused(
+        run("delta", base, tuned, tmp_path / "more", "--bits", "3"), "3 bits are not known", "one of 8, 6, 4, 4z, 2"
+    )
     refused(run("delta", tmp_path / "out", tuned, tmp_path / "more"), "a fine-tune's difference from its base")
     refused(run("quantize", tmp_path / "out", tmp_path / "more"), "a fine-tune's difference from its base")
     shutil.copytree(root / "office" / "sql", tmp_path / "alone")

@@ -39,8 +39,9 @@ def import_(
         str,
         typer.Option(
             metavar="TYPE",
-            help="keep (unquantised weights as they are, quantised ones in the smallest of int4, int4z and int8 that "
-            "adds little), bf16, int8, int4 or int4z.",
+            help="keep (unquantised weights as they are, quantised ones in the smallest of int4, int4z, int6 and int8 "
+            "that adds little), keep8 (the same without int6, which a GPU does not run), bf16, int8, int6, int4 or "
+            "int4z.",
         ),
     ] = KEEP,
     tokenizer: Annotated[

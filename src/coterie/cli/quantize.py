@@ -23,7 +23,7 @@ from coterie.models.quantize import Quantized, quantize_folder
 from coterie.models.repack import repack_folder
 
 TYPES: Mapping[str, DType] = {
-    **{"8": DType.Q8, "4": DType.Q4, "4z": DType.Q4Z, "2": DType.Q2, "mxfp4": DType.MX4},
+    **{"8": DType.Q8, "6": DType.Q6, "4": DType.Q4, "4z": DType.Q4Z, "2": DType.Q2, "mxfp4": DType.MX4},
 }
 AS_IS = "16"
 DEFAULT = "8"
@@ -42,8 +42,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of a weight: 8 (the default), 4, 4z: 4 with zero points, 2, which suit deltas, or mxfp4: floats "
-            "of 4; of a folder that others quantised also 16: as bfloat16.",
+            help="Bits of a weight: 8 (the default), 6, 4, 4z: 4 with zero points, 2, which suit deltas, or mxfp4: "
+            "floats of 4; of a folder that others quantised also 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of embedding and head: 8 (the default), 4, 4z, 2, mxfp4, or 16: as they are (so after others).",
+            help="Bits of embedding and head: 8 (the default), 6, 4, 4z, 2, mxfp4, or 16: as they are (so after "
+            "others).",
             show_default=False,
         ),
     ] = None,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 class DType(Enum):
     """An element type; the value is its safetensors name.
 
-    Q8, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
+    Q8, Q6, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
     point, those of MX4 are floats; a file holds their rows as U8. I8 and F8_E4M3 are read of files that others
     quantised, and are of no weight that runs.
     """
@@ -30,6 +30,7 @@ class DType(Enum):
     I8 = "I8"
     F8_E4M3 = "F8_E4M3"
     Q8 = "Q8"
+    Q6 = "Q6"
     Q4 = "Q4"
     Q4Z = "Q4Z"
     Q2 = "Q2"
@@ -59,6 +60,8 @@ class DType(Enum):
         """Bytes of one row of a matrix."""
         if self not in PACKED:
             return columns * self.size_bytes
+        if self is DType.Q6:
+            return -(-columns // UNIT_Q6) * UNIT_Q6_BYTES + SCALE_BYTES * -(-columns // BLOCK_Q6)
         bits, group = PACKED[self]
         values = -(-columns // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
         return values + SCALE_BYTES * -(-columns // group) * (2 if self.has_zeros else 1)
@@ -74,9 +77,13 @@ class DType(Enum):
 
 
 # Packed types: bits of a weight, and weights that share a scale. A row is padded to whole blocks; scales and zeros are
-# bfloat16.
-PACKED = {DType.Q8: (8, 128), DType.Q4: (4, 32), DType.Q4Z: (4, 32), DType.Q2: (2, 32), DType.MX4: (4, 32)}
+# bfloat16. Scales of Q6 are whole numbers of 8 bits, times one of bfloat16 for a block; its rows are padded to units.
+PACKED = {
+    **{DType.Q8: (8, 128), DType.Q6: (6, 16), DType.Q4: (4, 32), DType.Q4Z: (4, 32), DType.Q2: (2, 32)},
+    DType.MX4: (4, 32),
+}
 BLOCK_WEIGHTS = 32
+BLOCK_Q6, UNIT_Q6, UNIT_Q6_BYTES = 256, 64, 52
 SCALE_BYTES = 2
 
 _SIZES = {DType.F32: 4, DType.F16: 2, DType.BF16: 2, DType.I32: 4, DType.I64: 8}

@@ -1,4 +1,4 @@
-"""Weights packed in groups: a scale per group, whole numbers of 8, 4 or 2 bits, and back to float32.
+"""Weights packed in groups: a scale per group, whole numbers of 8, 6, 4 or 2 bits, and back to float32.
 
     row of Q8   | q q q ... one byte each, two's complement, padded to 32 | s s ... one bfloat16 per 128 weights |
     row of Q4   | 16 bytes per 32 weights ...                             | s s ... one bfloat16 per 32 weights  |
@@ -8,13 +8,14 @@
     row of Q2   | 8 bytes per 32 weights ...                              | s s ... one bfloat16 per 32 weights  |
                   byte i: weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on, each (weight + 3) / 2
     row of MX4  | as Q4, of codes of floats with a sign, two bits of exponent and one of fraction
+    row of Q6     as core.six_bits has it: a scale of 8 bits per 16 weights, and of these one bfloat16 per 256
 
 A weight is q * s, which float32 holds exactly; of MX4 q is twice the float, so whole, and s half its power of two. Of
 Q4Z it is (code - z) * s, a difference and then a product in float32, each rounded to nearest: both are exact where z is
 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2, code 0, whatever that means). A CPU's kernels
 round the activations that meet packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
-group's largest apart (of Q4 and Q4Z 12 bits, 2^-11.8); or, by choice, of 8. Knows nothing about files or which tensors
-are packed.
+group's largest apart (of Q4 and Q4Z 12 bits, 2^-11.8; of Q6 15 bits, 2^-15 of the largest of 256); or, by choice, of 8,
+but for Q6. Knows nothing about files or which tensors are packed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType, from_f32, to_f32
+from coterie.core.dtypes import BLOCK_Q6, BLOCK_WEIGHTS, PACKED, DType, from_f32, to_f32
 from coterie.core.scales import (
     MAX_Q2,
     RANGES,
@@ -37,11 +38,13 @@ from coterie.core.scales import (
     scales_of,
     whole_of,
 )
+from coterie.core.six_bits import pack_six, unpack_six
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 MAX_INT8, MAX_INT16 = 127, 32767  # of rounded activations
+MAX_MEETS_Q6 = 16383  # of those that meet Q6, whatever is asked: 32 of them times 4096 are below 2^31
 SHARED, MAX_SHARED = (
     (DType.Q4, DType.Q4Z),
     30464,
@@ -53,8 +56,8 @@ def pack(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F3
     """Rows of packed weights [N, row bytes] nearest to these. Raises ValueError for values that are not finite.
 
     `known_NG`: scales of somebody who quantised these weights before, tried as well as ours; of Q4Z with their zeros
-    (else neither is tried). Where theirs lose least, the whole numbers are theirs too, and all that is lost is what
-    scales and zeros lose in bfloat16.
+    (else neither is tried), of Q6 none is. Where theirs lose least, the whole numbers are theirs too, and all that is
+    lost is what scales and zeros lose in bfloat16.
     """
     N, K = values_NK.shape
     packed = np.empty((N, dtype.row_bytes(K)), np.uint8)
@@ -74,7 +77,8 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
 
 
 def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DType, zeros_NG: F32 | None = None) -> U8:
-    """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost.
+    """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost. Not
+    of Q6 (core.six_bits.join_six).
 
     Of Q4Z and MX4 the whole numbers are codes, 0 to 15; of Q4Z each scale has a zero. Raises ValueError for a scale or
     a zero that is not a finite bfloat16 number, a whole number that the type does not have, or zeros that are missing
@@ -121,6 +125,8 @@ def rounded(values_TK: F32, dtype: DType, most: int) -> F32:
     T, K = values_TK.shape
     group, shared = PACKED[dtype][1], most == MAX_INT16 and dtype in SHARED
     most = MAX_SHARED if shared else most
+    if dtype is DType.Q6:
+        group, most = BLOCK_Q6, MAX_MEETS_Q6
     grouped = np.zeros((T, -(-K // group) * group), np.float32)
     grouped[:, :K] = values_TK
     grouped = grouped.reshape(T, grouped.shape[1] // group, group)
@@ -146,6 +152,8 @@ def _pack(values_NK: F32, dtype: DType, known_NG: F32 | None, zeros_NG: F32 | No
         raise ValueError("a weight is infinite or not a number")
     N, K = values_NK.shape
     group = PACKED[dtype][1]
+    if dtype is DType.Q6:
+        return pack_six(values_NK)
     if dtype.has_zeros:
         known = None if known_NG is None or zeros_NG is None else (known_NG, zeros_NG)
         return _pack_codes(values_NK, dtype, known)
@@ -209,6 +217,8 @@ def _joined(q: F32, scales: F32, zeros: F32 | None, K: int, dtype: DType) -> U8:
 
 
 def _unpack(packed: U8, dtype: DType, K: int) -> F32:
+    if dtype is DType.Q6:
+        return unpack_six(packed, K)
     N = len(packed)
     bits, group = PACKED[dtype]
     end = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8

@@ -1,6 +1,7 @@
 """Scales, and zero points, of groups of weights: those of least squared error among a few that are tried.
 
     Q8, Q4   weight = q * scale             q whole, -127 to 127 or -8 to 7
+    Q6       weight = q * scale             q whole, -32 to 31; the scale is rounded again (core.six_bits)
     Q2       weight = q * scale             q of -3, -1, 1 and 3
     Q4Z      weight = (code - zero) * scale   code whole, 0 to 15
     MX4      weight = q * scale             q a sign and 0, 1, 2, 3, 4, 6, 8 or 12, twice a float; scale a power of two
@@ -22,12 +23,13 @@ F32: TypeAlias = npt.NDArray[np.float32]
 Pair: TypeAlias = tuple[F32, F32]  # scales and zeros of groups
 
 MAX_Q8 = 127  # of weights; -128 is left out, so that a product of magnitudes fits 15 bits
+LOW_Q6, HIGH_Q6 = -32, 31
 LOW_Q4, HIGH_Q4 = -8, 7
 MAX_CODE = 15  # of Q4Z
 MAX_Q2 = 3
 RANGES = {
     **{DType.Q8: (-MAX_Q8, MAX_Q8), DType.Q4: (LOW_Q4, HIGH_Q4), DType.Q4Z: (0, MAX_CODE), DType.Q2: (-MAX_Q2, MAX_Q2)},
-    DType.MX4: (0, MAX_CODE),
+    **{DType.MX4: (0, MAX_CODE), DType.Q6: (LOW_Q6, HIGH_Q6)},
 }
 _FLOATS = (0, 1, 2, 3, 4, 6, 8, 12)  # twice the magnitude of each code of MX4
 WORTH = np.array([*_FLOATS, *(-q for q in _FLOATS)], np.float32)
@@ -35,6 +37,7 @@ WORTH = np.array([*_FLOATS, *(-q for q in _FLOATS)], np.float32)
 _UP_FROM, _UP_BEYOND = (1.5, 3.5, 7.0), (0.5, 2.5, 5.0, 10.0)
 # The largest weight of a group becomes -8, or a little more or less: which of these loses least is tried out.
 _TRIES_Q4 = (8.0, 8.4, 7.6, 7.2, 6.8, 6.4)
+_TRIES_Q6 = (32.0, 32.4, 31.5, 31.0, 30.0)
 # The codes span so much of a group's range at first, about its middle; then scale and zero are fitted to them, twice.
 _TRIES_Q4Z = (1.0, 0.9, 0.8)
 _FITS_Q4Z = 2
@@ -67,11 +70,11 @@ def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
 def whole_of(grouped: F32, scales: F32, dtype: DType) -> F32:
     """The nearest whole numbers that the type has; where a group's scale is 0, of Q8, Q4 and MX4 0, of Q2 any."""
     if dtype is DType.MX4:
-        return WORTH[_codes(grouped * _inverse(scales)[..., None])]
-    q: F32 = np.rint(grouped * _inverse(scales)[..., None])
+        return WORTH[_codes(grouped * inverse(scales)[..., None])]
+    q: F32 = np.rint(grouped * inverse(scales)[..., None])
     low, high = RANGES[dtype]
     if dtype is DType.Q2:  # odd ones alone
-        q = 2 * np.floor(grouped * (_inverse(scales) / 2)[..., None]) + 1
+        q = 2 * np.floor(grouped * (inverse(scales) / 2)[..., None]) + 1
     return np.clip(q, low, high, out=q)
 
 
@@ -93,7 +96,7 @@ def _codes(numbers: F32) -> npt.NDArray[np.uint8]:
 def codes_of(grouped: F32, pair: Pair) -> F32:
     """The nearest codes of Q4Z."""
     scales, zeros = pair
-    q: F32 = np.rint(grouped * _inverse(scales)[..., None] + zeros[..., None])
+    q: F32 = np.rint(grouped * inverse(scales)[..., None] + zeros[..., None])
     return np.clip(q, 0, MAX_CODE, out=q)
 
 
@@ -102,7 +105,7 @@ def in_bf16(numbers: F32) -> F32:
     return to_f32(from_f32(numbers, DType.BF16), DType.BF16)
 
 
-def _inverse(scales: F32) -> F32:
+def inverse(scales: F32) -> F32:
     """One over each scale; 0 where that is not finite: of a scale of 0 or near the smallest number."""
     with np.errstate(over="ignore"):
         inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
@@ -114,10 +117,18 @@ def _scales_q8(grouped: F32) -> F32:
 
 
 def _scales_q4(grouped: F32) -> F32:
-    """The scale of least squared error among a few: the range is -8 to 7, so the largest weight's sign matters."""
+    return _of_extremes(grouped, DType.Q4, _TRIES_Q4)
+
+
+def _of_extremes(grouped: F32, dtype: DType, tries: Iterable[float]) -> F32:
+    """The scale of least squared error among a few: a range such as -8 to 7 makes the largest weight's sign matter."""
     at = np.abs(grouped).argmax(axis=-1)[..., None]
     extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
-    return _nearest(grouped, (in_bf16(extreme / np.float32(-steps)) for steps in _TRIES_Q4), DType.Q4)
+    return _nearest(grouped, (in_bf16(extreme / np.float32(-steps)) for steps in tries), dtype)
+
+
+def _scales_q6(grouped: F32) -> F32:
+    return _of_extremes(grouped, DType.Q6, _TRIES_Q6)
 
 
 def _scales_q2(grouped: F32) -> F32:
@@ -150,7 +161,7 @@ def _scales_mx4(grouped: F32) -> F32:
 
 
 _SCALES: Mapping[DType, Callable[[F32], F32]] = {
-    **{DType.Q8: _scales_q8, DType.Q4: _scales_q4, DType.Q2: _scales_q2, DType.MX4: _scales_mx4},
+    **{DType.Q8: _scales_q8, DType.Q6: _scales_q6, DType.Q4: _scales_q4, DType.Q2: _scales_q2, DType.MX4: _scales_mx4},
 }
 
 

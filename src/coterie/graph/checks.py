@@ -169,7 +169,7 @@ class Row:
             raise self.wrong(fact, "give 1, or in a linear's weight of a float type a share between 0 and 1")
         fits = value.dtype.is_float or (matrix and value.dtype.is_packed)
         if value.kind is not Kind.WEIGHT or not fits:
-            types = "F32, F16, BF16, Q8, Q4, Q4Z, Q2 or MX4" if matrix else "F32, F16 or BF16"
+            types = "F32, F16, BF16, Q8, Q6, Q4, Q4Z, Q2 or MX4" if matrix else "F32, F16 or BF16"
             raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
         self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)

@@ -36,7 +36,7 @@ CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for 
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b, DELTA_NAMES.ba, ScanNames().dt))
 HEADS = (f".{LATENT_NAMES.up}.weight",)  # of which a head's rows are read by themselves, both ways
 NAMES: Mapping[DType, str] = {
-    **{DType.Q8: "int8", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
+    **{DType.Q8: "int8", DType.Q6: "int6", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
 }
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1

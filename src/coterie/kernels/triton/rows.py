@@ -199,12 +199,16 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError for rounded activations."""
+        """The type of a weight. Raises UnsupportedError for rounded activations, and a type that no kernel reads."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
             fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
             raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+        if number not in _DTYPES:
+            fact = f"{operand} of {self.name} is Q6 (int6), which they do not read"
+            remedy = "import the file with --weights keep8, or quantise with --bits 8: int8 in the place of int6"
+            raise UnsupportedError("the GPU's kernels", fact, remedy)
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:

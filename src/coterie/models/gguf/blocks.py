@@ -1,13 +1,18 @@
-"""Blocks of GGUF whose codes a packed type holds as they are: only scales and zeros are rounded, to bfloat16.
+"""Blocks of GGUF whose codes a packed type holds as they are: only scales and zeros are rounded, most to bfloat16.
 
     Q4_0   32 weights   | scale f16 | 16 bytes |              weight = (code - 8) * scale
     Q4_1   32 weights   | scale f16 | least f16 | 16 bytes |  weight = code * scale + least
     Q4_K   8 groups     | d f16 | m f16 | 12 bytes: 6 bits of scale and of least for each group | 4 x 32 bytes |
            of 32        weight = code * (d * scale) - m * least
+    Q6_K   16 groups    | 128 bytes: lower 4 bits | 64 bytes: upper 2 | 16 scales of 8 bits | d f16 |
+           of 16        weight = (code - 32) * (d * scale)
+    Q3_K   16 groups    | 32 bytes: an upper bit | 64 bytes: lower 2 bits | 12 bytes: 6 bits of scale each | d f16 |
+           of 16        weight = (code - 4) * (d * (scale - 32))
+    Q5_0   32 weights   | scale f16 | 4 bytes: an upper bit of each | 16 bytes |  weight = (code - 16) * scale
     TQ1_0, TQ2_0        weights of a group are its largest, its negative and 0: int4 holds them with that scale
 
-16 and 32 bytes have a code in each half, all low halves first. Knows nothing about which weights these are. Source:
-ggml's own description of its blocks.
+16 and 32 bytes have a code in each half, all low halves first. Scales of Q5_0 are rounded to 8 bits beside the largest
+of 256 weights. Knows nothing about which weights these are. Source: ggml's own description of its blocks.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from coterie.core.dtypes import BLOCK_WEIGHTS, DType
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
 from coterie.core.packed import F32, U8, pack, packed_as_is
 from coterie.core.scales import LOW_Q4, in_bf16
+from coterie.core.six_bits import join_six, two_scales
 
 _F16_BYTES, _GROUPS_K = 2, 8
 
@@ -59,6 +65,36 @@ def _q4_k(rows: U8, _: F32) -> U8:
     return _with_zeros(codes, *groups)
 
 
+def _q6_k(rows: U8, _: F32) -> U8:
+    N, blocks = len(rows), np.ascontiguousarray(rows).reshape(len(rows), -1, 210)
+    of_block = np.ascontiguousarray(blocks[..., 208:]).view("<f2").astype(np.float32)[..., 0]
+    low, high = blocks[..., :128].reshape(N, -1, 2, 1, 64), blocks[..., 128:192].reshape(N, -1, 2, 1, 32)
+    halves = np.concatenate([low & 15, low >> 4], axis=3).reshape(N, -1, 2, 4, 32)
+    pairs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=3)
+    codes = (halves | pairs << 4).reshape(N, -1).astype(np.int8) - np.int8(32)
+    return join_six(codes, blocks[..., 192:208].reshape(N, -1).view(np.int8), in_bf16(of_block))
+
+
+def _q3_k(rows: U8, _: F32) -> U8:
+    N, blocks = len(rows), np.ascontiguousarray(rows).reshape(len(rows), -1, 110)
+    of_block = np.ascontiguousarray(blocks[..., 108:]).view("<f2").astype(np.float32)[..., 0]
+    upper = blocks[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    lower = blocks[..., 32:96].reshape(N, -1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    codes = (lower.reshape(N, -1) | upper.reshape(N, -1) << 2).astype(np.int8) - np.int8(4)
+    eights, pairs = blocks[..., 96:104], blocks[..., 104:108]
+    low = np.concatenate([eights & 15, eights >> 4], axis=-1)
+    high = np.concatenate([pairs >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    scales = (low | high << 4).astype(np.int8) - np.int8(32)
+    return join_six(codes, scales.reshape(N, -1), in_bf16(of_block))
+
+
+def _q5_0(rows: U8, _: F32) -> U8:
+    (scales,), rest = _numbers(rows, 1, 22)
+    upper = np.unpackbits(rest[..., :4], axis=-1, bitorder="little").reshape(len(rows), -1)
+    codes = (_halves(rest[..., 4:]) | upper << 4).astype(np.int8) - np.int8(16)
+    return join_six(codes, *two_scales(np.repeat(scales, BLOCK_WEIGHTS // PACKED[DType.Q6][1], axis=1)))
+
+
 def _ternary(_: U8, values: F32) -> U8:
     groups = np.abs(values).reshape(len(values), -1, BLOCK_WEIGHTS)
     return pack(values, DType.Q4, groups.max(axis=-1))
@@ -68,6 +104,9 @@ _KEPT: Mapping[str, tuple[DType, Callable[[U8, F32], U8]]] = {
     "Q4_0": (DType.Q4, _q4_0),
     "Q4_1": (DType.Q4Z, _q4_1),
     "Q4_K": (DType.Q4Z, _q4_k),
+    "Q3_K": (DType.Q6, _q3_k),
+    "Q5_0": (DType.Q6, _q5_0),
+    "Q6_K": (DType.Q6, _q6_k),
     "TQ1_0": (DType.Q4, _ternary),
     "TQ2_0": (DType.Q4, _ternary),
 }

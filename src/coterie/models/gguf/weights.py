@@ -1,8 +1,8 @@
 """Where each weight of a model is in a GGUF file, what type it gets, and its bytes in that type.
 
 What a quantised type becomes was measured (docs/log.md): the smallest packed type that adds little, less than 1% of the
-weights. That is int4 or int4z where it holds the codes as they are (blocks.py), and int8 for all others, to which
-int4z adds 5 to 7%.
+weights. That is int4, int4z or int6 where it holds the codes as they are (blocks.py), and int8 for all others, to
+which int4z adds 5 to 7% and int6 1.7.
 Knows nothing about config.json or how a file is written.
 """
 
@@ -154,17 +154,17 @@ class Types:
     packing: Packing | None
 
 
-KEEP, BF16 = "keep", "bf16"
-WEIGHTS = (KEEP, BF16, *BY_NAME)
+KEEP, KEEP8, BF16 = "keep", "keep8", "bf16"  # keep8: int8 in the place of int6
+WEIGHTS = (KEEP, KEEP8, BF16, *BY_NAME)
 
 
 def types_of(sources: Mapping[str, Source], weights: str) -> Types:
-    """The types that `weights`, one of WEIGHTS, gives. Of `keep`: what is not quantised stays as it is."""
+    """The types that `weights`, one of WEIGHTS, gives. Of `keep` and `keep8`: what is not quantised stays as it is."""
     matrices = {name: source for name, source in sources.items() if source.is_matrix}
     packing = None
-    if weights == KEEP:
+    if weights in (KEEP, KEEP8):
         may = {name: source for name, source in matrices.items() if may_be_packed(name, source.shape)}
-        packing = Packing.of({name: _kept(source.tensor) for name, source in may.items()})
+        packing = Packing.of({name: _kept(source.tensor, weights == KEEP8) for name, source in may.items()})
     elif weights != BF16:
         packing = Packing(BY_NAME[weights], DType.Q8)
     by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(sources))
@@ -175,11 +175,12 @@ def types_of(sources: Mapping[str, Source], weights: str) -> Types:
     return Types(by_name, packing)
 
 
-def _kept(tensor: GgufTensor) -> DType | None:
+def _kept(tensor: GgufTensor, none_of_six: bool) -> DType | None:
     """The packed type that a matrix of this type becomes, None for one that is not quantised."""
     if tensor.float_type:
         return None
-    return codes_kept(tensor.type) or DType.Q8
+    kept = codes_kept(tensor.type) or DType.Q8
+    return DType.Q8 if none_of_six and kept is DType.Q6 else kept
 
 
 def _small(sources: Mapping[str, Source]) -> DType:
