@@ -169,7 +169,19 @@ def test_types_of_a_pair_are_given_where_the_tokenizer_gives_them(tmp_path):
     assert abs(told - untold) > 1e-4
 
 
-@pytest.mark.parametrize("row", ["bert", "roberta", "modernbert", "qwen3"])
+def test_tensors_may_be_named_as_before_transformers_had_the_class(tmp_path):
+    folder = save(tmp_path / "r", make("gte"), ROBERTA_WAY)
+    with Coterie.open(folder) as coterie:
+        found = raw(coterie)
+    tensors = load_file(folder / "model.safetensors")
+    older = {name.replace("gte.", "new.", 1): tensor for name, tensor in tensors.items()}
+    assert older.keys() != tensors.keys()
+    save_file(older, folder / "model.safetensors")
+    with Coterie.open(folder) as coterie:
+        np.testing.assert_array_equal(raw(coterie), found)
+
+
+@pytest.mark.parametrize("row", ["bert", "roberta", "gte", "modernbert", "qwen3"])
 def test_a_quantised_folder_keeps_its_head(row, tmp_path):
     folder = save(tmp_path / "r", make(row), way_of(row), sentence_transformers={"activation_fn": "torch.nn.Identity"})
     packed = quantize_folder(folder, tmp_path / "packed", Packing(DType.Q8, DType.Q8)).folder
