@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.system.commands import run
-from tests.system.tiny import CONFIG
+from tests.system.tiny import CONFIG, write_expert
 
 from coterie.bench import experts as bench_experts
 from coterie.bench import neighbour as bench_neighbour
@@ -348,3 +348,15 @@ def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> No
         assert int8["top1_agreement"] > 0.9
         assert {row["tokens"] for row in rows.values()} == {plain["tokens"]}
     assert line["workload"]["demo_experts"] >= 10
+
+
+def test_speculate_measures_a_draft_of_the_same_answers(tmp_path: Path) -> None:
+    for name, layers in (("large", 3), ("small", 1)):
+        write_expert(tmp_path / name, 3, num_hidden_layers=layers, max_position_embeddings=300)
+    got = bench("speculate", "--checkpoint", tmp_path / "large", "--draft", tmp_path / "small", *QUICK)
+    assert got["workload"]["draft"] == "small"
+    assert [row["prompt"] for row in got["prompts"]] == ["code", "prose", "a list"]
+    for row in got["prompts"]:  # of experts so small nothing is guessed
+        assert (row["guessed_per_token"], row["tokens_per_step"]) == (0, 1)
+        assert row["gain"] > 0 < row["cpu_gain"]
+    assert "measured together" in refused("speculate", "--draft", tmp_path / "small")

@@ -11,20 +11,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
 from rich.table import Table
 
+from coterie.api import Coterie, Options, Query
+from coterie.api.types import Message
 from coterie.bench.experts import packed_expert
 from coterie.bench.formed import END_ID, FORMS, forming_expert
 from coterie.bench.repeating import FEW, Ring, repeating_expert
 from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.checkpoint.grammar import Grammar, grammar_of
+from coterie.composition.composition import Composition
+from coterie.composition.expert import Expert
+from coterie.core.sampling import PartialSampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.policy import MAX_GUESSES, Policy
@@ -35,6 +41,11 @@ ANSWER_TOKENS = 128
 FORM_TOKENS = 320  # at most
 SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often, about, the token comes that came before; 0: nothing repeats
 PLAIN, GUESSED = "without", "with"
+PROMPTS = {
+    "code": "Write a Python class for a stack of numbers with push, pop, peek and a running maximum.",
+    "prose": "Describe how bread is made, from grain to loaf.",
+    "a list": "Count from 1 to 60, separated by commas.",
+}
 COLUMNS = ("guesses", "right", "tokens a step", "tokens/s", "with guesses", "gain", "CPU time")
 
 
@@ -89,6 +100,59 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
     return Report(
         "speculate", {**workload, "threads": cpus}, values, (_table(rows), _table_of_forms(forms)), _notes(rows)
     )
+
+
+def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) -> Report:
+    """Measure an expert with and without a draft, by one prompt of each kind. Raises CoterieError."""
+    large, small = Expert("large", checkpoint.resolve()), Expert("small", draft.resolve())
+    with ExitStack() as stack:
+        ways = {}
+        for name, drafting in ((PLAIN, ""), (GUESSED, "small")):
+            pair = Composition("pair", (replace(large, draft=drafting), small), None, Path.cwd())
+            ways[name] = stack.enter_context(Coterie(pair, Options(threads=threads)))
+        ways[GUESSED].load("small")
+        rows = [{"prompt": kind, **_asked(ways, prompt, effort)} for kind, prompt in PROMPTS.items()]
+    workload = {"checkpoint": checkpoint.name, "draft": draft.name, "answer": ANSWER_TOKENS, "threads": threads}
+    table = Table("prompt", *COLUMNS)
+    for row in rows:
+        table.add_row(row["prompt"], *_cells(row))
+    note = "one user, greedy, the same answer both ways; lookups guess in both, and are not counted here"
+    return Report("draft", workload, {"prompts": rows}, (table,), (note,))
+
+
+def _asked(ways: dict[str, Coterie], prompt: str, effort: Effort) -> dict[str, Any]:
+    query = Query((Message("user", prompt),), "large", PartialSampling(temperature=0.0), ANSWER_TOKENS)
+    answers: dict[str, list[tuple[int, ...]]] = {name: [] for name in ways}
+    cpu_s: dict[str, list[float]] = {name: [] for name in ways}
+
+    def seconds(name: str) -> float:
+        begun = perf_counter(), process_time()
+        tokens = ways[name].ask(query).token_ids
+        answers[name].append(tokens)
+        cpu_s[name].append((process_time() - begun[1]) / len(tokens))
+        return (perf_counter() - begun[0]) / len(tokens)
+
+    metrics = ways[GUESSED].parts.engine.metrics
+    before = metrics.drafted_tokens, metrics.accepted_drafted_tokens, metrics.drawn_tokens, metrics.steps
+    samples = interleave({name: partial(seconds, name) for name in ways}, effort)
+    if answers[PLAIN] != answers[GUESSED]:
+        raise RuntimeError("an answer with a draft is another one")
+    gain, cpu = paired_ratio(samples[PLAIN], samples[GUESSED]), paired_ratio(cpu_s[PLAIN][1:], cpu_s[GUESSED][1:])
+    guessed, right, drawn = (
+        metrics.drafted_tokens - before[0],
+        metrics.accepted_drafted_tokens - before[1],
+        metrics.drawn_tokens - before[2],
+    )
+    return {
+        "tokens_per_s": {name: 1 / median(samples[name]) for name in ways},
+        "gain": gain.median,
+        "gain_quartiles": [gain.low, gain.high],
+        "cpu_gain": cpu.median,
+        "guessed_per_token": guessed / drawn,
+        "accepted": right / guessed if guessed else 0.0,
+        "tokens_per_step": drawn / (metrics.steps - before[3]),
+        "rounds": len(samples[PLAIN]),
+    }
 
 
 def _of_ring(ring: Ring, share: float, number: int) -> Request:

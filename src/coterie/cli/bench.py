@@ -21,7 +21,7 @@ from coterie.bench.prefill import prefill
 from coterie.bench.quality import quality
 from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
-from coterie.bench.speculate import speculate
+from coterie.bench.speculate import drafted, speculate
 from coterie.bench.subject import Own, own_of
 from coterie.bench.switch import switch
 from coterie.cli.bench_print import print_line, print_report
@@ -39,6 +39,7 @@ from coterie.cli.options import (
     sentences,
 )
 from coterie.core.errors import UsageError
+from coterie.core.paths import user_path
 from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.graph.ops import INT16
 from coterie.plan.mix import MIXES
@@ -56,6 +57,10 @@ RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
 WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int4 or int4z: how the random expert is stored.")]
 CheckpointOpt = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="An expert of your own, instead of a random one of --shape.")
+]
+DraftFolderOpt = Annotated[
+    str | None,
+    typer.Option("--draft", metavar="FOLDER", help="A smaller one that guesses for that of --checkpoint."),
 ]
 GgufOpt = Annotated[
     str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for llama.cpp to run beside it.")
@@ -150,9 +155,18 @@ def bench_speculate(
     rounds: RoundsOpt = EFFORT.rounds,
     seconds: SecondsOpt = EFFORT.seconds,
     threads: ThreadsOpt = None,
+    checkpoint: CheckpointOpt = None,
+    draft: DraftFolderOpt = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Tokens per second of one user with and without guesses: of experts that repeat themselves, or have forms."""
+    """Tokens per second of one user with and without guesses: of experts that repeat themselves, or have forms; or of
+    an expert with and without a draft.
+    """
+    if (checkpoint is None) != (draft is None):
+        raise UsageError("--draft", "an expert and its draft are measured together", "give --checkpoint and --draft")
+    if checkpoint is not None and draft is not None:
+        print_report(drafted(user_path(checkpoint), user_path(draft), threads, Effort(rounds, seconds)), json_)
+        return
     print_report(speculate(shape, threads, Effort(rounds, seconds), weights), json_)
 
 
