@@ -99,11 +99,12 @@ as vLLM's bfloat16, and give more tokens/s, on two cores. With both cores comput
 had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two
 processes of one core each, which would share the requests, were not tried.
 
-- **Adapters** (16 of rank 16 of all linear layers, zipf, 8 in flight): 6 to 7 s of CPU for 1000 tokens, and vLLM's
-  `--max-loras 8` 58 s (two threads, 16 requests, one round); 206 and 7 tokens/s then.
-- **Switching**: a process for each model. Start to ready took 37 s of CPU (114 s under a load of 15, compiled before),
-  4 GiB of memory of which 2 are for keys and values; ours brings such an expert up in 81 ms,
-  alone on the machine (the table of switches). Sleep mode (`--enable-sleep-mode`) is refused on a CPU.
+- **Adapters**, 16 of rank 16 of all linear layers, zipf, one round each: with 8 in flight 260 : 63 tokens/s, 7.2 : 30.1
+  s of CPU for 1000 tokens and a first token after 0.21 : 1.75 s; with 32 in flight 282 : 65, 5.5 : 23.5 s and 0.91 :
+  7.15 s. vLLM had `--max-loras 8`; with two threads it took 58 s.
+- **Switching**: a process for each model. Start to ready took 37 s of CPU (29 s at a load of 5, 114 s at 15, compiled
+  before), 4 GiB of memory of which 2 are for keys and values; ours brings such an expert up in 81 ms, alone on the
+  machine (the table of switches). Sleep mode (`--enable-sleep-mode`) is refused on a CPU.
 - **Not tried**: W8A8, zentorch, SGLang, more than two cores; nothing here was measured on a quiet machine.
 """
 
