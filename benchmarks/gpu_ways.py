@@ -27,7 +27,7 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step
 from coterie.core.errors import CoterieError
 from coterie.devices.cuda.gpu import Gpu, gpu_number
-from coterie.kernels.triton.tile import Few
+from coterie.kernels.triton.product.tile import Few
 from coterie.kernels.triton.tiles import ANY, H100
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 // Where a sequence keeps its recurrent state: in units of one size, each whole in a block, from the first block of its table on.
-// Knows nothing about what a unit holds (graph/delta_net_ops.py says it).
+// Knows nothing about what a unit holds (graph/delta_net/ops.py says it).
 #pragma once
 
 #include "vec.h"

@@ -22,9 +22,9 @@ from triton.runtime._allocation import _allocator
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton import launch as gpu
-from coterie.kernels.triton.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.feed import feed_launch
 from coterie.kernels.triton.persistent import plan_of
+from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.rows import Launch
 from coterie.kernels.triton.tiles import H100
 from coterie.kernels.triton.words import Mover

@@ -15,8 +15,8 @@ from triton import jit
 from triton import language as tl
 
 from coterie.core.packed import worth
-from coterie.kernels.triton import bytes_to_floats
-from coterie.kernels.triton.bytes_to_floats import halves_above, whole_numbers
+from coterie.kernels.triton.product import bytes_to_floats
+from coterie.kernels.triton.product.bytes_to_floats import halves_above, whole_numbers
 
 WORD = 0xFFFFFFFF
 EVERY = np.arange(256, dtype=np.uint8)

@@ -15,7 +15,7 @@ from coterie.core.dtypes import DType
 from coterie.devices.real.lower import lower
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Weight, Weights
-from coterie.graph.branch_ops import ADDED_SUM, TOP_K
+from coterie.graph.branch.ops import ADDED_SUM, TOP_K
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind
 from coterie.graph.ops import OPS, ROUNDING

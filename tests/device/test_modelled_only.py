@@ -8,7 +8,7 @@ from tests.pure.graphs import decoder, of_family
 
 from coterie.core.errors import UnsupportedError
 from coterie.graph.compile import compile_graph
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.shard import shard
 from coterie.models.monarch import monarch_example
 from coterie.models.zoo import zoo_graph

@@ -11,9 +11,9 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled.price import roofline_s, step_time
 from coterie.devices.modelled.shard import rank_program
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.compile import compile_graph
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.verify import verify
 from coterie.models.model import synthetic_model
 from coterie.spec.load import load_machine

@@ -20,7 +20,7 @@ from coterie.devices.modelled.share import Shares, fair_rates, left_over
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import reads_context, region_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.program import Program
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine

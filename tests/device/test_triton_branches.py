@@ -14,7 +14,7 @@ from tests.device.triton_branch_cases import alike
 from tests.device.triton_cases import BF16, F32, Q4, table_of, weight
 
 from coterie.kernels import cpu as kernels
-from coterie.kernels.triton.branches import Sizes
+from coterie.kernels.triton.branch.branches import Sizes
 
 E, TAKEN, D, F = 5, 2, 40, 24
 

@@ -16,8 +16,8 @@ from tests.device import triton_cases
 from tests.device.interpreted import WIDE, call
 from tests.device.triton_cases import BF16, F16, Q4, Q4Z, Q8, gate_up, linear, qkv
 
-from coterie.kernels.triton import described
-from coterie.kernels.triton.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
+from coterie.kernels.triton.product import described
+from coterie.kernels.triton.product.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
 from coterie.kernels.triton.tiles import Many, tiles_for
 
 # Tiles so small that 4 multiprocessors have several each, and what is left is cut.

@@ -20,7 +20,7 @@ from coterie.devices.cpu.bound import Bound, Workspace
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.kernels import cpu as kernels
-from coterie.kernels.triton.linear_each import most_tiles
+from coterie.kernels.triton.product.linear_each import most_tiles
 from coterie.kernels.triton.tiles import H100
 
 LOW = replace(WIDE, low_rank=16, low_weights=512)

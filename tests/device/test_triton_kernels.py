@@ -9,7 +9,7 @@ import re
 from functools import partial
 from importlib import import_module
 from inspect import getsource, signature
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 import numpy as np
 import pytest
@@ -139,7 +139,7 @@ def test_the_docs_show_each_kernel_with_each_type():
 def test_kernels_that_are_told_their_unit_look_for_no_other():
     """A program's own number is that of its unit only where each program has one."""
     told = []
-    for info in iter_modules(triton_kernels.__path__, f"{triton_kernels.__name__}."):
+    for info in walk_packages(triton_kernels.__path__, f"{triton_kernels.__name__}."):
         of_module = [one for one in vars(import_module(info.name)).values() if isinstance(one, InterpretedFunction)]
         told += [one.fn for one in of_module if [*signature(one.fn).parameters][-1:] == [ALONE]]
     assert len({f"{one.__module__}.{one.__name__}" for one in told}) >= 15

@@ -16,7 +16,7 @@ from tests.device.triton_attention_cases import pages_of
 from tests.device.triton_cases import BF16, EXACT, F32, weight
 
 from coterie.kernels import cpu as kernels
-from coterie.kernels.triton import attention as of_attention
+from coterie.kernels.triton.attention import attention as of_attention
 
 SPAN = WIDE.span(16)[0]
 H, K, C, Z = 4, 2, 16, 16

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from coterie.core.dtypes import DType
 from coterie.graph.compile import compile_graph
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph
 

@@ -18,7 +18,7 @@ from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.ir import Kind
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph

@@ -32,7 +32,7 @@ from coterie.dataflow.nest import nest
 from coterie.device import Sampling
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.program import KvLayers
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard

@@ -16,7 +16,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.shapes import Sizes
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
 from coterie.engine.choice import Chooser, check_choice, logprobs_of
-from coterie.engine.habit import Habit
 from coterie.engine.request import ChoiceParams
+from coterie.engine.speculate.habit import Habit
 from coterie.graph.sampling import draw, repeat
 
 V = 97

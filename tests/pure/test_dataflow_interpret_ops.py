@@ -27,16 +27,16 @@ from coterie.dataflow.interpret import Interpreter
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.nest import NESTS
 from coterie.dataflow.sections import sections_of
-from coterie.graph.branch_ops import BRANCH_OPS
-from coterie.graph.delta_net_ops import DELTA_OPS
-from coterie.graph.eager import expand
-from coterie.graph.eager_ops import EAGER_OPS
+from coterie.graph.branch.ops import BRANCH_OPS
+from coterie.graph.delta_net.ops import DELTA_OPS
+from coterie.graph.eager.ops import EAGER_OPS
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.ir import GraphBuilder, Kind
-from coterie.graph.latent_ops import LATENT_OPS
-from coterie.graph.layer_ops import LAYER_OPS
+from coterie.graph.latent.ops import LATENT_OPS
+from coterie.graph.layer.ops import LAYER_OPS
 from coterie.graph.ops import OPS
 from coterie.graph.reference import KvState, Reference
-from coterie.graph.scan_ops import SCAN_OPS
+from coterie.graph.scan.ops import SCAN_OPS
 from coterie.models.families.llava import llava_graph
 from coterie.models.family import FeedForward, Names
 from coterie.models.monarch import fft_conv_graph, monarch_example

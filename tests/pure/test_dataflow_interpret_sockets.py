@@ -24,7 +24,7 @@ from coterie.dataflow.interpret import Interpreter, run_sockets
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
 from coterie.dataflow.stage import Unit
-from coterie.graph.backward import TARGETS, split_training_graph, training_graph
+from coterie.graph.backward.build import TARGETS, split_training_graph, training_graph
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.reference import KvState, Reference, run_ranks

@@ -23,7 +23,7 @@ from coterie.dataflow.legal import Way, walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.sections import sections_of
-from coterie.graph.backward import TARGETS, training_graph
+from coterie.graph.backward.build import TARGETS, training_graph
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.reference import KvState, Reference
 from coterie.models.monarch import fft_conv_graph, fft_conv_weights

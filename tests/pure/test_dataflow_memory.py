@@ -16,7 +16,7 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.lifetime import Symbol, live_bytes, symbols_of
 from coterie.dataflow.spill import WAYS, pack, plan_memory
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
 

@@ -28,7 +28,7 @@ from coterie.dataflow.partition import best_cut, members
 from coterie.dataflow.sections import HOW, sections_of
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.traffic import section_cost
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost, region_cost
 from coterie.graph.fuse import SECTION

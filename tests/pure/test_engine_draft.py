@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from test_engine_serving import policies, requests
 
 from coterie.core.errors import CapacityError
-from coterie.engine.draft import MAX_DRAFTED, RIGHT, Draft, Share
-from coterie.engine.guess import BETWEEN_RUNS_BYTES, Price
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
+from coterie.engine.speculate.draft import MAX_DRAFTED, RIGHT, Draft, Share
+from coterie.engine.speculate.guess import BETWEEN_RUNS_BYTES, Price
 
 # The sum of a name's letters is what an expert draws by: the first two say the same, the third does two times of five.
 LARGE, TWIN, OTHER = "few-ad", "few-bc", "few-ag"
@@ -34,7 +34,7 @@ class GuessedDevice(TellingDevice):
 def _priced(monkeypatch):
     """A step takes as long as an expert is large, and a row more nearly nothing; nothing is looked up."""
     monkeypatch.setattr(engine_world, "TellingDevice", GuessedDevice)
-    monkeypatch.setattr("coterie.engine.guess._sources", lambda sequence, tally: ())
+    monkeypatch.setattr("coterie.engine.speculate.guess._sources", lambda sequence, tally: ())
     large = 100 * BETWEEN_RUNS_BYTES
 
     def price(expert, balance):

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from test_engine_choice import Form, NumbersDevice
 
 from coterie.core.errors import RequestError
-from coterie.engine.foresee import foresee
-from coterie.engine.habit import EXPECTED, KEPT, Habit
 from coterie.engine.policy import GUESSED_BYTES, MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams, SamplingParams
+from coterie.engine.speculate.foresee import foresee
+from coterie.engine.speculate.habit import EXPECTED, KEPT, Habit
 
 END = 11
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes, Symbol
-from coterie.graph.backward import TARGETS, training_graph
+from coterie.graph.backward.build import TARGETS, training_graph
 from coterie.graph.cost import op_cost
 from coterie.graph.ir import Kind, Value
 from coterie.graph.reference import KvState, Reference, Step, run_op

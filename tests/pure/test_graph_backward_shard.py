@@ -31,7 +31,7 @@ from coterie.core.shapes import Sizes, Symbol
 from coterie.dataflow.chip import chip_of
 from coterie.dataflow.sections import sections_of
 from coterie.dataflow.stage import Unit
-from coterie.graph.backward import TARGETS, split_training_graph, training_graph
+from coterie.graph.backward.build import TARGETS, split_training_graph, training_graph
 from coterie.graph.cost import collectives, op_cost
 from coterie.graph.ir import Kind
 from coterie.graph.ops import COLLECTIVES

@@ -13,9 +13,9 @@ from tests.pure.test_graph_shard import check_ranks
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.graph.branch_cost import branches_read
-from coterie.graph.branch_ops import CHOOSE, MATRIX_READERS
-from coterie.graph.branch_reference import BRANCH_RUN
+from coterie.graph.branch.cost import branches_read
+from coterie.graph.branch.ops import CHOOSE, MATRIX_READERS
+from coterie.graph.branch.reference import BRANCH_RUN
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost, region_cost

@@ -10,11 +10,11 @@ from tests.pure.graphs import decoder
 
 from coterie.core.shapes import Sizes
 from coterie.graph import closed
-from coterie.graph.branch_ops import MATRIX_READERS
+from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Cost, reads_batch, reads_context, region_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.shard import shard
 from coterie.models.zoo import model_names, zoo_graph
 

@@ -19,7 +19,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.mapping import Mapped, map_section
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.cost import op_cost
 from coterie.graph.ir import Kind
 from coterie.graph.program import architecture_key

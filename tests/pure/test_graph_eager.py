@@ -24,7 +24,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes, Symbol
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import intermediate_bytes, op_cost, program_cost, region_cost
-from coterie.graph.eager import RULES, expand
+from coterie.graph.eager.rewrite import RULES, expand
 from coterie.graph.ops import OPS, SCALE
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify

@@ -10,8 +10,8 @@ from tests.pure.graphs import change_op, change_value, decoder, gemma, of_family
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Times
-from coterie.graph.eager import expand
-from coterie.graph.eager_legal import EAGER_LEGAL
+from coterie.graph.eager.legal import EAGER_LEGAL
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.ir import Kind
 from coterie.graph.legal import LEGAL
 from coterie.graph.shard import shard

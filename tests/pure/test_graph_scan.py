@@ -21,7 +21,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.graph.compile import compile_graph, kv_shape
 from coterie.graph.cost import op_cost
-from coterie.graph.delta_net_ops import CONV_STATE, DELTA_STATE
+from coterie.graph.delta_net.ops import CONV_STATE, DELTA_STATE
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify

@@ -13,10 +13,10 @@ from tests.pure.test_graph_shard import STEPS, check_ranks
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.graph.rounding import with_rounding
 from coterie.graph.verify import verify

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coterie.engine.lookup import COUNTED, MATCHES, MAX_MATCH, REMEMBERED, RIGHT, Lookup, Tally
+from coterie.engine.speculate.lookup import COUNTED, MATCHES, MAX_MATCH, REMEMBERED, RIGHT, Lookup, Tally
 
 
 def guess(lookup, count):

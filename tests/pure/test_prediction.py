@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.engine.lookup import MIN_MATCH, Tally
-from coterie.engine.prediction import BEGUN, Prediction
+from coterie.engine.speculate.lookup import MIN_MATCH, Tally
+from coterie.engine.speculate.prediction import BEGUN, Prediction
 
 TEXT = tuple(range(100, 140))
 

@@ -14,9 +14,9 @@ from coterie.api import Coterie, Options, Query
 from coterie.api.types import Message
 from coterie.core.errors import UsageError
 from coterie.core.sampling import PartialSampling
-from coterie.engine.guess import Price
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
+from coterie.engine.speculate.guess import Price
 
 GUESSING = Policy(max_guesses=7, max_steps=2)
 

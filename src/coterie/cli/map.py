@@ -38,7 +38,7 @@ from coterie.dataflow.report import (
 from coterie.dataflow.sections import Sections, sections_of
 from coterie.dataflow.shapes import write_picture
 from coterie.dataflow.spill import MemoryPlan, plan_memory
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.images import check_image_fits
 from coterie.graph.ir import Graph
 from coterie.graph.shard import shard

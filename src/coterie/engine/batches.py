@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from coterie.device import Device
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut, cut_whole
-from coterie.engine.draft import Drafts
 from coterie.engine.fellows import Mix
-from coterie.engine.guess import Guesser
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
+from coterie.engine.speculate.draft import Drafts
+from coterie.engine.speculate.guess import Guesser
 from coterie.engine.vectors import apart
 
 

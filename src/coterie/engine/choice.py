@@ -22,9 +22,9 @@ import numpy as np
 
 from coterie.core.errors import CoterieError, RequestError, UnsupportedError
 from coterie.device import F32, Device, Event, Sampling
-from coterie.engine.habit import Habit
 from coterie.engine.history import History
 from coterie.engine.request import ChoiceParams, Mask, TokenLogprobs
+from coterie.engine.speculate.habit import Habit
 from coterie.graph.sampling import changed, draw
 
 if TYPE_CHECKING:

@@ -17,11 +17,9 @@ from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.choice import choose_rows
-from coterie.engine.draft import Drafts
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
-from coterie.engine.guess import keep_guesses
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
@@ -34,6 +32,8 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
 from coterie.engine.sequence import Sequence, drawn_again
 from coterie.engine.served import ServedExpert, served_as
+from coterie.engine.speculate.draft import Drafts
+from coterie.engine.speculate.guess import keep_guesses
 from coterie.engine.vectors import take_vectors
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache

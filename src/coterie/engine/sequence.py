@@ -16,9 +16,9 @@ from coterie.device import Sampling
 from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
 from coterie.engine.history import History
-from coterie.engine.lookup import Lookup
-from coterie.engine.prediction import Prediction
 from coterie.engine.request import FinishReason, Output, Request, Timings
+from coterie.engine.speculate.lookup import Lookup
+from coterie.engine.speculate.prediction import Prediction
 from coterie.engine.text import StopText
 from coterie.engine.vectors import Pool
 

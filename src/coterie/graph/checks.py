@@ -1,6 +1,6 @@
 """Row: one op under examination, the checks that many ops share, and the sentence for what is wrong.
 
-Knows nothing about which op needs which checks (legal.py, eager_legal.py).
+Knows nothing about which op needs which checks (legal.py, eager/legal.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
-from coterie.graph.delta_net_ops import STATES
+from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
-from coterie.graph.latent_ops import APPEND, ATTEND
+from coterie.graph.latent.ops import APPEND, ATTEND
 from coterie.graph.ops import CAP, EVERY, GROWTH, HORIZON, OPS, SCALE, TYPES
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R

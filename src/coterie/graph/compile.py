@@ -11,7 +11,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import fixed
 from coterie.graph.buffers import Lifetime, plan_buffers
-from coterie.graph.delta_net_ops import CONV_STATE, DELTA_STATE, state_units
+from coterie.graph.delta_net.ops import CONV_STATE, DELTA_STATE, state_units
 from coterie.graph.fuse import fuse
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import KvLayers, KvShape, Program, Region, kv_states

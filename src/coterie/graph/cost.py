@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from coterie.core.shapes import Sizes, Symbol, Times, trailing
-from coterie.graph.branch_cost import BRANCH_FLOPS, matrix_bytes
-from coterie.graph.branch_ops import TAKEN_READERS
-from coterie.graph.delta_net_cost import DELTA_FLOPS, states_bytes
+from coterie.graph.branch.cost import BRANCH_FLOPS, matrix_bytes
+from coterie.graph.branch.ops import TAKEN_READERS
+from coterie.graph.delta_net.cost import DELTA_FLOPS, states_bytes
 from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
-from coterie.graph.latent_cost import LATENT_FLOPS, head_bytes
-from coterie.graph.latent_ops import OF_HEADS
-from coterie.graph.layer_ops import LAYER_OPS, MUL_PART
+from coterie.graph.latent.cost import LATENT_FLOPS, head_bytes
+from coterie.graph.latent.ops import OF_HEADS
+from coterie.graph.layer.ops import LAYER_OPS, MUL_PART
 from coterie.graph.ops import CAP, COLLECTIVES, HORIZON, SCALE
 from coterie.graph.program import Program, Region
-from coterie.graph.scan_cost import SCAN_FLOPS
+from coterie.graph.scan.cost import SCAN_FLOPS
 from coterie.graph.stored import elements, pattern_bytes, value_bytes
 
 
@@ -278,7 +278,7 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
 
 
 def input_bytes(graph: Graph, ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
-    """A gather reads the rows it takes, a view what it shows, at most the whole; all else once (see branch_cost.py)."""
+    """A gather reads the rows it takes, a view what it shows, at most the whole; all else once (see branch/cost.py)."""
     whole = value_bytes(value, sizes)
     taken = [_taken_bytes(graph, op, value, sizes) for op in ops if value.name in op.inputs]
     return whole if None in taken else min(whole, sum(filter(None, taken)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.ir import Graph, Op, state_of
-from coterie.graph.latent_ops import APPEND, ATTEND
+from coterie.graph.latent.ops import APPEND, ATTEND
 
 KV_READERS = ("attention", "alibi_attention", ATTEND, "kv_cat")
 KV_WRITERS = ("kv_append", APPEND)

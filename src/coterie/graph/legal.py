@@ -1,4 +1,4 @@
-"""What is legal for each op of a model: a row per op. The kernels of PyTorch are in eager_legal.py.
+"""What is legal for each op of a model: a row per op. The kernels of PyTorch are in eager/legal.py.
 
 Knows nothing about fusion or devices. The meaning of each op is in ops.py.
 """

@@ -11,14 +11,14 @@ Knows nothing about how ops are computed or fused.
 
 from __future__ import annotations
 
-from coterie.graph.backward_ops import BACKWARD_OPS
-from coterie.graph.branch_ops import BRANCH_OPS
-from coterie.graph.delta_net_ops import DELTA_OPS
-from coterie.graph.eager_ops import EAGER_OPS
-from coterie.graph.latent_ops import LATENT_OPS
-from coterie.graph.layer_ops import LAYER_OPS
+from coterie.graph.backward.ops import BACKWARD_OPS
+from coterie.graph.branch.ops import BRANCH_OPS
+from coterie.graph.delta_net.ops import DELTA_OPS
+from coterie.graph.eager.ops import EAGER_OPS
+from coterie.graph.latent.ops import LATENT_OPS
+from coterie.graph.layer.ops import LAYER_OPS
 from coterie.graph.opspec import OpSpec
-from coterie.graph.scan_ops import SCAN_OPS
+from coterie.graph.scan.ops import SCAN_OPS
 
 __all__ = [
     "CAP",

@@ -1,6 +1,6 @@
 """OpSpec: what a row of the table of ops says.
 
-Knows nothing about which ops there are (ops.py, eager_ops.py).
+Knows nothing about which ops there are (ops.py, eager/ops.py).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.shapes import trailing
 from coterie.graph.buffers import BufferPlan
-from coterie.graph.delta_net_ops import STATES
+from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.rows import sees_all
 from coterie.graph.vectors import draws, row_values
@@ -54,7 +54,7 @@ class KvShape:
 
     A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]; where attention is latent a row is
     both (`parts` 1), and all heads share it. A sequence of a recurrent
-    architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_net_ops.py):
+    architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_net/ops.py):
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
 

@@ -13,19 +13,19 @@ import numpy as np
 from coterie.core.errors import UsageError
 from coterie.core.packed import rounded
 from coterie.core.shapes import fixed
-from coterie.graph.backward_reference import BACKWARD_RUN
-from coterie.graph.branch_reference import BRANCH_RUN, ROUNDED, gelu, silu
-from coterie.graph.delta_net_reference import DELTA_RUN
-from coterie.graph.eager_reference import EAGER_RUN
+from coterie.graph.backward.reference import BACKWARD_RUN
+from coterie.graph.branch.reference import BRANCH_RUN, ROUNDED, gelu, silu
+from coterie.graph.delta_net.reference import DELTA_RUN
+from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.latent_reference import LATENT_RUN
-from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
+from coterie.graph.latent.reference import LATENT_RUN
+from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
 from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
 from coterie.graph.rope import grown, turned
 from coterie.graph.rows import more_rows
 from coterie.graph.sampling import Settings, draw
-from coterie.graph.scan_reference import SCAN_RUN
+from coterie.graph.scan.reference import SCAN_RUN
 from coterie.graph.step import F32, Array, KvState, Run, Step
 
 __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from coterie.graph.branch_ops import MATRICES_FROM, MATRIX_READERS
+from coterie.graph.branch.ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import INT16, ROUNDING
 

@@ -24,11 +24,11 @@ from types import MappingProxyType
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Shape
-from coterie.graph.branch_ops import BOTH_UP, CLIPPED, DOWN, matrices_of
-from coterie.graph.delta_net_ops import DELTA_OPS
+from coterie.graph.branch.ops import BOTH_UP, CLIPPED, DOWN, matrices_of
+from coterie.graph.delta_net.ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
-from coterie.graph.latent_ops import ATTEND, OF_HEADS
-from coterie.graph.layer_ops import LAYER_OPS
+from coterie.graph.latent.ops import ATTEND, OF_HEADS
+from coterie.graph.layer.ops import LAYER_OPS
 from coterie.graph.ops import SCALE
 from coterie.graph.program import kv_states
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.shapes import fixed
-from coterie.graph.delta_net_ops import STATES
+from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, state_of
 from coterie.graph.sampling import Settings
 

@@ -1,20 +1,20 @@
-"""Legality: graphs are checked first of all, op by op. What each op takes is in legal.py and eager_legal.py.
+"""Legality: graphs are checked first of all, op by op. What each op takes is in legal.py and eager/legal.py.
 
 Knows nothing about fusion or devices.
 """
 
 from __future__ import annotations
 
-from coterie.graph.backward_legal import BACKWARD_LEGAL
-from coterie.graph.branch_legal import BRANCH_LEGAL
+from coterie.graph.backward.legal import BACKWARD_LEGAL
+from coterie.graph.branch.legal import BRANCH_LEGAL
 from coterie.graph.checks import Row
-from coterie.graph.delta_net_legal import DELTA_LEGAL
-from coterie.graph.eager_legal import EAGER_LEGAL
+from coterie.graph.delta_net.legal import DELTA_LEGAL
+from coterie.graph.eager.legal import EAGER_LEGAL
 from coterie.graph.ir import Graph, Kind
-from coterie.graph.latent_legal import LATENT_LEGAL
-from coterie.graph.layer_legal import LAYER_LEGAL
+from coterie.graph.latent.legal import LATENT_LEGAL
+from coterie.graph.layer.legal import LAYER_LEGAL
 from coterie.graph.legal import LEGAL as MODEL_LEGAL
-from coterie.graph.scan_legal import SCAN_LEGAL
+from coterie.graph.scan.legal import SCAN_LEGAL
 
 _LAYERS = {**DELTA_LEGAL, **LATENT_LEGAL, **LAYER_LEGAL, **SCAN_LEGAL}
 LEGAL = {**MODEL_LEGAL, **BRANCH_LEGAL, **_LAYERS, **EAGER_LEGAL, **BACKWARD_LEGAL}

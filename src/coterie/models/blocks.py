@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
-from coterie.graph.branch_ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
+from coterie.graph.branch.ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GATE_UP, GELU_UP, LIMIT, TOP_K
 from coterie.graph.ir import Attr, Graph, Kind
-from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES
+from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, KV_ROWS
 from coterie.models.alibi import alibi_slopes
 from coterie.models.appending import scaled

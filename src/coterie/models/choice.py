@@ -1,13 +1,13 @@
 """How a token's branches are chosen and weighed, as a config says it.
 
-Knows nothing about which family chooses how, or how a choice is computed (graph/branch_ops.py).
+Knows nothing about which family chooses how, or how a choice is computed (graph/branch/ops.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.graph.branch_ops import ADDED_SUM, GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
+from coterie.graph.branch.ops import ADDED_SUM, GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
 from coterie.graph.ir import Attr
 from coterie.models.fields import Fields
 

@@ -1,4 +1,4 @@
-"""Gated delta nets in a config: which layers are such, and their numbers. What they compute: graph/delta_net_ops.py.
+"""Gated delta nets in a config: which layers are such, and their numbers. What they compute: graph/delta_net/ops.py.
 
 Knows nothing about graphs.
 """

@@ -1,4 +1,4 @@
-"""Latent attention in a config: how wide its parts are. What it computes is in graph/latent_ops.py.
+"""Latent attention in a config: how wide its parts are. What it computes is in graph/latent/ops.py.
 
 Knows nothing about graphs.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
 from coterie.graph.ir import Kind
-from coterie.graph.layer_ops import MUL_ONE, MUL_PART, PART
+from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
 from coterie.graph.ops import CAP, KV_ROWS
 from coterie.models.blocks import Decoder
 from coterie.models.layered import Layered

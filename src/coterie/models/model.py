@@ -55,7 +55,7 @@ class Model:
     larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
     its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
     draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors. `draft`:
-    the expert that guesses for it (engine/draft.py); empty: none.
+    the expert that guesses for it (engine/speculate/draft.py); empty: none.
     """
 
     name: str

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol
-from coterie.graph.delta_net_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
+from coterie.graph.delta_net.ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Attr, Kind
 from coterie.graph.ops import KV_ROWS
-from coterie.graph.scan_ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
+from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
 from coterie.models.appending import Appending
 from coterie.models.delta_net import DeltaNets
 from coterie.models.short_conv import ShortConvs

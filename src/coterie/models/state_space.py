@@ -1,4 +1,4 @@
-"""Selective state spaces (Mamba-2) in a config: which layers have one, and their numbers. graph/scan_ops.py computes.
+"""Selective state spaces (Mamba-2) in a config: which layers have one, and their numbers. graph/scan/ops.py computes.
 
     z, x, dt = rows of one projection; y = scan(conv(x), dt); out(norm(y * silu(z)))
 

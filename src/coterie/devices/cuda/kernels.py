@@ -55,7 +55,7 @@ class TritonKernels:
     def __init__(self, tiles: Tiles = H100) -> None:
         try:
             from coterie.kernels.triton import compile_ahead, feed, launch, persistent
-            from coterie.kernels.triton.descriptor_memory import DescriptorMemory
+            from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
         except ImportError as error:
             fact = f"Triton is not installed ({error})"
             raise UsageError("--device cuda", fact, install_extra("cuda")) from error

@@ -15,7 +15,7 @@ from math import sqrt
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Sizes
-from coterie.graph.branch_ops import MATRIX_READERS
+from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.cost import Cost, pairs_of
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import Program, Region

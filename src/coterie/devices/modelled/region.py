@@ -23,7 +23,7 @@ from coterie.devices.modelled.fluid import Phase
 from coterie.devices.modelled.kernels import ATTENTION, RegionKernels
 from coterie.devices.modelled.step import RegionTime
 from coterie.devices.modelled.transfer import COMPUTE, PEERS, alone, tier_name
-from coterie.graph.branch_ops import MATRIX_READERS
+from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.closed import ClosedCost
 from coterie.graph.cost import Cost, collectives, reads_batch, reads_context
 from coterie.graph.fuse import SECTION

@@ -19,7 +19,7 @@ from coterie.devices.real.lower_scan import SCAN_LOWER
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Kind, Op
-from coterie.graph.layer_ops import PART
+from coterie.graph.layer.ops import PART
 from coterie.graph.ops import HORIZON, OPS
 from coterie.graph.program import Region
 from coterie.kernels import cpu as kernels

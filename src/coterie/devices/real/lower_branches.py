@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from coterie.core.shapes import trailing
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Operands
-from coterie.graph.branch_ops import ALPHA, BOTH_UP, CLIPPED, GELU_UP, LIMIT, TOP_K, choice_of, matrices_of
+from coterie.graph.branch.ops import ALPHA, BOTH_UP, CLIPPED, GELU_UP, LIMIT, TOP_K, choice_of, matrices_of
 from coterie.graph.ir import Op
 from coterie.graph.ops import INT8, ROUNDING
 from coterie.kernels import cpu as kernels

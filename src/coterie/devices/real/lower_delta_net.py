@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from coterie.core.shapes import fixed, trailing
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
-from coterie.graph.delta_net_ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
+from coterie.graph.delta_net.ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 
 STATE_TABLES = "state_tables"  # what each run gives: block tables from their first column on

@@ -12,7 +12,7 @@ from coterie.core.shapes import trailing
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Op
-from coterie.graph.latent_ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
+from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
 from coterie.kernels import cpu as kernels
 
 

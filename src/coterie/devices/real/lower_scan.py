@@ -13,7 +13,7 @@ from coterie.devices.real.lower_delta_net import kept
 from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Named, Operands
 from coterie.graph.ir import Op
-from coterie.graph.scan_ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
+from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCAN
 
 
 def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any
 
 import torch
@@ -144,8 +144,8 @@ def settle_keys() -> None:
     hashed before it, and only there. So what was hashed first decided whether a kernel was found on disk.
     """
     package = __name__.rpartition(".")[0]
-    for found in sorted(iter_modules(import_module(package).__path__), key=lambda module: module.name):
-        name = f"{package}.{found.name}"
+    found = walk_packages(import_module(package).__path__, f"{package}.")
+    for name in sorted(module.name for module in found):
         for value in [*vars(import_module(name)).values()]:
             if isinstance(value, JITFunction) and value.fn.__module__ == name:
                 _ = value.cache_key

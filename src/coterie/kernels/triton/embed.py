@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import along, integer, pointer, real
-from coterie.kernels.triton.packed import (
+from coterie.kernels.triton.product.packed import (
     BLOCK,
     GROUP_Q2,
     GROUP_Q4,

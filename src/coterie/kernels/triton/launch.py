@@ -13,44 +13,33 @@ import torch
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODES
 from coterie.kernels.triton import (
-    add_branch_bias,
-    attention,
-    branch_down,
-    branch_gate_up,
-    causal_conv,
-    choose_branches,
     elementwise,
     embed,
-    gated_delta,
-    group_norm,
-    kv_append,
-    latent_append,
-    latent_attention,
-    latent_queries,
-    latent_values,
     layer_norm,
-    linear,
-    linear_add,
-    linear_each,
     mul_part,
     mul_row,
-    net_parts,
     norm_add,
-    norm_gate_up_silu_mul,
-    norm_linear_gelu,
-    norm_qkv_rope_append,
-    norm_rope_append,
     rms_norm,
-    rope,
     sample,
-    selective_scan,
     sigmoid,
-    take_norm_linear,
     take_rows,
     xielu,
 )
+from coterie.kernels.triton.attention import attention, kv_append, norm_rope_append, rope
+from coterie.kernels.triton.branch import add_branch_bias, branch_down, branch_gate_up, choose_branches
 from coterie.kernels.triton.bucket import Bucket
-from coterie.kernels.triton.descriptor_memory import DescriptorMemory
+from coterie.kernels.triton.latent import latent_append, latent_attention, latent_queries, latent_values
+from coterie.kernels.triton.product import (
+    linear,
+    linear_add,
+    linear_each,
+    norm_gate_up_silu_mul,
+    norm_linear_gelu,
+    norm_qkv_rope_append,
+    take_norm_linear,
+)
+from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
+from coterie.kernels.triton.recurrent import causal_conv, gated_delta, group_norm, net_parts, selective_scan
 from coterie.kernels.triton.rows import ALIGN_BYTES, Call, Launch, name_of
 from coterie.kernels.triton.tiles import H100, Tiles
 

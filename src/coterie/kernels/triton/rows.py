@@ -25,7 +25,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES, dtype_number
 from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
-from coterie.kernels.triton.descriptor_memory import DescriptorMemory
+from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.tiles import Tiles
 
 ALIGN_BYTES = (

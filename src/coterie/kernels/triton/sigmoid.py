@@ -12,7 +12,7 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, wait_for_last
-from coterie.kernels.triton.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.rows import Call, places
 
 X, Y, T = places("sigmoid", "x", "y", "T")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from coterie.kernels.triton.tile import LEAST_COLUMNS, MOST_PACKED_ROWS, OF_FOUR, Few, Many, power_of_two
+from coterie.kernels.triton.product.tile import LEAST_COLUMNS, MOST_PACKED_ROWS, OF_FOUR, Few, Many, power_of_two
 
 __all__ = ["H100", "LEAST_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
 

@@ -12,10 +12,10 @@ from functools import cache
 from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
 from coterie.devices.modelled.region import Pricing, RegionPricer, facts
-from coterie.graph.backward import training_graph
+from coterie.graph.backward.build import training_graph
 from coterie.graph.buffers import plan_buffers
 from coterie.graph.compile import compile_graph, kv_shape
-from coterie.graph.eager import expand
+from coterie.graph.eager.rewrite import expand
 from coterie.graph.fuse import O0, SECTION, fuse
 from coterie.graph.ir import Graph
 from coterie.graph.program import Program

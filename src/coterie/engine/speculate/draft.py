@@ -1,0 +1,330 @@
+"""Drafts: a small expert guesses ahead for a large one of the same tokens, where that is worth what both take.
+
+    sequence   p p p p p a a a            its draft: the same tokens, in KV blocks of the small expert's own
+    draft      p p p p p a a a g1 g2 g3   one step for what it has not seen, which draws g1, one run for the others
+
+What is guessed is checked as other guesses are (guess.py), so no token changes. Nobody waits for a draft: it guesses
+only while its sequences are all there are, gives its blocks back when somebody lacks them, and is brought in where it
+evicts nobody. Knows nothing about clocks, or about what the tokens mean: prices are in bytes read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from coterie.device import Device
+from coterie.engine.arrivals import Arrivals
+from coterie.engine.batch import build, cut
+from coterie.engine.kv import KVPool
+from coterie.engine.log import DecisionLog
+from coterie.engine.policy import Policy
+from coterie.engine.queue import Queue
+from coterie.engine.request import Request
+from coterie.engine.runner import Runner
+from coterie.engine.scheduler import ABSENT, READY, Fetch
+from coterie.engine.sequence import Sequence
+from coterie.engine.served import ServedExpert
+from coterie.engine.speculate.guess import BETWEEN_RUNS_BYTES, MIN_GAIN, Price
+
+MAX_DRAFTED = 7  # guesses of a sequence in a step: what is drafted further ahead is seldom right
+CHUNK_TOKENS = 128  # of a prompt, in one step of a draft: so long does the next token of the others wait at most
+EXPECTED = 4  # times as many tokens as an answer has may be to come: then a draft reads its prompt, if that pays
+# How often a drafted token is right: before it is known, and for so many guesses as if they had been counted. A 0.5B
+# model for a 1.5B one: 0.6 to 0.7 in prose, 0.9 in code. Of more guesses, those long ago count less and less.
+RIGHT, COUNTED, REMEMBERED = 0.8, 8.0, 64.0
+
+
+@dataclass(slots=True)
+class Share:
+    """How often guesses were right, of those whose predecessors were."""
+
+    right: float = COUNTED * RIGHT
+    tries: float = COUNTED
+
+    @property
+    def value(self) -> float:
+        """From 0 to 1."""
+        return self.right / self.tries
+
+    def count(self, right: int, tries: int) -> None:
+        """So many guesses more."""
+        self.right, self.tries = self.right + right, self.tries + tries
+        if self.tries > REMEMBERED:
+            self.right, self.tries = self.right / 2, self.tries / 2
+
+    def again(self) -> Share:
+        """Of another answer: what is known counts as a few guesses, and a bad answer before it is held against none."""
+        return Share(COUNTED * max(self.value, RIGHT))
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a small expert has of an expert's sequence: `own`, with the same tokens up to `agreed` and behind these what
+    it drew. The `guessed` tokens from `base` on were given to be checked.
+    """
+
+    expert_id: str
+    own: Sequence
+    share: Share
+    agreed: int = 0
+    base: int = 0
+    guessed: int = 0
+
+    def follow(self, tokens: Seq[int]) -> tuple[int, int]:
+        """Take in what the sequence has by now; how many of the last guesses were right, of how many that tells of."""
+        mine, known = self.own.tokens, min(len(tokens), len(self.own.tokens))
+        while self.agreed < known and mine[self.agreed] == tokens[self.agreed]:
+            self.agreed += 1
+        right, tries = 0, 0
+        if self.guessed and len(tokens) > self.base:
+            right = min(self.agreed - self.base, self.guessed)
+            tries = right + (right < self.guessed)
+            self.share.count(right, tries)
+        self.own.computed = min(self.own.computed, self.agreed, len(tokens) - 1)
+        mine[self.agreed :] = tokens[self.agreed :]
+        self.agreed, self.guessed = len(tokens), 0
+        return right, tries
+
+
+@dataclass(slots=True)
+class _Pair:
+    """An expert and who drafts for it: what their steps take, and how often drafts were right."""
+
+    price: Price
+    drafting: Price
+    share: Share = field(default_factory=Share)
+
+
+class Drafts:
+    """Guesses by small experts that the served ones name. It must be told of what ends, and of experts that change."""
+
+    def __init__(
+        self,
+        device: Device,
+        kv: KVPool,
+        arrivals: Arrivals,
+        runner: Runner,
+        experts: Mapping[str, ServedExpert],
+        policy: Policy,
+        queue: Queue,
+        log: DecisionLog,
+    ) -> None:
+        self._device, self._kv, self._arrivals, self._runner = device, kv, arrivals, runner
+        self._experts, self._policy, self._queue = experts, policy, queue
+        self._log, self._made_up = log, device.synthetic()
+        self._of: dict[int, Draft] = {}  # by the numbers of sequences
+        self._pairs: dict[str, _Pair] = {}
+        self._failed: set[str] = set()  # experts that draft for nobody any more
+        self._asked: dict[str, int] = {}  # experts that found no room -> the moves until then
+
+    # ---- what others tell
+
+    def ended(self, sequence: Sequence) -> None:
+        """A sequence has ended: what its draft has computed may be shared."""
+        draft = self._of.pop(sequence.number, None) if self._of else None
+        if draft is not None:
+            self._kv.free(draft.own.number, draft.own.tokens[: min(draft.own.computed, draft.agreed)])
+
+    def yield_blocks(self) -> bool:
+        """Give all blocks back if somebody waits for some; whether that was so."""
+        if not self._of or not self._queue.num_waiting:
+            return False
+        firsts = [next(iter(waiting.values())) for waiting in self._queue.waiting.values()]
+        if all(sequence.blocks <= self._kv.free_blocks for sequence in firsts):
+            return False
+        self._drop(tuple(self._of))
+        return True
+
+    def renewed(self, expert_id: str) -> None:
+        """What is served under this name is another expert, whose sequences may begin again."""
+        self._failed.discard(expert_id)
+        self._pairs = {name: pair for name, pair in self._pairs.items() if expert_id not in (name, self._named(name))}
+        self._drop_all(expert_id)
+
+    def failed(self, expert_id: str) -> None:
+        """It could not be loaded, or a step of it failed: nothing more is asked of it."""
+        self._failed.add(expert_id)
+        self._drop_all(expert_id)
+
+    # ---- what is guessed
+
+    def ready(self, expert: ServedExpert, bring: Callable[[Fetch], bool]) -> bool:
+        """Whether somebody drafts for an expert that runs alone. Who could and is not there is brought in, if `bring`
+        finds room that nobody has.
+        """
+        small = self._drafter(expert)
+        if small is None:
+            return False
+        name, residence = small.expert_id, self._arrivals.residence(small.expert_id)
+        if residence is ABSENT and self._asked.get(name) != self._arrivals.moves:
+            bring(Fetch(name, self._arrivals.resident))
+            self._asked[name] = self._arrivals.moves
+        return residence is READY
+
+    def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
+        """What is guessed of each of these, all of which decode; None where `steps` steps without are better.
+
+        Who drafts for the expert is `ready`. While the small expert has not read all of what they have, it reads on.
+        """
+        small = self._experts[expert.draft]
+        if any(sequence.mask is not None or not _fits(sequence, small, expert) for sequence in sequences):
+            return None
+        pair = self._pair(expert, small)
+        drafts = [self._of.get(sequence.number) for sequence in sequences]
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            if draft is not None:
+                pair.share.count(*draft.follow(sequence.tokens))
+        count = self._worth(small, pair, sequences, drafts, steps)
+        begun = [self._begin(small, pair, s) for s in sequences] if count else []
+        if not all(begun) or not begun:
+            return None
+        found = [draft for draft in begun if draft is not None]
+        for draft, sequence in zip(found, sequences, strict=True):
+            if small.vocab_size >= expert.vocab_size:  # else penalties may name tokens that it has not
+                draft.own.draw_as(sequence)
+        if not self._run(small, found, count):
+            return None
+        guesses = [_given(draft, sequence, count, expert) for draft, sequence in zip(found, sequences, strict=True)]
+        return guesses if any(guesses) else None
+
+    def _named(self, expert_id: str) -> str:
+        return self._experts[expert_id].draft if expert_id in self._experts else ""
+
+    def _drafter(self, expert: ServedExpert) -> ServedExpert | None:
+        """Who may draft for an expert."""
+        small = self._experts.get(expert.draft) if expert.draft else None
+        if small is None or self._made_up or small.expert_id in self._failed:
+            return None
+        if expert.kv.recurrent or small.kv.recurrent or not small.exe.program.draws:
+            return None
+        return small if self._policy.guesses_of(expert.weight_bytes, self._device.spec) else None
+
+    def _pair(self, expert: ServedExpert, small: ServedExpert) -> _Pair:
+        pair = self._pairs.get(expert.expert_id)
+        if pair is None:
+            # A row's price decides it all here; lookups, whose chances are guessed too, have the cautious one.
+            balance = self._policy.balance_of(self._device.spec, of_kernels=True)
+            pair = self._pairs[expert.expert_id] = _Pair(Price.of(expert, balance), Price.of(small, balance))
+        return pair
+
+    def _worth(
+        self,
+        small: ServedExpert,
+        pair: _Pair,
+        sequences: Seq[Sequence],
+        drafts: Seq[Draft | None],
+        steps: int,
+    ) -> int:
+        """How many guesses of each give the most tokens for the price of both; 0 where none are better.
+
+        A draft that must read much first begins when the answer is so long that what is to be expected of it pays.
+        """
+        most = min(MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences])
+        if self._policy.max_guesses is not None:
+            most = min(most, self._policy.max_guesses)
+        shares = [(pair.share.again() if draft is None else draft.share).value for draft in drafts]
+        plain = pair.price.step(sequences) + BETWEEN_RUNS_BYTES / steps
+        own = pair.drafting.step(sequences)
+        best, found, tokens, chances = len(sequences) / plain, 0, float(len(sequences)), [1.0] * len(sequences)
+        taken = plain + BETWEEN_RUNS_BYTES
+        for count in range(1, most + 1):
+            chances = [chance * share for chance, share in zip(chances, shares, strict=True)]
+            tokens += sum(chances)
+            rows = len(sequences) * count
+            taken += own + BETWEEN_RUNS_BYTES * (count <= 2)
+            taken += sum([pair.price.guess(s, rows + place) for place, s in enumerate(sequences, start=1)])
+            if tokens / taken > best:
+                best, found = tokens / taken, count
+        if not found:
+            return 0
+        gain = best * plain / len(sequences)
+        reading = sum([self._unread(small, s, draft) for s, draft in zip(sequences, drafts, strict=True)])
+        if reading <= len(sequences) * (MAX_DRAFTED + 1):
+            return found if gain >= 1 + (MIN_GAIN - 1) * (None in drafts) else 0
+        drawn = [len(s.tokens) - len(s.request.prompt_ids) for s in sequences]
+        to_come = sum([min(EXPECTED * d, s.tokens_left) for s, d in zip(sequences, drawn, strict=True)])
+        saved = plain * (1 - 1 / gain) / len(sequences)
+        return found if gain >= MIN_GAIN and reading * pair.drafting.row <= to_come * saved else 0
+
+    def _unread(self, small: ServedExpert, sequence: Sequence, draft: Draft | None) -> int:
+        """How many of a sequence's tokens but its newest a small expert has to read."""
+        if draft is not None:
+            return len(sequence.tokens) - 1 - draft.own.computed
+        shares = self._kv.reuses and sequence.request.reuse and small.keeps_state
+        known = self._kv.known(small.expert_id, sequence.tokens, small.kv) if shares else 0
+        return len(sequence.tokens) - 1 - known
+
+    def _begin(self, small: ServedExpert, pair: _Pair, sequence: Sequence) -> Draft | None:
+        """A sequence's draft; None where there are no blocks for it."""
+        draft = self._of.get(sequence.number)
+        if draft is not None:
+            return draft
+        asked, tokens, kv = sequence.request, sequence.tokens, self._kv
+        left = sequence.max_length - len(tokens)
+        request = Request(asked.request_id, small.expert_id, tuple(tokens), left, asked.sampling)
+        own = Sequence(request, small.max_context, 0.0)
+        own.number, own.begun = ~sequence.number, True
+        blocks = kv.blocks_for(own.kv_tokens, small.kv)
+        if blocks > kv.free_blocks or self._queue.num_waiting:
+            return None
+        if kv.reuses and asked.reuse and small.keeps_state:
+            kv.reserve(own.number, blocks)
+            own.computed = kv.begin(own.number, small.expert_id, tokens, small.kv)
+        else:
+            kv.allocate(own.number, blocks)
+        draft = self._of[sequence.number] = Draft(asked.expert_id, own, pair.share.again(), len(tokens))
+        return draft
+
+    def _drop_all(self, expert_id: str) -> None:
+        """What an expert has, and what others have of it."""
+        self._drop([n for n, draft in self._of.items() if expert_id in (draft.expert_id, draft.own.request.expert_id)])
+
+    def _drop(self, numbers: Seq[int]) -> None:
+        for number in numbers:
+            self._kv.free(self._of.pop(number).own.number)
+
+    # ---- what is run
+
+    def _run(self, small: ServedExpert, drafts: Seq[Draft], count: int) -> bool:
+        """Draw `count` tokens behind each; False where a prompt is not read so far, or a step failed."""
+        own = [draft.own for draft in drafts]
+        if not self._step(small, own, CHUNK_TOKENS, 1) or not all(sequence.decoding for sequence in own):
+            return False
+        return count == 1 or self._step(small, own, len(own), count - 1)
+
+    def _step(self, small: ServedExpert, own: Seq[Sequence], tokens: int, steps: int) -> bool:
+        parts = cut(own, tokens, self._policy.max_batch)
+        tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in own}
+        batch = build(parts, tables, self._kv.tokens_per_block(small.kv), steps)
+        name, sizes = small.expert_id, batch.rows.sizes
+        event = self._runner.start([small], [self._arrivals.residency(name)], batch, "draft")
+        self._runner.wait(event, None, ())
+        self._runner.finished([name], event)
+        self._log.add_steps(steps, ("draft", name, sizes.T, len(batch.rows.rows_R)))
+        if self._device.failure(event) is not None:
+            self.failed(name)
+            return False
+        drawn = self._device.tokens(event)
+        for part in parts:
+            part.sequence.computed += part.count + len(drawn) - 1
+        for row, sequence in enumerate(batch.sampled):
+            sequence.tokens += drawn[:, row].tolist()
+        return len(drawn) == steps
+
+
+def _fits(sequence: Sequence, small: ServedExpert, expert: ServedExpert) -> bool:
+    """Whether a small expert can read what an expert has of a sequence, and go on."""
+    tokens = sequence.tokens
+    if sequence.tokens_left < 2 or len(tokens) + MAX_DRAFTED >= small.max_context:
+        return False
+    return small.vocab_size >= expert.vocab_size or max(tokens) < small.vocab_size
+
+
+def _given(draft: Draft, sequence: Sequence, count: int, expert: ServedExpert) -> tuple[int, ...]:
+    """The guesses of a draft, as far as they are tokens of the expert's."""
+    base, drawn = len(sequence.tokens), draft.own.tokens[len(sequence.tokens) :][:count]
+    beyond = next((place for place, token in enumerate(drawn) if not 0 <= token < expert.vocab_size), len(drawn))
+    draft.base, draft.guessed = base, beyond
+    return tuple(drawn[:beyond])

@@ -1,0 +1,45 @@
+"""Flops of the ops of gated delta nets, and the bytes of the states that they read and write.
+
+Knows nothing about machines, or about the costs of other ops (cost.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from coterie.core.shapes import Sizes, numbers_in
+from coterie.graph.delta_net.ops import CONV, DELTA, PARTS, PLAIN, STATES
+from coterie.graph.ir import Graph, Op
+
+# Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S.
+_PER_NUMBER = 7
+
+
+def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """Two of each tap, one of a bias, four of silu."""
+    taps = numbers_in(graph.values[op.inputs[1]].shape[-1:])
+    return (2 * taps + bool(op.inputs[2]) + (0 if PLAIN in op.attrs else 4)) * sizes.count(
+        graph.values[op.outputs[0]].shape
+    )
+
+
+def _delta_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    """The lengths of q and k and the two gates are lost in what a matrix takes."""
+    return _PER_NUMBER * sizes.T * numbers_in(graph.values[op.inputs[-1]].shape[1:])
+
+
+def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
+    """Bytes of the states that these ops read, and as many that they write: of each sequence once a step."""
+    found = 0
+    for op in ops:
+        if op.inputs and op.inputs[-1] in STATES:
+            state = graph.values[op.inputs[-1]]
+            found += sizes.B * numbers_in(state.shape[1:]) * state.dtype.size_bytes
+    return found
+
+
+DELTA_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+    CONV: _conv_flops,
+    DELTA: _delta_flops,
+    PARTS: lambda graph, op, sizes: 0,
+}

@@ -1,0 +1,72 @@
+"""The ops of gated delta nets (linear attention): a convolution and a recurrence, whose states a sequence keeps.
+
+Selective state spaces (scan/ops.py) have the same convolution, and keep their states alike.
+
+    state of a sequence   units of equal size: of each layer, a matrix for each value head, then the last inputs of the
+                          convolution, cut into as many channels as fit (`conv_channels`); of layers that have the
+                          convolution alone, its last inputs are the unit
+
+Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
+Knows nothing about which families have such layers, or where a device keeps the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coterie.graph.opspec import OpSpec
+
+CONV, DELTA, PARTS = "causal_conv", "gated_delta", "net_parts"
+CONV_STATE, DELTA_STATE = "conv_state", "delta_state"  # the values of a graph that are these states
+STATES = (CONV_STATE, DELTA_STATE)
+KEY_HEADS = "key_heads"  # so many heads of queries and keys; neighbouring value heads share one
+PLAIN = "plain"  # 1 where no silu is behind the sum
+UNIT_TYPE_BYTES = 4  # states are float32
+
+DELTA_OPS: dict[str, OpSpec] = {
+    CONV: OpSpec(
+        "y = silu(bias + the sum over taps of weight * x of the token and of those before it in its sequence), channel "
+        "by channel; before position 0 all is 0; the last inputs of each sequence are kept; plain 1: without silu",
+        ("x:TN", "weight:N1*", "bias?:N", "positions:T", "sequence:T", "block_tables:B*", "conv:state"),
+        ("y:TN",),
+        ("layer", f"{PLAIN}?"),
+    ),
+    PARTS: OpSpec(
+        "of each key head qkvz has q and k, then v and z of its value heads; ba has b and a of these; x is q of all "
+        "heads, k of all and v of all",
+        ("qkvz:TN", "ba:TN"),
+        ("x:TN", "z:THC", "a:TH", "b:TH"),
+        (KEY_HEADS,),
+    ),
+    DELTA: OpSpec(
+        "of each value head and sequence, token by token, S = exp(-exp(a_log) * softplus(a + dt_bias)) * S, then "
+        "S = S + k (sigmoid(b) * (v - k S)), y = q S / sqrt(channels of k); x has q, k, v; q and k have length 1; "
+        "S is 0 before position 0 and is kept",
+        (
+            *("x:TN", "a:TH", "b:TH", "a_log:H", "dt_bias:H"),
+            *("positions:T", "sequence:T", "block_tables:B*", "delta:state"),
+        ),
+        ("y:THC",),
+        ("layer", KEY_HEADS),
+    ),
+}
+
+
+def state_units(conv: Sequence[int], delta: Sequence[int] | None) -> tuple[int, int]:
+    """Units of a sequence's whole state, and bytes of one, by the shapes of both states; None without a recurrence."""
+    layers, past, channels = conv
+    if delta is None:
+        return layers, past * channels * UNIT_TYPE_BYTES
+    _, heads, key_dim, value_dim = delta
+    units = units_of_layer(heads, key_dim, value_dim, past + 1, channels)
+    return layers * units, key_dim * value_dim * UNIT_TYPE_BYTES
+
+
+def conv_channels(key_dim: int, value_dim: int, taps: int) -> int:
+    """Channels of the convolution whose last inputs fit in a unit, which is as large as a head's matrix."""
+    return key_dim * value_dim // (taps - 1)
+
+
+def units_of_layer(value_heads: int, key_dim: int, value_dim: int, taps: int, channels: int) -> int:
+    """Units of one sequence's state in one layer."""
+    return value_heads + -(-channels // conv_channels(key_dim, value_dim, taps))

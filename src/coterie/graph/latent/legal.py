@@ -1,0 +1,102 @@
+"""What is legal for the ops of latent attention, a row each.
+
+Knows nothing about which families attend so. The meaning of each op is in latent/ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coterie.core.shapes import numbers_in, trailing
+from coterie.graph.checks import Row, T
+from coterie.graph.ir import Kind
+from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
+from coterie.graph.legal import interleaved, pages
+
+
+def _state(row: Row, position: int) -> int:
+    """The state [L, 1, 1, N]: the numbers of a row; the op's layer is one of the layers."""
+    value = row.input(position)
+    fits = value.kind is Kind.STATE and len(value.shape) == 4 and value.shape[1:3] == (1, 1) and value.dtype.is_float
+    if not fits:
+        fact = f"{value.name} is {value.kind.value} {value.shape}"
+        raise row.wrong(fact, "give a float state [L, 1, 1, N]: a row of each layer and position")
+    row.fixed(value.shape, value)
+    layers = numbers_in(value.shape[:1])
+    if not 0 <= row.op.integer("layer") < layers:
+        fact = f"layer {row.op.integer('layer')} is not among the {layers} of {value.name}"
+        raise row.wrong(fact, "give a layer of the state")
+    return trailing((0, *value.shape[3:]))
+
+
+def _rotated(row: Row, position: int) -> int:
+    """How many numbers the frequencies rotate."""
+    value = row.input(position)
+    if value.kind is not Kind.CONSTANT or not value.data:
+        raise row.wrong(f"{value.name} is {value.kind.value} of {len(value.data)} numbers", "give frequencies")
+    interleaved(row)
+    return 2 * len(value.data)
+
+
+def _append(row: Row) -> None:
+    x = row.input(0)
+    numbers = _state(row, 6)
+    row.rows(x, first=(T,))
+    row.activations(x)
+    row.same(x.shape, (T, numbers), x.name)
+    row.weight(1, (numbers - _rotated(row, 5),))
+    pages(row, 2)
+    if row.op.outputs[0] != row.op.inputs[6]:
+        raise row.wrong(f"it puts out {row.op.outputs[0]} but appends to {row.op.inputs[6]}", "thread it through")
+
+
+def _head_weight(row: Row) -> tuple[int, int]:
+    """The rows of a head for its keys, and all of them; the weight has these of every head."""
+    x, weight = row.input(0), row.input(1)
+    heads, _ = row.heads(x)
+    each, keys = head_rows(row.graph, row.op), key_rows(row.graph, row.op)
+    if not 0 < keys < each:
+        fact = f"{weight.name} has {weight.shape[0]} rows for {heads} heads, {keys} of each for its keys"
+        raise row.wrong(fact, "give every head as many, some for keys and some for values")
+    row.weight(1, (heads * each, *weight.shape[1:]))
+    return keys, each
+
+
+def _queries(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y, first=(T,))
+    row.activations(x, y)
+    rotated = _rotated(row, 3)
+    _head_weight(row)
+    row.row_input(2, T)
+    row.same(y.shape, (*x.shape[:2], trailing(row.input(1).shape) + rotated), y.name)
+
+
+def _attend(row: Row) -> None:
+    q, y = row.input(0), row.output
+    numbers = _state(row, 4)
+    row.rows(q, y, first=(T,))
+    row.activations(q, y)
+    row.heads(q, y)
+    row.same(q.shape[2:], (numbers,), q.name)
+    row.same(y.shape[:2], q.shape[:2], y.name)
+    if not 0 < trailing((0, *y.shape[2:])) <= numbers:
+        raise row.wrong(f"{y.name} has shape {y.shape} of rows of {numbers} numbers", "take the first of a row")
+    pages(row, 1)
+
+
+def _values(row: Row) -> None:
+    x, y = row.input(0), row.output
+    row.rows(x, y, first=(T,))
+    row.activations(x, y)
+    keys, each = _head_weight(row)
+    row.same(x.shape[2:], row.input(1).shape[1:], x.name)
+    row.same(y.shape, (*x.shape[:2], each - keys), y.name)
+
+
+LATENT_LEGAL: Mapping[str, Callable[[Row], None]] = {
+    APPEND: _append,
+    QUERIES: _queries,
+    ATTEND: _attend,
+    VALUES: _values,
+}

@@ -1,0 +1,318 @@
+"""attention: softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
+
+A token whose sequence has no other token beside it in the step is alone, as all are in decode:
+
+    alone       a program has the query heads of a kv head and one span of the context, at a multiple of its length; it
+                leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order; of a
+                window there are as many as it may touch
+    together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
+
+A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
+multiplied in two halves of their bits, so the result is that of float32 but for 2^-16; together, they are rounded to
+the pages' type. A token's result depends on whether it is alone (or on the bucket, where that is for one sequence), and
+on nothing else of the batch. Tokens of a sequence must follow one another in the step.
+
+Knows nothing about who owns the pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    EARLY,
+    NOTHING,
+    add_product,
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    softcap_of,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.attention_chunks import (
+    CAP,
+    LEAST_DOT,
+    PAGES,
+    SCALE,
+    WINDOW,
+    Q,
+    Y,
+    channels_of,
+    grown,
+    is_capped,
+    is_growing,
+    launch_chunks,
+    sink_of,
+)
+from coterie.kernels.triton.attention.attention_mask import first_seen
+from coterie.kernels.triton.attention.attention_wide import STEP, STEP_FLOAT32, WARPS, alone_wide
+from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
+from coterie.kernels.triton.attention.wide_context import WIDE
+from coterie.kernels.triton.product.handed import handed_bytes
+from coterie.kernels.triton.product.single_token import only_token
+from coterie.kernels.triton.rows import TORCH, Call
+from coterie.kernels.triton.tiles import power_of_two
+
+
+@triton.jit
+def _pages_at(
+    row,
+    sequence,
+    head,
+    j,
+    there,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Pointers to keys and to values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
+    c = tl.arange(0, CHANNELS)
+    block = block_of(row, PAGES, sequence, j, there, Z)
+    keys = page_at(row, PAGES, block, j, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    values = page_at(row, PAGES, block, j, 1, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
+    return keys[:, None] + c[None, :], values[:, None] + c[None, :]
+
+
+@triton.jit
+def _pages_of(
+    row,
+    sequence,
+    head,
+    j,
+    there,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Keys and values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
+    keys, values = _pages_at(row, sequence, head, j, there, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    mask = there[:, None] & (tl.arange(0, CHANNELS) < C)[None, :]
+    return tl.load(keys, mask=mask, other=0.0), tl.load(values, mask=mask, other=0.0)
+
+
+@triton.jit
+def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV_TYPE: tl.constexpr):
+    """Attend to keys and values [STEP, CHANNELS] with queries [M, CHANNELS], where positions are seen."""
+    scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
+    if CAPPED:
+        scores = softcap_of(scores, cap)
+    scores = tl.where(seen[None, :], scores, NOTHING)
+    higher = tl.maximum(top, tl.max(scores, axis=1))
+    base = tl.where(higher == NOTHING, 0.0, higher)
+    p = tl.exp(scores - base[:, None])
+    keep = tl.exp(top - base)
+    acc = _product(acc * keep[:, None], p, v, KV_TYPE)
+    return higher, total * keep + tl.sum(p, axis=1), acc
+
+
+@triton.jit
+def _product(acc, a, b, TYPE: tl.constexpr):
+    """acc + a @ b where a is float32: as the sum of two numbers of the type of b."""
+    upper = narrow(a, TYPE)
+    acc = add_product(acc, upper, b)
+    if TYPE != tl.float32:
+        acc = add_product(acc, narrow(a - upper.to(tl.float32), TYPE), b)
+    return acc
+
+
+@triton.jit
+def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
+    """What a token sees of a span: positions [low, high). LIMITED: the first span has the first that it sees."""
+    first = first_seen(position, integer(row, WINDOW))
+    if LIMITED:
+        span += first // SPAN
+    return tl.maximum(first, span * SPAN), tl.minimum(position + 1, (span + 1) * SPAN)
+
+
+# How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.
+@triton.jit(do_not_specialize=["spans"])
+def _alone(
+    row,
+    partials,
+    spans,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    STEP: tl.constexpr,
+    CAPPED: tl.constexpr,
+    GROWS: tl.constexpr,
+    SINK: tl.constexpr,
+    ONE: tl.constexpr,
+    SPAN: tl.constexpr,
+    LIMITED: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
+    low, high = _seen_of(row, position, span, SPAN, LIMITED)
+    # The first step's keys and values; but for the token's own, where the launch before this one may be storing those.
+    first, c = low // STEP * STEP, tl.arange(0, CHANNELS)
+    j = first + tl.arange(0, STEP)
+    old = (j >= low) & (j < high)
+    if WHEN == EARLY:
+        old = old & (j < position)
+    k, v = _pages_of(row, sequence, head, j, old, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    if WHEN == EARLY:
+        own = tl.zeros([1], tl.int32) + position
+        own_k, own_v = _pages_at(row, sequence, head, own, own >= 0, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+    g, query = tl.arange(0, QUERIES), head * (H // K) + tl.arange(0, QUERIES)
+    at = (t.to(tl.int64) * H + query)[:, None] * C + c[None, :]
+    q_at, y_at = pointer(row, Q, tl.float32) + at, pointer(row, Y, tl.float32) + at
+    scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
+    sink = sink_of(row, query, g < H // K, SINK)
+    wait_for_last(WHEN)
+    if low < high:
+        mask = (g < H // K)[:, None] & (c < C)[None, :]
+        q = tl.load(q_at, mask=mask, other=0.0)
+        if WHEN == EARLY:
+            is_own = (j == position)[:, None]
+            k = tl.where(is_own, tl.load(own_k, mask=(c < C)[None, :], other=0.0), k)
+            v = tl.where(is_own, tl.load(own_v, mask=(c < C)[None, :], other=0.0), v)
+        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        acc = tl.zeros([QUERIES, CHANNELS], tl.float32)
+        top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, (j >= low) & (j < high), CAPPED, KV_TYPE)
+        for start in tl.range(first + STEP, high, STEP):
+            j = start + tl.arange(0, STEP)
+            seen = j < high
+            k, v = _pages_of(row, sequence, head, j, seen, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
+            top, total, acc = _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED, KV_TYPE)
+        if ONE:
+            if SINK is not None:
+                total += tl.exp(sink - top)
+            tl.store(y_at, acc / total[:, None], mask=mask)
+        else:
+            one = partials + ((i.to(tl.int64) * H + query) * spans + span) * (C + 2)
+            tl.store(one[:, None] + c[None, :], acc, mask=mask)
+            tl.store(one + C, top, mask=g < H // K)
+            tl.store(one + C + 1, total, mask=g < H // K)
+
+
+@triton.jit(do_not_specialize=["spans"])
+def join(
+    row,
+    partials,
+    spans,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SINK: tl.constexpr,
+    SPAN: tl.constexpr,
+    LIMITED: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+    JOINED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    """Of a query head of a token that is alone: the sums of its spans, put together in their order, to y."""
+    let_next_begin(WHEN)
+    i, head = along(unit, 0), along(unit, 1)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    window = integer(row, WINDOW)
+    c = tl.arange(0, CHANNELS)
+    y = pointer(row, Y, tl.float32) + (t.to(tl.int64) * H + head) * C + c
+    sink = sink_of(row, head, True, SINK)
+    wait_for_last(WHEN)
+    if alone:
+        top = -float("inf")
+        total = 0.0
+        acc = tl.zeros([CHANNELS], tl.float32)
+        one = partials + (i.to(tl.int64) * H + head) * spans * (C + 2)
+        least = first_seen(position, window) // SPAN
+        most = position // SPAN
+        if LIMITED:
+            one -= least * (C + 2)
+        for first in tl.range(least // JOINED * JOINED, most + 1, JOINED):
+            span = first + tl.arange(0, JOINED)
+            there = (span >= least) & (span <= most)
+            at = one + span * (C + 2)
+            tops = tl.load(at + C, mask=there, other=NOTHING)
+            higher = tl.maximum(top, tl.max(tops, axis=0))
+            keep = tl.exp(top - higher)
+            weights = tl.exp(tops - higher)
+            sums = tl.load(at[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0)
+            acc = acc * keep + tl.sum(sums * weights[:, None], axis=0)
+            total = total * keep + tl.sum(tl.load(at + C + 1, mask=there, other=0.0) * weights, axis=0)
+            top = higher
+        if SINK is not None:
+            total += tl.exp(sink - top)
+        tl.store(y, acc / total, mask=c < C)
+
+
+def _spans(call: Call) -> tuple[int, bool]:
+    """How many spans a token may see, and whether its window leaves fewer than there are."""
+    (span, _), window = call.tiles.span(call.integer("C")), call.integer("window")
+    every = max(triton.cdiv(call.bucket.context, span), 1)
+    of_window = triton.cdiv(window - 1, span) + 1 if window > 0 else every
+    return min(every, of_window), of_window < every
+
+
+def launch(call: Call) -> None:
+    """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both.
+
+    A bucket for many tokens of one sequence has chunks only: a token that comes alone there is one.
+    """
+    pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
+    channels = channels_of(pages.C)
+    shared = {"H": H, "CHANNELS": channels, **pages.constants()}
+    group, (spans, limited) = power_of_two(H // pages.K), _spans(call)
+    span, warps = tiles.span(pages.C)
+    if not bucket.decodes:
+        launch_chunks(call, H, pages)
+        if bucket.sequences == 1:
+            return
+    partials = call.scratch_as(tl.float32, _partials(call))
+    split = {"SPAN": span, "LIMITED": limited, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
+    sink = call.type("sinks")  # for whoever puts results out
+    wide = TORCH[pages.KV_TYPE].itemsize * channels
+    how = {
+        "CAPPED": is_capped(call),
+        "GROWS": is_growing(call),
+        "ONE": spans == 1,
+        "SINK": sink if spans == 1 else None,
+        "QUERIES": max(group, LEAST_DOT),
+        "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
+    }
+    grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
+    kernel, stages = _alone, 3
+    if channels > WIDE:
+        how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else STEP
+        kernel, warps, stages = alone_wide, WARPS, 1  # two steps of keys and values have no room in shared memory
+    call.launch(kernel, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=stages)
+    if spans > 1:
+        grid = (bucket.sequences, H)
+        how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}
+        call.launch(join, grid, call.row, partials, spans, H=H, **how, **split, num_warps=1)
+
+
+def _partials(call: Call) -> int:
+    spans, _ = _spans(call)
+    in_spans = spans > 1 and (call.bucket.decodes or call.bucket.sequences > 1)
+    return call.bucket.sequences * call.integer("H") * spans * (call.integer("C") + 2) if in_spans else 0
+
+
+def scratch_bytes(call: Call) -> int:
+    """What partial results take, a number for each sequence, head, span and channel, or what is handed on."""
+    return max(4 * _partials(call), handed_bytes(call, call.integer("H") * call.integer("C")))

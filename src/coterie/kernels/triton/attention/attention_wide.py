@@ -1,0 +1,103 @@
+"""attention of tokens that are alone, whose heads are wide: more than 256 channels, as some layers of Gemma 4 have.
+
+As attention.py's, but with products turned about, as in latent_attention.py: keys are the left operand of scores, and
+values, transposed, of sums. Both then come from shared memory; a query of 512 channels as the left operand takes more
+registers than a thread has. Knows nothing about tokens that have others of their sequence beside them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    NOTHING,
+    along,
+    integer,
+    let_next_begin,
+    pointer,
+    real,
+    softcap_of,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.attention_chunks import CAP, PAGES, SCALE, WINDOW, Q, Y, grown, sink_of
+from coterie.kernels.triton.attention.attention_mask import first_seen
+from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
+from coterie.kernels.triton.product.single_token import add_exact_product, only_token
+
+STEP, WARPS = 64, 8  # positions read at once: rows of a product of Hopper's tensor cores
+STEP_FLOAT32 = 16
+
+
+# How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.
+@triton.jit(do_not_specialize=["spans"])
+def alone_wide(
+    row,
+    partials,
+    spans,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    STEP: tl.constexpr,
+    CAPPED: tl.constexpr,
+    GROWS: tl.constexpr,
+    SINK: tl.constexpr,
+    ONE: tl.constexpr,
+    SPAN: tl.constexpr,
+    LIMITED: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    """A program has the query heads of a kv head and one span; its sums go to `partials`, or to y where it is ONE."""
+    let_next_begin(WHEN)
+    i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
+    first = first_seen(position, integer(row, WINDOW))
+    number = span + first // SPAN if LIMITED else span
+    low, high = tl.maximum(first, number * SPAN), tl.minimum(position + 1, (number + 1) * SPAN)
+    g, c = tl.arange(0, QUERIES), tl.arange(0, CHANNELS)
+    query = head * (H // K) + g
+    of_query = (t.to(tl.int64) * H + query)[None, :] * C
+    mask = (g < H // K)[None, :] & (c < C)[:, None]
+    scale, cap = real(row, SCALE).to(tl.float32) * grown(row, position, GROWS), real(row, CAP).to(tl.float32)
+    sink = sink_of(row, query, g < H // K, SINK)
+    wait_for_last(WHEN)
+    if low < high:
+        q = tl.load(pointer(row, Q, tl.float32) + of_query + c[:, None], mask=mask, other=0.0)
+        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        acc = tl.zeros([CHANNELS, QUERIES], tl.float32)
+        for start in tl.range(low, high, STEP, disable_licm=True):
+            j = start + tl.arange(0, STEP)
+            seen = j < high
+            block = block_of(row, PAGES, sequence, j, seen, Z)
+            keys = page_at(row, PAGES, block, j, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)[:, None] + c[None, :]
+            there = seen[:, None] & (c < C)[None, :]
+            k = tl.load(keys, mask=there, other=0.0)
+            v = tl.load(keys + K * Z * C, mask=there, other=0.0)
+            scores = add_exact_product(tl.zeros([STEP, QUERIES], tl.float32), k, q, KV_TYPE) * scale
+            if CAPPED:
+                scores = softcap_of(scores, cap)
+            scores = tl.where(seen[:, None], scores, NOTHING)
+            higher = tl.maximum(top, tl.max(scores, axis=0))
+            p, keep = tl.exp(scores - higher[None, :]), tl.exp(top - higher)
+            acc = add_exact_product(acc * keep[None, :], tl.trans(v), p, KV_TYPE)
+            total = total * keep + tl.sum(p, axis=0)
+            top = higher
+        if ONE:
+            if SINK is not None:
+                total += tl.exp(sink - top)
+            tl.store(pointer(row, Y, tl.float32) + of_query + c[:, None], acc / total[None, :], mask=mask)
+        else:
+            one = partials + ((i.to(tl.int64) * H + query) * spans + span) * (C + 2)
+            tl.store(one[None, :] + c[:, None], acc, mask=mask)
+            tl.store(one + C, top, mask=g < H // K)
+            tl.store(one + C + 1, total, mask=g < H // K)

@@ -1,0 +1,223 @@
+"""branch_down: y[t] = the sum over the branches that token t takes, in their order, of weight * (x[t, p] @ down.T).
+
+branch_down_add is the same with a residual behind. Biases of the row behind are added here: see add_branch_bias.py.
+
+    few tokens    a program has rows of all matrices, and goes from branch to branch
+    more          products of each pair to scratch, in tiles of a branch's pairs; then a token's are summed up
+
+Nothing is added by several programs, so a sum has one order.
+Knows nothing about layers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.branch.add_branch_bias import behind_of, bias_behind, put_sum
+from coterie.kernels.triton.branch.branches import (
+    WEIGHTS,
+    Sizes,
+    T,
+    X,
+    few_of,
+    ids_of,
+    many_of,
+    matrix_at,
+    pairs_of,
+    slot_of,
+    slots_of,
+    tile_of,
+    whole,
+)
+from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.product.dots import many_dots, rows_at, stage
+from coterie.kernels.triton.product.few_tokens import few_dots
+from coterie.kernels.triton.product.handed import handed_by_last, handed_end
+from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
+from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.product.tile import OF_FOUR
+from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
+
+REGISTERS = 96  # of a thread, where one token meets two bits and biases: ptxas by itself takes 80, and spills 24 bytes
+AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
+
+
+@triton.jit
+def _few(
+    row,
+    ids,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    E: tl.constexpr,
+    WIDE: tl.constexpr,
+    TAKEN: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ONE: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    first, m = along(unit, 0) * ROWS, tl.arange(0, M)
+    n = first + tl.arange(0, ROWS)
+    x = pointer(row, X, tl.float32)
+    weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
+    y, biased = tl.zeros([M, ROWS], tl.float32), tl.zeros([M, ROWS], tl.float32)
+    if ONE:
+        sums = sums_of(ROWS, TYPE, K, STRIDE, COLUMNS, STEP)
+        for slot in tl.range(0, count, loop_unroll_factor=UNROLL):
+            branch = tl.load(whole(ids) + slot)
+            weight, down = tl.load(pointer(row, WEIGHTS, tl.float32) + branch), matrix_at(row, branch, TYPE)
+            rows, there = (), ()
+            for r in tl.static_range(ROWS):
+                rows = and_one(rows, rows_at(down, first + r, STRIDE, ALIGN))
+                there = and_one(there, first + r < N)
+            if BIAS is not None:
+                biased += weight * bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+            sums = add_products(sums, x + slot * K, rows, there, weight, K, STRIDE, COLUMNS, STEP)
+        y = added_products(sums, TYPE, K, COLUMNS)
+        biased += y
+    else:
+        norm = norm_at(row, x, None, None, None, None)
+        for slot in tl.range(0, count):
+            branch, weight, place = slot_of(row, weights, counts, slot, M, WIDE)
+            rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
+            x_M, mask_M = m * TAKEN + place, weight != 0
+            dots = few_dots(
+                x + x_M * K, mask_M, rows_N, n < N, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
+            )
+            if SUMMED:
+                y += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
+            if BIAS is not None:
+                dots += bias_behind(row, branch, n, n < N, N, BIAS)[None, :]
+                biased += tl.where(mask_M[:, None], weight[:, None] * dots, 0.0)
+    at = m[:, None] * N + n[None, :]
+    mask = (m < integer(row, T))[:, None] & (n < N)[None, :]
+    if RESIDUAL is not None:
+        residual = tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
+        y += residual
+        biased += residual
+    put_sum(row, at, y, biased, mask, BIAS, SUMMED)
+
+
+@triton.jit
+def _many(
+    row,
+    first,
+    pairs,
+    staged,
+    parts,
+    E: tl.constexpr,
+    WIDE: tl.constexpr,
+    TAKEN: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
+    if branch < E:
+        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        row_M = pair.to(tl.int64)  # of activations, of which there may be more bytes than 32 bits count
+        rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
+        y = many_dots(staged, row_M, mask_M, rows_N, n < N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        weights = pointer(row, WEIGHTS, tl.float32) + row_M // TAKEN * E + branch
+        y *= tl.load(weights, mask=mask_M, other=0.0)[None, :]
+        tl.store(parts + row_M[None, :] * N + n[:, None], y, mask=mask_M[None, :] & (n < N)[:, None])
+
+
+@triton.jit
+def _sum(
+    row,
+    parts,
+    ids,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    SUMMED: tl.constexpr,
+    E: tl.constexpr,
+    TAKEN: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    """What a token's branches gave, one after another."""
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = tl.program_id(0)
+    if t < integer(row, T):
+        n = tl.program_id(1) * STEP + tl.arange(0, STEP)
+        parts += t.to(tl.int64) * TAKEN * N
+        y, biases = tl.zeros([STEP], tl.float32), tl.zeros([STEP], tl.float32)
+        for place in tl.range(0, TAKEN):
+            y += tl.load(parts + place * N + n, mask=n < N, other=0.0)
+            if BIAS is not None:
+                branch = tl.load(whole(ids) + t * TAKEN + place)
+                weight = tl.load(pointer(row, WEIGHTS, tl.float32) + t.to(tl.int64) * E + branch)
+                biases += weight * bias_behind(row, branch, n, n < N, N, BIAS)
+        at = t.to(tl.int64) * N + n
+        if RESIDUAL is not None:
+            y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=n < N, other=0.0)
+        put_sum(row, at, y, y + biases, n < N, BIAS, SUMMED)
+
+
+def launch(call: Call) -> None:
+    """Multiply in float32 where the step has few tokens, else on tensor cores."""
+    sizes, N, matrix = Sizes.of(call), call.integer("D"), call.matrix("branches", call.integer("F"))
+    shared = {**sizes.constants, "N": N, **matrix.constants()}
+    behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
+    if sizes.tokens <= call.tiles.few_tokens:
+        how = few_of(call, matrix, N, 1)
+        how["UNROLL"] = AT_ONCE if how["ONE"] else 1
+        if matrix.group == OF_FOUR and sizes.tokens == 1 and behind["BIAS"] is not None:
+            how["maxnreg"] = REGISTERS
+        call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
+        return
+    first, pairs = pairs_of(call)
+    staged = handed_by_last(call)
+    if staged is None:
+        staged = stage(call, [matrix], start=sizes.list_bytes, each=sizes.taken)
+    parts = call.scratch_as(tl.float32, sizes.pairs * N, _parts_at(call, sizes, matrix))
+    many, how = many_of(call, matrix)
+    grid = (triton.cdiv(N, many.rows), sizes.tiles(many.tokens))
+    call.launch(_many, grid, call.row, first, pairs, staged, parts, **shared, **how)
+    step = call.tiles.step(N)
+    grid = (sizes.tokens, triton.cdiv(N, step))
+    ids = call.scratch_as(tl.float32, sizes.pairs)
+    call.launch(_sum, grid, call.row, parts, ids, **behind, E=sizes.E, TAKEN=sizes.taken, N=N, STEP=step)
+
+
+def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:
+    """Where in scratch the products of pairs begin: behind the lists and the activations, whoever rounded these."""
+    staged = sizes.pairs * matrix.K * TORCH[matrix.dot_type].itemsize
+    return handed_end(call) or sizes.list_bytes + aligned(staged)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What lists, activations and the products of pairs take; lists alone where there are few tokens."""
+    sizes = Sizes.of(call)
+    matrix = call.matrix("branches", call.integer("F"))
+    if sizes.tokens <= call.tiles.few_tokens:
+        return sizes.list_bytes
+    return _parts_at(call, sizes, matrix) + 4 * sizes.pairs * call.integer("D")

@@ -1,0 +1,159 @@
+"""branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes.
+
+branch_gate_up_gelu has gelu for silu, branch_gate_up_clipped a bias for each and another gate, see branch_put.py.
+Rows of gate and up lie in turn in a tile, as in norm_gate_up_silu_mul.
+Knows nothing about layers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.branch.branch_put import biases_of, put_pairs
+from coterie.kernels.triton.branch.branches import (
+    Sizes,
+    X,
+    Y,
+    few_of,
+    ids_of,
+    many_of,
+    matrix_at,
+    pairs_of,
+    slot_of,
+    slots_of,
+    tile_of,
+    whole,
+)
+from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.product.dots import NEAR, halves, in_turn, many_dots, stage
+from coterie.kernels.triton.product.few_tokens import few_dots
+from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.product.one_token import one_dot, weights_ahead
+from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.rows import Call
+
+
+@triton.jit
+def _few(
+    row,
+    ids,
+    E: tl.constexpr,
+    WIDE: tl.constexpr,
+    TAKEN: tl.constexpr,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ONE: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
+    slot = along(unit, 1)
+    if slot < count:
+        branch, weight, place = slot_of(row, weights, counts, slot, M, WIDE)
+        gate, up = matrix_at(row, branch, TYPE), matrix_at(row, E + branch, TYPE)
+        first = along(unit, 0) * ROWS
+        m = tl.arange(0, M)
+        x = pointer(row, X, tl.float32)
+        norm = norm_at(row, x, None, None, None, None)
+        if ONE:
+            each, have = (), ()
+            for i in tl.static_range(ROWS):
+                one_row, is_there = in_turn(gate, up, first + i, F, STRIDE, ALIGN, 1)
+                each = and_one(each, one_row)
+                have = and_one(have, is_there)
+            ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP)
+            both = one_dot(ahead, (x + m * K,), each, have, norm, K, STRIDE, COLUMNS, None, None, STEP)
+        else:
+            rows, there = in_turn(gate, up, first + tl.arange(0, ROWS), F, STRIDE, ALIGN, 1)
+            both = few_dots(
+                x + m * K, weight != 0, rows, there, norm, K, STRIDE, COLUMNS, TYPE, None, None, M, ROWS, STEP, UNROLL
+            )
+        gate_M, up_M = tl.split(tl.reshape(both, [M, ROWS // 2, 2]))
+        f = along(unit, 0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        pair, mask_M = m * TAKEN + place, (weight != 0)[:, None]
+        y = pointer(row, Y, tl.float32)
+        put_pairs(
+            row, y, gate_M, up_M, branch, f[None, :], pair[:, None], mask_M, F, GATE_BIAS, UP_BIAS, GELU, None, None
+        )  # fmt: skip
+
+
+@triton.jit
+def _many(
+    row,
+    first,
+    pairs,
+    staged,
+    handed,
+    HANDED: tl.constexpr,
+    STORED: tl.constexpr,
+    E: tl.constexpr,
+    WIDE: tl.constexpr,
+    TAKEN: tl.constexpr,
+    F: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    K: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
+    if branch < E:
+        n_tile = tl.program_id(0)
+        gate, up = matrix_at(row, branch, TYPE), matrix_at(row, E + branch, TYPE)
+        rows, there = in_turn(gate, up, n_tile * ROWS + tl.arange(0, ROWS), F, STRIDE, ALIGN, NEAR)
+        both = many_dots(staged, pair // TAKEN, mask_M, rows, there, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+        gate_N, up_N = halves(both, ROWS, TOKENS, NEAR)
+        f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        to = None
+        if STORED:
+            to = pointer(row, Y, tl.float32)
+        pair_M, mask = pair[None, :], mask_M[None, :]
+        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
+
+
+def launch(call: Call) -> None:
+    """Multiply in float32 where the step has few tokens; else list the pairs by branch, then on tensor cores."""
+    sizes, F, matrix = Sizes.of(call), call.integer("F"), call.matrix("branches", call.integer("D"))
+    shared = {**sizes.constants, "F": F, **biases_of(call), **matrix.constants()}
+    if sizes.tokens <= call.tiles.few_tokens:
+        how = few_of(call, matrix, 2 * F, 2)
+        call.launch(_few, (triton.cdiv(2 * F, how["ROWS"]), sizes.slots), call.row, ids_of(call), **shared, **how)
+        return
+    first, pairs = pairs_of(call)
+    staged = stage(call, [matrix], start=sizes.list_bytes)
+    handed, element = handed_to_next(call, sizes.taken * F)
+    many, how = many_of(call, matrix)
+    grid = (triton.cdiv(2 * F, many.rows), sizes.tiles(many.tokens))
+    how |= {"NEAR": NEAR.value, "HANDED": element, "STORED": is_stored(call, sizes.taken * F)}
+    call.launch(_many, grid, call.row, first, pairs, staged, handed, **shared, **how)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What lists and staged activations take, and what is handed on; lists alone where there are few tokens."""
+    return handed_bytes(call, call.integer("taken") * call.integer("F"))

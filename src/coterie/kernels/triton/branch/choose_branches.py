@@ -1,0 +1,133 @@
+"""choose_branches: y = scale * scores where these are among the top_k largest of a row, else 0.
+
+Or, normalised, these divided by their sum. Scores are a softmax of the logits or their sigmoid; with a bias or groups,
+scores + bias are ranked, in the best groups. Of equal ones the first. With factors each is times its own.
+Which they are is left in scratch for the row behind, where that reads the weights.
+Knows nothing about what branches are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, real, wait_for_last
+from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes, chosen_ids, put_ids
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+LOGITS, Y, T, SCALE, BIAS_AT, LEAST_SUM, ADDED_SUM, FACTORS_AT = places(
+    "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "added_sum", "factors"
+)
+LEAST = tl.constexpr(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
+GONE = tl.constexpr(-(2**31))  # below every key
+
+
+@triton.jit
+def _key(x):
+    """Whole numbers in the order of float32, both zeros alike; below all of them where it is no number."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return tl.where(x == x, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF), GONE + 1)
+
+
+@triton.jit
+def _largest(key):
+    """Where the largest key is, the first of equal ones."""
+    return tl.arange(0, key.shape[0]) == tl.argmax(key, axis=0)
+
+
+@triton.jit
+def _in_best_groups(x, E: tl.constexpr, GROUPS: tl.constexpr, TAKEN: tl.constexpr, BEST: tl.constexpr):
+    """Which of x [WIDE] are in the TAKEN groups of those E whose BEST largest have the largest sums."""
+    SIZE: tl.constexpr = E // GROUPS
+    e = tl.arange(0, x.shape[0])
+    ranks = tl.zeros_like(x)
+    for g in tl.range(0, GROUPS):
+        inside = (e // SIZE == g) & (e < E)
+        key = tl.where(inside, _key(x), GONE)
+        rank = 0.0
+        for _k in tl.static_range(BEST):
+            best = _largest(key)
+            rank += tl.sum(tl.where(best, x, 0.0), axis=0)
+            key = tl.where(best, GONE, key)
+        ranks = tl.where(inside, rank, ranks)
+    key = tl.where(e < E, _key(ranks), GONE)
+    marked = e < 0
+    for _k in tl.range(0, TAKEN):
+        group = e // SIZE == tl.argmax(key, axis=0) // SIZE
+        marked = marked | group
+        key = tl.where(group, GONE, key)
+    return marked
+
+
+@triton.jit
+def _choose(
+    row,
+    ids,
+    E: tl.constexpr,
+    WIDE: tl.constexpr,
+    TOP_K: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BIAS: tl.constexpr,
+    FACTORS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TAKEN_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr,
+    LISTED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = along(unit, 0)
+    if t < integer(row, T):
+        e = tl.arange(0, WIDE)
+        at = t.to(tl.int64) * E + e
+        x = tl.load(pointer(row, LOGITS, tl.float32) + at, mask=e < E, other=float("-inf"))
+        if SIGMOID:
+            p, total = 1.0 / (1.0 + tl.exp(-x)), 1.0
+        else:
+            p = tl.exp(x - tl.max(x, axis=0))
+            total = tl.sum(p, axis=0)
+        there, ranked = e < E, x
+        if BIAS is not None or GROUPS > 0:
+            p, total = p / total, 1.0
+            ranked = p
+        if BIAS is not None:
+            ranked += tl.load(pointer(row, BIAS_AT, BIAS) + e, mask=e < E, other=0.0).to(tl.float32)
+        if GROUPS > 0:
+            there = _in_best_groups(ranked, E, GROUPS, TAKEN_GROUPS, GROUP_BEST)
+        key = tl.where(there, _key(ranked), GONE)
+        marked = e < 0
+        for _k in tl.range(0, TOP_K):
+            best = _largest(key)
+            marked = marked | best
+            key = tl.where(best, GONE, key)
+        if NORMALISE:
+            total = tl.maximum(tl.sum(tl.where(marked, p, 0.0), axis=0), real(row, LEAST_SUM).to(tl.float32))
+            total += real(row, ADDED_SUM).to(tl.float32)
+        weight = p / total * real(row, SCALE).to(tl.float32)
+        if FACTORS is not None:
+            weight *= tl.load(pointer(row, FACTORS_AT, FACTORS) + e, mask=e < E, other=0.0).to(tl.float32)
+        weight = tl.where(tl.abs(weight) < LEAST, LEAST, weight)
+        tl.store(pointer(row, Y, tl.float32) + at, tl.where(marked, weight, 0.0), mask=e < E)
+        if LISTED:
+            put_ids(ids, t, marked, TOP_K, WIDE)
+
+
+def launch(call: Call) -> None:
+    """A program a token."""
+    E = call.integer("E")
+    names = ("top_k", "normalise", "sigmoid", "groups", "taken_groups", "group_best")
+    how: dict[str, object] = {name.upper(): call.integer(name) for name in names}
+    wide, ids = power_of_two(E), chosen_ids(call)
+    how |= {"BIAS": call.type("bias"), "FACTORS": call.type("factors"), "LISTED": ids is not None}
+    warps = min(max(wide // VALUES_OF_WARP, 1), 8)
+    args = (call.row, call.scratch_as(tl.float32, 0) if ids is None else ids)
+    call.launch(_choose, (call.bucket.tokens,), *args, E=E, WIDE=wide, **how, num_warps=warps)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What is left for the next row."""
+    return chosen_bytes(call)

@@ -1,0 +1,69 @@
+"""latent_append: a token's latent numbers, normed, and a key that all heads share, rotated, go to their page as a row.
+
+Knows nothing about what attends to them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, real, wait_for_last
+from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+X, NORM, EPS, INV_FREQ, SCALE, PAGES, T = places(
+    "latent_append", "x", "norm", "eps", "inv_freq", "scale", "positions", "T"
+)
+
+
+@triton.jit
+def _append_row(
+    row,
+    NORM_TYPE: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    LATENT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    HALF: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = along(unit, 0)
+    if t < integer(row, T):
+        TURNED: tl.constexpr = C - LATENT
+        position = tl.load(pointer(row, PAGES, tl.int32) + t)
+        sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
+        block = block_of(row, PAGES, sequence, position, True, Z)
+        to = latent_row_at(row, PAGES, block, position, KV_TYPE, C, Z, BLOCK_BYTES)
+        x = pointer(row, X, tl.float32) + t.to(tl.int64) * C
+        c = tl.arange(0, CHANNELS)
+        latent = tl.load(x + c, mask=c < LATENT, other=0.0)
+        factor = 1.0 / tl.sqrt(tl.sum(latent * latent, axis=0) / LATENT + real(row, EPS).to(tl.float32))
+        weight = tl.load(pointer(row, NORM, NORM_TYPE) + c, mask=c < LATENT, other=0.0).to(tl.float32)
+        tl.store(to + c, narrow(latent * factor * weight, KV_TYPE), mask=c < LATENT)
+        i = tl.arange(0, HALF)
+        first = LATENT + pair_first(i, TURNED, TURNED, INTERLEAVED)
+        apart: tl.constexpr = pair_apart(i, TURNED, TURNED, INTERLEAVED)
+        mask = i < TURNED // 2
+        cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, TURNED, TURNED)
+        a, b = tl.load(x + first, mask=mask, other=0.0), tl.load(x + first + apart, mask=mask, other=0.0)
+        a, b = turned(a, b, cosine, sine)
+        tl.store(to + first, narrow(a, KV_TYPE), mask=mask)
+        tl.store(to + first + apart, narrow(b, KV_TYPE), mask=mask)
+
+
+def launch(call: Call) -> None:
+    """A program for a token."""
+    pages, latent = Pages.of(call), call.integer("latent")
+    how = {**pages.constants(), "NORM_TYPE": call.type("norm"), "INTERLEAVED": call.integer("interleaved")}
+    del how["K"]
+    how |= {"CHANNELS": power_of_two(latent), "HALF": power_of_two((pages.C - latent) // 2)}
+    call.launch(_append_row, (call.bucket.tokens,), call.row, LATENT=latent, **how)

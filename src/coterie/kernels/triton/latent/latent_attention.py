@@ -1,0 +1,144 @@
+"""latent_attention: attention of all heads over one latent row a position, whose first numbers are the values too.
+
+As attention.py's, of tokens that are alone: a program has some query heads and one span of the context, and a second
+launch joins spans. Here products are turned about, so that rows of pages are the left operand:
+
+    scores [STEP, QUERIES] = rows [STEP, LATENT | P] @ q.T        sums [LATENT, QUERIES] += rows.T @ weights.T
+
+A tensor core then reads rows and queries from shared memory, where 576 channels of 16 queries would take more registers
+than a thread has; and one copy of a row serves both products. Tokens that have others of their sequence beside them in
+the step: latent_chunks.py. Knows nothing about who owns the pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    NOTHING,
+    along,
+    let_next_begin,
+    pointer,
+    real,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.attention import join
+from coterie.kernels.triton.attention.attention_chunks import LEAST_DOT, PAGES, SCALE, Q, Y, channels_of
+from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
+from coterie.kernels.triton.latent.latent_chunks import launch_chunks
+from coterie.kernels.triton.product.single_token import add_exact_product, only_token
+from coterie.kernels.triton.rows import Call
+from coterie.kernels.triton.tiles import power_of_two
+
+MOST_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows
+STEP = 64  # positions read at once: rows of a product of Hopper's tensor cores
+STEP_FLOAT32 = 16
+STAGES, WARPS = 2, 8
+
+
+@triton.jit(do_not_specialize=["spans"])
+def _alone(
+    row,
+    partials,
+    spans,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    LATENT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TURNED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    STEP: tl.constexpr,
+    ONE: tl.constexpr,
+    SPAN: tl.constexpr,
+    DECODES: tl.constexpr,
+    SEARCH: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    i, group, span = along(unit, 0), along(unit, 1), along(unit, 2)
+    t, alone = only_token(row, i, DECODES, SEARCH)
+    position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
+    low, high = span * SPAN, tl.minimum(position + 1, (span + 1) * SPAN)
+    c, r, query = tl.arange(0, CHANNELS), tl.arange(0, TURNED), group * QUERIES + tl.arange(0, QUERIES)
+    of_query = (t.to(tl.int64) * H + query)[None, :]
+    is_query, is_latent, is_turned = (query < H)[None, :], c < LATENT, LATENT + r < C
+    wait_for_last(WHEN)
+    if low < high:
+        q = pointer(row, Q, tl.float32) + of_query * C
+        latent_q = tl.load(q + c[:, None], mask=is_query & is_latent[:, None], other=0.0)
+        turned_q = tl.load(q + LATENT + r[:, None], mask=is_query & is_turned[:, None], other=0.0)
+        scale = real(row, SCALE).to(tl.float32)
+        top, total = tl.full([QUERIES], NOTHING, tl.float32), tl.zeros([QUERIES], tl.float32)
+        acc = tl.zeros([CHANNELS, QUERIES], tl.float32)
+        for start in tl.range(low, high, STEP, disable_licm=True):
+            j = start + tl.arange(0, STEP)
+            seen = j < high
+            block = block_of(row, PAGES, sequence, j, seen, Z)
+            rows = latent_row_at(row, PAGES, block, j, KV_TYPE, C, Z, BLOCK_BYTES)[:, None]
+            latent = tl.load(rows + c[None, :], mask=seen[:, None] & is_latent[None, :], other=0.0)
+            turned = tl.load(rows + LATENT + r[None, :], mask=seen[:, None] & is_turned[None, :], other=0.0)
+            scores = add_exact_product(tl.zeros([STEP, QUERIES], tl.float32), latent, latent_q, KV_TYPE)
+            scores = add_exact_product(scores, turned, turned_q, KV_TYPE) * scale
+            scores = tl.where(seen[:, None], scores, NOTHING)
+            higher = tl.maximum(top, tl.max(scores, axis=0))
+            p = tl.exp(scores - higher[None, :])
+            keep = tl.exp(top - higher)
+            acc = add_exact_product(acc * keep[None, :], tl.trans(latent), p, KV_TYPE)
+            total = total * keep + tl.sum(p, axis=0)
+            top = higher
+        there = is_query & is_latent[:, None]
+        if ONE:
+            y = pointer(row, Y, tl.float32) + of_query * LATENT
+            tl.store(y + c[:, None], acc / total[None, :], mask=there)
+        else:
+            one = partials + ((i.to(tl.int64) * H + query) * spans + span) * (LATENT + 2)
+            tl.store(one[None, :] + c[:, None], acc, mask=there)
+            tl.store(one + LATENT, top, mask=query < H)
+            tl.store(one + LATENT + 1, total, mask=query < H)
+
+
+def _spans(call: Call) -> int:
+    """How many spans a token may see."""
+    span, _ = call.tiles.span(call.integer("latent"))
+    return max(-(-call.bucket.context // span), 1)
+
+
+def launch(call: Call) -> None:
+    """Decode by spans of the context, chunks by tiles of queries; both where the step may have both, as attention."""
+    pages, H, latent, bucket = Pages.of(call), call.integer("H"), call.integer("latent"), call.bucket
+    shared = {"H": H, **pages.constants(), "LATENT": latent}
+    del shared["K"]
+    shared |= {"CHANNELS": channels_of(latent), "TURNED": channels_of(pages.C - latent)}
+    if not bucket.decodes:
+        launch_chunks(call, shared)
+        if bucket.sequences == 1:
+            return
+    spans, (span, _) = _spans(call), call.tiles.span(latent)
+    partials = call.scratch_as(tl.float32, _partials(call))
+    split = {"SPAN": span, "DECODES": bucket.decodes, "SEARCH": call.tiles.elements}
+    queries = max(min(power_of_two(H), MOST_QUERIES), LEAST_DOT)
+    how = {"ONE": spans == 1, "QUERIES": queries, "STEP": STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else STEP}
+    grid: tuple[int, ...] = (bucket.sequences, triton.cdiv(H, queries), spans)
+    call.launch(_alone, grid, call.row, partials, spans, **shared, **how, **split, num_warps=WARPS, num_stages=STAGES)
+    if spans > 1:
+        channels = channels_of(latent)
+        joins = {"C": latent, "CHANNELS": channels, "JOINED": max(call.tiles.joined // channels, 1), **split}
+        grid = (bucket.sequences, H)
+        call.launch(join, grid, call.row, partials, spans, H=H, SINK=None, LIMITED=False, **joins, num_warps=1)
+
+
+def _partials(call: Call) -> int:
+    spans = _spans(call)
+    in_spans = spans > 1 and (call.bucket.decodes or call.bucket.sequences > 1)
+    return call.bucket.sequences * call.integer("H") * spans * (call.integer("latent") + 2) if in_spans else 0
+
+
+def scratch_bytes(call: Call) -> int:
+    """What partial results take, a number for each sequence, head, span and channel."""
+    return 4 * _partials(call)

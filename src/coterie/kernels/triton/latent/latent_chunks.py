@@ -1,0 +1,142 @@
+"""latent_attention of chunks: tokens that have others of their sequence beside them in the step, in tiles of queries.
+
+Heads share the rows of a position, so the queries of all heads and tokens are one matrix [T H, C]: a program has some
+rows of it that follow one another, whatever H is, and walks the context of each sequence among them with an online
+softmax. One copy of a position's row serves scores and sums.
+Knows nothing about tokens that are alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    NOTHING,
+    add_product,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.attention_chunks import LOG2_E, PAGES, SCALE, Q, T, Y, among_at
+from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH
+from coterie.kernels.triton.rows import Call, places
+
+(OF_VALUES,) = places("latent_attention", "latent")
+QUERIES, STEP, WARPS, STAGES = 32, 64, 8, 2
+QUERIES_FLOAT32, STEP_FLOAT32 = 16, 16
+
+
+@triton.jit
+def _context(
+    queries,
+    table,
+    kv,
+    last_M,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    LATENT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TURNED: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The sums of weights and of weighted rows [CHANNELS, M] of queries that see positions before `last_M`.
+
+    `table` has the sequence's blocks; `kv` is where the layer's row 0 would be in block 0. Scores are exponents of two.
+    """
+    latent_q, turned_q = queries
+    M: tl.constexpr = latent_q.shape[1]
+    i, c, r = tl.arange(0, STEP), tl.arange(0, CHANNELS)[None, :], tl.arange(0, TURNED)[None, :]
+    high = tl.max(last_M, axis=0)
+    top, total = tl.full([M], NOTHING, tl.float32), tl.zeros([M], tl.float32)
+    acc = tl.zeros([CHANNELS, M], tl.float32)
+    # The blocks of a step are loaded one step ahead of what lies in them.
+    block = tl.load(table + i // Z, mask=i < high, other=0)
+    for start in tl.range(0, high, STEP, disable_licm=True):
+        j = start + i
+        at = kv.to(tl.pointer_type(tl.uint8), bitcast=True) + block.to(tl.int64) * BLOCK_BYTES
+        at = (at.to(tl.pointer_type(KV_TYPE), bitcast=True) + j % Z * C)[:, None]
+        block = tl.load(table + (j + STEP) // Z, mask=j + STEP < high, other=0)
+        there = (j < high)[:, None]
+        latent = tl.load(at + c, mask=there & (c < LATENT), other=0.0)
+        turned = tl.load(at + LATENT + r, mask=there & (LATENT + r < C), other=0.0)
+        scores = add_product(tl.zeros([STEP, M], tl.float32), latent, latent_q)
+        scores = add_product(scores, turned, turned_q)
+        scores = tl.where(j[:, None] < last_M[None, :], scores, NOTHING)
+        higher = tl.maximum(top, tl.max(scores, axis=0))
+        base = tl.where(higher == NOTHING, 0.0, higher)
+        p = tl.exp2(scores - base[None, :])
+        keep = tl.exp2(top - base)
+        acc = add_product(acc * keep[None, :], tl.trans(latent), narrow(p, KV_TYPE))
+        total = total * keep + tl.sum(p, axis=0)
+        top = higher
+    return total, acc
+
+
+@triton.jit
+def _together(
+    row,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    LATENT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TURNED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    STEP: tl.constexpr,
+    SINGLE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    tokens = integer(row, T)
+    # The last tokens of a chunk see most: they come first.
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
+    m = first + tl.arange(0, QUERIES)
+    t = m // H
+    here = t < tokens
+    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
+    sequence_M, among = among_at(sequence_at, t, tokens, here)
+    if SINGLE:
+        among = here
+    last_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=-1) + 1
+    c, r = tl.arange(0, CHANNELS)[:, None], tl.arange(0, TURNED)[:, None]
+    q = pointer(row, Q, tl.float32) + (m.to(tl.int64) * C)[None, :]
+    scale = (real(row, SCALE) * LOG2_E).to(tl.float32)
+    latent_q = tl.load(q + c, mask=here[None, :] & (c < LATENT), other=0.0)
+    turned_q = tl.load(q + LATENT + r, mask=here[None, :] & (LATENT + r < C), other=0.0)
+    queries = narrow(latent_q * scale, KV_TYPE), narrow(turned_q * scale, KV_TYPE)
+    kv = pointer(row, PAGES + KV, KV_TYPE) + integer(row, PAGES + LAYER) * (Z * C)
+    end = tl.minimum((first + QUERIES - 1) // H + 1, tokens)
+    run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
+    while run < end:
+        sequence = tl.load(sequence_at + run)
+        table = pointer(row, PAGES + TABLES, tl.int32) + sequence * integer(row, PAGES + WIDTH)
+        stop = tl.min(tl.where(here & (t > run) & (sequence_M != sequence), t, end), axis=0)
+        mine = here & (t >= run) & (t < stop)
+        total, acc = _context(
+            queries, table, kv, tl.where(mine, last_M, 0),
+            KV_TYPE, C, Z, BLOCK_BYTES, LATENT, CHANNELS, TURNED, STEP,
+        )  # fmt: skip
+        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
+        # from a number that is read here, or it would be found before the steps, which have no registers for it.
+        y = pointer(row, Y, tl.float32) + (m.to(tl.int64) * integer(row, OF_VALUES))[None, :] + c
+        tl.store(y, acc / total[None, :], mask=mine[None, :] & (c < LATENT))
+        run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
+
+
+def launch_chunks(call: Call, shared: Mapping[str, object]) -> None:
+    """A program for each tile of queries; it stores nothing for tokens that are alone among sequences."""
+    queries, step = (QUERIES_FLOAT32, STEP_FLOAT32) if shared["KV_TYPE"] is tl.float32 else (QUERIES, STEP)
+    grid = (triton.cdiv(call.bucket.tokens * call.integer("H"), queries),)
+    how = {"QUERIES": queries, "STEP": step, "SINGLE": call.bucket.sequences == 1}
+    call.launch(_together, grid, call.row, **shared, **how, num_warps=WARPS, num_stages=STAGES)

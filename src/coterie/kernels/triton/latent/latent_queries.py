@@ -1,0 +1,138 @@
+"""latent_queries: the first N channels of each head's query times the head's rows of the weight for keys, which gives a
+query for latent rows; behind it the other channels, rotated.
+
+    x [T, H, N | P]  ->  y [T, H, LATENT | P]      weight: of each head N rows of LATENT numbers, then V for its values
+
+A program has one head and some columns of its rows; one more for each head rotates.
+Knows nothing about pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    add_product,
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, turned
+from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+X, WEIGHT, POSITIONS, INV_FREQ, SCALE, Y, T = places(
+    "latent_queries", "x", "weight", "positions", "inv_freq", "scale", "y", "T"
+)
+
+
+@triton.jit
+def _rotate(
+    row, head, t, H: tl.constexpr, N: tl.constexpr, LATENT: tl.constexpr, TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """The last channels of a head's queries of tokens t."""
+    i = tl.arange(0, HALF)[None, :]
+    mask = (t < integer(row, T))[:, None] & (i < TURNED // 2)
+    position = tl.load(pointer(row, POSITIONS, tl.int32) + t, mask=t < integer(row, T), other=0)[:, None]
+    cosine, sine = angles_of_pairs(row, INV_FREQ, SCALE, position, i, TURNED, TURNED)
+    first = pair_first(i, TURNED, TURNED, INTERLEAVED)
+    apart: tl.constexpr = pair_apart(i, TURNED, TURNED, INTERLEAVED)
+    of_head = (t.to(tl.int64) * H + head)[:, None]
+    x = pointer(row, X, tl.float32) + of_head * (N + TURNED) + N + first
+    a, b = tl.load(x, mask=mask, other=0.0), tl.load(x + apart, mask=mask, other=0.0)
+    a, b = turned(a, b, cosine, sine)
+    y = pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + LATENT + first
+    tl.store(y, a, mask=mask)
+    tl.store(y + apart, b, mask=mask)
+
+
+@triton.jit
+def _absorb(
+    row,
+    TYPE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    LATENT: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEPT: tl.constexpr,
+    SUMMED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    head, c = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
+    n = tl.arange(0, SUMMED)
+    at = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + n[:, None] * LATENT + c[None, :]
+    weights = tl.load(at, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
+    wait_for_last(WHEN)
+    if along(unit, 1) * KEPT < LATENT:
+        for t in tl.static_range(TOKENS):
+            here, of_head = t < integer(row, T), t * H + head
+            x = tl.load(pointer(row, X, tl.float32) + of_head * (N + TURNED) + n, mask=here & (n < N), other=0.0)
+            y = tl.sum(weights.to(tl.float32) * x[:, None], axis=0)
+            tl.store(pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + c, y, mask=here & (c < LATENT))
+    else:
+        _rotate(row, head, tl.arange(0, TOKENS), H, N, LATENT, TURNED, INTERLEAVED, HALF)
+
+
+@triton.jit
+def _absorb_many(
+    row,
+    TYPE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    LATENT: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEPT: tl.constexpr,
+    SUMMED: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    head, tile = tl.program_id(0), tl.program_id(1)
+    t, c = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tile * KEPT + tl.arange(0, KEPT)
+    if tile * KEPT < LATENT:
+        here, of_head = t < integer(row, T), (t.to(tl.int64) * H + head)[:, None]
+        x = pointer(row, X, tl.float32) + of_head * (N + TURNED)
+        w = pointer(row, WEIGHT, TYPE) + head.to(tl.int64) * ((N + V) * LATENT) + c[None, :]
+        acc = tl.zeros([TOKENS, KEPT], tl.float32)
+        for first in tl.range(0, N, SUMMED):
+            n = first + tl.arange(0, SUMMED)
+            of_tokens = tl.load(x + n[None, :], mask=here[:, None] & (n < N)[None, :], other=0.0)
+            weights = tl.load(w + n[:, None] * LATENT, mask=(n < N)[:, None] & (c < LATENT)[None, :], other=0.0)
+            acc = add_product(acc, narrow(of_tokens, TYPE), weights)
+        y = pointer(row, Y, tl.float32) + of_head * (LATENT + TURNED) + c[None, :]
+        tl.store(y, acc, mask=here[:, None] & (c < LATENT)[None, :])
+    else:
+        _rotate(row, head, t, H, N, LATENT, TURNED, INTERLEAVED, HALF)
+
+
+def launch(call: Call) -> None:
+    """For each head a program for each tile of columns, and one that rotates; of more tokens for each tile of those."""
+    H, N, latent = call.integer("H"), call.integer("N"), call.integer("latent")
+    turned_channels = call.integer("rotated")
+    how = {"TYPE": call.type("weight"), "H": H, "N": N, "V": call.integer("V"), "LATENT": latent}
+    how |= {"TURNED": turned_channels, "INTERLEAVED": call.integer("interleaved")}
+    how["HALF"] = power_of_two(turned_channels // 2)
+    if is_few(call):
+        tile = HeadTile.few(call, latent, N)
+        grid = (H, triton.cdiv(latent, tile.kept) + 1)
+        call.launch(_absorb, grid, call.row, **how, **tile.constants())
+    else:
+        tile = HeadTile.many(call, latent, N, is_wide(call))
+        many = (H, triton.cdiv(latent, tile.kept) + 1, triton.cdiv(call.bucket.tokens, tile.tokens))
+        call.launch(_absorb_many, many, call.row, **how, **tile.constants(), num_stages=STAGES)

@@ -1,0 +1,111 @@
+"""latent_values: what a head has gathered of latent rows, times the head's rows of the weight for values.
+
+    x [T, H, LATENT]  ->  y [T, H, V]        weight: of each head N rows of LATENT numbers for its keys, then V of these
+
+A program has one head and some of its rows. Of more than a few tokens, y is left rounded for the product behind.
+Knows nothing about pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    add_product,
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    wait_for_last,
+)
+from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
+from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.rows import Call, places
+
+X, WEIGHT, Y, T = places("latent_values", "x", "weight", "y", "T")
+
+
+@triton.jit
+def _unfold(
+    row,
+    TYPE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    LATENT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEPT: tl.constexpr,
+    SUMMED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    head, v = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
+    c = tl.arange(0, SUMMED)
+    at = pointer(row, WEIGHT, TYPE) + (head.to(tl.int64) * (N + V) + N) * LATENT + v[:, None] * LATENT + c[None, :]
+    weights = tl.load(at, mask=(v < V)[:, None] & (c < LATENT)[None, :], other=0.0)
+    wait_for_last(WHEN)
+    for t in tl.static_range(TOKENS):
+        here, of_head = t < integer(row, T), t * H + head
+        x = tl.load(pointer(row, X, tl.float32) + of_head * LATENT + c, mask=here & (c < LATENT), other=0.0)
+        y = tl.sum(weights.to(tl.float32) * x[None, :], axis=1)
+        tl.store(pointer(row, Y, tl.float32) + of_head * V + v, y, mask=here & (v < V))
+
+
+@triton.jit
+def _unfold_many(
+    row,
+    handed,
+    HANDED: tl.constexpr,
+    STORED: tl.constexpr,
+    TYPE: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    V: tl.constexpr,
+    LATENT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    KEPT: tl.constexpr,
+    SUMMED: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    head = tl.program_id(0)
+    t, v = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * KEPT + tl.arange(0, KEPT)
+    here, of_head = (t < integer(row, T))[:, None], (t.to(tl.int64) * H + head)[:, None]
+    there = (v < V)[None, :]
+    x = pointer(row, X, tl.float32) + of_head * LATENT
+    w = pointer(row, WEIGHT, TYPE) + (head.to(tl.int64) * (N + V) + N) * LATENT + v[None, :] * LATENT
+    acc = tl.zeros([TOKENS, KEPT], tl.float32)
+    for first in tl.range(0, LATENT, SUMMED):
+        c = first + tl.arange(0, SUMMED)
+        of_tokens = tl.load(x + c[None, :], mask=here & (c < LATENT)[None, :], other=0.0)
+        weights = tl.load(w + c[:, None], mask=(c < LATENT)[:, None] & there, other=0.0)
+        acc = add_product(acc, narrow(of_tokens, TYPE), weights)
+    at = of_head * V + v[None, :]
+    if STORED:
+        tl.store(pointer(row, Y, tl.float32) + at, acc, mask=here & there)
+    if HANDED is not None:
+        tl.store(handed + at, narrow(acc, HANDED), mask=here & there)
+
+
+def launch(call: Call) -> None:
+    """For each head a program for each tile of its rows; of more tokens for each tile of those."""
+    H, V, latent = call.integer("H"), call.integer("V"), call.integer("latent")
+    how = {"TYPE": call.type("weight"), "H": H, "N": call.integer("N"), "V": V, "LATENT": latent}
+    if is_few(call):
+        tile = HeadTile.few(call, V, latent)
+        call.launch(_unfold, (H, triton.cdiv(V, tile.kept)), call.row, **how, **tile.constants())
+    else:
+        tile = HeadTile.many(call, V, latent, is_wide(call))
+        grid = (H, triton.cdiv(V, tile.kept), triton.cdiv(call.bucket.tokens, tile.tokens))
+        handed, kind = handed_to_next(call, H * V)
+        how |= {"HANDED": kind, "STORED": is_stored(call, H * V)}
+        call.launch(_unfold_many, grid, call.row, handed, **how, **tile.constants(), num_stages=STAGES)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What is left for the next row."""
+    return handed_bytes(call, call.integer("H") * call.integer("V"))

@@ -1,0 +1,266 @@
+"""Dot products of many rows of activations with rows of a weight, in tiles of rows x tokens on tensor cores.
+
+Activations were rounded to scratch before (stage). Of few tokens: few_tokens.py.
+Weights are the left operand: packed ones come out of registers, where they are widened, and a batch of decode has few
+columns but never fewer rows than a tensor core takes. Pointers to the rows are given one by one, so the rows of a
+program may come from several places: gate and up, or both halves of a head, lie side by side in a tile.
+
+Knows nothing about what becomes of the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import (
+    add_product,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    wait_for_last,
+)
+from coterie.kernels.triton.norms import moments, norm_at, norm_factor, scaled_and_shifted, shift_of
+from coterie.kernels.triton.product.packed import (
+    BLOCK,
+    GROUP_Q2,
+    GROUP_Q4,
+    GROUP_Q8,
+    high_half,
+    low_half,
+    no_weights,
+    of_block,
+    scales_of,
+    two_bits,
+    zeros_of,
+)
+from coterie.kernels.triton.rows import TORCH, Call, Matrix
+from coterie.kernels.triton.tiles import Many
+
+# Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
+NEAR = tl.constexpr(8)
+
+
+@triton.jit
+def rows_at(weight, n, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows n of a weight."""
+    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def many_dots(
+    x,
+    m,
+    mask_M,
+    rows_N,
+    mask_N,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TYPE: tl.constexpr,
+    DOT: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """[N, M] products of rows of a weight with rows m of staged activations x [T, K], in tiles on tensor cores."""
+    packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
+    acc = tl.zeros([N, M], tl.float32)
+    columns_M = x + m[None, :] * K
+    for first in tl.range(0, COLUMNS, STEP):
+        c = first + tl.arange(0, STEP)
+        mask = mask_N[:, None] & (c < COLUMNS)[None, :]
+        if packed == GROUP_Q2:
+            four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
+            scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
+            k = 2 * first + tl.arange(0, 2 * STEP)  # side by side, two weights of a byte are in their order
+            k = k // (BLOCK // 2) * BLOCK + k % (BLOCK // 2)
+            for half in tl.static_range(2):
+                w = tl.interleave(two_bits(four >> 2 * half, scale), two_bits(four >> 2 * half + 4, scale))
+                staged = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+                acc = add_product(acc, narrow(w, DOT), narrow(staged, DOT))
+                k += BLOCK // 2
+        elif packed == GROUP_Q4:
+            both = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=no_weights(TYPE)).to(tl.int32)
+            scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q4)
+            zero = zeros_of(rows_N, mask_N, first, COLUMNS, STRIDE, N, STEP)
+            k = c // GROUP_Q4 * (2 * GROUP_Q4) + c % GROUP_Q4
+            low = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+            acc = add_product(acc, narrow(low_half(both, scale, zero, TYPE), DOT), narrow(low, DOT))
+            k += GROUP_Q4
+            high = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+            acc = add_product(acc, narrow(high_half(both, scale, zero, TYPE), DOT), narrow(high, DOT))
+        else:
+            w = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0)
+            if packed:
+                w = narrow(w.to(tl.float32) * scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q8), DOT)
+            staged = tl.load(columns_M + c[:, None], mask=mask_M[None, :] & (c < K)[:, None], other=0.0)
+            acc = add_product(acc, w, narrow(staged, DOT))
+    return acc
+
+
+@triton.jit
+def in_turn(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
+    """Pointers to rows of two weights in turn, NEAR of each, and whether there are such: each has COUNT."""
+    n = r // (2 * NEAR) * NEAR + r % NEAR
+    rows = tl.where(r // NEAR % 2 == 0, rows_at(one, n, STRIDE, ALIGN), rows_at(other, n, STRIDE, ALIGN))
+    return tl.multiple_of(rows, ALIGN), n < COUNT
+
+
+@triton.jit
+def halves(both, ROWS: tl.constexpr, M: tl.constexpr, NEAR: tl.constexpr):
+    """Of [ROWS, M] where NEAR rows of one thing and NEAR of another lie in turn: the rows of each, [ROWS / 2, M]."""
+    one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * NEAR), 2, NEAR, M]), [0, 2, 3, 1]))
+    return tl.reshape(one, [ROWS // 2, M]), tl.reshape(other, [ROWS // 2, M])
+
+
+@triton.jit
+def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
+    """Which tile of rows and which tile of tokens a program has: GROUP tiles of rows with all tokens, then the next.
+
+    Programs that run together then share rows and tokens in the second-level cache.
+    """
+    each = GROUP * m_tiles
+    first = pid // each * GROUP
+    group = tl.minimum(n_tiles - first, GROUP)
+    return first + pid % each % group, pid % each // group
+
+
+@triton.jit
+def work_of(i, n_tiles, m_tiles, TOKENS: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr, WAVE: tl.constexpr):
+    """What program i has: a tile of rows, its first token, and whether all tokens of the tile, a piece, or neither.
+
+    Tiles are whole for as many full waves as there are; each of the others is that of PIECES programs.
+    """
+    tiles = n_tiles * m_tiles
+    whole = tiles
+    if PIECES > 1:
+        whole = tiles // WAVE * WAVE
+    piece = tl.maximum(i - whole, 0)
+    n_tile, m_tile = tile_at(tl.minimum(i, whole) + piece // PIECES, n_tiles, m_tiles, GROUP)
+    first = m_tile * TOKENS + piece % PIECES * (TOKENS // PIECES)
+    return n_tile, first, i < whole, (i >= whole) & (piece < (tiles - whole) * PIECES)
+
+
+@triton.jit
+def _stage(
+    row,
+    y,
+    X: tl.constexpr,
+    ROWS: tl.constexpr,
+    NORM_AT: tl.constexpr,
+    EPS: tl.constexpr,
+    COUNT: tl.constexpr,
+    EACH: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = tl.program_id(0)
+    if t < integer(row, COUNT) * EACH:
+        stage_row(row, y, t, X, ROWS, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
+
+
+@triton.jit
+def stage_row(
+    row,
+    y,
+    t,
+    X: tl.constexpr,
+    ROWS: tl.constexpr,
+    NORM_AT: tl.constexpr,
+    EPS: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take."""
+    source = t
+    if ROWS is not None:
+        source = tl.load(pointer(row, ROWS, tl.int32) + t)
+    x = pointer(row, X, tl.float32) + source.to(tl.int64) * K
+    y += t.to(tl.int64) * K
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
+    mean, factor = 0.0, 1.0
+    if SHIFT is not None:
+        mean, factor = moments(x, norm[2], K, STEP)
+    elif NORM is not None:
+        factor = norm_factor(x, norm[2], K, STEP)
+    for first in tl.static_range(0, K, STEP):
+        k = first + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0)
+        if SHIFT is not None:
+            values -= mean
+        if NORM is not None:
+            values = scaled_and_shifted(values * factor, norm, k, K, SHIFT)
+        tl.store(y + k, narrow(values, TYPE), mask=k < K)
+
+
+def launch_tiles(
+    call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
+) -> None:
+    """Launch a kernel that has tiles of rows and tokens, as `work_of` deals them out."""
+    wave = call.tiles.multiprocessors
+    how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
+    grid = (many.programs(n_tiles, tokens, wave),)
+    call.launch(kernel, grid, call.row, *args, **constants, **many.constants(), **how)
+
+
+def stage(
+    call: Call,
+    matrices: Sequence[Matrix],
+    normed: bool = False,
+    gathered: bool = False,
+    start: int = 0,
+    each: int = 1,
+) -> torch.Tensor:
+    """Round the activations of a call to scratch, for the weights that they are about to meet: a program a row.
+
+    From byte `start` on, a multiple of 16; `each` token has so many rows.
+    """
+    y, rows, how = staging(call, matrices, normed, gathered, start, each)
+    words = OPCODES[call.name].words
+    how |= {"X": words["x"], "NORM_AT": words.get("norm"), "EPS": words.get("eps")}
+    how |= {"ROWS": words["rows"] if gathered else None, "COUNT": words["R" if gathered else "T"], "EACH": each}
+    call.launch(_stage, (rows,), call.row, y, **how)
+    return y
+
+
+def staging(
+    call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False, start: int = 0, each: int = 1
+) -> tuple[torch.Tensor, int, dict[str, object]]:
+    """Where activations are staged, how many rows at most, and what `stage_row` is compiled for but for words."""
+    rows = each * (call.bucket.sampled if gathered else call.bucket.tokens)
+    K, TYPE = matrices[0].K, staged_type(matrices)
+    step, warps = call.tiles.row(K)
+    norm = {"NORM": call.type("norm"), "SHIFT": shift_of(call)} if normed else {"NORM": None, "SHIFT": None}
+    return (
+        call.scratch_as(TYPE, rows * K, start),
+        rows,
+        {"K": K, **norm, "TYPE": TYPE, "STEP": step, "num_warps": warps},
+    )
+
+
+def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:
+    """What activations are rounded to before they meet these weights; float32 where the weights differ."""
+    types = [matrix.dot_type for matrix in matrices]
+    return types[0] if all(one == types[0] for one in types) else tl.float32
+
+
+def staged_bytes(call: Call, matrices: Sequence[Matrix], gathered: bool = False) -> int:
+    """Scratch that `stage` takes; none where there are few tokens, which are multiplied as they are."""
+    count = call.bucket.sampled if gathered else call.bucket.tokens
+    return 0 if count <= call.tiles.few_tokens else count * matrices[0].K * TORCH[staged_type(matrices)].itemsize

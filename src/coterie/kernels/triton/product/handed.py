@@ -1,0 +1,148 @@
+"""Values that a launch rounds for the next one, which else reads them again to stage.
+
+    norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
+                            or   what a gate opened, or a head's values (GATED)
+        y, float32  -> where it is stored, unless another row writes there before any reads it again
+        y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
+
+Both sides look at both rows and find the same place. Nothing is launched between two rows of a step, so scratch holds.
+Of programs whose values share no memory, all are stored: who inspects a step finds them.
+Knows nothing about what is computed.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import triton.language as tl
+
+from coterie.kernels.cpu import I64, OPCODES
+from coterie.kernels.triton.branch.branches import Sizes
+from coterie.kernels.triton.product.dots import staged_bytes
+from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned, name_of
+
+GATES = ("norm_gate_up_silu_mul", "norm_gate_up_gelu_mul")
+# And the sizes whose product is a token's width.
+GATED = {"sigmoid_mul": ("N",), "gated_delta_norm": ("H", "C"), "latent_values": ("H", "V")}
+TAKERS = ("linear", "linear_add")
+OF_BRANCHES = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped")
+TAKERS_OF_BRANCHES = ("branch_down", "branch_down_add")
+_WRITTEN = {
+    "norm_qkv_rope_append": "q",
+    "norm_rope_append": "q",
+    "sample": "tokens",
+}  # the operand where a row stores; y of all others
+
+
+def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
+    """Where this call leaves its y [T, width] rounded, and to what type; anywhere, and None, where none takes it."""
+    if call.after is None or not _hands(call, call.after, width):
+        return call.scratch, None
+    return _handed(call, call.after)
+
+
+def handed_by_last(call: Call) -> torch.Tensor | None:
+    """The rounded x of this call where the one before it left it."""
+    before = call.before
+    if before is None or not _hands(before, call, _matrix(call).K * _rows(call)):
+        return None
+    return _handed(before, call)[0]
+
+
+def hands_x(row: I64, then: I64) -> bool:
+    """Whether what a row stores is x of another and might be handed on, in another place than where x is staged."""
+    name = name_of(row)
+    hands = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
+    return hands and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
+
+
+def handed_end(call: Call) -> int:
+    """Where in scratch that ends; 0 where the call before it left nothing."""
+    before, width = call.before, _matrix(call).K * _rows(call)
+    if before is None or not _hands(before, call, width):
+        return 0
+    return aligned(aligned(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
+
+
+def is_stored(call: Call, width: int) -> bool:
+    """Whether anyone can see float32 values of y [T, width]: not where the next row alone reads them, rounded."""
+    return call.after is None or not _hands(call, call.after, width) or is_read_later(call, width)
+
+
+def is_read_later(call: Call, width: int) -> bool:
+    """Whether anyone may find y [T, width] in memory, but for the next row as its x: a later row, or who inspects."""
+    if call.later is None:
+        return True
+    start = call.integer("y")
+    end = start + 4 * call.bucket.tokens * width
+    taken = {"x"}  # of the next row, which reads that rounded
+    for row in call.later:
+        opcode = OPCODES[name_of(row)]
+        there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end} - taken
+        written = _WRITTEN.get(name_of(row), "y")
+        if there - {written}:
+            return True
+        if there:
+            return False
+        taken = set()
+    return True
+
+
+def handed_bytes(call: Call, width: int) -> int:
+    """Scratch that the call needs with what it hands on; its own where it hands on nothing."""
+    own = _own_bytes(call)
+    if call.after is None or not _hands(call, call.after, width):
+        return own
+    return aligned(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
+
+
+def _hands(first: Call, then: Call, width: int) -> bool:
+    """Whether y of the first is x of the other, for tensor cores."""
+    takers = TAKERS_OF_BRANCHES if first.name in OF_BRANCHES else TAKERS
+    if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
+        return False
+    if first.name == "attention":
+        if first.bucket.sequences > 1:
+            return False
+    elif first.name not in (*GATES, *GATED, *OF_BRANCHES):
+        return False
+    return first.integer("y") == then.integer("x") and _matrix(then).K * _rows(then) == width == _width(first)
+
+
+def _width(first: Call) -> int:
+    if first.name in GATED:
+        return prod(map(first.integer, GATED[first.name]))
+    return first.integer("H") * first.integer("C") if first.name == "attention" else first.integer("F") * _rows(first)
+
+
+def _rows(call: Call) -> int:
+    """Of a token in what is handed on: one for each branch that it takes."""
+    return call.integer("taken") if call.name in (*OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
+
+
+def _matrix(then: Call) -> Matrix:
+    """What the values that are handed on meet."""
+    if then.name in TAKERS_OF_BRANCHES:
+        return then.matrix("branches", then.integer("F"))
+    return then.matrix("weight", then.integer("K"))
+
+
+def _own_bytes(first: Call) -> int:
+    """What a call that hands on has in scratch itself: staged activations, or nothing."""
+    if first.name not in (*GATES, *OF_BRANCHES):
+        return 0
+    K = first.integer("D")
+    if first.name in OF_BRANCHES:
+        return Sizes.of(first).list_bytes + staged_bytes(first, [first.matrix("branches", K)])
+    return staged_bytes(first, [first.matrix("gate", K), first.matrix("up", K)])
+
+
+def _type(then: Call) -> tl.dtype:
+    return _matrix(then).dot_type
+
+
+def _handed(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
+    element = _type(then)
+    count = first.bucket.tokens * _matrix(then).K * _rows(then)
+    return first.scratch_as(element, count, aligned(_own_bytes(first))), element

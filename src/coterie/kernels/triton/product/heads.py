@@ -1,0 +1,246 @@
+"""Rows of q, k and v as norm_qkv_rope_append multiplies by them, and what becomes of the products: q, and pages.
+
+Rows are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in turn; one of each,
+0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. Where just the first TURNED
+channels are rotated, the pairs of these come first, and then pairs of those that pass, which are not turned. Where
+INTERLEAVED, the two channels of a pair that is turned are neighbours.
+Knows nothing about how rows are multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import narrow, pointer, real
+from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
+from coterie.kernels.triton.attention.rope import angles_of_pairs, pair_apart, pair_first, pair_to_second, turned
+from coterie.kernels.triton.product.dots import halves
+from coterie.kernels.triton.rows import places
+
+INV_FREQ, SCALE, PAGES, Q = places("norm_qkv_rope_append", "inv_freq", "scale", "positions", "q")
+WQ, WK, WV, BQ, BK, BV = places("norm_qkv_rope_append", "wq", "wk", "wv", "bq", "bk", "bv")
+Q_NORM, K_NORM, Q_EPS, K_EPS, OFFSET = places("norm_qkv_rope_append", "q_norm", "k_norm", "q_eps", "k_eps", "offset")
+
+
+@triton.jit
+def word_of(part, OF_Q: tl.constexpr, OF_K: tl.constexpr, OF_V: tl.constexpr):
+    """The word of a part's operand."""
+    return tl.where(part == 0, OF_Q, tl.where(part == 1, OF_K, OF_V))
+
+
+@triton.jit
+def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of the tiles of parts FIRST and later: which part a tile is of, its first row there, and the part's heads."""
+    q_tiles = tl.cdiv(H * PADDED, ROWS)
+    k_tiles = tl.cdiv(K * PADDED, ROWS)
+    if FIRST > 0:
+        tile += q_tiles
+    if FIRST > 1:
+        tile += k_tiles
+    part = (tile >= q_tiles).to(tl.int32) + (tile >= q_tiles + k_tiles).to(tl.int32)
+    first = tile - tl.where(part > 0, q_tiles, 0) - tl.where(part > 1, k_tiles, 0)
+    return part, first * ROWS, tl.where(part == 0, H, K)
+
+
+@triton.jit
+def channels_of(
+    r, heads, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr
+):
+    """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
+    i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
+    if TURNED == C and INTERLEAVED:
+        channel = 2 * i + r // NEAR % 2
+    elif TURNED == C or TURNED == 0:
+        channel = i + r // NEAR % 2 * (C // 2)
+    else:
+        channel = pair_first(i, C, TURNED, INTERLEAVED) + r // NEAR % 2 * pair_to_second(i, C, TURNED, INTERLEAVED)
+    head = r // PADDED
+    return head * C + channel, channel, (head < heads) & (i < C // 2)
+
+
+@triton.jit
+def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to rows n of the part's weight."""
+    weight = tl.load(row + word_of(part, WQ, WK, WV)).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(weight + n.to(tl.int64) * STRIDE, ALIGN)
+
+
+@triton.jit
+def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """Of products [ROWS, M] from row `first` on, by pairs of channels that rope mixes: head, pair, what is there."""
+    pair = first // 2 + tl.arange(0, ROWS // 2)
+    head = pair // (PADDED // 2)
+    i = pair % (PADDED // 2)
+    return head, i, ((head < heads) & (i < C // 2))[:, None] & mask_M[None, :]
+
+
+@triton.jit
+def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Where the first channels of pairs go among queries."""
+    at = (m.to(tl.int64)[None, :] * H + head[:, None]) * C
+    return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
+
+
+@triton.jit
+def in_pages(
+    row,
+    part,
+    head,
+    i,
+    m,
+    position,
+    mask_M,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Where the first channels of pairs go among keys or values."""
+    sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
+    block = block_of(row, PAGES, sequence, position, mask_M, Z)
+    side = tl.maximum(part - 1, 0)
+    at = page_at(row, PAGES, block[None, :], position[None, :], side, head[:, None], KV_TYPE, K, C, Z, BLOCK_BYTES)
+    return at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
+
+
+@triton.jit
+def angles_of(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
+    """Cosines and sines of pairs i of channels at positions, [len(i), len(position)]."""
+    return angles_at(row, position[None, :], i[:, None], C, TURNED)
+
+
+@triton.jit
+def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
+    """Cosines and sines that turn pairs i of channels at positions."""
+    return angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, TURNED)
+
+
+@triton.jit
+def ends_of(
+    row,
+    part,
+    head,
+    i,
+    m,
+    mask_M,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+):
+    """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
+    position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+    page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
+    cosine, sine = angles_of(row, position, i, C, TURNED)
+    return in_q(row, head, i, m, H, C, TURNED, INTERLEAVED), page, cosine, sine
+
+
+@triton.jit
+def put_pairs(
+    q,
+    page,
+    part,
+    a,
+    b,
+    mask,
+    i,
+    KV_TYPE: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """Store first and second channels of pairs among queries, or among keys or values."""
+    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
+    if part == 0:
+        tl.store(q, a, mask=mask)
+        tl.store(q + apart, b, mask=mask)
+    else:
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)
+
+
+@triton.jit
+def normed_heads(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    M: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """Products [ROWS, M] with bias, and heads of q and k normed; where there are such."""
+    n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
+    if BIAS is not None:
+        bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
+        y += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[:, None]
+    if HEAD_NORM is not None:
+        weight = tl.load(row + word_of(part, Q_NORM, K_NORM, K_NORM)).to(tl.pointer_type(HEAD_NORM))
+        eps = tl.load(row + word_of(part, Q_EPS, K_EPS, K_EPS)).to(tl.float64, bitcast=True).to(tl.float32)
+        scale = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32) + real(row, OFFSET).to(tl.float32)
+        by_head = tl.reshape(y, [ROWS // PADDED, PADDED, M])
+        factor = 1.0 / tl.sqrt(tl.sum(by_head * by_head, axis=1) / C + eps)
+        normed = tl.reshape(by_head * factor[:, None, :], [ROWS, M]) * scale[:, None]
+        y = tl.where(part < 2, normed, y)
+    return y
+
+
+@triton.jit
+def finish_heads(
+    row,
+    y,
+    part,
+    first,
+    heads,
+    m,
+    mask_M,
+    angles,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    M: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """From products [ROWS, M] to q and pages, by staged angles: C / 2 cosines of each token, and as many sines."""
+    y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, NEAR)
+    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
+    a, b = halves(y, ROWS, M, NEAR)
+    if TURNED > 0:
+        if part < 2:
+            cosine = tl.load(angles + m[None, :] * C + i[:, None], mask=mask, other=0.0)
+            sine = tl.load(angles + m[None, :] * C + i[:, None] + C // 2, mask=mask, other=0.0)
+            a, b = turned(a, b, cosine, sine)
+    apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
+    if part == 0:
+        q = in_q(row, head, i, m, H, C, TURNED, INTERLEAVED)
+        tl.store(q, a, mask=mask)
+        tl.store(q + apart, b, mask=mask)
+    else:
+        position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
+        page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
+        tl.store(page, narrow(a, KV_TYPE), mask=mask)
+        tl.store(page + apart, narrow(b, KV_TYPE), mask=mask)

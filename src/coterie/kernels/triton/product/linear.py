@@ -1,0 +1,235 @@
+"""linear: y = (x @ weight.T + bias) * scale; where fused, its kernels also gather and norm rows of x, add or do gelu.
+
+Knows nothing about where x comes from.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import OPCODES
+from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
+from coterie.kernels.triton.norms import shift_of
+from coterie.kernels.triton.product import linear_each
+from coterie.kernels.triton.product.described import (
+    described,
+    described_dots,
+    launch_described,
+    piece_at,
+    takes,
+    whole_of,
+)
+from coterie.kernels.triton.product.dots import (
+    launch_tiles,
+    many_dots,
+    rows_at,
+    stage,
+    staged_bytes,
+    tile_at,
+    work_of,
+)
+from coterie.kernels.triton.product.handed import handed_by_last, handed_end
+from coterie.kernels.triton.product.linear_each import is_low
+from coterie.kernels.triton.product.linear_few import few as few_rows
+from coterie.kernels.triton.product.linear_put import ask_for, put, put_tile
+from coterie.kernels.triton.product.neighbours import neighbours, staged_before
+from coterie.kernels.triton.rows import Call
+
+
+@triton.jit
+def _many(
+    row,
+    staged,
+    COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    tokens = integer(row, COUNT)
+    n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
+    i = tl.program_id(0)
+    n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
+    if whole:
+        _tile(
+            row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
+            TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP,
+        )  # fmt: skip
+    if PIECES > 1:
+        if piece:
+            _tile(
+                row, staged, n_tile, first, tokens, WEIGHT, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
+                TYPE, K, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS, STEP,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    staged,
+    n_tile,
+    first,
+    tokens,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Products of a tile of rows with TOKENS tokens from `first` on."""
+    m = first + tl.arange(0, TOKENS)
+    n = n_tile * ROWS + tl.arange(0, ROWS)
+    mask_M = m < tokens
+    mask_N = n < N
+    rows_N = rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN)
+    if RESIDUAL is not None:
+        ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
+    y = many_dots(staged, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
+        half: tl.constexpr = TOKENS // 2
+        y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))
+        m = first + tl.arange(0, half)
+        mask_M = m < tokens
+        put(
+            row, later, n[:, None], mask_N[:, None], m[None, :] + half, (m + half < tokens)[None, :],
+            BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU,
+        )  # fmt: skip
+    put(row, y, n[:, None], mask_N[:, None], m[None, :], mask_M[None, :], BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+
+
+@triton.jit
+def _described(
+    row,
+    most,
+    staged,
+    COUNT: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    TYPE: tl.constexpr,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    weight = pointer(row, WEIGHT, TYPE)
+    x = described(staged, most, K, TOKENS, STEP)
+    w = described(weight, N, K, ROWS, STEP)
+    wait_for_last(WHEN)
+    tokens = integer(row, COUNT)
+    n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
+    whole = whole_of(n_tiles * m_tiles, PIECES, WAVE)
+    for i in tl.range(tl.program_id(0), whole, WAVE, num_stages=1):
+        n_tile, m_tile = tile_at(i, n_tiles, m_tiles, GROUP)
+        if RESIDUAL is not None:
+            ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, m_tile * TOKENS, tokens, N, ROWS, TOKENS)
+        y = described_dots(x, w, m_tile * TOKENS, n_tile * ROWS, K, TOKENS, ROWS, STEP)
+        put_tile(row, y, n_tile * ROWS, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+    if PIECES > 1:
+        each: tl.constexpr = ROWS // PIECES
+        w = described(weight, N, K, each, STEP)
+        for i in tl.range(tl.program_id(0), (n_tiles * m_tiles - whole) * PIECES, WAVE, num_stages=1):
+            n_piece, m_tile = piece_at(i, whole, n_tiles, m_tiles, PIECES, GROUP)
+            y = described_dots(x, w, m_tile * TOKENS, n_piece * each, K, TOKENS, each, STEP)
+            put_tile(row, y, n_piece * each, m_tile * TOKENS, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+
+
+def launch(call: Call) -> None:
+    """Multiply in float32 where the step has few tokens, else on tensor cores; or as one share of many, of low rank."""
+    if _is_share(call):
+        linear_each.launch(call)
+    else:
+        multiply(call, call.integer("K"), call.bucket.tokens)
+
+
+def _is_share(call: Call) -> bool:
+    """Whether many tokens have a change of low rank alike: one share of shares that others might have."""
+    return call.bucket.tokens > call.tiles.few_tokens and is_low(call) and not handed_end(call)
+
+
+def multiply(call: Call, K: int, most: int) -> None:
+    """Launch a product of up to `most` rows of x, each of K values; gathered and normed where the instruction does so.
+
+    Few rows are normed and multiplied in one pass; of many, staging gathers and norms them first.
+    """
+    N, words, matrix = call.integer("N"), OPCODES[call.name].words, call.matrix("weight", K)
+    normed, gathered = "norm" in words, "rows" in words
+    places = {
+        "COUNT": words["R" if gathered else "T"],
+        "WEIGHT": words["weight"],
+        "BIAS_AT": words["bias"],
+        "RESIDUAL": words.get("residual"),
+        "SCALE": words["scale"] if "scale" in words and call.real("scale") != 1.0 else None,
+        "GELU": call.integer("form") if "form" in words else None,
+        "Y": words["y"],
+    }
+    shared = {"N": N, "BIAS": call.type("bias"), **places, **matrix.constants()}
+    if most <= call.tiles.few_tokens:
+        norm, shift = (call.type("norm"), shift_of(call)) if normed else (None, None)
+        how = {"NORM_AT": words.get("norm"), "EPS": words.get("eps"), "NORM": norm, "SHIFT": shift}
+        source = {"X": words["x"], "ROWS_AT": words.get("rows"), **how}
+        beside = neighbours(call, most, matrix)
+        if beside.is_first:
+            how = {**source, **shared, **beside.constants(words["N"]), **beside.few.constants(most, matrix.group)}
+            call.launch(few_rows, (beside.programs,), call.row, **how)
+        return
+    staged = None if normed else handed_by_last(call)
+    if staged is None:
+        staged = staged_before(call, matrix)
+    if staged is None:
+        staged = stage(call, [matrix], normed=normed, gathered=gathered)
+    many = call.tiles.many_of(N, most, matrix.group, matrix.is_wide, takes([matrix]), matrix.has_zeros)
+    n_tiles = triton.cdiv(N, many.rows)
+    if many.described:
+        launch_described(call, _described, many, n_tiles, most, staged, **shared)
+    else:
+        launch_tiles(call, _many, many, n_tiles, most, staged, **shared, DOT=matrix.dot_type)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What staged activations take."""
+    if _is_share(call):
+        return linear_each.scratch_bytes(call)
+    return staged_bytes(call, [call.matrix("weight", call.integer("K"))])

@@ -1,0 +1,131 @@
+"""Products of few tokens: a program has a few rows of a weight; of neighbours that read the same x, all are one launch.
+
+Knows nothing about which products are neighbours (neighbours.py).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
+from coterie.kernels.triton.arithmetic import (
+    AHEAD,
+    along,
+    gelu_of,
+    integer,
+    let_next_begin,
+    pointer,
+    wait_for_last,
+)
+from coterie.kernels.triton.norms import norm_at
+from coterie.kernels.triton.product.dots import rows_at
+from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
+from coterie.kernels.triton.product.linear_put import scaled
+from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.product.sums import and_one
+
+ROW_WORDS = tl.constexpr(_ROW_WORDS)
+
+
+@triton.jit
+def _one_by_one(weight, first, count, ROWS: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointers to ROWS rows of a weight, each by itself, and whether there are such."""
+    rows, there = (), ()
+    for r in tl.static_range(ROWS):
+        rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
+        there = and_one(there, first + r < count)
+    return rows, there
+
+
+@triton.jit
+def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
+    """Which rows of x the products are of."""
+    if ROWS_AT is not None:
+        m = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
+    return m
+
+
+@triton.jit
+def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constexpr):
+    """Pointers to each of M tokens; where rows are gathered, to theirs."""
+    if ROWS_AT is None:
+        each = tokens_of(x, count, K, M)
+    else:
+        each, places = (), tokens_of(pointer(row, ROWS_AT, tl.int32), count, 1, M)
+        for t in tl.static_range(M):
+            own = tl.load(places[t], mask=count > 0, other=0)  # no rows, no memory that says which
+            each = and_one(each, x + own.to(tl.int64) * K)
+    return each
+
+
+@triton.jit
+def _own_of(
+    row, place, N: tl.constexpr, N_AT: tl.constexpr, END_1: tl.constexpr, END_2: tl.constexpr, END_3: tl.constexpr
+):
+    """The row that a program works for, its place among that row's programs, and how many rows its weight has."""
+    if N is None:
+        own = tl.where(place >= END_3, 3, tl.where(place >= END_2, 2, tl.where(place >= END_1, 1, 0)))
+        row += own * ROW_WORDS
+        place -= tl.where(own == 3, END_3, tl.where(own == 2, END_2, tl.where(own == 1, END_1, 0)))
+        count = integer(row, N_AT)
+    else:
+        count = N
+    return row, place, count
+
+
+@triton.jit
+def few(
+    row, X: tl.constexpr, COUNT: tl.constexpr, ROWS_AT: tl.constexpr, NORM_AT: tl.constexpr, EPS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS_AT: tl.constexpr, RESIDUAL: tl.constexpr, SCALE: tl.constexpr, Y: tl.constexpr,
+    N: tl.constexpr, N_AT: tl.constexpr, END_1: tl.constexpr, END_2: tl.constexpr, END_3: tl.constexpr,
+    BIAS: tl.constexpr, GELU: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, TYPE: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr, M: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr, LINES: tl.constexpr, ONE: tl.constexpr,
+    WHEN: tl.constexpr, unit=None,
+):  # fmt: skip
+    """Products with N rows of a weight; or, where N is None, with those of up to four rows of a program: the weight of
+    the second has programs from END_1 on, and so on.
+    """
+    let_next_begin(WHEN)
+    row, place, count = _own_of(row, along(unit, 0), N, N_AT, END_1, END_2, END_3)
+    first = place * ROWS
+    n = first + tl.arange(0, ROWS)
+    mask_N = n < count
+    weight = pointer(row, WEIGHT, TYPE)
+    rows_N = rows_at(weight, n, STRIDE, ALIGN)
+    if WHEN == AHEAD:
+        bring_nearer(rows_N, mask_N, STRIDE, LINES)
+        return
+    if ONE:
+        rows, there = _one_by_one(weight, first, count, ROWS, STRIDE, ALIGN)
+        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
+    x = pointer(row, X, tl.float32)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
+    m = tl.arange(0, M)
+    mask_M = m < integer(row, COUNT)
+    if ONE:
+        xs = _tokens(row, x, integer(row, COUNT), K, ROWS_AT, M)
+    x += _source(row, m, mask_M, ROWS_AT) * K
+    at = m.to(tl.int64)[:, None] * count + n[None, :]
+    mask = mask_M[:, None] & mask_N[None, :]
+    y = pointer(row, Y, tl.float32) + at
+    if BIAS is not None:
+        bias = tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_N, other=0.0).to(tl.float32)
+    if RESIDUAL is not None:
+        residual = pointer(row, RESIDUAL, tl.float32) + at
+    wait_for_last(WHEN)
+    if RESIDUAL is not None:  # on its way while the weights are met
+        added = tl.load(residual, mask=mask, other=0.0)
+    if ONE:
+        dots = one_dot(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+    else:
+        dots = few_dots(x, mask_M, rows_N, mask_N, norm, K, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
+    if BIAS is not None:
+        dots += bias[None, :]
+    dots = scaled(row, dots, SCALE)
+    if GELU is not None:
+        dots = gelu_of(dots, GELU)
+    if RESIDUAL is not None:
+        dots += added
+    tl.store(y, dots, mask=mask)

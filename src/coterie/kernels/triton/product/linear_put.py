@@ -1,0 +1,89 @@
+"""What becomes of products of linear and what is like it: bias, scale, residual or gelu, and then they are stored.
+
+Knows nothing about how rows are multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import INTERPRETED, ask, gelu_of, pointer, real
+from coterie.kernels.triton.product.described import left_and_right
+from coterie.kernels.triton.product.few_tokens import LINE_BYTES
+
+MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
+
+
+@triton.jit
+def ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+    """What a tile from token m and row n on is added to comes from memory while tensor cores work."""
+    if not INTERPRETED:
+        line: tl.constexpr = LINE_BYTES // 4
+        lines = tl.minimum(n + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
+        m_M = tl.minimum(m + tl.arange(0, TOKENS), tokens - 1).to(tl.int64)
+        ask(residual + m_M[:, None] * N + lines[None, :])
+
+
+@triton.jit
+def scaled(row, y, SCALE: tl.constexpr):
+    """Products times what the row says, where it says something."""
+    if SCALE is not None:
+        y *= real(row, SCALE).to(tl.float32)
+    return y
+
+
+@triton.jit
+def put(
+    row,
+    y,
+    n,
+    mask_n,
+    m,
+    mask_m,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+):
+    """Store products, with the bias, the scale and the residual, or through gelu in a form, where there are such."""
+    if BIAS is not None:
+        y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
+    y = scaled(row, y, SCALE)
+    if GELU is not None:
+        y = gelu_of(y, GELU)
+    at = m.to(tl.int64) * N + n
+    mask = mask_m & mask_n
+    if RESIDUAL is not None:
+        y += tl.load(pointer(row, RESIDUAL, tl.float32) + at, mask=mask, other=0.0)
+    tl.store(pointer(row, Y, tl.float32) + at, y, mask=mask)
+
+
+@triton.jit
+def put_tile(
+    row,
+    y,
+    n,
+    m,
+    tokens,
+    BIAS_AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    Y: tl.constexpr,
+    N: tl.constexpr,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+):
+    """Store products [tokens, rows] of a tile that begins at token m and row n."""
+    half: tl.constexpr = y.shape[1] // 2
+    if y.numel > MOST_ADDED:  # registers have no room for all of it and of what is added
+        y, later = left_and_right(y)
+        put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+        put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
+    else:
+        m_M = m + tl.arange(0, y.shape[0])[:, None]
+        n_N = n + tl.arange(0, y.shape[1])[None, :]
+        put(row, y, n_N, n_N < N, m_M, m_M < tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)

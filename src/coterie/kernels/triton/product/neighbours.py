@@ -1,0 +1,139 @@
+"""Neighbouring products that read the same x: one launch has those of few tokens, one staging serves those of more.
+
+    linear x W1^T | linear x W2^T | linear x W3^T     rows that follow one another, each with a y of its own
+
+Each row finds out which are its neighbours from the host's rows; the first of them launches for all.
+Knows nothing about how rows are multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+
+from coterie.kernels.cpu import I64, OPCODES
+from coterie.kernels.triton.product.handed import hands_x
+from coterie.kernels.triton.product.linear_each import is_low
+from coterie.kernels.triton.rows import Call, Matrix, name_of
+from coterie.kernels.triton.tiles import Few
+
+LINEAR = "linear"
+MOST = 4  # rows of one launch, as linear_few.py has ends for
+_WORDS = OPCODES[LINEAR].words
+NEVER = 1 << 30  # programs
+_ENDS = ("END_1", "END_2", "END_3")
+_READ = [_WORDS[name] for name in ("x", "K", "T")]  # what all neighbours have alike,
+_LAUNCHED = [_WORDS[name] for name in ("scale", "weight_dtype", "bias_dtype")]  # and those of one launch
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Rows of one launch: how many each weight has, and whether the call is the first of them."""
+
+    counts: tuple[int, ...]
+    few: Few
+    is_first: bool
+
+    @property
+    def programs(self) -> int:
+        """Of the launch."""
+        return sum(-(-count // self.few.rows) for count in self.counts)
+
+    def constants(self, word: int) -> dict[str, int | None]:
+        """Which programs each weight has, for a kernel that finds how many rows there are at a word of its row."""
+        if len(self.counts) == 1:
+            return {"N": self.counts[0], "N_AT": None, **dict.fromkeys(_ENDS)}
+        ends = [*accumulate(-(-count // self.few.rows) for count in self.counts[:-1]), *[NEVER] * len(_ENDS)]
+        return {"N": None, "N_AT": word, **dict(zip(_ENDS, ends, strict=False))}
+
+
+def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
+    """The rows that are launched with a product of up to `most` tokens: `linear` alone has others beside it."""
+    choose = call.tiles.few_by_itself if "norm" not in OPCODES[call.name].words else call.tiles.few
+
+    def few_of(count: int) -> Few:
+        return choose(count, matrix.K, most, matrix.group, matrix.is_wide, several=True)
+
+    if call.name != LINEAR:
+        count = call.integer("N")
+        return Neighbours((count,), few_of(count), True)
+    rows, at = _run(call, _alike)
+    group, start = [rows[0]], 0
+    for place, row in enumerate(rows[1:], 1):
+        fits = len(group) < MOST and _sum_alike(few_of(_count(group[0])), few_of(_count(row)), most, matrix)
+        if fits and all(_apart(row, one, call.bucket.tokens) for one in group):
+            group.append(row)
+        elif place > at:
+            break
+        else:
+            group, start = [row], place
+    counts = tuple(map(_count, group))
+    return Neighbours(counts, max(map(few_of, counts), key=lambda one: one.rows), start == at)
+
+
+def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
+    """Where a neighbour before this call has staged the x of both; None where none has."""
+    if call.name != LINEAR or call.earlier is None:
+        return None
+    rows, at = _run(call, lambda one, other: _staged_alike(call, one, other))
+    before = len(call.earlier) - at - 1
+    if before >= 0 and hands_x(call.earlier[before], rows[0]):
+        return None
+    if all(is_low(replace(call, host_row=row)) for row in rows[:at]):  # those round what they meet, and stage nothing
+        return None
+    return call.scratch_as(matrix.dot_type, call.bucket.tokens * matrix.K)
+
+
+def _run(call: Call, alike: Callable[[I64, I64], bool]) -> tuple[Sequence[I64], int]:
+    """Rows around a call's of which each is like the one before it, and the call's place among them."""
+    earlier, later = (() if rows is None else [*rows] for rows in (call.earlier, call.later))
+    before: list[I64] = []
+    for row in reversed(earlier):
+        if not alike(row, before[-1] if before else call.host_row):
+            break
+        before.append(row)
+    rows = [*reversed(before), call.host_row]
+    for row in later:
+        if not alike(rows[-1], row):
+            break
+        rows.append(row)
+    return rows, len(before)
+
+
+def _alike(one: I64, other: I64) -> bool:
+    """Whether two rows are products of the same x with weights of one type, both with a bias or none."""
+    if not _reads_alike(one, other) or any(one[word] != other[word] for word in _LAUNCHED):
+        return False
+    return (int(one[_WORDS["bias"]]) == 0) == (int(other[_WORDS["bias"]]) == 0)
+
+
+def _reads_alike(one: I64, other: I64) -> bool:
+    return name_of(one) == name_of(other) == LINEAR and all(one[word] == other[word] for word in _READ)
+
+
+def _staged_alike(call: Call, one: I64, other: I64) -> bool:
+    """Whether what the one has staged is what the other would."""
+    if not _reads_alike(one, other):
+        return False
+    types = [replace(call, name=LINEAR, host_row=row).matrix("weight", 1).dot_type for row in (one, other)]
+    return bool(types[0] == types[1])
+
+
+def _sum_alike(one: Few, other: Few, most: int, matrix: Matrix) -> bool:
+    """Whether rows of a weight have the same bits by either tiles: one token's sums are each row's own."""
+    if one.is_one(most, matrix.group) and other.is_one(most, matrix.group):
+        return (one.columns, one.warps, one.unroll) == (other.columns, other.warps, other.unroll)
+    return one == other
+
+
+def _count(row: I64) -> int:
+    return int(row[_WORDS["N"]])
+
+
+def _apart(one: I64, other: I64, tokens: int) -> bool:
+    """Whether neither stores where the other does."""
+    first, second = sorted((one, other), key=lambda row: int(row[_WORDS["y"]]))
+    return int(first[_WORDS["y"]]) + 4 * tokens * _count(first) <= int(second[_WORDS["y"]])

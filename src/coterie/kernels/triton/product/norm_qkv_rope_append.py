@@ -1,0 +1,342 @@
+"""norm_qkv_rope_append: q, k, v = linear(norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
+
+Rows of the three weights are numbered as heads.py says. A program has rows of one part: q, k or v; whole heads where
+heads are normed. Parts whose weights differ in type are launches of their own. With many tokens, angles are taken once
+for each token, when its activations are staged.
+Knows nothing about attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    AHEAD,
+    EARLY,
+    along,
+    integer,
+    let_next_begin,
+    pointer,
+    wait_for_last,
+)
+from coterie.kernels.triton.attention.pages import Pages
+from coterie.kernels.triton.attention.rope import turned
+from coterie.kernels.triton.norms import norm_at, shift_of
+from coterie.kernels.triton.product.described import launch_described, takes
+from coterie.kernels.triton.product.described_heads import WIDEST, described_heads
+from coterie.kernels.triton.product.dots import (
+    NEAR,
+    halves,
+    launch_tiles,
+    many_dots,
+    stage_row,
+    staged_bytes,
+    staged_type,
+    staging,
+    work_of,
+)
+from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
+from coterie.kernels.triton.product.heads import (
+    PAGES,
+    angles_at,
+    channels_of,
+    ends_of,
+    finish_heads,
+    normed_heads,
+    pairs_of,
+    part_of,
+    put_pairs,
+    rows_of_part,
+)
+from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.product.sums import and_one
+from coterie.kernels.triton.rows import Call, Matrix, aligned, places
+from coterie.kernels.triton.tiles import power_of_two
+
+X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
+PARTS = ("q", "k", "v")
+
+
+@triton.jit
+def _few(
+    row,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    M: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    LINES: tl.constexpr,
+    ONE: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    part, first, heads = part_of(along(unit, 0), FIRST, H, K, PADDED, ROWS)
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, 1)
+    rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+    if WHEN == AHEAD:
+        bring_nearer(rows, there, STRIDE, LINES)
+        return
+    x = pointer(row, X, tl.float32)
+    norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
+    if ONE:
+        each, have = (), ()
+        for r in tl.static_range(ROWS):
+            c, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
+            each, have = and_one(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), and_one(have, is_there)
+        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M)
+        xs = tokens_of(x, integer(row, T), D, M)
+    m = tl.arange(0, M)
+    x, mask_M = x + m * D, m < integer(row, T)
+    head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
+    if WHEN == EARLY:  # while the launch before this one goes on
+        q, page, cosine, sine = ends_of(
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+        )
+    wait_for_last(WHEN)
+    if ONE:
+        y = one_dot(ahead, xs, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+    else:
+        y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
+    if WHEN != EARLY:  # registers are short where kernels are walked
+        q, page, cosine, sine = ends_of(
+            row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
+        )
+    y = normed_heads(
+        row, tl.permute(y, [1, 0]), part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, 1
+    )
+    a, b = halves(y, ROWS, M, 1)
+    if TURNED > 0:
+        if part < 2:
+            a, b = turned(a, b, cosine, sine)
+    put_pairs(q, page, part, a, b, mask, i, KV_TYPE, C, TURNED, INTERLEAVED)
+
+
+@triton.jit
+def _stage(
+    row,
+    y,
+    angles,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    HALF: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    """Beside what staging always does: C / 2 cosines of a token's angles, then as many sines."""
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    t = tl.program_id(0)
+    if t < integer(row, T):
+        stage_row(row, y, t, X, None, NORM_AT, EPS, K, NORM, SHIFT, TYPE, STEP)
+        i = tl.arange(0, HALF)
+        position = tl.load(pointer(row, PAGES, tl.int32) + t)
+        cosine, sine = angles_at(row, position, i, C, TURNED)
+        tl.store(angles + t * C + i, cosine, mask=i < C // 2)
+        tl.store(angles + t * C + C // 2 + i, sine, mask=i < C // 2)
+
+
+@triton.jit
+def _many(
+    row,
+    staged,
+    angles,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    N_TILES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+    PIECES: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVE: tl.constexpr,
+    WHEN: tl.constexpr,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    tokens = integer(row, T)
+    m_tiles = tl.cdiv(tokens, TOKENS)
+    i = tl.program_id(0)
+    n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
+    if whole:
+        _tile(
+            row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+            INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS, ROWS, STEP, NEAR,
+        )  # fmt: skip
+    if PIECES > 1:
+        if piece:
+            _tile(
+                row, staged, angles, n_tile, first, tokens, D, FIRST, BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED,
+                INTERLEAVED, Z, BLOCK_BYTES, PADDED, TYPE, STRIDE, COLUMNS, ALIGN, DOT, TOKENS // PIECES, ROWS,
+                STEP, NEAR,
+            )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    row,
+    staged,
+    angles,
+    tile,
+    first_token,
+    tokens,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    H: tl.constexpr,
+    KV_TYPE: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    Z: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    PADDED: tl.constexpr,
+    TYPE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """A tile of rows for TOKENS tokens from the first one on."""
+    part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
+    m = first_token + tl.arange(0, TOKENS)
+    mask_M = m < tokens
+    n, _, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
+    rows = rows_of_part(row, part, n, TYPE, STRIDE, ALIGN)
+    y = many_dots(staged, m, mask_M, rows, there, D, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
+    finish_heads(
+        row, y, part, first, heads, m, mask_M, angles,
+        BIAS, HEAD_NORM, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES, PADDED, ROWS, TOKENS, NEAR,
+    )  # fmt: skip
+
+
+def _matrices(call: Call) -> list[Matrix]:
+    return [call.matrix(f"w{part}", call.integer("D")) for part in PARTS]
+
+
+def _launches(call: Call) -> list[tuple[int, ...]]:
+    """The parts of each launch: neighbours whose types are alike."""
+    found: list[tuple[int, ...]] = []
+    for part in range(len(PARTS)):
+        if found and _types(call, part) == _types(call, part - 1):
+            found[-1] += (part,)
+        else:
+            found.append((part,))
+    return found
+
+
+def _types(call: Call, part: int) -> tuple[object, ...]:
+    """What a part's kernel is compiled for; heads of v are not normed, but may go with those of k."""
+    norm = "q_norm" if part == 0 else "k_norm"
+    return call.dtype(f"w{PARTS[part]}"), call.type(f"b{PARTS[part]}"), call.type(norm)
+
+
+def launch(call: Call) -> None:
+    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
+    H, padded, rotated = call.integer("H"), power_of_two(pages.C), call.integer("rotated")
+    interleaved = call.integer("interleaved")
+    few_tokens = tokens <= call.tiles.few_tokens
+    staged = None if few_tokens else _staged(call, matrices, pages.C)
+    for parts in _launches(call):
+        matrix, head_norm = matrices[parts[0]], _head_norm(call, parts)
+        shared = {"D": matrix.K, "FIRST": parts[0], "BIAS": call.type(f"b{PARTS[parts[0]]}"), "HEAD_NORM": head_norm}
+        shared |= {"H": H, "PADDED": padded, "TURNED": rotated, "INTERLEAVED": interleaved, **pages.constants()}
+        shared |= {name: value for name, value in matrix.constants().items() if name != "K"}
+        heads = [(H, pages.K, pages.K)[part] for part in parts]
+        if staged is None:
+            least, rows = padded if head_norm else 2, sum(heads) * padded
+            few = call.tiles.few(rows, matrix.K, tokens, matrix.group, matrix.is_wide, least, heads=True, several=True)
+            grid = (sum(triton.cdiv(count * padded, few.rows) for count in heads),)
+            call.launch(
+                _few,
+                grid,
+                call.row,
+                **shared,
+                **{"NORM": call.type("norm"), "SHIFT": shift_of(call)},
+                **few.constants(tokens, matrix.group),
+            )
+            continue
+        described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
+        whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
+        rows, zeros = sum(heads) * padded, matrix.has_zeros
+        many = call.tiles.many_of(rows, tokens, matrix.group, matrix.is_wide, whole_heads, zeros)
+        many = many.for_heads(padded, matrix.group)
+        shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
+        if many.described:
+            launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)
+            continue
+        shared |= {"DOT": matrix.dot_type, "NEAR": min(NEAR.value, padded // 2)}
+        launch_tiles(call, _many, many, n_tiles, tokens, *staged, **shared)
+
+
+def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normed and rounded activations, and angles."""
+    y, rows, how = staging(call, matrices, normed=True)
+    angles = call.scratch_as(tl.float32, rows * C, _angles_at(call, matrices))
+    call.launch(
+        _stage, (rows,), call.row, y, angles, C=C, TURNED=call.integer("rotated"), HALF=power_of_two(C // 2), **how
+    )
+    return y, angles
+
+
+def _angles_at(call: Call, matrices: list[Matrix]) -> int:
+    return aligned(staged_bytes(call, matrices))
+
+
+def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
+    """The type of the norm of the heads of q and k among these parts, or None."""
+    return call.type(f"{PARTS[parts[0]]}_norm") if parts[0] < 2 else None
+
+
+def scratch_bytes(call: Call) -> int:
+    """What staged activations and angles take."""
+    start = _angles_at(call, _matrices(call))
+    return start + 4 * call.bucket.tokens * call.integer("C") if start else 0

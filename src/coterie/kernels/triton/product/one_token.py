@@ -1,0 +1,147 @@
+"""Dot products of one token with rows of a weight, on ordinary cores, in float32: the first weights before the token.
+Of packed weights up to four tokens are met so.
+
+A program has a few rows of the weight, and each thread the same columns of all of them: what its weights meet it loads
+once for all rows, as wide as those, and nothing but sums goes through shared memory.
+Knows nothing about what becomes of the products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.norms import moments, scaled_and_shifted
+from coterie.kernels.triton.product.few_tokens import MOST_AHEAD, ONCE
+from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, own_of, packed_dots, worth
+from coterie.kernels.triton.product.packed import of_block
+from coterie.kernels.triton.product.sums import added_up, all_added_up, and_one, no_sums, stacked
+from coterie.kernels.triton.product.sums import totals as totals_of
+
+
+@triton.jit
+def weights_ahead(
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+):  # fmt: skip
+    """Of rows of a weight that meet M tokens, step by step, as much as registers hold: loaded before the tokens are.
+
+    As they are: a thread that widened them would wait for them.
+    """
+    ahead = ()
+    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+        ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
+    else:
+        for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+            for r in tl.static_range(len(rows)):
+                ahead = and_one(ahead, _weights(rows[r], there[r], first, K, STEP))
+    return ahead
+
+
+@triton.jit
+def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
+    k = first + tl.arange(0, STEP)
+    return tl.load(row + k, mask=there & (k < K), other=0, eviction_policy=ONCE)
+
+
+@triton.jit
+def tokens_of(x, count, K: tl.constexpr, M: tl.constexpr):
+    """Pointers to M tokens of x, [count, K]; of more than one, the last stands for those that are not there."""
+    each = (x,)
+    for t in tl.static_range(1, M):
+        each = and_one(each, x + tl.maximum(tl.minimum(count - 1, t), 0).to(tl.int64) * K)
+    return each
+
+
+@triton.jit
+def one_dot(
+    ahead, xs, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
+    SHIFT: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """[M, N] products of M tokens (pointers) with N rows (pointers) of a weight; norm as few_dots. M is 1 where the
+    weight is not packed.
+
+    `ahead` is what weights_ahead gave.
+    """
+    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+        y = packed_dots(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
+    else:
+        y = _dot(ahead, xs[0], rows, there, norm, K, NORM, SHIFT, STEP)
+    return y
+
+
+@triton.jit
+def _dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr):
+    """Those of rows that are not packed."""
+    N: tl.constexpr = len(rows)
+    sums = no_sums(N, STEP)
+    squares = tl.zeros([STEP], tl.float32)
+    if SHIFT is not None:
+        mean, factor = moments(x, norm[2], K, STEP)
+    for i in tl.static_range((K + STEP - 1) // STEP):
+        k = i * STEP + tl.arange(0, STEP)
+        values = tl.load(x + k, mask=k < K, other=0.0)
+        if SHIFT is not None:
+            values = scaled_and_shifted((values - mean) * factor, norm, k, K, SHIFT)
+        elif NORM is not None:
+            squares += values * values
+            values = scaled_and_shifted(values, norm, k, K, SHIFT)
+        more = ()
+        for r in tl.static_range(N):
+            if (i * N + r) < len(ahead):
+                w = ahead[i * N + r]
+            else:
+                w = _weights(rows[r], there[r], i * STEP, K, STEP)
+            more = and_one(more, sums[r] + w.to(tl.float32) * values)
+        sums = more
+    divided: tl.constexpr = NORM is not None and SHIFT is None
+    if divided:
+        sums = and_one(sums, squares)
+    totals = totals_of(sums)
+    y = stacked(totals, N)
+    if divided:
+        y = y / tl.sqrt(totals[N] / K + norm[2])
+    return y[None, :]
+
+
+@triton.jit
+def sums_of(
+    N: tl.constexpr, TYPE: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """Sums of N rows by threads, for add_products."""
+    if of_block(TYPE, K, COLUMNS):
+        sums = no_sums(N, STEP // own_of(STRIDE))
+    else:
+        sums = no_sums(N, STEP)
+    return sums
+
+
+@triton.jit
+def add_products(
+    sums, x, rows, there, times, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr
+):
+    """Sums of each row by threads, as those of one_dot, and the products of `times` a token x with them."""
+    if of_block(rows[0].dtype.element_ty, K, COLUMNS):
+        sums, _ = add_packed(
+            sums, ((),), (), (x,), rows, there, None, ((),), times, K, STRIDE, COLUMNS, None, None, STEP
+        )  # fmt: skip
+    else:
+        for i in tl.static_range((K + STEP - 1) // STEP):
+            k = i * STEP + tl.arange(0, STEP)
+            values = tl.load(x + k, mask=k < K, other=0.0) * times
+            more = ()
+            for r in tl.static_range(len(rows)):
+                w = _weights(rows[r], there[r], i * STEP, K, STEP)
+                more = and_one(more, sums[r] + w.to(tl.float32) * values)
+            sums = more
+    return sums
+
+
+@triton.jit
+def added_products(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
+    """[1, N] of what add_products gave."""
+    if of_block(TYPE, K, COLUMNS):
+        y = worth(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
+    else:
+        y = added_up(sums)
+    return y

@@ -1,0 +1,185 @@
+"""Dot products of tokens with packed rows of a weight: sums over a thread's own weights, scaled once for each group.
+
+    bytes of a row    | 0 .. OWN-1 | OWN .. 2 OWN-1 | ...      a thread has OWN that lie side by side, and their scale
+
+A thread has a part of a group, so a scale multiplies a sum of OWN or 2 OWN products. What floats of 4 bits are too
+large by (bytes_to_floats.py) is taken off such sums as well: it needs the sum of what the weights meet, which all rows
+share. OWN is 8, not 16: of the 16 or 32 values that 16 bytes meet, threads would read 4 at once that lie 64 or 128
+bytes apart, and so as many lines of the cache as there are threads or half of that.
+Knows nothing about what becomes of the products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.norms import moments as moments_of
+from coterie.kernels.triton.norms import scaled_and_shifted
+from coterie.kernels.triton.product.bytes_to_floats import ABOVE, halves_above, unit_of, whole_numbers
+from coterie.kernels.triton.product.few_tokens import ONCE
+from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, of_block
+from coterie.kernels.triton.product.sums import all_added_up, and_one, no_sums
+
+MOST_OWN = tl.constexpr(8)
+CODES = tl.constexpr(16.0)  # of 4 bits
+MOST_AHEAD = tl.constexpr(32)  # steps x rows whose bytes wait in registers for the tokens
+
+
+@triton.constexpr_function
+def own_of(STRIDE):
+    """How many bytes that lie side by side are a thread's: 4 where rows begin at odd places, which load in pieces."""
+    return MOST_OWN.value if STRIDE % MOST_OWN.value == 0 else MOST_OWN.value // 2
+
+
+@triton.constexpr_function
+def _group_of(TYPE, K, COLUMNS):
+    return GROUP_Q8.value if of_block(TYPE, K, COLUMNS) == 32 else GROUP_Q4.value
+
+
+@triton.jit
+def bytes_ahead(
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+):  # fmt: skip
+    """Of packed rows, step by step, what registers hold beside M tokens, with their scales: loaded before those."""
+    N: tl.constexpr = len(rows)
+    ahead = ()
+    for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST_AHEAD // (N * M), 1))):
+        for r in tl.static_range(N):
+            ahead = and_one(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP))
+    return ahead
+
+
+@triton.jit
+def _bytes(row, there, first, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
+    """Of a row: bytes [STEP], the scales of each OWN of them, and of Q4Z their zeros."""
+    OWN: tl.constexpr = own_of(STRIDE)
+    GROUP: tl.constexpr = _group_of(row.dtype.element_ty, K, COLUMNS)
+    c = first + tl.arange(0, STEP)
+    found = (tl.load(row + c, mask=there & (c < COLUMNS), other=0, eviction_policy=ONCE),)
+    c = first + tl.arange(0, STEP // OWN) * OWN
+    at = (row + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True) + c // GROUP
+    found = and_one(found, tl.load(at, mask=there & (c < COLUMNS), other=0.0))
+    scales: tl.constexpr = COLUMNS // GROUP * OF_GROUP
+    if GROUP == GROUP_Q4 and STRIDE > COLUMNS + scales:
+        found = and_one(found, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0))
+    return found
+
+
+@triton.jit
+def _own_sums(x, OWN: tl.constexpr):
+    """[STEP // OWN]: the sums of each OWN neighbours, which one thread has."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // OWN, OWN]), axis=1)
+
+
+@triton.jit
+def _met(
+    x, k, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
+):  # fmt: skip
+    """What weights k of a row meet of a token x; and its squares, added up."""
+    values = tl.load(x + k, mask=k < K, other=0.0)
+    if times is not None:
+        values *= times
+    if SHIFT is not None:
+        values = scaled_and_shifted((values - moments[0]) * moments[1], norm, k, K, SHIFT)
+    elif NORM is not None:
+        squares += _own_sums(values * values, OWN)
+        values = scaled_and_shifted(values, norm, k, K, SHIFT)
+    return values, squares
+
+
+@triton.jit
+def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.constexpr):
+    """A sum of products for each scale of a step of a row that `_bytes` gave, with what it meets of one token or more.
+
+    `met` is for each token what the bytes meet, or what their lower and upper halves do, and the sums of both.
+    """
+    products = ()
+    scale = found[1].to(tl.float32)
+    if HALVES:
+        low, high = halves_above(found[0], TYPE)
+        above = ABOVE
+        if len(found) == 3:
+            above = 1.0 + found[2].to(tl.float32) / CODES
+        for t in tl.static_range(len(met)):
+            dots = _own_sums(low * met[t][0], OWN) + _own_sums(high * met[t][1], OWN)
+            products = and_one(products, (dots - above * met[t][2]) * scale)
+    else:
+        w = whole_numbers(found[0])
+        for t in tl.static_range(len(met)):
+            products = and_one(products, _own_sums(w * met[t][0], OWN) * scale)
+    return products
+
+
+@triton.jit
+def add_packed(
+    sums, squares, ahead, xs, rows, there, norm, moments, times, K: tl.constexpr, STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Sums [STEP // OWN] of a token and a row each, in units of `unit_of`, and `times` the products of both.
+
+    Tokens xs are pointers; a token's squares [STEP // OWN] are added up for an RMS norm, a layer norm takes its
+    `moments`. `ahead` is what bytes_ahead gave, and `times` a number or None.
+    """
+    M: tl.constexpr = len(xs)
+    N: tl.constexpr = len(rows)
+    OWN: tl.constexpr = own_of(STRIDE)
+    TYPE: tl.constexpr = rows[0].dtype.element_ty
+    HALVES: tl.constexpr = of_block(TYPE, K, COLUMNS) != BLOCK
+    STEPS: tl.constexpr = (COLUMNS + STEP - 1) // STEP
+    AHEAD: tl.constexpr = len(ahead) // N
+    for i in tl.static_range(STEPS):
+        if i + AHEAD < STEPS:
+            for r in tl.static_range(N):
+                ahead = and_one(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP))
+        met, more_squares = (), ()
+        c = i * STEP + tl.arange(0, STEP)
+        for t in tl.static_range(M):
+            if HALVES:
+                k = c // GROUP_Q4 * BLOCK + c % GROUP_Q4
+                low, squares_t = _met(xs[t], k, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
+                high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moments[t], times, squares_t, K, NORM, SHIFT, OWN)
+                met = and_one(met, (low, high, _own_sums(low + high, OWN)))
+            else:
+                values, squares_t = _met(xs[t], c, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
+                met = and_one(met, (values,))
+            more_squares = and_one(more_squares, squares_t)
+        squares = more_squares
+        more = ()
+        for r in tl.static_range(N):
+            products = _products(ahead[i * N + r], met, TYPE, HALVES, OWN)
+            for t in tl.static_range(M):
+                more = and_one(more, sums[r * M + t] + products[t])
+        sums = more
+    return sums, squares
+
+
+@triton.jit
+def packed_dots(
+    ahead, xs, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
+    SHIFT: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """[M, N] products of M tokens (pointers) with N packed rows (pointers); norm as few_dots."""
+    M: tl.constexpr = len(xs)
+    N: tl.constexpr = len(rows)
+    OWN: tl.constexpr = own_of(STRIDE)
+    moments = ()
+    for t in tl.static_range(M):
+        if SHIFT is not None:
+            moments = and_one(moments, moments_of(xs[t], norm[2], K, STEP))
+        else:
+            moments = and_one(moments, ())
+    sums, squares = add_packed(
+        no_sums(M * N, STEP // OWN), no_sums(M, STEP // OWN), ahead, xs, rows, there, norm, moments, None,
+        K, STRIDE, COLUMNS, NORM, SHIFT, STEP,
+    )  # fmt: skip
+    y = tl.reshape(worth(all_added_up(sums), rows[0].dtype.element_ty, K, COLUMNS), [N, M])
+    if NORM is not None and SHIFT is None:
+        y = y / tl.sqrt(all_added_up(squares) / K + norm[2])[None, :]
+    return tl.permute(y, [1, 0])
+
+
+@triton.jit
+def worth(y, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
+    """What sums of products are, in units of one."""
+    return y * unit_of(TYPE, of_block(TYPE, K, COLUMNS))

@@ -1,0 +1,42 @@
+"""What kernels for tokens that are alone share: the search for such a token, and products that round nothing.
+
+Alone is a token whose sequence has no other token beside it in the step. Knows nothing about pages.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import add_product, integer, narrow, pointer
+from coterie.kernels.triton.attention.attention_chunks import PAGES, T
+from coterie.kernels.triton.attention.pages import SEQUENCE
+
+
+@triton.jit
+def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
+    """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
+    tokens = integer(row, T)
+    found = i
+    alone = i < tokens
+    if not DECODES:
+        sequence = pointer(row, PAGES + SEQUENCE, tl.int32)
+        found = tokens
+        count = 0
+        for first in tl.range(0, tokens, SEARCH):
+            t = first + tl.arange(0, SEARCH)
+            mine = tl.load(sequence + t, mask=t < tokens, other=-1) == i
+            found = tl.minimum(found, tl.min(tl.where(mine, t, tokens), axis=0))
+            count += tl.sum(mine.to(tl.int32), axis=0)
+        alone = count == 1
+    return found, alone
+
+
+@triton.jit
+def add_exact_product(acc, a, b, TYPE: tl.constexpr):
+    """acc + a @ b where b is float32: as the sum of two numbers of the type of a."""
+    upper = narrow(b, TYPE)
+    acc = add_product(acc, a, upper)
+    if TYPE != tl.float32:
+        acc = add_product(acc, a, narrow(b - upper.to(tl.float32), TYPE))
+    return acc

@@ -1,0 +1,4 @@
+"""Recurrences (gated delta nets, selective state spaces) and what stands around them.
+
+Knows nothing about which families of models have these ops.
+"""

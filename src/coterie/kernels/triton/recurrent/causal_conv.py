@@ -1,0 +1,167 @@
+"""causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence).
+
+Or, plain, the sum itself; without a bias it is 0.
+
+    a program of a sequence   its first tokens, which meet what was kept, and what is kept from then on: no other has it
+    a program of tokens       those whose whole past is in the step
+
+StateLayout are the last inputs, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+Knows nothing about what the channels are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, silu_of, wait_for_last
+from coterie.kernels.triton.recurrent.recurrent_state import SEQUENCE, StateLayout, tokens_of, unit_at
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.tiles import power_of_two
+
+X, WEIGHT, BIAS, KEPT, Y, T = places("causal_conv", "x", "weight", "bias", "positions", "y", "T")
+
+
+@triton.jit
+def _tap(row, n, tap, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
+    """Weights of one tap; in the file the taps of a channel follow each other."""
+    return tl.load(pointer(row, WEIGHT, TYPE) + n * TAPS + tap, mask=n < N, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
+    """What the sums of channels n begin with."""
+    if BIAS_TYPE is None:
+        acc = tl.zeros_like(n).to(tl.float32)
+    else:
+        acc = tl.load(pointer(row, BIAS, BIAS_TYPE) + n, mask=n < N, other=0.0).to(tl.float32)
+    return acc
+
+
+@triton.jit
+def _kept(units, n, tap, there, EACH: tl.constexpr):
+    """What is kept of channels n of one tap, 0 where nothing is."""
+    return tl.load(units + tap * EACH + n % EACH, mask=there, other=0.0)
+
+
+@triton.jit
+def _end(acc, IS_PLAIN: tl.constexpr):
+    """What is made of a sum of taps."""
+    return acc if IS_PLAIN else silu_of(acc)
+
+
+@triton.jit
+def _past_of_first(
+    row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
+    EACH: tl.constexpr,
+):  # fmt: skip
+    """The sum of all taps but the last, of a sequence's first token: what it meets was kept."""
+    acc = _begun(row, n, N, BIAS_TYPE)
+    for tap in tl.static_range(TAPS - 1):
+        acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap, there, EACH)
+    return acc
+
+
+@triton.jit
+def _first_tokens(
+    row, units, n, first, count, there, acc, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
+    BIAS_TYPE: tl.constexpr, EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Those of a sequence that meet what was kept; of the first one `acc` is what did."""
+    PAST: tl.constexpr = TAPS - 1
+    x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
+    y = pointer(row, Y, tl.float32) + first.to(tl.int64) * N + n
+    for token in tl.static_range(1 if ALONE else PAST):
+        mask = (n < N) & (token < count)
+        if token > 0:
+            acc = _begun(row, n, N, BIAS_TYPE)
+            for tap in tl.static_range(PAST - token):
+                acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap + token, there & mask, EACH)
+        for tap in tl.static_range(PAST - token, TAPS):
+            value = tl.load(x + (token + tap - PAST) * N, mask=mask, other=0.0)
+            acc += _tap(row, n, tap, N, TAPS, TYPE) * value
+        tl.store(y + token * N, _end(acc, IS_PLAIN), mask=mask)
+
+
+@triton.jit
+def _keep(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr):
+    """Keep the last inputs. A thread may store what another one has yet to read, so all have read before."""
+    PAST: tl.constexpr = TAPS - 1
+    x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
+    for tap in tl.static_range(PAST):
+        old = _kept(units, n, tap + count, there & (tap + count < PAST), EACH)
+        new = tl.load(x + (tap + count - PAST) * N, mask=(n < N) & (tap + count >= PAST), other=0.0)
+        tl.debug_barrier()
+        tl.store(units + tap * EACH + n % EACH, tl.where(tap + count < PAST, old, new), mask=n < N)
+
+
+@triton.jit
+def _later_tokens(
+    row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
+    IS_PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Tokens t whose whole past is in the step: those of a sequence follow each other."""
+    PAST: tl.constexpr = TAPS - 1
+    owners = pointer(row, KEPT + SEQUENCE, tl.int32) + t
+    inside = (t >= PAST) & (t < count)
+    mine = tl.load(owners, mask=inside, other=0) == tl.load(owners - PAST, mask=inside, other=-1)
+    mask = (inside & mine)[:, None] & (n < N)[None, :]
+    at = t.to(tl.int64)[:, None] * N + n[None, :]
+    x = pointer(row, X, tl.float32) + at
+    acc = tl.zeros_like(at).to(tl.float32) + _begun(row, n, N, BIAS_TYPE)[None, :]
+    for tap in tl.static_range(TAPS):
+        acc += _tap(row, n, tap, N, TAPS, TYPE)[None, :] * tl.load(x + (tap - PAST) * N, mask=mask, other=0.0)
+    tl.store(pointer(row, Y, tl.float32) + at, _end(acc, IS_PLAIN), mask=mask)
+
+
+@triton.jit
+def _conv(
+    row,
+    N: tl.constexpr,
+    TAPS: tl.constexpr,
+    TYPE: tl.constexpr,
+    BIAS_TYPE: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    UNIT_BYTES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    ALONE: tl.constexpr,
+    STEP: tl.constexpr,
+    TILE: tl.constexpr,
+    IS_PLAIN: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    EACH: tl.constexpr = UNIT_BYTES // 4 // (TAPS - 1)
+    sequence = along(unit, 1)
+    n = along(unit, 0) * STEP + tl.arange(0, STEP)
+    tokens = integer(row, T)
+    first, count = tokens_of(row, KEPT, sequence, tl.where(sequence < SEQUENCES, tokens, 0), TOKENS, SINGLE)
+    mine = (n < N) & (count > 0)
+    units = unit_at(row, KEPT, sequence, n // EACH, mine, BLOCK_BYTES, UNIT_BYTES)
+    begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
+    there = mine & (begins == 0)
+    acc = _past_of_first(row, units, n, there, N, TAPS, TYPE, BIAS_TYPE, EACH)
+    wait_for_last(WHEN)
+    if count > 0:
+        _first_tokens(row, units, n, first, count, there, acc, N, TAPS, TYPE, BIAS_TYPE, EACH, ALONE, IS_PLAIN)
+        _keep(row, units, n, first, count, there, N, TAPS, EACH)
+    elif sequence >= SEQUENCES:
+        if not ALONE:
+            t = (sequence - SEQUENCES) * TILE + tl.arange(0, TILE)
+            _later_tokens(row, t, n, tokens, N, TAPS, TYPE, BIAS_TYPE, IS_PLAIN)
+
+
+def launch(call: Call) -> None:
+    """Of each block of channels a program for each sequence, and, where these may have more tokens, for each tile."""
+    N, bucket, tiles = call.integer("N"), call.bucket, call.tiles
+    step = min(power_of_two(N), tiles.conv_channels)
+    tile = min(power_of_two(bucket.tokens), tiles.conv_tokens)
+    later = 0 if bucket.decodes else triton.cdiv(bucket.tokens, tile)
+    how = {"N": N, "TAPS": call.integer("taps"), "TYPE": call.type("weight"), **StateLayout.of(call).constants()}
+    how |= {"SEQUENCES": bucket.sequences, "ALONE": bucket.decodes, "STEP": step, "TILE": tile}
+    how["BIAS_TYPE"] = call.type("bias")
+    how["IS_PLAIN"] = bool(call.integer("plain"))
+    call.launch(_conv, (triton.cdiv(N, step), bucket.sequences + later), call.row, **how)

@@ -1,0 +1,220 @@
+"""gated_delta, alone or with the norm and the gate behind it: the recurrence of a gated delta net, token by token.
+
+    decode           a program has a head's matrix, read while the launch before still runs; norm and gate follow
+    other steps      a program has some columns of a head's, in registers from token to token; then a launch has norm
+                     and gate, which need all columns
+
+Columns do not depend on one another, and a token's sums have one order: that of its kernel, wherever a prompt is cut.
+A head's matrix [key channels][value channels] is a unit of the sequence's state; before position 0 all is 0.
+Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
+Knows nothing about where q, k, v and the gates come from.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import (
+    along,
+    integer,
+    let_next_begin,
+    narrow,
+    pointer,
+    real,
+    silu_of,
+    softplus_of,
+    wait_for_last,
+)
+from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
+from coterie.kernels.triton.rows import Call, places
+from coterie.kernels.triton.sigmoid import sigmoid_of
+from coterie.kernels.triton.tiles import power_of_two
+
+X, A, B, RATE, BIAS, KEPT, Y, T = places("gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T")
+NORM, EPS, OFFSET, Z = places("gated_delta_norm", "norm", "eps", "offset", "z")
+LEAST = tl.constexpr(1e-6)  # added to the square of a length
+
+
+@triton.jit
+def _rates(row, h, RATE_TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr):
+    """How fast a head forgets, and what is added to the gate that says it."""
+    rate = tl.exp(tl.load(pointer(row, RATE, RATE_TYPE) + h).to(tl.float32))
+    return rate, tl.load(pointer(row, BIAS, BIAS_TYPE) + h).to(tl.float32)
+
+
+@triton.jit
+def _inputs(row, h, H: tl.constexpr, K: tl.constexpr, KEY_HEADS: tl.constexpr):
+    """Where the first token's q, k and v of a head are, and its two gates."""
+    x = pointer(row, X, tl.float32)
+    q = x + h // (H // KEY_HEADS) * K
+    a, b = pointer(row, A, tl.float32) + h, pointer(row, B, tl.float32) + h
+    return q, q + KEY_HEADS * K, x + 2 * KEY_HEADS * K, a, b
+
+
+@triton.jit
+def _token(matrix, inputs, t, c, k, rates, H: tl.constexpr, K: tl.constexpr, N: tl.constexpr, there):
+    """What token t makes of columns of a head's matrix [len(k), len(c)], and what it reads there; c: among all heads'.
+
+    Both sums over the matrix are of what it was, so they wait for each other no more than for the token: what the
+    change adds to q S is (q k) times the change.
+    """
+    at = t.to(tl.int64) * N
+    q = tl.load(inputs[0] + at + k, mask=k < K, other=0.0)
+    key = tl.load(inputs[1] + at + k, mask=k < K, other=0.0)
+    v = tl.load(inputs[2] + at + c, mask=there, other=0.0)
+    gate = t.to(tl.int64) * H
+    decay = tl.exp(-rates[0] * softplus_of(tl.load(inputs[3] + gate) + rates[1]))
+    beta = sigmoid_of(tl.load(inputs[4] + gate))
+    q *= 1.0 / (tl.sqrt(tl.sum(q * q, axis=0) + LEAST) * (K**0.5))
+    key *= 1.0 / tl.sqrt(tl.sum(key * key, axis=0) + LEAST)
+    known = tl.sum(matrix * key[:, None], axis=0)
+    seen = tl.sum(matrix * q[:, None], axis=0)
+    change = (v - decay * known) * beta
+    return decay * matrix + key[:, None] * change[None, :], decay * seen + tl.sum(q * key, axis=0) * change
+
+
+@triton.jit
+def _gated(row, y, at, c, axis: tl.constexpr, mask, C: tl.constexpr, TYPE: tl.constexpr):
+    """Heads' results behind the norm and the gate."""
+    factor = 1.0 / tl.sqrt(tl.sum(y * y, axis=axis, keep_dims=True) / C + real(row, EPS).to(tl.float32))
+    scale = tl.load(pointer(row, NORM, TYPE) + c, mask=c < C, other=0.0).to(tl.float32) + real(row, OFFSET).to(
+        tl.float32
+    )
+    return y * factor * scale * silu_of(tl.load(pointer(row, Z, tl.float32) + at, mask=mask, other=0.0))
+
+
+@triton.jit
+def _delta_whole(
+    row,
+    handed,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    RATE_TYPE: tl.constexpr,
+    BIAS_TYPE: tl.constexpr,
+    NORM_TYPE: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    UNIT_BYTES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    KEYS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HANDED: tl.constexpr,
+    STORED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    h, sequence = along(unit, 0), along(unit, 1)
+    t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
+    k, c = tl.arange(0, KEYS), tl.arange(0, COLUMNS)
+    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, t, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
+    rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
+    wait_for_last(WHEN)
+    if count > 0:
+        N: tl.constexpr = 2 * KEY_HEADS * K + H * C
+        matrix, y = _token(matrix, inputs, t, h * C + c, k, rates, H, K, N, c < C)
+        tl.store(kept, matrix, mask=mask)
+        at = (t.to(tl.int64) * H + h) * C + c
+        if NORM_TYPE is not None:
+            y = _gated(row, y, at, c, 0, c < C, C, NORM_TYPE)
+        if STORED:
+            tl.store(pointer(row, Y, tl.float32) + at, y, mask=c < C)
+        if HANDED is not None:
+            tl.store(handed + at, narrow(y, HANDED), mask=c < C)
+
+
+@triton.jit
+def _delta_columns(
+    row,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    RATE_TYPE: tl.constexpr,
+    BIAS_TYPE: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr,
+    UNIT_BYTES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    KEYS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    h, sequence = along(unit, 1), along(unit, 2)
+    first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
+    k, c = tl.arange(0, KEYS), along(unit, 0) * COLUMNS + tl.arange(0, COLUMNS)
+    matrix, kept, mask = matrix_of(row, KEPT, sequence, h, first, count, k, c, K, C, BLOCK_BYTES, UNIT_BYTES)
+    rates, inputs = _rates(row, h, RATE_TYPE, BIAS_TYPE), _inputs(row, h, H, K, KEY_HEADS)
+    out = pointer(row, Y, tl.float32) + h * C + c
+    wait_for_last(WHEN)
+    if count > 0:
+        N: tl.constexpr = 2 * KEY_HEADS * K + H * C
+        for i in tl.range(0, count, num_stages=STAGES):
+            t = first + i
+            matrix, y = _token(matrix, inputs, t, h * C + c, k, rates, H, K, N, c < C)
+            tl.store(out + t.to(tl.int64) * (H * C), y, mask=c < C)
+        tl.store(kept, matrix, mask=mask)
+
+
+@triton.jit
+def _gate(
+    row,
+    handed,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    NORM_TYPE: tl.constexpr,
+    HEADS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HANDED: tl.constexpr,
+    STORED: tl.constexpr,
+    WHEN: tl.constexpr,
+    unit=None,
+):
+    let_next_begin(WHEN)
+    wait_for_last(WHEN)
+    heads = along(unit, 0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
+    c = tl.arange(0, COLUMNS)
+    mask = (heads < integer(row, T) * H)[:, None] & (c < C)[None, :]
+    at = heads[:, None] * C + c[None, :]
+    place = pointer(row, Y, tl.float32) + at
+    y = _gated(row, tl.load(place, mask=mask, other=0.0), at, c[None, :], 1, mask, C, NORM_TYPE)
+    if STORED:
+        tl.store(place, y, mask=mask)
+    if HANDED is not None:
+        tl.store(handed + at, narrow(y, HANDED), mask=mask)
+
+
+def launch(call: Call) -> None:
+    """Whole heads where each sequence has a token, and tiles have room for one; else columns, and norm and gate."""
+    H, K, C = call.integer("H"), call.integer("K"), call.integer("C")
+    tiles, bucket, keys, width = call.tiles, call.bucket, power_of_two(K), power_of_two(C)
+    how: dict[str, object] = {"H": H, "K": K, "C": C, "KEY_HEADS": call.integer("key_heads"), "KEYS": keys}
+    how |= {"RATE_TYPE": call.type("a_log"), "BIAS_TYPE": call.type("dt_bias"), **StateLayout.of(call).constants()}
+    norm = call.type("norm") if call.name == "gated_delta_norm" else None
+    handed, kind = handed_to_next(call, H * C)
+    behind = {"NORM_TYPE": norm, "HANDED": kind, "STORED": is_stored(call, H * C)}
+    if bucket.decodes and keys * width <= tiles.delta_whole:
+        warps = min(max(keys * width // tiles.delta_numbers // 32, 1), 16)
+        whole = (H, bucket.sequences)
+        call.launch(_delta_whole, whole, call.row, handed, **how, **behind, COLUMNS=width, num_warps=warps)
+        return
+    columns = tiles.delta_columns(H * C)
+    warps = max(keys * columns // tiles.delta_numbers // 32, 1)
+    how |= {"COLUMNS": columns, "STAGES": tiles.delta_stages, "num_warps": warps}
+    call.launch(_delta_columns, (triton.cdiv(C, columns), H, bucket.sequences), call.row, **how)
+    if norm is not None:
+        heads = max(tiles.elements // width, 1)
+        grid = (triton.cdiv(bucket.tokens * H, heads),)
+        call.launch(_gate, grid, call.row, handed, H=H, C=C, HEADS=heads, COLUMNS=width, **behind)
+
+
+def scratch_bytes(call: Call) -> int:
+    """What is left for the next row."""
+    return handed_bytes(call, call.integer("H") * call.integer("C"))
