@@ -120,6 +120,24 @@ def test_several_at_once_are_guessed_for_together():
     assert any(rows == 3 for _, _, rows in kinds(w, "draft"))
 
 
+@pytest.mark.parametrize(("most", "count", "times"), [(9, 1, 5), (40, 3, 5), (512, 150, 2)])
+def test_no_step_of_a_draft_is_larger_than_the_policy_lets_steps_be(most, count, times, monkeypatch):
+    """So much memory is reserved for values; and where sequences are many, all come on. Rows are free."""
+    of = Price.of
+    monkeypatch.setattr(Price, "of", lambda expert, balance: replace(of(expert, balance), row=0.0, few=0.0))
+    asked = [ask(f"r{number}", LARGE, (number % 3, 1, 2) * times, 22) for number in range(count)]
+    policy = Policy(max_batch=min(most - 1, 300), max_step_tokens=most, max_guesses=7, max_steps=1)
+    w = drafting(kv_blocks=4096, policy=policy)
+    for request in asked:
+        w.engine.submit(request)
+    got = run_all(w)
+    assert all(got[request.request_id].tokens == alone(request) for request in asked)
+    drafts = kinds(w, "draft")
+    assert max(tokens for _, tokens, _ in drafts) <= most
+    assert max(rows for _, _, rows in drafts) == count
+    assert drafted(w)[0] > 0
+
+
 def test_full_batches_are_left_alone():
     w = drafting(max_batch=4, max_step_tokens=64)
     for number in range(4):

@@ -290,7 +290,9 @@ class Drafts:
     def _run(self, small: ServedExpert, drafts: Seq[Draft], count: int) -> bool:
         """Draw `count` tokens behind each; False where a prompt is not read so far, or a step failed."""
         own = [draft.own for draft in drafts]
-        if not self._step(small, own, CHUNK_TOKENS, 1) or not all(sequence.decoding for sequence in own):
+        # Those that decode go first, and with as many again none of the others waits for good.
+        tokens = min(max(CHUNK_TOKENS, 2 * len(own)), self._policy.max_step_tokens)
+        if not self._step(small, own, tokens, 1) or not all(sequence.decoding for sequence in own):
             return False
         return count == 1 or self._step(small, own, len(own), count - 1)
 
