@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.tiny import write_adapter_of, write_expert
+from tests.system.tiny import write_adapter_of, write_expert, write_reranker
 
 from coterie.api import Chunk, Coterie, Message, Options, Query
 from coterie.api.touched import is_touched
@@ -88,6 +88,20 @@ def test_other_weights_with_the_time_of_the_former_are_read_whole(office: Path, 
     shutil.copyfile(weights(other.parent, "other"), path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert asked(small, "ada") == expected
+
+
+def test_another_head_that_scores_is_read_too(tmp_path: Path) -> None:
+    judge, other = (write_reranker(tmp_path / str(seed) / "judge", seed) for seed in (3, 7))
+    with Coterie.open(other) as alone:
+        expected = alone.rerank(PROMPT, ["a", "b"])
+    path = judge / "model.safetensors"
+    with Coterie.open(judge) as coterie:
+        assert coterie.rerank(PROMPT, ["a", "b"]) != expected
+        coterie.unload("judge")
+        times = path.stat()
+        shutil.copyfile(other / "model.safetensors", path)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert coterie.rerank(PROMPT, ["a", "b"]) == expected
 
 
 def test_another_header_of_the_same_size_is_refused(office: Path, small: Coterie) -> None:

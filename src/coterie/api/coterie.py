@@ -53,7 +53,7 @@ class Coterie(Measuring, ExpertCommands):
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
         self._experts = Experts(self.texts, self.models, parts.kv.holds)
-        self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, options)
+        self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
         self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)

@@ -3,7 +3,8 @@
         a load is about to begin -> stat of its files -> touched: headers read again -> loaded by what they say
 
 chmod, a hard link and a backup do that, but so does a copy over a file that sets its times back. So the expert is taken
-to have other weights: they are read whole when it comes in, and nothing that was computed with the former is kept.
+to have other weights: they are read whole when it comes in, a head that scores too, and nothing that was computed with
+the former is kept.
 Requests that run are computed again, and end where they would not have drawn what they have shown: no answer is by two
 weights.
 Knows nothing about requests.
@@ -16,6 +17,7 @@ from dataclasses import replace
 
 from coterie.api.assemble import Options
 from coterie.api.rescan import open_again
+from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
@@ -27,9 +29,16 @@ from coterie.models.model import Model
 class Touched:
     """Called before each load from files, in the engine's turn. `composition` says where experts are."""
 
-    def __init__(self, composition: Composition, parts: Parts, models: dict[str, Model], options: Options) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        parts: Parts,
+        models: dict[str, Model],
+        texts: dict[str, Text],
+        options: Options,
+    ) -> None:
         self.composition = composition
-        self._parts, self._models, self._options = parts, models, options
+        self._parts, self._models, self._texts, self._options = parts, models, texts, options
 
     def __call__(self, name: str) -> None:
         """Serve an expert by the headers that its files have now, where only status times are others.
@@ -41,11 +50,14 @@ class Touched:
             return
         try:
             model = replace(open_again(self.composition.expert(name), self._options, {}), base=was.base)
+            # What scores is no part of a layout, and lies in the same file.
+            heads = {} if model.head is None else open_texts({name: model})
         except UsageError:
             return
         if (model.key, _untimed(model.layout)) == (was.key, _untimed(was.layout)):
             serve_touched(self._parts, name, model.layout)
             self._models[name] = model
+            self._texts.update(heads)
 
 
 def is_touched(layout: Layout) -> bool:
