@@ -108,6 +108,16 @@ def test_a_server_rests_once_after_its_work(office: Path, monkeypatch: pytest.Mo
     assert all(rests)
 
 
+def test_a_server_may_keep_what_it_has_for_centuries(office: Path) -> None:
+    """Longer than a thread can wait at once."""
+    worker = Worker(Coterie.open(office), rest_s=1e12)
+    worker.start()
+    try:
+        assert asyncio.run(asyncio.wait_for(worker.call(lambda coterie: coterie.resident()), 60)) == ()
+    finally:
+        worker.stop()
+
+
 REST = Coterie.rest
 
 

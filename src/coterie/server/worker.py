@@ -242,7 +242,7 @@ class Worker:
         """How much longer to keep what is in memory, if there is no work; None: as long as there is none."""
         if self._rest_s is None or self._worked_s == math.inf:
             return None
-        return max(self._worked_s + self._rest_s - monotonic(), 0.0)
+        return min(max(self._worked_s + self._rest_s - monotonic(), 0.0), threading.TIMEOUT_MAX)
 
     def _drain(self, error: CoterieError) -> None:
         while True:
