@@ -157,6 +157,10 @@ def test_in_python(folder: Path, alone: list[float]) -> None:
         found = coterie.rerank(QUERY, DOCUMENTS, top_n=2)
         assert [one.score for one in found] == pytest.approx(sorted(alone)[:-3:-1])
         assert coterie.rerank(QUERY, []) == []
+        assert [one.score for one in coterie.rerank(QUERY, DOCUMENTS[0])] == pytest.approx(alone[:1])
+        for none in (0, -1):
+            with pytest.raises(RequestError, match=rf"\[top_n\] is {none}"):
+                coterie.rerank(QUERY, DOCUMENTS, top_n=none)
         with pytest.raises(RequestError, match="was not made to score"):
             coterie.rerank(QUERY, DOCUMENTS, "ada")
         with pytest.raises(NotFoundError):

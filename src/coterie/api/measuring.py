@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from coterie.api.embeddings import embedder, given_out, query_of
-from coterie.api.reranking import Ranked, best_first, pair_of, reranker, scores_of
+from coterie.api.reranking import Ranked, best_first, check_top_n, pair_of, reranker, scores_of
 from coterie.api.texts import Text
 from coterie.api.types import Answer, Query
 from coterie.composition.composition import Composition
@@ -37,7 +37,7 @@ class Measuring(ABC):
         return given_out(self.ask_all([query_of(text, name, use) for text in each]), self.texts[name], dimensions)
 
     def rerank(
-        self, query: str, documents: Sequence[str], expert: str = "", use: str = "", top_n: int | None = None
+        self, query: str, documents: Sequence[str] | str, expert: str = "", use: str = "", top_n: int | None = None
     ) -> list[Ranked]:
         """Which documents answer a query best, the best first, and their scores, by an expert that was made for it;
         without a name by the only one.
@@ -45,6 +45,8 @@ class Measuring(ABC):
         `use`: the name of the prompt before the query, as the expert has them. `top_n`: no more than so many.
         Raises the first CoterieError; then the others are cancelled.
         """
+        check_top_n(top_n)
         name = reranker(self.texts, self.composition, expert)
-        answers = self.ask_all([pair_of(query, document, name, use) for document in documents])
+        each = [documents] if isinstance(documents, str) else documents
+        answers = self.ask_all([pair_of(query, document, name, use) for document in each])
         return best_first(scores_of(answers, self.texts[name]), top_n)

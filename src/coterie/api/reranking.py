@@ -39,6 +39,12 @@ def reranker(texts: Mapping[str, Text], composition: Composition, model: str) ->
     return found[0]
 
 
+def check_top_n(top_n: int | None) -> None:
+    """Raise RequestError where no document, or fewer than none, is asked for."""
+    if top_n is not None and top_n < 1:
+        raise RequestError("top_n", f"is {top_n}", "allowed is 1 or more")
+
+
 def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:
     """What asks an expert how well a document answers a query."""
     messages = Message("user", query), Message("document", document)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.api import Answer, Coterie, Query
-from coterie.api.reranking import best_first, pair_of, reranker, scores_of
+from coterie.api.reranking import best_first, check_top_n, pair_of, reranker, scores_of
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.embeddings import MAX_INPUTS, USE
@@ -39,8 +39,7 @@ def parse_rerank(body: object, coterie: Coterie) -> RerankBody:
     if not query:
         raise RequestError("query", "is missing or empty", "give the text that documents are to answer")
     documents, top_n = _documents(given.get("documents")), fields.integer(given, "top_n")
-    if top_n is not None and top_n < 1:
-        raise RequestError("top_n", f"is {top_n}", "allowed is 1 or more")
+    check_top_n(top_n)
     returns, raw = [fields.flag(given, name) for name in ("return_documents", "raw_scores")]
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = reranker(coterie.texts, coterie.composition, fields.model(given))
