@@ -195,15 +195,18 @@ def test_another_server_is_measured_from_outside() -> None:
     good = stream(event("a"), event("b", "length"), USAGE, DONE)
     rows = {"data": [{"id": "x"}, {"id": "y"}]}
     with stub(lambda _: good, rows) as (url, asked):
-        got = bench("--url", f"{url}/v1/", "--requests", 20, "--in-flight", 3, "--rounds", 1, "--max-tokens", 6)
-    (run,) = got["runs"]
+        loops = ("--in-flight", 3, "--in-flight", 1)
+        got = bench("--url", f"{url}/v1/", "--requests", 20, *loops, "--rounds", 1, "--max-tokens", 6)
+    run, _ = got["runs"]
     assert "in_process" not in run
     assert run["http"]["cpu_s_per_1000_tokens"] is None
     assert run["http"]["answered"] == 20
     assert got["workload"]["models"] == ["x", "y"]
     assert {body["model"] for body in asked} == {"x", "y"}
     assert all(body | {"ignore_eos": True, "stream": True, "path": CHAT} == body for body in asked)
-    assert [body["max_tokens"] for body in asked] == [1, 1, *([6] * 40)]  # two to see how tokens are counted
+    assert [body["max_tokens"] for body in asked] == [1, 1, *([6] * 80)]  # two to see how tokens are counted
+    # No round of any loop asks what another has asked: a server would know it already.
+    assert len({body["messages"][0]["content"] for body in asked}) == 2 + 4 * 20
 
 
 def test_prompts_are_as_long_as_the_server_counts_them() -> None:

@@ -24,7 +24,7 @@ from coterie.api.sampling import GREEDY
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Report, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, round_of
+from coterie.bench.serve_asked import Asked, Way, apart, draw_round, encoded, round_of
 from coterie.bench.serve_own import OwnServer, in_process, own_server
 from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
@@ -64,6 +64,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
 
     Raises UsageError, CapacityError, and DeviceError where the server does not start.
     """
+    loads = apart(loads, rounds)
     with _composition(own, say) as ref, Coterie.open(ref, _options(ref, own)) as coterie:
         names = own.names
         _check_context(min(coterie.models[name].max_context for name in names), loads, rounds, names)
@@ -103,7 +104,7 @@ def serve_url(
 
     Raises UsageError where it answers nothing.
     """
-    cells = []
+    cells, loads = [], apart(loads, rounds)
     count = dict.fromkeys(models, counting(origin, way, models[0]))
     for load in loads:
         cells.append(Cell(load))

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, draw_round
+from coterie.bench.serve_asked import Asked, Way, apart, draw_round
 from coterie.bench.serve_models import models_at
 from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
 from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
@@ -90,7 +90,7 @@ def serve_against(
     """Measure all of them with each load. Raises UsageError where one answers nothing at all."""
     files = _files(against.cold)
     count = dict.fromkeys(models, counting(servers[0].origin, way, models[0]))
-    cells = []
+    cells, loads = [], apart(loads, rounds)
     for load in loads:
         cells.append(Cell(load))
         asked = partial(draw_round, load, models, count=count)

@@ -85,6 +85,14 @@ def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str
     return Asked(models, texts, drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight)
 
 
+def apart(loads: Sequence[Load], rounds: int) -> list[Load]:
+    """Loads with seeds of their own: else the rounds of one would ask what a server has answered in those of another.
+
+    The first keeps its seed. `rounds`: of each load, besides the one that warms up.
+    """
+    return [replace(load, seed=load.seed + number * (rounds + 1)) for number, load in enumerate(loads)]
+
+
 def round_of(load: Load, number: int, names: Sequence[str]) -> Workload:
     """The workload of round `number`, each round's its own."""
     return make_workload(replace(load, seed=load.seed + number), names)
