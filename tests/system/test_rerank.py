@@ -14,6 +14,7 @@ from tests.system.tiny import write_adapter, write_expert, write_reranker
 from typer.testing import CliRunner
 
 from coterie.api import Coterie, Message, Options, Query
+from coterie.api.ready import Ready
 from coterie.cli.main import app
 from coterie.core.errors import CoterieError, NotFoundError, RequestError, UnsupportedError
 from coterie.engine.policy import Policy
@@ -169,6 +170,32 @@ def test_in_python(folder: Path, alone: list[float]) -> None:
             coterie.ask(Query((Message("user", "a"),), "judge"))
     with Coterie.open(folder.parent / "ada") as coterie, pytest.raises(RequestError, match="has 0 experts that score"):
         coterie.rerank(QUERY, DOCUMENTS)
+
+
+def test_all_documents_are_scored_by_the_same_files(
+    tmp_path: Path, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they are replaced after the first documents were scored."""
+    judge, other = (write_reranker(tmp_path / str(seed) / "judge", seed) for seed in (3, 7))
+    with Coterie.open(other) as alone:
+        expected = {one.index: one.score for one in alone.rerank(QUERY, DOCUMENTS)}
+    coterie, asked = Coterie.open(judge.parent), list[object]()
+    coterie.load("judge")  # else its load may not be over when it is to be replaced
+    submit = coterie.submit
+
+    def replacing(query: Query | Ready, more: int = 0) -> str:
+        asked.append(query)
+        if len(asked) == 3:
+            (other / "model.safetensors").replace(judge / "model.safetensors")
+            assert coterie.rescan().renewed == ("judge",)
+        return submit(query, more)
+
+    monkeypatch.setattr(coterie, "submit", replacing)
+    monkeypatch.setattr("coterie.server.app.AT_ONCE", 2)
+    with served(coterie) as url:
+        found = ask(http, url).json()["results"]
+    assert {one["index"]: one["relevance_score"] for one in found} == pytest.approx(expected)
+    assert len(asked) == 4 + len(DOCUMENTS)
 
 
 def test_types_are_one_for_each_token() -> None:

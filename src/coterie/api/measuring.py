@@ -34,7 +34,7 @@ class Measuring(ABC):
         """
         name = embedder(self.texts, self.composition, expert)
         each = [texts] if isinstance(texts, str) else texts
-        return given_out(self.ask_all([query_of(text, name, use) for text in each]), self.texts[name], dimensions)
+        return given_out(*self._by_the_same([query_of(text, name, use) for text in each], name), dimensions)
 
     def rerank(
         self, query: str, documents: Sequence[str] | str, expert: str = "", use: str = "", top_n: int | None = None
@@ -48,5 +48,12 @@ class Measuring(ABC):
         check_top_n(top_n)
         name = reranker(self.texts, self.composition, expert)
         each = [documents] if isinstance(documents, str) else documents
-        answers = self.ask_all([pair_of(query, document, name, use) for document in each])
-        return best_first(scores_of(answers, self.texts[name]), top_n)
+        pairs = [pair_of(query, document, name, use) for document in each]
+        return best_first(scores_of(*self._by_the_same(pairs, name)), top_n)
+
+    def _by_the_same(self, queries: Sequence[Query], name: str) -> tuple[list[Answer], Text]:
+        """An expert's answers, all by the same files, and what else these say; asked again if they are replaced."""
+        while True:
+            text, answers = self.texts[name], self.ask_all(queries)
+            if self.texts[name] is text:
+                return answers, text

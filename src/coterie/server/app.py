@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie.api import Answer, Coterie, Query
+from coterie.api.texts import Text
 from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
 from coterie.server.body import parsed
@@ -121,17 +122,19 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
 
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
-        return JSONResponse(whole(body, await vectors(request, body.queries), coterie))
+        return JSONResponse(whole(body, *await vectors(request, body.queries)))
 
     async def reranked(request: Request) -> Response:
         body = await read(request, lambda given: parse_rerank(given, coterie))
-        return JSONResponse(ranked(body, await vectors(request, body.queries), coterie))
+        return JSONResponse(ranked(body, *await vectors(request, body.queries)))
 
-    async def vectors(request: Request, queries: Sequence[Query]) -> list[Answer]:
-        answers: list[Answer] = []
-        for first in range(0, len(queries), AT_ONCE):
-            answers += await answered(request, worker, queries[first : first + AT_ONCE])
-        return answers
+    async def vectors(request: Request, queries: Sequence[Query]) -> tuple[list[Answer], Text]:
+        name, answers, text = queries[0].model, list[Answer](), coterie.texts[queries[0].model]
+        while len(answers) < len(queries):
+            answers += await answered(request, worker, queries[len(answers) : len(answers) + AT_ONCE])
+            if coterie.texts[name] is not text:  # its files were replaced: those before do not compare with what comes
+                answers, text = [], coterie.texts[name]
+        return answers, text
 
     async def turns(request: Request) -> Response:
         body = await read(request, parse_turns)

@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.api import Answer, Coterie, Query
 from coterie.api.embeddings import embedder, given_out, query_of
+from coterie.api.texts import Text
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 
@@ -50,9 +51,12 @@ def parse_embeddings(body: object, coterie: Coterie) -> EmbeddingsBody:
     return EmbeddingsBody(queries, expert, dimensions, form == BASE64)
 
 
-def whole(body: EmbeddingsBody, answers: Sequence[Answer], coterie: Coterie) -> dict[str, Any]:
-    """The response. Raises RequestError for more dimensions than the vectors have."""
-    vectors_ND = given_out(answers, coterie.texts[body.expert], body.dimensions)
+def whole(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> dict[str, Any]:
+    """The response, by the answers of the expert that `text` is of.
+
+    Raises RequestError for more dimensions than the vectors have.
+    """
+    vectors_ND = given_out(answers, text, body.dimensions)
     tokens = sum([answer.prompt_tokens for answer in answers])
     data = [
         {

@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.api import Answer, Coterie, Query
 from coterie.api.reranking import best_first, check_top_n, pair_of, reranker, scores_of
+from coterie.api.texts import Text
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.embeddings import MAX_INPUTS, USE
@@ -49,9 +50,9 @@ def parse_rerank(body: object, coterie: Coterie) -> RerankBody:
     return RerankBody(queries, documents, expert, top_n, returns, raw)
 
 
-def ranked(body: RerankBody, answers: Sequence[Answer], coterie: Coterie) -> dict[str, Any]:
-    """The response."""
-    found = best_first(scores_of(answers, coterie.texts[body.expert], body.raw_scores), body.top_n)
+def ranked(body: RerankBody, answers: Sequence[Answer], text: Text) -> dict[str, Any]:
+    """The response, by the answers of the expert that `text` is of."""
+    found = best_first(scores_of(answers, text, body.raw_scores), body.top_n)
     results = [
         {"index": one.index, "relevance_score": one.score}
         | ({"document": {"text": body.documents[one.index]}} if body.returns_documents else {})
