@@ -63,7 +63,7 @@ DraftFolderOpt = Annotated[
     typer.Option("--draft", metavar="FOLDER", help="A smaller one that guesses for that of --checkpoint."),
 ]
 GgufOpt = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for llama.cpp to run beside it.")
+    str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for peers to run beside it.")
 ]
 RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
 SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
