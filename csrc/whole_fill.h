@@ -237,7 +237,7 @@ template <DType D>
     scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * block);
   }
   turn(in, of_groups);
-  for (int64_t unit = 0; unit < kUnits; ++unit) {
+  for (int64_t unit = 0; unit < 2 * halves_q6(K, block); ++unit) {
     uint8_t* next = out + (unit + 1 < kUnits ? 0 : PanelOf<D>::kBytes);  // own_steps(), where steps are apart
     for (int64_t i = 0; i < 4 * kLanes; ++i) __builtin_prefetch(next + at_q6(i % kLanes, step_q6((unit + 1) % kUnits) + i / kLanes * 2), 1);
     if (unit < units) {

@@ -127,7 +127,7 @@ template <DType D>
     whole_block_q6(rows[r] + block * kBlockQ6 / kUnitQ6 * kUnitBytesQ6, units, whole[r]);
     scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * block);
   }
-  for (int64_t four = 0; four < kBlockQ6 / 8; ++four) {
+  for (int64_t four = 0; four < halves_q6(K, block) * kBlockQ6 / 16; ++four) {
     __m128i in[8];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) in[r] = _mm_load_si128(reinterpret_cast<const __m128i*>(whole[r] + 8 * four));

@@ -28,6 +28,7 @@ struct WholeBlock {
   int64_t groups;
   bool first, last;
   int64_t rows, out_stride;
+  int64_t last_halves;  // that a row's last block of q6 has
 };
 
 // Sums of M tokens become dot products, lanes added as sum_lanes() does.
@@ -95,12 +96,13 @@ COTERIE_WIDE void add_panel_group(const uint8_t* x, int64_t g, const uint8_t* pa
   }
 }
 
-// M tokens with a group of int8 or a block of q6, lane by lane. Weights have signs, so 8 bits of a token are met plus 128.
+// M tokens with a group of int8 or a block of q6, lane by lane, so many halves of a block. Weights have signs, so 8 bits of a token are met
+// plus 128.
 template <bool kInt8, bool kQ6, int M>
-COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* sums) {
+COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, [[maybe_unused]] int64_t halves, float* sums) {
   using P = PanelGroup<!kQ6, kInt8, false, kQ6>;
   using B = Beside<!kQ6, kInt8, false>;
-  constexpr int64_t kLaneSteps = P::kSteps / kLanes;
+  constexpr int64_t kLaneSteps = P::kSteps / kLanes, kAtOnce = kQ6 ? kLaneSteps / 2 : kLaneSteps;
   Wide scale[M][2];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -118,20 +120,24 @@ COTERIE_WIDE void add_panel_q8(const uint8_t* x, const uint8_t* panel, float* su
       whole[m][0] = kInt8 ? _mm512_loadu_si512(taken) : _mm512_setzero_si512();
       whole[m][1] = kInt8 ? _mm512_loadu_si512(taken + kVectorBytes) : _mm512_setzero_si512();
     }
+    const auto add = [&](const uint8_t* from, const uint8_t* word_at) __attribute__((always_inline, target("avx512vnni"))) {
 #pragma GCC unroll 16
-    for (int64_t step = 0; step < kLaneSteps; ++step) {
-      const __m512i a = _mm512_loadu_si512(steps + step * 2 * kVectorBytes), b = _mm512_loadu_si512(steps + (step * 2 + 1) * kVectorBytes);
+      for (int64_t step = 0; step < kAtOnce; ++step) {
+        const __m512i a = _mm512_loadu_si512(from + step * 2 * kVectorBytes), b = _mm512_loadu_si512(from + (step * 2 + 1) * kVectorBytes);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const auto word = word_of<uint32_t>(q_at + kPanelTokens * step * 32, m);
-        const __m512i q = _mm512_set1_epi32(static_cast<int32_t>(kInt8 ? word ^ 0x80808080u : word));
-        if constexpr (kInt8) {
-          whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], q, a), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], q, b);
-        } else {
-          whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+        for (int m = 0; m < M; ++m) {
+          const auto word = word_of<uint32_t>(word_at + kPanelTokens * step * 32, m);
+          const __m512i q = _mm512_set1_epi32(static_cast<int32_t>(kInt8 ? word ^ 0x80808080u : word));
+          if constexpr (kInt8) {
+            whole[m][0] = _mm512_dpbusd_epi32(whole[m][0], q, a), whole[m][1] = _mm512_dpbusd_epi32(whole[m][1], q, b);
+          } else {
+            whole[m][0] = _mm512_dpwssd_epi32(whole[m][0], a, q), whole[m][1] = _mm512_dpwssd_epi32(whole[m][1], b, q);
+          }
         }
       }
-    }
+    };
+    add(steps, q_at);
+    if (kQ6 && halves == 2) add(steps + kAtOnce * 2 * kVectorBytes, q_at + kPanelTokens * kAtOnce * 32);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -149,7 +155,7 @@ template <bool kQ8, bool kInt8, bool kShared, bool kQ6, int M>
   for (int64_t g = 0; g < b.groups; ++g, panel += PanelGroup<kQ8, kInt8, kShared, kQ6>::kBytes) {
     const int64_t of = kQ8 || kQ6 ? kEight - 1 : g % kEight;
     if constexpr (kQ8 || kQ6) {
-      add_panel_q8<kInt8, kQ6, M>(x, panel, sums);
+      add_panel_q8<kInt8, kQ6, M>(x, panel, b.last && g + 1 == b.groups ? b.last_halves : 2, sums);
     } else {
       add_panel_group<kInt8, kShared, M>(x, of, panel, sums);
     }
@@ -169,7 +175,7 @@ inline void whole_panel(bytes* records, int64_t size_bytes, int64_t tokens, Pack
   for (int64_t row = 0; row < N; row += kPanelRows, w.at += kPanelRows * w.apart) {
     const int64_t rows = smaller(kPanelRows, N - row);
     for (int64_t g = 0; g < all; g += step) {
-      const WholeBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride};
+      const WholeBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, halves_q6(w.K, all - 1)};
       fill_panel<D>(w, rows, g, block.groups, panel);
       bytes* next = block.last ? w.at + kPanelRows * w.apart : w.at + (g + step) * kGroupBytes;
       const int64_t next_bytes = all <= step ? w.apart : smaller(step, block.last ? all : all - g - step) * kGroupBytes;

@@ -21,6 +21,7 @@ struct EightBlock {
   int64_t groups;
   bool first, last;
   int64_t rows, out_stride;
+  int64_t last_halves;  // that a row's last block of q6 has
 };
 
 // What M tokens and 16 rows multiply, of some steps. Of 8 bits without AVX-VNNI, sums of 16 bits until they are `pairs_added`.
@@ -47,7 +48,8 @@ template <bool kInt8, bool kQ6, bool kVnni, int M, int64_t kFirst, int64_t kStep
 // M tokens with one group of a panel, of q6 a lane of a block: what their records, x at the group's q and `numbers` at its sum, add to the sums of its lane.
 // Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
 template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
-[[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, float* sums) {
+[[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, [[maybe_unused]] int64_t halves,
+                                                   float* sums) {
   using P = EightGroup<kInt8, kZeros>;
   constexpr bool kApart = kInt8 && kFloats && !kVnni;
   __m256i whole[M][2];
@@ -57,6 +59,8 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
     add_steps<kInt8, kQ6, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm256_add_epi32(whole[i / 2][i % 2], more[i / 2][i % 2]);
+  } else if (kQ6 && halves == 1) {
+    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps / 2>(x, panel, whole);
   } else {
     add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps>(x, panel, whole);
   }
@@ -93,13 +97,15 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
   constexpr int64_t kPair = 2 * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair;
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kEightRows);
   const uint8_t* panel = b.panel;
-  for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64)
+  for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64) {
+    const int64_t halves = kQ6 && b.last && g + kEight == b.groups ? b.last_halves : 2;
     for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros>::kBytes) {
       next.one_call();
       const int64_t lane = kQ6 ? of : lane_of(of);
       const Records group{x.at + (kQ6 ? 4 * of : of / 2 * kPair + of % 2 * 16), x.apart}, numbers{x.at + kSumsAt + 4 * lane, x.apart};
-      add_eight_group<kInt8, kZeros, kFloats, kQ6, kVnni, M>(group, numbers, panel, sums + lane * M * kEightRows);
+      add_eight_group<kInt8, kZeros, kFloats, kQ6, kVnni, M>(group, numbers, panel, halves, sums + lane * M * kEightRows);
     }
+  }
   if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
 }
 
@@ -139,7 +145,7 @@ inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64
     const int64_t rows = smaller(kEightRows, N - row), next_bytes = kEightRows * w.apart, ahead = larger(next_bytes, kEightAheadBytes);
     NextBlock next(w.at + ahead, 0, 1, next_bytes, all * (2 + tiles(tokens, kEightTokens)));
     for (int64_t g = 0; g < all; g += step) {
-      const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride};
+      const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, halves_q6(w.K, all / kEight - 1)};
       fill_eight_panel<D>(w, rows, g, block.groups, panel, next);
       eight_tokens<D, kVnni>({x.at + g / kEight * R::kBytes, x.apart}, tokens, block, work.sums, out + row, next);
     }

@@ -9,6 +9,9 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kGroupsQ6 = kBlockQ6 / 16;  // of a block
 
+// Halves of a block of K weights that are there: a panel has both units of a half in the same steps.
+constexpr int64_t halves_q6(int64_t K, int64_t block) { return K - block * kBlockQ6 > kBlockQ6 / 2 ? 2 : 1; }
+
 #if defined(__AVX2__)
 
 inline __m256i lower_q6(__m256i bytes_of) { return _mm256_and_si256(bytes_of, _mm256_set1_epi8(0x3C)); }

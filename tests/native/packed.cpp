@@ -262,7 +262,7 @@ void test_packed() {
 #if defined(__x86_64__)
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {1, 9, 576}, {3, 11, 896}, {4, 7, 704}, {2, 17, 33}, {5, 16, 256}, {7, 9, 576}, {8, 33, 320}, {21, 30, 800}, {27, 8, 1700}})
         test_narrow(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
-      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {2, 33, 31}, {3, 32, 256}, {4, 5, 1568}, {5, 64, 1537}, {6, 17, 129}, {7, 31, 3100}, {19, 35, 500}})
+      for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {2, 33, 31}, {3, 32, 256}, {4, 5, 1568}, {5, 64, 1537}, {6, 17, 129}, {7, 31, 3100}, {9, 33, 640}, {19, 35, 500}})
         test_wide(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
 #endif
       for (const int64_t T : {1, 6, 21}) test_extremes(T, 33, 300, dtype, int8);
