@@ -198,6 +198,19 @@ def test_all_documents_are_scored_by_the_same_files(
     assert len(asked) == 4 + len(DOCUMENTS)
 
 
+@pytest.mark.parametrize("number", [float("nan"), 1e38])
+def test_a_head_that_makes_no_numbers_is_told_of(tmp_path: Path, http: httpx.Client, number: float) -> None:
+    file = write_reranker(tmp_path / "judge", 3) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    first = 8 + int.from_bytes(data[:8], "little")
+    begin, end = json.loads(data[8:first])["classifier.weight"]["data_offsets"]
+    data[first + begin : first + end] = np.full((end - begin) // 4, number, "<f4").tobytes()
+    file.write_bytes(data)
+    with served(Coterie.open(file.parent)) as url:
+        found = ask(http, url, raw_scores=True)
+    assert (found.status_code, "values that are not numbers" in found.json()["error"]["message"]) == (500, True)
+
+
 def test_types_are_one_for_each_token() -> None:
     with pytest.raises(RequestError, match="2 numbers for 3 tokens"):
         Request("r", "e", (1, 2, 3), 1, types=(0, 1))

@@ -13,7 +13,7 @@ from coterie.api.texts import Text
 from coterie.api.types import Answer, Message, Query
 from coterie.checkpoint.sentence import Embedding
 from coterie.composition.composition import Composition
-from coterie.core.errors import RequestError
+from coterie.core.errors import DeviceError, RequestError
 from coterie.device import F32
 
 
@@ -43,17 +43,30 @@ def given_out(answers: Sequence[Answer], text: Text, dimensions: int | None = No
     """The vectors [N, D] of an expert, of length one where that is how it makes them; or their first `dimensions`
     numbers, of length one again.
 
-    Raises RequestError for more dimensions than there are.
+    Raises RequestError for more dimensions than there are, and as `measured`.
     """
     if not answers:
         return np.zeros((0, 0), np.float32)
-    vectors_ND = through(text.embedding, [answer.vector for answer in answers])
+    vectors_ND = measured(answers, text)
     if dimensions is not None:
         if dimensions > vectors_ND.shape[1]:
             fact = f"is {dimensions}, but the vectors of {text.expert} have {vectors_ND.shape[1]}"
             raise RequestError("dimensions", fact, "ask for fewer")
         vectors_ND = vectors_ND[:, :dimensions]
     return unit(vectors_ND) if text.embedding.normalized or dimensions is not None else vectors_ND
+
+
+def measured(answers: Sequence[Answer], text: Text) -> F32:
+    """What an expert makes of all it has pooled [N, *], before lengths are made one.
+
+    Raises CheckpointError, and DeviceError where its layers make no numbers of it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # told of below
+        vectors_ND = through(text.embedding, [answer.vector for answer in answers])
+    if not np.isfinite(vectors_ND).all():
+        fact = "a layer behind the pooling gives values that are not numbers"
+        raise DeviceError(text.expert, fact, "the weights are damaged or overflow: get the checkpoint again")
+    return vectors_ND
 
 
 def through(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
