@@ -32,8 +32,9 @@ MODULES = {
     "composition/routers": ("given",),
     "devices/modelled": ("device", "event", "exe", "tokens", "transfer"),
     "engine": (
-        "arrivals", "batch", "batches", "engine", "groups", "kv", "line", "log", "metrics", "policy", "prefix", "queue",
-        "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text", "timeline", "wishes",
+        "admission", "arrivals", "batch", "batches", "engine", "expert_control", "groups", "kv", "log", "metrics",
+        "policy", "prefix", "queue", "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text",
+        "timeline",
     ),
     "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),

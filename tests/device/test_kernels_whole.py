@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.device.native import absent, call, empty, ints, linear, random, rms_norm, silu, weight
 from tests.device.test_kernels_packed import both, placed, two_bits
 
-from coterie.core.dtypes import PACKED, DType
-from coterie.core.packed import MAX_INT8, MAX_INT16, MAX_SHARED, SHARED, pack, rounded, unpack
+from coterie.core.dtypes import BLOCK_Q6, PACKED, DType
+from coterie.core.packed import MAX_INT8, MAX_INT16, MAX_MEETS_Q6, MAX_SHARED, SHARED, pack, rounded, unpack
+from coterie.core.six_bits import join_six
 from coterie.kernels import cpu as kernels
 
 TYPES = tuple(PACKED)
@@ -29,6 +30,8 @@ def exact(x, w, most):
 
 def steps_of(dtype, most):
     """The largest whole number of a group, and how many of these steps are lost at most."""
+    if dtype is DType.Q6:
+        return MAX_MEETS_Q6, 0.5
     return (MAX_SHARED, 8.5) if most == MAX_INT16 and dtype in SHARED else (most, 0.5)
 
 
@@ -130,10 +133,14 @@ def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
         bits[:, -K // 16 :] = np.full(K // 32, 0x4100, "<u2").view(np.uint8)  # all 8, so that q is what the loop says
     nothing = (0, -8) if dtype is DType.MX4 else (0,)  # codes 8 and 0, which are its zeros
     others = np.where(np.arange(K) % 32 < 16, 1, -1)  # of Q2, which has no 0; they cancel each other
-    for value in {DType.Q8: range(-127, 128), DType.Q2: (-3, -1, 1, 3)}.get(dtype, range(-8, 8)):
+    for value in {DType.Q8: range(-127, 128), DType.Q6: range(-32, 32), DType.Q2: (-3, -1, 1, 3)}.get(
+        dtype, range(-8, 8)
+    ):
         q = np.where(np.eye(K, dtype=bool), value, others if dtype is DType.Q2 else 0)
         if dtype is DType.Q8:
             bits[:, :K] = q.astype(np.int8).view(np.uint8)
+        elif dtype is DType.Q6:
+            bits = join_six(q, np.full((K, K // 16), 127), np.ones((K, 1), np.float32))
         elif dtype is DType.Q2:
             bits[:, : K // 4] = two_bits(q)
         else:
@@ -147,10 +154,13 @@ def test_every_whole_number_is_met_where_it_lies(team, dtype, most, T):
 def spoil(bits, dtype, K, fault):
     """One small fault in every row of K columns."""
     one, scales = {DType.Q8: (1, K), DType.Q2: (0x40, K // 4)}.get(dtype, (0x10, K // 2))
+    weight = scales - 1
+    if dtype is DType.Q6:  # its first weight, and the scales of its first block
+        one, weight, scales = 1, 0, min(-(-K // 64) * 48, 192)
     if fault == "last bit of a scale":
         bits[:, scales] ^= 1
     elif fault == "last bit of a weight":
-        bits[:, scales - 1] ^= one
+        bits[:, weight] ^= one
     elif fault == "zeros exchanged":
         bits[:, -4:] = bits[:, [-2, -1, -4, -3]]
     elif fault == "scales exchanged":
@@ -262,10 +272,12 @@ def test_a_weight_that_is_not_packed_is_not_rounded(team, rng, dtype, most, T):
 )
 def test_rounding_loses_half_a_step_at_most(T, K, seed, dtype, most, exponent):
     x = (np.random.default_rng(seed).standard_normal((T, K)) * 2.0**exponent).astype(np.float32)
-    group = PACKED[dtype][1]
+    group = BLOCK_Q6 if dtype is DType.Q6 else PACKED[dtype][1]
     back = rounded(x, dtype, most)
     largest, lost_steps = steps_of(dtype, most)
-    most_lost = lost_steps + most * 5 * 2.0**-24  # steps: both factors, both products and this are rounded to float32
+    most_lost = (
+        lost_steps + largest * 5 * 2.0**-24
+    )  # steps: both factors, both products and this are rounded to float32
     for first in range(0, K, group):
         part = slice(first, first + group)
         step = np.abs(x[:, part]).max(axis=1, keepdims=True) / largest

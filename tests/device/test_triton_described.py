@@ -58,7 +58,7 @@ def launched(monkeypatch):
         launch(call, kernel, *args, **constants)
 
     for module in ("linear", "norm_gate_up_silu_mul", "norm_qkv_rope_append"):
-        monkeypatch.setattr(f"coterie.kernels.triton.{module}.launch_described", remember)
+        monkeypatch.setattr(f"coterie.kernels.triton.product.{module}.launch_described", remember)
     monkeypatch.setattr(triton_cases, "call", partial(call, tiles=WALKED))
     return names
 

@@ -132,8 +132,9 @@ def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path,
 def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[tuple[str, ...], int | None]] = []
 
-    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
+    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None) -> Starlette:
         assert not origins
+        assert rest_s is None
         seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)
 

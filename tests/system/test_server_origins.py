@@ -108,9 +108,9 @@ def test_what_browsers_call_origins_is_taken(composition: Path, origin: str) -> 
 def test_the_command_takes_origins(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, ...]] = []
 
-    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str]) -> Starlette:
+    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None) -> Starlette:
         seen.append(tuple(origins))
-        return make_app(coterie, keys, origins)
+        return make_app(coterie, keys, origins, rest_s)
 
     monkeypatch.setattr(serving, "make_app", make)
     monkeypatch.setattr(serving.Server, "run", lambda *_, **__: None)
