@@ -21,8 +21,8 @@ ours, 12 where weights have 4, and 8 in theirs.
 Ratios are their time over ours, each at its best setting; medians of rounds in turns. A token waits for memory, whose
 rate others on that machine change: the rows are of 35 to 38 GB/s. Where it read 47 and 51, Gemma and the 0.5B were at
 2.26 and 2.09 x; a second run of the 1.5B had 1.09 x, and three of its prompts 0.93, 1.04 and 1.15 x. With
-`--activations int8` they were at 1.29 x, when Q6_K became int8 and not int6. Shares of the multiply-add rate above 1 are no mistake:
-that rate is of float32, and whole numbers are multiplied faster.
+`--activations int8` they were at 1.29 x, when Q6_K became int8 and not int6. Shares of the multiply-add
+rate above 1 are no mistake: that rate is of float32, and whole numbers are multiplied faster.
 
 Switches stand in that table too: a cold first token of SmolLM2 comes 4.6 times as soon as llama.cpp's, of Gemma 3 270M
 6.9 times; from files that the system keeps in memory 16 and 59 times. In theirs is what an open makes, a vocabulary of

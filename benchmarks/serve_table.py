@@ -93,13 +93,18 @@ times.
 | 32 | 370 : 321 | 534 | 0.79 : 1.25 s | 0.50 s | 62 : 62 ms | 4.1 : 2.7 s | 2.8 s |
 | 128 | 351 : 384 | 556 | 6.15 : 2.71 s | 3.78 s | 160 : 251 ms | 4.1 : 2.3 s | 2.5 s |
 
-**With many in flight vLLM is ahead in bfloat16**: a token takes it 0.55 to 0.65 of our CPU, so that its one computing
-core does what our two do, and at 128 first tokens come earlier: it takes all requests into a step, where ours takes
-64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of which the processor multiplies
-twice as many an instruction; ours are float32 beside such weights. Packed weights (int4z) take ours about as much CPU
-as vLLM's bfloat16, and give more tokens/s, on two cores. With both cores computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM
-had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two
-processes of one core each, which would share the requests, were not tried.
+**Alone on that machine** (one round each; the table above): tokens/s 151 : 59, 390 : 274, 449 : 411 and 502 : 494 with
+1, 8, 32 and 128 in flight, first tokens after 43 : 53 ms, 0.29 : 0.28, 0.61 : 1.04 and 2.78 : 2.27 s; ours in int4z
+with 128 in flight 801 : 489 and 1.62 : 2.36 s.
+
+**With many in flight vLLM is ahead in bfloat16 by CPU**: a token takes it 0.55 to 0.65 of ours, so that its one
+computing core does what our two do (measured under that load; alone its processes took 5.1 and 4.1 s for 1000 tokens
+with 32 and 128, what they take while ours is asked included). At 128 first tokens come earlier: it takes all requests
+into a step, where ours takes 64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of
+which the processor multiplies twice as many an instruction; ours are float32 beside such weights. Packed weights
+(int4z) take ours about as much CPU as vLLM's bfloat16, and give more tokens/s, on two cores. With both cores
+computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU,
+its threads waiting for each other. Two processes of one core each, which would share the requests, were not tried.
 
 - **Adapters**, 16 of rank 16 of all linear layers, zipf, one round each: with 8 in flight 260 : 63 tokens/s, 7.2 : 30.1
   s of CPU for 1000 tokens and a first token after 0.21 : 1.75 s; with 32 in flight 282 : 65, 5.5 : 23.5 s and 0.91 :
@@ -143,9 +148,10 @@ def against(results: Sequence[Mapping[str, Any]]) -> str:
 def _beside(work: Mapping[str, Any], run: Mapping[str, Any], other: str) -> list[str]:
     own, theirs = next(iter(run["servers"].values())), run["servers"][other]
     lengths = f"{work['prompt_tokens']} + {work['new_tokens']} tokens"
+    models = "one model" if work["models"] == 1 else f"{work['models']} models"
     cold = ", closed files not in memory" if work["cold"] else ""
     return [
-        f"{other}: {work['models']} models, {work['mix']}, {lengths}, {run['loop']}, {own['requests']} requests{cold}",
+        f"{other}: {models}, {work['mix']}, {lengths}, {run['loop']}, {own['requests']} requests{cold}",
         f"{own['tokens_per_s']:.0f} : {theirs['tokens_per_s']:.0f}",
         f"{run['over'][other]['tokens_per_s']['median']:.2f} x",
         *(f"{format_seconds(own[p])} : {format_seconds(theirs[p])}" for p in ("ttft_p50_s", "ttft_p99_s")),
