@@ -23,8 +23,8 @@ BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
 # What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
 MACHINE = "avx2"
 SHOWN = (
-    *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers", "decode-7b"),
-    *("prefill-135m", "prefill-1b", "switch-135m", "switch-1b"),
+    *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers"),
+    *("prefill-135m", "prefill-1b", "switch-135m"),
     *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000", "coe-adapters", "speculate-135m", "serve"),
 )
 HEAD = """# Speed
@@ -34,9 +34,24 @@ what most ask first is at the end: [released models](#released-models) beside ll
 [other servers](#other-servers). Written by `python -m benchmarks.table`.
 
 Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the same rounds as what is compared
-with them, and so were peers, each at its fastest setting. Ratios are their time over ours: below 1 the peer wins.
-Activations are float32, and where they meet packed weights 16 bits, or 12 in later rows where weights have 4, unless a
-row says otherwise; llama.cpp rounds them to 8 bits there. [log.md](log.md) says how, what fell short and why.
+with them, and so were peers, each at its fastest setting. [log.md](log.md) says how, what fell short and why.
+
+## How to read the tables
+
+- **Ratios** are their time over ours: below 1 the peer wins. An **aim** in brackets was set before it was measured.
+- **`135m`, `1b`, `llama-2-7b`** are Llamas with so many random weights, which take the time of trained ones.
+- **Activations** are float32, and where they meet packed weights 16 bits, or 12 in later rows where weights have 4,
+  unless a row says otherwise; llama.cpp rounds them to 8 bits there.
+- **Decode**: a token reads every weight once, so 1 as *share of the read rate* is as fast as the memory.
+  *Batch 8 gains*: tokens a second of eight sequences together, over those of one.
+- **Switch**: the time from files to the first token of an expert that is not in memory. *The ideal* reads at the disk's
+  rate and computes each layer as soon as it has come. Of peers there are three times: *cold* is the same, from an empty
+  page cache; *reload* is from files that are in the page cache; *both open* is one answer after another from two models
+  that are both in memory. On a GPU experts come from host memory: *arrival* is until the last byte is there, *resident*
+  the first token of an expert that is there already.
+- **Many experts** have more weights together than there is memory. Our way of taking turns stands beside another one in
+  the same memory, or beside llama.cpp with as many models open as fit, one sequence at a time.
+- **Gain by guesses**: for an answer of which as large a part as the column says repeats what stands before it.
 """
 GPU_HEAD = """\
 Shares are of the fastest loop that only reads HBM, of a product of square bfloat16 matrices, of one copy of as much
@@ -77,13 +92,8 @@ def gpus(folder: Path = RESULTS) -> list[dict[str, Result]]:
 
 
 def headlines() -> str:
-    """The README's tables, of one machine and of all GPUs."""
-    shown = [f"On a GPU: {_gpu(results)}.\n\n{tables(_shown(results), gpu=True)}" for results in gpus()]
-    return "\n\n".join([tables(_shown(stored(RESULTS / MACHINE))), *shown])
-
-
-def _shown(results: Mapping[str, Result]) -> dict[str, Result]:
-    return {name: result for name, result in results.items() if name in SHOWN}
+    """The README's tables, of one machine."""
+    return tables({name: result for name, result in stored(RESULTS / MACHINE).items() if name in SHOWN})
 
 
 def page() -> str:
