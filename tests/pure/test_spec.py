@@ -9,7 +9,7 @@ import pytest
 
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.spec.load import load_machine, machine_names, parse_machine
-from coterie.spec.this_machine import allowed_cpus, allowed_memory, this_machine
+from coterie.spec.this_machine import allowed_cores, allowed_cpus, allowed_memory, this_machine
 
 MACHINE = """
 name = "small"
@@ -383,3 +383,52 @@ def test_cpus_follow_the_quota(tmp_path):
     assert allowed_cpus(fake(tmp_path / "v1", v1)) == (1, "cgroup quota")
     free = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}
     assert allowed_cpus(fake(tmp_path / "free", free))[1] == "affinity"
+
+
+def cpu_files(siblings, **more):
+    """A /sys of CPUs: `siblings` is thread_siblings_list of each; `more` a list each for a file's numbers."""
+    files = {f"cpu{i}/topology/thread_siblings_list": f"{text}\n" for i, text in enumerate(siblings)}
+    for name, numbers in more.items():
+        path = {"capacity": "cpu_capacity", "clock": "cpufreq/cpuinfo_max_freq"}[name]
+        files |= {f"cpu{i}/{path}": f"{number}\n" for i, number in enumerate(numbers)}
+    return {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
+
+
+PAIRS = [f"{i % 8},{i % 8 + 8}" for i in range(16)]  # 8 cores of two hyperthreads
+MIXED = ["0-1", "0-1", "2-3", "2-3", *map(str, range(4, 10))]  # two cores of two hyperthreads, six of one
+PART_OF_QUOTA = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus", "found", "said"),
+    [
+        ({}, range(6), 6, "affinity"),
+        (cpu_files(map(str, range(6))), range(6), 6, "affinity"),
+        (cpu_files(PAIRS), range(16), 8, "16 CPUs share 8 cores"),
+        (cpu_files(PAIRS), [0, 1, 8], 2, "3 CPUs share 2 cores"),
+        (cpu_files(PAIRS), [3, 4], 2, "affinity"),
+        (cpu_files(PAIRS), [8], 1, "affinity"),
+        (cpu_files(PAIRS) | PART_OF_QUOTA, range(16), 3, "cgroup quota"),
+        (cpu_files(PAIRS) | PART_OF_QUOTA, [0, 8], 1, "2 CPUs share 1"),
+        (cpu_files(MIXED, clock=[5200] * 4 + [3900] * 6), range(10), 8, "10 CPUs share 8 cores"),
+        (
+            cpu_files(MIXED, clock=[5100] * 4 + [3800] * 4 + [2500] * 2),
+            range(10),
+            6,
+            "without 2 less than half as fast",
+        ),
+        (cpu_files(map(str, range(8)), capacity=[1024] * 2 + [900] * 2 + [300] * 4), range(8), 4, "without 4"),
+        (cpu_files(map(str, range(8)), capacity=[1024] * 4 + [300] * 4), range(4, 8), 4, "affinity"),
+        (cpu_files("01", capacity=[1024, 1024], clock=[5000, 1000]), range(2), 2, "affinity"),
+    ],
+)
+def test_threads_are_the_cores_that_may_be_used_and_are_not_slow(tmp_path, files, cpus, found, said):
+    count, source = allowed_cores(fake(tmp_path, files), cpus)
+    assert count == found
+    assert said in source
+
+
+def test_this_machine_has_a_thread_for_each_core():
+    count, _ = allowed_cores()
+    assert 1 <= count <= allowed_cpus()[0]
+    assert this_machine().units == count

@@ -35,7 +35,7 @@ from coterie.spec.load import load_machine, machine_names, with_setting
 from coterie.spec.machine import MachineSpec
 from coterie.spec.sensitivity import Sensitivity, sensitivity
 from coterie.spec.stack import stack_names
-from coterie.spec.this_machine import allowed_cpus, this_machine
+from coterie.spec.this_machine import allowed_cores, allowed_cpus, this_machine
 
 
 @sentences
@@ -68,12 +68,15 @@ def info(
     else:
         spec = this_machine()
     cpus, cpus_source = allowed_cpus()
+    cores, cores_source = allowed_cores()
     here: dict[str, Any] = {
         "coterie": __version__,
         "python": sys.version.split()[0],
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": cpus,
         "cpus_source": cpus_source,
+        "compute_threads": cores,
+        "compute_threads_source": cores_source,
         "instruction_sets": list(kernels.ISAS),
         "instruction_set": kernels.ISAS[-1],
         "gpu": describe_gpu(),
@@ -85,7 +88,8 @@ def info(
         print_json(shown | more if model else shown)
         return
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
-    out.print(f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})")
+    built = f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})"
+    out.print(f"{built}, {cores} compute threads ({escape(cores_source)})")
     out.print(f"gpu: {here['gpu']}", markup=False)
     out.print(_table(spec))
     if spec.unpublished:

@@ -115,7 +115,7 @@ MaxBatchOpt = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Sequences of one expert in one step, at most; 64 on a CPU, 32 elsewhere."),
 ]
-ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; the default suits the machine.")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; by default one a core, as info says.")]
 
 
 def save_trace(path: Path, trace: Trace) -> None:

@@ -2,6 +2,7 @@
 
     memory = min(MemAvailable, cgroup limit - what the group already holds, page cache aside)
     CPUs   = min(affinity, cgroup quota rounded down, at least 1)
+    cores  = the CPUs of that affinity, one of those that share a core, without slow cores; no more than CPUs
 
 Knows nothing about kernels or benchmarks: every speed is 0, unknown.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from coterie.spec.machine import Link, MachineSpec, Tier
@@ -20,15 +21,18 @@ _NOT_MEASURED = "not measured"
 # Steps of 1, 2, 4, 8 and 16 rows on two cores with AVX-512, processor time over one row: of 1.5B parameters of 4 to 8
 # bits 1, 1.05, 1.4, 2.7, 4.9, and of 0.5B 1, 1, 1.1, 1.9, 3.5. Without it one row more costs as much as any.
 _WIDE, _WIDE_FLOPS_PER_BYTE, _WIDE_FEW_FLOPS_PER_BYTE = "avx512vl", 6.0, 12.0
+# Of the fastest core. Threads take work from one another, so a core somewhat slower helps; one much slower is waited
+# for at the end of each region, of which a token has some 150. A choice: no such machine was at hand.
+_SLOW_CORE = 0.5
 
 
 def this_machine(root: Path = _ROOT) -> MachineSpec:
-    """Describe this machine with tiers `dram` and `disk` and rule set `cache`; `units` is the CPUs that may be used.
+    """Describe this machine with tiers `dram` and `disk` and rule set `cache`; `units` is the cores that may be used.
 
     `root` is where /proc and /sys are looked for. Source: proc(5); the kernel's cgroup-v1 and cgroup-v2 documents.
     """
     memory_bytes, memory_source = allowed_memory(root)
-    cpus, cpus_source = allowed_cpus(root)
+    cores, cores_source = allowed_cores(root)
     here, wide = Path.cwd(), _WIDE in (_text(root / "proc/cpuinfo") or "").split()
     return MachineSpec(
         name="cpu",
@@ -45,8 +49,8 @@ def this_machine(root: Path = _ROOT) -> MachineSpec:
         launch_device_s=0.0,
         launch_source=_NOT_MEASURED,
         rule_set="cache",
-        units=cpus,
-        notes=(f"{cpus} CPUs: {cpus_source}",),
+        units=cores,
+        notes=(f"{cores} compute threads: {cores_source}",),
         flops_per_byte=_WIDE_FLOPS_PER_BYTE * wide,
         few_flops_per_byte=_WIDE_FEW_FLOPS_PER_BYTE * wide,
     )
@@ -62,15 +66,53 @@ def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
 
 def allowed_cpus(root: Path = _ROOT) -> tuple[int, str]:
     """CPUs that this process may use, and what bounds them."""
+    return _within_quota(root, len(_affinity()), "affinity" if hasattr(os, "sched_getaffinity") else "the machine")
+
+
+def allowed_cores(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tuple[int, str]:
+    """Cores that this process may use, each worth a thread that computes, and why so many.
+
+    `cpus`: those of its affinity, by default what the system says. CPUs of one core (hyperthreads) count once, as they
+    share its vector units and its way to memory. Cores that are much slower than the fastest do not count.
+    Source: the kernel's documents, ABI/stable/sysfs-devices-system-cpu (thread_siblings_list),
+    ABI/testing/sysfs-devices-system-cpu (cpu_capacity), admin-guide/pm/cpufreq (cpuinfo_max_freq).
+    """
+    given = sorted(_affinity() if cpus is None else cpus)
+    folders = [root / f"sys/devices/system/cpu/cpu{cpu}" for cpu in given]
+    cores: dict[str, float] = {}
+    for cpu, folder in zip(given, folders, strict=True):
+        siblings = _text(folder / "topology/thread_siblings_list")
+        cores.setdefault((siblings or str(cpu)).strip(), _speed(folder))
+    fastest = max(cores.values())
+    fast = sum(speed >= _SLOW_CORE * fastest for speed in cores.values())
+    why = [f"{len(given)} CPUs share {len(cores)} cores" if len(cores) < len(given) else "affinity"]
+    if fast < len(cores):
+        why.append(f"without {len(cores) - fast} less than half as fast as the fastest")
+    return _within_quota(root, fast, ", ".join(why))
+
+
+def _affinity() -> Collection[int]:
     if hasattr(os, "sched_getaffinity"):
-        bounds = [(len(os.sched_getaffinity(0)), "affinity")]
-    else:
-        bounds = [(os.cpu_count() or 1, "the machine")]
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def _speed(folder: Path) -> float:
+    """Of a CPU beside others: its capacity, else its highest clock, where the system says; 0 where it does not."""
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        found = _number(folder / name)
+        if found is not None:
+            return float(found)
+    return 0.0
+
+
+def _within_quota(root: Path, count: int, source: str) -> tuple[int, str]:
+    bounds = [(count, source)]
     for folder in _groups(root, "cpu"):
         quota = _quota(folder)
         if quota is not None:
             bounds.append((max(1, int(quota)), "cgroup quota"))
-    return min(bounds)
+    return min(bounds, key=lambda bound: bound[0])
 
 
 def _available(root: Path) -> tuple[int, str]:

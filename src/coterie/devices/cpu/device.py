@@ -29,7 +29,7 @@ from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 from coterie.spec.machine import MachineSpec
-from coterie.spec.this_machine import allowed_cpus, this_machine
+from coterie.spec.this_machine import allowed_cores, this_machine
 
 NAME = "cpu"
 
@@ -39,7 +39,7 @@ Orchestration = Literal["host", "device"]
 class CpuDevice(RealDevice):
     """This machine's memory, disk and processors.
 
-    `spec`: by default what this process may use. `threads`: by default the CPUs that it may use.
+    `spec`: by default what this process may use. `threads`: by default the cores that it may use.
     `orchestration`: `device` hands the threads all steps of a run at once, `host` starts each region by a call.
     `isa`: the instruction set, by default the fastest. `read`: preads into buffers; tests inject failures by it.
     """
@@ -262,7 +262,7 @@ class CpuDevice(RealDevice):
 
 def _team(threads: int | None, isa: str) -> kernels.Team:
     """Start the threads. Raises UsageError for a number out of range, DeviceError when the system gives fewer."""
-    wanted = min(allowed_cpus()[0], kernels.MAX_THREADS) if threads is None else threads
+    wanted = min(allowed_cores()[0], kernels.MAX_THREADS) if threads is None else threads
     if not 1 <= wanted <= kernels.MAX_THREADS:
         raise UsageError("--threads", f"{wanted} is not among 1 to {kernels.MAX_THREADS}", "give one of these")
     try:
