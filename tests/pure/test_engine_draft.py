@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_serving import policies, requests
 
+from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
@@ -162,7 +163,7 @@ def test_a_draft_that_goes_midway_is_missed_and_comes_back_where_there_is_room()
     assert kinds(w, "fetch").count((TWIN,)) == 2
 
 
-def test_nobody_is_evicted_for_a_draft():
+def test_nobody_is_evicted_for_a_draft(caplog):
     w = world({LARGE: 20, TWIN: 1, "other": 4}, 24, policy=Policy(max_guesses=7), drafts={LARGE: TWIN})
     for name in ("other", LARGE):
         w.engine.submit(ask(name, name, (1, 2), 20))
@@ -170,6 +171,29 @@ def test_nobody_is_evicted_for_a_draft():
     assert set(w.cache.residents) == {"other", LARGE}
     assert not kinds(w, "evict")
     assert drafted(w) == (0, 0)
+    (lack,) = w.engine.drafts.lacks.values()
+    assert (lack.demand_bytes, lack.bound_bytes) == (BLOCK_BYTES, 0)
+    assert str(lack).startswith(f"[{LARGE}: draft] {TWIN}, beside whom dram holds, needs 4.00 KiB but 0 B can be had")
+    assert f"set --near to at least {25 * BLOCK_BYTES} B" in str(lack)
+    w.engine.submit(ask("again", LARGE, (1, 2), 20))
+    run_all(w)
+    assert caplog.messages == [f"nothing is drafted: {lack}"]
+    # Where somebody has left, it comes in, and lacks nothing.
+    w.cache.forget("other")
+    w.engine.submit(ask("then", LARGE, (1, 2), 30))
+    run_all(w)
+    assert drafted(w)[0] > 0
+    assert not w.engine.drafts.lacks
+    assert len(caplog.messages) == 1
+
+
+def test_as_much_memory_as_it_says_is_enough():
+    for blocks, guesses in ((24, False), (25, True)):
+        w = world({LARGE: 20, TWIN: 1, "other": 4}, blocks, policy=Policy(max_guesses=7), drafts={LARGE: TWIN})
+        for name in ("other", LARGE):
+            w.engine.submit(ask(name, name, (1, 2), 30))
+            run_all(w)
+        assert (drafted(w)[0] > 0) == guesses
 
 
 def test_who_wants_blocks_of_a_draft_has_them_at_once():
@@ -200,14 +224,22 @@ def test_who_wants_blocks_of_a_draft_has_them_at_once():
     w.engine.check_integrity()
 
 
-def test_without_blocks_for_it_nothing_is_drafted():
-    w = drafting(kv_blocks=64)
-    w.pool.allocate(1000, 64 - w.pool.blocks_for(38, w.experts[LARGE].kv))
-    asked = ask("r", LARGE, (1, 2, 0), 36)
-    w.engine.submit(asked)
-    while not w.engine.idle:
-        w.engine.step()
-    assert drafted(w) == (0, 0)
+def test_without_blocks_for_it_nothing_is_drafted_which_is_said(caplog):
+    own, small = (drafting().pool.blocks_for(38, drafting().experts[name].kv) for name in (LARGE, TWIN))
+    for spare in (small - 1, small):
+        w = drafting(kv_blocks=64)
+        w.pool.allocate(1000, 64 - own - spare)
+        w.engine.submit(ask("r", LARGE, (1, 2, 0), 36))
+        while not w.engine.idle:
+            w.engine.step()
+        assert (drafted(w)[0] > 0) == (spare == small)
+        lacks = [str(lack) for lack in w.engine.drafts.lacks.values()]
+        assert [f"nothing is drafted: {lack}" for lack in lacks] == caplog.messages
+        assert len(lacks) == (spare < small)
+        if lacks:
+            assert f"the KV state of {TWIN} needs" in lacks[0]
+            assert f"set --kv to at least {65 * w.pool.block_bytes} B" in lacks[0]
+        caplog.clear()
 
 
 @pytest.mark.parametrize("context", [16, 24])

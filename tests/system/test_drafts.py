@@ -12,11 +12,17 @@ from tests.system.tiny import write_expert, write_state_space
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.types import Message
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.cli.options import out
+from coterie.cli.ps import show
+from coterie.cli.serve import _say
 from coterie.core.errors import UsageError
 from coterie.core.sampling import PartialSampling
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.speculate.guess import Price
+from coterie.memory.slab import round_up
+from coterie.server.metrics import StatusCollector
 
 GUESSING = Policy(max_guesses=7, max_steps=2)
 
@@ -135,3 +141,45 @@ def test_a_renewed_expert_keeps_who_guesses_for_it(office: Path, tmp_path: Path)
         assert [coterie.parts.served[name].draft for name in ("new", "large", "same")] == ["same", "same", ""]
         plain = coterie.ask(queries()[0])
         assert len(plain.token_ids) == 20
+
+
+def test_a_draft_without_room_is_told_of_before_and_while_it_serves(
+    office: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = shutil.copytree(office, tmp_path / "all")
+    shutil.rmtree(root / "small")
+    sizes = {name: e["weight_bytes"] for name, e in json.loads(run("check", root, "--json").stdout)["experts"].items()}
+    both = sum(map(round_up, sizes.values()))
+
+    def said(near: int) -> str:
+        return run("check", root, "--draft", "same", "--near", near).stdout.replace("\n", " ")
+
+    assert "draft same: guesses for large" in said(both)
+    assert "note: same" not in said(both)
+    assert f"set --near to at least {both} B" in said(both - BLOCK_BYTES)
+    options = Options(draft="same", policy=GUESSING, threads=1, near_bytes=both - BLOCK_BYTES)
+    with Coterie.open(root, options) as coterie:
+        assert not coterie.status().lacks
+        coterie.ask(queries()[0])
+        (lack,) = coterie.status().lacks
+        assert coterie.parts.engine.metrics.drafted_tokens == 0
+        assert "[large: draft] same, beside whom dram holds, needs" in lack
+        assert f"set --near to at least {both} B" in lack
+        assert caplog.messages == [f"nothing is drafted: {lack}"]
+        status = {**coterie.status().to_dict(), "object": "status"}
+        _say(coterie, "127.0.0.1", 8000, ["key"], [])
+        with out.capture() as shown:
+            out.print(show(status, "http://127.0.0.1:8000"))
+        assert lack.partition(";")[0] in " ".join(shown.get().split())
+        (gauge,) = [f for f in StatusCollector(coterie.status()).collect() if f.name.endswith("drafts_without_memory")]
+        assert gauge.samples[0].value == 1
+
+
+def test_check_says_who_guesses_only_while_there_is_room(office: Path) -> None:
+    names = ("large", "same", "small")
+    sizes = {n: json.loads(run("check", office, "--json").stdout)["experts"][n]["weight_bytes"] for n in names}
+    pair = round_up(sizes["large"]) + round_up(sizes["small"])
+    printed = run("check", composition(office, "small"), "--near", pair).stdout.replace("\n", " ")
+    assert "draft small: guesses for large" in printed
+    assert "nobody is evicted for it; pin it" in printed
+    assert f"at least {sum(map(round_up, sizes.values()))} B" in printed

@@ -79,6 +79,8 @@ class Status:
 
     `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
 
+    `lacks`: for want of which memory drafts guess nothing, a sentence for each.
+
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
 
@@ -93,6 +95,7 @@ class Status:
     held: int
     metrics: Metrics
     moves: Stats
+    lacks: tuple[str, ...] = ()
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -115,6 +118,7 @@ class Status:
             "kv": asdict(self.kv),
             "metrics": _metrics(self.metrics),
             "moves": asdict(self.moves),
+            "lacks": list(self.lacks),
         }
 
 
@@ -143,6 +147,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
         held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
         moves=_together([cache.stats for cache in sides.values()]),
+        lacks=tuple([str(lack) for lack in parts.engine.drafts.lacks.values()]),
     )
 
 

@@ -22,6 +22,7 @@ from coterie.cli.opening import options
 from coterie.cli.options import (
     CompositionArg,
     DeviceOpt,
+    DraftOpt,
     JsonOpt,
     KvOpt,
     NearOpt,
@@ -37,6 +38,7 @@ from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
 from coterie.graph.program import KvShape
+from coterie.memory.slab import round_up
 from coterie.models.model import Model
 
 
@@ -46,6 +48,7 @@ def check(
     json_: JsonOpt = False,
     near: NearOpt = None,
     kv: KvOpt = None,
+    draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
 ) -> None:
     """Check a composition and print where the bytes go.
@@ -55,7 +58,7 @@ def check(
     chosen = options(device, near, kv, None)
     named = load_composition(composition)
     make_router(named)
-    opened = open_all(named, device)
+    opened = open_all(named, device, draft=draft)
     found, models = opened.composition, opened.models
     made = plan(models, make_spec(chosen), chosen)
     if json_:
@@ -89,7 +92,7 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
             markup=False,
         )
     out.print(plan_line(made))
-    for line in sampling_lines(models):
+    for line in (*draft_lines(models, made), *sampling_lines(models)):
         out.print(line, markup=False)
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
@@ -112,6 +115,31 @@ def sampling_lines(models: Mapping[str, Model]) -> list[str]:
         for note in model.advised.notes:
             notes.setdefault(note, []).append(name)
     return lines + [f"note: {_brief(names)}: {note}" for note, names in notes.items()]
+
+
+def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
+    """Who guesses for whom, a line for each draft, and then which of them lack memory for that."""
+    drafts: dict[str, list[str]] = {}
+    for name, model in models.items():
+        if model.draft:
+            drafts.setdefault(model.draft, []).append(name)
+    lines = [f"draft {small}: guesses for {_brief(names)}" for small, names in drafts.items()]
+    size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}
+    room, all_bytes = made.near_bytes, sum(size.values())
+    for small, names in drafts.items():
+        both = {name: size.get(name, 0) + size.get(small, 0) for name in names}
+        wide = [name for name, together in both.items() if together > room]
+        if wide:
+            need = max(both.values())
+            fact = f"{small} guesses nothing for {_brief(wide)}: together they take {format_bytes(need)}"
+            fact += f" and experts have {format_bytes(room)}; set --near to at least {need + made.bases_bytes} B"
+        elif room < all_bytes:
+            fact = f"{small} guesses while {format_bytes(size.get(small, 0))} of what experts have are free: nobody is"
+            fact += f" evicted for it; pin it, or set --near to at least {all_bytes + made.bases_bytes} B"
+        else:
+            continue
+        lines.append(f"note: {fact}")
+    return lines
 
 
 def _brief(names: Sequence[str]) -> str:
@@ -162,6 +190,7 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
                 "kv_bytes_per_token": model.kv.bytes_per_token,
                 "state_bytes_per_sequence": model.kv.state_bytes,
                 "base": made.base_of.get(name, ""),
+                "draft": model.draft,
                 "sampling": defaults_of(model),
                 "notes": list(model.advised.notes),
             }

@@ -114,7 +114,8 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     here = f"{count} of {format_count(len(status['experts']), 'expert')} resident"
     first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {here}, "
     first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
-    return Group(first, _experts(status, whole), _tiers(status))
+    lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
+    return Group(first, *lacks, _experts(status, whole), _tiers(status))
 
 
 def _experts(status: dict[str, Any], whole: bool) -> Table:

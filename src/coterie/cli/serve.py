@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from coterie.api import Coterie
 from coterie.api.sampling import CHECKPOINT
-from coterie.cli.check import budget_line, sampling_lines
+from coterie.cli.check import budget_line, draft_lines, sampling_lines
 from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
@@ -125,7 +125,7 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     say_left_out(coterie.composition.left_out)
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
-    for line in sampling_lines(coterie.models):
+    for line in (*draft_lines(coterie.models, coterie.plan), *sampling_lines(coterie.models)):
         out.print(line, markup=False)
     out.print(f"try: {escape(curl)}")
     if not keys and ANY in origins:

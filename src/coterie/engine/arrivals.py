@@ -17,7 +17,8 @@ from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
 from coterie.memory.cache import NOBODY, Busy
 from coterie.memory.residency import Residency
-from coterie.memory.split import Cache
+from coterie.memory.slab import round_up
+from coterie.memory.split import Cache, side_of
 
 NO_FAILURES: Mapping[str, CoterieError] = MappingProxyType({})
 
@@ -100,6 +101,16 @@ class Arrivals:
     def refuses(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
         """Whether just this was refused last, and nothing has changed since: then it would be again."""
         return self._refused is not None and self._refused == self._question(expert_id, keep, spare)
+
+    def lack(self, expert_id: str, where: str) -> CapacityError:
+        """That there is no room for an expert that is away beside those that are there, for who asked at `where`."""
+        ledgers = side_of(self._cache, expert_id).ledgers
+        option = {ledger.tier: "--pool" if place else "--near" for place, ledger in enumerate(ledgers)}
+        full = min([ledger for ledger in ledgers if expert_id not in ledger.copies], key=lambda one: one.largest_hole)
+        need = round_up(self._experts[expert_id].layout.size_bytes)
+        enough = full.capacity_bytes + need - full.largest_hole
+        levers = (f"set {option[full.tier]} to at least {enough} B", "unload an expert", f"load and pin {expert_id}")
+        return CapacityError(where, f"{expert_id}, beside whom {full.tier} holds,", need, full.largest_hole, levers)
 
     def _question(self, expert_id: str, keep: Set[str], spare: Set[str]) -> tuple[object, ...]:
         pending = tuple(event.event_id for event in self._cache.pending())

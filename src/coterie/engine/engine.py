@@ -62,7 +62,7 @@ class Engine:
         self._batches = Batches(kv_pool, self.policy, device)
         self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
-        self._drafts = Drafts(device, kv_pool, self._arrivals, self._runner, experts, self.policy, self.queue, self.log)
+        self.drafts = Drafts(device, kv_pool, self._arrivals, self._runner, experts, self.policy, self.queue, self.log)
         self.admission = Admission(self._queue, self.policy.max_batch)
         self.control = ExpertControl(cache, self._arrivals, self._queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
@@ -74,7 +74,7 @@ class Engine:
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
         self._batches.renewed(expert_id)
-        self._drafts.renewed(expert_id)
+        self.drafts.renewed(expert_id)
         self._groups.renewed(kins_of(self._experts) if self.policy.fellows else {})
 
     def submit(self, request: Request) -> None:
@@ -160,7 +160,7 @@ class Engine:
             self.log.tell("failed", expert_id, str(error))
             self.fail(self._queue.of(expert_id), error)
             self.reuse.forget(expert_id)
-            self._drafts.failed(expert_id)
+            self.drafts.failed(expert_id)
         if self.control.open:
             self.control.settle(failed)
         for expert_id, seconds in self._arrivals.take_durations():
@@ -176,7 +176,7 @@ class Engine:
 
     def _decide(self) -> tuple[Run | Wait, int]:
         """What to do, and in how many steps in a row the same would be decided."""
-        yielded = self._drafts.yield_blocks()
+        yielded = self.drafts.yield_blocks()
         if self._repeats > 0 and self._groups.unmoved and not yielded:
             return self._decided, self._repeats
         refused, self._repeats = NOBODY, 0  # what is decided now may be to wait
@@ -253,7 +253,7 @@ class Engine:
         if run.beside:
             return self._batches.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
         self.reuse.begin(expert, its[run.expert_id])
-        drafts = self._drafts if alone and self._drafts.ready(expert, self._bring) else None
+        drafts = self.drafts if alone and self.drafts.ready(expert, self._bring) else None
         return self._batches.next(expert, its[run.expert_id], most, drafts)
 
     def _admit(self, sequence: Sequence) -> None:
@@ -334,7 +334,7 @@ class Engine:
         if sequence.scheduled_s is not None:
             self.reuse.end(sequence, error is not None)
             self._batches.changed(request.expert_id)
-            self._drafts.ended(sequence)
+            self.drafts.ended(sequence)
         if not self.admission.drop(sequence):
             self._queue.drop(sequence)
         self._changed(request.expert_id)

@@ -121,6 +121,12 @@ class KVPool:
             raise OversizeError(where, what, demand, bound, (shorter, f"set --kv to at least {demand} B"))
         return blocks
 
+    def lack(self, blocks: int, whose: str, where: str) -> CapacityError:
+        """That there are not so many free blocks for a sequence of this expert, for who asked at `where`."""
+        size, free = self.block_bytes, self.free_blocks
+        levers = (f"set --kv to at least {(self.num_blocks + blocks - free) * size} B", "ask with a smaller max_tokens")
+        return CapacityError(where, f"the KV state of {whose}", blocks * size, free * size, levers)
+
     def allocate(self, owner: int, blocks: int) -> tuple[int, ...]:
         """Give `blocks` blocks to a new owner, of its own. The caller has checked `free_blocks`."""
         self._promise(owner, blocks)

@@ -86,6 +86,8 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("accepted_tokens", "Those of them that were right.", metrics.accepted_tokens)
     yield _counter("drafted_tokens", "Guessed tokens that a draft expert guessed.", metrics.drafted_tokens)
     yield _counter("accepted_drafted_tokens", "Those of them that were right.", metrics.accepted_drafted_tokens)
+    about = "Drafts that guess nothing for want of memory, weights and KV state apart."
+    yield _gauges("drafts_without_memory", about, (), [((), len(status.lacks))])
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
 

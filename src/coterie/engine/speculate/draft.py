@@ -10,10 +10,12 @@ evicts nobody. Knows nothing about clocks, or about what the tokens mean: prices
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from coterie.core.errors import CapacityError
 from coterie.device import Device
 from coterie.engine.arrivals import Arrivals
 from coterie.engine.batch import build, cut
@@ -34,6 +36,7 @@ EXPECTED = 4  # times as many tokens as an answer has may be to come: then a dra
 # How often a drafted token is right: before it is known, and for so many guesses as if they had been counted. A 0.5B
 # model for a 1.5B one: 0.6 to 0.7 in prose, 0.9 in code. Of more guesses, those long ago count less and less.
 RIGHT, COUNTED, REMEMBERED = 0.8, 8.0, 64.0
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -114,10 +117,11 @@ class Drafts:
         self._device, self._kv, self._arrivals, self._runner = device, kv, arrivals, runner
         self._experts, self._policy, self._queue = experts, policy, queue
         self._log, self._made_up = log, device.synthetic()
-        self._of: dict[int, Draft] = {}  # by the numbers of sequences
-        self._pairs: dict[str, _Pair] = {}
-        self._failed: set[str] = set()  # experts that draft for nobody any more
+        self._of, self._pairs = dict[int, Draft](), dict[str, _Pair]()  # by numbers of sequences; by experts
+        # Experts that draft for nobody any more, and of which lack it was logged.
+        self._failed, self._told = set[str](), set[tuple[str, str]]()
         self._asked: dict[str, int] = {}  # experts that found no room -> the moves until then
+        self.lacks: dict[tuple[str, str], CapacityError] = {}  # (what of, whose) lacks memory now, and how much
 
     # ---- what others tell
 
@@ -159,8 +163,11 @@ class Drafts:
             return False
         name, residence = small.expert_id, self._arrivals.residence(small.expert_id)
         if residence is ABSENT and self._asked.get(name) != self._arrivals.moves:
-            bring(Fetch(name, self._arrivals.resident))
+            if not bring(Fetch(name, self._arrivals.resident)):
+                self._lacking("weights", name, self._arrivals.lack(name, f"{expert.expert_id}: draft"))
             self._asked[name] = self._arrivals.moves
+        elif residence is READY:
+            self.lacks.pop(("weights", name), None)
         return residence is READY
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
@@ -267,8 +274,12 @@ class Drafts:
         own = Sequence(request, small.max_context, 0.0)
         own.number, own.begun = ~sequence.number, True
         blocks = kv.blocks_for(own.kv_tokens, small.kv)
-        if blocks > kv.free_blocks or self._queue.num_waiting:
+        if self._queue.num_waiting:
             return None
+        if blocks > kv.free_blocks:
+            self._lacking("KV", small.expert_id, kv.lack(blocks, small.expert_id, f"{asked.expert_id}: draft"))
+            return None
+        self.lacks.pop(("KV", small.expert_id), None)
         if kv.reuses and asked.reuse and small.keeps_state:
             kv.reserve(own.number, blocks)
             own.computed = kv.begin(own.number, small.expert_id, tokens, small.kv)
@@ -276,6 +287,13 @@ class Drafts:
             kv.allocate(own.number, blocks)
         draft = self._of[sequence.number] = Draft(asked.expert_id, own, pair.share.again(), len(tokens))
         return draft
+
+    def _lacking(self, what: str, name: str, lack: CapacityError) -> None:
+        """For want of memory nothing is guessed: that is logged once."""
+        self.lacks[what, name] = lack
+        if (what, name) not in self._told:
+            self._told.add((what, name))
+            _LOGGER.warning("nothing is drafted: %s", lack)
 
     def _drop_all(self, expert_id: str) -> None:
         """What an expert has, and what others have of it."""
