@@ -9,12 +9,13 @@ from types import ModuleType
 
 import pytest
 
-from coterie.core.built import ANYWAY, MODULES, SOURCES, check_sources, digest
+from coterie.core.built import ANYWAY, MODULES, SOURCES, check_sources, digest, not_built
 from coterie.core.errors import UsageError
 from coterie.devices import _clock
 from coterie.kernels import _cpu
 
 CODE = 'int f(int a) {\n  return a + 1;  // one more\n}\nconst char* at = "http://a";\n'
+BUILD = "set(FLAGS -O3 -ffp-contract=off)  # so that batches do not differ\nif(COTERIE_TESTS)\n  add(t.cpp)\nendif()\n"
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def sources(tmp_path):
         file = tmp_path / "csrc" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(CODE)
+    (tmp_path / "CMakeLists.txt").write_text(BUILD)
     return tmp_path / "csrc"
 
 
@@ -58,6 +60,23 @@ def test_code_counts_and_comments_do_not(sources, before, after, same):
     assert digest("_clock", sources) == clock  # not of its folders
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("-O3", "-O2", False),
+        (" -ffp-contract=off", "", False),
+        ("# so that", "# lest", True),
+        (")  #", ")\n\n#", True),
+        ("t.cpp", "t.cpp u.cpp", True),
+        ("COTERIE_TESTS", "COTERIE_PYTHON", False),
+    ],
+)
+def test_how_it_is_compiled_counts_and_how_tests_are_does_not(sources, before, after, same):
+    digests = [digest(name, sources) for name in MODULES]
+    (sources.parent / "CMakeLists.txt").write_text(BUILD.replace(before, after, 1))
+    assert [digest(name, sources) == was for name, was in zip(MODULES, digests, strict=True)] == [same] * len(MODULES)
+
+
 def test_names_of_files_count(sources):
     before = digest("_cpu", sources)
     (sources / "kernels" / "add.cpp").rename(sources / "kernels" / "sub.cpp")
@@ -80,16 +99,30 @@ def test_an_installed_package_has_no_sources_to_differ_from(tmp_path):
     check_sources(built("_cpu", "0123"), tmp_path / "csrc")
 
 
-def test_a_command_says_it_in_a_line():
-    code = (
-        "from coterie.core import built; built.digest = lambda *_: 'other'; from coterie.cli.main import main; main()"
-    )
+def ended_with_a_line(code: str, begin: str) -> str:
+    code += "; from coterie.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "check", "demo"], capture_output=True, text=True, check=False, env=without_leave()
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("coterie: [_c")
+    assert done.stderr.startswith(begin)
     assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_command_says_it_in_a_line():
+    ended_with_a_line("from coterie.core import built; built.digest = lambda *_: 'other'", "coterie: [_c")
+
+
+def test_what_was_never_built_is_said_in_a_line():
+    said = ended_with_a_line("import sys; sys.modules['coterie.kernels._cpu'] = None", "coterie: [_cpu] the native")
+    assert f"run `make setup`, or `pip install -e .`, in {SOURCES.parent}" in said
+
+
+def test_an_installed_package_is_to_be_installed_again(tmp_path):
+    assert str(not_built("_cpu", ImportError("no"), tmp_path / "csrc")).endswith(
+        "; install Coterie again with this Python"
+    )
 
 
 def without_leave() -> dict[str, str]:

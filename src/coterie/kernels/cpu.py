@@ -13,9 +13,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.built import check_sources
+from coterie.core.built import check_sources, not_built
 from coterie.core.dtypes import DType
-from coterie.kernels import _cpu
+
+try:
+    from coterie.kernels import _cpu
+except ImportError as error:
+    raise not_built("_cpu", error) from None
 
 I64: TypeAlias = npt.NDArray[np.int64]
 
