@@ -112,9 +112,9 @@ class Shared:
 
 
 @value
-class Fellows:
-    """Sequences of a run that have own weights elsewhere: the extents and offsets of these, which have the same shared
-    ones. `of_B`: whose weights each sequence has, 0 for those of the binding itself, from 1 on these.
+class Variants:
+    """The own weights of the other experts whose sequences are in a run: their extents and offsets. All share the same
+    base (`Shared`). `of_B`: whose weights each sequence has: 0, those of the binding itself; n, those of number n - 1.
     """
 
     weights: tuple[Buffer, ...]
@@ -127,8 +127,8 @@ class Binding:
     """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
 
     `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0. `shared`: where some of the weights
-    are not in `weights` but in another extent of the same tier; their offsets are in that one. `fellows`: where not all
-    sequences have the same of the others, which is for executables that mix them.
+    are not in `weights` but in another extent of the same tier; their offsets are in that one. `variants`: where
+    sequences differ in the others, which is for executables that mix them.
     """
 
     weights: Buffer
@@ -137,7 +137,7 @@ class Binding:
     block_bytes: int
     rows: Rows
     shared: Shared | None = None
-    fellows: Fellows | None = None
+    variants: Variants | None = None
 
     @property
     def extents(self) -> tuple[Buffer, ...]:
@@ -145,7 +145,7 @@ class Binding:
         given: tuple[Buffer, ...] = self.weights, self.kv
         if self.shared is not None:
             given = (*given, self.shared.weights)
-        return given if self.fellows is None else (*given, *self.fellows.weights)
+        return given if self.variants is None else (*given, *self.variants.weights)
 
 
 @value

@@ -17,7 +17,7 @@ from tests.device.programs import Desk, loaded, rows, tiny_graph, write_weights
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
 from coterie.core.errors import CapacityError, TransferError
 from coterie.core.units import format_bytes
-from coterie.device import Fellows, Shared
+from coterie.device import Shared, Variants
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -70,7 +70,7 @@ def test_the_second_extent_must_have_what_is_there(desk):
 
 
 @pytest.fixture
-def fellows(desk, tmp_path):
+def variants(desk, tmp_path):
     """Three desks of one device whose output and down projections differ; the first one's other weights are shared."""
     loaded(desk)
     names = desk.exe.program.weights
@@ -89,13 +89,13 @@ def mixed(shared, desks, step, of_B):
         return first
     order = list(dict.fromkeys(of_B))
     others = [desks[number].weights for number in order[1:]], [places[number] for number in order[1:]]
-    return replace(first, fellows=Fellows(*map(tuple, others), [order.index(number) for number in of_B]))
+    return replace(first, variants=Variants(*map(tuple, others), [order.index(number) for number in of_B]))
 
 
 @pytest.mark.parametrize("of_B", [(0, 1, 2, 1), (2, 0, 0, 2), (1, 1, 2, 2)])
-def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, fellows):
+def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, variants):
     """Of several extents, prompts and decode beside each other: each token as in a run of its own weights alone."""
-    shared, desks = fellows
+    shared, desks = variants
     chunks = [([3, 14, 15], 0), ([9], 0), ([5, 35, 8, 9, 7, 9, 3], 0), ([7, 21], 0)]
     step, device, exe = rows(chunks, blocks_per_sequence=4), desks[0].device, desks[0].exe
     if not exe.mixes(shared.places):
@@ -128,35 +128,35 @@ def test_sequences_of_one_run_may_have_weights_of_their_own(of_B, fellows):
         assert each != alone
 
 
-def test_fellows_may_come_to_the_same_memory_with_other_places(fellows):
+def test_variants_may_come_to_the_same_memory_with_other_places(variants):
     """As when one goes and another comes whose file begins elsewhere; all of it must lie there."""
-    shared, desks = fellows
+    shared, desks = variants
     device, exe = desks[0].device, desks[0].exe
     if device.synthetic() or not exe.mixes(shared.places):
         pytest.skip("this device mixes none, or has no bytes")
     step = rows([([3, 14], 0), ([9], 0), ([5, 35, 8], 0), ([7], 0)])
     first = mixed(shared, desks, step, (0, 1, 1, 1))
-    places, both = list(first.fellows.offsets[0]), [exe.program.weights.index(f"layers.{i}.down") for i in (0, 1)]
+    places, both = list(first.variants.offsets[0]), [exe.program.weights.index(f"layers.{i}.down") for i in (0, 1)]
     places[both[0]], places[both[1]] = places[both[1]], places[both[0]]
-    later = replace(first, fellows=replace(first.fellows, offsets=(tuple(places),)))
+    later = replace(first, variants=replace(first.variants, offsets=(tuple(places),)))
     (before,), (after,) = (desks[0].tokens(device.run(exe, binding)) for binding in (first, later))
     alone = replace(mixed(shared, desks, step, (1,) * 4), offsets=tuple(places))
     assert after == [before[0], *desks[0].tokens(device.run(exe, alone))[0][1:]]
     assert after != before
-    short = replace(first.fellows, weights=(desks[1].weights.view(0, 4096),))
+    short = replace(first.variants, weights=(desks[1].weights.view(0, 4096),))
     with pytest.raises(ValueError, match=r"weights reach \d+ but their extent has 4096 bytes"):
-        device.run(exe, replace(first, fellows=short))
+        device.run(exe, replace(first, variants=short))
 
 
-def test_fellows_that_are_nobodys_are_refused(fellows):
-    shared, desks = fellows
+def test_variants_that_are_nobodys_are_refused(variants):
+    shared, desks = variants
     if not desks[0].exe.mixes(shared.places):
         pytest.skip("this device mixes none")
     step = rows([([3], 0), ([9], 0)])
     good = mixed(shared, desks, step, (0, 1))
     for of_B in ([0, 2], [0, -1]):
         with pytest.raises(ValueError, match=r"sequences have the weights .* of 2"):
-            desks[0].device.run(desks[0].exe, replace(good, fellows=replace(good.fellows, of_B=of_B)))
+            desks[0].device.run(desks[0].exe, replace(good, variants=replace(good.variants, of_B=of_B)))
     with pytest.raises(ValueError, match="does not mix sequences of different weights"):
         desks[0].device.run(desks[0].exe, replace(good, shared=None))
 

@@ -19,7 +19,7 @@ from tests.pure.test_graph_mixing import shared_but
 
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
-from coterie.device import Fellows, Shared
+from coterie.device import Shared, Variants
 from coterie.devices.modelled.exchange import exchange
 from coterie.devices.modelled.price import roofline_s, step_time
 from coterie.devices.modelled.region import facts
@@ -278,13 +278,13 @@ def test_a_faster_exchange_is_never_slower(ranks, size, rate, latency, factor):
     assert slow.seconds >= 2 * (ranks - 1) / ranks * round(size) / rate * (1 - NEAR), "a ring moves the fewest bytes"
 
 
-def test_a_step_of_fellows_reads_the_weights_of_each(layout):
+def test_a_step_of_variants_reads_the_weights_of_each(layout):
     """What is shared is read once, whatever else the step is; several steps pay for each of them."""
     desk = desk_on(load_machine("toy"), layout)
     program, spec = desk.exe.program, desk.device.spec
     shared = Shared(desk.weights, shared_but(program, ".o", ".down"))
     alone = replace(desk.binding(rows([([token], 0) for token in (3, 9, 5)])), shared=shared)
-    mixed = replace(alone, fellows=Fellows((desk.weights,) * 2, (alone.offsets,) * 2, (0, 1, 2)))
+    mixed = replace(alone, variants=Variants((desk.weights,) * 2, (alone.offsets,) * 2, (0, 1, 2)))
     more_s = 2 * own_bytes(program, shared.places) / spec.tier(spec.run_tier).achieved_bytes_per_s
     for steps in (1, 4):
         seconds = [took(desk, desk.device.run(desk.exe, binding, steps=steps)) for binding in (alone, mixed)]

@@ -15,7 +15,7 @@ from tests.device.native import empty, optional, random, whole
 from tests.device.random_expert import RandomExpert, making, step_of
 from tests.device.triton_cases import BF16, F16, F32, Q4, ROUNDED, shares_of, table_of, weight
 
-from coterie.device import Binding, Fellows, Shared
+from coterie.device import Binding, Shared, Variants
 from coterie.devices.cpu.bound import Bound, Workspace
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
@@ -169,9 +169,9 @@ class Mixed:
     def inspect(self, step, of_B, tiles):
         """Every stored value of a step by the GPU's kernels."""
         first, others = self.first, self.experts[1:]
-        fellows = Fellows(tuple(one.extent for one in others), tuple(one.offsets for one in others), of_B)
+        variants = Variants(tuple(one.extent for one in others), tuple(one.offsets for one in others), of_B)
         shared = Shared(first.extent, self.places)
-        binding = Binding(first.extent, first.offsets, first.kv, first.block_bytes, step, shared, fellows)
+        binding = Binding(first.extent, first.offsets, first.kv, first.block_bytes, step, shared, variants)
         prepared, bases = first.device._prepare(first.exe, binding, 1)
         bound, sizes = Bound(first.exe, prepared.sizes), prepared.sizes
         bound.put(binding, prepared, bases, Workspace())

@@ -63,8 +63,8 @@ class TellingDevice(FakeDevice):
             return
         for ran, exe, binding, steps in self.runs:
             if ran == event:
-                fellows = binding.fellows.weights if binding.fellows else ()
-                if self.bad and self.bad in {self.content(extent)[0][0] for extent in (binding.weights, *fellows)}:
+                variants = binding.variants.weights if binding.variants else ()
+                if self.bad and self.bad in {self.content(extent)[0][0] for extent in (binding.weights, *variants)}:
                     self.fail(event, RuntimeError("the kernel trapped"))
                     return
                 self.work[event.event_id].tokens = self._compute(exe, binding, steps)
@@ -83,9 +83,9 @@ class TellingDevice(FakeDevice):
         self.open = later + self.open
 
     def _compute(self, exe, binding, steps):
-        fellows = binding.fellows
-        names = [self._name(exe, extent) for extent in (binding.weights, *(fellows.weights if fellows else ()))]
-        own = [names[number] for number in fellows.of_B] if fellows else names * binding.rows.sizes.B
+        variants = binding.variants
+        names = [self._name(exe, extent) for extent in (binding.weights, *(variants.weights if variants else ()))]
+        own = [names[number] for number in variants.of_B] if variants else names * binding.rows.sizes.B
         per_block, states = exe.kv.tokens_per_block(binding.block_bytes), exe.kv.state_blocks(binding.block_bytes)
         rows = binding.rows
         rows = replace(rows, block_tables_BM=[row[states:] for row in rows.block_tables_BM])
@@ -139,8 +139,8 @@ def text_of(tokens):
     return "".join(Words().push(token) for token in tokens)
 
 
-def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False, drafts=(), **settings):
-    """An engine over experts {name: blocks of weights}, and its device and cache; those of a kin are of one base.
+def world(sizes, near_blocks, kv_blocks=64, policy=None, variants=(), recurrent=False, drafts=(), **settings):
+    """An engine over experts {name: blocks of weights}, and its device and cache; `variants` are of one base.
 
     With recurrent ones, a block of each of their sequences has what is of all its tokens.
     `drafts`: who guesses for whom.
@@ -149,12 +149,12 @@ def world(sizes, near_blocks, kv_blocks=64, policy=None, kin=(), recurrent=False
     cache = ExpertCache(device, {"dram": near_blocks * BLOCK_BYTES})
     pool = KVPool(device.reserve("dram", kv_blocks * BLOCK), BLOCK)
     experts = {name: expert(name, blocks) for name, blocks in sizes.items()}
-    if kin:
+    if variants:
         base = Base(fake_layout("base", 1), device.reserve("dram", BLOCK_BYTES))
-        exe = experts[kin[0]].exe
+        exe = experts[variants[0]].exe
         exe.kv = replace(exe.kv, state_units=int(recurrent), unit_bytes=BLOCK * recurrent)
-        exe.names, exe.mixes = kin, lambda shared: True
-        experts |= {name: replace(experts[name], exe=exe, kv=exe.kv, base=base) for name in kin}
+        exe.names, exe.mixes = variants, lambda shared: True
+        experts |= {name: replace(experts[name], exe=exe, kv=exe.kv, base=base) for name in variants}
     experts |= {name: replace(experts[name], draft=small) for name, small in dict(drafts).items()}
     engine = Engine(device, cache, pool, experts, policy or Policy(**settings))
     return SimpleNamespace(engine=engine, device=device, cache=cache, pool=pool, experts=experts)

@@ -33,7 +33,7 @@ def settings(rng: random.Random) -> Policy:
         overlap=rng.random() < 0.8,
         prefetch=rng.randint(0, 2),
         leap=rng.random() < 0.7,
-        fellows=rng.random() < 0.8,
+        share_steps=rng.random() < 0.8,
         max_steps=rng.choice((1, 3, 8)),
     )
 
@@ -46,9 +46,9 @@ class Chaos:
         self.names = [f"{rng.choice(('few', 'e', 'xx', 'abc'))}{number}" for number in range(rng.randint(2, 7))]
         sizes = {name: rng.randint(1, 6) for name in self.names}
         near = rng.randint(max(sizes.values()), sum(sizes.values()) + 2)
-        kin = tuple(rng.sample(self.names, min(len(sizes), rng.randint(2, 4)))) if rng.random() < 0.5 else ()
-        recurrent = bool(kin) and rng.random() < 0.3
-        self.world = world(sizes, near, rng.randint(6, 60), settings(rng), kin, recurrent)
+        variants = tuple(rng.sample(self.names, min(len(sizes), rng.randint(2, 4)))) if rng.random() < 0.5 else ()
+        recurrent = bool(variants) and rng.random() < 0.3
+        self.world = world(sizes, near, rng.randint(6, 60), settings(rng), variants, recurrent)
         self.prompts = [self.tokens(rng.randint(1, 14)) for _ in range(3)]
         self.requests, self.outputs = {}, {}
         self.cancelled, self.told, self.asked = set(), [], 0

@@ -199,7 +199,7 @@ def office(models, tmp_path_factory):
     root, found = tmp_path_factory.mktemp("office"), {"small-0": models["small-0"]}
     for number in range(6):
         modules = ("mlp.down_proj", "self_attn.q_proj")
-        folder = write_adapter(root / f"fellow-{number}", modules, SHAPES["deep"], seed=number)
+        folder = write_adapter(root / f"variant-{number}", modules, SHAPES["deep"], seed=number)
         if number % 2:
             lengthen(folder / "adapter_model.safetensors")  # so that its offsets are others
         found[folder.name] = open_adapted(models["deep-1"], folder)
@@ -207,7 +207,7 @@ def office(models, tmp_path_factory):
 
 
 @pytest.mark.parametrize("near_blocks", [4, pytest.param(12, marks=pytest.mark.long)])
-def test_decisions_about_fellows_are_the_same_on_every_device(office, near_blocks):
+def test_decisions_about_variants_are_the_same_on_every_device(office, near_blocks):
     """Adapters share steps, prompts beside decode; they come and go meanwhile, and each token is as without that."""
     moves = [move for move in workload(office, 6) if move.what == "ask"]
     near_bytes = office["small-0"].layout.size_bytes + 4096 * near_blocks
@@ -218,9 +218,9 @@ def test_decisions_about_fellows_are_the_same_on_every_device(office, near_block
     together = [entry for entry in entries(real.log, "run") if len(entry) > 4]
     assert any(len(entry) > 5 for entry in together)
     assert any(tokens > rows for _, _, tokens, rows, *_ in together), "a prompt beside others"
-    assert any(name.startswith("fellow") for _, name, _ in entries(real.log, "evict"))
+    assert any(name.startswith("variant") for _, name, _ in entries(real.log, "evict"))
     device = CpuDevice(threads=1)
-    apart = serve(device, office, replace(STEADY, fellows=False), moves, near_bytes=near_bytes)
+    apart = serve(device, office, replace(STEADY, share_steps=False), moves, near_bytes=near_bytes)
     assert apart.tokens == real.tokens
     assert len(entries(apart.log, "run")) > len(entries(real.log, "run"))
     device.close()

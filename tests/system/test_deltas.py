@@ -16,7 +16,7 @@ from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.checkpoint.safetensors import read_header
 from coterie.core.dtypes import DType, from_f32, to_f32
-from coterie.engine.fellows import kins_of
+from coterie.engine.variants import variant_groups_of
 from coterie.models.tensors import map_bytes
 
 NAMES = ("sql", "tax")
@@ -150,7 +150,7 @@ def test_deltas_that_differ_in_products_alone_share_steps(root: Path, tmp_path: 
     with Coterie.open(office) as coterie:
         alone = {(name, prompt): coterie.ask(greedy(prompt, name)).token_ids for prompt in prompts for name in NAMES}
     with Coterie.open(office) as coterie:
-        assert kins_of(coterie.parts.engine._experts).keys() == set(NAMES)
+        assert variant_groups_of(coterie.parts.engine._experts).keys() == set(NAMES)
         together = coterie.ask_all([greedy(prompt, name) for name, prompt in alone])
     assert [answer.token_ids for answer in together] == list(alone.values())
     assert len(set(alone.values())) == len(alone)

@@ -52,7 +52,7 @@ def test_each_architecture_once_and_steps_that_adapters_share(tmp_path):
     assert len(told) == 4, "base, other, adapted, and adapted with several in a step"
     assert len(mixed) == 1
     assert parts.served["sql"].exe.mixes(mixed[0][5])
-    assert all(one[5] is None for one in serve(folder, replace(POLICY, fellows=False))[3])
+    assert all(one[5] is None for one in serve(folder, replace(POLICY, share_steps=False))[3])
 
     del told[:]
     more = open_model(write_expert(tmp_path / "new", 3, max_position_embeddings=100, intermediate_size=40))

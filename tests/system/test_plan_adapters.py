@@ -127,10 +127,10 @@ def test_shared_steps_cost_less_and_the_more_so_the_fewer_adapters_are_in_them(o
         for setup in (OURS, APART)
     }
     ours, apart = machines[OURS.name], machines[APART.name]
-    assert apart.kin is None
-    assert ours.kin is not None
-    assert ours.kin.tolist() == [-1, *[0] * COUNT]  # the base has steps of its own
-    assert ours.of(np.array([0, 3, 3])).kin.tolist() == [-1, 0, 0]
+    assert apart.variant_group is None
+    assert ours.variant_group is not None
+    assert ours.variant_group.tolist() == [-1, *[0] * COUNT]  # the base has steps of its own
+    assert ours.of(np.array([0, 3, 3])).variant_group.tolist() == [-1, 0, 0]
     rates = np.array([1.0, *[50.0] * COUNT])
     groups = groups_of(ours, rates)
     assert (groups.rates.tolist(), groups.of.tolist()) == ([1.0, 50.0 * COUNT], [0, *[1] * COUNT])

@@ -258,12 +258,12 @@ def asked_of(
 ) -> tuple[Asked, ...]:
     """What serving these models may ask of their programs, each once. `base_of`: each adapter's."""
     limits = _limits(models, programs, policy)
-    fellows = Counter(
+    variants = Counter(
         (model.key, base_of[name], shared_places(programs[model.key].weights, model.layout))
         for name, model in models.items()
-        if policy.fellows and name in base_of
+        if policy.share_steps and name in base_of
     )
-    mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in fellows.items() if count > 1]
+    mixed = [Asked(key, limits[key], shared) for (key, _, shared), count in variants.items() if count > 1]
     return tuple(dict.fromkeys([*(Asked(key, most) for key, most in limits.items()), *mixed]))
 
 

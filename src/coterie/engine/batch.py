@@ -14,8 +14,8 @@ from collections.abc import Sequence as Seq
 
 from coterie.core.values import value
 from coterie.device import Rows, Sampling
-from coterie.engine.fellows import Mix
 from coterie.engine.sequence import Sequence
+from coterie.engine.variants import Mix
 
 GREEDY = Sampling()  # of rows whose token nobody wants
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from coterie.device import Device
 from coterie.engine.batch import Batch, Decoding, build, common_steps, cut, cut_whole
-from coterie.engine.fellows import Mix
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.engine.speculate.draft import Drafts
 from coterie.engine.speculate.guess import Guesser
+from coterie.engine.variants import Mix
 from coterie.engine.vectors import apart
 
 
@@ -70,23 +70,23 @@ class Batches:
 
     def mixed(
         self,
-        fellows: Seq[ServedExpert],
+        variants: Seq[ServedExpert],
         running: Mapping[str, Mapping[int, Sequence]],
         max_steps: int,
         begin: Callable[[ServedExpert, Mapping[int, Sequence]], None],
     ) -> Batch:
-        """The same of fellows, whose sequences those are: the first of all that a full batch has take part.
+        """The same of variants, whose sequences those are: the first of all that a full batch has take part.
 
         Those of one expert stand side by side. `begin` gives an expert's sequences their blocks.
         """
         names = tuple(running)
-        for expert in fellows:
+        for expert in variants:
             begin(expert, running[expert.expert_id])
         known = self._mixed.get(names)
         if known is None:
             each = [sequence for sequences in running.values() for sequence in sequences.values()]
             chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
-            made = self._first(fellows, chosen, max_steps, names)
+            made = self._first(variants, chosen, max_steps, names)
             if isinstance(made, Batch):
                 return made
             known = made
@@ -98,7 +98,7 @@ class Batches:
     ) -> Batch | Decoding:
         """The next step of these sequences, of which nothing is kept; or what to keep, where all of them decode.
 
-        `names`: of fellows, in the order in which theirs stand.
+        `names`: of variants, in the order in which theirs stand.
         """
         begun, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
@@ -126,10 +126,10 @@ class Batches:
         self._gave_vectors = not (self._gave_vectors and beside)
         return self._gave_vectors
 
-    def _vectors_of_first(self, fellows: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:
+    def _vectors_of_first(self, variants: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:
         """Of several experts those of the first of these sequences: steps that give vectors are one expert's."""
         name = wants[0].request.expert_id
-        (expert,) = [fellow for fellow in fellows if fellow.expert_id == name]
+        (expert,) = [variant for variant in variants if variant.expert_id == name]
         found = self._vectors(expert, [sequence for sequence in wants if sequence.request.expert_id == name])
         return replace(found, mix=Mix((name,), (0,) * len(found.parts)))
 

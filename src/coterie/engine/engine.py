@@ -18,7 +18,6 @@ from coterie.engine.batch import Batch
 from coterie.engine.batches import Batches
 from coterie.engine.choice import choose_rows
 from coterie.engine.expert_control import ExpertControl
-from coterie.engine.fellows import kins_of
 from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
@@ -34,6 +33,7 @@ from coterie.engine.sequence import Sequence, drawn_again
 from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.speculate.draft import Drafts
 from coterie.engine.speculate.guess import keep_guesses
+from coterie.engine.variants import variant_groups_of
 from coterie.engine.vectors import take_vectors
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
@@ -66,8 +66,8 @@ class Engine:
         self.admission = Admission(self._queue, self.policy.max_batch)
         self.control = ExpertControl(cache, self._arrivals, self._queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
-        kins = kins_of(experts) if self.policy.fellows else {}
-        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, kins)
+        variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}
+        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, variant_groups)
         self._decided, self._repeats = Run("", ()), 0  # and in how many more steps the same would be decided
         self.before_load: Callable[[str], object] = lambda name: None  # told of each that is about to be fetched
 
@@ -75,7 +75,7 @@ class Engine:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
         self._batches.renewed(expert_id)
         self.drafts.renewed(expert_id)
-        self._groups.renewed(kins_of(self._experts) if self.policy.fellows else {})
+        self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
     def submit(self, request: Request) -> None:
         """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""

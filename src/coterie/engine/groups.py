@@ -13,25 +13,30 @@ from itertools import islice
 from types import MappingProxyType
 
 from coterie.engine.arrivals import Arrivals
-from coterie.engine.fellows import largest
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.scheduler import READY, First, Group, Residence, View, Waiting
 from coterie.engine.sequence import Sequence
+from coterie.engine.variants import largest
 
 NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
-NO_KINS: Mapping[str, str] = MappingProxyType({})
+NO_VARIANTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Groups:
     """Makes views. It must be told when an expert's requests change, and what ran."""
 
     def __init__(
-        self, queue: Queue, arrivals: Arrivals, kv: KVPool, policy: Policy, kins: Mapping[str, str] = NO_KINS
+        self,
+        queue: Queue,
+        arrivals: Arrivals,
+        kv: KVPool,
+        policy: Policy,
+        variant_groups: Mapping[str, str] = NO_VARIANTS,
     ) -> None:
         self._queue, self._arrivals, self._kv, self._policy = queue, arrivals, kv, policy
-        self._kins, self._num_firsts = kins, max(2, 1 + largest(kins.values()))
+        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
         self._apart: frozenset[str] = frozenset()
         self._of: dict[str, Group] = {}
         self._first: tuple[First, ...] | None = None
@@ -41,9 +46,9 @@ class Groups:
         self._current: str | None = None
         self._streak = 0
 
-    def renewed(self, kins: Mapping[str, str]) -> None:
-        """Other experts are kin now."""
-        self._kins, self._num_firsts = kins, max(2, 1 + largest(kins.values()))
+    def renewed(self, variant_groups: Mapping[str, str]) -> None:
+        """Other experts can share steps now."""
+        self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
         self._apart, self._first = frozenset(), None
         self._of.clear()
 
@@ -98,8 +103,8 @@ class Groups:
         first = self._firsts() if self._first is None else self._first
         queue, under_way = self._queue, self._arrivals.under_way
         # In the order of the fields: it is made for every decision.
-        free, kins = self._kv.free_blocks, bool(self._kins)
-        return View(groups, free, first, queue.arrived, self._current, self._streak, under_way, refused, kins)
+        free, has_variants = self._kv.free_blocks, bool(self._variant_groups)
+        return View(groups, free, first, queue.arrived, self._current, self._streak, under_way, refused, has_variants)
 
     def _firsts(self) -> tuple[First, ...]:
         """The first waiting requests of the experts that have waited longest, kept until the queue changes.
@@ -120,7 +125,8 @@ class Groups:
         first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
         oldest = min([next(iter(side)) for side in (waiting, running) if side])
         last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
-        kin = "" if residence is not READY or expert_id in self._apart else self._kins.get(expert_id, "")
-        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps, kin)
+        shares = residence is READY and expert_id not in self._apart
+        variants = self._variant_groups.get(expert_id, "") if shares else ""
+        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps, variants)
         self._of[expert_id] = group
         return group

@@ -45,7 +45,7 @@ class Policy:
     prefetch: how many experts may be under way, or there with work that is not begun, beside the one wanted next.
     leap: several steps at once also while others wait or something comes up, for as many as would be decided alike; a
         run ends early when something changes. Modelled time tells of that at once; a real device is better without.
-    fellows: adapters of one base that have one program share steps.
+    share_steps: variants of one base (its adapters, or deltas) that have one program share steps.
     max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
         many bytes of weights, so that a large expert's tokens are not shown in bursts. None: by the machine, RUN_BYTES.
     max_guesses: tokens of a sequence that are guessed ahead and checked in one step, where that is worth its price; 0
@@ -64,7 +64,7 @@ class Policy:
     overlap: bool = True
     prefetch: int = 1
     leap: bool = False
-    fellows: bool = True
+    share_steps: bool = True
     max_steps: int = 8
     max_run_bytes: int | None = None
     max_guesses: int | None = None

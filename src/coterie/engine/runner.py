@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from coterie.device import Binding, Device, Event, Fellows
+from coterie.device import Binding, Device, Event, Variants
 from coterie.engine.batch import Batch
 from coterie.engine.choice import check_choice
 from coterie.engine.kv import KVPool
@@ -47,11 +47,11 @@ class Runner:
         if batch.gives_vectors:
             experts = [self._headless.of(expert) for expert in experts]
         first, residency, kv, rows, steps = experts[0], residencies[0], self._kv, batch.rows, batch.steps
-        (offsets, shared), fellows = self._places_of(first), None
+        (offsets, shared), variants = self._places_of(first), None
         if batch.mix is not None and len(experts) > 1:
             others = tuple([self._places_of(expert)[0] for expert in experts[1:]])
-            fellows = Fellows(tuple([there.weights for there in residencies[1:]]), others, batch.mix.of_B)
-        binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows, shared, fellows)
+            variants = Variants(tuple([there.weights for there in residencies[1:]]), others, batch.mix.of_B)
+        binding = Binding(residency.weights, offsets, kv.buffer, kv.block_bytes, rows, shared, variants)
         event = self._device.run(first.exe, binding, residency.gates_of(rows.tokens_T, steps), steps)
         for expert in experts:
             self._cache.hold(expert.expert_id, event)

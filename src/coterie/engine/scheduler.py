@@ -16,8 +16,8 @@ from typing import Final, TypeAlias
 
 from coterie.core.errors import UsageError
 from coterie.core.values import value
-from coterie.engine.fellows import together
 from coterie.engine.policy import Policy
+from coterie.engine.variants import together
 
 
 class Residence(Enum):
@@ -47,8 +47,8 @@ class Waiting:
 class Group:
     """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
     ones. `oldest`: the least number among waiting and running. `last_run`: the step in which it ran last (-1: never).
-    `turn_steps`: the steps that it ran since it was brought in. `kin`: those that are there and of one kin can
-    share steps (fellows.py); `beside`: of a group of several, who is in it besides `expert_id`.
+    `turn_steps`: the steps that it ran since it was brought in. `variant_group`: those that are there and of one such
+    group can share steps (variants.py); `beside`: of a group of several, who is in it besides `expert_id`.
     """
 
     expert_id: str
@@ -59,7 +59,7 @@ class Group:
     oldest: int
     last_run: int = -1
     turn_steps: int = 0
-    kin: str = ""
+    variant_group: str = ""
     beside: tuple[str, ...] = ()
 
     def after_run(self, last_run: int, turn_steps: int) -> Group:
@@ -73,7 +73,7 @@ class Group:
             self.oldest,
             last_run,
             turn_steps,
-            self.kin,
+            self.variant_group,
         )
 
 
@@ -90,7 +90,7 @@ class First:
 class View:
     """What a decision may depend on.
 
-    `firsts`: of the experts that wait, the two (more where there are `kins`) whose first request is oldest, that one
+    `firsts`: of the experts that wait, the two (more where it `has_variants`) whose first request is oldest, that one
     first. `arrived` counts all requests so far. `current` is the expert of the last step and `streak` the steps that it
     ran in a row; `under_way` counts the fetches that are not finished. `refused`: experts that could not be brought in
     just now, because all that would have to go is in use.
@@ -104,7 +104,7 @@ class View:
     streak: int = 0
     under_way: int = 0
     refused: frozenset[str] = frozenset()
-    kins: bool = False
+    has_variants: bool = False
 
 
 @value
@@ -144,7 +144,7 @@ def grouped(view: View, policy: Policy) -> Decision:
     fetch = _next_fetch(working, view, policy, weight)
     if fetch is not None:
         return fetch
-    group = _next_group(together(working, view.current) if view.kins else working, view, policy, weight)
+    group = _next_group(together(working, view.current) if view.has_variants else working, view, policy, weight)
     return Wait() if group is None else Run(group.expert_id, _admissible(group, view, policy), group.beside)
 
 

@@ -77,8 +77,8 @@ class Machine:
     `shape`: each expert's, by number. `switch_s`: one expert of a shape into the run tier, from what is below;
     `home_bytes`: all memory for experts, below the run tier; the disk where there is no memory below. `bases_bytes`: of
     the run tier, for the bases of adapters, all of which every machine has; of experts that are a base nothing moves.
-    `kin`: experts of one number share steps; -1: with nobody. `own_s`: what a step then takes longer for each further
-    one of a shape, whose own weights it reads.
+    `variant_group`: experts of one number share steps; -1: with nobody. `own_s`: what a step then takes longer for each
+    further one of a shape, whose own weights it reads.
     """
 
     spec: MachineSpec
@@ -90,7 +90,7 @@ class Machine:
     near_bytes: int
     home_bytes: int
     bases_bytes: int = 0
-    kin: I64 | None = None
+    variant_group: I64 | None = None
     own_s: F64 | None = None
 
     @property
@@ -101,7 +101,8 @@ class Machine:
 
     def of(self, experts: I64) -> Machine:
         """The same machine with these experts alone, each as often as it is named."""
-        return replace(self, shape=self.shape[experts], kin=None if self.kin is None else self.kin[experts])
+        group = None if self.variant_group is None else self.variant_group[experts]
+        return replace(self, shape=self.shape[experts], variant_group=group)
 
 
 class Pricer:
@@ -155,7 +156,7 @@ class Pricer:
             near_bytes=near,
             home_bytes=below or near,
             bases_bytes=self._bases_bytes,
-            kin=self._kin(own_s) if policy.fellows else None,
+            variant_group=self._groups(own_s) if policy.share_steps else None,
             own_s=own_s,
         )
 
@@ -167,7 +168,7 @@ class Pricer:
             return math.inf
         return own_bytes(program, shared) / spec.tier(spec.run_tier).achieved_bytes_per_s
 
-    def _kin(self, own_s: F64) -> I64 | None:
+    def _groups(self, own_s: F64) -> I64 | None:
         """Who shares steps with whom: experts of one shape beside one base, where their program can."""
         keys = [(int(shape), id(base)) for shape, base in zip(self._shape, self._beside, strict=True)]
         alike = [key for key, count in Counter(keys).items() if count > 1 and math.isfinite(own_s[key[0]])]

@@ -26,7 +26,7 @@ class Setup:
 FCFS = Setup("fcfs", Policy(schedule="fcfs", overlap=False, prefetch=0), "lru")
 SERVING = Settings()  # as `coterie serve` does by default: what is compared is what is served
 OURS = Setup("coterie", SERVING.policy, SERVING.evict)
-APART = Setup("apart", replace(OURS.policy, fellows=False), OURS.evict)  # adapters of one base do not share steps
+APART = Setup("apart", replace(OURS.policy, share_steps=False), OURS.evict)  # adapters of one base do not share steps
 SETUPS: Mapping[str, Setup] = {setup.name: setup for setup in (FCFS, OURS, APART)}
 
 

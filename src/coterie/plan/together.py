@@ -52,9 +52,9 @@ def groups_of(machine: Machine, rates: F64) -> Groups:
     """Who shares steps on a machine whose experts are asked for at these rates."""
     alone = np.arange(len(rates))
     own = np.zeros(len(machine.shape_bytes)) if machine.own_s is None else np.nan_to_num(machine.own_s, posinf=0.0)
-    if machine.kin is None:
+    if machine.variant_group is None:
         return Groups(alone, machine.steps.of(machine.shape), rates, own[machine.shape], {})
-    keys = np.where(machine.kin < 0, -1 - alone, machine.kin)
+    keys = np.where(machine.variant_group < 0, -1 - alone, machine.variant_group)
     _, first, of = np.unique(keys, return_index=True, return_inverse=True)
     sums: F64 = np.bincount(of, rates, len(first)).astype(np.float64)
     shape = machine.shape[first]

@@ -28,7 +28,7 @@ MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes
 
 Ends: TypeAlias = tuple[tuple[int, ...], ...]
 Bases: TypeAlias = tuple[int, int, int, tuple[int, ...]]
-"""Addresses of the weights' extent, of the shared one (0 where there is none), of the KV slab and of fellows."""
+"""Addresses of the weights' extent, of the shared one (0 where there is none), of the KV slab and of variants."""
 
 
 class Workspace:
@@ -114,17 +114,17 @@ class Bound:
         """Let the rows of each share have weights of their own, or all rows the same again."""
         shareable = self._exe.shareable
         if shareable is None:
-            raise RuntimeError("fellows are refused where nothing takes rows in shares")
+            raise RuntimeError("variants are refused where nothing takes rows in shares")
         if step.shares is None:
             shareable.take_back(self.rows)
             self._held = self._shares = None
             return
-        weights_at, shared_at, _, fellows_at = bases
-        made_of = *(self._weights or ()), binding.fellows and binding.fellows.offsets, fellows_at, *step.shares.key
+        weights_at, shared_at, _, variants_at = bases
+        made_of = *(self._weights or ()), binding.variants and binding.variants.offsets, variants_at, *step.shares.key
         if made_of == self._shares:
             return
         own = self._exe.offsets(binding)
-        places = zip((own, *self._exe.fellows(binding)), (weights_at, *fellows_at), strict=True)
+        places = zip((own, *self._exe.variants(binding)), (weights_at, *variants_at), strict=True)
         addresses_GW = np.stack([offsets.addresses(at, shared_at) for offsets, at in places])
         self._held = np.zeros(shareable.words(*step.shares.counts), np.int64)
         shareable.put(self.rows, addresses_GW, own.is_shared, step.shares, self._held, kernels.address(self._held))

@@ -226,12 +226,12 @@ class CpuDevice(RealDevice):
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
         """Check everything now, on the caller's thread, and copy the rows."""
         exe.offsets(binding)
-        exe.fellows(binding)
+        exe.variants(binding)
         extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
         weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
-        beside = binding.fellows.weights if binding.fellows else ()
-        fellows = tuple([kernels.address(self.memory(at)) for at in beside])
-        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv, fellows)
+        beside = binding.variants.weights if binding.variants else ()
+        variants = tuple([kernels.address(self.memory(at)) for at in beside])
+        return StepRows.copy(exe.program, binding, steps), (weights, shared, kv, variants)
 
     def _take_interrupt(self) -> bool:
         interrupted, self._interrupted = self._interrupted, False

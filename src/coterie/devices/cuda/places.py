@@ -26,10 +26,10 @@ class Places:
 
     def of(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
-        weights, shared, kv, fellows = binding.weights, binding.shared, binding.kv, binding.fellows
-        extents = (weights, *([shared.weights] if shared else []), *(fellows.weights if fellows else ()))
+        weights, shared, kv, variants = binding.weights, binding.shared, binding.kv, binding.variants
+        extents = (weights, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
         placed = tuple([self._memory.placed(at) for at in extents])
-        beside = fellows and (fellows.weights, fellows.offsets)
+        beside = variants and (variants.weights, variants.offsets)
         key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, beside
         found = self._found.get(key)
         if found is None or any(was is not now for was, now in zip(found[0], placed, strict=True)):
@@ -39,18 +39,18 @@ class Places:
         return found[1]
 
     def _find(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
-        fellows, own = exe.fellows(binding), exe.offsets(binding)
+        variants, own = exe.variants(binding), exe.offsets(binding)
         shared = binding.shared
-        extents = (binding.weights, *(binding.fellows.weights if binding.fellows else ()))
+        extents = (binding.weights, *(binding.variants.weights if binding.variants else ()))
         at = [
             self._weights(exe.program.weights, extent, shared.weights if shared else None, offsets)
-            for extent, offsets in zip(extents, (own, *fellows), strict=True)
+            for extent, offsets in zip(extents, (own, *variants), strict=True)
         ]
         kv = self._memory.tensor(binding.kv).data_ptr()
         if kv % ALIGN_BYTES:
             raise ValueError(f"KV pages are at {kv}, no multiple of {ALIGN_BYTES}")
         each = None
-        if binding.fellows is not None:
+        if binding.variants is not None:
             each = Own(np.stack(at), own.is_shared, shared.places if shared else ())
         return Addresses(at[0], kv, binding.block_bytes, each)
 

@@ -81,10 +81,10 @@ class Behind:
     def bind(self, binding: Binding) -> Binding:
         """The binding in the device's own memory."""
         shared = binding.shared and replace(binding.shared, weights=self._view(binding.shared.weights))
-        weights, kv, fellows = self._view(binding.weights), self._view(binding.kv), binding.fellows
-        if fellows is not None:
-            fellows = replace(fellows, weights=tuple([self._view(weights) for weights in fellows.weights]))
-        return replace(binding, weights=weights, kv=kv, shared=shared, fellows=fellows)
+        weights, kv, variants = self._view(binding.weights), self._view(binding.kv), binding.variants
+        if variants is not None:
+            variants = replace(variants, weights=tuple([self._view(weights) for weights in variants.weights]))
+        return replace(binding, weights=weights, kv=kv, shared=shared, variants=variants)
 
     def _view(self, buffer: Buffer) -> Buffer:
         return self._slabs[buffer.slab_id].view(buffer.offset, buffer.size_bytes)

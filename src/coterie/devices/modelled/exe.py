@@ -105,16 +105,16 @@ class ModelledExecutable:
         return self._own_of(tuple(shared))[0]
 
     def more_bytes(self, binding: Binding) -> int:
-        """What a run reads of its fellows' weights in each step. Raises ValueError where it does not mix them."""
-        fellows = binding.fellows
-        if fellows is None:
+        """What a run reads of its variants' weights in each step. Raises ValueError where it does not mix them."""
+        variants = binding.variants
+        if variants is None:
             return 0
         mixed, size_bytes = self._own_of(() if binding.shared is None else binding.shared.places)
         if not mixed:
             raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights")
-        if {len(fellows.weights), *fellows.of_B} - set(range(len(fellows.weights) + 1)):
-            raise ValueError(f"sequences have the weights {list(fellows.of_B)} of {1 + len(fellows.weights)}")
-        return size_bytes * len(fellows.weights)
+        if {len(variants.weights), *variants.of_B} - set(range(len(variants.weights) + 1)):
+            raise ValueError(f"sequences have the weights {list(variants.of_B)} of {1 + len(variants.weights)}")
+        return size_bytes * len(variants.weights)
 
     def _own_of(self, shared: tuple[int, ...]) -> tuple[bool, int]:
         """Whether all weights but these may differ, and their bytes."""
@@ -136,7 +136,7 @@ def run_phases(
 ) -> tuple[list[Phase], tuple[int, ...]]:
     """The phases of a run, and after how many of them each step ends; a step without gates is one phase.
 
-    `sizes` are those of the first step, `tiers` where weights and KV lie, `more_bytes` what each step reads of fellows.
+    `sizes` are those of the first step, `tiers` where weights and KV lie, `more_bytes` what a step reads of variants.
     """
     if gates:
         # A gate that is open already would only cost time to look at; one that failed must still fail the run.

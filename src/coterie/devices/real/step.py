@@ -15,7 +15,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import DeviceError
 from coterie.core.shapes import Shape, Sizes, fixed
 from coterie.core.values import value
-from coterie.device import I32, Binding, Buffer, Fellows, Sampling, Shared
+from coterie.device import I32, Binding, Buffer, Sampling, Shared, Variants
 from coterie.devices.real.changes import encode_changes, ids_of
 from coterie.devices.real.lower import lower
 from coterie.devices.real.lowering import Lowering
@@ -131,14 +131,14 @@ class LoweredExecutable:
         """The binding's weight offsets as arrays. Raises ValueError when one is missing or outside its extent."""
         return self._offsets_in(binding.offsets, binding.weights, binding.shared)
 
-    def fellows(self, binding: Binding) -> tuple[Offsets, ...]:
-        """The same of its fellows. Raises ValueError too where their sequences cannot be in one run."""
-        fellows, shared = binding.fellows, binding.shared
-        if fellows is None:
+    def variants(self, binding: Binding) -> tuple[Offsets, ...]:
+        """The same of its variants. Raises ValueError too where their sequences cannot be in one run."""
+        variants, shared = binding.variants, binding.shared
+        if variants is None:
             return ()
         if not self.mixes(() if shared is None else shared.places):
             raise ValueError(f"{self.program.graph.name} does not mix sequences of different weights on {self.device}")
-        each = zip(fellows.offsets, fellows.weights, strict=True)
+        each = zip(variants.offsets, variants.weights, strict=True)
         return tuple([self._offsets_in(offsets, weights, shared) for offsets, weights in each])
 
     def _offsets_in(self, offsets: tuple[int, ...], weights: Buffer, shared: Shared | None) -> Offsets:
@@ -180,9 +180,9 @@ class StepRows:
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes, None, changes)
         _check(step, program, binding, steps)
         inputs |= more_rows(program.graph, inputs["positions"], inputs["sequence"], rows.types_T)
-        if binding.fellows is None:
+        if binding.variants is None:
             return step
-        of_B = _checked(binding.fellows, sizes.B)
+        of_B = _checked(binding.variants, sizes.B)
         shares = Shares.of(of_B, inputs["sequence"], inputs["rows"])
         return StepRows(inputs, rows.sampling, rows.end_ids, sizes, shares, changes)
 
@@ -221,12 +221,12 @@ def _fixed(shape: Shape) -> tuple[int, ...]:
     return numbers
 
 
-def _checked(fellows: Fellows, sequences: int) -> I32:
+def _checked(variants: Variants, sequences: int) -> I32:
     """Whose weights each sequence has. Raises ValueError for a number that is nobody's."""
-    of_B = np.array(fellows.of_B, np.int32)
-    if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(fellows.weights)):
+    of_B = np.array(variants.of_B, np.int32)
+    if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(variants.weights)):
         fact = f"{len(of_B)} sequences have the weights {of_B.min(initial=0)} to {of_B.max(initial=0)}"
-        raise ValueError(f"{fact} of {1 + len(fellows.weights)}, in a run of {sequences}")
+        raise ValueError(f"{fact} of {1 + len(variants.weights)}, in a run of {sequences}")
     return of_B
 
 

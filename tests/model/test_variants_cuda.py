@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 
 from tests.device.interpreted import WIDE
 from tests.model.runner import Stepper, block_bytes_for, on_cuda, wait
-from tests.model.test_fellows import bound, check, logits_of, opened
+from tests.model.test_variants import bound, check, logits_of, opened
 from tests.model.theirs import relative_error
 
 from coterie.core.dtypes import DType

@@ -10,7 +10,7 @@ from tests.model.theirs import TWELVE_BITS, relative_error
 from tests.system.tiny import lengthen
 
 from coterie.core.dtypes import DType
-from coterie.device import Fellows
+from coterie.device import Variants
 from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.models.fine_tunes.adapted import open_adapted
@@ -40,8 +40,8 @@ def opened(row, folder_of, tmp_path, dtype="fp32", packing=None):
 def bound(backends, rows, of_B):
     """A binding whose sequences are of these backends."""
     first, *others = [backend.binding(rows) for backend in backends]
-    fellows = Fellows(tuple(b.weights for b in others), tuple(b.offsets for b in others), of_B)
-    return replace(first, fellows=fellows)
+    variants = Variants(tuple(b.weights for b in others), tuple(b.offsets for b in others), of_B)
+    return replace(first, variants=variants)
 
 
 def logits_of(backends, rows, of_B):

@@ -25,13 +25,13 @@ from tests.system.tiny import write_expert
 from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.devices.cpu.device import CpuDevice
-from coterie.engine.fellows import kins_of
+from coterie.engine.variants import variant_groups_of
 
 __all__ = ["lazy", "models", "office"]  # fixtures
 
 
 @pytest.mark.parametrize("near_blocks", [4, pytest.param(12, marks=pytest.mark.long)])
-def test_decisions_about_fellows_are_the_cpus_and_so_are_tokens(office: dict, near_blocks: int) -> None:
+def test_decisions_about_variants_are_the_cpus_and_so_are_tokens(office: dict, near_blocks: int) -> None:
     """Prompts beside decode; they come and go meanwhile, and each token is as without that."""
     moves = [move for move in workload(office, 6) if move.what == "ask"]
     near_bytes, served = office["small-0"].layout.size_bytes + 4096 * near_blocks, []
@@ -43,7 +43,7 @@ def test_decisions_about_fellows_are_the_cpus_and_so_are_tokens(office: dict, ne
     assert real.tokens == other.tokens
     assert any(len(entry) > 5 for entry in entries(real.log, "run"))
     device = cuda(machine="toy", driver=LazyDriver(settle_s=2e-4))
-    apart = serve(device, office, replace(STEADY, fellows=False), moves, near_bytes=near_bytes)
+    apart = serve(device, office, replace(STEADY, share_steps=False), moves, near_bytes=near_bytes)
     device.close()
     assert apart.tokens == real.tokens
     assert len(entries(apart.log, "run")) > len(entries(real.log, "run"))
@@ -60,7 +60,7 @@ def test_deltas_share_steps(tmp_path: Path, lazy: Gpu, bits: str) -> None:
         shutil.rmtree(tuned)
     queries = [greedy(prompt, name) for prompt in ("how many rows?", "and columns?", "which tax?") for name in names]
     with Coterie.open(folder, Options(device="cuda")) as coterie:
-        assert kins_of(coterie.parts.engine._experts).keys() == set(names)
+        assert variant_groups_of(coterie.parts.engine._experts).keys() == set(names)
         found = [answer.token_ids for answer in coterie.ask_all(queries)]
         assert any(len(entry) > 4 for entry in entries(coterie.parts.engine.decisions, "run"))
         assert [coterie.ask(query).token_ids for query in queries] == found

@@ -1,0 +1,74 @@
+"""Variants: adapters or deltas of one base and one program, whose sequences share steps: a base is read once for all.
+
+    groups    sql 3 running | tax 1 waiting | poems 2 running        sql and tax are variants, and both are there
+    together  sql + tax: 3 running, 1 waiting | poems                one of these runs next, as if it were one expert
+
+Knows nothing about how a step is computed, or what variants have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from coterie.core.values import value
+
+if TYPE_CHECKING:
+    from coterie.engine.scheduler import Group
+    from coterie.engine.served import ServedExpert
+
+
+@value
+class Mix:
+    """Whose sequences are in a step of several experts: these, and for each sequence its place among them."""
+
+    experts: tuple[str, ...]
+    of_B: tuple[int, ...]
+
+
+def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
+    """Those that can share steps with others, and the name of who can: that of the first of them."""
+    alike: dict[object, list[str]] = {}
+    for expert_id, expert in experts.items():
+        shared = expert.places[1] if expert.base is not None else None
+        if shared is not None and expert.exe.mixes(shared.places):
+            alike.setdefault((id(expert.exe), shared), []).append(expert_id)
+    return {expert_id: ids[0] for ids in alike.values() if len(ids) > 1 for expert_id in ids}
+
+
+def together(groups: list[Group], current: str | None) -> list[Group]:
+    """The groups, with one in place of all variants that can share a step now. It goes by the name of one of them.
+
+    That is the one which ran last, as long as it is there; else one that has begun, the one with the oldest request.
+    """
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.variant_group:
+            found.setdefault(group.variant_group, []).append(group)
+    of = {group.expert_id: _one(its, current) for its in found.values() if len(its) > 1 for group in its}
+    # A group stands where the first of its variants stood.
+    return list({joined.expert_id: joined for joined in [of.get(g.expert_id, g) for g in groups]}.values())
+
+
+def _one(variants: Sequence[Group], current: str | None) -> Group:
+    first = next((group for group in variants if group.expert_id == current), None)
+    first = first or min(variants, key=lambda group: (not group.running, group.oldest))
+    waiting = sorted([one for group in variants for one in group.waiting], key=lambda one: one.number)
+    return replace(
+        first,
+        waiting=tuple(waiting),
+        num_waiting=sum([group.num_waiting for group in variants]),
+        running=sum([group.running for group in variants]),
+        oldest=min([group.oldest for group in variants]),
+        last_run=max([group.last_run for group in variants]),
+        beside=tuple([group.expert_id for group in variants if group is not first]),
+    )
+
+
+def largest(variant_groups: Iterable[str]) -> int:
+    """How many variants the largest of these groups has; 0 where there are none."""
+    counts: dict[str, int] = {}
+    for name in variant_groups:
+        counts[name] = counts.get(name, 0) + 1
+    return max(counts.values(), default=0)
