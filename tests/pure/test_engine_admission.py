@@ -178,6 +178,27 @@ def test_several_at_once_have_room_together_or_are_refused() -> None:
     assert w.engine.metrics.refused == 4 + 4 + 7
 
 
+@given(
+    st.lists(st.sampled_from(["", "one", "two"]), max_size=12), st.integers(1, 9), st.sampled_from(["", "one", "six"])
+)
+def test_as_many_have_room_as_there_are_places(waiting, most, client) -> None:
+    w = line_world()
+    for number, name in enumerate(waiting):
+        w.engine.submit(ask(f"r{number}", "a", client=name))
+    places = w.engine.admission.places(client, most)
+    own, left = waiting.count(client) if client else 0, most - len(waiting)
+    for count in range(1, most + 2):
+        # When the last one comes, there is a place for it, and its client has fewer than there are.
+        fits = left - (count - 1) > (own + count - 1 if client else 0)
+        assert (count <= places) == fits
+        try:
+            w.engine.check_room(client, most, count)
+        except (CrowdedError, RequestError):
+            assert not fits
+        else:
+            assert fits
+
+
 actions = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from(["", "one", "two", "three"]), st.integers(1, 9)),
     st.tuples(st.just("cancel"), st.just(""), st.integers(0, 60)),

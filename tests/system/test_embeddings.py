@@ -17,7 +17,7 @@ from tests.system.tiny import CONFIG, write_adapter, write_delta_net, write_expe
 from coterie.api import Coterie, Message, Options, Query
 from coterie.api.embeddings import unit
 from coterie.checkpoint.sentence import Embedding
-from coterie.core.errors import NotFoundError, RequestError, UnsupportedError
+from coterie.core.errors import CrowdedError, NotFoundError, RequestError, UnsupportedError
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request
 
@@ -250,3 +250,46 @@ def test_an_expert_that_gives_vectors_alone_answers_nobody(tmp_path: Path, http:
         assert "ask it for embeddings" in refused.json()["error"]["message"]
         given = http.post(f"{url}/v1/embeddings", json={"model": "both", "input": "a"}).json()
         assert given["model"] == "vec"
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 300])
+def test_more_texts_than_may_wait_are_taken_as_they_find_places(composition: Path, most: int, alone) -> None:
+    texts = [f"text {number}" for number in range(19)]
+    with served(Coterie.open(composition, Options(max_waiting=most))) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        found = client.embeddings.create(model="ada", input=texts, encoding_format="float")
+        np.testing.assert_array_equal(vectors(found), np.stack([alone(text) for text in texts]))
+        assert "coterie_requests_refused_total 0.0" in httpx.get(f"{url}/metrics").text
+        assert "coterie_requests_submitted_total 19.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_who_finds_no_place_is_refused_and_who_has_begun_waits_for_one(
+    composition: Path, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coterie = Coterie.open(composition, Options(max_waiting=6))
+    engine = coterie.parts.engine
+    check, full = (
+        engine.check_room,
+        list[int](),
+    )  # before how many submitted requests there was no place, again and again
+
+    def checked(client: str, most: int, count: int = 1) -> None:
+        if full and engine.metrics.submitted == full[0]:
+            full.pop(0)
+            raise CrowdedError("queue", most, most)
+        check(client, most, count)
+
+    monkeypatch.setattr(engine, "check_room", checked)
+    monkeypatch.setattr("coterie.server.app.RETRY_S", 0.01)
+    monkeypatch.setattr("coterie.server.app.AT_ONCE", 2)
+    body = {"model": "ada", "input": ["one", "two", "three", "four", "five"]}
+    with served(coterie) as url:
+        expected = http.post(f"{url}/v1/embeddings", json=body).json()["data"]
+        full += [5 + 2, 5 + 2, 5 + 4]
+        assert http.post(f"{url}/v1/embeddings", json=body).json()["data"] == expected
+        assert not full
+        assert engine.metrics.submitted == 10
+        full += [10]
+        refused = http.post(f"{url}/v1/embeddings", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert engine.metrics.submitted == 10

@@ -226,3 +226,12 @@ def test_nothing_is_served_beside_who_scores_nor_merged_into_it(tmp_path: Path) 
     judge = write_reranker(tmp_path / "judge", 1)
     with pytest.raises(UnsupportedError, match="BertForSequenceClassification, whose head scores"):
         merge_folder(judge, adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_more_documents_than_may_wait_are_scored(
+    folder: Path, most: int, http: httpx.Client, alone: list[float]
+) -> None:
+    with served(Coterie.open(folder, Options(max_waiting=most))) as url:
+        found = ask(http, url).json()["results"]
+    assert {one["index"]: one["relevance_score"] for one in found} == pytest.approx(dict(enumerate(alone)))

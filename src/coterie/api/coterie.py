@@ -144,6 +144,12 @@ class Coterie(Measuring, ExpertCommands):
             self._pending[request_id] = pending
         return request_id
 
+    def places(self, client: str = "") -> int | None:
+        """How many more queries a client may let wait now; below 1: none, None: any number. Raises ClosedError."""
+        with self._opened():
+            most = self._options.max_waiting
+            return None if most is None else self._parts.engine.admission.places(client, most)
+
     def step(self, within_s: float | None = None) -> list[Chunk]:
         """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds.
 

@@ -47,14 +47,13 @@ def check_sources(module: ModuleType, sources: Path = SOURCES) -> None:
     CMakeLists.txt says, where these are. Raises UsageError.
     """
     name = module.__name__.rpartition(".")[2]
-    if not all(
-        path.is_file() for path in (sources / "bindings.cpp", sources.parent / "CMakeLists.txt")
-    ) or os.environ.get(ANYWAY):
+    there = all(path.is_file() for path in (sources / "bindings.cpp", sources.parent / "CMakeLists.txt"))
+    if not there or os.environ.get(ANYWAY):
         return
     if getattr(module, "SOURCES", "") != digest(name, sources):
         raise UsageError(
             name,
-            f"it was built from other code than lies in {sources}, and might compute something else",
+            f"it was built from other code than lies in {sources}, or otherwise, and might compute something else",
             f"{_BUILD} in {sources.parent} ({ANYWAY}=1 uses it as it is)",
         )
 

@@ -73,23 +73,35 @@ class Admission:
     def check_room(self, client: str, most: int, count: int = 1) -> None:
         """Raise CrowdedError where a client may not let `count` more wait, of `most` of all clients.
 
-        With places left, one may have no more than are left: so there is always one for who has none. Raises
-        RequestError where so many at once may not wait even where nobody does.
-        Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+        Raises RequestError where so many at once may not wait even where nobody does.
         """
-        waiting = self._queue.num_waiting + len(self)
-        own = self._waiting(client) + len(self.held.get(client, ())) if client else 0
         at_most = (most + 1) // 2 if client else most
         if count > at_most:
             fact = f"asks for {count} answers at once, but no more than {at_most} may wait"
             raise RequestError("n", fact, "ask for fewer at once, or serve with a larger --max-waiting")
-        before = count - 1  # of them, when the last one comes
-        if waiting + before >= most or (client and own + before >= most - waiting - before):
-            raise CrowdedError("queue", waiting, most, own)
+        if count > self.places(client, most):
+            raise CrowdedError("queue", self._all_waiting, most, self._own(client))
+
+    def places(self, client: str, most: int) -> int:
+        """How many more a client may let wait now, of `most` of all clients; below 1: none.
+
+        When the last of them comes, the client has fewer than there are places left: so there is always one for who has
+        none. Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+        """
+        left = most - self._all_waiting
+        return (left - self._own(client) + 1) // 2 if client else left
 
     def by_expert(self) -> Counter[str]:
         """How many stand in line for each expert."""
         return Counter([s.request.expert_id for held in self.held.values() for s in held.values()])
+
+    @property
+    def _all_waiting(self) -> int:
+        return self._queue.num_waiting + len(self)
+
+    def _own(self, client: str) -> int:
+        """How many of a client's wait, in line or in the queue."""
+        return self._waiting(client) + len(self.held.get(client, ())) if client else 0
 
     def _is_other(self, client: str) -> bool:
         """Whether another client waits, in line or in the queue."""

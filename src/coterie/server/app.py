@@ -5,6 +5,7 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from coterie.api import Answer, Coterie, Query
 from coterie.api.texts import Text
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, CrowdedError
 from coterie.server import events, metrics, models, page
 from coterie.server.body import parsed
 from coterie.server.choices import answered, respond
@@ -45,6 +46,7 @@ PROMPTS = {
     **dict.fromkeys(RERANK, "query"),
 }  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
+RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
@@ -131,7 +133,13 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
     async def vectors(request: Request, queries: Sequence[Query]) -> tuple[list[Answer], Text]:
         name, answers, text = queries[0].model, list[Answer](), coterie.texts[queries[0].model]
         while len(answers) < len(queries):
-            answers += await answered(request, worker, queries[len(answers) : len(answers) + AT_ONCE])
+            rest = queries[len(answers) : len(answers) + AT_ONCE]
+            try:
+                answers += await answered(request, worker, rest, partly=True)
+            except CrowdedError:
+                if not answers:
+                    raise
+                await asyncio.sleep(RETRY_S)  # else what is answered would be lost
             if coterie.texts[name] is not text:  # its files were replaced: those before do not compare with what comes
                 answers, text = [], coterie.texts[name]
         return answers, text

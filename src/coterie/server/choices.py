@@ -68,19 +68,21 @@ async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
     return await _streamed(worker, asked, stream, end)
 
 
-async def answered(request: Request, worker: Worker, queries: Sequence[Query]) -> list[Answer]:
-    """Ask, and wait for all answers; a caller who leaves cancels all. Raises CoterieError."""
-    stream, end = _asked(request, worker, queries)
+async def answered(request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False) -> list[Answer]:
+    """Ask, and wait for all answers; a caller who leaves cancels all. `partly`: as Worker.ask. Raises CoterieError."""
+    stream, end = _asked(request, worker, queries, partly)
     try:
-        return await _gather(stream, len(queries))
+        return await _gather(stream)
     finally:
         end()
 
 
-def _asked(request: Request, worker: Worker, queries: Sequence[Query]) -> tuple[Stream, Callable[[], None]]:
+def _asked(
+    request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False
+) -> tuple[Stream, Callable[[], None]]:
     """The stream of what comes of queries, and what is to be called when nothing more is wanted of it."""
     client = client_of(request.scope)
-    stream = worker.ask([replace(query, client=client) for query in queries])
+    stream = worker.ask([replace(query, client=client) for query in queries], partly)
     watching = asyncio.ensure_future(_watch(request, stream))
 
     def end() -> None:
@@ -118,10 +120,10 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _gather(stream: Stream, count: int) -> list[Answer]:
+async def _gather(stream: Stream) -> list[Answer]:
     """All answers, in order. Raises the first error."""
     answers: dict[str, Answer] = {}
-    while len(answers) < count:
+    while not answers or len(answers) < len(stream.request_ids):  # which are all known when there are chunks
         for chunk in await stream.take():
             if chunk.error is not None:
                 raise chunk.error

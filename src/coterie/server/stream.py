@@ -30,6 +30,10 @@ class Stream:
         self._failure: Exception | None = None
         self._taker: asyncio.Future[None] | None = None
 
+    def shorten(self, count: int) -> None:
+        """Only so many queries were asked. Before there are chunks."""
+        self._left = count
+
     def put(self, chunk: Chunk) -> None:
         """Let a chunk be taken."""
         self._chunks.append(chunk)

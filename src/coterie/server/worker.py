@@ -78,16 +78,17 @@ class Worker:
             pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
 
-    def ask(self, queries: Sequence[Query]) -> Stream:
+    def ask(self, queries: Sequence[Query], partly: bool = False) -> Stream:
         """Submit queries together, soon; their stream has what comes of them, or by which error none was asked.
 
+        `partly`: of many only the first, as many as may wait now; one at least, or that it may not is the error.
         What takes long before that is done beside the engine. For a loop's thread, which gets the chunks.
         """
         stream = Stream(len(queries), self._leave)
         if any(_takes_long(query) or not all_read(self._coterie.texts, query.model) for query in queries):
-            stream.preparing = stream.loop.create_task(self._prepare(queries, stream))
+            stream.preparing = stream.loop.create_task(self._prepare(queries, stream, partly))
         else:
-            self._hand_over(queries, stream)
+            self._hand_over(queries, stream, partly)
         return stream
 
     async def call(self, function: Callable[[Coterie], T]) -> T:
@@ -151,30 +152,34 @@ class Worker:
             if self.broken is not None:
                 self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
 
-    async def _prepare(self, queries: Sequence[Query], stream: Stream) -> None:
+    async def _prepare(self, queries: Sequence[Query], stream: Stream, partly: bool) -> None:
         reads = not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
         try:
             ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries], reads)
         except CoterieError as error:
             stream.fail(error)
         else:
-            self._hand_over(ready, stream)
+            self._hand_over(ready, stream, partly)
 
-    def _hand_over(self, queries: Sequence[Query | Ready], stream: Stream) -> None:
+    def _hand_over(self, queries: Sequence[Query | Ready], stream: Stream, partly: bool) -> None:
         def refuse(error: Exception) -> None:
             stream.loop.call_soon_threadsafe(stream.fail, error)
 
         def run() -> None:
             try:
-                _guarded(lambda _: self._submit(queries, stream), self._coterie)
+                _guarded(lambda _: self._submit(queries, stream, partly), self._coterie)
             except CoterieError as error:
                 refuse(error)
 
         self._put(_Job(run, refuse))
 
-    def _submit(self, queries: Sequence[Query | Ready], stream: Stream) -> None:
+    def _submit(self, queries: Sequence[Query | Ready], stream: Stream, partly: bool) -> None:
         if self.broken is not None:
             raise self.broken
+        if partly:
+            first = queries[0].query if isinstance(queries[0], Ready) else queries[0]
+            queries = queries[: _some(self._coterie.places(first.client))]
+            stream.shorten(len(queries))
         try:
             for index, query in enumerate(queries):
                 request_id = self._coterie.submit(query, len(queries) - 1 - index)
@@ -263,6 +268,10 @@ class Worker:
                 parcels.setdefault(stream.loop, []).append((stream, chunk))
         for loop, parcel in parcels.items():
             loop.call_soon_threadsafe(_give, parcel)
+
+
+def _some(places: int | None) -> int | None:
+    return None if places is None else max(places, 1)
 
 
 def _takes_long(query: Query) -> bool:
