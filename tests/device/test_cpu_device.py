@@ -323,3 +323,34 @@ def test_just_the_whole_pages_of_a_piece_are_given_back():
     slab.give_back(page + 1, 3 * page)
     kept = np.repeat(np.uint8([7, 7, 0, 0, 7, 7]), page)
     assert (slab.bytes == kept).all()
+
+
+@pytest.mark.parametrize(("nodes", "asked"), [((), 0), ((1,), 0), ((0, 1), 1)])
+def test_a_slab_is_laid_across_several_nodes_before_it_is_touched(monkeypatch, nodes, asked):
+    taken = []
+
+    def interleave(address, size_bytes, given):
+        pages = Path("/proc/self/statm")
+        taken.append((address, size_bytes, given, int(pages.read_text().split()[1]) * mmap.PAGESIZE))
+        return True
+
+    monkeypatch.setattr(host_memory, "interleave", interleave)
+    slab = Slab(64 * 2**20, nodes=nodes)
+    assert len(taken) == asked
+    for address, size_bytes, given, resident_bytes in taken:
+        assert given == nodes
+        assert address % mmap.PAGESIZE == 0
+        assert address <= slab.address
+        assert address + size_bytes >= slab.address + slab.bytes.size
+        after = int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        assert after - resident_bytes > 48 * 2**20
+
+
+def test_the_system_hears_of_nodes():
+    maps = Path("/proc/self/numa_maps")
+    slab = Slab(4 * 2**20)
+    if not maps.exists() or not host_memory.interleave(slab.address, slab.bytes.size, (0,)):
+        pytest.skip("this system has no memory policies, or lets nobody set one here")
+    policies = dict(line.split()[:2] for line in maps.read_text().splitlines())
+    assert policies[f"{slab.address:08x}"] == "interleave:0"
+    assert not host_memory.interleave(slab.address, slab.bytes.size, (1000,))

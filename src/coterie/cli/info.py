@@ -35,7 +35,7 @@ from coterie.spec.load import load_machine, machine_names, with_setting
 from coterie.spec.machine import MachineSpec
 from coterie.spec.sensitivity import Sensitivity, sensitivity
 from coterie.spec.stack import stack_names
-from coterie.spec.this_machine import allowed_cores, allowed_cpus, this_machine
+from coterie.spec.this_machine import allowed_cores, allowed_cpus, allowed_nodes, this_machine
 
 
 @sentences
@@ -77,6 +77,7 @@ def info(
         "cpus_source": cpus_source,
         "compute_threads": cores,
         "compute_threads_source": cores_source,
+        "memory_nodes": len(allowed_nodes()),
         "instruction_sets": list(kernels.ISAS),
         "instruction_set": kernels.ISAS[-1],
         "gpu": describe_gpu(),
@@ -90,6 +91,10 @@ def info(
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
     built = f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})"
     out.print(f"{built}, {cores} compute threads ({escape(cores_source)})")
+    if here["memory_nodes"] > 1:
+        out.print(
+            f"memory: of {here['memory_nodes']} NUMA nodes, across which slabs are laid where the system allows it"
+        )
     out.print(f"gpu: {here['gpu']}", markup=False)
     out.print(_table(spec))
     if spec.unpublished:

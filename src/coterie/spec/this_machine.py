@@ -91,6 +91,22 @@ def allowed_cores(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tu
     return _within_quota(root, fast, ", ".join(why))
 
 
+def allowed_nodes(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tuple[int, ...]:
+    """The NUMA nodes whose CPUs this process may use; none where the system does not say. `cpus`: as of allowed_cores.
+
+    Source: the kernel's ABI document sysfs-devices-node (cpulist).
+    """
+    given = set(_affinity() if cpus is None else cpus)
+    found = []
+    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        for span in (_text(folder / "cpulist") or "").strip().split(","):
+            first, _, last = span.partition("-")
+            if first and not given.isdisjoint(range(int(first), int(last or first) + 1)):
+                found.append(int(folder.name.removeprefix("node")))
+                break
+    return tuple(sorted(found))
+
+
 def _affinity() -> Collection[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)

@@ -29,7 +29,7 @@ from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 from coterie.spec.machine import MachineSpec
-from coterie.spec.this_machine import allowed_cores, this_machine
+from coterie.spec.this_machine import allowed_cores, allowed_nodes, this_machine
 
 NAME = "cpu"
 
@@ -97,7 +97,7 @@ class CpuDevice(RealDevice):
             levers = (f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit")
             raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
         slab_id = len(self._slabs)
-        self._slabs[slab_id] = Slab(size, touched)
+        self._slabs[slab_id] = Slab(size, touched, allowed_nodes())
         self._used_bytes[tier] += size
         return Buffer(slab_id, tier, 0, size_bytes)
 

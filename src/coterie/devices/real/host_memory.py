@@ -5,9 +5,11 @@ Knows nothing about what the bytes mean.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -28,16 +30,21 @@ HUGE_PAGE_BYTES = 2 * 2**20
 # Linux 4.14 and later; Python 3.11 has no name for it. Source: madvise(2), and its number asm-generic/mman-common.h.
 WIPE_ON_FORK = 18 if sys.platform == "linux" else None
 _READ_AGAIN = "restore the file, or have headers read again: rescan the folder that is served, or open it anew"
+# (mbind, get_mempolicy), which the C library has no functions for. Source: the kernel's system call tables.
+_POLICY_CALLS = {"x86_64": (237, 239), "aarch64": (235, 236)}
+_MPOL_DEFAULT, _MPOL_INTERLEAVE = 0, 3  # source: the kernel's uapi/linux/mempolicy.h
 CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
 
 
 class Slab:
     """Anonymous memory, aligned to 2 MiB; `touched` at once, so that no page fault is left for later.
 
+    `nodes`: NUMA nodes to lay its pages across in turns, where there are several. Else who touches a page has it on its
+    own node, and as one thread touches them all, threads of every node would read from the memory of one.
     A forked child sees zeros: before Linux 6.5 what a disk wrote during a fork could reach the child's copy alone.
     """
 
-    def __init__(self, size_bytes: int, touched: bool = True) -> None:
+    def __init__(self, size_bytes: int, touched: bool = True, nodes: Sequence[int] = ()) -> None:
         self._map = mmap.mmap(-1, max(size_bytes, 1) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Without the first, the child has no such memory at all, and must not free it.
         if not self._advise(WIPE_ON_FORK):
@@ -46,6 +53,8 @@ class Slab:
         whole = np.frombuffer(self._map, dtype=np.uint8)
         start = -kernels.address(whole) % HUGE_PAGE_BYTES
         self.bytes: Bytes = whole[start : start + size_bytes]
+        if len(nodes) > 1:
+            interleave(kernels.address(whole), len(whole), nodes)
         if touched:
             self.bytes[::BLOCK_BYTES] = 0
         self.address, self._start = kernels.address(whole) + start, start
@@ -68,6 +77,28 @@ class Slab:
                 raise
             return False
         return True
+
+
+def interleave(address: int, size_bytes: int, nodes: Sequence[int]) -> bool:
+    """Have the system lay whole pages that nobody has touched yet across nodes in turns; whether it does.
+
+    It is not asked where a memory policy was set (numactl), and refuses within most containers. Source: mbind(2).
+    """
+    calls = _POLICY_CALLS.get(platform.machine()) if sys.platform == "linux" else None
+    if calls is None:
+        return False
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    mode, zero = ctypes.c_int(-1), ctypes.c_ulong(0)
+    if call(ctypes.c_long(calls[1]), ctypes.byref(mode), None, zero, None, zero) != 0 or mode.value != _MPOL_DEFAULT:
+        return False
+    word_bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+    mask = (ctypes.c_ulong * (max(nodes) // word_bits + 1))()
+    for node in nodes:
+        mask[node // word_bits] |= 1 << node % word_bits
+    size, bits = ctypes.c_ulong(size_bytes), ctypes.c_ulong(len(mask) * word_bits + 1)  # the kernel takes one off
+    how = ctypes.c_ulong(_MPOL_INTERLEAVE)
+    done = call(ctypes.c_long(calls[0]), ctypes.c_void_p(address), size, how, mask, bits, zero)
+    return bool(done == 0)
 
 
 def copy_parts(dst: Bytes, src: Bytes, parts: Sequence[tuple[int, int]]) -> None:
