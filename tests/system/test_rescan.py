@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
-from tests.system.tiny import write_adapter_of, write_expert, write_mixture
+from tests.system.tiny import write_adapter_of, write_expert, write_mixture, write_reranker
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.rescan import _replaced
@@ -343,3 +345,55 @@ def test_a_file_is_read_once(office: Path) -> None:
             pytest.raises(UsageError, match="is no folder of experts, and a file"),
         ):
             coterie.rescan()
+
+
+def shard_head(judge: Path) -> Path:
+    """A file of a reranker's head alone, which is taken out of that with all weights."""
+    whole, head = judge / "model.safetensors", judge / "model-00002-of-00002.safetensors"
+    tensors = load_file(whole)
+    own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("classifier.")}
+    save_file(tensors, whole.rename(judge / "model-00001-of-00002.safetensors"))
+    save_file(own, head)
+    names = {**dict.fromkeys(tensors, "model-00001-of-00002.safetensors"), **dict.fromkeys(own, head.name)}
+    (judge / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return head
+
+
+def test_a_head_in_a_file_of_its_own_is_read_anew(tmp_path: Path) -> None:
+    judge = write_reranker(tmp_path / "judges" / "judge", 3)
+    documents = ["for ada", "for bob"]
+    with Coterie.open(judge) as alone:
+        expected = alone.rerank(PROMPT, documents)
+    head = shard_head(judge)
+    with Coterie.open(judge.parent) as coterie:
+        assert coterie.rerank(PROMPT, documents) == expected
+        assert coterie.rescan().renewed == ()
+        save_file({name: -value for name, value in load_file(head).items()}, head)
+        assert coterie.rescan().renewed == ("judge",)
+        assert coterie.status().expert("judge").state != "absent"  # its weights are those that were there
+        turned = {one.index: 1 - one.score for one in coterie.rerank(PROMPT, documents)}
+        assert turned == pytest.approx({one.index: one.score for one in expected})
+        head.unlink()
+        assert "model-00002-of-00002.safetensors" in str(coterie.rescan().kept["judge"])
+        assert {one.index: 1 - one.score for one in coterie.rerank(PROMPT, documents)} == turned
+
+
+def test_a_dense_layer_behind_an_embedding_is_read_anew(tmp_path: Path) -> None:
+    ada = write_expert(tmp_path / "office" / "ada", 3)
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds]
+    (ada / "modules.json").write_text(json.dumps(modules))
+    for folder, config in (
+        ("1_Pooling", {"pooling_mode_mean_tokens": True}),
+        ("2_Dense", {"in_features": 32, "out_features": 2, "bias": False, "activation_function": "Identity"}),
+    ):
+        (ada / folder).mkdir()
+        (ada / folder / "config.json").write_text(json.dumps(config))
+    layer = ada / "2_Dense" / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
+    save_file({"linear.weight": weight}, layer)
+    with Coterie.open(ada.parent) as coterie:
+        before = coterie.embed(PROMPT, "ada")
+        save_file({"linear.weight": -weight}, layer)
+        assert coterie.rescan().renewed == ("ada",)
+        np.testing.assert_array_equal(coterie.embed(PROMPT, "ada"), -before)

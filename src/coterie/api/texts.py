@@ -34,7 +34,8 @@ from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.models.model import Model
 
-_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja")
+# The last two: modules of sentence-transformers (1_Pooling, 2_Dense).
+_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/config.json", "[0-9]_*/*.safetensors")
 USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
 GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
 SCORES = "scores documents (reranking) alone, and answers nothing"
@@ -312,13 +313,17 @@ def _open(name: str, model: Model) -> Text:
 
 
 def files_of(model: Model) -> dict[Path, FileIdentity]:
-    """What lies beside a model's weights and its base's as they are now: configs, tokenizer, templates."""
+    """What lies beside a model's weights and its base's as they are now: configs, tokenizer, templates, modules, and
+    files of a head that scores, which may have none of those weights.
+    """
     found: dict[Path, FileIdentity] = {}
+    paths = {Path(info.shard.path) for info in model.head.tensors} if model.head else set()
     for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):
         with contextlib.suppress(FileNotFoundError):  # the folder has just gone
-            for path in (path for kind in _BESIDE for path in folder.glob(kind)):
-                with contextlib.suppress(FileNotFoundError):  # and so may a file of it
-                    found[path] = FileIdentity.of(path.stat())
+            paths.update([path for kind in _BESIDE for path in folder.glob(kind)])
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # and so may a file of it
+            found[path] = FileIdentity.of(path.stat())
     return found
 
 
