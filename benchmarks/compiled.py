@@ -32,9 +32,9 @@ MODULES = {
     "composition/routers": ("given",),
     "devices/modelled": ("device", "event", "exe", "tokens", "transfer"),
     "engine": (
-        "admission", "arrivals", "batch", "batches", "engine", "expert_control", "groups", "kv", "log", "metrics",
-        "policy", "prefix", "queue", "request", "reuse", "routing", "runner", "scheduler", "sequence", "served", "text",
-        "timeline",
+        "admission", "batch", "batcher", "engine", "expert_control", "groups", "kv", "loads", "log", "metrics",
+        "policy", "prefix", "queue", "request", "reuse", "routing", "runner", "scheduler", "sequence", "served",
+        "stop_text", "timeline",
     ),
     "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
     "plan": ("simulate",),

@@ -14,7 +14,7 @@ from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
 from coterie.engine.choice import Chooser, check_choice, logprobs_of
 from coterie.engine.request import ChoiceParams
-from coterie.engine.speculate.habit import Habit
+from coterie.engine.speculate.last_choices import LastChoices
 from coterie.graph.sampling import draw, repeat
 
 V = 97
@@ -136,14 +136,14 @@ class Led(Some):
 def test_a_habit_learns_what_was_chosen_and_not_what_was_forced():
     mask = Led([7])
     made = chooser(mask=mask)
-    made.habit = Habit()
+    made.last_choices = LastChoices()
     assert made.choose(None, 0, 0) == 7
-    assert made.habit.next(mask, PROMPT[-1]) == []
+    assert made.last_choices.next(mask, PROMPT[-1]) == []
     assert made.choose(logits(0), 0, 1) == 7
-    assert [token for token, _ in made.habit.next(mask, PROMPT[-1])] == [7]
+    assert [token for token, _ in made.last_choices.next(mask, PROMPT[-1])] == [7]
     mask.leaves = b"\2"
-    assert [token for token, _ in made.habit.next(mask, 7)] == [7], "behind the token before"
-    assert made.habit.next(mask, PROMPT[-1]) == []
+    assert [token for token, _ in made.last_choices.next(mask, 7)] == [7], "behind the token before"
+    assert made.last_choices.next(mask, PROMPT[-1]) == []
 
 
 def test_a_row_that_is_no_number_draws_no_token():

@@ -16,7 +16,7 @@ from coterie.engine.kv import KVPool
 from coterie.engine.queue import Queue
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.engine.sequence import Sequence
-from coterie.engine.text import StopText
+from coterie.engine.stop_text import StopText
 from coterie.graph.program import KvShape
 
 KV = KvShape(num_layers=1, num_kv_heads=1, head_dim=2, dtype=DType.F16)  # 8 bytes a token

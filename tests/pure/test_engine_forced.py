@@ -16,8 +16,8 @@ from test_engine_choice import Form, NumbersDevice
 from coterie.core.errors import RequestError
 from coterie.engine.policy import GUESSED_BYTES, MAX_GUESSES, Policy
 from coterie.engine.request import ChoiceParams, SamplingParams
-from coterie.engine.speculate.foresee import foresee
-from coterie.engine.speculate.habit import EXPECTED, KEPT, Habit
+from coterie.engine.speculate.last_choices import EXPECTED, KEPT, LastChoices
+from coterie.engine.speculate.propose import propose
 
 END = 11
 
@@ -203,50 +203,50 @@ class Only:
 def test_forced_and_likely_tokens_take_turns():
     mask = Only(1, 2, None, None, 5, 6, None, 8, 9)
     sources = [Says([3, 4, 7], 0.5, [1, 2]), Says([3, 4, 5, 7], 0.8, [1, 2]), Says([7, 8], 0.9, [1, 2, 3, 4, 5, 6])]
-    seen = foresee(sources, mask, 15)
+    seen = propose(sources, mask, 15)
     assert seen.tokens == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert seen.chances == pytest.approx([1, 1, 0.8, 0.64, 0.512, 0.512, 0.4608, 0.41472, 0.41472])
     assert mask.tokens[:2] == (1, 2)
     for most in range(1, 9):
-        assert foresee(sources, mask, most).tokens == seen.tokens[:most]
-    assert foresee((), mask, 15).tokens == [1, 2]
-    assert foresee(sources, Only(), 15).tokens == foresee(sources, Only(None), 15).tokens == []
-    assert foresee([Says([3, 4, 5], 0.4)], None, 15).tokens == [3, 4, 5]
-    assert foresee([Says([3] * 15, 0.9)], Only(*[None] * 20), 15).tokens == [3] * 15
+        assert propose(sources, mask, most).tokens == seen.tokens[:most]
+    assert propose((), mask, 15).tokens == [1, 2]
+    assert propose(sources, Only(), 15).tokens == propose(sources, Only(None), 15).tokens == []
+    assert propose([Says([3, 4, 5], 0.4)], None, 15).tokens == [3, 4, 5]
+    assert propose([Says([3] * 15, 0.9)], Only(*[None] * 20), 15).tokens == [3] * 15
     assert mask.few() == b"\3"
     unlikely = Says([3], 0.01), Says([4], 0.9, [3])
-    assert foresee(unlikely, Only(None, None), 15).tokens == [3]  # so unlikely that nobody looks on
+    assert propose(unlikely, Only(None, None), 15).tokens == [3]  # so unlikely that nobody looks on
 
 
 def test_a_form_is_gone_on_with_as_it_was_before():
     """By what could come, or else by the token before: whichever was right more often."""
-    habit = Habit()
-    assert habit.next(Only(None), 7) == []
-    habit.learn(b"\1", 7, 30)
-    habit.learn(None, 7, 31)  # where anything could come nothing is learnt
-    assert habit.next(Only(), 7) == []
-    assert habit.next(Only(None), 0) == habit.next(Only(None, None), 7) == [(30, EXPECTED)]
+    last_choices = LastChoices()
+    assert last_choices.next(Only(None), 7) == []
+    last_choices.learn(b"\1", 7, 30)
+    last_choices.learn(None, 7, 31)  # where anything could come nothing is learnt
+    assert last_choices.next(Only(), 7) == []
+    assert last_choices.next(Only(None), 0) == last_choices.next(Only(None, None), 7) == [(30, EXPECTED)]
     for token in (30, 30, 31):
-        habit.learn(b"\1", 8, token)
-        habit.learn(b"\2", 7, 40)
-    habit.learn(b"\2", 7, 40)
-    assert habit.next(Only(None), 0) == [(31, pytest.approx((2 * EXPECTED + 2) / 5))]
-    assert habit.next(Only(None), 7) == [(40, pytest.approx((2 * EXPECTED + 3) / 6))]
+        last_choices.learn(b"\1", 8, token)
+        last_choices.learn(b"\2", 7, 40)
+    last_choices.learn(b"\2", 7, 40)
+    assert last_choices.next(Only(None), 0) == [(31, pytest.approx((2 * EXPECTED + 2) / 5))]
+    assert last_choices.next(Only(None), 7) == [(40, pytest.approx((2 * EXPECTED + 3) / 6))]
     for _ in range(3):
-        habit.learn(b"\1", 9, 31)
-    assert habit.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]
+        last_choices.learn(b"\1", 9, 31)
+    assert last_choices.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]
     # Where it is surer than others its token comes first, and they go on behind it.
     sources = [Says([4], 0.4, [1]), Says([6], 0.9, [1, 40, 5])]
-    seen = foresee(sources, Only(1, None, 5, None), 15, habit, 3)
+    seen = propose(sources, Only(1, None, 5, None), 15, last_choices, 3)
     assert seen.tokens == [1, 40, 5, 6]
     assert seen.chances == pytest.approx([1, 4.4 / 5, 4.4 / 5, 0.9 * 4.4 / 5])
-    assert foresee([Says([4], 0.9)], Only(None), 15, habit, 7).tokens == [4]
-    assert foresee([], Only(None), 15, habit, 7).tokens == [31]
-    before = Habit()
+    assert propose([Says([4], 0.9)], Only(None), 15, last_choices, 7).tokens == [4]
+    assert propose([], Only(None), 15, last_choices, 7).tokens == [31]
+    before = LastChoices()
     before.learn(b"\7", 5, 40)
-    assert foresee([], Only(5, None), 15, before, 3).tokens == [5, 40]  # behind 5, which is foreseen itself
-    assert foresee([Says([3], 0.5), Says([4], 0.5)], None, 15).tokens == [3]  # of two that are as sure the first
+    assert propose([], Only(5, None), 15, before, 3).tokens == [5, 40]  # behind 5, which is foreseen itself
+    assert propose([Says([3], 0.5), Says([4], 0.5)], None, 15).tokens == [3]  # of two that are as sure the first
     for place in range(2 * KEPT):
-        habit.learn(b"\7" + place.to_bytes(2, "little"), place, 50)
-    assert len(habit._done) == KEPT
-    assert habit.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]
+        last_choices.learn(b"\7" + place.to_bytes(2, "little"), place, 50)
+    assert len(last_choices._done) == KEPT
+    assert last_choices.next(Only(None), 7) == [(31, pytest.approx((2 * EXPECTED + 5) / 8))]

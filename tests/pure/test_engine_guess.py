@@ -18,10 +18,10 @@ from coterie.engine.batch import Guessed
 from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Balance, Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
-from coterie.engine.speculate.foresee import Foreseen
 from coterie.engine.speculate.guess import Guesser, Price, _sources, keep_guesses
 from coterie.engine.speculate.lookup import Lookup, Tally
 from coterie.engine.speculate.prediction import Prediction
+from coterie.engine.speculate.propose import Proposal
 from coterie.graph.compile import compile_graph
 from coterie.models.zoo import zoo_model
 from coterie.spec.load import load_machine
@@ -228,8 +228,8 @@ def test_what_is_served_under_a_name_since_is_another_expert():
 def test_where_all_are_certain_everyone_is_guessed_for_first(monkeypatch):
     w = world({"few-a": 4}, 4)
     sequences = [Sequence(ask(name, "few-a", (1, 2), 20), 40, 0.0) for name in "rs"]
-    seen = {"r": Foreseen([1, 2, 3], [1.0, 1.0, 1.0]), "s": Foreseen([4], [1.0])}
-    monkeypatch.setattr("coterie.engine.speculate.guess._foresee", lambda one, *_: seen[one.request.request_id])
+    seen = {"r": Proposal([1, 2, 3], [1.0, 1.0, 1.0]), "s": Proposal([4], [1.0])}
+    monkeypatch.setattr("coterie.engine.speculate.guess._propose", lambda one, *_: seen[one.request.request_id])
     for rows, wanted in ((4, [(1,), (4,)]), (5, [(1, 2), (4,)]), (2, None)):
         guesser = Guesser(Policy(max_guesses=15, max_batch=rows), w.device)
         assert guesser.guess(w.experts["few-a"], sequences, 1) == wanted

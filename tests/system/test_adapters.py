@@ -92,9 +92,9 @@ def test_adapters_take_turns_in_little_memory(experts: Path) -> None:
     with Coterie.open(experts, Options(near_bytes=near)) as coterie:
         for name in ("sql", "base", "german", "tax", "base", "sql", "german"):
             assert tokens_of(coterie, name) == wanted[name]
-            assert "base" in coterie.parts.both.residents
+            assert "base" in coterie.parts.all_weights.residents
         assert coterie.status().moves.evictions["dram"] >= 3
-        coterie.parts.both.check_integrity()
+        coterie.parts.all_weights.check_integrity()
     with pytest.raises(CapacityError, match=rf"beside 68\.00 KiB of bases, .* set --near to at least {near} B"):
         Coterie.open(experts, Options(near_bytes=near - 4096))
 

@@ -91,7 +91,7 @@ def test_adapters_beside_a_base_are_the_cpus(experts: Path, lazy: Gpu, near_byte
             for name in NAMES:
                 coterie.unload(name)
             found[device] += [coterie.ask(one).token_ids for one in queries]
-            coterie.parts.both.check_integrity()
+            coterie.parts.all_weights.check_integrity()
     assert found["cuda"] == found["cpu"]
     assert len(set(found["cpu"][:4])) == 4
 

@@ -77,7 +77,7 @@ def test_a_folder_of_a_base_deltas_and_an_adapter_is_served(root: Path) -> None:
         for name in ("tax", "german", "sql", "base", "tax", "sql"):
             assert tokens_of(coterie, name) == answers[name]
         assert coterie.status().moves.evictions["dram"] >= 3
-        coterie.parts.both.check_integrity()
+        coterie.parts.all_weights.check_integrity()
     with Coterie.open(root / "office") as coterie:
         together = coterie.ask_all([greedy("how many rows?", name) for name in answers])
         assert {name: answer.token_ids for name, answer in zip(answers, together, strict=True)} == answers

@@ -60,7 +60,7 @@ def answers(office: Path, device: str, near_bytes: int | None) -> list[tuple[int
         assert evicted == (near_bytes is not None)
         assert coterie.status().expert("law").base == "base"
         coterie.parts.engine.check_integrity()
-        coterie.parts.both.check_integrity()
+        coterie.parts.all_weights.check_integrity()
     return found
 
 

@@ -76,7 +76,7 @@ def test_many_prompts_at_once_go_where_each_goes_alone(judge):
     assert judge.parts.engine.metrics.admitted - before == 2 * len(prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert (answer.expert, answer.token_ids) == (alone[prompt].expert, alone[prompt].token_ids)
-    assert ROUTER in judge.parts.both.resident()
+    assert ROUTER in judge.parts.all_weights.resident()
     assert ROUTER not in judge.parts.cache.resident(), "it lives beside the experts, never in their place"
     judge.parts.engine.check_integrity()
 

@@ -33,8 +33,8 @@ from coterie.core.errors import ClosedError, CoterieError, fresh
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.expert_control import ExpertControl
+from coterie.engine.release_idle import release_idle
 from coterie.engine.request import Output, Request
-from coterie.engine.rest import rest
 
 WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
 
@@ -209,7 +209,7 @@ class Coterie(Measuring, ExpertCommands):
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, least recently used first; then those that are bases, which stay."""
-        return tuple([name for name in self._parts.both.resident() if name in self.composition.names])
+        return tuple([name for name in self._parts.all_weights.resident() if name in self.composition.names])
 
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
@@ -229,10 +229,10 @@ class Coterie(Measuring, ExpertCommands):
             self._touched.composition = now
             return found
 
-    def rest(self) -> int:
+    def release_idle(self) -> int:
         """Unload all that is not pinned, KV state too, and give its memory back; how many bytes. 0 if not quiet."""
         with self._opened():
-            return rest(self._parts) if self.quiet else 0
+            return release_idle(self._parts) if self.quiet else 0
 
     def trace(self) -> Trace:
         """What ran when, as far as it is remembered. Raises UsageError without Options.record."""
@@ -266,7 +266,7 @@ class Coterie(Measuring, ExpertCommands):
             yield self._parts.engine.control
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self.texts, self._parts.both, self._lock)
+        return begun(self.routing, query, self.texts, self._parts.all_weights, self._lock)
 
     def _check_room(self, query: Query, more: int) -> None:
         """Raise ClosedError, or CrowdedError where too many wait."""

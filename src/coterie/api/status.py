@@ -126,7 +126,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
     """What there is to be known now. Not while the engine is in a step."""
     held = parts.engine.admission.by_expert()
     experts = tuple([_expert(parts, name, model, held[name]) for name, model in models.items()])
-    sides = sides_of(parts.both)
+    sides = sides_of(parts.all_weights)
     tiers = tuple(
         [
             TierStatus(ledger.tier, of, ledger.capacity_bytes, ledger.used_bytes, len(ledger.copies))
@@ -152,7 +152,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
 
 
 def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
-    cache = side_of(parts.both, name)
+    cache = side_of(parts.all_weights, name)
     state, tier = _place(cache, name, parts.device.spec.home_tier)
     queue = parts.engine.queue
     return ExpertStatus(

@@ -86,7 +86,7 @@ class Watch:
     def __init__(self, parts: Parts, models: Mapping[str, Model], live: Mapping[str, InFlight]) -> None:
         self._parts, self._models, self._live = parts, models, live
         self._device, self._log = parts.device, parts.engine.log
-        self._caches = sides_of(parts.both)
+        self._caches = sides_of(parts.all_weights)
         self._load = _Load()
         self._sink: Sink | None = None
         self._routing = set[str]()  # requests of which that was told, and not yet where they go
@@ -116,7 +116,7 @@ class Watch:
         expert = "" if pending.route is None else pending.route.expert
         name = expert or ROUTER
         size = self._models[name].layout.size_bytes if name in self._models else 0
-        copy = side_of(self._parts.both, name).ledgers[0].copies.get(name)
+        copy = side_of(self._parts.all_weights, name).ledgers[0].copies.get(name)
         loading = copy is not None and copy.is_loading
         arrived = arrived_bytes(self._device, copy.layout, copy.arrivals, copy.early) if copy and loading else 0
         begun = any(s.request.request_id == request_id for s in queue.running.get(name, {}).values())

@@ -33,8 +33,10 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
     is as it was.
     """
     base = _base(parts, models, model)
-    cache = side_of(parts.both, name)
-    sizes = {other: its.layout.size_bytes for other, its in models.items() if side_of(parts.both, other) is cache}
+    cache = side_of(parts.all_weights, name)
+    sizes = {
+        other: its.layout.size_bytes for other, its in models.items() if side_of(parts.all_weights, other) is cache
+    }
     places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
@@ -48,7 +50,7 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
 
 def is_there(parts: Parts, name: str) -> bool:
     """Whether some memory has an expert's weights."""
-    return any(name in ledger.copies for ledger in side_of(parts.both, name).ledgers)
+    return any(name in ledger.copies for ledger in side_of(parts.all_weights, name).ledgers)
 
 
 def serve_touched(parts: Parts, name: str, layout: Layout) -> None:

@@ -95,13 +95,13 @@ class Plan:
 class Parts:
     """A running assembly. `device` decides as of one instant (engine/timeline.py).
 
-    `cache` holds the experts, `both` the router's own model too. `served`: what the engine serves, which may grow
-    (engine/additions.py).
+    `cache` holds the experts; `all_weights` also the router's own model, and bases that adapters share. `served`: what
+    the engine serves, which may grow (engine/additions.py).
     """
 
     device: Device
     engine: Engine
-    both: Cache
+    all_weights: Cache
     cache: ExpertCache
     kv: KVPool
     plan: Plan
@@ -222,7 +222,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     if made.router_bytes:
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
         others["router"] = own, {ROUTER}
-    both: Cache = SplitCache(cache, others) if others else cache
+    all_weights: Cache = SplitCache(cache, others) if others else cache
     # Conversations write it step by step: where it is the system's memory, what they do not need stays the system's.
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes, touched=False), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
@@ -232,8 +232,8 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
     served: dict[str, ServedExpert] = {}
     for name, model in models.items():
         served[name] = served_of(name, model, loaded[model.key], found.get(base_of(model, bases)))
-    engine = Engine(device, both, kv, served, settings.policy, recording)
-    return Parts(device, engine, both, cache, kv, made, served, recording)
+    engine = Engine(device, all_weights, kv, served, settings.policy, recording)
+    return Parts(device, engine, all_weights, cache, kv, made, served, recording)
 
 
 def served_of(name: str, model: Model, exe: Executable, base: Base | None) -> ServedExpert:
@@ -288,10 +288,10 @@ def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> 
     """
     device, start_s = parts.device, parts.device.now()
     for name in order:
-        ready = parts.both.want(name, models[name].layout).ready
+        ready = parts.all_weights.want(name, models[name].layout).ready
         if ready is not None:
             wait_for(device, ready)
-        failed = [failure for _, failure in parts.both.poll() if failure is not None]
+        failed = [failure for _, failure in parts.all_weights.poll() if failure is not None]
         if failed:
             raise failed[0]
     return device.now() - start_s

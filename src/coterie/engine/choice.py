@@ -24,7 +24,7 @@ from coterie.core.errors import CoterieError, RequestError, UnsupportedError
 from coterie.device import F32, Device, Event, Sampling
 from coterie.engine.history import History
 from coterie.engine.request import ChoiceParams, Mask, TokenLogprobs
-from coterie.engine.speculate.habit import Habit
+from coterie.engine.speculate.last_choices import LastChoices
 from coterie.graph.sampling import changed, draw
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Chooser:
         self._params, self._sampling, self._end_ids = params, sampling, end_ids
         self._history = History(params, prompt_ids)
         self._before = prompt_ids[-1]
-        self.habit: Habit | None = None  # that of the answer, if somebody wants to know
+        self.last_choices: LastChoices | None = None  # that of the answer, if somebody wants to know
         self.news: tuple[TokenLogprobs, ...] = ()
 
     def anew(self, prompt_ids: Seq[int]) -> Chooser:
@@ -77,8 +77,8 @@ class Chooser:
             mask = params.mask
             forced = () if mask is None else mask.forced()
             token = forced[0] if forced else self._drawn(_known(logits_V), position)
-            if mask is not None and not forced and self.habit is not None:
-                self.habit.learn(mask.few(), self._before, token)
+            if mask is not None and not forced and self.last_choices is not None:
+                self.last_choices.learn(mask.few(), self._before, token)
             self._before = token
             self._history.note(token)
             if mask is not None and token not in self._end_ids:

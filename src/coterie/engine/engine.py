@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from coterie.core.errors import CoterieError, CrowdedError, RequestError
 from coterie.device import Device, Event
 from coterie.engine.admission import Admission
-from coterie.engine.arrivals import Arrivals, as_error
 from coterie.engine.batch import Batch
-from coterie.engine.batches import Batches
+from coterie.engine.batcher import Batcher
 from coterie.engine.choice import choose_rows
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.groups import Groups
 from coterie.engine.kv import KVPool
+from coterie.engine.loads import Loads, as_error
 from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
@@ -57,23 +57,23 @@ class Engine:
         self.metrics, self.log = Metrics(), DecisionLog()
         self._device, self._kv, self._experts, self._recording = device, kv_pool, experts, recording
         self._schedule, self._repeats_of = schedule_named(self.policy.schedule), REPEATS[self.policy.schedule]
-        self._arrivals = Arrivals(device, cache, experts)
+        self._loads = Loads(device, cache, experts)
         self._runner = Runner(device, cache, kv_pool, recording)
-        self._batches = Batches(kv_pool, self.policy, device)
+        self._batcher = Batcher(kv_pool, self.policy, device)
         self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
         self._queue = self.queue = Queue()
-        self.drafts = Drafts(device, kv_pool, self._arrivals, self._runner, experts, self.policy, self.queue, self.log)
+        self.drafts = Drafts(device, kv_pool, self._loads, self._runner, experts, self.policy, self.queue, self.log)
         self.admission = Admission(self._queue, self.policy.max_batch)
-        self.control = ExpertControl(cache, self._arrivals, self._queue, self.admission, experts, self.log)
+        self.control = ExpertControl(cache, self._loads, self._queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}
-        self._groups = Groups(self._queue, self._arrivals, kv_pool, self.policy, variant_groups)
+        self._groups = Groups(self._queue, self._loads, kv_pool, self.policy, variant_groups)
         self._decided, self._repeats = Run("", ()), 0  # and in how many more steps the same would be decided
         self.before_load: Callable[[str], object] = lambda name: None  # told of each that is about to be fetched
 
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
-        self._batches.renewed(expert_id)
+        self._batcher.renewed(expert_id)
         self.drafts.renewed(expert_id)
         self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
@@ -113,7 +113,7 @@ class Engine:
     @property
     def loading(self) -> bool:
         """True while experts are under way, also those that nobody waits for any more."""
-        return self._arrivals.under_way > 0
+        return self._loads.under_way > 0
 
     @property
     def decisions(self) -> deque[tuple[str | int, ...]]:
@@ -134,15 +134,15 @@ class Engine:
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
-            others, until_s = (self._arrivals.awaited(), arrival_s) if batch.steps > 1 else ((), None)
+            others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
             names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
-            residencies = [self._arrivals.residency(name) for name in names]
+            residencies = [self._loads.residency(name) for name in names]
             event = self._runner.start([self._experts[name] for name in names], residencies, batch, batch.what)
             self._runner.wait(event, until_s, others)
             self._runner.finished(names, event)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
-            self._device.wait_any(self._arrivals.awaited(), until)
+            self._device.wait_any(self._loads.awaited(), until)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -153,7 +153,7 @@ class Engine:
     # ---- settle: what has finished, failed or was cancelled since the last step
 
     def _settle(self) -> None:
-        failed = self._arrivals.poll()
+        failed = self._loads.poll()
         for expert_id, error in failed.items():
             self.metrics.failed_fetches += 1
             self.log.add("fail", expert_id)
@@ -163,13 +163,13 @@ class Engine:
             self.drafts.failed(expert_id)
         if self.control.open:
             self.control.settle(failed)
-        for expert_id, seconds in self._arrivals.take_durations():
+        for expert_id, seconds in self._loads.take_durations():
             self.metrics.switch.add(seconds)
             self.log.tell("loaded", expert_id, seconds)
         while self._cancelled:
             sequence = self._live.get(self._cancelled.pop(0))
             if sequence is not None:
-                self._end(sequence, (), sequence.rest(), "cancelled")
+                self._end(sequence, (), sequence.flush(), "cancelled")
         self._kv.poll(self._device.done)
 
     # ---- decide
@@ -211,7 +211,7 @@ class Engine:
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
-        if self._arrivals.refuses(fetch.expert_id, fetch.keep, fetch.spare):
+        if self._loads.refuses(fetch.expert_id, fetch.keep, fetch.spare):
             return False
         self.before_load(fetch.expert_id)
         if self._recording is not None:
@@ -220,7 +220,7 @@ class Engine:
         most = self.policy.max_batch if self.policy.overlap else 0
         rows = self._queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
         try:
-            residency = self._arrivals.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
+            residency = self._loads.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self.control.refuse(fetch.expert_id, error)
@@ -244,25 +244,25 @@ class Engine:
             admitted = queue.waiting_numbers(run.admit)
             for sequence in admitted:
                 self._admit(sequence)
-            self._arrivals.touch(Counter([sequence.request.expert_id for sequence in admitted]))
-        most = self._batches.most_steps(expert)
+            self._loads.touch(Counter([sequence.request.expert_id for sequence in admitted]))
+        most = self._batcher.most_steps(expert)
         its = queue.running_of((run.expert_id, *run.beside))
-        alone = not (queue.waiting or len(queue.running) > len(its) or self._arrivals.under_way)
+        alone = not (queue.waiting or len(queue.running) > len(its) or self._loads.under_way)
         if not alone:
             most = min(most, repeats) if self.policy.leap else 1
         if run.beside:
-            return self._batches.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
+            return self._batcher.mixed([self._experts[name] for name in its], its, most, self.reuse.begin)
         self.reuse.begin(expert, its[run.expert_id])
         drafts = self.drafts if alone and self.drafts.ready(expert, self._bring) else None
-        return self._batches.next(expert, its[run.expert_id], most, drafts)
+        return self._batcher.next(expert, its[run.expert_id], most, drafts)
 
     def _admit(self, sequence: Sequence) -> None:
         self.reuse.admit(self._experts[sequence.request.expert_id], sequence)
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
-        self._batches.changed(sequence.request.expert_id)
+        self._batcher.changed(sequence.request.expert_id)
         sequence.scheduled_s = self._device.now()
-        sequence.load = self._arrivals.latest.get(sequence.request.expert_id)
+        sequence.load = self._loads.latest.get(sequence.request.expert_id)
         self.metrics.admitted += 1
         self.metrics.prompt_tokens += len(sequence.request.prompt_ids)
         self.metrics.max_overtaken = max(self.metrics.max_overtaken, sequence.overtaken)
@@ -279,7 +279,7 @@ class Engine:
                 self._repeats = 0
                 return
             self.fail([part.sequence for part in batch.parts], as_error(names[0], failure))
-            self._arrivals.wait_out(names[0])
+            self._loads.wait_out(names[0])
             self._settle()
             return
         steps = len(drawn := self._device.tokens(event))
@@ -320,7 +320,7 @@ class Engine:
     def fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
         """End these with an error, between two steps."""
         for sequence in sequences:
-            self._end(sequence, (), sequence.rest(), "error", error)
+            self._end(sequence, (), sequence.flush(), "error", error)
 
     def _end(
         self,
@@ -333,7 +333,7 @@ class Engine:
         request = sequence.request
         if sequence.scheduled_s is not None:
             self.reuse.end(sequence, error is not None)
-            self._batches.changed(request.expert_id)
+            self._batcher.changed(request.expert_id)
             self.drafts.ended(sequence)
         if not self.admission.drop(sequence):
             self._queue.drop(sequence)

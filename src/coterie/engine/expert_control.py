@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.admission import Admission
-from coterie.engine.arrivals import Arrivals
+from coterie.engine.loads import Loads
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
@@ -36,20 +36,20 @@ class ExpertControl:
     def __init__(
         self,
         cache: Cache,
-        arrivals: Arrivals,
+        loads: Loads,
         queue: Queue,
         admission: Admission,
         experts: Mapping[str, ServedExpert],
         log: DecisionLog,
     ) -> None:
-        self._cache, self._arrivals, self._queue, self._admission = cache, arrivals, queue, admission
+        self._cache, self._loads, self._queue, self._admission = cache, loads, queue, admission
         self._experts, self._log = experts, log
         self.open: dict[str, list[Told]] = {}
 
     def load(self, expert_id: str, tell: Told) -> None:
         """Bring an expert in, or join what does. Raises ConflictError where pinned ones leave it no room."""
         served = served_as(expert_id, self._experts)
-        if self._arrivals.residence(expert_id) is Residence.ABSENT:
+        if self._loads.residence(expert_id) is Residence.ABSENT:
             check_room(side_of(self._cache, expert_id), expert_id, served.layout.size_bytes)
         self.open.setdefault(expert_id, []).append(tell)
         self._log.add("load", expert_id)
@@ -99,7 +99,7 @@ class ExpertControl:
         if view.under_way > ahead:
             return None
         for expert_id in self.open:
-            if self._arrivals.residence(expert_id) is Residence.ABSENT:
+            if self._loads.residence(expert_id) is Residence.ABSENT:
                 there = [group for group in view.groups if group.residence is not Residence.ABSENT]
                 # Not those that only wait: by turns they come so often that there would be no end of it.
                 stay = [
@@ -114,7 +114,7 @@ class ExpertControl:
         for expert_id in list(self.open):
             if expert_id in failed:
                 self.refuse(expert_id, failed[expert_id])
-            elif self._arrivals.residence(expert_id) is READY:
+            elif self._loads.residence(expert_id) is READY:
                 for tell in self.open.pop(expert_id):
                     tell(None)
 

@@ -1,6 +1,6 @@
 """Groups: what a decision may depend on, kept from step to step; only what has changed is looked at anew.
 
-    queue, arrivals, KV pool --view--> View --scheduler--> Decision
+    queue, loads, KV pool --view--> View --scheduler--> Decision
 
 Knows nothing about how it is decided, or about who computes.
 """
@@ -12,8 +12,8 @@ from collections.abc import Sequence as Seq
 from itertools import islice
 from types import MappingProxyType
 
-from coterie.engine.arrivals import Arrivals
 from coterie.engine.kv import KVPool
+from coterie.engine.loads import Loads
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.scheduler import READY, First, Group, Residence, View, Waiting
@@ -30,12 +30,12 @@ class Groups:
     def __init__(
         self,
         queue: Queue,
-        arrivals: Arrivals,
+        loads: Loads,
         kv: KVPool,
         policy: Policy,
         variant_groups: Mapping[str, str] = NO_VARIANTS,
     ) -> None:
-        self._queue, self._arrivals, self._kv, self._policy = queue, arrivals, kv, policy
+        self._queue, self._loads, self._kv, self._policy = queue, loads, kv, policy
         self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
         self._apart: frozenset[str] = frozenset()
         self._of: dict[str, Group] = {}
@@ -55,7 +55,7 @@ class Groups:
     @property
     def unmoved(self) -> bool:
         """Whether every expert is where it was in the last view."""
-        return self._arrivals.moves == self._looked
+        return self._loads.moves == self._looked
 
     def changed(self, expert_id: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was in the last view."""
@@ -95,13 +95,13 @@ class Groups:
 
     def view(self, refused: frozenset[str]) -> View:
         """As things are now."""
-        self._looked = self._arrivals.moves
+        self._looked = self._loads.moves
         known = self._of
-        for expert_id in self._arrivals.take_moved():
+        for expert_id in self._loads.take_moved():
             known.pop(expert_id, None)
         groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
         first = self._firsts() if self._first is None else self._first
-        queue, under_way = self._queue, self._arrivals.under_way
+        queue, under_way = self._queue, self._loads.under_way
         # In the order of the fields: it is made for every decision.
         free, has_variants = self._kv.free_blocks, bool(self._variant_groups)
         return View(groups, free, first, queue.arrived, self._current, self._streak, under_way, refused, has_variants)
@@ -117,7 +117,7 @@ class Groups:
 
     def _group(self, expert_id: str) -> Group:
         """The group of an expert, kept until something about it changes."""
-        residence = self._arrivals.residence(expert_id)
+        residence = self._loads.residence(expert_id)
         waiting = self._queue.waiting.get(expert_id, NO_SEQUENCES)
         running = self._queue.running.get(expert_id, NO_SEQUENCES)
         # Of an absent expert only the first request and their number matter.

@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from coterie.core.errors import CoterieError, TransferError
 from coterie.device import Sampling
-from coterie.engine.arrivals import Load
 from coterie.engine.choice import Chooser
 from coterie.engine.history import History
+from coterie.engine.loads import Load
 from coterie.engine.request import FinishReason, Output, Request, Timings
 from coterie.engine.speculate.lookup import Lookup
 from coterie.engine.speculate.prediction import Prediction
-from coterie.engine.text import StopText
+from coterie.engine.stop_text import StopText
 from coterie.engine.vectors import Pool
 
 
@@ -184,9 +184,9 @@ class Sequence:
         text = "" if ended else self._show(token)
         complete = is_newest and self.chooser is not None and self.chooser.complete
         if self._text.stopped or ended or complete:
-            return text + self.rest(), "stop"
+            return text + self.flush(), "stop"
         if self.tokens_left == 0:
-            rest = self.rest()
+            rest = self.flush()
             return text + rest, "stop" if self._text.stopped else "length"
         return text, None
 
@@ -214,7 +214,7 @@ class Sequence:
             unpredicted_tokens=predicted[1],
         )
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """The text that was held back; no more tokens will come."""
         detokenizer = self.request.detokenizer
         tail = self._text.push(detokenizer.flush()) if detokenizer is not None else ""

@@ -21,8 +21,8 @@ from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Device, Event
 from coterie.memory.evict import Entry, HoleError, Policy, Window, policy_of, whole_place
+from coterie.memory.links import fill_links, link_weights, managed_tiers
 from coterie.memory.residency import NO_GATES, Evicted, Residency
-from coterie.memory.route import fill_links, link_weights, managed_tiers
 from coterie.memory.rows import early_rows
 from coterie.memory.slab import round_up
 from coterie.memory.tiers import Changes, Copy, Ended, TierLedger

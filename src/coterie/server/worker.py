@@ -234,7 +234,7 @@ class Worker:
                 job = self._inbox.get(block, self._awake_s())
             except queue.Empty:
                 if block:
-                    self._coterie.rest()
+                    self._coterie.release_idle()
                     self._worked_s = math.inf  # until there is work again
                     continue
                 return True

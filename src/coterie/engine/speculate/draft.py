@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from coterie.core.errors import CapacityError
 from coterie.device import Device
-from coterie.engine.arrivals import Arrivals
 from coterie.engine.batch import build, cut
 from coterie.engine.kv import KVPool
+from coterie.engine.loads import Loads
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
@@ -107,14 +107,14 @@ class Drafts:
         self,
         device: Device,
         kv: KVPool,
-        arrivals: Arrivals,
+        loads: Loads,
         runner: Runner,
         experts: Mapping[str, ServedExpert],
         policy: Policy,
         queue: Queue,
         log: DecisionLog,
     ) -> None:
-        self._device, self._kv, self._arrivals, self._runner = device, kv, arrivals, runner
+        self._device, self._kv, self._loads, self._runner = device, kv, loads, runner
         self._experts, self._policy, self._queue = experts, policy, queue
         self._log, self._made_up = log, device.synthetic()
         self._of, self._pairs = dict[int, Draft](), dict[str, _Pair]()  # by numbers of sequences; by experts
@@ -161,11 +161,11 @@ class Drafts:
         small = self._drafter(expert)
         if small is None:
             return False
-        name, residence = small.expert_id, self._arrivals.residence(small.expert_id)
-        if residence is ABSENT and self._asked.get(name) != self._arrivals.moves:
-            if not bring(Fetch(name, self._arrivals.resident)):
-                self._lacking("weights", name, self._arrivals.lack(name, f"{expert.expert_id}: draft"))
-            self._asked[name] = self._arrivals.moves
+        name, residence = small.expert_id, self._loads.residence(small.expert_id)
+        if residence is ABSENT and self._asked.get(name) != self._loads.moves:
+            if not bring(Fetch(name, self._loads.resident)):
+                self._lacking("weights", name, self._loads.lack(name, f"{expert.expert_id}: draft"))
+            self._asked[name] = self._loads.moves
         elif residence is READY:
             self.lacks.pop(("weights", name), None)
         return residence is READY
@@ -319,7 +319,7 @@ class Drafts:
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in own}
         batch = build(parts, tables, self._kv.tokens_per_block(small.kv), steps)
         name, sizes = small.expert_id, batch.rows.sizes
-        event = self._runner.start([small], [self._arrivals.residency(name)], batch, "draft")
+        event = self._runner.start([small], [self._loads.residency(name)], batch, "draft")
         self._runner.wait(event, None, ())
         self._runner.finished([name], event)
         self._log.add_steps(steps, ("draft", name, sizes.T, len(batch.rows.rows_R)))

@@ -19,17 +19,17 @@ from coterie.engine.batch import Batch
 from coterie.engine.policy import FEW_ROWS, Balance, Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
-from coterie.engine.speculate.foresee import Foreseen, foresee
-from coterie.engine.speculate.habit import Habit
+from coterie.engine.speculate.last_choices import LastChoices
 from coterie.engine.speculate.lookup import Lookup, Tally
 from coterie.engine.speculate.prediction import Prediction
+from coterie.engine.speculate.propose import Proposal, propose
 from coterie.graph.cost import program_cost
 
 # What lies between two runs, in the engine and the device, as bytes that could be read: some 0.25 ms of 35 GB/s.
 BETWEEN_RUNS_BYTES = 2**23
 TOGETHER = 4  # rows; steps have one guess, or all that are certain, or fill so many: a device keeps few sizes ready
 MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
-NOTHING = Foreseen([], [])
+NOTHING = Proposal([], [])
 MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
 
 
@@ -108,7 +108,7 @@ class Guesser:
         if not most.any and not any(sequence.mask is not None for sequence in sequences):
             return None
         known = self._known(expert)
-        seen = [_foresee(sequence, known.tally, most) for sequence in sequences]
+        seen = [_propose(sequence, known.tally, most) for sequence in sequences]
         chances: list[tuple[float, int, int]] = []
         for number, its in enumerate(seen):
             chances += [(chance, -place, number) for place, chance in enumerate(its.chances)]
@@ -161,7 +161,7 @@ class Guesser:
         return found
 
 
-def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
+def _propose(sequence: Sequence, tally: Tally, most: _Most) -> Proposal:
     count = min(most.any if sequence.mask is None else most.formed, sequence.tokens_left - 1)
     if count < 1:
         return NOTHING
@@ -170,10 +170,10 @@ def _foresee(sequence: Sequence, tally: Tally, most: _Most) -> Foreseen:
         source.catch_up()
     chooser = sequence.chooser
     if sequence.mask is None or chooser is None:
-        return foresee(sources, None, count)
-    if chooser.habit is None:
-        chooser.habit = Habit()
-    return foresee(sources, sequence.mask, count, chooser.habit, sequence.tokens[-1])
+        return propose(sources, None, count)
+    if chooser.last_choices is None:
+        chooser.last_choices = LastChoices()
+    return propose(sources, sequence.mask, count, chooser.last_choices, sequence.tokens[-1])
 
 
 def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:

@@ -1,4 +1,4 @@
-"""Arrivals: which experts are under way, what of them is there already, and how long they took.
+"""Loads: which experts are under way, what of them is there already, and how long they took.
 
     absent -> bring -> arriving -> started (first stage there) -> ready          a failed load: absent again
 
@@ -40,7 +40,7 @@ class Load:
         return self.ready_s
 
 
-class Arrivals:
+class Loads:
     """Asks the cache for experts and follows their loads. What is finished is learnt in `poll` alone."""
 
     def __init__(self, device: Device, cache: Cache, experts: Mapping[str, ServedExpert]) -> None:

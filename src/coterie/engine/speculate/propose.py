@@ -1,4 +1,4 @@
-"""Foresight: tokens that may come next of a sequence, by its form and by what came before, and how likely each is.
+"""Proposes the next tokens of a sequence, from its form (a grammar) and from what came before, each with its chance.
 
     newest ..  F F F  s s  F F  s       F: the form leaves no other; s: what a source says, and the form allows
                chance 1  falls with each s
@@ -13,9 +13,9 @@ from typing import Protocol, TypeAlias
 
 from coterie.core.values import value
 from coterie.engine.request import Mask
-from coterie.engine.speculate.habit import Habit
+from coterie.engine.speculate.last_choices import LastChoices
 
-Run: TypeAlias = list[tuple[int, float]]  # tokens, each with how likely it is right if those before it are
+Guesses: TypeAlias = list[tuple[int, float]]  # tokens, each with how likely it is right if those before it are
 
 LEAST_CHANCE = 0.1  # of a guess that no step is likely to pay for: what would come behind it is not looked for
 
@@ -23,34 +23,34 @@ LEAST_CHANCE = 0.1  # of a guess that no step is likely to pay for: what would c
 class Source(Protocol):
     """Says what may come next."""
 
-    def after(self, most: int, tail: Sequence[int] = ()) -> Run:
+    def after(self, most: int, tail: Sequence[int] = ()) -> Guesses:
         """Up to so many tokens, behind `tail`, each with how likely it is right if those before it are."""
 
 
 @value
-class Foreseen:
+class Proposal:
     """Tokens that may come next, and the chance that each, and all before it, do."""
 
     tokens: list[int]
     chances: list[float]
 
 
-def foresee(
-    sources: Sequence[Source], mask: Mask | None, most: int, habit: Habit | None = None, newest: int = -1
-) -> Foreseen:
-    """At most so many tokens. Of several sources the one that is surest of its first token is followed.
+def propose(
+    sources: Sequence[Source], mask: Mask | None, most: int, last_choices: LastChoices | None = None, newest: int = -1
+) -> Proposal:
+    """Propose at most `most` tokens: those that the mask forces; else those of the source surest of its next token.
 
-    `habit`: that of the answer, whose newest token that is; where it is surest, it says one token. The mask is left as
-    it is.
+    `last_choices`: of the answer, whose newest token is `newest`; where it is surest, it gives one token. The mask is
+    copied, not changed.
     """
-    seen, chance, ahead = Foreseen([], []), 1.0, None
+    seen, chance, ahead = Proposal([], []), 1.0, None
     while len(seen.tokens) < most and chance >= LEAST_CHANCE:
         room, at = most - len(seen.tokens), mask if ahead is None else ahead
         forced = () if at is None else at.forced()[:room]
         run = [(token, 1.0) for token in forced]
         if not forced:
             before = seen.tokens[-1] if seen.tokens else newest
-            usual = habit.next(at, before) if habit is not None and at is not None else []
+            usual = last_choices.next(at, before) if last_choices is not None and at is not None else []
             run = _surest([source.after(room, seen.tokens) for source in sources], usual)
         if at is not None and len(forced) < room:
             ahead = at.copy() if ahead is None else ahead
@@ -64,5 +64,5 @@ def foresee(
     return seen
 
 
-def _surest(said: Sequence[Run], usual: Run) -> Run:
+def _surest(said: Sequence[Guesses], usual: Guesses) -> Guesses:
     return max((run for run in (*said, usual) if run), key=lambda run: run[0][1], default=[])

@@ -1,9 +1,10 @@
-"""Habit: how an answer goes on where its form leaves few tokens, by what it did where the same few could come.
+"""LastChoices: guesses what an answer held to a form (a grammar) does next from what it did in the same place before.
 
-    {"first_name": "ann", "last_name": ?     behind a name came `":`, where just that or a blank could come; then ` "`
+    {"first_name": "ann", "last_name": ?     after the last name came `":`, out of the same few tokens; so guess `":`
 
-So the first values of a form tell how the others are punctuated, though each name is new. Each token costs two looks at
-tables. Knows nothing about what a form is, or about devices.
+A place is the set of tokens that the form allows there, where these are few, or the token before. So from the second
+property on the punctuation is known, though each name is new. Each token costs two look-ups. Knows nothing about what
+a form is, or about devices.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class _Done:
         self.token = token
 
 
-class Habit:
-    """What one answer did, by what could come (a mask's `few`), and by the token before."""
+class LastChoices:
+    """An answer's last choice in each place: by the few tokens that could come (`Mask.few`), and by the one before."""
 
     def __init__(self) -> None:
         self._done: dict[bytes | int, _Done] = {}

@@ -1,4 +1,4 @@
-"""Batches: the next batch of an expert's running sequences; those that only decode are kept from step to step.
+"""Batcher: makes the next batch of an expert's running sequences; those that only decode are kept from step to step.
 
 Knows nothing about who is chosen, or about weights.
 """
@@ -21,7 +21,7 @@ from coterie.engine.variants import Mix
 from coterie.engine.vectors import apart
 
 
-class Batches:
+class Batcher:
     """Makes batches of at most as many tokens, and rows of logits, as the policy allows.
 
     It must be told when an expert's sequences change.

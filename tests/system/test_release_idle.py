@@ -34,7 +34,7 @@ def test_who_was_there_answers_the_same_from_its_file(office: Path) -> None:
         before = {name: coterie.ask(Query.text(PROMPT, name)).token_ids for name in ("ada", "bob", "cyd")}
         coterie.pin("bob")
         pinned, misses = coterie.parts.cache.ledgers[0].copies["bob"].extent, coterie.parts.cache.stats.misses
-        assert coterie.rest() > 0
+        assert coterie.release_idle() > 0
         assert coterie.resident() == ("bob",)
         assert coterie.parts.cache.ledgers[0].copies["bob"].extent == pinned
         assert coterie.parts.kv.cached_blocks == coterie.parts.kv.used_blocks == 0
@@ -52,7 +52,7 @@ def test_the_system_gets_the_memory(tmp_path: Path) -> None:
         before = coterie.ask(Query.text(PROMPT)).token_ids
         held, near = resident_bytes(), coterie.parts.plan.near_bytes
         assert near > 64 << 20
-        assert coterie.rest() >= near
+        assert coterie.release_idle() >= near
         assert resident_bytes() < held - near * 0.9
         assert coterie.ask(Query.text(PROMPT)).token_ids == before
         assert resident_bytes() > held - near * 0.1
@@ -62,13 +62,13 @@ def test_nothing_goes_while_something_runs(office: Path) -> None:
     with Coterie.open(office) as coterie:
         request = coterie.submit(Query.text(PROMPT, "ada"))
         coterie.step()
-        assert coterie.rest() == 0
+        assert coterie.release_idle() == 0
         assert coterie.resident() == ("ada",)
         while not coterie.idle:
             last = coterie.step()[-1:]
         assert (last[0].request_id, last[0].error) == (request, None)
     with pytest.raises(ClosedError):
-        coterie.rest()
+        coterie.release_idle()
 
 
 def test_bases_stay(tmp_path: Path) -> None:
@@ -77,15 +77,15 @@ def test_bases_stay(tmp_path: Path) -> None:
         write_adapter_of(base, tmp_path / "office" / name, ("q_proj", "up_proj"), seed)
     with Coterie.open(tmp_path / "office") as coterie:
         before = {name: coterie.ask(Query.text(PROMPT, name)).token_ids for name in ("sql", "tax", "base")}
-        coterie.rest()
+        coterie.release_idle()
         assert coterie.resident() == ("base",)
         assert {name: coterie.ask(Query.text(PROMPT, name)).token_ids for name in before} == before
 
 
 def test_a_server_rests_once_after_its_work(office: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who only looks on does not keep it awake, nor has it rest again."""
-    coterie, rests = Coterie.open(office), list[int]()
-    monkeypatch.setattr(Coterie, "rest", lambda self: rests.append(REST(self)))
+    coterie, releases = Coterie.open(office), list[int]()
+    monkeypatch.setattr(Coterie, "release_idle", lambda self: releases.append(RELEASE(self)))
     worker = Worker(coterie, rest_s=0.05)
 
     async def ask_and_look() -> None:
@@ -93,19 +93,19 @@ def test_a_server_rests_once_after_its_work(office: Path, monkeypatch: pytest.Mo
             stream = worker.ask([Query.text(PROMPT, "ada")])
             while not (await stream.take())[-1].last:
                 pass
-            while len(rests) < count:
+            while len(releases) < count:
                 assert await worker.call(lambda coterie: coterie.status()) is not None
             for _ in range(20):
                 assert (await worker.call(lambda coterie: coterie.resident())) == ()
                 await asyncio.sleep(0.01)
-            assert len(rests) == count
+            assert len(releases) == count
 
     worker.start()
     try:
         asyncio.run(asyncio.wait_for(ask_and_look(), 60))
     finally:
         worker.stop()
-    assert all(rests)
+    assert all(releases)
 
 
 def test_a_server_may_keep_what_it_has_for_centuries(office: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_server_may_keep_what_it_has_for_centuries(office: Path) -> None:
         worker.stop()
 
 
-REST = Coterie.rest
+RELEASE = Coterie.release_idle
 
 
 @pytest.mark.parametrize("given", ["0s", "soon", "10"])

@@ -1,4 +1,4 @@
-"""Rest: what is kept for later, and is not pinned, goes, and its memory is the system's until it is needed again.
+"""Releases idle memory: what is kept for later and not pinned goes, until it is needed again.
 
     pinned experts, bases                               stay
     other experts, their copies below, KV of ended ones go; they come back from files, or are computed again
@@ -12,10 +12,10 @@ from coterie.engine.assembly import Parts
 from coterie.memory.split import sides_of
 
 
-def rest(parts: Parts) -> int:
+def release_idle(parts: Parts) -> int:
     """Give back what nobody uses, while nothing runs or is under way; how many bytes of slabs that leaves unused."""
     pieces = []
-    for side, cache in sides_of(parts.both).items():
+    for side, cache in sides_of(parts.all_weights).items():
         if side != "bases":
             for name in sorted({name for ledger in cache.ledgers for name in ledger.copies} - cache.pinned):
                 cache.forget(name)
