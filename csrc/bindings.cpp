@@ -150,6 +150,7 @@ NB_MODULE(_cpu, m) {
   dtypes["F32"] = static_cast<int64_t>(DType::f32);
   dtypes["F16"] = static_cast<int64_t>(DType::f16);
   dtypes["BF16"] = static_cast<int64_t>(DType::bf16);
+  dtypes["BF16, bf16"] = static_cast<int64_t>(DType::bf16_bf16);
   dtypes["Q8"] = static_cast<int64_t>(DType::q8);
   dtypes["Q4"] = static_cast<int64_t>(DType::q4);
   dtypes["Q4Z"] = static_cast<int64_t>(DType::q4z);

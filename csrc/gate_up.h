@@ -45,12 +45,10 @@ void gate_and_up(const Op& op, const Input& in, const Block& block, float* both,
     linear_block(in, block, up, op.D, both + kTileRows, kBothRows, part_at, work);
     return;
   }
-  with_dtype(op.gate_dtype, [&]<DType D>() {
-    const int64_t row = PlainRows<D>::row_bytes(op.D), first = block.row * row, second = first + block.apart * row;
-    const Rows<4> rows{{op.gate + first, op.gate + second, op.up + first, op.up + second}};
-    static_assert(2 * rows_of_part(2) == kTileRows);  // so up follows gate
-    dots_along<PlainRows<D>>(in.few(block.tokens), block.tokens, rows, block.rows, op.D, both, kBothRows, part_at);
-  });
+  const int64_t row = row_bytes(op.gate_dtype, op.D), first = block.row * row, second = first + block.apart * row;
+  const Rows<4> rows{{op.gate + first, op.gate + second, op.up + first, op.up + second}};
+  static_assert(2 * rows_of_part(2) == kTileRows);  // so up follows gate
+  tile_along(in, block.tokens, op.gate_dtype, rows, block.rows, op.D, both, kBothRows, part_at);
   add_bias(gate, block, both, kBothRows, part_at);
   add_bias(up, block, both + kTileRows, kBothRows, part_at);
 }

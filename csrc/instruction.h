@@ -15,11 +15,11 @@
 
 namespace coterie {
 
-// q8, q6, q4, q4z, q2 and mx4 are weights packed in groups that share a scale, and of q4z a zero point; rows of them are laid out as packed.h says.
-// The activations that they meet are rounded to whole numbers of 16 bits (whole_record.h), or of 8 where the type says int8, as none does of q6.
+// q8, q6, q4, q4z, q2 and mx4 are packed in groups that share a scale, and of q4z a zero point (packed.h). Activations that they meet are rounded to
+// whole numbers of 16 bits (whole_record.h), or of 8 where the type says int8. bf16_bf16: bf16 that meets activations rounded to it (halves.h).
 enum class DType : int64_t {
   f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q8_int8 = 5, q4_int8 = 6, q4z = 7, q4z_int8 = 8, q2 = 9, q2_int8 = 10,
-  mx4 = 11, mx4_int8 = 12, q6 = 13
+  mx4 = 11, mx4_int8 = 12, q6 = 13, bf16_bf16 = 14
 };
 
 // Of a type whose elements stand alone.
@@ -28,7 +28,8 @@ constexpr int64_t size_of(int64_t dtype) { return dtype == static_cast<int64_t>(
 // Bytes of one row of a weight with K columns; the only place that knows how rows follow one another.
 constexpr int64_t kBlockWeights = 32;  // a packed row is padded to whole blocks
 constexpr int64_t kGroupQ8 = 128, kGroupQ4 = 32, kBlockQ6 = 256, kUnitQ6 = 64, kUnitBytesQ6 = 52;  // of q6 to units, with four scales each
-constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8); }
+constexpr bool meets_bf16(int64_t dtype) { return dtype == static_cast<int64_t>(DType::bf16_bf16); }
+constexpr bool is_packed(int64_t dtype) { return dtype >= static_cast<int64_t>(DType::q8) && !meets_bf16(dtype); }
 constexpr bool has_zeros(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q4z) || dtype == static_cast<int64_t>(DType::q4z_int8); }
 constexpr bool is_q2(int64_t dtype) { return dtype == static_cast<int64_t>(DType::q2) || dtype == static_cast<int64_t>(DType::q2_int8); }
 constexpr bool has_floats(int64_t dtype) { return dtype == static_cast<int64_t>(DType::mx4) || dtype == static_cast<int64_t>(DType::mx4_int8); }
@@ -49,8 +50,7 @@ constexpr int64_t row_bytes(int64_t dtype, int64_t K) {
   return blocks * (kBlockWeights / (is_q2(dtype) ? 4 : 2)) + (K + kGroupQ4 - 1) / kGroupQ4 * (has_zeros(dtype) ? 4 : 2);
 }
 
-constexpr int kRowWords = 48;
-constexpr int kHeaderWords = 2;
+constexpr int kRowWords = 48, kHeaderWords = 2;
 constexpr int kOperandWords = kRowWords - kHeaderWords;
 
 struct Row {

@@ -25,13 +25,18 @@ constexpr int64_t kBeside = 4;  // tokens side by side; of the last ones fewer. 
 constexpr int64_t whole_vectors(int64_t K) { return (K + W - 1) / W * W; }
 constexpr int64_t beside_floats(int64_t tokens, int64_t K) { return tokens * whole_vectors(K); }
 
-// Puts a token's row in its place among `tokens` that lie side by side.
-inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out) {
+// Puts a token's row in its place among `tokens` that lie side by side, W numbers at a time as `made` of them.
+template <class Made>
+inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out, Made made) {
   const int64_t first = token / kBeside * kBeside, together = tokens - first < kBeside ? tokens - first : kBeside;
   float* at = out + first * whole_vectors(K) + (token - first) * W;
   int64_t k = 0;
-  for (; k + W <= K; k += W, at += together * W) store(at, load(row + k));
-  if (k < K) store(at, load_part(row + k, K - k));
+  for (; k + W <= K; k += W, at += together * W) store(at, made(load(row + k)));
+  if (k < K) store(at, made(load_part(row + k, K - k)));
+}
+
+inline void put_beside(const float* row, int64_t K, int64_t token, int64_t tokens, float* out) {
+  put_beside(row, K, token, tokens, out, [](V numbers) { return numbers; });
 }
 
 // acc[m * N + n] += vector m of `x` * w[n].
@@ -98,16 +103,16 @@ inline void with_streams(int64_t tokens, Body body) {
   body.template operator()<3>();
 }
 
-// All tokens of a tile, side by side, against N rows, which stay in the caches meanwhile. Form::dots<M, N> is M tokens by N rows at once.
+// All tokens of a tile, as Form has them, against N rows, which stay in the caches meanwhile. Form::dots<M, N> is M tokens by N rows at once.
 // Rows `ahead` bytes behind these are fetched while these are used again, or, with `at_once`, also when they are used once.
 template <class Form, int N>
-inline void dots_group(const float* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
+inline void dots_group(const typename Form::Number* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                        int64_t ahead, bool at_once) {
   constexpr int kTokens = W == 16 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;
-    Form::template dots<M, N>(x + t * whole_vectors(K), rows, K, out + t * out_stride, out_stride, out_step, fetch ? ahead : 0);
+    Form::template dots<M, N>(x + t * Form::token_numbers(K), rows, K, out + t * out_stride, out_stride, out_step, fetch ? ahead : 0);
     t += M;
   };
   while (t + kTokens <= tokens) some.template operator()<kTokens>();
@@ -119,8 +124,8 @@ inline void dots_group(const float* x, int64_t tokens, const Rows<N>& rows, int6
 // `each` rows of every stream, whose first rows are given; the streams go on behind them, and hardware follows them by itself.
 // out[t * out_stride + stream * out_step + row].
 template <class Form, int Streams>
-inline void dots_along(const float* x, int64_t tokens, Rows<Streams> rows, int64_t each, int64_t K, float* out, int64_t out_stride,
-                       int64_t out_step) {
+inline void dots_along(const typename Form::Number* x, int64_t tokens, Rows<Streams> rows, int64_t each, int64_t K, float* out,
+                       int64_t out_stride, int64_t out_step) {
   const int64_t row = Form::row_bytes(K);
   for (int64_t n = 0; n < each; ++n) {
     dots_group<Form, Streams>(x, tokens, rows, K, out + n, out_stride, out_step, row, false);
@@ -131,7 +136,7 @@ inline void dots_along(const float* x, int64_t tokens, Rows<Streams> rows, int64
 // N rows that follow one another, as streams of a part of them each; out[t * out_stride + n]. What comes after the end of a stream is
 // fetched early: hardware knows nothing of it.
 template <class Form, int Streams>
-inline void dots_streamed(const float* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+inline void dots_streamed(const typename Form::Number* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   const int64_t row = Form::row_bytes(K), each = N / Streams;
   for (int64_t n = 0; n < each; ++n) {
     const bool last = n + 1 == each;

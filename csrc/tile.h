@@ -8,6 +8,7 @@
 #include <bit>
 #include <initializer_list>
 
+#include "halves.h"
 #include "panel.h"
 #include "scratch.h"
 #include "streams.h"
@@ -103,17 +104,18 @@ constexpr void each_set(uint32_t bits, Body body) {
 }
 
 // Forms of a tile's tokens beside rows that the weights of an op read: records for packed types (whole_record.h), a bit for each, tokens
-// side by side for kernels of few tokens.
+// side by side for kernels of few tokens, or rounded to bfloat16 (halves.h).
 struct Forms {
   uint32_t records = 0;
-  bool beside = false;
-  constexpr bool any() const { return records != 0 || beside; }
+  bool beside = false, rounded = false;
+  constexpr bool any() const { return records != 0 || beside || rounded; }
 };
 
 template <class... DTypes>
 constexpr Forms forms_of(int64_t T, DTypes... dtypes) {
   const auto bit = [](int64_t dtype) { return is_packed(dtype) ? uint32_t{1} << packed_index(dtype) : 0; };
-  return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && (!is_packed(dtypes) || ...)};
+  const bool as_they_are = ((!is_packed(dtypes) && !meets_bf16(dtypes)) || ...);
+  return {(bit(dtypes) | ...), T > 1 && T <= kFewTokens && as_they_are, (meets_bf16(dtypes) || ...)};
 }
 
 // The tokens of a tile in each form that is wanted; null for others. `many`: a panel meets them.
@@ -122,10 +124,12 @@ struct Copies {
   bool many = false;
   uint8_t* records[kPackedTypes] = {};
   float* beside = nullptr;
+  float* rounded = nullptr;
 
   void put(int64_t token, int64_t tokens, const float* x, int64_t K) const {
     each_set(wanted, [&](int i) { put_records(x, K, packed_type(i), token, tokens, many, records[i]); });
     if (beside != nullptr) put_beside(x, K, token, tokens, beside);
+    if (rounded != nullptr) put_rounded(x, K, token, tokens, many, rounded);
   }
 };
 
@@ -133,8 +137,11 @@ constexpr int64_t records_floats(int64_t dtype, int64_t T, int64_t K) {
   return tile_records_bytes(dtype, token_tile(T), K, T > kFewTokens) / 4;
 }
 
+constexpr int64_t tile_tokens(int64_t T) { return T <= kFewTokens ? T : token_tile(T); }
+
 constexpr int64_t copies_bytes(const Forms& forms, int64_t T, int64_t K) {
   int64_t size = forms.beside ? bytes_of(beside_floats(T, K)) : 0;
+  if (forms.rounded) size += bytes_of(rounded_floats(tile_tokens(T), K, T > kFewTokens));
   each_set(forms.records, [&](int i) { size += bytes_of(records_floats(packed_type(i), T, K)); });
   return size;
 }
@@ -145,6 +152,7 @@ inline Copies take_copies(Scratch& scratch, const Forms& forms, int64_t T, int64
     copies.records[i] = reinterpret_cast<uint8_t*>(scratch.floats(records_floats(packed_type(i), T, K)));
   });
   if (forms.beside) copies.beside = scratch.floats(beside_floats(T, K));
+  if (forms.rounded) copies.rounded = scratch.floats(rounded_floats(tile_tokens(T), K, T > kFewTokens));
   return copies;
 }
 
@@ -153,7 +161,11 @@ struct Input {
   const float* x;
   int64_t stride;
   Copies copies = {};
-  const float* few(int64_t tokens) const { return tokens == 1 ? x : copies.beside; }  // as streams.h reads them
+  // As streams.h reads them.
+  const float* few(int64_t tokens, int64_t dtype) const {
+    if (meets_bf16(dtype)) return copies.rounded;
+    return tokens == 1 ? x : copies.beside;
+  }
 };
 
 constexpr int64_t input_bytes(int64_t T, int64_t K, const Forms& forms) {
@@ -210,7 +222,9 @@ inline void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t cou
 // Rows of a type as streams.h reads them.
 template <DType D>
 struct PlainRows {
+  using Number = float;
   static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
+  static int64_t token_numbers(int64_t K) { return whole_vectors(K); }
 
   // out[m * out_stride + n * out_step] = dot(token m, row n), M tokens side by side by N rows at once.
   // Rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
@@ -242,13 +256,28 @@ struct PlainRows {
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
   if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
-  if (work.panel != nullptr) return panel_tile(in.x, in.stride, tokens, w, dtype, N, K, out, out_stride, work);
-  const float* few = in.few(tokens);
+  const bool rounded = meets_bf16(dtype);
+  if (kHalves && rounded) return halves_tile(in.copies.rounded, tokens, w, N, K, out, out_stride, work.sums);
+  if (work.panel != nullptr) {
+    const float* many = rounded ? in.copies.rounded : in.x;
+    return panel_tile(many, rounded ? rounded_stride(K) : in.stride, tokens, w, dtype, N, K, out, out_stride, work);
+  }
+  const float* few = in.few(tokens, dtype);
   with_dtype(dtype, [&]<DType D>() {
     with_streams(tokens, [&]<int Streams>() {
       dots_streamed<PlainRows<D>, Streams>(few, tokens, w, N, K, out, out_stride);
     });
   });
+}
+
+// `each` rows of every stream with few tokens, as dots_along of streams.h.
+template <int Streams>
+inline void tile_along(const Input& in, int64_t tokens, int64_t dtype, const Rows<Streams>& rows, int64_t each, int64_t K, float* out,
+                       int64_t out_stride, int64_t out_step) {
+  if constexpr (kHalves && Streams == 4)
+    if (meets_bf16(dtype)) return halves_along(in.copies.rounded, tokens, rows, each, K, out, out_stride, out_step);
+  const float* few = in.few(tokens, dtype);
+  with_dtype(dtype, [&]<DType D>() { dots_along<PlainRows<D>>(few, tokens, rows, each, K, out, out_stride, out_step); });
 }
 
 // out[t][n] += bias[first + n]; does nothing without a bias.
@@ -295,12 +324,9 @@ inline void linear_block(const Input& in, const Block& block, const Weight& weig
   if (block.parts == 1) {
     dot_tile(in, block.tokens, w, weight.dtype, block.rows, K, out, out_stride, work);
   } else {
-    const float* few = in.few(block.tokens);
-    with_dtype(weight.dtype, [&]<DType D>() {
-      const int64_t apart = block.apart * PlainRows<D>::row_bytes(K);
-      with_streams(block.tokens, [&]<int Streams>() {
-        dots_along<PlainRows<D>>(few, block.tokens, rows_apart<Streams>(w, apart), block.rows, K, out, out_stride, out_step);
-      });
+    const int64_t apart = block.apart * row_bytes(weight.dtype, K);
+    with_streams(block.tokens, [&]<int Streams>() {
+      tile_along(in, block.tokens, weight.dtype, rows_apart<Streams>(w, apart), block.rows, K, out, out_stride, out_step);
     });
   }
   add_bias(weight, block, out, out_stride, out_step);

@@ -221,7 +221,8 @@ inline void with_dtype(int64_t dtype, Body body) {
   switch (static_cast<DType>(dtype)) {
     case DType::f32: return body.template operator()<DType::f32>();
     case DType::f16: return body.template operator()<DType::f16>();
-    case DType::bf16: return body.template operator()<DType::bf16>();
+    case DType::bf16:
+    case DType::bf16_bf16: return body.template operator()<DType::bf16>();
     case DType::q8:
     case DType::q4:
     case DType::q6:

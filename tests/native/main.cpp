@@ -6,6 +6,7 @@ int main() {
   testing::test_fused();
   testing::test_branches();
   testing::test_delta();
+  testing::test_halves();
   testing::test_latent();
   testing::test_parts();
   testing::test_scan();

@@ -173,6 +173,7 @@ void test_ops();    // ops.cpp
 void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
 void test_delta();  // delta.cpp
+void test_halves();  // halves.cpp
 void test_latent();  // latent.cpp
 void test_parts();  // parts.cpp
 void test_scan();  // scan.cpp

@@ -72,11 +72,13 @@ OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, 
 
 
 def dtype_number(dtype: DType, rounded: bool = False) -> int:
-    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets activations of 8 bits.
+    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets activations of 8 bits,
+    or of bfloat16 that meets bfloat16.
 
     Raises KeyError for types that are neither.
     """
-    return int(_cpu.DTYPES[f"{dtype.value}, int8" if rounded else dtype.value])
+    met = "bf16" if dtype is DType.BF16 else "int8"
+    return int(_cpu.DTYPES[f"{dtype.value}, {met}" if rounded else dtype.value])
 
 
 def real_bits(value: float) -> int:

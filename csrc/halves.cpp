@@ -1,0 +1,241 @@
+// Products of bfloat16 (halves.h). Compiled by itself once per instruction set: kernels call it for a tile at a time.
+// Knows nothing about ops or how work is shared out.
+#include "halves.h"
+
+namespace coterie::COTERIE_ISA {
+
+#if !defined(__AVX512F__)
+
+void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out) {
+  const auto round = [](V numbers) {
+    float lanes[W];
+    store(lanes, numbers);
+    for (float& lane : lanes) lane = widen_bf16(narrow_bf16(lane));
+    return load(lanes);
+  };
+  if (many) return put_beside(x, K, 0, 1, out + token * rounded_stride(K), round);
+  put_beside(x, K, token, tokens, out, round);
+}
+
+#else
+
+// As narrow_bf16.
+inline __m256i narrow(V numbers) {
+  const I bits = _mm512_castps_si512(numbers), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const I rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd), 16);
+  const __mmask16 none = _mm512_cmp_ps_mask(numbers, numbers, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, none, _mm512_set1_epi32(0x7FC0)));
+}
+
+void put_rounded(const float* x, int64_t K, int64_t token, int64_t, bool, float* out) {
+  auto* row = reinterpret_cast<uint16_t*>(out) + token * rounded_stride(K);
+  const auto put = [&](int64_t k, V numbers) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + k), narrow(numbers)); };
+  int64_t k = 0;
+  for (; k + W <= K; k += W) put(k, load(x + k));
+  if (k < K) put(k, load_part(x + k, K - k)), k += W;
+  if (k % kStepColumns != 0) put(k, V{});
+}
+
+// Whether this CPU has products of bfloat16 that add (AVX512-BF16).
+inline bool has_bf16_products() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+
+// Denormals are zero meanwhile, as for VDPBF16PS they always are. Sums of lanes are made so too, with either kind of products.
+class Flushed {
+ public:
+  Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  Flushed(const Flushed&) = delete;
+  Flushed& operator=(const Flushed&) = delete;
+  ~Flushed() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+};
+
+inline V odd_columns(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)))); }
+inline V even_columns(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+
+// By assembler, since what a function may use otherwise is fixed when it is compiled.
+template <bool kNative>
+[[gnu::always_inline]] inline void add_pairs(I x, I w, V& sums) {
+  if constexpr (kNative) asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
+  else sums = fma(even_columns(x), even_columns(w), fma(odd_columns(x), odd_columns(w), sums));
+}
+
+// A loaded vector that stays in its register, as kept() of vec.h.
+inline I kept_pairs(I pairs) {
+  asm("" : "+v"(pairs));
+  return pairs;
+}
+
+// Rounded tokens so far apart, from some column on.
+struct Tokens {
+  const uint16_t* at;
+  int64_t stride;
+};
+
+// acc[m * N + n] += products of K columns; rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
+template <bool kNative, int M, int N>
+[[gnu::always_inline]] inline void add_columns(const Tokens& x, const Rows<N>& rows, int64_t K, int64_t ahead, V (&acc)[M * N]) {
+  const Rows<N> at = rows;
+  const auto step = [&](int64_t k, auto weights) __attribute__((always_inline)) {
+    I xv[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) xv[m] = kept_pairs(_mm512_loadu_si512(x.at + m * x.stride + k));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const I wv = kept_pairs(weights(at.at[n] + 2 * k));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) add_pairs<kNative>(xv[m], wv, acc[m * N + n]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kStepColumns <= K; k += kStepColumns) {
+    if (ahead != 0)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) fetch_ahead(at.at[n] + ahead + 2 * k);
+    step(k, [](bytes* from) { return _mm512_loadu_si512(from); });
+  }
+  if (k == K) return;
+  const auto some = static_cast<__mmask32>((uint32_t{1} << (K - k)) - 1);  // nothing is read behind a row's end
+  step(k, [some](bytes* from) { return _mm512_maskz_loadu_epi16(some, from); });
+}
+
+// Rows of few tokens, as streams.h reads them.
+template <bool kNative>
+struct HalfRows {
+  using Number = uint16_t;
+  static int64_t row_bytes(int64_t K) { return 2 * K; }
+  static int64_t token_numbers(int64_t K) { return rounded_stride(K); }
+
+  template <int M, int N>
+  [[gnu::noinline]] static void dots(const uint16_t* x, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
+                                     int64_t ahead) {
+    V acc[M * N];
+#pragma GCC unroll 16
+    for (int i = 0; i < M * N; ++i) acc[i] = V{};
+    add_columns<kNative, M, N>({x, rounded_stride(K)}, rows, K, ahead, acc);
+    put_sums<M, N>(acc, out, out_stride, out_step);
+  }
+};
+
+// More tokens. A block of columns of kGroupRows rows and of as many tokens as a group has stays in the first-level cache.
+constexpr int64_t kHalfColumns = 2 * kBlockColumns;
+constexpr int64_t half_columns(int64_t K) { return tiles(tiles(K, tiles(K, kHalfColumns)), kStepColumns) * kStepColumns; }
+
+// One block of columns of some rows, for all tokens; between blocks sums wait in memory, as in panel.h.
+struct HalfBlock {
+  Tokens x;
+  bytes* w;
+  int64_t row_bytes, rows, columns, together;  // tokens, at most kGroupTokens
+  bool first, last;
+  float* out;
+  int64_t out_stride;
+};
+
+// M tokens with kGroupRows rows, of which the first `left` are wanted.
+template <bool kNative, int M>
+[[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t left, float* sums, float* out) {
+  constexpr int N = kGroupRows;
+  V acc[M * N];
+#pragma GCC unroll 32
+  for (int i = 0; i < M * N; ++i) acc[i] = b.first ? V{} : load(sums + i * W);
+  add_columns<kNative, M, N>(x, rows, b.columns, 0, acc);
+  if (!b.last) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) store(sums + i * W, acc[i]);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    float four[N];
+    float* at = left < N ? four : out + m * b.out_stride;
+    sum4(acc[m * N], acc[m * N + 1], acc[m * N + 2], acc[m * N + 3], at);
+    if (left < N)
+      for (int64_t n = 0; n < left; ++n) out[m * b.out_stride + n] = four[n];
+  }
+}
+
+template <bool kNative>
+void half_block(const HalfBlock& b, int64_t tokens, float* sums, NextBlock& next_block) {
+  for (int64_t t = 0; t < tokens; t += b.together)
+    for (int64_t n = 0; n < b.rows; n += kGroupRows) {
+      next_block.one_call();
+      Rows<kGroupRows> rows;
+      for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = b.w + smaller(n + i, b.rows - 1) * b.row_bytes;  // a missing row is computed and dropped
+      const Tokens x{b.x.at + t * b.x.stride, b.x.stride};
+      float* at = sums + (t * kBlockRows + n * b.together) * W;
+      float* out = b.out + t * b.out_stride + n;
+      const auto run = [&]<int M>() { half_group<kNative, M>(b, x, rows, b.rows - n, at, out); };
+      switch (smaller(b.together, tokens - t)) {
+        case 1: run.template operator()<1>(); break;
+        case 2: run.template operator()<2>(); break;
+        case 3: run.template operator()<3>(); break;
+        case 4: run.template operator()<4>(); break;
+        case 5: run.template operator()<5>(); break;
+        default: run.template operator()<kGroupTokens>(); break;
+      }
+    }
+}
+
+template <bool kNative>
+void many_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  const int64_t columns = half_columns(K), row_bytes = 2 * K, stride = rounded_stride(K);
+  const int64_t groups = tiles(tokens, kGroupTokens), together = tiles(tokens, groups);
+  for (int64_t row = 0; row < N; row += kBlockRows) {
+    const int64_t rows = smaller(kBlockRows, N - row);
+    for (int64_t k = 0; k < K; k += columns) {
+      const int64_t count = smaller(columns, K - k);
+      const bool last = k + columns >= K;
+      bytes* next = w + (last ? (row + rows) * row_bytes : row * row_bytes + 2 * (k + columns));
+      const int64_t next_columns = last ? columns : smaller(columns, K - k - columns);
+      NextBlock next_block(next, row_bytes, rows, 2 * next_columns, tiles(rows, kGroupRows) * groups);
+      const HalfBlock block{{x + k, stride}, w + row * row_bytes + 2 * k, row_bytes, rows, count, together, k == 0, last, out + row, out_stride};
+      half_block<kNative>(block, tokens, sums, next_block);
+    }
+  }
+}
+
+// As many_halves, of tokens that Work keeps no room for.
+template <bool kNative>
+[[gnu::noinline]] void several_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  alignas(64) float sums[tiles(16, kGroupTokens) * kGroupTokens * kBlockRows * W];
+  many_halves<kNative>(x, tokens, w, N, K, out, out_stride, sums);
+}
+
+constexpr int64_t kStreamedTokens = 4;  // more are faster with neighbouring rows than with streams
+
+// With the products that are asked for, and not those of this CPU.
+void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  const Flushed flushed;
+  const auto* x = reinterpret_cast<const uint16_t*>(rounded);
+  const auto run = [&]<bool kNative>() {
+    if (sums != nullptr) return many_halves<kNative>(x, tokens, w, N, K, out, out_stride, sums);
+    if (tokens > kStreamedTokens) return several_halves<kNative>(x, tokens, w, N, K, out, out_stride);
+    dots_streamed<HalfRows<kNative>, 4>(x, tokens, w, N, K, out, out_stride);
+  };
+  if (native) return run.template operator()<true>();
+  run.template operator()<false>();
+}
+
+void halves_tile(const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  halves_tile(has_bf16_products(), rounded, tokens, w, N, K, out, out_stride, sums);
+}
+
+void halves_along(const float* rounded, int64_t tokens, const Rows<4>& rows, int64_t each, int64_t K, float* out, int64_t out_stride,
+                  int64_t out_step) {
+  if (tokens > kStreamedTokens) {
+    for (int n = 0; n < 4; ++n) halves_tile(rounded, tokens, rows.at[n], each, K, out + n * out_step, out_stride, nullptr);
+    return;
+  }
+  const Flushed flushed;
+  const auto* x = reinterpret_cast<const uint16_t*>(rounded);
+  if (has_bf16_products()) return dots_along<HalfRows<true>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
+  dots_along<HalfRows<false>, 4>(x, tokens, rows, each, K, out, out_stride, out_step);
+}
+
+#endif
+
+}  // namespace coterie::COTERIE_ISA
