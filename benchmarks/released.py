@@ -1,7 +1,7 @@
 """Whether a released model's numbers are right here, and what packing its weights does to them, on one's own files.
 
     GGUF file  ->  its weights as float32: the base   <-  as imported, as llama.cpp and transformers have it
-    folder     ->  its weights as float32: the base   <-  packed in each way, activations of 16 bits or 8
+    folder     ->  its weights as float32: the base   <-  packed in each way, activations of 16 bits or 8; or bf16
 
     python -m benchmarks.released MODEL... --text FILE [--tokens 4096] [--window 512]
         [--packing int8 ...] [--peer llama.cpp] [--peer transformers] [--questions FILE.jsonl] [--folder DIR]
@@ -38,10 +38,10 @@ from coterie.bench.peers.peer import Settings
 from coterie.bench.step import on_cpu
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.tokenizer import Tokenizer
-from coterie.core.dtypes import DType
+from coterie.core.dtypes import DType, from_f32
 from coterie.core.errors import UsageError
 from coterie.engine.request import ChoiceParams
-from coterie.graph.ops import INT8, INT16
+from coterie.graph.ops import BF16, INT8, INT16
 from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import open_model, weight_rows_f32, with_activations
 from coterie.models.new_folder import Entry, copy_others, new_folder, write_config, write_tensors
@@ -59,6 +59,7 @@ PACKINGS: Mapping[str, Packing] = {
     "mxfp4": Packing(DType.MX4, DType.Q8),
     "int2": Packing(DType.Q2, DType.Q8),
 }
+HALVES = "bf16"  # no packing: every weight as bfloat16, which meets activations of float32 or bfloat16
 _PIECE = 128  # tokens whose logits are in memory at once
 
 
@@ -136,10 +137,14 @@ def compare(model: Path, folder: Path, options: argparse.Namespace) -> dict[str,
         if not source.exists():
             import_gguf(plan_import(model), source)
     if not base.exists():
-        write_float32(model, source, base)
+        write_plain(model, source, base)
     for name in options.packing or ():
         experts[name] = folder / name
-        if not experts[name].exists():
+        if experts[name].exists():
+            continue
+        if name == HALVES:
+            write_plain(model, source, experts[name], DType.BF16)
+        else:
             quantize_folder(base, experts[name], PACKINGS[name])
     windows = windows_of(source, options.text, options.tokens, options.window)
     vocabulary = open_model(base).config.vocab_size
@@ -160,8 +165,8 @@ def compare(model: Path, folder: Path, options: argparse.Namespace) -> dict[str,
     return {"model": model.name, "rows": judged.rows, "questions": asked}
 
 
-def write_float32(model: Path, source: Path, out: Path) -> None:
-    """An expert folder of what the weights of a GGUF file, or of a folder, mean: float32, nothing lost."""
+def write_plain(model: Path, source: Path, out: Path, dtype: DType = DType.F32) -> None:
+    """An expert folder of what the weights of a GGUF file, or of a folder, mean: float32, nothing lost, or rounded."""
     if model.suffix == ".gguf":
         job = plan_import(model)
         shapes = {name: found.shape for name, found in job.sources.items()}
@@ -180,13 +185,14 @@ def write_float32(model: Path, source: Path, out: Path) -> None:
         shapes = {name: tuple(int(str(dim)) for dim in weight.shape) for name, weight in weights.items()}
 
     def write(file: BinaryIO, entry: Entry) -> None:
-        file.write(np.ascontiguousarray(values(entry.name), np.float32).data)
+        file.write(np.ascontiguousarray(from_f32(values(entry.name), dtype)).data)
 
-    size_bytes = sum(DType.F32.tensor_bytes(shape) for shape in shapes.values())
-    with new_folder(out, "the model in float32", size_bytes) as begun:
+    declared = "float32" if dtype is DType.F32 else "bfloat16"
+    size_bytes = sum(dtype.tensor_bytes(shape) for shape in shapes.values())
+    with new_folder(out, f"the model in {declared}", size_bytes) as begun:
         copy_others(source, begun)
-        write_config(begun, {key: value for key, value in config.items() if key != KEY} | {"dtype": "float32"})
-        entries = [Entry(name, DType.F32, shape) for name, shape in shapes.items()]
+        write_config(begun, {key: value for key, value in config.items() if key != KEY} | {"dtype": declared})
+        entries = [Entry(name, dtype, shape) for name, shape in shapes.items()]
         write_tensors(begun / SINGLE, entries, {"format": "pt"}, write)
 
 
@@ -282,13 +288,13 @@ def _right(coterie: Coterie, question: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 def _activations(folder: Path) -> tuple[str, ...]:
-    """To which an expert can round what meets its weights: only packed ones do."""
+    """To which an expert can round what meets its weights: of packed and of bfloat16 ones."""
     model = open_model(folder)
-    return (INT16,) if with_activations(model, INT8).key == model.key else (INT16, INT8)
+    return (INT16, *(to for to in (INT8, BF16) if with_activations(model, to).key != model.key))
 
 
 def _row(name: str, activations: str) -> str:
-    return name if activations == INT16 else f"{name}, int8 activations"
+    return name if activations == INT16 else f"{name}, {activations} activations"
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -320,7 +326,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, required=True, help="a text whose tokens are judged")
     parser.add_argument("--tokens", type=int, default=4096, help="how many of its tokens")
     parser.add_argument("--window", type=int, default=512, help="tokens that are read in one piece")
-    parser.add_argument("--packing", action="append", choices=list(PACKINGS), help="pack the base so; may be repeated")
+    parser.add_argument(
+        "--packing", action="append", choices=[*PACKINGS, HALVES], help="pack the base so; may be repeated"
+    )
     parser.add_argument("--peer", action="append", choices=list(_PEERS), help="compare with it; may be repeated")
     parser.add_argument("--questions", type=Path, help="questions with choices, a JSON object a line")
     parser.add_argument("--folder", type=Path, help="where to write experts, which are kept and found again")

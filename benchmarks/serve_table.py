@@ -101,10 +101,11 @@ with 128 in flight 801 : 489 and 1.62 : 2.36 s.
 computing core does what our two do (measured under that load; alone its processes took 5.1 and 4.1 s for 1000 tokens
 with 32 and 128, what they take while ours is asked included). At 128 first tokens come earlier: it takes all requests
 into a step, where ours takes 64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of
-which the processor multiplies twice as many an instruction; ours are float32 beside such weights. Packed weights
-(int4z) take ours about as much CPU as vLLM's bfloat16, and give more tokens/s, on two cores. With both cores
-computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU,
-its threads waiting for each other. Two processes of one core each, which would share the requests, were not tried.
+which the processor multiplies twice as many an instruction; ours were float32 beside such weights, which
+`--activations bf16` has changed since. Packed weights (int4z) take ours about as much CPU as vLLM's bfloat16, and give
+more tokens/s, on two cores. With both cores computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327
+tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two processes of one core each, which
+would share the requests, were not tried.
 
 - **Adapters**, 16 of rank 16 of all linear layers, zipf, one round each: with 8 in flight 260 : 63 tokens/s, 7.2 : 30.1
   s of CPU for 1000 tokens and a first token after 0.21 : 1.75 s; with 32 in flight 282 : 65, 5.5 : 23.5 s and 0.91 :

@@ -18,7 +18,7 @@ from coterie.device import Sampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph.compile import compile_graph
-from coterie.graph.ops import INT8, INT8_OR_FINER
+from coterie.graph.ops import BF16, INT8, INT8_OR_FINER
 from coterie.graph.rounding import with_rounding
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -65,6 +65,9 @@ def test_rounded_activations_and_six_bits_are_refused_when_the_program_is_loaded
     with pytest.raises(UnsupportedError, match="Q8 that meets int8 activations; leave out --activations int8"):
         device.load(compile_graph(with_rounding(graph, INT8), "cache"))
     device.load(compile_graph(with_rounding(graph, INT8_OR_FINER), "cache"))
+    plain = decoder_graph(config, dict.fromkeys(types, DType.BF16))
+    with pytest.raises(UnsupportedError, match="BF16 that meets bf16 activations; leave out --activations bf16"):
+        device.load(compile_graph(with_rounding(plain, BF16), "cache"))
     six = decoder_graph(config, {name: DType.Q6 if dtype is DType.Q8 else dtype for name, dtype in types.items()})
     with pytest.raises(
         UnsupportedError, match="is Q6 \\(int6\\), which they do not read; import the file with --weights keep8"

@@ -27,6 +27,8 @@ from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import Collective, program_cost
 from coterie.graph.mixing import own_bytes
+from coterie.graph.ops import BF16, ROUNDING
+from coterie.graph.rounding import with_rounding
 from coterie.graph.shard import shard
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
@@ -56,6 +58,17 @@ def test_a_row_says_what_bounds_it(layout):
         assert row.provenance == "analytic"
     first, later = rows[0].launch_s, rows[1].launch_s
     assert first == pytest.approx(later + 3e-3), "software starts a run, the device the rest"
+
+
+@pytest.mark.parametrize("name", ["toy", "sn40l-node", "dgx-h100"])
+def test_rounding_to_bfloat16_is_priced_as_what_is_not_rounded(name):
+    """No more is read, and no row is needed whole before it is multiplied."""
+    spec, graph, found = load_machine(name), zoo_graph("llama-3.1-8b"), set()
+    for each in (graph, with_rounding(graph, BF16)):
+        program = rank_program(spec, compile_graph(each, spec.rule_set))
+        found.add(step_time(spec, program, PREFILL.sizes).seconds)
+    assert len(found) == 1
+    assert any(op.attrs.get(ROUNDING) == BF16 for region in program.regions for op in region.ops)
 
 
 @cache

@@ -196,11 +196,11 @@ def test_an_address_that_a_gpu_would_fault_on_is_named(make):
         gpu.check_aligned(rows)
 
 
-@pytest.mark.parametrize("dtype", [Q8, Q4Z, DType.Q2, DType.MX4])
+@pytest.mark.parametrize("dtype", [Q8, Q4Z, DType.Q2, DType.MX4, BF16])
 def test_rounded_activations_are_refused_by_name(dtype):
     words, number = kernels.OPCODES["linear"].words, kernels.dtype_number(dtype, rounded=True)
     row = kernels.encode("linear", dict.fromkeys(words, 0) | {"weight_dtype": number})
-    with pytest.raises(UnsupportedError, match=f"weight of linear is {dtype.value} that meets int8 activations"):
+    with pytest.raises(UnsupportedError, match=f"weight of linear is {dtype.value} that meets (int8|bf16) activations"):
         run(row.reshape(1, -1), Bucket(1, 1, 1, 1))
 
 

@@ -9,11 +9,14 @@ import pytest
 from graphs import decoder, of_family
 from test_dataflow_sections import SOCKET
 
+from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.mapping import Mapped, map_section
 from coterie.dataflow.nest import nest
 from coterie.dataflow.stage import Unit
+from coterie.graph.ops import BF16, INT8, ROUNDING
+from coterie.graph.rounding import with_rounding
 
 
 def op_of(graph, name):
@@ -28,6 +31,16 @@ def test_what_a_norm_of_heads_needs_whole(family, whole, weights):
     assert [loop.size for loop in found.loops] == [5, 4, 6]
     assert [loop.tag for loop in found.loops] == [Tag.PARALLEL] * (3 - whole) + [Tag.REDUCTION] * whole
     assert found.elements(found.reads[1]) == weights
+
+
+@pytest.mark.parametrize(("dtype", "to", "walked"), [(DType.Q8, INT8, False), (DType.BF16, BF16, True)])
+def test_a_row_that_is_rounded_in_groups_is_needed_whole(dtype, to, walked):
+    """Its largest number says how; to bfloat16 each number is rounded by itself."""
+    graph = with_rounding(decoder((dtype,)), to)
+    op = op_of(graph, "layers.0/gate")
+    assert op.attrs[ROUNDING] == to
+    (columns,) = (loop for loop in nest(graph, op, Sizes.prefill(1, 5)).loops if loop.tag is Tag.REDUCTION)
+    assert columns.online == walked
 
 
 @pytest.mark.parametrize("window", [0, 3])

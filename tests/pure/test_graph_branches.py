@@ -19,7 +19,7 @@ from coterie.graph.branch.reference import BRANCH_RUN
 from coterie.graph.closed import ClosedCost
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost, region_cost
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import BF16, INT8, ROUNDING
 from coterie.graph.program import architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.graph.shard import shard
@@ -83,6 +83,7 @@ WRONG = {
     "a type": (lambda g: change_value(g, MATRIX, dtype=DType.BF16), [MATRIX, "BF16", "one type"]),
     "a shape": (lambda g: change_value(g, MATRIX, shape=(8, 13)), [MATRIX, "(8, 13)"]),
     "rounding of what is not packed": (lambda g: attribute(g, DOWN, ROUNDING, INT8), ["rounding is 'int8'"]),
+    "rounding to bfloat16": (lambda g: attribute(g, GATE_UP, ROUNDING, BF16), ["rounding is 'bf16'", "F32"]),
     "a scale": (lambda g: attribute(g, CHOSEN, "scale", 0.0), ["its scale is 0.0"]),
 }
 
@@ -153,10 +154,11 @@ def test_branches_that_do_not_split_are_refused():
         shard(branched(vocab_size=42, num_heads=6, num_kv_heads=3, intermediate_size=21), 3)
 
 
-def test_rounding_reaches_the_branches():
+@pytest.mark.parametrize(("dtype", "to"), [(DType.Q8, INT8), (DType.BF16, BF16)])
+def test_rounding_reaches_the_branches(dtype, to):
     graph = branched()
-    matrices = [replace(v, dtype=DType.Q8) for v in graph.weights if ".experts." in v.name]
-    rounded = with_rounding(with_values(graph, *matrices), INT8)
+    matrices = [replace(v, dtype=dtype) for v in graph.weights if ".experts." in v.name]
+    rounded = with_rounding(with_values(graph, *matrices), to)
     assert {op.name for op in rounded.ops if ROUNDING in op.attrs} == {GATE_UP, DOWN}
     verify(rounded)
 

@@ -24,7 +24,9 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind
+from coterie.graph.ops import BF16
 from coterie.graph.reference import KvState, Reference, Step, run_op
+from coterie.graph.rounding import with_rounding
 
 CLOSE = 2e-5  # float32, relative to the largest logit: matrix products add in another order for other row counts
 SHAPES = {
@@ -242,6 +244,32 @@ def test_linear_flattens_heads_and_adds_the_bias(bias):
         [[sum(map(float, x[t] * w[n])) + (float(b[n]) if bias else 0) for n in range(24)] for t in range(5)]
     )
     np.testing.assert_allclose(found, wanted.reshape(5, 4, 6), rtol=1e-5, atol=1e-5)
+
+
+def test_linear_rounds_each_number_to_the_nearest_bfloat16_and_of_two_to_the_even_one():
+    """Which has 8 bits: 1 + 1/256 is in the middle between 1 and 1 + 1/128."""
+    ulp, weight = 2.0**-7, "model.layers.0.self_attn.q_proj.weight"
+    graph = with_rounding(change_value(decoder(), weight, dtype=DType.BF16), BF16)
+    x = [
+        1 + ulp / 2,
+        1 + 1.5 * ulp,
+        1 + 0.51 * ulp,
+        -1 - ulp / 2,
+        -0.3,
+        1 / 3,
+        2.0**-130,
+        3.4e38,
+        np.nan,
+        0.0,
+        257.0,
+        -3.0,
+    ]
+    wanted = [1, 1 + 2 * ulp, 1 + ulp, -1, -0.30078125, 0.333984375, 2.0**-130, np.inf, np.nan, 0, 256, -3]
+    for column, number in enumerate(wanted):  # each by itself: what is no number is no number's product with 0 either
+        w, row = np.zeros((24, 12), np.float32), np.zeros((1, 12), np.float32)
+        w[:, column], row[0, column] = 1, x[column]
+        found = run_one(graph, "layers.0/q", **{"layers.0/input_norm": row, weight: w})
+        np.testing.assert_array_equal(found, np.full((1, 4, 6), number))
 
 
 def test_rope_is_a_rotation_of_complex_pairs():

@@ -112,6 +112,18 @@ WRONG = {
         lambda g: change_op(g, "layers.0/gate", attrs={"rounding": "int3"}),
         ["layers.0/gate", "int3", "'int8'"],
     ),
+    "rounding to bfloat16 of another weight": (
+        lambda g: change_op(g, "layers.0/gate", attrs={"rounding": "bf16"}),
+        ["layers.0/gate", "bf16", "type F32", "where it is BF16"],
+    ),
+    "rounding to whole numbers of a bfloat16 weight": (
+        lambda g: change_op(
+            change_value(g, "model.layers.0.mlp.gate_proj.weight", dtype=DType.BF16),
+            "layers.0/gate",
+            attrs={"rounding": "int16"},
+        ),
+        ["layers.0/gate", "int16", "type BF16"],
+    ),
     "negative eps": (lambda g: change_op(g, "head/norm", attrs={"eps": -1.0}), ["head/norm", "-1.0"]),
     "frequencies": (
         lambda g: change_value(g, "inv_freq", data=(1.0, 0.5, 0.2, 0.1)),

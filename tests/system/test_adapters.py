@@ -20,6 +20,7 @@ from coterie.cli.ps import show
 from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, ConflictError, TransferError
 from coterie.engine.experts import open_experts
+from coterie.graph.ops import BF16, INT16
 from coterie.models.fine_tunes.merge import merge_folder
 from coterie.models.model import open_model
 from coterie.plan.mix import mix_named
@@ -125,12 +126,13 @@ def test_adapters_of_two_bases_take_turns_in_one_place(experts: Path, tmp_path: 
             assert tokens_of(coterie, name) == alone[name.replace("again", "base")]
 
 
-def test_several_at_once_and_a_prefix_of_one_is_no_others(experts: Path) -> None:
-    with Coterie.open(experts) as coterie:
+@pytest.mark.parametrize("activations", [INT16, BF16])
+def test_several_at_once_and_a_prefix_of_one_is_no_others(experts: Path, activations: str) -> None:
+    with Coterie.open(experts, Options(activations=activations)) as coterie:
         prompt, alone = "a prompt of more than one block " * 2, {}
         for name in NAMES:
             alone[name] = coterie.ask(greedy(prompt, name)).token_ids
-    with Coterie.open(experts) as coterie:
+    with Coterie.open(experts, Options(activations=activations)) as coterie:
         together = coterie.ask_all([greedy(prompt, name) for name in NAMES * 2])
         assert [answer.token_ids for answer in together] == [alone[name] for name in NAMES * 2]
         again = coterie.ask_all([greedy(prompt, name) for name in (*NAMES, "base")])

@@ -139,12 +139,19 @@ def test_packed_weights_are_fewer_bytes_to_read(config: Path, temporary: Path) -
 
 
 @pytest.mark.parametrize("what", ["decode", "prefill"])
-def test_activations_of_8_bits_are_for_packed_weights(config: Path, temporary: Path, what: str) -> None:
+def test_activations_of_8_bits_are_for_packed_weights_and_bfloat16_for_its_own(
+    config: Path, temporary: Path, what: str
+) -> None:
     sentence = refused(what, "--shape", config, "--activations", "int8")
     assert all(word in sentence for word in ("--activations", "bf16 weights are not packed", "--weights int8"))
     got = bench(what, "--shape", config, "--activations", "int8", "--weights", "int8", *QUICK)
     assert got["workload"]["activations"] == "int8"
     assert bench(what, "--shape", config, *QUICK)["workload"]["activations"] == "float32"
+    got = bench(what, "--shape", config, "--activations", "bf16", *QUICK)
+    assert got["workload"]["activations"] == "bf16"
+    assert got["cached_flops_per_s"] > 0
+    sentence = refused(what, "--shape", config, "--activations", "bf16", "--weights", "int4")
+    assert all(word in sentence for word in ("--activations", "int4 weights are packed", "--weights bf16"))
     assert not list(temporary.iterdir())
 
 
@@ -346,6 +353,7 @@ def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> No
         int8, *fours = (rows[name] for name in ("int8", "int4z, embedding and head int8", "int4"))
         assert 0 < int8["kl_divergence"] < fours[0]["kl_divergence"] < fours[1]["kl_divergence"] < 1
         assert int8["top1_agreement"] > 0.9
+        assert 0 < rows["unquantised + bf16 activations"]["kl_divergence"] < int8["kl_divergence"]
         assert {row["tokens"] for row in rows.values()} == {plain["tokens"]}
     assert line["workload"]["demo_experts"] >= 10
 

@@ -59,6 +59,10 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, model: Model) -> 
     with subject("demo", "bf16", "int16", 9, Own(model.checkpoint.path)) as it:
         assert (it.stored, it.met) == (DType.BF16, "float32")
         assert it.model.layout == open_model(model.checkpoint.path).layout
+    with subject("demo", "bf16", "bf16", 9, Own(model.checkpoint.path)) as it:
+        assert (it.met, it.rounded) == ("bf16", True)
+        assert it.model.key != open_model(model.checkpoint.path).key
+    assert "are int4z, and only bfloat16 ones" in refused("decode", "--checkpoint", packed, "--activations", "bf16")
 
 
 def test_llama_cpp_opens_the_file_itself_and_draws_our_tokens(model: Model, file: Path, tmp_path: Path) -> None:
@@ -104,7 +108,7 @@ def test_a_switch_is_between_names_of_one_checkpoint(packed: Path) -> None:
         (("switch", "--shape", "1b"), "--shape"),
         (("decode", "--gguf", "nowhere.gguf"), "nowhere.gguf"),
         (("decode", "--context", "4000"), "128"),
-        (("decode", "--activations", "int8"), "bf16"),
+        (("decode", "--activations", "int8"), "are bf16, and only packed ones"),
     ],
 )
 def test_what_contradicts_itself_is_a_sentence(words: tuple[str, ...], said: str, model: Model) -> None:

@@ -350,6 +350,9 @@ def test_what_a_gpu_is_not_measured_with_is_refused(shape: Path) -> None:
     code, text = run("bench", "prefill", "--activations", "int8", "--shape", str(shape), "--device", "cuda")
     assert code == 2
     assert "round no activations to int8" in text
+    code, text = run("bench", "decode", "--activations", "bf16", "--shape", str(shape), "--device", "cuda")
+    assert code == 2
+    assert "round to bf16 in steps of more than four tokens" in text
     code, text = run("bench", "switch", "--device", "synthetic:toy")
     assert code == 2
     assert "'synthetic:toy' is not measured here; use cpu or cuda" in text

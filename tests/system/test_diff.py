@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.system.commands import run
+from tests.system.commands import refused, run
 from tests.system.tiny import write_expert
 
-from coterie.api.compare import KV_TOLERANCE, PACKED_TOLERANCE, TOLERANCE, tolerances
+from coterie.api.compare import HALVES_TOLERANCE, KV_TOLERANCE, PACKED_TOLERANCE, TOLERANCE, tolerances
 from coterie.core.dtypes import DType
-from coterie.models.model import open_model
+from coterie.graph.ops import BF16
+from coterie.models.model import open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -46,6 +47,18 @@ def test_what_meets_packed_weights_is_rounded_in_the_reference_too_and_may_go_th
     rows = json.loads(run("diff", folder, "--json").stdout)["rows"]
     assert all(row["max_error"] <= row["tolerance"] for row in rows)
     assert max(row["max_error"] for row in rows) < TOLERANCE / 10  # none is so near the middle here
+
+
+def test_products_of_bfloat16_are_compared_with_the_reference_that_rounds(tmp_path: Path) -> None:
+    """What reads them may be off by as much as a number near the middle between two; what rounds is no mistake."""
+    folder = write_expert(tmp_path / "x", 0)
+    model = with_activations(open_model(folder), BF16)
+    assert set(tolerances(model, "cpu").values()) == {TOLERANCE, HALVES_TOLERANCE}
+    rows = json.loads(run("diff", folder, "--activations", "bf16", "--json").stdout)["rows"]
+    off = {row["name"]: row["max_error"] for row in rows if row["rule_set"] == "none"}
+    assert off["layers.0/q"] < TOLERANCE / 10  # of float32 activations it would be some 2^-9 off
+    assert all(row["max_error"] <= row["tolerance"] for row in rows)
+    refused(run("diff", folder, "--activations", "int8"), "no expert of x has packed weights")
 
 
 def test_diff_sees_values_that_are_no_numbers(tmp_path: Path) -> None:

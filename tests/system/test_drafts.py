@@ -21,6 +21,7 @@ from coterie.core.sampling import PartialSampling
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.speculate.guess import Price
+from coterie.graph.ops import BF16, INT16
 from coterie.memory.slab import round_up
 from coterie.server.metrics import StatusCollector
 
@@ -59,8 +60,11 @@ def queries() -> list[Query]:
     return found
 
 
-def answers(root: Path, draft: str, together: bool) -> tuple[list[object], tuple[int, int], int]:
-    with Coterie.open(root, Options(draft=draft, policy=GUESSING, threads=1)) as coterie:
+def answers(
+    root: Path, draft: str, together: bool, activations: str = INT16
+) -> tuple[list[object], tuple[int, int], int]:
+    options = Options(draft=draft, policy=GUESSING, threads=1, activations=activations)
+    with Coterie.open(root, options) as coterie:
         asked, parts = queries(), coterie.parts
         if draft:  # by itself it comes in while it is wanted, and these answers are short
             coterie.load(draft)
@@ -72,11 +76,11 @@ def answers(root: Path, draft: str, together: bool) -> tuple[list[object], tuple
         return told, (metrics.drafted_tokens, metrics.accepted_drafted_tokens), metrics.steps
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("together", "activations"), [(False, INT16), (True, INT16), (True, BF16)])
 @pytest.mark.parametrize("draft", ["small", "same"])
-def test_answers_are_the_same_whoever_guesses(office: Path, draft: str, together: bool) -> None:
-    plain, none, before = answers(office, "", together)
-    drafted, (guessed, right), steps = answers(office, draft, together)
+def test_answers_are_the_same_whoever_guesses(office: Path, draft: str, together: bool, activations: str) -> None:
+    plain, none, before = answers(office, "", together, activations)
+    drafted, (guessed, right), steps = answers(office, draft, together, activations)
     assert drafted == plain
     assert none == (0, 0)
     assert guessed > 0

@@ -15,6 +15,7 @@ from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.policy import MAX_GUESSES, Policy
 from coterie.engine.request import SamplingParams
+from coterie.graph.ops import INT16
 from coterie.models.model import open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
@@ -28,18 +29,18 @@ PACKED = {"int8": Packing(DType.Q8, DType.Q8), "int4": Packing(DType.Q4, DType.Q
 
 
 def opened(folder, kind):
-    """A random expert of few tokens: stored in bfloat16 or packed, with a window, or with branches."""
+    """A random expert of few tokens: stored in bfloat16 or packed, and what that meets; a window; or branches."""
     shape = {"vocab_size": FEW, "eos_token_id": 2, "hidden_size": 64, "intermediate_size": 96}
-    if kind == "branches":
+    weights, _, activations = kind.partition(" ")
+    if weights == "branches":
         write_mixture(folder / "whole", 3, vocab_size=FEW, eos_token_id=2)
-    elif kind == "latent":
+    elif weights == "latent":
         write_latent(folder / "whole", 3, vocab_size=FEW, eos_token_id=2)
     else:
-        write_expert(folder / "whole", 3, **shape, **(WINDOW if kind == "window" else {}))
+        write_expert(folder / "whole", 3, **shape, **(WINDOW if weights == "window" else {}))
     (folder / "whole" / "tokenizer.json").unlink()  # of more tokens
-    weights, _, activations = kind.partition(" ")
     if weights not in PACKED:
-        return open_model(folder / "whole")
+        return with_activations(open_model(folder / "whole"), activations or INT16)
     packed = open_model(quantize_folder(folder / "whole", folder / "packed", PACKED[weights]).folder)
     return with_activations(packed, activations)
 
@@ -58,10 +59,10 @@ def groups(rng):
     return made
 
 
-LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("window", "int8 int8", "int4 int16")]
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("window", "branches", "int8 int8", "int4 int16")]
 
 
-@pytest.mark.parametrize("kind", ["bf16", "branches", "latent", "int8 int16", "int4 int8", *LONG])
+@pytest.mark.parametrize("kind", ["bf16", "bf16 bf16", "branches bf16", "latent", "int8 int16", "int4 int8", *LONG])
 def test_the_bits_are_those_without_guesses(tmp_path, kind):
     model, served = opened(tmp_path, kind), {}
     for guesses in (0, MAX_GUESSES):

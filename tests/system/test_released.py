@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.released import Sums, log_softmax, main, windows_of, write_float32
+from benchmarks.released import Sums, log_softmax, main, windows_of, write_plain
 from tests.pure.vocabularies import byte_level
 from tests.system.test_import_gguf import write
 
@@ -68,7 +68,7 @@ def _has(module: str) -> bool:
 def test_logits_are_those_of_a_whole_prompt(gguf: Path, tmp_path: Path) -> None:
     """In pieces of any length, to the bit."""
     folder, ids, found = tmp_path / "float32", list(range(17)), []
-    write_float32(gguf, gguf.parent / "theirs", folder)
+    write_plain(gguf, gguf.parent / "theirs", folder)
     for piece in (1, 5, 17, 128):
         loaded = on_cpu(open_model(folder), "device", 1, 32)
         try:

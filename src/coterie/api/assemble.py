@@ -20,7 +20,7 @@ from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
-from coterie.graph.ops import INT16
+from coterie.graph.ops import BF16, INT8, INT16
 from coterie.models.model import Model, with_activations
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
@@ -29,6 +29,11 @@ from coterie.spec.this_machine import this_machine
 # Sequences of one step on a CPU. A token costs a tenth less in a step of 64 than in one of 32, and hardly less in one
 # of 128, whose logits take twice the memory.
 CPU_BATCH = 64
+# Which weights meet such activations, and where a user finds some.
+_MET_BY = {
+    INT8: ("packed", "pack an expert with coterie quantize"),
+    BF16: ("bfloat16", "serve one whose matrices are stored so"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ class Options(Settings):
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
-    `activations`: int16 or int8, to which a CPU rounds what meets packed weights; other experts stay as they are.
+    `activations`: int16 or int8, to which a CPU rounds what meets packed weights, or bf16, to which it rounds what
+    meets bfloat16 ones (and to int16 what meets packed ones); products with other weights stay as they are.
     `sampling`: by whose defaults tokens are drawn where a request does not say: checkpoint, or greedy.
     `draft`: the expert that guesses for those of its vocabulary that name nobody; empty: none.
     `max_waiting`: while so many requests wait, no more are taken; None: there is no limit.
@@ -55,10 +61,10 @@ def open_models(composition: Composition, device: str, activations: str = INT16)
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
-    UsageError for int8 activations where no expert has packed weights to use them.
+    UsageError for int8 or bf16 activations where no expert has the weights that meet them.
     """
     models = open_experts(composition, synthetic=is_synthetic(device))
-    return activated(composition, models, activations)
+    return activated(composition.name, models, activations)
 
 
 def is_synthetic(device: str) -> bool:
@@ -66,12 +72,13 @@ def is_synthetic(device: str) -> bool:
     return _kind(device)[0] == "synthetic"
 
 
-def activated(composition: Composition, models: Mapping[str, Model], activations: str) -> dict[str, Model]:
-    """The models with such activations. Raises UsageError for int8 where none has packed weights to use them."""
+def activated(whole: str, models: Mapping[str, Model], activations: str) -> dict[str, Model]:
+    """The models of `whole` with such activations. Raises UsageError where none has the weights that meet them."""
     chosen = {name: with_activations(model, activations) for name, model in models.items()}
     if activations != INT16 and all(chosen[name].key == model.key for name, model in models.items()):
-        fact = f"no expert of {composition.name} has packed weights, and only those meet {activations} activations"
-        raise UsageError("--activations", fact, "pack an expert with coterie quantize, or leave the option out")
+        weights, remedy = _MET_BY[activations]
+        fact = f"no expert of {whole} has {weights} weights, and only those meet {activations} activations"
+        raise UsageError("--activations", fact, f"{remedy}, or leave the option out")
     return chosen
 
 

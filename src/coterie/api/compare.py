@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.api.assemble import Options, make_device, make_spec
+from coterie.api.assemble import Options, activated, make_device, make_spec
 from coterie.api.texts import tokenizer_of
 from coterie.checkpoint.layout import Layout
 from coterie.composition.composition import load_composition
@@ -26,7 +26,7 @@ from coterie.engine.experts import open_expert
 from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Graph
-from coterie.graph.ops import INT8_OR_FINER, ROUNDING
+from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import as_a_cpu_rounds
 from coterie.memory.transfer import fetch_layout
@@ -37,6 +37,9 @@ TOLERANCE = 1e-4
 # A GPU rounds activations to the type of the weights that they meet, 2^-9 of each in bfloat16, where a step has more
 # than four tokens; a layer has four such products in a row, and errors add up from layer to layer (docs/triton.md).
 GPU_TOLERANCE = 0.03
+# A CPU does so with every number of tokens where it is asked to, and so does the reference beside it: but a number near
+# the middle between two to either of them, and in a model of 30 layers that adds up to 0.02.
+HALVES_TOLERANCE = GPU_TOLERANCE
 # A CPU rounds activations that meet packed weights to 16 bits, or 12 of these, and so does the reference beside it: but
 # one near the middle between two numbers to either of them, 2^-11 of the largest of a group apart.
 PACKED_TOLERANCE = 0.001
@@ -83,8 +86,10 @@ class Row:
         }
 
 
-def open_one(ref: str, expert: str, prompt: str) -> tuple[Model, tuple[int, ...]]:
-    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit."""
+def open_one(ref: str, expert: str, prompt: str, activations: str = INT16) -> tuple[Model, tuple[int, ...]]:
+    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit, and
+    for activations that its weights do not meet.
+    """
     composition = load_composition(ref)
     if not expert and len(composition.experts) > 1:
         names = ", ".join(composition.names)
@@ -92,7 +97,7 @@ def open_one(ref: str, expert: str, prompt: str) -> tuple[Model, tuple[int, ...]
     chosen = composition.expert(expert or composition.names[0])
     if chosen.checkpoint is None:
         raise UsageError(ref, f"expert {chosen.name} has no weights to compare", "choose one that has a checkpoint")
-    model = open_expert(chosen, chosen.checkpoint)
+    model = activated(chosen.name, {chosen.name: open_expert(chosen, chosen.checkpoint)}, activations)[chosen.name]
     ids = tuple(tokenizer_of(model).encode(prompt))
     if not 0 < len(ids) <= model.max_context:
         fact = f"has {len(ids)} tokens"
@@ -110,8 +115,13 @@ def tolerances(model: Model, device: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for op in model.graph.ops:  # each after those it reads
         own = loose if op.kind.endswith("attention") else close
-        if op.kind == "linear" and model.graph.values[op.inputs[1]].dtype.is_packed:
-            own = max(packed, CHANGE_TOLERANCE) if op.attrs.get(ROUNDING) == INT8_OR_FINER else packed
+        rounding = op.attrs.get(ROUNDING)
+        if rounding in (INT8, INT8_OR_FINER):
+            own = max(packed, CHANGE_TOLERANCE)
+        elif rounding == BF16:
+            own = HALVES_TOLERANCE
+        elif op.kind == "linear" and model.graph.values[op.inputs[1]].dtype.is_packed:
+            own = packed
         found |= dict.fromkeys(op.outputs, max([own, *(found.get(name, 0.0) for name in op.inputs)]))
     return found
 

@@ -44,7 +44,7 @@ def open_all(
         return Opened(composition, _drafted(models, texts, draft), texts)
     texts = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    models = _sampled(activated(composition, found, activations), whose)
+    models = _sampled(activated(composition.name, found, activations), whose)
     return Opened(composition, _drafted(models, texts, draft), texts)
 
 

@@ -33,7 +33,7 @@ from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.graph.ops import INT8, INT16
+from coterie.graph.ops import INT16
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -70,7 +70,7 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
-        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.met == INT8)
+        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.rounded)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}

@@ -23,7 +23,7 @@ from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes
-from coterie.graph.ops import INT16
+from coterie.graph.ops import BF16, INT16
 from coterie.models.config import ModelConfig
 from coterie.models.model import Model, open_model
 from coterie.models.packing import Packing
@@ -101,17 +101,31 @@ def stored(weights: str) -> DType:
 
 
 def met_by(weights: str, activations: str) -> str:
-    """The type of what such weights meet on a CPU: float32 as it is, unless they are packed.
+    """The type of what such weights meet on a CPU, as `met_as` has it.
 
-    Raises UsageError for an unknown way to store weights, and for rounded activations where none are packed.
+    Raises UsageError for an unknown way to store weights, and for activations that they do not meet.
     """
     _check_stored(weights)
-    if stored(weights).is_packed:
-        return activations
-    if activations != INT16:
+    met = met_as(stored(weights), activations)
+    if met is None and activations == BF16:
+        fact = f"{weights} weights are packed, and only bfloat16 ones meet {activations} activations"
+        raise UsageError("--activations", fact, "add --weights bf16, or leave the option out")
+    if met is None:
         fact = f"{weights} weights are not packed, and only those meet {activations} activations"
         raise UsageError("--activations", fact, "add --weights int8, int4 or int4z, or leave the option out")
-    return "float32"
+    return met
+
+
+def met_as(dtype: DType, activations: str) -> str | None:
+    """What weights of a type meet on a CPU with such an option: float32 without one, unless they are packed.
+
+    None where these weights do not meet such activations.
+    """
+    if dtype.is_packed:
+        return None if activations == BF16 else activations
+    if activations == INT16:
+        return "float32"
+    return BF16 if activations == BF16 and dtype is DType.BF16 else None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_seconds
-from coterie.graph.ops import INT8, INT16
+from coterie.graph.ops import INT16
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
@@ -53,7 +53,7 @@ def prefill(
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
-        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.met == INT8, prompt_tokens)
+        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.rounded, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
         samples = interleave(ways, effort)

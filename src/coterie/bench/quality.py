@@ -3,8 +3,9 @@
     question -> the unquantised expert's answer -> each variant reads both, and says what would come next
 
 Each variant runs in the NumPy reference, so that nothing else differs. Activations that meet packed weights are rounded
-as a CPU rounds them, to 16 bits or 12, or to 8 where the name says so. Where every next token agrees, greedy decoding
-gives the same answer. Knows nothing about speed.
+as a CPU rounds them, to 16 bits or 12, or to 8 where the name says so; those that meet bfloat16 weights are float32, or
+bfloat16 where the name says so. Where every next token agrees, greedy decoding gives the same answer. Knows nothing
+about speed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from coterie.composition.evaluate import read_questions
 from coterie.composition.router import Prompt
 from coterie.core.dtypes import DType
 from coterie.device import Sampling
-from coterie.graph.ops import INT8, INT16
+from coterie.graph.ops import BF16, INT8, INT16
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import with_rounding
-from coterie.models.model import Model, load_weights_f32, open_model
+from coterie.models.model import Model, load_weights_f32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -44,8 +45,9 @@ PACKINGS: Mapping[str, Packing] = {
     "int4z, embedding and head int8": Packing(DType.Q4Z, DType.Q8),
 }
 ROUNDED = " + int8 activations"
-VARIANTS = tuple(name + more for name in PACKINGS for more in ("", ROUNDED))
 PLAIN = "unquantised"
+HALVES = f"{PLAIN} + bf16 activations"
+VARIANTS = (HALVES, *(name + more for name in PACKINGS for more in ("", ROUNDED)))
 QUESTIONS, RANDOM_SEQUENCES, RANDOM_TOKENS = "questions.jsonl", 8, 64
 _Text = tuple[tuple[int, ...], int]  # tokens, and how many of them are the prompt
 
@@ -111,6 +113,7 @@ def quality(per_expert: int, shape: str) -> Report:
     notes = (
         "the text judged is the unquantised expert's own greedy answer; of the random model, random tokens",
         "activations that meet packed weights are rounded to 16 bits, 12 beside int4, or 8 where named",
+        "those that meet bfloat16 weights are float32, or bfloat16 where named",
         "agreement: the same most likely next token; answers equal: at every place, so greedy decoding gives the same",
     )
     return Report("quality", workload, results, tuple(_table(name, rows) for name, rows in results.items()), notes)
@@ -139,8 +142,11 @@ def _demo_texts(per_expert: int) -> Iterator[tuple[Model, list[_Text]]]:
 
 def _compare(model: Model, texts: Sequence[_Text], tally: _Tally) -> None:
     plain = [_logits(reference, model, ids) for reference in (_reference(model),) for ids, _ in texts]
+    halves = with_activations(model, BF16)
+    reference = _reference(halves)
     for text, logits in zip(texts, plain, strict=True):
         tally.add(PLAIN, logits, logits, text)
+        tally.add(HALVES, _logits(reference, halves, text[0]), logits, text)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
         for number, (name, packing) in enumerate(PACKINGS.items()):
             packed = open_model(quantize_folder(model.checkpoint.path, Path(folder) / str(number), packing).folder)

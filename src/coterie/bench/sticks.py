@@ -51,15 +51,15 @@ class CachedProducts:
     Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
     what a step of one token waits for. What many tokens reach depends on their number (tiles, a kernel for few) and on
     the minute: whoever else is on a core takes from its instructions, but nothing from multiply-adds in registers.
-    `int8`: packed weights meet activations of 8 bits, not of 16.
+    `rounded`: packed weights meet activations of 8 bits, not of 16, and bfloat16 ones bfloat16.
     """
 
-    def __init__(self, threads: int, dtype: DType, columns: int, int8: bool = False, tokens: int = 1) -> None:
+    def __init__(self, threads: int, dtype: DType, columns: int, rounded: bool = False, tokens: int = 1) -> None:
         n, count = max(1, CACHED_BYTES // dtype.row_bytes(columns)), min(CACHED_ROWS, max(1, CACHED_TOKENS // tokens))
         self._weight = np.zeros(n * dtype.row_bytes(columns), np.uint8)
         self._x, self._y = np.ones((tokens, columns), np.float32), np.empty((tokens, n), np.float32)
         x, weight, y = (kernels.address(array) for array in (self._x, self._weight, self._y))
-        sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded=int8)}
+        sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded)}
         plain = {"bias": 0, "bias_dtype": 0, "scale": 1.0}
         row = kernels.encode("linear", {"x": x, "weight": weight, "y": y, **plain, **sizes})
         self._rows = np.tile(row, (count, 1))

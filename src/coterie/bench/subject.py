@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.bench.experts import met_by, packed_expert, random_experts, stored
+from coterie.bench.experts import met_as, met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.llama_cpp import LlamaFile
 from coterie.bench.peers.openvino import OpenVinoFile
@@ -23,7 +23,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
-from coterie.graph.ops import INT16
+from coterie.graph.ops import BF16, INT8
 from coterie.graph.stored import value_bytes
 from coterie.models.model import Model, open_model, with_activations
 from coterie.models.packing import NAMES
@@ -72,6 +72,11 @@ class Subject:
     met: str
     workload: dict[str, Any]
 
+    @property
+    def rounded(self) -> bool:
+        """Whether they meet activations that are rounded further than they are by themselves."""
+        return self.met in (INT8, BF16)
+
 
 def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], others: dict[str, bool]) -> Own | None:
     """The user's own, None where a random expert is measured. `others`: options that only those have, where given.
@@ -119,10 +124,11 @@ def _own(own: Own, activations: str, room: int) -> Subject:
         fact = f"{model.name} has room for {model.max_context} tokens, where {room} are measured"
         raise UsageError("--checkpoint", fact, "measure fewer tokens")
     most = _most_bytes(model)
-    if activations != INT16 and not most.is_packed:
-        fact = f"most weights of {model.name} are {_name(most)}, and only packed ones meet {activations} activations"
+    met = met_as(most, activations)
+    if met is None:
+        ones = "bfloat16" if activations == BF16 else "packed"
+        fact = f"most weights of {model.name} are {_name(most)}, and only {ones} ones meet {activations} activations"
         raise UsageError("--activations", fact, "leave the option out")
-    met = activations if most.is_packed else "float32"
     workload = own.workload | {"weights": f"own, most {_name(most)}"}
     return Subject(with_activations(model, activations), model, OWN, most, met, workload)
 

@@ -41,7 +41,7 @@ from coterie.cli.options import (
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 from coterie.devices.cuda.gpu import Gpu, gpu_number
-from coterie.graph.ops import INT16
+from coterie.graph.ops import BF16, INT16
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec
 
@@ -243,7 +243,7 @@ def bench_quality(
     shape: ShapeOpt = SHAPE,
     json_: JsonOpt = False,
 ) -> None:
-    """What int8, int4 and int4z weights, and int8 activations, do to answers, on the demo and on a random model."""
+    """What packed weights, and int8 and bf16 activations, do to answers, on the demo and on a random model."""
     print_report(quality(questions, shape), json_)
 
 
@@ -319,7 +319,9 @@ def _gpu(device: str, activations: str = INT16) -> Gpu | None:
     if number is None:
         return None
     if activations != INT16:
-        raise UsageError("--activations", f"the GPU's kernels round no activations to {activations}", "leave it out")
+        halves = f"the GPU's kernels round to {BF16} in steps of more than four tokens, and in no others"
+        fact = halves if activations == BF16 else f"the GPU's kernels round no activations to {activations}"
+        raise UsageError("--activations", fact, "leave it out")
     return Gpu(number)
 
 

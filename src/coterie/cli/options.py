@@ -100,8 +100,8 @@ TraceOpt = Annotated[
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What activations are rounded to where a CPU multiplies packed weights: int16, or int8, less exact and "
-        "faster with int4 weights."
+        help="What a CPU rounds activations to where it multiplies packed weights: int16, or int8, less exact and "
+        "faster with int4 weights. Or bf16: rounds those that meet bfloat16 weights, else float32, to bfloat16."
     ),
 ]
 SamplingOpt = Annotated[

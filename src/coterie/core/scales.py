@@ -101,7 +101,7 @@ def codes_of(grouped: F32, pair: Pair) -> F32:
 
 
 def in_bf16(numbers: F32) -> F32:
-    """As stored: bfloat16."""
+    """To the nearest bfloat16, of two the even one, as weights are stored and as activations meet them (graph.ops)."""
     return to_f32(from_f32(numbers, DType.BF16), DType.BF16)
 
 

@@ -13,7 +13,7 @@ from coterie.core.shapes import Sizes
 from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
 from coterie.dataflow.nest_grad import GRAD_NESTS
 from coterie.graph.ir import Graph, Kind, Op, norms_all_heads
-from coterie.graph.ops import ROUNDING
+from coterie.graph.ops import BF16, ROUNDING
 
 
 def nest(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -65,14 +65,15 @@ def _rms_norm(graph: Graph, op: Op, sizes: Sizes) -> Nest:
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    """A row that is rounded before it is multiplied is needed whole, since its largest number says how."""
+    """A row that is rounded in groups before it is multiplied is needed whole, since its largest number says how."""
+    online = op.attrs.get(ROUNDING, BF16) == BF16
     x, y = op.inputs[0], op.outputs[0]
     k, n = dims(graph, x, sizes)[1:], dims(graph, y, sizes)[1:]
     k_index, n_index = axes("k", len(k)), axes("n", len(n))
     loops = (
         Loop("t", dims(graph, y, sizes)[0], Tag.PARALLEL),
         *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
-        *(Loop(f"k{i}", size, Tag.REDUCTION, online=ROUNDING not in op.attrs) for i, size in enumerate(k)),
+        *(Loop(f"k{i}", size, Tag.REDUCTION, online=online) for i, size in enumerate(k)),
     )
     flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
     reads = [Access(x, (("t",), *k_index)), Access(op.inputs[1], (flat_n, flat_k))]

@@ -15,7 +15,7 @@ from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
 from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent.ops import APPEND, ATTEND
-from coterie.graph.ops import CAP, EVERY, GROWTH, HORIZON, OPS, SCALE, TYPES
+from coterie.graph.ops import BF16, CAP, EVERY, GROWTH, HORIZON, OPS, ROUNDING, SCALE, TYPES
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
@@ -206,6 +206,15 @@ class Row:
         scale = self.op.attrs.get(SCALE, 1.0)
         if not isinstance(scale, int | float) or not math.isfinite(scale) or not scale:
             raise self.wrong(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
+
+    def rounding(self, weight: Value, *packed: str) -> None:
+        """Where the op says what it rounds to, it is one of `packed` beside a packed weight, BF16 beside bfloat16."""
+        said = self.op.attrs.get(ROUNDING)
+        fits = said in packed if weight.dtype.is_packed else said == BF16 and weight.dtype is DType.BF16
+        if said is not None and not fits:
+            fact = f"{ROUNDING} is {said!r} for {weight.name} of type {weight.dtype.value}"
+            ways = f"{', '.join(map(repr, packed[:-1]))} or {packed[-1]!r}"
+            raise self.wrong(fact, f"give {ways}, where the weight is packed, or {BF16!r}, where it is BF16")
 
     def constant(self, position: int, count: int) -> None:
         """A constant of that many numbers."""

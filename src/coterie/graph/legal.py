@@ -13,7 +13,7 @@ from coterie.core.shapes import Shape, Symbol, Times, trailing
 from coterie.graph.activation_legal import ACTIVATIONS, unary
 from coterie.graph.checks import Row
 from coterie.graph.ir import Kind, Value, norms_all_heads
-from coterie.graph.ops import HORIZON, INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET, ROUNDING
+from coterie.graph.ops import HORIZON, INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 
@@ -60,10 +60,7 @@ def _linear(row: Row) -> None:
     if row.op.inputs[2]:
         row.weight(2, (trailing(y.shape),))
     row.scale()
-    rounding, weight = row.op.attrs.get(ROUNDING), row.input(1)
-    if rounding is not None and (rounding not in (INT16, INT8, INT8_OR_FINER) or not weight.dtype.is_packed):
-        fact = f"{ROUNDING} is {rounding!r} for {weight.name} of type {weight.dtype.value}"
-        raise row.wrong(fact, f"give {INT16!r}, {INT8!r} or {INT8_OR_FINER!r}, where the weight is packed")
+    row.rounding(row.input(1), INT16, INT8, INT8_OR_FINER)
 
 
 def _rope(row: Row) -> None:

@@ -21,6 +21,7 @@ from coterie.graph.opspec import OpSpec
 from coterie.graph.scan.ops import SCAN_OPS
 
 __all__ = [
+    "BF16",
     "CAP",
     "COLLECTIVES",
     "EVERY",
@@ -51,7 +52,7 @@ OPS: dict[str, OpSpec] = {
     ),
     "linear": OpSpec(
         "y = scale * (x @ weight.T + bias), trailing axes flattened; rounding int16 or int8: x as in "
-        "core.packed.rounded",
+        "core.packed.rounded, beside packed weights; bf16: each x to the nearest, beside bfloat16 ones",
         ("x:T*", "weight:NK", "bias?:N"),
         ("y:T*",),
         ("rounding?", "scale?"),
@@ -168,6 +169,7 @@ OPS: dict[str, OpSpec] = {
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
+BF16 = "bf16"  # of ROUNDING: to bfloat16, where the weight is of that type; without it a CPU rounds nothing there
 INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits, and a device that rounds to none may multiply
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all

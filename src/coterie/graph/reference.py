@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from coterie.core.errors import UsageError
-from coterie.core.packed import rounded
 from coterie.core.shapes import fixed
 from coterie.graph.backward.reference import BACKWARD_RUN
-from coterie.graph.branch.reference import BRANCH_RUN, ROUNDED, gelu, silu
+from coterie.graph.branch.reference import BRANCH_RUN, gelu, met, silu
 from coterie.graph.delta_net.reference import DELTA_RUN
 from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent.reference import LATENT_RUN
 from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
-from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
+from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
 from coterie.graph.rope import grown, turned
 from coterie.graph.rows import more_rows
@@ -140,9 +139,7 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
-    flat = x[0].reshape(len(x[0]), x[1].shape[1])
-    if ROUNDING in op.attrs:
-        flat = rounded(flat, step.graph.values[op.inputs[1]].dtype, ROUNDED[str(op.attrs[ROUNDING])])
+    flat = met(op, x[0].reshape(len(x[0]), x[1].shape[1]), step.graph.values[op.inputs[1]].dtype)
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]

@@ -1,6 +1,8 @@
-"""The graph whose packed weights meet activations rounded, to int8 or, said aloud, to int16: another architecture key.
+"""The graph whose weights meet activations rounded: packed ones to int8 or, said aloud, int16; bfloat16 ones to bf16.
 
-Knows nothing about how activations are rounded (core.packed) or when that is asked for.
+Each is another architecture key, so experts with and without do not share programs.
+
+Knows nothing about how activations are rounded (core.packed, core.scales) or when that is asked for.
 """
 
 from __future__ import annotations
@@ -8,15 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+from coterie.core.dtypes import DType
 from coterie.graph.branch.ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
-from coterie.graph.ops import INT16, ROUNDING
+from coterie.graph.ops import BF16, INT16, ROUNDING
 
 _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
 
 
 def with_rounding(graph: Graph, to: str) -> Graph:
-    """Every product with packed weights rounds what it reads `to` INT8 or INT16; other graphs stay as they are."""
+    """Every product with packed weights rounds what it reads `to` INT8 or INT16, or with bfloat16 ones to BF16.
+
+    Products with other weights stay as they are.
+    """
     return replace(graph, ops=tuple(_rounding(graph, op, to) for op in graph.ops))
 
 
@@ -28,6 +34,10 @@ def as_a_cpu_rounds(graph: Graph) -> Graph:
 
 def _rounding(graph: Graph, op: Op, to: str) -> Op:
     weight = _WEIGHT.get(op.kind)
-    if weight is None or not graph.values[op.inputs[weight]].dtype.is_packed:
+    if weight is None or not _meets(graph.values[op.inputs[weight]].dtype, to):
         return op
     return replace(op, attrs=MappingProxyType({**op.attrs, ROUNDING: to}))
+
+
+def _meets(dtype: DType, to: str) -> bool:
+    return dtype is DType.BF16 if to == BF16 else dtype.is_packed

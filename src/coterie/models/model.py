@@ -24,7 +24,7 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.ir import Graph, Value
-from coterie.graph.ops import INT8, INT16
+from coterie.graph.ops import BF16, INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_rounding
 from coterie.graph.stored import value_bytes
@@ -42,7 +42,7 @@ from coterie.models.scores import ScoreHead, score_head
 from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
-ACTIVATIONS = (INT16, INT8)  # of the products with packed weights
+ACTIVATIONS = (INT16, INT8, BF16)  # the last of products with bfloat16 weights, the others of those with packed ones
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -176,7 +176,7 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model as it is (int16), or with the activations that meet packed weights rounded to 8 bits (int8).
+    """The model as it is (int16), or with activations rounded that meet packed weights (int8) or bfloat16 ones (bf16).
 
     Raises UsageError for another word.
     """

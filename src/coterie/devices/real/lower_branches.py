@@ -12,7 +12,7 @@ from coterie.devices.real.lowering import Lowering
 from coterie.devices.real.operands import Operands
 from coterie.graph.branch.ops import ALPHA, BOTH_UP, CLIPPED, GELU_UP, LIMIT, TOP_K, choice_of, matrices_of
 from coterie.graph.ir import Op
-from coterie.graph.ops import INT8, ROUNDING
+from coterie.graph.ops import BF16, INT8, ROUNDING
 from coterie.kernels import cpu as kernels
 
 
@@ -32,7 +32,7 @@ def _branches(low: Lowering, ops: Sequence[Op]) -> Operands:
     rows, columns = low.value(matrices[0]).shape
     F, D = (rows, columns) if op.kind in BOTH_UP else (columns, rows)
     T, E = low.value(weights).shape
-    dtype = kernels.dtype_number(low.value(matrices[0]).dtype, op.attrs.get(ROUNDING) == INT8)
+    dtype = kernels.dtype_number(low.value(matrices[0]).dtype, op.attrs.get(ROUNDING) in (INT8, BF16))
     ends: Operands = {"x": low.at(x), "weights": low.at(weights), "y": low.at(y), "dtype": dtype}
     sizes = {"T": low.size(T), "E": low.size(E), "taken": op.integer(TOP_K), "D": low.size(D), "F": low.size(F)}
     if adds:

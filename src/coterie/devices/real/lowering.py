@@ -15,7 +15,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Dim, Times, trailing
 from coterie.devices.real.operands import F32, PAGE_NAMES, Named, Operand, Operands, Stored, Weight, Weights
 from coterie.graph.ir import Kind, Op, Value, state_of
-from coterie.graph.ops import INT8, INT8_OR_FINER, OPS, ROUNDING
+from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, OPS, ROUNDING
 from coterie.graph.program import Program
 from coterie.kernels import cpu as kernels
 
@@ -147,5 +147,5 @@ class Lowering:
     def projection(self, operand: str, bias: str, op: Op) -> Operands:
         """Weight and bias of a linear."""
         rounding = op.attrs.get(ROUNDING)
-        rounded = rounding == INT8 or (rounding == INT8_OR_FINER and self.rounds)
+        rounded = rounding in (INT8, BF16) or (rounding == INT8_OR_FINER and self.rounds)
         return self.weight(operand, op.inputs[1], rounded) | self.weight(bias, op.inputs[2])

@@ -30,7 +30,7 @@ from coterie.graph.branch.ops import (
     matrices_of,
 )
 from coterie.graph.checks import GELU_FORMS, Row, T
-from coterie.graph.ops import INT8, INT16, ROUNDING
+from coterie.graph.ops import INT8, INT16
 
 
 def _choose(row: Row) -> None:
@@ -106,10 +106,7 @@ def _matrices(row: Row, shape: Shape) -> None:
         if other.dtype is not first.dtype:
             fact = f"{other.name} is {other.dtype.value} and {first.name} {first.dtype.value}"
             raise row.wrong(fact, "give the branches of a layer one type")
-    rounding = row.op.attrs.get(ROUNDING)
-    if rounding is not None and (rounding not in (INT16, INT8) or not first.dtype.is_packed):
-        fact = f"{ROUNDING} is {rounding!r} for {first.name} of type {first.dtype.value}"
-        raise row.wrong(fact, f"give {INT16!r} or {INT8!r}, where the weights are packed")
+    row.rounding(first, INT16, INT8)
 
 
 def _gate_up(row: Row) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from coterie.core.dtypes import DType
 from coterie.core.packed import MAX_INT8, MAX_INT16, rounded
+from coterie.core.scales import in_bf16
 from coterie.graph.branch.ops import (
     ADD_BIAS,
     ADDED_SUM,
@@ -32,9 +34,10 @@ from coterie.graph.branch.ops import (
     matrices_of,
 )
 from coterie.graph.ir import Op
+from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.step import F32, Array, Run, Step
 
-ROUNDED = {"int16": MAX_INT16, "int8": MAX_INT8, "int8 or finer": MAX_INT8}  # the largest of activations rounded so
+_LARGEST = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # of activations that meet packed weights
 LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
 
 
@@ -65,6 +68,18 @@ def softmax(x: Array) -> F32:
     """Over the last axis."""
     p = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(p / p.sum(axis=-1, keepdims=True), np.float32)
+
+
+def met(op: Op, x_TK: F32, dtype: DType) -> F32:
+    """Activations as the op has them meet a weight of this type: as they are, or rounded as it says."""
+    if ROUNDING not in op.attrs:
+        return x_TK
+    to = str(op.attrs[ROUNDING])
+    return in_bf16(x_TK) if to == BF16 else rounded(x_TK, dtype, _LARGEST[to])
+
+
+def _met(step: Step, op: Op, x: F32) -> F32:
+    return met(op, x, step.graph.values[op.inputs[MATRICES_FROM]].dtype)
 
 
 def _choose(step: Step, op: Op, x: list[Any]) -> Array:
@@ -106,16 +121,10 @@ def _pairs(weights_TE: F32) -> Iterator[tuple[int, Array, Array]]:
             yield branch, tokens, places_TE[tokens, branch]
 
 
-def _rounded(step: Step, op: Op, x: F32) -> F32:
-    if "rounding" not in op.attrs:
-        return x
-    return rounded(x, step.graph.values[op.inputs[MATRICES_FROM]].dtype, ROUNDED[str(op.attrs["rounding"])])
-
-
 def _gate_up(step: Step, op: Op, x: list[Any]) -> Array:
     data_TD, weights_TE, matrices = x[0], x[1], matrices_of(op.kind, x)
     y = np.zeros((len(data_TD), op.integer(TOP_K), matrices[0].shape[0]), np.float32)
-    data_TD = _rounded(step, op, data_TD)
+    data_TD = _met(step, op, data_TD)
     for branch, tokens, places in _pairs(weights_TE):
         gate, up = (data_TD[tokens] @ matrices[at].T for at in (branch, branch + len(matrices) // 2))
         if op.kind == CLIPPED:
@@ -143,7 +152,7 @@ def _down(step: Step, op: Op, x: list[Any]) -> Array:
     data_TAF, weights_TE, matrices = x[0], x[1], x[MATRICES_FROM:]
     y = np.zeros((len(data_TAF), matrices[0].shape[0]), np.float32)
     for branch, tokens, places in _pairs(weights_TE):
-        data = _rounded(step, op, data_TAF[tokens, places])
+        data = _met(step, op, data_TAF[tokens, places])
         y[tokens] += weights_TE[tokens, branch, None] * (data @ matrices[branch].T)
     return y
 

@@ -45,7 +45,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 }
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
-_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed}
+_ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed or dtype is DType.BF16}
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
@@ -203,8 +203,10 @@ class Call:
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
-            fact = f"{operand} of {self.name} is {_ROUNDED[number].value} that meets int8 activations"
-            raise UnsupportedError("the GPU's kernels", fact, "leave out --activations int8")
+            dtype = _ROUNDED[number]
+            met = "bf16" if dtype is DType.BF16 else "int8"
+            fact = f"{operand} of {self.name} is {dtype.value} that meets {met} activations"
+            raise UnsupportedError("the GPU's kernels", fact, f"leave out --activations {met}")
         if number not in _DTYPES:
             fact = f"{operand} of {self.name} is Q6 (int6), which they do not read"
             remedy = "import the file with --weights keep8, or quantise with --bits 8: int8 in the place of int6"
