@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from tests.model import theirs, tiny
+from tests.model import gguf_rows, theirs, tiny
 from tests.model.formats import SIZES
 from tests.model.runner import BACKENDS
 
@@ -97,3 +97,19 @@ def quantised_once(wide_once, tmp_path_factory):
 def quantised(quantised_once, tmp_path):
     """A function (one that quantises a folder) -> a copy of a folder quantised so, which a test may damage."""
     return lambda quantise: shutil.copytree(quantised_once(quantise), tmp_path / "theirs")
+
+
+@pytest.fixture(scope="module")
+def two_tokens(tmp_path_factory):
+    """A tokenizer.json of two tokens."""
+    return gguf_rows.save_tokenizer(tmp_path_factory.mktemp("words") / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def gguf_folder_like(tmp_path_factory):
+    """A function (row or one of gguf_rows.OWN, rope, type) -> a tiny folder of it."""
+
+    def get(row, rope="default", dtype="bf16", **sizes):
+        return gguf_rows.save(tmp_path_factory.mktemp(f"{row}-{rope}"), row, rope, dtype, **sizes)
+
+    return get

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from coterie.models.gguf.convert import import_gguf, plan_import
+from coterie.models.model import open_model
+
 ARCHITECTURES = {
     "mistral": "llama",
     "gemma3_text": "gemma3",
@@ -217,3 +220,10 @@ def factors(config):
         smooth = min(max((share - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / rope["factor"] + smooth))
     return {"rope_freqs.weight": np.array(found, np.float32)}
+
+
+def imported(folder, tokenizer, tmp_path, kind, weights="keep", **how):
+    """The file of a folder, what importing it reported, and the model that came out."""
+    path = write(folder, tmp_path / f"{kind}.gguf", kind, **how)
+    report = import_gguf(plan_import(path, weights), tmp_path / f"{kind}-{weights}", tokenizer)
+    return path, report, open_model(report.folder)

@@ -163,8 +163,8 @@ def test_logprobs_are_a_log_softmax_of_the_models_logits(count):
     one = chooser(top_logprobs=min(count, 20), logit_bias=((9, 100.0),))
     token = one.choose(z, 0, 0)
     assert token == 9
-    (seen,) = one.take_news()
-    assert one.take_news() == ()
+    (seen,) = one.take_logprobs()
+    assert one.take_logprobs() == ()
     found = logprobs_of(z, 9, count)
     assert (found.token, found.logprob) == (9, seen.logprob)
     total = math.fsum(math.exp(float(x)) for x in z)

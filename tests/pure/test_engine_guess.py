@@ -288,7 +288,10 @@ def test_accelerators_guess_nothing_unless_told_nor_do_small_experts(machine, gu
     assert Policy().guesses_of(2**30, spec) == guesses
     assert Policy().guesses_of(2**20, spec) == 0
     assert Policy(max_guesses=3).guesses_of(2**20, spec) == 3
-    assert (Policy().formed_of(spec), Policy(max_guesses=3).formed_of(spec)) == (guesses, 3)  # of any expert
+    assert (Policy().guesses_by_form_of(spec), Policy(max_guesses=3).guesses_by_form_of(spec)) == (
+        guesses,
+        3,
+    )  # of any expert
     bytes_per_s = spec.tier(spec.run_tier).achieved_bytes_per_s
     share = pytest.approx(spec.achieved_flops_per_s / bytes_per_s)
     assert Policy().balance_of(spec) == Balance(share, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ import httpx
 import openai
 import pytest
 from tests.system.serving import served
-from tests.system.tiny import CONFIG, write_expert
+from tests.system.tiny import CONFIG, MEASURED, write_expert
 
 from coterie.api import Coterie
+from coterie.bench.experts import random_experts
+from coterie.bench.peers.gguf_file import write_gguf
+from coterie.models.model import Model
 
 NAMES = ("ada", "bob", "cyd", "dan")
 
@@ -108,3 +112,21 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": 256}))
     (folder / "c.toml").write_text(MANY)
     return folder / "c.toml"
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Model]:
+    """A random model, as benches measure one of the user's own."""
+    with random_experts(MEASURED, 1) as (model,):
+        yield model
+
+
+@pytest.fixture(scope="module")
+def measured_gguf(measured: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a GGUF file, where llama.cpp can measure it."""
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[peers]'")
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama.cpp is not installed: pip install 'coterie[peers]'")
+    path = tmp_path_factory.mktemp("file") / "tiny-F32.gguf"
+    write_gguf(measured, path, "F32")
+    return path

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'coterie[peers]'")
 
 import torch
-from tests.system.test_bench_peers import SHAPE
+from tests.system.tiny import MEASURED
 
 from coterie.bench import gpu_peers
 from coterie.bench.experts import random_experts
@@ -39,7 +39,7 @@ def small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    with random_experts(SHAPE, 1) as (made,):
+    with random_experts(MEASURED, 1) as (made,):
         yield made
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.system.test_bench import bench, refused
-from tests.system.test_bench_own import file, model  # noqa: F401  fixtures
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, our_tokens
 
 from coterie.bench.experts import WEIGHTS
@@ -135,14 +134,14 @@ def test_a_file_may_be_opened_by_either_engine(tmp_path: Path) -> None:
 
 @needs_openvino
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4, groups of 32", "int4z, groups of 128"])
-def test_every_form_is_opened(precision: str, model: Model, tmp_path: Path) -> None:  # noqa: F811
+def test_every_form_is_opened(precision: str, measured: Model, tmp_path: Path) -> None:
     """A second open reads what the first compiled; a prompt's last row is its only one."""
     peer = OpenVino()
-    path = peer.prepare(model.checkpoint.path, tmp_path, precision)
+    path = peer.prepare(measured.checkpoint.path, tmp_path, precision)
     drawn = []
     for _ in range(2):
         session = peer.open(path, Settings(1, openvino.COMPILED, "cache of 8 bits"), 32)
-        drawn.append([session.prefill(prompt_ids(model, PROMPT_TOKENS)), *session.decode(2)])
+        drawn.append([session.prefill(prompt_ids(measured, PROMPT_TOKENS)), *session.decode(2)])
         assert session.decode(0) == []
         session.close()
     assert drawn[0] == drawn[1]
@@ -150,18 +149,18 @@ def test_every_form_is_opened(precision: str, model: Model, tmp_path: Path) -> N
 
 
 @needs_openvino
-def test_a_file_of_ones_own_is_beside_us(model: Model, file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_of_ones_own_is_beside_us(measured: Model, measured_gguf: Path, tmp_path: Path) -> None:
     """Its reader knows no float32 matrices, and says so; what it reads draws our tokens."""
-    with pytest.raises(DeviceError, match=file.name):
-        OpenVinoFile(file).prepare(model.checkpoint.path, tmp_path, file.name)
+    with pytest.raises(DeviceError, match=measured_gguf.name):
+        OpenVinoFile(measured_gguf).prepare(measured.checkpoint.path, tmp_path, measured_gguf.name)
     half = tmp_path / "tiny-F16.gguf"
-    openvino.write_gguf(model, half, "F16")
+    openvino.write_gguf(measured, half, "F16")
     peer = OpenVinoFile(half)
-    path = peer.prepare(model.checkpoint.path, tmp_path / "float32", half.name)
+    path = peer.prepare(measured.checkpoint.path, tmp_path / "float32", half.name)
     session = peer.open(path, peer.candidates(1)[0], 32)
-    drawn = [session.prefill(prompt_ids(model, PROMPT_TOKENS)), *session.decode(DRAWN - 1)]
-    assert drawn == our_tokens(model)
-    own = ("--checkpoint", model.checkpoint.path, "--gguf", half, "--peer", "openvino")
+    drawn = [session.prefill(prompt_ids(measured, PROMPT_TOKENS)), *session.decode(DRAWN - 1)]
+    assert drawn == our_tokens(measured)
+    own = ("--checkpoint", measured.checkpoint.path, "--gguf", half, "--peer", "openvino")
     row = bench("decode", *own, "--context", 5, "--rounds", 2, "--seconds", 0)["peers"]["openvino"]
     assert row["precision"] == half.name
     assert row["ratio"] > 0

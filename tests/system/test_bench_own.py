@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.system.test_bench import bench, refused
-from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, SHAPE, our_tokens
+from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, our_tokens
 
-from coterie.bench.experts import random_experts
-from coterie.bench.peers.gguf_file import write_gguf
 from coterie.bench.report import resident_bytes
 from coterie.bench.step import prompt_ids
 from coterie.bench.subject import OWN, Own, engines_of, subject
@@ -25,28 +21,12 @@ QUICK = ("--rounds", 2, "--seconds", 0, "--threads", 1)
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with random_experts(SHAPE, 1) as (model,):
-        yield model
-
-
-@pytest.fixture(scope="module")
-def packed(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(measured: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("own") / "packed"
-    return quantize_folder(model.checkpoint.path, out, Packing(DType.Q4Z, DType.Q4Z)).folder
+    return quantize_folder(measured.checkpoint.path, out, Packing(DType.Q4Z, DType.Q4Z)).folder
 
 
-@pytest.fixture(scope="module")
-def file(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[peers]'")
-    if importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama.cpp is not installed: pip install 'coterie[peers]'")
-    path = tmp_path_factory.mktemp("file") / "tiny-F32.gguf"
-    write_gguf(model, path, "F32")
-    return path
-
-
-def test_what_is_measured_is_the_folder_as_it_is(packed: Path, model: Model) -> None:
+def test_what_is_measured_is_the_folder_as_it_is(packed: Path, measured: Model) -> None:
     got = bench("decode", "--checkpoint", packed, "--context", 5, "--batch", 2, *QUICK)
     assert got["workload"]["checkpoint"] == "packed"
     assert got["workload"]["weights"] == "own, most int4z"
@@ -56,38 +36,40 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, model: Model) -> 
     with subject("demo", "bf16", "int8", 9, Own(packed)) as it:
         assert (it.weights, it.stored, it.met) == (OWN, DType.Q4Z, "int8")
         assert {value.dtype for value in it.model.graph.weights} == {DType.Q4Z, DType.BF16}
-    with subject("demo", "bf16", "int16", 9, Own(model.checkpoint.path)) as it:
+    with subject("demo", "bf16", "int16", 9, Own(measured.checkpoint.path)) as it:
         assert (it.stored, it.met) == (DType.BF16, "float32")
-        assert it.model.layout == open_model(model.checkpoint.path).layout
-    with subject("demo", "bf16", "bf16", 9, Own(model.checkpoint.path)) as it:
+        assert it.model.layout == open_model(measured.checkpoint.path).layout
+    with subject("demo", "bf16", "bf16", 9, Own(measured.checkpoint.path)) as it:
         assert (it.met, it.rounded) == ("bf16", True)
-        assert it.model.key != open_model(model.checkpoint.path).key
+        assert it.model.key != open_model(measured.checkpoint.path).key
     assert "are int4z, and only bfloat16 ones" in refused("decode", "--checkpoint", packed, "--activations", "bf16")
 
 
-def test_llama_cpp_opens_the_file_itself_and_draws_our_tokens(model: Model, file: Path, tmp_path: Path) -> None:
-    (peer,) = engines_of(Own(model.checkpoint.path, file), ())
-    assert peer.precisions(OWN) == (file.name,)
-    assert peer.prepare(model.checkpoint.path, tmp_path, file.name) == file
-    prompt, ours = prompt_ids(model, PROMPT_TOKENS), our_tokens(model)
+def test_llama_cpp_opens_the_file_itself_and_draws_our_tokens(
+    measured: Model, measured_gguf: Path, tmp_path: Path
+) -> None:
+    (peer,) = engines_of(Own(measured.checkpoint.path, measured_gguf), ())
+    assert peer.precisions(OWN) == (measured_gguf.name,)
+    assert peer.prepare(measured.checkpoint.path, tmp_path, measured_gguf.name) == measured_gguf
+    prompt, ours = prompt_ids(measured, PROMPT_TOKENS), our_tokens(measured)
     for settings in peer.candidates(1):
-        session = peer.open(file, settings, 64)
+        session = peer.open(measured_gguf, settings, 64)
         try:
             assert [session.prefill(prompt), *session.decode(DRAWN - 1)] == ours, str(settings)
         finally:
             session.close()
 
 
-def test_each_bench_prints_the_file_beside_it(model: Model, file: Path) -> None:
-    folder = model.checkpoint.path
+def test_each_bench_prints_the_file_beside_it(measured: Model, measured_gguf: Path) -> None:
+    folder = measured.checkpoint.path
     for name, more in (("decode", ("--context", 5)), ("prefill", ("--prompt", 5))):
-        got = bench(name, "--checkpoint", folder, "--gguf", file, *more, *QUICK)
+        got = bench(name, "--checkpoint", folder, "--gguf", measured_gguf, *more, *QUICK)
         row = got["peers"]["llama.cpp"]
         assert row["ratio"] > 0
-        assert row["precision"] == got["workload"]["gguf"] == file.name
+        assert row["precision"] == got["workload"]["gguf"] == measured_gguf.name
         assert "memory_bytes" in row
-    got = bench("switch", "--checkpoint", folder, "--gguf", file, "--prompt", 5, "--experts", 2, *QUICK)
-    assert got["workload"]["expert_bytes"] == model.layout.size_bytes
+    got = bench("switch", "--checkpoint", folder, "--gguf", measured_gguf, "--prompt", 5, "--experts", 2, *QUICK)
+    assert got["workload"]["expert_bytes"] == measured.layout.size_bytes
     assert {"ratio", "warm_ratio", "both_open_ratio", "settings"} <= set(got["peers"]["llama.cpp"])
 
 
@@ -111,8 +93,8 @@ def test_a_switch_is_between_names_of_one_checkpoint(packed: Path) -> None:
         (("decode", "--activations", "int8"), "are bf16, and only packed ones"),
     ],
 )
-def test_what_contradicts_itself_is_a_sentence(words: tuple[str, ...], said: str, model: Model) -> None:
-    more = () if said == "--checkpoint" else ("--checkpoint", model.checkpoint.path)
+def test_what_contradicts_itself_is_a_sentence(words: tuple[str, ...], said: str, measured: Model) -> None:
+    more = () if said == "--checkpoint" else ("--checkpoint", measured.checkpoint.path)
     assert said in refused(*words, *more)
 
 

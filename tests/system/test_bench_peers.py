@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.system.test_bench import bench, refused
-from tests.system.tiny import CONFIG
+from tests.system.tiny import MEASURED
 
 from coterie.bench.experts import random_experts
 from coterie.bench.peers import best
@@ -24,16 +23,8 @@ from coterie.device import wait_for
 from coterie.models.model import Model
 from coterie.models.registry import weight_shapes
 
-# Float32 files, so that only the order of sums and the cache's type differ; the widths suit 32-wide quantised blocks.
-SHAPE = {**CONFIG, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPT_TOKENS, DRAWN = 9, 4
 PACKAGES = {"llama.cpp": "llama_cpp", "transformers": "transformers", "openvino": "openvino_genai"}
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    with random_experts(SHAPE, 1) as (model,):
-        yield model
 
 
 @pytest.fixture(params=list(PEERS))
@@ -59,9 +50,9 @@ def our_tokens(model: Model) -> list[int]:
     return ids[PROMPT_TOKENS:]
 
 
-def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, model: Model) -> None:
-    ours, prompt = our_tokens(model), prompt_ids(model, PROMPT_TOKENS)
-    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, measured: Model) -> None:
+    ours, prompt = our_tokens(measured), prompt_ids(measured, PROMPT_TOKENS)
+    with prepared_peer(peer, measured.checkpoint.path, "bf16") as prepared:
         exact = next(name for name in prepared if name in ("F32", "float32"))
         session = peer.open(prepared[exact], peer.candidates(1)[0], 64)
         try:
@@ -79,8 +70,8 @@ def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, mo
         assert all(file.is_file() for name in prepared for file in peer.files(prepared[name]))
 
 
-def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, model: Model) -> None:
-    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, measured: Model) -> None:
+    with prepared_peer(peer, measured.checkpoint.path, "bf16") as prepared:
         chosen = choose(peer, prepared, 2, 64, Work(lambda session: session.prefill([1, 2, 3])))
     assert chosen is not None
     assert chosen.precision in peer.precisions("bf16")
@@ -101,22 +92,22 @@ def test_a_peers_threads_rest_before_anything_else_is_measured(monkeypatch: pyte
     assert clock[0] == 1.0 + best.RESTING_S
 
 
-def test_every_tensor_of_a_llama_has_a_gguf_name(model: Model) -> None:
-    names = [gguf_name(name) for name in weight_shapes(model.config)]
+def test_every_tensor_of_a_llama_has_a_gguf_name(measured: Model) -> None:
+    names = [gguf_name(name) for name in weight_shapes(measured.config)]
     assert len(set(names)) == len(names)
     assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
 
 
 def test_a_model_that_gguf_has_no_form_for_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[peers]'")
-    qwen = {**SHAPE, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    qwen = {**MEASURED, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     with random_experts(qwen, 1) as (other,), pytest.raises(UnsupportedError, match="qwen2"):
         write_gguf(other, tmp_path / "x.gguf", "F32")
 
 
 def test_decode_and_prefill_print_a_peer(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(SHAPE))
+    config.write_text(json.dumps(MEASURED))
     for name, more in (("decode", ("--context", 5)), ("prefill", ("--prompt", 5))):
         got = bench(name, "--shape", config, *more, "--peer", "transformers", "--rounds", 2, "--seconds", 0)
         row = got["peers"]["transformers"]
@@ -127,7 +118,7 @@ def test_decode_and_prefill_print_a_peer(tmp_path: Path) -> None:
 
 def test_switch_prints_a_peer(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(SHAPE))
+    config.write_text(json.dumps(MEASURED))
     sizes = ("--prompt", 5, "--experts", 2, "--rounds", 2, "--seconds", 0)
     row = bench("switch", "--shape", config, *sizes, "--peer", "transformers")["peers"]["transformers"]
     for field in ("ours_cold_ttft_s", "ours_warm_ttft_s", "cold_ttft_s", "reload_s", "both_open_s"):
@@ -159,15 +150,15 @@ def test_settings_read_as_a_phrase() -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_sequences_of_a_batch_draw_what_each_draws_alone(model: Model, shared: bool) -> None:
+def test_sequences_of_a_batch_draw_what_each_draws_alone(measured: Model, shared: bool) -> None:
     """Of odd lengths, one of a single token; one joins when others run, and in a slot that was left."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama.cpp is not installed: pip install 'coterie[peers]'")
     peer = LlamaCpp()
-    ids = prompt_ids(model, 20)
+    ids = prompt_ids(measured, 20)
     prompts = {0: ids[:7], 2: ids[3:4], 1: ids[5:18]}
     settings = peer.candidates(1)[0]
-    with prepared_peer(peer, model.checkpoint.path, "bf16") as prepared:
+    with prepared_peer(peer, measured.checkpoint.path, "bf16") as prepared:
         session = peer.open(prepared["F32"], settings, 32)
         alone = {slot: [session.prefill(prompt), *session.decode(5)] for slot, prompt in prompts.items()}
         other = [session.prefill(ids[2:6]), *session.decode(2)]

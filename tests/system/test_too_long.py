@@ -99,7 +99,7 @@ def test_a_prompt_that_the_kv_cache_has_no_room_for_goes_on_too(folder: Path) ->
     )
     with Coterie.open(path, Options(kv_bytes=64 * 1024)) as coterie:
         kv, models = coterie.parts.kv, coterie.models
-        wide, long = (kv.holds(models[name].kv) for name in ("wide", "long"))
+        wide, long = (kv.tokens_held(models[name].kv) for name in ("wide", "long"))
         assert wide < 300 < long
         answer = coterie.ask(few("x" * 300))
         assert answer.expert == "long"

@@ -52,7 +52,7 @@ class Coterie(Measuring, ExpertCommands):
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
-        self._experts = Experts(self.texts, self.models, parts.kv.holds)
+        self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
         self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
         self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
@@ -275,7 +275,7 @@ class Coterie(Measuring, ExpertCommands):
                 self._parts.engine.check_room(query.client, most, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
-        request = within_kv(request, pending.query, self._parts.kv.holds(self.models[route.expert].kv))
+        request = within_kv(request, pending.query, self._parts.kv.tokens_held(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids

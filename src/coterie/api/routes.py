@@ -20,7 +20,7 @@ from coterie.composition.router import Route
 from coterie.composition.routing import Routing
 from coterie.engine.assembly import block_bytes_for
 from coterie.engine.experts import open_experts, open_folder
-from coterie.engine.kv import holds
+from coterie.engine.kv import tokens_held
 from coterie.graph.program import KvShape
 from coterie.models.model import Model
 
@@ -75,4 +75,4 @@ def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[
         composition, found = open_folder(composition)
         models.update(found)
     block = block_bytes_for({name: models[name] for name in composition.names}, kv_bytes)
-    return lambda kv: holds(kv_bytes // block, block, kv)
+    return lambda kv: tokens_held(kv_bytes // block, block, kv)

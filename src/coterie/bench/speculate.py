@@ -9,14 +9,14 @@ Knows nothing about how guesses are made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.table import Table
 
@@ -41,6 +41,7 @@ ANSWER_TOKENS = 128
 FORM_TOKENS = 320  # at most
 SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often, about, the token comes that came before; 0: nothing repeats
 PLAIN, GUESSED = "without", "with"
+_Counts: TypeAlias = tuple[int, int, int, int]  # tokens guessed, of them right, tokens drawn, and the steps for these
 PROMPTS = {
     "code": "Write a Python class for a stack of numbers with push, pop, peek and a running maximum.",
     "prose": "Describe how bread is made, from grain to loaf.",
@@ -49,18 +50,25 @@ PROMPTS = {
 COLUMNS = ("guesses", "right", "tokens a step", "tokens/s", "with guesses", "gain", "CPU time")
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer, and seconds of the clock and of the CPU for each of its tokens."""
+
+    tokens: tuple[int, ...]
+    seconds: float
+    cpu_s: float
+
+
 @dataclass(slots=True)
 class _Way:
-    """An engine with or without guesses. Of its answers to one row: their tokens, and seconds of CPU a token."""
+    """An engine with or without guesses."""
 
     device: CpuDevice
     parts: Parts
-    answers: list[tuple[int, ...]] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
     asked: int = 0
 
-    def seconds(self, asked: Callable[[int], Request]) -> float:
-        """Answer what is asked, for the time of that number, once; seconds for each token but the first ones."""
+    def answer(self, asked: Callable[[int], Request]) -> _Answer:
+        """Answer what is asked, for the time of that number, once; the times are of all tokens but the first ones."""
         engine, tokens, begun = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
         engine.submit(asked(self.asked))
         self.asked += 1
@@ -69,10 +77,8 @@ class _Way:
                 tokens += output.token_ids
             if tokens and not begun[2]:
                 begun = perf_counter(), process_time(), len(tokens)
-        self.answers.append(tokens)
         count = max(len(tokens) - begun[2], 1)
-        self.cpu_s.append((process_time() - begun[1]) / count)
-        return (perf_counter() - begun[0]) / count
+        return _Answer(tokens, (perf_counter() - begun[0]) / count, (process_time() - begun[1]) / count)
 
 
 def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "bf16") -> Report:
@@ -85,8 +91,8 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
     ):
         rows = []
         for share in SHARES:
-            row = _row(ways, partial(_of_ring, ring, share), effort)
-            kept = [ring.kept(tokens) for tokens in ways[GUESSED].answers]
+            row, answers = _row(ways, partial(_of_ring, ring, share), effort)
+            kept = [ring.kept(tokens) for tokens in answers]
             rows.append({"share": share, "repeats": sum(kept) / len(kept) / (ANSWER_TOKENS - 1), **row})
         cpus = ways[PLAIN].device.threads
     with forming_expert(config) as (plain, tokenizer), packed_expert(plain, weights) as model:
@@ -94,7 +100,7 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
         for name, schema in FORMS.items():
             with _ways(model, threads) as ways:  # what was learnt of one form is none of another
                 asked = partial(_of_form, grammar, json.dumps(schema))
-                forms.append({"form": name, **_row(ways, asked, effort)})
+                forms.append({"form": name, **_row(ways, asked, effort)[0]})
     workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
     values = {"shares": rows, "forms": forms}
     return Report(
@@ -122,37 +128,65 @@ def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) 
 
 def _asked(ways: dict[str, Coterie], prompt: str, effort: Effort) -> dict[str, Any]:
     query = Query((Message("user", prompt),), "large", PartialSampling(temperature=0.0), ANSWER_TOKENS)
-    answers: dict[str, list[tuple[int, ...]]] = {name: [] for name in ways}
-    cpu_s: dict[str, list[float]] = {name: [] for name in ways}
 
-    def seconds(name: str) -> float:
+    def answer(name: str) -> _Answer:
         begun = perf_counter(), process_time()
         tokens = ways[name].ask(query).token_ids
-        answers[name].append(tokens)
-        cpu_s[name].append((process_time() - begun[1]) / len(tokens))
-        return (perf_counter() - begun[0]) / len(tokens)
+        count = len(tokens)
+        return _Answer(tokens, (perf_counter() - begun[0]) / count, (process_time() - begun[1]) / count)
 
     metrics = ways[GUESSED].parts.engine.metrics
-    before = metrics.drafted_tokens, metrics.accepted_drafted_tokens, metrics.drawn_tokens, metrics.steps
+
+    def counts() -> _Counts:
+        drafts = metrics.drafted_tokens, metrics.accepted_drafted_tokens
+        return (*drafts, metrics.drawn_tokens, metrics.steps)
+
+    return _compared({name: partial(answer, name) for name in ways}, counts, effort)[0]
+
+
+def _row(
+    ways: dict[str, _Way], asked: Callable[[int], Request], effort: Effort
+) -> tuple[dict[str, Any], list[tuple[int, ...]]]:
+    metrics = ways[GUESSED].parts.engine.metrics
+
+    def counts() -> _Counts:
+        guesses, drawn = (metrics.guessed_tokens, metrics.accepted_tokens), metrics.drawn_tokens
+        return (*guesses, drawn, drawn - metrics.accepted_tokens)
+
+    return _compared({name: partial(way.answer, asked) for name, way in ways.items()}, counts, effort)
+
+
+def _compared(
+    ways: Mapping[str, Callable[[], _Answer]], counts: Callable[[], _Counts], effort: Effort
+) -> tuple[dict[str, Any], list[tuple[int, ...]]]:
+    """Ask both ways in turns; what guesses gave, and the answers. Raises RuntimeError where these are not the same."""
+    answers: dict[str, list[_Answer]] = {name: [] for name in ways}
+
+    def seconds(name: str) -> float:
+        answers[name].append(ways[name]())
+        return answers[name][-1].seconds
+
+    before = counts()
     samples = interleave({name: partial(seconds, name) for name in ways}, effort)
-    if answers[PLAIN] != answers[GUESSED]:
-        raise RuntimeError("an answer with a draft is another one")
-    gain, cpu = paired_ratio(samples[PLAIN], samples[GUESSED]), paired_ratio(cpu_s[PLAIN][1:], cpu_s[GUESSED][1:])
-    guessed, right, drawn = (
-        metrics.drafted_tokens - before[0],
-        metrics.accepted_drafted_tokens - before[1],
-        metrics.drawn_tokens - before[2],
-    )
-    return {
+    tokens = {name: [answer.tokens for answer in each] for name, each in answers.items()}
+    if tokens[PLAIN] != tokens[GUESSED]:
+        raise RuntimeError("an answer with guesses is another one")
+    gain = paired_ratio(samples[PLAIN], samples[GUESSED])
+    cpu = paired_ratio(*[[answer.cpu_s for answer in answers[name][1:]] for name in (PLAIN, GUESSED)])
+    guessed, right, drawn, steps = (now - then for now, then in zip(counts(), before, strict=True))
+    row = {
+        "answer_tokens": drawn / len(tokens[GUESSED]),
         "tokens_per_s": {name: 1 / median(samples[name]) for name in ways},
         "gain": gain.median,
         "gain_quartiles": [gain.low, gain.high],
         "cpu_gain": cpu.median,
+        "cpu_gain_quartiles": [cpu.low, cpu.high],
         "guessed_per_token": guessed / drawn,
         "accepted": right / guessed if guessed else 0.0,
-        "tokens_per_step": drawn / (metrics.steps - before[3]),
+        "tokens_per_step": drawn / steps,
         "rounds": len(samples[PLAIN]),
     }
+    return row, tokens[GUESSED]
 
 
 def _of_ring(ring: Ring, share: float, number: int) -> Request:
@@ -184,33 +218,6 @@ def _wired(model: Model, device: CpuDevice, guesses: int) -> Parts:
     settings = Settings(kv_bytes=blocks * block, policy=Policy(max_guesses=guesses))
     models = {"one": model}
     return wire(models, plan(models, device.spec, settings), settings, device)
-
-
-def _row(ways: dict[str, _Way], asked: Callable[[int], Request], effort: Effort) -> dict[str, Any]:
-    metrics = ways[GUESSED].parts.engine.metrics
-    before = metrics.guessed_tokens, metrics.accepted_tokens, metrics.drawn_tokens
-    for way in ways.values():
-        way.cpu_s.clear()
-        way.answers.clear()
-    samples = interleave({name: partial(way.seconds, asked) for name, way in ways.items()}, effort)
-    if ways[PLAIN].answers != ways[GUESSED].answers:
-        raise RuntimeError("an answer with guesses is another one")
-    gain = paired_ratio(samples[PLAIN], samples[GUESSED])
-    cpu = paired_ratio(ways[PLAIN].cpu_s[1:], ways[GUESSED].cpu_s[1:])
-    guessed, accepted = metrics.guessed_tokens - before[0], metrics.accepted_tokens - before[1]
-    drawn = metrics.drawn_tokens - before[2]
-    return {
-        "answer_tokens": drawn / len(ways[GUESSED].answers),
-        "tokens_per_s": {name: 1 / median(samples[name]) for name in ways},
-        "gain": gain.median,
-        "gain_quartiles": [gain.low, gain.high],
-        "cpu_gain": cpu.median,
-        "cpu_gain_quartiles": [cpu.low, cpu.high],
-        "guessed_per_token": guessed / drawn,
-        "accepted": accepted / guessed if guessed else 0.0,
-        "tokens_per_step": drawn / (drawn - accepted),
-        "rounds": len(samples[PLAIN]),
-    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

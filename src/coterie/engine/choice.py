@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class Chooser:
-    """Chooses the tokens of one answer, in order; `news` is what it has to report since it was asked."""
+    """Chooses the tokens of one answer, in order; `logprobs` are those to report since they were taken last."""
 
     def __init__(self, params: ChoiceParams, sampling: Sampling, prompt_ids: Seq[int], end_ids: Seq[int]) -> None:
         self._params, self._sampling, self._end_ids = params, sampling, end_ids
         self._history = History(params, prompt_ids)
         self._before = prompt_ids[-1]
         self.last_choices: LastChoices | None = None  # that of the answer, if somebody wants to know
-        self.news: tuple[TokenLogprobs, ...] = ()
+        self.logprobs: tuple[TokenLogprobs, ...] = ()
 
     def anew(self, prompt_ids: Seq[int]) -> Chooser:
         """One for the same answer, to be chosen from its beginning; not beside a mask, which has gone on."""
@@ -52,14 +52,14 @@ class Chooser:
         mask = self._params.mask
         return mask is not None and mask.complete
 
-    def take_news(self) -> tuple[TokenLogprobs, ...]:
-        """What is to be reported, once."""
-        news, self.news = self.news, ()
-        return news
+    def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """The logprobs to report, each once."""
+        taken, self.logprobs = self.logprobs, ()
+        return taken
 
-    def drop_news(self, count: int) -> None:
-        """Report nothing of the last so many tokens: the answer has ended before them."""
-        self.news = self.news[: len(self.news) - count]
+    def drop_logprobs(self, count: int) -> None:
+        """Report none of the last `count` tokens: the answer has ended before them."""
+        self.logprobs = self.logprobs[: len(self.logprobs) - count]
 
     @property
     def reads(self) -> bool:
@@ -84,7 +84,7 @@ class Chooser:
             if mask is not None and token not in self._end_ids:
                 mask.accept(token)
         if params.top_logprobs is not None:
-            self.news += (logprobs_of(_known(logits_V), token, params.top_logprobs),)
+            self.logprobs += (logprobs_of(_known(logits_V), token, params.top_logprobs),)
         return token
 
     def _drawn(self, logits_V: F32, position: int) -> int:
@@ -99,7 +99,7 @@ class Chooser:
     def score(self, logits_RV: F32, tokens: Seq[int]) -> None:
         """Report what tokens of the prompt were worth where they came: row by row, by the logits before each."""
         top = self._params.top_logprobs or 0
-        self.news += tuple([logprobs_of(row, token, top) for row, token in zip(logits_RV, tokens, strict=True)])
+        self.logprobs += tuple([logprobs_of(row, token, top) for row, token in zip(logits_RV, tokens, strict=True)])
 
     def changed(self, logits_V: F32) -> F32:
         """The logits that the next token is drawn from; -inf where it may not be."""

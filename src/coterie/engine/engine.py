@@ -134,12 +134,11 @@ class Engine:
         decision, repeats = self._decide()
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
-            others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
             names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
+            experts = [self._experts[name] for name in names]
             residencies = [self._loads.residency(name) for name in names]
-            event = self._runner.start([self._experts[name] for name in names], residencies, batch, batch.what)
-            self._runner.wait(event, until_s, others)
-            self._runner.finished(names, event)
+            others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
+            event = self._runner.run(experts, residencies, batch, batch.what, until_s, others)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
             self._device.wait_any(self._loads.awaited(), until)

@@ -89,12 +89,12 @@ def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | No
         opened[folder] = open_model(expert.base or checkpoint)
     if expert.base is not None:
         opener = open_delta if is_delta(checkpoint) else open_adapted
-        return _told(opener(opened[folder], checkpoint, expert.name), expert)
-    return _told(replace(opened[folder], name=expert.name), expert)
+        return _with_settings(opener(opened[folder], checkpoint, expert.name), expert)
+    return _with_settings(replace(opened[folder], name=expert.name), expert)
 
 
-def _told(model: Model, expert: Expert) -> Model:
-    """What the composition says of sampling goes before what the checkpoint does."""
+def _with_settings(model: Model, expert: Expert) -> Model:
+    """The model with what the composition says of it: who drafts for it, and sampling, before the checkpoint's own."""
     model = replace(model, draft=expert.draft)
     if not expert.sampling.said:
         return model
@@ -102,7 +102,10 @@ def _told(model: Model, expert: Expert) -> Model:
 
 
 def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[Shape, Model], opened: dict[Path, Model]) -> Model:
-    """`shapes`: models without bytes so far; experts of one shape differ by name alone, and share their base."""
+    """Open an expert from its folder, or make a model without bytes from its config where `synthetic` ones will do.
+
+    `shapes`: the models without bytes made so far; experts of one shape differ by name alone, and share their base.
+    """
     if expert.checkpoint is not None:
         return open_expert(expert, expert.checkpoint, opened)
     if not synthetic:
@@ -110,22 +113,25 @@ def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[Shape, Model
         raise CompositionError(where, fact, "give it a checkpoint, or use --device synthetic:MACHINE")
     shape = (expert.config or "", expert.packed, expert.rank, expert.delta)
     if shape not in shapes:
-        shapes[shape] = _shape(expert, shape, where, shapes)
-    return _told(replace(shapes[shape], name=expert.name), expert)
+        shapes[shape] = _synthetic(expert, shape, where, shapes)
+    return _with_settings(replace(shapes[shape], name=expert.name), expert)
 
 
-def _shape(expert: Expert, shape: Shape, where: str, shapes: dict[Shape, Model]) -> Model:
+def _synthetic(expert: Expert, shape: Shape, where: str, shapes: dict[Shape, Model]) -> Model:
+    """A model without bytes: a whole one, or an adapter or a delta beside a base without bytes."""
     config, packed, rank, delta = shape
     if not (rank or delta):
-        return _whole(config, packed, expert.name, where)
+        return _synthetic_whole(config, packed, expert.name, where)
     own = (config, packed, 0, _BASE)  # not a whole expert of this config, whose weights are its own
     if own not in shapes:
-        shapes[own] = _whole(config, packed, f"{Path(config).name.removesuffix('.json')} {packed}".strip(), where)
+        shapes[own] = _synthetic_whole(
+            config, packed, f"{Path(config).name.removesuffix('.json')} {packed}".strip(), where
+        )
     base = shapes[own]
     return synthetic_adapter(base, rank, expert.name) if rank else synthetic_delta(base, BY_NAME[delta], expert.name)
 
 
-def _whole(config: str, packed: str, name: str, where: str) -> Model:
+def _synthetic_whole(config: str, packed: str, name: str, where: str) -> Model:
     if config in model_names():
         raw = zoo_config(config)
         activations = declared_dtype(raw, config)

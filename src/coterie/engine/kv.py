@@ -31,7 +31,7 @@ class _Sharing:
     tokens: Sequence[int] = ()
 
 
-def holds(num_blocks: int, block_bytes: int, kv: KvShape) -> int:
+def tokens_held(num_blocks: int, block_bytes: int, kv: KvShape) -> int:
     """How many tokens of one sequence of this architecture so many blocks hold."""
     return max(num_blocks - kv.state_blocks(block_bytes), 0) * kv.tokens_per_block(block_bytes)
 
@@ -102,18 +102,18 @@ class KVPool:
         """How many blocks at the beginning of a sequence's hold its recurrent state."""
         return kv.state_blocks(self.block_bytes)
 
-    def holds(self, kv: KvShape) -> int:
+    def tokens_held(self, kv: KvShape) -> int:
         """How many tokens of one sequence the whole pool holds."""
-        return holds(self.num_blocks, self.block_bytes, kv)
+        return tokens_held(self.num_blocks, self.block_bytes, kv)
 
     def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
         """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
         blocks = self.blocks_for(tokens, kv)
         if blocks > self.num_blocks:
-            holds = self.holds(kv)
+            held = self.tokens_held(kv)
             # The last token of an answer is never fed back, so it needs no place.
-            room = holds - prompt_tokens + 1
-            shorter = f"shorten the prompt: it and max_tokens may have {holds + 1} tokens together"
+            room = held - prompt_tokens + 1
+            shorter = f"shorten the prompt: it and max_tokens may have {held + 1} tokens together"
             if room > 0:
                 shorter = f"set max_tokens to at most {room}"
             demand, bound = blocks * self.block_bytes, self.num_blocks * self.block_bytes

@@ -81,17 +81,18 @@ class Policy:
             return self.max_guesses
         return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
 
-    def formed_of(self, spec: MachineSpec) -> int:
-        """How many tokens may be guessed ahead in one step where an answer has a form, by what that leaves.
+    def guesses_by_form_of(self, spec: MachineSpec) -> int:
+        """How many tokens may be guessed ahead in one step of an answer that has a form, from what that allows.
 
-        Of a small expert as many as of a large one: most are certain, and a step that is chosen on the host costs it
-        more than rows do.
+        Of a small expert as many as of a large one: most are certain, and what the host chooses in a step costs more
+        than the step's rows.
         """
         return self.guesses_of(GUESSED_BYTES, spec)
 
     def balance_of(self, spec: MachineSpec, of_kernels: bool = False) -> Balance:
-        """By the policy, else by the machine's speeds, else a cautious one; or, if it is to be `of_kernels`, by what is
-        known of kernels such as the machine's own.
+        """Flops per byte: the policy's, else by the machine's speeds, else a cautious constant.
+
+        `of_kernels`: before that constant, what kernels on such a machine have been seen to do.
         """
         flops_per_s, bytes_per_s = spec.achieved_flops_per_s, spec.tier(spec.run_tier).achieved_bytes_per_s
         found = self.flops_per_byte or (flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else 0.0)

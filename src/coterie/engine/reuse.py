@@ -56,7 +56,7 @@ class Reuse:
                 step.append(sequence)
 
     def _waits(self, expert: ServedExpert, sequence: Sequence, step: Seq[Sequence]) -> bool:
-        """Whether this very step computes, for others, half or more of what the sequence would: then it waits for it.
+        """Whether a sequence should wait for this step, in which others compute half or more of what it would.
 
         The step ends the prompts of all in it, or else it has no room for another one. So nobody waits for long.
         """
@@ -64,14 +64,14 @@ class Reuse:
         if not ahead:
             return False
         tokens, size = sequence.tokens, self._kv.tokens_per_block(expert.kv)
-        known = there = self._kv.known(expert.expert_id, tokens, expert.kv)
+        now = after = self._kv.known(expert.expert_id, tokens, expert.kv)  # tokens that it may share, in whole blocks
         for other in ahead:
-            if other.tokens[:there] != tokens[:there]:
+            if other.tokens[:after] != tokens[:after]:
                 continue
             last = min(len(other.tokens), len(tokens) - 1) - size
-            while there <= last and other.tokens[there : there + size] == tokens[there : there + size]:
-                there += size
-        return there > known and 2 * (there - known) >= len(tokens) - known
+            while after <= last and other.tokens[after : after + size] == tokens[after : after + size]:
+                after += size
+        return after > now and 2 * (after - now) >= len(tokens) - now
 
     def end(self, sequence: Sequence, failed: bool) -> None:
         """Take the blocks back. After a failure nothing that they hold is trusted, nor what they were given."""

@@ -5,7 +5,7 @@ Knows nothing about why this batch was chosen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from coterie.device import Binding, Device, Event, Variants
 from coterie.engine.batch import Batch
@@ -33,6 +33,23 @@ class Runner:
         check_choice(request.choice, expert.vocab_size, self._device.synthetic())
         self._headless.check(request, expert)
 
+    def run(
+        self,
+        experts: Sequence[ServedExpert],
+        residencies: Sequence[Residency],
+        batch: Batch,
+        what: str,
+        arrival_s: float | None = None,
+        others: Collection[Event] = (),
+    ) -> Event:
+        """Run a batch to its end, or from several steps fewer, where one of `others` ends or a request arrives."""
+        event = self.start(experts, residencies, batch, what)
+        self.wait(event, arrival_s, others)
+        for expert in experts:
+            self._cache.release(expert.expert_id, event)
+        self._kv.finished(event)
+        return event
+
     def start(
         self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str
     ) -> Event:
@@ -57,12 +74,6 @@ class Runner:
             self._cache.hold(expert.expert_id, event)
         kv.use(batch.owners, event)
         return event
-
-    def finished(self, expert_ids: Iterable[str], event: Event) -> None:
-        """Say that what was started is done: nothing is kept for it any longer."""
-        for expert_id in expert_ids:
-            self._cache.release(expert_id, event)
-        self._kv.finished(event)
 
     def wait(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
         """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""

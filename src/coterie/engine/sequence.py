@@ -133,7 +133,7 @@ class Sequence:
             self._note(token)
         del tokens[:count], self.owed[:count]
         if self.chooser is not None:
-            self.chooser.news = self.chooser.news[count:]
+            self.chooser.logprobs = self.chooser.logprobs[count:]
         return True
 
     def output(
@@ -146,7 +146,7 @@ class Sequence:
     ) -> Output:
         """What a step made: logprobs, where they were asked for, and reasoning are taken once."""
         request, detokenizer = self.request, self.request.detokenizer
-        logprobs = () if self.chooser is None else self.chooser.take_news()
+        logprobs = () if self.chooser is None else self.chooser.take_logprobs()
         reasoning = "" if detokenizer is None else detokenizer.take_reasoning()
         said = tokens, text, reason, error, timings, logprobs, reasoning
         return Output(request.request_id, request.expert_id, *said, () if self.pool is None else self.pool.vector)
@@ -169,7 +169,7 @@ class Sequence:
             shown.append(text)
             if reason is not None:
                 if self.chooser is not None and behind:
-                    self.chooser.drop_news(behind)
+                    self.chooser.drop_logprobs(behind)
                 return count, "".join(shown), reason
         return len(tokens), "".join(shown), None
 

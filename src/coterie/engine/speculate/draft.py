@@ -28,7 +28,7 @@ from coterie.engine.runner import Runner
 from coterie.engine.scheduler import ABSENT, READY, Fetch
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
-from coterie.engine.speculate.guess import BETWEEN_RUNS_BYTES, MIN_GAIN, Price
+from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price, best_count
 
 MAX_DRAFTED = 7  # guesses of a sequence in a step: what is drafted further ahead is seldom right
 CHUNK_TOKENS = 128  # of a prompt, in one step of a draft: so long does the next token of the others wait at most
@@ -224,36 +224,25 @@ class Drafts:
         drafts: Seq[Draft | None],
         steps: int,
     ) -> int:
-        """How many guesses of each give the most tokens for the price of both; 0 where none are better.
+        """How many guesses of each sequence to draft; 0 where `steps` steps without any are better.
 
-        A draft that must read much first begins when the answer is so long that what is to be expected of it pays.
+        A draft that has most of its prompt to read begins only when the answer is so long that reading will pay.
         """
         most = min(MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences])
         if self._policy.max_guesses is not None:
             most = min(most, self._policy.max_guesses)
         shares = [(pair.share.again() if draft is None else draft.share).value for draft in drafts]
         plain = pair.price.step(sequences) + BETWEEN_RUNS_BYTES / steps
-        own = pair.drafting.step(sequences)
-        best, found, tokens, chances = len(sequences) / plain, 0, float(len(sequences)), [1.0] * len(sequences)
-        taken = plain + BETWEEN_RUNS_BYTES
-        for count in range(1, most + 1):
-            chances = [chance * share for chance, share in zip(chances, shares, strict=True)]
-            tokens += sum(chances)
-            rows = len(sequences) * count
-            taken += own + BETWEEN_RUNS_BYTES * (count <= 2)
-            taken += sum([pair.price.guess(s, rows + place) for place, s in enumerate(sequences, start=1)])
-            if tokens / taken > best:
-                best, found = tokens / taken, count
-        if not found:
+        count, gain = best_count(pair.price, pair.drafting, sequences, shares, most, plain)
+        if not count:
             return 0
-        gain = best * plain / len(sequences)
-        reading = sum([self._unread(small, s, draft) for s, draft in zip(sequences, drafts, strict=True)])
-        if reading <= len(sequences) * (MAX_DRAFTED + 1):
-            return found if gain >= 1 + (MIN_GAIN - 1) * (None in drafts) else 0
+        unread = sum([self._unread(small, s, draft) for s, draft in zip(sequences, drafts, strict=True)])
+        if unread <= len(sequences) * (MAX_DRAFTED + 1):  # no more than a step of drafts reads in any case
+            return count if gain >= 1 + (MIN_GAIN - 1) * (None in drafts) else 0
         drawn = [len(s.tokens) - len(s.request.prompt_ids) for s in sequences]
         to_come = sum([min(EXPECTED * d, s.tokens_left) for s, d in zip(sequences, drawn, strict=True)])
-        saved = plain * (1 - 1 / gain) / len(sequences)
-        return found if gain >= MIN_GAIN and reading * pair.drafting.row <= to_come * saved else 0
+        saved = plain * (1 - 1 / gain) / len(sequences)  # by each token to come
+        return count if gain >= MIN_GAIN and unread * pair.drafting.row <= to_come * saved else 0
 
     def _unread(self, small: ServedExpert, sequence: Sequence, draft: Draft | None) -> int:
         """How many of a sequence's tokens but its newest a small expert has to read."""
@@ -319,9 +308,7 @@ class Drafts:
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in own}
         batch = build(parts, tables, self._kv.tokens_per_block(small.kv), steps)
         name, sizes = small.expert_id, batch.rows.sizes
-        event = self._runner.start([small], [self._loads.residency(name)], batch, "draft")
-        self._runner.wait(event, None, ())
-        self._runner.finished([name], event)
+        event = self._runner.run([small], [self._loads.residency(name)], batch, "draft")
         self._log.add_steps(steps, ("draft", name, sizes.T, len(batch.rows.rows_R)))
         if self._device.failure(event) is not None:
             self.failed(name)

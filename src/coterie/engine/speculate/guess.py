@@ -13,62 +13,20 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes
 from coterie.device import Device
 from coterie.engine.batch import Batch
-from coterie.engine.policy import FEW_ROWS, Balance, Policy
+from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.engine.speculate.last_choices import LastChoices
 from coterie.engine.speculate.lookup import Lookup, Tally
 from coterie.engine.speculate.prediction import Prediction
+from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price
 from coterie.engine.speculate.propose import Proposal, propose
-from coterie.graph.cost import program_cost
 
-# What lies between two runs, in the engine and the device, as bytes that could be read: some 0.25 ms of 35 GB/s.
-BETWEEN_RUNS_BYTES = 2**23
 TOGETHER = 4  # rows; steps have one guess, or all that are certain, or fill so many: a device keeps few sizes ready
-MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
 NOTHING = Proposal([], [])
 MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a step of an expert takes, as bytes read meanwhile: of the first row, of each other one (`few`: of one that
-    makes FEW_ROWS or less), for each position that a row sees, and of the KV state of each position, which is read
-    once for all rows of a sequence.
-    """
-
-    first: float
-    row: float
-    few: float
-    seen: float
-    kv: float
-
-    @classmethod
-    def of(cls, expert: ServedExpert, balance: Balance) -> Price:
-        """By what the program computes and reads."""
-        program, of_few, of_more = expert.exe.program, balance.few, balance.more
-        one, two, far = (program_cost(program, s) for s in (_sizes(1, 1), _sizes(2, 3), _sizes(1, 1025)))
-        first = one.weight_bytes + one.flops / of_more
-        read, flops = two.weight_bytes - one.weight_bytes, two.flops - one.flops
-        seen = (far.flops - one.flops) / 1024 / of_more
-        return cls(first, read + flops / of_more, read + flops / of_few, seen, expert.kv.bytes_per_token)
-
-    def step(self, sequences: Seq[Sequence]) -> float:
-        """Of a step that draws one token for each of them."""
-        context, few = sum([len(sequence.tokens) for sequence in sequences]), min(len(sequences), FEW_ROWS)
-        rows = (few - 1) * self.few + (len(sequences) - few) * self.row
-        return self.first + rows + context * (self.seen + self.kv)
-
-    def guess(self, sequence: Sequence, rows: int) -> float:
-        """Of one guess more for this sequence, which makes so many rows of the step."""
-        return (self.few if rows <= FEW_ROWS else self.row) + len(sequence.tokens) * self.seen
-
-
-def _sizes(rows: int, pairs: int) -> Sizes:
-    return Sizes(T=rows, B=1, R=rows, context_tokens=rows, pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +38,10 @@ class _Known:
 
 
 @dataclass(frozen=True, slots=True)
-class _Most:
-    """Of an expert: how many guesses a sequence may have, and how many of one that has a form."""
+class _Limits:
+    """Of an expert: how many guesses a sequence may have, and how many one whose answer has a form (a grammar)."""
 
-    any: int
+    free: int
     formed: int
 
 
@@ -98,17 +56,17 @@ class Guesser:
         self._policy, self._spec, self._made_up = policy, device.spec, device.synthetic()
         self._max_rows = min(policy.max_batch, policy.max_step_tokens)
         self._experts: dict[str, _Known] = {}
-        self._most: dict[str, _Most] = {}
+        self._limits: dict[str, _Limits] = {}
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
         """What is guessed of each of these, all of which decode; None where `steps` steps without are better."""
-        most = self._most.get(expert.expert_id) or self._most_of(expert)
-        if not most.formed or len(sequences) >= self._max_rows:
+        limits = self._limits.get(expert.expert_id) or self._limits_of(expert)
+        if not limits.formed or len(sequences) >= self._max_rows:
             return None
-        if not most.any and not any(sequence.mask is not None for sequence in sequences):
+        if not limits.free and not any(sequence.mask is not None for sequence in sequences):
             return None
         known = self._known(expert)
-        seen = [_propose(sequence, known.tally, most) for sequence in sequences]
+        seen = [_propose(sequence, known.tally, limits) for sequence in sequences]
         chances: list[tuple[float, int, int]] = []
         for number, its in enumerate(seen):
             chances += [(chance, -place, number) for place, chance in enumerate(its.chances)]
@@ -121,14 +79,14 @@ class Guesser:
     def renewed(self, expert_id: str) -> None:
         """What is served under this name is another expert."""
         self._experts.pop(expert_id, None)
-        self._most.pop(expert_id, None)
+        self._limits.pop(expert_id, None)
 
-    def _most_of(self, expert: ServedExpert) -> _Most:
-        found = _Most(0, 0)
+    def _limits_of(self, expert: ServedExpert) -> _Limits:
+        found = _Limits(0, 0)
         if not (self._made_up or expert.kv.recurrent):
             policy, spec = self._policy, self._spec
-            found = _Most(policy.guesses_of(expert.weight_bytes, spec), policy.formed_of(spec))
-        self._most[expert.expert_id] = found
+            found = _Limits(policy.guesses_of(expert.weight_bytes, spec), policy.guesses_by_form_of(spec))
+        self._limits[expert.expert_id] = found
         return found
 
     def _known(self, expert: ServedExpert) -> _Known:
@@ -141,9 +99,10 @@ class Guesser:
     def _counts(
         self, price: Price, sequences: Seq[Sequence], chances: Seq[tuple[float, int, int]], steps: int
     ) -> list[int]:
-        """How many guesses for each sequence give the most tokens for their price; none where steps without do.
+        """How many guesses for each sequence give the most tokens for their price; all 0 where none are better.
 
-        `chances`: of guesses, the likeliest first, and of a sequence in their order.
+        Guesses are added one by one, the likeliest first; what counts is the best number on that way.
+        `chances`: of each guess (chance, -place in its sequence, sequence), sorted so that a sequence's are in order.
         """
         tokens, taken = float(len(sequences)), price.step(sequences) + BETWEEN_RUNS_BYTES
         plain = taken - BETWEEN_RUNS_BYTES * (1 - 1 / steps)
@@ -161,11 +120,11 @@ class Guesser:
         return found
 
 
-def _propose(sequence: Sequence, tally: Tally, most: _Most) -> Proposal:
-    count = min(most.any if sequence.mask is None else most.formed, sequence.tokens_left - 1)
+def _propose(sequence: Sequence, tally: Tally, limits: _Limits) -> Proposal:
+    count = min(limits.free if sequence.mask is None else limits.formed, sequence.tokens_left - 1)
     if count < 1:
         return NOTHING
-    sources = _sources(sequence, tally) if most.any else ()
+    sources = _sources(sequence, tally) if limits.free else ()
     for source in sources:
         source.catch_up()
     chooser = sequence.chooser
