@@ -60,7 +60,7 @@ class Sampling:
     """One sampled row's settings. The random number is a function of (seed, position) alone.
 
     temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 mean no limit. `changes`: what is done to its logits
-    before, where the device does that (`changes_logits`); of a run of several steps what one drew counts in the next.
+    before, where the device does that (`changes_logits`); in a run of several steps what one drew counts in the next.
     """
 
     temperature: float = 0.0
@@ -75,12 +75,12 @@ class Sampling:
 class Rows:
     """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
 
-    Numbers are in lists or arrays: a device takes them in the form that it needs.
+    Numbers come as lists or arrays; a device converts them to the form that it needs.
     tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
     block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
-    rows_R: indices into T whose logits are sampled, in any order, of a sequence none or several.
-    sampling: R settings. end_ids: for each of the R rows, its ends. types_T: which text of a pair each token is of;
-    none: of the first, or the graph does not ask.
+    rows_R: indices into T of the tokens whose logits are sampled, in any order; a sequence may have none or several.
+    sampling: R settings. end_ids: for each of the R rows, the ids that end it. types_T: which text of a pair each token
+    is of; empty: all are of the first, or the graph does not ask.
     """
 
     tokens_T: Ints
@@ -188,23 +188,23 @@ class Device(Protocol):
         """Tiers nearest first, links, launch costs; frozen."""
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """Take memory once, at start: touched, aligned to 4096. Raises CapacityError.
+        """Take memory once, at start, aligned to 4096 bytes. Raises CapacityError.
 
-        Not `touched`: it counts as taken, but a device whose memory is the system's may leave it there until it is
-        written; its first use costs page faults then.
+        `touched`: its pages are there at once. Else it counts as taken, but where it is the system's memory pages come
+        when they are first written, each at the cost of a page fault.
         """
 
     def give_back(self, buffer: Buffer) -> None:
-        """Let the system have memory that nobody reads or writes, until it is written; what was in it is lost.
+        """Return unused memory to the system until it is written again; its contents are lost, and it stays reserved.
 
-        It stays reserved. A device whose memory is its own keeps it; else its next use costs page faults.
+        Nobody may read or write it meanwhile. A device with memory of its own (HBM) keeps it.
         """
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """Say where tensors, (offset, size) by offset, will be in a buffer that is about to be filled.
+        """Say which tensors, (offset, size) in order, a buffer will hold that is about to be filled.
 
-        A device whose kernels want aligned weights keeps them elsewhere in it, and finds them when a run names these
-        offsets. Holds until a buffer that overlaps it is placed. Raises ValueError when they cannot all be aligned.
+        A device whose kernels need aligned weights may put them elsewhere in the buffer; runs go on naming these
+        offsets. Holds until an overlapping buffer is placed. Raises ValueError when not all can be aligned.
         """
 
     def copy(
@@ -232,10 +232,10 @@ class Device(Protocol):
         """Bind kernels or price regions. Raises UnsupportedError naming the op that this device has no kernel for."""
 
     def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
-        """Say that steps within these limits will be run on KV blocks of this size: what takes long may begin.
+        """Announce steps within these limits, on KV blocks of this size, so that a device can compile for them.
 
         `shared`: steps of several experts at once, which have the weights at these places of the program's order in
-        common. Returns at once, and changes nothing but the time that the first such step takes.
+        common. Returns at once; only the first such step's time depends on it.
         """
         return
 

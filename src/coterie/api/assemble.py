@@ -1,4 +1,4 @@
-"""Puts a composition on the device that an option names: the face's way to what engine/assembly.py wires.
+"""Puts a composition on the device that an option names: opens its models and wires them by engine/assembly.py.
 
     composition -> models -> Plan (who needs what, does it fit) -> Parts (device, cache, KV pool, engine)
 
@@ -42,11 +42,11 @@ class Options(Settings):
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
-    `activations`: int16 or int8, to which a CPU rounds what meets packed weights, or bf16, to which it rounds what
-    meets bfloat16 ones (and to int16 what meets packed ones); products with other weights stay as they are.
-    `sampling`: by whose defaults tokens are drawn where a request does not say: checkpoint, or greedy.
-    `draft`: the expert that guesses for those of its vocabulary that name nobody; empty: none.
-    `max_waiting`: while so many requests wait, no more are taken; None: there is no limit.
+    `activations`: int16 or int8, to which a CPU rounds activations that meet packed weights; or bf16, to which it
+    rounds those that meet bfloat16 weights (and to int16 those that meet packed ones). Others stay as they are.
+    `sampling`: whose defaults hold where a request does not say how to draw: checkpoint, or greedy.
+    `draft`: the expert that guesses ahead for all others of its vocabulary, unless they name one; empty: none.
+    `max_waiting`: how many requests may wait before more are refused; None: any number.
     """
 
     device: str = "cpu"

@@ -36,13 +36,13 @@ from coterie.engine.expert_control import ExpertControl
 from coterie.engine.release_idle import release_idle
 from coterie.engine.request import Output, Request
 
-WAIT_S = 0.005  # who waits for bytes lets others in so often, new requests too: what they ask for may be there already
+WAIT_S = 0.005  # a thread that waits for bytes lets others in this often: what they ask for may be there already
 
 
 class Coterie(Measuring, ExpertCommands):
-    """Owns the device and everything on it. Threads may share it: a step is one thread's, and brings all of them on.
+    """Owns the device and everything on it. Threads may share it: one takes a step at a time, which serves all of them.
 
-    It closes itself when nobody has it any more, and when Python ends.
+    It closes when it is garbage collected, and when Python ends.
     """
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
@@ -85,13 +85,13 @@ class Coterie(Measuring, ExpertCommands):
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and no expert is under way, so that nothing would change by a step."""
+        """True when it is idle and no expert is being loaded: a step would change nothing."""
         return self.idle and not self._parts.engine.loading
 
     def route(self, query: Query) -> Route:
-        """The router's decision for a query, without running its expert; what the router asks of a model is run.
+        """The router's decision for a query, without running its expert. A model that the router asks is run.
 
-        Others go on meanwhile, their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
+        Other queries go on meanwhile, and their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
         and ClosedError where a model must be asked.
         """
         begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
@@ -110,20 +110,20 @@ class Coterie(Measuring, ExpertCommands):
                 self._routings.drop(request_id)
 
     def ready(self, query: Query) -> Ready:
-        """What can be found of a query without the engine, in any thread; others go on, however long it takes.
+        """Do all of a query that needs no engine (route, tokens, form), in any thread. Other queries go on.
 
         Raises RequestError, NotFoundError, UnsupportedError.
         """
         return made_ready(query, self._begin(query), self.routing, self._experts)
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
-        """Queue a query and return its id, where `more` of the same client that come right after it have room too.
+        """Queue a query and return its id, if there is room for it and for `more` of the same client right after it.
 
-        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, with nothing queued. Where the
-        router asks a model first, what the expert refuses comes later, as the error of the last chunk.
+        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, and queues nothing then. Where
+        the router asks a model first, the expert may still refuse: then the last chunk has the error.
         """
         if isinstance(query, Query):
-            self._check_room(query, more)  # before there is work for who is refused
+            self._check_room(query, more)  # before any work, as it may be refused
             query = self.ready(query)
         ready, request_id = query, f"{next(self._numbers):08x}"
         pending = InFlight(ready.query, ready.begun.prompt)
@@ -151,7 +151,7 @@ class Coterie(Measuring, ExpertCommands):
             return None if most is None else self._parts.engine.admission.places(client, most)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query. Waiting for bytes ends after `within_s` seconds.
+        """Let the engine take one step; what is new, per query. It waits at most `within_s` seconds for bytes.
 
         Raises ClosedError.
         """
@@ -160,7 +160,7 @@ class Coterie(Measuring, ExpertCommands):
             return unseen + self._advance(within_s)
 
     def interrupt(self) -> None:
-        """Let a `step` that takes several decode steps end after the one it is in. Any thread may call it."""
+        """End a `step` of several decode steps after the one that it is in. Any thread may call it."""
         self._parts.device.interrupt()
 
     def cancel(self, request_id: str) -> None:
@@ -174,7 +174,7 @@ class Coterie(Measuring, ExpertCommands):
                 self._parts.engine.cancel(request_id)
 
     def stream(self, query: Query) -> Iterator[Chunk]:
-        """Submit one query and yield its chunks; leaving early cancels it. Others go on, their chunks are kept."""
+        """Submit a query and yield its chunks; leaving early cancels it. Other queries go on, their chunks are kept."""
         request_id = self.submit(query)
         try:
             while self._has_more(request_id):
@@ -196,7 +196,9 @@ class Coterie(Measuring, ExpertCommands):
         try:
             for query in queries:
                 asked = Query.text(query) if isinstance(query, str) else query
-                order.append(self.submit(asked))  # a refusal must find those before it here
+                order.append(
+                    self.submit(asked)
+                )  # one by one: where one is refused, those before it are cancelled below
             while len(answers) < len(order):
                 for chunk in self._advance_for(set(order)):
                     if chunk.error is not None:
@@ -208,7 +210,7 @@ class Coterie(Measuring, ExpertCommands):
         return [answers[request_id] for request_id in order]
 
     def resident(self) -> tuple[str, ...]:
-        """Experts in the run tier, least recently used first; then those that are bases, which stay."""
+        """Experts in the run tier, least recently used first; then bases of adapters, which stay."""
         return tuple([name for name in self._parts.all_weights.resident() if name in self.composition.names])
 
     def status(self) -> Status:
@@ -235,11 +237,11 @@ class Coterie(Measuring, ExpertCommands):
             return release_idle(self._parts) if self.quiet else 0
 
     def trace(self) -> Trace:
-        """What ran when, as far as it is remembered. Raises UsageError without Options.record."""
+        """What ran when, as far as it was recorded. Raises UsageError without Options.record."""
         return self._parts.trace()
 
     def close(self) -> None:
-        """Stop the device and give its memory back. Whoever asks, or waits for an answer, gets a ClosedError."""
+        """Stop the device and give its memory back. Later calls, and those under way, get a ClosedError."""
         with self._lock:
             self._close()
 
@@ -261,7 +263,7 @@ class Coterie(Measuring, ExpertCommands):
     def _control(self, expert: str) -> Iterator[ExpertControl]:
         with self._opened():
             self.composition.expert(expert)
-            if self.idle and not self.quiet:  # nobody looked at a load since who wanted it left
+            if self.idle and not self.quiet:  # a load whose request has left: has it ended?
                 self._unseen += self._advance(0.0)
             yield self._parts.engine.control
 
@@ -290,7 +292,7 @@ class Coterie(Measuring, ExpertCommands):
         chunks = []
         for output in self._parts.engine.step(until):
             self.watch.output(output)
-            if output.request_id in self._pending:  # what an abandoned query still says is for nobody
+            if output.request_id in self._pending:  # else its caller has left
                 chunks.append(self._chunk(output))
             decided = self._routings.take(output)
             if decided in self._pending:
@@ -322,7 +324,7 @@ class Coterie(Measuring, ExpertCommands):
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 
     def _has_more(self, request_id: str) -> bool:
-        """Whether there are chunks to come, or kept. Under the lock: a step of another thread has them in its hands."""
+        """Whether chunks will come, or are kept. Under the lock: another thread may be in the middle of a step."""
         with self._lock:
             return request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen)
 

@@ -1,6 +1,6 @@
 """Opens a composition's experts: models and tokenizers. Of a folder, what cannot be opened is left out.
 
-A file that names its experts is taken at its word: there, one that cannot be opened is an error. Knows nothing about
+In a composition file, which names its experts, one that cannot be opened is an error. Knows nothing about
 memory.
 """
 

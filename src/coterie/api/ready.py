@@ -1,6 +1,6 @@
-"""Ready: a query as its expert will have it, found before the engine hears of it.
+"""Ready: a query made ready for the engine, in any thread: its route, its tokens, and the form of its answer.
 
-    query -> routing begun -> route -> tokens, form -> Request        where a model is asked for the route: not so far
+    query -> routing begun -> route -> tokens, form -> Request        or no more than the first
 
 Knows nothing about engines or threads.
 """
@@ -24,7 +24,7 @@ from coterie.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A query whose routing has `begun`; with its route, and its request without an id, unless a model is asked.
+    """A query whose routing has `begun`; its route and its request (without an id), unless a model is asked first.
 
     `text` made the request's tokens.
     """
@@ -42,7 +42,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """What is to be known of each expert: how it reads, its model, and how many tokens of such a KV state there may be.
+    """What is known of each expert: its tokenizer, its model, and how many tokens the KV cache holds of it (`holds`).
 
     `texts` and `models` grow while a folder is served.
     """
@@ -52,7 +52,7 @@ class Experts:
     holds: Callable[[KvShape], int]
 
     def of(self, name: str) -> tuple[Text, Model]:
-        """The text before its model: a rescan in another thread puts a new model first, then its text."""
+        """Both, the text read first: a rescan in another thread writes a new model first, then its text."""
         text = self.texts[name]
         return text, self.models[name]
 

@@ -1,4 +1,4 @@
-"""Watch: what happens to experts and requests, as it happens, for one who looks on. Nothing is kept while nobody does.
+"""Watch: tells a listener what happens to experts and requests, as it happens. Without one nothing is kept.
 
     engine's log    submit, admit, loaded, failed ---+
     cache's log     miss, evict, fetch, copy, drop --+--> Happening -> sink

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from coterie.device import Device
-from coterie.engine.batch import Batch, Decoding, build, common_steps, cut, cut_whole
+from coterie.engine.batch import Batch, Decoding, Part, build, common_steps, cut, cut_whole
 from coterie.engine.kv import KVPool
 from coterie.engine.policy import Policy
 from coterie.engine.sequence import Sequence
@@ -75,7 +75,7 @@ class Batcher:
         max_steps: int,
         begin: Callable[[ServedExpert, Mapping[int, Sequence]], None],
     ) -> Batch:
-        """The same of variants, whose sequences those are: the first of all that a full batch has take part.
+        """The same of several variants: the sequences that came first take part, as many as a full batch has.
 
         Those of one expert stand side by side. `begin` gives an expert's sequences their blocks.
         """
@@ -96,22 +96,19 @@ class Batcher:
     def _first(
         self, experts: Seq[ServedExpert], chosen: Seq[Sequence], max_steps: int, names: tuple[str, ...] = ()
     ) -> Batch | Decoding:
-        """The next step of these sequences, of which nothing is kept; or what to keep, where all of them decode.
+        """The next step of these sequences, made anew; or where all of them decode, what makes their next steps too.
 
-        `names`: of variants, in the order in which theirs stand.
+        `names`: of variants, in the order in which their sequences stand in a step.
         """
-        begun, wants = apart([sequence for sequence in chosen if sequence.begun])
+        drawing, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
-            if self._turn_of_vectors(beside=bool(begun)):
+            if self._turn_of_vectors(beside=bool(drawing)):
                 return self._vectors_of_first(experts, wants) if names else self._vectors(experts[0], wants)
             max_steps = 1
-        parts, mix = cut(begun, self._max_step_tokens, self._max_rows), None
+        parts, mix = cut(drawing, self._max_step_tokens, self._max_rows), None
         if names:
-            parts = tuple(sorted(parts, key=lambda part: names.index(part.sequence.request.expert_id)))
-            taking = [part.sequence.request.expert_id for part in parts]
-            there = tuple(dict.fromkeys(taking))
-            mix = Mix(there, tuple([there.index(name) for name in taking]))
-        tables, tokens_per_block, state_blocks = self._blocks(begun, experts[0])
+            parts, mix = _side_by_side(parts, names)
+        tables, tokens_per_block, state_blocks = self._blocks(drawing, experts[0])
         if len(parts) == len(chosen) and all(part.sequence.decoding for part in parts):
             return Decoding(parts, tables, tokens_per_block, mix, state_blocks)
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
@@ -122,22 +119,19 @@ class Batcher:
         return tables, self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
 
     def _turn_of_vectors(self, beside: bool) -> bool:
-        """Whether the next step gives vectors; `beside` others who draw, every second one."""
+        """Whether the next step gives vectors: every one, or where sequences `beside` draw tokens every second one."""
         self._gave_vectors = not (self._gave_vectors and beside)
         return self._gave_vectors
 
     def _vectors_of_first(self, variants: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:
-        """Of several experts those of the first of these sequences: steps that give vectors are one expert's."""
+        """The next step of the expert of the first of these sequences: a step that gives vectors is one expert's."""
         name = wants[0].request.expert_id
         (expert,) = [variant for variant in variants if variant.expert_id == name]
         found = self._vectors(expert, [sequence for sequence in wants if sequence.request.expert_id == name])
         return replace(found, mix=Mix((name,), (0,) * len(found.parts)))
 
     def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
-        """The next step of those that want vectors: a row of each token where all are wanted, which is small.
-
-        Of an expert whose tokens see those behind them a step has all of a text.
-        """
+        """The next step of those that want vectors; of whole texts, where tokens see those behind them."""
         if expert.exe.program.sees_all:
             parts = cut_whole(wants, self._max_step_tokens)
         else:
@@ -146,10 +140,18 @@ class Batcher:
         return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 
     def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int, drafts: Drafts | None) -> Batch:
-        """One step with guesses, where that is better than as many as may run without."""
+        """One step with guesses where these are worth it, else as many of `max_steps` as may run in one call."""
         steps = 1 if known.one_by_one else max_steps
         guesses = self._guesser.guess(expert, known.sequences, steps)
         if guesses is not None:
             return known.ahead(guesses)
         guesses = None if drafts is None else drafts.guess(expert, known.sequences, steps)
         return known.batch(max_steps) if guesses is None else replace(known.ahead(guesses), drafted=True)
+
+
+def _side_by_side(parts: Seq[Part], names: tuple[str, ...]) -> tuple[tuple[Part, ...], Mix]:
+    """The parts in the order of their experts' names, and which expert each is of."""
+    ordered = sorted(parts, key=lambda part: names.index(part.sequence.request.expert_id))
+    of_each = [part.sequence.request.expert_id for part in ordered]
+    there = tuple(dict.fromkeys(of_each))
+    return tuple(ordered), Mix(there, tuple([there.index(name) for name in of_each]))

@@ -1,4 +1,4 @@
-"""Runner: starts a step on the device and says what it keeps busy until it is done.
+"""Runner: runs batches on the device; the weights and KV blocks that they use stay in place until they are done.
 
 Knows nothing about why this batch was chosen.
 """
@@ -53,10 +53,10 @@ class Runner:
     def start(
         self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str
     ) -> Event:
-        """Issue the steps of a batch; layers run as gates open. Weights and KV stay until the event is done.
+        """Issue the steps of a batch; a layer runs when its gate opens. Weights and KV stay until the event is done.
 
-        Of several experts, all of which are there, sequences have the numbers that `batch.mix` gives. `what`: a word
-        for who records.
+        Where there are several experts, all of which must be there, `batch.mix` says whose each sequence is. `what`: a
+        word for the recording.
         """
         if self._recording is not None:
             sizes, names = batch.rows.sizes, ", ".join([expert.expert_id for expert in experts])

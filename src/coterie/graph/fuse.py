@@ -1,8 +1,8 @@
 """Fusion as data: named rule sets, a row per rule, and the cut of a graph into regions by them.
 
-A rule matches a run of ops that follow each other in the graph's order, with optional ones left out. The edges among
-them must be just those that the rule says, and nothing that it hides may be wanted outside. A graph that only looks
-similar is left unfused.
+A rule matches ops that follow one another in the graph's order; optional ones may be missing. The edges among them
+must be exactly the rule's, and no value that the region would hide may be read outside it. A graph that only looks
+alike is left unfused.
 
 Knows nothing about kernels or cost.
 """
@@ -22,14 +22,16 @@ from coterie.graph.program import Region
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One op of a pattern: `role` names it within the rule; `reads` are (input position, role of the op that makes it).
+    """One op of a pattern.
 
-    `kind` is the op's, or of several kinds one: "rms_norm|layer_norm".
-
-    A reference to an optional role that is absent falls back to the role behind the `|`: "q_norm|q"; to a value made
-    outside where there is none: "norm|". `dims` is how many dimensions input 0 and the output must have, 0 where that
-    does not matter. `by_head`: a norm that does not reach across heads. `scaled`: a linear may have a scale, for which
-    the rule's kernel has an operand.
+    role: its name within the rule.
+    kind: the op's kind, or several of which it must have one: "rms_norm|layer_norm".
+    reads: (input position, role of the op that makes that input). "q_norm|q" is q where the optional q_norm is missing;
+        "norm|" is a value from outside the region where norm is missing.
+    optional: the op may be missing.
+    dims: the number of dimensions of input 0 and of the output; 0: any.
+    by_head: a norm within each head, not across heads.
+    scaled: a linear may have a scale, as the rule's kernel has an operand for it.
     """
 
     role: str
@@ -43,11 +45,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A row: the name is the kernel's; `reason` says why these ops belong in one kernel.
+    """A row of a rule set. `name`: the kernel's; `reason`: why these ops belong in one kernel.
 
-    The ops in the roles `alike` must agree in their attributes and in every input but the first, and all be there or
-    none; those in the roles `share` must read the same first input; those in the roles `heads` must put out heads of
-    as many rows, all of one even number of channels, since kernels take these in pairs.
+    alike: roles whose ops have equal attributes and equal inputs but for the first; all of them are there, or none.
+    share: roles whose ops read the same first input.
+    heads: roles whose outputs [T, heads, C] have equal T and C, with C even, since kernels take channels in pairs.
     """
 
     name: str
@@ -254,7 +256,7 @@ def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
 
 
 def _views(graph: Graph, at: int) -> tuple[Op, ...]:
-    """The views from `at` on, as far as an op of their stage stands behind them."""
+    """The views that begin at `at` and have an op of the same stage after them, which reads through them."""
     end = at
     while (
         end + 1 < len(graph.ops) and OPS[graph.ops[end].kind].view and graph.ops[end + 1].stage == graph.ops[at].stage
@@ -309,7 +311,7 @@ def _agree(graph: Graph, rule: Rule, bound: Mapping[str, Op]) -> bool:
 
 
 def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
-    """Kind and dimensions are the part's, and so are the edges from the ops before it: no less and no more."""
+    """Whether an op has the part's kind and dimensions, and reads exactly what the part does of the ops so far."""
     if op.kind not in part.kind.split("|") or (op.kind == "linear" and SCALE in op.attrs and not part.scaled):
         return False
     made = {o.outputs[0] for o in bound.values()}

@@ -1,10 +1,10 @@
-"""ExpertCache: brings experts up the tiers within byte budgets, one load at a time for each, and evicts by forgetting.
+"""ExpertCache: loads experts up the tiers within byte budgets, each once at a time, and evicts by forgetting.
 
         want ---- resident? ---- yes: hit (perhaps still loading: the same gates)
                      | no: victims in every tier above the nearest copy, all chosen before any goes
                      `---> evict -> take extents -> fetch from disk, copy upwards -> gates per stage
 
-What has finished is learnt in poll() alone: a decision is a function of what the last poll saw and the order of calls.
+Only poll() learns what has finished, so decisions depend on what the last poll saw and on the order of calls alone.
 
 Knows nothing about models, requests or the clock.
 """
@@ -36,7 +36,7 @@ NOBODY: frozenset[str] = frozenset()
 
 
 class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when an event has finished
-    """There is no room now, but there will be: `events` are what is waited for (finish one, poll, try again)."""
+    """There is no room now, but there will be: wait for one of `events`, poll, and try again."""
 
     def __init__(self, expert_id: str, need_bytes: int, tier: str, events: tuple[Event, ...]) -> None:
         self.expert_id, self.need_bytes, self.tier, self.events = expert_id, need_bytes, tier, events
@@ -86,10 +86,11 @@ class ExpertCache:
     ) -> Residency:
         """Make an expert resident, or join the load that does, and say where its weights are and what to await.
 
-        `uses` is how many requests want it now; 0 for one that is brought in ahead, or asked for again. Evicts none
-        of `protected`; `rows` of its embedding come first when it comes by one link, from files or a copy below.
-        Raises Busy when room opens only after work in flight, CapacityError when it never will (as long as they are
-        protected); neither evicts anybody.
+        uses: how many requests want it now; 0 where it is prefetched, or asked for again.
+        protected: experts that are not evicted for it.
+        rows: of its embedding, loaded first where it crosses one link only (from its files, or from a copy below).
+        Raises Busy when there will be room once work in flight has ended, CapacityError when there never will (while
+        these are protected). Then nobody was evicted.
         """
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
@@ -108,13 +109,13 @@ class ExpertCache:
         self._near.watched.add(expert_id)
 
     def release(self, expert_id: str, event: Event) -> None:
-        """Say that what was held for is finished, which a poll would find out too."""
+        """Say that the event of a `hold` is finished, so that the next poll need not ask."""
         self._near.release(expert_id, event)
 
     def pin(self, expert_id: str, places: Mapping[str, int] | None = None) -> None:
         """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin.
 
-        `places`: at which offset each of the pinned ones that are not there comes in from now on.
+        `places`: the offsets at which pinned experts that are not there will be loaded.
         """
         self._pins = {**self._pins, expert_id: self._pins.get(expert_id), **(places or {})}
         self._changes.count += 1
