@@ -186,7 +186,7 @@ def test_stored_values_and_tokens_are_the_cpus(device, tmp_path, way, rules):
 
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_prompt_in_large_tiles_has_the_cpus_values_captured_or_not(device, tmp_path, width):
-    """More tokens than tiles of a batch have: descriptors copy them where there are such, and values are handed on.
+    """More tokens than tiles of a batch have: descriptors copy them where there are such, and values are staged ahead.
 
     Rows of one step of a product, and of two.
     """

@@ -19,7 +19,7 @@ from tests.device.triton_cases import BF16, EXACT, F32, table_of, weight
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.launch import launches
 
-APART = replace(WIDE, hands_on=False)
+APART = replace(WIDE, stages_ahead=False)
 E, TAKEN, D, F = 5, 2, 40, 24
 
 

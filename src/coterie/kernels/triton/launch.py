@@ -128,8 +128,8 @@ def launches(
 
     `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
     GPU. `scratch` is bytes on the GPU, for the rows of a program in turn: one may leave something in it for the next
-    (handed.py). `descriptors` are for all launches of a GPU, found in the order in which they are launched. Raises
-    UnsupportedError for rounded activations.
+    (staged_ahead.py). `descriptors` are for all launches of a GPU, found in the order in which they are launched.
+    Raises UnsupportedError for rounded activations.
     """
     call = _call(host_rows, index, rows[index], bucket, scratch, tiles, descriptors or DescriptorMemory())
     KERNELS[call.name].launch(call)

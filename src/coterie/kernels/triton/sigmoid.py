@@ -12,7 +12,7 @@ import triton.language as tl
 
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, narrow, pointer, wait_for_last
-from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.rows import Call, places
 
 X, Y, T = places("sigmoid", "x", "y", "T")
@@ -28,7 +28,7 @@ def sigmoid_of(x):
 @triton.jit
 def _open(
     row,
-    handed,
+    ahead,
     N: tl.constexpr,
     C: tl.constexpr,
     X_FIRST: tl.constexpr,
@@ -36,7 +36,7 @@ def _open(
     MUL: tl.constexpr,
     STEP: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    HANDED: tl.constexpr,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -52,8 +52,8 @@ def _open(
             y *= tl.load(pointer(row, A, tl.float32) + i, mask=i < count, other=0.0)
         if STORED:
             tl.store(pointer(row, Y, tl.float32) + i, y, mask=i < count)
-        if HANDED is not None:
-            tl.store(handed + i, narrow(y, HANDED), mask=i < count)
+        if AHEAD is not None:
+            tl.store(ahead + i, narrow(y, AHEAD), mask=i < count)
 
 
 def launch(call: Call) -> None:
@@ -62,10 +62,10 @@ def launch(call: Call) -> None:
     programs = min(triton.cdiv(call.bucket.tokens * N, step), tiles.mapping * tiles.multiprocessors)
     how: dict[str, object] = {"N": N, "C": call.integer("C"), "X_FIRST": call.integer("x_first")}
     how |= {"X_STEP": call.integer("x_step"), "MUL": call.name == "sigmoid_mul", "STEP": step, "PROGRAMS": programs}
-    handed, how["HANDED"] = handed_to_next(call, N)
-    call.launch(_open, (programs,), call.row, handed, **how, STORED=is_stored(call, N))
+    ahead, how["AHEAD"] = stage_for_next(call, N)
+    call.launch(_open, (programs,), call.row, ahead, **how, STORED=is_stored(call, N))
 
 
 def scratch_bytes(call: Call) -> int:
     """What is left for the next row."""
-    return handed_bytes(call, call.integer("N"))
+    return staged_ahead_bytes(call, call.integer("N"))

@@ -129,7 +129,9 @@ class Tiles:
     chunk_registers: int | None = None  # of a thread at most, where heads have up to 64 channels
     staged: int = 8192  # values of a row of activations that are loaded at once when it is rounded for tensor cores
     staged_warp: int = 512  # of these for each warp, of which there are at most 8
-    hands_on: bool = True  # values are rounded for the next launch where they are made, or else read again and rounded
+    stages_ahead: bool = (
+        True  # values are rounded for the next launch where they are made, or else read again and rounded
+    )
     elements: int = 1024  # of a program that maps values one by one, at once
     mapping: int = 16  # such programs for each multiprocessor, as many as it has room for
     # Gated delta nets: numbers of a head's matrix that a program of decode has whole, with the norm behind it; those of

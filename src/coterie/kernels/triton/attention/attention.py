@@ -52,8 +52,8 @@ from coterie.kernels.triton.attention.attention_mask import first_seen
 from coterie.kernels.triton.attention.attention_wide import STEP, STEP_FLOAT32, WARPS, alone_wide
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.attention.wide_context import WIDE
-from coterie.kernels.triton.product.handed import handed_bytes
 from coterie.kernels.triton.product.single_token import only_token
+from coterie.kernels.triton.product.staged_ahead import staged_ahead_bytes
 from coterie.kernels.triton.rows import TORCH, Call
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -314,5 +314,5 @@ def _partials(call: Call) -> int:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What partial results take, a number for each sequence, head, span and channel, or what is handed on."""
-    return max(4 * _partials(call), handed_bytes(call, call.integer("H") * call.integer("C")))
+    """What partial results take, a number for each sequence, head, span and channel, or what is staged ahead."""
+    return max(4 * _partials(call), staged_ahead_bytes(call, call.integer("H") * call.integer("C")))

@@ -27,7 +27,7 @@ from coterie.kernels.triton.attention.attention_mask import seen_of
 from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.attention.wide_context import WIDE as _WIDE
 from coterie.kernels.triton.attention.wide_context import wide_context
-from coterie.kernels.triton.product.handed import handed_to_next, is_stored
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -209,8 +209,8 @@ def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
 @triton.jit
 def _together(
     row,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     H: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -274,8 +274,8 @@ def _together(
         y = acc / total[:, None]
         if STORED:
             tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
-        if HANDED is not None:
-            tl.store(handed + start + at, narrow(y, HANDED), mask=mask)
+        if AHEAD is not None:
+            tl.store(ahead + start + at, narrow(y, AHEAD), mask=mask)
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
 
 
@@ -307,9 +307,9 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers
     grid = (pages.K, triton.cdiv(call.bucket.tokens, tokens))
-    handed, how["HANDED"] = handed_to_next(call, H * pages.C)
+    ahead, how["AHEAD"] = stage_for_next(call, H * pages.C)
     how["STORED"] = is_stored(call, H * pages.C)
-    call.launch(_together, grid, call.row, handed, **pages.constants(), **how)
+    call.launch(_together, grid, call.row, ahead, **pages.constants(), **how)
 
 
 def is_capped(call: Call) -> bool:

@@ -17,7 +17,7 @@ import triton.language as tl
 from coterie.kernels.cpu import OPCODES
 from coterie.kernels.cpu import ROW_WORDS as _ROW_WORDS
 from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, pointer, wait_for_last
-from coterie.kernels.triton.product.handed import TAKERS_OF_BRANCHES, is_read_later
+from coterie.kernels.triton.product.staged_ahead import TAKERS_OF_BRANCHES, is_read_later
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
@@ -89,7 +89,7 @@ def launch(call: Call) -> None:
 
 def _is_added_before(down: Call, call: Call | None) -> bool:
     """Whether a row of branch_down adds the biases of the row behind it."""
-    if call is None or call.name != NAME or down.name not in TAKERS_OF_BRANCHES or not down.tiles.hands_on:
+    if call is None or call.name != NAME or down.name not in TAKERS_OF_BRANCHES or not down.tiles.stages_ahead:
         return False
     alike = all(down.integer(size) == call.integer(size) for size in ("weights", "E", "D"))
     return alike and down.integer("y") == call.integer("x") and _is_apart(down, call)

@@ -35,8 +35,8 @@ from coterie.kernels.triton.branch.branches import (
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage
 from coterie.kernels.triton.product.few_tokens import few_dots
-from coterie.kernels.triton.product.handed import handed_by_last, handed_end
 from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
+from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.product.tile import OF_FOUR
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
@@ -195,7 +195,7 @@ def launch(call: Call) -> None:
         call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
         return
     first, pairs = pairs_of(call)
-    staged = handed_by_last(call)
+    staged = staged_by_last(call)
     if staged is None:
         staged = stage(call, [matrix], start=sizes.list_bytes, each=sizes.taken)
     parts = call.scratch_as(tl.float32, sizes.pairs * N, _parts_at(call, sizes, matrix))
@@ -211,7 +211,7 @@ def launch(call: Call) -> None:
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:
     """Where in scratch the products of pairs begin: behind the lists and the activations, whoever rounded these."""
     staged = sizes.pairs * matrix.K * TORCH[matrix.dot_type].itemsize
-    return handed_end(call) or sizes.list_bytes + aligned(staged)
+    return staged_ahead_end(call) or sizes.list_bytes + aligned(staged)
 
 
 def scratch_bytes(call: Call) -> int:

@@ -29,8 +29,8 @@ from coterie.kernels.triton.branch.branches import (
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import NEAR, halves, in_turn, many_dots, stage
 from coterie.kernels.triton.product.few_tokens import few_dots
-from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.product.one_token import one_dot, weights_ahead
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call
 
@@ -98,8 +98,8 @@ def _many(
     first,
     pairs,
     staged,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     E: tl.constexpr,
     WIDE: tl.constexpr,
@@ -134,7 +134,7 @@ def _many(
         if STORED:
             to = pointer(row, Y, tl.float32)
         pair_M, mask = pair[None, :], mask_M[None, :]
-        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
+        put_pairs(row, to, gate_N, up_N, branch, f[:, None], pair_M, mask, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
 
 
 def launch(call: Call) -> None:
@@ -147,13 +147,13 @@ def launch(call: Call) -> None:
         return
     first, pairs = pairs_of(call)
     staged = stage(call, [matrix], start=sizes.list_bytes)
-    handed, element = handed_to_next(call, sizes.taken * F)
+    ahead, element = stage_for_next(call, sizes.taken * F)
     many, how = many_of(call, matrix)
     grid = (triton.cdiv(2 * F, many.rows), sizes.tiles(many.tokens))
-    how |= {"NEAR": NEAR.value, "HANDED": element, "STORED": is_stored(call, sizes.taken * F)}
-    call.launch(_many, grid, call.row, first, pairs, staged, handed, **shared, **how)
+    how |= {"NEAR": NEAR.value, "AHEAD": element, "STORED": is_stored(call, sizes.taken * F)}
+    call.launch(_many, grid, call.row, first, pairs, staged, ahead, **shared, **how)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What lists and staged activations take, and what is handed on; lists alone where there are few tokens."""
-    return handed_bytes(call, call.integer("taken") * call.integer("F"))
+    """What lists and staged activations take, and what is staged ahead; lists alone where there are few tokens."""
+    return staged_ahead_bytes(call, call.integer("taken") * call.integer("F"))

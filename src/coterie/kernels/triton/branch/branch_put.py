@@ -45,15 +45,15 @@ def put_pairs(
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
     GELU: tl.constexpr,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
 ):
     """Store what pairs of a branch have from `to` on, as `put` does. The types of biases are None but where clipped."""
     if GATE_BIAS is None:
-        put(row, to, gate, up, f, pair, mask, F, None, None, GELU, handed, HANDED)
+        put(row, to, gate, up, f, pair, mask, F, None, None, GELU, ahead, AHEAD)
     else:
         y = _clipped(row, gate, up, branch * F + f, f < F, GATE_BIAS, UP_BIAS)
-        put_value(to, handed, pair.to(tl.int64) * F + f, y, mask & (f < F), HANDED)
+        put_value(to, ahead, pair.to(tl.int64) * F + f, y, mask & (f < F), AHEAD)
 
 
 def biases_of(call: Call) -> dict[str, object]:

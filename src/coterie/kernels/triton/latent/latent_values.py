@@ -21,7 +21,7 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.latent.latent import STAGES, HeadTile, is_few, is_wide
-from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.rows import Call, places
 
 X, WEIGHT, Y, T = places("latent_values", "x", "weight", "y", "T")
@@ -57,8 +57,8 @@ def _unfold(
 @triton.jit
 def _unfold_many(
     row,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     TYPE: tl.constexpr,
     H: tl.constexpr,
@@ -87,8 +87,8 @@ def _unfold_many(
     at = of_head * V + v[None, :]
     if STORED:
         tl.store(pointer(row, Y, tl.float32) + at, acc, mask=here & there)
-    if HANDED is not None:
-        tl.store(handed + at, narrow(acc, HANDED), mask=here & there)
+    if AHEAD is not None:
+        tl.store(ahead + at, narrow(acc, AHEAD), mask=here & there)
 
 
 def launch(call: Call) -> None:
@@ -101,11 +101,11 @@ def launch(call: Call) -> None:
     else:
         tile = HeadTile.many(call, V, latent, is_wide(call))
         grid = (H, triton.cdiv(V, tile.kept), triton.cdiv(call.bucket.tokens, tile.tokens))
-        handed, kind = handed_to_next(call, H * V)
-        how |= {"HANDED": kind, "STORED": is_stored(call, H * V)}
-        call.launch(_unfold_many, grid, call.row, handed, **how, **tile.constants(), num_stages=STAGES)
+        ahead, kind = stage_for_next(call, H * V)
+        how |= {"AHEAD": kind, "STORED": is_stored(call, H * V)}
+        call.launch(_unfold_many, grid, call.row, ahead, **how, **tile.constants(), num_stages=STAGES)
 
 
 def scratch_bytes(call: Call) -> int:
     """What is left for the next row."""
-    return handed_bytes(call, call.integer("H") * call.integer("V"))
+    return staged_ahead_bytes(call, call.integer("H") * call.integer("V"))

@@ -27,8 +27,8 @@ def put(
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
     GELU: tl.constexpr,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
 ):
     """Store the gated product from `to` on, each with its bias if it has one; rounded where the next takes that.
 
@@ -43,13 +43,13 @@ def put(
         y = silu_of(gate) * up
     else:
         y = gelu_of(gate, GELU) * up
-    put_value(to, handed, at, y, mask_m & (f < F), HANDED)
+    put_value(to, ahead, at, y, mask_m & (f < F), AHEAD)
 
 
 @triton.jit
-def put_value(to, handed, at, y, mask, HANDED: tl.constexpr):
+def put_value(to, ahead, at, y, mask, AHEAD: tl.constexpr):
     """Store values, rounded where the next takes that; where `to` is None no others."""
     if to is not None:
         tl.store(to + at, y, mask=mask)
-    if HANDED is not None:
-        tl.store(handed + at, narrow(y, HANDED), mask=mask)
+    if AHEAD is not None:
+        tl.store(ahead + at, narrow(y, AHEAD), mask=mask)

@@ -29,11 +29,11 @@ from coterie.kernels.triton.product.dots import (
     tile_at,
     work_of,
 )
-from coterie.kernels.triton.product.handed import handed_by_last, handed_end
 from coterie.kernels.triton.product.linear_each import is_low
 from coterie.kernels.triton.product.linear_few import few as few_rows
 from coterie.kernels.triton.product.linear_put import ask_for, put, put_tile
 from coterie.kernels.triton.product.neighbours import neighbours, staged_before
+from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.rows import Call
 
 
@@ -186,7 +186,7 @@ def launch(call: Call) -> None:
 
 def _is_share(call: Call) -> bool:
     """Whether many tokens have a change of low rank alike: one share of shares that others might have."""
-    return call.bucket.tokens > call.tiles.few_tokens and is_low(call) and not handed_end(call)
+    return call.bucket.tokens > call.tiles.few_tokens and is_low(call) and not staged_ahead_end(call)
 
 
 def multiply(call: Call, K: int, most: int) -> None:
@@ -215,7 +215,7 @@ def multiply(call: Call, K: int, most: int) -> None:
             how = {**source, **shared, **beside.constants(words["N"]), **beside.few.constants(most, matrix.group)}
             call.launch(few_rows, (beside.programs,), call.row, **how)
         return
-    staged = None if normed else handed_by_last(call)
+    staged = None if normed else staged_by_last(call)
     if staged is None:
         staged = staged_before(call, matrix)
     if staged is None:

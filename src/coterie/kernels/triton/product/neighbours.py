@@ -15,8 +15,8 @@ from itertools import accumulate
 import torch
 
 from coterie.kernels.cpu import I64, OPCODES
-from coterie.kernels.triton.product.handed import hands_x
 from coterie.kernels.triton.product.linear_each import is_low
+from coterie.kernels.triton.product.staged_ahead import stages_x
 from coterie.kernels.triton.rows import Call, Matrix, name_of
 from coterie.kernels.triton.tiles import Few
 
@@ -80,7 +80,7 @@ def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
         return None
     rows, at = _run(call, lambda one, other: _staged_alike(call, one, other))
     before = len(call.earlier) - at - 1
-    if before >= 0 and hands_x(call.earlier[before], rows[0]):
+    if before >= 0 and stages_x(call.earlier[before], rows[0]):
         return None
     if all(is_low(replace(call, host_row=row)) for row in rows[:at]):  # those round what they meet, and stage nothing
         return None

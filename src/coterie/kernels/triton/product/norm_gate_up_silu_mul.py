@@ -42,8 +42,8 @@ from coterie.kernels.triton.product.dots import (
 )
 from coterie.kernels.triton.product.few_tokens import bring_nearer, few_dots
 from coterie.kernels.triton.product.gate_up_put import put
-from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix, places
 
@@ -131,8 +131,8 @@ def _few(
 def _many(
     row,
     staged,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
@@ -165,13 +165,13 @@ def _many(
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
-            row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE, COLUMNS,
+            row, staged, ahead, n_tile, first, tokens, AHEAD, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE, COLUMNS,
             ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS, ROWS, STEP, NEAR,
         )  # fmt: skip
     if PIECES > 1:
         if piece:
             _tile(
-                row, staged, handed, n_tile, first, tokens, HANDED, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE,
+                row, staged, ahead, n_tile, first, tokens, AHEAD, F, GATE_BIAS, UP_BIAS, GELU, K, TYPE, STRIDE,
                 COLUMNS, ALIGN, DOT, UP_TYPE, UP_STRIDE, UP_COLUMNS, UP_ALIGN, UP_DOT, TOKENS // PIECES, ROWS,
                 STEP, NEAR,
             )  # fmt: skip
@@ -181,11 +181,11 @@ def _many(
 def _tile(
     row,
     staged,
-    handed,
+    ahead,
     n_tile,
     first,
     tokens,
-    HANDED: tl.constexpr,
+    AHEAD: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
     UP_BIAS: tl.constexpr,
@@ -234,8 +234,8 @@ def _tile(
         GATE_BIAS,
         UP_BIAS,
         GELU,
-        handed,
-        HANDED,
+        ahead,
+        AHEAD,
     )
 
 
@@ -244,8 +244,8 @@ def _described(
     row,
     most,
     staged,
-    handed,
-    HANDED: tl.constexpr,
+    ahead,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     F: tl.constexpr,
     GATE_BIAS: tl.constexpr,
@@ -279,7 +279,7 @@ def _described(
         if gate_at > up_at:
             gate, up = up, gate
         m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_tile * half + tl.arange(0, half)[None, :]
-        put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
+        put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
     if PIECES > 1:
         each: tl.constexpr = half // PIECES
         w = described_both(gate_at, up_at, F, K, each, STEP, TYPE)
@@ -289,7 +289,7 @@ def _described(
             if gate_at > up_at:
                 gate, up = up, gate
             m, f = m_tile * TOKENS + tl.arange(0, TOKENS)[:, None], n_piece * each + tl.arange(0, each)[None, :]
-            put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, handed, HANDED)
+            put(row, to, gate, up, f, m, m < tokens, F, GATE_BIAS, UP_BIAS, GELU, ahead, AHEAD)
 
 
 def _matrices(call: Call) -> tuple[Matrix, Matrix]:
@@ -320,15 +320,15 @@ def launch(call: Call) -> None:
     staged = stage(call, [gate, up], normed=True)
     many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]), gate.has_zeros or up.has_zeros)
     n_tiles = triton.cdiv(2 * F, many.rows)
-    handed, shared["HANDED"] = handed_to_next(call, F)
+    ahead, shared["AHEAD"] = stage_for_next(call, F)
     if many.described:
         shared["STORED"] = is_stored(call, F)
-        launch_described(call, _described, many, n_tiles, tokens, staged, handed, **shared)
+        launch_described(call, _described, many, n_tiles, tokens, staged, ahead, **shared)
     else:
         shared |= {"DOT": gate.dot_type, "UP_DOT": up.dot_type, "NEAR": NEAR.value}
-        launch_tiles(call, _many, many, n_tiles, tokens, staged, handed, **shared)
+        launch_tiles(call, _many, many, n_tiles, tokens, staged, ahead, **shared)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take, and what is handed on."""
-    return handed_bytes(call, call.integer("F"))
+    """What staged activations take, and what is staged ahead."""
+    return staged_ahead_bytes(call, call.integer("F"))

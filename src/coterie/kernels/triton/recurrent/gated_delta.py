@@ -26,7 +26,7 @@ from coterie.kernels.triton.arithmetic import (
     softplus_of,
     wait_for_last,
 )
-from coterie.kernels.triton.product.handed import handed_bytes, handed_to_next, is_stored
+from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.recurrent.recurrent_state import StateLayout, matrix_of, tokens_of
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.sigmoid import sigmoid_of
@@ -88,7 +88,7 @@ def _gated(row, y, at, c, axis: tl.constexpr, mask, C: tl.constexpr, TYPE: tl.co
 @triton.jit
 def _delta_whole(
     row,
-    handed,
+    ahead,
     H: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
@@ -102,7 +102,7 @@ def _delta_whole(
     SINGLE: tl.constexpr,
     KEYS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HANDED: tl.constexpr,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -123,8 +123,8 @@ def _delta_whole(
             y = _gated(row, y, at, c, 0, c < C, C, NORM_TYPE)
         if STORED:
             tl.store(pointer(row, Y, tl.float32) + at, y, mask=c < C)
-        if HANDED is not None:
-            tl.store(handed + at, narrow(y, HANDED), mask=c < C)
+        if AHEAD is not None:
+            tl.store(ahead + at, narrow(y, AHEAD), mask=c < C)
 
 
 @triton.jit
@@ -166,13 +166,13 @@ def _delta_columns(
 @triton.jit
 def _gate(
     row,
-    handed,
+    ahead,
     H: tl.constexpr,
     C: tl.constexpr,
     NORM_TYPE: tl.constexpr,
     HEADS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HANDED: tl.constexpr,
+    AHEAD: tl.constexpr,
     STORED: tl.constexpr,
     WHEN: tl.constexpr,
     unit=None,
@@ -187,8 +187,8 @@ def _gate(
     y = _gated(row, tl.load(place, mask=mask, other=0.0), at, c[None, :], 1, mask, C, NORM_TYPE)
     if STORED:
         tl.store(place, y, mask=mask)
-    if HANDED is not None:
-        tl.store(handed + at, narrow(y, HANDED), mask=mask)
+    if AHEAD is not None:
+        tl.store(ahead + at, narrow(y, AHEAD), mask=mask)
 
 
 def launch(call: Call) -> None:
@@ -198,12 +198,12 @@ def launch(call: Call) -> None:
     how: dict[str, object] = {"H": H, "K": K, "C": C, "KEY_HEADS": call.integer("key_heads"), "KEYS": keys}
     how |= {"RATE_TYPE": call.type("a_log"), "BIAS_TYPE": call.type("dt_bias"), **StateLayout.of(call).constants()}
     norm = call.type("norm") if call.name == "gated_delta_norm" else None
-    handed, kind = handed_to_next(call, H * C)
-    behind = {"NORM_TYPE": norm, "HANDED": kind, "STORED": is_stored(call, H * C)}
+    ahead, kind = stage_for_next(call, H * C)
+    behind = {"NORM_TYPE": norm, "AHEAD": kind, "STORED": is_stored(call, H * C)}
     if bucket.decodes and keys * width <= tiles.delta_whole:
         warps = min(max(keys * width // tiles.delta_numbers // 32, 1), 16)
         whole = (H, bucket.sequences)
-        call.launch(_delta_whole, whole, call.row, handed, **how, **behind, COLUMNS=width, num_warps=warps)
+        call.launch(_delta_whole, whole, call.row, ahead, **how, **behind, COLUMNS=width, num_warps=warps)
         return
     columns = tiles.delta_columns(H * C)
     warps = max(keys * columns // tiles.delta_numbers // 32, 1)
@@ -212,9 +212,9 @@ def launch(call: Call) -> None:
     if norm is not None:
         heads = max(tiles.elements // width, 1)
         grid = (triton.cdiv(bucket.tokens * H, heads),)
-        call.launch(_gate, grid, call.row, handed, H=H, C=C, HEADS=heads, COLUMNS=width, **behind)
+        call.launch(_gate, grid, call.row, ahead, H=H, C=C, HEADS=heads, COLUMNS=width, **behind)
 
 
 def scratch_bytes(call: Call) -> int:
     """What is left for the next row."""
-    return handed_bytes(call, call.integer("H") * call.integer("C"))
+    return staged_ahead_bytes(call, call.integer("H") * call.integer("C"))

@@ -20,7 +20,7 @@ from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.launch import launches
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
-APART = replace(WIDE, hands_on=False)
+APART = replace(WIDE, stages_ahead=False)
 LONG = [(7 * i + 3) % 50 for i in range(100)]  # as many tokens as have large tiles
 LINEAR_ADD = kernels.OPCODES["linear_add"].number
 
@@ -45,13 +45,13 @@ def stages(rows, bucket, tiles, kind=LINEAR_ADD):
 
 @pytest.mark.parametrize("dtypes", [(BF16,), (F16,), (F32,), (Q4Z, F32, Q8, F16, Q4)], ids=str)
 @pytest.mark.parametrize("sequences", [1, 2])
-def test_what_is_handed_on_has_the_bits_of_what_is_staged(make, dtypes, sequences):
-    """One sequence hands on from attention too; of several, only what gate and up make."""
+def test_what_is_staged_ahead_has_the_bits_of_what_is_staged(make, dtypes, sequences):
+    """One sequence stages ahead from attention too; of several, only what gate and up make."""
     step = step_of(([3, 1, 4, 1, 5, 9], 0), ([2, 6], 0)) if sequences > 1 else step_of(([3, 1, 4, 1, 5, 9, 2], 0))
     one, other = make("odd", dtypes), make("odd", dtypes)
-    handed, staged = inspect(one, step), inspect(other, step, APART)
+    ahead, staged = inspect(one, step), inspect(other, step, APART)
     for name, values in staged.items():
-        np.testing.assert_array_equal(handed[name], values, err_msg=name)
+        np.testing.assert_array_equal(ahead[name], values, err_msg=name)
     np.testing.assert_array_equal(one.kv_bytes(), other.kv_bytes())
 
 
@@ -83,7 +83,7 @@ def test_what_the_next_row_alone_reads_is_not_stored_too(make, name):
 
 @pytest.mark.parametrize(("shape", "tokens"), [("odd", 7), pytest.param("wide", 100, marks=pytest.mark.long)])
 def test_values_that_share_memory_give_the_same_tokens(make, shape, tokens):
-    """And the same keys and values, though float32 values that are handed on are stored by the last layer alone."""
+    """And the same keys and values, though float32 values that are staged ahead are stored by the last layer alone."""
     step = step_of((LONG[:tokens], 0))
     one, other = make(shape, (BF16,), share_buffers=True), make(shape, (BF16,), share_buffers=True)
     tokens, those = (inspect(who, step, tiles)["next_tokens"] for who, tiles in ((one, WIDE), (other, APART)))
@@ -92,7 +92,7 @@ def test_values_that_share_memory_give_the_same_tokens(make, shape, tokens):
 
 
 @pytest.mark.parametrize("shape", ["odd", "gemma"])
-def test_only_rows_that_meet_are_handed_on(make, shape):
+def test_only_rows_that_meet_are_staged_ahead(make, shape):
     step = step_of(([3, 1, 4, 1, 5, 9, 2], 0))
     rows = bound_rows(make(shape, (BF16,)), step).rows
     chunk, batch = Bucket(7, 1, 1, 120), Bucket(7, 2, 1, 120)
@@ -160,7 +160,7 @@ def test_no_row_of_a_layer_with_branches_makes_what_the_row_before_has_left(T, l
     assert held
 
 
-def test_products_whose_norm_comes_behind_take_what_is_handed_on(make):
+def test_products_whose_norm_comes_behind_take_what_is_staged_ahead(make):
     """Of five products of a layer the output projection and down; q, k and v, staged once, read norm_add's values."""
     rows, chunk = bound_rows(make("norms-behind", (BF16,)), step_of((LONG[:7], 0))).rows, Bucket(7, 1, 1, 120)
     linear = kernels.OPCODES["linear"].number

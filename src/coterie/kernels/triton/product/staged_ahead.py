@@ -1,4 +1,4 @@
-"""Values that a launch rounds for the next one, which else reads them again to stage.
+"""Values that a launch stages for the next one: rounded into scratch where they are made, as that would do itself.
 
     norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
                             or   what a gate opened, or a head's values (GATED)
@@ -35,39 +35,39 @@ _WRITTEN = {
 }  # the operand where a row stores; y of all others
 
 
-def handed_to_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
+def stage_for_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
     """Where this call leaves its y [T, width] rounded, and to what type; anywhere, and None, where none takes it."""
-    if call.after is None or not _hands(call, call.after, width):
+    if call.after is None or not _stages(call, call.after, width):
         return call.scratch, None
-    return _handed(call, call.after)
+    return _staged(call, call.after)
 
 
-def handed_by_last(call: Call) -> torch.Tensor | None:
+def staged_by_last(call: Call) -> torch.Tensor | None:
     """The rounded x of this call where the one before it left it."""
     before = call.before
-    if before is None or not _hands(before, call, _matrix(call).K * _rows(call)):
+    if before is None or not _stages(before, call, _matrix(call).K * _rows(call)):
         return None
-    return _handed(before, call)[0]
+    return _staged(before, call)[0]
 
 
-def hands_x(row: I64, then: I64) -> bool:
-    """Whether what a row stores is x of another and might be handed on, in another place than where x is staged."""
+def stages_x(row: I64, then: I64) -> bool:
+    """Whether what a row stores is x of another and might be staged ahead, in another place than where x is staged."""
     name = name_of(row)
-    hands = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
-    return hands and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
+    may = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
+    return may and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
 
 
-def handed_end(call: Call) -> int:
+def staged_ahead_end(call: Call) -> int:
     """Where in scratch that ends; 0 where the call before it left nothing."""
     before, width = call.before, _matrix(call).K * _rows(call)
-    if before is None or not _hands(before, call, width):
+    if before is None or not _stages(before, call, width):
         return 0
     return aligned(aligned(_own_bytes(before)) + call.bucket.tokens * width * TORCH[_type(call)].itemsize)
 
 
 def is_stored(call: Call, width: int) -> bool:
     """Whether anyone can see float32 values of y [T, width]: not where the next row alone reads them, rounded."""
-    return call.after is None or not _hands(call, call.after, width) or is_read_later(call, width)
+    return call.after is None or not _stages(call, call.after, width) or is_read_later(call, width)
 
 
 def is_read_later(call: Call, width: int) -> bool:
@@ -89,18 +89,18 @@ def is_read_later(call: Call, width: int) -> bool:
     return True
 
 
-def handed_bytes(call: Call, width: int) -> int:
-    """Scratch that the call needs with what it hands on; its own where it hands on nothing."""
+def staged_ahead_bytes(call: Call, width: int) -> int:
+    """Scratch that the call needs with what it stages ahead; its own where that is nothing."""
     own = _own_bytes(call)
-    if call.after is None or not _hands(call, call.after, width):
+    if call.after is None or not _stages(call, call.after, width):
         return own
     return aligned(own) + call.bucket.tokens * width * TORCH[_type(call.after)].itemsize
 
 
-def _hands(first: Call, then: Call, width: int) -> bool:
+def _stages(first: Call, then: Call, width: int) -> bool:
     """Whether y of the first is x of the other, for tensor cores."""
     takers = TAKERS_OF_BRANCHES if first.name in OF_BRANCHES else TAKERS
-    if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.hands_on:
+    if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.stages_ahead:
         return False
     if first.name == "attention":
         if first.bucket.sequences > 1:
@@ -117,19 +117,19 @@ def _width(first: Call) -> int:
 
 
 def _rows(call: Call) -> int:
-    """Of a token in what is handed on: one for each branch that it takes."""
+    """Of a token in what is staged ahead: one for each branch that it takes."""
     return call.integer("taken") if call.name in (*OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
 
 
 def _matrix(then: Call) -> Matrix:
-    """What the values that are handed on meet."""
+    """What the values that are staged ahead meet."""
     if then.name in TAKERS_OF_BRANCHES:
         return then.matrix("branches", then.integer("F"))
     return then.matrix("weight", then.integer("K"))
 
 
 def _own_bytes(first: Call) -> int:
-    """What a call that hands on has in scratch itself: staged activations, or nothing."""
+    """What a call that stages ahead has in scratch itself: staged activations, or nothing."""
     if first.name not in (*GATES, *OF_BRANCHES):
         return 0
     K = first.integer("D")
@@ -142,7 +142,7 @@ def _type(then: Call) -> tl.dtype:
     return _matrix(then).dot_type
 
 
-def _handed(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
+def _staged(first: Call, then: Call) -> tuple[torch.Tensor, tl.dtype]:
     element = _type(then)
     count = first.bucket.tokens * _matrix(then).K * _rows(then)
     return first.scratch_as(element, count, aligned(_own_bytes(first))), element
