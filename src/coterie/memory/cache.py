@@ -89,8 +89,7 @@ class ExpertCache:
         uses: how many requests want it now; 0 where it is prefetched, or asked for again.
         protected: experts that are not evicted for it.
         rows: of its embedding, loaded first where it crosses one link only (from its files, or from a copy below).
-        Raises Busy when there will be room once work in flight has ended, CapacityError when there never will (while
-        these are protected). Then nobody was evicted.
+        Raises Busy where work in flight must end first, CapacityError where there never is room; then evicts nobody.
         """
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
