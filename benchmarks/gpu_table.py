@@ -1,6 +1,6 @@
 """Tables of a GPU's stored results, with their aims beside them: `coterie bench ... --device cuda --json`.
 
-Absolute times count there, so they are shown. What a run had to say (its stick, its peers' settings, why a peer did not
+Absolute times count there, so they are shown. What a run had to say (its limit, its peers' settings, why a peer did not
 run) stands below. Knows nothing about where results are stored, or how anything is measured.
 """
 

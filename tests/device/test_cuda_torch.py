@@ -152,7 +152,7 @@ def test_it_says_what_the_gpu_is(driver):
         promises.test_words_cross_in_both_directions,
         promises.test_pieces_of_memory_that_was_pinned_cross,
         promises.test_memory_that_exists_can_be_pinned,
-        promises.test_sticks_read_multiply_and_copy,
+        promises.test_limits_read_multiply_and_copy,
     ],
     ids=lambda promise: promise.__name__,
 )

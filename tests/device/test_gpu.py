@@ -1,4 +1,4 @@
-"""What to run first on a GPU: the driver, stored values and tokens beside the CPU's, and the sticks.
+"""What to run first on a GPU: the driver, stored values and tokens beside the CPU's, and the limits.
 
     COTERIE_TEST_GPU=1 TRITON_INTERPRET=0 python -m pytest -k gpu tests/device/test_gpu.py tests/device/test_contract*
 
@@ -22,7 +22,7 @@ from tests.system.tiny import write_expert
 
 from coterie.device import Sampling
 from coterie.devices.cpu.device import CpuDevice
-from coterie.devices.cuda.sticks import Sticks
+from coterie.devices.cuda.limits import MachineLimits
 from coterie.graph.compile import compile_graph
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
@@ -208,12 +208,12 @@ def test_a_prompt_in_large_tiles_has_the_cpus_values_captured_or_not(device, tmp
     on_cpu.close()
 
 
-def test_sticks_read_multiply_and_copy(driver):
-    sticks = Sticks(driver, SIZE, edge=64)
+def test_limits_read_multiply_and_copy(driver):
+    limits = MachineLimits(driver, SIZE, edge=64)
     for seconds in (
-        *(loop() for loop in sticks.read_loops().values()),
-        sticks.multiply_seconds(),
-        sticks.copy_seconds(),
+        *(loop() for loop in limits.read_loops().values()),
+        limits.multiply_seconds(),
+        limits.copy_seconds(),
     ):
         assert seconds >= 0
-    assert (sticks.size_bytes, sticks.product_flops) == (SIZE, 2 * 64**3)
+    assert (limits.size_bytes, limits.product_flops) == (SIZE, 2 * 64**3)

@@ -44,7 +44,7 @@ def test_one_token_waits_for_the_cores_where_they_unpack_slower_than_memory_read
 
 
 def test_prompts_run_at_the_rate_of_products_from_cache_that_was_measured_beside_them(tmp_path):
-    """A slow hour, or a length that fills tiles badly, is in that stick; multiply-adds in registers do not feel it."""
+    """A slow hour, or a length that fills tiles badly, is in that limit; multiply-adds in registers do not feel it."""
 
     def warm(rates):
         for name in ("decode-135m", "prefill-135m", "switch-135m"):

@@ -23,10 +23,10 @@ from tests.system.asked import CAPABILITY, MULTIPROCESSORS, Both
 from coterie.cli.main import app
 from coterie.devices.cuda import device as cuda
 from coterie.devices.cuda import gpu, kernels
-from coterie.devices.cuda import sticks as cuda_sticks
+from coterie.devices.cuda import limits as cuda_limits
 from coterie.kernels.triton import compile_ahead
 
-BYTES = 1 << 16  # of sticks: the lazy GPU is this machine's processor
+BYTES = 1 << 16  # of limits: the lazy GPU is this machine's processor
 
 
 def main():
@@ -38,10 +38,10 @@ def main():
     driver = LazyDriver(total_bytes=2**32, settle_s=2e-4)
     gpu.open_driver = lambda index=0: driver
     cuda.TritonKernels = kernels.TritonKernels = lambda tiles: made.append(Both(tiles)) or made[-1]
-    gpu.STICK_BYTES = BYTES
-    cuda_sticks.stick.read = lambda words, sums, *_: torch.sum(words, dim=0, dtype=torch.int32, out=sums[0])
-    cuda_sticks.Sticks.__init__.__defaults__ = (BYTES, 32)
-    gpu.Gpu.sticks.__defaults__ = (BYTES,)
+    gpu.LIMIT_BYTES = BYTES
+    cuda_limits.read_loop.read = lambda words, sums, *_: torch.sum(words, dim=0, dtype=torch.int32, out=sums[0])
+    cuda_limits.MachineLimits.__init__.__defaults__ = (BYTES, 32)
+    gpu.Gpu.limits.__defaults__ = (BYTES,)
     with redirect_stdout(sys.stderr):
         for command in commands:
             first, *words = shlex.split(command)

@@ -18,8 +18,8 @@ from tests.system.tiny import CONFIG, write_expert
 from coterie.bench import experts as bench_experts
 from coterie.bench import neighbour as bench_neighbour
 from coterie.bench import shapes
+from coterie.bench.limits import drop_page_cache, sequential_read
 from coterie.bench.report import Effort, Spread, interleave, paired_ratio
-from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.core.errors import CapacityError
 from coterie.core.trace import read_trace
 from coterie.devices.real.host_memory import Slab

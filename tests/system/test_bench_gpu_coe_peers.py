@@ -87,7 +87,7 @@ def test_hbm_is_filled_or_kept_so_small_that_experts_are_switched(pool: int, hbm
 def test_sizes_that_fill_a_gpu_hold_in_every_run_though_it_has_less_free_each_time(
     shape: Path, lazy: LazyGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Code, graphs and sticks of the runs before take HBM, and a spec is made of what is free."""
+    """Code, graphs and limits of the runs before take HBM, and a spec is made of what is free."""
     config, spec = json.loads(shape.read_text()), Gpu().spec()
     size = synthetic_model(config).layout.size_bytes
     taken = spec.tier("hbm").capacity_bytes - choose_sizes(spec, config, 3, 7, 10**5, None).near_bytes

@@ -219,7 +219,7 @@ def test_nothing_of_ours_is_left_in_hbm_when_the_peers_models_come(
     taken: list[int] = []
     monkeypatch.setattr(gpu_switch, "switch_peers", lambda *_: taken.append(lazy.driver.taken_bytes) or {})
     got = bench("switch", "--shape", shape, "--prompt", 3, "--experts", 2, *PEER)
-    assert taken[0] < got["workload"]["expert_bytes"]  # neither a resident nor the stick, which is as large
+    assert taken[0] < got["workload"]["expert_bytes"]  # neither a resident nor the limit, which is as large
 
 
 def test_two_models_of_which_one_does_not_open_are_both_gone(

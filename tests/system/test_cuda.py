@@ -32,7 +32,7 @@ from coterie.core.trace import read_trace
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.cuda import device as device_file
 from coterie.devices.cuda import gpu
-from coterie.devices.cuda import sticks as cuda_sticks
+from coterie.devices.cuda import limits as cuda_limits
 from coterie.devices.cuda.device import CudaDevice
 from coterie.devices.cuda.torch_driver import TorchDriver
 from coterie.devices.modelled.device import ModelledDevice
@@ -302,16 +302,16 @@ def bench(*words: object, rounds: int = 2) -> dict:
 
 @pytest.fixture
 def shape(tmp_path: Path, lazy: Gpu, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny model, and sticks of few bytes: the lazy GPU is this machine's processor."""
-    monkeypatch.setattr(gpu, "STICK_BYTES", 1 << 16)
-    monkeypatch.setattr(cuda_sticks.Sticks.__init__, "__defaults__", (1 << 16, 32))
-    monkeypatch.setattr(gpu.Gpu.sticks, "__defaults__", (1 << 16,))
+    """A tiny model, and limits of few bytes: the lazy GPU is this machine's processor."""
+    monkeypatch.setattr(gpu, "LIMIT_BYTES", 1 << 16)
+    monkeypatch.setattr(cuda_limits.MachineLimits.__init__, "__defaults__", (1 << 16, 32))
+    monkeypatch.setattr(gpu.Gpu.limits, "__defaults__", (1 << 16,))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG))
     return path
 
 
-def test_decode_and_prefill_are_held_against_the_gpus_sticks(shape: Path) -> None:
+def test_decode_and_prefill_are_held_against_the_gpus_limits(shape: Path) -> None:
     got = bench("decode", "--shape", shape, "--context", 7, "--batch", 2)
     assert got["workload"]["gpu"] == "lazy (no CUDA)"
     assert got["mbu"] > 0

@@ -26,7 +26,7 @@ from coterie.cli import info
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.devices.cuda.gpu import Gpu
-from coterie.devices.cuda.sticks import Sticks
+from coterie.devices.cuda.limits import MachineLimits
 from coterie.devices.modelled.price import step_time
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import program_cost
@@ -104,9 +104,9 @@ def test_a_calibrated_machine_takes_as_long_as_what_it_was_measured_by(
         return start_s / step.steps + launches_s + step.cost().total_bytes / bytes_per_s
 
     timed(monkeypatch, seconds)
-    monkeypatch.setattr(Sticks, "multiply_seconds", lambda self: self.product_flops / (2 * flops_per_s))
+    monkeypatch.setattr(MachineLimits, "multiply_seconds", lambda self: self.product_flops / (2 * flops_per_s))
     monkeypatch.setattr(gpu_calibrate, "read_loops", lambda *args: {"of the host": lambda: 1.0})
-    monkeypatch.setattr(Sticks, "read_loops", lambda self: {"loop": lambda: self.size_bytes / (2 * bytes_per_s)})
+    monkeypatch.setattr(MachineLimits, "read_loops", lambda self: {"loop": lambda: self.size_bytes / (2 * bytes_per_s)})
     found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(1, 0.0), str(shape))
     spec = parse_machine(found.to_toml(), "mine.toml")
     assert spec.launch_host_s == pytest.approx(5e-6)
@@ -142,7 +142,7 @@ def test_a_prompt_that_is_lost_in_noise_gives_a_share_by_itself(
     assert found.run_start_s == found.prompt_start_s == 0
 
 
-def test_a_share_above_its_stick_is_taken_as_1_and_a_note_says_so(
+def test_a_share_above_its_limit_is_taken_as_1_and_a_note_says_so(
     shape: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where launches that hide behind other kernels are taken off a prompt's time."""
@@ -150,7 +150,7 @@ def test_a_share_above_its_stick_is_taken_as_1_and_a_note_says_so(
     slow, fast = 1e3, 1e-9
     for launch_s, multiply_s, notes in ((0.0, slow, 1), (0.0, fast, 0)):
         monkeypatch.setattr(gpu_calibrate, "_launch_s", lambda *args, launch_s=launch_s: launch_s)
-        monkeypatch.setattr(Sticks, "multiply_seconds", lambda self, multiply_s=multiply_s: multiply_s)
+        monkeypatch.setattr(MachineLimits, "multiply_seconds", lambda self, multiply_s=multiply_s: multiply_s)
         found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(2, 0.0), str(shape))
         assert (found.flops_share == 1) == bool(notes)
         said = [note for note in parse_machine(found.to_toml(), "mine.toml").notes if "prefill: " in note]

@@ -1,4 +1,4 @@
-"""This machine as a machine file: what its sticks and a few small steps say, in the form that models read.
+"""This machine as a machine file: what its limits and a few small steps say, in the form that models read.
 
     dram, flops     the fastest read loop over an expert's weights; multiply-adds in registers
     achieved        a prompt's flops over seconds and that rate; a decode step's bytes over seconds and the read loop
@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from coterie.bench.disk import DiskStick
+from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
+from coterie.bench.limits import multiply_adds, read_loops
 from coterie.bench.report import Effort, commit, interleave, machine
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu
-from coterie.bench.sticks import multiply_adds, read_loops
 from coterie.core.errors import UsageError
 from coterie.devices.cpu.device import Orchestration
 from coterie.models.model import Model
@@ -36,7 +36,7 @@ PROMPT_TOKENS, CONTEXT, STEPS = 64, 32, 8
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured, in SI units; shares are of the sticks."""
+    """What was measured, in SI units; shares are of the limits."""
 
     name: str
     cpus: int
@@ -101,7 +101,7 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
     device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
     config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
     with random_experts(config, 1) as (model,):
-        disk = DiskStick()
+        disk = DiskLimit()
         file = Path(model.layout.ranges[0].source.path)
         disk.search(file)
         disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
@@ -134,7 +134,7 @@ def check_name(name: str) -> None:
 
 
 def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> _Rates:
-    """Sticks, and what steps of a model that no cache holds reach of them."""
+    """The limits, and what steps of a model that no cache holds reach of them."""
     loaded = on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS)
     try:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)

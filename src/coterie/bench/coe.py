@@ -26,11 +26,11 @@ from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
 from coterie.bench.experts import experts_in_turn, random_experts
 from coterie.bench.gpu_peers import check_peers
+from coterie.bench.limits import drop_page_cache, sequential_read
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
 from coterie.bench.peers.transformers import Transformers
 from coterie.bench.report import Report
-from coterie.bench.sticks import drop_page_cache, sequential_read
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -45,7 +45,7 @@ from coterie.spec.this_machine import this_machine
 BELADY = "belady"
 POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; with adapters `apart` says what shared steps are worth
 KNOWN = (*POLICIES, APART.name)
-STICK_FILES = 5
+LIMIT_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on
 
 _COMMON = {
@@ -175,15 +175,15 @@ def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
     """
     gpu = gpu_number(grid.device)
     if gpu is not None:
-        sticks = Gpu(gpu).sticks()
-        return sticks.size_bytes / median(sticks.copy_seconds() for _ in range(STICK_FILES))
+        limits = Gpu(gpu).limits()
+        return limits.size_bytes / median(limits.copy_seconds() for _ in range(LIMIT_FILES))
     spec = make_spec(Options(device=grid.device))
     if grid.device != "cpu":
         run, below = spec.weight_tiers[:2]
         return spec.link(below, run).achieved_bytes_per_s
     into = Slab(CHUNK_BYTES).bytes
     rates = []
-    for model in list(models.values())[:: max(1, len(models) // STICK_FILES)]:
+    for model in list(models.values())[:: max(1, len(models) // LIMIT_FILES)]:
         file = Path(model.layout.ranges[0].source.path)
         drop_page_cache(file)
         rates.append(sequential_read(file, into)[0])

@@ -29,8 +29,8 @@ import numpy as np
 from coterie.bench.coe_peer_run import Files, Pool, Ran, in_batches, one_at_a_time
 from coterie.bench.coe_run import Workload, percentile
 from coterie.bench.coe_turns import Turns
+from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.peer import InBatches, Peer, Settings
-from coterie.bench.sticks import drop_page_cache
 from coterie.models.model import Model
 from coterie.plan.setups import OURS
 

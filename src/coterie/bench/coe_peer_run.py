@@ -13,8 +13,8 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from coterie.bench.coe_run import Workload
 from coterie.bench.coe_turns import Line, Turns
+from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.peer import Batch, Peer, Session
-from coterie.bench.sticks import drop_page_cache
 from coterie.core.errors import CapacityError
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from rich.table import Table
 
+from coterie.bench.limits import CachedProducts, multiply_adds, read_loops
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.peers.peer import Session
 from coterie.bench.report import (
     MEASURING_ERROR,
-    SHORT_STICK,
+    SHORT_LIMIT,
     Effort,
     Report,
     Spread,
@@ -29,7 +30,6 @@ from coterie.bench.report import (
     paired_ratio,
 )
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.sticks import CachedProducts, multiply_adds, read_loops
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
@@ -51,7 +51,7 @@ def decode(
     activations: str = INT16,
     own: Own | None = None,
 ) -> Report:
-    """Measure decode steps, the sticks and the peers in the same rounds: of a random expert, or of one's own.
+    """Measure decode steps, the limits and the peers in the same rounds: of a random expert, or of one's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
@@ -63,20 +63,20 @@ def decode(
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
         cpus = loaded.device.threads
-        sticks = read_loops(loaded.device.memory(loaded.weights), cpus)
+        limits = read_loops(loaded.device.memory(loaded.weights), cpus)
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
         for other in beside:
             other.session.prefill(prompt)
-        ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | sticks
+        ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | limits
         cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.rounded)
         ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
-    stick = min(sticks, key=lambda name: median(samples[name]))
-    results = read_rates(samples, one.cost(), stick, model.layout.size_bytes)
+    limit = min(limits, key=lambda name: median(samples[name]))
+    results = read_rates(samples, one.cost(), limit, model.layout.size_bytes)
     results["multiply_add_flops_per_s"] = median(samples[PEAK])
     results["cached_flops_per_s"] = median(samples[CACHED])
     results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
@@ -91,11 +91,11 @@ def _peer_seconds(session: Session, context: int) -> float:
     return seconds_of(lambda: session.decode(STEPS)) / STEPS
 
 
-def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick_bytes: int) -> dict[str, Any]:
-    """Rates of one token, from the samples of OURS, beside those of the stick, which reads so many bytes."""
+def read_rates(samples: Mapping[str, list[float]], cost: Cost, limit: str, limit_bytes: int) -> dict[str, Any]:
+    """Rates of one token, from the samples of OURS, beside those of the limit, which reads so many bytes."""
     seconds, read = median(samples[OURS]), cost.weight_bytes + cost.kv_read_bytes
-    # Both are rates, and each round has its own pair: (read / step) / (stick_bytes / stick)
-    mbu = paired_ratio(samples[stick], samples[OURS]).scaled(read / stick_bytes)
+    # Both are rates, and each round has its own pair: (read / step) / (limit_bytes / limit)
+    mbu = paired_ratio(samples[limit], samples[OURS]).scaled(read / limit_bytes)
     return {
         "mbu": mbu.median,
         "mbu_quartiles": [mbu.low, mbu.high],
@@ -104,7 +104,7 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, stick: str, stick
         "seconds_per_token": seconds,
         "weight_bytes_per_token": cost.weight_bytes,
         "kv_bytes_per_token": cost.kv_read_bytes,
-        "stick": {"name": stick, "bytes_per_s": stick_bytes / median(samples[stick])},
+        "stick": {"name": limit, "bytes_per_s": limit_bytes / median(samples[limit])},
         "rounds": len(samples[OURS]),
     }
 
@@ -151,14 +151,14 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     weight, kv = (format_bytes(results[key]) for key in ("weight_bytes_per_token", "kv_bytes_per_token"))
-    stick = results["stick"]
+    limit = results["stick"]
     batch = results["batch"]
     notes = [
         f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "
         f"{STEPS} steps a call",
         f"share: of the fastest read loop; batch 1: {format_rate(results['read_bytes_per_s'])}; in brackets: quartiles",
         f"ratio: tokens/s over batch 1's (0.7 of the limit is {batch['gain_aim']:.2f}); of a peer, its time over ours",
-        f"the fastest read loop over the weights' own bytes: {stick['name']}, {format_rate(stick['bytes_per_s'])}",
+        f"the fastest read loop over the weights' own bytes: {limit['name']}, {format_rate(limit['bytes_per_s'])}",
         f"multiply-adds of all threads: {results['multiply_add_flops_per_s'] / 1e9:.0f} GFLOP/s",
         "one token's products with weights of this type from cache: "
         f"{results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s; more of them than memory gives cannot be done",
@@ -168,5 +168,5 @@ def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     if cache is not None and expert_bytes <= cache:
         notes.append(f"these weights fit the {format_bytes(cache)} of cache, so this is no measure of the memory")
     if results["mbu"] > MEASURING_ERROR:
-        notes.append(SHORT_STICK)
+        notes.append(SHORT_LIMIT)
     return tuple(notes)

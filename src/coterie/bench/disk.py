@@ -1,4 +1,4 @@
-"""The disk's measuring stick: a file read from end to end with direct I/O, best over block size and reads at once.
+"""The disk's limit: a file read from end to end with direct I/O, best over block size and reads at once.
 
     threads    each with one read under way          queue    one thread with all of them, as a fetch has (csrc/reads.h)
 
@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from coterie.bench.sticks import drop_page_cache
+from coterie.bench.limits import drop_page_cache
 from coterie.core.errors import TransferError
 from coterie.devices.real.host_memory import Slab
 from coterie.kernels import cpu as kernels
@@ -37,7 +37,7 @@ SEARCH_ROUNDS = 3
 
 
 @dataclass(slots=True)
-class DiskStick:
+class DiskLimit:
     """Finds the way to read that this disk likes best, then reads that way. `direct`: the file system allowed it."""
 
     way: Way = BY_THREADS[0]
@@ -92,7 +92,7 @@ class DiskStick:
         parts = np.array([(0, min(blocks, len(self._buffer.bytes)))], np.int64)
         queue.add(0, descriptor, self._buffer.address, 0, size_bytes, parts, False)
         if queue.next() != (0, True):
-            raise TransferError("the disk's stick", f"{size_bytes} B were not read whole", "is the file changing?")
+            raise TransferError("the disk's limit", f"{size_bytes} B were not read whole", "is the file changing?")
         return size_bytes
 
     def _by_threads(self, descriptor: int, size_bytes: int, block_bytes: int, depth: int) -> int:

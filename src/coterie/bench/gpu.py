@@ -1,4 +1,4 @@
-"""Decode, prefill and the fusion grid on a GPU, beside its own sticks: the CPU's benches where a GPU has other limits.
+"""Decode, prefill and the fusion grid on a GPU, beside its own limits: the CPU's benches where a GPU has other limits.
 
     decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
     fusion     unfused/host, fused/host, fused/device; fused/persistent where asked for
@@ -23,7 +23,7 @@ from coterie.bench.gpu_peers import add_rows, engines, open_on_gpu, peer_rows, s
 from coterie.bench.gpu_peers import notes as peer_notes
 from coterie.bench.peers.best import Work
 from coterie.bench.peers.peer import Session
-from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, paired_ratio
+from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step, prompt_ids
 from coterie.core.errors import UsageError
@@ -54,8 +54,8 @@ def decode(
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
-        sticks = gpu.sticks()
-        loops = sticks.read_loops()
+        limits = gpu.limits()
+        loops = limits.read_loops()
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
         beside = open_on_gpu(stack, others, plain, weights, room, work)
@@ -65,9 +65,9 @@ def decode(
         ways |= beside.ways(lambda session: _peer_step(session, context_tokens))
         _warm(ways)
         samples = interleave(ways, effort)
-        cost, stick_bytes = one.cost(), sticks.size_bytes
-    stick = min(loops, key=lambda name: median(samples[name]))
-    results = read_rates(samples, cost, stick, stick_bytes)
+        cost, limit_bytes = one.cost(), limits.size_bytes
+    limit = min(loops, key=lambda name: median(samples[name]))
+    results = read_rates(samples, cost, limit, limit_bytes)
     results["batch"] = {"size": batch, "tokens_per_s": batch / median(samples[BATCH])}
     mbu = Spread(results["mbu"], *results["mbu_quartiles"])
     results["peers"] = peer_rows(samples, OURS, beside)
@@ -79,9 +79,9 @@ def decode(
     notes = [
         f"a token must read {format_bytes(cost.weight_bytes + cost.kv_read_bytes)}; {STEPS} steps a call, timed from "
         "the call to the tokens in Python",
-        f"the stick: {stick} over {format_bytes(stick_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
+        f"the limit: {limit} over {format_bytes(limit_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
         *peer_notes(results["peers"]),
-        *([SHORT_STICK] if mbu.median > MEASURING_ERROR else []),
+        *([SHORT_LIMIT] if mbu.median > MEASURING_ERROR else []),
         *loaded.device.remarks,
     ]
     workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "gpu": gpu.name}
@@ -98,15 +98,15 @@ def prefill(
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
         loaded = Loaded(model, gpu.make(), prompt_tokens)
         stack.callback(loaded.close)
-        step, sticks = loaded.step("cache", 0, prompt_tokens), gpu.sticks()
+        step, limits = loaded.step("cache", 0, prompt_tokens), gpu.limits()
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
         beside = open_on_gpu(stack, others, plain, weights, prompt_tokens + 1, work)
-        ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: sticks.multiply_seconds}
+        ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: limits.multiply_seconds}
         ways |= beside.ways(lambda session: synchronized(session, work.timed))
         _warm(ways)
         samples = interleave(ways, effort)
-        flops, product_flops = step.cost().flops, sticks.product_flops
+        flops, product_flops = step.cost().flops, limits.product_flops
     share = paired_ratio(samples[PRODUCT], samples[OURS]).scaled(flops / product_flops)
     seconds, peak = median(samples[OURS]), product_flops / median(samples[PRODUCT])
     results: dict[str, Any] = {
@@ -123,8 +123,8 @@ def prefill(
     table = Table("way", "prompt", "tokens/s", "share of the product's rate", "a peer's time over ours")
     table.add_row("coterie", format_seconds(seconds), f"{prompt_tokens / seconds:.0f}", str(share), "")
     add_rows(table, results["peers"], prompt_tokens)
-    stick = f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s"
-    notes = (stick, *peer_notes(results["peers"]), *loaded.device.remarks)
+    limit = f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s"
+    notes = (limit, *peer_notes(results["peers"]), *loaded.device.remarks)
     workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "gpu": gpu.name}
     return Report("prefill", workload, results, (table,), notes)
 

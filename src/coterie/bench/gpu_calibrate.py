@@ -1,4 +1,4 @@
-"""A GPU and its host as a machine file: what its sticks and a few small steps say, in the form that models read.
+"""A GPU and its host as a machine file: what its limits and a few small steps say, in the form that models read.
 
     hbm, flops      the fastest read loop over its memory; a product of square bfloat16 matrices
     achieved        one more decode step's bytes, and a longer prompt's flops, over what is left without launches
@@ -19,13 +19,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from coterie.bench.calibrate import CONTEXT, STEPS, TINY, check_name
-from coterie.bench.disk import DiskStick
+from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
 from coterie.bench.gpu import WARM_ROUNDS
+from coterie.bench.limits import read_loops
 from coterie.bench.report import Effort, commit, interleave
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded
-from coterie.bench.sticks import read_loops
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes
 from coterie.devices.cpu.device import Orchestration
@@ -49,7 +49,7 @@ BLOCK_BYTES = 4096  # what is copied in no time but the link's latency
 
 @dataclass(frozen=True, slots=True)
 class GpuCalibration:
-    """What was measured, in SI units; shares are of the sticks, and `capped` says which came out above 1."""
+    """What was measured, in SI units; shares are of the limits, and `capped` says which came out above 1."""
 
     name: str
     gpu: str
@@ -139,7 +139,7 @@ def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> Gp
     room = max(PROMPT_TOKENS, CONTEXT) + STEPS
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (model,):
-        disk = DiskStick()
+        disk = DiskLimit()
         file = Path(model.layout.ranges[0].source.path)
         disk.search(file)
         disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
@@ -183,16 +183,16 @@ def _what_bounds(source: str) -> str:
 
 
 def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mapping[str, float]) -> dict[str, Any]:
-    """Sticks, and what steps of a model that no cache holds reach of them; closes what is loaded."""
+    """The limits, and what steps of a model that no cache holds reach of them; closes what is loaded."""
     try:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         short = loaded.step("cache", 0, _short())
         token, one = (loaded.step("cache", CONTEXT, 1, steps=steps) for steps in (STEPS, 1))
-        sticks, block = gpu.sticks(), gpu.sticks(BLOCK_BYTES)
-        loops, host = sticks.read_loops(), read_loops(Slab(sticks.size_bytes).bytes, allowed_cpus()[0])
+        limits, block = gpu.limits(), gpu.limits(BLOCK_BYTES)
+        loops, host = limits.read_loops(), read_loops(Slab(limits.size_bytes).bytes, allowed_cpus()[0])
         steps = {"prompt": prompt, "short": short, "token": token, "one": one}
         ways: dict[str, Callable[[], float]] = {name: step.seconds for name, step in steps.items()}
-        ways |= {"product": sticks.multiply_seconds, "copy": sticks.copy_seconds, "block": block.copy_seconds}
+        ways |= {"product": limits.multiply_seconds, "copy": limits.copy_seconds, "block": block.copy_seconds}
         for _ in range(WARM_ROUNDS):
             for step in steps.values():
                 step.seconds()
@@ -200,8 +200,8 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     finally:
         loaded.close()
     regions = len(token.exe.program.regions)
-    read = sticks.size_bytes / min(found[name] for name in loops)
-    peak = sticks.product_flops / found["product"]
+    read = limits.size_bytes / min(found[name] for name in loops)
+    peak = limits.product_flops / found["product"]
     launches_s = launches["device"] * regions  # a prompt is captured as a decode step is
     step_s, start_s = _step_and_start(found["one"], found["token"])
     read_share = token.cost().total_bytes / max(step_s - launches_s, 1e-9) / read
@@ -215,9 +215,9 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
         "product_flops_per_s": peak,
         "flops_share": min(1.0, flops_share),
         "capped": (*_capped("decode reads", "read loop", read_share), *_capped("prefill", "product", flops_share)),
-        "copy_bytes_per_s": sticks.size_bytes / found["copy"],
+        "copy_bytes_per_s": limits.size_bytes / found["copy"],
         "copy_latency_s": found["block"],
-        "host_bytes_per_s": sticks.size_bytes / min(found[name] for name in host),
+        "host_bytes_per_s": limits.size_bytes / min(found[name] for name in host),
         "run_start_s": max(0.0, start_s - launches["host"]),
         "short_s": found["short"],
     }
@@ -234,9 +234,9 @@ def _step_and_start(one_s: float, several_s: float) -> tuple[float, float]:
     return step_s, max(0.0, one_s - step_s)
 
 
-def _capped(what: str, stick: str, share: float) -> tuple[str, ...]:
-    """A note where a share cannot be true: launches that hide behind others were taken off, or the stick is short."""
-    return (f"{what}: {share:.3g} of the {stick}'s rate without launches, taken as 1",) if share > 1 else ()
+def _capped(what: str, limit: str, share: float) -> tuple[str, ...]:
+    """A note where a share cannot be true: launches that hide behind others were taken off, or a loop was too short."""
+    return (f"{what}: {share:.3g} of the {limit}'s rate without launches, taken as 1",) if share > 1 else ()
 
 
 def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:

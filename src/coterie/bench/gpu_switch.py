@@ -1,7 +1,7 @@
 """Switching between experts on a GPU: cold from the pinned pool to the first token, beside a copy of pinned memory.
 
     cold      hbm budget of one expert, all in the pool: want -> copy of layer 0, 1, ... -> first token
-    ideal     stage after stage of the warm prefill, each when its bytes are there at the stick's rate
+    ideal     stage after stage of the warm prefill, each when its bytes are there at the limit's rate
 
 Knows nothing about routers or text: prompts are token ids.
 """
@@ -55,7 +55,7 @@ def switch(
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
     with random_experts(shape_config(shape), experts) as models:
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
-        size, sticks = models[0].layout.size_bytes, gpu.sticks(models[0].layout.size_bytes)
+        size, limits = models[0].layout.size_bytes, gpu.limits(models[0].layout.size_bytes)
         shares, need = stage_shares(models[0], prompt), first_token_bytes(models[0], prompt)
         named, made = {model.name: model for model in models}, gpu.make()
         settings = replace(settings_for(models, 1, prompt + COLD_TOKENS), record=RECORD if record else 0)
@@ -66,7 +66,7 @@ def switch(
             for number, model in enumerate(cycle(models)):
                 cold = ask(parts, model, f"cold-{number}", prompt, COLD_TOKENS)
                 warm = ask(parts, model, f"warm-{number}", prompt)
-                copied_s = sticks.copy_seconds()
+                copied_s = limits.copy_seconds()
                 if number >= WARM_ROUNDS * experts:
                     ideal_s = ideal_seconds(need, size / copied_s, shares, ttft(warm))
                     times = (ttft(cold), ttft(warm), cold.switch_s, copied_s, ideal_s)
@@ -78,7 +78,7 @@ def switch(
             remarks = made.remarks
         finally:
             made.close()
-        del sticks, parts, made  # what they hold of HBM, the peers' models need
+        del limits, parts, made  # what they hold of HBM, the peers' models need
         beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
     workload = {"shape": shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt, "gpu": gpu.name}
     results = _results(rounds, size) | {"peers": beside}

@@ -22,12 +22,12 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.gpu_peers import NAME, fastest, graphs, sentence, synchronized
+from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.best import Work, prepared_peer
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
-from coterie.bench.sticks import drop_page_cache
 from coterie.bench.switch_peers import first_token_s
 from coterie.bench.switch_serve import ask, settings_for, ttft
 from coterie.core.units import format_seconds

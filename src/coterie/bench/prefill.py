@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.table import Table
 
+from coterie.bench.limits import CachedProducts, multiply_adds
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.peers.peer import Session
-from coterie.bench.report import MEASURING_ERROR, SHORT_STICK, Effort, Report, Spread, interleave, resident_bytes
+from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave, resident_bytes
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.sticks import CachedProducts, multiply_adds
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_seconds
 from coterie.graph.ops import INT16
@@ -36,7 +36,7 @@ def prefill(
     activations: str = INT16,
     own: Own | None = None,
 ) -> Report:
-    """Measure one step over a whole prompt, the stick and the peers: of a random expert, or of one's own.
+    """Measure one step over a whole prompt, the limit and the peers: of a random expert, or of one's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
@@ -101,5 +101,5 @@ def _notes(results: Mapping[str, Any]) -> tuple[str, ...]:
         *peer_notes(results["peers"]),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:
-        notes.append(SHORT_STICK)
+        notes.append(SHORT_LIMIT)
     return tuple(notes)

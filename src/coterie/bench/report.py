@@ -29,8 +29,8 @@ from coterie.core.units import format_bytes, parse_bytes
 from coterie.kernels import cpu as kernels
 from coterie.spec.this_machine import allowed_cpus, allowed_memory
 
-MEASURING_ERROR = 1.02  # a share above this says that the stick is short, not that the machine was exceeded
-SHORT_STICK = f"a share above {MEASURING_ERROR} is a measuring error: the stick is too short to measure the kernels by"
+MEASURING_ERROR = 1.02  # a share above this says that the read loop was too short, not that the machine was exceeded
+SHORT_LIMIT = f"a share above {MEASURING_ERROR} is a measuring error: the loop that measures the limit is too short"
 MAX_ROUNDS = 200  # a step of microseconds is not sampled for ever
 _HERE = Path(__file__).resolve()
 

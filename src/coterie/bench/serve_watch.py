@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from coterie.bench.limits import drop_page_cache
 from coterie.bench.serve_family import Family
-from coterie.bench.sticks import drop_page_cache
 
 EVERY_S = 0.5
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.disk import DiskStick
+from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
+from coterie.bench.limits import CachedProducts, drop_page_cache
 from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
-from coterie.bench.sticks import CachedProducts, drop_page_cache
 from coterie.bench.subject import Own, engines_of
 from coterie.bench.switch_peers import switch_peers
 from coterie.bench.switch_serve import (
@@ -96,7 +96,7 @@ def switch(
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
     with random_experts(shape_config(shape), experts) if own is None else nullcontext(own.experts(experts)) as models:
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
-        cold, stick, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
+        cold, limit, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
         beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
@@ -106,7 +106,7 @@ def switch(
         "prompt_tokens": prompt,
         "threads": threads or this_machine().units,
     }
-    results = _results(cold, stick, same, changed) | {"peers": beside}
+    results = _results(cold, limit, same, changed) | {"peers": beside}
     return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt)), trace
 
 
@@ -115,7 +115,7 @@ def switch(
 
 def _cold(
     models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort, record: int
-) -> tuple[list[ColdRound], DiskStick, Trace | None]:
+) -> tuple[list[ColdRound], DiskLimit, Trace | None]:
     """Cold switches round robin, each beside reads of the same file; the way of those reads; what ran when."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
     parts, device = serve_models(models, 1, prompt + COLD_TOKENS, threads, record)
@@ -130,14 +130,14 @@ def _cold(
             warm = ask(parts, model, f"warm-{number}", prompt)
             ran = device.span(device.runs[-1].event)
             products = cached.flops_per_s()
-            fetch_s, rate = disk.both(model, stick_first=number % 2 == 0)
+            fetch_s, rate = disk.both(model, limit_first=number % 2 == 0)
             fetched = model.layout.size_bytes / fetch_s
             if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
                 took = ttft(cold), cold.switch_s, ttft(warm), fetch_s
                 rounds.append(ColdRound(*took, fetched, rate, ideal_s, products))
             if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
-                return rounds, disk.stick, parts.trace() if record else None
+                return rounds, disk.limit, parts.trace() if record else None
         raise RuntimeError("no models were given")
     finally:
         device.close()
@@ -147,17 +147,17 @@ class _Disk:
     """Reads an expert twice with nothing else going on: as it is fetched, and from end to end."""
 
     def __init__(self, device: CpuDevice, model: Model) -> None:
-        self.stick = DiskStick()
-        self.stick.search(model.checkpoint.path / SINGLE)
+        self.limit = DiskLimit()
+        self.limit.search(model.checkpoint.path / SINGLE)
         self._device = device
         self._extent = device.reserve(device.spec.run_tier, model.layout.size_bytes)
 
-    def both(self, model: Model, stick_first: bool) -> tuple[float, float]:
+    def both(self, model: Model, limit_first: bool) -> tuple[float, float]:
         """Seconds of the fetch, and bytes per second of the plain read.
 
         The second read of a file may be served from a host's memory below us, so callers let both be first in turn.
         """
-        if stick_first:
+        if limit_first:
             rate = self._plain(model)
             return self._fetched(model), rate
         return self._fetched(model), self._plain(model)
@@ -167,7 +167,7 @@ class _Disk:
         return fetch(self._device, model, self._extent)
 
     def _plain(self, model: Model) -> float:
-        return self.stick.read(model.checkpoint.path / SINGLE)
+        return self.limit.read(model.checkpoint.path / SINGLE)
 
 
 # ---- resident
@@ -212,7 +212,7 @@ def _gaps(device: RecordingDevice) -> tuple[list[float], list[float]]:
 # ---- what it comes to
 
 
-def _results(cold: list[ColdRound], stick: DiskStick, same: list[float], changed: list[float]) -> dict[str, Any]:
+def _results(cold: list[ColdRound], limit: DiskLimit, same: list[float], changed: list[float]) -> dict[str, Any]:
     rates, disk = [c.fetch_bytes_per_s for c in cold], [c.disk_bytes_per_s for c in cold]
     share, over = paired_ratio(rates, disk), paired_ratio([c.ttft_s for c in cold], [c.floor_s for c in cold])
     ideal = paired_ratio([c.ttft_s for c in cold], [c.ideal_s for c in cold])
@@ -224,10 +224,10 @@ def _results(cold: list[ColdRound], stick: DiskStick, same: list[float], changed
         "fetch_bytes_per_s": median(rates),
         "warm_ttft_s": median(c.warm_ttft_s for c in cold),
         "disk_bytes_per_s": median(disk),
-        "disk_read_is_direct": stick.direct,
-        "disk_read_by": stick.way[0],
-        "disk_read_block_bytes": stick.way[1],
-        "disk_read_depth": stick.way[2],
+        "disk_read_is_direct": limit.direct,
+        "disk_read_by": limit.way[0],
+        "disk_read_block_bytes": limit.way[1],
+        "disk_read_depth": limit.way[2],
         "cached_flops_per_s": median(c.cached_flops_per_s for c in cold),
         "cold_ideal_s": median(c.ideal_s for c in cold),
         "cold_ttft_over_ideal": ideal.median,
@@ -272,11 +272,11 @@ def _notes(results: Mapping[str, Any], expert_bytes: int, prompt: int) -> tuple[
     notes = [
         f"cold: near budget of one expert of {format_bytes(expert_bytes)}, prompt of {prompt} tokens, page cache "
         f"dropped; {results['cold_rounds']} rounds, each beside the same file read again",
-        f"the stick: {how}, {results['disk_read_depth']} reads of {format_bytes(results['disk_read_block_bytes'])} at "
+        f"the limit: {how}, {results['disk_read_depth']} reads of {format_bytes(results['disk_read_block_bytes'])} at "
         f"once, by {by}: the best of several ways, block sizes and depths on the same file",
         "the ideal: stage after stage of the warm prefill, each when its bytes are there at the fetch's own rate; of "
         "an embedding only the prompt's rows come first",
-        "the fetch and the stick go first in turn: below a virtual disk, its host's memory may serve the second",
+        "the fetch and the limit go first in turn: below a virtual disk, its host's memory may serve the second",
         f"resident: from the end of a step to the start of the next, Python included, {results['gap_pairs']} pairs; "
         f"the difference is the switch (quartiles {format_seconds(low)} to {format_seconds(high)})",
     ]

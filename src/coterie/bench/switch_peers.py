@@ -18,11 +18,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.best import TRIALS, Chosen, Work, choose, prepared_peer, seconds_of
 from coterie.bench.peers.peer import Peer, Session, Settings
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
-from coterie.bench.sticks import drop_page_cache
 from coterie.bench.switch_serve import ask, serve_models, ttft
 from coterie.checkpoint.folder import SINGLE
 from coterie.models.model import Model

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from coterie.devices.cuda.device import CudaDevice
     from coterie.devices.cuda.driver import Driver
     from coterie.devices.cuda.dry_run import DryRun
+    from coterie.devices.cuda.limits import MachineLimits
     from coterie.devices.cuda.run import Orchestration
-    from coterie.devices.cuda.sticks import Sticks
 
 PREFIX = "cuda"
-STICK_BYTES = 2**30  # far more than a GPU's caches hold
+LIMIT_BYTES = 2**30  # far more than a GPU's caches hold
 
 
 class Gpu:
@@ -68,11 +68,11 @@ class Gpu:
 
         return CudaDevice(driver=self._driver, kernels=kernels_with(self._driver.facts, changes))
 
-    def sticks(self, size_bytes: int = STICK_BYTES) -> Sticks:
-        """Its measuring sticks. Raises CapacityError."""
-        from coterie.devices.cuda.sticks import Sticks
+    def limits(self, size_bytes: int = LIMIT_BYTES) -> MachineLimits:
+        """Its limits, to be measured. Raises CapacityError."""
+        from coterie.devices.cuda.limits import MachineLimits
 
-        return Sticks(self._driver, size_bytes)
+        return MachineLimits(self._driver, size_bytes)
 
 
 def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRun:

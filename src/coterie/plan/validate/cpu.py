@@ -1,10 +1,10 @@
-"""This machine's own benches (benchmarks/results): decode, prefill, switch and fusion, against a model of its sticks.
+"""This machine's own benches (benchmarks/results): decode, prefill, switch and fusion, against a model of its limits.
 
-    sticks        read loop, multiply-adds; products of as many tokens with weights of that type in cache, where a
+    limits        read loop, multiply-adds; products of as many tokens with weights of that type in cache, where a
                   result has them: of one token, unpacking may take longer than the bytes; of many, they have the tiles
                   and the minute of the measurement in them, which multiply-adds in registers do not feel. Results
                   carry their own, taken beside them; where one has none, decode-135m's
-    calibration   decode and prefill of the 135M shape: time of a region's start, share of a stick that each kernel
+    calibration   decode and prefill of the 135M shape: time of a region's start, share of a limit that each kernel
                   reaches (by type of weights and activations, few tokens or many); the disk's rate is the fetch's own.
                   The fusion bench does this work again
     validation    all else: the 1B shape, cold and warm switches, other rule sets
@@ -53,7 +53,7 @@ Shapes = Callable[[str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sticks:
+class MachineLimits:
     """What a result measured beside itself. `products`: what cores multiply and add a second, by where the weights lie:
     IN_REGISTERS, and IN_CACHE for as many tokens as the row has, where the result has it.
     """
@@ -67,17 +67,17 @@ WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmetic
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and stick."""
+    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and limit."""
 
     launch_s: float
     shares: Mapping[tuple[str, str], float]
 
-    def flops_per_s(self, sticks: Sticks, kind: str, tokens: int) -> float:
+    def flops_per_s(self, limits: MachineLimits, kind: str, tokens: int) -> float:
         """What a step of so many tokens reaches: the share of its kernel, or of the nearest that was calibrated."""
         for kernel in dict.fromkeys((_kernel(kind, tokens), kind, f"{kind}{_FEW}", "bf16")):
-            for stick in (IN_CACHE, IN_REGISTERS):
-                if stick in sticks.products and (kernel, stick) in self.shares:
-                    return sticks.products[stick] * self.shares[kernel, stick]
+            for limit in (IN_CACHE, IN_REGISTERS):
+                if limit in limits.products and (kernel, limit) in self.shares:
+                    return limits.products[limit] * self.shares[kernel, limit]
         raise KeyError(IN_REGISTERS)
 
 
@@ -103,7 +103,7 @@ def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]
     rows: list[Row] = []
     for name, raw in decodes.items():
         rows += _decode_rows(name, raw, shapes, fit)
-    main = _sticks(found["decode-135m"])
+    main = _limits(found["decode-135m"])
     for name, raw in found.items():
         if raw.get("bench") == "prefill":
             rows.append(_prefill_row(name, raw, shapes, fit, main))
@@ -112,10 +112,10 @@ def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]
         elif raw.get("bench") == "fusion":
             rows += _fusion_rows(name, raw, shapes, fit, main)
     said = [f"this CPU: {fit.launch_s * 1e6:.1f} us to start a region"]
-    for stick in (IN_REGISTERS, IN_CACHE):
-        reached = [f"{share:.2f} with {kernel}" for (kernel, by), share in fit.shares.items() if by == stick]
+    for limit in (IN_REGISTERS, IN_CACHE):
+        reached = [f"{share:.2f} with {kernel}" for (kernel, by), share in fit.shares.items() if by == limit]
         if reached:
-            said.append(f"of {stick} {', '.join(reached)}")
+            said.append(f"of {limit} {', '.join(reached)}")
     return rows, ("; ".join(said), GIVEN)
 
 
@@ -127,7 +127,7 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
     raw = small["decode-135m"]
     program = _program(shapes, raw["workload"])
     cost = program_cost(program, _decode_sizes(raw["workload"], 1))
-    least_s = cost.total_bytes / _sticks(raw).bytes_per_s
+    least_s = cost.total_bytes / _limits(raw).bytes_per_s
     launch_s = max(0.0, (raw["seconds_per_token"] - least_s) / len(program.regions))
     shares: dict[tuple[str, str], float] = {}
     for other in (raw, *small.values()):
@@ -137,29 +137,29 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
         packed = _program(shapes, other["workload"])
         flops = program_cost(packed, _decode_sizes(other["workload"], size)).flops
         left_s = other["batch"]["seconds_per_step"] - launch_s * len(packed.regions)
-        for stick, rate in _batch_sticks(other).products.items():
-            shares[_kernel(kind, size), stick] = _share(stick, flops / rate / left_s)
+        for limit, rate in _batch_limits(other).products.items():
+            shares[_kernel(kind, size), limit] = _share(limit, flops / rate / left_s)
     # Last: a batch of more than a few tokens runs the same kernel, but may wait for memory as well.
     prefill = found["prefill-135m"]
     left_s = prefill["seconds"] - launch_s * len(program.regions)
-    for stick, rate in _prefill_sticks(prefill, 0.0).products.items():
-        shares["bf16", stick] = _share(stick, prefill["flops"] / rate / left_s)
+    for limit, rate in _prefill_limits(prefill, 0.0).products.items():
+        shares["bf16", limit] = _share(limit, prefill["flops"] / rate / left_s)
     return Fit(launch_s, shares)
 
 
-def _share(stick: str, found: float) -> float:
+def _share(limit: str, found: float) -> float:
     """Nothing is faster than multiply-adds in registers; products from cache are products too."""
-    return min(1.0, found) if stick == IN_REGISTERS else found
+    return min(1.0, found) if limit == IN_REGISTERS else found
 
 
-def _spec(sticks: Sticks, fit: Fit, kind: str, tokens: int, disk_bytes_per_s: float = 0.0) -> MachineSpec:
+def _spec(limits: MachineLimits, fit: Fit, kind: str, tokens: int, disk_bytes_per_s: float = 0.0) -> MachineSpec:
     base = load_machine(BASE)
-    tiers = tuple(replace(t, bytes_per_s=sticks.bytes_per_s) if t.name == base.run_tier else t for t in base.tiers)
+    tiers = tuple(replace(t, bytes_per_s=limits.bytes_per_s) if t.name == base.run_tier else t for t in base.tiers)
     links: tuple[Link, ...] = base.links
     if disk_bytes_per_s:
         links = tuple(replace(link, bytes_per_s=disk_bytes_per_s, latency_s=0.0) for link in base.links)
     return replace(
-        base, flops_per_s=fit.flops_per_s(sticks, kind, tokens), flops_share=1.0, tiers=tiers, links=links,
+        base, flops_per_s=fit.flops_per_s(limits, kind, tokens), flops_share=1.0, tiers=tiers, links=links,
         launch_host_s=0.0, launch_device_s=fit.launch_s,
     )  # fmt: skip
 
@@ -170,12 +170,12 @@ def _decode_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit) ->
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
     for batch, measured_s in ((1, raw["seconds_per_token"]), (size, raw["batch"]["seconds_per_step"])):
         sizes = _decode_sizes(load, batch)
-        sticks = _sticks(raw) if batch == 1 else _batch_sticks(raw)
-        if batch == 1 and IN_CACHE in sticks.products:
-            spec = replace(_spec(sticks, fit, kind, 1), flops_per_s=sticks.products[IN_CACHE])
+        limits = _limits(raw) if batch == 1 else _batch_limits(raw)
+        if batch == 1 and IN_CACHE in limits.products:
+            spec = replace(_spec(limits, fit, kind, 1), flops_per_s=limits.products[IN_CACHE])
             modelled_s = _one_token_s(spec, program, sizes)
         else:
-            modelled_s = step_time(_spec(sticks, fit, kind, batch), program, sizes).seconds
+            modelled_s = step_time(_spec(limits, fit, kind, batch), program, sizes).seconds
         label = f"{load['shape']} {kind}, batch {batch} ({name}, commit {raw['commit']})"
         yield Row("this CPU: decode", CPU, label, split, measured_s, modelled_s)
 
@@ -188,18 +188,18 @@ def _one_token_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
     return sum(max(row.launch_s + max(row.memory_s.values()), row.compute_s) for row in rows)
 
 
-def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Row:
+def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, limits: MachineLimits) -> Row:
     load = raw["workload"]
-    spec = _spec(_prefill_sticks(raw, sticks.bytes_per_s), fit, kind_of(load), load["prompt_tokens"])
+    spec = _spec(_prefill_limits(raw, limits.bytes_per_s), fit, kind_of(load), load["prompt_tokens"])
     modelled_s = step_time(spec, _program(shapes, load), Sizes.prefill(1, load["prompt_tokens"])).seconds
     label = f"{load['shape']}, {load['prompt_tokens']} tokens ({name}, commit {raw['commit']})"
     split = CALIBRATION if load["shape"] == _SMALL else VALIDATION
     return Row("this CPU: prefill", CPU, label, split, raw["seconds"], modelled_s)
 
 
-def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Iterator[Row]:
+def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, limits: MachineLimits) -> Iterator[Row]:
     load = raw["workload"]
-    beside = Sticks(sticks.bytes_per_s, _products(sticks.products[IN_REGISTERS], raw))
+    beside = MachineLimits(limits.bytes_per_s, _products(limits.products[IN_REGISTERS], raw))
     spec = _spec(beside, fit, "bf16", load["prompt_tokens"], raw["fetch_bytes_per_s"])
     model, label = model_of(shapes, load), f"{load['shape']}, {load['prompt_tokens']} tokens"
     for kind, warm in (("cold", False), ("warm", True)):
@@ -208,7 +208,7 @@ def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
         yield Row("this CPU: switch", CPU, row, VALIDATION, raw[f"{kind}_ttft_s"], modelled_s)
 
 
-def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, sticks: Sticks) -> Iterator[Row]:
+def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, limits: MachineLimits) -> Iterator[Row]:
     load = raw["workload"]
     for way in raw["grid"]:
         fused, by = way["way"].split("/")
@@ -219,7 +219,7 @@ def _fusion_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, st
         sizes = Sizes.decode(1, load["decode_context"]) if decodes else Sizes.prefill(1, way["tokens"])
         label = f"{way['way']} {way['phase']} {load['shape']} ({name}, commit {raw['commit']})"
         split = CALIBRATION if fused == "fused" and load["shape"] == _SMALL else VALIDATION
-        bare = Sticks(sticks.bytes_per_s, {IN_REGISTERS: sticks.products[IN_REGISTERS]})
+        bare = MachineLimits(limits.bytes_per_s, {IN_REGISTERS: limits.products[IN_REGISTERS]})
         modelled_s = step_time(_spec(bare, fit, "bf16", sizes.T), program, sizes).seconds
         yield Row("this CPU: fusion", CPU, label, split, way["seconds_per_step"], modelled_s)
 
@@ -292,18 +292,18 @@ def _kernel(kind: str, tokens: int) -> str:
     return f"{kind}{_FEW}" if tokens <= FEW_TOKENS else kind
 
 
-def _sticks(raw: Mapping[str, Any]) -> Sticks:
+def _limits(raw: Mapping[str, Any]) -> MachineLimits:
     """Of a decode result, for one token."""
-    return Sticks(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
+    return MachineLimits(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
 
 
-def _batch_sticks(raw: Mapping[str, Any]) -> Sticks:
+def _batch_limits(raw: Mapping[str, Any]) -> MachineLimits:
     """Of a decode result, for its batch."""
-    return Sticks(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
+    return MachineLimits(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
 
 
-def _prefill_sticks(raw: Mapping[str, Any], bytes_per_s: float) -> Sticks:
-    return Sticks(bytes_per_s, _products(raw["peak_flops_per_s"], raw))
+def _prefill_limits(raw: Mapping[str, Any], bytes_per_s: float) -> MachineLimits:
+    return MachineLimits(bytes_per_s, _products(raw["peak_flops_per_s"], raw))
 
 
 def _products(in_registers: float, raw: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Measuring sticks: loops that only read memory, only multiply and add, only unpack weights, or only read a file.
+"""A machine's limits (a roofline): loops that only read memory, multiply and add, unpack weights, or read a file.
 
-Knows nothing about what is held against them.
+A bench says what share of them it reached. Knows nothing about benches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CACHED_TOKENS = 1024  # of all instructions of one call, where they are of many 
 def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
     """Native read loops over `memory`, with and without prefetch, in one stream and four, by one thread to `threads`.
 
-    Name -> runs once and returns seconds. The fastest of them is the stick.
+    Name -> runs once and returns seconds. The fastest of them is the limit.
     """
     counts = sorted({1, -(-threads // 2), threads})
     return {

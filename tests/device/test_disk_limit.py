@@ -1,4 +1,4 @@
-"""The disk's measuring stick reads all of a file, by every way that it may choose.
+"""The loop that measures the disk's limit reads all of a file, by every way that it may choose.
 
 Knows nothing about how fast.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coterie.bench import disk
-from coterie.bench.disk import BY_QUEUE, BY_THREADS, DiskStick
+from coterie.bench.disk import BY_QUEUE, BY_THREADS, DiskLimit
 from coterie.devices.real.host_memory import BLOCK_BYTES
 
 SIZE = 9 * 2**20 + 3 * BLOCK_BYTES + 17
@@ -23,25 +23,25 @@ def file(tmp_path_factory):
 
 
 def ways():
-    return DiskStick().ways()
+    return DiskLimit().ways()
 
 
 @pytest.mark.parametrize("way", ways(), ids=str)
 def test_every_way_reads_the_whole_file(file, way):
-    stick = DiskStick(way)
-    assert stick.read(file) > 0
-    assert stick._buffer.bytes[:SIZE].tobytes() == file.read_bytes()
+    limit = DiskLimit(way)
+    assert limit.read(file) > 0
+    assert limit._buffer.bytes[:SIZE].tobytes() == file.read_bytes()
 
 
 def test_the_fastest_way_is_chosen(file, monkeypatch):
-    stick, fast = DiskStick(), BY_THREADS[3]
-    monkeypatch.setattr(DiskStick, "_read", lambda self, file, way, limit: 2.0 if way == fast else 1.0)
-    stick.search(file)
-    assert stick.way == fast
+    limit, fast = DiskLimit(), BY_THREADS[3]
+    monkeypatch.setattr(DiskLimit, "_read", lambda self, file, way, limit: 2.0 if way == fast else 1.0)
+    limit.search(file)
+    assert limit.way == fast
 
 
 def test_without_direct_reads_there_is_no_queue():
-    assert DiskStick(direct=False).ways() == BY_THREADS
+    assert DiskLimit(direct=False).ways() == BY_THREADS
     assert not set(BY_THREADS) & set(BY_QUEUE)
 
 
@@ -50,4 +50,4 @@ def test_a_system_without_a_queue_is_read_by_threads(monkeypatch):
         raise RuntimeError("no queue")
 
     monkeypatch.setattr(disk.kernels, "Reads", refuse)
-    assert DiskStick().ways() == BY_THREADS
+    assert DiskLimit().ways() == BY_THREADS

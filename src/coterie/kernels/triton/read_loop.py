@@ -1,4 +1,4 @@
-"""A kernel that only reads memory: what other kernels' reading is measured by.
+"""A kernel that only reads memory, by which a GPU's limit is measured.
 
 Knows nothing about what the memory holds.
 """

@@ -1,4 +1,4 @@
-"""Measuring sticks of a GPU: what only reads its memory, only multiplies matrices, or only copies pinned memory to it.
+"""A GPU's limits: what only reads its memory, only multiplies matrices, or only copies pinned memory to it.
 
 Times are the GPU's own, between marks. Knows nothing about what is held against them.
 """
@@ -11,13 +11,13 @@ from functools import partial
 import torch
 
 from coterie.devices.cuda.driver import Driver, Launch, take, take_pinned
-from coterie.kernels.triton import stick
+from coterie.kernels.triton import read_loop
 
 LEVERS = ("end other programs that use the GPU",)
 READERS = ((4, 1 << 13), (8, 1 << 12), (16, 1 << 12))  # programs of a multiprocessor, words that each reads at once
 
 
-class Sticks:
+class MachineLimits:
     """Loops on a stream of their own, with memory of their own: a GPU's caches hold some 50 MB, so take much more."""
 
     def __init__(self, driver: Driver, size_bytes: int = 2**30, edge: int = 8192) -> None:
@@ -38,7 +38,7 @@ class Sticks:
         }
         for many, each in READERS:
             name = f"{many} programs a multiprocessor, {4 * each // 2**10} KiB at once"
-            self._reads[name] = partial(stick.read, words, sums, many * multiprocessors, each)
+            self._reads[name] = partial(read_loop.read, words, sums, many * multiprocessors, each)
         self._product: Launch = lambda: torch.mm(matrices[0], matrices[1], out=matrices[2])
 
     @property
@@ -52,7 +52,7 @@ class Sticks:
         return 2 * self._edge**3
 
     def read_loops(self) -> dict[str, Callable[[], float]]:
-        """Name -> reads all of the memory once and returns seconds. The fastest of them is the stick."""
+        """Name -> reads all of the memory once and returns seconds. The fastest of them is the limit."""
         return {f"read loop, {name}": partial(self._seconds, start) for name, start in self._reads.items()}
 
     def multiply_seconds(self) -> float:
