@@ -24,15 +24,18 @@ from coterie.engine.vectors import Pool
 
 
 class Sequence:
-    """A request with its tokens so far. `end_ids` are what ends it.
+    """A request with its tokens so far, its place in the KV cache and what chooses its tokens.
 
-    `number`: its place in the order of arrival, given by the queue when it comes into it.
-    `scored`: so many tokens of the prompt have their logits, or vectors, looked at. `pool`: it wants a vector.
-    `begun`: it has its KV blocks; the state of its first `cached_tokens` tokens was in them already.
-    `guessed`, `accepted`: tokens that were guessed ahead, and those of them that were drawn.
-    `owed`: what it has drawn, and must draw once more, as its expert's weights may be others since.
-    `changes_logits`: the device changes logits by penalties and biases. Then `history` says how, where some are asked
-    for; not beside a mask, which only the host knows.
+    number: its place in the order of arrival, which the queue gives.
+    computed: so many of its tokens are in the KV cache; cached_tokens: of these, so many were there when it began.
+    begun: it has its KV blocks.
+    scored: of so many of the prompt's tokens the logits, or vectors, are looked at. pool: it wants a vector.
+    end_ids: the tokens that end it.
+    guessed, accepted: tokens that were guessed ahead, and those of them that were drawn.
+    owed: tokens that it drew by weights that may have changed since, and must draw again.
+    history: how penalties and biases change its logits, where the device does that (`changes_logits`) and they are
+        asked for; not beside a mask, which only the host knows.
+    chooser: chooses its tokens on the host, where it asks for more than drawing.
     """
 
     def __init__(self, request: Request, max_context: int, arrival_s: float, changes_logits: bool = False) -> None:
