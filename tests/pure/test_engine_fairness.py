@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.engine.policy import Policy
-from coterie.engine.scheduler import Fetch, First, Group, Residence, Run, View, Wait, Waiting, grouped
+from coterie.engine.scheduler import grouped
+from coterie.engine.view import Fetch, First, Group, Residence, Run, View, Wait, Waiting
 
 
 def interleaved(w, count=12):

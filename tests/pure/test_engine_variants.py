@@ -11,9 +11,9 @@ from fake_device import fake_layout
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import DeviceError, TransferError
-from coterie.engine.scheduler import READY, Group, Waiting
 from coterie.engine.served import Base
 from coterie.engine.variants import largest, together, variant_groups_of
+from coterie.engine.view import READY, Group, Waiting
 
 VARIANTS = ("f0", "f1", "f2", "f3")
 

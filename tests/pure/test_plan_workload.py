@@ -167,6 +167,12 @@ def test_json_lines_are_read_as_those_of_questions_and_examples(tmp_path):
         ('"ContextTokens":2,"Expert":"a"', '"ContextTokens":2', r"t.jsonl:2\] only one of this request and the first"),
         ('"ContextTokens":2', '"ContextTokens":2,"Expert":"a"', r"t.jsonl:2\] only one of this request and the first"),
         ('"ContextTokens":2', '"ContextTokens":2.5', "2.5 is no number of tokens"),
+        (
+            '"ContextTokens":2',
+            '"ContextTokens":2,"Priority":0.5',
+            r"t.jsonl:2\] 0.5 is no priority; write a whole number",
+        ),
+        ('"ContextTokens":2', '"ContextTokens":2,"Priority":"soon"', "'soon' is no priority"),
         ('"ContextTokens":2', '"ContextTokens":true', "True is no number of tokens"),
         ('"ContextTokens":2', '"ContextTokens":2,"timestamp":false', "False is no time"),
         ('"ContextTokens":2', '"ContextTokens":Infinity', "inf is no number of tokens"),
@@ -177,6 +183,23 @@ def test_rows_that_do_not_belong_together_or_hold_no_length(tmp_path, first, sec
     text = "".join(f'{{"timestamp":1,"GeneratedTokens":3,{row}}}\n' for row in (first, second))
     with pytest.raises(UsageError, match=sentence):
         read(tmp_path, text, "t.jsonl")
+
+
+def test_a_file_may_have_priorities(tmp_path):
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens{}\n1,2,3{}\n2,2,3{}\n2,2,3{}\n"
+    load = read(tmp_path, text.format(",Priority", ",1", ",-1", ","))
+    assert load.ranks.tolist() == [1, -1, 0]
+    assert {priority: its.tolist() for priority, its in load.by_priority.items()} == {-1: [1], 0: [2], 1: [0]}
+    assert load.only(np.array([0, 2])).ranks.tolist() == [1, 0]
+    assert read(tmp_path, text.format("", "", "", "")).priorities is None
+
+
+def test_so_many_of_a_load_are_behind():
+    drawn = make_workload(load(requests=4000, behind=0.25), NAMES)
+    assert 0.22 < drawn.ranks.mean() < 0.28
+    same = make_workload(load(requests=4000), NAMES)
+    assert np.array_equal(drawn.asked, same.asked)
+    assert same.priorities is None
 
 
 def test_an_expert_that_does_not_exist(tmp_path):
@@ -198,6 +221,7 @@ def test_an_expert_that_does_not_exist(tmp_path):
         ({"rate": None}, "neither is given"),
         ({"arrivals": "lumpy"}, "'lumpy' is not known; use one of poisson, bursty, steady"),
         ({"requests": 0}, r"--requests\] is 0"),
+        ({"behind": 1.0}, r"--behind\] is 1; give a share, from 0 to below 1"),
     ],
 )
 def test_impossible_loads(changes, sentence):

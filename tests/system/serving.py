@@ -20,11 +20,14 @@ from coterie.server.ending import HTTP
 
 
 @contextlib.contextmanager
-def served(coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = ()) -> Iterator[str]:
+def served(
+    coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = (), urgent: Sequence[str] = ()
+) -> Iterator[str]:
     """The server on a free port, in a thread."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(make_app(coterie, keys, origins), http=HTTP, log_level="warning"))
+        app = make_app(coterie, keys, origins, urgent=urgent)
+        server = uvicorn.Server(uvicorn.Config(app, http=HTTP, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         deadline = time.monotonic() + 30

@@ -103,7 +103,12 @@ def test_every_key_is_compared_whatever_is_shown(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     asked = guard.Guard(lambda *_: None, guard.digests_of(["a", "b" * 40, "c"]), lambda _, __, body: body)
-    assert [asked._knows(token) for token in (b"a", b"c", b"", b"b" * 39)] == [True, True, False, False]
+    assert [guard._is_among(token, asked._digests) for token in (b"a", b"c", b"", b"b" * 39)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert compared == [(32, 32)] * 12
 
 
@@ -132,9 +137,12 @@ def test_keys_that_no_header_carries_are_refused_at_the_start(composition: Path,
 def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[tuple[str, ...], int | None]] = []
 
-    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None) -> Starlette:
+    def make(
+        coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None, urgent: Sequence[str]
+    ) -> Starlette:
         assert not origins
         assert rest_s is None
+        assert list(urgent) == (["five"] if seen[3:] else [])
         seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)
 
@@ -152,8 +160,10 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
     assert not any(word in keyed.stdout for word in ("note: who", "one", "two"))
     assert serve(COTERIE_API_KEY="three four").exit_code == 0
     assert seen == [((), 1024), ((), 1024), (("one", "two"), 7), (("three", "four"), 1024)]
+    assert serve("--api-key", "one", COTERIE_URGENT_KEY="five").exit_code == 0
+    assert seen[4:] == [(("one",), 1024)]
     refused = serve("--api-key", "two words")
-    assert (refused.exit_code, len(seen)) == (2, 4)
+    assert (refused.exit_code, len(seen)) == (2, 5)
     assert refused.stderr == (
         "coterie: [--api-key] a key is empty, or has spaces or accents; give plain letters and digits\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -108,9 +109,9 @@ def test_what_browsers_call_origins_is_taken(composition: Path, origin: str) -> 
 def test_the_command_takes_origins(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, ...]] = []
 
-    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None) -> Starlette:
+    def make(coterie: Coterie, keys: Sequence[str], origins: Sequence[str], *more: Any) -> Starlette:
         seen.append(tuple(origins))
-        return make_app(coterie, keys, origins, rest_s)
+        return make_app(coterie, keys, origins, *more)
 
     monkeypatch.setattr(serving, "make_app", make)
     monkeypatch.setattr(serving.Server, "run", lambda *_, **__: None)

@@ -22,9 +22,11 @@ from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.graph.compile import compile_graph
 from coterie.plan.mix import mix_named
+from coterie.plan.outcome import outcome
 from coterie.plan.prices import Demand, Pricer
-from coterie.plan.setups import FCFS, OURS
+from coterie.plan.setups import EQUAL, FCFS, OURS
 from coterie.plan.simulate import Case, instruction_tokens, simulate
+from coterie.plan.slo import parse_slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
 
@@ -147,8 +149,12 @@ def test_several_steps_at_once_end_when_somebody_arrives(many):
     assert served[8].first_s == pytest.approx(served[1].first_s, rel=1e-6)
 
 
-@pytest.mark.parametrize("setup", [OURS, FCFS])
-@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"in_flight": 9}])
+RANKED = {"in_flight": 12, "behind": 0.7}  # and with short turns somebody behind is raised now and then
+SHORT = replace(OURS, policy=Policy(turn_steps=9))
+
+
+@pytest.mark.parametrize("setup", [OURS, FCFS, SHORT])
+@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"in_flight": 9}, RANKED])
 def test_leaps_decide_what_single_steps_decide(many, setup, loop):
     load = workload(many, 50, new="uniform:2:25", **loop)
     spec = replace(load_machine("toy-tiers"), launch_host_s=0.0)
@@ -159,9 +165,9 @@ def test_leaps_decide_what_single_steps_decide(many, setup, loop):
     assert leaping.metrics.switches > 5
 
 
-@pytest.mark.parametrize("setup", [OURS, FCFS])
+@pytest.mark.parametrize("setup", [OURS, FCFS, SHORT])
 @pytest.mark.parametrize("steps", [0, 16])
-@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"rate": 60.0, "arrivals": "bursty"}, {"in_flight": 9}])
+@pytest.mark.parametrize("loop", [{"rate": 400.0}, {"rate": 60.0, "arrivals": "bursty"}, {"in_flight": 9}, RANKED])
 def test_a_decision_that_holds_for_several_steps_is_what_each_step_would_decide(many, setup, steps, loop, monkeypatch):
     load, made = workload(many, 50, new="uniform:2:25", **loop), case(many, 2, setup, steps=steps)
     remembered = simulate(made, load)
@@ -177,6 +183,25 @@ def test_a_decision_that_holds_for_several_steps_is_what_each_step_would_decide(
     assert len(asked) > 100
     assert list(remembered.decisions) == list(anew.decisions)
     assert np.array_equal(remembered.last_s, anew.last_s)
+
+
+def test_first_tokens_come_sooner_before_those_behind_who_lose_few_tokens(many):
+    load = workload(many, 200, new="20", in_flight=24, behind=0.8)
+    rows = [outcome("m", how.name, load, simulate(case(many, setup=how), load), None, 1.0) for how in (OURS, EQUAL)]
+    ranked, equal = (row["priorities"] for row in rows)
+    assert [its["requests"] for its in ranked.values()] == [len(its) for its in load.by_priority.values()]
+    assert ranked[0]["ttft_p50_s"] < 0.5 * equal[0]["ttft_p50_s"]
+    assert ranked[0]["ttft_p99_s"] < equal[0]["ttft_p99_s"]
+    assert rows[0]["tokens_per_s"] > 0.7 * rows[1]["tokens_per_s"]
+
+
+def test_a_promise_is_made_to_those_of_the_best_priority(many):
+    load = workload(many, 60, new="5", in_flight=12, behind=0.5)
+    served = simulate(case(many), load)
+    limit = float(served.first_s[load.by_priority[0]].max())
+    row = outcome("m", "coterie", load, served, parse_slo(f"ttft={limit * 1.0001}s"), 1.0)
+    assert row["slo_kept"] == 1.0
+    assert (served.first_s > limit).any()
 
 
 @pytest.mark.skipif(NATIVE is None, reason="the native clock was not built")

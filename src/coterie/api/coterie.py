@@ -98,7 +98,7 @@ class Coterie(Measuring, ExpertCommands):
         if not begun.asks:
             return self._fitted(query, begun, self.routing.finish(begun))
         with self._opened():
-            self._routings.begin(request_id, begun)
+            self._routings.begin(request_id, begun, query)
         try:
             while True:
                 with self._opened():
@@ -135,7 +135,7 @@ class Coterie(Measuring, ExpertCommands):
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)
                 try:
-                    self._routings.begin(request_id, ready.begun, ready.query.client)
+                    self._routings.begin(request_id, ready.begun, ready.query)
                 except CoterieError as error:
                     self.watch.unrouted(request_id, "refused", error)
                     raise

@@ -71,7 +71,7 @@ def placed(
 ) -> tuple[Route, Request, Text]:
     """The request to a route's expert, or to another one, as `fitted` has it. Raises RequestError, UnsupportedError."""
     route, text, model, ids = fitted(query, prompt, route, others, experts)
-    return route, _request(query, ids, text, model), text
+    return route, replace(_request(query, ids, text, model), client=query.client, priority=query.priority), text
 
 
 def fitted(
@@ -109,14 +109,14 @@ def _too_long(count: int, model: Model, holds: int) -> str:
 
 
 def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Request:
-    """What the engine is asked, without an id yet. Raises RequestError, UnsupportedError.
+    """What the engine is asked, without an id or who asks. Raises RequestError, UnsupportedError.
 
     Millions of letters take seconds to become tokens, and so does a large form to be compiled.
     """
     if query.embeds:
         pooling = text.embedding.pooling
         reuse, types = pooling == "last", text.types(query)
-        return Request("", text.expert, ids, 1, reuse=reuse, client=query.client, pooling=pooling, types=types)
+        return Request("", text.expert, ids, 1, reuse=reuse, pooling=pooling, types=types)
     sampling, choice = settled(query, model.advised.sampling)
     return Request(
         request_id="",
@@ -129,7 +129,6 @@ def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Re
         ignore_end=query.ignore_end,
         detokenizer=text.detokenizer(query, ids),
         reuse=not query.choice.score_prompt,  # nothing is left of logits
-        client=query.client,
         choice=text.choice(replace(query, choice=choice), ids, model.end_ids),
         prediction=text.prediction(query),
     )

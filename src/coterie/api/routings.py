@@ -88,7 +88,7 @@ class Routings:
         wanted = () if self._made_up else self._routing.to_teach
         if not wanted:
             return self._routing
-        asks, model = [self._request(f"example-{i}", ask, "") for i, ask in enumerate(wanted)], wanted[0].expert
+        asks, model = [self._request(f"example-{i}", ask) for i, ask in enumerate(wanted)], wanted[0].expert
         kept = KeptVectors(self._models[model], self._texts[model].embedding, device, folder)
         keys = [KeptVectors.key_of(ask.prompt_ids) for ask in asks]
         known = kept.read()
@@ -119,8 +119,8 @@ class Routings:
                 made[keys[output.request_id]] = output.vector
         return made
 
-    def begin(self, request_id: str, pending: Pending, client: str = "") -> None:
-        """Ask what the router wants to know.
+    def begin(self, request_id: str, pending: Pending, query: Query) -> None:
+        """Ask what the router wants to know, as soon as the query itself would be.
 
         Raises RequestError or OversizeError, and UnsupportedError where answers are made up, with nothing queued.
         """
@@ -131,7 +131,8 @@ class Routings:
         self._jobs[request_id] = job
         try:
             for ask_id, ask in job.asks.items():
-                self._engine.submit(self._request(ask_id, ask, client))
+                asked = self._request(ask_id, ask)
+                self._engine.submit(replace(asked, client=query.client, priority=query.priority))
                 self._owners[ask_id] = request_id
         except BaseException:
             self.drop(request_id)
@@ -177,20 +178,20 @@ class Routings:
         (vector_D,) = through(self._texts[output.expert_id].embedding, [output.vector])
         return replace(output, vector=tuple(vector_D.tolist()))
 
-    def _request(self, ask_id: str, ask: Ask, client: str) -> Request:
+    def _request(self, ask_id: str, ask: Ask) -> Request:
         if ask.embeds:
-            return self._vector(ask_id, ask, client)
+            return self._vector(ask_id, ask)
         query, text, model = Query.text(ask.text), self._texts[ask.expert], self._models[ask.expert]
         ids = text.encode(query, Prompt.from_messages([m.to_dict() for m in query.messages]))
         ends, words = model.end_ids, text.detokenizer(query, ids)
-        return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words, client=client)
+        return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words)
 
-    def _vector(self, ask_id: str, ask: Ask, client: str) -> Request:
+    def _vector(self, ask_id: str, ask: Ask) -> Request:
         """A request for a vector; of what is longer than the model's context, the beginning."""
         query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
         ids = text.encode(query, prompt_of(query), self._models[ask.expert].most_prompt_tokens)
         pooling = text.embedding.pooling
-        return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", client=client, pooling=pooling)
+        return Request(ask_id, ask.expert, ids, 1, reuse=pooling == "last", pooling=pooling)
 
 
 def _differ(kept: Sequence[float] | None, made: Sequence[float]) -> bool:

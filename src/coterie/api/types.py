@@ -82,6 +82,7 @@ class Query:
     vector that their expert makes a score of is wanted.
     `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
     `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
+    `priority`: the lower, the sooner; of equal ones the first comes first.
     """
 
     messages: tuple[Message, ...]
@@ -104,6 +105,7 @@ class Query:
     embeds: bool = False
     use: str = ""
     ranks: bool = False
+    priority: int = 0
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:

@@ -38,13 +38,14 @@ from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.devices.real.host_memory import CHUNK_BYTES, Slab
 from coterie.models.model import Model, synthetic_model
 from coterie.plan.mix import draw
-from coterie.plan.setups import APART, FCFS, OURS, SETUPS
+from coterie.plan.setups import APART, EQUAL, FCFS, OURS, SETUPS
+from coterie.plan.workload import behind
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
 BELADY = "belady"
 POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; with adapters `apart` says what shared steps are worth
-KNOWN = (*POLICIES, APART.name)
+KNOWN = (*POLICIES, APART.name, EQUAL.name)
 LIMIT_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on
 
@@ -77,6 +78,7 @@ class Grid:
     """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen.
 
     `spec`: the machine that sizes were chosen for. A GPU asked again has less free, and they would no longer fit.
+    `behind`: this share of the requests has priority 1.
     `adapter_rank`: experts are adapters of this rank of one base of the first shape; 0: whole models.
     """
 
@@ -96,6 +98,7 @@ class Grid:
     why: str = ""
     spec: MachineSpec | None = None
     adapter_rank: int = 0
+    behind: float = 0.0
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
@@ -248,7 +251,8 @@ def _peer_runs(
 
 def _load(grid: Grid, names: Sequence[str], mix: str, in_flight: int) -> Workload:
     asked = [names[number] for number in draw(mix, grid.experts, grid.requests, grid.seed)]
-    return Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens)
+    priorities = behind(grid.behind, grid.requests, grid.seed).tolist() if grid.behind else ()
+    return Workload(mix, in_flight, asked, grid.prompt_tokens, grid.new_tokens, priorities)
 
 
 def _ratios(runs: Sequence[Mapping[str, Any]], field: str, under: str = FCFS.name) -> dict[str, float]:
@@ -277,6 +281,7 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
         "device": grid.device,
         "threads": grid.threads or this_machine().units,
         **({"adapter_rank": grid.adapter_rank} if grid.adapter_rank else {}),
+        **({"behind": grid.behind} if grid.behind else {}),
     }
 
 
@@ -321,6 +326,13 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
     if BELADY in grid.policies:
         equal = "sizes are equal, so it is a bound" if len(sizes) == 1 else "sizes differ, so it is no strict bound"
         notes.append(f"belady: fewest switches for the turns that coterie took, which it could not know; {equal}")
+    for row in results["runs"]:
+        for priority, its in (row.get("priorities") or {}).items():
+            first, last = (
+                ", ".join(format_seconds(its[f"{name}_p{p}_s"]) for p in (50, 99)) for name in ("ttft", "e2e")
+            )
+            who = f"{row['mix']}, {row['in_flight']}, {row['policy']}: the {its['requests']} of priority {priority}"
+            notes.append(f"{who}: first token p50, p99 {first}; last {last}")
     faster = results["tokens_per_s_over_fcfs"]
     notes += [
         f"{key} in flight: {ratio:.2f} x the switches of fcfs, {faster[key]:.2f} x its tokens/s"

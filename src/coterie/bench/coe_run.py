@@ -28,13 +28,14 @@ RECORD = 1 << 14  # of the last work, for a trace; the totals of a lane do not n
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests for experts by name, in their order; so many of them at once."""
+    """Requests for experts by name, in their order; so many of them at once. `priorities`: empty, all have the same."""
 
     mix: str
     in_flight: int
     asked: Sequence[str]
     prompt_tokens: int
     new_tokens: int
+    priorities: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,11 @@ def serve(
     try:
         parts = wire(models, plan(models, device.spec, settings), settings, device)
         start_s, worked_s = device.now(), process_time()
-        timings = _closed_loop(parts, models, load)
+        timings = _closed_loop(parts, _requests(models, load, setup.ranks), load.in_flight)
         worked_s = process_time() - worked_s
-        row = _row(parts, setup, load, timings, device.now() - start_s, link_bytes_per_s) | {"processor_s": worked_s}
+        ended = list(timings.values())
+        row = _row(parts, setup, load, ended, device.now() - start_s, link_bytes_per_s) | {"processor_s": worked_s}
+        row |= {"priorities": _by_priority(load, timings)} if load.priorities else {}
         ran = (name for _, first, _, _, *others in _runs(parts) for name in (first, *others))
         order = tuple(name for name, _ in groupby(map(str, ran)))
         return Outcome(row, order, parts.trace())
@@ -83,30 +86,45 @@ def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:
     return load.in_flight * pages * block
 
 
-def _closed_loop(parts: Parts, models: Mapping[str, Model], load: Workload) -> list[Timings]:
-    requests = iter(_requests(models, load))
-    timings: list[Timings] = []
-    for request in islice(requests, load.in_flight):
+def _closed_loop(parts: Parts, asked: Sequence[Request], in_flight: int) -> dict[str, Timings]:
+    requests = iter(asked)
+    timings: dict[str, Timings] = {}
+    for request in islice(requests, in_flight):
         parts.engine.submit(request)
     while not parts.engine.idle:
         for output in parts.engine.step():
             if output.error is not None:
                 raise output.error
             if output.timings is not None:
-                timings.append(output.timings)
+                timings[output.request_id] = output.timings
                 for request in islice(requests, 1):
                     parts.engine.submit(request)
     return timings
 
 
-def _requests(models: Mapping[str, Model], load: Workload) -> list[Request]:
+def _requests(models: Mapping[str, Model], load: Workload, ranked: bool) -> list[Request]:
+    priorities = (ranked and load.priorities) or [0] * len(load.asked)
     rng = np.random.default_rng(len(load.asked))
     words = min(model.config.vocab_size for model in models.values())
     prompts = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
     return [
-        Request(f"r{number}", name, tuple(prompt), load.new_tokens, ignore_end=True)
-        for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True))
+        Request(f"r{number}", name, tuple(prompt), load.new_tokens, ignore_end=True, priority=priority)
+        for number, (name, prompt, priority) in enumerate(zip(load.asked, prompts, priorities, strict=True))
     ]
+
+
+def _by_priority(load: Workload, timings: Mapping[str, Timings]) -> dict[int, dict[str, float]]:
+    """Of the requests of each priority: how many, and their times to the first token and to the last."""
+    found: dict[int, dict[str, float]] = {}
+    for priority in sorted(set(load.priorities)):
+        its = [timings[f"r{number}"] for number, one in enumerate(load.priorities) if one == priority]
+        ttfts, ends = sorted(t.ttft_s or 0.0 for t in its), sorted(t.end_s - t.arrival_s for t in its)
+        found[priority] = {"requests": len(its)} | {
+            f"{name}_p{p}_s": percentile(times, p / 100)
+            for name, times in (("ttft", ttfts), ("e2e", ends))
+            for p in (50, 99)
+        }
+    return found
 
 
 def _row(

@@ -28,6 +28,7 @@ from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
 from coterie.cli.options import (
     ActivationsOpt,
+    BehindOpt,
     DeviceOpt,
     JsonOpt,
     NearOpt,
@@ -264,6 +265,7 @@ def bench_coe(
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens of a prompt.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="What the mixes are drawn from.")] = SEED,
+    behind: BehindOpt = 0.0,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     adapters: Annotated[
         int, typer.Option(min=0, metavar="RANK", help="Experts are LoRA adapters of this rank of one base; 0: models.")
@@ -304,6 +306,7 @@ def bench_coe(
         why=chosen.why,
         spec=spec,
         adapter_rank=adapters,
+        behind=behind,
     )
     report, recorded = coe(grid, lambda text: err.print(text, style="dim", markup=False))
     if trace is not None and recorded is not None:

@@ -56,6 +56,9 @@ CompositionArg = Annotated[
         metavar="COMPOSITION", help="demo, a composition.toml, a folder of checkpoints, or a Hugging Face id"
     ),
 ]
+BehindOpt = Annotated[
+    float, typer.Option(metavar="SHARE", help="Of the requests, drawn: they have priority 1, the others 0.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 NearOpt = Annotated[
     int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")

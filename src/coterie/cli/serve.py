@@ -51,7 +51,7 @@ from coterie.server.guard import ANY, digests_of, pages_of
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is the capital of France?"
 OF_DEMO = "What is 47 plus 85?"  # its experts know their tasks alone
-KEYS_IN = "COTERIE_API_KEY"
+KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
 
 @sentences
@@ -86,6 +86,12 @@ def serve(
         list[str] | None,
         typer.Option(envvar=KEYS_IN, help="Who asks must show it, or another one: it may be given again."),
     ] = None,
+    urgent_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=URGENT_KEYS_IN, help="As --api-key; only who shows such a key may ask for a priority below 0."
+        ),
+    ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,7 +102,9 @@ def serve(
     """Serve a composition over HTTP until interrupted."""
     if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
         raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
-    digests_of(api_key or ())  # wrong ones are said before anything is opened
+    if urgent_key and not api_key:
+        raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
+    digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
     made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft, max_batch)
     made = replace(made, max_waiting=max_waiting)
@@ -105,7 +113,8 @@ def serve(
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
             # Raises again what interrupted it, once all requests are answered.
-            Server(make_app(coterie, api_key or (), allow_origin or (), idle_release)).run(sockets=[listener])
+            app = make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or ())
+            Server(app).run(sockets=[listener])
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())

@@ -18,7 +18,18 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.cli.opening import opened_to_answer
-from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, NearOpt, err, out, print_json, save_trace, sentences
+from coterie.cli.options import (
+    BehindOpt,
+    CompositionArg,
+    JsonOpt,
+    KvOpt,
+    NearOpt,
+    err,
+    out,
+    print_json,
+    save_trace,
+    sentences,
+)
 from coterie.cli.progress import counted
 from coterie.cli.side_by_side import side_by_side
 from coterie.composition.composition import Composition
@@ -73,6 +84,7 @@ def simulation(
         Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, as public LLM traces are.")
     ] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Cut requests that are longer than the context.")] = False,
+    behind: BehindOpt = 0.0,
     seed: SeedOpt = 7,
     slo: SloOpt = "",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps of one run at most: faster to simulate.")] = 1,
@@ -94,11 +106,11 @@ def simulation(
     found, models = opened_to_answer(composition)
     chosen = mix_named(mix, found.names)
     if workload is not None:
-        _check_left_out(rate, in_flight, arrivals, prompt, tokens)
+        _check_left_out(rate, in_flight, arrivals, prompt, tokens, behind)
         load = read_workload(workload, found.names, chosen, seed, requests)
     else:
         lengths = lengths_named(prompt, "--prompt"), lengths_named(tokens, "--tokens")
-        drawn = Load(1000 if requests is None else requests, chosen, *lengths, rate, in_flight, arrivals, seed)
+        drawn = Load(1000 if requests is None else requests, chosen, *lengths, rate, in_flight, arrivals, seed, behind)
         load = make_workload(drawn, found.names)
     load = load.within(min(model.max_context for model in models.values()), clip)
     cases = [
@@ -129,10 +141,12 @@ def simulation(
     _print(found, models, load, rows, [case for _, case in cases])
 
 
-def _check_left_out(rate: float | None, in_flight: int | None, arrivals: str, prompt: str, tokens: str) -> None:
-    if rate is not None or in_flight is not None or (arrivals, prompt, tokens) != (POISSON, PROMPT, TOKENS):
-        remedy = "leave --rate, --in-flight, --arrivals, --prompt and --tokens out"
-        raise UsageError("--workload", "a file has its own arrivals and lengths", remedy)
+def _check_left_out(
+    rate: float | None, in_flight: int | None, arrivals: str, prompt: str, tokens: str, behind: float
+) -> None:
+    if rate is not None or in_flight is not None or (arrivals, prompt, tokens, behind) != (POISSON, PROMPT, TOKENS, 0):
+        remedy = "leave --rate, --in-flight, --arrivals, --prompt, --tokens and --behind out"
+        raise UsageError("--workload", "a file has its own arrivals, lengths and priorities", remedy)
 
 
 def _tell_of_the_compiled_copy(requests: int) -> None:
@@ -184,6 +198,11 @@ def _print(
     )
     for label, show in _LINES.items():
         table.add_row(label, *(escape(show(row)) for row in rows))
+    for priority in rows[0].get("priorities", ()):
+        of = [row["priorities"][priority] for row in rows]
+        table.add_row(f"priority {priority}, requests", *(str(its["requests"]) for its in of))
+        table.add_row("  time to first token p50, p95, p99", *map(_times("ttft"), of))
+        table.add_row("  to the last token p50, p95, p99", *map(_times("e2e"), of))
     if "slo" in rows[0]:
         table.add_row("SLO kept", *(f"{row['slo_kept']:.1%}{'' if row['slo_met'] else ' (not met)'}" for row in rows))
     out.print(table)

@@ -62,10 +62,12 @@ def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
     parts.kv.forget_all(name)  # what other weights have computed
     served = parts.served[name] = replace(parts.served[name], layout=layout)
     parts.engine.renewed(name)
-    for sequence in tuple(parts.engine.queue.running.get(name, {}).values()):
+    queue = parts.engine.queue
+    for sequence in [one for one in queue.of(name) if queue.runs(one) or one.pauses]:
         if sequence.begin_again():
-            parts.engine.reuse.end(sequence, failed=True)
-            parts.engine.reuse.admit(served, sequence)
+            if queue.runs(sequence):
+                parts.engine.reuse.end(sequence, failed=True)
+                parts.engine.reuse.admit(served, sequence)
         else:
             fact = "its files were touched while it answered, and its weights may be others"
             parts.engine.fail([sequence], TransferError(name, fact, "ask again"))

@@ -10,7 +10,7 @@ Knows nothing about who the clients are, or about what is decided.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from coterie.core.errors import CrowdedError, RequestError
 from coterie.engine.queue import Queue
@@ -21,8 +21,8 @@ class Admission:
     """Lets sequences into the queue. While several clients wait, each has at most `share` there.
 
     What stands in line when another client comes is not let in at once when that one has gone: it would have to leave
-    again with the next. A sequence without a client never stands in line. `held`: who stands there, by client, then by
-    request, in order of arrival.
+    again with the next. A sequence without a client never stands in line. A client's own go by priority, and its share
+    is without those behind. `held`: who stands there, by client, then by request, in that order.
     """
 
     def __init__(self, queue: Queue, share: int) -> None:
@@ -39,11 +39,11 @@ class Admission:
         if client and self._is_other(client):
             for other in [name for name, part in self._queue.clients.items() if name != client]:
                 self._withdraw(other)
-            if client in self.held or self._waiting(client) >= self._share:
-                self.held.setdefault(client, {})[sequence.request.request_id] = sequence
+            if self._stands_behind(sequence) or self._waiting(client, sequence.priority) >= self._share:
+                self._hold(client, {sequence.request.request_id: sequence})
                 return
-        elif client in self.held:
-            self.held[client][sequence.request.request_id] = sequence
+        elif self._stands_behind(sequence):
+            self._hold(client, {sequence.request.request_id: sequence})
             return
         self._enter(sequence)
 
@@ -53,8 +53,9 @@ class Admission:
         while entered and self.held:
             entered = False
             for client in list(self.held):
-                if self._waiting(client) < self._share:
-                    self._enter(self._take(client, next(iter(self.held[client]))))
+                request_id, first = next(iter(self.held[client].items()))
+                if self._waiting(client, first.priority) < self._share:
+                    self._enter(self._take(client, request_id))
                     entered = True
 
     def drop(self, sequence: Sequence) -> bool:
@@ -107,8 +108,21 @@ class Admission:
         """Whether another client waits, in line or in the queue."""
         return any(name != client for part in (self.held, self._queue.clients) for name in part)
 
-    def _waiting(self, client: str) -> int:
-        return len(self._queue.clients.get(client, ()))
+    def _waiting(self, client: str, priority: int | None = None) -> int:
+        """How many of a client's wait in the queue, of this priority or a better one."""
+        its = self._queue.clients.get(client, {})
+        return len(its) if priority is None else sum([sequence.priority <= priority for sequence in its.values()])
+
+    def _stands_behind(self, sequence: Sequence) -> bool:
+        """Whether somebody of its client stands in line who goes before it."""
+        first = next(iter(self.held.get(sequence.request.client, {}).values()), None)
+        return first is not None and first.priority <= sequence.priority
+
+    def _hold(self, client: str, more: Mapping[str, Sequence], first: bool = False) -> None:
+        """Let more of a client's stand in line: by priority, and of one priority behind those there, or `first`."""
+        there = self.held.get(client, {})
+        line = {**more, **there} if first else {**there, **more}
+        self.held[client] = dict(sorted(line.items(), key=lambda item: item[1].priority))
 
     def _withdraw(self, client: str) -> None:
         """Put what a client has in the queue beyond its share before what it has in line already."""
@@ -118,7 +132,7 @@ class Admission:
         for sequence in surplus:
             self._queue.drop(sequence)
             self._changed.append(sequence.request.expert_id)
-        self.held[client] = {s.request.request_id: s for s in surplus} | self.held.get(client, {})
+        self._hold(client, {s.request.request_id: s for s in surplus}, first=True)
 
     def _enter(self, sequence: Sequence) -> None:
         sequence.number = self._queue.take_number()

@@ -84,14 +84,20 @@ class Batch:
 
 
 def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part, ...]:
-    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served.
+    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served; those of the
+    best priority alone, so that a first token waits for no other prompt.
 
     Of the `max_rows` rows of logits each sequence has one; what is left goes to prompts that need one for each token.
     """
     parts: list[Part] = []
     left, rows = max_tokens, max(max_rows - len(sequences), 0)
-    order = sorted(sequences, key=lambda s: (len(s.tokens) - s.computed != 1, s.number)) if sequences[1:] else sequences
+    order = sorted(sequences, key=lambda s: (len(s.tokens) - s.computed != 1, s.order)) if sequences[1:] else sequences
+    best: int | None = None  # of the prompts
     for sequence in order:
+        if not sequence.decoding:
+            best = sequence.priority if best is None else best
+            if sequence.priority != best:
+                break
         count = min(len(sequence.tokens) - sequence.computed, left)
         if sequence.scored > sequence.computed:
             count = min(count, 1 + rows)
@@ -106,7 +112,7 @@ def cut_whole(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
     """Whole prompts, first come, first served, within `max_tokens` together; the first one however long it is."""
     parts: list[Part] = []
     left = max_tokens
-    for sequence in sorted(sequences, key=lambda s: s.number):
+    for sequence in sorted(sequences, key=lambda s: s.order):
         count = len(sequence.tokens) - sequence.computed
         if count <= left or not parts:
             parts.append(Part(sequence, count))

@@ -58,11 +58,12 @@ class Batcher:
     ) -> Batch:
         """The next step of these sequences, or as many of `max_steps` as may run without coming back.
 
+        Of more than a full batch has, the first take part: the others, of a worse priority, pause.
         `drafts`: who guesses where nothing else does.
         """
         known = self._decoding.get(expert.expert_id)
         if known is None:
-            made = self._first([expert], list(running.values()), max_steps)
+            made = self._first([expert], list(running.values())[: self._max_rows], max_steps)
             if isinstance(made, Batch):
                 return made
             known = self._decoding[expert.expert_id] = made
@@ -85,7 +86,7 @@ class Batcher:
         known = self._mixed.get(names)
         if known is None:
             each = [sequence for sequences in running.values() for sequence in sequences.values()]
-            chosen = sorted(each, key=lambda sequence: sequence.number)[: self._max_rows]
+            chosen = sorted(each, key=lambda sequence: sequence.order)[: self._max_rows]
             made = self._first(variants, chosen, max_steps, names)
             if isinstance(made, Batch):
                 return made
@@ -102,7 +103,7 @@ class Batcher:
         """
         drawing, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
-            if self._turn_of_vectors(beside=bool(drawing)):
+            if self._turn_of_vectors(wants, drawing):
                 return self._vectors_of_first(experts, wants) if names else self._vectors(experts[0], wants)
             max_steps = 1
         parts, mix = cut(drawing, self._max_step_tokens, self._max_rows), None
@@ -118,9 +119,11 @@ class Batcher:
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in sequences}
         return tables, self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
 
-    def _turn_of_vectors(self, beside: bool) -> bool:
-        """Whether the next step gives vectors: every one, or where sequences `beside` draw tokens every second one."""
-        self._gave_vectors = not (self._gave_vectors and beside)
+    def _turn_of_vectors(self, wants: Seq[Sequence], drawing: Seq[Sequence]) -> bool:
+        """Whether the next step gives vectors: where others draw tokens every second one, or by the best priority."""
+        best, other = ([sequence.priority for sequence in its] for its in (wants, drawing))
+        differs = bool(other) and min(best) != min(other)
+        self._gave_vectors = min(best) < min(other) if differs else not (self._gave_vectors and bool(other))
         return self._gave_vectors
 
     def _vectors_of_first(self, variants: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:

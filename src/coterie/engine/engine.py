@@ -24,17 +24,19 @@ from coterie.engine.log import DecisionLog
 from coterie.engine.metrics import Metrics
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
+from coterie.engine.ranks import Ranks
 from coterie.engine.recording import Recording
 from coterie.engine.request import FinishReason, Output, Request
 from coterie.engine.reuse import Reuse
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import REPEATS, Fetch, Run, Wait, schedule_named
+from coterie.engine.scheduler import REPEATS, schedule_named
 from coterie.engine.sequence import Sequence, drawn_again
 from coterie.engine.served import ServedExpert, served_as
 from coterie.engine.speculate.draft import Drafts
 from coterie.engine.speculate.guess import keep_guesses
 from coterie.engine.variants import variant_groups_of
 from coterie.engine.vectors import take_vectors
+from coterie.engine.view import Fetch, Run, Wait
 from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
 
@@ -64,6 +66,7 @@ class Engine:
         self._queue = self.queue = Queue()
         self.drafts = Drafts(device, kv_pool, self._loads, self._runner, experts, self.policy, self.queue, self.log)
         self.admission = Admission(self._queue, self.policy.max_batch)
+        self._ranks = Ranks(self._queue, self.reuse, self._batcher, self.drafts, self.log, self.policy.turn_steps)
         self.control = ExpertControl(cache, self._loads, self._queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}
@@ -88,7 +91,7 @@ class Engine:
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, kv, request.request_id)
         self._live[request.request_id] = sequence
         self.admission.add(sequence)
-        self._line_moved()
+        self._changed(*self.admission.take_changed())
         self.metrics.submitted += 1
         self.log.add("submit", request.request_id, request.expert_id)
 
@@ -128,7 +131,7 @@ class Engine:
         self._settle()
         if self.admission.held:
             self.admission.refill()
-            self._line_moved()
+            self._changed(*self.admission.take_changed())
         if self.control.open:
             self._grant()
         decision, repeats = self._decide()
@@ -176,6 +179,7 @@ class Engine:
     def _decide(self) -> tuple[Run | Wait, int]:
         """What to do, and in how many steps in a row the same would be decided."""
         yielded = self.drafts.yield_blocks()
+        self._changed(*self._ranks.make_room(self._kv.free_blocks))
         if self._repeats > 0 and self._groups.unmoved and not yielded:
             return self._decided, self._repeats
         refused, self._repeats = NOBODY, 0  # what is decided now may be to wait
@@ -184,7 +188,7 @@ class Engine:
             decision = self._schedule(view, self.policy)
             if isinstance(decision, Run):
                 self._decided = decision
-                self._repeats = self._repeats_of(view, decision, self.policy)
+                self._repeats = self._ranks.repeats(self._repeats_of(view, decision, self.policy))
                 return decision, self._repeats
             if not isinstance(decision, Fetch):
                 return decision, 1
@@ -199,14 +203,11 @@ class Engine:
         if fetch is not None:
             self._bring(fetch)
 
-    def _line_moved(self) -> None:
-        for expert_id in self.admission.take_changed():
-            self._changed(expert_id)
-
-    def _changed(self, expert_id: str) -> None:
+    def _changed(self, *expert_ids: str) -> None:
         """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
-        self._groups.changed(expert_id)
-        self._repeats = 0
+        for expert_id in expert_ids:
+            self._groups.changed(expert_id)
+            self._repeats = 0
 
     def _bring(self, fetch: Fetch) -> bool:
         """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
@@ -229,8 +230,7 @@ class Engine:
             return False
         if not residency.hit:  # a hit: another caller began the load
             self.log.add_fetch(fetch.expert_id, residency.evicted)
-            self.metrics.switches += 1
-            self.metrics.fetched_bytes += self._experts[fetch.expert_id].layout.size_bytes
+            self.metrics.count_switch(self._experts[fetch.expert_id].layout.size_bytes)
         self._groups.new_turn(fetch.expert_id)
         self._changed(fetch.expert_id)
         return True
@@ -260,11 +260,10 @@ class Engine:
         self._queue.admit(sequence)
         self._changed(sequence.request.expert_id)
         self._batcher.changed(sequence.request.expert_id)
-        sequence.scheduled_s = self._device.now()
-        sequence.load = self._loads.latest.get(sequence.request.expert_id)
-        self.metrics.admitted += 1
-        self.metrics.prompt_tokens += len(sequence.request.prompt_ids)
-        self.metrics.max_overtaken = max(self.metrics.max_overtaken, sequence.overtaken)
+        if sequence.scheduled_s is None:
+            sequence.scheduled_s = self._device.now()
+            sequence.load = self._loads.latest.get(sequence.request.expert_id)
+            self.metrics.count_admitted(len(sequence.request.prompt_ids), sequence.overtaken)
         self.log.add("admit", sequence.request.request_id)
 
     # ---- account
@@ -305,6 +304,7 @@ class Engine:
         self.metrics.steps += steps
         self._repeats -= steps
         self._groups.ran(lead, names, steps, self.metrics.steps)
+        self._changed(*self._ranks.passed(batch.parts, steps))
 
     def _take(self, sequence: Sequence, tokens: list[int]) -> None:
         if sequence.first_token_s is None:
@@ -313,8 +313,8 @@ class Engine:
         self.metrics.drawn_tokens += count
         if reason is not None:
             self._end(sequence, tuple(tokens[:count]), text, reason)
-            return
-        self._outputs.append(sequence.output(tuple(tokens), text))
+        else:
+            self._outputs.append(sequence.output(tuple(tokens), text))
 
     def fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
         """End these with an error, between two steps."""
@@ -330,7 +330,7 @@ class Engine:
         error: CoterieError | None = None,
     ) -> None:
         request = sequence.request
-        if sequence.scheduled_s is not None:
+        if self._queue.runs(sequence):
             self.reuse.end(sequence, error is not None)
             self._batcher.changed(request.expert_id)
             self.drafts.ended(sequence)

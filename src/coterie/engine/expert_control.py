@@ -18,8 +18,8 @@ from coterie.engine.loads import Loads
 from coterie.engine.log import DecisionLog
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
-from coterie.engine.scheduler import READY, Fetch, Residence, View
 from coterie.engine.served import ServedExpert, served_as
+from coterie.engine.view import READY, Fetch, Residence, View
 from coterie.memory.pins import check_room, places_with
 from coterie.memory.split import Cache, side_of, stays
 

@@ -16,9 +16,9 @@ from coterie.engine.kv import KVPool
 from coterie.engine.loads import Loads
 from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
-from coterie.engine.scheduler import READY, First, Group, Residence, View, Waiting
 from coterie.engine.sequence import Sequence
 from coterie.engine.variants import largest
+from coterie.engine.view import READY, First, Group, Residence, View, Waiting
 
 NO_SEQUENCES: Mapping[int, Sequence] = MappingProxyType({})
 NO_VARIANTS: Mapping[str, str] = MappingProxyType({})
@@ -112,7 +112,12 @@ class Groups:
         Of two, or of one more than can share a step: so one of them is not in it.
         """
         found, overtaken = self._queue.firsts(self._num_firsts), self._queue.overtaken
-        self._first = tuple([First(s.request.expert_id, s.number, overtaken(s.number)) for s in found])
+        self._first = tuple(
+            [
+                First(s.request.expert_id, s.number, overtaken(s.number, s.request.priority), s.blocks, s.priority)
+                for s in found
+            ]
+        )
         return self._first
 
     def _group(self, expert_id: str) -> Group:
@@ -122,11 +127,13 @@ class Groups:
         running = self._queue.running.get(expert_id, NO_SEQUENCES)
         # Of an absent expert only the first request and their number matter.
         shown = 1 if residence is Residence.ABSENT else self._policy.max_batch
-        first = tuple([Waiting(s.number, s.blocks) for s in islice(waiting.values(), shown)])
-        oldest = min([next(iter(side)) for side in (waiting, running) if side])
+        first = tuple([Waiting(s.number, s.blocks, s.priority) for s in islice(waiting.values(), shown)])
+        priority, oldest = min([next(iter(side.values())).order for side in (waiting, running) if side])
+        ranks = tuple([s.priority for s in running.values()])
         last_run, turn_steps = self._last_run.get(expert_id, -1), self._turn_steps.get(expert_id, 0)
         shares = residence is READY and expert_id not in self._apart
         variants = self._variant_groups.get(expert_id, "") if shares else ""
-        group = Group(expert_id, residence, first, len(waiting), len(running), oldest, last_run, turn_steps, variants)
+        counts = len(waiting), len(running)
+        group = Group(expert_id, residence, first, *counts, oldest, last_run, turn_steps, variants, (), priority, ranks)
         self._of[expert_id] = group
         return group

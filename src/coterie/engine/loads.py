@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.device import Device, Event, wait_for
-from coterie.engine.scheduler import Residence
 from coterie.engine.served import ServedExpert
+from coterie.engine.view import Residence
 from coterie.memory.cache import NOBODY, Busy
 from coterie.memory.residency import Residency
 from coterie.memory.slab import round_up

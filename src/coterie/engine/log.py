@@ -18,6 +18,7 @@ MAX_ENTRIES = 1 << 18  # a bound on memory; the oldest entries go first
 
 class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
+    ("pause", request) where it gives its KV blocks up and waits again, ("raise", request) to the priority of others,
     ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
     ("draft", expert, tokens, sampled rows) where it guesses for another one,
     ("finish", request, reason), ("fail", expert), ("refuse", expert),

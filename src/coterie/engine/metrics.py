@@ -69,6 +69,17 @@ class Metrics:
     switch: Histogram = field(default_factory=Histogram)
     last_end_s: dict[str, float] = field(default_factory=dict)
 
+    def count_admitted(self, prompt_tokens: int, overtaken: int) -> None:
+        """Count a request that was admitted, and overtaken so often."""
+        self.admitted += 1
+        self.prompt_tokens += prompt_tokens
+        self.max_overtaken = max(self.max_overtaken, overtaken)
+
+    def count_switch(self, size_bytes: int) -> None:
+        """Count a fetch that was begun, of so many bytes."""
+        self.switches += 1
+        self.fetched_bytes += size_bytes
+
     def count_guesses(self, guessed: int, accepted: int, drafted: bool = False) -> None:
         """Count a step's guesses, and those of them that were drawn; `drafted`: a draft guessed them."""
         self.guessed_tokens += guessed

@@ -1,4 +1,4 @@
-"""The queue: who waits and who runs, per expert, in order of arrival, and who overtook whom.
+"""The queue: who waits and who runs, per expert, by priority and in order of arrival, and who overtook whom.
 
 Knows nothing about devices, residency or policy.
 """
@@ -6,6 +6,7 @@ Knows nothing about devices, residency or policy.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable
 
 from coterie.engine.sequence import Sequence
@@ -14,7 +15,11 @@ FEW = 2  # of so many experts, the first ones are found sooner among all that wa
 
 
 class Queue:
-    """Sequences by expert: waiting (not admitted yet) and running (they own KV blocks)."""
+    """Sequences by expert: waiting (not admitted yet) and running (they own KV blocks).
+
+    All are kept in the order in which they go: by priority, and of one priority as they came. `priorities` counts those
+    of each.
+    """
 
     def __init__(self) -> None:
         self.waiting: dict[str, dict[int, Sequence]] = {}
@@ -22,9 +27,10 @@ class Queue:
         self.clients: dict[str, dict[int, Sequence]] = {}  # those of them that wait, by who asked
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
-        self._overtakers: list[int] = []
+        self._overtakers: dict[int, list[int]] = {}  # by the priority that they were asked with
         self._experts: tuple[str, ...] | None = None  # kept until somebody comes, starts or goes
         self.arrived = 0  # sequences so far
+        self.priorities: Counter[int] = Counter()
 
     def take_number(self) -> int:
         """The next place in the order of arrival."""
@@ -33,27 +39,45 @@ class Queue:
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
-        self._experts = None
         sequence.admissions_at_arrival = self.admitted
-        self.waiting.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
-        self._order[sequence.number] = sequence
-        if sequence.request.client:
-            self.clients.setdefault(sequence.request.client, {})[sequence.number] = sequence
+        self.priorities[sequence.priority] += 1
+        self._wait(sequence)
 
     def admit(self, sequence: Sequence) -> None:
         """Move a waiting sequence to the running ones and count whom it overtook."""
         self._experts = None
         self._stop_waiting(sequence)
         sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
-        sequence.overtaken = self.overtaken(sequence.number)
+        sequence.overtaken = self.overtaken(sequence.number, sequence.request.priority)
         self.admitted += 1
-        insort(self._overtakers, sequence.number)
+        insort(self._overtakers.setdefault(sequence.request.priority, []), sequence.number)
         self._forget_past()
-        self.running.setdefault(sequence.request.expert_id, {})[sequence.number] = sequence
+        put(self.running.setdefault(sequence.request.expert_id, {}), sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Let a running sequence wait again, in its place."""
+        _leave(self.running, sequence.request.expert_id, sequence)
+        self._wait(sequence)
+
+    def raise_to(self, sequence: Sequence, priority: int) -> None:
+        """Give a sequence another priority."""
+        self._uncount(sequence)
+        sequence.priority = priority
+        self.priorities[priority] += 1
+        request = sequence.request
+        for line in (
+            self._order,
+            self.waiting.get(request.expert_id, {}),
+            self.running.get(request.expert_id, {}),
+            self.clients.get(request.client, {}),
+        ):
+            if line.pop(sequence.number, None) is not None:
+                put(line, sequence)
 
     def drop(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is."""
         self._experts = None
+        self._uncount(sequence)
         if sequence.number in self._order:
             self._stop_waiting(sequence)
             self._forget_past()
@@ -61,7 +85,16 @@ class Queue:
             _leave(self.running, sequence.request.expert_id, sequence)
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
-        """The first waiting sequences of the `count` experts whose first one came first, in order of arrival."""
+        """The first waiting sequences of the `count` experts whose first one came first, in order of arrival; of each
+        priority so many.
+        """
+        if self.several:
+            first: dict[int, dict[str, Sequence]] = {}
+            for sequence in self._order.values():
+                its = first.setdefault(sequence.priority, {})
+                if len(its) < count:
+                    its.setdefault(sequence.request.expert_id, sequence)
+            return tuple([sequence for its in first.values() for sequence in its.values()])
         if count > FEW:
             each = [next(iter(waiting.values())) for waiting in self.waiting.values()]
             return tuple(sorted(each, key=lambda sequence: sequence.number)[:count])
@@ -79,12 +112,31 @@ class Queue:
 
     @property
     def oldest(self) -> Sequence | None:
-        """The waiting sequence that came first."""
+        """The waiting sequence that goes first."""
         return next(iter(self._order.values()), None)
 
-    def overtaken(self, number: int) -> int:
-        """How many later ones were admitted before the waiting sequence of that number."""
-        return len(self._overtakers) - bisect_right(self._overtakers, number)
+    @property
+    def several(self) -> bool:
+        """Whether its sequences have several priorities."""
+        return len(self.priorities) > 1
+
+    def runs(self, sequence: Sequence) -> bool:
+        """Whether it was admitted."""
+        return sequence.number in self.running.get(sequence.request.expert_id, ())
+
+    def holds(self, sequence: Sequence) -> bool:
+        """Whether it waits or runs."""
+        return sequence.number in self._order or self.runs(sequence)
+
+    def overtaken(self, number: int, asked: int = 0) -> int:
+        """How many later ones, of no better priority, were admitted before the waiting sequence of that number, which
+        was asked with this one.
+        """
+        found = 0
+        for priority, numbers in self._overtakers.items():
+            if priority >= asked:
+                found += len(numbers) - bisect_right(numbers, number)
+        return found
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -127,6 +179,18 @@ class Queue:
         """Every sequence."""
         return tuple(sequence for expert_id in self.experts for sequence in self.of(expert_id))
 
+    def _wait(self, sequence: Sequence) -> None:
+        self._experts = None
+        put(self.waiting.setdefault(sequence.request.expert_id, {}), sequence)
+        put(self._order, sequence)
+        if sequence.request.client:
+            put(self.clients.setdefault(sequence.request.client, {}), sequence)
+
+    def _uncount(self, sequence: Sequence) -> None:
+        self.priorities[sequence.priority] -= 1
+        if not self.priorities[sequence.priority]:
+            del self.priorities[sequence.priority]
+
     def _stop_waiting(self, sequence: Sequence) -> None:
         del self._order[sequence.number]
         _leave(self.waiting, sequence.request.expert_id, sequence)
@@ -135,9 +199,22 @@ class Queue:
 
     def _forget_past(self) -> None:
         """Admissions that came before the oldest waiting one overtook nobody who still waits."""
-        oldest = self.oldest
-        past = len(self._overtakers) if oldest is None else bisect_right(self._overtakers, oldest.number)
-        del self._overtakers[:past]
+        if not self._order:
+            self._overtakers.clear()
+            return
+        oldest = min(self._order) if self.several else next(iter(self._order))
+        for numbers in self._overtakers.values():
+            del numbers[: bisect_right(numbers, oldest)]
+
+
+def put(line: dict[int, Sequence], sequence: Sequence) -> None:
+    """Put a sequence into a line: mostly it goes behind all that are there."""
+    last = next(reversed(line.values())) if line else None
+    line[sequence.number] = sequence
+    if last is not None and sequence.order < last.order:
+        ordered = sorted(line.values(), key=lambda one: one.order)
+        line.clear()
+        line.update({one.number: one for one in ordered})
 
 
 def _leave(side: dict[str, dict[int, Sequence]], key: str, sequence: Sequence) -> None:

@@ -143,7 +143,8 @@ class Request:
     `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
     and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
     state, neither what is there nor its own. `client`: who asks, for a share of the queue (admission.py);
-    "" has none. `prediction`: tokens that the answer is expected to repeat, with changes; none of it changes by them.
+    "" has none. `priority`: the lower, the sooner; of equal ones the first comes first. `prediction`: tokens that the
+    answer is expected to repeat, with changes; none of it changes by them.
     `pooling`: no tokens are drawn, but the prompt's vector is given: of its first or last token, or the mean of all.
     `types`: which text of a pair each token of the prompt is of, for who tells them apart; empty: there is one text.
     Raises RequestError naming the field.
@@ -164,6 +165,7 @@ class Request:
     prediction: tuple[int, ...] = ()
     pooling: Pooling | None = None
     types: tuple[int, ...] = ()
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -171,6 +173,8 @@ class Request:
         check_within("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         if not isinstance(self.max_tokens, int):
             raise RequestError("max_tokens", f"max_tokens is {self.max_tokens!r}", "give a whole number")
+        if type(self.priority) is not int:
+            raise RequestError("priority", f"is {self.priority!r}", "give a whole number: the lower, the sooner")
         if "" in self.stop:
             raise RequestError("stop", "a stop string is empty", "leave it out")
         if self.stop and self.detokenizer is None:

@@ -39,20 +39,19 @@ class Reuse:
             return
         step: list[Sequence] = []
         new: list[Sequence] = []
-        left = self._max_step_tokens
         for sequence in running.values():
             if not sequence.begun:
                 new.append(sequence)
                 continue
             self._kv.keep(sequence.number, sequence.tokens[: sequence.computed])
-            left -= len(sequence.tokens) - sequence.computed
             step.append(sequence)
         for sequence in new:
+            before = [s for s in step if s.priority <= sequence.priority]  # a prompt behind it takes none of its tokens
+            left = self._max_step_tokens - sum([len(s.tokens) - s.computed for s in before])
             if left <= 0 and len(sequence.tokens) > 1:  # a single token has its place before longer prompts
                 continue
-            if not self._waits(expert, sequence, step):
+            if not self._waits(expert, sequence, before):
                 self._begin(expert, sequence)
-                left -= len(sequence.tokens) - sequence.computed
                 step.append(sequence)
 
     def _waits(self, expert: ServedExpert, sequence: Sequence, step: Seq[Sequence]) -> bool:
@@ -86,7 +85,9 @@ class Reuse:
     def _begin(self, expert: ServedExpert, sequence: Sequence) -> None:
         found = self._kv.begin(sequence.number, expert.expert_id, sequence.tokens, expert.kv)
         sequence.begun = True
-        sequence.computed = sequence.cached_tokens = found
-        self._metrics.cached_tokens += found
+        sequence.computed = found
+        if not sequence.pauses:  # else much of it is its own, of before
+            sequence.cached_tokens = found
+            self._metrics.cached_tokens += found
         if found:
             self._log.add("reuse", sequence.request.request_id, found)

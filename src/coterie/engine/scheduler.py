@@ -10,127 +10,27 @@ Knows nothing about time, devices, bytes or tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from coterie.core.errors import UsageError
-from coterie.core.values import value
 from coterie.engine.policy import Policy
 from coterie.engine.variants import together
+from coterie.engine.view import (
+    ABSENT,
+    READY,
+    STARTED,
+    Decision,
+    Fetch,
+    First,
+    Group,
+    Residence,
+    Run,
+    View,
+    Wait,
+    Waiting,
+)
 
-
-class Residence(Enum):
-    """How much of an expert is in the tier from which it runs."""
-
-    ABSENT = 0
-    ARRIVING = 1  # under way, nothing can run yet
-    STARTED = 2  # its first stage is there: it can run, at the speed of the wire
-    READY = 3  # all of it is there
-
-
-ABSENT: Final = Residence.ABSENT
-STARTED: Final = Residence.STARTED
-READY: Final = Residence.READY
 ROUNDS = 2  # of quanta of all that have begun: else requests that come without end would stop others' answers
-
-
-@value
-class Waiting:
-    """A request that is not admitted: its place in the order of arrival, and the KV blocks that it needs at worst."""
-
-    number: int
-    blocks: int
-
-
-@value
-class Group:
-    """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
-    ones. `oldest`: the least number among waiting and running. `last_run`: the step in which it ran last (-1: never).
-    `turn_steps`: the steps that it ran since it was brought in. `variant_group`: those that are there and of one such
-    group can share steps (variants.py); `beside`: of a group of several, who is in it besides `expert_id`.
-    """
-
-    expert_id: str
-    residence: Residence
-    waiting: tuple[Waiting, ...]
-    num_waiting: int
-    running: int
-    oldest: int
-    last_run: int = -1
-    turn_steps: int = 0
-    variant_group: str = ""
-    beside: tuple[str, ...] = ()
-
-    def after_run(self, last_run: int, turn_steps: int) -> Group:
-        """The same after it ran, when nobody came, was admitted or ended."""
-        return Group(
-            self.expert_id,
-            self.residence,
-            self.waiting,
-            self.num_waiting,
-            self.running,
-            self.oldest,
-            last_run,
-            turn_steps,
-            self.variant_group,
-        )
-
-
-@value
-class First:
-    """The first waiting request of an expert, and how many later ones were admitted before it."""
-
-    expert_id: str
-    number: int
-    overtaken: int
-
-
-@value
-class View:
-    """What a decision may depend on.
-
-    `firsts`: of the experts that wait, the two (more where it `has_variants`) whose first request is oldest, that one
-    first. `arrived` counts all requests so far. `current` is the expert of the last step and `streak` the steps that it
-    ran in a row; `under_way` counts the fetches that are not finished. `refused`: experts that could not be brought in
-    just now, because all that would have to go is in use.
-    """
-
-    groups: tuple[Group, ...]
-    free_blocks: int
-    firsts: tuple[First, ...] = ()
-    arrived: int = 0
-    current: str | None = None
-    streak: int = 0
-    under_way: int = 0
-    refused: frozenset[str] = frozenset()
-    has_variants: bool = False
-
-
-@value
-class Fetch:
-    """Bring an expert in. The experts in `keep` must stay; those in `spare` go only if it does not fit otherwise."""
-
-    expert_id: str
-    keep: frozenset[str] = frozenset()
-    spare: frozenset[str] = frozenset()
-
-
-@value
-class Run:
-    """Admit these waiting requests, then run one step of the expert, and of those `beside` it."""
-
-    expert_id: str
-    admit: tuple[int, ...]
-    beside: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing can run now."""
-
-
-Decision: TypeAlias = Fetch | Run | Wait
 
 
 def grouped(view: View, policy: Policy) -> Decision:
@@ -138,7 +38,8 @@ def grouped(view: View, policy: Policy) -> Decision:
 
     Admission is first come first served within an expert. Across experts a later request may go first, but no request
     is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
-    oldest: so requests of one expert gather and share its switch, and still every expert gets its turn.
+    oldest: so requests of one expert gather and share its switch, and still every expert gets its turn. All that holds
+    among requests of one priority; who has a better one goes before others.
     """
     working, weight = _working(view, policy), Weight(view, policy)
     fetch = _next_fetch(working, view, policy, weight)
@@ -159,9 +60,12 @@ def fcfs(view: View, policy: Policy) -> Decision:
         return Wait()
     if group.residence is Residence.ABSENT:
         return Fetch(group.expert_id)
-    rival = _rival(group, view)
-    in_line = group.waiting if rival is None else tuple(w for w in group.waiting if w.number < rival.number)
-    admit = _that_fit(in_line, view.free_blocks, policy.max_batch - group.running)
+    rival = _rival(group, view.firsts)
+    in_line = group.waiting
+    if rival is not None:
+        before = rival.priority, rival.number
+        in_line = tuple(w for w in group.waiting if (w.priority, w.number) < before)
+    admit = _that_fit(in_line, view.free_blocks, group.places(policy.max_batch)) if in_line else ()
     runnable = group.residence is not Residence.ARRIVING or not policy.overlap
     return Run(group.expert_id, admit) if runnable and (admit or group.running) else Wait()
 
@@ -201,13 +105,19 @@ def schedule_named(name: str) -> Schedule:
     return SCHEDULES[name]
 
 
-def _rival(group: Group, view: View) -> First | None:
+def _rival(group: Group, firsts: Iterable[First]) -> First | None:
     """The oldest waiting request of another expert.
 
     It alone can reach the age bound first: who overtakes a later one overtakes it too.
     """
     its = (group.expert_id, *group.beside)
-    return next((first for first in view.firsts if first.expert_id not in its), None)
+    return next((first for first in firsts if first.expert_id not in its), None)
+
+
+def _free_for(priority: int, view: View) -> int:
+    """The KV blocks that such requests may have: what the first in line needs is kept from those behind it."""
+    first = view.firsts[0] if view.firsts else None
+    return view.free_blocks - (0 if first is None or first.priority >= priority else first.blocks)
 
 
 def _passing(rival: First | None, policy: Policy) -> int:
@@ -215,26 +125,32 @@ def _passing(rival: First | None, policy: Policy) -> int:
 
 
 def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
-    """The waiting requests of a group that may be admitted now, first come first."""
+    """The waiting requests of a group that may be admitted now, first come first, all of one priority."""
     if not group.waiting:
         return ()
-    rival = _rival(group, view)
-    free = sum(rival is None or w.number < rival.number for w in group.waiting)
-    may = group.waiting[: free + _passing(rival, policy)]
-    return _that_fit(may, view.free_blocks, policy.max_batch - group.running)
+    lead, its, firsts = group.waiting[0], group.waiting, view.firsts
+    if its[-1].priority != lead.priority:
+        its = tuple([w for w in its if w.priority == lead.priority])
+    rival = _rival(group, [first for first in firsts if first.priority == lead.priority])
+    free = sum(rival is None or w.number < rival.number for w in its)
+    may = its[: free + _passing(rival, policy)]
+    return _that_fit(may, _free_for(lead.priority, view), group.places(policy.max_batch))
 
 
 def _working(view: View, policy: Policy) -> list[Group]:
     """The groups with running requests, and those of which one more may be admitted, once they are resident."""
-    # The oldest request of all may always go; any other one overtakes it.
-    oldest = view.firsts[0] if view.firsts else None
-    open_to_all = oldest is None or oldest.overtaken < policy.age_bound
-    free = view.free_blocks
+    # The oldest request of a priority may always go; any other one of it overtakes it.
+    oldest = {first.priority: first for first in reversed(view.firsts)}
+    closed = {priority: its.expert_id for priority, its in oldest.items() if its.overtaken >= policy.age_bound}
+    free = {priority: _free_for(priority, view) for priority in oldest}
     return [
         g
         for g in view.groups
         if g.running
-        or (g.waiting[0].blocks <= free and (open_to_all or (oldest is not None and g.expert_id == oldest.expert_id)))
+        or (
+            (first := g.waiting[0]).blocks <= free.get(first.priority, view.free_blocks)
+            and closed.get(first.priority, g.expert_id) == g.expert_id
+        )
     ]
 
 
@@ -266,7 +182,12 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
     if wanted is not None:
         if wanted.expert_id in view.refused or _there_before(wanted, working, weight) > ahead:
             return None
-        stay = [g for g in working if g.residence is not Residence.READY or g.turn_steps < policy.turn_steps]
+        its = wanted.priority
+        stay = [
+            g
+            for g in working
+            if g.residence is not Residence.READY or (g.turn_steps < policy.turn_steps and g.priority <= its)
+        ]
         return Fetch(wanted.expert_id, _resident(stay), _resident(view.groups))
     if not ahead:
         return None
@@ -293,6 +214,8 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
         candidates = ready or [g for g in working if g.residence is STARTED]
     else:
         candidates = [g for g in working if g.residence in (STARTED, Residence.ARRIVING)] or ready
+    if len({group.priority for group in candidates}) > 1:
+        candidates = _in_front(candidates, view, policy)
     begun = [g for g in candidates if g.running]
     if view.streak < policy.quantum_steps:
         for group in begun:
@@ -307,6 +230,13 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
     return _heaviest(newcomers, weight) if newcomers else longest_ago
 
 
+def _in_front(candidates: list[Group], view: View, policy: Policy) -> list[Group]:
+    """Those of the best priority of which one can go."""
+    able = [group for group in candidates if group.running or _admissible(group, view, policy)]
+    best = min([group.priority for group in able], default=0)
+    return [group for group in able if group.priority == best]
+
+
 def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
     if len(groups) < 2:
         return groups[0] if groups else None
@@ -319,7 +249,8 @@ def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
 
 
 class Weight:
-    """What a switch to an expert is worth: requests times the square of the oldest one's age, in arrivals.
+    """What a switch to an expert is worth: requests times the square of the oldest one's age, in arrivals; above all,
+    the best priority among them.
 
     Requests alone save the most switches and let single ones wait for the age bound; age alone is first come first
     served. Who has waited for more arrivals than `patience` times the requests that are here (with first come first
@@ -332,13 +263,15 @@ class Weight:
         self._view, self._policy = view, policy
         self._limit: float | None = None  # most decisions weigh nobody
 
-    def of(self, group: Group) -> tuple[bool, int]:
+    def of(self, group: Group) -> tuple[int, bool, int]:
         """Weights compare: the larger goes first."""
         if self._limit is None:
             requests = sum([group.num_waiting + group.running for group in self._view.groups])
             self._limit = self._policy.patience * requests
         age = self._view.arrived - group.oldest
-        return (True, age) if age > self._limit else (False, (group.num_waiting + group.running) * age * age)
+        if age > self._limit:
+            return -group.priority, True, age
+        return -group.priority, False, (group.num_waiting + group.running) * age * age
 
 
 def _named(view: View, expert_id: str | None) -> Group | None:

@@ -27,6 +27,8 @@ class Sequence:
     """A request with its tokens so far, its place in the KV cache and what chooses its tokens.
 
     number: its place in the order of arrival, which the queue gives.
+    priority: the request's, or a better one that the queue has raised it to. pauses: how often it gave its KV blocks up
+        to one of a better priority.
     computed: so many of its tokens are in the KV cache; cached_tokens: of these, so many were there when it began.
     begun: it has its KV blocks.
     scored: of so many of the prompt's tokens the logits, or vectors, are looked at. pool: it wants a vector.
@@ -40,6 +42,7 @@ class Sequence:
 
     def __init__(self, request: Request, max_context: int, arrival_s: float, changes_logits: bool = False) -> None:
         self.request, self.number, self.arrival_s = request, -1, arrival_s
+        self.priority, self.pauses = request.priority, 0
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
         self.begun = False
@@ -72,6 +75,11 @@ class Sequence:
         self._text = StopText(request.stop)
         # Without text and ends only the length counts. Stop strings need a detokenizer.
         self._only_length = request.detokenizer is None and not self.end_ids and self.chooser is None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sequences compare: the lesser goes first."""
+        return self.priority, self.number
 
     @property
     def sampling(self) -> Sampling:
@@ -107,6 +115,11 @@ class Sequence:
     def steps_alone(self) -> bool:
         """True when something is decided on the host after each of its steps."""
         return bool(self.request.stop) or self.chooser is not None
+
+    def pause(self) -> None:
+        """Go on later, in other KV blocks: what is not found there is computed again, and nothing drawn again."""
+        self.computed, self.begun = 0, False
+        self.pauses += 1
 
     def begin_again(self) -> bool:
         """Forget the KV state: all is computed again, and what was drawn is drawn again, of which nothing is shown.

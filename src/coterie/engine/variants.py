@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from coterie.core.values import value
 
 if TYPE_CHECKING:
-    from coterie.engine.scheduler import Group
     from coterie.engine.served import ServedExpert
+    from coterie.engine.view import Group
 
 
 @value
@@ -40,7 +40,8 @@ def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
 def together(groups: list[Group], current: str | None) -> list[Group]:
     """The groups, with one in place of all variants that can share a step now. It goes by the name of one of them.
 
-    That is the one which ran last, as long as it is there; else one that has begun, the one with the oldest request.
+    That is the one which ran last, as long as it is there; else one that has begun, the one with the oldest request of
+    the best priority.
     """
     found: dict[str, list[Group]] = {}
     for group in groups:
@@ -53,16 +54,19 @@ def together(groups: list[Group], current: str | None) -> list[Group]:
 
 def _one(variants: Sequence[Group], current: str | None) -> Group:
     first = next((group for group in variants if group.expert_id == current), None)
-    first = first or min(variants, key=lambda group: (not group.running, group.oldest))
-    waiting = sorted([one for group in variants for one in group.waiting], key=lambda one: one.number)
+    first = first or min(variants, key=lambda group: (not group.running, group.priority, group.oldest))
+    waiting = sorted([one for group in variants for one in group.waiting], key=lambda one: (one.priority, one.number))
+    priority, oldest = min([(group.priority, group.oldest) for group in variants])
     return replace(
         first,
         waiting=tuple(waiting),
         num_waiting=sum([group.num_waiting for group in variants]),
         running=sum([group.running for group in variants]),
-        oldest=min([group.oldest for group in variants]),
+        oldest=oldest,
         last_run=max([group.last_run for group in variants]),
         beside=tuple([group.expert_id for group in variants if group is not first]),
+        priority=priority,
+        ranks=tuple([rank for group in variants for rank in group.ranks]),
     )
 
 

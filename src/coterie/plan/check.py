@@ -103,6 +103,8 @@ def judge(case: Case, workload: Workload, slo: Slo, placement: Placement) -> Jud
     runs = [simulate(case, part) for part in parts]
     first_s, last_s = (np.concatenate([getattr(run, name) for run in runs]) for name in ("first_s", "last_s"))
     tpot_s = np.concatenate([tpots(part, run) for part, run in zip(parts, runs, strict=True)])
+    ranks = np.concatenate([part.ranks for part in parts])
+    first_s, last_s, tpot_s = (times[ranks == ranks.min()] for times in (first_s, last_s, tpot_s))  # who is promised
     busiest = max(runs, key=lambda run: max(_occupied(run)))
     steps, link = _occupied(busiest)
     state = State(

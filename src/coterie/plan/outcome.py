@@ -52,8 +52,18 @@ def outcome(
         "wall_s": wall_s,
         "note": SYNTHETIC,
     }
+    if len(of := workload.by_priority) > 1:
+        row["priorities"] = {
+            priority: {
+                "requests": len(its),
+                **_percentiles("ttft", served.first_s[its]),
+                **_percentiles("e2e", served.last_s[its]),
+            }
+            for priority, its in of.items()
+        }
     if slo is not None:
-        kept = float(slo.kept(served.first_s, tpot_s, served.last_s).mean())
+        first = workload.ranks == workload.ranks.min()  # a promise is made to those of the best priority
+        kept = float(slo.kept(served.first_s, tpot_s, served.last_s)[first].mean())
         row |= {"slo": str(slo), "slo_kept": kept, "slo_met": kept >= slo.share}
     return row
 

@@ -230,6 +230,7 @@ class _Run:
             array("q", numbers.astype(np.int64).tobytes())
             for numbers in (workload.asked, workload.prompt_tokens, workload.new_tokens)
         )
+        self._ranks = array("q", (workload.ranks * case.setup.ranks).astype(np.int64).tobytes())
         self._next = self._open = 0
         self._jobs: dict[str, tuple[int, RoutingJob]] = {}
         self._numbers: dict[str, int] = {}
@@ -264,7 +265,8 @@ class _Run:
             job = RoutingJob(f"r{number}", self._given[self._asked[number]], NO_TEXT)
             for ask_id, ask in job.asks.items():
                 self._jobs[ask_id] = (number, job)
-                self._submit(ask_id, ask.expert, self._prompts[number] + self._instruction_tokens, ask.max_tokens, 0)
+                tokens = self._prompts[number] + self._instruction_tokens
+                self._submit(ask_id, number, ask.expert, tokens, ask.max_tokens, 0)
             if job.done:
                 self._route(number, job)
 
@@ -273,11 +275,12 @@ class _Run:
         request_id = f"r{number}"
         self._numbers[request_id] = number
         tokens, start = self._prompts[number], self._starts[number]
-        self._submit(request_id, job.route().expert, tokens, self._new[number], start)
+        self._submit(request_id, number, job.route().expert, tokens, self._new[number], start)
 
-    def _submit(self, request_id: str, expert: str, tokens: int, new_tokens: int, start: int) -> None:
-        prompt = self._pool[start : start + tokens]
-        self._parts.engine.submit(Request(request_id, expert, prompt, new_tokens, ignore_end=True, reuse=False))
+    def _submit(self, request_id: str, number: int, expert: str, tokens: int, new_tokens: int, start: int) -> None:
+        prompt, priority = self._pool[start : start + tokens], self._ranks[number]
+        asked = Request(request_id, expert, prompt, new_tokens, ignore_end=True, reuse=False, priority=priority)
+        self._parts.engine.submit(asked)
 
     def _take(self, output: Output) -> None:
         if output.error is not None:

@@ -29,7 +29,8 @@ BURST_CV = 3.0  # of bursty gaps: their standard deviation over their mean (pois
 class Workload:
     """N requests, in order of arrival. `asked` numbers the expert in `names`; `at_s` is from the start.
 
-    `in_flight`: above 0 the loop is closed, and `at_s` has no meaning. `facts` say how it was made.
+    `in_flight`: above 0 the loop is closed, and `at_s` has no meaning. `facts` say how it was made. `priorities`: None
+    where all have the same.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Workload:
     new_tokens: I64
     in_flight: int = 0
     facts: Mapping[str, Any] | None = None
+    priorities: I64 | None = None
 
     def __post_init__(self) -> None:
         if not self.in_flight and self.at_s.max(initial=0.0) > MAX_SPAN_S:
@@ -53,6 +55,17 @@ class Workload:
         """Tokens of the longest request, prompt and answer."""
         return int((self.prompt_tokens + self.new_tokens).max(initial=0))
 
+    @property
+    def by_priority(self) -> dict[int, I64]:
+        """The places of the requests of each priority, the best first."""
+        given = self.ranks
+        return {int(priority): np.flatnonzero(given == priority) for priority in np.unique(given)}
+
+    @property
+    def ranks(self) -> I64:
+        """The priority of each request."""
+        return np.zeros(len(self), np.int64) if self.priorities is None else self.priorities
+
     def only(self, chosen: I64) -> Workload:
         """The requests at these places, for one of several machines; a closed loop is shared out with them."""
         in_flight = self.in_flight and max(1, round(self.in_flight * len(chosen) / max(len(self), 1)))
@@ -63,6 +76,7 @@ class Workload:
             prompt_tokens=self.prompt_tokens[chosen],
             new_tokens=self.new_tokens[chosen],
             in_flight=in_flight,
+            priorities=None if self.priorities is None else self.priorities[chosen],
         )
 
     def within(self, max_context: int, clip: bool) -> Workload:
@@ -133,7 +147,10 @@ def lengths_named(text: str, option: str) -> Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to make a workload of. Give either `rate`, in requests per second, or `in_flight`."""
+    """What to make a workload of. Give either `rate`, in requests per second, or `in_flight`.
+
+    `behind`: the share of the requests that have priority 1, the others having 0.
+    """
 
     requests: int
     mix: Mix
@@ -143,6 +160,7 @@ class Load:
     in_flight: int | None = None
     arrivals: str = POISSON
     seed: int = 7
+    behind: float = 0.0
 
     def __post_init__(self) -> None:
         if self.requests < 1:
@@ -154,6 +172,8 @@ class Load:
             raise UsageError("--rate", f"is {self.rate:g} requests/s", "give a number above 0")
         if self.in_flight is not None and self.in_flight < 1:
             raise UsageError("--in-flight", f"is {self.in_flight}", "give 1 or more")
+        if not 0 <= self.behind < 1:
+            raise UsageError("--behind", f"is {self.behind:g}", "give a share, from 0 to below 1")
         if self.arrivals not in ARRIVALS:
             raise UsageError("--arrivals", f"{self.arrivals!r} is not known", f"use one of {', '.join(ARRIVALS)}")
         if self.in_flight is not None and self.arrivals != POISSON:
@@ -176,14 +196,20 @@ def make_workload(load: Load, names: Sequence[str]) -> Workload:
         new_tokens=load.new.draw(np.random.default_rng([load.seed, 3]), count),
         in_flight=load.in_flight or 0,
         facts=facts,
+        priorities=behind(load.behind, count, load.seed) if load.behind else None,
     )
+
+
+def behind(share: float, count: int, seed: int) -> I64:
+    """Priorities of so many requests: 1 for about this share of them, 0 for the others."""
+    return (np.random.default_rng([seed, 5]).random(count) < share).astype(np.int64)
 
 
 def _facts(load: Load) -> Mapping[str, Any]:
     closed = {"in_flight": load.in_flight} if load.in_flight else {}
     opened = {"rate_per_s": load.rate, "arrivals": load.arrivals} if load.rate else {}
     more = {"mix": load.mix.text, "prompt_tokens": load.prompt.text, "new_tokens": load.new.text, "seed": load.seed}
-    return {"requests": load.requests, **closed, **opened, **more}
+    return {"requests": load.requests, **closed, **opened, **more, **({"behind": load.behind} if load.behind else {})}
 
 
 def _gamma(rng: np.random.Generator, count: int) -> F64:

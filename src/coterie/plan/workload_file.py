@@ -1,6 +1,6 @@
 """Reads workloads from files of requests: CSV with a header, or JSON lines, a request a line.
 
-    TIMESTAMP,ContextTokens,GeneratedTokens[,Expert]       the columns of the public Azure LLM inference traces
+    TIMESTAMP,ContextTokens,GeneratedTokens[,Expert][,Priority]    the columns of the public Azure LLM inference traces
 
 Other public traces' names for the same columns are known too. Without experts in the file the mix says who is asked.
 BurstGPT's requests that failed there, whose lengths are no lengths, are left out and counted.
@@ -31,7 +31,7 @@ _NAMES = {
     "prompt": ("contexttokens", "request tokens", "num_prefill_tokens", "prompt_tokens"),
     "new": ("generatedtokens", "response tokens", "num_decode_tokens", "new_tokens"),
 }
-_EXPERT = "expert"
+_EXPERT, _PRIORITY = "expert", "priority"
 _WHAT = "requests"
 _FAILED = ("response tokens", "0")  # BurstGPT's README: "some failure that Response tokens are 0s"
 _FRACTION = re.compile(r"(\.\d{6})\d+")  # Azure gives 100 ns, datetime takes microseconds
@@ -43,7 +43,7 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     Raises UsageError naming the line: a missing column, a value that is none, times that run backwards, or a file that
     was cut off in the middle; NotFoundError for a file or an expert that does not exist.
     """
-    rows: list[tuple[float, int, int, str | None]] = []
+    rows: list[tuple[float, int, int, str | None, int]] = []
     failed, known = 0, frozenset(names)
     for where, row in _rows(path):
         if limit is not None and len(rows) == limit:
@@ -61,7 +61,7 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
     if not rows:
         but = f" but {failed} that failed" if failed else ""
         raise UsageError(str(path), f"there is no request in it{but}", "give a file with one request a line")
-    at, prompt, new, experts = zip(*rows, strict=True)
+    at, prompt, new, experts, priorities = zip(*rows, strict=True)
     places = {name: number for number, name in enumerate(names)}
     named = experts[0] is not None
     asked = [places[name] for name in experts] if named else mix.draw(len(names), len(rows), seed)
@@ -74,6 +74,7 @@ def read_workload(path: Path, names: Sequence[str], mix: Mix, seed: int, limit: 
         prompt_tokens=np.asarray(prompt, dtype=np.int64),
         new_tokens=np.asarray(new, dtype=np.int64),
         facts=facts,
+        priorities=np.asarray(priorities, dtype=np.int64) if any(priorities) else None,
     )
 
 
@@ -105,13 +106,24 @@ def _csv_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, Mapping[s
 
 def _request(
     row: Mapping[str, Any], where: str, names: Sequence[str], known: frozenset[str]
-) -> tuple[float, int, int, str | None]:
+) -> tuple[float, int, int, str | None, int]:
     at, prompt, new = (_column(row, what, where) for what in ("at", "prompt", "new"))
     expert = row.get(_EXPERT)
     if expert is not None and not (isinstance(expert, str) and expert in known):
         fact = f"there is no expert {shown(expert)} among {len(names)}"
         raise NotFoundError(where, fact, name_hint(str(expert), names))
-    return _seconds(at, where), _count(prompt, where), _count(new, where), expert
+    return _seconds(at, where), _count(prompt, where), _count(new, where), expert, _priority(row, where)
+
+
+def _priority(row: Mapping[str, Any], where: str) -> int:
+    said = row.get(_PRIORITY)
+    try:
+        found = int(said or 0)
+    except (TypeError, ValueError, OverflowError):
+        found = MAX_TOKENS + 1
+    if isinstance(said, bool | float) or abs(found) > MAX_TOKENS:
+        raise UsageError(where, f"{said!r} is no priority", "write a whole number: the lower, the sooner")
+    return found
 
 
 def _column(row: Mapping[str, Any], what: str, where: str) -> Any:

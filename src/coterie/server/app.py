@@ -21,12 +21,12 @@ from starlette.routing import Route
 from coterie.api import Answer, Coterie, Query
 from coterie.api.texts import Text
 from coterie.core.errors import CoterieError, CrowdedError
-from coterie.server import events, metrics, models, page
+from coterie.server import events, fields, metrics, models, page
 from coterie.server.body import parsed
 from coterie.server.choices import answered, respond
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.embeddings import AT_ONCE, parse_embeddings, whole
-from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
+from coterie.server.guard import URGENT, Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.rerank import parse_rerank, ranked
@@ -52,12 +52,16 @@ MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds w
 
 
 def make_app(
-    coterie: Coterie, keys: Sequence[str] = (), origins: Sequence[str] = (), rest_s: float | None = None
+    coterie: Coterie,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    rest_s: float | None = None,
+    urgent: Sequence[str] = (),
 ) -> Starlette:
     """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one.
 
-    `origins`: whose pages browsers let ask, beside its own. `rest_s`: see Worker. Raises UsageError for a key or an
-    origin that is none.
+    `urgent`: further keys; if there are any, only who shows one of them may go before others. `origins`: whose pages
+    browsers let ask, beside its own. `rest_s`: see Worker. Raises UsageError for a key or an origin that is none.
     """
     worker = Worker(coterie, rest_s)
     hub = events.Hub(worker)
@@ -92,7 +96,7 @@ def make_app(
         },
         middleware=[
             *pages_of(origins),
-            *([Middleware(Guard, digests=digests_of(keys), form=_own_form)] if keys else []),
+            *([Middleware(Guard, digests_of(keys), _own_form, digests_of(urgent))] if keys else []),
         ],
         lifespan=lifespan,
     )
@@ -107,8 +111,8 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
     async def read(request: Request, parse: Callable[[object], T]) -> T:
         body = await _body(request)
         if len(body) <= LONG_BYTES:
-            return parse(parsed(body))
-        return await worker.beside(lambda _: parse(parsed(body)))
+            return _read(request, body, parse)
+        return await worker.beside(lambda _: _read(request, body, parse))
 
     async def chat(request: Request) -> Response:
         body = await read(request, parse_chat)
@@ -168,6 +172,14 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         Route("/tokenize", tokenized, methods=["POST"]),
         Route("/detokenize", detokenized, methods=["POST"]),
     ]
+
+
+def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
+    """What a body says, and beside it, of the request, with which priority it is asked."""
+    given = parsed(body)
+    found = parse(given)
+    request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
+    return found
 
 
 def _json(text: bytes) -> Response:

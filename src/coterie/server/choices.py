@@ -81,8 +81,8 @@ def _asked(
     request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False
 ) -> tuple[Stream, Callable[[], None]]:
     """The stream of what comes of queries, and what is to be called when nothing more is wanted of it."""
-    client = client_of(request.scope)
-    stream = worker.ask([replace(query, client=client) for query in queries], partly)
+    client, priority = client_of(request.scope), request.state.priority
+    stream = worker.ask([replace(query, client=client, priority=priority) for query in queries], partly)
     watching = asyncio.ensure_future(_watch(request, stream))
 
     def end() -> None:

@@ -17,12 +17,13 @@ from coterie.api.types import draw_seed
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.core.sampling import SETTINGS, PartialSampling
 
-# Accepted and without effect here: they describe the caller, not the answer.
+# Accepted and without effect on the answer: they describe the caller. `priority` and `service_tier` say when it comes.
 IGNORED = frozenset(
     {
         "user",
         "metadata",
         "store",
+        "priority",
         "service_tier",
         "safety_identifier",
         "prompt_cache_key",
@@ -48,6 +49,7 @@ SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with 
 NO_LIMIT = -1  # of top_k, as vLLM's clients say it
 MAX_STOP = 16
 _AS_IT_IS: Mapping[str, str] = MappingProxyType({})
+TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # OpenAI's, as priorities; 0: all others
 MAX_CHOICES = 128  # of one prompt, as OpenAI has it
 
 
@@ -117,6 +119,15 @@ def sampling(body: Mapping[str, object]) -> PartialSampling:
         top_k=0 if top_k == NO_LIMIT else top_k,
         seed=draw_seed() if seed is None else seed % SEEDS,
     )
+
+
+def priority(body: Mapping[str, object], may_go_first: bool) -> int:
+    """When it is answered: the lower, the sooner; below 0 before those who do not say. Raises RequestError."""
+    said, tier = integer(body, "priority"), get(body, "service_tier", str, "a text")
+    if said is not None and said < 0 and not may_go_first:
+        fact = f"is {said}, and only who shows a key of --urgent-key may go before others"
+        raise RequestError("priority", fact, "give 0 or more")
+    return max(TIERS.get(tier, 0), 0 if not may_go_first else -1) if said is None else said
 
 
 def stops(body: Mapping[str, object], name: str = "stop") -> tuple[str, ...]:

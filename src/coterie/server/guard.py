@@ -27,6 +27,7 @@ OPEN_PATHS = frozenset({"/health", "/"})  # what watches a server has no key; th
 ANY = "*"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:.]+\](:[0-9]+)?|null|\*")
 SHOWN = "coterie.key"  # in a request's scope: which key it showed
+URGENT = "coterie.urgent"  # likewise, where only some keys may: whether it may go before others
 RETRY_LATER = (429, 503)
 Form: TypeAlias = Callable[[str, int, dict[str, Any]], dict[str, Any]]
 """A path, a status and OpenAI's error object to the body that this path's clients know."""
@@ -34,14 +35,17 @@ MIN_RETRY_S, MAX_RETRY_S = 1, 60
 
 
 class Guard:
-    """Middleware: only who shows a token of one of these digests gets through; `form`: how others are told."""
+    """Middleware: only who shows a token of one of these digests gets through; `form`: how others are told. `urgent`:
+    of those the ones that may go before others; where there is none, all may.
+    """
 
-    def __init__(self, app: ASGIApp, digests: Sequence[bytes], form: Form) -> None:
-        self._app, self._digests, self._form = app, digests, form
+    def __init__(self, app: ASGIApp, digests: Sequence[bytes], form: Form, urgent: Sequence[bytes] = ()) -> None:
+        self._app, self._digests, self._form, self._urgent = app, (*digests, *urgent), form, urgent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and self._knows(_token(scope)):
+        if scope["type"] == "http" and _is_among(_token(scope), self._digests):
+            scope[URGENT] = not self._urgent or _is_among(_token(scope), self._urgent)
             scope[SHOWN] = _digest(_token(scope)).hex()[:16]
         elif scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             await self._refuse(scope, receive, send)
@@ -54,11 +58,6 @@ class Guard:
         body = self._form(scope["path"], 401, {"error": detail})
         refusal = JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
-
-    def _knows(self, token: bytes) -> bool:
-        shown = _digest(token)
-        # All of them, whichever it is.
-        return sum([hmac.compare_digest(shown, digest) for digest in self._digests]) > 0
 
 
 def client_of(scope: Scope) -> str:
@@ -130,6 +129,12 @@ def _token(scope: Scope) -> bytes:
     if scheme:
         return bytes(token.strip()) if scheme.lower() == b"bearer" else b""
     return bytes(found.get(b"x-api-key", b"").strip())
+
+
+def _is_among(token: bytes, digests: Sequence[bytes]) -> bool:
+    shown = _digest(token)
+    # All of them, whichever it is.
+    return sum([hmac.compare_digest(shown, digest) for digest in digests]) > 0
 
 
 def _digest(token: bytes) -> bytes:

@@ -25,10 +25,10 @@ from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.request import Request
 from coterie.engine.runner import Runner
-from coterie.engine.scheduler import ABSENT, READY, Fetch
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price, best_count
+from coterie.engine.view import ABSENT, READY, Fetch
 
 MAX_DRAFTED = 7  # guesses of a sequence in a step: what is drafted further ahead is seldom right
 CHUNK_TOKENS = 128  # of a prompt, in one step of a draft: so long does the next token of the others wait at most

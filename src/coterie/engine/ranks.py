@@ -1,0 +1,90 @@
+"""Ranks: what requests of a better priority take from those behind them, and what keeps these from waiting for ever.
+
+    KV blocks short   the youngest running ones of the worst priority give theirs up, and wait in their place again
+    turn_steps long   somebody stood behind others: the oldest such one is raised to their priority, one at a time
+
+Knows nothing about residency, or how much anybody computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from coterie.engine.batch import Part
+from coterie.engine.batcher import Batcher
+from coterie.engine.log import DecisionLog
+from coterie.engine.queue import Queue
+from coterie.engine.reuse import Reuse
+from coterie.engine.sequence import Sequence
+from coterie.engine.speculate.draft import Drafts
+
+
+class Ranks:
+    """Does nothing as long as all have one priority. `turn_steps`: for how long others go before somebody is raised.
+
+    What changes something returns the experts whose requests are not as they were.
+    """
+
+    def __init__(
+        self, queue: Queue, reuse: Reuse, batcher: Batcher, drafts: Drafts, log: DecisionLog, turn_steps: int
+    ) -> None:
+        self._queue, self._turn_steps = queue, turn_steps
+        self._reuse, self._batcher, self._drafts, self._log = reuse, batcher, drafts, log
+        self._passed = 0
+        self._raised: Sequence | None = None
+
+    def repeats(self, steps: int) -> int:
+        """So many steps, or as many as there are until somebody may be raised."""
+        return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.several else steps
+
+    def make_room(self, free_blocks: int) -> list[str]:
+        """Let running ones wait again, so that the first in line has enough KV blocks; nobody, where that would not do.
+
+        As long as nobody needs their blocks, what is computed is found in them again.
+        """
+        paused = self._yielding(free_blocks) if self._queue.several else []
+        for sequence in paused:
+            self._reuse.end(sequence, failed=False)
+            self._drafts.ended(sequence)
+            self._batcher.changed(sequence.request.expert_id)
+            self._queue.withdraw(sequence)
+            sequence.pause()
+            self._log.add("pause", sequence.request.request_id)
+        return [sequence.request.expert_id for sequence in paused]
+
+    def passed(self, ran: Collection[Part], steps: int) -> list[str]:
+        """These were in so many steps: after enough of them one that stands behind is raised to their best priority."""
+        if not self._queue.several:
+            return []
+        best = min([part.sequence.priority for part in ran])
+        if best == max(self._queue.priorities):
+            return []
+        self._passed += steps
+        if self._passed < self._turn_steps or (self._raised is not None and self._queue.holds(self._raised)):
+            return []
+        there = {part.sequence.number for part in ran}
+        behind = [s for s in self._queue.all() if s.priority > best and s.number not in there]
+        self._raised = min(behind, key=lambda one: one.number, default=None)
+        if self._raised is None:
+            return []
+        self._passed = 0
+        self._queue.raise_to(self._raised, best)
+        self._batcher.changed(self._raised.request.expert_id)
+        self._log.add("raise", self._raised.request.request_id)
+        return [self._raised.request.expert_id]
+
+    def _yielding(self, free_blocks: int) -> list[Sequence]:
+        """The youngest of the worst priority first."""
+        first = self._queue.oldest
+        if first is None or first.blocks <= free_blocks:
+            return []
+        behind = [s for its in self._queue.running.values() for s in its.values() if s.priority > first.priority]
+        found: list[Sequence] = []
+        for sequence in sorted(behind, key=lambda one: one.order, reverse=True):
+            if sequence.scored and sequence.computed:  # what was looked at is not looked at again
+                continue
+            found.append(sequence)
+            free_blocks += sequence.blocks
+            if first.blocks <= free_blocks:
+                return found
+        return []
