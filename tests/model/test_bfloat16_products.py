@@ -83,15 +83,24 @@ def test_a_cpu_rounds_what_the_reference_does(row, folder_of, make_backend):
     check_rounds_alike(found, each=row in tiny.BRANCHED)
 
 
-@pytest.mark.parametrize("row", ["llama-head6", "llama-biases", "qwen3", "olmo2-bias", "starcoder2-full"])
-def test_it_is_what_transformers_computes_where_each_linear_rounds(row, folder_of, tmp_path, make_backend):
-    """Float32 keys and values, of a float32 projection, so that nothing else is rounded; that one rounds nothing."""
-    folder = halved(folder_of(row), tmp_path / "halved", ("k_proj",))
+@pytest.mark.parametrize(
+    ("row", "wide"),
+    [
+        *((row, ("k_proj",)) for row in ("llama-head6", "llama-biases", "qwen3", "olmo2-bias", "starcoder2-full")),
+        ("llama-head6", ("k_proj", "up_proj")),
+        ("llama-biases", ("k_proj", "q_proj", "gate_proj", "o_proj")),
+    ],
+)
+def test_it_is_what_transformers_computes_where_each_linear_rounds(row, wide, folder_of, tmp_path, make_backend):
+    """Float32 keys and values, of a float32 projection, so that nothing else is rounded; what is `wide` rounds nothing,
+    beside others of its kernel that do.
+    """
+    folder = halved(folder_of(row), tmp_path / "halved", wide)
     model, prompt = with_activations(open_model(folder), BF16), prompt_of(257)
     theirs = tiny.load(folder)
     plain = logits(theirs, prompt)
     for name, module in theirs.named_modules():
-        if isinstance(module, torch.nn.Linear) and "k_proj" not in name:
+        if isinstance(module, torch.nn.Linear) and not name.endswith(wide):
             module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),))
     wanted = logits(theirs, prompt)
     for backend in ("reference", "cpu"):
