@@ -18,7 +18,7 @@ from coterie.api import routes
 from coterie.api.routes import served_routes
 from coterie.api.texts import Text, open_texts
 from coterie.composition.composition import load_composition
-from coterie.core.errors import RequestError, UsageError
+from coterie.core.errors import ContextError, RequestError, UsageError
 from coterie.models.model import Model
 
 CONTEXTS = {"short": 64, "shorter": 40, "long": 400, "longest": 800}
@@ -78,6 +78,29 @@ def test_the_best_runner_up_with_room_takes_it_or_else_the_fallback(
 def test_what_is_too_long_for_all_is_refused_by_the_first(coterie: Coterie) -> None:
     with pytest.raises(RequestError, match=r"\[short\] the prompt has 802 tokens but the context .* 64"):
         coterie.ask(few("x" * 800))
+
+
+def test_what_is_far_too_long_is_not_cut_into_tokens(
+    folder: Path, coterie: Coterie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = 100_000
+    monkeypatch.setattr("coterie.checkpoint.tokenizer.Tokenizer._encoded", None)
+    with pytest.raises(
+        ContextError, match=r"\[short\] the prompt has 1000\d\d letters, more than 63 tokens, but .* 64; "
+    ):
+        coterie.ready(few("x" * letters))
+    with pytest.raises(ContextError, match=r"\[longest\] .* shorten it to 799 tokens or fewer"):
+        coterie.ready(few("x" * letters, "longest"))
+    monkeypatch.undo()
+    with Coterie.open(composition_of(folder, "longest", {"shorter": 5})) as other:
+        answer = other.ask(few("x" * 700))
+        assert (answer.expert, answer.prompt_tokens) == ("longest", 702)
+        assert "shorter has a context of 40 tokens, and the prompt more; " in answer.route.reason
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_other_choices_have_its_tokens(coterie: Coterie) -> None:
+    with pytest.raises(ContextError, match=r"\[short\] the prompt has 902 tokens but the context .* holds 64"):
+        coterie.ready(few("x" * 900))
 
 
 def test_who_names_an_expert_is_given_no_other(coterie: Coterie) -> None:

@@ -16,8 +16,9 @@ from coterie.api.texts import Text
 from coterie.api.types import Query
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Pending, Routing, fitting
-from coterie.core.errors import RequestError
+from coterie.core.errors import ContextError, RequestError
 from coterie.engine.request import Request
+from coterie.engine.served import too_long
 from coterie.graph.program import KvShape
 from coterie.models.model import Model
 
@@ -69,8 +70,12 @@ def made_ready(query: Query, begun: Pending, routing: Routing, experts: Experts)
 def placed(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Request, Text]:
-    """The request to a route's expert, or to another one, as `fitted` has it. Raises RequestError, UnsupportedError."""
+    """The request to a route's expert, or to another one, as `fitted` has it. Raises RequestError, UnsupportedError,
+    ContextError here already: of many choices of one prompt each would have its tokens.
+    """
     route, text, model, ids = fitted(query, prompt, route, others, experts)
+    if len(ids) > model.most_prompt_tokens:
+        raise too_long(text.expert, f"{len(ids)} tokens", model.max_context, model.most_prompt_tokens)
     return route, replace(_request(query, ids, text, model), client=query.client, priority=query.priority), text
 
 
@@ -80,24 +85,30 @@ def fitted(
     """A route, or where the prompt is too long for its expert one to the next for which it is not: of the runners-up,
     or else of the `others`. Where it is too long for all the route stays, and its expert will refuse it.
 
-    With what its expert reads and the prompt's tokens. Raises RequestError, UnsupportedError.
+    With what its expert reads and the prompt's tokens. Raises RequestError, UnsupportedError, ContextError where there
+    are so many letters that they were not cut into tokens.
     """
-    text, model = experts.of(route.expert)
-    read = {route.expert: (text, model, text.encode(query, prompt))}
+    first, read, refusals = route.expert, dict[str, tuple[Text, Model, tuple[int, ...]]](), dict[str, ContextError]()
 
     def unfit(name: str) -> str:
-        if name not in read:
-            other, its_model = experts.of(name)
-            if why := other.unfit(query):
-                return why
-            try:
-                read[name] = (other, its_model, other.encode(query, prompt))
-            except RequestError as error:
-                return error.fact
-        _, its_model, ids = read[name]
-        return _too_long(len(ids), its_model, experts.holds(its_model.kv))
+        text, model = experts.of(name)
+        if name != first and (why := text.unfit(query)):
+            return why
+        try:
+            ids = text.encode(query, prompt, limit=model.most_prompt_tokens)
+        except ContextError as error:
+            refusals[name] = error
+            return f"has a context of {model.max_context} tokens, and the prompt more"
+        except RequestError as error:
+            if name == first:
+                raise
+            return error.fact
+        read[name] = text, model, ids
+        return _too_long(len(ids), model, experts.holds(model.kv))
 
-    route = fitting(route, unfit, others)
+    route = fitting(route, unfit, others)  # which asks each once
+    if route.expert in refusals:
+        raise refusals[route.expert]
     return route, *read[route.expert]
 
 

@@ -32,10 +32,10 @@ from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
 from coterie.core.errors import RequestError, UnsupportedError, shown
 from coterie.engine.request import ChoiceParams
+from coterie.engine.served import too_long
 from coterie.models.model import Model
 
-# The last two: modules of sentence-transformers (1_Pooling, 2_Dense).
-_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/config.json", "[0-9]_*/*.safetensors")
+_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # the last: 1_Pooling, 2_Dense
 USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
 GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
 SCORES = "scores documents (reranking) alone, and answers nothing"
@@ -65,10 +65,10 @@ class Text:
         """Whether its vocabulary is there; one that was let go for others takes a while to be read again."""
         return self.tokenizer is None or self.tokenizer.is_read
 
-    def encode(self, query: Query, prompt: Prompt, most: int = 0) -> tuple[int, ...]:
+    def encode(self, query: Query, prompt: Prompt, most: int = 0, limit: int = 0) -> tuple[int, ...]:
         """The prompt's tokens; of a text whose vector is wanted at most `most`, if that is not 0.
 
-        Raises RequestError when there are none, or when messages need a template.
+        Raises RequestError when there are none, or messages need a template; ContextError for surely more than `limit`.
         """
         if why := self._not_made_for(query):
             other = "" if query.ranks else "ask it to rerank, or " if self.scoring else "ask it for embeddings, or "
@@ -77,15 +77,17 @@ class Text:
             return self._checked(query.prompt_ids)
         if query.ranks:
             return self._pair(query)[0]
-        text = self._render(query, prompt)
-        if self.tokenizer is None:
+        text, tokenizer = self._render(query, prompt), self.tokenizer
+        text = text.lower() if query.embeds and self.embedding.lowered else text
+        within = [count for count in (self.embedding.max_tokens, most) if count and query.embeds]
+        if tokenizer is None:
             ids = tuple(byte % self.vocab_size for byte in text.encode())
-        elif query.embeds:
-            text = text.lower() if self.embedding.lowered else text
-            limits = [limit for limit in (self.embedding.max_tokens, most) if limit]
-            ids = tuple(self.tokenizer.encode_within(text, min(limits, default=0)))
+        elif within:
+            ids = tuple(tokenizer.encode_within(text, min(within)))
+        elif limit and tokenizer.has_more(text, limit):
+            raise too_long(self.expert, f"{len(text)} letters, more than {limit} tokens,", limit + self.draws, limit)
         else:
-            ids = tuple(self.tokenizer.encode(text, add_special_tokens=query.raw or self.template is None))
+            ids = tuple(tokenizer.encode(text, query.embeds or query.raw or self.template is None))
         if not ids:
             raise RequestError("prompt", "has no tokens", "write a question")
         return ids
@@ -313,9 +315,7 @@ def _open(name: str, model: Model) -> Text:
 
 
 def files_of(model: Model) -> dict[Path, FileIdentity]:
-    """What lies beside a model's weights and its base's as they are now: configs, tokenizer, templates, modules, and
-    files of a head that scores, which may have none of those weights.
-    """
+    """What lies beside a model's weights and its base's as they are now, and files of a head that scores."""
     found: dict[Path, FileIdentity] = {}
     paths = {Path(info.shard.path) for info in model.head.tensors} if model.head else set()
     for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):

@@ -63,6 +63,10 @@ class PairChat:
 
         Raises RequestError where there are more without any document.
         """
+        if tokenizer.has_more(query, max_tokens):
+            fact = f"has more than the {max_tokens} tokens that the expert reads"
+            raise RequestError("query", fact, "ask something shorter")
+        document = tokenizer.cut(document, max_tokens)  # no more of it is read, and what follows it is there anyway
         ids = tokenizer.encode(self.text(query, document, prompt), False)
         count = len(tokenizer.encode(document, False)) if len(ids) > max_tokens else 0
         while len(ids) > max_tokens:

@@ -15,7 +15,9 @@ from typing import Any
 
 import tokenizers
 
+from coterie.checkpoint import long_text
 from coterie.checkpoint.files import read_bytes, read_object_if_present
+from coterie.checkpoint.long_text import BYTE_OF
 from coterie.checkpoint.vocabulary import Vocabulary, digest, made_here, read_tokenizer
 from coterie.checkpoint.wordpiece import VOCABULARY, wordpiece
 from coterie.core.errors import CheckpointError, RequestError
@@ -25,25 +27,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 _OTHERS = ("*tokenizer*.model", "sentencepiece*.model", "vocab.txt")  # what older files have in its place
 LONG = 2048  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
+KEPT = 1 << 20  # tokens of the last text, at most
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 _LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
 _BROKEN_TOKENS, _MOST_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all
 
 
 BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
-
-
-def _symbols() -> dict[str, int]:
-    """The characters by which byte-level vocabularies spell bytes: printable ones themselves, others from 256 on.
-
-    Source: GPT-2's bytes_to_unicode (github.com/openai/gpt-2, src/encoder.py).
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _symbols()
 
 
 class Tokenizer:
@@ -130,16 +120,25 @@ class Tokenizer:
         """
         last = self._last
         if last is None or last[:2] != (text, add_special_tokens):  # many choices of one prompt come in a row
-            ids = self._encoded(text, add_special_tokens).ids
-            self._last = last = (text, add_special_tokens, list(ids))
+            last = (text, add_special_tokens, list(self._encoded(text, add_special_tokens).ids))
+            self._last = last if len(last[2]) <= KEPT else None
         return list(last[2])
 
-    def encode_within(self, text: str, max_tokens: int = 0) -> list[int]:
+    def has_more(self, text: str, count: int) -> bool:
+        """Whether a text has more than `count` tokens; False where that is not known without cutting all of it."""
+        return long_text.has_more(self.library, text, count)
+
+    def cut(self, text: str, count: int) -> str:
+        """The text, or of a long one a beginning that has more than `count` of its tokens, special ones aside."""
+        return long_text.cut(self.library, text, count) if len(text) > LONG else text
+
+    def encode_within(self, text: str, max_tokens: int) -> list[int]:
         """Token ids of a text with the special tokens that belong around it; where these are more than `max_tokens`,
-        which is 0 for no limit, the text is cut and they stay.
+        the text is cut and they stay.
         """
+        text = self.cut(text, max_tokens)
         ids = self.encode(text)
-        if not 0 < max_tokens < len(ids):
+        if len(ids) <= max_tokens:
             return ids
         library, bare = self.library, self._encoded(text, False)
         bare.truncate(max(max_tokens - library.num_special_tokens_to_add(False), 0))
@@ -151,7 +150,11 @@ class Tokenizer:
 
         Raises RequestError where the first one leaves none.
         """
-        library, bare, behind = self.library, self._encoded(first, False), self._encoded(second, False)
+        if self.has_more(first, max_tokens):
+            fact = f"has more than the {max_tokens} tokens that the expert reads with a document"
+            raise RequestError("query", fact, "ask something shorter")
+        library, second = self.library, self.cut(second, max_tokens)
+        bare, behind = self._encoded(first, False), self._encoded(second, False)
         room = max_tokens - library.num_special_tokens_to_add(True) - len(bare.ids)
         if room < min(len(behind.ids), 1):
             fact = f"has {len(bare.ids)} tokens, and with a document the expert reads {max_tokens}"
@@ -207,7 +210,7 @@ class Tokenizer:
         if token is None:
             return b""
         if "ByteLevel" in self._decodes:
-            spelled = [_BYTE_OF.get(symbol) for symbol in token]
+            spelled = [BYTE_OF.get(symbol) for symbol in token]
             if None not in spelled:
                 return bytes([byte for byte in spelled if byte is not None])
         if "ByteFallback" in self._decodes and (byte := BYTE_SPELLED.fullmatch(token)):

@@ -81,12 +81,17 @@ class ServedExpert:
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Raise RequestError, with numbers, for a prompt that this expert cannot take."""
         if len(prompt_ids) > self.most_prompt_tokens:
-            fact = f"the prompt has {len(prompt_ids)} tokens but the context of this expert holds {self.max_context}"
-            raise ContextError(self.expert_id, fact, f"shorten it to {self.most_prompt_tokens} tokens or fewer")
+            raise too_long(self.expert_id, f"{len(prompt_ids)} tokens", self.max_context, self.most_prompt_tokens)
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             wrong = next(t for t in prompt_ids if not 0 <= t < self.vocab_size)
             fact = f"the prompt holds token {wrong} but the vocabulary has {self.vocab_size}"
             raise RequestError(self.expert_id, fact, "leave it out, or use this expert's tokenizer")
+
+
+def too_long(expert_id: str, has: str, max_context: int, most: int) -> ContextError:
+    """That a prompt `has` more than an expert of such a context takes, which is `most` tokens."""
+    fact = f"the prompt has {has} but the context of this expert holds {max_context}"
+    return ContextError(expert_id, fact, f"shorten it to {most} tokens or fewer")
 
 
 def served_as(expert_id: str, experts: Mapping[str, ServedExpert]) -> ServedExpert:
