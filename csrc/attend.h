@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "kv8_rows.h"
 #include "math.h"
 #include "tile.h"
 
@@ -30,7 +31,7 @@ struct Span {
   int64_t dtype, C, width, value_channels, value_width;
   bool follow;  // kAtOnce positions, from a multiple of it on, follow one another in memory
 
-  int64_t row_bytes() const { return C * size_of(dtype); }
+  int64_t row_bytes() const { return page_row_bytes(dtype, C); }
 };
 
 struct Range {
@@ -46,7 +47,6 @@ struct Query {
 };
 
 constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials keep their alignment
-
 
 constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
 
@@ -112,7 +112,6 @@ struct AskingNothing {
 // N vectors of channels from `c` on: the sums of M queries += weights @ values over positions [first, last).
 template <DType D, int M, int N, class Rows, class Ask>
 inline void add_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t c, const Query* queries, Ask& ask) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2;
   if (first >= last) return;
   float* sums[M];
   V acc[M][N];
@@ -123,13 +122,14 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
     for (int n = 0; n < N; ++n) acc[m][n] = load(sums[m] + n * W);
   }
   for (int64_t j = first; j < last; ++j) {
-    ask.template next<N * W * size>();
+    ask.template next<stored_bytes<D>(N * W)>();
     V weight[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) weight[m] = kept(splat(weights[m * kSpan + j]));
+    StoredVectors<D, N> vectors(values[j], c);
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
-      const V v = kept(load_weights<D>(values[j] + (c + n * W) * size));  // one at a time: sums and weights fill the registers
+      const V v = kept(vectors[n]);  // one at a time: sums and weights fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(weight[m], v, acc[m][n]);
     }
@@ -143,7 +143,7 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
 // All channels, a few positions at a time, so that values come from memory once and in order.
 template <DType D, int M, class Rows, class Ask>
 inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Ask ask) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2, kStep = 32;
+  constexpr int64_t kStep = 32;
   constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
@@ -154,7 +154,7 @@ inline void add_all_values(const float* weights, Rows values, int64_t first, int
     for (int m = 0; m < M; ++m) {
       V acc = load(queries[m].partial + c);
       for (int64_t j = begin; j < end; ++j)
-        acc = fma(splat(weights[m * kSpan + j]), load_weights_part<D>(values[j] + c * size, C - c), acc);
+        acc = fma(splat(weights[m * kSpan + j]), load_stored_part<D>(values[j], c, C - c), acc);
       store(queries[m].partial + c, acc);
     }
   }

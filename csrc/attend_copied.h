@@ -107,11 +107,10 @@ inline void transpose(V* rows) {
 
 // Widen the positions [first, last) of the span's first head.
 inline void copy_span(const Span& span, int64_t first, int64_t last, Copy& copy) {
-  with_dtype(span.dtype, [&]<DType D>() {
-    constexpr int64_t size = D == DType::f32 ? 4 : 2;
+  with_stored(span.dtype, [&]<DType D>() {
     const int64_t width = span.width, value_width = span.value_width;
     const auto part = [](bytes* row, int64_t c, int64_t C) {
-      return c + W <= C ? load_weights<D>(row + c * size) : load_weights_part<D>(row + c * size, C - c);
+      return c + W <= C ? load_stored<D>(row, c) : load_stored_part<D>(row, c, C - c);
     };
     for (int64_t j = first / W * W; j < last; j += W)
       for (int64_t c = 0; c < width; c += W) {

@@ -45,9 +45,9 @@ inline float* shared_partial(const Attended& op, const Scratch& scratch, int64_t
 
 // Point at positions [first, last) of a span, page by page.
 inline void find_span(const Attended& op, int64_t sequence, int64_t kv_head, int64_t base, int64_t first, int64_t last, Span& span) {
-  const int64_t row_bytes = op.C * size_of(op.kv_dtype);
+  const int64_t row_bytes = page_row_bytes(op.kv_dtype, op.C);
   for (int64_t j = first; j < last;) {
-    bytes* key = page_address(op, sequence, base + j, kKey, kv_head);
+    bytes* key = row_address(op, sequence, base + j, kKey, kv_head);
     for (const int64_t end = smaller(last, j + op.Z - (base + j) % op.Z); j < end; ++j, key += row_bytes) span.keys[j] = key;
   }
   for (int64_t j = first / W * W; j < first; ++j) span.keys[j] = span.keys[first];
@@ -143,7 +143,7 @@ class SpanOfRun {
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
     Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), static_cast<float>(op_.cap), room_.scores);
-    with_dtype(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
+    with_stored(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
     join_states(tile_.heads * per_head);
   }
 

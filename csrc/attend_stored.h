@@ -41,7 +41,6 @@ inline V fold_quads(V a, V b, V c, V d) {
 // Lanes of the scores of M queries with keys of G quads from `g` on: key n of quad i is g + i + 4 n. kPart: C is no multiple of W.
 template <DType D, int M, int G, bool kPart, class Rows, class Ask>
 inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int g, V (*quads)[4], Ask& ask) {
-  constexpr int64_t size = D == DType::f32 ? 4 : 2;
   constexpr int kKeys = G * kFold;
   V acc[M][kKeys];
   bytes* key[kKeys];
@@ -51,23 +50,37 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) acc[m][n] = V{};
   }
-  int64_t c = 0;
-  for (; c + W <= C; c += W) {
-    ask.template next<kKeys * W * size>();
+  const auto add = [&](int64_t c, auto load_key) {
     V x[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) x[m] = kept(load(q + m * width + c));
 #pragma GCC unroll 8
     for (int n = 0; n < kKeys; ++n) {
-      const V k = kept(load_weights<D>(key[n] + c * size));  // one at a time: sums and queries fill the registers
+      const V k = kept(load_key(n));  // one at a time: sums and queries fill the registers
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(x[m], k, acc[m][n]);
     }
+  };
+  int64_t c = 0;
+  if constexpr (D == kKv8) {
+    for (int64_t block = 0; c + kBlockChannels <= C; c += kBlockChannels, block += kBlockBytes) {
+      ask.template next<kKeys * kBlockBytes>();
+      V scales[kKeys];
+#pragma GCC unroll 8
+      for (int n = 0; n < kKeys; ++n) scales[n] = load_scale(key[n] + block);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kBlockChannels; i += W)
+        add(c + i, [&](int n) { return load_int8(key[n] + block + 2 + i) * scales[n]; });
+    }
+  }
+  for (; c + W <= C; c += W) {
+    ask.template next<stored_bytes<D>(kKeys * W)>();
+    add(c, [&](int n) { return load_stored<D>(key[n], c); });
   }
   if constexpr (kPart) {
 #pragma GCC unroll 8
     for (int n = 0; n < kKeys; ++n) {
-      const V k = load_weights_part<D>(key[n] + c * size, C - c);
+      const V k = load_stored_part<D>(key[n], c, C - c);
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) acc[m][n] = fma(load(q + m * width + c), k, acc[m][n]);
     }

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "kv8.h"
 #include "reads.h"
 #include "sources.h"
 #include "team.h"
@@ -162,6 +163,7 @@ NB_MODULE(_cpu, m) {
   dtypes["Q6"] = dtypes["Q6, int8"] = static_cast<int64_t>(DType::q6);
   dtypes["MX4"] = static_cast<int64_t>(DType::mx4);
   dtypes["MX4, int8"] = static_cast<int64_t>(DType::mx4_int8);
+  dtypes["KV8"] = static_cast<int64_t>(kKv8);
   m.attr("DTYPES") = dtypes;
   nb::class_<Team>(m, "Team")
       .def("__init__",

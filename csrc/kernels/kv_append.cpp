@@ -1,4 +1,5 @@
 // kv_append: store k and v at (page of position, layer), rounded to the pages' type.
+#include "../kv8_rows.h"
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -12,10 +13,10 @@ void run(const KvAppend& op, int64_t unit, Scratch& scratch) {
   for (int64_t t = first; t < last; ++t)
     for (int64_t head = 0; head < op.K; ++head) {
       const int64_t row = (t * op.K + head) * op.C;
-      store_page(page_address(op, op.sequence[t], op.positions[t], kKey, head), op.k + row, op.C, op.kv_dtype);
-      store_page(page_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row, op.C, op.kv_dtype);
+      store_row(row_address(op, op.sequence[t], op.positions[t], kKey, head), op.k + row, op.C, op.kv_dtype);
+      store_row(row_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row, op.C, op.kv_dtype);
     }
-  scratch.stored((last - first) * 2 * op.K * op.C * size_of(op.kv_dtype));
+  scratch.stored((last - first) * 2 * op.K * page_row_bytes(op.kv_dtype, op.C));
 }
 
 COTERIE_KERNEL(kv_append, KvAppend)

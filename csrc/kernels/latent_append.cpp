@@ -1,5 +1,6 @@
 // latent_append: a token's latent numbers, normed, and the key that all heads share, rotated, go to their page as one row.
 #include "../math.h"
+#include "../kv8_rows.h"
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -18,9 +19,9 @@ void run(const LatentAppend& op, int64_t unit, Scratch& scratch) {
     rope_angles(op.positions[t], op.inv_freq, half, op.scale, cosines, sines);
     norm_row(x, op.norm, op.norm_dtype, op.latent, op.eps, 0.0, row);
     rope_row(x + op.latent, cosines, sines, half, op.interleaved, row + op.latent);
-    store_page(page_address(op, op.sequence[t], op.positions[t], kKey, 0), row, op.C, op.kv_dtype);
+    store_row(row_address(op, op.sequence[t], op.positions[t], kKey, 0), row, op.C, op.kv_dtype);
   }
-  scratch.stored((last - first) * op.C * size_of(op.kv_dtype));
+  scratch.stored((last - first) * page_row_bytes(op.kv_dtype, op.C));
 }
 
 COTERIE_KERNEL(latent_append, LatentAppend)

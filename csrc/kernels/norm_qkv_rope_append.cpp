@@ -1,6 +1,7 @@
 // norm_qkv_rope_append: q, k, v = linear(norm(x)), or of x without a norm, heads of q and k normalised (optional) and their first `rotated` channels (all,
 // some or none) rotated; q is stored, k and v go to their pages. The normalised tokens and the heads stay in the tile.
 #include "../math.h"
+#include "../kv8_rows.h"
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -77,11 +78,11 @@ void run(const NormQkvRopeAppend& op, int64_t unit, Scratch& scratch) {
       if (is_q) {
         std::memcpy(op.q + (token * op.H + p.head) * op.C, row, static_cast<size_t>(op.C) * sizeof(float));
       } else {
-        uint8_t* page = page_address(op, op.sequence[token], op.positions[token], is_v ? kValue : kKey, p.head);
-        store_page(page, row, op.C, op.kv_dtype);
+        uint8_t* page = row_address(op, op.sequence[token], op.positions[token], is_v ? kValue : kKey, p.head);
+        store_row(page, row, op.C, op.kv_dtype);
       }
     }
-    scratch.stored(tokens * op.C * (is_q ? 4 : size_of(op.kv_dtype)));
+    scratch.stored(tokens * (is_q ? 4 * op.C : page_row_bytes(op.kv_dtype, op.C)));
   }
 }
 

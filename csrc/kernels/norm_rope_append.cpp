@@ -1,6 +1,7 @@
 // norm_rope_append: q and k are normed, each head by itself or all of a token together, and the first `rotated` channels of each head (all,
 // some or none) rotated; q is stored, k and v go to their pages. The normed heads stay in the tile.
 #include "../math.h"
+#include "../kv8_rows.h"
 #include "../op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -33,11 +34,11 @@ void run(const NormRopeAppend& op, int64_t unit, Scratch& scratch) {
     turn(op.k_in + row, op.k_width, op.k_norm, op.k_norm_dtype, op.k_eps, op.offset, op.k_width, op.K, op.C, cosines, sines, half, op.interleaved,
          keys);
     for (int64_t head = 0; head < op.K; ++head) {
-      store_page(page_address(op, op.sequence[t], op.positions[t], kKey, head), keys + head * op.C, op.C, op.kv_dtype);
-      store_page(page_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row + head * op.C, op.C, op.kv_dtype);
+      store_row(row_address(op, op.sequence[t], op.positions[t], kKey, head), keys + head * op.C, op.C, op.kv_dtype);
+      store_row(row_address(op, op.sequence[t], op.positions[t], kValue, head), op.v + row + head * op.C, op.C, op.kv_dtype);
     }
   }
-  scratch.stored((last - first) * op.C * (op.H * 4 + 2 * op.K * size_of(op.kv_dtype)));
+  scratch.stored((last - first) * (op.C * op.H * 4 + 2 * op.K * page_row_bytes(op.kv_dtype, op.C)));
 }
 
 COTERIE_KERNEL(norm_rope_append, NormRopeAppend)

@@ -15,6 +15,7 @@ from coterie.core.packed import MAX_INT8, MAX_INT16
 from coterie.kernels import cpu as kernels
 
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
+KEPT_DTYPES = (*WEIGHT_DTYPES, DType.KV8)
 
 
 @dataclass
@@ -213,6 +214,32 @@ def rope(x_THC, positions, inv_freq, scale, interleaved=False):
     return np.concatenate([both, rest], axis=-1)
 
 
+def kept_bits(values, dtype):
+    """Rows [.., C] as pages hold them: the bits of each number; of KV8 bytes, a bfloat16 scale before each 32 int8."""
+    if dtype is not DType.KV8:
+        return from_f32(values, dtype)
+    *rows, C = values.shape
+    padded = np.zeros((*rows, -(-C // 32) * 32), np.float32)
+    padded[..., :C] = values
+    padded = padded.reshape(*rows, -1, 32)
+    most = np.abs(padded).max(-1, keepdims=True)
+    bits = from_f32(most / np.float32(127), DType.BF16)
+    scale = to_f32(bits, DType.BF16)
+    usable = np.isfinite(scale) & (scale > 0)
+    q = np.clip(np.rint(np.where(usable, padded / np.where(usable, scale, 1), 0)), -127, 127).astype(np.int8)
+    return np.concatenate([bits.view(np.uint8), q.view(np.uint8)], axis=-1).reshape(*rows, -1)
+
+
+def kept_numbers(bits, dtype, C):
+    """The numbers [.., C] of rows as pages hold them."""
+    if dtype is not DType.KV8:
+        return to_f32(bits, dtype)
+    blocks = np.ascontiguousarray(bits).reshape(*bits.shape[:-1], -1, 34)
+    scale = to_f32(np.ascontiguousarray(blocks[..., :2]).view(np.uint16), DType.BF16)
+    with np.errstate(invalid="ignore"):  # zeros times a scale that is infinite
+        return (blocks[..., 2:].view(np.int8) * scale).reshape(*bits.shape[:-1], -1)[..., :C]
+
+
 @dataclass
 class Pages:
     """A KV slab of one program, with block tables of `num_sequences` in scattered blocks."""
@@ -231,7 +258,7 @@ class Pages:
         width = max(1, -(-context // Z))
         num_blocks = num_sequences * width + 3
         tables = rng.permutation(num_blocks)[: num_sequences * width].reshape(num_sequences, width)
-        block_bytes = num_layers * 2 * K * C * Z * dtype.size_bytes + 10
+        block_bytes = num_layers * 2 * K * Z * dtype.row_bytes(C) + 10
         memory = np.zeros(num_blocks * block_bytes, dtype=np.uint8)
         return cls(num_layers, K, C, Z, dtype, ints(tables), memory, block_bytes)
 
@@ -249,21 +276,22 @@ class Pages:
         }
 
     def view(self, block):
-        """[layer, k or v, kv head, Z, C] bits of a block."""
-        size = self.num_layers * 2 * self.K * self.Z * self.C * self.dtype.size_bytes
+        """[layer, k or v, kv head, Z, C] bits of a block; of KV8 the bytes of a row in the place of C."""
+        size = self.num_layers * 2 * self.K * self.Z * self.dtype.row_bytes(self.C)
         start = int(block) * self.block_bytes
-        shape = (self.num_layers, 2, self.K, self.Z, self.C)
-        return self.memory[start : start + size].view(self.dtype.numpy).reshape(shape)
+        shape = (self.num_layers, 2, self.K, self.Z, -1)
+        kind = np.uint8 if self.dtype is DType.KV8 else self.dtype.numpy
+        return self.memory[start : start + size].view(kind).reshape(shape)
 
     def write(self, layer, sequence, position, k_KC, v_KC):
         page = self.view(self.block_tables[sequence, position // self.Z])
-        page[layer, 0, :, position % self.Z] = from_f32(k_KC, self.dtype)
-        page[layer, 1, :, position % self.Z] = from_f32(v_KC, self.dtype)
+        page[layer, 0, :, position % self.Z] = kept_bits(k_KC, self.dtype)
+        page[layer, 1, :, position % self.Z] = kept_bits(v_KC, self.dtype)
 
     def read(self, layer, sequence, length):
         """k and v [length, K, C] as float32."""
         pages = [self.view(self.block_tables[sequence, p // self.Z])[layer, :, :, p % self.Z] for p in range(length)]
-        kv = to_f32(np.stack(pages), self.dtype)
+        kv = kept_numbers(np.stack(pages), self.dtype, self.C)
         return kv[:, 0], kv[:, 1]
 
 

@@ -21,7 +21,7 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.reference import KvState, Reference
-from coterie.graph.rounding import as_a_cpu_rounds
+from coterie.graph.rounding import as_a_cpu_rounds, with_kept_kv
 from coterie.graph.vectors import vectors_graph
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
@@ -223,16 +223,17 @@ class RandomExpert:
         config = ModelConfig.from_hf(BASE | SHAPES[self.shape], self.shape)
         names = weight_shapes(config)
         # 7 is no multiple of 3: the same projection has different types in different layers
-        types = dict(zip(names, cycle(self.dtypes), strict=False))
+        own = tuple(dtype for dtype in self.dtypes if dtype is not DType.KV8)  # which keys and values are kept in
+        types = dict(zip(names, cycle(own), strict=False))
         branches = [name for name in names if ".experts." in name or ".shared_expert." in name]
-        types |= dict.fromkeys(branches, self.dtypes[0])  # those of a layer are of one type
+        types |= dict.fromkeys(branches, own[0])  # those of a layer are of one type
         vectors = [name for name, shape in names.items() if len(shape) != 2 or name.endswith("_bias")]
         types |= {name: DType.BF16 for name in vectors if types[name].is_packed}
         self.graph = decoder_graph(config, types)
         if rank := RANKS.get(self.shape):
-            names, self.graph = adapted(
-                names, self.graph, rank, next((t for t in self.dtypes if t.is_float), DType.BF16)
-            )
+            names, self.graph = adapted(names, self.graph, rank, next((t for t in own if t.is_float), DType.BF16))
+        if DType.KV8 in self.dtypes:
+            self.graph = with_kept_kv(self.graph, DType.KV8)
         self.program = compile_graph(self.graph, self.rule_set, share_buffers=self.share_buffers)
         self.exe = self.device.load(self.program)
         rng = np.random.default_rng(self.seed)

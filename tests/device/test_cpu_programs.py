@@ -23,9 +23,10 @@ PACKED = (DType.Q8, DType.Q4, DType.Q4Z)
 # Of the largest value: what a few layers make of activations that are near the middle of two numbers and go either way,
 # where these have 16 bits, and 12 (core.packed.rounded).
 SIXTEEN_BITS, TWELVE_BITS = 5e-4, 4e-3
+KEPT = (*ALL_DTYPES, DType.KV8)  # weights of all of these, keys and values in 8 bits
 MIXED = (DType.Q4, DType.F32, DType.Q8, DType.F16, DType.Q4Z)
 # Neighbouring halves are up to 2^-10 of the number apart.
-NEAR = {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5}  # by the type of the pages
+NEAR = {DType.BF16: 3e-3, DType.F16: 2**-10, DType.F32: 1e-5, DType.KV8: 2**-6}  # by the type of the pages
 WARM = Sampling(temperature=0.8, top_k=15, top_p=0.9, seed=3)
 
 
@@ -59,11 +60,12 @@ def largest_error(got, expected):
     return errors[worst], worst
 
 
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, KEPT], ids=str)
 @pytest.mark.parametrize("rule_set", ["none", "cache"])
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_stored_value_is_that_of_the_reference(make, shape, isa, rule_set):
-    expert = make(shape, ALL_DTYPES, rule_set, isa=isa)
+def test_every_stored_value_is_that_of_the_reference(make, shape, isa, rule_set, dtypes):
+    expert = make(shape, dtypes, rule_set, isa=isa)
     for step in steps(expert):
         got, expected = expert.inspect(step), expert.expect(step)
         states = {value.name for value in expert.graph.values.values() if value.kind is Kind.STATE}
@@ -105,7 +107,7 @@ def test_float32_agrees_closely(make, shape):
         np.testing.assert_array_equal(got["next_tokens"], expected["next_tokens"])
 
 
-@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES + PACKED[:2]] + [ALL_DTYPES, MIXED], ids=str)
+@pytest.mark.parametrize("dtypes", [(dtype,) for dtype in ALL_DTYPES + PACKED[:2]] + [ALL_DTYPES, MIXED, KEPT], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_is_unfused_to_the_bit(make, shape, isa, dtypes):
@@ -118,7 +120,7 @@ def test_fused_is_unfused_to_the_bit(make, shape, isa, dtypes):
     np.testing.assert_array_equal(fused.kv_bytes(), unfused.kv_bytes())
 
 
-@pytest.mark.parametrize("dtypes", [ALL_DTYPES, MIXED], ids=str)
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, MIXED, KEPT], ids=str)
 @pytest.mark.parametrize("isa", kernels.ISAS)
 @pytest.mark.parametrize("shape", ["wide", "window"])
 def test_results_do_not_depend_on_threads_or_orchestration(make, shape, isa, dtypes):
@@ -137,7 +139,7 @@ def test_results_do_not_depend_on_threads_or_orchestration(make, shape, isa, dty
 
 
 @pytest.mark.parametrize("isa", kernels.ISAS)
-@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED, MIXED], ids=str)
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED, MIXED, KEPT], ids=str)
 @pytest.mark.parametrize("shape", ["odd", "mqa", "qk-norm", "window", "wide"])
 def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, isa, dtypes):
     expert = make(shape, dtypes, isa=isa)
@@ -156,7 +158,7 @@ def test_a_token_has_the_same_bits_alone_in_a_chunk_and_in_a_batch(make, shape, 
     np.testing.assert_array_equal(batched[:1], whole)
 
 
-@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED], ids=str)
+@pytest.mark.parametrize("dtypes", [ALL_DTYPES, PACKED, KEPT], ids=str)
 @pytest.mark.parametrize("rule_set", ["none", "cache"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_byte_counter_agrees_with_the_cost(make, shape, rule_set, dtypes):

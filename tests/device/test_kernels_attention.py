@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device import native
-from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, random, weight
+from tests.device.native import KEPT_DTYPES, Pages, call, empty, ints, kept_bits, random, weight
 
-from coterie.core.dtypes import DType, from_f32
+from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
 
 EDGES = (1, 31, 32, 33, 255, 256, 257, 513, 1500)  # contexts around the ends of chunks, spans and pages
@@ -25,10 +25,10 @@ def isa(request):
 def filled(rng, lengths, *, K, C, Z, dtype=DType.BF16):
     """Pages of sequences of these lengths; what lies beyond them is NaN, so that reading it shows."""
     pages = Pages.make(rng, len(lengths), max(lengths), K=K, C=C, Z=Z, dtype=dtype, num_layers=1)
-    nan = from_f32(np.full(1, np.nan, np.float32), dtype)[0]
+    nan = kept_bits(np.full(C, np.nan, np.float32), dtype)
     for s, length in enumerate(lengths):
         for i, block in enumerate(pages.block_tables[s]):
-            part = from_f32(random(rng, 2, K, Z, C), dtype)
+            part = kept_bits(random(rng, 2, K, Z, C), dtype)
             part[:, :, max(0, length - i * Z) :] = nan
             pages.view(block)[0] = part
     return pages
@@ -70,10 +70,11 @@ def test_queries_that_grow(isa, rng, H, K, C):
     check(kernels.Team(2, isa), pages, q, positions, sequence, **how)
 
 
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.KV8])
 @pytest.mark.parametrize(("H", "K", "C", "window"), [(6, 2, 20, 0), (16, 2, 64, 0), (3, 1, 32, 130)])
-def test_sinks(isa, rng, H, K, C, window):
+def test_sinks(isa, rng, H, K, C, window, dtype):
     """Alone in spans, a few together and many together: a head's sink counts once, whatever the spans."""
-    pages = filled(rng, (600, 12, 290, 1), K=K, C=C, Z=7)
+    pages = filled(rng, (600, 12, 290, 1), K=K, C=C, Z=7, dtype=dtype)
     positions, sequence = [599, *range(5, 12), *range(250, 290), 0], [0] + [1] * 7 + [2] * 40 + [3]
     q, sinks = random(rng, len(positions), H, C), weight(rng, (H,), DType.BF16, center=1.0, scale=3.0)
     expected = native.attention(q, pages, positions, sequence, 0, C**-0.5, window, sinks=sinks.values)
@@ -93,10 +94,11 @@ def test_a_sink_may_take_all_or_nothing(team, rng):
     np.testing.assert_array_equal(found[0, 1], attend(team, pages, q, [299], [0])[0, 1])
 
 
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.KV8])
 @pytest.mark.parametrize("C", [1, 7, 32, 48, 64, 80, 96, 100, 128, 256])
 @pytest.mark.parametrize(("H", "K"), [(1, 1), (2, 1), (9, 3), (4, 1), (5, 1), (12, 2), (7, 1), (8, 1), (11, 1)])
-def test_heads_and_channels(isa, rng, H, K, C):
-    pages = filled(rng, (300, 40, 270), K=K, C=C, Z=16)
+def test_heads_and_channels(isa, rng, H, K, C, dtype):
+    pages = filled(rng, (300, 40, 270), K=K, C=C, Z=16, dtype=dtype)
     positions, sequence = [299, *range(30, 40), *range(240, 270)], [0] + [1] * 10 + [2] * 30
     q = random(rng, len(positions), H, C)
     check(kernels.Team(2, isa), pages, q, positions, sequence)
@@ -119,7 +121,7 @@ def test_one_token_shares_a_tile_with_many_of_another_sequence(isa, rng):
     check(kernels.Team(2, isa), pages, q, positions, sequence)
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", KEPT_DTYPES)
 @pytest.mark.parametrize("window", [0, 100])
 def test_types_of_pages(isa, rng, dtype, window):
     pages = filled(rng, (700, 50), K=1, C=64, Z=20, dtype=dtype)
@@ -128,11 +130,12 @@ def test_types_of_pages(isa, rng, dtype, window):
     check(kernels.Team(3, isa), pages, q, positions, sequence, window)
 
 
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.KV8])
 @pytest.mark.parametrize("window", [0, 3, 290])
 @pytest.mark.parametrize(("H", "K", "C"), [(3, 1, 64), (8, 2, 20), (1, 1, 128)])
-def test_bits_do_not_depend_on_threads_batch_or_chunks(isa, rng, H, K, C, window):
+def test_bits_do_not_depend_on_threads_batch_or_chunks(isa, rng, H, K, C, window, dtype):
     lengths = (1500, 600, 10, 257)
-    pages = filled(rng, lengths, K=K, C=C, Z=16)
+    pages = filled(rng, lengths, K=K, C=C, Z=16, dtype=dtype)
     positions = [1499, *range(420, 600), 9, *range(250, 257)]
     sequence = [0] + [1] * 180 + [2] + [3] * 7
     q = random(rng, len(positions), H, C)
@@ -154,8 +157,9 @@ def test_no_tokens(isa, rng):
     assert attend(kernels.Team(2, isa), pages, empty(0, 2, 32), [], []).shape == (0, 2, 32)
 
 
-def test_a_value_that_is_no_number_reaches_the_tokens_that_see_it_and_no_other(isa, rng):
-    pages = filled(rng, (400,), K=1, C=64, Z=16)
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.KV8])
+def test_a_value_that_is_no_number_reaches_the_tokens_that_see_it_and_no_other(isa, rng, dtype):
+    pages = filled(rng, (400,), K=1, C=64, Z=16, dtype=dtype)
     pages.write(0, 0, 350, np.full((1, 64), np.nan, np.float32), np.full((1, 64), np.nan, np.float32))
     positions = list(range(300, 400))
     y = attend(kernels.Team(2, isa), pages, random(rng, 100, 3, 64), positions, [0] * 100)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.device import native
-from tests.device.native import WEIGHT_DTYPES, Pages, call, empty, ints, optional, random, weight
+from tests.device.native import KEPT_DTYPES, WEIGHT_DTYPES, Pages, call, empty, ints, optional, random, weight
 
-from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.dtypes import DType, from_f32, kept, to_f32
 from coterie.kernels import cpu as kernels
 
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
@@ -169,8 +169,8 @@ def test_norm_rope_append(team, rng, dtype, together, T, H, K, C, rotated, inter
         np.testing.assert_array_equal(again, q)
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
-@pytest.mark.parametrize(("K", "C", "Z"), [(1, 1, 1), (2, 7, 3), (3, 64, 16)])
+@pytest.mark.parametrize("dtype", KEPT_DTYPES)
+@pytest.mark.parametrize(("K", "C", "Z"), [(1, 1, 1), (2, 7, 3), (3, 64, 16), (1, 100, 5)])
 def test_kv_append(team, rng, dtype, K, C, Z):
     pages = Pages.make(rng, 2, 40, K=K, C=C, Z=Z, dtype=dtype)
     positions, sequence = ints([*range(40), *range(5, 25)]), ints([0] * 40 + [1] * 20)
@@ -179,8 +179,8 @@ def test_kv_append(team, rng, dtype, K, C, Z):
     for s, tokens in ((0, slice(0, 40)), (1, slice(40, 60))):
         stored_k, stored_v = pages.read(1, s, 40 if s == 0 else 25)
         first = 0 if s == 0 else 5
-        np.testing.assert_array_equal(stored_k[first:], to_f32(from_f32(k[tokens], dtype), dtype))
-        np.testing.assert_array_equal(stored_v[first:], to_f32(from_f32(v[tokens], dtype), dtype))
+        np.testing.assert_array_equal(stored_k[first:], kept(k[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
+        np.testing.assert_array_equal(stored_v[first:], kept(v[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
         assert not pages.read(0, s, 25)[0].any()
 
 
@@ -199,6 +199,25 @@ def test_kv_append_rounds_to_nearest_even(team, dtype):
     np.testing.assert_array_equal(pages.read(0, 0, T)[0][:, 0, 0], expected)
 
 
+def test_kv_append_of_numbers_that_8_bits_hardly_hold(team, rng):
+    """Rows of one block and of two: zeros, tiny and huge ones, ties, and what is not finite, which spoils its block."""
+    ones = np.ones((1, 50), np.float32)
+    rows = [0 * ones, -0.0 * ones, 1e-45 * ones, 3e-39 * ones, 3e38 * ones, np.arange(50) * ones / 2, -127 * ones]
+    rows += [random(rng, 1, 50) * 10.0**e for e in (-30, -3, 5)]
+    for wrong in (np.inf, -np.inf, np.nan):
+        rows.append(ones.copy())
+        rows[-1][0, 40] = wrong
+    values = np.concatenate(rows).astype(np.float32)[:, None]
+    pages = Pages.make(rng, 1, len(values), K=1, C=50, Z=3, dtype=DType.KV8)
+    operands = pages.operands(ints(range(len(values))), ints([0] * len(values)), 0)
+    call(team, "kv_append", k=values, v=-values, **operands, T=len(values), K=1, C=50)
+    for found, given in zip(pages.read(0, 0, len(values)), (values, -values), strict=True):
+        np.testing.assert_array_equal(found[:, 0], kept(given[:, 0], DType.KV8))
+        np.testing.assert_array_equal(np.isnan(found[:, 0]), [[False] * 32 + [i > 9] * 18 for i in range(len(values))])
+        for row in (4, 5, 6, 7, 8, 9):
+            assert np.abs(found[row] - given[row]).max() <= np.abs(given[row]).max() / 200
+
+
 def written(pages, rng, chunks, K, C):
     """Fill layer 1 of each (sequence, first, end) up to its end; the positions and sequences of tokens [first, end)."""
     for s, _, end in chunks:
@@ -208,7 +227,7 @@ def written(pages, rng, chunks, K, C):
     return positions, ints([s for s, first, end in chunks for _ in range(first, end)])
 
 
-@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("dtype", KEPT_DTYPES)
 @pytest.mark.parametrize(
     ("H", "K", "C", "Z"), [(1, 1, 1, 1), (4, 1, 7, 3), (6, 3, 20, 16), (2, 2, 80, 5), (8, 2, 64, 4)]
 )

@@ -22,6 +22,7 @@ from coterie.api import Chunk, Coterie, Message, Query
 from coterie.cli.main import COMMANDS, command
 from coterie.cli.run import CONTROL, told
 from coterie.core.dtypes import DType
+from coterie.models.model import open_model
 
 
 def test_every_command_has_its_page() -> None:
@@ -337,3 +338,14 @@ def test_activations_are_rounded_where_weights_meet_them_or_not_at_all(folder: P
     refuses(tmp_path / "wide", "bf16", "no expert of wide has bfloat16 weights", "stored so, or leave the option out")
     answer = run("run", folder, "--expert", "ada", "--activations", "bf16", "--max-tokens", "3", "hi")
     assert answer.exit_code == 0, answer.output
+
+
+def test_keys_and_values_are_kept_in_8_bits_where_that_is_asked_for(folder: Path) -> None:
+    def per_token(*how: str) -> object:
+        return json.loads(run("check", folder, "--json", *how).stdout)["experts"]["ada"]["kv_bytes_per_token"]
+
+    kv = open_model(folder / "ada").kv
+    assert per_token() == 2 * kv.num_layers * kv.num_kv_heads * kv.head_dim * kv.dtype.size_bytes
+    assert per_token("--kv-type", "int8") == 2 * kv.num_layers * kv.num_kv_heads * -(-kv.head_dim // 32) * 34
+    said = run("run", folder, "--expert", "ada", "--kv-type", "int8", "--max-tokens", "3", "--json", "hi")
+    assert said.exit_code == 0, said.output

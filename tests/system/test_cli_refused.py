@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.system.commands import refused, run
-from tests.system.tiny import write_adapter, write_expert
+from tests.system.tiny import write_adapter, write_expert, write_latent
 
 
 @pytest.fixture
@@ -259,3 +259,10 @@ def test_quantize_repacks_or_says_why_not(folder: Path, tmp_path: Path) -> None:
     refused(run("quantize", theirs, tmp_path / "out", "--embedding-bits", "4"), "--embedding-bits", "4 bits", "--bits")
     refused(run("quantize", theirs, tmp_path / "out", "--bits", "4"), "no matrix", "'compressed-tensors'")
     refused(run("quantize", theirs, tmp_path / "out"), "no matrix", "quantization_config")
+
+
+def test_keys_and_values_of_8_bits_where_they_cannot_be(folder: Path, tmp_path: Path) -> None:
+    refused(run("run", folder, "--expert", "ada", "--kv-type", "int4", "hi"), "--kv-type", "'int4'", "auto, int8")
+    refused(run("serve", folder, "--device", "cuda", "--kv-type", "int8"), "--kv-type", "GPU", "leave it out")
+    write_latent(tmp_path / "latent", 3)
+    refused(run("check", tmp_path, "--kv-type", "int8"), "latent attention", "leave --kv-type out")

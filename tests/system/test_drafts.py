@@ -21,8 +21,9 @@ from coterie.core.sampling import PartialSampling
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.speculate.guess import Price
-from coterie.graph.ops import BF16, INT16
+from coterie.graph.ops import BF16, INT8, INT16
 from coterie.memory.slab import round_up
+from coterie.models.model import AUTO
 from coterie.server.metrics import StatusCollector
 
 GUESSING = Policy(max_guesses=7, max_steps=2)
@@ -61,9 +62,9 @@ def queries() -> list[Query]:
 
 
 def answers(
-    root: Path, draft: str, together: bool, activations: str = INT16
+    root: Path, draft: str, together: bool, activations: str = INT16, kv_type: str = AUTO
 ) -> tuple[list[object], tuple[int, int], int]:
-    options = Options(draft=draft, policy=GUESSING, threads=1, activations=activations)
+    options = Options(draft=draft, policy=GUESSING, threads=1, activations=activations, kv_type=kv_type)
     with Coterie.open(root, options) as coterie:
         asked, parts = queries(), coterie.parts
         if draft:  # by itself it comes in while it is wanted, and these answers are short
@@ -76,11 +77,13 @@ def answers(
         return told, (metrics.drafted_tokens, metrics.accepted_drafted_tokens), metrics.steps
 
 
-@pytest.mark.parametrize(("together", "activations"), [(False, INT16), (True, INT16), (True, BF16)])
+@pytest.mark.parametrize(
+    ("together", "how"), [(False, (INT16, AUTO)), (True, (INT16, AUTO)), (True, (BF16, AUTO)), (True, (INT16, INT8))]
+)
 @pytest.mark.parametrize("draft", ["small", "same"])
-def test_answers_are_the_same_whoever_guesses(office: Path, draft: str, together: bool, activations: str) -> None:
-    plain, none, before = answers(office, "", together, activations)
-    drafted, (guessed, right), steps = answers(office, draft, together, activations)
+def test_answers_are_the_same_whoever_guesses(office: Path, draft: str, together: bool, how: tuple[str, str]) -> None:
+    plain, none, before = answers(office, "", together, *how)
+    drafted, (guessed, right), steps = answers(office, draft, together, *how)
     assert drafted == plain
     assert none == (0, 0)
     assert guessed > 0

@@ -16,7 +16,7 @@ from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.policy import MAX_GUESSES, Policy
 from coterie.engine.request import SamplingParams
 from coterie.graph.ops import INT16
-from coterie.models.model import open_model, with_activations
+from coterie.models.model import open_model, with_activations, with_kv_type
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.spec.load import load_machine
@@ -39,6 +39,8 @@ def opened(folder, kind):
     else:
         write_expert(folder / "whole", 3, **shape, **(WINDOW if weights == "window" else {}))
     (folder / "whole" / "tokenizer.json").unlink()  # of more tokens
+    if weights == "kept":
+        return with_kv_type(open_model(folder / "whole"), activations)
     if weights not in PACKED:
         return with_activations(open_model(folder / "whole"), activations or INT16)
     packed = open_model(quantize_folder(folder / "whole", folder / "packed", PACKED[weights]).folder)
@@ -62,7 +64,9 @@ def groups(rng):
 LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("window", "branches", "int8 int8", "int4 int16")]
 
 
-@pytest.mark.parametrize("kind", ["bf16", "bf16 bf16", "branches bf16", "latent", "int8 int16", "int4 int8", *LONG])
+@pytest.mark.parametrize(
+    "kind", ["bf16", "bf16 bf16", "branches bf16", "latent", "kept int8", "int8 int16", "int4 int8", *LONG]
+)
 def test_the_bits_are_those_without_guesses(tmp_path, kind):
     model, served = opened(tmp_path, kind), {}
     for guesses in (0, MAX_GUESSES):

@@ -27,7 +27,7 @@ from coterie.engine.policy import Policy
 from coterie.engine.request import Request, SamplingParams
 from coterie.graph.ops import BF16
 from coterie.kernels.cpu import ISAS
-from coterie.models.model import ACTIVATIONS, open_model, with_activations
+from coterie.models.model import ACTIVATIONS, open_model, with_activations, with_kv_type
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.spec.load import load_machine
@@ -143,14 +143,14 @@ def test_the_next_turn_of_a_conversation_shares_the_answer_too(model):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activations", ACTIVATIONS)
-def test_where_activations_are_rounded_the_bits_are_those_without_sharing(tmp_path, isa, activations):
+@pytest.mark.parametrize(("activations", "kv_type"), [*((to, "auto") for to in ACTIVATIONS), ("int16", "int8")])
+def test_where_numbers_are_rounded_the_bits_are_those_without_sharing(tmp_path, isa, activations, kv_type):
     """Sharing leaves one token of the prompt, which is then computed alone."""
     write_expert(tmp_path / "whole", 3, hidden_size=64, intermediate_size=96)
     folder = tmp_path / "whole"
     if activations != BF16:
         folder = quantize_folder(folder, tmp_path / "packed", Packing(DType.Q4, DType.Q8)).folder
-    model = with_activations(open_model(folder), activations)
+    model = with_kv_type(with_activations(open_model(folder), activations), kv_type)
     prompt = np.random.default_rng(1).integers(0, 256, 3 * Z + 1).tolist()
     served = {}
     for reuse in (True, False):

@@ -21,7 +21,7 @@ from coterie.engine.assembly import Parts, Plan, Settings, wire
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
 from coterie.graph.ops import BF16, INT8, INT16
-from coterie.models.model import Model, with_activations
+from coterie.models.model import AUTO, Model, with_activations, with_kv_type
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
@@ -44,6 +44,7 @@ class Options(Settings):
     numbers at all).
     `activations`: int16 or int8, to which a CPU rounds activations that meet packed weights; or bf16, to which it
     rounds those that meet bfloat16 weights (and to int16 those that meet packed ones). Others stay as they are.
+    `kv_type`: how keys and values are kept: auto, as each model's weights are, or int8, which a CPU takes.
     `sampling`: whose defaults hold where a request does not say how to draw: checkpoint, or greedy.
     `draft`: the expert that guesses ahead for all others of its vocabulary, unless they name one; empty: none.
     `max_waiting`: how many requests may wait before more are refused; None: any number.
@@ -52,24 +53,35 @@ class Options(Settings):
     device: str = "cpu"
     threads: int | None = None
     activations: str = INT16
+    kv_type: str = AUTO
     max_waiting: int | None = None
     sampling: str = CHECKPOINT
     draft: str = ""
 
 
-def open_models(composition: Composition, device: str, activations: str = INT16) -> dict[str, Model]:
+def open_models(
+    composition: Composition, device: str, activations: str = INT16, kv_type: str = AUTO
+) -> dict[str, Model]:
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
-    UsageError for int8 or bf16 activations where no expert has the weights that meet them.
+    UsageError for int8 or bf16 activations where no expert has the weights that meet them, or 8 bits of KV on a GPU.
     """
     models = open_experts(composition, synthetic=is_synthetic(device))
-    return activated(composition.name, models, activations)
+    return activated(composition.name, kept_in(models, device, kv_type), activations)
 
 
 def is_synthetic(device: str) -> bool:
     """Whether the device option names one that computes no numbers. Raises UsageError."""
     return _kind(device)[0] == "synthetic"
+
+
+def kept_in(models: Mapping[str, Model], device: str, kv_type: str) -> dict[str, Model]:
+    """The models that keep keys and values so. Raises UsageError on a GPU, UnsupportedError for latent attention."""
+    if kv_type != AUTO and _kind(device)[0] == PREFIX:
+        fact = f"a GPU's kernels keep keys and values as the weights are, not in {kv_type}"
+        raise UsageError("--kv-type", fact, "leave it out, or serve on the CPU")
+    return {name: with_kv_type(model, kv_type) for name, model in models.items()}
 
 
 def activated(whole: str, models: Mapping[str, Model], activations: str) -> dict[str, Model]:

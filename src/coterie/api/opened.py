@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from coterie.api.assemble import activated, is_synthetic, open_models
+from coterie.api.assemble import activated, is_synthetic, kept_in, open_models
 from coterie.api.sampling import CHECKPOINT, GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from coterie.composition.composition import Composition, name_hint
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.engine.experts import open_folder
 from coterie.graph.ops import INT16
-from coterie.models.model import Model
+from coterie.models.model import AUTO, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,12 @@ class Opened:
 
 
 def open_all(
-    composition: Composition, device: str, activations: str = INT16, sampling: str = CHECKPOINT, draft: str = ""
+    composition: Composition,
+    device: str,
+    activations: str = INT16,
+    sampling: str = CHECKPOINT,
+    draft: str = "",
+    kv_type: str = AUTO,
 ) -> Opened:
     """Open every expert, but for those of a folder that cannot be. Raises as `open_models` and `open_texts` do.
 
@@ -39,12 +44,12 @@ def open_all(
     """
     whose = GREEDY if is_synthetic(device) else sampling
     if not composition.is_folder:
-        models = _sampled(open_models(composition, device, activations), whose)
+        models = _sampled(open_models(composition, device, activations, kv_type), whose)
         texts = open_texts(models)
         return Opened(composition, _drafted(models, texts, draft), texts)
     texts = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    models = _sampled(activated(composition.name, found, activations), whose)
+    models = _sampled(activated(composition.name, kept_in(found, device, kv_type), activations), whose)
     return Opened(composition, _drafted(models, texts, draft), texts)
 
 

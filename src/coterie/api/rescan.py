@@ -22,7 +22,7 @@ from coterie.core.errors import CapacityError, ConflictError, CoterieError, Usag
 from coterie.engine.additions import serve_more
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
-from coterie.models.model import Model, with_activations
+from coterie.models.model import Model, with_activations, with_kv_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ def rescan(
 def open_again(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
     """An expert's model as its files are now. Raises UsageError."""
     assert expert.checkpoint is not None
-    model = with_activations(open_expert(expert, expert.checkpoint, bases), options.activations)
+    model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)
+    model = with_activations(model, options.activations)
     return with_defaults(model, options.sampling)
 
 

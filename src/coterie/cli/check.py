@@ -25,6 +25,7 @@ from coterie.cli.options import (
     DraftOpt,
     JsonOpt,
     KvOpt,
+    KvTypeOpt,
     NearOpt,
     out,
     print_json,
@@ -39,7 +40,7 @@ from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
 from coterie.graph.program import KvShape
 from coterie.memory.slab import round_up
-from coterie.models.model import Model
+from coterie.models.model import AUTO, Model
 
 
 @sentences
@@ -48,6 +49,7 @@ def check(
     json_: JsonOpt = False,
     near: NearOpt = None,
     kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
     draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
 ) -> None:
@@ -58,7 +60,7 @@ def check(
     chosen = options(device, near, kv, None)
     named = load_composition(composition)
     make_router(named)
-    opened = open_all(named, device, draft=draft)
+    opened = open_all(named, device, draft=draft, kv_type=kv_type)
     found, models = opened.composition, opened.models
     made = plan(models, make_spec(chosen), chosen)
     if json_:

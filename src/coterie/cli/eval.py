@@ -25,6 +25,7 @@ from coterie.cli.options import (
     CompositionArg,
     DeviceOpt,
     JsonOpt,
+    KvTypeOpt,
     NearOpt,
     SpeculateOpt,
     ThreadsOpt,
@@ -39,6 +40,7 @@ from coterie.composition.routing import Routing
 from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
 from coterie.core.errors import CompositionError, NotFoundError
 from coterie.graph.ops import INT16
+from coterie.models.model import AUTO
 
 QUESTIONS = "questions.jsonl"
 NAME_CHARS = 16  # of experts, in a table that 80 letters hold; a longer one is folded
@@ -59,6 +61,7 @@ def evaluate(
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
     activations: ActivationsOpt = INT16,
+    kv_type: KvTypeOpt = AUTO,
 ) -> None:
     """Score experts, router, composition and the single fallback model on held-out questions (exact last lines).
 
@@ -75,6 +78,7 @@ def evaluate(
         _evaluate_router(found, spec, asked, json_)
         return
     how = options(device, near, None, threads, activations=activations, speculate=speculate, sampling=GREEDY)
+    how = replace(how, kv_type=kv_type)
     with Coterie(found, how) as coterie:
         routes = [coterie.route(_query(q, "")) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.

@@ -107,6 +107,13 @@ ActivationsOpt = Annotated[
         "faster with int4 weights. Or bf16: rounds those that meet bfloat16 weights, else float32, to bfloat16."
     ),
 ]
+KvTypeOpt = Annotated[
+    str,
+    typer.Option(
+        help="How a CPU keeps keys and values: auto (as the weights are, mostly 16 bits) or int8, less exact, "
+        "with nearly twice the tokens in --kv."
+    ),
+]
 SamplingOpt = Annotated[
     str,
     typer.Option(

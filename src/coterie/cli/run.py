@@ -27,6 +27,7 @@ from coterie.cli.options import (
     DraftOpt,
     JsonOpt,
     KvOpt,
+    KvTypeOpt,
     NearOpt,
     PoolOpt,
     ReuseOpt,
@@ -44,6 +45,7 @@ from coterie.core.errors import CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
 from coterie.graph.ops import INT16
+from coterie.models.model import AUTO
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
@@ -69,6 +71,7 @@ def run(
     near: NearOpt = None,
     pool: PoolOpt = None,
     kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
     reuse: ReuseOpt = True,
     speculate: SpeculateOpt = None,
     draft: DraftOpt = "",
@@ -83,7 +86,7 @@ def run(
     asked = PartialSampling(temperature, top_k, top_p, min_p, seed=drawn)
     form = form_of(json_schema, json_object)
     how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft)
-    with Coterie.open(composition, how) as coterie:
+    with Coterie.open(composition, replace(how, kv_type=kv_type)) as coterie:
         say_left_out(coterie.composition.left_out)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:

@@ -26,6 +26,7 @@ from coterie.cli.options import (
     DeviceOpt,
     DraftOpt,
     KvOpt,
+    KvTypeOpt,
     MaxBatchOpt,
     NearOpt,
     PoolOpt,
@@ -44,6 +45,7 @@ from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
 from coterie.graph.ops import INT16
+from coterie.models.model import AUTO
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 from coterie.server.guard import ANY, digests_of, pages_of
@@ -62,6 +64,7 @@ def serve(
     near: NearOpt = None,
     pool: PoolOpt = None,
     kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
     reuse: ReuseOpt = True,
     speculate: SpeculateOpt = None,
     draft: DraftOpt = "",
@@ -107,7 +110,7 @@ def serve(
     digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
     made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft, max_batch)
-    made = replace(made, max_waiting=max_waiting)
+    made = replace(made, max_waiting=max_waiting, kv_type=kv_type)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())

@@ -18,7 +18,8 @@ class DType(Enum):
 
     Q8, Q6, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
     point, those of MX4 are floats; a file holds their rows as U8. I8 and F8_E4M3 are read of files that others
-    quantised, and are of no weight that runs.
+    quantised, and are of no weight that runs. KV8 is of keys and values that are kept: blocks of 32 whole numbers of
+    8 bits, each block behind its scale.
     """
 
     F32 = "F32"
@@ -35,16 +36,22 @@ class DType(Enum):
     Q4Z = "Q4Z"
     Q2 = "Q2"
     MX4 = "MX4"
+    KV8 = "KV8"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of one element. Raises KeyError for a packed type, whose rows alone have a size."""
+        """Bytes of one element. Raises KeyError for a type with scales, whose rows alone have a size."""
         return _SIZES[self]
 
     @property
     def is_float(self) -> bool:
         """True for the types that every weight may have."""
         return self in (DType.F32, DType.F16, DType.BF16)
+
+    @property
+    def is_kept(self) -> bool:
+        """True for the types that keys and values may be kept in."""
+        return self.is_float or self is DType.KV8
 
     @property
     def is_packed(self) -> bool:
@@ -58,6 +65,8 @@ class DType(Enum):
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row of a matrix."""
+        if self is DType.KV8:
+            return -(-columns // BLOCK_WEIGHTS) * (SCALE_BYTES + BLOCK_WEIGHTS)
         if self not in PACKED:
             return columns * self.size_bytes
         if self is DType.Q6:
@@ -130,3 +139,23 @@ def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.ge
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
     with np.errstate(over="ignore"):
         return values.astype(dtype.numpy)
+
+
+def kept(values_NC: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.float32]:
+    """What is read of rows that are kept in F32, F16, BF16 or KV8: the nearest numbers, ties to even.
+
+    Of KV8 a block's scale is its largest magnitude / 127 in bfloat16, and whole numbers end at 127 where that is too
+    small; a block with a number that is not finite becomes NaN.
+    """
+    if dtype is not DType.KV8:
+        return to_f32(from_f32(values_NC, dtype), dtype)
+    (N, C), blocks = values_NC.shape, -(-values_NC.shape[1] // BLOCK_WEIGHTS)
+    padded = np.zeros((N, blocks * BLOCK_WEIGHTS), np.float32)
+    padded[:, :C] = values_NC
+    padded = padded.reshape(N, blocks, BLOCK_WEIGHTS)
+    most = np.abs(padded).max(axis=2, keepdims=True) / np.float32(127)
+    scale = to_f32(from_f32(most, DType.BF16), DType.BF16)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nearest = np.clip(np.rint(padded / scale), -127, 127) * scale
+    read = np.where(np.isfinite(most), np.where(scale > 0, nearest, np.float32(0)), np.float32(np.nan))
+    return np.asarray(read.reshape(N, -1)[:, :C], np.float32)

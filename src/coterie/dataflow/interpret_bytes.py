@@ -17,6 +17,7 @@ from coterie.dataflow.loops import Access
 from coterie.dataflow.mapping import Mapped
 from coterie.dataflow.traffic import SUM_BYTES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
+from coterie.graph.kv_cost import layer_bytes
 
 KINDS = ("weight", "input", "output", "kv_read", "kv_write")
 
@@ -110,7 +111,7 @@ class Tally:
 
     def _key_bytes(self, op: Op) -> int:
         state = next(self.graph.values[n] for n in op.inputs if n and self.graph.values[n].kind is Kind.STATE)
-        return trailing(state.shape) * state.dtype.size_bytes
+        return layer_bytes(state)
 
 
 def _elements(shown: Array, pattern: Array | None) -> int:

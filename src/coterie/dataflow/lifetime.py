@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes, trailing
+from coterie.core.shapes import Sizes
 from coterie.dataflow.traffic import border
 from coterie.graph.ir import Graph, Kind, Op
-from coterie.graph.kv_cost import KV_READERS, kv_bytes
+from coterie.graph.kv_cost import KV_READERS, kv_bytes, layer_bytes
 from coterie.graph.stored import value_bytes
 
 
@@ -70,7 +70,7 @@ def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tup
         value = graph.values[name]
         size = value_bytes(value, sizes)
         if value.kind is Kind.STATE:
-            size = _layers(value.shape[0]) * trailing(value.shape) * value.dtype.size_bytes * sizes.context_tokens
+            size = _layers(value.shape[0]) * layer_bytes(value) * sizes.context_tokens
         found.append(Symbol(name, value.kind.value, size, begin, last[name], tuple(moved[name].items())))
     return tuple(found)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes, trailing
+from coterie.core.shapes import Sizes
 from coterie.dataflow.legal import Walk, Way, place_of
 from coterie.dataflow.stage import Stage
 from coterie.graph.cost import Cost, input_bytes, ops_cost
 from coterie.graph.ir import Graph, Kind, Op, Value
-from coterie.graph.kv_cost import KV_READERS, kv_bytes
+from coterie.graph.kv_cost import KV_READERS, kv_bytes, layer_bytes
 from coterie.graph.stored import elements, value_bytes
 
 SUM_BYTES = 4  # sums over tiles are float32, whatever the type of the result
@@ -112,7 +112,7 @@ def streams_of(graph: Graph, walk: Walk, stages: Sequence[Stage], sizes: Sizes) 
         if op.kind in (*KV_READERS, "kv_append"):
             kind = "kv_write" if op.kind == "kv_append" else "kv_read"
             state = next(graph.values[n] for n in op.inputs if n and graph.values[n].kind is Kind.STATE)
-            key_bytes = trailing(state.shape) * state.dtype.size_bytes
+            key_bytes = layer_bytes(state)
             size = kv_bytes(graph, op, sizes)
             found.append(Stream(f"{op.name}.kv", kind, first[at], size, key_bytes=key_bytes))
     return tuple(found)

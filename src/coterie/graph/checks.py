@@ -225,7 +225,7 @@ class Row:
     def state(self, position: int) -> tuple[int, int, int]:
         """The KV state [L, 2, K, C]: its layers, heads and channels; the op's layer is one of them."""
         value = self.input(position)
-        if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_float:
+        if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_kept:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
         self.fixed(value.shape, value)
         layers, _, heads, channels = fixed(value.shape)

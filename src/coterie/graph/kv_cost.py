@@ -5,12 +5,17 @@ Knows nothing about machines, or about the costs of other ops (cost.py).
 
 from __future__ import annotations
 
-from coterie.core.shapes import Sizes, trailing
-from coterie.graph.ir import Graph, Op, state_of
+from coterie.core.shapes import Sizes, fixed
+from coterie.graph.ir import Graph, Op, Value, state_of
 from coterie.graph.latent.ops import APPEND, ATTEND
 
 KV_READERS = ("attention", "alibi_attention", ATTEND, "kv_cat")
 KV_WRITERS = ("kv_append", APPEND)
+
+
+def layer_bytes(kv: Value) -> int:
+    """Bytes of one token in one layer of a state of keys and values."""
+    return kv.dtype.tensor_bytes(fixed(kv.shape[1:]))
 
 
 def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -18,8 +23,7 @@ def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
 
     A cat reads the context before this step, of K or V; what it writes, the whole context anew, is its output.
     """
-    kv = state_of(graph, op)
-    per_token = trailing(kv.shape) * kv.dtype.size_bytes
+    per_token = layer_bytes(state_of(graph, op))
     if op.kind in KV_WRITERS:
         return sizes.T * per_token
     if op.kind == "kv_cat":

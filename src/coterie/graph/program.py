@@ -42,10 +42,9 @@ class KvLayers:
     num_kv_heads: int
     head_dim: int
 
-    @property
-    def layer_numbers(self) -> int:
-        """Numbers of one token in one of these layers."""
-        return self.parts * self.num_kv_heads * self.head_dim
+    def layer_bytes(self, dtype: DType) -> int:
+        """Bytes of one token in one of these layers."""
+        return self.parts * self.num_kv_heads * dtype.row_bytes(self.head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,9 @@ class KvShape:
         """Of each shape how many layers of its own size have room before its first one."""
         first, end = [], 0
         for found in self.layers:
-            first.append(-(-end // max(1, found.layer_numbers)))
-            end = (first[-1] + found.num_layers) * found.layer_numbers
+            layer_bytes = found.layer_bytes(self.dtype)
+            first.append(-(-end // max(1, layer_bytes)))
+            end = (first[-1] + found.num_layers) * layer_bytes
         return tuple(first)
 
     @property
@@ -103,7 +103,7 @@ class KvShape:
     def bytes_per_token(self) -> int:
         """Bytes of K and V of one token over all layers."""
         last = self.layers[-1]
-        return (self.first_layers[-1] + last.num_layers) * last.layer_numbers * self.dtype.size_bytes
+        return (self.first_layers[-1] + last.num_layers) * last.layer_bytes(self.dtype)
 
     def sequence_bytes(self, tokens: float) -> float:
         """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""

@@ -1,8 +1,9 @@
 """The graph whose weights meet activations rounded: packed ones to int8 or, said aloud, int16; bfloat16 ones to bf16.
 
-Each is another architecture key, so experts with and without do not share programs.
+And the graph that keeps keys and values in another type. Each is another architecture key, so experts with and without
+do not share programs.
 
-Knows nothing about how activations are rounded (core.packed, core.scales) or when that is asked for.
+Knows nothing about how numbers are rounded (core.packed, core.scales, core.dtypes) or when that is asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from coterie.core.dtypes import DType
 from coterie.graph.branch.ops import MATRICES_FROM, MATRIX_READERS
 from coterie.graph.ir import Graph, Op
 from coterie.graph.ops import BF16, INT16, ROUNDING
+from coterie.graph.program import kv_states
+from coterie.graph.rows import sees_all
 
 _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
 
@@ -30,6 +33,17 @@ def as_a_cpu_rounds(graph: Graph) -> Graph:
     """Every product with packed weights that does not say what it rounds to says INT16, which is what a CPU does."""
     ops = (op if ROUNDING in op.attrs else _rounding(graph, op, INT16) for op in graph.ops)
     return replace(graph, ops=tuple(ops))
+
+
+def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
+    """Keys and values are kept as rows of this type.
+
+    A graph stays as it is where no step reads what another kept: no layer attends, or tokens see all of their text.
+    """
+    if sees_all(graph) or not any(op.kind == "kv_append" for op in graph.ops):
+        return graph
+    kept = {state.name: replace(state, dtype=dtype) for state in kv_states(graph)}
+    return replace(graph, values=MappingProxyType({**graph.values, **kept}))
 
 
 def _rounding(graph: Graph, op: Op, to: str) -> Op:

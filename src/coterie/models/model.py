@@ -23,10 +23,11 @@ from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
+from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Value
 from coterie.graph.ops import BF16, INT8, INT16
 from coterie.graph.program import KvShape, architecture_key
-from coterie.graph.rounding import with_rounding
+from coterie.graph.rounding import with_kept_kv, with_rounding
 from coterie.graph.stored import value_bytes
 from coterie.graph.vectors import draws
 from coterie.models.alone import text_alone
@@ -43,6 +44,8 @@ from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
 ACTIVATIONS = (INT16, INT8, BF16)  # the last of products with bfloat16 weights, the others of those with packed ones
+AUTO = "auto"
+KV_TYPES = (AUTO, INT8)  # of keys and values that are kept: as the weights are, or 8 bits
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -188,6 +191,24 @@ def with_activations(model: Model, activations: str) -> Model:
     graph = with_rounding(model.graph, activations)
     base = model.base and with_activations(model.base, activations)
     return replace(model, graph=graph, key=architecture_key(graph), base=base)
+
+
+def with_kv_type(model: Model, kv_type: str) -> Model:
+    """The model as it is (auto), or keeping keys and values in 8 bits (int8).
+
+    Raises UsageError for another word, UnsupportedError for latent attention.
+    """
+    if kv_type not in KV_TYPES:
+        fact = f"{kv_type!r} is not a type that keys and values are kept in"
+        raise UsageError("--kv-type", fact, f"use one of {', '.join(KV_TYPES)}")
+    if kv_type != AUTO and model.config.latent:
+        fact = "its rows are keys and values at once (latent attention), and are kept in the weights' type alone"
+        raise UnsupportedError(model.name, fact, "leave --kv-type out, or this expert")
+    graph = model.graph if kv_type == AUTO else with_kept_kv(model.graph, DType.KV8)
+    if graph is model.graph:
+        return model
+    base = model.base and with_kv_type(model.base, kv_type)
+    return replace(model, graph=graph, key=architecture_key(graph), kv=kv_shape(graph), base=base)
 
 
 def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:

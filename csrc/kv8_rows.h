@@ -1,0 +1,113 @@
+// Rows of pages of any type, those of kv8 among them: where a head's channels are, how they are stored and how they are read.
+// Knows nothing about who owns the pages.
+#pragma once
+
+#include <algorithm>
+
+#include "kv8.h"
+#include "pages.h"
+
+namespace coterie::COTERIE_ISA {
+
+// Address of channel 0, or of the first block. A row of kv8 lies where one of as many bytes in halves would.
+template <class Op>
+inline uint8_t* row_address(const Op& op, int64_t sequence, int64_t position, KeyOrValue part, int64_t kv_head) {
+  if (!is_kv8(op.kv_dtype)) return page_address(op, sequence, position, part, kv_head);
+  Op halves = op;
+  halves.kv_dtype = static_cast<int64_t>(DType::bf16), halves.C = page_row_bytes(op.kv_dtype, op.C) / 2;
+  return page_address(halves, sequence, position, part, kv_head);
+}
+
+// Round 32 channels or fewer to a block of kv8: by the largest magnitude, to nearest. One that is not finite makes all of them NaN.
+inline void store_block(uint8_t* at, const float* x, int64_t count) {
+  uint32_t most = 0;
+  for (int64_t c = 0; c < count; ++c) most = std::max(most, to_bits(x[c]) & 0x7FFFFFFFu);
+  const uint16_t half = narrow_bf16(from_bits(most) / 127.0f);
+  const float scale = widen_bf16(half);
+  const bool finite = scale > 0.0f && scale <= 0x1p127f;
+  std::memcpy(at, &half, sizeof half);
+  for (int64_t c = 0; c < kBlockChannels; ++c) {
+    const float exact = c < count && finite ? x[c] / scale : 0.0f;
+    const float nearest = (exact + 0x1.8p23f) - 0x1.8p23f;  // a scale that was rounded down leaves up to 127.5
+    at[2 + c] = static_cast<uint8_t>(static_cast<int8_t>(nearest > 127.0f ? 127.0f : nearest < -127.0f ? -127.0f : nearest));
+  }
+}
+
+// Round one head of C channels to the pages' type.
+inline void store_row(uint8_t* at, const float* x, int64_t C, int64_t dtype) {
+  if (!is_kv8(dtype)) return store_page(at, x, C, dtype);
+  for (int64_t c = 0; c < C; c += kBlockChannels, at += kBlockBytes) store_block(at, x + c, std::min(C - c, kBlockChannels));
+}
+
+// Bytes of a number as it is stored; of kv8, so many have one scale more.
+template <DType D>
+constexpr int64_t stored_size = D == kKv8 ? 1 : D == DType::f32 ? 4 : 2;
+
+template <DType D>
+constexpr int64_t stored_bytes(int64_t numbers) {
+  return D == kKv8 ? numbers * kBlockBytes / kBlockChannels : numbers * stored_size<D>;
+}
+
+// W whole numbers of 8 bits, widened.
+inline V load_int8(bytes* at) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+#else
+  V v{};
+  for (int i = 0; i < W; ++i) v[i] = static_cast<float>(static_cast<int8_t>(at[i]));
+  return v;
+#endif
+}
+
+// A scale in all lanes.
+inline V load_scale(bytes* at) { return splat(widen<DType::bf16>(at)); }
+
+// W channels of a stored row from c, a multiple of W, on.
+template <DType D>
+inline V load_stored(bytes* row, int64_t c) {
+  if constexpr (D == kKv8) {
+    bytes* block = row + c / kBlockChannels * kBlockBytes;
+    return load_int8(block + 2 + c % kBlockChannels) * load_scale(block);
+  } else {
+    return load_weights<D>(row + c * stored_size<D>);
+  }
+}
+
+// N vectors of channels of a stored row from c, a multiple of N * W, on. Those of a block of kv8 share a scale that is loaded once.
+template <DType D, int N>
+class StoredVectors {
+ public:
+  StoredVectors(bytes* row, int64_t c) : at_(kBlocks ? row + c / kBlockChannels * kBlockBytes : row + c * stored_size<D>) {
+    if constexpr (kBlocks) numbers_ = at_ + 2 + (N * W < kBlockChannels ? c % kBlockChannels : 0);
+  }
+
+  // Of vectors that are asked for one after the other.
+  V operator[](int n) {
+    if constexpr (!kBlocks) return load_weights<D>(at_ + n * W * stored_size<D>);
+    const int64_t block = n * W / kBlockChannels;
+    if (n * W % kBlockChannels == 0) scale_ = load_scale(at_ + block * kBlockBytes);
+    return load_int8(numbers_ + block * (kBlockBytes - kBlockChannels) + n * W) * scale_;
+  }
+
+ private:
+  static constexpr bool kBlocks = D == kKv8;
+  bytes *at_, *numbers_ = nullptr;
+  V scale_{};
+};
+
+// The last `count` < W of them; the other lanes are zero, but for channels of kv8 that are in the row all the same.
+template <DType D>
+inline V load_stored_part(bytes* row, int64_t c, int64_t count) {
+  if constexpr (D == kKv8) return load_stored<D>(row, c);
+  else return load_weights_part<D>(row + c * stored_size<D>, count);
+}
+
+// Calls `body` with the pages' type as a constant.
+template <class Body>
+inline void with_stored(int64_t dtype, Body body) {
+  if (is_kv8(dtype)) return body.template operator()<kKv8>();
+  with_dtype(dtype, body);
+}
+}  // namespace coterie::COTERIE_ISA
