@@ -81,12 +81,12 @@ class Server:
         self._free(owner, tokens)
 
     def _read(self, owner, count):
-        """The KV state of the first tokens [tokens, everything else], as bits."""
+        """The KV state of the first tokens [tokens, everything else], as bytes."""
         kv, pool = self.model.kv, self.parts.kv
         pages = []
         for block in pool.blocks(owner):
             raw = self.device.memory(pool.buffer.view(block * pool.block_bytes, Z * kv.bytes_per_token))
-            page = np.array(raw).view(np.uint16).reshape(kv.num_layers, kv.parts, kv.num_kv_heads, Z, kv.head_dim)
+            page = np.array(raw).reshape(kv.num_layers, kv.parts, kv.num_kv_heads, Z, -1)
             pages.append(page.transpose(3, 0, 1, 2, 4).reshape(Z, -1))
         return np.concatenate(pages)[:count]
 
