@@ -48,6 +48,7 @@ STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
 # as wide as the third says.
 ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "COTERIE_TEST_GPU": "1", "COLUMNS": "160"}
 PACKED = ("int8", "int4")
+DECODED = (*PACKED, "int6")
 DEVICE_TESTS = ROOT / "tests" / "device"
 TESTS = (str(DEVICE_TESTS / "test_gpu.py"), *sorted(map(str, DEVICE_TESTS.glob("test_contract*.py"))))
 TESTS_OF_BRANCHES = str(DEVICE_TESTS / "test_gpu_branches.py")
@@ -96,7 +97,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "trace": (("trace", str(trace)), 15),
         "calibrate": (calibrate, 150),
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
-        **{f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in PACKED},
+        **{f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in DECODED},
     }
     then = {
         "coe": (("bench", "coe", *on, *few), 180),

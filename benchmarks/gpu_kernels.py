@@ -1,7 +1,7 @@
 """The kernels that a first session's benches launch, compiled before them by all cores: no bench then waits for one.
 
     bf16    calibration and decode, a prompt, what serving launches (switch, coe), the unfused ways of fusion
-    int8, int4    decode and a prompt          then the ways of gpu_ways.py, and the layers with branches
+    int8, int4    decode and a prompt; int6 decode          then the ways of gpu_ways.py, and the layers with branches
 
     python -m benchmarks.gpu_kernels                        for the GPU that is here
     python -m benchmarks.gpu_kernels --capability 9.0       for an H100 or H200, without one
@@ -66,6 +66,7 @@ def steps_of(shape: str) -> Iterator[Steps]:
     yield Steps(TINY, "bf16", "cache", calibrated[1:])
     for weights in ("int8", "int4"):
         yield Steps(shape, weights, "cache", (alone, many, prompt))
+    yield Steps(shape, "int6", "cache", (alone, many))
     yield Steps(shape, "bf16", "cache", (), served=True)
     four = (4, 4, SEEN - 1 + STEPS)
     for weights, steps in (("bf16", alone), ("int4", four)):

@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_ways", description="Ways to run a decode step.")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:NUMBER.")
     parser.add_argument("--shape", default="1b", help="What is measured.")
-    parser.add_argument("--weights", default="bf16", help="bf16, int8, int4 or int4z.")
+    parser.add_argument("--weights", default="bf16", help="bf16, int8, int6, int4 or int4z.")
     parser.add_argument("--batch", type=int, default=1, help="Sequences of a step.")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="For the rounds.")
     parser.add_argument("--way", action="append", help="These alone, beside how it is.")

@@ -15,8 +15,9 @@ from triton import jit
 from triton import language as tl
 
 from coterie.core.packed import worth
-from coterie.kernels.triton.product import bytes_to_floats
+from coterie.kernels.triton.product import bytes_to_floats, six_bits
 from coterie.kernels.triton.product.bytes_to_floats import halves_above, whole_numbers
+from coterie.kernels.triton.product.six_bits import parts_above
 
 WORD = 0xFFFFFFFF
 EVERY = np.arange(256, dtype=np.uint8)
@@ -49,10 +50,10 @@ DOES = {
 }
 
 
-def carried_out(text, word):
-    """The floats that instructions put in $0, $1 and so on, of a word in the operand behind those."""
-    count = max(map(int, re.findall(r"\$(\d+)", text)))
-    values = {f"${count}": word}
+def carried_out(text, *words):
+    """The floats that instructions put in $0, $1 and so on, of words in the operands behind those."""
+    count = max(map(int, re.findall(r"\$(\d+)", text))) + 1 - len(words)
+    values = {f"${count + i}": word for i, word in enumerate(words)}
     for name, operands in re.findall(r"^\s*([a-z0-9]+\.[bu]32) ([^;]*);", text, re.MULTILINE):
         to, *given = (one.strip() for one in operands.split(","))
         values[to] = DOES[name](*(values[one] if one in values else int(one, 0) for one in given))
@@ -103,3 +104,28 @@ def test_halves_of_bytes(text):
     found = of_bytes(getattr(bytes_to_floats, text).value)
     np.testing.assert_array_equal(found, 1.5 + whole / unit)
     np.testing.assert_array_equal(interpreted(EVERY.view(np.int8) if unit == 32 else EVERY, True), found)
+
+
+@jit
+def _six_interpreted(upper, lower, other, to):
+    i = tl.arange(0, 256)
+    parts = parts_above(tl.load(upper + i), tl.load(lower + i), tl.load(other + i))
+    for part in tl.static_range(4):
+        tl.store(to + part * 256 + i, parts[part])
+
+
+def test_parts_of_six_bits():
+    """Every byte of upper bits, beside bytes of lower ones that are all different, four columns at a time."""
+    upper, lower, other = EVERY, EVERY * 7 + 3, EVERY * 31 + 50
+    code = (
+        np.stack([lower & 15, other & 15, lower >> 4, other >> 4]) | (upper >> np.array([[6], [4], [2], [0]]) & 3) << 4
+    )
+    q = np.where(code < 32, code.astype(np.float32), code.astype(np.float32) - 64)
+    words = [bytes_.astype(np.uint8).view("<u4") for bytes_ in (upper, lower, other)]
+    text = six_bits.SIX.value
+    found = [carried_out(text, *(int(word[i]) for word in words)).reshape(4, 4) for i in range(64)]
+    np.testing.assert_array_equal(np.concatenate(found, 1), 1.5 + q / 64)
+    to = torch.zeros(4, 256)
+    _six_interpreted[(1,)](*(torch.from_numpy(one.astype(np.uint8)) for one in (upper, lower, other)), to)
+    np.testing.assert_array_equal(to.numpy(), 1.5 + q / 64)
+    assert len(np.unique(code)) == 64

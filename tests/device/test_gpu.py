@@ -20,16 +20,20 @@ from tests.device.expert import Expert
 from tests.device.programs import rows
 from tests.system.tiny import write_expert
 
+from coterie.core.dtypes import DType
 from coterie.device import Sampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.cuda.limits import MachineLimits
 from coterie.graph.compile import compile_graph
 from coterie.models.model import open_model
+from coterie.models.packing import Packing
+from coterie.models.quantize import quantize_folder
 from coterie.spec.load import load_machine
 
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.95, seed=7)
 SIZE, LARGE = 1 << 20, 1 << 28
 BOUND = 0.03  # of the largest value, for products in bfloat16 of more than four tokens; see test_triton_programs.py
+FEW_BOUND = 0.005  # of few tokens, whose products are in float32, and keys and values in bfloat16
 
 
 @pytest.fixture
@@ -181,6 +185,25 @@ def test_stored_values_and_tokens_are_the_cpus(device, tmp_path, way, rules):
             ours.tokens(step), theirs.tokens(step)
     answer = rows([([5], 0), ([8], 0)], [Sampling(), WARM])
     assert ours.tokens(answer, steps=6) == theirs.tokens(answer, steps=6)
+    on_cpu.close()
+
+
+def test_values_with_weights_of_six_bits_are_the_cpus(device, tmp_path):
+    """One token, three, a batch's tile and a prompt's; rows with a shorter last block, which begin at odd places.
+
+    A CPU rounds what meets them to 15 bits, so bounds are that of products in bfloat16 for more than four tokens alone.
+    """
+    shape = {"hidden_size": 320, "intermediate_size": 256, "num_attention_heads": 20, "num_key_value_heads": 1}
+    plain, six = write_expert(tmp_path / "one", 3, **shape), Packing(DType.Q6, DType.Q6)
+    model = open_model(quantize_folder(plain, tmp_path / "six", six).folder)
+    on_cpu = CpuDevice(load_machine("toy"), threads=1)
+    ours, theirs = (Expert(one, model, "none") for one in (device, on_cpu))
+    for count, bound in ((1, FEW_BOUND), (3, FEW_BOUND), (9, BOUND), (100, BOUND)):
+        step = rows([([(7 * i + 3) % 50 for i in range(count)], 0)], blocks_per_sequence=8)
+        got, expected = ours.inspect(step), theirs.inspect(step)
+        got.pop("next_tokens"), expected.pop("next_tokens")
+        for name, values in expected.items():
+            assert np.abs(got[name] - values).max() <= bound * np.abs(values).max(), (count, name)
     on_cpu.close()
 
 

@@ -1,4 +1,4 @@
-"""Packed weights of small floats and of two bits on the GPU's kernels: every code, every scale, padding and neighbours.
+"""Packed weights of small floats, of six bits and of two on the GPU's kernels: codes, scales, padding and neighbours.
 
 Values on odd shapes are among triton_cases.py, and so is every kernel. Knows nothing about files.
 """
@@ -14,13 +14,15 @@ from tests.device import test_triton_walk as walk
 from tests.device.interpreted import WIDE, Bucket, aligned, call
 from tests.device.native import Weight, empty, ints, random
 from tests.device.random_expert import making
-from tests.device.triton_cases import BF16, F16, F32, MX4, Q2, Q4, Q8, bound, weight
+from tests.device.triton_cases import BF16, F16, F32, MX4, Q2, Q4, Q6, Q8, bound, weight
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import packed_as_is, unpack
 from coterie.core.scales import RANGES, in_bf16
+from coterie.core.six_bits import join_six
 
 MIXED = (MX4, Q2, Q8, BF16, Q4)
+WITH_SIX = (Q6, Q4, Q6, BF16, DType.Q4Z)
 
 
 @pytest.fixture
@@ -52,6 +54,52 @@ def test_every_code_with_every_power_of_two_is_the_number_that_it_means(dtype):
     assert (y != 0).mean() > 0.8
 
 
+def test_every_number_of_six_bits_with_every_scale_is_what_it_means():
+    """Bit by bit: each of 64 with each byte, and blocks' scales of either sign up to the largest."""
+    N, K = 16, 1024
+    q = (np.arange(K)[None] // 16 + np.arange(K)[None] % 16 * 4 + np.arange(N)[:, None]) % 64 - 32
+    scales = (np.arange(N * K // 16).reshape(N, -1) % 256 - 128).astype(np.int8)
+    blocks = in_bf16(np.exp2(np.linspace(-110, 110, N * 4)).astype(np.float32)).reshape(N, 4)
+    bits = aligned(join_six(q, scales, np.where(np.arange(4) % 2, -blocks, blocks)))
+    y, table = empty(N, K), Weight(unpack(bits, Q6, K), Q6, bits)
+    call("embed", Bucket(N, 1, 1, 1), tokens=ints(range(N)), **table.operand("table"), y=y, T=N, D=K, scale=1.0)
+    np.testing.assert_array_equal(y, table.values)
+    assert len(np.unique(q)) == 64
+    assert len(np.unique(scales)) == 256
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("T", [1, 3, 6])
+@pytest.mark.parametrize("K", [40, 129, 300, 448, 513])
+def test_each_weight_of_six_bits_meets_its_own_activation(K, T):
+    """As below, at every place of a unit, in blocks of one to four units, of rows that begin at any even byte."""
+    rng, N = np.random.default_rng(0), 5
+    q, groups, blocks = rng.integers(-32, 32, (N, K)), -(-K // 16), -(-K // 256)
+    scales = np.exp2(rng.integers(0, 7, (N, groups))).astype(np.int8)
+    bits = aligned(join_six(q, scales, np.exp2(rng.integers(-9, -5, (N, blocks))).astype(np.float32)))
+    w = Weight(unpack(bits, Q6, K), Q6, bits)
+    for first in [*range(0, K - T + 1, 29), K - T]:
+        x, y = np.eye(K, dtype=np.float32)[first : first + T].copy(), empty(T, N)
+        call("linear", Bucket(T, 1, 1, 1), x=x, **w.operand("weight"), bias=0, bias_dtype=0, y=y, T=T, N=N, K=K)
+        np.testing.assert_array_equal(y, w.values[:, first : first + T].T)
+
+
+@pytest.mark.parametrize("T", [1, 2, 6])
+def test_what_fills_the_last_unit_of_six_bits_has_no_part(T):
+    """Of a last block of 44 weights: lower bits of the others, and the scale of a group that has none."""
+    rng, (N, K) = np.random.default_rng(0), (5, 300)
+    w, x, wanted, y = weight(rng, (N, K), Q6), random(rng, T, K), empty(T, N), empty(T, N)
+    found = w.memory.copy()
+    found[:, [208 + at for at in (*range(8, 16), *range(20, 32))]] |= 0xF0
+    found[:, 208 + 48 + 3] = 0x7F
+    other = Weight(w.values, Q6, aligned(found))
+    assert (unpack(found, Q6, 320)[:, K:] != 0).any()
+    np.testing.assert_array_equal(unpack(found, Q6, K), w.values)
+    for one, to in ((w, wanted), (other, y)):
+        call("linear", Bucket(T, 1, 1, 1), x=x, **one.operand("weight"), bias=0, bias_dtype=0, y=to, T=T, N=N, K=K)
+    np.testing.assert_array_equal(y, wanted)
+
+
 @pytest.mark.parametrize("T", [1, 3, 6])
 @pytest.mark.parametrize("dtype", [MX4, Q2])
 def test_each_weight_meets_its_own_activation(dtype, T):
@@ -67,7 +115,7 @@ def test_each_weight_meets_its_own_activation(dtype, T):
 
 
 @pytest.mark.parametrize(("T", "most"), [(2, 2), (3, 4), (4, 4)])
-@pytest.mark.parametrize("dtype", [Q8, Q4, DType.Q4Z, MX4])
+@pytest.mark.parametrize("dtype", [Q8, Q6, Q4, DType.Q4Z, MX4])
 def test_several_tokens_are_met_by_threads_or_as_other_weights_meet_them(dtype, T, most):
     """Both ways are right, and are two; rows of x are gathered, and what is behind the last is another's."""
     rng, (N, K) = np.random.default_rng(T), (13, 70)
@@ -124,6 +172,9 @@ def test_what_fills_the_last_block_has_no_part(dtype, T):
     ("shape", "dtypes"),
     [
         ("biases", MIXED),
+        ("biases", WITH_SIX),
+        pytest.param("branches", (Q6,), marks=pytest.mark.long),
+        pytest.param("not-all-rotated", WITH_SIX, marks=pytest.mark.long),
         pytest.param("not-all-rotated", (Q2, MX4, F32), marks=pytest.mark.long),
         pytest.param("branches", (MX4,), marks=pytest.mark.long),
         pytest.param("branches", (Q2, MX4, Q4), marks=pytest.mark.long),
@@ -139,6 +190,8 @@ def test_programs_give_the_references_values_and_the_cpus_tokens(make, shape, dt
     ("shape", "dtypes", "tokens"),
     [
         ("one-head", (Q2, MX4), (1,)),
+        pytest.param("biases", WITH_SIX, (3, 1), marks=pytest.mark.long),
+        pytest.param("branches", (Q6,), (4, 2), marks=pytest.mark.long),
         pytest.param("biases", MIXED, (3, 1), marks=pytest.mark.long),
         pytest.param("branches", (MX4,), (4, 2, 7), marks=pytest.mark.long),
         pytest.param("branches", (Q2, MX4, F16), (4,), marks=pytest.mark.long),

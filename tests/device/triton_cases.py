@@ -20,15 +20,15 @@ from coterie.core.packed import pack, unpack
 from coterie.kernels import cpu as kernels
 
 F32, F16, BF16, Q8, Q4, Q4Z = DType.F32, DType.F16, DType.BF16, DType.Q8, DType.Q4, DType.Q4Z
-Q2, MX4 = DType.Q2, DType.MX4
-FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4, Q4Z, Q2, MX4)
+Q2, MX4, Q6 = DType.Q2, DType.MX4, DType.Q6
+FLOATS, TYPES = (F32, F16, BF16), (F32, F16, BF16, Q8, Q4, Q4Z, Q2, MX4, Q6)
 LAYER, BARE = "layer norm", "layer norm without bias"
 FEW = 4  # tokens that are multiplied in float32
 
 # Largest error over largest value. Exact but for the order of sums; or with activations, and packed weights, rounded to
 # the type that tensor cores take; or with what is stored rounded to the pages' type.
 EXACT = 3e-6
-ROUNDED = {F32: EXACT, F16: 2.0**-10, **dict.fromkeys((BF16, Q8, Q4, Q4Z, Q2, MX4), 2.0**-7)}
+ROUNDED = {F32: EXACT, F16: 2.0**-10, **dict.fromkeys((BF16, Q8, Q4, Q4Z, Q2, MX4, Q6), 2.0**-7)}
 
 
 @dataclass(frozen=True)

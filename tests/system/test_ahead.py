@@ -112,10 +112,12 @@ def test_what_cannot_be_compiled_for_is_one_sentence(tmp_path: Path) -> None:
         assert sentence in ran.stderr.replace("\n", " ")
 
 
-BENCHES = "decode", "prefill", "switch", "fusion", "coe", "calibrate", "decode-int8", "decode-int4", "prefill-int8"
+BENCHES = "decode", "prefill", "switch", "fusion", "coe", "calibrate", "decode-int8", "decode-int6", "prefill-int8"
 
 
-@pytest.mark.parametrize("names", [("decode", "decode-int4"), pytest.param(BENCHES, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "names", [("decode", "decode-int4", "decode-int6"), pytest.param(BENCHES, marks=pytest.mark.long)]
+)
 def test_what_a_session_measures_was_compiled_before(tmp_path: Path, names: tuple[str, ...]) -> None:
     """The kernels that its benches launch are those of `benchmarks.gpu_kernels`."""
     config = tmp_path / "config.json"

@@ -145,7 +145,17 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
     names = [part.name for part in every]
     assert names[:2] == ["kernels", "diff"]  # nothing waits for a compiler, and what is measured is right
     assert len(set(names)) == len(names)
-    order = ["decode", "prefill", "switch", "trace", "calibrate", "validate", "decode-int8", "decode-int4"]
+    order = [
+        "decode",
+        "prefill",
+        "switch",
+        "trace",
+        "calibrate",
+        "validate",
+        "decode-int8",
+        "decode-int4",
+        "decode-int6",
+    ]
     order += ["ways", "ways-int4", "coe", "prefill-int8", "prefill-int4", "fusion", "tests", "decode-peers"]
     assert names[2 : 2 + len(order)] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
@@ -155,8 +165,8 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
     assert sum(part.limit_s for part in every[: names.index("validate") + 1]) <= 60 * first_gpu.MINUTES
     late = ["tests-nets", "tests-latent", "tests-moe", LARGE]  # what no GPU has run may fault, but does not hang
     assert names[-6:-2] == late
-    packed = [part for part in every if part.name.endswith(first_gpu.PACKED) and "ways" not in part.name]
-    assert len(packed) == 4
+    packed = [part for part in every if part.name.endswith(first_gpu.DECODED) and "ways" not in part.name]
+    assert len(packed) == 5
     assert all(part.command[-2:] == ("--weights", part.name[-4:]) for part in packed)
     assert all(0 < part.limit_s <= 240 for part in every)
 
@@ -180,6 +190,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
         "fusion-persistent",
         "coe",
         *(f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")),
+        "decode-int6",
         "decode-peers",
         "prefill-peers",
         "switch-peers",

@@ -89,6 +89,7 @@ def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
 WEIGHTS: Mapping[str, Packing | None] = {
     "bf16": None,
     "int8": Packing(DType.Q8, DType.Q8),
+    "int6": Packing(DType.Q6, DType.Q8),
     "int4": Packing(DType.Q4, DType.Q8),
     "int4z": Packing(DType.Q4Z, DType.Q8),
 }
@@ -112,7 +113,7 @@ def met_by(weights: str, activations: str) -> str:
         raise UsageError("--activations", fact, "add --weights bf16, or leave the option out")
     if met is None:
         fact = f"{weights} weights are not packed, and only those meet {activations} activations"
-        raise UsageError("--activations", fact, "add --weights int8, int4 or int4z, or leave the option out")
+        raise UsageError("--activations", fact, "add --weights int8, int6, int4 or int4z, or leave the option out")
     return met
 
 

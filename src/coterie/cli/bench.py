@@ -55,7 +55,7 @@ PeersOpt = Annotated[
 ]
 PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
 RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
-WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int4 or int4z: how the random expert is stored.")]
+WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int6, int4 or int4z: how the random expert is stored.")]
 CheckpointOpt = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="An expert of your own, instead of a random one of --shape.")
 ]

@@ -40,7 +40,7 @@ def import_(
         typer.Option(
             metavar="TYPE",
             help="keep (unquantised weights as they are, quantised ones in the smallest of int4, int4z, int6 and int8 "
-            "that adds little), keep8 (the same without int6, which a GPU does not run), bf16, int8, int6, int4 or "
+            "that adds little), keep8 (the same with int8 in the place of int6), bf16, int8, int6, int4 or "
             "int4z.",
         ),
     ] = KEEP,

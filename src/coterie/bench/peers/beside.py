@@ -23,6 +23,7 @@ from coterie.models.model import Model
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "bf16": ("bf16", "int8", "int4"),
     "int8": ("int8",),
+    "int6": ("int6",),
     "int4": ("int4",),
     "int4z": ("int4z",),
     "own": ("own",),

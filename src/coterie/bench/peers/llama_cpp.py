@@ -36,7 +36,7 @@ class LlamaCpp:
 
     def precisions(self, weights: str) -> tuple[str, ...]:
         """GGUF types that hold such weights."""
-        return _PRECISIONS[weights]
+        return _PRECISIONS.get(weights, ())  # its package does not write Q6_K
 
     def candidates(self, cpus: int) -> tuple[Settings, ...]:
         """All threads and one, memory-mapped or read, repacked or not, with and without flash attention."""

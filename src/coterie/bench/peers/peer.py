@@ -83,7 +83,7 @@ class Peer(Protocol):
         """Whether `prepare` writes the weights again, in a form of the engine's own."""
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """The engine's names of formats that store `weights` (bf16, int8, int4, int4z) as precisely, tried in turn."""
+        """The engine's formats that store `weights` (bf16, int8, int6, int4, int4z) as precisely, tried in turn."""
 
     def candidates(self, cpus: int) -> tuple[Settings, ...]:
         """Settings worth a trial on a machine of so many CPUs."""

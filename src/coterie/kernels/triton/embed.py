@@ -15,11 +15,13 @@ from coterie.kernels.triton.product.packed import (
     GROUP_Q4,
     GROUP_Q8,
     OF_GROUP,
+    SIX_BITS,
     four_bits,
     of_block,
     small_floats,
     two_bits,
 )
+from coterie.kernels.triton.product.six_bits import row_of
 from coterie.kernels.triton.rows import Call, places
 
 TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale")
@@ -49,7 +51,9 @@ def _embed(
         weights = tl.multiple_of(pointer(row, TABLE, TYPE) + token.to(tl.int64) * STRIDE, ALIGN)
         k = along(unit, 1) * STEP + tl.arange(0, STEP)
         packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
-        if packed == GROUP_Q2:
+        if packed == SIX_BITS:
+            values = row_of(weights, k, K, STRIDE, COLUMNS)
+        elif packed == GROUP_Q2:
             c = k // BLOCK * GROUP_Q2 + k % (BLOCK // 2) // 2
             four = tl.load(weights + c, mask=k < K, other=0).to(tl.int32)
             codes = four >> (k % BLOCK // (BLOCK // 2) * 2 + k % 2 * 4)

@@ -20,12 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, DType
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, UNIT_Q6, DType
 from coterie.core.errors import UnsupportedError
 from coterie.kernels.cpu import I64, OPCODE_WORD, OPCODES, dtype_number
 from coterie.kernels.triton.arithmetic import EARLY, NOW
 from coterie.kernels.triton.bucket import Bucket
 from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
+from coterie.kernels.triton.product.tile import OF_SIX
 from coterie.kernels.triton.tiles import Tiles
 
 ALIGN_BYTES = (
@@ -38,6 +39,7 @@ TYPES: Mapping[DType, tl.dtype] = {
     DType.F16: tl.float16,
     DType.BF16: tl.bfloat16,
     DType.Q8: tl.int8,
+    DType.Q6: tl.uint16,
     DType.Q4: tl.uint8,
     DType.Q4Z: tl.uint8,
     DType.Q2: tl.uint8,
@@ -46,6 +48,7 @@ TYPES: Mapping[DType, tl.dtype] = {
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed or dtype is DType.BF16}
+_ROUNDED = {number: dtype for number, dtype in _ROUNDED.items() if number not in _DTYPES}  # Q6 meets 15 bits always
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
@@ -78,8 +81,8 @@ def name_of(row: I64) -> str:
 class Matrix:
     """How a weight's rows lie: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
 
-    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4, four in one of Q2; `group` of them share
-    a scale.
+    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4, four in one of Q2 and, in part, in one
+    of Q6 (six_bits.py); `group` of them share a scale.
     """
 
     TYPE: tl.dtype
@@ -96,6 +99,9 @@ class Matrix:
         if dtype not in PACKED:
             return Matrix(TYPES[dtype], K, K, K, gcd(ALIGN_BYTES, dtype.row_bytes(K)), 1)
         (bits, group), stride = PACKED[dtype], dtype.row_bytes(K)
+        if dtype is DType.Q6:  # a column has the upper bits of four weights
+            columns, type_ = -(-K // UNIT_Q6) * UNIT_Q6 // 4, TYPES[dtype]
+            return Matrix(type_, K, stride * 8 // type_.primitive_bitwidth, columns, gcd(ALIGN_BYTES, stride), OF_SIX)
         columns = -(-K // BLOCK_WEIGHTS) * BLOCK_WEIGHTS * bits // 8
         return Matrix(TYPES[dtype], K, stride, columns, gcd(ALIGN_BYTES, stride), group * bits // 8, dtype.has_zeros)
 
@@ -199,7 +205,7 @@ class Call:
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
-        """The type of a weight. Raises UnsupportedError for rounded activations, and a type that no kernel reads."""
+        """The type of a weight. Raises UnsupportedError for rounded activations."""
         own = f"{operand}_dtype"
         number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
         if number in _ROUNDED:
@@ -207,10 +213,6 @@ class Call:
             met = "bf16" if dtype is DType.BF16 else "int8"
             fact = f"{operand} of {self.name} is {dtype.value} that meets {met} activations"
             raise UnsupportedError("the GPU's kernels", fact, f"leave out --activations {met}")
-        if number not in _DTYPES:
-            fact = f"{operand} of {self.name} is Q6 (int6), which they do not read"
-            remedy = "import the file with --weights keep8, or quantise with --bits 8: int8 in the place of int6"
-            raise UnsupportedError("the GPU's kernels", fact, remedy)
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:

@@ -10,14 +10,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from coterie.kernels.triton.product.tile import LEAST_COLUMNS, MOST_PACKED_ROWS, OF_FOUR, Few, Many, power_of_two
+from coterie.kernels.triton.product.tile import (
+    FOURS,
+    LEAST_COLUMNS,
+    LEAST_DOT,
+    MOST_PACKED_ROWS,
+    OF_FOUR,
+    OF_SIX,
+    Few,
+    Many,
+    power_of_two,
+)
 
 __all__ = ["H100", "LEAST_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
 
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
 OF_TWO = 16  # columns that share a scale where each is two weights
-LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -53,6 +62,14 @@ class Tiles:
         (2, 2048, ANY, Few(8, 512, 2)),
         (ANY, 2048, ANY, Few(4, 512, 2)),
         (ANY, ANY, ANY, Few(4, 1024, 4)),
+    )
+    # The same of six bits, by columns, each of which is four weights: in one step where a row is not long.
+    six: tuple[tuple[int, int, int, Few], ...] = (
+        (ANY, 512, 4096, Few(4, 512, 2)),
+        (ANY, 512, ANY, Few(8, 512, 2)),
+        (ANY, 1024, ANY, Few(8, 1024, 4)),
+        (2, ANY, ANY, Few(4, 1024, 4)),
+        (ANY, ANY, ANY, Few(2, 1024, 4)),
     )
     # By rows of the weight: at least four programs for each multiprocessor where the weight has that many rows.
     few_rows: tuple[tuple[int, int], ...] = ((2048, 4), (8192, 8), (ANY, 16))
@@ -182,13 +199,16 @@ class Tiles:
             return replace(one, rows=most, columns=columns, registers=limit)
         several = several and 1 < tokens <= self.packed_tokens and group > 1
         if (tokens == 1 or several) and group != OF_FOUR and least_rows <= MOST_PACKED_ROWS:
-            row_bytes = K // (1 + (group == OF_TWO))
+            columns = K // (4 if group == OF_SIX else 1 + (group == OF_TWO))
             table = self.few_packed if several else tuple([(1, *one) for one in self.one_packed])
-            one = next(few for most, size, many, few in table if tokens <= most and row_bytes <= size and rows <= many)
-            return replace(one, rows=max(one.rows, least_rows), several=several).for_row(row_bytes, group)
-        mine = max(_choose(self.few_rows, rows), least_rows)
+            table = self.six if group == OF_SIX else table
+            one = next(few for most, size, many, few in table if tokens <= most and columns <= size and rows <= many)
+            return replace(one, rows=max(one.rows, least_rows), several=several).for_row(columns, group)
+        mine = _choose(self.few_rows, rows)
+        # With more rows of six bits, threads would load two values of a token at once, where four are one load.
+        mine = max(min(mine, MOST_PACKED_ROWS) if group == OF_SIX else mine, least_rows)
         # A column of four weights meets as many values of each token, for which there must be room.
-        sums = self.few_sums // 2 if tokens > 1 and group == OF_FOUR else self.few_sums
+        sums = self.few_sums // 2 if tokens > 1 and group in FOURS else self.few_sums
         columns = max(sums // mine, group, LEAST_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
@@ -208,7 +228,8 @@ class Tiles:
         )
         tiles = replace(tiles, delta_whole=self.delta_numbers * 32 * self.walk_warps)
         one, packed = ((ANY, ANY, self.walk_one),), ((ANY, ANY, self.walk_packed),)
-        return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed, packed_tokens=1)
+        six = ((ANY, ANY, ANY, self.walk_packed),)
+        return replace(tiles, one_heads=((ANY, self.walk_one),), one=one, one_packed=packed, six=six, packed_tokens=1)
 
     def row(self, size: int) -> tuple[int, int]:
         """How many values of a row of activations a program stages at once, all of a short row's; and its warps."""

@@ -270,7 +270,7 @@ def model_of(shapes: Shapes, load: Mapping[str, Any]) -> Model:
 
 
 def weights_of(load: Mapping[str, Any]) -> str:
-    """The type of weights of a workload: bf16, int8, int4 or int4z."""
+    """The type of weights of a workload: bf16, int8, int6, int4 or int4z."""
     kind = str(load.get("weights", "bf16")).split()[-1]
     return kind if kind in BY_NAME else "bf16"
 

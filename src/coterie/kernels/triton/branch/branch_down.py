@@ -38,11 +38,14 @@ from coterie.kernels.triton.product.few_tokens import few_dots
 from coterie.kernels.triton.product.one_token import add_products, added_products, sums_of
 from coterie.kernels.triton.product.staged_ahead import staged_ahead_end, staged_by_last
 from coterie.kernels.triton.product.sums import and_one
-from coterie.kernels.triton.product.tile import OF_FOUR
+from coterie.kernels.triton.product.tile import OF_FOUR, OF_SIX
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 
-REGISTERS = 96  # of a thread, where one token meets two bits and biases: ptxas by itself takes 80, and spills 24 bytes
+# Of a thread, where biases are added, by what weights are and whether tokens are more than one: two bits and six, of
+# which ptxas by itself takes 80 and 128, and spills 24 bytes and 28.
+REGISTERS = {(OF_FOUR, False): 96, (OF_SIX, True): 160}
 AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
+SIX_AT_ONCE = 2048  # columns of six bits of which there is room for two branches
 
 
 @triton.jit
@@ -189,9 +192,9 @@ def launch(call: Call) -> None:
     behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
     if sizes.tokens <= call.tiles.few_tokens:
         how = few_of(call, matrix, N, 1)
-        how["UNROLL"] = AT_ONCE if how["ONE"] else 1
-        if matrix.group == OF_FOUR and sizes.tokens == 1 and behind["BIAS"] is not None:
-            how["maxnreg"] = REGISTERS
+        how["UNROLL"] = AT_ONCE if how["ONE"] and not (matrix.group == OF_SIX and matrix.COLUMNS > SIX_AT_ONCE) else 1
+        registers = REGISTERS.get((matrix.group, sizes.tokens > 1)) if behind["BIAS"] is not None else None
+        how |= {"maxnreg": registers} if registers else {}
         call.launch(_few, (triton.cdiv(N, how["ROWS"]),), call.row, ids_of(call), **behind, **shared, **how)
         return
     first, pairs = pairs_of(call)

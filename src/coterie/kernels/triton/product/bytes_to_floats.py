@@ -3,7 +3,7 @@
 A conversion of whole numbers to float32 takes a multiprocessor eight times as long as a product where the number is a
 byte (CUDA C++ Programming Guide, throughput of arithmetic instructions). So bits of a byte become the fraction of a
 float whose exponent is known, for all four bytes of a word at once where that can be, and one `prmt` a weight puts the
-byte in its place:
+byte in its place (Q6: six_bits.py):
 
     Q8         2^23 + 128 + q       an exact difference gives q
     Q4, Q4Z    1 + code / 16        what it stands above 1.5, or above 1 + zero / 16, is taken off sums of products
@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import INTERPRETED
-from coterie.kernels.triton.product.packed import high_half, low_half
+from coterie.kernels.triton.product.packed import SIX_BITS, high_half, low_half
+from coterie.kernels.triton.product.six_bits import UNIT_OF_SUMS
 
 # Of four bytes, the floats of the first to the fourth; or of their lower halves, and then of their upper ones.
 WHOLE = tl.constexpr("""{
@@ -75,6 +76,8 @@ ABOVE = tl.constexpr(1.5)  # what floats of 4 bits are above their worth, in uni
 @triton.constexpr_function
 def unit_of(TYPE, OF_BLOCK):
     """What a difference of 1 is worth, in whole numbers: of a row with so many bytes for 32 weights."""
+    if OF_BLOCK == SIX_BITS.value:
+        return UNIT_OF_SUMS.value
     return 1.0 if OF_BLOCK == 32 else 32.0 if TYPE == tl.int8 else 16.0
 
 

@@ -32,6 +32,7 @@ from coterie.kernels.triton.product.packed import (
     GROUP_Q2,
     GROUP_Q4,
     GROUP_Q8,
+    SIX_BITS,
     high_half,
     low_half,
     no_weights,
@@ -40,6 +41,7 @@ from coterie.kernels.triton.product.packed import (
     two_bits,
     zeros_of,
 )
+from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -76,7 +78,13 @@ def many_dots(
     for first in tl.range(0, COLUMNS, STEP):
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-        if packed == GROUP_Q2:
+        if packed == SIX_BITS:
+            columns = columns_of(rows_N, mask_N, first, STRIDE, COLUMNS, N, STEP, "")
+            for part in tl.static_range(PARTS):
+                k = weights_at(c, part)
+                staged = tl.load(columns_M + k[:, None], mask=mask_M[None, :] & (k < K)[:, None], other=0.0)
+                acc = add_product(acc, narrow(part_of(columns, part), DOT), narrow(staged, DOT))
+        elif packed == GROUP_Q2:
             four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
             k = 2 * first + tl.arange(0, 2 * STEP)  # side by side, two weights of a byte are in their order

@@ -18,6 +18,7 @@ from coterie.kernels.triton.product.packed import (
     GROUP_Q2,
     GROUP_Q4,
     GROUP_Q8,
+    SIX_BITS,
     high_half,
     low_half,
     no_weights,
@@ -26,6 +27,7 @@ from coterie.kernels.triton.product.packed import (
     two_bits,
     zeros_of,
 )
+from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
 
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Weights that are read once a step leave the caches first: rows, tables and activations stay.
@@ -60,22 +62,9 @@ def _read(x, mask_M, k, K: tl.constexpr, norm, mean, factor, NORM: tl.constexpr,
 
 @triton.jit
 def few_dots(
-    x,
-    mask_M,
-    rows_N,
-    mask_N,
-    norm,
-    K: tl.constexpr,
-    STRIDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TYPE: tl.constexpr,
-    NORM: tl.constexpr,
-    SHIFT: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    STEP: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
+    x, mask_M, rows_N, mask_N, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+    NORM: tl.constexpr, SHIFT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
     """[M, N] products of rows x (pointers) with rows of a weight, of norm(x) where there is a norm.
 
     A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well. A
@@ -90,7 +79,13 @@ def few_dots(
     for first in tl.range(0, COLUMNS, STEP, loop_unroll_factor=UNROLL):
         c = first + tl.arange(0, STEP)
         mask = mask_N[:, None] & (c < COLUMNS)[None, :]
-        if packed == GROUP_Q2:
+        if packed == SIX_BITS:
+            columns = columns_of(rows_N, mask_N, first, STRIDE, COLUMNS, N, STEP, ONCE)
+            for part in tl.static_range(PARTS):
+                raw, scaled = _read(x, mask_M, weights_at(c, part), K, norm, mean, factor, NORM, SHIFT)
+                acc += part_of(columns, part)[None, :, :] * scaled[:, None, :]
+                squares += raw * raw
+        elif packed == GROUP_Q2:
             four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
             k = 2 * first + tl.arange(0, 2 * STEP)  # two that follow one another meet a byte

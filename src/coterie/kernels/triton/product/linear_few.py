@@ -99,7 +99,7 @@ def few(
         return
     if ONE:
         rows, there = _one_by_one(weight, first, count, ROWS, STRIDE, ALIGN)
-        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
+        ahead = weights_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M, NORM)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)

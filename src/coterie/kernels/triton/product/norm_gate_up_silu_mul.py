@@ -101,7 +101,7 @@ def _few(
             one_row, is_there = rows_in_turn(row, first + i, F, TYPE, STRIDE, ALIGN, 1)
             each = and_one(each, one_row)
             have = and_one(have, is_there)
-        ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP, M)
+        ahead = weights_ahead(each, have, K, STRIDE, COLUMNS, STEP, M, NORM)
     x = pointer(row, X, tl.float32)
     norm = norm_at(row, x, NORM_AT, EPS, NORM, SHIFT)
     m = tl.arange(0, M)

@@ -104,7 +104,7 @@ def _few(
         for r in tl.static_range(ROWS):
             c, _, is_there = channels_of(first + r, heads, C, TURNED, INTERLEAVED, PADDED, 1)
             each, have = and_one(each, rows_of_part(row, part, c, TYPE, STRIDE, ALIGN)), and_one(have, is_there)
-        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M)
+        ahead = weights_ahead(each, have, D, STRIDE, COLUMNS, STEP, M, NORM)
         xs = tokens_of(x, integer(row, T), D, M)
     m = tl.arange(0, M)
     x, mask_M = x + m * D, m < integer(row, T)

@@ -21,15 +21,16 @@ from coterie.kernels.triton.product.sums import totals as totals_of
 
 @triton.jit
 def weights_ahead(
-    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1,
+    NORM: tl.constexpr = None,
 ):  # fmt: skip
     """Of rows of a weight that meet M tokens, step by step, as much as registers hold: loaded before the tokens are.
 
-    As they are: a thread that widened them would wait for them.
+    As they are: a thread that widened them would wait for them. `NORM` is the norm that tokens will have.
     """
     ahead = ()
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
-        ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M)
+        ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M, NORM)
     else:
         for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
             for r in tl.static_range(len(rows)):
@@ -110,7 +111,7 @@ def sums_of(
 ):  # fmt: skip
     """Sums of N rows by threads, for add_products."""
     if of_block(TYPE, K, COLUMNS):
-        sums = no_sums(N, STEP // own_of(STRIDE))
+        sums = no_sums(N, STEP // own_of(STRIDE, TYPE, None))
     else:
         sums = no_sums(N, STEP)
     return sums

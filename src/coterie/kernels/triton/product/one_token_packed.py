@@ -2,6 +2,7 @@
 
     bytes of a row    | 0 .. OWN-1 | OWN .. 2 OWN-1 | ...      a thread has OWN that lie side by side, and their scale
 
+Of Q6 these are bytes with upper bits (six_bits.py), and it has as many with lower bits twice, and two scales.
 A thread has a part of a group, so a scale multiplies a sum of OWN or 2 OWN products. What floats of 4 bits are too
 large by (bytes_to_floats.py) is taken off such sums as well: it needs the sum of what the weights meet, which all rows
 share. OWN is 8, not 16: of the 16 or 32 values that 16 bytes meet, threads would read 4 at once that lie 64 or 128
@@ -18,18 +19,25 @@ from coterie.kernels.triton.norms import moments as moments_of
 from coterie.kernels.triton.norms import scaled_and_shifted
 from coterie.kernels.triton.product.bytes_to_floats import ABOVE, halves_above, unit_of, whole_numbers
 from coterie.kernels.triton.product.few_tokens import ONCE
-from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, of_block
+from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_GROUP, SIX_BITS, of_block
+from coterie.kernels.triton.product.six_bits import own_bytes, parts_above, weights_at, whole_scale
 from coterie.kernels.triton.product.sums import all_added_up, and_one, no_sums
 
 MOST_OWN = tl.constexpr(8)
 CODES = tl.constexpr(16.0)  # of 4 bits
 MOST_AHEAD = tl.constexpr(32)  # steps x rows whose bytes wait in registers for the tokens
+SIX_AHEAD = tl.constexpr(12)  # of Q6, which has three times as many bytes a step
 
 
 @triton.constexpr_function
-def own_of(STRIDE):
-    """How many bytes that lie side by side are a thread's: 4 where rows begin at odd places, which load in pieces."""
-    return MOST_OWN.value if STRIDE % MOST_OWN.value == 0 else MOST_OWN.value // 2
+def own_of(STRIDE, TYPE, NORM):
+    """How many bytes that lie side by side are a thread's: 4 where rows begin at odd places, which load in pieces.
+
+    Of Q6 8 even so where a norm of 16 bits is loaded, eight at once: others would change threads, and wait for that.
+    """
+    whole = STRIDE * TYPE.primitive_bitwidth // 8 % MOST_OWN.value == 0
+    beside = TYPE == tl.uint16 and NORM is not None and NORM.primitive_bitwidth == 16
+    return MOST_OWN.value if whole or beside else MOST_OWN.value // 2
 
 
 @triton.constexpr_function
@@ -39,30 +47,38 @@ def _group_of(TYPE, K, COLUMNS):
 
 @triton.jit
 def bytes_ahead(
-    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1
+    rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
     """Of packed rows, step by step, what registers hold beside M tokens, with their scales: loaded before those."""
     N: tl.constexpr = len(rows)
+    MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MOST_AHEAD
     ahead = ()
-    for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST_AHEAD // (N * M), 1))):
+    for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST // (N * M), 1))):
         for r in tl.static_range(N):
-            ahead = and_one(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP))
+            ahead = and_one(ahead, _bytes(rows[r], there[r], i * STEP, K, STRIDE, COLUMNS, STEP, NORM))
     return ahead
 
 
 @triton.jit
-def _bytes(row, there, first, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr):
-    """Of a row: bytes [STEP], the scales of each OWN of them, and of Q4Z their zeros."""
-    OWN: tl.constexpr = own_of(STRIDE)
-    GROUP: tl.constexpr = _group_of(row.dtype.element_ty, K, COLUMNS)
-    c = first + tl.arange(0, STEP)
-    found = (tl.load(row + c, mask=there & (c < COLUMNS), other=0, eviction_policy=ONCE),)
-    c = first + tl.arange(0, STEP // OWN) * OWN
-    at = (row + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True) + c // GROUP
-    found = and_one(found, tl.load(at, mask=there & (c < COLUMNS), other=0.0))
-    scales: tl.constexpr = COLUMNS // GROUP * OF_GROUP
-    if GROUP == GROUP_Q4 and STRIDE > COLUMNS + scales:
-        found = and_one(found, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0))
+def _bytes(
+    row, there, first, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    NORM: tl.constexpr,
+):  # fmt: skip
+    """Of a row: bytes [STEP], the scales of each OWN of them, and of Q4Z their zeros; of Q6 what own_bytes gives."""
+    OWN: tl.constexpr = own_of(STRIDE, row.dtype.element_ty, NORM)
+    if of_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:
+        found = own_bytes(row, there, first, STRIDE, COLUMNS, STEP, OWN, ONCE)
+    else:
+        GROUP: tl.constexpr = _group_of(row.dtype.element_ty, K, COLUMNS)
+        c = first + tl.arange(0, STEP)
+        found = (tl.load(row + c, mask=there & (c < COLUMNS), other=0, eviction_policy=ONCE),)
+        c = first + tl.arange(0, STEP // OWN) * OWN
+        at = (row + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True) + c // GROUP
+        found = and_one(found, tl.load(at, mask=there & (c < COLUMNS), other=0.0))
+        scales: tl.constexpr = COLUMNS // GROUP * OF_GROUP
+        if GROUP == GROUP_Q4 and STRIDE > COLUMNS + scales:
+            found = and_one(found, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0))
     return found
 
 
@@ -89,6 +105,18 @@ def _met(
 
 
 @triton.jit
+def _met_of_six(
+    x, c, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
+):  # fmt: skip
+    """What the four parts of columns c meet, with the sums of the first two and of the last; and the squares."""
+    one, squares = _met(x, weights_at(c, 0), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    two, squares = _met(x, weights_at(c, 1), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    three, squares = _met(x, weights_at(c, 2), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    four, squares = _met(x, weights_at(c, 3), norm, moments, times, squares, K, NORM, SHIFT, OWN)
+    return (one, two, three, four, _own_sums(one + two, OWN), _own_sums(three + four, OWN)), squares
+
+
+@triton.jit
 def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.constexpr):
     """A sum of products for each scale of a step of a row that `_bytes` gave, with what it meets of one token or more.
 
@@ -112,6 +140,19 @@ def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.cons
 
 
 @triton.jit
+def _products_of_six(found, met, OWN: tl.constexpr):
+    """The same of Q6, with what `_met_of_six` gave of each token."""
+    products, w = (), parts_above(found[0], found[1], found[2])
+    first, second, block = whole_scale(found[3]), whole_scale(found[4]), found[5].to(tl.float32)
+    for t in tl.static_range(len(met)):
+        x = met[t]
+        low = _own_sums(w[0] * x[0], OWN) + _own_sums(w[1] * x[1], OWN) - ABOVE * x[4]
+        high = _own_sums(w[2] * x[2], OWN) + _own_sums(w[3] * x[3], OWN) - ABOVE * x[5]
+        products = and_one(products, (low * first + high * second) * block)
+    return products
+
+
+@triton.jit
 def add_packed(
     sums, squares, ahead, xs, rows, there, norm, moments, times, K: tl.constexpr, STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr,
@@ -123,19 +164,23 @@ def add_packed(
     """
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
-    OWN: tl.constexpr = own_of(STRIDE)
     TYPE: tl.constexpr = rows[0].dtype.element_ty
+    OWN: tl.constexpr = own_of(STRIDE, TYPE, NORM)
+    SIX: tl.constexpr = of_block(TYPE, K, COLUMNS) == SIX_BITS
     HALVES: tl.constexpr = of_block(TYPE, K, COLUMNS) != BLOCK
     STEPS: tl.constexpr = (COLUMNS + STEP - 1) // STEP
     AHEAD: tl.constexpr = len(ahead) // N
     for i in tl.static_range(STEPS):
         if i + AHEAD < STEPS:
             for r in tl.static_range(N):
-                ahead = and_one(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP))
+                ahead = and_one(ahead, _bytes(rows[r], there[r], (i + AHEAD) * STEP, K, STRIDE, COLUMNS, STEP, NORM))
         met, more_squares = (), ()
         c = i * STEP + tl.arange(0, STEP)
         for t in tl.static_range(M):
-            if HALVES:
+            if SIX:
+                own, squares_t = _met_of_six(xs[t], c, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
+                met = and_one(met, own)
+            elif HALVES:
                 k = c // GROUP_Q4 * BLOCK + c % GROUP_Q4
                 low, squares_t = _met(xs[t], k, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
                 high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moments[t], times, squares_t, K, NORM, SHIFT, OWN)
@@ -147,7 +192,10 @@ def add_packed(
         squares = more_squares
         more = ()
         for r in tl.static_range(N):
-            products = _products(ahead[i * N + r], met, TYPE, HALVES, OWN)
+            if SIX:
+                products = _products_of_six(ahead[i * N + r], met, OWN)
+            else:
+                products = _products(ahead[i * N + r], met, TYPE, HALVES, OWN)
             for t in tl.static_range(M):
                 more = and_one(more, sums[r * M + t] + products[t])
         sums = more
@@ -162,7 +210,7 @@ def packed_dots(
     """[M, N] products of M tokens (pointers) with N packed rows (pointers); norm as few_dots."""
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
-    OWN: tl.constexpr = own_of(STRIDE)
+    OWN: tl.constexpr = own_of(STRIDE, rows[0].dtype.element_ty, NORM)
     moments = ()
     for t in tl.static_range(M):
         if SHIFT is not None:

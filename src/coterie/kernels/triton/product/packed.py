@@ -5,6 +5,7 @@
     uint8   16   (code - 8) * scale; with zeros, (code - zero) * scale       Q4, Q4Z
     int8    16   (twice a float with a sign, 2 bits of exponent, 1 of fraction) * scale      MX4
     uint8    8   (2 * code - 3) * scale                                      Q2
+    uint16  26   six_bits.py has it                                          Q6
 
 So rows are told apart by their type and by how long their parts are: those of Q4Z are Q4's with a zero for each scale
 behind the scales.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, DType
+from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, UNIT_Q6, UNIT_Q6_BYTES, DType
 
 # Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
@@ -25,6 +26,7 @@ GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
 GROUP_Q2 = tl.constexpr(PACKED[DType.Q2][1] // 4)
 OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero
 BLOCK = tl.constexpr(BLOCK_WEIGHTS)
+SIX_BITS = tl.constexpr(BLOCK_WEIGHTS * UNIT_Q6_BYTES // UNIT_Q6)  # bytes of 32 weights of Q6
 # A float of 4 bits in float32: its sign, and the rest where exponent and fraction meet. Such a float32 is one without
 # an exponent where the small one is, and normal where that is, 2^-127 of twice its worth: so a product is all it takes.
 PLACED = tl.constexpr(-(2**31) + (7 << 22))
@@ -36,6 +38,8 @@ EIGHT = tl.constexpr(130 << 23)
 @triton.constexpr_function
 def of_block(TYPE, K, COLUMNS):
     """The bytes of a row that hold 32 weights; 0 where they are not packed."""
+    if TYPE == tl.uint16:
+        return SIX_BITS.value
     return COLUMNS // triton.cdiv(K, BLOCK_WEIGHTS) if TYPE in (tl.int8, tl.uint8) else 0
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 MOST_ONE_ROWS, MOST_PACKED_ROWS = 4, 8  # of a program with one token, which keeps each row's sums by themselves
 LEAST_COLUMNS = 64  # of a step of a product
-OF_FOUR = 8  # columns that share a scale where each is four weights: the only ones that are so few
+OF_FOUR = 8  # columns that share a scale where each is four weights
+OF_SIX = 4  # and where each is four weights of six bits; of no others are they so few
+FOURS = (OF_FOUR, OF_SIX)
+LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,16 @@ class Many:
         """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
         rows = max(self.rows, least_rows)
         pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
-        least = LEAST_COLUMNS // 2 if group == OF_FOUR else LEAST_COLUMNS
+        least = LEAST_COLUMNS // 2 if group in FOURS else LEAST_COLUMNS
         columns = max(self.columns * self.rows // rows, least, group)
         return replace(self, rows=rows, columns=columns, pieces=pieces)
 
     def for_group(self, group: int) -> Many:
         """For columns of which `group` share a scale; half as many of four weights as of two."""
-        return replace(self, columns=max(self.columns // 2 if group == OF_FOUR else self.columns, group))
+        columns = max(self.columns // 2 if group in FOURS else self.columns, group)
+        if group == OF_SIX:  # a product has one weight of each column, and a thread three bytes
+            columns = min(max(columns, LEAST_DOT), LEAST_COLUMNS)
+        return replace(self, columns=columns)
 
 
 def power_of_two(size: int) -> int:
