@@ -283,7 +283,7 @@ QUICK = [
         gate_up(t, t, T, 21, 70, True, form=f)
         for t, T, f in ((F16, 6, "sigmoid"), (Q4, 2, "tanh"), (Q4, 6, "erf"), (Q4Z, 2, "erf"))
     ),
-    *(gate_up(t, t, T, 21, 70, True, form="tanh") for t, T in ((Q2, 2), (Q2, 6), (MX4, 2), (MX4, 6))),
+    *(gate_up(t, t, T, 21, 70, True, form="tanh") for t, T in ((Q2, 2), (Q2, 6), (MX4, 2), (MX4, 6), (Q6, 2), (Q6, 6))),
     *(qkv((BF16,) * 3, T, 33, 2, 1, 12, normed=True, offset=1.0) for T in (2, 6)),
     *(take_norm_linear(t, 7, R, N, D) for t in TYPES for R, N, D in ((1, 67, 33), (6, 19, 129))),
     *(take_norm_linear(BF16, 7, R, 19, 33, 0.125) for R in (1, 6)),
