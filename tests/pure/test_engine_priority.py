@@ -156,6 +156,25 @@ def test_a_priority_is_a_whole_number():
         urgent("r", priority=0.5)
 
 
+def test_who_paused_can_be_cancelled_and_begins_again_where_its_weights_may_be_others():
+    w = world({"a": 4}, near_blocks=4, kv_blocks=9, max_steps=1)
+    for name in ("r0", "r1"):
+        w.engine.submit(ask(name, "a", max_tokens=24))
+    for _ in range(6):
+        w.engine.step()
+    w.engine.submit(urgent("chat", max_tokens=8))
+    w.engine.step()
+    assert kinds(w, "pause") == [("r1",)]
+    (paused,) = w.engine.queue.waiting["a"].values()
+    drawn = paused.tokens[3:]
+    assert paused.begin_again()
+    assert (paused.tokens, paused.owed, len(drawn) > 2) == ([1, 2, 3], drawn, True)
+    w.engine.cancel("r1")
+    results = run_all(w)
+    assert results["r1"].last.finish_reason == "cancelled"
+    assert results["r0"].last.finish_reason == results["chat"].last.finish_reason == "length"
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
