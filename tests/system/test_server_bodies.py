@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,14 @@ def test_usage_is_null_in_a_stream_until_its_last_event(composition: Path, path:
             *before, last = found
             assert all(event["usage"] is None for event in before)
             assert (last["choices"], last["usage"]["prompt_tokens"]) == ([], 4 + 2 * path.startswith("chat"))
+
+
+def test_half_of_a_body_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coterie.server.app.PART_S", 0.2)
+    with served(Coterie.open(write_expert(tmp_path / "ada", 0))) as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port or 80), timeout=60) as caller:
+            caller.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"model": ')
+            said = b"".join(iter(lambda: caller.recv(4096), b""))  # until the connection is closed
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"[body] stopped after 10 bytes, and nothing came for 0.2 s; send all of it" in said

@@ -48,6 +48,7 @@ PROMPTS = {
 T = TypeVar("T")
 RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
+PART_S = 60.0  # so long a caller may send nothing in the middle of a body
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
@@ -187,11 +188,17 @@ def _json(text: bytes) -> Response:
 
 
 async def _body(request: Request) -> bytearray:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
+    body, loop = bytearray(), asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(PART_S) as limit:
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
+                limit.reschedule(loop.time() + PART_S)
+    except TimeoutError:
+        fact = f"[body] stopped after {len(body)} bytes, and nothing came for {PART_S:g} s; send all of it"
+        raise HTTPException(408, fact, headers={"Connection": "close"}) from None
     return body
 
 
