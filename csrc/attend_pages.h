@@ -176,12 +176,13 @@ inline void put_out(const Attended& op, int64_t token, int64_t head, const float
 }
 
 // The likely next unit of this thread, which takes one after the other of its share: the keys of its span, so that they can be asked for.
-inline Pass next_of(const Attended& op, const Tile& tile, int64_t number, Span& span) {
-  const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens), together = heads_together(op), groups = tiles(op.K, together);
+inline Pass next_of(const Attended& op, const Tile& tile, int64_t number, int64_t threads, Span& span) {
+  const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
+  const int64_t together = heads_together(op, tile.high - tile.low, threads), groups = tiles(op.K, together);
   const int64_t order = (number * count + count - 1 - tile.first / tokens) * groups + tile.kv_head / together + 1;
   const int64_t next = order / groups / count;
   if (next >= spans_of_table(op)) return {};
-  const Tile later = tile_of(op, order / groups * op.K + order % groups * together);
+  const Tile later = tile_of(op, order / groups * op.K + order % groups * together, threads);
   if (!later.split || next < later.low || next >= later.high) return {};
   const Run run = run_of(op, later.first, later.last);
   const Range seen{larger(run.low - next * kSpan, 0), smaller(run.high - next * kSpan, kSpan)};
@@ -196,7 +197,7 @@ inline void attend_run(const Attended& op, const Tile& tile, const Run& run, int
   const int64_t count = tile.heads * rows.tokens * rows.G;
   load_queries(op, rows, count, room.q);
   Span span, later;
-  const Pass next = tile.split && run.last == tile.last ? next_of(op, tile, first, later) : Pass();
+  const Pass next = tile.split && run.last == tile.last ? next_of(op, tile, first, scratch.threads(), later) : Pass();
   for (int64_t number = first; number < last; ++number)
     SpanOfRun(op, tile, run, number, room, scratch).attend(span, room.copy, next);
   if (tile.split) return;
@@ -236,7 +237,7 @@ inline int64_t attend_flops(const Attended& op) {
 
 inline void attend_unit(const Attended& op, int64_t unit, Scratch& scratch) {
   const int64_t number = unit / (tiles(op.T, tile_tokens(op)) * op.K);
-  const Tile tile = tile_of(op, unit);
+  const Tile tile = tile_of(op, unit, scratch.threads());
   if (tile.heads == 0 || (tile.split ? number < tile.low || number >= tile.high : number > 0)) return;
   Room room;
   take_room(op, scratch, room);

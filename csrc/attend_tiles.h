@@ -90,10 +90,15 @@ inline Run run_of(const Attended& op, int64_t first, int64_t end) {
   return run;
 }
 
-// Reading all heads of a position together follows the pages, whose pieces of one head are short.
-inline int64_t heads_together(const Attended& op) {
-  const int64_t rows = larger(kStoredQueries, heads_per_kv(op));
-  return larger(smaller(op.K, smaller(kHeadsChannels / op.C, kStoredRows / rows)), 1);
+// Reading all heads of a position together follows the pages, whose pieces of one head are short. Fewer where that leaves some of
+// the threads idle for a fifth of the time and more: who reads what may depend on how many they are, as no bit depends on it.
+inline int64_t heads_together(const Attended& op, int64_t spans, int64_t threads) {
+  const int64_t rows = larger(kStoredQueries, heads_per_kv(op)), times = spans * tiles(op.T, tile_tokens(op));
+  const auto longest = [&](int64_t heads) { return tiles(times * tiles(op.K, heads), threads) * heads; };
+  int64_t together = larger(smaller(op.K, smaller(kHeadsChannels / op.C, kStoredRows / rows)), 1);
+  for (int64_t heads = together - 1; heads > 0; --heads)
+    if (5 * longest(heads) <= 4 * longest(together)) together = heads;
+  return together;
 }
 
 inline bool reads_stored(const Attended& op, int64_t tokens) {
@@ -107,7 +112,7 @@ struct Tile {
   bool split;
 };
 
-inline Tile tile_of(const Attended& op, int64_t unit) {
+inline Tile tile_of(const Attended& op, int64_t unit, int64_t threads) {
   const int64_t tokens = tile_tokens(op), count = tiles(op.T, tokens);
   Tile tile{};
   tile.kv_head = unit % op.K;
@@ -125,7 +130,7 @@ inline Tile tile_of(const Attended& op, int64_t unit) {
   }
   tile.split = may_split(op) && stored && tile.high - tile.low > 1;
   if (stored && tile.high - tile.low > 1) {  // the first unit of such heads works for all of them
-    const int64_t together = heads_together(op);
+    const int64_t together = heads_together(op, tile.split ? tile.high - tile.low : 1, threads);
     tile.heads = tile.kv_head % together == 0 ? smaller(together, op.K - tile.kv_head) : 0;
   }
   return tile;

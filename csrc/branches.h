@@ -87,14 +87,16 @@ constexpr int64_t down_rows(int64_t T) { return T <= kFewTokens ? kTileRows : 4 
 
 template <class Op>
 Block down_block(const Op& op, int64_t unit) {
-  if (op.T == 1) return block_in_parts(unit, 1, op.D, parts_of(1, op.dtype));
+  const int64_t parts = parts_of(1, op.dtype);
+  if (op.T == 1) return block_in_parts(unit, 1, op.D, parts, rows_of_part(parts));  // each copies tokens for all branches: no smaller ones
   const int64_t row = unit * down_rows(op.T);
   return {0, op.T, row, smaller(down_rows(op.T), op.D - row)};
 }
 
 template <class Op>
 int64_t down_units(const Op& op) {
-  if (op.T == 1) return units_in_parts(1, op.D, parts_of(1, op.dtype));
+  const int64_t parts = parts_of(1, op.dtype);
+  if (op.T == 1) return units_in_parts(1, op.D, parts, rows_of_part(parts));
   return op.T == 0 ? 0 : tiles(op.D, down_rows(op.T));
 }
 

@@ -86,8 +86,10 @@ class Scratch {
     return begins;
   }
 
-  void share(uint8_t* memory) { shared_ = memory; }
+  // What this thread and the others of its team have in common, and how many they are.
+  void share(uint8_t* memory, int64_t threads) { shared_ = memory, threads_ = threads; }
   uint8_t* shared() const { return shared_; }
+  int64_t threads() const { return threads_; }
 
   void stored(int64_t size_bytes) { stored_bytes_ += size_bytes; }
 
@@ -102,7 +104,7 @@ class Scratch {
   size_t used_ = 0;
   size_t high_water_ = 0;
   int64_t stored_bytes_ = 0;
-  int64_t tile_ = -1;
+  int64_t tile_ = -1, threads_ = 1;
   uint8_t* shared_ = nullptr;
   bool begins_ = true;
 };

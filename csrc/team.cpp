@@ -67,7 +67,7 @@ void Team::prepare(const Row* rows, int64_t count) {
   shared_.grow(static_cast<size_t>(shared_bytes));
   for (auto& scratch : scratch_) {
     scratch->grow(static_cast<size_t>(scratch_bytes));
-    scratch->share(shared_.base());
+    scratch->share(shared_.base(), threads());
   }
 }
 
@@ -142,23 +142,24 @@ void Team::run_alone(const Row& row, const Kernel& kernel, int64_t units, Scratc
 void Team::help(uint64_t turn, int me) {
   const uint32_t number = number_of(turn);
   Scratch& scratch = *scratch_[me];
-  int64_t mine = 0, units = 0;
+  bool begun = false;
   for (int i = 0; i < threads(); ++i) {  // the own share, then those of others
     const int of = (me + i) % threads();
+    int64_t mine = 0, units = 0;
     std::atomic<uint64_t>& share = shares_[of].left;
     uint64_t seen = share.load(std::memory_order_acquire);
     while (number_of(seen) == number && left_of(seen) > 0) {
       if (!share.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      if (mine++ == 0) {
-        units = job_.units;
-        scratch.forget();
-      }
+      if (!begun) scratch.forget();
+      begun = true;
+      if (mine++ == 0) units = job_.units;
       scratch.rewind();
       job_.kernel->run(*job_.row, share_begin(units, of + 1) - left_of(seen), scratch);
       seen = share.load(std::memory_order_acquire);
     }
+    // Counted before other shares are looked at, so that whoever is last does not look at all of them first.
+    if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) return open_next(scratch);
   }
-  if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == units) open_next(scratch);
 }
 
 // Returns the first turn seen whose number is another, or any once it is over.

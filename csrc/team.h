@@ -94,7 +94,7 @@ class Team {
   Job job_;
 
   alignas(kLine) std::atomic<uint64_t> turn_{0};
-  alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction, added by a thread when it finds no more
+  alignas(kLine) std::atomic<int64_t> done_{0};  // finished units of the open instruction, added by a thread share by share
   alignas(kLine) Bell bell_;
   std::atomic<bool> over_{true};  // no job is under way
   std::atomic<bool> inside_{false}, stop_{false}, interrupted_{false};

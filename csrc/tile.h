@@ -21,6 +21,7 @@ constexpr int64_t kTileTokens = 16;    // of the kernels without weights
 constexpr int64_t kFewTokens = 16;     // up to so many tokens, weights are used as they are read; beyond, they are widened once
 constexpr int64_t kManyTokens = 132;   // at most so many tokens in a tile
 constexpr int64_t kTileRows = 32;      // rows of a weight per unit, at most
+constexpr int64_t kManyBlocks = 32;    // units of few tokens are smaller where there would be fewer
 
 // Tokens of a tile of a [T, N] result: even parts of T.
 constexpr int64_t token_tile(int64_t T) {
@@ -31,7 +32,7 @@ constexpr int64_t token_tile(int64_t T) {
 // The part of a [T, N] result that a unit computes: `rows` rows of the weight from `row` on, and as many from `apart` rows later on, ..,
 // `parts` times. Units that share tokens follow one another.
 //
-//   parts 1   | unit 0   | 1        | 2        | 3 |   each unit has kTileRows rows
+//   parts 1   | unit 0   | 1        | 2        | 3 |   each unit has kTileRows rows, or fewer
 //   parts 3   | 0 1 2 .. | 0 1 2 .. | 0 1 2 .. | 9 |   each has some of every third of the weight, and goes on where the one before it ended:
 //                                                      a thread reads three streams through its whole share. What is left over is the last unit
 struct Block {
@@ -52,16 +53,29 @@ constexpr int64_t parts_of(int64_t T, int64_t dtype) { return T > kFewTokens || 
 
 constexpr int64_t rows_of_part(int64_t parts) { return kTileRows / parts / 8 * 8; }
 
-inline int64_t units_in_parts(int64_t T, int64_t N, int64_t parts) {
-  return block_units(T, N / parts, rows_of_part(parts)) + (T == 0 || N % parts == 0 ? 0 : 1);
+// Rows of each part that are a unit's: of narrow weights half as many, so that 8 or 16 threads have about as much to do each. No
+// fewer: a unit costs some 40 ns besides its products, which two threads would feel.
+constexpr int64_t rows_of_unit(int64_t T, int64_t N, int64_t parts) {
+  const int64_t rows = rows_of_part(parts);
+  return T <= kFewTokens && N / parts / rows < kManyBlocks ? rows / 2 : rows;
 }
 
-inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
-  const int64_t apart = N / parts, rows = rows_of_part(parts);
+inline int64_t units_in_parts(int64_t T, int64_t N, int64_t parts, int64_t rows) {
+  return block_units(T, N / parts, rows) + (T == 0 || N % parts == 0 ? 0 : 1);
+}
+
+inline int64_t units_in_parts(int64_t T, int64_t N, int64_t parts) { return units_in_parts(T, N, parts, rows_of_unit(T, N, parts)); }
+
+inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts, int64_t rows) {
+  const int64_t apart = N / parts;
   if (unit == block_units(T, apart, rows)) return {0, T, apart * parts, N % parts};
   Block block = block_of(unit, T, apart, rows);
   block.parts = parts, block.apart = apart;
   return block;
+}
+
+inline Block block_in_parts(int64_t unit, int64_t T, int64_t N, int64_t parts) {
+  return block_in_parts(unit, T, N, parts, rows_of_unit(T, N, parts));
 }
 
 // Floats between tokens in a scratch tile: an odd number of lines for many tokens, so that few of them share a place in the caches.

@@ -25,7 +25,7 @@ inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb");  // some tens of cycles; most such processors take `yield` for nothing, so that threads would soon sleep
 #endif
 }
 

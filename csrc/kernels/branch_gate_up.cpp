@@ -44,11 +44,16 @@ void put_row(const BranchGateUpClipped& op, const float* gate, const float* up, 
   });
 }
 
+int64_t units_of(const Branch& branch) {
+  const int64_t parts = gate_up_parts(branch);
+  return units_in_parts(branch.T, branch.F, parts, rows_of_part(parts));  // no smaller ones: there are those of several branches
+}
+
 template <class Op>
 int64_t all_units(const Op& op) {
   int64_t units = 0;
   for (int64_t e = 0; e < op.E; ++e)
-    if (const int64_t n = count_taken(op, e)) units += gate_up_units(branch_of(op, e, n));
+    if (const int64_t n = count_taken(op, e)) units += units_of(branch_of(op, e, n));
   return units;
 }
 
@@ -64,13 +69,14 @@ void run_unit(const Op& op, int64_t unit, Scratch& scratch) {
   const Pairs pairs = take_pairs(op, scratch);
   int64_t e = 0;
   for (; e < op.E; ++e) {
-    const int64_t units = pairs.count(e) ? gate_up_units(branch_of(op, e, pairs.count(e))) : 0;
+    const int64_t units = pairs.count(e) ? units_of(branch_of(op, e, pairs.count(e))) : 0;
     if (unit < units) break;
     unit -= units;
   }
   if (e == op.E) return;  // another thread writes weights meanwhile: never so in a program
   const Branch branch = branch_of(op, e, pairs.count(e));
-  const Block block = block_in_parts(unit, branch.T, op.F, gate_up_parts(branch));
+  const int64_t parts = gate_up_parts(branch);
+  const Block block = block_in_parts(unit, branch.T, op.F, parts, rows_of_part(parts));
   const Pair* tile = pairs.of(e) + block.token;
   const auto at = [&](int64_t t) { return op.x + tile[t].token * op.D; };
   const bool there = scratch.holds(pairs.first[e] + block.token);

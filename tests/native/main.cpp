@@ -1,4 +1,4 @@
-// Tests of kernels and teams without Python, for sanitizers: every opcode on odd shapes, every instruction set, 1 to 8 threads.
+// Tests of kernels and teams without Python, for sanitizers: every opcode on odd shapes, every instruction set, 1 to 64 threads.
 #include "testing.h"
 
 int main() {
@@ -6,6 +6,7 @@ int main() {
   testing::test_fused();
   testing::test_branches();
   testing::test_delta();
+  testing::test_division();
   testing::test_halves();
   testing::test_latent();
   testing::test_parts();

@@ -81,7 +81,7 @@ Row row_of(Opcode opcode, const Op& op, const int32_t* gate = nullptr) {
   return row;
 }
 
-// Every instruction set of this machine with 1 to 8 threads, and no instruction too small to be shared.
+// Every instruction set of this machine with 1 to 64 threads, and no instruction too small to be shared.
 struct Crew {
   const Isa* isa;
   std::unique_ptr<Team> team;
@@ -92,7 +92,7 @@ inline std::vector<Crew>& crews() {
     std::vector<Crew> made;
     for (const Isa& isa : compiled_isas())
       if (isa.supported())
-        for (int threads : {1, 2, 3, 5, 8}) made.push_back({&isa, std::make_unique<Team>(threads, isa, 0)});
+        for (int threads : {1, 2, 3, 5, 8, 64}) made.push_back({&isa, std::make_unique<Team>(threads, isa, 0)});
     return made;
   }();
   return all;
@@ -173,6 +173,7 @@ void test_ops();    // ops.cpp
 void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
 void test_delta();  // delta.cpp
+void test_division();  // division.cpp
 void test_halves();  // halves.cpp
 void test_latent();  // latent.cpp
 void test_parts();  // parts.cpp

@@ -109,11 +109,13 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
     spec = this_machine()
     here = machine()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
-    source = f"{here['cpu_model']}, {here['isa']}, load {here['load_1m']}, {shape} shape, coterie {commit()}, {when}"
+    cpus = threads or spec.units
+    how = f"{cpus} threads of {here['cpu_model']}, {here['isa']}, load {here['load_1m']}"
+    source = f"{how}, {shape} shape, coterie {commit()}, {when}"
     dram, drive = spec.tier(spec.run_tier), spec.tier(spec.home_tier)
     return Calibration(
         name=name,
-        cpus=spec.units,
+        cpus=cpus,
         dram_bytes=dram.capacity_bytes,
         disk_bytes=max(drive.capacity_bytes, dram.capacity_bytes + 1),
         read_bytes_per_s=rates.read_bytes_per_s,
