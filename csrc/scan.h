@@ -1,9 +1,9 @@
 // The recurrence of a selective state space (Mamba-2), one head of one sequence at a time, token by token: a token's bits do not depend on
-// how many come with it. A head's matrix lies as that of a gated delta net (delta.h). Source: Dao, Gu 2024, Transformers are SSMs
+// how many come with it. A head's matrix lies as that of a gated delta net (gated_delta.h). Source: Dao, Gu 2024, Transformers are SSMs
 // (arXiv 2405.21060), section 7, whose A is one number for each head. Knows nothing about what becomes of the results.
 #pragma once
 
-#include "delta.h"
+#include "gated_delta.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -1,14 +1,12 @@
 // A persistent team of threads that walks an instruction list together, once or for several steps.
 // Knows nothing about what the instructions do, nor about Python.
 //
-//   turn   | number of the instruction | units |           another number tells threads to go on
-//   share  | number of the instruction | units left |      a word per thread: whoever lowers `left` has a unit of that instruction.
-//                                                          A thread takes its own share first, neighbouring units in order, so
-//                                                          that the weights it reads are one stream; then what others left
-//   list   i: units 0 1 2 3 4 5        who finishes an instruction's last unit opens the next one: small instructions it runs
-//             A A A B B B              at once, a gate it waits for, and after the last row it feeds the drawn tokens back
-//          i + 1: ...                  and opens the first row again. A thread that wakes late goes on with what is open then:
-//                                      it has nothing to catch up with, and nobody waits for a thread that holds no unit.
+//   turn   | instruction number | units |        one word for all: when its number changes, threads go on to that instruction
+//   share  | instruction number | units left |   one word per thread: who lowers `left` by one has taken a unit. A thread empties its own share
+//                                                first, neighbouring units in order, so that it reads weights as one stream; then those of others
+//   list   i: units 0 1 2 3 4 5                  who finishes an instruction's last unit opens the next one: it runs small instructions itself,
+//             A A A B B B                        waits at gates, and after the last row feeds the drawn tokens back and opens the first row again.
+//          i + 1: ...                            A thread that wakes late goes on with what is open: nobody waits for one that holds no unit
 #pragma once
 
 #include <atomic>
@@ -29,16 +27,16 @@ struct Counters {
   int64_t instructions = 0;       // rows walked
 };
 
-// Steps that were finished, and rows that were executed of the last one begun: fewer than the list has when a row's gate failed.
+// Steps that were finished, and rows that were executed of the last step begun: fewer than the list has where a gate failed.
 struct Walked {
   int64_t steps, rows;
 };
 
-constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two; less than that is done before another thread has seen it
+constexpr int64_t kAloneFlops = 40'000;  // a microsecond or two: less is done before another thread has woken
 
 class Team {
  public:
-  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` is one thread's, who need not wake others.
+  // `threads` includes the caller of run(). An instruction of fewer than `alone_flops` is run by one thread, which wakes no others.
   // Throws std::runtime_error when the system gives fewer threads.
   Team(int threads, const Isa& isa, int64_t alone_flops = kAloneFlops);
   ~Team();
@@ -59,7 +57,7 @@ class Team {
   void reset_counters();
 
  private:
-  // What runs now. Only the thread that opens instructions writes it, when no unit is left and none is being worked on.
+  // What runs now. Only the thread that opens an instruction writes it, while no unit is left or being worked on.
   struct Job {
     const Row* rows = nullptr;
     int64_t count = 0, next = 0, step = 0;

@@ -1,5 +1,5 @@
-// gated_delta: the recurrence of delta.h for each value head of each sequence, from q, k and v of a projection and two gates.
-#include "../delta.h"
+// gated_delta: the recurrence of gated_delta.h for each value head of each sequence, from q, k and v of a projection and two gates.
+#include "../gated_delta.h"
 
 namespace coterie::COTERIE_ISA {
 

@@ -1,5 +1,5 @@
 // gated_delta_norm: y = norm(gated_delta(..)) * silu(z), head by head, while the head's results are in the tile.
-#include "../delta.h"
+#include "../gated_delta.h"
 #include "../math.h"
 
 namespace coterie::COTERIE_ISA {

@@ -5,7 +5,7 @@ int main() {
   testing::test_ops();
   testing::test_fused();
   testing::test_branches();
-  testing::test_delta();
+  testing::test_gated_delta();
   testing::test_division();
   testing::test_halves();
   testing::test_latent();

@@ -172,7 +172,7 @@ inline bool close(const std::vector<float>& got, const std::vector<double>& want
 void test_ops();    // ops.cpp
 void test_fused();  // fused.cpp
 void test_branches();  // branches.cpp
-void test_delta();  // delta.cpp
+void test_gated_delta();  // gated_delta.cpp
 void test_division();  // division.cpp
 void test_halves();  // halves.cpp
 void test_latent();  // latent.cpp

@@ -117,7 +117,7 @@ void test_gates(int64_t T, int64_t H, int64_t C) {
 
 }  // namespace
 
-void test_delta() {
+void test_gated_delta() {
   const Shape shapes[] = {{1, 1, 1, 1, 2}, {2, 2, 8, 32, 4}, {1, 3, 5, 37, 3}, {2, 4, 33, 64, 4}};
   for (const DType dtype : {DType::bf16, DType::f16, DType::f32})
     for (const Shape& shape : shapes) test_net(shape, dtype);
