@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coterie.core.errors import RequestError
+from coterie.engine.sequence import Sequence
 
 
 def urgent(request_id, expert="a", priority=-1, **more):
@@ -49,7 +50,7 @@ def test_kv_blocks_are_given_up_by_the_youngest_behind_who_goes_on_with_the_same
     w = world({"a": 4}, near_blocks=4, kv_blocks=9, max_steps=1)
     requests = [ask(name, "a", max_tokens=24) for name in ("r0", "r1")]
     tokens = {request.request_id: [] for request in requests}
-    tokens["chat"] = []
+    tokens["chat"], ended = [], {}
     for request in requests:
         w.engine.submit(request)
     for _ in range(6):
@@ -61,8 +62,10 @@ def test_kv_blocks_are_given_up_by_the_youngest_behind_who_goes_on_with_the_same
         for output in w.engine.step():
             assert output.error is None
             tokens[output.request_id] += output.token_ids
+            ended[output.request_id] = output.timings
         w.engine.check_integrity()
     assert kinds(w, "pause") == [("r1",)]
+    assert (ended["r1"].queue_admissions, ended["r1"].overtaken) == (1, 0)  # of before it began
     assert admitted(w) == ["r0", "r1", "chat", "r1"]
     for request in (*requests, urgent("chat", max_tokens=8)):
         assert tokens[request.request_id] == list(alone(request))
@@ -130,6 +133,32 @@ def test_somebody_behind_is_raised_now_and_then_however_many_come(experts):
     assert [name for (name,) in kinds(w, "raise")] == ended
 
 
+def test_who_was_raised_is_raised_again_when_still_better_ones_come():
+    w = world({"a": 4}, near_blocks=4, kv_blocks=400, max_batch=1, turn_steps=6)
+    w.engine.submit(urgent("batch", priority=2, max_tokens=2))
+    for number in range(400):
+        w.engine.submit(urgent(f"chat{number}", priority=0 if kinds(w, "raise") else 1, max_tokens=2))
+        w.engine.step()
+        if ("batch", "length") in kinds(w, "finish"):
+            break
+    assert ("batch", "length") in kinds(w, "finish")
+    assert kinds(w, "raise") == [("batch",), ("batch",)]
+
+
+def test_as_many_priorities_as_requests_leave_nothing_behind_and_little_to_look_at():
+    w = world({"a": 2, "b": 2}, near_blocks=4, kv_blocks=400, max_batch=2)
+    for number in range(40):
+        w.engine.submit(urgent(f"r{number}", "ab"[number % 2], priority=number * 7 % 40))
+    while w.engine.queue.num_waiting > 20:
+        w.engine.step()
+        firsts = w.engine.queue.firsts(2)
+        assert firsts[0] is w.engine.queue.oldest
+        assert {s.request.expert_id for s in firsts} == {"a", "b"}
+        assert len(firsts) <= 4
+    run_all(w)
+    assert not w.engine.queue._overtakers
+
+
 def test_a_prompt_behind_waits_while_a_better_one_is_read():
     w = world({"a": 4}, near_blocks=4, kv_blocks=400, max_step_tokens=20, max_batch=4)
     w.engine.submit(replace(ask("long", "a"), prompt_ids=tuple(range(30))))
@@ -149,6 +178,34 @@ def test_one_clients_share_and_line_go_by_priority():
     w.engine.submit(replace(ask("chat", "a"), client="one"))
     run_all(w)
     assert admitted(w) == ["other", "chat", *[f"batch{number}" for number in range(6)]]
+
+
+def test_who_paused_is_not_sent_back_in_line_and_who_had_not_begun_has_not_paused():
+    w = world({"a": 4}, near_blocks=4, kv_blocks=9, max_batch=2, max_steps=1)
+    for name in ("r0", "r1"):
+        w.engine.submit(replace(ask(name, "a", max_tokens=24), client="one"))
+    for _ in range(6):
+        w.engine.step()
+    for name in ("chat0", "chat1"):
+        w.engine.submit(replace(urgent(name, max_tokens=8), client="one"))
+    w.engine.step()
+    paused = [name for (name,) in kinds(w, "pause")]
+    assert paused
+    for number in range(3):
+        w.engine.submit(replace(urgent(f"late{number}", max_tokens=2), client="one"))
+    w.engine.submit(replace(ask("other", "a"), client="two"))
+    held = w.engine.admission.held["one"]
+    assert held
+    assert not set(paused) & set(held)
+    results = run_all(w)
+    for name in ("r0", "r1"):
+        assert results[name].last.finish_reason == "length"
+    sequence = Sequence(ask("r", "a"), 40, 0.0)
+    sequence.pause()
+    assert not sequence.paused
+    sequence.computed = 1
+    sequence.pause()
+    assert sequence.paused
 
 
 def test_a_priority_is_a_whole_number():

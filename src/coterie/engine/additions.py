@@ -63,7 +63,7 @@ def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
     served = parts.served[name] = replace(parts.served[name], layout=layout)
     parts.engine.renewed(name)
     queue = parts.engine.queue
-    for sequence in [one for one in queue.of(name) if queue.runs(one) or one.pauses]:
+    for sequence in [one for one in queue.of(name) if queue.runs(one) or one.paused]:
         if sequence.begin_again():
             if queue.runs(sequence):
                 parts.engine.reuse.end(sequence, failed=True)

@@ -126,7 +126,8 @@ class Admission:
 
     def _withdraw(self, client: str) -> None:
         """Put what a client has in the queue beyond its share before what it has in line already."""
-        surplus = list(self._queue.clients[client].values())[self._share :]
+        its = list(self._queue.clients[client].values())
+        surplus = [sequence for sequence in its[self._share :] if not sequence.paused]  # whose answers have begun
         if not surplus:
             return
         for sequence in surplus:

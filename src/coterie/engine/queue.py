@@ -47,8 +47,9 @@ class Queue:
         """Move a waiting sequence to the running ones and count whom it overtook."""
         self._experts = None
         self._stop_waiting(sequence)
-        sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
-        sequence.overtaken = self.overtaken(sequence.number, sequence.request.priority)
+        if sequence.scheduled_s is None:  # else it has paused, and these are of when it came
+            sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
+            sequence.overtaken = self.overtaken(sequence.number, sequence.request.priority)
         self.admitted += 1
         insort(self._overtakers.setdefault(sequence.request.priority, []), sequence.number)
         self._forget_past()
@@ -86,15 +87,15 @@ class Queue:
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
         """The first waiting sequences of the `count` experts whose first one came first, in order of arrival; of each
-        priority so many.
+        priority with which an expert's line begins so many.
         """
         if self.several:
-            first: dict[int, dict[str, Sequence]] = {}
+            first = {next(iter(line.values())).priority: dict[str, Sequence]() for line in self.waiting.values()}
             for sequence in self._order.values():
-                its = first.setdefault(sequence.priority, {})
-                if len(its) < count:
+                its = first.get(sequence.priority)
+                if its is not None and len(its) < count:
                     its.setdefault(sequence.request.expert_id, sequence)
-            return tuple([sequence for its in first.values() for sequence in its.values()])
+            return tuple([sequence for priority in sorted(first) for sequence in first[priority].values()])
         if count > FEW:
             each = [next(iter(waiting.values())) for waiting in self.waiting.values()]
             return tuple(sorted(each, key=lambda sequence: sequence.number)[:count])
@@ -203,8 +204,10 @@ class Queue:
             self._overtakers.clear()
             return
         oldest = min(self._order) if self.several else next(iter(self._order))
-        for numbers in self._overtakers.values():
+        for priority, numbers in list(self._overtakers.items()):
             del numbers[: bisect_right(numbers, oldest)]
+            if not numbers:
+                del self._overtakers[priority]
 
 
 def put(line: dict[int, Sequence], sequence: Sequence) -> None:

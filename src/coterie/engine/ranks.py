@@ -60,14 +60,15 @@ class Ranks:
         if best == max(self._queue.priorities):
             return []
         self._passed += steps
-        if self._passed < self._turn_steps or (self._raised is not None and self._queue.holds(self._raised)):
+        if self._passed < self._turn_steps:
             return []
-        there = {part.sequence.number for part in ran}
-        behind = [s for s in self._queue.all() if s.priority > best and s.number not in there]
-        self._raised = min(behind, key=lambda one: one.number, default=None)
-        if self._raised is None:
+        there, last = {part.sequence.number for part in ran}, self._raised
+        # Who was raised, and stands behind still better ones by now, is raised again before another is.
+        may = self._queue.all() if last is None or not self._queue.holds(last) else (last,)
+        behind = [s for s in may if s.priority > best and s.number not in there]
+        if not behind:
             return []
-        self._passed = 0
+        self._passed, self._raised = 0, min(behind, key=lambda one: one.number)
         self._queue.raise_to(self._raised, best)
         self._batcher.changed(self._raised.request.expert_id)
         self._log.add("raise", self._raised.request.request_id)

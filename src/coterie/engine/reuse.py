@@ -86,7 +86,7 @@ class Reuse:
         found = self._kv.begin(sequence.number, expert.expert_id, sequence.tokens, expert.kv)
         sequence.begun = True
         sequence.computed = found
-        if not sequence.pauses:  # else much of it is its own, of before
+        if not sequence.paused:  # else much of it is its own, of before
             sequence.cached_tokens = found
             self._metrics.cached_tokens += found
         if found:

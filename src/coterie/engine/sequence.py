@@ -27,8 +27,8 @@ class Sequence:
     """A request with its tokens so far, its place in the KV cache and what chooses its tokens.
 
     number: its place in the order of arrival, which the queue gives.
-    priority: the request's, or a better one that the queue has raised it to. pauses: how often it gave its KV blocks up
-        to one of a better priority.
+    priority: the request's, or a better one that the queue has raised it to. paused: it gave KV state up, to one of a
+        better priority.
     computed: so many of its tokens are in the KV cache; cached_tokens: of these, so many were there when it began.
     begun: it has its KV blocks.
     scored: of so many of the prompt's tokens the logits, or vectors, are looked at. pool: it wants a vector.
@@ -42,7 +42,7 @@ class Sequence:
 
     def __init__(self, request: Request, max_context: int, arrival_s: float, changes_logits: bool = False) -> None:
         self.request, self.number, self.arrival_s = request, -1, arrival_s
-        self.priority, self.pauses = request.priority, 0
+        self.priority, self.paused = request.priority, False
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
         self.begun = False
@@ -118,8 +118,8 @@ class Sequence:
 
     def pause(self) -> None:
         """Go on later, in other KV blocks: what is not found there is computed again, and nothing drawn again."""
+        self.paused |= self.computed > 0
         self.computed, self.begun = 0, False
-        self.pauses += 1
 
     def begin_again(self) -> bool:
         """Forget the KV state: all is computed again, and what was drawn is drawn again, of which nothing is shown.
