@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from coterie.core.errors import RequestError, UnsupportedError
 from coterie.device import Sampling
 from coterie.engine.choice import Chooser, check_choice, logprobs_of
+from coterie.engine.history import ROOM, History
 from coterie.engine.request import ChoiceParams
 from coterie.engine.speculate.last_choices import LastChoices
-from coterie.graph.sampling import draw, repeat
+from coterie.graph.sampling import BIAS_ONLY, draw, repeat
 
 V = 97
 PROMPT = (3, 14, 15, 92, 65, 3)
@@ -58,6 +59,22 @@ def test_an_answer_is_chosen_by_the_formula(seed, presence, frequency, repetitio
         np.testing.assert_allclose(one.changed(z), wanted, rtol=1e-5, atol=2e-5)
         answer.append(one.choose(z, int(np.argmax(z)), position))
         assert wanted[answer[-1]] >= wanted.max() - 1e-4
+
+
+@pytest.mark.parametrize("count", [1, ROOM - 1, ROOM, ROOM + 1, 4 * ROOM + 3])
+def test_as_many_tokens_as_come_are_kept(count):
+    """In a prompt, as biases and in an answer: each with what belongs to it, however often room is made."""
+    tokens, biases = [7 * token for token in range(count)], [token / 8 for token in range(count)]
+    asked, biased = History(ChoiceParams(repetition_penalty=2.0), tokens), tuple(zip(tokens, biases, strict=True))
+    answered, adds = History(ChoiceParams(presence_penalty=1.0), ()), History(ChoiceParams(logit_bias=biased), ())
+    for token in (*tokens, *tokens[::2]):
+        answered.note(token)
+    for history in (asked, adds, answered):
+        np.testing.assert_array_equal(history.changes().ids_N, tokens)
+    np.testing.assert_array_equal(asked.changes().times_N, 0)
+    np.testing.assert_array_equal(adds.changes().times_N, BIAS_ONLY)
+    np.testing.assert_array_equal(adds.changes().bias_N, np.float32(biases))
+    np.testing.assert_array_equal(answered.changes().times_N, [2 - place % 2 for place in range(count)])
 
 
 @hypothesis.settings(deadline=None)  # the first import of torch takes seconds

@@ -25,9 +25,11 @@ class History:
         self._bias = np.zeros(ROOM, np.float32)
         self._counts = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
         for token, bias in params.logit_bias:
-            self._bias[self._of(token)] = bias
+            place = self._of(token)  # before the array is named: it may be another one then
+            self._bias[place] = bias
         for token in dict.fromkeys(prompt_ids) if params.repetition_penalty != 1 else ():
-            self._times[self._of(token)] = 0
+            place = self._of(token)
+            self._times[place] = 0
 
     def note(self, token: int) -> None:
         """This token of the answer has come."""
