@@ -147,6 +147,7 @@ NB_MODULE(_cpu, m) {
   m.attr("OPCODES") = opcodes();
   m.attr("FEED_WORDS") = feed_words();
   m.attr("ISAS") = nb::tuple(supported_isas());
+  m.attr("BF16_PRODUCTS") = has_bf16_products();
   nb::dict dtypes;
   dtypes["F32"] = static_cast<int64_t>(DType::f32);
   dtypes["F16"] = static_cast<int64_t>(DType::f16);

@@ -2,6 +2,8 @@
 // Knows nothing about ops or how work is shared out.
 #include "halves.h"
 
+#include "isa.h"
+
 namespace coterie::COTERIE_ISA {
 
 #if !defined(__AVX512F__)
@@ -34,12 +36,6 @@ void put_rounded(const float* x, int64_t K, int64_t token, int64_t, bool, float*
   for (; k + W <= K; k += W) put(k, load(x + k));
   if (k < K) put(k, load_part(x + k, K - k)), k += W;
   if (k % kStepColumns != 0) put(k, V{});
-}
-
-// Whether this CPU has products of bfloat16 that add (AVX512-BF16).
-inline bool has_bf16_products() {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has;
 }
 
 // Denormals are zero meanwhile, as for VDPBF16PS they always are. Sums of lanes are made so too, with either kind of products.

@@ -1,6 +1,8 @@
 // Asks the processor what it can do. The rows match the instruction sets that CMakeLists.txt compiles kernels for.
 #include "isa.h"
 
+#include <iterator>
+
 namespace coterie {
 
 namespace plain {
@@ -42,5 +44,14 @@ const Isa kIsas[] = {
 }  // namespace
 
 std::span<const Isa> compiled_isas() { return kIsas; }
+
+bool has_bf16_products() {
+#if defined(__x86_64__)
+  static const bool has = std::end(kIsas)[-1].supported() && __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
 
 }  // namespace coterie

@@ -12,14 +12,16 @@ from tests.model.test_encoders import rows_of
 from tests.model.theirs import as_met, prompt_of
 from tests.model.ways import check_bits, check_in_turns
 
+from coterie.api.assemble import rounded_for
 from coterie.core.dtypes import DType
 from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, ROUNDING
 from coterie.graph.verify import verify
+from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import ISAS
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.delta_write import write_delta
-from coterie.models.model import open_model, with_activations
+from coterie.models.model import AUTO, FLOAT32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -202,3 +204,23 @@ def test_an_encoder_rounds_as_the_reference_does(row, tmp_path, make_backend):
         if backend == "cpu":
             np.testing.assert_array_equal(alone, found[name][6:])
     check_rounds_alike(found)
+
+
+def test_by_default_what_is_dense_and_draws_meets_it_where_a_cpu_multiplies_it(folder_of, tmp_path, monkeypatch):
+    def chosen(folder, device="cpu"):
+        return rounded_for(open_model(folder), AUTO, device).activations
+
+    dense = {row: folder_of(row, dtype="bf16") for row in ("llama", "gemma4", "minicpm3")}
+    others = [
+        folder_of(row, dtype="bf16") for row in ("qwen3-moe", "gemma4-moe", "qwen3.5", "granite4-h", "mamba2", "lfm2")
+    ]
+    make_encoder("gemma3-both-ways").bfloat16().save_pretrained(tmp_path / "encoder")
+    others += [tmp_path / "encoder", folder_of("llama"), folder_of("llama", dtype="fp16")]
+    monkeypatch.setattr(kernels, "BF16_PRODUCTS", True)
+    assert {row: chosen(folder) for row, folder in dense.items()} == dict.fromkeys(dense, BF16)
+    assert {chosen(folder) for folder in others} == {FLOAT32}
+    devices = ("cuda", "modelled:sn40l-node", "synthetic:toy")
+    assert {chosen(dense["llama"], device) for device in devices} == {FLOAT32}
+    monkeypatch.setattr(kernels, "BF16_PRODUCTS", False)
+    assert chosen(dense["llama"]) == FLOAT32
+    assert rounded_for(open_model(dense["llama"]), BF16, "cpu").activations == BF16

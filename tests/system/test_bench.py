@@ -24,6 +24,7 @@ from coterie.core.errors import CapacityError
 from coterie.core.trace import read_trace
 from coterie.devices.real.host_memory import Slab
 from coterie.graph.compile import compile_graph
+from coterie.kernels import cpu as kernels
 from coterie.models.model import load_weights_f32
 
 pytestmark = pytest.mark.usefixtures("temporary")
@@ -142,12 +143,17 @@ def test_packed_weights_are_fewer_bytes_to_read(config: Path, temporary: Path) -
 
 @pytest.mark.parametrize("what", ["decode", "prefill"])
 def test_activations_of_8_bits_are_for_packed_weights_and_bfloat16_for_its_own(
-    config: Path, temporary: Path, what: str
+    config: Path, temporary: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence = refused(what, "--shape", config, "--activations", "int8")
     assert all(word in sentence for word in ("--activations", "bf16 weights are not packed", "--weights int8"))
     got = bench(what, "--shape", config, "--activations", "int8", "--weights", "int8", *QUICK)
     assert got["workload"]["activations"] == "int8"
+    got = bench(what, "--shape", config, "--activations", "float32", *QUICK)
+    assert got["workload"]["activations"] == "float32"
+    monkeypatch.setattr(kernels, "BF16_PRODUCTS", True)
+    assert bench(what, "--shape", config, *QUICK)["workload"]["activations"] == "bf16"
+    monkeypatch.setattr(kernels, "BF16_PRODUCTS", False)
     assert bench(what, "--shape", config, *QUICK)["workload"]["activations"] == "float32"
     got = bench(what, "--shape", config, "--activations", "bf16", *QUICK)
     assert got["workload"]["activations"] == "bf16"

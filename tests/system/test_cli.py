@@ -21,7 +21,6 @@ from tests.system.tiny import write_adapter, write_expert
 from coterie.api import Chunk, Coterie, Message, Query
 from coterie.cli.main import COMMANDS, command
 from coterie.cli.run import CONTROL, told
-from coterie.core.dtypes import DType
 from coterie.models.model import open_model
 
 
@@ -326,18 +325,6 @@ def test_merge_writes_an_expert_that_every_command_takes(folder: Path, tmp_path:
     said = run("merge", folder / "ada", write_adapter(tmp_path / "head", ("lm_head",)), tmp_path / "head-only")
     assert "1 of 1" in said.stdout
     assert "one matrix" not in said.stdout
-
-
-def test_activations_are_rounded_where_weights_meet_them_or_not_at_all(folder: Path, tmp_path: Path) -> None:
-    def refuses(of: Path, to: str, *words: str) -> None:
-        refused(run("run", of, "--expert", "ada", "--activations", to, "hi"), "--activations", *words)
-
-    refuses(folder, "int3", "int3", "int16, int8, bf16")
-    refuses(folder, "int8", "no expert of", "packed", "quantize")
-    write_expert(tmp_path / "wide" / "ada", 0, DType.F32)
-    refuses(tmp_path / "wide", "bf16", "no expert of wide has bfloat16 weights", "stored so, or leave the option out")
-    answer = run("run", folder, "--expert", "ada", "--activations", "bf16", "--max-tokens", "3", "hi")
-    assert answer.exit_code == 0, answer.output
 
 
 def test_keys_and_values_are_kept_in_8_bits_where_that_is_asked_for(folder: Path) -> None:

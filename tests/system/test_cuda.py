@@ -38,6 +38,7 @@ from coterie.devices.cuda.torch_driver import TorchDriver
 from coterie.devices.modelled.device import ModelledDevice
 from coterie.engine.policy import Policy
 from coterie.engine.request import SamplingParams
+from coterie.models.model import FLOAT32
 from coterie.server.app import make_app
 from coterie.spec.load import load_machine
 
@@ -72,7 +73,7 @@ def test_answers_are_the_cpus_with_and_without_switches(folder: Path, lazy: Gpu,
     """Kernels are the CPU's: so what differs would be bytes, addresses, rows or their order."""
     found = {}
     for device in ("cpu", "cuda"):
-        with Coterie.open(str(folder), Options(device=device, near_bytes=near_bytes)) as coterie:
+        with Coterie.open(str(folder), Options(device=device, near_bytes=near_bytes, activations=FLOAT32)) as coterie:
             found[device] = [answer.token_ids for answer in coterie.ask_all(QUERIES)]
             found[device] += [coterie.ask(one).token_ids for one in QUERIES]
             coterie.parts.engine.check_integrity()
@@ -86,7 +87,7 @@ def test_adapters_beside_a_base_are_the_cpus(experts: Path, lazy: Gpu, near_byte
     """Weights in two arenas, of which one is filled once; adapters come from the pool, in room for some or all."""
     queries, found = [query(name, text) for text in ("hello", "again") for name in (*NAMES, "base")], {}
     for device in ("cpu", "cuda"):
-        with Coterie.open(str(experts), Options(device=device, near_bytes=near_bytes)) as coterie:
+        with Coterie.open(str(experts), Options(device=device, near_bytes=near_bytes, activations=FLOAT32)) as coterie:
             found[device] = [answer.token_ids for answer in coterie.ask_all(queries)]
             for name in NAMES:
                 coterie.unload(name)
@@ -182,7 +183,7 @@ def test_a_budget_that_the_gpu_does_not_have_is_refused_at_start(folder: Path, l
 
 
 def test_a_small_pool_is_the_cpus_answers_too_and_one_that_is_not_pinned_is_remarked(folder: Path, lazy: Gpu) -> None:
-    with Coterie.open(str(folder), Options()) as coterie:
+    with Coterie.open(str(folder), Options(activations=FLOAT32)) as coterie:
         expected = [coterie.ask(one).token_ids for one in QUERIES]
     lazy.driver.pin_limit_bytes = ONE_EXPERT // 2
     for pool in (ONE_EXPERT, None):

@@ -15,6 +15,7 @@ from tests.system.test_cuda import Gpu, lazy, query
 from tests.system.tiny import write_delta_net, write_expert, write_mixture
 
 from coterie.api import Coterie, Options
+from coterie.models.model import FLOAT32
 
 __all__ = ["lazy"]  # a fixture
 NAMES = ("one", "two")
@@ -41,7 +42,7 @@ def test_answers_are_the_cpus_with_and_without_switches(experts: Path, lazy: Gpu
     near_bytes = 3 * largest // 2 if shares_memory else None
     found = {}
     for device in ("cpu", "cuda"):
-        with Coterie.open(str(experts), Options(device=device, near_bytes=near_bytes)) as coterie:
+        with Coterie.open(str(experts), Options(device=device, near_bytes=near_bytes, activations=FLOAT32)) as coterie:
             found[device] = [answer.token_ids for answer in coterie.ask_all(queries)]
             found[device] += [coterie.ask(one).token_ids for one in queries]
             evicted = any(what == "evict" for what, *_ in coterie.parts.cache.decisions)

@@ -26,6 +26,7 @@ from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.variants import variant_groups_of
+from coterie.models.model import FLOAT32
 
 __all__ = ["lazy", "models", "office"]  # fixtures
 
@@ -64,6 +65,6 @@ def test_deltas_share_steps(tmp_path: Path, lazy: Gpu, bits: str) -> None:
         found = [answer.token_ids for answer in coterie.ask_all(queries)]
         assert any(len(entry) > 4 for entry in entries(coterie.parts.engine.decisions, "run"))
         assert [coterie.ask(query).token_ids for query in queries] == found
-    with Coterie.open(folder) as coterie:
+    with Coterie.open(folder, Options(activations=FLOAT32)) as coterie:
         assert ([coterie.ask(query).token_ids for query in queries] == found) == (bits == "8")
     assert len(set(found)) == len(found)

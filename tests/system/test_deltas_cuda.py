@@ -24,6 +24,7 @@ from coterie.api import Coterie, Options
 from coterie.devices.cuda import device as device_file
 from coterie.devices.cuda.kernels import TritonKernels
 from coterie.graph import delta
+from coterie.models.model import FLOAT32
 
 __all__ = ["lazy"]  # a fixture
 
@@ -53,7 +54,7 @@ def answers(office: Path, device: str, near_bytes: int | None) -> list[tuple[int
     """Of all together, then one after the other."""
     names = (NAMES[0], "base", "law", NAMES[1], NAMES[0])
     queries = [query(name) for name in names] + [query(NAMES[1], temperature=0.9, seed=3)]
-    with Coterie.open(office, Options(device=device, near_bytes=near_bytes)) as coterie:
+    with Coterie.open(office, Options(device=device, near_bytes=near_bytes, activations=FLOAT32)) as coterie:
         found = [answer.token_ids for answer in coterie.ask_all(queries)]
         found += [coterie.ask(one).token_ids for one in queries]
         evicted = any(what == "evict" for what, *_ in coterie.parts.cache.decisions)
@@ -85,6 +86,6 @@ def test_a_run_by_the_kernels_of_a_gpu_gives_the_cpus_tokens(
     monkeypatch.setattr(device_file, "TritonKernels", lambda tiles: TritonKernels(WIDE))
     found = {}
     for device in ("cpu", "cuda"):
-        with Coterie.open(office, Options(device=device)) as coterie:
+        with Coterie.open(office, Options(device=device, activations=FLOAT32)) as coterie:
             found[device] = [coterie.ask(greedy("rows?", name)).token_ids for name in NAMES]
     assert found["cuda"] == found["cpu"]

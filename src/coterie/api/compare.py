@@ -26,11 +26,11 @@ from coterie.engine.experts import open_expert
 from coterie.engine.served import Base, places_of
 from coterie.graph.compile import compile_graph
 from coterie.graph.ir import Graph
-from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
+from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, ROUNDING
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import as_a_cpu_rounds
 from coterie.memory.transfer import fetch_layout
-from coterie.models.model import Model, load_weights_f32
+from coterie.models.model import FLOAT32, Model, load_weights_f32
 
 # Of the largest value of a buffer: float32 sums of a few thousand terms in another order differ by less.
 TOLERANCE = 1e-4
@@ -86,7 +86,9 @@ class Row:
         }
 
 
-def open_one(ref: str, expert: str, prompt: str, activations: str = INT16) -> tuple[Model, tuple[int, ...]]:
+def open_one(
+    ref: str, expert: str, prompt: str, activations: str = FLOAT32, device: str = "cpu"
+) -> tuple[Model, tuple[int, ...]]:
     """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit, and
     for activations that its weights do not meet.
     """
@@ -97,7 +99,8 @@ def open_one(ref: str, expert: str, prompt: str, activations: str = INT16) -> tu
     chosen = composition.expert(expert or composition.names[0])
     if chosen.checkpoint is None:
         raise UsageError(ref, f"expert {chosen.name} has no weights to compare", "choose one that has a checkpoint")
-    model = activated(chosen.name, {chosen.name: open_expert(chosen, chosen.checkpoint)}, activations)[chosen.name]
+    opened = {chosen.name: open_expert(chosen, chosen.checkpoint)}
+    model = activated(chosen.name, opened, activations, device)[chosen.name]
     ids = tuple(tokenizer_of(model).encode(prompt))
     if not 0 < len(ids) <= model.max_context:
         fact = f"has {len(ids)} tokens"

@@ -16,7 +16,6 @@ from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import Composition, name_hint
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.engine.experts import open_folder
-from coterie.graph.ops import INT16
 from coterie.models.model import AUTO, Model
 
 
@@ -32,7 +31,7 @@ class Opened:
 def open_all(
     composition: Composition,
     device: str,
-    activations: str = INT16,
+    activations: str = AUTO,
     sampling: str = CHECKPOINT,
     draft: str = "",
     kv_type: str = AUTO,
@@ -49,7 +48,7 @@ def open_all(
         return Opened(composition, _drafted(models, texts, draft), texts)
     texts = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    models = _sampled(activated(composition.name, kept_in(found, device, kv_type), activations), whose)
+    models = _sampled(activated(composition.name, kept_in(found, device, kv_type), activations, device), whose)
     return Opened(composition, _drafted(models, texts, draft), texts)
 
 

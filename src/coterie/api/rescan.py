@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coterie.api.assemble import Options
+from coterie.api.assemble import Options, rounded_for
 from coterie.api.opened import with_draft
 from coterie.api.sampling import with_defaults
 from coterie.api.texts import Text, files_of, open_texts
@@ -22,7 +22,7 @@ from coterie.core.errors import CapacityError, ConflictError, CoterieError, Usag
 from coterie.engine.additions import serve_more
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
-from coterie.models.model import Model, with_activations, with_kv_type
+from coterie.models.model import Model, with_kv_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,7 @@ def open_again(expert: Expert, options: Options, bases: dict[Path, Model]) -> Mo
     """An expert's model as its files are now. Raises UsageError."""
     assert expert.checkpoint is not None
     model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)
-    model = with_activations(model, options.activations)
-    return with_defaults(model, options.sampling)
+    return with_defaults(rounded_for(model, options.activations, options.device), options.sampling)
 
 
 def _open(expert: Expert, options: Options, bases: dict[Path, Model]) -> tuple[Model, Text]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.api.assemble import Options, make_device, make_spec
+from coterie.api.assemble import Options, make_device, make_spec, rounded_for
 from coterie.bench.adapters import random_adapters
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
@@ -36,7 +36,7 @@ from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.devices.real.host_memory import CHUNK_BYTES, Slab
-from coterie.models.model import Model, synthetic_model
+from coterie.models.model import AUTO, Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import APART, EQUAL, FCFS, OURS, SETUPS
 from coterie.plan.workload import behind
@@ -109,7 +109,8 @@ def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
     _check(grid)
     peers = _peers(grid)
     begun = perf_counter()
-    with _experts(grid, sum(peer.converts for peer in peers), say) as models:
+    with _experts(grid, sum(peer.converts for peer in peers), say) as made:
+        models = {name: rounded_for(model, AUTO, grid.device) for name, model in made.items()}
         rate = _link_rate(grid, models)
         runs, trace = _runs(grid, models, rate, say)
         peer_settings = _peer_runs(grid, models, peers, runs, say)
@@ -280,6 +281,7 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
         "new_tokens": grid.new_tokens,
         "device": grid.device,
         "threads": grid.threads or this_machine().units,
+        "activations": sorted({model.activations for model in models.values()}),
         **({"adapter_rank": grid.adapter_rank} if grid.adapter_rank else {}),
         **({"behind": grid.behind} if grid.behind else {}),
     }

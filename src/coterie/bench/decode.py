@@ -33,7 +33,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.graph.ops import INT16
+from coterie.models.model import AUTO
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
@@ -48,7 +48,7 @@ def decode(
     weights: str = "bf16",
     batch: int = 8,
     peers: Sequence[str] = (),
-    activations: str = INT16,
+    activations: str = AUTO,
     own: Own | None = None,
 ) -> Report:
     """Measure decode steps, the limits and the peers in the same rounds: of a random expert, or of one's own.

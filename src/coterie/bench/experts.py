@@ -25,7 +25,7 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes
 from coterie.graph.ops import BF16, INT16
 from coterie.models.config import ModelConfig
-from coterie.models.model import Model, open_model
+from coterie.models.model import FLOAT32, Model, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
@@ -123,9 +123,9 @@ def met_as(dtype: DType, activations: str) -> str | None:
     None where these weights do not meet such activations.
     """
     if dtype.is_packed:
-        return None if activations == BF16 else activations
-    if activations == INT16:
-        return "float32"
+        return {BF16: None, FLOAT32: INT16}.get(activations, activations)
+    if activations in (FLOAT32, INT16):
+        return FLOAT32
     return BF16 if activations == BF16 and dtype is DType.BF16 else None
 
 

@@ -21,7 +21,7 @@ from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, S
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_seconds
-from coterie.graph.ops import INT16
+from coterie.models.model import AUTO
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
@@ -33,7 +33,7 @@ def prefill(
     effort: Effort,
     weights: str = "bf16",
     peers: Sequence[str] = (),
-    activations: str = INT16,
+    activations: str = AUTO,
     own: Own | None = None,
 ) -> Report:
     """Measure one step over a whole prompt, the limit and the peers: of a random expert, or of one's own.

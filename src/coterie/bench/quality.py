@@ -34,7 +34,7 @@ from coterie.device import Sampling
 from coterie.graph.ops import BF16, INT8, INT16
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import with_rounding
-from coterie.models.model import Model, load_weights_f32, open_model, with_activations
+from coterie.models.model import FLOAT32, Model, load_weights_f32, open_model, with_activations
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -122,7 +122,7 @@ def quality(per_expert: int, shape: str) -> Report:
 def _demo_texts(per_expert: int) -> Iterator[tuple[Model, list[_Text]]]:
     """Each demo expert with its first questions and its own answers to them."""
     composition = load_composition("demo")
-    models = open_models(composition, "cpu")
+    models = open_models(composition, "cpu", FLOAT32)
     templates = open_texts(models)
     asked: dict[str, list[Query]] = {}
     for question in read_questions(composition.root / QUESTIONS):

@@ -93,6 +93,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
             "kv_bytes": made.kv_bytes,
             "max_batch": coterie.parts.engine.policy.max_batch,
             "threads": own.threads or this_machine().units,
+            "activations": sorted({coterie.models[name].activations for name in names}),
         }
     return _report(cells, {**workload, **asked_for(loads, rounds, way)})
 

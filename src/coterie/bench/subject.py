@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coterie.api.assemble import rounded_for
 from coterie.bench.experts import met_as, met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.llama_cpp import LlamaFile
@@ -25,7 +26,7 @@ from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
 from coterie.graph.ops import BF16, INT8
 from coterie.graph.stored import value_bytes
-from coterie.models.model import Model, open_model, with_activations
+from coterie.models.model import AUTO, FLOAT32, Model, open_model
 from coterie.models.packing import NAMES
 
 OWN = "own"  # how a checkpoint of the user's is stored: as it is
@@ -111,11 +112,12 @@ def subject(shape: str, weights: str, activations: str, room: int, own: Own | No
     if own is not None:
         yield _own(own, activations, room)
         return
-    met = met_by(weights, activations)
+    met_by(weights, FLOAT32 if activations == AUTO else activations)  # refused before anything is made
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
         workload = {"shape": shape, "weights": f"random {weights}"}
-        yield Subject(with_activations(packed, activations), plain, weights, stored(weights), met, workload)
+        model, met = _as_run(packed, activations, stored(weights))
+        yield Subject(model, plain, weights, stored(weights), met or FLOAT32, workload)
 
 
 def _own(own: Own, activations: str, room: int) -> Subject:
@@ -124,13 +126,21 @@ def _own(own: Own, activations: str, room: int) -> Subject:
         fact = f"{model.name} has room for {model.max_context} tokens, where {room} are measured"
         raise UsageError("--checkpoint", fact, "measure fewer tokens")
     most = _most_bytes(model)
-    met = met_as(most, activations)
+    run, met = _as_run(model, activations, most)
     if met is None:
         ones = "bfloat16" if activations == BF16 else "packed"
         fact = f"most weights of {model.name} are {_name(most)}, and only {ones} ones meet {activations} activations"
         raise UsageError("--activations", fact, "leave the option out")
     workload = own.workload | {"weights": f"own, most {_name(most)}"}
-    return Subject(with_activations(model, activations), model, OWN, most, met, workload)
+    return Subject(run, model, OWN, most, met, workload)
+
+
+def _as_run(model: Model, activations: str, most: DType) -> tuple[Model, str | None]:
+    """The model as a CPU runs it, and what the weights of this type meet there; None: not such activations."""
+    run = rounded_for(model, activations, "cpu")
+    if activations == AUTO:
+        activations = run.activations if most is DType.BF16 else FLOAT32
+    return run, met_as(most, activations)
 
 
 def _most_bytes(model: Model) -> DType:

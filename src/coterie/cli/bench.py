@@ -43,6 +43,7 @@ from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.graph.ops import BF16, INT16
+from coterie.models.model import AUTO, FLOAT32
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec
 
@@ -128,7 +129,7 @@ def bench_decode(
     context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
     weights: WeightsOpt = WEIGHTS,
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = AUTO,
     peer: PeersOpt = None,
     checkpoint: CheckpointOpt = None,
     gguf: GgufOpt = None,
@@ -177,7 +178,7 @@ def bench_prefill(
     shape: ShapeOpt = SHAPE,
     prompt: PromptOpt = PREFILL_TOKENS,
     weights: WeightsOpt = WEIGHTS,
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = AUTO,
     peer: PeersOpt = None,
     checkpoint: CheckpointOpt = None,
     gguf: GgufOpt = None,
@@ -314,14 +315,14 @@ def bench_coe(
     print_report(report, json_)
 
 
-def _gpu(device: str, activations: str = INT16) -> Gpu | None:
+def _gpu(device: str, activations: str = AUTO) -> Gpu | None:
     """The GPU to measure, None for the CPU. Raises UsageError for what is neither, and for what a GPU lacks."""
     number = gpu_number(device)
     if number is None and device != "cpu":
         raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
     if number is None:
         return None
-    if activations != INT16:
+    if activations not in (AUTO, FLOAT32, INT16):
         halves = f"the GPU's kernels round to {BF16} in steps of more than four tokens, and in no others"
         fact = halves if activations == BF16 else f"the GPU's kernels round no activations to {activations}"
         raise UsageError("--activations", fact, "leave it out")

@@ -38,6 +38,7 @@ from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
 from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
+from coterie.graph.ops import BF16
 from coterie.graph.program import KvShape
 from coterie.memory.slab import round_up
 from coterie.models.model import AUTO, Model
@@ -94,7 +95,7 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
             markup=False,
         )
     out.print(plan_line(made))
-    for line in (*draft_lines(models, made), *sampling_lines(models)):
+    for line in (*draft_lines(models, made), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
@@ -117,6 +118,12 @@ def sampling_lines(models: Mapping[str, Model]) -> list[str]:
         for note in model.advised.notes:
             notes.setdefault(note, []).append(name)
     return lines + [f"note: {_brief(names)}: {note}" for note, names in notes.items()]
+
+
+def activation_lines(models: Mapping[str, Model]) -> list[str]:
+    """Whose activations are rounded to bfloat16, a line; none where nobody's are."""
+    names = [name for name, model in models.items() if model.activations == BF16]
+    return [f"activations of {_brief(names)}: bfloat16 beside bfloat16 weights (--activations)"] if names else []
 
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
@@ -194,6 +201,7 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
                 "base": made.base_of.get(name, ""),
                 "draft": model.draft,
                 "sampling": defaults_of(model),
+                "activations": model.activations,
                 "notes": list(model.advised.notes),
             }
             for name, model in models.items()

@@ -16,7 +16,7 @@ from coterie.api.compare import Row, compare, open_one
 from coterie.cli.options import ActivationsOpt, DeviceOpt, JsonOpt, ThreadsOpt, out, print_json, sentences
 from coterie.core.errors import DeviceError
 from coterie.graph.fuse import KERNEL_SETS
-from coterie.graph.ops import INT16
+from coterie.models.model import FLOAT32
 
 
 @sentences
@@ -29,11 +29,11 @@ def diff(
     ] = None,
     json_: JsonOpt = False,
     device: DeviceOpt = "cpu",
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = FLOAT32,
     threads: ThreadsOpt = None,
 ) -> None:
     """Compare a device with the reference: first values and largest error of every stored buffer."""
-    opened, ids = open_one(model, expert, prompt, activations)
+    opened, ids = open_one(model, expert, prompt, activations, device)
     rows = compare(opened, ids, tuple(rule_set or KERNEL_SETS), Options(device=device, threads=threads))
     worst = max(rows, key=lambda row: row.excess)
     if json_:

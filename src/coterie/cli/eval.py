@@ -39,7 +39,6 @@ from coterie.composition.evaluate import Question, Score, is_exact, limited, rea
 from coterie.composition.routing import Routing
 from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
 from coterie.core.errors import CompositionError, NotFoundError
-from coterie.graph.ops import INT16
 from coterie.models.model import AUTO
 
 QUESTIONS = "questions.jsonl"
@@ -60,7 +59,7 @@ def evaluate(
     speculate: SpeculateOpt = None,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = AUTO,
     kv_type: KvTypeOpt = AUTO,
 ) -> None:
     """Score experts, router, composition and the single fallback model on held-out questions (exact last lines).

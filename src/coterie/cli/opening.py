@@ -16,8 +16,7 @@ from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UnsupportedError
 from coterie.engine.experts import open_experts, open_folder
 from coterie.engine.recording import MAX_WORKS
-from coterie.graph.ops import INT16
-from coterie.models.model import Model
+from coterie.models.model import AUTO, Model
 
 
 def options(
@@ -26,7 +25,7 @@ def options(
     kv: int | None,
     threads: int | None,
     trace: Path | None = None,
-    activations: str = INT16,
+    activations: str = AUTO,
     pool: int | None = None,
     reuse: bool = True,
     speculate: int | None = None,

@@ -103,8 +103,9 @@ TraceOpt = Annotated[
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What a CPU rounds activations to where it multiplies packed weights: int16, or int8, less exact and "
-        "faster with int4 weights. Or bf16: rounds those that meet bfloat16 weights, else float32, to bfloat16."
+        help="What activations are rounded to on a CPU: bf16 beside bfloat16 weights, or not at all there (float32); "
+        "int16, or int8, less exact and faster with int4, beside packed ones. auto: bf16 with AVX512-BF16 for experts "
+        "that are dense, else float32; int16."
     ),
 ]
 KvTypeOpt = Annotated[

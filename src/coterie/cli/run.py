@@ -44,7 +44,6 @@ from coterie.cli.options import (
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
-from coterie.graph.ops import INT16
 from coterie.models.model import AUTO
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -77,7 +76,7 @@ def run(
     draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = AUTO,
     sampling: SamplingOpt = CHECKPOINT,
     trace: TraceOpt = None,
 ) -> None:

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from coterie.api import Coterie
 from coterie.api.sampling import CHECKPOINT
-from coterie.cli.check import budget_line, draft_lines, sampling_lines
+from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
 from coterie.cli.opening import options
 from coterie.cli.options import (
     ActivationsOpt,
@@ -45,7 +45,6 @@ from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
 from coterie.devices.cuda.gpu import gpu_number
-from coterie.graph.ops import INT16
 from coterie.models.model import AUTO
 from coterie.server.app import make_app
 from coterie.server.ending import Server
@@ -71,7 +70,7 @@ def serve(
     draft: DraftOpt = "",
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,
-    activations: ActivationsOpt = INT16,
+    activations: ActivationsOpt = AUTO,
     sampling: SamplingOpt = CHECKPOINT,
     max_batch: MaxBatchOpt = None,
     trace: TraceOpt = None,
@@ -141,7 +140,8 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     say_left_out(coterie.composition.left_out)
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
-    for line in (*draft_lines(coterie.models, coterie.plan), *sampling_lines(coterie.models)):
+    models = coterie.models
+    for line in (*draft_lines(models, coterie.plan), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
     out.print(f"try: {escape(curl)}")
     if not keys and ANY in origins:

@@ -10,6 +10,7 @@ SETTING_WORDS: int
 OPCODES: dict[str, tuple[int, tuple[tuple[str, str], ...]]]
 FEED_WORDS: tuple[tuple[str, str], ...]
 ISAS: tuple[str, ...]
+BF16_PRODUCTS: bool
 DTYPES: dict[str, int]
 READ_PIECE_BYTES: int
 READ_FIRST_BYTES: int

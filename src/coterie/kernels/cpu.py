@@ -29,6 +29,7 @@ ROW_WORDS: int = _cpu.ROW_WORDS
 OPCODE_WORD, GATE_WORD = 0, 1
 SETTING_WORDS: int = _cpu.SETTING_WORDS  # of one row of `sample`: temperature, top_k, top_p, min_p, seed, changes
 ISAS: tuple[str, ...] = _cpu.ISAS  # instruction sets of this machine, the fastest last
+BF16_PRODUCTS: bool = _cpu.BF16_PRODUCTS  # whether it has one for bfloat16 times bfloat16 (AVX512-BF16)
 GATE_PASSED, GATE_FAILED = 1, 2
 FEED: Mapping[str, int] = MappingProxyType({name: i for i, (name, _) in enumerate(_cpu.FEED_WORDS)})  # see csrc/feed.h
 READ_PIECE_BYTES: int = _cpu.READ_PIECE_BYTES  # how `Reads` cuts long parts,

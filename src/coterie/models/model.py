@@ -25,7 +25,7 @@ from coterie.core.packed import unpack
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.compile import kv_shape
 from coterie.graph.ir import Graph, Value
-from coterie.graph.ops import BF16, INT8, INT16
+from coterie.graph.ops import BF16, INT8, INT16, ROUNDING
 from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_kept_kv, with_rounding
 from coterie.graph.stored import value_bytes
@@ -43,8 +43,9 @@ from coterie.models.scores import ScoreHead, score_head
 from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 
-ACTIVATIONS = (INT16, INT8, BF16)  # the last of products with bfloat16 weights, the others of those with packed ones
-AUTO = "auto"
+AUTO, FLOAT32 = "auto", "float32"
+# What weights meet: packed ones 16 bits with the first two, 8 with the third; bfloat16 ones float32 but for the last.
+ACTIVATIONS = (FLOAT32, INT16, INT8, BF16)
 KV_TYPES = (AUTO, INT8)  # of keys and values that are kept: as the weights are, or 8 bits
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
@@ -86,6 +87,12 @@ class Model:
     def gives(self) -> Literal["tokens", "vectors", "scores"]:
         """What it was made to give: tokens, and vectors too; vectors alone; or scores of documents alone."""
         return "scores" if self.head else "tokens" if self.draws else "vectors"
+
+    @property
+    def activations(self) -> str:
+        """What its weights meet, by ACTIVATIONS: bf16 or int8 where any of its products is told so, else float32."""
+        told = {op.attrs.get(ROUNDING) for op in self.graph.ops}
+        return next((word for word in (BF16, INT8) if word in told), FLOAT32)
 
     @property
     def most_prompt_tokens(self) -> int:
@@ -179,14 +186,13 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model as it is (int16), or with activations rounded that meet packed weights (int8) or bfloat16 ones (bf16).
-
-    Raises UsageError for another word.
+    """The model as it is (float32, int16), or with activations rounded that meet packed weights (int8) or bfloat16 ones
+    (bf16). Raises UsageError for another word.
     """
     if activations not in ACTIVATIONS:
         fact = f"{activations!r} is not a type that activations can have"
-        raise UsageError("--activations", fact, f"use one of {', '.join(ACTIVATIONS)}")
-    if activations == INT16:
+        raise UsageError("--activations", fact, f"use one of {', '.join((AUTO, *ACTIVATIONS))}")
+    if activations in (FLOAT32, INT16):
         return model
     graph = with_rounding(model.graph, activations)
     base = model.base and with_activations(model.base, activations)
