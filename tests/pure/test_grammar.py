@@ -312,6 +312,8 @@ def test_a_form_is_compiled_up_to_a_size():
         ('{"type": "string", "pattern": "(?=x)y"}', "look-around"),
         ('{"$ref": "http://elsewhere/schema"}', "does not fetch"),
         ("nonsense", "has no JSON schema"),
+        ('{"$ref": "#"}', "leads to where no token may come"),
+        ('{"anyOf": [{"$ref": "#"}, {"$ref": "#/anyOf/0"}]}', "leads to where no token may come"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_in_a_sentence(schema, said):

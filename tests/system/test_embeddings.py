@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,6 +23,8 @@ from coterie.core.errors import CrowdedError, NotFoundError, RequestError, Unsup
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request
 from coterie.models.model import FLOAT32
+from coterie.server import app
+from coterie.server.body import written
 
 TEXTS = ("a", "What is 47 plus 85?", "for ada: " + "a long text " * 8, "for ada: " + "a long text " * 8 + "ends")
 SMALL = Policy(max_batch=4, max_step_tokens=23)
@@ -72,6 +76,27 @@ def test_base64_is_the_same_numbers(url: str, client: openai.OpenAI, http: httpx
     body = {"model": "bob", "input": TEXTS[0], "encoding_format": "base64"}
     (data,) = http.post(f"{url}/v1/embeddings", json=body).json()["data"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(data["embedding"]), "<f4"), vectors(plain)[0])
+
+
+@pytest.mark.parametrize(("most", "beside"), [(63, True), (64, False)])  # two vectors have 64
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_many_numbers_are_written_beside_the_loop(
+    url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, form: str, most: int, beside: bool
+) -> None:
+    body, threads = {"model": "ada", "input": ["a", "b"], "encoding_format": form}, list[str]()
+    before = http.post(f"{url}/v1/embeddings", json=body)
+
+    def seen(found: dict[str, Any], name: str, run: int) -> bytes:
+        threads.append(threading.current_thread().name)
+        assert (name, run, len(found["data"])) == ("data", 1, 2)
+        return written(found, name, run)
+
+    monkeypatch.setattr(app, "written", seen)
+    monkeypatch.setattr(app, "QUICK_NUMBERS", most)
+    after = http.post(f"{url}/v1/embeddings", json=body)
+    assert after.json()["data"] == before.json()["data"]
+    assert after.headers["content-type"] == "application/json"
+    assert [name.startswith("coterie-reading") for name in threads] == [beside]
 
 
 def test_fewer_dimensions_are_the_first_ones_of_length_one(client: openai.OpenAI, alone) -> None:

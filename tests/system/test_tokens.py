@@ -17,7 +17,8 @@ from tests.system.serving import served
 from coterie.api import Coterie
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Tokenizer
-from coterie.server.tokens import RUN, written
+from coterie.server.body import written
+from coterie.server.tokens import RUN
 
 SAID = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie spät? \u00e9"}]
 
@@ -125,4 +126,4 @@ def test_a_prompt_gets_its_tokenizers_special_tokens_and_a_conversation_its_temp
 @pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, RUN + 1, 3 * RUN + 7])
 def test_tokens_are_written_some_at_a_time_as_the_library_writes_them(count: int) -> None:
     found = {"count": count, "max_model_len": 128, "tokens": [7 * token % 999 for token in range(count)]}
-    assert written(found) == JSONResponse(found).body
+    assert written(found, "tokens", RUN) == JSONResponse(found).body

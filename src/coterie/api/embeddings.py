@@ -71,7 +71,7 @@ def measured(answers: Sequence[Answer], text: Text) -> F32:
 
 def through(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
     """What an expert makes of what it has pooled [N, *], before lengths are made one. Raises CheckpointError."""
-    vectors_ND = np.array(pooled, np.float32)
+    vectors_ND = np.array([np.array(row, np.float32) for row in pooled], np.float32)  # others go on between two rows
     for layer in embedding.layers:
         vectors_ND = layer.of(vectors_ND)
     return vectors_ND

@@ -152,7 +152,9 @@ class Grammar:
         if begun.is_error():
             fact = f"has a schema that cannot be enforced: {_line(begun.get_error())}"
             raise RequestError(field, fact, "change the schema")
-        return FormMask(begun.deep_copy(), self._vocab_size, field)
+        mask = FormMask(begun.deep_copy(), self._vocab_size, field)
+        mask.allowed()  # a schema that is but a reference to itself is followed, and begins nowhere
+        return mask
 
 
 class FormMask:

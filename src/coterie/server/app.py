@@ -22,16 +22,16 @@ from coterie.api import Answer, Coterie, Query
 from coterie.api.texts import Text
 from coterie.core.errors import CoterieError, CrowdedError
 from coterie.server import events, fields, metrics, models, page
-from coterie.server.body import parsed
+from coterie.server.body import parsed, written
 from coterie.server.choices import answered, respond
 from coterie.server.completions import TextAnswers, parse_completion
-from coterie.server.embeddings import AT_ONCE, parse_embeddings, whole
+from coterie.server.embeddings import AT_ONCE, EmbeddingsBody, parse_embeddings, whole
 from coterie.server.guard import URGENT, Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.rerank import parse_rerank, ranked
 from coterie.server.responses import ResponseAnswers, own_words
-from coterie.server.tokens import detokenize, tokenize, written
+from coterie.server.tokens import RUN, detokenize, tokenize
 from coterie.server.turn_blocks import TurnAnswers, turn_error
 from coterie.server.turns import count_tokens, own_turn_words, parse_turns
 from coterie.server.worker import Worker
@@ -47,6 +47,7 @@ PROMPTS = {
 }  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
 RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
+QUICK_NUMBERS = 8192  # of vectors, which are written in some 4 ms
 LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
 PART_S = 60.0  # so long a caller may send nothing in the middle of a body
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
@@ -129,7 +130,10 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
 
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
-        return JSONResponse(whole(body, *await vectors(request, body.queries)))
+        answers, text = await vectors(request, body.queries)
+        if sum([len(answer.vector) for answer in answers]) <= QUICK_NUMBERS:
+            return _embedded(body, answers, text)
+        return await worker.beside(lambda _: _embedded(body, answers, text), reads=True)
 
     async def reranked(request: Request) -> Response:
         body = await read(request, lambda given: parse_rerank(given, coterie))
@@ -157,7 +161,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         return await read(request, lambda given: JSONResponse(count_tokens(given, coterie)))
 
     async def tokenized(request: Request) -> Response:
-        return await read(request, lambda given: _json(written(tokenize(given, coterie))))
+        return await read(request, lambda given: _json(written(tokenize(given, coterie), "tokens", RUN)))
 
     async def detokenized(request: Request) -> Response:
         return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
@@ -181,6 +185,10 @@ def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
     found = parse(given)
     request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
     return found
+
+
+def _embedded(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> Response:
+    return _json(written(whole(body, answers, text), "data", 1))
 
 
 def _json(text: bytes) -> Response:

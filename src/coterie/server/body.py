@@ -1,4 +1,5 @@
-"""The JSON of a request's body: decoded, and free of what neither JSON nor Unicode can say, so that it may be repeated.
+"""The JSON of bodies: a request's decoded, and free of what neither JSON nor Unicode can say, so that it may be
+repeated; an answer's written so that others go on meanwhile.
 
 Knows nothing about fields.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from coterie.core.errors import RequestError
@@ -15,6 +17,7 @@ from coterie.core.errors import RequestError
 BODY = "body"
 MAX_DEPTH = 100  # of lists and objects within each other: beyond any schema, and far from where Python's stack ends
 MAX_PLACE = 80  # letters
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in UTF-8 half a surrogate pair comes only so
 
 
@@ -40,6 +43,17 @@ def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
         _check(found, where, isinstance(body, str) or bool(_ESCAPED_HALF.search(text)))
         return found
     raise RequestError(where, fact, "give an object, in UTF-8")
+
+
+def written(found: Mapping[str, Any], name: str, run: int) -> bytes:
+    """An answer as JSON, in UTF-8, of its list of this `name` so many items at a time; there is more than the list.
+
+    The library writes a list without letting other threads go on, for seconds where there are millions of numbers.
+    """
+    items = found[name]
+    runs = [_TO_JSON.encode(items[first : first + run])[1:-1].encode() for first in range(0, len(items), run)]
+    rest = _TO_JSON.encode({key: value for key, value in found.items() if key != name}).encode()
+    return b"".join([rest[:-1], b',"%s":[' % name.encode(), b",".join(runs), b"]}"])
 
 
 def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:

@@ -5,7 +5,6 @@ Knows nothing about HTTP. The fields are those that vLLM's endpoints of these na
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,17 +44,6 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     text = speaker(coterie.texts, coterie.composition, model)
     tokens = text.encode(query, prompt_of(query))
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
-
-
-def written(found: Mapping[str, Any]) -> bytes:
-    """The answer as JSON, its tokens some at a time.
-
-    The library writes a list without letting other threads go on, for seconds where there are millions of tokens.
-    """
-    tokens = found["tokens"]
-    runs = [tokens[first : first + RUN] for first in range(0, len(tokens), RUN)]
-    rest = json.dumps({name: value for name, value in found.items() if name != "tokens"}, separators=(",", ":"))
-    return (rest[:-1] + ',"tokens":[' + ",".join([",".join(map(str, run)) for run in runs]) + "]}").encode()
 
 
 def check_one_template(coterie: Coterie, model: str) -> None:
