@@ -83,6 +83,22 @@ def test_nobody_pauses_where_that_would_not_make_room():
     assert not kinds(w, "pause")
 
 
+def test_nobody_pauses_for_who_has_no_place_in_a_step_either():
+    w = world({"a": 4, "b": 4}, near_blocks=8, kv_blocks=6, max_batch=1)
+    w.engine.submit(ask("behind", "b", max_tokens=20))
+    for _ in range(3):
+        w.engine.step()
+    for name in ("chat0", "chat1"):
+        w.engine.submit(urgent(name, max_tokens=12))
+    free = []
+    while not any(name == "chat0" for (name, _) in kinds(w, "finish")):
+        w.engine.step()
+        free.append(w.pool.free_blocks < w.engine.queue.oldest.blocks if w.engine.queue.oldest else False)
+        assert not kinds(w, "pause")
+    assert any(free)
+    run_all(w)
+
+
 def test_an_expert_that_is_wanted_sooner_takes_the_place_of_one_within_its_turn():
     found = {}
     for priority in (0, -1):

@@ -134,6 +134,13 @@ def test_a_prompt_that_the_kv_cache_has_no_room_for_goes_on_too(folder: Path) ->
             told = json.loads(run("route", path, text, "--kv", "64KiB", "--json").stdout)
             assert told == {"prompt": text, **coterie.route(few(text)).to_dict()}
         assert json.loads(run("route", path, "x" * 300, "--json").stdout)["expert"] == "wide"
+    with Coterie.open(path, Options(kv_bytes=64 * 1024, kv_type="int8")) as coterie:
+        kept = [coterie.parts.kv.tokens_held(coterie.models[name].kv) for name in ("wide", "long")]
+        assert kept[1] < wide  # heads of 8 channels, each in a block of 32
+        for text, expert in (("x" * (kept[0] - 2), "wide"), ("x" * kept[0], "long")):
+            told = json.loads(run("route", path, text, "--kv", "64KiB", "--kv-type", "int8", "--json").stdout)
+            assert told == {"prompt": text, **coterie.route(few(text)).to_dict()}
+            assert told["expert"] == expert
     refused(run("route", path, "x", "--kv", "1KiB"), "[--kv]", "set --kv to at least")
 
 

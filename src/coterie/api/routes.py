@@ -22,18 +22,18 @@ from coterie.engine.assembly import block_bytes_for
 from coterie.engine.experts import open_experts, open_folder
 from coterie.engine.kv import tokens_held
 from coterie.graph.program import KvShape
-from coterie.models.model import Model
+from coterie.models.model import AUTO, Model, with_kv_type
 
 
 class _Models(dict[str, Model]):
     """Models by name, each opened when it is asked for; one without bytes will do."""
 
-    def __init__(self, composition: Composition) -> None:
-        self._composition = composition
+    def __init__(self, composition: Composition, kv_type: str) -> None:
+        self._composition, self.kv_type = composition, kv_type
 
     def __missing__(self, name: str) -> Model:
         alone = replace(self._composition, experts=(self._composition.expert(name),), router=None)
-        self[name] = open_experts(alone, synthetic=True)[name]
+        self[name] = with_kv_type(open_experts(alone, synthetic=True)[name], self.kv_type)
         return self[name]
 
 
@@ -48,13 +48,15 @@ class _Texts(dict[str, Text]):
         return self[name]
 
 
-def served_routes(composition: Composition, texts: list[str], kv_bytes: int | None = None) -> list[Route]:
+def served_routes(
+    composition: Composition, texts: list[str], kv_bytes: int | None = None, kv_type: str = AUTO
+) -> list[Route]:
     """Where each text would go, with a KV cache of this size if it is given. For routers that ask no model.
 
     Raises what routing does, what opening an expert does (CheckpointError, UnsupportedError), and CapacityError where
     the KV cache has no block.
     """
-    routing, models = Routing(composition), _Models(composition)
+    routing, models = Routing(composition), _Models(composition, kv_type)
     held = (lambda kv: sys.maxsize) if kv_bytes is None else _held(composition, models, kv_bytes)
     experts = Experts(_Texts(models), models, held)
 
@@ -73,6 +75,6 @@ def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[
     """How many tokens of a KV state there is room for. All experts are opened: the largest page of one is a block."""
     if composition.is_folder:
         composition, found = open_folder(composition)
-        models.update(found)
+        models.update({name: with_kv_type(model, models.kv_type) for name, model in found.items()})
     block = block_bytes_for({name: models[name] for name in composition.names}, kv_bytes)
     return lambda kv: tokens_held(kv_bytes // block, block, kv)

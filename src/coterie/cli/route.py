@@ -15,11 +15,12 @@ from rich.table import Column, Table
 
 from coterie.api import Coterie, Options, Query
 from coterie.api.routes import served_routes
-from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, out, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, KvOpt, KvTypeOpt, out, print_json, sentences
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routing import Routing
 from coterie.core.errors import RequestError
+from coterie.models.model import AUTO
 
 
 @sentences
@@ -27,6 +28,7 @@ def route(
     composition: CompositionArg,
     prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads lines from stdin.")] = None,
     kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
     json_: JsonOpt = False,
 ) -> None:
     """Print where each prompt would go, without running any expert.
@@ -38,7 +40,7 @@ def route(
     if not texts:
         raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
     asks = found.router is not None and found.router.model is not None
-    routes = list(zip(texts, (routes_of if asks else served_routes)(found, texts, kv), strict=True))
+    routes = list(zip(texts, (routes_of if asks else served_routes)(found, texts, kv, kv_type), strict=True))
     if json_:
         rows = [{"prompt": text, **found.to_dict()} for text, found in routes]
         print_json(rows[0] if len(rows) == 1 else rows)
@@ -46,11 +48,11 @@ def route(
     out.print(_table(routes))
 
 
-def routes_of(composition: Composition, texts: list[str], kv: int | None = None) -> list[Route]:
+def routes_of(composition: Composition, texts: list[str], kv: int | None = None, kv_type: str = AUTO) -> list[Route]:
     """The router's decision for each text; a model is opened only where the router asks it. Raises CoterieError."""
     if composition.router is None or composition.router.model is None:
         return routes_by(Routing(composition), texts)
-    with Coterie(composition, Options(kv_bytes=kv)) as coterie:
+    with Coterie(composition, Options(kv_bytes=kv, kv_type=kv_type)) as coterie:
         return [coterie.route(Query.text(text)) for text in texts]
 
 

@@ -66,7 +66,7 @@ class Engine:
         self._queue = self.queue = Queue()
         self.drafts = Drafts(device, kv_pool, self._loads, self._runner, experts, self.policy, self.queue, self.log)
         self.admission = Admission(self._queue, self.policy.max_batch)
-        self._ranks = Ranks(self._queue, self.reuse, self._batcher, self.drafts, self.log, self.policy.turn_steps)
+        self._ranks = Ranks(self._queue, self.reuse, self._batcher, self.drafts, self.log, self.policy)
         self.control = ExpertControl(cache, self._loads, self._queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from coterie.engine.batch import Part
 from coterie.engine.batcher import Batcher
 from coterie.engine.log import DecisionLog
+from coterie.engine.policy import Policy
 from coterie.engine.queue import Queue
 from coterie.engine.reuse import Reuse
 from coterie.engine.sequence import Sequence
@@ -20,15 +21,16 @@ from coterie.engine.speculate.draft import Drafts
 
 
 class Ranks:
-    """Does nothing as long as all have one priority. `turn_steps`: for how long others go before somebody is raised.
+    """Does nothing as long as all have one priority. The policy says how many of an expert share a step, and for how
+    long (`turn_steps`) others go before somebody is raised.
 
     What changes something returns the experts whose requests are not as they were.
     """
 
     def __init__(
-        self, queue: Queue, reuse: Reuse, batcher: Batcher, drafts: Drafts, log: DecisionLog, turn_steps: int
+        self, queue: Queue, reuse: Reuse, batcher: Batcher, drafts: Drafts, log: DecisionLog, policy: Policy
     ) -> None:
-        self._queue, self._turn_steps = queue, turn_steps
+        self._queue, self._turn_steps, self._max_batch = queue, policy.turn_steps, policy.max_batch
         self._reuse, self._batcher, self._drafts, self._log = reuse, batcher, drafts, log
         self._passed = 0
         self._raised: Sequence | None = None
@@ -76,10 +78,13 @@ class Ranks:
 
     def _yielding(self, free_blocks: int) -> list[Sequence]:
         """The youngest of the worst priority first."""
-        first = self._queue.oldest
+        first, running = self._queue.oldest, self._queue.running
         if first is None or first.blocks <= free_blocks:
             return []
-        behind = [s for its in self._queue.running.values() for s in its.values() if s.priority > first.priority]
+        beside = running.get(first.request.expert_id, {}).values()
+        if sum([sequence.priority <= first.priority for sequence in beside]) >= self._max_batch:  # no place either
+            return []
+        behind = [s for its in running.values() for s in its.values() if s.priority > first.priority]
         found: list[Sequence] = []
         for sequence in sorted(behind, key=lambda one: one.order, reverse=True):
             if sequence.scored and sequence.computed:  # what was looked at is not looked at again
