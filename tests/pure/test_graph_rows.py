@@ -90,7 +90,7 @@ def test_each_pair_of_tokens_is_counted_both_ways() -> None:
 
 def test_prompts_are_taken_whole_within_a_step() -> None:
     waiting = [
-        SimpleNamespace(number=number, tokens=[1] * count, computed=0)
+        SimpleNamespace(number=number, order=(0, number), tokens=[1] * count, computed=0)
         for number, count in ((4, 3), (1, 9), (2, 2), (3, 6), (5, 1))
     ]
 

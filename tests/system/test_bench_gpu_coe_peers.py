@@ -18,9 +18,9 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'coterie[peers]'")
 
 from tests.system.gpu_peers import PEER, model, small
-from tests.system.test_bench_peers import SHAPE
 from tests.system.test_cuda import Gpu as LazyGpu
 from tests.system.test_cuda import lazy, run, shape
+from tests.system.tiny import MEASURED
 
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload
@@ -63,23 +63,23 @@ def test_how_many_experts_and_how_much_hbm_follow_from_what_there_is(
     [(50, 1000, "20% of their bytes"), (500, 60, "what KV and a step leave of it")],
 )
 def test_hbm_is_filled_or_kept_so_small_that_experts_are_switched(pool: int, hbm: int, said: str) -> None:
-    size = synthetic_model(SHAPE).layout.size_bytes
+    size = synthetic_model(MEASURED).layout.size_bytes
     spec = load_machine("toy-tiers")
     room = {"hbm": hbm * size, "ddr": pool * size}
     tiers = tuple(replace(t, capacity_bytes=room.get(t.name, t.capacity_bytes)) for t in spec.tiers)
     spec = replace(spec, tiers=tiers)
-    found = choose_sizes(spec, SHAPE, 4, 8, None, None)
+    found = choose_sizes(spec, MEASURED, 4, 8, None, None)
     assert 0.9 * pool < found.experts <= pool
     assert "the pinned pool of" in found.why
     assert said in found.why
     assert size <= found.near_bytes <= 0.2 * found.experts * size * 1.1
     assert found.near_bytes < hbm * size
     for experts, resident in ((2, 1), (3, 2), (8, 3)):  # some stay and some are switched
-        near = choose_sizes(spec, SHAPE, 4, 8, experts, None).near_bytes
+        near = choose_sizes(spec, MEASURED, 4, 8, experts, None).near_bytes
         assert resident * size <= near < (resident + 1) * size
-    given = choose_sizes(spec, SHAPE, 4, 8, 7, 3 * size)
+    given = choose_sizes(spec, MEASURED, 4, 8, 7, 3 * size)
     assert (given.experts, given.near_bytes, given.why) == (7, 3 * size, "")
-    large = {**SHAPE, "vocab_size": 10**7}
+    large = {**MEASURED, "vocab_size": 10**7}
     with pytest.raises(CapacityError, match="2 experts in the pinned pool"):
         choose_sizes(spec, large, 4, 8, None, None)
 
