@@ -14,7 +14,7 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.kernels import cpu as kernels
 
 SIZES = [(0, 3, 5), (1, 1, 1), (1, 130, 33), (2, 33, 7), (3, 31, 64), (7, 5, 97), (16, 67, 576), (17, 4, 577),
-         (23, 35, 1300), (133, 39, 96), (6, 1, 9793), (29, 45, 1700)]  # fmt: skip
+         (23, 35, 1300), (133, 39, 96), (6, 1, 9793), (29, 45, 1700), (1, 1057, 33), (5, 1031, 33)]  # fmt: skip
 
 
 class Halves(Weight):

@@ -163,6 +163,19 @@ def test_a_draft_that_goes_midway_is_missed_and_comes_back_where_there_is_room()
     assert kinds(w, "fetch").count((TWIN,)) == 2
 
 
+@pytest.mark.parametrize("ends", ["renewed", "failed"])
+def test_a_draft_that_drafts_no_more_lacks_nothing(ends):
+    w = world({LARGE: 20, TWIN: 1, "other": 4}, 24, policy=Policy(max_guesses=7), drafts={LARGE: TWIN})
+    for name in ("other", LARGE):
+        w.engine.submit(ask(name, name, (1, 2), 20))
+        run_all(w)
+    assert w.engine.drafts.lacks
+    getattr(w.engine.drafts, ends)(LARGE)
+    assert w.engine.drafts.lacks
+    getattr(w.engine.drafts, ends)(TWIN)
+    assert not w.engine.drafts.lacks
+
+
 def test_nobody_is_evicted_for_a_draft(caplog):
     w = world({LARGE: 20, TWIN: 1, "other": 4}, 24, policy=Policy(max_guesses=7), drafts={LARGE: TWIN})
     for name in ("other", LARGE):

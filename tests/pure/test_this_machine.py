@@ -93,6 +93,7 @@ def cpu_files(siblings, **more):
     return {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
 
 
+EACH = "one for each CPU"
 PAIRS = [f"{i % 8},{i % 8 + 8}" for i in range(16)]  # 8 cores of two hyperthreads
 MIXED = ["0-1", "0-1", "2-3", "2-3", *map(str, range(4, 10))]  # two cores of two hyperthreads, six of one
 PART_OF_QUOTA = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 100000\n"}
@@ -101,14 +102,14 @@ PART_OF_QUOTA = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 
 @pytest.mark.parametrize(
     ("files", "cpus", "found", "said"),
     [
-        ({}, range(6), 6, "affinity"),
-        (cpu_files(map(str, range(6))), range(6), 6, "affinity"),
+        ({}, range(6), 6, EACH),
+        (cpu_files(map(str, range(6))), range(6), 6, EACH),
         (cpu_files(PAIRS), range(16), 8, "16 CPUs share 8 cores"),
         (cpu_files(PAIRS), [0, 1, 8], 2, "3 CPUs share 2 cores"),
-        (cpu_files(PAIRS), [3, 4], 2, "affinity"),
-        (cpu_files(PAIRS), [8], 1, "affinity"),
+        (cpu_files(PAIRS), [3, 4], 2, EACH),
+        (cpu_files(PAIRS), [8], 1, EACH),
         (cpu_files(PAIRS) | PART_OF_QUOTA, range(16), 3, "cgroup quota"),
-        (cpu_files(PAIRS) | PART_OF_QUOTA, [0, 8], 1, "2 CPUs share 1"),
+        (cpu_files(PAIRS) | PART_OF_QUOTA, [0, 8], 1, "2 CPUs share 1 core"),
         (cpu_files(MIXED, clock=[5200] * 4 + [3900] * 6), range(10), 8, "10 CPUs share 8 cores"),
         (
             cpu_files(MIXED, clock=[5100] * 4 + [3800] * 4 + [2500] * 2),
@@ -117,8 +118,12 @@ PART_OF_QUOTA = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "350000 
             "without 2 less than half as fast",
         ),
         (cpu_files(map(str, range(8)), capacity=[1024] * 2 + [900] * 2 + [300] * 4), range(8), 4, "without 4"),
-        (cpu_files(map(str, range(8)), capacity=[1024] * 4 + [300] * 4), range(4, 8), 4, "affinity"),
-        (cpu_files("01", capacity=[1024, 1024], clock=[5000, 1000]), range(2), 2, "affinity"),
+        (cpu_files(map(str, range(8)), capacity=[1024] * 4 + [300] * 4), range(4, 8), 4, EACH),
+        (cpu_files("01", capacity=[1024, 1024], clock=[5000, 1000]), range(2), 2, EACH),
+        (cpu_files("0000"), range(4), 4, EACH),  # a list without the CPU itself says nothing of it
+        (cpu_files(["", "\n", "1,2", "3"]), range(4), 4, EACH),
+        (cpu_files("0123", clock=[5000, 5000]), range(4), 4, EACH),
+        (cpu_files("0123", capacity=[1024, 1024], clock=[9, 9, 1, 9]), range(4), 3, f"{EACH}, without 1 "),
     ],
 )
 def test_threads_are_the_cores_that_may_be_used_and_are_not_slow(tmp_path, files, cpus, found, said):

@@ -91,7 +91,8 @@ def opened(path: Path, settings: Settings, refuses: bool = False) -> dict[str, A
     return peer._core.options
 
 
-def test_settings_become_options(tmp_path: Path) -> None:
+def test_settings_become_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coterie.bench.peers.peer.allowed_cpus", lambda: (2, ""))
     peer = object.__new__(OpenVino)
     first, *others = peer.candidates(2)
     assert len({first, *others}) == len(others) + 1 == 8

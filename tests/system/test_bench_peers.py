@@ -70,6 +70,25 @@ def test_a_peer_draws_our_tokens_and_again_after_a_second_prefill(peer: Peer, me
         assert all(file.is_file() for name in prepared for file in peer.files(prepared[name]))
 
 
+@pytest.mark.parametrize(
+    ("cores", "cpus", "ours", "tried"),
+    [
+        (8, 16, 8, [16, 8, 1]),
+        (8, 16, 4, [4, 1]),
+        (8, 16, 32, [32, 16, 1]),
+        (2, 2, 2, [2, 1]),
+        (1, 2, 1, [2, 1]),
+        (1, 1, 1, [1]),
+    ],
+)
+def test_peers_may_have_hyperthreads_and_slow_cores_too(
+    monkeypatch: pytest.MonkeyPatch, peer: Peer, cores: int, cpus: int, ours: int, tried: list[int]
+) -> None:
+    monkeypatch.setattr("coterie.bench.peers.peer.allowed_cores", lambda: (cores, ""))
+    monkeypatch.setattr("coterie.bench.peers.peer.allowed_cpus", lambda: (cpus, ""))
+    assert list(dict.fromkeys(settings.threads for settings in peer.candidates(ours))) == tried
+
+
 def test_a_trial_finds_a_setting_that_was_tried(peer: Peer, measured: Model) -> None:
     with prepared_peer(peer, measured.checkpoint.path, "bf16") as prepared:
         chosen = choose(peer, prepared, 2, 64, Work(lambda session: session.prefill([1, 2, 3])))

@@ -162,6 +162,7 @@ def test_calibrating_says_what_it_cannot_do(lazy: object, tmp_path: Path) -> Non
     for words, said in (
         (("--calibrate", "--device", "gpu"), "'gpu' is not measured here"),
         (("--device", "cuda"), "says what to calibrate"),
+        (("--threads", "2"), "says with how many to calibrate"),
         (("--calibrate", "--device", "cuda", "--out", str(tmp_path / "a b.toml")), "cannot name a machine"),
     ):
         code, text = run("info", *words)

@@ -55,6 +55,8 @@ def info(
     """Show a machine: its tiers and links, with the source of each number, and what nobody published."""
     if device != "cpu" and not calibrate:
         raise UsageError("--device", "says what to calibrate", "add --calibrate, or leave it out: a GPU is named here")
+    if threads is not None and not calibrate:
+        raise UsageError("--threads", "says with how many to calibrate", "add --calibrate, or leave it out")
     if model and not machine:
         raise UsageError("--sensitivity", "asks about a modelled machine", "name one, such as sn40l-node")
     if calibrate:
@@ -91,10 +93,8 @@ def info(
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
     built = f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})"
     out.print(f"{built}, {cores} compute threads ({escape(cores_source)})")
-    if here["memory_nodes"] > 1:
-        out.print(
-            f"memory: of {here['memory_nodes']} NUMA nodes, across which slabs are laid where the system allows it"
-        )
+    if (nodes := here["memory_nodes"]) > 1:
+        out.print(f"memory: of {nodes} NUMA nodes, across which slabs are laid where the system allows it")
     out.print(f"gpu: {here['gpu']}", markup=False)
     out.print(_table(spec))
     if spec.unpublished:

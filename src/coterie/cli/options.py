@@ -126,7 +126,9 @@ MaxBatchOpt = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Sequences of one expert in one step, at most; 64 on a CPU, 32 elsewhere."),
 ]
-ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Compute threads; by default one a core, as info says.")]
+ThreadsOpt = Annotated[
+    int | None, typer.Option(min=1, help="Compute threads; by default one for each core (coterie info says how many).")
+]
 
 
 def save_trace(path: Path, trace: Trace) -> None:

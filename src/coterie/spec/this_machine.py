@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from coterie.core.units import format_count
 from coterie.spec.machine import Link, MachineSpec, Tier
 
 _ROOT = Path("/")
@@ -77,18 +78,18 @@ def allowed_cores(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tu
     Source: the kernel's documents, ABI/stable/sysfs-devices-system-cpu (thread_siblings_list),
     ABI/testing/sysfs-devices-system-cpu (cpu_capacity), admin-guide/pm/cpufreq (cpuinfo_max_freq).
     """
+    cores: dict[frozenset[int], Path] = {}
     given = sorted(_affinity() if cpus is None else cpus)
-    folders = [root / f"sys/devices/system/cpu/cpu{cpu}" for cpu in given]
-    cores: dict[str, float] = {}
-    for cpu, folder in zip(given, folders, strict=True):
-        siblings = _text(folder / "topology/thread_siblings_list")
-        cores.setdefault((siblings or str(cpu)).strip(), _speed(folder))
-    fastest = max(cores.values())
-    fast = sum(speed >= _SLOW_CORE * fastest for speed in cores.values())
-    why = [f"{len(given)} CPUs share {len(cores)} cores" if len(cores) < len(given) else "affinity"]
-    if fast < len(cores):
-        why.append(f"without {len(cores) - fast} less than half as fast as the fastest")
-    return _within_quota(root, fast, ", ".join(why))
+    for cpu in given:
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}"
+        siblings = _listed(folder / "topology/thread_siblings_list")
+        cores.setdefault(siblings if cpu in siblings else frozenset({cpu}), folder)
+    slow = _slow(cores.values())
+    shared = f"{len(given)} CPUs share {format_count(len(cores), 'core')}"
+    why = [shared if len(cores) < len(given) else "one for each CPU"]
+    if slow:
+        why.append(f"without {slow} less than half as fast as the fastest")
+    return _within_quota(root, len(cores) - slow, ", ".join(why))
 
 
 def allowed_nodes(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tuple[int, ...]:
@@ -97,14 +98,8 @@ def allowed_nodes(root: Path = _ROOT, cpus: Collection[int] | None = None) -> tu
     Source: the kernel's ABI document sysfs-devices-node (cpulist).
     """
     given = set(_affinity() if cpus is None else cpus)
-    found = []
-    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        for span in (_text(folder / "cpulist") or "").strip().split(","):
-            first, _, last = span.partition("-")
-            if first and not given.isdisjoint(range(int(first), int(last or first) + 1)):
-                found.append(int(folder.name.removeprefix("node")))
-                break
-    return tuple(sorted(found))
+    folders = (root / "sys/devices/system/node").glob("node[0-9]*")
+    return tuple(sorted([int(one.name[4:]) for one in folders if given & _listed(one / "cpulist")]))
 
 
 def _affinity() -> Collection[int]:
@@ -113,13 +108,19 @@ def _affinity() -> Collection[int]:
     return range(os.cpu_count() or 1)
 
 
-def _speed(folder: Path) -> float:
-    """Of a CPU beside others: its capacity, else its highest clock, where the system says; 0 where it does not."""
+def _slow(folders: Collection[Path]) -> int:
+    """How many of these CPUs are slow beside the fastest: by capacity, else by highest clock, where all have it."""
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        found = _number(folder / name)
-        if found is not None:
-            return float(found)
-    return 0.0
+        speeds = [_number(folder / name) or 0 for folder in folders]
+        if all(speeds):
+            return sum([speed < _SLOW_CORE * max(speeds) for speed in speeds])
+    return 0
+
+
+def _listed(path: Path) -> frozenset[int]:
+    """The CPUs of a list such as `0-3,8`; none where there is no such file."""
+    spans = [span.partition("-") for span in (_text(path) or "").strip().split(",") if span]
+    return frozenset([cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)])
 
 
 def _within_quota(root: Path, count: int, source: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coterie.bench.peers.gguf_file import write_gguf
 from coterie.bench.peers.llama_session import ATTENTION, LOADS, LlamaBatch, LlamaSession
-from coterie.bench.peers.peer import Settings, missing_extra
+from coterie.bench.peers.peer import Settings, missing_extra, thread_counts
 from coterie.models.model import open_model
 
 _FILE = "model.gguf"
@@ -38,10 +38,10 @@ class LlamaCpp:
         """GGUF types that hold such weights."""
         return _PRECISIONS.get(weights, ())  # its package does not write Q6_K
 
-    def candidates(self, cpus: int) -> tuple[Settings, ...]:
+    def candidates(self, threads: int) -> tuple[Settings, ...]:
         """All threads and one, memory-mapped or read, repacked or not, with and without flash attention."""
-        threads = sorted({1, cpus}, reverse=True)
-        return tuple(Settings(n, load, attention) for n in threads for load in LOADS for attention in ATTENTION)
+        counts = thread_counts(threads)
+        return tuple(Settings(n, load, attention) for n in counts for load in LOADS for attention in ATTENTION)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """Write the GGUF file. Raises UnsupportedError for a model that has no such form."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from coterie.bench.peers.gguf_file import write_gguf
-from coterie.bench.peers.peer import Settings, missing_extra
+from coterie.bench.peers.peer import Settings, missing_extra, thread_counts
 from coterie.core.errors import DeviceError
 from coterie.models.model import open_model
 
@@ -58,10 +58,10 @@ class OpenVino:
         """NNCF's formats, and the type that products of unrounded weights are computed in."""
         return _PRECISIONS.get(weights, ())
 
-    def candidates(self, cpus: int) -> tuple[Settings, ...]:
+    def candidates(self, threads: int) -> tuple[Settings, ...]:
         """All threads and one, compiled before or at each open, with the cache of keys and values rounded or not."""
-        threads = sorted({1, cpus}, reverse=True)
-        return tuple(Settings(n, load, cache) for n in threads for load in (MODEL, COMPILED) for cache in _CACHES)
+        counts = thread_counts(threads)
+        return tuple(Settings(n, load, cache) for n in counts for load in (MODEL, COMPILED) for cache in _CACHES)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """Write the graph and its weights. Raises UnsupportedError for a model that has no such form."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from coterie.core.errors import UsageError, install_extra
+from coterie.spec.this_machine import allowed_cores, allowed_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,8 @@ class Peer(Protocol):
     def precisions(self, weights: str) -> tuple[str, ...]:
         """The engine's formats that store `weights` (bf16, int8, int6, int4, int4z) as precisely, tried in turn."""
 
-    def candidates(self, cpus: int) -> tuple[Settings, ...]:
-        """Settings worth a trial on a machine of so many CPUs."""
+    def candidates(self, threads: int) -> tuple[Settings, ...]:
+        """Settings worth a trial where ours has so many threads, those of the most threads first."""
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """Convert a Hugging Face folder into what `open` takes, under `out`. Raises UnsupportedError."""
@@ -102,6 +103,14 @@ class Peer(Protocol):
 
     def forget(self) -> None:
         """Give back what it keeps of closed models."""
+
+
+def thread_counts(threads: int) -> list[int]:
+    """How many threads of a peer are worth a trial on a CPU, the most first: as many as ours has, and one.
+
+    Where ours has all cores that it takes by itself, also one for each CPU: hyperthreads and slow cores.
+    """
+    return sorted({1, threads, allowed_cpus()[0] if threads >= allowed_cores()[0] else 1}, reverse=True)
 
 
 def missing_extra(name: str, package: str, extra: str = "peers") -> UsageError:

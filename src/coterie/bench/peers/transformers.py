@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coterie.bench.peers.host_module import HostModule, HostRoom, room_bytes
-from coterie.bench.peers.peer import Session, Settings, missing_extra
+from coterie.bench.peers.peer import Session, Settings, missing_extra, thread_counts
 from coterie.devices.cuda.driver import Driver
 from coterie.devices.cuda.gpu import open_driver
 
@@ -75,16 +75,15 @@ class Transformers:
         """Types of torch; it has no whole-number formats of its own."""
         return (_PRECISIONS if self._on_cpu else _GPU_PRECISIONS).get(weights, ())
 
-    def candidates(self, cpus: int) -> tuple[Settings, ...]:
+    def candidates(self, threads: int) -> tuple[Settings, ...]:
         """On a CPU all threads and one; on a GPU from the file and from host memory; each with every attention."""
         ways: tuple[str, ...] = ("sdpa", "eager")
         if self._on_cpu:
-            counts = sorted({1, cpus}, reverse=True)
-            return tuple(Settings(n, FILE, how) for n in counts for how in ways)
+            return tuple(Settings(n, FILE, how) for n in thread_counts(threads) for how in ways)
         if self._compiled is not None:
-            return tuple(Settings(cpus, FILE, how) for how in ways)
+            return tuple(Settings(threads, FILE, how) for how in ways)
         ways = (*ways, _FLASH) if find_spec("flash_attn") is not None else ways
-        return tuple(Settings(cpus, load, how) for load in (FILE, HOST) for how in ways)
+        return tuple(Settings(threads, load, how) for load in (FILE, HOST) for how in ways)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """The folder itself is what it opens; `out` holds a link that is named after the precision."""

@@ -285,7 +285,8 @@ class Drafts:
             _LOGGER.warning("nothing is drafted: %s", lack)
 
     def _drop_all(self, expert_id: str) -> None:
-        """What an expert has, and what others have of it."""
+        """What an expert has, what others have of it, and what was said of the memory that it lacked."""
+        self.lacks = {about: lack for about, lack in self.lacks.items() if about[1] != expert_id}
         self._drop([n for n, draft in self._of.items() if expert_id in (draft.expert_id, draft.own.request.expert_id)])
 
     def _drop(self, numbers: Seq[int]) -> None:
