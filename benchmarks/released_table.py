@@ -56,8 +56,9 @@ the two cores, so the table is of *processor time*, theirs over ours, the least 
 | Qwen2.5-Coder-1.5B-Instruct, Q4_K_M; 8 bits | 1.97 x | 1.07 x | not measured |
 
 Beside bf16 weights ours multiplied in float32, at the rate that those instructions have; theirs rounds activations to
-bfloat16, and AVX512-BF16 multiplies those twice as fast. `--activations bf16`, which is younger than these rows, does
-so too. Beside packed weights ours keeps 16 or 12 bits of activations, which take more products of bytes than their 8;
+bfloat16, and AVX512-BF16 multiplies those twice as fast. `--activations bf16`, younger than these rows and the
+default there now, does so too.
+Beside packed weights ours keeps 16 or 12 bits of activations, which take more products of bytes than their 8;
 `--activations int8` is like for like. A cold first token of SmolLM2 (128 tokens) took OpenVINO 9.3 times as long, three
 noisy rounds: what was compiled is opened in 0.2 s of processor time, and the first step after it needs 0.4 more.
 """

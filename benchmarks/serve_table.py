@@ -101,8 +101,9 @@ with 128 in flight 801 : 489 and 1.62 : 2.36 s.
 computing core does what our two do (measured under that load; alone its processes took 5.1 and 4.1 s for 1000 tokens
 with 32 and 128, what they take while ours is asked included). At 128 first tokens come earlier: it takes all requests
 into a step, where ours takes 64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of
-which the processor multiplies twice as many an instruction; ours were float32 beside such weights, which
-`--activations bf16` has changed since. Packed weights (int4z) take ours about as much CPU as vLLM's bfloat16, and give
+which the processor multiplies twice as many an instruction; ours were float32 beside such weights, and are
+bfloat16 by default since ([models.md](models.md#what-weights-meet)).
+Packed weights (int4z) take ours about as much CPU as vLLM's bfloat16, and give
 more tokens/s, on two cores. With both cores computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327
 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two processes of one core each, which
 would share the requests, were not tried.

@@ -103,9 +103,9 @@ TraceOpt = Annotated[
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What activations are rounded to on a CPU: bf16 beside bfloat16 weights, or not at all there (float32); "
-        "int16, or int8, less exact and faster with int4, beside packed ones. auto: bf16 with AVX512-BF16 for experts "
-        "that are dense, else float32; int16."
+        help="What a CPU rounds activations to. bf16: to bfloat16 beside bfloat16 weights; float32 (or int16): to "
+        "nothing there. int8: to 8 bits beside packed weights, less exact and faster with int4; else to 12 to 16 bits. "
+        "auto: bf16 for dense experts on a CPU that has AVX512-BF16, else float32."
     ),
 ]
 KvTypeOpt = Annotated[
