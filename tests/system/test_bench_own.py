@@ -8,11 +8,11 @@ import pytest
 from tests.system.test_bench import bench, refused
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, our_tokens
 
-from coterie.bench.report import resident_bytes
 from coterie.bench.step import prompt_ids
 from coterie.bench.subject import OWN, Own, engines_of, subject
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
+from coterie.core.resident import resident_bytes
 from coterie.models.model import Model, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder

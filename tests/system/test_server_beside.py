@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import threading
 import time
@@ -19,6 +21,8 @@ from tests.system.test_python import until_idle
 from coterie.api import Coterie, Message, Query
 from coterie.api.texts import Text
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.core.errors import ContextError, RequestError
+from coterie.core.resident import resident_bytes
 from coterie.server import choices
 from coterie.server.worker import LONG_CHARS, NUM_BESIDE
 
@@ -161,6 +165,51 @@ def test_a_server_that_ends_answers_who_waits_for_his_form(composition: Path, sl
         assert slow.waits.wait(20)
         threading.Timer(0.5, slow.go.set).start()
     assert late.result().status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["ada", "four"])
+def test_a_refused_text_is_kept_by_no_circle(composition: Path, model: str, stream: bool) -> None:
+    """Errors hold frames, and these texts: without a collector they are gone too."""
+    body = {**CHAT, "model": model, "stream": stream, "messages": [{"role": "user", "content": LONG}]}
+    with served(Coterie.open(composition)) as url, httpx.Client() as client:
+        assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 400
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 400
+            time.sleep(0.1)  # the last frames of the server are left
+            assert not [one for one in gc.get_objects() if isinstance(one, ContextError | RequestError)]
+        finally:
+            gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc, which alone keeps so much")
+def test_what_many_small_pieces_took_goes_back(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever needed it, in the thread that needed it, while a piece at its end is still in use."""
+    libc, last, held = ctypes.CDLL(None), list[int](), list[int]()
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+    def wasteful(text: Text, *more: Any, **named: Any) -> Any:
+        pieces = [libc.malloc(1000) for _ in range(100_000)]
+        last.append(pieces.pop())
+        for piece in pieces:
+            libc.free(piece)
+        held.append(resident_bytes())
+        return encode(text, *more, **named)
+
+    encode = Text.encode
+    monkeypatch.setattr(Text, "encode", wasteful)
+    monkeypatch.setattr("coterie.server.worker.FREED_S", 0.01)
+    with served(Coterie.open(composition)) as url:
+        body = {**CHAT, "messages": [{"role": "user", "content": "x" * (LONG_CHARS + 1)}]}
+        httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20)
+        end_s = time.monotonic() + 20
+        while held[0] - resident_bytes() < 50_000_000:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+    libc.free(last[0])
 
 
 def test_python_finds_them_without_the_lock(composition: Path, slow: Slow) -> None:

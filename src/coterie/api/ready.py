@@ -97,7 +97,7 @@ def fitted(
         try:
             ids = text.encode(query, prompt, limit=model.most_prompt_tokens)
         except ContextError as error:
-            refusals[name] = error
+            refusals[name] = error.with_traceback(None)  # whose frames would keep this one, and the text, in a circle
             return f"has a context of {model.max_context} tokens, and the prompt more"
         except RequestError as error:
             if name == first:
@@ -108,7 +108,7 @@ def fitted(
 
     route = fitting(route, unfit, others)  # which asks each once
     if route.expert in refusals:
-        raise refusals[route.expert]
+        raise refusals.pop(route.expert)
     return route, *read[route.expert]
 
 

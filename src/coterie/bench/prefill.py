@@ -17,9 +17,10 @@ from coterie.bench.limits import CachedProducts, multiply_adds
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.peers.peer import Session
-from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave, resident_bytes
+from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
+from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import AUTO
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,18 +147,6 @@ def last_level_cache_bytes() -> int | None:
         text = file.read_text(encoding="ascii").strip()
         sizes.append(parse_bytes(text.replace("K", "KiB").replace("M", "MiB")))
     return max(sizes, default=None)
-
-
-def resident_bytes() -> int:
-    """Bytes of memory that this process holds now, mapped files included; 0 where the system does not say.
-
-    Source: proc(5), /proc/pid/statm, the second number, in pages.
-    """
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # not Linux
-        return 0
-    return pages * resource.getpagesize()
 
 
 def commit() -> str:

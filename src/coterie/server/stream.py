@@ -73,7 +73,11 @@ class Stream:
             raise error
 
     def leave(self) -> None:
-        """No more is taken: what has not ended is cancelled. May be called again."""
+        """No more is taken: what has not ended is cancelled. May be called again.
+
+        An error's frames have this stream, and texts of megabytes: a circle, which Python may not look for in minutes.
+        """
+        self._failure = None
         if self.preparing is not None:
             self.preparing.cancel()
         if self._left:

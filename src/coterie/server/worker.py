@@ -24,6 +24,7 @@ from coterie.api.coterie import WAIT_S
 from coterie.api.ready import Ready
 from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
+from coterie.core.resident import give_back
 from coterie.engine.expert_control import Told
 from coterie.server.stream import Stream
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next step would wait half a millisecond
 QUICK_CHARS = 16 * LONG_CHARS  # that are read in milliseconds
 NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
+FREED_S = 2.0  # after what takes long its memory goes back; a megabyte of text takes up to 400 MB
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,6 +56,8 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
         self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
+        self._giving_back: asyncio.TimerHandle | None = None
+        self._num_ended = 0  # beside the engine, since the last time
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
 
@@ -74,6 +78,8 @@ class Worker:
         self._inbox.put(None)
         self._coterie.interrupt()
         self._thread.join()
+        if self._giving_back is not None:
+            self._giving_back.cancel()
         for pool in (self._beside, self._reading):
             pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
@@ -115,12 +121,23 @@ class Worker:
 
         `reads`: it takes milliseconds, not seconds. Returns its result or raises its error.
         """
-        pool = self._reading if reads else self._beside
-        return await asyncio.get_running_loop().run_in_executor(pool, _guarded, function, self._coterie)
+        loop, pool = asyncio.get_running_loop(), self._reading if reads else self._beside
+        try:
+            return await loop.run_in_executor(pool, _guarded, function, self._coterie)
+        finally:
+            self._num_ended += 1
+            if self._giving_back is None:
+                self._giving_back = loop.call_later(FREED_S, self._give_back, loop)
 
     def soon(self, function: Callable[[Coterie], None]) -> None:
         """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
         self._put(_Job(lambda: function(self._coterie), _ignore))
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give memory back, and once more later if something has ended meanwhile: its answer may be on its way."""
+        again, self._num_ended = self._num_ended > 1, 1
+        self._giving_back = loop.call_later(FREED_S, self._give_back, loop) if again else None
+        self._reading.submit(give_back)
 
     async def told(self, begin: Callable[[Coterie, Told], None]) -> None:
         """Begin something between two steps and wait until it is told how it ended. Raises that, or the refusal."""

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from coterie.bench.peers.best import Chosen, Work, choose, prepared_peer
 from coterie.bench.peers.peer import Peer, Session
-from coterie.bench.report import Spread, paired_ratio, resident_bytes
+from coterie.bench.report import Spread, paired_ratio
+from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import Model
 
