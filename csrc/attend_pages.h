@@ -183,7 +183,7 @@ inline Pass next_of(const Attended& op, const Tile& tile, int64_t number, int64_
   const int64_t next = order / groups / count;
   if (next >= spans_of_table(op)) return {};
   const Tile later = tile_of(op, order / groups * op.K + order % groups * together, threads);
-  if (!later.split || next < later.low || next >= later.high) return {};
+  if (!later.split || later.heads == 0 || next < later.low || next >= later.high) return {};
   const Run run = run_of(op, later.first, later.last);
   const Range seen{larger(run.low - next * kSpan, 0), smaller(run.high - next * kSpan, kSpan)};
   if (seen.first >= seen.last) return {};

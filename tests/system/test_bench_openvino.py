@@ -117,9 +117,9 @@ def test_settings_become_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         opened(path, first, refuses=True)
 
 
-def test_every_way_to_store_weights_has_a_form() -> None:
+def test_every_way_to_store_weights_but_one_has_a_form() -> None:
     peer = object.__new__(OpenVino)
-    assert all(peer.precisions(weights) for weights in WEIGHTS)
+    assert {weights for weights in WEIGHTS if not peer.precisions(weights)} == {"int6"}  # NNCF has no such format
     assert peer.precisions("own") == ()
 
 

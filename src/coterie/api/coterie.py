@@ -29,7 +29,7 @@ from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, CoterieError, fresh
+from coterie.core.errors import ClosedError, ContextError, CoterieError, fresh
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan, plan
 from coterie.engine.expert_control import ExpertControl
@@ -111,11 +111,13 @@ class Coterie(Measuring, ExpertCommands):
                 self._routings.drop(request_id)
 
     def ready(self, query: Query) -> Ready:
-        """Do all of a query that needs no engine (route, tokens, form), in any thread. Other queries go on.
-
-        Raises RequestError, NotFoundError, UnsupportedError.
-        """
-        return made_ready(query, self._begin(query), self.routing, self._experts)
+        """Do all of a query that needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
+        try:
+            return made_ready(query, self._begin(query), self.routing, self._experts)
+        except ContextError as error:
+            with self._lock:
+                self.watch.refused(f"{next(self._numbers):08x}", error)
+            raise
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
         """Queue a query and return its id, if there is room for it and for `more` of the same client right after it.

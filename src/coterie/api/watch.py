@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from coterie.api.inflight import InFlight
 from coterie.composition.router import Route
 from coterie.composition.routers.llm import ROUTER
-from coterie.core.errors import CoterieError
+from coterie.core.errors import ContextError, CoterieError
 from coterie.engine.assembly import Parts
 from coterie.engine.log import Told
 from coterie.engine.request import Output, Timings
@@ -136,6 +136,10 @@ class Watch:
             self._routing.remove(request_id)
             failed = {} if error is None else {"error": str(error)}
             self._tell("ended", request=request_id, expert="", reason=reason, was="routing", **failed)
+
+    def refused(self, request_id: str, error: ContextError) -> None:
+        """A prompt was too long for the expert that the error names, so nobody was asked."""
+        self._tell("ended", request=request_id, expert=error.where, reason="refused", was="routed", error=str(error))
 
     @contextlib.contextmanager
     def routed(self, request_id: str, route: Route) -> Iterator[None]:
