@@ -111,7 +111,7 @@ class Coterie(Measuring, ExpertCommands):
                 self._routings.drop(request_id)
 
     def ready(self, query: Query) -> Ready:
-        """Do all of a query that needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
+        """Do what of a query needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
         try:
             return made_ready(query, self._begin(query), self.routing, self._experts)
         except ContextError as error:
