@@ -83,8 +83,14 @@ manual asks for, `VLLM_CPU_KVCACHE_SPACE=2`, `VLLM_CPU_OMP_THREADS_BIND=auto` (o
 rest) and `--dtype bfloat16 --max-model-len 2048`; `VLLM_USE_AOT_COMPILE=0`, since what that keeps of one start cannot
 be read by the next one. The model is SmolLM2-135M-Instruct, its Q4_1 file's weights in bfloat16 for both, and for
 ours also as imported (int4z). Prompts of 64 tokens, answers of 32, text completions, two threads each on an EPYC (Zen
-5) **beside other processes, both at a higher priority than those**, one round or two: ratios and CPU say more than
-times.
+5). **Alone on that machine** (one round each), ours with products of bfloat16 too: tokens/s 163 : 58, 469 : 249,
+687 : 396 and 756 : 469 with 1, 8, 32 and 128 in flight, first tokens after 32 : 52 ms, 0.18 : 0.30, 0.40 : 1.10 and
+1.76 : 2.43 s; ours in int4z with 128 in flight 763 : 464 and 1.70 : 2.37 s. Ours took 2.5 s of CPU for 1000 tokens with
+32 and with 128, vLLM 5.3 and 4.3, what its processes take while ours is asked included. With float32 activations ours
+had been 151, 390, 449 and 502, and its first token with 128 at once later than vLLM's (2.78 : 2.27 s).
+
+**Beside other processes, both at a higher priority than those**, one round or two, ours *with float32 activations*, as
+they were by default then: ratios and CPU say more than times.
 
 | in flight | tokens/s, ours : vLLM | int4z | first token p50 | int4z | a token p50 | CPU, a 1000 tokens | int4z |
 |---|---|---|---|---|---|---|---|
@@ -93,28 +99,19 @@ times.
 | 32 | 370 : 321 | 534 | 0.79 : 1.25 s | 0.50 s | 62 : 62 ms | 4.1 : 2.7 s | 2.8 s |
 | 128 | 351 : 384 | 556 | 6.15 : 2.71 s | 3.78 s | 160 : 251 ms | 4.1 : 2.3 s | 2.5 s |
 
-**Alone on that machine** (one round each; the table above): tokens/s 151 : 59, 390 : 274, 449 : 411 and 502 : 494 with
-1, 8, 32 and 128 in flight, first tokens after 43 : 53 ms, 0.29 : 0.28, 0.61 : 1.04 and 2.78 : 2.27 s; ours in int4z
-with 128 in flight 801 : 489 and 1.62 : 2.36 s.
+There vLLM was ahead by CPU with many in flight: of its bfloat16 activations the processor multiplies twice as many an
+instruction as of float32. Ours are bfloat16 by default since ([models.md](models.md#what-weights-meet)). vLLM takes all
+128 requests into a step, ours 64 (`--max-batch`), so each of its streams is slower. With both of its cores computing
+(`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads
+waiting for each other. Two processes of one core each, which would share the requests, were not tried.
 
-**With many in flight vLLM is ahead in bfloat16 by CPU**: a token takes it 0.55 to 0.65 of ours, so that its one
-computing core does what our two do (measured under that load; alone its processes took 5.1 and 4.1 s for 1000 tokens
-with 32 and 128, what they take while ours is asked included). At 128 first tokens come earlier: it takes all requests
-into a step, where ours takes 64 (`--max-batch`), so each of its streams is slower. Its activations are bfloat16, of
-which the processor multiplies twice as many an instruction; ours were float32 beside such weights, and are
-bfloat16 by default since ([models.md](models.md#what-weights-meet)).
-Packed weights (int4z) take ours about as much CPU as vLLM's bfloat16, and give
-more tokens/s, on two cores. With both cores computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327
-tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads waiting for each other. Two processes of one core each, which
-would share the requests, were not tried.
-
-- **Adapters**, 16 of rank 16 of all linear layers, zipf, one round each: with 8 in flight 260 : 63 tokens/s, 7.2 : 30.1
-  s of CPU for 1000 tokens and a first token after 0.21 : 1.75 s; with 32 in flight 282 : 65, 5.5 : 23.5 s and 0.91 :
-  7.15 s. vLLM had `--max-loras 8`; with two threads it took 58 s.
+- **Adapters**, 16 of rank 16 of all linear layers, zipf, one round each: with 8 in flight, alone, 309 : 63 tokens/s,
+  5.5 : 29.9 s of CPU for 1000 tokens and a first token after 0.19 : 1.95 s; beside others, in float32, with 32 in
+  flight 282 : 65, 5.5 : 23.5 s and 0.91 : 7.15 s. vLLM had `--max-loras 8`; with two threads it took 58 s.
 - **Switching**: a process for each model. Start to ready took 37 s of CPU (29 s at a load of 5, 114 s at 15, compiled
   before), 4 GiB of memory of which 2 are for keys and values; ours brings such an expert up in 81 ms, alone on the
   machine (the table of switches). Sleep mode (`--enable-sleep-mode`) is refused on a CPU.
-- **Not tried**: W8A8, zentorch, SGLang, more than two cores; nothing here was measured on a quiet machine.
+- **Not tried**: W8A8, zentorch, SGLang, more than two cores.
 """
 
 
