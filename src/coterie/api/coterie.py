@@ -116,7 +116,7 @@ class Coterie(Measuring, ExpertCommands):
             return made_ready(query, self._begin(query), self.routing, self._experts)
         except ContextError as error:
             with self._lock:
-                self.watch.refused(f"{next(self._numbers):08x}", error)
+                self.watch.refused(f"{next(self._numbers):08x}", error.where, error)
             raise
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from coterie.api.inflight import InFlight
 from coterie.composition.router import Route
 from coterie.composition.routers.llm import ROUTER
-from coterie.core.errors import ContextError, CoterieError
+from coterie.core.errors import CoterieError
 from coterie.engine.assembly import Parts
 from coterie.engine.log import Told
 from coterie.engine.request import Output, Timings
@@ -137,9 +137,9 @@ class Watch:
             failed = {} if error is None else {"error": str(error)}
             self._tell("ended", request=request_id, expert="", reason=reason, was="routing", **failed)
 
-    def refused(self, request_id: str, error: ContextError) -> None:
-        """A prompt was too long for the expert that the error names, so nobody was asked."""
-        self._tell("ended", request=request_id, expert=error.where, reason="refused", was="routed", error=str(error))
+    def refused(self, request_id: str, expert: str, error: CoterieError) -> None:
+        """It is known where a request goes, and there it is not taken."""
+        self._tell("ended", request=request_id, expert=expert, reason="refused", was="routed", error=str(error))
 
     @contextlib.contextmanager
     def routed(self, request_id: str, route: Route) -> Iterator[None]:
@@ -155,8 +155,7 @@ class Watch:
         try:
             yield
         except CoterieError as error:
-            self._tell("ended", request=request_id, expert=route.expert, reason="refused", was="routed",
-                       error=str(error))  # fmt: skip
+            self.refused(request_id, route.expert, error)
             raise
 
     def output(self, output: Output) -> None:

@@ -96,8 +96,7 @@ def _parts(of: Any) -> Iterator[dict[str, Any]]:
     """The parts of a normalizer or a pre-tokenizer, whether it is none, one or a sequence of them."""
     if of is None:
         return
-    state = json.loads(of.__getstate__())
-    queue = [state]
+    queue = [json.loads(of.__getstate__())]
     while queue:
         part = queue.pop(0)
         if part["type"] == "Sequence":
