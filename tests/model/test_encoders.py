@@ -40,6 +40,8 @@ ROWS = {
     "bert-one-head": ("Bert", {"num_attention_heads": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1}),
     "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
     "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
+    "jina-v3": ("JinaEmbeddingsV3", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "eurobert": ("EuroBert", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}),
     "nomic": ("NomicBert", {}),
     "gte": ("Gte", {"type_vocab_size": 1, "pad_token_id": 1}),
     "gte-no-types": ("Gte", {"type_vocab_size": 0, "hidden_act": "gelu_pytorch_tanh", "num_hidden_layers": 1}),
@@ -325,6 +327,31 @@ def test_configs_as_they_were_released_mean_the_same(row, tmp_path):
     older = {old: config.pop(new) for old, new in OLDER[row].items()}
     (tmp_path / "config.json").write_text(json.dumps({**config, **older, **ADDED[row]}))
     assert open_model(tmp_path).key == key
+
+
+def test_alibabas_own_folders_are_gte_with_a_longer_rope(tmp_path):
+    """As gte-multilingual-base and gte-large-en-v1.5 were released; its code divides frequencies so."""
+    model = make("gte")
+    save(tmp_path, model, "mean_tokens")
+    factor, theta, width = 8.0, 2000.0, 10
+    longer = (theta * factor) ** (torch.arange(0, width, 2) / width) * factor ** (2 / width)
+    model.rotary_emb.inv_freq = 1 / longer
+    config = json.loads((tmp_path / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key != "rope_parameters"}
+    config |= {"model_type": "new", "architectures": ["NewModel"], "auto_map": {"AutoModel": "a/b--modeling.NewModel"}}
+    config |= {"rope_theta": theta, "rope_scaling": {"type": "ntk", "factor": factor}, "layer_norm_type": "layer_norm"}
+    for wrong, said in ({"layer_norm_type": "rms_norm"}, "layer_norm_type"), ({"logn_attention_scale": True}, "logn"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(UnsupportedError, match=said):
+            open_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    texts = [*TEXTS, "y" * 64]
+    with Coterie.open(tmp_path) as coterie:
+        for text, vector in zip(texts, coterie.embed(texts), strict=True):
+            np.testing.assert_allclose(vector, wanted(model, text, "mean_tokens"), rtol=2e-4, atol=2e-5)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": {"type": "ntk", "mixed_b": 1.0}}))
+    with pytest.raises(CoterieError, match=r"mixed_b|factor"):
+        open_model(tmp_path)
 
 
 def test_a_scaled_rope_is_plain_up_to_the_trained_length(tmp_path):

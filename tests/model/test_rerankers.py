@@ -26,7 +26,9 @@ CAUSAL = {
     **{"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 256},
 }
 MODELS = {
-    **{name: ROWS[name] for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "gte", "modernbert")},
+    **{
+        name: ROWS[name] for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "jina-v3", "gte", "modernbert")
+    },
     "modernbert-mean": ("ModernBert", {**MODERN, "classifier_pooling": "mean", "classifier_bias": True}),
     **{name.lower(): (name, CAUSAL) for name in ("Qwen3", "Qwen2", "Llama", "Mistral", "Gemma2")},
     "gemma3": ("Gemma3Text", {**CAUSAL, "query_pre_attn_scalar": 12, "sliding_window": 16}),
@@ -72,7 +74,7 @@ def way_of(row):
         BERT_WAY
         if row.startswith("bert")
         else ROBERTA_WAY
-        if any(n in row for n in ("roberta", "modern", "gte"))
+        if any(n in row for n in ("roberta", "jina", "modern", "gte"))
         else ()
     )
 
@@ -199,6 +201,19 @@ def test_a_query_that_leaves_no_room_is_refused(tmp_path):
             coterie.embed("y")
         with pytest.raises(RequestError, match="scores documents"):
             coterie.ask("y")
+
+
+def test_a_reranker_in_alibabas_own_folder_is_gte(tmp_path):
+    folder = save(tmp_path / "r", make("gte"), ROBERTA_WAY)
+    with Coterie.open(folder) as coterie:
+        found = raw(coterie)
+    config = json.loads((folder / "config.json").read_text())
+    kind = "NewForSequenceClassification"
+    config |= {"model_type": "new", "architectures": [kind], "rope_theta": config.pop("rope_parameters")["rope_theta"]}
+    config["auto_map"] = {"AutoModelForSequenceClassification": f"a/b--modeling.{kind}"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with Coterie.open(folder) as coterie:
+        np.testing.assert_array_equal(raw(coterie), found)
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,10 @@ def text_alone(checkpoint: Checkpoint) -> Checkpoint:
     Raises CheckpointError and UnsupportedError.
     """
     whole = part_of(checkpoint.config)
-    if not whole:
-        return checkpoint
-    unread = [_UNREAD[other] for other in NESTED[whole].others]
     config = dict(text_config(checkpoint.config, str(checkpoint.path / CONFIG)))
+    if not whole:
+        return replace(checkpoint, config=config)
+    unread = [_UNREAD[other] for other in NESTED[whole].others]
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
         if not any(names.match(name) for names in unread):

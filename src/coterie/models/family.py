@@ -16,6 +16,7 @@ from coterie.models.latent import LatentKeys
 from coterie.models.state_space import ScanKeys
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, without and with a window
+FIXED_NTK = "fixed_ntk"  # a kind of rope
 LINEAR = "linear_attention"  # a layer that keeps a state of one size
 
 

@@ -1,6 +1,7 @@
 """A language model that is a part of a larger one: its config by itself, as if it were saved alone.
 
     {"model_type": "gemma3", "text_config": {...}, "vision_config": {...}}  ->  {"model_type": "gemma3_text", ...}
+    {"model_type": "new", "architectures": ["NewModel"], ...}               ->  {"model_type": "gte", ...}
 
 Knows nothing about tensors (alone.py) or what the text model computes.
 """
@@ -80,13 +81,13 @@ def part_of(raw: Mapping[str, Any]) -> str:
 
 
 def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The config of the text model alone; a text model's as it is.
+    """The config of the text model alone; a text model's as it is, but for an encoder of another name.
 
     Raises CheckpointError where there is none inside, UnsupportedError for what more than images is read.
     """
     kind = part_of(raw)
     if not kind:
-        return raw
+        return _by_our_name(raw)
     nested, whole = NESTED[kind], Fields(raw, where)
     if (classes := whole.get("architectures")) not in (None, [], [nested.causal_class]):
         fact = f"architecture {kind!r} with architectures {classes} is not run"
@@ -99,3 +100,12 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     own = {key: value for key, value in text.raw.items() if key != "architectures"}
     own["model_type"] = text.get("model_type", nested.text)
     return {**nested.defaults, **kept, **own, **({TIED: kept[TIED]} if TIED in kept else {})}
+
+
+def _by_our_name(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of an encoder that goes by an older type: Alibaba's GTE."""
+    if raw.get("model_type") != "new":
+        return raw
+    classes = raw.get("architectures")
+    named = [str(name).replace("New", "Gte", 1) for name in classes] if isinstance(classes, list) else classes
+    return {**raw, "model_type": "gte", "architectures": named}

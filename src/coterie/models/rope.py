@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.models.family import FULL, SLIDING, Family
+from coterie.models.family import FIXED_NTK, FULL, SLIDING, Family
 from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
@@ -206,6 +206,17 @@ def _dynamic(settings: _Settings) -> Rope:
     return _rope("dynamic", _plain(settings), min(settings.max_positions, settings.original_positions))
 
 
+def _fixed_ntk(settings: _Settings) -> Rope:
+    """A longer theta, and all frequencies divided, at all lengths. Source: the code of Alibaba's GTE."""
+    factor = _factor(settings.rope)
+    if settings.rope.get("mixed_b") is not None:
+        fact = "mixed_b means frequencies divided by numbers of their own, which is not run"
+        raise UnsupportedError(settings.rope.where, fact, "use a model without it")
+    longer = _plain(replace(settings, theta=settings.theta * factor))
+    divided = longer / np.float32(factor) ** np.float32(2 / settings.rotated)
+    return _rope(FIXED_NTK, divided, settings.max_positions)
+
+
 def _longrope(settings: _Settings) -> Rope:
     """Frequencies change beyond the trained length, of cached keys too; within it they have the short factors."""
     rope, original = settings.rope, settings.original_positions
@@ -289,6 +300,7 @@ KINDS: dict[str, Callable[[_Settings], Rope]] = {
     "linear": _linear,
     PROPORTIONAL: _proportional,
     "dynamic": _dynamic,
+    FIXED_NTK: _fixed_ntk,
     "longrope": _longrope,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -113,7 +113,8 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
     if family is None or classes not in [[name] for name in _classes_of(family)]:
         return None
     code = config.get("auto_map")
-    if isinstance(code, dict) and f"AutoModel{SCORES}" in code:
+    own_code = family.encoder is not None and family.encoder.own_code
+    if isinstance(code, dict) and f"AutoModel{SCORES}" in code and not own_code:
         fact = f"is run by code of its own ({code[f'AutoModel{SCORES}']}), which may do something else"
         raise UnsupportedError(where, fact, f"use a model of transformers' {classes[0]}")
     keys = family.encoder

@@ -9,7 +9,7 @@ Knows nothing about how an encoder is built (encoder_blocks.py).
 from dataclasses import replace
 
 from coterie.models.encoder import EncoderKeys, HeadKeys
-from coterie.models.family import Bias, Family, FeedForward, Names, Norm
+from coterie.models.family import FIXED_NTK, Bias, Family, FeedForward, Names, Norm
 
 _KEYS = EncoderKeys(
     model="bert.",
@@ -65,6 +65,32 @@ ROBERTA = replace(
     BERT, model_type="roberta", causal_class="RobertaModel", max_positions=514, norm_eps=1e-12, encoder=_OF_ROBERTA
 )
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", causal_class="XLMRobertaModel")
+
+# Jina's embeddings v3 as transformers has them, without the adapters that original folders have inside.
+JINA_V3 = replace(
+    XLM_ROBERTA,
+    model_type="jina_embeddings_v3",
+    causal_class="JinaEmbeddingsV3Model",
+    max_positions=8194,
+    norm_eps=1e-5,
+    rope_theta=20_000.0,
+    encoder=replace(_OF_ROBERTA, first_position=0, required=None),
+    names=Names(
+        embed="embeddings.word_embeddings.weight",
+        embed_norm="emb_ln",
+        types=_KEYS.types,
+        layer="encoder.layers.{}.",
+        q="mixer.Wq",
+        k="mixer.Wk",
+        v="mixer.Wv",
+        o="mixer.out_proj",
+        attention_out_norm="norm1",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        feed_forward_out_norm="norm2",
+        joined={"mixer.Wqkv": ("mixer.Wq", "mixer.Wk", "mixer.Wv")},
+    ),
+)
 
 NOMIC_BERT = replace(
     BERT,
@@ -132,7 +158,14 @@ GTE = replace(
     feed_forward=FeedForward.GATED_GELU,
     feed_forwards={"gelu": FeedForward.GATED_GELU, "gelu_pytorch_tanh": FeedForward.GATED_GELU_TANH},
     rope_theta=160_000.0,
-    encoder=replace(_KEYS, model="gte.", older="new.", required=None),
+    rope_kinds={"ntk": FIXED_NTK},  # in Alibaba's own configs
+    encoder=replace(
+        _KEYS,
+        model="gte.",
+        older="new.",
+        own_code=True,
+        required={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
+    ),
     names=Names(
         embed="embeddings.word_embeddings.weight",
         embed_norm="embeddings.LayerNorm",

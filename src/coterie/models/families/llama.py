@@ -1,9 +1,13 @@
-"""Llama, versions 1 to 3.x: plain attention, with biases only where the config asks for them.
+"""Llama, versions 1 to 3.x: plain attention, with biases only where the config asks for them; EuroBERT, an encoder of
+the same blocks.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
 
-from coterie.models.family import Bias, Family
+from dataclasses import replace
+
+from coterie.models.encoder import EncoderKeys
+from coterie.models.family import Bias, Family, Names
 
 LLAMA = Family(
     model_type="llama",
@@ -12,4 +16,20 @@ LLAMA = Family(
     qkv_bias=Bias.BY_CONFIG,
     o_bias=Bias.BY_CONFIG,
     mlp_bias=Bias.BY_CONFIG,
+)
+
+EUROBERT = replace(
+    LLAMA,
+    model_type="eurobert",
+    causal_class="EuroBertModel",
+    max_positions=8192,
+    norm_eps=1e-5,
+    encoder=EncoderKeys(
+        model="model.",
+        unread=("lm_head.", "dense.", "classifier."),
+        required={"hidden_act": "silu"},
+        norms_behind=False,
+        own_code=True,
+    ),
+    names=Names(embed="embed_tokens.weight", layer="layers.{}.", norm="norm"),
 )
