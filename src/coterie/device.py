@@ -197,7 +197,8 @@ class Device(Protocol):
     def give_back(self, buffer: Buffer) -> None:
         """Return unused memory to the system until it is written again; its contents are lost, and it stays reserved.
 
-        Nobody may read or write it meanwhile. A device with memory of its own (HBM) keeps it.
+        Nobody may read or write it meanwhile. A GPU gives back whole slabs alone; where others have its memory when it
+        is needed again, `place` raises CapacityError, and a run's event fails with one.
         """
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:

@@ -6,6 +6,7 @@
     python -m tests.device.compiled wide       some of them with other sizes or operands, or in other steps (SOME)
     python -m tests.device.compiled walk       the kernel that walks all rows, for each type; writes its own table
 
+COMPILE_FOR=86 in the environment names another capability.
 Run as a program of its own: a process that interprets kernels cannot compile them.
 Knows nothing about what kernels compute.
 """
@@ -31,8 +32,10 @@ from coterie.kernels.triton import launch as gpu
 from coterie.kernels.triton.feed import feed_launch
 from coterie.kernels.triton.launch import H100
 from coterie.kernels.triton.persistent import plan_of
+from coterie.kernels.triton.tiles import tiles_for
 
 WALK_STEPS = ("decode 1", "decode 4")
+TILES = tiles_for(divmod(CAPABILITY, 10), H100.multiprocessors)
 
 
 class NoGpu:
@@ -62,8 +65,8 @@ def compile_all(names, dtypes, steps):
     for dtype in dtypes:
         for name, row in rows_of(dtype).items():
             for step in steps if not names or name in names else ():
-                scratch = torch.zeros(gpu.scratch_bytes(row, buckets[step]), dtype=torch.uint8)
-                gpu.launch(row, torch.from_numpy(row.copy()), 0, buckets[step], scratch)
+                scratch = torch.zeros(gpu.scratch_bytes(row, buckets[step], TILES), dtype=torch.uint8)
+                gpu.launch(row, torch.from_numpy(row.copy()), 0, buckets[step], scratch, TILES)
     if not names or "feed" in names:
         name, dtype, step = "feed", DType.F32, "decode 1"
         words, state = torch.zeros(len(kernels.FEED), dtype=torch.int64), torch.zeros(4, dtype=torch.int32)

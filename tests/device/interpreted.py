@@ -19,6 +19,7 @@ pytest.importorskip("triton", reason="the extra cuda is not installed: triton is
 
 import torch
 import triton
+from tests.device.lazy_gpu import running
 from tests.device.native import row_of
 from tests.device.remembering import remember
 from triton.runtime import interpreter
@@ -35,6 +36,43 @@ if not isinstance(triton.language.zeros, interpreter.InterpretedFunction):
 # Its check of 32-bit sums for overflow takes most of the time of small kernels, and finds none on small shapes.
 interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
 remember()
+
+
+def _watch(name, pointers_at, mask_at):
+    """Have an operation of the interpreter look, before it touches memory, whether a GPU could."""
+    plain = getattr(interpreter.InterpreterBuilder, name)
+
+    def operation(self, *given, **named):
+        driver, pointers = getattr(running, "driver", None), given[pointers_at]
+        if driver is not None:
+            there = None if mask_at is None else np.broadcast_to(given[mask_at].data, pointers.data.shape).astype(bool)
+            addresses = (pointers.data if there is None else pointers.data[there]).astype(np.int64).reshape(-1)
+            size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
+            assert not len(addresses) or driver.reaches(addresses, size), f"{name} of what is not the GPU's"
+        return plain(self, *given, **named)
+
+    setattr(interpreter.InterpreterBuilder, name, operation)
+
+
+def _hold_to(plain):
+    """Have what kernels say of addresses be so: wide loads of a GPU fault where it is not."""
+
+    def set_attr(self, name, values):
+        if name == "tt.divisibility":
+            assert not (self.data.astype(np.int64) % values[-1]).any(), f"no multiple of {values}: {self.data}"
+        plain(self, name, values)
+
+    return set_attr
+
+
+for _name, _pointers_at, _mask_at in (
+    ("create_masked_load", 0, 1),
+    ("create_masked_store", 0, 2),
+    ("create_atomic_rmw", 1, 3),
+    ("create_atomic_cas", 0, None),
+):
+    _watch(_name, _pointers_at, _mask_at)
+interpreter.TensorHandle.set_attr = _hold_to(interpreter.TensorHandle.set_attr)
 
 # Fewer, larger programs than on a GPU, where the number of programs is what takes time; the code is the same.
 WIDE = Tiles(few_rows=((1 << 62, 64),), few_sums=64 * 64, low_rank=0, delta_width=128)

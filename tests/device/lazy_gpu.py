@@ -1,7 +1,8 @@
 """A GPU for tests that is none: work on its streams is done late and in any order that marks allow.
 
 What a program forgets to wait for is so not there yet, or is overwritten: results are wrong, not only on bad days.
-Memory that nobody wrote, and memory that was let go, is full of ones: NaN in every float.
+Memory that nobody wrote, and memory that was let go, is full of ones: NaN in every float. A kernel that is interpreted
+may touch no other memory than what a driver gave or pinned, and still has (interpreted.py looks at each load).
 
     LazyDriver      the CUDA device's driver: streams are queues, done when somebody waits for a mark
     NativeKernels   rows by the CPU's native kernels: the device's own logic at full speed
@@ -29,6 +30,7 @@ from coterie.devices.cuda.driver import Facts, NoRoomError
 from coterie.kernels.cpu import FEED, Team
 
 MAX_BURIED_BYTES = 1 << 20
+running = threading.local()  # .driver: whose launch this thread does
 
 
 @dataclass(eq=False)
@@ -61,8 +63,10 @@ class LazyDriver:
         self._others = LazyStream()
         self._streams, self._buried = [self._others], []
         self._capturing = False
-        self.taken_bytes = self.pinned_bytes = 0
+        self.taken_bytes = self.pinned_bytes = self.trimmed_at = 0
         self.pin_limit_bytes = None
+        self._reach: dict[int, int] = {}  # where memory that kernels may touch begins and ends
+        self._ranges = None
         self.captured = self.replayed = self.launched = 0
         self.broken = ""
         self.fail_at = None  # the launch, counted from now, that fails; ...
@@ -83,32 +87,59 @@ class LazyDriver:
         memory = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
         given = memory[:]
         weakref.finalize(given, self._bury, memory)
+        self._give(memory.data_ptr(), size_bytes)
         return given
 
     def _bury(self, memory):
         """Who lets memory go does not know when another takes it: somebody else's stream fills it, now and then."""
         with self._lock:
             self.taken_bytes -= memory.numel()
+            self._take_back(memory.data_ptr())
             if memory.numel() <= MAX_BURIED_BYTES:
                 self._others.queue.extend([lambda: memory.fill_(0xFF)] * 8)
                 self._buried = [*self._buried, memory][-64:]  # what still uses it fails, but not this process
 
     def pinned_memory(self, size_bytes):
         self._pin(size_bytes)
-        return torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+        memory = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
+        weakref.finalize(memory, self._take_back, memory.data_ptr())
+        self._give(memory.data_ptr(), size_bytes)
+        return memory
 
     def pin(self, memory):
         self._pin(memory.nbytes)
+        self._give(memory.ctypes.data, memory.nbytes)
         return torch.from_numpy(memory)
 
     def unpin(self, memory):
         self.pinned_bytes -= memory.nbytes
+        self._take_back(memory.ctypes.data)
+
+    def _give(self, address, size_bytes):
+        with self._lock:
+            self._reach[address], self._ranges = address + size_bytes, None
+
+    def _take_back(self, address):
+        with self._lock:
+            self._reach.pop(address, None)
+            self._ranges = None
+
+    def reaches(self, addresses, size_bytes):
+        """Whether all of these bytes, so many from each address on, are memory of the GPU or pinned."""
+        if self._ranges is None:
+            self._ranges = np.array(sorted(self._reach.items()), np.int64).reshape(-1, 2).T
+        begins, ends = self._ranges
+        at = np.searchsorted(begins, addresses, side="right") - 1
+        return bool((at >= 0).all() and (addresses + size_bytes <= ends[at]).all())
 
     def _pin(self, size_bytes):
         with self._lock:
             if self.pin_limit_bytes is not None and self.pinned_bytes + size_bytes > self.pin_limit_bytes:
                 raise NoRoomError("cudaErrorMemoryAllocation")
             self.pinned_bytes += size_bytes
+
+    def trim(self):
+        self.trimmed_at = self.taken_bytes
 
     # ---- streams
 
@@ -211,8 +242,12 @@ class LazyDriver:
                     self.fail_at = None
                     self.broken = "CUDA error: device lost" if self.is_fatal else ""
                     raise self.failure
-            with np.errstate(all="ignore"):
-                start()
+            running.driver = self
+            try:
+                with np.errstate(all="ignore"):
+                    start()
+            finally:
+                running.driver = None
 
         return launch
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +184,31 @@ def test_closing_with_work_queued_fails_it_and_ends_threads(layout):
     assert isinstance(device.failure(runs[-1]), DeviceError)
     with pytest.raises(DeviceError, match=r"\[cuda\] the device was closed"):
         desk.run(rows([(PROMPT, 0)]))
+
+
+def test_closing_waits_for_no_compiler_and_lets_none_begin(layout):
+    """A step that is met first waits for processes; once they have ended, each launch would compile its own kernel."""
+    device = cuda()
+    desk, begun, ended = loaded(Desk(device, layout)), threading.Event(), threading.Event()
+
+    def compile_all(launches):
+        begun.set()
+        assert ended.wait(60)
+
+    device._shared.before = partial(device._before, compile_all)
+    device._compilers = SimpleNamespace(close=ended.set)
+    launched = device.driver.launched
+    run = desk.run(decode(7, 0))
+    assert begun.wait(60)
+    closing = threading.Thread(target=device.close)
+    closing.start()
+    closing.join(10)
+    in_time = not closing.is_alive()
+    ended.set()
+    closing.join()
+    assert in_time
+    assert "the device was closed" in str(device.failure(run))
+    assert device.driver.launched == launched
 
 
 def test_what_a_copy_down_would_be_is_refused(make):

@@ -5,6 +5,8 @@ Kernels are the CPU's, so its tokens must be the same to the bit. Knows nothing 
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from tests.system.tiny import write_expert
 from coterie.core.shapes import Sizes
 from coterie.device import Sampling
 from coterie.devices.cpu.device import CpuDevice
+from coterie.devices.cuda import device as cuda_device
 from coterie.devices.cuda.binder import Binder
 from coterie.devices.cuda.inputs import bucket_of
 from coterie.models.model import open_model
@@ -77,6 +80,28 @@ def test_an_interrupt_reaches_a_run_that_is_queued_whole(make, layout):
         driver.release()
         assert desk.tokens(run) == whole[:1]
         assert desk.tokens(desk.run(decode(7, 5), steps=6)) == whole
+
+
+def test_who_interrupts_does_not_wait_for_a_bucket_that_is_made_ready(make, layout):
+    """Its kernels may take minutes to compile, and a server's loop is among those that interrupt."""
+    desk = loaded(Desk(make(), layout))
+    begun, told = threading.Event(), threading.Event()
+
+    def compile_all(launches):
+        begun.set()
+        assert told.wait(60)
+
+    desk.device._shared.before = compile_all
+    run = desk.run(decode(7, 5), steps=6)
+    assert begun.wait(60)
+    other = threading.Thread(target=desk.device.interrupt)
+    other.start()
+    other.join(10)
+    in_time = not other.is_alive()
+    told.set()
+    other.join()
+    assert in_time
+    assert len(desk.tokens(run)) == 1  # it was the next run, whose words say so
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -194,3 +219,24 @@ def test_a_bucket_has_room_for_its_step_and_says_decode_only_of_decode(T, B, R, 
     assert bucket.sampled >= R
     assert bucket.context >= context
     assert bucket.decodes == (T == B)
+
+
+@pytest.mark.parametrize("rows_read", [[0, 1, 2, 3], [3, 1, 2], [2, 2], [0], []], ids=str)
+def test_rows_that_follow_one_another_come_up_in_one_copy(make, on_cpu, layout, monkeypatch, rows_read):
+    """A text's vectors have a row for each of its tokens; two rows' worth of pinned memory is enough for all."""
+    step = rows([([token], 0) for token in PROMPT[:4]])
+    desk, copies = loaded(Desk(make(), layout)), []
+    event = desk.run(step)
+    desk.wait(event)
+    copy = desk.device.driver.copy
+    desk.device.driver.copy = lambda *how: copies.append(how[0].numel()) or copy(*how)
+    expected = on_cpu.run(step)
+    on_cpu.wait(expected)
+    wanted = on_cpu.device.logits(expected, rows_read)
+    np.testing.assert_array_equal(desk.device.logits(event, rows_read), wanted)
+    assert len(copies) == sum(at == 0 or row != rows_read[at - 1] + 1 for at, row in enumerate(rows_read))
+    copies.clear()
+    row_bytes = 4 * wanted.shape[1]
+    monkeypatch.setattr(cuda_device, "READ_BYTES", 2 * row_bytes)
+    np.testing.assert_array_equal(desk.device.logits(event, rows_read), wanted)
+    assert max(copies, default=0) <= 2 * row_bytes

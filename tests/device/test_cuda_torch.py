@@ -122,6 +122,7 @@ def fake(monkeypatch):
         "Stream": Stream,
         "Event": Event,
         "CUDAGraph": Graph,
+        "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.version, "cuda", "12.8")

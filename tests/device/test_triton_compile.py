@@ -35,15 +35,15 @@ EARLY |= dict.fromkeys(("append_row", "absorb_many", "unfold_many"), "NW")
 MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; by type: docs/triton_tables.md
 
 
-def compiled(tmp_path, *names):
+def compiled(tmp_path, *names, capability=90):
     """What a process that does not interpret makes of these kernels, or of all."""
-    return lines(tmp_path, "tests.device.compiled", *names)
+    return lines(tmp_path, "tests.device.compiled", *names, capability=capability)
 
 
-def lines(tmp_path, module, *names):
+def lines(tmp_path, module, *names, capability=90):
     """What a program prints in a process that does not interpret, line by line."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    env |= {"COMPILE_FOR": str(capability), "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     command = [sys.executable, "-W", "ignore", "-m", module, *names]
     ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -249,6 +249,27 @@ def test_wide_heads_fit_a_multiprocessor(tmp_path):
     found = compiled(tmp_path, "wide")
     assert {one["step"] for one in found} >= {"decode 1", "decode 4", "decode 16", "prefill 2048"}
     check(found)
+
+
+# Shared memory of a program at most, in KiB: an A100, an RTX 3090, an RTX 5090. CUDA C++ Programming Guide, table of
+# technical specifications.
+@pytest.mark.parametrize(
+    ("capability", "most", "kernels"),
+    [
+        (86, 99, ("linear", "take_norm_linear")),
+        *(
+            pytest.param(*gpu, (some,), marks=pytest.mark.long)
+            for gpu in ((80, 163), (86, 99), (120, 99))
+            for some in ("batches", "wide", "branches", "gemma4", "latent", "nets", "spaces", "shares")
+        ),
+    ],
+)
+def test_what_other_gpus_run_fits_their_shared_memory(tmp_path, capability, most, kernels):
+    found = compiled(tmp_path, *kernels, capability=capability)
+    assert found
+    for one in found:
+        assert one["shared_bytes"] <= most * 1024, one
+        assert one["early"] == "" or capability >= 90
 
 
 def test_the_end_of_a_step_compiles_and_one_thread_reads_what_another_stream_writes(few):

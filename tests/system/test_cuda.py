@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,51 @@ def test_info_says_what_gpu_there_is(lazy: Gpu) -> None:
     code, text = run("info", "--json")
     assert code == 0
     assert '"gpu": "lazy (no CUDA), 1 multiprocessors of capability 9.0, 1.00 GiB free of 1.00 GiB"' in text
+
+
+def test_released_memory_is_the_gpus_and_comes_back_at_another_place(folder: Path, lazy: Gpu) -> None:
+    """Weights and pages are words of rows, so what was captured stays; experts below come from their files again."""
+    with Coterie.open(str(folder), Options(device="cuda", activations=FLOAT32)) as coterie:
+        driver, plan = lazy.driver, coterie.parts.plan
+        first = [answer.token_ids for answer in coterie.ask_all(QUERIES)]
+        before, pinned, captured = driver.taken_bytes, driver.pinned_bytes, driver.captured
+        kv, experts = coterie.parts.kv.buffer, coterie.parts.cache.ledgers[0].holes
+        assert coterie.release_idle() > plan.near_bytes + kv.size_bytes
+        assert driver.trimmed_at <= before - plan.near_bytes - kv.size_bytes, experts
+        assert driver.pinned_bytes < pinned
+        assert coterie.resident() == ()
+        assert [coterie.ask(one).token_ids for one in QUERIES] == first
+        assert driver.taken_bytes >= before
+        assert driver.pinned_bytes == pinned
+        coterie.release_idle()
+        assert [answer.token_ids for answer in coterie.ask_all(QUERIES)] == first
+        assert driver.captured <= captured + 4
+        coterie.parts.engine.check_integrity()
+
+
+def test_released_memory_that_others_have_taken_is_a_sentence_until_they_end(folder: Path, lazy: Gpu) -> None:
+    with Coterie.open(str(folder), Options(device="cuda", activations=FLOAT32)) as coterie:
+        driver, room = lazy.driver, lazy.driver.facts
+        first = coterie.ask(QUERIES[0]).token_ids
+        coterie.release_idle()
+        kv = coterie.parts.kv.buffer.size_bytes
+        for left in (0, coterie.parts.plan.near_bytes + kv // 2):  # for neither, and for the experts alone
+            driver.facts = replace(room, total_bytes=driver.taken_bytes + left)
+            with pytest.raises(CapacityError, match=r"hbm\] a slab needs .* can be had; .*end other programs"):
+                coterie.ask(QUERIES[0])
+        driver.facts = room
+        assert coterie.ask(QUERIES[0]).token_ids == first
+
+
+def test_of_a_slab_that_is_used_in_part_all_stays(folder: Path, lazy: Gpu) -> None:
+    with Coterie.open(str(folder), Options(device="cuda", activations=FLOAT32)) as coterie:
+        first = [answer.token_ids for answer in coterie.ask_all(QUERIES)]
+        coterie.pin("bob")
+        before, kv = lazy.driver.taken_bytes, coterie.parts.kv.buffer.size_bytes
+        coterie.release_idle()
+        assert before - 2 * kv < lazy.driver.taken_bytes <= before - kv  # its pages alone are gone
+        assert coterie.resident() == ("bob",)
+        assert [coterie.ask(one).token_ids for one in QUERIES] == first
 
 
 # ---- benches

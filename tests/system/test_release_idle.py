@@ -7,7 +7,7 @@ import mmap
 from pathlib import Path
 
 import pytest
-from tests.system.commands import refused, run
+from tests.system.commands import run
 from tests.system.tiny import write_adapter_of, write_expert
 
 from coterie.api import Coterie, Query
@@ -126,8 +126,3 @@ def test_what_is_no_time_is_refused(office: Path, given: str) -> None:
     done = run("serve", office, "--idle-release", given)
     assert done.exit_code == 2
     assert "is not a time above 0" in done.stderr
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_gives_no_memory_back_and_says_so(office: Path, device: str) -> None:
-    refused(run("serve", office, "--idle-release", "1m", "--device", device), "--idle-release", "nothing given back")

@@ -44,7 +44,6 @@ from coterie.cli.options import (
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
-from coterie.devices.cuda.gpu import gpu_number
 from coterie.models.model import AUTO
 from coterie.server.app import make_app
 from coterie.server.ending import Server
@@ -109,9 +108,6 @@ def serve(
         raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
     digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    if idle_release is not None and gpu_number(device) is not None:
-        fact = "a GPU's memory stays with its device: experts would be unloaded, and nothing given back"
-        raise UsageError("--idle-release", fact, f"leave it out with --device {device}")
     made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft, max_batch)
     made = replace(made, max_waiting=max_waiting, kv_type=kv_type)
     with listen(host, port) as listener, Coterie.open(composition, made) as coterie:

@@ -84,6 +84,16 @@ Pairs: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @value
+class Ready:
+    """A run for which all is there: what its words are made of, and where its inputs and the tokens kept are."""
+
+    made_of: MadeOf
+    inputs: torch.Tensor
+    kept: torch.Tensor
+    kept_bytes: int
+
+
+@value
 class _Crossing:
     """What is copied down, and what up, with a packet."""
 
@@ -93,9 +103,9 @@ class _Crossing:
     down: Pairs
     up: Pairs
 
-    def is_for(self, packet: Packet, made_of: MadeOf, kept_bytes: int) -> bool:
+    def is_for(self, packet: Packet, ready: Ready) -> bool:
         """True when the same memory takes part."""
-        return self.packet is packet and self.made_of == made_of and self.kept_bytes == kept_bytes
+        return self.packet is packet and self.made_of == ready.made_of and self.kept_bytes == ready.kept_bytes
 
 
 class Bound:
@@ -144,29 +154,33 @@ class Bound:
         self._walked: torch.Tensor | None = None
         self._walks = True
 
-    def put(self, run: Run, stream: Stream, stop: bool) -> Packet:
-        """Queue what makes everything ready for a run, and return the packet in which its tokens will come back."""
-        shared, driver = self._shared, self._shared.driver
-        given, sent_bytes = self._inputs_of(run), self._sent_bytes
+    def make_ready(self, run: Run, stream: Stream) -> Ready:
+        """Have memory for a run, its words, and the launches of its bucket, whose kernels may first be compiled."""
+        shared, given = self._shared, self._inputs_of(run)
         kept_bytes = 4 * run.steps * run.drawn
-        packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + kept_bytes)
+        at = self._inputs.at_least(given.size_bytes, stream)
+        kept = self._kept.at_least(kept_bytes, stream)
+        workspace = shared.workspace.at_least(self._total_bytes, stream)
+        made_of = run.at, given, at.data_ptr(), kept.data_ptr(), workspace.data_ptr()
+        if made_of != self._written:
+            self._fill(*made_of)
+            self._written = made_of
+        self._put_shares(run)
+        self._prepare(stream)
+        self._feed[FEED["steps"]] = run.steps
+        return Ready(made_of, at, kept, kept_bytes)
+
+    def put(self, ready: Ready, stream: Stream, stop: bool) -> Packet:
+        """Queue the words of the run made ready last; returns the packet in which its tokens will come back."""
+        shared, given, sent_bytes = self._shared, ready.made_of[1], self._sent_bytes
+        packet = shared.packets.take(sent_bytes + given.size_bytes, 4 * STATE_WORDS + ready.kept_bytes)
         try:
-            at = self._inputs.at_least(given.size_bytes, stream)
-            kept = self._kept.at_least(kept_bytes, stream)
-            workspace = shared.workspace.at_least(self._total_bytes, stream)
-            made_of = run.at, given, at.data_ptr(), kept.data_ptr(), workspace.data_ptr()
-            if made_of != self._written:
-                self._fill(*made_of)
-                self._written = made_of
-            self._put_shares(run)
-            if self._crosses is None or not self._crosses.is_for(packet, made_of, kept_bytes):
-                self._crosses = self._crossing(packet, made_of, at, kept, kept_bytes)
-            self._prepare(stream)
-            self._feed[FEED["steps"]] = run.steps
+            if self._crosses is None or not self._crosses.is_for(packet, ready):
+                self._crosses = self._crossing(packet, ready)
             self._state[STOP] = stop
             packet.sent[:sent_bytes] = self._sent
             packet.sent[sent_bytes : sent_bytes + given.size_bytes] = given.bytes
-            driver.copy_words(self._crosses.down, stream)
+            shared.driver.copy_words(self._crosses.down, stream)
         except BaseException:
             shared.packets.abandon(packet, stream)
             raise
@@ -251,17 +265,15 @@ class Bound:
         self._given.put(rows)
         return self._given
 
-    def _crossing(
-        self, packet: Packet, made_of: MadeOf, inputs: torch.Tensor, kept: torch.Tensor, kept_bytes: int
-    ) -> _Crossing:
+    def _crossing(self, packet: Packet, ready: Ready) -> _Crossing:
         """The pieces of memory between which words are copied: to name one takes longer than to write it."""
-        sent_bytes, given_bytes, state_bytes = self._sent_bytes, made_of[1].size_bytes, 4 * STATE_WORDS
-        given = packet.down[sent_bytes : sent_bytes + given_bytes]
-        down = [(self._fixed[:sent_bytes], packet.down[:sent_bytes]), (inputs[:given_bytes], given)]
+        sent_bytes, given_bytes, state_bytes = self._sent_bytes, ready.made_of[1].size_bytes, 4 * STATE_WORDS
+        given, kept_bytes = packet.down[sent_bytes : sent_bytes + given_bytes], ready.kept_bytes
+        down = [(self._fixed[:sent_bytes], packet.down[:sent_bytes]), (ready.inputs[:given_bytes], given)]
         up = [(packet.up[:state_bytes], self._state_bytes)]
         if kept_bytes:
-            up.append((packet.up[state_bytes : state_bytes + kept_bytes], kept[:kept_bytes]))
-        return _Crossing(packet, made_of, kept_bytes, down, up)
+            up.append((packet.up[state_bytes : state_bytes + kept_bytes], ready.kept[:kept_bytes]))
+        return _Crossing(packet, ready.made_of, kept_bytes, down, up)
 
     def _fill(self, at: Addresses, given: Inputs, inputs: int, kept: int, workspace: int) -> None:
         """Write all words of rows and feed that a run gives, but for how many steps it has."""

@@ -10,7 +10,7 @@ Knows nothing about models, requests or why it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,11 +24,11 @@ from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, Limits, copy_pieces, wait_for
 from coterie.devices.cuda.bound import Shared, upload
-from coterie.devices.cuda.driver import NAME, Driver, Health, Stream, take
+from coterie.devices.cuda.driver import NAME, Driver, Health, Launch, Stream, take
 from coterie.devices.cuda.fetch import STAGING_BYTES, StagedLane
 from coterie.devices.cuda.inputs import Run
 from coterie.devices.cuda.kernels import Kernels, TritonKernels
-from coterie.devices.cuda.lanes import Finish, StreamLane, Turn, nothing
+from coterie.devices.cuda.lanes import Finish, StreamLane, Turn, fail, nothing
 from coterie.devices.cuda.machine import gpu_machine
 from coterie.devices.cuda.memory import Memory
 from coterie.devices.cuda.places import Places
@@ -49,6 +49,9 @@ from coterie.spec.machine import MachineSpec
 if TYPE_CHECKING:
     from coterie.devices.cuda.compilers import Compilers
     from coterie.devices.cuda.expected import Expected
+
+
+READ_BYTES = 16 * 2**20  # of rows that come up at once; logits of a prompt's tokens are hundreds of megabytes
 
 
 class CudaDevice(RealDevice):
@@ -87,7 +90,7 @@ class CudaDevice(RealDevice):
             self._compilers = Compilers(facts.capability)
             like_it = partial(DryRun, facts.capability, facts.multiprocessors)
             self._expected = Expected(like_it, self._compilers)
-            self._shared.before = AtOnce(self._compilers)
+            self._shared.before = partial(self._before, AtOnce(self._compilers))
         self._runs = Runs(self._shared, orchestration)
         self._disk = FetchLane(self._lanes, read)
         self._streams: dict[str, StreamLane] = {}
@@ -138,6 +141,11 @@ class CudaDevice(RealDevice):
             raise self._health.failure(f"reserving {format_bytes(size)} of {tier}", error) from error
         self._used_bytes[tier] += size
         return buffer
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Let a whole slab go until it is asked for again; of one that is used in part all stays."""
+        self._check_open()
+        self._memory.give_back(buffer)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Keep these tensors at multiples of 16 bytes when the buffer is filled from below."""
@@ -212,13 +220,17 @@ class CudaDevice(RealDevice):
         self._check_open()
         mine = self._own(exe)
         waits = waits_of(mine, gates)
-        run = Run.of(mine, StepRows.copy(mine.program, binding, steps), steps, self._places.of(mine, binding))
+        rows, label = StepRows.copy(mine.program, binding, steps), f"run {mine.program.graph.name}"
+        try:
+            run = Run.of(mine, rows, steps, self._places.of(mine, binding))
+        except CapacityError as error:  # a slab was given back, and others have its memory now
+            return self._lane(COMPUTE).submit(label, after, partial(fail, error))
 
         def issue(turn: Turn) -> Finish:
             return self._runs.queue(turn, run, waits)
 
         here = not waits and self._runs.is_ready(run)
-        event = self._lane(COMPUTE).submit(f"run {mine.program.graph.name}", after, issue, here)
+        event = self._lane(COMPUTE).submit(label, after, issue, here)
         self._ran = Ran(event, mine, run.sizes, run.rows.sizes.R, steps)
         return event
 
@@ -255,18 +267,29 @@ class CudaDevice(RealDevice):
         for lane in lanes:
             lane.cancel()
         self._lanes.close()
+        if self._compilers is not None:
+            self._compilers.close()  # before lanes are waited for: one may wait for what they compile
         for lane in lanes:
             lane.join()
         if self._expected is not None:
             self._expected.close()
-        if self._compilers is not None:
-            self._compilers.close()
         self._runs.binder.forget()
         self._memory.close()
         self._loaded.clear()
         self._constants.clear()
 
+    def _before(self, compile_all: Callable[[Sequence[Launch]], None], launches: Sequence[Launch]) -> None:
+        """Have a step's kernels compiled before its first launch, which would else compile one after another."""
+        compile_all(launches)
+        self._check_open()  # closed meanwhile, so that nobody waits for them any more
+
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """In pieces: what crosses at once is pinned, and kept for the next."""
+        at_once = max(READ_BYTES // ran.rows_at[1], 1)
+        pieces = [self._read(ran, rows[i : i + at_once]) for i in range(0, max(len(rows), 1), at_once)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _read(self, ran: Ran, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         def issue(turn: Turn) -> Finish:
             return self._runs.read(turn, *ran.rows_at, rows)
 

@@ -48,7 +48,7 @@ class Facts:
 
 
 class Driver(Protocol):
-    """A GPU. Memory is given as tensors of bytes, whose addresses never change."""
+    """A GPU. Memory is given as tensors of bytes, whose addresses never change; it is free when nobody holds them."""
 
     @property
     def facts(self) -> Facts:
@@ -68,6 +68,9 @@ class Driver(Protocol):
 
     def unpin(self, memory: Bytes) -> None:
         """Undo pin, before the memory goes."""
+
+    def trim(self) -> None:
+        """Let other programs have what nobody here holds any more."""
 
     def stream(self) -> Stream:
         """A new stream."""

@@ -66,6 +66,9 @@ class NoDriver:
     def unpin(self, memory: Bytes) -> None:
         """Nothing."""
 
+    def trim(self) -> None:
+        """Nothing."""
+
     def stream(self) -> Stream:
         """None."""
         return None
@@ -224,7 +227,7 @@ def launches_of(
     """
     run = _run(exe, bucket, block_bytes, places)
     bound = Bound(exe, bucket, shared, run.mixes)
-    shared.packets.give_back(bound.put(run, None, False))
+    bound.make_ready(run, None)
     return bound.step
 
 

@@ -19,7 +19,7 @@ from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import DeviceError
 from coterie.device import Buffer, Event
 from coterie.devices.cuda.driver import Driver, take_pinned
-from coterie.devices.cuda.lanes import Finish, Issue, StreamLane, Turn, nothing
+from coterie.devices.cuda.lanes import Finish, Issue, StreamLane, Turn, fail, nothing
 from coterie.devices.cuda.memory import Memory, Tensor
 from coterie.devices.real.fetch import FetchLane
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
@@ -139,7 +139,7 @@ class StagedLane:
             read = self._disk.submit(READS, label, (), staged.numpy(), source)
             issue = partial(self._copy, fetch.dst.view(start, stop - start), staged)
         except Exception as error:  # whatever it is, it belongs to who holds the event
-            issue = partial(_fail, error)  # in its turn: fetches end in order
+            issue = partial(fail, error)  # in its turn: fetches end in order
         try:
             copied = self._copies.submit(label, () if read is None else (read,), issue)
         except DeviceError as error:  # closed
@@ -187,7 +187,3 @@ def _spans(parts: Sequence[tuple[int, int]], block_bytes: int) -> list[tuple[int
         for offset, size in parts
         for at in range(offset, offset + max(size, 1), block_bytes)
     ]
-
-
-def _fail(error: Exception, _turn: Turn) -> Finish:
-    raise error

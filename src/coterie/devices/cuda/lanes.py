@@ -282,3 +282,8 @@ def _stopped_while(event: LaneEvent, what: str) -> DeviceError:
 
 def nothing(_passed: bool) -> None:
     """The result of a copy, which has used nothing."""
+
+
+def fail(error: Exception, _turn: Turn) -> Finish:
+    """Work that cannot be queued, in its turn."""
+    raise error

@@ -3,7 +3,8 @@
         file, pinned pool    | header |aaaaaa|bbb|  |cccc|          at the offsets of the layout
         arena                |       aaaaaa |bbb |  cccc |          each moved to a multiple of 16, on the way up
 
-An arena's pieces have fixed addresses; what is evicted is forgotten, nothing is copied down.
+An arena's pieces have fixed addresses until all of it is given back; what is evicted is forgotten, nothing is copied
+down.
 Knows nothing about streams or when something moves.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from coterie.devices.real.host_memory import Bytes, Slab
 from coterie.kernels.cpu import I64
 
 Tensor: TypeAlias = torch.Tensor
+ARENA_LEVERS = ("reserve less", "end other programs that use the GPU")
 Move: TypeAlias = tuple[int, int, int]
 """Bytes of a layout [start, stop), and how far from there they are in an arena (mostly a little before)."""
 
@@ -80,19 +82,31 @@ def _runs(tensors: Sequence[tuple[int, int]], shifts: Sequence[int]) -> list[Mov
 
 @dataclass(slots=True)
 class _Reserved:
-    """A slab: memory of the GPU, or of the host, and whether that is pinned.
+    """A slab of so many bytes: memory of the GPU, or of the host, and whether that is pinned.
 
-    `placed` is replaced and never changed: a lane's thread may be looking through it.
+    `placed` is replaced and never changed: a lane's thread may be looking through it. `said` is another object once
+    anything in the slab may be elsewhere.
     """
 
-    tensor: Tensor
+    size_bytes: int
+    memory: Tensor | None = None  # None: it was given back
     slab: Slab | None = None
     is_pinned: bool = False
+    is_away: bool = False
     placed: tuple[Placed, ...] = ()
+    said: object = field(default_factory=object)
+
+    @property
+    def tensor(self) -> Tensor:
+        """Its bytes."""
+        if self.memory is None:
+            raise RuntimeError("an arena is asked for that was given back")
+        return self.memory
 
     def place(self, dst: Buffer, *placed: Placed) -> None:
         """Forget what was said of pieces that overlap this one, and say something else."""
         self.placed = (*(one for one in self.placed if not _overlap(one.buffer, dst)), *placed)
+        self.said = object()
 
 
 class Memory:
@@ -108,25 +122,68 @@ class Memory:
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """An arena of the GPU, or a pool of the host, all zeros. Raises CapacityError."""
-        size = max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
+        reserved = _Reserved(size_bytes)
         if tier == self._run_tier:
-            levers = ("reserve less", "end other programs that use the GPU")
-            reserved = _Reserved(take(self._driver, "a slab", size, levers))
-            stream = self._driver.stream()
-            self._driver.launch(stream, [reserved.tensor.zero_])
-            self._driver.wait(self._driver.mark(stream))
+            reserved.memory = self._arena(size_bytes)
         else:
-            reserved = self._pool(tier, size)
+            reserved.slab = _pool(tier, _whole(size_bytes))
+            reserved.memory = torch.from_numpy(reserved.slab.bytes)
+            self._pin(reserved, reserved.slab.bytes)
         self._slabs.append(reserved)
         return Buffer(len(self._slabs) - 1, tier, 0, size_bytes)
 
+    def give_back(self, buffer: Buffer) -> None:
+        """Let a slab go of which nobody uses anything: the GPU's to other programs, the host's to the system.
+
+        It comes back, at another address and all zeros, when it is asked for. Of one that is used in part all stays.
+        """
+        reserved = self._slabs[buffer.slab_id]
+        if reserved.is_away or buffer.size_bytes < reserved.size_bytes:
+            return
+        reserved.is_away, reserved.placed, reserved.said = True, (), object()
+        if reserved.slab is not None:
+            if reserved.is_pinned:
+                self._driver.unpin(reserved.slab.bytes)
+                reserved.is_pinned = False
+            reserved.slab.give_back(0, len(reserved.slab.bytes))
+        else:
+            reserved.memory = None
+            self._driver.trim()
+
+    def _here(self, buffer: Buffer) -> _Reserved:
+        """The slab of a buffer, brought back where it was given back. Raises CapacityError."""
+        reserved = self._slabs[buffer.slab_id]
+        if reserved.is_away:
+            if reserved.slab is None:
+                reserved.memory = self._arena(reserved.size_bytes)
+            else:
+                reserved.slab.bytes[::BLOCK_BYTES] = 0  # else its pages would come one by one
+                self._pin(reserved, reserved.slab.bytes)
+            reserved.is_away = False
+        return reserved
+
+    def _arena(self, size_bytes: int) -> Tensor:
+        arena = take(self._driver, "a slab", _whole(size_bytes), ARENA_LEVERS)
+        stream = self._driver.stream()
+        self._driver.launch(stream, [arena.zero_])
+        self._driver.wait(self._driver.mark(stream))
+        return arena
+
+    def _pin(self, reserved: _Reserved, pool: Bytes) -> None:
+        """Pin a pool, where the system does."""
+        try:
+            self._driver.pin(pool)
+            reserved.is_pinned = True
+        except NoRoomError as error:
+            self.unpinned = len(pool), str(error)
+
     def tensor(self, buffer: Buffer) -> Tensor:
         """The bytes of a buffer as they lie."""
-        return self._slabs[buffer.slab_id].tensor[buffer.offset : buffer.offset + buffer.size_bytes]
+        return self._here(buffer).tensor[buffer.offset : buffer.offset + buffer.size_bytes]
 
     def host_bytes(self, buffer: Buffer) -> Bytes:
         """The bytes of a buffer of the host."""
-        slab = self._slabs[buffer.slab_id].slab
+        slab = self._here(buffer).slab
         if slab is None:
             raise ValueError(f"slab {buffer.slab_id} is on the GPU")
         return slab.bytes[buffer.offset : buffer.offset + buffer.size_bytes]
@@ -134,7 +191,7 @@ class Memory:
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Say where tensors will be; what was said of buffers that overlap this one is forgotten."""
         if dst.tier == self._run_tier:
-            self._slabs[dst.slab_id].place(dst, *([Placed.of(dst, tensors)] if tensors else []))
+            self._here(dst).place(dst, *([Placed.of(dst, tensors)] if tensors else []))
 
     def inherit(self, dst: Buffer, src: Buffer) -> None:
         """Bytes of one arena's piece are copied into another as they lie, so tensors are where they were."""
@@ -144,12 +201,12 @@ class Memory:
         self._slabs[dst.slab_id].place(dst, *moved)
 
     def placed(self, buffer: Buffer) -> object:
-        """What was said of places in a buffer's slab: another object once anything else was."""
-        return self._slabs[buffer.slab_id].placed
+        """Another object once anything else was said of places in a buffer's slab, or it was given back."""
+        return self._slabs[buffer.slab_id].said
 
     def weights_at(self, weights: Buffer, offsets: I64) -> I64:
         """Addresses of an expert's tensors, given by their offsets in its layout."""
-        base = self._slabs[weights.slab_id].tensor.data_ptr() + weights.offset
+        base = self._here(weights).tensor.data_ptr() + weights.offset
         placed = self._placed(weights)
         if placed is None:
             return offsets + base
@@ -158,7 +215,7 @@ class Memory:
 
     def pairs(self, dst: Buffer, src: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What to copy where so that the layout's bytes `src` are in `dst`, each tensor in its place."""
-        arena, placed = self._slabs[dst.slab_id].tensor, self._placed(dst)
+        arena, placed = self._here(dst).tensor, self._placed(dst)
         if placed is None:
             return [(self.tensor(dst), src)]
         base, found = placed.buffer.offset, []
@@ -173,7 +230,7 @@ class Memory:
 
         None where kernels of the GPU cannot copy them: from memory that is not pinned, or of what are no whole words.
         """
-        if not self._slabs[src.slab_id].is_pinned:
+        if not self._here(src).is_pinned:
             return None
         to, of, placed = self.tensor(dst).data_ptr(), self.tensor(src).data_ptr(), self._placed(dst)
         first = dst.offset - placed.buffer.offset if placed is not None else 0
@@ -208,17 +265,18 @@ class Memory:
                 return one
         return None
 
-    def _pool(self, tier: str, size: int) -> _Reserved:
-        try:
-            slab = Slab(size)
-        except (OSError, MemoryError) as error:
-            levers = ("free memory of this machine", "raise the cgroup's limit")
-            raise CapacityError(f"{NAME}: {tier}", "the pool of experts", size, 0, levers) from error
-        try:
-            return _Reserved(self._driver.pin(slab.bytes), slab, is_pinned=True)
-        except NoRoomError as error:
-            self.unpinned = size, str(error)
-            return _Reserved(torch.from_numpy(slab.bytes), slab)
+
+def _whole(size_bytes: int) -> int:
+    """At least so many bytes, in whole blocks, at least one."""
+    return max(-(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES, BLOCK_BYTES)
+
+
+def _pool(tier: str, size: int) -> Slab:
+    try:
+        return Slab(size)
+    except (OSError, MemoryError) as error:
+        levers = ("free memory of this machine", "raise the cgroup's limit")
+        raise CapacityError(f"{NAME}: {tier}", "the pool of experts", size, 0, levers) from error
 
 
 def _overlap(one: Buffer, other: Buffer) -> bool:

@@ -27,7 +27,7 @@ class Places:
     def of(self, exe: LoweredExecutable, binding: Binding) -> Addresses:
         """Where weights and pages are: the same object as long as that is so. Raises ValueError for odd places."""
         weights, shared, kv, variants = binding.weights, binding.shared, binding.kv, binding.variants
-        extents = (weights, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
+        extents = (weights, kv, *([shared.weights] if shared else []), *(variants.weights if variants else ()))
         placed = tuple([self._memory.placed(at) for at in extents])
         beside = variants and (variants.weights, variants.offsets)
         key = id(exe), weights, binding.offsets, shared, kv, binding.block_bytes, beside

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from coterie.core.dtypes import to_f32
 from coterie.device import I32
 from coterie.devices.cuda.binder import Binder
-from coterie.devices.cuda.bound import STATE_WORDS, Bound, Shared
+from coterie.devices.cuda.bound import STATE_WORDS, Bound, Ready, Shared
 from coterie.devices.cuda.driver import NAME, Driver, Mark, Stream, take_pinned
 from coterie.devices.cuda.inputs import Run
 from coterie.devices.cuda.lanes import Finish, Turn
@@ -55,13 +56,16 @@ class Interrupts:
         self._one: torch.Tensor | None = None
         self._written: tuple[Mark, torch.Tensor] | None = None  # a word, and where, which must stay until then
 
-    def begin(self, bound: Bound, turn: Turn, run: Run) -> tuple[Packet, _UnderWay]:
-        """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted."""
+    def begin(self, bound: Bound, turn: Turn, ready: Ready) -> tuple[Packet, _UnderWay]:
+        """Put a run's words, and from then on know it as under way. It ends at once when it was to be interrupted.
+
+        Who interrupts waits meanwhile, a server's loop among them: nothing here may take long.
+        """
         with self._lock:
             if self._written is not None:  # a word for a run before this one: it must not come late
                 self._driver.follow(turn.stream, self._written[0])
                 self._written = None
-            packet = bound.put(run, turn.stream, self._next)
+            packet = bound.put(ready, turn.stream, self._next)
             under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
             self._next = False
             self._under_way.append(under_way)
@@ -114,7 +118,7 @@ class Runs:
     def queue(self, turn: Turn, run: Run, waits: Mapping[int, LaneEvent]) -> Finish:
         """Queue all steps; rows in `waits` wait for their event on the stream. Returns what reads the tokens."""
         bound = self.binder.bind(run, turn.stream)
-        packet, under_way = self.interrupts.begin(bound, turn, run)
+        packet, under_way = self.interrupts.begin(bound, turn, bound.make_ready(run, turn.stream))
         try:
             if waits:
                 self._queue_gated(turn, bound, waits)
@@ -141,7 +145,7 @@ class Runs:
     def inspect(self, turn: Turn, run: Run) -> dict[str, npt.NDArray[np.float32]]:
         """Run one step and copy every stored value up, while the host waits."""
         bound = self.binder.bind(run, turn.stream)
-        packet = bound.put(run, turn.stream, False)
+        packet = bound.put(bound.make_ready(run, turn.stream), turn.stream, False)
         try:
             for index in range(bound.count):
                 self._driver.launch(turn.stream, bound.launches(index))
@@ -160,10 +164,10 @@ class Runs:
         packets, workspace = self._shared.packets, self._shared.workspace.at_least(1, turn.stream)
         packet = packets.take(0, row_bytes * len(rows))
         try:
-            for place, row in enumerate(rows):
-                at = start + row * row_bytes
-                came = packet.up[place * row_bytes : (place + 1) * row_bytes]
-                self._driver.copy(came, workspace[at : at + row_bytes], turn.stream)
+            for place, row, count in _runs_of(rows):
+                at, size = start + row * row_bytes, count * row_bytes
+                came = packet.up[place * row_bytes : place * row_bytes + size]
+                self._driver.copy(came, workspace[at : at + size], turn.stream)
         except BaseException:
             packets.abandon(packet, turn.stream)
             raise
@@ -204,6 +208,12 @@ class Runs:
         finally:
             self.interrupts.end(under_way)
             self._shared.packets.give_back(packet)
+
+
+def _runs_of(rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Rows that follow one another as (place among them, first row, how many): each is one copy."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
+    return [(i, rows[i], end - i) for i, end in pairwise([*starts, len(rows)])]
 
 
 def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt.NDArray[np.float32]]:

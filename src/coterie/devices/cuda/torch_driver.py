@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # cudaHostRegisterPortable: pinned for every context; cudaHostRegisterMapped: kernels may read it where it is.
 # Source: CUDA runtime API, memory management
 PORTABLE, MAPPED = 1, 2
+# Torch asks CUDA for what is large in such pieces, and would give what is left of one to somebody else, beside whom all
+# of it stays when it is let go. Source: PyTorch, CUDACachingAllocator (kMinLargeAlloc, kRoundLarge)
+LARGE_BYTES, PIECE_BYTES = 10 * 2**20, 2 * 2**20
 
 
 class TorchDriver:
@@ -58,8 +61,9 @@ class TorchDriver:
 
     def device_memory(self, size_bytes: int) -> torch.Tensor:
         """Memory of the GPU, aligned to 512 bytes. Raises NoRoomError."""
+        whole = -(-size_bytes // PIECE_BYTES) * PIECE_BYTES if size_bytes >= LARGE_BYTES else size_bytes
         try:
-            return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
+            return torch.empty(whole, dtype=torch.uint8, device=self._device)[:size_bytes]
         except torch.OutOfMemoryError as error:
             raise NoRoomError(first_line(error)) from error
 
@@ -84,6 +88,11 @@ class TorchDriver:
         """Undo pin; a GPU that is gone has undone it."""
         with torch.cuda.device(self._device):
             torch.cuda.cudart().cudaHostUnregister(kernels.address(memory))
+
+    def trim(self) -> None:
+        """cudaFree of what torch keeps for later."""
+        with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
 
     def stream(self) -> torch.cuda.Stream:
         """A stream that does not wait for the default one."""

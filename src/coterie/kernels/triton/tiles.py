@@ -27,6 +27,10 @@ __all__ = ["H100", "LEAST_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_f
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
 OF_TWO = 16  # columns that share a scale where each is two weights
+# Shared memory of a program at most, by capability. Source: CUDA C++ Programming Guide, technical specifications.
+SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+LEAST_SHARED_BYTES = 99 << 10  # of all others: what cards for games have, 8.6, 8.9 and 12.0
+OTHER_BYTES = 1024  # of a product's program beside its steps: scales, sums of warps
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -132,6 +136,8 @@ class Tiles:
     low_mean: int = 8
     low_rows: tuple[tuple[int, Many], ...] = ((512, Many(64, 16, 256, 4, 4)), (ANY, Many(64, 32, 128, 4, 4)))
     low_columns: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 64, 4, 1)), (ANY, Many(64, 64, 64, 4, 1)))
+    shared_bytes: int = SHARED_BYTES[(9, 0)]  # of a program at most: steps of products under way, and rows of pages
+    wide_step: int = 64  # positions that attention of wide heads and of latent rows reads at once
     group: int = 8  # tiles of rows that share the second-level cache before the next ones are begun
     # By channels, the positions that one program of decode attention reads, and its warps. For all contexts: another
     # span adds up in another order, and a token's bits must not depend on who is beside it. As `one`; fewer are faster
@@ -254,7 +260,20 @@ class Tiles:
         chosen = _choose(self.branches if group == 1 else self.packed_branches, mean)
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return chosen.for_group(group)
+        return self.fitted(chosen.for_group(group), group, wide)
+
+    def fitted(self, many: Many, group: int, wide: bool) -> Many:
+        """With fewer steps under way, and then fewer columns, where there is no room for more in shared memory."""
+        if self.shared_bytes >= SHARED_BYTES[(9, 0)]:  # what tiles were chosen for
+            return many
+        weights = 4 if group in FOURS else 2 if group == OF_TWO else 1  # of a column
+        of_row = 4 if wide else 2 if group == 1 else 3 if group == OF_SIX else 1
+        column_bytes = many.rows * of_row + many.tokens * weights * (4 if wide else 2)
+        room = (self.shared_bytes - OTHER_BYTES) // column_bytes
+        columns, least = many.columns, max(LEAST_DOT, group)
+        while columns > room and columns > least:
+            columns //= 2
+        return replace(many, columns=columns, stages=max(min(many.stages, room // columns + 1), 2))
 
     def few_in_shares(self, rows: int, K: int, tokens: int, sequences: int, group: int, wide: bool) -> Few | None:
         """For weights that are each met by some of the tokens; None where these are multiplied on tensor cores."""
@@ -277,7 +296,7 @@ class Tiles:
         if wide:
             most = self.many_float32
             chosen = replace(chosen, tokens=min(chosen.tokens, most.tokens), columns=min(chosen.columns, most.columns))
-        return chosen.for_group(group)
+        return self.fitted(chosen.for_group(group), group, wide)
 
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
@@ -298,7 +317,7 @@ class Tiles:
             chosen = min(self.described if described and self.descriptors else self.waves, key=cost)[2]
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return chosen.for_group(group)
+        return self.fitted(chosen.for_group(group), group, wide)
 
 
 def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:
@@ -312,5 +331,7 @@ EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. 
 
 def tiles_for(capability: tuple[int, int], multiprocessors: int) -> Tiles:
     """Those for a GPU of a compute capability, with so many multiprocessors."""
-    described = capability[0] == DESCRIBED
-    return replace(H100, early=capability >= EARLY_FROM, descriptors=described, multiprocessors=multiprocessors)
+    described, shared = capability[0] == DESCRIBED, SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
+    step = H100.wide_step if shared > LEAST_SHARED_BYTES else H100.wide_step // 2
+    tiles = replace(H100, early=capability >= EARLY_FROM, descriptors=described, multiprocessors=multiprocessors)
+    return replace(tiles, shared_bytes=shared, wide_step=step)

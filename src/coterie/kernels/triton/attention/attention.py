@@ -49,7 +49,7 @@ from coterie.kernels.triton.attention.attention_chunks import (
     sink_of,
 )
 from coterie.kernels.triton.attention.attention_mask import first_seen
-from coterie.kernels.triton.attention.attention_wide import STEP, STEP_FLOAT32, WARPS, alone_wide
+from coterie.kernels.triton.attention.attention_wide import STEP_FLOAT32, WARPS, alone_wide
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.attention.wide_context import WIDE
 from coterie.kernels.triton.product.single_token import only_token
@@ -298,7 +298,7 @@ def launch(call: Call) -> None:
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
     kernel, stages = _alone, 3
     if channels > WIDE:
-        how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else STEP
+        how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else tiles.wide_step
         kernel, warps, stages = alone_wide, WARPS, 1  # two steps of keys and values have no room in shared memory
     call.launch(kernel, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=stages)
     if spans > 1:

@@ -39,7 +39,7 @@ NARROW = 64  # channels that the tiles are for; more of them take the registers 
 LEAST_QUERIES = 64  # of a product of Hopper's tensor cores
 WIDE = tl.constexpr(_WIDE)
 # Of heads that are wide: queries of a tile, positions that it reads at once, warps; of float32, which is larger, fewer.
-WIDE_TILE, WIDE_FLOAT32 = (32, 64, 8), (16, 16, 8)
+WIDE_QUERIES, WIDE_WARPS, WIDE_FLOAT32 = 32, 8, (16, 16, 8)
 LOG2_E = tl.constexpr(1 / log(2))
 
 
@@ -284,7 +284,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
     float32, wide = pages.KV_TYPE is tl.float32, 1 + (channels > 128)
     if channels > WIDE.value:
-        queries, keys, warps = WIDE_FLOAT32 if float32 else WIDE_TILE
+        queries, keys, warps = WIDE_FLOAT32 if float32 else (WIDE_QUERIES, tiles.wide_step, WIDE_WARPS)
     else:
         queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
         keys, warps = tiles.keys // (4 if float32 else wide), wide * tiles.chunk_warps

@@ -25,8 +25,8 @@ from coterie.kernels.triton.attention.attention_mask import first_seen
 from coterie.kernels.triton.attention.pages import SEQUENCE, block_of, page_at
 from coterie.kernels.triton.product.single_token import add_exact_product, only_token
 
-STEP, WARPS = 64, 8  # positions read at once: rows of a product of Hopper's tensor cores
-STEP_FLOAT32 = 16
+WARPS = 8
+STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 
 
 # How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.

@@ -32,8 +32,7 @@ from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
 MOST_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows
-STEP = 64  # positions read at once: rows of a product of Hopper's tensor cores
-STEP_FLOAT32 = 16
+STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 STAGES, WARPS = 2, 8
 
 
@@ -123,7 +122,8 @@ def launch(call: Call) -> None:
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPAN": span, "DECODES": bucket.decodes, "SEARCH": call.tiles.elements}
     queries = max(min(power_of_two(H), MOST_QUERIES), LEAST_DOT)
-    how = {"ONE": spans == 1, "QUERIES": queries, "STEP": STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else STEP}
+    step = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else call.tiles.wide_step
+    how = {"ONE": spans == 1, "QUERIES": queries, "STEP": step}
     grid: tuple[int, ...] = (bucket.sequences, triton.cdiv(H, queries), spans)
     call.launch(_alone, grid, call.row, partials, spans, **shared, **how, **split, num_warps=WARPS, num_stages=STAGES)
     if spans > 1:

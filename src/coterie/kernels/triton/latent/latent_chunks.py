@@ -28,7 +28,7 @@ from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, 
 from coterie.kernels.triton.rows import Call, places
 
 (OF_VALUES,) = places("latent_attention", "latent")
-QUERIES, STEP, WARPS, STAGES = 32, 64, 8, 2
+QUERIES, WARPS, STAGES = 32, 8, 2
 QUERIES_FLOAT32, STEP_FLOAT32 = 16, 16
 
 
@@ -136,7 +136,8 @@ def _together(
 
 def launch_chunks(call: Call, shared: Mapping[str, object]) -> None:
     """A program for each tile of queries; it stores nothing for tokens that are alone among sequences."""
-    queries, step = (QUERIES_FLOAT32, STEP_FLOAT32) if shared["KV_TYPE"] is tl.float32 else (QUERIES, STEP)
+    own = QUERIES, call.tiles.wide_step
+    queries, step = (QUERIES_FLOAT32, STEP_FLOAT32) if shared["KV_TYPE"] is tl.float32 else own
     grid = (triton.cdiv(call.bucket.tokens * call.integer("H"), queries),)
     how = {"QUERIES": queries, "STEP": step, "SINGLE": call.bucket.sequences == 1}
     call.launch(_together, grid, call.row, **shared, **how, num_warps=WARPS, num_stages=STAGES)

@@ -308,7 +308,7 @@ def launch(call: Call) -> None:
         whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
         rows, zeros = sum(heads) * padded, matrix.has_zeros
         many = call.tiles.many_of(rows, tokens, matrix.group, matrix.is_wide, whole_heads, zeros)
-        many = many.for_heads(padded, matrix.group)
+        many = call.tiles.fitted(many.for_heads(padded, matrix.group), matrix.group, matrix.is_wide)
         shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         if many.described:
             launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)
