@@ -17,6 +17,9 @@ OWN = {
     "exaone4-usual": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
     "qwen2-moe": ("qwen2-moe", {"mlp_only_layers": []}),
     "olmoe-usual": ("olmoe", {"num_key_value_heads": 4}),
+    "lfm2-moe-usual": ("lfm2-moe", {"routed_scaling_factor": 1.0}),
+    "gpt-oss-usual": ("gpt-oss", {"swiglu_limit": 7.0, "hidden_size": 64, "intermediate_size": 96}),
+    "deepseek-v2-groups": ("deepseek-v2-groups", {"attention_bias": False, "mlp_bias": False}),
 }
 OWN["gemma-bias-tanh"] = ("gemma", {})
 ROPES = {
@@ -24,7 +27,11 @@ ROPES = {
     "olmo3-windows": {"rope_theta": 700.0},
     "phi3-long": {"original_max_position_embeddings": 512},
 }
-
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 500.0}
+OWN_ROPES = {
+    "mscale": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "not rounded": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+}
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # rows of whole blocks
 
 
@@ -32,14 +39,15 @@ def save(folder, row, rope, dtype, **sizes):
     """Save a tiny model of a row, or of one of OWN, in a folder."""
     base, changes = OWN.get(row, (row, {}))
     class_name, own = tiny.FAMILY_ROWS[base]
-    usual = tiny.ROPES[rope]
+    usual = tiny.ROPES.get(rope)
     tiny.FAMILY_ROWS["here"] = (class_name, {**own, **changes, **sizes})
-    tiny.ROPES[rope] = {**usual, **ROPES.get(row, {})}
+    tiny.ROPES[rope] = {**(usual or OWN_ROPES[rope]), **ROPES.get(row, {})}
     try:
         return tiny.save(tiny.make("here", rope), folder, dtype)
     finally:
-        tiny.ROPES[rope] = usual
-        del tiny.FAMILY_ROWS["here"]
+        del tiny.FAMILY_ROWS["here"], tiny.ROPES[rope]
+        if usual:
+            tiny.ROPES[rope] = usual
 
 
 def save_tokenizer(path):

@@ -22,14 +22,29 @@ def logits(path, tokens):
 def greedy(path, text, count):
     """Tokens of a text, and `count` more."""
     with _opened(path) as (vocab, step):
-        data = text.encode()
-        found = (ctypes.c_int32 * MAX_TOKENS)()
-        prompt = list(found[: llama_cpp.llama_tokenize(vocab, data, len(data), found, MAX_TOKENS, True, True)])
+        prompt = _tokens(vocab, text)
         last = [step(token) for token in prompt][-1]
         drawn = [int(last.argmax())]
         while len(drawn) < count:
             drawn.append(int(step(drawn[-1]).argmax()))
         return prompt, drawn
+
+
+def tokens(path, text):
+    """Tokens of a text, with what stands around it."""
+    with _opened(path) as (vocab, _):
+        return _tokens(vocab, text)
+
+
+def rows(path, ids):
+    """What an encoder has behind its last layer [tokens, D]."""
+    with _opened(path, embeddings=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE) as (_, context):
+        kept = (ctypes.c_int32 * len(ids))(*ids)  # the library reads it later
+        batch = llama_cpp.llama_batch_get_one(kept, len(ids))
+        assert llama_cpp.llama_encode(context, batch) == 0
+        width = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(context))
+        found = [llama_cpp.llama_get_embeddings_ith(context, i) for i in range(len(ids))]
+        return np.array([np.ctypeslib.as_array(row, (width,)).copy() for row in found])
 
 
 def quantised(path, out, kind):
@@ -42,9 +57,14 @@ def quantised(path, out, kind):
     return out
 
 
+def _tokens(vocab, text):
+    data, found = text.encode(), (ctypes.c_int32 * MAX_TOKENS)()
+    return list(found[: llama_cpp.llama_tokenize(vocab, data, len(data), found, MAX_TOKENS, True, True)])
+
+
 @contextmanager
-def _opened(path):
-    """The vocabulary, and a function from a token to the logits behind it."""
+def _opened(path, **others):
+    """The vocabulary, and a function from a token to the logits behind it; with `others`, options, the context."""
     llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -54,6 +74,8 @@ def _opened(path):
     options.n_threads = options.n_threads_batch = 1
     options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+    for name, value in others.items():
+        setattr(options, name, value)
     context = llama_cpp.llama_init_from_model(model, options)
     vocab = llama_cpp.llama_model_get_vocab(model)
     size = llama_cpp.llama_vocab_n_tokens(vocab)
@@ -64,7 +86,7 @@ def _opened(path):
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), (size,)).copy()
 
     try:
-        yield vocab, step
+        yield vocab, context if others else step
     finally:
         llama_cpp.llama_free(context)
         llama_cpp.llama_model_free(model)

@@ -48,10 +48,13 @@ CASES = [
     ("seed-oss", "default"),
     *(("mixtral", "default"), ("qwen2-moe", "default"), ("qwen3-moe", "yarn"), ("olmoe", "default")),
     ("olmoe-usual", "default"),
+    *(("glm4", "default"), ("glm4-moe", "default"), ("glm4-moe-air", "yarn"), ("lfm2", "default")),
+    *(("lfm2-first", "default"), ("lfm2-moe-usual", "default"), ("deepseek-v3", "default"), ("deepseek-v3", "mscale")),
+    *(("deepseek-v2", "mscale"), ("deepseek-v2-groups", "default")),
 ]
 # llama.cpp rounds gelu to a table of float16. It has no biases of Qwen3, no window of Mistral and Phi-3, no
-# `attention_factor` of yarn, a window of EXAONE 4 in a model of 64 layers only, and opens no OLMoE with fewer keys than
-# queries.
+# `attention_factor` of yarn, a window of EXAONE 4 in a model of 64 layers only, opens no OLMoE with fewer keys than
+# queries, and ranks DeepSeek 2's groups as the third does.
 RUNS = {case: 2e-3 if case[0].startswith("gemma") else 5e-6 for case in CASES}
 UNLIKE = (
     ("qwen3-bias", "default"),
@@ -60,6 +63,7 @@ UNLIKE = (
     ("mistral-full", "yarn-factor"),
     ("exaone4", "default"),
     ("olmoe", "default"),
+    ("deepseek-v2-groups", "default"),
 )
 QUICK = (
     "llama-biases",
@@ -70,6 +74,8 @@ QUICK = (
     "granite-biases",
     "mixtral",
     "qwen2-moe",
+    "lfm2",
+    "deepseek-v3",
 )
 for unlike in UNLIKE:
     del RUNS[unlike]

@@ -10,9 +10,10 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.models.fields import Fields
 from coterie.models.gguf.config import config_of, generation_of
 from coterie.models.gguf.convert import import_gguf, plan_import
-from coterie.models.gguf.families import ARCHITECTURES, Source
+from coterie.models.gguf.families import ARCHITECTURES
 from coterie.models.gguf.file import GgufFile, open_gguf
 from coterie.models.gguf.rope import rope_keys
+from coterie.models.gguf.source import Source
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'coterie[gguf]'")
 from tests.model import gguf_files  # noqa: E402
@@ -79,7 +80,7 @@ def test_damaged_bytes_of_the_header_are_never_a_traceback(good, tmp_path):
         ({"general.architecture": "qwen3moe"}, ["qwen3moe", "not imported", "llama, qwen2"]),
         ({"general.architecture": "mamba"}, ["mamba", "not imported"]),
         (
-            {"general.architecture": "gpt-oss", "gpt-oss.expert_count": 8},
+            {"general.architecture": "dbrx", "dbrx.expert_count": 8},
             ["8 branches", "mixture", "qwen3moe"],
         ),
         (

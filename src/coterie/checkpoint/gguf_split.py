@@ -79,11 +79,12 @@ _DIGIT = Split((r"\p{N}", _GPT2))
 _SPLITS: dict[str, Split] = {
     "default": _DEFAULT,
     **dict.fromkeys(("gpt-2", "phi-2", "mellum", "exaone4", "a.x-4.0", "trillion", "granite-docling"), Split((_GPT2,))),
-    "olmo": Split((_GPT2,), composed=True),
+    "roberta-bpe": Split((_GPT2,)),
+    **dict.fromkeys(("olmo", "modern-bert"), Split((_GPT2,), composed=True)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"), _DIGIT),
     "command-r": Split(_DIGIT.patterns, composed=True),
     **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0"),
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0", "lfm2"),
         Split(_THREE_DIGITS.patterns, whole=True, begins=True),
     ),
     "minicpm5": Split((r"\p{N}{1,3}", _words(r"\p{N}+")), whole=True),

@@ -16,22 +16,29 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from coterie.checkpoint.chat import DEFAULT
 from coterie.checkpoint.generation import GENERATION
 from coterie.checkpoint.gguf_split import PRE, split_of
-from coterie.checkpoint.gguf_vocabulary import MERGES, Vocabulary, listed_merges, scored_merges
+from coterie.checkpoint.gguf_vocabulary import (
+    MERGES,
+    NORMAL,
+    SPACE,
+    Vocabulary,
+    listed_merges,
+    scored_merges,
+    unigram,
+)
 from coterie.checkpoint.tokenizer import TOKENIZER, TOKENIZER_CONFIG
+from coterie.checkpoint.wordpiece import around, cut_in_pieces
 from coterie.core.errors import CheckpointError, UnsupportedError
 
 MODEL = "tokenizer.ggml.model"
 TEMPLATE = "tokenizer.chat_template"
 _WHOLE = "tokenizer.huggingface.json"
-_SPACE = "\u2581"  # how SentencePiece writes a space
 _KINDS = {
-    "bert": "WordPiece",
-    "t5": "Unigram",
     "rwkv": "RWKV's trie",
     "plamo2": "PLaMo's Aho-Corasick",
     "none": "no tokenizer",
     "no_vocab": "no tokenizer",
 }
+_PIECES, _UNIGRAM = "bert", "t5"
 _OF_CHARACTERS = ("llama", "gemma4")  # merges of characters: SentencePiece's, and Gemma 4's, which are listed
 _REMEDY = "give the folder of the model's own tokenizer.json by --tokenizer FOLDER"
 # Phi-3's tokens take the blanks after them, all but these. GGUF does not say so; a token that only Phi-3 has does.
@@ -40,19 +47,26 @@ _PHI3, _PHI3_KEEPS = "<|placeholder1|>", ("<unk>", "<s>", "<|endoftext|>")
 _MISTRAL_V3 = ("[INST]", "[/INST]")
 
 
-def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
+def tokenizer_files(metadata: Mapping[str, Any], encodes: bool = False) -> dict[str, str]:
     """Texts of tokenizer.json, tokenizer_config.json and, with the tokens that end an answer, generation_config.json.
 
-    `metadata`: the keys of a GGUF file that begin with `tokenizer.`, as plain Python values.
+    `metadata`: the keys of a GGUF file that begin with `tokenizer.`, as plain Python values. `encodes`: of an encoder,
+    whose texts stand between two marks, and whose answers nothing ends.
     Raises UnsupportedError for a kind of tokenizer or a pre-tokenizer that is not known, CheckpointError for damage.
     """
     kind = metadata.get(MODEL)
-    if kind not in ("gpt2", *_OF_CHARACTERS):
+    if kind not in ("gpt2", _PIECES, _UNIGRAM, *_OF_CHARACTERS):
         fact = f"is {kind!r}" + (f" ({_KINDS[kind]})" if kind in _KINDS else "")
-        raise UnsupportedError(
-            MODEL, f"{fact}, where gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are read", _REMEDY
-        )
+        known = "gpt2 (byte-level BPE), llama (SentencePiece), gemma4, bert (WordPiece) and t5 (Unigram)"
+        raise UnsupportedError(MODEL, f"{fact}, where {known} are read", _REMEDY)
     vocabulary = Vocabulary.of(metadata)
+    vocabulary = vocabulary.of_word_piece() if kind == _PIECES else vocabulary
+    if encodes:
+        made = _made(kind, metadata, vocabulary)
+        marks = _marks(vocabulary)
+        made.post_processor = around(marks, twice="<s>" in marks)
+        whole = _published(metadata) or str(made.to_str())
+        return {TOKENIZER: whole, TOKENIZER_CONFIG: _text(_config(metadata, vocabulary, {}))}
     begins = kind in _OF_CHARACTERS or split_of(metadata.get(PRE)).begins
     adds = {
         "bos": bool(metadata.get("tokenizer.ggml.add_bos_token", begins)) and "bos" in vocabulary.named,
@@ -78,14 +92,29 @@ def _published(metadata: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _tokenizer(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary, adds: Mapping[str, bool]) -> str:
+def _made(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """It, but for what stands around a text."""
+    make = {"gpt2": _byte_level, _PIECES: _word_piece, _UNIGRAM: _unigram}.get(kind, _sentencepiece)
     try:
-        made = (_byte_level if kind == "gpt2" else _sentencepiece)(metadata, vocabulary)
+        made = make(metadata, vocabulary)
     except (CheckpointError, UnsupportedError):
         raise
     except Exception as error:  # the library's own: a merge whose parts are not tokens
         raise CheckpointError(MERGES, f"does not fit the tokens: {error}", _REMEDY) from None
     _add_tokens(made, vocabulary)
+    return made
+
+
+def _marks(vocabulary: Vocabulary) -> dict[str, int]:
+    """What stands before a text that is encoded, and what behind it. Raises CheckpointError."""
+    both = [next((n for n in names if n in vocabulary.named), "") for names in (("cls", "bos"), ("sep", "eos"))]
+    if not all(both):
+        raise CheckpointError(MODEL, "has no tokens that begin and end a text", _REMEDY)
+    return {vocabulary.tokens[i]: i for i in (vocabulary.named[name] for name in both)}
+
+
+def _tokenizer(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary, adds: Mapping[str, bool]) -> str:
+    made = _made(kind, metadata, vocabulary)
     before, after = ([vocabulary.tokens[vocabulary.named[name]]] if adds[name] else [] for name in ("bos", "eos"))
     if before or after:
         parts = [(text, vocabulary.ids[text]) for text in dict.fromkeys([*before, *after])]
@@ -112,16 +141,39 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> token
     unknown = {} if vocabulary.text("unk") is None else {"unk_token": vocabulary.text("unk")}
     model = models.BPE(vocabulary.ids, merges, fuse_unk=True, byte_fallback=True, **unknown)
     made = tokenizers.Tokenizer(model)
-    spaces, parts = normalizers.Replace(" ", _SPACE), [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+    spaces, parts = normalizers.Replace(" ", SPACE), [decoders.Replace(SPACE, " "), decoders.ByteFallback()]
     if not metadata.get("tokenizer.ggml.add_space_prefix", True):
         made.normalizer = spaces
         made.decoder = decoders.Sequence([*parts, decoders.Fuse()])
         return made
     if all(vocabulary.ids.get(token) in vocabulary.added for token in _MISTRAL_V3):
-        made.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+        made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
     else:
-        made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+        made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
     made.decoder = decoders.Sequence([*parts, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return made
+
+
+def _word_piece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """WordPiece. Newer files say whether texts are made small; of others a vocabulary without a capital does."""
+    words = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == NORMAL]
+    has_none = not any(any(map(str.isupper, token)) for token in words)
+    lowers = metadata.get("tokenizer.ggml.normalizer.lowercase", has_none)
+    accents = metadata.get("tokenizer.ggml.normalizer.strip_accents")
+    unknown = vocabulary.text("unk") or "[UNK]"
+    return cut_in_pieces(vocabulary.ids, unknown, bool(lowers), accents=accents if accents is None else bool(accents))
+
+
+def _unigram(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """SentencePiece's Unigram, as XLM-RoBERTa has it: runs of blanks are one, whatever a file says."""
+    pieces = unigram(metadata, vocabulary)
+    made = tokenizers.Tokenizer(models.Unigram(pieces, vocabulary.named.get("unk"), False))
+    if table := metadata.get("tokenizer.ggml.precompiled_charsmap"):
+        made.normalizer = normalizers.Precompiled(bytes(one & 255 for one in table))
+    prepends = "always" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme=prepends)
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
+    made.decoder = decoders.Metaspace(SPACE, prepend_scheme=prepends)
     return made
 
 
@@ -139,7 +191,7 @@ def _add_tokens(made: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
 
 def _config(metadata: Mapping[str, Any], vocabulary: Vocabulary, adds: Mapping[str, bool]) -> dict[str, Any]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    texts = {f"{name}_token": vocabulary.text(name) for name in ("bos", "eos", "unk", "pad")}
+    texts = {f"{name}_token": vocabulary.text(name) for name in ("bos", "eos", "unk", "pad", "cls", "sep", "mask")}
     config |= {name: text for name, text in texts.items() if text is not None}
     config |= {f"add_{name}_token": added for name, added in adds.items()}
     named = {key.removeprefix(f"{TEMPLATE}."): text for key, text in metadata.items() if key.startswith(f"{TEMPLATE}.")}

@@ -6,30 +6,36 @@ Knows nothing about how text is cut or merged. Source: the GGUF specification (g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from coterie.checkpoint.tokenizer import BYTE_SPELLED
+from coterie.checkpoint.wordpiece import SPECIAL
 from coterie.core.errors import CheckpointError
 
 TOKENS, TYPES, MERGES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores"))
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of tokens
 _KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
+_KEYS |= {"cls": "cls", "sep": "seperator", "mask": "mask"}  # of encoders
 _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 # Files name one end of a text and seldom that of an answer. These are what published chat templates end answers with.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "[|endofturn|]"),
+    *("<|return|>", "<|call|>"),  # gpt-oss's
     *("<turn|>", "<|tool_response>"),  # Gemma 4's; the second follows calls
     *("<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
 _GOES_ON = {"<|end|>": "<|return|>"}  # where the second is a token, an answer goes on after the first
+SPACE = "\u2581"  # how SentencePiece writes a space
+_BRACKETED = re.compile(r"\[.+\]")  # [unused7]: older files mark these as they are
 _DAMAGED = "download the file again"
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id, each with a type; `named` has the ids of bos, eos, eot, eom, unk and pad, where there are such."""
+    """Tokens by id, each with a type; `named` has the ids of those of _KEYS that there are."""
 
     tokens: Sequence[str]
     types: Sequence[int]
@@ -61,6 +67,18 @@ class Vocabulary:
         """The id of each token; one without a text has none."""
         return {token: i for i, token in enumerate(self.tokens) if token}
 
+    def of_word_piece(self) -> Vocabulary:
+        """Tokens as WordPiece's files have them: a file of GGUF marks those that begin a word, and not the others."""
+        ids = self.ids
+        usual = {name: ids[token] for name, token in SPECIAL.items() if token in ids} | dict(self.named)
+        named = set(usual.values())
+        types = [CONTROL if i in named else kind for i, kind in enumerate(self.types)]
+        tokens = [
+            token if kind == CONTROL or _BRACKETED.fullmatch(token) else _of_word(token)
+            for token, kind in zip(self.tokens, types, strict=True)
+        ]
+        return Vocabulary(tokens, types, usual)
+
     @property
     def added(self) -> dict[int, bool]:
         """Tokens that are found in a text before it is cut, by id; those that are True are not part of an answer."""
@@ -81,6 +99,10 @@ class Vocabulary:
         return self.tokens[self.named[name]] if name in self.named else None
 
 
+def _of_word(token: str) -> str:
+    return token[1:] if token.startswith(SPACE) else f"##{token}" if token else token
+
+
 def listed_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pairs that are merged, first ones first. Raises CheckpointError."""
     pairs = []
@@ -98,10 +120,7 @@ def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[t
     SentencePiece joins the neighbours whose union has the best score; so any two tokens that make a third are a pair,
     with its score. Equal scores are ordered as transformers' conversion orders them: longer parts first.
     """
-    scores = _listed(metadata, SCORES, float, int)
-    if len(scores) != len(vocabulary.tokens):
-        fact = f"holds {len(scores)} scores for {len(vocabulary.tokens)} tokens"
-        raise CheckpointError(SCORES, fact, _DAMAGED)
+    scores = _scores(metadata, vocabulary)
     plain = {
         token: i
         for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
@@ -114,6 +133,24 @@ def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[t
         pairs += sorted(found, key=lambda pair: (plain[pair[0]], plain[pair[1]]))
     pairs.sort(key=lambda pair: (scores[plain[pair[0] + pair[1]]], len(pair[0]), len(pair[1])), reverse=True)
     return pairs
+
+
+def unigram(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, float]]:
+    """Each token with the logarithm of its probability. Raises CheckpointError.
+
+    Ids without a token have a score far below all others in a file, from which the one of what is unknown would follow.
+    """
+    scores = _scores(metadata, vocabulary)
+    least = min((score for score, kind in zip(scores, vocabulary.types, strict=True) if kind != UNUSED), default=0.0)
+    return [(token, max(score, least)) for token, score in zip(vocabulary.tokens, scores, strict=True)]
+
+
+def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
+    scores = _listed(metadata, SCORES, float, int)
+    if len(scores) != len(vocabulary.tokens):
+        fact = f"holds {len(scores)} scores for {len(vocabulary.tokens)} tokens"
+        raise CheckpointError(SCORES, fact, _DAMAGED)
+    return scores
 
 
 def _guessed(tokens: Sequence[str], named: Mapping[str, int]) -> list[int]:

@@ -9,6 +9,7 @@ Knows nothing about models. Source: the files that sentence-transformers writes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,20 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     max_tokens, lowered = reading_of(folder / READING)
     prompts, usual = prompts_of(folder / PROMPTS)
     return Embedding(POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
+
+
+def write_embedding(folder: Path, pooling: Pooling, width: int) -> None:
+    """Say in a folder's files that its model gives vectors of so many numbers, by this pooling, and of length 1."""
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds.items())
+    ]
+    (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    own, flags = folder / kinds["Pooling"], {"first": "cls_token", "last": "lasttoken", "mean": "mean_tokens"}
+    own.mkdir()
+    found = {f"{_FLAG}{flag}": kind == pooling for kind, flag in flags.items()} | {"word_embedding_dimension": width}
+    (own / "config.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def module_kinds(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ VOCABULARY = "vocab.txt"
 ADDED = "added_tokens.json"
 _CLASSES = ("BertTokenizer", "BertTokenizerFast")
 _MORE = ("never_split", "additional_special_tokens", "extra_special_tokens")
-_SPECIAL = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+SPECIAL = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 
 
 def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -> bytes | None:
@@ -39,7 +39,7 @@ def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -
         return None
     lines = read_text(folder / VOCABULARY).replace("\r\n", "\n").removesuffix("\n").split("\n")
     ids = {token: number for number, token in enumerate(lines)}
-    special = {f"{name}_token": token for name, token in _SPECIAL.items()} | dict(named)
+    special = {f"{name}_token": token for name, token in SPECIAL.items()} | dict(named)
     needed = {special[name] for name in ("unk_token", "cls_token", "sep_token")} | set(named.values())
     listed = says.get("added_tokens_decoder")
     added = {token.get("content") for token in listed.values()} if isinstance(listed, dict) else set()
@@ -47,14 +47,35 @@ def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -
         return None
     accents = says["strip_accents"] if isinstance(says.get("strip_accents"), bool) else None
     flags = [says.get(key, usual) for key, usual in (("do_lower_case", True), ("tokenize_chinese_chars", True))]
-    made = tokenizers.Tokenizer(WordPiece(ids, unk_token=special["unk_token"]))
-    made.normalizer = BertNormalizer(True, bool(flags[1]), accents, bool(flags[0]))
-    made.pre_tokenizer, made.decoder = BertPreTokenizer(), Decoder(prefix="##")
+    made = cut_in_pieces(ids, special["unk_token"], bool(flags[0]), bool(flags[1]), accents)
     made.add_special_tokens([token for token in special.values() if token in ids])
     begins, ends = special["cls_token"], special["sep_token"]
-    made.post_processor = TemplateProcessing(
-        single=f"{begins}:0 $A:0 {ends}:0",
-        pair=f"{begins}:0 $A:0 {ends}:0 $B:1 {ends}:1",
-        special_tokens=[(begins, ids[begins]), (ends, ids[ends])],
-    )
+    made.post_processor = around({begins: ids[begins], ends: ids[ends]})
     return made.to_str().encode()
+
+
+def cut_in_pieces(
+    ids: Mapping[str, int], unknown: str, lowers: bool, chinese: bool = True, accents: bool | None = None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of a vocabulary, whose pieces behind a word's first begin with ##.
+
+    `chinese`: cut characters apart; `accents`: leave them out; None: where texts are made small.
+    """
+    made = tokenizers.Tokenizer(WordPiece(dict(ids), unk_token=unknown))
+    made.normalizer = BertNormalizer(True, chinese, accents, lowers)
+    made.pre_tokenizer, made.decoder = BertPreTokenizer(), Decoder(prefix="##")
+    return made
+
+
+def around(marks: Mapping[str, int], twice: bool = False) -> TemplateProcessing:
+    """What stands around a text and around a pair: the first mark before it, the last one behind each text.
+
+    `twice`: it stands between the two twice, and both are of one type.
+    """
+    (begins, *_), (*_, ends) = marks, marks
+    second = f"{ends}:0 $B:0 {ends}:0" if twice else f"$B:1 {ends}:1"
+    return TemplateProcessing(
+        single=f"{begins}:0 $A:0 {ends}:0",
+        pair=f"{begins}:0 $A:0 {ends}:0 {second}",
+        special_tokens=list(marks.items()),
+    )

@@ -9,6 +9,7 @@
     Q3_K   16 groups    | 32 bytes: an upper bit | 64 bytes: lower 2 bits | 12 bytes: 6 bits of scale each | d f16 |
            of 16        weight = (code - 4) * (d * (scale - 32))
     Q5_0   32 weights   | scale f16 | 4 bytes: an upper bit of each | 16 bytes |  weight = (code - 16) * scale
+    MXFP4  32 weights   | n, 8 bits | 16 bytes of floats |    weight = float * 2^(n - 127), 2 * float whole
     TQ1_0, TQ2_0        weights of a group are its largest, its negative and 0: int4 holds them with that scale
 
 16 and 32 bytes have a code in each half, all low halves first. Scales of Q5_0 are rounded to 8 bits beside the largest
@@ -95,6 +96,12 @@ def _q5_0(rows: U8, _: F32) -> U8:
     return join_six(codes, *two_scales(np.repeat(scales, BLOCK_WEIGHTS // PACKED[DType.Q6][1], axis=1)))
 
 
+def _mxfp4(rows: U8, _: F32) -> U8:
+    blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, 17)
+    scales = np.ldexp(np.float32(1), blocks[..., 0].astype(np.int32) - 128).astype(np.float32)
+    return packed_as_is(_halves(blocks[..., 1:]), scales, DType.MX4)
+
+
 def _ternary(_: U8, values: F32) -> U8:
     groups = np.abs(values).reshape(len(values), -1, BLOCK_WEIGHTS)
     return pack(values, DType.Q4, groups.max(axis=-1))
@@ -107,6 +114,7 @@ _KEPT: Mapping[str, tuple[DType, Callable[[U8, F32], U8]]] = {
     "Q3_K": (DType.Q6, _q3_k),
     "Q5_0": (DType.Q6, _q5_0),
     "Q6_K": (DType.Q6, _q6_k),
+    "MXFP4": (DType.MX4, _mxfp4),
     "TQ1_0": (DType.Q4, _ternary),
     "TQ2_0": (DType.Q4, _ternary),
 }

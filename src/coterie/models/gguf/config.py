@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.models.encoder import SCORES
 from coterie.models.families import FAMILIES
-from coterie.models.family import FULL, SLIDING, Bias
+from coterie.models.family import FULL, SLIDING, Bias, Norm
 from coterie.models.fields import Fields
-from coterie.models.gguf.families import PATTERN, Architecture, Source, architecture_of
+from coterie.models.gguf.encoders import EPS, POOLING, head_of
+from coterie.models.gguf.families import architecture_of
 from coterie.models.gguf.file import GgufFile
 from coterie.models.gguf.rope import KEYS, TENSORS, rope_keys
+from coterie.models.gguf.source import PATTERN, Architecture, Source
 
+RMS_EPS = "attention.layer_norm_rms_epsilon"
 EMBED, HEAD = "token_embd.weight", "output.weight"
 _COUNTS = {
     "embedding_length": "hidden_size",
@@ -29,12 +33,12 @@ _COUNTS = {
 }
 _READ = (
     *(*_COUNTS, "attention.head_count_kv", "attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "rope.dimension_count", *KEYS),
+    *(RMS_EPS, "rope.dimension_count", *KEYS, POOLING),
 )
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothing with such a value
     "vocab_size": (),
     "attention.causal": (True,),
-    "attention.layer_norm_epsilon": (),  # of norms with a mean, of which no such model has any
+    EPS: (),  # of norms with a mean, for who has them
     "tensor_data_layout": ("Meta AI original pth",),
     "rope.scaling.finetuned": (True,),
 }
@@ -62,13 +66,14 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     heads, hidden = counts["num_attention_heads"], counts["hidden_size"]
     head_dim = keys.count("attention.key_length", max(1, hidden // heads))
     _check(keys, row, head_dim, file.where)
-    source = Source(keys, counts["num_hidden_layers"], heads, hidden, head_dim)
+    source = Source(keys, counts["num_hidden_layers"], heads, hidden, head_dim, file.tensors)
+    family = FAMILIES[row.model_type]
     config: dict[str, Any] = {"model_type": row.model_type, **counts, "hidden_act": "silu"}
     config |= {
         "num_key_value_heads": keys.count("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "vocab_size": _rows(file),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": keys.number(EPS if family.norm is Norm.LAYER else RMS_EPS),
         "tie_word_embeddings": HEAD not in file.tensors,
     }
     rotated = keys.count("rope.dimension_count", head_dim)
@@ -79,7 +84,15 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     family = FAMILIES[config["model_type"]]
     if family.rope_by_window and not {"rope_local_base_freq", "rope_parameters"} & set(config):
         config |= _by_layer(config)
-    return row, config | {"architectures": [family.causal_class]}
+    if "rope_scaling" in config and "truncate" in family.default_rope:  # of yarn; llama.cpp always rounds
+        config["rope_scaling"]["truncate"] = family.default_rope["truncate"]
+    if family.encoder is not None:
+        config = {key: value for key, value in config.items() if value is not None}
+    if family.names.positions:
+        del config["rope_theta"]
+    scores = head_of(file.tensors, family.model_type, file.where)
+    own_class = f"{family.causal_class.removesuffix('Model')}{SCORES}" if scores else family.causal_class
+    return row, config | {"architectures": [own_class]} | ({"num_labels": 1} if scores else {})
 
 
 def generation_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,16 @@ from coterie.checkpoint.files import read_object_if_present
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.generation import GENERATION
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
+from coterie.checkpoint.sentence import Pooling, write_embedding
 from coterie.checkpoint.tokenizer import TOKENIZER, Tokenizer
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.paths import user_path
 from coterie.models.config import ModelConfig
+from coterie.models.families import FAMILIES
 from coterie.models.fine_tunes.merge import TOKENIZER_FILES
 from coterie.models.gguf.config import config_of, generation_of
+from coterie.models.gguf.encoders import POOLING, head_of, pooling_of
 from coterie.models.gguf.file import ARCHITECTURE, GgufFile, open_gguf
 from coterie.models.gguf.weights import KEEP, WEIGHTS, Source, Types, pieces, sources_of, types_of
 from coterie.models.joined import joined_names
@@ -63,13 +66,17 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file that can be imported, with everything decided: `num_tensors` are written."""
+    """A file that can be imported, with everything decided: `num_tensors` are written. `draws`: tokens; a model that
+    does not gives vectors, by `pooling` where the file says it.
+    """
 
     file: GgufFile
     config: dict[str, Any]
     entries: Mapping[Entry, tuple[str, ...]]
     sources: Mapping[str, Source]
     types: Types
+    draws: bool
+    pooling: Pooling | None
 
     @property
     def num_tensors(self) -> int:
@@ -86,12 +93,18 @@ def plan_import(source: str | Path, weights: str = KEEP) -> Job:
         raise UsageError("--weights", f"{weights!r} is not known", f"use one of {', '.join(WEIGHTS)}")
     file = open_gguf(source)
     row, raw = config_of(file)
-    config = ModelConfig.from_hf(raw, file.where)
-    sources = sources_of(file, row, config, config.norm_offset)
+    config = ModelConfig.from_hf(raw | {"architectures": [FAMILIES[raw["model_type"]].causal_class]}, file.where)
+    kind, head = (
+        file.metadata.get(f"{file.metadata[ARCHITECTURE]}.{POOLING}"),
+        head_of(file.tensors, config.family, file.where),
+    )
+    pooling = pooling_of(kind, head, file.where)
+    draws = pooling is None and config.encoder is None
+    sources = sources_of(file, row, config, draws)
     types = types_of(sources, weights)
     section = {KEY: types.packing.to_config()} if types.packing else {}
     raw["dtype"] = _declared(types)
-    return Job(file, raw | section, dict(_entries(config, sources, types)), sources, types)
+    return Job(file, raw | section, dict(_entries(config, sources, types)), sources, types, draws, pooling)
 
 
 def import_gguf(
@@ -127,10 +140,13 @@ def import_gguf(
     metadata = {KEY: json.dumps(job.config[KEY])} if KEY in job.config else _METADATA
     with new_folder(out, "the imported expert", size_bytes) as begun:
         if tokenizer is None:
-            _write_tokenizer(job.file, begun)
+            _write_tokenizer(job, begun)
         else:
             _copy_tokenizer(user_path(tokenizer), begun)
-        _write_generation(job.file, begun)
+        if job.draws:
+            _write_generation(job.file, begun)
+        if job.pooling:
+            write_embedding(begun, job.pooling, job.config["hidden_size"])
         write_config(begun, job.config)
         write_tensors(begun / SINGLE, tuple(job.entries), metadata, write)
         open_model(begun)
@@ -147,8 +163,9 @@ def _entries(
     """What is written, and the weights that it is: parts that lie in one tensor stay one, unless any is packed."""
     joined: dict[str, str] = {}
     for stored, ends in joined_names(config.names, config.num_layers):
-        if not any(types.by_name[end].is_packed for end in ends):
-            joined |= dict.fromkeys(ends, stored)
+        there = [end for end in ends if end in sources]
+        if not any(types.by_name[end].is_packed for end in there):
+            joined |= dict.fromkeys(there, stored)
     whole: dict[str, list[str]] = {}
     for name in sources:
         whole.setdefault(joined.get(name, name), []).append(name)
@@ -177,13 +194,14 @@ def _found(job: Job, kind: str, dtype: DType) -> tuple[str, ...]:
     return tuple(sorted(types))
 
 
-def _write_tokenizer(file: GgufFile, folder: Path) -> None:
+def _write_tokenizer(job: Job, folder: Path) -> None:
     """The file's own. Raises UnsupportedError and CheckpointError as `tokenizer_files` does, naming the file too."""
-    metadata = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    metadata = {key: value for key, value in job.file.metadata.items() if key.startswith("tokenizer.")}
+    family = FAMILIES[job.config["model_type"]]
     try:
-        texts = tokenizer_files(metadata)
+        texts = tokenizer_files(metadata, encodes=family.encoder is not None)
     except (UnsupportedError, CheckpointError) as error:
-        raise type(error)(f"{file.where}: {error.where}", error.fact, error.remedy) from error
+        raise type(error)(f"{job.file.where}: {error.where}", error.fact, error.remedy) from error
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 

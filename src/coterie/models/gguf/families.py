@@ -10,14 +10,12 @@ Knows nothing about files. Source: the keys that llama.cpp's converters write an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from coterie.core.errors import UnsupportedError
 from coterie.models.family import FULL, SLIDING
-from coterie.models.fields import Fields
-from coterie.models.gguf.file import GgufTensor
+from coterie.models.gguf.encoders import ENCODERS
 from coterie.models.gguf.gemma4 import (
     DOUBLE,
     FULL_KV,
@@ -30,38 +28,11 @@ from coterie.models.gguf.gemma4 import (
     TURNING,
     with_single_values,
 )
+from coterie.models.gguf.routed import PLAIN_LAYERS, ROUTED
+from coterie.models.gguf.source import COUNT, LOCAL_THETA, PATTERN, TAKEN, WIDTH, WINDOW, Architecture, Source
 
-WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 ATTENTION_CAP, LOGITS_CAP = "attn_logit_softcapping", "final_logit_softcapping"
-LOCAL_THETA = "rope.freq_base_swa"
-COUNT, TAKEN = "expert_count", "expert_used_count"  # of branches
-WIDTH, SHARED_WIDTH = "expert_feed_forward_length", "expert_shared_feed_forward_length"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What `own` may ask: the file's keys without the architecture before them, and the sizes of the model."""
-
-    keys: Fields
-    num_layers: int
-    num_heads: int
-    hidden_size: int
-    head_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own.
-
-    `reads`: keys of the file that mean something to `own`, and are refused for others. `single` gives keys one value
-    each where the file has one for each layer, and reads the factors of the rope.
-    """
-
-    model_type: str
-    permuted: bool = False
-    own: Callable[[Source], dict[str, Any]] = lambda _: {}
-    reads: tuple[str, ...] = ()
-    single: Callable[[Mapping[str, Any], Mapping[str, GgufTensor], str], dict[str, Any]] | None = None
+SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 def _layer_types(source: Source, every: int) -> list[str]:
@@ -197,6 +168,12 @@ def _qwen2_moe(source: Source) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(source: Source) -> dict[str, Any]:
+    own = _branched(source)
+    own |= {"num_local_experts": own.pop("num_experts"), "sliding_window": source.keys.count(WINDOW)}
+    return own | {"layer_types": _layer_types(source, 2)}
+
+
 _BRANCHED = (COUNT, TAKEN, WIDTH)
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
 _GEMMA4 = (WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA, SHARED, INPUTS, *SWA, *MADE)
@@ -214,12 +191,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "olmo2": Architecture("olmo2", own=_olmo2, reads=(WINDOW, PATTERN)),
     "exaone4": Architecture("exaone4", own=_exaone4, reads=(WINDOW, PATTERN)),
     "seed_oss": Architecture("seed_oss", own=_seed_oss),
+    **PLAIN_LAYERS,
+    **ENCODERS,
 }
 BRANCHED: Mapping[str, Architecture] = {  # of files with branches
     "llama": Architecture("mixtral", permuted=True, own=_mixtral, reads=(WINDOW, *_BRANCHED)),
     "qwen2moe": Architecture("qwen2_moe", own=_qwen2_moe, reads=(*_BRANCHED, SHARED_WIDTH)),
     "qwen3moe": Architecture("qwen3_moe", own=_qwen3_moe, reads=_BRANCHED),
     "olmoe": Architecture("olmoe", own=_olmoe, reads=_BRANCHED),
+    "gpt-oss": Architecture("gpt_oss", own=_gpt_oss, reads=(*_BRANCHED, WINDOW, PATTERN)),
+    **ROUTED,
 }
 _KINDS = {"mmproj": "a vision projector", "adapter": "an adapter", "imatrix": "statistics for quantising"}
 _TEXT = "import the language model beside it"

@@ -26,7 +26,7 @@ from coterie.models.gguf.header import Described, read_header
 ARCHITECTURE = "general.architecture"
 _AGAIN = "download the file again"
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_FLOATS = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+FLOATS = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class GgufTensor:
     @property
     def float_type(self) -> DType | None:
         """The element type of a tensor that is not quantised, None of one that is."""
-        return _FLOATS.get(self.type)
+        return FLOATS.get(self.type)
 
     def bits(self, taken: Any) -> npt.NDArray[np.generic]:
         """The stored elements of some rows of a tensor that is not quantised."""
-        dtype = _FLOATS[self.type]
+        dtype = FLOATS[self.type]
         return np.ascontiguousarray(self.rows[taken]).view(dtype.numpy)
 
     def values(self, taken: Any) -> F32:

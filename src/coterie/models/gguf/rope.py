@@ -24,6 +24,7 @@ from coterie.models.fields import Fields
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FREQS, LONG, SHORT)
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # of DeepSeek: a tenth of mscale_all_dim
 KEYS = (
     *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor"),
@@ -102,6 +103,8 @@ def _yarn(keys: Fields, context: int) -> dict[str, Any]:
         "beta_fast": keys.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": keys.get("rope.scaling.yarn_beta_slow"),
     }
+    weight = _rounded(10 * keys.number(LOG_MULTIPLIER)) if keys.get(LOG_MULTIPLIER) else None
+    given |= {"mscale": weight, "mscale_all_dim": weight}
     found = {
         "rope_type": "yarn",
         "factor": factor,

@@ -2,7 +2,7 @@
 
 What a quantised type becomes was measured (docs/log.md): the smallest packed type that adds little, less than 1% of the
 weights. That is int4, int4z or int6 where it holds the codes as they are (blocks.py), and int8 for all others, to
-which int4z adds 5 to 7% and int6 1.7.
+which int4z adds 5 to 7% and int6 1.7. MXFP4 stays what it is.
 Knows nothing about config.json or how a file is written.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,19 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.packed import F32, pack, unpack
 from coterie.models.config import ModelConfig
 from coterie.models.gguf.blocks import codes_kept, packed_codes
-from coterie.models.gguf.families import Architecture
+from coterie.models.gguf.config import HEAD
+from coterie.models.gguf.encoders import head_of
 from coterie.models.gguf.file import GgufFile, GgufTensor, gguf_package
 from coterie.models.gguf.rope import TENSORS
+from coterie.models.gguf.routed import HeadRows
+from coterie.models.gguf.source import Architecture
 from coterie.models.joined import joined_names
-from coterie.models.layered import LAYERED_NAMES
 from coterie.models.lost import Sums
-from coterie.models.packing import BY_NAME, Packing, may_be_packed
+from coterie.models.packing import BY_NAME, CHOOSERS, HEADS, Packing, may_be_packed
 from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.registry import weight_shapes
 
 _SUFFIXES = (".weight", ".bias")
-_BARE = f".{LAYERED_NAMES.scalar}"  # has no such end in a folder
 _SAME_ANSWER = "check that the file is whole"
 
 
@@ -38,7 +40,7 @@ _SAME_ANSWER = "check that the file is whole"
 class Source:
     """Rows of a tensor, `shape` of the weight that they are: from `first` on; with `heads`, permuted within heads.
 
-    `offset` is subtracted.
+    `offset` is subtracted. What `stays` is not packed: a head that scores, which is no part of the graph.
     """
 
     tensor: GgufTensor
@@ -46,6 +48,7 @@ class Source:
     first: int = 0
     heads: int = 0
     offset: float = 0.0
+    stays: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -67,8 +70,8 @@ class Source:
         return values - np.float32(self.offset) if self.offset else values
 
 
-def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offset: float) -> dict[str, Source]:
-    """Every weight of the model by its name, in order of first use.
+def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bool) -> dict[str, Source]:
+    """Every weight of the model by its name, in order of first use; without a head where it draws no tokens.
 
     Raises CheckpointError for one that is missing or of another shape, UnsupportedError for tensors without a use.
     """
@@ -76,12 +79,11 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offs
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[file.metadata["general.architecture"]], config.num_layers)
     heads = {config.names.q: config.num_heads, config.names.k: config.num_kv_heads} if row.permuted else {}
-    shapes, found = weight_shapes(config), {}
+    shapes, found = weight_shapes(config, draws), {}
     joined = _joined(file, names, config, shapes) | _stacked(names, config, shapes)
     for name, shape in shapes.items():
-        theirs, first, rows = joined.get(name) or (names.get_name(name, _SUFFIXES), 0, shape[0])
-        theirs = f"{theirs}.weight" if name.endswith(_BARE) else theirs
-        tensor = file.tensors.get(theirs or "")
+        theirs, first, rows = joined.get(name) or (_called(name, names, file), 0, shape[0])
+        tensor = file.tensors.get(theirs or "") or _head_rows(name, theirs, file)
         if tensor is None:
             missing = f"tensor {theirs or name}, {name} of the model, is missing"
             raise CheckpointError(file.where, missing, _SAME_ANSWER)
@@ -91,10 +93,32 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, norm_offs
             raise CheckpointError(file.where, fact, _SAME_ANSWER)
         part = name.rpartition(".")[0]
         turned = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)
-        offset = norm_offset if part.endswith("norm") else 0.0
+        offset = config.norm_offset if part.endswith("norm") else 0.0
         found[name] = Source(tensor, shape, first, turned, offset)
-    _refuse_leftovers(file, found)
+    for name, theirs in head_of(file.tensors, config.family, file.where).items():
+        found[name] = Source(file.tensors[theirs], file.tensors[theirs].shape, stays=True)
+    behind = range(config.num_layers, config.num_layers + config.layers_behind)
+    _refuse_leftovers(file, found, (*([] if draws else [HEAD]), *[f"blk.{layer}." for layer in behind]))
     return found
+
+
+def _named(name: str, names: Any) -> str | None:
+    found = names.get_name(name, _SUFFIXES) or names.get_name(name.removeprefix("model."), _SUFFIXES)
+    return None if found is None else str(found)
+
+
+def _head_rows(name: str, theirs: str | None, file: GgufFile) -> GgufTensor | None:
+    """Of latent attention: what newer files have in two tensors."""
+    keys, values = (file.tensors.get(str(theirs).replace("kv_b", part)) for part in ("k_b", "v_b"))
+    return HeadRows.of(keys, values) if name.endswith(HEADS) and keys and values else None
+
+
+def _called(name: str, names: Any, file: GgufFile) -> str | None:
+    """What a file calls a weight: some have an end there that they have not in a folder, or another one."""
+    ends = [name, name.removesuffix("_bias") + ".bias"]
+    found = next((theirs for end in ends if (theirs := _named(end, names))), None)
+    longer = [f"{found}{end}" for end in ("", *_SUFFIXES)]
+    return next((theirs for theirs in longer if theirs in file.tensors), found)
 
 
 def _joined(
@@ -102,7 +126,8 @@ def _joined(
 ) -> dict[str, tuple[str, int, int]]:
     """Weights that are rows of one tensor: its name, their first row there, and how many rows it has."""
     found = {}
-    for stored, parts in joined_names(config.names, config.num_layers):
+    for stored, whole in joined_names(config.names, config.num_layers):
+        parts = [name for name in whole if name in shapes]  # not every layer has such a block
         theirs = names.get_name(stored, _SUFFIXES)
         rows, first = sum(shapes[name][0] for name in parts), 0
         if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
@@ -123,7 +148,7 @@ def _stacked(names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ..
         prefix, mark, rest = name.partition(f".{before}")
         number, _, part = rest.partition(after)
         if mark and number.isdigit():
-            theirs = names.get_name(f"{prefix}{mark}{part}", _SUFFIXES)
+            theirs = _named(f"{prefix}{mark}{part}", names) or name
             found[name] = (theirs, int(number) * shape[0], config.branches.count * shape[0])
     return found
 
@@ -132,14 +157,18 @@ def _in_rows(tensor: GgufTensor, shape: tuple[int, ...], config: ModelConfig) ->
     """A tensor of branches as rows that follow one another; a matrix of one row that is stored as a vector."""
     if config.branches is not None and len(tensor.shape) == 3 and tensor.shape[0] == config.branches.count:
         return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
+    if len(shape) == 3 and tensor.shape == shape[::2] and shape[1] == 1:  # taps of a convolution
+        return replace(tensor, shape=shape)
     if len(shape) == 2 and tensor.shape == shape[1:]:
         return replace(tensor, shape=(1, *tensor.shape), rows=tensor.rows.reshape(1, -1))
     return tensor
 
 
-def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source]) -> None:
-    used = {source.tensor.name for source in found.values()}
-    leftovers = sorted(name for name in file.tensors if name not in used and name not in TENSORS)
+def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source], unread: tuple[str, ...]) -> None:
+    tensors = [source.tensor for source in found.values()]
+    used = {tensor.name for tensor in tensors} | {one.latent.name for one in tensors if isinstance(one, HeadRows)}
+    left = file.tensors.keys() - used - {*TENSORS}
+    leftovers = sorted(name for name in left if not name.startswith(unread))
     if leftovers:
         more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
         fact = f"holds tensors that the model does not use: {', '.join(leftovers[:3])}{more}"
@@ -160,18 +189,23 @@ WEIGHTS = (KEEP, KEEP8, BF16, *BY_NAME)
 
 def types_of(sources: Mapping[str, Source], weights: str) -> Types:
     """The types that `weights`, one of WEIGHTS, gives. Of `keep` and `keep8`: what is not quantised stays as it is."""
-    matrices = {name: source for name, source in sources.items() if source.is_matrix}
+    heads = {name: source for name, source in sources.items() if source.stays}
+    sources = {name: source for name, source in sources.items() if not source.stays}
+    may = {name: source for name, source in sources.items() if may_be_packed(name, source.shape)}
+    matrices = may | {name: source for name, source in sources.items() if source.is_matrix}
     packing = None
     if weights in (KEEP, KEEP8):
-        may = {name: source for name, source in matrices.items() if may_be_packed(name, source.shape)}
         packing = Packing.of({name: _kept(source.tensor, weights == KEEP8) for name, source in may.items()})
     elif weights != BF16:
         packing = Packing(BY_NAME[weights], DType.Q8)
-    by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(sources))
-    for name, source in matrices.items():
+    ranked = {name: source for name, source in sources.items() if name.endswith(CHOOSERS) and len(source.shape) == 1}
+    plain = {name: source for name, source in sources.items() if name not in ranked}
+    by_name = dict.fromkeys(sources, DType.BF16 if weights == BF16 else _small(plain))
+    for name, source in (matrices | ranked).items():
         packed = packing.dtype_of(name, source.shape) if packing else None
         own = source.tensor.float_type if weights != BF16 else None
         by_name[name] = packed or own or DType.BF16
+    by_name |= {name: source.tensor.float_type or DType.BF16 for name, source in heads.items()}
     return Types(by_name, packing)
 
 
@@ -208,7 +242,7 @@ def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
 
     Raises CheckpointError for a number that is not finite in that type.
     """
-    rows, columns = source.shape[0], source.shape[1] if len(source.shape) == 2 else 1
+    rows, columns = source.shape[0], prod(source.shape[1:])
     step = max(1, PIECE_WEIGHTS // columns)
     for start in range(0, rows, step):
         stop = min(start + step, rows)

@@ -1,0 +1,190 @@
+"""DeepSeek 2 and 3, GLM-4.5 and LFM2 in GGUF: what their files say of branches, latent attention and convolutions.
+
+    blk.0.attn_kv_b.weight [H (P + V), R]                    of older files
+    blk.0.attn_k_b.weight [H, R, P], attn_v_b [H, V, R]      of newer ones: each head's rows apart, keys' transposed
+    head_count_kv [0, 0, 2]                                  no heads: a layer of LFM2 that has a convolution
+
+P are the plain channels of a head, V those of its values, R the latent ones. Knows nothing about files.
+Source: the keys and tensors that llama.cpp's converters write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coterie.core.dtypes import DType, from_f32
+from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.packed import F32
+from coterie.models.families.deepseek import DEEPSEEK_V2
+from coterie.models.family import FULL
+from coterie.models.gguf.file import FLOATS, GgufTensor
+from coterie.models.gguf.rope import LOG_MULTIPLIER
+from coterie.models.gguf.source import COUNT, TAKEN, WIDTH, Architecture, Source
+from coterie.models.short_conv import CONV
+
+_KV, _KEYS, _VALUES = "attention.head_count_kv", "attention.key_length", "attention.value_length"
+_RANK, _QUERY_RANK, _ROTATED = "attention.kv_lora_rank", "attention.q_lora_rank", "rope.dimension_count"
+_LAYERS, _BEHIND, _TAPS = "block_count", "nextn_predict_layers", "shortconv.l_cache"
+_SHARED, _FIRST = "expert_shared_count", "leading_dense_block_count"
+_SCALE, _NORMED, _SCORES = "expert_weights_scale", "expert_weights_norm", "expert_gating_func"
+_GROUPS, _TAKEN_GROUPS = "expert_group_count", "expert_group_used_count"
+_PLAIN, _WIDTH_OF_VALUES, _ATTENDS = "plain", "values", "attends"  # made here
+_SIGMOID = 2
+_AGAIN = "download the file again"
+
+
+def _routed(source: Source) -> dict[str, Any]:
+    """What DeepSeek's classes and those built like them call it."""
+    keys = source.keys
+    return {
+        "n_routed_experts": keys.count(COUNT),
+        "num_experts_per_tok": keys.count(TAKEN),
+        "moe_intermediate_size": keys.count(WIDTH),
+        "n_shared_experts": keys.whole(_SHARED, 0),
+        "first_k_dense_replace": keys.whole(_FIRST, 0),
+        "routed_scaling_factor": keys.number(_SCALE, 1.0),
+        "norm_topk_prob": keys.flag(_NORMED),
+        "n_group": keys.count(_GROUPS, 1),
+        "topk_group": keys.count(_TAKEN_GROUPS, 1),
+    }
+
+
+def _want_sigmoid(source: Source) -> None:
+    if source.keys.get(_SCORES, _SIGMOID) != _SIGMOID:
+        fact = f"{_SCORES} = {source.keys.get(_SCORES)} is not run, where {_SIGMOID}, a sigmoid, is"
+        raise UnsupportedError(source.keys.where, fact, "use a model as its authors released it")
+
+
+def _has(source: Source, end: str) -> bool:
+    return any(name.startswith("blk.") and name.endswith(end) for name in source.tensors)
+
+
+def _turned(source: Source) -> dict[str, Any]:
+    return {"partial_rotary_factor": source.keys.count(_ROTATED, source.head_dim) / source.head_dim}
+
+
+def _glm4(source: Source) -> dict[str, Any]:
+    return _turned(source) | {"attention_bias": _has(source, "attn_q.bias")}
+
+
+def _glm4_moe(source: Source) -> dict[str, Any]:
+    _want_sigmoid(source)
+    own = {"use_qk_norm": _has(source, "attn_q_norm.weight"), "num_nextn_predict_layers": source.keys.whole(_BEHIND, 0)}
+    return _routed(source) | _turned(source) | own
+
+
+def _deepseek(source: Source) -> dict[str, Any]:
+    """The third by its sigmoid, else the second, which takes from groups only where it says so."""
+    keys = source.keys
+    own = _routed(source) | {
+        "kv_lora_rank": keys.count(_RANK),
+        "q_lora_rank": keys.get(_QUERY_RANK) or None,
+        "qk_rope_head_dim": source.head_dim,
+        "qk_nope_head_dim": keys.count(_PLAIN),
+        "v_head_dim": keys.count(_WIDTH_OF_VALUES),
+    }
+    if keys.get(_SCORES) == _SIGMOID:
+        return own | {"num_nextn_predict_layers": keys.whole(_BEHIND, 0)}
+    method = "group_limited_greedy" if own["n_group"] > 1 else "greedy"
+    return own | {"model_type": DEEPSEEK_V2.model_type, "topk_method": method}
+
+
+def without_layers_behind(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
+    """Those that predict a token further ahead are counted apart."""
+    behind, layers = keys.get(_BEHIND) or 0, keys.get(_LAYERS)
+    if not isinstance(layers, int) or not isinstance(behind, int) or not 0 <= behind < layers:
+        raise CheckpointError(where, f"{_BEHIND} is {behind!r} of {layers!r} layers", _AGAIN)
+    return {**keys, _LAYERS: layers - behind}
+
+
+def _with_latent(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
+    """Widths of a head before its keys and values became latent: newer files have them beside those of what is kept."""
+    found = without_layers_behind(keys, tensors, where)
+    sizes = [keys.get(name) for name in (f"{_KEYS}_mla", f"{_VALUES}_mla")]
+    wide, values = sizes if all(sizes) else [keys.get(name) for name in (_KEYS, _VALUES)]
+    rotated = keys.get(_ROTATED)
+    if not (isinstance(wide, int) and isinstance(values, int) and isinstance(rotated, int)):
+        raise CheckpointError(where, f"{_KEYS}, {_VALUES} and {_ROTATED} do not say how wide a head is", _AGAIN)
+    own = {_PLAIN: wide - rotated, _WIDTH_OF_VALUES: values, _KEYS: rotated, _VALUES: rotated}
+    return found | own | {_KV: keys.get("attention.head_count")}
+
+
+def _with_types(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
+    heads, layers = keys.get(_KV), keys.get(_LAYERS)
+    if not isinstance(heads, list) or len(heads) != layers or len(set(heads) - {0}) != 1:
+        fact = f"{_KV} is {heads!r}, where {layers!r} numbers are wanted, 0 or one other"
+        raise CheckpointError(where, fact, _AGAIN)
+    return {**keys, _KV: max(heads), _ATTENDS: [count > 0 for count in heads]}
+
+
+def _lfm2(source: Source) -> dict[str, Any]:
+    own = {"layer_types": [FULL if attends else CONV for attends in source.keys.get(_ATTENDS)], "conv_bias": False}
+    own |= {
+        "conv_L_cache": source.keys.count(_TAPS),
+        "norm_eps": source.keys.number("attention.layer_norm_rms_epsilon"),
+    }
+    return own | {"block_auto_adjust_ff_dim": False, "tie_embedding": "output.weight" not in source.tensors}
+
+
+def _lfm2_moe(source: Source) -> dict[str, Any]:
+    _want_sigmoid(source)
+    routed = _routed(source)
+    kept = ("num_experts_per_tok", "moe_intermediate_size", "routed_scaling_factor")
+    own = {"num_experts": routed["n_routed_experts"], "num_dense_layers": routed["first_k_dense_replace"]}
+    own |= {"norm_topk_prob": True, "use_expert_bias": True}
+    return _lfm2(source) | {key: routed[key] for key in kept} | own
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows(GgufTensor):
+    """The rows of keys and of values of each head in turn, of which a file has two tensors [H, R, P] and [H, V, R]."""
+
+    keys: GgufTensor
+    latent: GgufTensor
+
+    @staticmethod
+    def of(keys: GgufTensor, values: GgufTensor) -> HeadRows:
+        """Raises CheckpointError where they do not fit each other."""
+        fit = len(keys.shape) == len(values.shape) == 3 and keys.shape[:2] == values.shape[::2]
+        if not fit:
+            fact = f"has shape {list(keys.shape)} beside {list(values.shape)} of {values.name}"
+            raise CheckpointError(keys.where, fact, _AGAIN)
+        (heads, rank, plain), wide = keys.shape, values.shape[1]
+        return HeadRows(keys.name, keys.type, (heads * (plain + wide), rank), keys.rows, keys.where, keys, values)
+
+    @property
+    def float_type(self) -> DType | None:
+        """That of both, None where they differ or are quantised."""
+        return self.keys.float_type if self.keys.type == self.latent.type else None
+
+    def bits(self, taken: Any) -> Any:
+        """The stored elements of some rows."""
+        return from_f32(self.values(taken), FLOATS[self.type])
+
+    def values(self, taken: Any) -> F32:
+        """Some rows as float32."""
+        (_, rank, plain), wide = self.keys.shape, self.latent.shape[1]
+        first, last = taken.start // (plain + wide), -(-taken.stop // (plain + wide))
+        keys = self.keys.values(slice(first * rank, last * rank)).reshape(-1, rank, plain).swapaxes(1, 2)
+        values = self.latent.values(slice(first * wide, last * wide)).reshape(-1, wide, rank)
+        start = first * (plain + wide)
+        both = np.concatenate([keys, values], axis=1).reshape(-1, rank)
+        return np.ascontiguousarray(both[taken.start - start : taken.stop - start])
+
+
+_OF_BRANCHES = (COUNT, TAKEN, WIDTH, _SHARED, _FIRST, _SCALE, _NORMED, _SCORES, _GROUPS, _TAKEN_GROUPS, _BEHIND)
+_OF_LATENT = (_RANK, _QUERY_RANK, f"{_KEYS}_mla", f"{_VALUES}_mla", _PLAIN, _WIDTH_OF_VALUES, LOG_MULTIPLIER)
+_OF_CONVS = (_TAPS, _ATTENDS)
+PLAIN_LAYERS: Mapping[str, Architecture] = {
+    "glm4": Architecture("glm4", own=_glm4),
+    "lfm2": Architecture("lfm2", own=_lfm2, reads=_OF_CONVS, single=_with_types),
+}
+ROUTED: Mapping[str, Architecture] = {
+    "glm4moe": Architecture("glm4_moe", own=_glm4_moe, reads=_OF_BRANCHES, single=without_layers_behind),
+    "lfm2moe": Architecture("lfm2_moe", own=_lfm2_moe, reads=(*_OF_BRANCHES, *_OF_CONVS), single=_with_types),
+    "deepseek2": Architecture("deepseek_v3", own=_deepseek, reads=(*_OF_BRANCHES, *_OF_LATENT), single=_with_latent),
+}
