@@ -167,7 +167,7 @@ def test_plain_values_are_taken(composition: Path, monkeypatch: pytest.MonkeyPat
 def _answered(folder: Path, max_batch: int | None) -> tuple[dict[str, tuple[int, ...]], int]:
     """What 70 requests at once are answered, and the most rows that a step had."""
     rng = np.random.default_rng(3)
-    made = options("cpu", None, 1 << 22, 2, max_batch=max_batch, speculate=0)
+    made = options(kv=1 << 22, threads=2, max_batch=max_batch, speculate=0)
     with Coterie.open(folder, made) as coterie:
         engine = coterie.parts.engine
         for number in range(70):

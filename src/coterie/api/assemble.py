@@ -30,11 +30,8 @@ from coterie.spec.this_machine import this_machine
 # Sequences of one step on a CPU. A token costs a tenth less in a step of 64 than in one of 32, and hardly less in one
 # of 128, whose logits take twice the memory.
 CPU_BATCH = 64
-# Which weights meet such activations, and where a user finds some.
-_MET_BY = {
-    INT8: ("packed", "pack an expert with coterie quantize"),
-    BF16: ("bfloat16", "serve one whose matrices are stored so"),
-}
+MET_BY = {INT8: "packed", BF16: "bfloat16"}  # which weights meet such activations
+_FOUND = {INT8: "pack an expert with coterie quantize", BF16: "serve one whose matrices are stored so"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +57,14 @@ class Options(Settings):
     draft: str = ""
 
 
-def open_models(
-    composition: Composition, device: str, activations: str = AUTO, kv_type: str = AUTO
-) -> dict[str, Model]:
+def open_models(composition: Composition, options: Options) -> dict[str, Model]:
     """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
 
-    Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and
-    UsageError for int8 or bf16 activations where no expert has the weights that meet them, or 8 bits of KV on a GPU.
+    Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and what
+    `as_served` does.
     """
-    models = open_experts(composition, synthetic=is_synthetic(device))
-    return activated(composition.name, kept_in(models, device, kv_type), activations, device)
+    models = open_experts(composition, synthetic=is_synthetic(options.device))
+    return as_served(composition.name, models, options)
 
 
 def is_synthetic(device: str) -> bool:
@@ -77,12 +72,27 @@ def is_synthetic(device: str) -> bool:
     return _kind(device)[0] == "synthetic"
 
 
-def kept_in(models: Mapping[str, Model], device: str, kv_type: str) -> dict[str, Model]:
-    """The models that keep keys and values so. Raises UsageError on a GPU, UnsupportedError for latent attention."""
-    if kv_type != AUTO and _kind(device)[0] == PREFIX:
-        fact = f"a GPU's kernels keep keys and values as the weights are, not in {kv_type}"
+def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict[str, Model]:
+    """The models of `whole` with the activations and the type of keys and values that the options say.
+
+    Raises UsageError where no expert has the weights that meet such activations, and for 8 bits of KV on a GPU,
+    UnsupportedError for these with latent attention.
+    """
+    activations, device = options.activations, options.device
+    if options.kv_type != AUTO and _kind(device)[0] == PREFIX:
+        fact = f"a GPU's kernels keep keys and values as the weights are, not in {options.kv_type}"
         raise UsageError("--kv-type", fact, "leave it out, or serve on the CPU")
-    return {name: with_kv_type(model, kv_type) for name, model in models.items()}
+    kept = {name: with_kv_type(model, options.kv_type) for name, model in models.items()}
+    chosen = {name: rounded_for(model, activations, device) for name, model in kept.items()}
+    if activations in MET_BY and all(chosen[name].key == model.key for name, model in kept.items()):
+        raise unmet(f"no expert of {whole} has {MET_BY[activations]} weights", activations, _FOUND[activations])
+    return chosen
+
+
+def unmet(fact: str, activations: str, remedy: str = "") -> UsageError:
+    """What is said where weights, of which `fact` says how they are stored, do not meet such activations."""
+    fact = f"{fact}, and only {MET_BY.get(activations, 'packed')} ones meet {activations} activations"
+    return UsageError("--activations", fact, f"{remedy}{remedy and ', or '}leave the option out")
 
 
 def rounded_for(model: Model, activations: str, device: str) -> Model:
@@ -96,16 +106,6 @@ def rounded_for(model: Model, activations: str, device: str) -> Model:
         is_dense = model.draws and not model.config.branches and not model.kv.recurrent
         activations = BF16 if device == "cpu" and kernels.BF16_PRODUCTS and is_dense else FLOAT32
     return with_activations(model, activations)
-
-
-def activated(whole: str, models: Mapping[str, Model], activations: str, device: str) -> dict[str, Model]:
-    """The models of `whole` with such activations. Raises UsageError where none has the weights that meet them."""
-    chosen = {name: rounded_for(model, activations, device) for name, model in models.items()}
-    if activations in _MET_BY and all(chosen[name].key == model.key for name, model in models.items()):
-        weights, remedy = _MET_BY[activations]
-        fact = f"no expert of {whole} has {weights} weights, and only those meet {activations} activations"
-        raise UsageError("--activations", fact, f"{remedy}, or leave the option out")
-    return chosen
 
 
 def policy_for(device: str, max_batch: int | None = None) -> Policy:

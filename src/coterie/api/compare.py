@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.api.assemble import Options, activated, make_device, make_spec
+from coterie.api.assemble import Options, as_served, make_device, make_spec
 from coterie.api.texts import tokenizer_of
 from coterie.checkpoint.layout import Layout
 from coterie.composition.composition import load_composition
@@ -100,7 +100,7 @@ def open_one(
     if chosen.checkpoint is None:
         raise UsageError(ref, f"expert {chosen.name} has no weights to compare", "choose one that has a checkpoint")
     opened = {chosen.name: open_expert(chosen, chosen.checkpoint)}
-    model = activated(chosen.name, opened, activations, device)[chosen.name]
+    model = as_served(chosen.name, opened, Options(device=device, activations=activations))[chosen.name]
     ids = tuple(tokenizer_of(model).encode(prompt))
     if not 0 < len(ids) <= model.max_context:
         fact = f"has {len(ids)} tokens"

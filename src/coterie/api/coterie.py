@@ -48,8 +48,7 @@ class Coterie(Measuring, ExpertCommands):
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
         """Open every expert and reserve memory; of a folder, what cannot be opened is left out. Raises CoterieError."""
         self._options = options = options or Options()
-        how = options.activations, options.sampling, options.draft, options.kv_type
-        opened = open_all(composition, options.device, *how)
+        opened = open_all(composition, options)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)

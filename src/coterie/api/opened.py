@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from coterie.api.assemble import activated, is_synthetic, kept_in, open_models
-from coterie.api.sampling import CHECKPOINT, GREEDY, with_defaults
+from coterie.api.assemble import Options, as_served, is_synthetic, open_models
+from coterie.api.sampling import GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import Composition, name_hint
 from coterie.core.errors import UnsupportedError, UsageError
 from coterie.engine.experts import open_folder
-from coterie.models.model import AUTO, Model
+from coterie.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +28,20 @@ class Opened:
     texts: dict[str, Text]
 
 
-def open_all(
-    composition: Composition,
-    device: str,
-    activations: str = AUTO,
-    sampling: str = CHECKPOINT,
-    draft: str = "",
-    kv_type: str = AUTO,
-) -> Opened:
+def open_all(composition: Composition, options: Options) -> Opened:
     """Open every expert, but for those of a folder that cannot be. Raises as `open_models` and `open_texts` do.
 
-    Of a folder only where none is left. `sampling`: whose defaults (see Options); made-up tokens are drawn by none.
-    `draft`: who guesses for experts of its vocabulary that name nobody.
+    Of a folder only where none is left. Made-up tokens are drawn by nobody's defaults.
     """
-    whose = GREEDY if is_synthetic(device) else sampling
+    whose = GREEDY if is_synthetic(options.device) else options.sampling
     if not composition.is_folder:
-        models = _sampled(open_models(composition, device, activations, kv_type), whose)
+        models = _sampled(open_models(composition, options), whose)
         texts = open_texts(models)
-        return Opened(composition, _drafted(models, texts, draft), texts)
+        return Opened(composition, _drafted(models, texts, options.draft), texts)
     texts = {}
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
-    models = _sampled(activated(composition.name, kept_in(found, device, kv_type), activations, device), whose)
-    return Opened(composition, _drafted(models, texts, draft), texts)
+    models = _sampled(as_served(composition.name, found, options), whose)
+    return Opened(composition, _drafted(models, texts, options.draft), texts)
 
 
 def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text], default: str = "") -> Model:

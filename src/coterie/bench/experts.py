@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from coterie.api.assemble import unmet
 from coterie.checkpoint.folder import CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
@@ -108,12 +109,9 @@ def met_by(weights: str, activations: str) -> str:
     """
     _check_stored(weights)
     met = met_as(stored(weights), activations)
-    if met is None and activations == BF16:
-        fact = f"{weights} weights are packed, and only bfloat16 ones meet {activations} activations"
-        raise UsageError("--activations", fact, "add --weights bf16, or leave the option out")
     if met is None:
-        fact = f"{weights} weights are not packed, and only those meet {activations} activations"
-        raise UsageError("--activations", fact, "add --weights int8, int6, int4 or int4z, or leave the option out")
+        how, others = ("packed", "bf16") if activations == BF16 else ("not packed", "int8, int6, int4 or int4z")
+        raise unmet(f"{weights} weights are {how}", activations, f"add --weights {others}")
     return met
 
 

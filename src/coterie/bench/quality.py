@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Coterie, Message, Options, Query
 from coterie.api.assemble import open_models
 from coterie.api.texts import open_texts
 from coterie.bench.experts import random_experts
@@ -122,7 +122,7 @@ def quality(per_expert: int, shape: str) -> Report:
 def _demo_texts(per_expert: int) -> Iterator[tuple[Model, list[_Text]]]:
     """Each demo expert with its first questions and its own answers to them."""
     composition = load_composition("demo")
-    models = open_models(composition, "cpu", FLOAT32)
+    models = open_models(composition, Options(activations=FLOAT32))
     templates = open_texts(models)
     asked: dict[str, list[Query]] = {}
     for question in read_questions(composition.root / QUESTIONS):

@@ -143,7 +143,7 @@ def _options(ref: str, own: Own) -> Options:
     if own.near_bytes is not None:
         return options
     spec = make_spec(options)
-    models = open_all(load_composition(ref), options.device).models
+    models = open_all(load_composition(ref), options).models
     bases = bases_of(models)
     sizes = [round_up(model.layout.size_bytes) for name, model in models.items() if name not in bases]
     room, shared = int(spec.tier(spec.run_tier).capacity_bytes * NEAR_SHARE), size_of(bases)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coterie.api.assemble import rounded_for
+from coterie.api.assemble import rounded_for, unmet
 from coterie.bench.experts import met_as, met_by, packed_expert, random_experts, stored
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.llama_cpp import LlamaFile
@@ -128,9 +128,7 @@ def _own(own: Own, activations: str, room: int) -> Subject:
     most = _most_bytes(model)
     run, met = _as_run(model, activations, most)
     if met is None:
-        ones = "bfloat16" if activations == BF16 else "packed"
-        fact = f"most weights of {model.name} are {_name(most)}, and only {ones} ones meet {activations} activations"
-        raise UsageError("--activations", fact, "leave the option out")
+        raise unmet(f"most weights of {model.name} are {_name(most)}", activations)
     workload = own.workload | {"weights": f"own, most {_name(most)}"}
     return Subject(run, model, OWN, most, met, workload)
 

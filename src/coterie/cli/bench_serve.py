@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from coterie.api import Options
 from coterie.api.opened import open_all
 from coterie.bench.coe import SHAPES
 from coterie.bench.http_stream import origin_of
@@ -116,7 +117,7 @@ def bench_serve(
     _left_out({"--model": model, "--ends": ends or None}, "is of a server that runs", "say with --url where it is")
     if composition is not None:
         _left_out({"--experts": experts, "--shape": shape or None}, "is of random experts", "leave the composition out")
-        served = open_all(load_composition(composition), "cpu").composition
+        served = open_all(load_composition(composition), Options()).composition
         names = served.names
         say_left_out(served.left_out)
     else:

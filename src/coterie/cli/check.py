@@ -14,25 +14,12 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.api import Coterie
+from coterie.api import Coterie, Options
 from coterie.api.assemble import make_spec
 from coterie.api.opened import open_all
 from coterie.api.sampling import defaults_of
-from coterie.cli.opening import options
-from coterie.cli.options import (
-    CompositionArg,
-    DeviceOpt,
-    DraftOpt,
-    JsonOpt,
-    KvOpt,
-    KvTypeOpt,
-    NearOpt,
-    out,
-    print_json,
-    say_left_out,
-    sentences,
-    short_base,
-)
+from coterie.cli.opening import opens
+from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, say_left_out, sentences, short_base
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
@@ -41,29 +28,21 @@ from coterie.engine.assembly import Plan, plan
 from coterie.graph.ops import BF16
 from coterie.graph.program import KvShape
 from coterie.memory.slab import round_up
-from coterie.models.model import AUTO, Model
+from coterie.models.model import Model
 
 
 @sentences
-def check(
-    composition: CompositionArg,
-    json_: JsonOpt = False,
-    near: NearOpt = None,
-    kv: KvOpt = None,
-    kv_type: KvTypeOpt = AUTO,
-    draft: DraftOpt = "",
-    device: DeviceOpt = "cpu",
-) -> None:
+@opens("near", "kv", "kv_type", "draft", "device")
+def check(composition: CompositionArg, json_: JsonOpt = False, *, how: Options) -> None:
     """Check a composition and print where the bytes go.
 
     Of a folder, what cannot be served is told on stderr, and the exit status is 2.
     """
-    chosen = options(device, near, kv, None)
     named = load_composition(composition)
     make_router(named)
-    opened = open_all(named, device, draft=draft, kv_type=kv_type)
+    opened = open_all(named, how)
     found, models = opened.composition, opened.models
-    made = plan(models, make_spec(chosen), chosen)
+    made = plan(models, make_spec(how), how)
     if json_:
         print_json(_report(found, models, made))
     else:

@@ -17,35 +17,23 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Coterie, Options, Query
 from coterie.api.sampling import GREEDY
-from coterie.cli.opening import options
-from coterie.cli.options import (
-    ActivationsOpt,
-    CompositionArg,
-    DeviceOpt,
-    JsonOpt,
-    KvTypeOpt,
-    NearOpt,
-    SpeculateOpt,
-    ThreadsOpt,
-    out,
-    print_json,
-    sentences,
-)
+from coterie.cli.opening import opens
+from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, sentences
 from coterie.cli.route import routes_by, routes_of
 from coterie.composition.composition import Composition, RouterSpec, load_composition
 from coterie.composition.evaluate import Question, Score, is_exact, limited, read_questions, score
 from coterie.composition.routing import Routing
 from coterie.composition.sweep import SIMILARITIES, SweepPoint, sweep_point, sweep_thresholds
 from coterie.core.errors import CompositionError, NotFoundError
-from coterie.models.model import AUTO
 
 QUESTIONS = "questions.jsonl"
 NAME_CHARS = 16  # of experts, in a table that 80 letters hold; a longer one is folded
 
 
 @sentences
+@opens("near", "speculate", "device", "threads", "activations", "kv_type")
 def evaluate(
     composition: CompositionArg,
     questions: Annotated[
@@ -55,12 +43,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,
     show_wrong: Annotated[int, typer.Option(help="Print so many wrong answers.")] = 0,
     json_: JsonOpt = False,
-    near: NearOpt = None,
-    speculate: SpeculateOpt = None,
-    device: DeviceOpt = "cpu",
-    threads: ThreadsOpt = None,
-    activations: ActivationsOpt = AUTO,
-    kv_type: KvTypeOpt = AUTO,
+    *,
+    how: Options,
 ) -> None:
     """Score experts, router, composition and the single fallback model on held-out questions (exact last lines).
 
@@ -76,14 +60,12 @@ def evaluate(
     if router_only or not _have_answers(asked, path):
         _evaluate_router(found, spec, asked, json_)
         return
-    how = options(device, near, None, threads, activations=activations, speculate=speculate, sampling=GREEDY)
-    how = replace(how, kv_type=kv_type)
-    with Coterie(found, how) as coterie:
-        routes = [coterie.route(_query(q, "")) for q in asked]
+    with Coterie(found, replace(how, sampling=GREEDY)) as coterie:
+        routes = [coterie.route(Query.text(q.text)) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))
         pairs = list(dict.fromkeys((q.text, e) for q, r in both for e in _experts(q, r.expert, spec.fallback)))
-        answers = coterie.ask_all([Query((Message("user", text),), expert) for text, expert in pairs])
+        answers = coterie.ask_all([Query.text(text, expert) for text, expert in pairs])
         texts = {pair: answer.text for pair, answer in zip(pairs, answers, strict=True)}
         result = score(
             asked,
@@ -148,10 +130,6 @@ def _swept(routing: Routing, spec: RouterSpec, asked: list[Question]) -> Iterato
         for value in SIMILARITIES:
             tried = routing.tuned(replace(spec, similarity=value))
             yield sweep_point("similarity", value, asked, routes_by(tried, texts))
-
-
-def _query(question: Question, model: str) -> Query:
-    return Query((Message("user", question.text),), model)
 
 
 def _experts(question: Question, routed: str, fallback: str) -> list[str]:

@@ -5,40 +5,86 @@ Knows nothing about what the commands do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import wraps
+from inspect import Signature, signature
+from typing import Any, TypeVar
 
 from coterie.api import Options
 from coterie.api.assemble import policy_for
 from coterie.api.sampling import CHECKPOINT
-from coterie.cli.options import say_left_out
+from coterie.cli.options import (
+    ActivationsOpt,
+    DeviceOpt,
+    DraftOpt,
+    KvOpt,
+    KvTypeOpt,
+    MaxBatchOpt,
+    NearOpt,
+    PoolOpt,
+    ReuseOpt,
+    SamplingOpt,
+    SpeculateOpt,
+    ThreadsOpt,
+    say_left_out,
+)
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UnsupportedError
 from coterie.engine.experts import open_experts, open_folder
-from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import AUTO, Model
+
+T = TypeVar("T")
 
 
 def options(
-    device: str,
-    near: int | None,
-    kv: int | None,
-    threads: int | None,
-    trace: Path | None = None,
-    activations: str = AUTO,
-    pool: int | None = None,
-    reuse: bool = True,
-    speculate: int | None = None,
-    sampling: str = CHECKPOINT,
-    draft: str = "",
-    max_batch: int | None = None,
+    near: NearOpt = None,
+    pool: PoolOpt = None,
+    kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
+    reuse: ReuseOpt = True,
+    speculate: SpeculateOpt = None,
+    draft: DraftOpt = "",
+    device: DeviceOpt = "cpu",
+    threads: ThreadsOpt = None,
+    activations: ActivationsOpt = AUTO,
+    sampling: SamplingOpt = CHECKPOINT,
+    max_batch: MaxBatchOpt = None,
 ) -> Options:
-    """Gather the shared options."""
-    record = MAX_WORKS if trace is not None else 0
-    how = Options(device=device, threads=threads, record=record, activations=activations, sampling=sampling)
-    how = replace(how, draft=draft)
-    how = replace(how, policy=replace(policy_for(device, max_batch), max_guesses=speculate))
-    return replace(how, near_bytes=near, kv_bytes=kv, pool_bytes=pool, reuse=reuse)
+    """What these options say together. Raises UsageError."""
+    return Options(
+        near_bytes=near,
+        pool_bytes=pool,
+        kv_bytes=kv,
+        kv_type=kv_type,
+        reuse=reuse,
+        draft=draft,
+        device=device,
+        threads=threads,
+        activations=activations,
+        sampling=sampling,
+        policy=replace(policy_for(device, max_batch), max_guesses=speculate),
+    )
+
+
+def opens(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a command some of the options of `options`; its parameter `how`, in whose place they stand, is what they say.
+
+    Typer reads which options a command has from its signature.
+    """
+
+    def opening(command: Callable[..., T]) -> Callable[..., T]:
+        @wraps(command)
+        def wrapped(**given: Any) -> T:
+            return command(how=options(**{name: given.pop(name) for name in names}), **given)
+
+        shared = signature(options, eval_str=True).parameters
+        own = signature(command, eval_str=True).parameters.values()
+        each = ([shared[name] for name in names] if one.name == "how" else [one] for one in own)
+        vars(wrapped)["__signature__"] = Signature([one for some in each for one in some])
+        return wrapped
+
+    return opening
 
 
 def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:

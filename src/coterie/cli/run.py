@@ -15,41 +15,23 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from coterie.api import Answer, Coterie, Message, Query
-from coterie.api.sampling import CHECKPOINT
+from coterie.api import Answer, Coterie, Message, Options, Query
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
-from coterie.cli.opening import options
-from coterie.cli.options import (
-    ActivationsOpt,
-    CompositionArg,
-    DeviceOpt,
-    DraftOpt,
-    JsonOpt,
-    KvOpt,
-    KvTypeOpt,
-    NearOpt,
-    PoolOpt,
-    ReuseOpt,
-    SamplingOpt,
-    SpeculateOpt,
-    ThreadsOpt,
-    TraceOpt,
-    out,
-    print_json,
-    save_trace,
-    say_left_out,
-    sentences,
-)
+from coterie.cli.opening import opens
+from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, save_trace, say_left_out, sentences
 from coterie.core.errors import CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
-from coterie.models.model import AUTO
+from coterie.engine.recording import MAX_WORKS
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 @sentences
+@opens(
+    *("near", "pool", "kv", "kv_type", "reuse", "speculate", "draft", "device", "threads", "activations", "sampling")
+)
 def run(
     composition: CompositionArg,
     prompt: Annotated[list[str] | None, typer.Argument(help="Questions; none reads stdin or starts a chat.")] = None,
@@ -67,31 +49,20 @@ def run(
     ] = None,
     json_object: Annotated[bool, typer.Option("--json-object", help="Hold answers to any JSON object.")] = False,
     json_: JsonOpt = False,
-    near: NearOpt = None,
-    pool: PoolOpt = None,
-    kv: KvOpt = None,
-    kv_type: KvTypeOpt = AUTO,
-    reuse: ReuseOpt = True,
-    speculate: SpeculateOpt = None,
-    draft: DraftOpt = "",
-    device: DeviceOpt = "cpu",
-    threads: ThreadsOpt = None,
-    activations: ActivationsOpt = AUTO,
-    sampling: SamplingOpt = CHECKPOINT,
+    *,
+    how: Options,
     trace: TraceOpt = None,
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
     asked = PartialSampling(temperature, top_k, top_p, min_p, seed=drawn)
     form = form_of(json_schema, json_object)
-    how = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft)
-    with Coterie.open(composition, replace(how, kv_type=kv_type)) as coterie:
+    with Coterie.open(composition, replace(how, record=MAX_WORKS if trace else 0)) as coterie:
         say_left_out(coterie.composition.left_out)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*before, Message("user", text))
-            made = Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous)
-            return replace(made, form=form)
+            return Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous, form=form)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:
@@ -168,10 +139,6 @@ def _detail(answer: Answer) -> str:
     return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}"
 
 
-def _spoken(answer: Answer) -> Message:
-    return Message("assistant", answer.text, reasoning=answer.reasoning)
-
-
 def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:
     said: tuple[Message, ...] = ()
     previous = ""
@@ -194,4 +161,5 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
                 out.print("[dim]the conversation begins anew[/dim]")
             said, previous = (), ""
             continue
-        said, previous = (*said, Message("user", text), _spoken(answer)), answer.expert
+        spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
+        said, previous = (*said, Message("user", text), spoken), answer.expert

@@ -11,40 +11,20 @@ import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from coterie.api import Coterie
-from coterie.api.sampling import CHECKPOINT
+from coterie.api import Coterie, Options
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
-from coterie.cli.opening import options
-from coterie.cli.options import (
-    ActivationsOpt,
-    CompositionArg,
-    DeviceOpt,
-    DraftOpt,
-    KvOpt,
-    KvTypeOpt,
-    MaxBatchOpt,
-    NearOpt,
-    PoolOpt,
-    ReuseOpt,
-    SamplingOpt,
-    SpeculateOpt,
-    ThreadsOpt,
-    TraceOpt,
-    out,
-    save_trace,
-    say_left_out,
-    seconds,
-    sentences,
-)
+from coterie.cli.opening import opens, options
+from coterie.cli.options import CompositionArg, TraceOpt, out, save_trace, say_left_out, seconds, sentences
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
-from coterie.models.model import AUTO
+from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
 from coterie.server.ending import Server
 from coterie.server.guard import ANY, digests_of, pages_of
@@ -56,22 +36,13 @@ KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
 
 @sentences
+@opens(*signature(options).parameters)
 def serve(
     composition: CompositionArg,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    near: NearOpt = None,
-    pool: PoolOpt = None,
-    kv: KvOpt = None,
-    kv_type: KvTypeOpt = AUTO,
-    reuse: ReuseOpt = True,
-    speculate: SpeculateOpt = None,
-    draft: DraftOpt = "",
-    device: DeviceOpt = "cpu",
-    threads: ThreadsOpt = None,
-    activations: ActivationsOpt = AUTO,
-    sampling: SamplingOpt = CHECKPOINT,
-    max_batch: MaxBatchOpt = None,
+    *,
+    how: Options,
     trace: TraceOpt = None,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
@@ -108,9 +79,8 @@ def serve(
         raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
     digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
-    made = options(device, near, kv, threads, trace, activations, pool, reuse, speculate, sampling, draft, max_batch)
-    made = replace(made, max_waiting=max_waiting, kv_type=kv_type)
-    with listen(host, port) as listener, Coterie.open(composition, made) as coterie:
+    how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
+    with listen(host, port) as listener, Coterie.open(composition, how) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
