@@ -26,7 +26,7 @@ from coterie.composition.composition import load_composition
 from coterie.core.errors import UsageError
 from coterie.plan.mix import mix_named
 from coterie.plan.workload import POISSON, Load, lengths_named
-from coterie.server.guard import digests_of
+from coterie.server.guard import bearer
 
 IN_FLIGHT, EXPERTS = (1, 32, 128), 6
 LENGTHS = "uniform:16:64 and so on"
@@ -97,7 +97,7 @@ def bench_serve(
         _left_out({"--experts": experts, "--shape": shape or None}, fact, "name a COMPOSITION")
         if composition is None:
             _left_out(sizes, "is of our own server", "name a COMPOSITION")
-        origins = tuple(origin_of(one, _headers(api_key)) for one in url or ())
+        origins = tuple(origin_of(one, bearer(api_key)) for one in url or ())
         who = Against(composition or "", _own_options(sizes), origins, tuple(against or ()), tuple(cold or ()))
         with servers_of(who, _say) as servers:
             asked = model or common_models(servers)
@@ -110,7 +110,7 @@ def bench_serve(
             "is of a server that is started here",
             "leave --url out",
         )
-        origin = origin_of(url[0], _headers(api_key))
+        origin = origin_of(url[0], bearer(api_key))
         asked = model or models_at(origin)
         print_report(serve_url(origin, asked, loads(asked), rounds, how, _say), json_)
         return
@@ -134,12 +134,6 @@ def _own_options(given: Mapping[str, int | None]) -> tuple[str, ...]:
 
 def _say(text: str) -> None:
     err.print(text, style="dim", markup=False)
-
-
-def _headers(api_key: str | None) -> dict[str, str]:
-    keys = (api_key or "").split()
-    digests_of(keys)  # refuses what no header carries
-    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 def _left_out(given: Mapping[str, object], fact: str, remedy: str) -> None:

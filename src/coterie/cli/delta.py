@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, sentences
-from coterie.cli.quantize import AS_IS, TYPES
+from coterie.cli.quantize import AS_IS, TYPES, report_of
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
@@ -91,16 +91,6 @@ def _stored(row: KindDelta) -> str:
 
 
 def _report(result: Delta) -> dict[str, Any]:
-    kinds = [asdict(row) | {"dtype": None, "stored": _stored(row)} for row in result.kinds]
-    for row in kinds:
-        del row["dtype"]
-    return {
-        "folder": str(result.folder),
-        **result.packing.words(),
-        "before_bytes": result.before_bytes,
-        "after_bytes": result.after_bytes,
-        "num_weights": result.num_weights,
-        "num_equal": result.num_equal,
-        "notes": list(result.notes),
-        "kinds": kinds,
-    }
+    kinds = ({**asdict(row), "stored": _stored(row)} for row in result.kinds)
+    plain = ({name: value for name, value in kind.items() if name != "dtype"} for kind in kinds)
+    return report_of(result, plain) | {"num_equal": result.num_equal, "notes": list(result.notes)}

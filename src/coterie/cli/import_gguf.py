@@ -14,13 +14,14 @@ from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, err, out, print_json, sentences
 from coterie.cli.progress import counted
+from coterie.cli.quantize import kind_of, report_of
 from coterie.composition.gguf_folder import gguf_folder
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
 from coterie.models.gguf.convert import Imported, import_gguf, plan_import
 from coterie.models.gguf.weights import KEEP
 from coterie.models.new_folder import free_path
-from coterie.models.packing import NAMES, Packing
+from coterie.models.packing import NAMES
 
 
 @sentences
@@ -116,24 +117,5 @@ def _print(imported: Imported) -> None:
 
 
 def _report(imported: Imported) -> dict[str, Any]:
-    return {
-        "folder": str(imported.folder),
-        "architecture": imported.architecture,
-        **(imported.packing or Packing(None, None)).words(),
-        "before_bytes": imported.before_bytes,
-        "after_bytes": imported.after_bytes,
-        "num_weights": imported.num_weights,
-        "kinds": [
-            {
-                "kind": found.lost.kind,
-                "found": list(found.found),
-                "type": found.lost.dtype.value,
-                "tensors": found.lost.num_tensors,
-                "weights": found.lost.num_weights,
-                "bits_per_weight": found.lost.bits,
-                "rms_error": found.lost.rms_error,
-                "max_error": found.lost.max_error,
-            }
-            for found in imported.kinds
-        ],
-    }
+    kinds = ({**kind_of(found.lost), "found": list(found.found)} for found in imported.kinds)
+    return report_of(imported, kinds) | {"architecture": imported.architecture}

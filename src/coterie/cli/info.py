@@ -21,7 +21,7 @@ from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.gpu_calibrate import SHAPE as GPU_SHAPE
 from coterie.bench.gpu_calibrate import calibrate_gpu
 from coterie.bench.report import Effort
-from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences
+from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences, write_text
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -119,44 +119,26 @@ def _calibrated(file: Path, shape: str, threads: int | None, device: str) -> Mac
         text = measure(file.stem, threads, Effort(), shape or SHAPE).to_toml()
     else:
         text = calibrate_gpu(file.stem, Gpu(number), Effort(), shape or GPU_SHAPE).to_toml()
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError("--out", f"{file} cannot be written: {error.strerror}", "give another path") from error
+    write_text(file, text, "--out")
     err.print(f"written: {file}; use it as synthetic:{file}", markup=False)
     return load_machine(str(file))
 
 
 def _plain(spec: MachineSpec) -> dict[str, Any]:
-    tiers = [
-        {
-            "name": t.name,
-            "capacity_bytes": t.capacity_bytes,
-            "bytes_per_s": t.bytes_per_s,
-            "achieved_bytes_per_s": t.achieved_bytes_per_s,
-            "source": t.source,
-        }
-        for t in spec.tiers
-    ]
-    links = [
-        {
-            "src": k.src,
-            "dst": k.dst,
-            "bytes_per_s": k.bytes_per_s,
-            "achieved_bytes_per_s": k.achieved_bytes_per_s,
-            "latency_s": k.latency_s,
-            "source": k.source,
-        }
-        for k in spec.links
-    ]
-    head = {"name": spec.name, "flops_per_s": spec.flops_per_s, "flops_source": spec.flops_source}
-    ranges = [
-        {"key": r.key, "low": r.low, "value": r.value, "high": r.high, "source": r.source} for r in spec.unpublished
-    ]
-    more = {"units": spec.units, "host_links": spec.host_links, "stack": spec.stack, "unpublished": ranges}
-    more |= {"power_w": spec.power_w or None, "power_source": spec.power_source}
-    tail = {"tiers": tiers, "links": links, "rule_set": spec.rule_set, "notes": list(spec.notes)}
-    return {**head, "achieved_flops_per_s": spec.achieved_flops_per_s, **more, **tail}
+    def some(of: object, *names: str) -> dict[str, Any]:
+        return {name: getattr(of, name) for name in names}
+
+    rates, ends = ("bytes_per_s", "achieved_bytes_per_s"), ("src", "dst")
+    return {
+        **some(spec, "name", "flops_per_s", "flops_source", "achieved_flops_per_s", "units", "host_links", "stack"),
+        "unpublished": [some(number, "key", "low", "value", "high", "source") for number in spec.unpublished],
+        "power_w": spec.power_w or None,
+        "power_source": spec.power_source,
+        "tiers": [some(tier, "name", "capacity_bytes", *rates, "source") for tier in spec.tiers],
+        "links": [some(link, *ends, *rates, "latency_s", "source") for link in spec.links],
+        "rule_set": spec.rule_set,
+        "notes": list(spec.notes),
+    }
 
 
 def _table(spec: MachineSpec) -> Table:

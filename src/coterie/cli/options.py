@@ -17,7 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 
-from coterie.core.errors import CoterieError, DeviceError
+from coterie.core.errors import CoterieError, DeviceError, UsageError
 from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
 from coterie.core.units import parse_bytes, parse_seconds
@@ -129,6 +129,14 @@ MaxBatchOpt = Annotated[
 ThreadsOpt = Annotated[
     int | None, typer.Option(min=1, help="Compute threads; by default one for each core (coterie info says how many).")
 ]
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write a file that an option names. Raises UsageError."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(option, f"{path} cannot be written: {error.strerror}", "choose another file") from error
 
 
 def save_trace(path: Path, trace: Trace) -> None:

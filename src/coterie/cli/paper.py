@@ -13,14 +13,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from coterie.cli.options import JsonOpt, err, out, print_json, sentences
+from coterie.cli.options import JsonOpt, err, out, print_json, sentences, write_text
 from coterie.cli.side_by_side import side_by_side
-from coterie.core.errors import UsageError
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
 from coterie.plan.paper.html import page
 from coterie.plan.paper.plots import check_plots
-from coterie.plan.paper.row import Exhibit, Fitted, Kind, summaries
-from coterie.plan.paper.text import error_text, number
+from coterie.plan.paper.row import Exhibit, Kind, summaries
+from coterie.plan.paper.text import fitted_cells, row_cells, summary_cells
 from coterie.spec.this_machine import allowed_cpus
 
 
@@ -38,10 +37,7 @@ def paper(
     cpus, _ = allowed_cpus()
     found = exhibits(names or (), lambda work, count: side_by_side(work, count, cpus))
     if html is not None:
-        try:
-            html.write_text(page(found), encoding="utf-8")
-        except OSError as error:
-            raise UsageError("--html", f"{html} cannot be written: {error.strerror}", "choose another file") from error
+        write_text(html, page(found), "--html")
         err.print(f"report: {len(found)} exhibits in {html}", markup=False)
     if json_:
         print_json([row.to_dict() for exhibit in found for row in exhibit.rows])
@@ -61,8 +57,7 @@ def _print(exhibit: Exhibit) -> None:
         table.add_column(column, no_wrap=True)
     for row in exhibit.rows:
         style = "" if row.kind is Kind.PREDICTED else "dim"
-        values = (number(row.published), number(row.ours), row.unit, error_text(row.error))
-        table.add_row(escape(row.row), *values, row.kind.value, row.method.value, style=style)
+        table.add_row(*map(escape, row_cells(row)), style=style)
     out.print(table)
     out.print(f"  published: {escape('; '.join(dict.fromkeys(row.source for row in exhibit.rows)))}")
     for text, rows in _notes(exhibit):
@@ -94,10 +89,7 @@ def _print_summary(found: Sequence[Exhibit]) -> None:
         table.add_column(column, justify="right")
     table.add_column("worst row", overflow="fold")
     for line in summaries(found):
-        worst = (error_text(line.worst.error), escape(line.worst.row)) if line.worst else ("-", "")
-        counts = (str(line.num_rows), str(line.num_not_modelled or ""))
-        middle = error_text(line.median_error, signed=False)
-        table.add_row(line.exhibit, line.method.value, line.kind.value, *counts, middle, *worst)
+        table.add_row(*map(escape, summary_cells(line)))
     out.print(table)
     out.print()
 
@@ -109,10 +101,6 @@ def _print_fitted(found: Sequence[Exhibit]) -> None:
     table.add_column("unit")
     table.add_column("left-one-out error", justify="right")
     table.add_column("fitted to, or why it was chosen")
-    constants: dict[Fitted, None] = {constant: None for exhibit in found for constant in exhibit.fitted}
-    for constant in constants:
-        left_out = error_text(constant.left_out_error, signed=False)
-        table.add_row(
-            escape(constant.name), number(constant.value), constant.unit, left_out, escape(constant.fitted_to)
-        )
+    for constant in dict.fromkeys(constant for exhibit in found for constant in exhibit.fitted):
+        table.add_row(*map(escape, fitted_cells(constant)))
     out.print(table)

@@ -15,8 +15,8 @@ from rich.table import Column, Table
 from coterie.cli.options import out
 from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.plan.choose import Choice, Limits
-from coterie.plan.paper.html import STYLE
-from coterie.plan.paper.plots import draw
+from coterie.plan.paper.html import document
+from coterie.plan.paper.plots import svg
 from coterie.plan.paper.row import Chart, Series
 
 Rows = Sequence[Mapping[str, Any]]
@@ -119,11 +119,7 @@ def plan_page(title: str, rows: Rows) -> str:
         for row in rows
         if row["machines"] is not None
     )
-    chart = Chart("Machines over experts", "lines", "experts", "machines", series)
-    picture = draw(chart).decode()
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    body = f"<body><h1>{escape(title)}</h1>{picture[picture.index('<svg') :]}</body>"
-    return f"{head}<style>{STYLE}</style></head>{body}</html>\n"
+    return document(title, [svg(Chart("Machines over experts", "lines", "experts", "machines", series))])
 
 
 def _watts(value: float | None) -> str:

@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_count, format_seconds
-from coterie.server.guard import digests_of
+from coterie.server.guard import bearer
 
 TIMEOUT_S = 10.0
 TOKENS = "tokens"  # what experts give that were made for nothing else
@@ -67,9 +67,7 @@ def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
     no_address = UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
     if not url.startswith(("http://", "https://")):
         raise no_address
-    keys = (api_key or "").split()
-    digests_of(keys)  # refuses what no header carries
-    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    headers = bearer(api_key)
     try:
         with urlopen(Request(f"{url.rstrip('/')}/v1/status", headers=headers), timeout=TIMEOUT_S) as answer:
             body = answer.read()

@@ -17,6 +17,9 @@ from coterie.cli.options import JsonOpt, out, print_json, sentences
 from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
+from coterie.models.fine_tunes.delta_write import Delta
+from coterie.models.gguf.convert import Imported
+from coterie.models.lost import KindError
 from coterie.models.packing import Packing
 from coterie.models.quantised.methods import is_repacked
 from coterie.models.quantize import Quantized, quantize_folder
@@ -66,7 +69,7 @@ def quantize(
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:
-        print_json(_report(result))
+        print_json(report_of(result, map(kind_of, result.kinds)) | {"notes": list(result.notes)})
         return
     table = Table(Column("tensors", overflow="fold"), "count", "weights", "bits each", "rms error", "largest error")
     for row in result.kinds:
@@ -112,24 +115,26 @@ def _packed(dtype: DType | None) -> DType | None:
     return None if dtype is DType.BF16 else dtype
 
 
-def _report(result: Quantized) -> dict[str, Any]:
+def report_of(result: Quantized | Imported | Delta, kinds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A written folder for JSON: how it is packed, its sizes, and what became of each kind of tensor."""
     return {
         "folder": str(result.folder),
         **(result.packing or Packing(None, None)).words(),
         "before_bytes": result.before_bytes,
         "after_bytes": result.after_bytes,
         "num_weights": result.num_weights,
-        "notes": list(result.notes),
-        "kinds": [
-            {
-                "kind": row.kind,
-                "type": row.dtype.value,
-                "tensors": row.num_tensors,
-                "weights": row.num_weights,
-                "bits_per_weight": row.bits,
-                "rms_error": row.rms_error,
-                "max_error": row.max_error,
-            }
-            for row in result.kinds
-        ],
+        "kinds": list(kinds),
+    }
+
+
+def kind_of(row: KindError) -> dict[str, Any]:
+    """One kind of tensor for JSON."""
+    return {
+        "kind": row.kind,
+        "type": row.dtype.value,
+        "tensors": row.num_tensors,
+        "weights": row.num_weights,
+        "bits_per_weight": row.bits,
+        "rms_error": row.rms_error,
+        "max_error": row.max_error,
     }

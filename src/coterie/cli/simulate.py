@@ -29,6 +29,7 @@ from coterie.cli.options import (
     print_json,
     save_trace,
     sentences,
+    write_text,
 )
 from coterie.cli.progress import counted
 from coterie.cli.side_by_side import side_by_side
@@ -171,10 +172,7 @@ def _of_run(path: Path, name: str, case: Case, runs: int) -> Path:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page and say so on stderr. Raises UsageError."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError("--html", f"{path} cannot be written: {error.strerror}", "choose another file") from error
+    write_text(path, text, "--html")
     err.print(f"report: {path}", markup=False)
 
 

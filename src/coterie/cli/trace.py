@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from coterie.cli.options import out, sentences
+from coterie.cli.options import out, sentences, write_text
 from coterie.core.errors import UsageError
 from coterie.core.trace import read_trace
 from coterie.core.trace_svg import render
@@ -38,7 +38,4 @@ def trace(
     if svg is not None:
         if until is not None and until <= start:
             raise UsageError("--to", f"{until:g} s is not after {start:g} s", "give a later moment")
-        try:
-            svg.write_text(render(read, start, until, title), encoding="utf-8")
-        except OSError as error:
-            raise UsageError("--svg", f"{svg} cannot be written: {error.strerror}", "choose another file") from error
+        write_text(svg, render(read, start, until, title), "--svg")

@@ -13,8 +13,8 @@ import numpy as np
 
 from coterie.plan.mix import F64
 from coterie.plan.outcome import SYNTHETIC
-from coterie.plan.paper.html import STYLE
-from coterie.plan.paper.plots import draw
+from coterie.plan.paper.html import document
+from coterie.plan.paper.plots import svg
 from coterie.plan.paper.row import Chart, Series
 
 POINTS = 200  # of a curve
@@ -27,16 +27,9 @@ Curves = Mapping[str, tuple[F64, F64]]
 def page(title: str, rows: Sequence[Mapping[str, Any]], curves: Curves) -> str:
     """The whole page."""
     charts = (_distribution("Time to the first token", 0, curves), _distribution("Time to the last token", 1, curves))
-    pictures = [_svg(draw(chart)) for chart in (*charts, _shares(rows))]
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1><p>Modelled time; {SYNTHETIC}.</p>",
-        *pictures,
-        '<div class="wide">',
-        _table(rows),
-        "</div></body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    pictures = map(svg, (*charts, _shares(rows)))
+    parts = [f"<p>Modelled time; {SYNTHETIC}.</p>", *pictures, f'<div class="wide">{_table(rows)}</div>']
+    return document(title, parts)
 
 
 def _distribution(title: str, which: int, curves: Curves) -> Chart:
@@ -77,8 +70,3 @@ def _show(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _svg(document: bytes) -> str:
-    text = document.decode()
-    return text[text.index("<svg") :]

@@ -110,6 +110,13 @@ def digests_of(keys: Sequence[str]) -> list[bytes]:
     return [_digest(key.encode()) for key in keys]
 
 
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header by which a client shows its key, none without one. Raises UsageError for what no header carries."""
+    keys = (api_key or "").split()
+    digests_of(keys)
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
     """`Retry-After` where it may help to ask again: then as many more can be begun as run now.
 

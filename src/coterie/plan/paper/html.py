@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from coterie.plan.paper.plots import draw
+from coterie.plan.paper.plots import svg
 from coterie.plan.paper.row import Exhibit, Fitted, Row, Summary, summaries
-from coterie.plan.paper.text import error_text, number
+from coterie.plan.paper.text import fitted_cells, row_cells, summary_cells
 
 TITLE = "The paper's tables and figures, again"
 STYLE = """
@@ -32,8 +32,6 @@ KINDS = (
 def page(exhibits: Sequence[Exhibit]) -> str:
     """The whole page. Raises nothing that `check_plots` would not have raised."""
     parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>',
-        f"<style>{STYLE}</style></head><body><h1>{TITLE}</h1>",
         "<p>SN40L and Samba-CoE, arXiv 2405.07518 v2: published values beside ours.</p>",
         f"<p>{escape(KINDS)}</p>",
         "<h2>How far off</h2>",
@@ -41,55 +39,29 @@ def page(exhibits: Sequence[Exhibit]) -> str:
     ]
     for exhibit in exhibits:
         parts.append(f"<h2>{escape(exhibit.title)}</h2><p>{escape(exhibit.about)}.</p>")
-        parts += [_svg(draw(chart)) for chart in exhibit.charts]
+        parts += map(svg, exhibit.charts)
         parts.append(_rows(exhibit.rows))
         parts += [f"<p>{escape(note)}.</p>" for note in exhibit.notes]
-    parts += ["<h2>Fitted constants</h2>", _fitted(exhibits), "</body></html>"]
-    return "\n".join(parts) + "\n"
+    return document(TITLE, [*parts, "<h2>Fitted constants</h2>", _fitted(exhibits)])
 
 
-def _svg(document: bytes) -> str:
-    """The picture without the head that only a file of its own needs."""
-    text = document.decode()
-    return text[text.index("<svg") :]
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page that needs nothing else."""
+    shown = escape(title, quote=False)
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{shown}</title><style>{STYLE}</style></head>'
+    return "\n".join([head, f"<body><h1>{shown}</h1>", *parts, "</body></html>"]) + "\n"
 
 
 def _rows(rows: Iterable[Row]) -> str:
-    lines = []
-    for row in rows:
-        cells = [
-            _cell(row.row),
-            _cell(number(row.published), "n"),
-            _cell(number(row.ours), "n"),
-            _cell(row.unit),
-            _cell(error_text(row.error), "n"),
-            _cell(row.kind.value),
-            _cell(row.method.value),
-            _cell(row.source),
-            _cell(row.note, "note"),
-        ]
-        lines.append(f'<tr class="{row.kind.value}">{"".join(cells)}</tr>')
     heads = (("row", ""), ("published", "n"), ("ours", "n"), ("unit", ""), ("error", "n"))
-    return _table((*heads, ("kind", ""), ("method", ""), ("source", ""), ("note", "")), lines)
+    more = (("kind", ""), ("method", ""), ("source", ""), ("note", "note"))
+    return _table((*heads, *more), [((*row_cells(row), row.source, row.note), row.kind.value) for row in rows])
 
 
 def _summary(found: Iterable[Summary]) -> str:
-    lines = []
-    for line in found:
-        worst = line.worst
-        cells = [
-            _cell(line.exhibit),
-            _cell(line.method.value),
-            _cell(line.kind.value),
-            _cell(str(line.num_rows), "n"),
-            _cell(str(line.num_not_modelled or ""), "n"),
-            _cell(error_text(line.median_error, signed=False), "n"),
-            _cell(error_text(worst.error) if worst else "-", "n"),
-            _cell(worst.row if worst else ""),
-        ]
-        lines.append(f'<tr class="{line.kind.value}">{"".join(cells)}</tr>')
     heads = (("exhibit", ""), ("method", ""), ("kind", ""), ("rows", "n"), ("not modelled", "n"))
-    return _table((*heads, ("median error", "n"), ("worst", "n"), ("which", "")), lines)
+    more = (("median error", "n"), ("worst", "n"), ("which", ""))
+    return _table((*heads, *more), [(summary_cells(line), line.kind.value) for line in found])
 
 
 def _fitted(exhibits: Iterable[Exhibit]) -> str:
@@ -97,25 +69,18 @@ def _fitted(exhibits: Iterable[Exhibit]) -> str:
     for exhibit in exhibits:
         for constant in exhibit.fitted:
             found.setdefault(constant, []).append(exhibit.title)
-    lines = []
-    for constant, titles in found.items():
-        cells = [
-            _cell(constant.name),
-            _cell(number(constant.value), "n"),
-            _cell(constant.unit),
-            _cell(", ".join(titles)),
-            _cell(error_text(constant.left_out_error, signed=False), "n"),
-            _cell(constant.fitted_to, "note"),
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = (("constant", ""), ("value", "n"), ("unit", ""), ("used by", ""))
-    return _table((*heads, ("left-one-out error", "n"), ("fitted to, or why it was chosen", "")), lines)
+    heads = (("constant", ""), ("value", "n"), ("unit", ""), ("left-one-out error", "n"))
+    more = (("fitted to, or why it was chosen", "note"), ("used by", ""))
+    lines = [((*fitted_cells(constant), ", ".join(titles)), "") for constant, titles in found.items()]
+    return _table((*heads, *more), lines)
 
 
-def _table(heads: Iterable[tuple[str, str]], lines: Iterable[str]) -> str:
+def _table(heads: Sequence[tuple[str, str]], lines: Iterable[tuple[Sequence[str], str]]) -> str:
+    """Heads with the class of their column, and lines of cells with the class of each."""
     head = "".join(f'<th class="{style}">{escape(text)}</th>' for text, style in heads)
-    return f'<div class="wide"><table><tr>{head}</tr>\n{chr(10).join(lines)}</table></div>'
-
-
-def _cell(text: str, style: str = "") -> str:
-    return f'<td class="{style}">{escape(text)}</td>'
+    rows = []
+    for cells, kind in lines:
+        columns = zip(cells, heads, strict=True)
+        line = "".join(f'<td class="{style}">{escape(text)}</td>' for text, (_, style) in columns)
+        rows.append(f'<tr class="{kind}">{line}</tr>')
+    return f'<div class="wide"><table><tr>{head}</tr>\n{chr(10).join(rows)}</table></div>'

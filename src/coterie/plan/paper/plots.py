@@ -52,6 +52,12 @@ def draw(chart: Chart, form: str = "svg") -> bytes:
     return out.getvalue()
 
 
+def svg(chart: Chart) -> str:
+    """The chart as a part of a page: without the head that only a file of its own needs."""
+    text = draw(chart).decode()
+    return text[text.index("<svg") :]
+
+
 def _bars(axes: Any, chart: Chart) -> None:
     width = 0.8 / len(chart.series)
     for i, series in enumerate(chart.series):

@@ -1,9 +1,11 @@
-"""Numbers and errors of exhibits as people read them.
+"""Numbers, errors and rows of exhibits as people read them.
 
 Knows nothing about where they are printed.
 """
 
 from __future__ import annotations
+
+from coterie.plan.paper.row import Fitted, Row, Summary
 
 
 def number(value: float | None) -> str:
@@ -23,3 +25,23 @@ def error_text(error: float | None, signed: bool = True) -> str:
         return f"x{error + 1:.0f}"
     rounded = round(error, 3) or 0.0
     return f"{rounded:{'+' if signed else ''}.1%}"
+
+
+def row_cells(row: Row) -> tuple[str, ...]:
+    """What it is, published, ours, their unit, the error, kind and method."""
+    values = number(row.published), number(row.ours), row.unit, error_text(row.error)
+    return (row.row, *values, row.kind.value, row.method.value)
+
+
+def summary_cells(line: Summary) -> tuple[str, ...]:
+    """Exhibit, method, kind, rows, those that are not modelled, the median error, and the worst with its row."""
+    worst = (error_text(line.worst.error), line.worst.row) if line.worst else ("-", "")
+    counts = str(line.num_rows), str(line.num_not_modelled or "")
+    middle = error_text(line.median_error, signed=False)
+    return (line.exhibit, line.method.value, line.kind.value, *counts, middle, *worst)
+
+
+def fitted_cells(constant: Fitted) -> tuple[str, ...]:
+    """Name, value, unit, the error of what was left out, and what it was fitted to."""
+    left_out = error_text(constant.left_out_error, signed=False)
+    return constant.name, number(constant.value), constant.unit, left_out, constant.fitted_to
