@@ -33,6 +33,14 @@ def test_every_way_reads_the_whole_file(file, way):
     assert limit._buffer.bytes[:SIZE].tobytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("size", [1, 4096, 10_000, 12_288])
+def test_a_file_of_any_size_is_read_to_its_end(tmp_path, size):
+    path, limit = tmp_path / "some.bin", DiskLimit(("threads", 4096, 1))
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    assert limit.read(path) > 0
+    assert limit._buffer.bytes[:size].tobytes() == path.read_bytes()
+
+
 def test_the_fastest_way_is_chosen(file, monkeypatch):
     limit, fast = DiskLimit(), BY_THREADS[3]
     monkeypatch.setattr(DiskLimit, "_read", lambda self, file, way, limit: 2.0 if way == fast else 1.0)

@@ -18,11 +18,9 @@ from tests.system.tiny import CONFIG, write_expert
 from coterie.bench import experts as bench_experts
 from coterie.bench import neighbour as bench_neighbour
 from coterie.bench import shapes
-from coterie.bench.limits import drop_page_cache, sequential_read
 from coterie.bench.report import Effort, Spread, interleave, paired_ratio
 from coterie.core.errors import CapacityError
 from coterie.core.trace import read_trace
-from coterie.devices.real.host_memory import Slab
 from coterie.graph.compile import compile_graph
 from coterie.kernels import cpu as kernels
 from coterie.models.model import load_weights_f32
@@ -331,24 +329,6 @@ def test_interleaving_takes_turns_and_pairs_within_rounds() -> None:
     assert ratio == Spread(12 / 5, (16 / 7 + 12 / 5) / 2, (12 / 5 + 8 / 3) / 2)
     with pytest.raises(ValueError, match="zip"):
         paired_ratio([1.0], [1.0, 2.0])
-
-
-@pytest.mark.parametrize("size", [1, 4096, 10_000, 12_288])
-def test_a_file_is_read_to_its_end(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(size))
-    reads = []
-    preadv = os.preadv
-
-    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        reads.append(preadv(descriptor, buffers, offset))
-        return reads[-1]
-
-    monkeypatch.setattr(os, "preadv", counting)
-    drop_page_cache(path)
-    rate, _ = sequential_read(path, Slab(4096).bytes)
-    assert rate > 0
-    assert sum(reads) == size
 
 
 def test_bench_quality_compares_each_packing_with_the_unquantised_expert() -> None:

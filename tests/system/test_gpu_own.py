@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.system.test_cuda import bench, lazy, run, shape
 from tests.system.tiny import CONFIG
 
 from coterie.bench import gpu_calibrate
-from coterie.bench.calibrate import TINY
+from coterie.bench.calibrate import TINY, number
 from coterie.bench.report import Effort
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import Step
@@ -73,13 +74,13 @@ def test_calibrating_a_gpu_writes_a_machine_of_measured_numbers(shape: Path, qui
 
 def test_a_calibrations_fields_are_those_of_its_file(shape: Path, quick: None) -> None:
     found = gpu_calibrate.calibrate_gpu("mine", Gpu(), Effort(2, 0.0), str(shape))
-    spec, plain = parse_machine(found.to_toml(), "mine.toml"), gpu_calibrate.to_plain(found)
+    spec, plain = parse_machine(found.to_toml(), "mine.toml"), asdict(found)
     assert spec.tier("hbm").bytes_per_s == pytest.approx(plain["read_bytes_per_s"], rel=1e-5)
     assert spec.flops_per_s == pytest.approx(plain["product_flops_per_s"], rel=1e-5)
     assert spec.flops_share == pytest.approx(plain["flops_share"], rel=1e-3)
     assert spec.link("dram", "hbm").bytes_per_s == pytest.approx(plain["copy_bytes_per_s"], rel=1e-5)
     assert spec.launch_host_s == pytest.approx(plain["launch_host_s"], rel=1e-5)
-    assert "quote'" in gpu_calibrate._number(1.0, "us", 'a "quote"')
+    assert "quote'" in number(1.0, "us", 'a "quote"')
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Step], float]) -> None:

@@ -10,13 +10,11 @@ Knows nothing about how a machine file is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
@@ -55,44 +53,57 @@ class Calibration:
         """A machine file that `load_machine` reads."""
         rate = f"measured: {self.source}"
         team = f"{rate}; a step of the {TINY} shape, all in cache, over its regions"
+        flops = (self.flops_per_s / 1e9, "GFLOP/s", f"{rate}; multiply-adds in registers", self.flops_share)
+        dram = (self.read_bytes_per_s / 1e9, "GB/s", f"{rate}; the fastest read loop", self.read_share)
         return f"""# This machine, as coterie info --calibrate measured it.
 name = "{self.name}"
 rule_set = "cache"
 units = {self.cpus}
-flops = {{ value = {self.flops_per_s / 1e9:.6g}, unit = "GFLOP/s", \
-source = "{rate}; multiply-adds in registers", \
-achieved = {self.flops_share:.4g}, achieved_source = "{rate}; prefill of {PROMPT_TOKENS} tokens" }}
-launch_host = {{ value = {self.launch_host_s * 1e6:.4g}, unit = "us", source = "{team}, each from Python" }}
-launch_device = {{ value = {self.launch_device_s * 1e6:.4g}, unit = "us", source = "{team}, by the thread team" }}
+flops = {number(*flops, f"{rate}; prefill of {PROMPT_TOKENS} tokens")}
+launch_host = {number(self.launch_host_s * 1e6, "us", f"{team}, each from Python")}
+launch_device = {number(self.launch_device_s * 1e6, "us", f"{team}, by the thread team")}
 
 [[tier]]
 name = "dram"
-capacity = {{ value = {self.dram_bytes}, unit = "B", source = "memory that this process may use" }}
-bandwidth = {{ value = {self.read_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
-source = "{rate}; the fastest read loop", \
-achieved = {self.read_share:.4g}, achieved_source = "{rate}; decode, without its launches" }}
+capacity = {number(self.dram_bytes, "B", "memory that this process may use")}
+bandwidth = {number(*dram, f"{rate}; decode, without its launches")}
+{disk_tables(self.disk_bytes, self.disk_bytes_per_s, rate)}"""
 
+
+def number(value: float, unit: str, source: str, share: float | None = None, share_source: str = "") -> str:
+    """A number of a machine file: whole numbers of bytes exactly, others to six digits."""
+    digits = str(value) if isinstance(value, int) else f"{value:.6g}"
+    achieved = "" if share is None else f', achieved = {share:.4g}, achieved_source = "{quotable(share_source)}"'
+    return f'{{ value = {digits}, unit = "{unit}", source = "{quotable(source)}"{achieved} }}'
+
+
+def quotable(text: str) -> str:
+    """As it may stand between double quotes in TOML."""
+    return text.replace("\\", "/").replace('"', "'")
+
+
+def disk_tables(capacity_bytes: int, bytes_per_s: float, measured: str) -> str:
+    """The tables of a machine's disk, and of its link to memory."""
+    rate = number(bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
+    return f"""
 [[tier]]
 name = "disk"
-capacity = {{ value = {self.disk_bytes}, unit = "B", source = "the file system of the working folder" }}
-bandwidth = {{ value = {self.disk_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
-source = "{rate}; a file read from end to end" }}
+capacity = {number(capacity_bytes, "B", "the file system of the working folder")}
+bandwidth = {rate}
 
 [[link]]
 src = "disk"
 dst = "dram"
-bandwidth = {{ value = {self.disk_bytes_per_s / 1e9:.6g}, unit = "GB/s", \
-source = "{rate}; a file read from end to end" }}
+bandwidth = {rate}
 latency = {{ value = 100, unit = "us", assumed = true, source = "a typical read" }}
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    read_bytes_per_s: float
-    flops_per_s: float
-    flops_share: float
-    read_share: float
+def disk_bytes_per_s(model: Model, effort: Effort) -> float:
+    """The rate at which a model's file is read with direct I/O, the way that the disk likes best."""
+    disk, file = DiskLimit(), Path(model.layout.ranges[0].source.path)
+    disk.search(file)
+    return median(disk.read(file) for _ in range(effort.rounds))
 
 
 def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE) -> Calibration:
@@ -101,11 +112,7 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
     device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
     config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
     with random_experts(config, 1) as (model,):
-        disk = DiskLimit()
-        file = Path(model.layout.ranges[0].source.path)
-        disk.search(file)
-        disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
-        rates = _large(model, threads, effort, device_s)
+        disk, rates = disk_bytes_per_s(model, effort), _large(model, threads, effort, device_s)
     spec = this_machine()
     here = machine()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -118,14 +125,11 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
         cpus=cpus,
         dram_bytes=dram.capacity_bytes,
         disk_bytes=max(drive.capacity_bytes, dram.capacity_bytes + 1),
-        read_bytes_per_s=rates.read_bytes_per_s,
-        flops_per_s=rates.flops_per_s,
-        flops_share=rates.flops_share,
-        read_share=rates.read_share,
         launch_host_s=host_s,
         launch_device_s=device_s,
-        disk_bytes_per_s=disk_bytes_per_s,
-        source=source.replace('"', "'"),
+        disk_bytes_per_s=disk,
+        source=source,
+        **rates,
     )
 
 
@@ -135,7 +139,7 @@ def check_name(name: str) -> None:
         raise UsageError("--out", f"{name!r} cannot name a machine", "use letters, digits, - and _")
 
 
-def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> _Rates:
+def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> dict[str, float]:
     """The limits, and what steps of a model that no cache holds reach of them."""
     loaded = on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS)
     try:
@@ -150,8 +154,12 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
     read = model.layout.size_bytes / min(median(samples[name]) for name in loops)
     flops = median(samples["peak"])
     prompt_s, token_s = (max(median(samples[way]) - regions, 1e-9) for way in ("prompt", "token"))
-    flops_share = min(1.0, prompt.cost().flops / prompt_s / flops)
-    return _Rates(read, flops, flops_share, min(1.0, token.cost().total_bytes / token_s / read))
+    return {
+        "read_bytes_per_s": read,
+        "flops_per_s": flops,
+        "flops_share": min(1.0, prompt.cost().flops / prompt_s / flops),
+        "read_share": min(1.0, token.cost().total_bytes / token_s / read),
+    }
 
 
 def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
@@ -164,8 +172,3 @@ def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort)
         finally:
             loaded.close()
     return median(samples["step"]) / len(step.exe.program.regions)
-
-
-def to_plain(found: Calibration) -> Mapping[str, Any]:
-    """For JSON."""
-    return {name: getattr(found, name) for name in Calibration.__slots__}

@@ -24,18 +24,19 @@ from coterie.api.assemble import Options, make_device, make_spec, rounded_for
 from coterie.bench.adapters import random_adapters
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
+from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import experts_in_turn, random_experts
 from coterie.bench.gpu_peers import check_peers
-from coterie.bench.limits import drop_page_cache, sequential_read
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer
 from coterie.bench.peers.transformers import Transformers
 from coterie.bench.report import Report
+from coterie.bench.shapes import COMMON
 from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cuda.gpu import Gpu, gpu_number
-from coterie.devices.real.host_memory import CHUNK_BYTES, Slab
+from coterie.devices.real.host_memory import CHUNK_BYTES
 from coterie.models.model import AUTO, Model, synthetic_model
 from coterie.plan.mix import draw
 from coterie.plan.setups import APART, EQUAL, FCFS, OURS, SETUPS
@@ -49,21 +50,12 @@ KNOWN = (*POLICIES, APART.name, EQUAL.name)
 LIMIT_FILES = 5
 SEED = 7  # the one that the settings of `coterie` were chosen on
 
-_COMMON = {
-    "vocab_size": 16384,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
-
 
 def _shape(family: str, model_type: str, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
     more = {"num_key_value_heads": kv_heads, "head_dim": 64, "intermediate_size": hidden * 11 // 4 // 64 * 64}
-    return {"architectures": [family], "model_type": model_type, **_COMMON, **sizes, **more}
+    kind = {"architectures": [family], "model_type": model_type, "vocab_size": 16384, "torch_dtype": "bfloat16"}
+    return {**kind, **COMMON, **sizes, **more}
 
 
 # Three architectures of about 50, 75 and 100 MB in bf16, in turn.
@@ -185,13 +177,9 @@ def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
     if grid.device != "cpu":
         run, below = spec.weight_tiers[:2]
         return spec.link(below, run).achieved_bytes_per_s
-    into = Slab(CHUNK_BYTES).bytes
-    rates = []
-    for model in list(models.values())[:: max(1, len(models) // LIMIT_FILES)]:
-        file = Path(model.layout.ranges[0].source.path)
-        drop_page_cache(file)
-        rates.append(sequential_read(file, into)[0])
-    return median(rates)
+    some = list(models.values())[:: max(1, len(models) // LIMIT_FILES)]
+    disk = DiskLimit(("threads", CHUNK_BYTES, 1))  # as the engine reads where there is no queue, one read at a time
+    return median(disk.read(Path(model.layout.ranges[0].source.path)) for model in some)
 
 
 def _runs(

@@ -24,10 +24,8 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from coterie.bench.coe_peer_run import Files, Pool, Ran, in_batches, one_at_a_time
-from coterie.bench.coe_run import Workload, percentile
+from coterie.bench.coe_run import Workload, percentiles, prompts_of
 from coterie.bench.coe_turns import Turns
 from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.peer import InBatches, Peer, Settings
@@ -67,14 +65,13 @@ def converted(
 ) -> Iterator[Converted]:
     """Every expert as the peer reads it, in a temporary folder, once for all workloads like `load`."""
     with TemporaryDirectory(prefix="coterie-peer-") as folder:
-        ask = partial(_once, peer, prompt=_prompts(models, load)[0], load=load, drops_pages=drops_pages)
+        ask = partial(_once, peer, prompt=prompts_of(models, load)[0], load=load, drops_pages=drops_pages)
         precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", cpus, ask)
         peer.forget()
         files = {name: _prepare(peer, model, Path(folder) / name, precision) for name, model in models.items()}
         os.sync()  # pages that wait to be written cannot be dropped from the page cache
         if drops_pages:
-            for file in files.values():
-                _drop(peer, file)
+            drop_page_cache(*(file for prepared in files.values() for file in peer.files(prepared)))
         yield Converted(peer, files, precision, settings, drops_pages)
 
 
@@ -82,7 +79,7 @@ def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, nea
     """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
     turns, settings = _best_turns(made, models, load, near_bytes)
     ran, opened, moved_bytes = _serve(replace(made, settings=settings), models, load, near_bytes, turns)
-    ordered, elapsed_s = sorted(ran.ttfts_s), ran.ends_s[-1]
+    elapsed_s = ran.ends_s[-1]
     return {
         "mix": load.mix,
         "in_flight": load.in_flight,
@@ -93,9 +90,7 @@ def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, nea
         "switches": opened,
         "hit_rate": 1 - opened / len(ran.ends_s),
         "tokens_per_s": len(ran.ends_s) * load.new_tokens / elapsed_s,
-        "ttft_p50_s": percentile(ordered, 0.50),
-        "ttft_p95_s": percentile(ordered, 0.95),
-        "ttft_p99_s": percentile(ordered, 0.99),
+        **percentiles("ttft", ran.ttfts_s, (50, 95, 99)),
         "moved_bytes": moved_bytes,
         "longest_overtaken": ran.most_overtaken,
         "elapsed_s": elapsed_s,
@@ -106,7 +101,7 @@ def _serve(
     made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, turns: Turns
 ) -> tuple[Ran, int, int]:
     """All of a load: what came of it, opens, and the bytes that they moved."""
-    peer, tokens, prompts = made.peer, load.prompt_tokens + load.new_tokens, _prompts(models, load)
+    peer, tokens, prompts = made.peer, load.prompt_tokens + load.new_tokens, prompts_of(models, load)
     files = Files(peer, made.files, made.drops_pages)
     try:
         peer.reserve(made.files.values(), made.settings)
@@ -157,13 +152,6 @@ def _best_turns(
     return fastest([])
 
 
-def _prompts(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
-    rng = np.random.default_rng(len(load.asked))
-    words = min(model.config.vocab_size for model in models.values())
-    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
-    return prompts
-
-
 def _best(
     peer: Peer, model: Model, folder: Path, cpus: int, ask: Callable[[Path, Settings], float]
 ) -> tuple[str, Settings]:
@@ -181,7 +169,7 @@ def _once(
     peer: Peer, file: Path, settings: Settings, prompt: Sequence[int], load: Workload, drops_pages: bool
 ) -> float:
     if drops_pages:
-        _drop(peer, file)
+        drop_page_cache(*peer.files(file))
     start = perf_counter()
     session = peer.open(file, settings, load.prompt_tokens + load.new_tokens)
     try:
@@ -190,11 +178,6 @@ def _once(
     finally:
         session.close()
     return perf_counter() - start
-
-
-def _drop(peer: Peer, prepared: Path) -> None:
-    for file in peer.files(prepared):
-        drop_page_cache(file)
 
 
 def _prepare(peer: Peer, model: Model, out: Path, precision: str) -> Path:

@@ -43,8 +43,7 @@ class Files:
     def closed(self, name: str) -> None:
         """It was closed."""
         if self.drops_pages:
-            for file in self.peer.files(self.prepared[name]):
-                drop_page_cache(file)
+            drop_page_cache(*self.peer.files(self.prepared[name]))
 
 
 class Pool(Generic[Kind]):

@@ -7,7 +7,7 @@ Knows nothing about which policies are compared, or how the numbers are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from math import ceil
@@ -104,25 +104,30 @@ def _closed_loop(parts: Parts, asked: Sequence[Request], in_flight: int) -> dict
 
 def _requests(models: Mapping[str, Model], load: Workload, ranked: bool) -> list[Request]:
     priorities = (ranked and load.priorities) or [0] * len(load.asked)
-    rng = np.random.default_rng(len(load.asked))
-    words = min(model.config.vocab_size for model in models.values())
-    prompts = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    each = zip(load.asked, prompts_of(models, load), priorities, strict=True)
     return [
         Request(f"r{number}", name, tuple(prompt), load.new_tokens, ignore_end=True, priority=priority)
-        for number, (name, prompt, priority) in enumerate(zip(load.asked, prompts, priorities, strict=True))
+        for number, (name, prompt, priority) in enumerate(each)
     ]
 
 
-def _by_priority(load: Workload, timings: Mapping[str, Timings]) -> dict[int, dict[str, float]]:
+def prompts_of(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
+    """Made-up tokens that all of the models have, for each request."""
+    rng = np.random.default_rng(len(load.asked))
+    words = min(model.config.vocab_size for model in models.values())
+    prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
+    return prompts
+
+
+def _by_priority(load: Workload, timings: Mapping[str, Timings]) -> dict[int, dict[str, Any]]:
     """Of the requests of each priority: how many, and their times to the first token and to the last."""
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for priority in sorted(set(load.priorities)):
         its = [timings[f"r{number}"] for number, one in enumerate(load.priorities) if one == priority]
-        ttfts, ends = sorted(t.ttft_s or 0.0 for t in its), sorted(t.end_s - t.arrival_s for t in its)
-        found[priority] = {"requests": len(its)} | {
-            f"{name}_p{p}_s": percentile(times, p / 100)
-            for name, times in (("ttft", ttfts), ("e2e", ends))
-            for p in (50, 99)
+        found[priority] = {
+            "requests": len(its),
+            **percentiles("ttft", [t.ttft_s or 0.0 for t in its], (50, 99)),
+            **percentiles("e2e", [t.end_s - t.arrival_s for t in its], (50, 99)),
         }
     return found
 
@@ -137,7 +142,6 @@ def _row(
         )
     lane = "->".join(reversed(parts.device.spec.weight_tiers[:2]))  # the last link on the way up
     use = parts.recorded().use[lane]
-    ttfts = sorted(t.ttft_s for t in timings if t.ttft_s is not None)
     return {
         "mix": load.mix,
         "in_flight": load.in_flight,
@@ -147,9 +151,7 @@ def _row(
         "hit_rate": 1 - metrics.switches / len(timings),
         "resident_at_arrival": metrics.hits / len(timings),
         "tokens_per_s": metrics.drawn_tokens / elapsed_s,
-        "ttft_p50_s": percentile(ttfts, 0.50),
-        "ttft_p95_s": percentile(ttfts, 0.95),
-        "ttft_p99_s": percentile(ttfts, 0.99),
+        **percentiles("ttft", [t.ttft_s for t in timings if t.ttft_s is not None], (50, 95, 99)),
         "moved_bytes": use.moved_bytes,
         "link_busy_share": use.busy_s / elapsed_s,
         "link_rate_share": use.moved_bytes / elapsed_s / link_bytes_per_s,
@@ -163,6 +165,12 @@ def _row(
 def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values do not exceed (nearest rank)."""
     return ordered[max(0, ceil(share * len(ordered)) - 1)]
+
+
+def percentiles(name: str, values: Iterable[float], shares: Sequence[int]) -> dict[str, float | None]:
+    """Percentiles of times in seconds, as a row has them; None of no times."""
+    ordered = sorted(values)
+    return {f"{name}_p{share}_s": percentile(ordered, share / 100) if ordered else None for share in shares}
 
 
 def fewest_switches(sizes: Mapping[str, int], order: Sequence[str], near_bytes: int) -> tuple[int, int]:

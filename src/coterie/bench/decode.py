@@ -97,8 +97,7 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, limit: str, limit
     # Both are rates, and each round has its own pair: (read / step) / (limit_bytes / limit)
     mbu = paired_ratio(samples[limit], samples[OURS]).scaled(read / limit_bytes)
     return {
-        "mbu": mbu.median,
-        "mbu_quartiles": [mbu.low, mbu.high],
+        **mbu.plain("mbu"),
         "read_bytes_per_s": read / seconds,
         "tokens_per_s": 1 / seconds,
         "seconds_per_token": seconds,
@@ -127,8 +126,7 @@ def _batch(samples: Mapping[str, list[float]], batch: int, one: Cost, flops: int
         "size": batch,
         "seconds_per_step": median(samples[BATCH]),
         "tokens_per_s": batch / median(samples[BATCH]),
-        "gain": gain.median,
-        "gain_quartiles": [gain.low, gain.high],
+        **gain.plain("gain"),
         "gain_aim": aim,
         "flops_per_s": flops / median(samples[BATCH]),
         "cached_flops_per_s": median(samples[CACHED_BATCH]),
@@ -137,14 +135,11 @@ def _batch(samples: Mapping[str, list[float]], batch: int, one: Cost, flops: int
 
 def _table(results: Mapping[str, Any]) -> Table:
     table = Table("way", "per token", "tokens/s", "share", "ratio")
-    share = Spread(results["mbu"], *results["mbu_quartiles"])
-    table.add_row(
-        "batch 1", format_seconds(results["seconds_per_token"]), f"{results['tokens_per_s']:.1f}", str(share), ""
-    )
+    share, each = str(Spread.read(results, "mbu")), format_seconds(results["seconds_per_token"])
+    table.add_row("batch 1", each, f"{results['tokens_per_s']:.1f}", share, "")
     batch = results["batch"]
-    gain = str(Spread(batch["gain"], *batch["gain_quartiles"]))
     name, each = f"batch {batch['size']}", format_seconds(1 / batch["tokens_per_s"])
-    table.add_row(name, each, f"{batch['tokens_per_s']:.1f}", "", gain)
+    table.add_row(name, each, f"{batch['tokens_per_s']:.1f}", "", str(Spread.read(batch, "gain")))
     add_peer_rows(table, results["peers"])
     return table
 

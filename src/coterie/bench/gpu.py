@@ -69,7 +69,7 @@ def decode(
     limit = min(loops, key=lambda name: median(samples[name]))
     results = read_rates(samples, cost, limit, limit_bytes)
     results["batch"] = {"size": batch, "tokens_per_s": batch / median(samples[BATCH])}
-    mbu = Spread(results["mbu"], *results["mbu_quartiles"])
+    mbu = Spread.read(results, "mbu")
     results["peers"] = peer_rows(samples, OURS, beside)
     table = Table("way", "per token", "tokens/s", "share of the read rate", "a peer's time over ours")
     per_token = format_seconds(results["seconds_per_token"])
@@ -110,8 +110,7 @@ def prefill(
     share = paired_ratio(samples[PRODUCT], samples[OURS]).scaled(flops / product_flops)
     seconds, peak = median(samples[OURS]), product_flops / median(samples[PRODUCT])
     results: dict[str, Any] = {
-        "share_of_peak": share.median,
-        "share_of_peak_quartiles": [share.low, share.high],
+        **share.plain("share_of_peak"),
         "seconds": seconds,
         "tokens_per_s": prompt_tokens / seconds,
         "flops": flops,
@@ -152,9 +151,8 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
         remarks = tuple(dict.fromkeys(remark for one in loaded.values() for remark in one.device.remarks))
     table = Table("phase", "way", "per step", "speed-up", "regions")
     for cell in cells:
-        speedup = Spread(cell["speedup"], *cell["speedup_quartiles"])
-        seconds = format_seconds(cell["seconds_per_step"])
-        table.add_row(cell["phase"], cell["way"], seconds, str(speedup), str(cell["regions"]))
+        speedup, seconds = str(Spread.read(cell, "speedup")), format_seconds(cell["seconds_per_step"])
+        table.add_row(cell["phase"], cell["way"], seconds, speedup, str(cell["regions"]))
     notes = (
         "prefill is captured as decode steps are, where they are; where those are walked, it is captured",
         f"{STEPS} decode steps a call, as a server makes them: where a way starts several at once, it is seen",
@@ -176,14 +174,12 @@ def _cells(phase: str, steps: Mapping[str, Step], effort: Effort) -> list[dict[s
     _warm(ways)
     samples = interleave(ways, effort)
     baseline = samples[next(iter(ways))]
-    speedups = {way: paired_ratio(baseline, samples[way]) for way in ways}
     return [
         {
             "phase": phase,
             "way": way,
             "seconds_per_step": median(samples[way]),
-            "speedup": speedups[way].median,
-            "speedup_quartiles": [speedups[way].low, speedups[way].high],
+            **paired_ratio(baseline, samples[way]).plain("speedup"),
             "regions": len(step.exe.program.regions),
             "rounds": len(samples[way]),
         }

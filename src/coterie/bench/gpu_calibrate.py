@@ -12,14 +12,22 @@ Knows nothing about how a machine file is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from coterie.bench.calibrate import CONTEXT, STEPS, TINY, check_name
-from coterie.bench.disk import DiskLimit
+from coterie.bench.calibrate import (
+    CONTEXT,
+    STEPS,
+    TINY,
+    check_name,
+    disk_bytes_per_s,
+    disk_tables,
+    number,
+    quotable,
+)
 from coterie.bench.experts import random_experts
 from coterie.bench.gpu import WARM_ROUNDS
 from coterie.bench.limits import read_loops
@@ -78,55 +86,43 @@ class GpuCalibration:
         """A machine file that `load_machine` reads."""
         measured = f"measured: {self.source}"
         step = f"{measured}; one more step of the {TINY} shape over its regions"
-        disk = _number(self.disk_bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
-        flops = _number(
+        flops = number(
             self.product_flops_per_s / 1e12, "TFLOP/s", f"{measured}; a product of square bfloat16 matrices",
             self.flops_share, f"{measured}; what prefill of {PROMPT_TOKENS} tokens takes more than of {_short()}",
         )  # fmt: skip
-        hbm = _number(
+        hbm = number(
             self.read_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop",
             self.read_share, f"{measured}; one more decode step, without its launches",
         )  # fmt: skip
         starts = f"{measured}; a run of one step, less one more step and a launch"
         prompts = f"{measured}; prefill of {_short()} tokens, less all else that is known"
-        notes = ", ".join(f'"{_plain(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped))
+        notes = ", ".join(f'"{quotable(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped))
         return f"""# A GPU and its host, as coterie info --calibrate --device cuda measured them.
 name = "{self.name}"
 rule_set = "cache"
 notes = [{notes}]
 flops = {flops}
-launch_host = {_number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by a call")}
-launch_device = {_number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
-run_start = {_number(self.run_start_s * 1e6, "us", starts)}
-prompt_start = {_number(self.prompt_start_s * 1e6, "us", prompts)}
+launch_host = {number(self.launch_host_s * 1e6, "us", f"{step}, each kernel by a call")}
+launch_device = {number(self.launch_device_s * 1e6, "us", f"{step}, as captured graphs")}
+run_start = {number(self.run_start_s * 1e6, "us", starts)}
+prompt_start = {number(self.prompt_start_s * 1e6, "us", prompts)}
 gated_launch = "host"
 
 [[tier]]
 name = "hbm"
-capacity = {_number(self.hbm_bytes, "B", self.hbm_source)}
+capacity = {number(self.hbm_bytes, "B", self.hbm_source)}
 bandwidth = {hbm}
 
 [[tier]]
 name = "dram"
-capacity = {_number(self.dram_bytes, "B", self.dram_source)}
-bandwidth = {_number(self.host_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop of the CPUs")}
-
-[[tier]]
-name = "disk"
-capacity = {_number(self.disk_bytes, "B", "the file system of the working folder")}
-bandwidth = {disk}
-
+capacity = {number(self.dram_bytes, "B", self.dram_source)}
+bandwidth = {number(self.host_bytes_per_s / 1e9, "GB/s", f"{measured}; the fastest read loop of the CPUs")}
+{disk_tables(self.disk_bytes, self.disk_bytes_per_s, measured)}
 [[link]]
 src = "dram"
 dst = "hbm"
-bandwidth = {_number(self.copy_bytes_per_s / 1e9, "GB/s", f"{measured}; one copy of pinned memory")}
-latency = {_number(self.copy_latency_s * 1e6, "us", f"{measured}; a copy of {format_bytes(BLOCK_BYTES)}")}
-
-[[link]]
-src = "disk"
-dst = "dram"
-bandwidth = {disk}
-latency = {{ value = 100, unit = "us", assumed = true, source = "a typical read" }}
+bandwidth = {number(self.copy_bytes_per_s / 1e9, "GB/s", f"{measured}; one copy of pinned memory")}
+latency = {number(self.copy_latency_s * 1e6, "us", f"{measured}; a copy of {format_bytes(BLOCK_BYTES)}")}
 """
 
 
@@ -139,10 +135,7 @@ def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> Gp
     room = max(PROMPT_TOKENS, CONTEXT) + STEPS
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (model,):
-        disk = DiskLimit()
-        file = Path(model.layout.ranges[0].source.path)
-        disk.search(file)
-        disk_bytes_per_s = median(disk.read(file) for _ in range(effort.rounds))
+        disk = disk_bytes_per_s(model, effort)
         rates = _rates(Loaded(model, gpu.make(), room), gpu, effort, launches)
         program = compile_graph(model.graph, "cache")
     short_s = rates.pop("short_s")
@@ -151,7 +144,7 @@ def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> Gp
         name=name,
         gpu=gpu.name,
         shape=Path(shape).stem,
-        disk_bytes_per_s=disk_bytes_per_s,
+        disk_bytes_per_s=disk,
         launch_host_s=launches["host"],
         launch_device_s=launches["device"],
         prompt_start_s=0.0,
@@ -256,19 +249,3 @@ def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
             loaded.close()
     step_s, _ = _step_and_start(median(samples["1"]), median(samples[str(STEPS)]))
     return step_s / len(runs[1].exe.program.regions)
-
-
-def _number(value: float, unit: str, source: str, share: float | None = None, share_source: str = "") -> str:
-    """A number of a machine file: whole numbers of bytes exactly, others to six digits."""
-    digits = str(value) if isinstance(value, int) else f"{value:.6g}"
-    achieved = "" if share is None else f', achieved = {share:.4g}, achieved_source = "{_plain(share_source)}"'
-    return f'{{ value = {digits}, unit = "{unit}", source = "{_plain(source)}"{achieved} }}'
-
-
-def _plain(text: str) -> str:
-    return text.replace("\\", "/").replace('"', "'")
-
-
-def to_plain(found: GpuCalibration) -> Mapping[str, Any]:
-    """For JSON."""
-    return {item.name: getattr(found, item.name) for item in fields(found)}

@@ -108,11 +108,9 @@ def _results(rounds: Mapping[str, list[float]], size_bytes: int) -> dict[str, An
         "cold_arrival_s": median(rounds["arrival"]),
         "warm_ttft_s": median(rounds["warm"]),
         "cold_ideal_s": median(rounds["ideal"]),
-        "cold_ttft_over_ideal": over.median,
-        "cold_ttft_over_ideal_quartiles": [over.low, over.high],
+        **over.plain("cold_ttft_over_ideal"),
         "copy_bytes_per_s": size_bytes / median(rounds["copied"]),
-        "share_of_copy": share.median,
-        "share_of_copy_quartiles": [share.low, share.high],
+        **share.plain("share_of_copy"),
         "rounds": len(rounds["cold"]),
     }
 

@@ -28,7 +28,7 @@ from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
-from coterie.bench.switch_peers import first_token_s
+from coterie.bench.switch_peers import WARM_PROMPT, Way, first_token_s, turns
 from coterie.bench.switch_serve import ask, settings_for, ttft
 from coterie.core.units import format_seconds
 from coterie.devices.cuda.gpu import Gpu
@@ -37,15 +37,10 @@ from coterie.models.model import Model
 
 WARM_TURNS = 2
 HELD_TURNS = 6  # a compiled model runs, is recorded as a graph, and is replayed: three turns, of each of two
-WARM_PROMPT = 1  # a switch between models in HBM is not to be hidden by a long prompt
 COLD, WARM, OURS = "cold", "warm", "coterie"
 DISK, PAGES, HELD, HELD_COMPILED = "disk", "page cache", "held open", "held open, compiled"
 # Each way of theirs, what it is called in the JSON, and which of ours it is held against.
 AGAINST: Mapping[str, str] = {DISK: COLD, PAGES: COLD, HOST: COLD, HELD: WARM, HELD_COMPILED: WARM}
-
-Way = Callable[[int], float]
-"""Seconds of turn 0, 1, 2, ...: each turn switches to the other model."""
-
 
 def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gpu: Gpu) -> dict[str, Any]:
     """A row for transformers: its `ways`, each with its seconds, ours of the same rounds, and their ratio.
@@ -100,16 +95,14 @@ class _Rounds:
             except Exception as error:  # whatever another engine fails with, the other ways are still wanted
                 self.rows[name] = {"failed": sentence(error)}
             else:
-                working[name] = _turns(way)
+                working[name] = turns(way)
         if working:
-            samples = interleave({OURS: _turns(ours), **working}, self._effort)
+            samples = interleave({OURS: turns(ours), **working}, self._effort)
             self.rows |= {name: _row(samples[name], samples[OURS]) for name in working}
 
 
 def _row(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
-    ratio = paired_ratio(theirs, ours)
-    times = {"seconds": median(theirs), "ours_s": median(ours)}
-    return {**times, "ratio": ratio.median, "ratio_quartiles": [ratio.low, ratio.high]}
+    return {"seconds": median(theirs), "ours_s": median(ours), **paired_ratio(theirs, ours).plain("ratio")}
 
 
 class _Ours:
@@ -147,10 +140,8 @@ class _Theirs:
 
     def from_disk(self, turn: int) -> float:
         """Nothing of the file in the page cache; closing is not counted."""
-        path = self.paths[turn % len(self.paths)]
-        for file in self.peer.files(path):
-            drop_page_cache(file)
-        return self._first_token(path, self.settings)
+        drop_page_cache(*self.peer.files(self.paths[turn % len(self.paths)]))
+        return self.from_pages(turn)
 
     def from_pages(self, turn: int) -> float:
         """The file's pages are in memory."""
@@ -183,11 +174,6 @@ def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Se
         return sentence(error)
     session.close()
     return settings
-
-
-def _turns(way: Way) -> Callable[[], float]:
-    numbers = count()
-    return lambda: way(next(numbers))
 
 
 def add_rows(table: Table, peers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,11 +1,10 @@
-"""A machine's limits (a roofline): loops that only read memory, multiply and add, unpack weights, or read a file.
+"""A machine's limits (a roofline): loops that only read memory, multiply and add, or unpack weights (disk.py: a disk's).
 
 A bench says what share of them it reached. Knows nothing about benches.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -73,38 +72,11 @@ class CachedProducts:
         return self._flops / (perf_counter() - start)
 
 
-def drop_page_cache(file: Path) -> None:
-    """Ask the system to forget a file's pages; all of them must be on the disk already."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def sequential_read(file: Path, into: Bytes) -> tuple[float, bool]:
-    """Read a file from end to end, one read of `into`'s size after the other: bytes per second, and if it was direct.
-
-    `into` must be aligned to 4096 bytes. Where the file system refuses O_DIRECT the read is an ordinary one.
-    """
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    direct = getattr(os, "O_DIRECT", 0)
-    if direct:
+def drop_page_cache(*files: Path) -> None:
+    """Ask the system to forget files' pages; all of them must be on the disk already."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _read_all(os.open(file, flags | direct), into), True
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-    return _read_all(os.open(file, flags), into), False
-
-
-def _read_all(descriptor: int, into: Bytes) -> float:
-    try:
-        start, done = perf_counter(), 0
-        while count := os.preadv(descriptor, [into.data], done):
-            done += count
-            if count < len(into):
-                break  # the end of the file; a direct read may not start at an odd place
-        return done / (perf_counter() - start)
-    finally:
-        os.close(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

@@ -46,8 +46,7 @@ def neighbour(shape: str, context_tokens: int, threads: int | None, effort: Effo
     results = {
         "alone_s": median(samples["alone"]),
         "beside_s": median(samples["beside"]),
-        "slowdown": ratio.median,
-        "slowdown_quartiles": [ratio.low, ratio.high],
+        **ratio.plain("slowdown"),
         "bound": BOUND,
         "rounds": len(samples["alone"]),
     }

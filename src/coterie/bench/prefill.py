@@ -62,8 +62,7 @@ def prefill(
     share = Spread.of(flops / ours / peak for ours, peak in zip(samples[OURS], samples[PEAK], strict=True))
     seconds = median(samples[OURS])
     results: dict[str, Any] = {
-        "share_of_peak": share.median,
-        "share_of_peak_quartiles": [share.low, share.high],
+        **share.plain("share_of_peak"),
         "tokens_per_s": prompt_tokens / seconds,
         "seconds": seconds,
         "flops": flops,
@@ -84,10 +83,9 @@ def _peer_seconds(session: Session, prompt: list[int]) -> float:
 
 def _table(results: Mapping[str, Any]) -> Table:
     table = Table("way", "prompt", "tokens/s", "share", "ratio")
-    share = str(Spread(results["share_of_peak"], *results["share_of_peak_quartiles"]))
+    share = str(Spread.read(results, "share_of_peak"))
     table.add_row("coterie", format_seconds(results["seconds"]), f"{results['tokens_per_s']:.0f}", share, "")
-    tokens = results["tokens_per_s"] * results["seconds"]
-    add_peer_rows(table, results["peers"], tokens)
+    add_peer_rows(table, results["peers"], results["tokens_per_s"] * results["seconds"])
     return table
 
 

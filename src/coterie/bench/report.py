@@ -71,6 +71,15 @@ class Spread:
         low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         return Spread(middle, low, high)
 
+    @staticmethod
+    def read(row: Mapping[str, Any], name: str) -> Spread:
+        """What `plain` wrote under a name."""
+        return Spread(row[name], *row[f"{name}_quartiles"])
+
+    def plain(self, name: str) -> dict[str, Any]:
+        """For JSON: the median under a name, and the quartiles."""
+        return {name: self.median, f"{name}_quartiles": [self.low, self.high]}
+
     def scaled(self, factor: float) -> Spread:
         """Each number times a factor."""
         return Spread(self.median * factor, self.low * factor, self.high * factor)

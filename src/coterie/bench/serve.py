@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,7 +186,6 @@ def _report(cells: Sequence[Cell], workload: Mapping[str, Any]) -> Report:
         }
         if IN_PROCESS in cell.rounds:
             rates = {name: [one.tokens_per_s for one in rounds] for name, rounds in cell.rounds.items()}
-            ratio = paired_ratio(rates[HTTP], rates[IN_PROCESS])
-            run["tokens_per_s_ratio"] = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+            run["tokens_per_s_ratio"] = asdict(paired_ratio(rates[HTTP], rates[IN_PROCESS]))
         runs.append(run)
     return Report("serve", workload, {"runs": runs}, (table_of(runs),), notes_of(runs))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,8 @@ def _beside(own: Sequence[Round], other: Sequence[Round]) -> dict[str, Any]:
     known = [one.cpu_s_per_token for one in own], [one.cpu_s_per_token for one in other]
     cpu = None
     if all(value for values in known for value in values):
-        cpu = _spread(paired_ratio([value or 0 for value in known[1]], [value or 0 for value in known[0]]))
-    return {"tokens_per_s": _spread(rates), "tokens_per_cpu_s": cpu}
-
-
-def _spread(ratio: Spread) -> dict[str, float]:
-    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+        cpu = asdict(paired_ratio([value or 0 for value in known[1]], [value or 0 for value in known[0]]))
+    return {"tokens_per_s": asdict(rates), "tokens_per_cpu_s": cpu}
 
 
 def _table(runs: Sequence[Mapping[str, Any]]) -> Table:
@@ -173,13 +169,9 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     for run in runs:
         first = next(iter(run["servers"]))
         for name, beside in run["over"].items():
-            line = f"{run['loop']}: {first}: {_words(beside['tokens_per_s'])} x the tokens/s of {name}"
+            line = f"{run['loop']}: {first}: {Spread(**beside['tokens_per_s'])} x the tokens/s of {name}"
             cpu = beside["tokens_per_cpu_s"]
-            notes.append(line if cpu is None else f"{line}, {_words(cpu)} x its tokens a second of CPU")
+            notes.append(line if cpu is None else f"{line}, {Spread(**cpu)} x its tokens a second of CPU")
         for name, row in run["servers"].items():
             notes += [f"{run['loop']}, {name}: {kind}: {words}" for kind, words in row["said"].items()]
     return tuple(notes)
-
-
-def _words(ratio: Mapping[str, float]) -> str:
-    return str(Spread(ratio["median"], ratio["low"], ratio["high"]))

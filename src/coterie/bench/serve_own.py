@@ -100,13 +100,15 @@ def _address(lines: queue.SimpleQueue[str], said: IO[bytes]) -> str:
         why = "it ended"
     except queue.Empty:
         why = f"it said no address for {START_S:.0f} s"
-    raise _no_start(said, why)
+    raise no_start("coterie serve", said, why)
 
 
-def _no_start(said: IO[bytes], why: str) -> DeviceError:
+def no_start(where: str, said: IO[bytes], why: str) -> DeviceError:
+    """The error for a server that did not start, with what it said last."""
     said.seek(0)
     words = said.read()[-WORDS:].decode(errors="replace").strip()
-    return DeviceError("coterie serve", f"the server did not start: {words or why}", "start it by hand to see more")
+    fact = f"the server did not start, {why}" + (f": {words}" if words else "")
+    return DeviceError(where, fact, "start it by hand to see more")
 
 
 def _less(after: float | None, before: float | None) -> float | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.coe_run import percentile
+from coterie.bench.coe_run import percentiles
+from coterie.bench.report import Spread
 from coterie.bench.serve_drive import Answered
 from coterie.core.units import format_seconds
 
@@ -76,18 +77,13 @@ def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_counted_by_server": all(answer.counted for answer in found),
         "prompt_tokens": sum(prompts) / len(prompts) if prompts else None,
-        **_percentiles("ttft", [answer.first_s for answer in found], (50, 90, 99)),
-        **_percentiles("tpot", tpots, (50, 99)),
+        **percentiles("ttft", [answer.first_s for answer in found], (50, 90, 99)),
+        **percentiles("tpot", tpots, (50, 99)),
         "cpu_s_per_1000_tokens": _share([one.cpu_s for one in rounds], tokens),
         "main_thread_cpu_s_per_1000_tokens": _share([one.main_cpu_s for one in rounds], tokens),
         "client_cpu_s_per_1000_tokens": _share([one.client_cpu_s for one in rounds], tokens),
         "peak_bytes": max((one.peak_bytes for one in rounds if one.peak_bytes is not None), default=None),
     }
-
-
-def _percentiles(name: str, values: Sequence[float], shares: Sequence[int]) -> dict[str, float | None]:
-    ordered = sorted(values)
-    return {f"{name}_p{share}_s": percentile(ordered, share / 100) if ordered else None for share in shares}
 
 
 def _share(seconds: Sequence[float | None], tokens: int) -> float | None:
@@ -138,10 +134,8 @@ def notes_of(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         notes.append(f"a prompt has {rows[0]['prompt_tokens']:.1f} tokens in the mean, by the server's count")
     for run, row in zip(runs, rows, strict=True):
         if (ratio := run.get("tokens_per_s_ratio")) is not None:
-            spread = f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
-            notes.append(
-                f"{run['loop']}: over HTTP {spread} of the tokens/s in process; CPU s a 1000 tokens: {_cpu(run)}"
-            )
+            line = f"{run['loop']}: over HTTP {Spread(**ratio)} of the tokens/s in process"
+            notes.append(f"{line}; CPU s a 1000 tokens: {_cpu(run)}")
         else:
             client = row["client_cpu_s_per_1000_tokens"]
             notes.append(f"{run['loop']}: the client itself took {_number(client)} s of CPU a 1000 tokens")

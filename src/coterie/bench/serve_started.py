@@ -24,13 +24,12 @@ from typing import IO
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.serve_family import Family
 from coterie.bench.serve_models import models_at
-from coterie.bench.serve_own import own_server
-from coterie.core.errors import DeviceError, UsageError
+from coterie.bench.serve_own import no_start, own_server
+from coterie.core.errors import UsageError
 
 PORT = "{port}"
 # A server that compiles its models first takes minutes, on few cores and beside others.
 START_S, END_S, POLL_S = 900.0, 30.0, 0.1
-WORDS = 2000  # characters of what a server that failed said last
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +96,12 @@ def _await(child: subprocess.Popen[bytes], origin: Origin, said: IO[bytes]) -> N
     until_s = perf_counter() + START_S
     while perf_counter() < until_s:
         if child.poll() is not None:
-            raise _no_start(said, f"it ended with {child.returncode}")
+            raise no_start("--against", said, f"it ended with {child.returncode}")
         with suppress(UsageError):
             models_at(origin)
             return
         sleep(POLL_S)
-    raise _no_start(said, f"it named no models for {START_S:.0f} s")
-
-
-def _no_start(said: IO[bytes], why: str) -> DeviceError:
-    said.seek(0)
-    words = said.read()[-WORDS:].decode(errors="replace").strip()
-    fact = f"the server did not start, {why}" + (f": {words}" if words else "")
-    return DeviceError("--against", fact, "start it by hand to see more")
+    raise no_start("--against", said, f"it named no models for {START_S:.0f} s")
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -14,46 +14,43 @@ from coterie.composition.composition import PRESETS
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
-# Source: config.json of HuggingFaceTB/SmolLM-135M.
-_135M = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
+COMMON: Mapping[str, Any] = {
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "hidden_act": "silu",
     "tie_word_embeddings": True,
 }
+LLAMA: Mapping[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **COMMON}
 
+# Source: config.json of HuggingFaceTB/SmolLM-135M.
+_135M = {
+    **LLAMA,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
 
 # Source: config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0.
 _1B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
+    **LLAMA,
     "hidden_size": 2048,
     "intermediate_size": 5632,
     "num_hidden_layers": 22,
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
-
 
 # Nobody's: OLMoE in small, 469 million weights of which a token reads 117 million.
 _MOE = {
     "architectures": ["OlmoeForCausalLM"],
     "model_type": "olmoe",
+    **COMMON,
     "hidden_size": 1024,
     "intermediate_size": 512,
     "num_hidden_layers": 8,
@@ -62,11 +59,6 @@ _MOE = {
     "num_experts": 32,
     "num_experts_per_tok": 4,
     "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
 }
 
 

@@ -177,10 +177,8 @@ def _compared(
     row = {
         "answer_tokens": drawn / len(tokens[GUESSED]),
         "tokens_per_s": {name: 1 / median(samples[name]) for name in ways},
-        "gain": gain.median,
-        "gain_quartiles": [gain.low, gain.high],
-        "cpu_gain": cpu.median,
-        "cpu_gain_quartiles": [cpu.low, cpu.high],
+        **gain.plain("gain"),
+        **cpu.plain("cpu_gain"),
         "guessed_per_token": guessed / drawn,
         "accepted": right / guessed if guessed else 0.0,
         "tokens_per_step": drawn / steps,
@@ -236,9 +234,8 @@ def _table_of_forms(rows: list[dict[str, Any]]) -> Table:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     rates = [f"{row['tokens_per_s'][name]:.1f}" for name in (PLAIN, GUESSED)]
-    gain = Spread(row["gain"], *row["gain_quartiles"])
     counts = f"{row['guessed_per_token']:.2f}", f"{row['accepted']:.2f}", f"{row['tokens_per_step']:.2f}"
-    return (*counts, *rates, str(gain), f"{1 / row['cpu_gain']:.2f}")
+    return (*counts, *rates, str(Spread.read(row, "gain")), f"{1 / row['cpu_gain']:.2f}")
 
 
 def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ from coterie.models.model import Model
 
 WARM_PROMPT = 1  # a switch between models in memory is not to be hidden by a long prompt
 
+Way = Callable[[int], float]
+"""Seconds of turn 0, 1, 2, ...: each turn switches to the other model."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Reload:
@@ -42,8 +45,7 @@ class _Reload:
     def cold(self, turn: int) -> float:
         """Seconds from open to the first token with nothing in the page cache; closing is not counted."""
         path = self.prepared[turn % len(self.prepared)]
-        for file in self.peer.files(path):
-            drop_page_cache(file)
+        drop_page_cache(*self.peer.files(path))
         return self._open_and_prefill(path, self.prompt)
 
     def reload(self, turn: int) -> float:
@@ -88,13 +90,13 @@ def switch_peers(
         cpus = near.threads
         prompt = prompt_ids(models[0], prompt_tokens)
         others = {peer.name: _best_reload(stack, peer, models, prompt, cpus) for peer in peers}
-        ways: dict[str, Callable[[], float]] = {"cold": _turns(near.cold), "warm": _turns(wide.warm)}
+        ways: dict[str, Callable[[], float]] = {"cold": turns(near.cold), "warm": turns(wide.warm)}
         for name, other in others.items():
-            ways |= {f"{name} cold": _turns(other.cold), f"{name} reload": _turns(other.reload)}
+            ways |= {f"{name} cold": turns(other.cold), f"{name} reload": turns(other.reload)}
         samples = interleave(ways, effort)
         # Only now: a file that a session has mapped cannot be dropped from the page cache.
-        ways = {"warm beside open": _turns(wide.warm)}
-        ways |= {f"{name} both open": _turns(other.held(stack).both_open) for name, other in others.items()}
+        ways = {"warm beside open": turns(wide.warm)}
+        ways |= {f"{name} both open": turns(other.held(stack).both_open) for name, other in others.items()}
         samples |= interleave(ways, effort)
     return {name: _row(samples, name, other) for name, other in others.items()}
 
@@ -133,8 +135,8 @@ class _Ours:
         return ttft(ask(self._parts, self._models[turn % len(self._models)], f"{next(self._ids)}", WARM_PROMPT))
 
 
-def _turns(way: Callable[[int], float]) -> Callable[[], float]:
-    """Calls `way` with 0, 1, 2, ... so that each call switches to the other model."""
+def turns(way: Way) -> Callable[[], float]:
+    """Takes turn 0, 1, 2, ..., one a call."""
     numbers = count()
     return lambda: way(next(numbers))
 
@@ -169,10 +171,8 @@ def _row(samples: Mapping[str, list[float]], name: str, other: _Reload) -> dict[
         "cold_ttft_s": median(samples[f"{name} cold"]),
         "reload_s": median(samples[f"{name} reload"]),
         "both_open_s": median(samples[f"{name} both open"]),
-        "ratio": cold.median,
-        "ratio_quartiles": [cold.low, cold.high],
-        "warm_ratio": warm.median,
-        "warm_ratio_quartiles": [warm.low, warm.high],
+        **cold.plain("ratio"),
+        **warm.plain("warm_ratio"),
         "both_open_ratio": paired_ratio(samples[f"{name} both open"], samples["warm beside open"]).median,
         "settings": str(other.settings),
     }

@@ -69,11 +69,9 @@ def open_beside(
 
 def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, tokens: int = 1) -> dict[str, Any]:
     """What a peer's samples, in seconds for `tokens` tokens, come to; `ratio` is its time over ours within rounds."""
-    ratio = paired_ratio(samples[beside.name], samples[ours])
     return {
         "tokens_per_s": tokens / median(samples[beside.name]),
-        "ratio": ratio.median,
-        "ratio_quartiles": [ratio.low, ratio.high],
+        **paired_ratio(samples[beside.name], samples[ours]).plain("ratio"),
         "precision": beside.chosen.precision,
         "same_precision": beside.same,
         "settings": str(beside.chosen.settings),
@@ -84,7 +82,7 @@ def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, toke
 def add_peer_rows(table: Table, rows: Mapping[str, Mapping[str, Any]], tokens: float = 1) -> None:
     """Rows of way, time of `tokens` tokens, tokens/s, nothing, ratio; a peer that wins is said to."""
     for name, row in rows.items():
-        ratio = f"{Spread(row['ratio'], *row['ratio_quartiles'])}{'' if row['ratio'] >= 1 else ': it wins'}"
+        ratio = f"{Spread.read(row, 'ratio')}{'' if row['ratio'] >= 1 else ': it wins'}"
         label = f"{name} {row['precision']}" if row["same_precision"] else f"{name} (coarser)"
         rate = row["tokens_per_s"]
         table.add_row(label, format_seconds(tokens / rate), f"{rate:.1f}", "", ratio)

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from coterie.bench.peers.gguf_file import write_gguf
 from coterie.bench.peers.llama_session import ATTENTION, LOADS, LlamaBatch, LlamaSession
-from coterie.bench.peers.peer import Settings, missing_extra, thread_counts
+from coterie.bench.peers.peer import KeepsNothing, Settings, missing_extra, thread_counts
 from coterie.models.model import open_model
 
 _FILE = "model.gguf"
 _PRECISIONS = {"bf16": ("BF16", "F16", "F32"), "int8": ("Q8_0",), "int4": ("Q4_0",), "int4z": ("Q4_1",)}
 
 
-class LlamaCpp:
+class LlamaCpp(KeepsNothing):
     """The engine. Raises UsageError when its package is not installed."""
 
     name = "llama.cpp"
@@ -60,12 +59,6 @@ class LlamaCpp:
     def open_batch(self, prepared: Path, settings: Settings, max_tokens: int, slots: int, shared: bool) -> LlamaBatch:
         """Load the file for several sequences of so many tokens each. Raises DeviceError when llama.cpp cannot."""
         return LlamaBatch(self._api, prepared, settings, max_tokens, slots, shared)
-
-    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
-        """It keeps nothing."""
-
-    def forget(self) -> None:
-        """It keeps nothing."""
 
 
 class LlamaFile(LlamaCpp):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.bench.peers.peer import Settings
+from coterie.bench.peers.peer import Settings, TokenByToken
 from coterie.core.errors import DeviceError
 
 # How a file is read, and whether its blocks are then laid out anew for the CPU's widest products (a second copy).
@@ -72,26 +72,14 @@ class _Opened:
             raise DeviceError("llama.cpp", f"llama_decode answered {status}", "give fewer tokens")
 
 
-class LlamaSession(_Opened):
+class LlamaSession(_Opened, TokenByToken):
     """A model and its context for one sequence."""
-
-    def __init__(self, api: Any, path: Path, settings: Settings, max_tokens: int) -> None:
-        super().__init__(api, path, settings, max_tokens)
-        self._last = 0
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Run the prompt in one batch after emptying the cache."""
         self._api.llama_memory_clear(self._memory, False)
         self._last = self._step(prompt_ids)
         return self._last
-
-    def decode(self, count: int) -> list[int]:
-        """One call a token."""
-        drawn = []
-        for _ in range(count):
-            self._last = self._step((self._last,))
-            drawn.append(self._last)
-        return drawn
 
     def rewind(self, tokens: int) -> None:
         """Remove the positions from `tokens` on."""
@@ -113,9 +101,6 @@ class LlamaSession(_Opened):
                 yield np.ctypeslib.as_array(found, (len(part), self._vocab_size)).copy()
         finally:
             self._api.llama_batch_free(batch)
-
-    def synchronize(self) -> None:
-        """A call returns when it is done."""
 
     def _step(self, ids: Sequence[int]) -> int:
         array = (ctypes.c_int32 * len(ids))(*ids)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from coterie.bench.peers.gguf_file import write_gguf
-from coterie.bench.peers.peer import Settings, missing_extra, thread_counts
+from coterie.bench.peers.peer import KeepsNothing, Settings, TokenByToken, missing_extra, thread_counts
 from coterie.core.errors import DeviceError
 from coterie.models.model import open_model
 
@@ -38,7 +38,7 @@ MODEL, COMPILED = "model", "compiled"
 _CACHES = {"cache of float32": "f32", "cache of 8 bits": "u8"}
 
 
-class OpenVino:
+class OpenVino(KeepsNothing):
     """The engine. Raises UsageError when one of its packages is not installed.
 
     Activations are bfloat16 where the CPU multiplies it, and rounded to 8 bits where they meet packed weights: its
@@ -88,12 +88,6 @@ class OpenVino:
             raise DeviceError("openvino", f"{prepared} could not be compiled", "compare without this peer") from error
         return OpenVinoSession(compiled)
 
-    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
-        """It keeps nothing."""
-
-    def forget(self) -> None:
-        """It keeps nothing."""
-
     def _convert(self, file: Path, out: Path, precision: str) -> Path:
         """The graph of a GGUF file that nobody else needs, beside which OpenVINO GenAI leaves its own files."""
         # The pipeline saves the graph before it looks for a tokenizer, which is not in a file of ours.
@@ -141,7 +135,7 @@ class OpenVinoFile(OpenVino):
             return self._convert(link, out, precision)
 
 
-class OpenVinoSession:
+class OpenVinoSession(TokenByToken):
     """A compiled graph, whose state is the cache of one sequence."""
 
     def __init__(self, compiled: Any) -> None:
@@ -149,7 +143,6 @@ class OpenVinoSession:
         self._inputs = {name for value in compiled.inputs for name in value.get_names()}
         self._beam = np.zeros(1, np.int32)
         self._ids: list[int] = []  # whose keys and values the state holds
-        self._last = 0
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Run the prompt in one call after emptying the state."""
@@ -157,14 +150,6 @@ class OpenVinoSession:
         self._ids = []
         self._last = self._step(prompt_ids)
         return self._last
-
-    def decode(self, count: int) -> list[int]:
-        """One call a token."""
-        drawn = []
-        for _ in range(count):
-            self._last = self._step((self._last,))
-            drawn.append(self._last)
-        return drawn
 
     def rewind(self, tokens: int) -> None:
         """Run the first tokens again: a state cannot be cut without writing all of it anew."""
@@ -174,9 +159,6 @@ class OpenVinoSession:
             self._ids = []
             if kept:
                 self._step(kept)
-
-    def synchronize(self) -> None:
-        """A call returns when it is done."""
 
     def close(self) -> None:
         """Drop the compiled graph."""

@@ -105,6 +105,37 @@ class Peer(Protocol):
         """Give back what it keeps of closed models."""
 
 
+class KeepsNothing:
+    """The part of a Peer that keeps nothing of closed models."""
+
+    def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
+        """It keeps nothing."""
+
+    def forget(self) -> None:
+        """It keeps nothing."""
+
+
+class TokenByToken:
+    """The part of a Session on a CPU that decodes one call a token, by `_step`, and remembers the last one drawn."""
+
+    _last = 0
+
+    def decode(self, count: int) -> list[int]:
+        """One call a token."""
+        drawn = []
+        for _ in range(count):
+            self._last = self._step((self._last,))
+            drawn.append(self._last)
+        return drawn
+
+    def synchronize(self) -> None:
+        """A call returns when it is done."""
+
+    def _step(self, ids: Sequence[int]) -> int:
+        """Run these tokens; the one drawn behind them."""
+        raise NotImplementedError
+
+
 def thread_counts(threads: int) -> list[int]:
     """How many threads of a peer are worth a trial on a CPU, the most first: as many as ours has, and one.
 

@@ -211,12 +211,12 @@ class TransformersSession:
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """One forward pass over the prompt; only the last token's logits are made."""
-        self._cache = None
-        return int(self._step(self._where.tokens(prompt_ids)))
+        self._begin()
+        return int(self._step("prefill", self._where.tokens(prompt_ids)))
 
     def decode(self, count: int) -> list[int]:
         """One forward pass a token."""
-        drawn = [self._step(self._last) for _ in range(count)]
+        drawn = [self._step("decode", self._last) for _ in range(count)]
         return [int(token) for token in self._where.torch.cat(drawn).flatten().tolist()]
 
     def rewind(self, tokens: int) -> None:
@@ -234,7 +234,11 @@ class TransformersSession:
         self._model = self._cache = self._last = None
         self._left()
 
-    def _step(self, ids: Any) -> Any:
+    def _begin(self) -> None:
+        """Forget what was before."""
+        self._cache = None
+
+    def _step(self, phase: Phase, ids: Any) -> Any:
         self._where.set_threads()
         with self._where.torch.inference_mode():
             out = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -242,39 +246,27 @@ class TransformersSession:
         return self._last
 
 
-class CompiledSession:
+class CompiledSession(TransformersSession):
     """The same with a cache of fixed size, and one phase compiled, as its own `generate` does with decoding."""
 
     def __init__(self, where: Where, forwards: Mapping[str, Any], cache: Any, left: Callable[[], None]) -> None:
-        self._where, self._forwards, self._left = where, dict(forwards), left
-        self._cache, self._last = cache, None
-
-    def prefill(self, prompt_ids: Sequence[int]) -> int:
-        """One pass over the prompt, from the start of the cache."""
-        self.rewind(0)
-        return int(self._step("prefill", self._where.tokens(prompt_ids)))
-
-    def decode(self, count: int) -> list[int]:
-        """One pass a token."""
-        drawn = [self._step("decode", self._last) for _ in range(count)]
-        return [int(token) for token in self._where.torch.cat(drawn).flatten().tolist()]
+        super().__init__(where, None, left)
+        self._forwards, self._cache = dict(forwards), cache
 
     def rewind(self, tokens: int) -> None:
         """Say where the next token goes; what lies behind it is masked."""
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(tokens)
 
-    def synchronize(self) -> None:
-        """Wait for the GPU."""
-        self._where.synchronize()
-
     def close(self) -> None:
         """Drop the model."""
         self._forwards.clear()
-        self._cache = self._last = None
-        self._left()
+        super().close()
 
-    def _step(self, phase: str, ids: Any) -> Any:
+    def _begin(self) -> None:
+        self.rewind(0)
+
+    def _step(self, phase: Phase, ids: Any) -> Any:
         torch = self._where.torch
         self._where.set_threads()
         torch.compiler.cudagraph_mark_step_begin()
