@@ -76,7 +76,8 @@ def look_again(
         if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
             continue
         try:
-            model, text = _open(expert, options, bases)
+            model = open_again(expert, options, bases)
+            text = open_texts({expert.name: model})[expert.name]
             now = {**models, expert.name: model}, {**texts, expert.name: text}
             opened[expert.name] = with_draft(expert.name, *now, options.draft if options.draft in models else ""), text
         except UsageError as error:
@@ -127,11 +128,6 @@ def open_again(expert: Expert, options: Options, bases: dict[Path, Model]) -> Mo
     return with_defaults(rounded_for(model, options.activations, options.device), options.sampling)
 
 
-def _open(expert: Expert, options: Options, bases: dict[Path, Model]) -> tuple[Model, Text]:
-    model = open_again(expert, options, bases)
-    return model, open_texts({expert.name: model})[expert.name]
-
-
 def _runs(model: Model) -> object:
     """What the engine and the cache know of a model: as long as it is the same, what they have of it stays good."""
     base = None if model.base is None else model.base.layout
@@ -140,13 +136,9 @@ def _runs(model: Model) -> object:
 
 def _changed(model: Model, text: Text) -> bool:
     """Whether a file of its weights, or one beside them, is another one than when it was opened, or none."""
-    return _replaced(model) or text.files != files_of(model)
-
-
-def _replaced(model: Model) -> bool:
-    """Whether a file of its weights is another one than when it was opened, or none."""
     files = {placed.source.path: placed.source.identity for placed in model.layout.ranges}
     try:
-        return any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items())
+        replaced = any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items())
     except OSError:
         return True
+    return replaced or text.files != files_of(model)

@@ -113,6 +113,13 @@ class Query:
         return cls((Message("user", prompt),), model)
 
 
+# Of an answer, what its JSON has beside text and route.
+_COUNTED = (
+    *("finish_reason", "seed", "prompt_tokens", "cached_tokens", "reasoning_tokens", "guessed_tokens"),
+    *("accepted_tokens", "hit", "switch_s", "routed_s", "ttft_s", "total_s", "tokens_per_s", "synthetic"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer. Times are seconds on the device's clock.
@@ -164,29 +171,10 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "text": self.text,
-            "reasoning": self.reasoning,
-            "token_ids": list(self.token_ids),
-            "expert": self.expert,
-            "confidence": round(self.route.confidence, 4),
-            "is_fallback": self.route.is_fallback,
-            "reason": self.route.reason,
-            "finish_reason": self.finish_reason,
-            "seed": self.seed,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "reasoning_tokens": self.reasoning_tokens,
-            "guessed_tokens": self.guessed_tokens,
-            "accepted_tokens": self.accepted_tokens,
-            "hit": self.hit,
-            "switch_s": self.switch_s,
-            "routed_s": self.routed_s,
-            "ttft_s": self.ttft_s,
-            "total_s": self.total_s,
-            "tokens_per_s": self.tokens_per_s,
-            "synthetic": self.synthetic,
-        }
+        said = {"text": self.text, "reasoning": self.reasoning, "token_ids": list(self.token_ids), "expert": self.expert}
+        route = self.route.to_dict()
+        why = {name: route[name] for name in ("confidence", "is_fallback", "reason")}
+        return {**said, **why, **{name: getattr(self, name) for name in _COUNTED}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+NO_TEXT = "there is no text to read"
 UNLIKELY = 0.005  # runners-up below half a percent are left out of a Route
 
 
@@ -79,6 +80,16 @@ class Router(Protocol):
 
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The decision, given the answers to `ask`, in its order."""
+
+
+def fall_back(fallback: str, confidences: Mapping[str, float], reason: str) -> Route:
+    """The route where no expert is a better choice than the fallback."""
+    return Route(fallback, confidences.get(fallback, 0.0), ranked(confidences, fallback), reason, is_fallback=True)
+
+
+def too_unsure(best: str, share: float, threshold: float) -> str:
+    """Why the best expert is not chosen."""
+    return f"the best expert, {best}, has {share:.0%}, below the threshold of {threshold:.0%}"
 
 
 def ranked(confidences: Mapping[str, float], chosen: str) -> tuple[tuple[str, float], ...]:

@@ -51,9 +51,14 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
         raise RequestError("suffix", "is given with a prompt of tokens", "give the prompt as text")
     if suffix and choice.score_prompt:
         raise RequestError("suffix", "is given with echo and logprobs", "leave one of them out")
+
+    def text_of(ids: Sequence[int]) -> str:
+        """What the router reads, and what is echoed, of a prompt that is given in tokens."""
+        return speaker(coterie.texts, coterie.composition, model).decode(ids)
+
     queries = tuple(
         Query(
-            messages=(Message("user", prompt if isinstance(prompt, str) else _text(coterie, model, prompt)),),
+            messages=(Message("user", prompt if isinstance(prompt, str) else text_of(prompt)),),
             model=model,
             sampling=sampling,
             max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
@@ -70,30 +75,21 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     return CompletionBody(queries, stream, include_usage, n, given.get("seed") is not None, echo)
 
 
-def _text(coterie: Coterie, model: str, ids: Sequence[int]) -> str:
-    """What the router reads, and what is echoed, of a prompt that is given in tokens."""
-    return speaker(coterie.texts, coterie.composition, model).decode(ids)
-
-
 def _prompts(prompt: object, n: int) -> list[str | tuple[int, ...]]:
     """Each prompt as text or tokens."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise RequestError("prompt", "is missing, empty or no text", _WORDS)
-    if _are_tokens(prompt):
+    if fields.are_tokens(prompt):
         return [tuple(prompt)]
     if len(prompt) * n > MAX_ANSWERS:
         fact = f"there are {len(prompt)} of them, with {n} choices each"
         raise RequestError("prompt", fact, f"ask for at most {MAX_ANSWERS} answers at once")
     for place, item in enumerate(prompt):
-        if not isinstance(item, str) and not _are_tokens(item):
+        if not isinstance(item, str) and not fields.are_tokens(item):
             raise RequestError(f"prompt[{place}]", "is neither a text nor a list of token ids", _WORDS)
     return [item if isinstance(item, str) else tuple(item) for item in prompt]
-
-
-def _are_tokens(item: object) -> bool:
-    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
 
 
 class TextAnswers(Streamed):

@@ -83,15 +83,11 @@ def _inputs(given: object) -> list[str | tuple[int, ...]]:
         given = [given]
     if not isinstance(given, list) or not given:
         raise RequestError("input", "is missing, empty or no text", _WORDS)
-    if _are_tokens(given):
+    if fields.are_tokens(given):
         return [tuple(given)]
     if len(given) > MAX_INPUTS:
         raise RequestError("input", f"has {len(given)} items", f"send at most {MAX_INPUTS} at once")
     for place, item in enumerate(given):
-        if not (isinstance(item, str) and item) and not _are_tokens(item):
+        if not (isinstance(item, str) and item) and not fields.are_tokens(item):
             raise RequestError(f"input[{place}]", "is empty, or neither a text nor a list of token ids", _WORDS)
     return [item if isinstance(item, str) else tuple(item) for item in given]
-
-
-def _are_tokens(item: object) -> bool:
-    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)

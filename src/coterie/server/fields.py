@@ -166,6 +166,11 @@ def streaming(body: Mapping[str, object]) -> tuple[bool, bool]:
     return flag(body, "stream"), flag(options, "include_usage", "stream_options.")
 
 
+def are_tokens(item: object) -> bool:
+    """Whether this is a list of token ids."""
+    return isinstance(item, list) and bool(item) and all(type(token) is int for token in item)
+
+
 def flag(body: Mapping[str, object], name: str, within: str = "") -> bool:
     """A boolean, false where it is not given. Raises RequestError."""
     value = body.get(name)

@@ -155,6 +155,11 @@ class Streamed:
         return b"data: " + _TO_JSON(event).encode() + b"\n\n"
 
 
+def named_event(event: Mapping[str, Any]) -> bytes:
+    """An event as it is sent where its type is its name, too."""
+    return f"event: {event['type']}\ndata: {_TO_JSON(event)}\n\n".encode()
+
+
 class ChatAnswers(Streamed):
     """A chat request's queries, and its answers as chat completions; `coterie` holds the route and the timings."""
 
@@ -251,24 +256,23 @@ def own_details(answer: Answer, count: int) -> dict[str, Any]:
     return {"coterie": details(answer)} if count > 1 else {}
 
 
+TOO_LONG = "context_length_exceeded"  # clients know this code, and shorten the conversation
+# The first kind that an error is of says its status, and OpenAI's type and code.
+_ERRORS: Sequence[tuple[type[CoterieError], tuple[int, str, str]]] = (
+    (NotFoundError, (404, "invalid_request_error", "model_not_found")),
+    (CrowdedError, (429, "requests", "rate_limit_exceeded")),
+    (ConflictError, (409, "invalid_request_error", "conflict")),
+    (OversizeError, (400, "invalid_request_error", TOO_LONG)),
+    (CapacityError, (503, "server_error", "capacity_exceeded")),
+    (ClosedError, (503, "server_error", "shutting_down")),
+    (ContextError, (400, "invalid_request_error", TOO_LONG)),
+    (UsageError, (400, "invalid_request_error", "invalid_value")),
+    (CoterieError, (500, "server_error", "device_error")),
+)
+
+
 def error_body(error: CoterieError, prompt_field: str = "messages") -> tuple[int, dict[str, Any]]:
     """HTTP status and OpenAI error object for a failure; `prompt_field` of the body holds what a model reads."""
-    status, kind, code = 500, "server_error", "device_error"
-    if isinstance(error, NotFoundError):
-        status, kind, code = 404, "invalid_request_error", "model_not_found"
-    elif isinstance(error, CrowdedError):
-        status, kind, code = 429, "requests", "rate_limit_exceeded"
-    elif isinstance(error, ConflictError):
-        status, kind, code = 409, "invalid_request_error", "conflict"
-    elif isinstance(error, OversizeError):
-        status, kind = 400, "invalid_request_error"
-    elif isinstance(error, CapacityError):
-        status, kind, code = 503, "server_error", "capacity_exceeded"
-    elif isinstance(error, ClosedError):
-        status, kind, code = 503, "server_error", "shutting_down"
-    elif isinstance(error, UsageError):
-        status, kind, code = 400, "invalid_request_error", "invalid_value"
-    param = error.where if status == 400 else None
-    if isinstance(error, ContextError | OversizeError):
-        param, code = prompt_field, "context_length_exceeded"  # clients know this code, and shorten the conversation
+    status, kind, code = next(told for what, told in _ERRORS if isinstance(error, what))
+    param = prompt_field if code == TOO_LONG else error.where if status == 400 else None
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}

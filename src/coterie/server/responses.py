@@ -7,8 +7,7 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from coterie.api import Answer, Chunk, Query
@@ -17,7 +16,7 @@ from coterie.core.errors import CoterieError
 from coterie.server import fields
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
-from coterie.server.openai import details, error_body
+from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.tools import new_call_id
 
 # What a response has in the place of what is not there, or not kept.
@@ -43,11 +42,12 @@ def own_words(error: CoterieError) -> CoterieError:
     return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
 
-class ResponseAnswers:
+class ResponseAnswers(Streamed):
     """A request's query, and its answer as a response."""
 
     prompt_field = "input"
     end = b""
+    encode = staticmethod(named_event)
 
     def __init__(self, body: ResponseBody, created: int, texts: Mapping[str, Text]) -> None:
         self.queries: tuple[Query, ...] = (body.query,)
@@ -68,10 +68,6 @@ class ResponseAnswers:
         ):
             pass  # a stream tells of these
         return self._ended(answer)
-
-    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
-        """What a stream says of a chunk, as it is sent."""
-        return map(self.encode, self.events(index, chunk))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a stream says of a chunk."""
@@ -102,11 +98,6 @@ class ResponseAnswers:
         told = {"code": code, "message": body["error"]["message"]}
         made = self._response("failed", [] if self._items is None else self._items.output)
         yield self._numbered({"type": "response.failed", "response": {**made, "error": told}})
-
-    @staticmethod
-    def encode(event: Mapping[str, Any]) -> bytes:
-        """An event as it is sent, with its type as its name."""
-        return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
     def _begin(self, request_id: str, expert: str) -> Items:
         self._head = {"id": f"resp_{request_id}", "model": expert}

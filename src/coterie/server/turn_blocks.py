@@ -9,7 +9,7 @@ messages".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from coterie.api import Answer, Chunk, Query
@@ -17,7 +17,7 @@ from coterie.api.texts import Text
 from coterie.checkpoint.calls import Call, CallReader, More
 from coterie.core.errors import CoterieError
 from coterie.models.model import Model
-from coterie.server.openai import details, error_body
+from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.tools import found_in, new_call_id
 from coterie.server.turns import TurnsBody, own_turn_words
 
@@ -96,11 +96,11 @@ class Blocks:
             yield {"type": "content_block_stop", "index": len(self.content) - 1}
 
 
-class TurnAnswers:
+class TurnAnswers(Streamed):
     """A request's query, and its answer as a message."""
 
-    prompt_field = "messages"
     end = b""
+    encode = staticmethod(named_event)
 
     def __init__(self, body: TurnsBody, texts: Mapping[str, Text], models: Mapping[str, Model]) -> None:
         self.queries: tuple[Query, ...] = (body.query,)
@@ -116,10 +116,6 @@ class TurnAnswers:
             pass  # a stream tells of these
         head = _head(answer.request_id, answer.expert, blocks.whole())
         return {**head, **self._stopped(answer, blocks), "usage": _usage(answer), "coterie": details(answer)}
-
-    def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
-        """What a stream says of a chunk, as it is sent."""
-        return map(self.encode, self.events(index, chunk))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a stream says of a chunk."""
@@ -144,11 +140,6 @@ class TurnAnswers:
         """The last event where there is no answer."""
         status, body = error_body(own_turn_words(error), self.prompt_field)
         yield turn_error(status, body["error"]["message"])
-
-    @staticmethod
-    def encode(event: Mapping[str, Any]) -> bytes:
-        """An event as it is sent, with its type as its name."""
-        return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
     def _begin(self, expert: str) -> Blocks:
         self._blocks = Blocks(self._texts[expert].calls(self.queries[0]))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.composition.router import Ask, Prompt, Result, Route, ranked
+from coterie.composition.router import NO_TEXT, Ask, Prompt, Result, Route, fall_back, ranked, too_unsure
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routers.neighbours import Neighbour, Neighbours
 from coterie.composition.routers.vector_neighbours import VectorNeighbours
@@ -88,23 +88,23 @@ class KnnRouter:
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The route of the last user message."""
         if not prompt.text.strip():
-            return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)
+            return fall_back(self.fallback, {}, NO_TEXT)
         nearest = self._nearest(prompt, results)
         if not nearest:
-            return Route(self.fallback, 0.0, (), "it is like no example", is_fallback=True)
+            return fall_back(self.fallback, {}, "it is like no example")
         confidences = self._confidences(nearest)
         best = max(confidences, key=lambda name: confidences[name])
         share, closest = confidences[best], nearest[0].similarity
         if closest < self.settings.similarity:
             whose, least = self._names[nearest[0].label], self.settings.similarity
             reason = f"the nearest example, {_alike(nearest[0])} of {whose}, is less alike than {least:.2f}"
-            return self._fall_back(confidences, reason)
+            return fall_back(self.fallback, confidences, reason)
         told = ", ".join([_alike(found) for found in nearest if self._names[found.label] == best][:NUM_REASONS])
         if best == self.fallback:
-            return self._fall_back(confidences, f"it is like what no other expert answers: {told}")
+            return fall_back(self.fallback, confidences, f"it is like what no other expert answers: {told}")
         if share < self.settings.threshold:
-            reason = f"the best expert, {best}, has {share:.0%}, below the threshold of {self.settings.threshold:.0%}"
-            return self._fall_back(confidences, f"{reason}; nearest: {told}")
+            reason = too_unsure(best, share, self.settings.threshold)
+            return fall_back(self.fallback, confidences, f"{reason}; nearest: {told}")
         return Route(best, share, ranked(confidences, best), f"nearest: {told}")
 
     def _nearest(self, prompt: Prompt, results: Sequence[Result]) -> tuple[Neighbour, ...]:
@@ -123,10 +123,6 @@ class KnnRouter:
         sure = min(1.0, closest / self.settings.similarity) if self.settings.similarity else 1.0
         scale = sure / sum(votes.values())
         return {name: min(1.0, vote * scale) for name, vote in votes.items()}
-
-    def _fall_back(self, confidences: dict[str, float], reason: str) -> Route:
-        share = confidences.get(self.fallback, 0.0)
-        return Route(self.fallback, share, ranked(confidences, self.fallback), reason, is_fallback=True)
 
 
 def _ask(text: str) -> Ask:

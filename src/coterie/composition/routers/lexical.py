@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.composition.router import Ask, Prompt, Result, Route, ranked
+from coterie.composition.router import NO_TEXT, Ask, Prompt, Result, Route, fall_back, ranked, too_unsure
 from coterie.composition.routers.features import HashSettings, bucket_list, word_buckets
 from coterie.core.errors import CompositionError
 from coterie.core.parsed import parse_json
@@ -104,7 +104,7 @@ class LexicalRouter:
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The route of the last user message."""
         if not prompt.text.strip():
-            return Route(self.fallback, 0.0, (), "there is no text to read", is_fallback=True)
+            return fall_back(self.fallback, {}, NO_TEXT)
         shares = self.weights.confidences(prompt.text)
         confidences: dict[str, float] = {}
         for name, share in zip(self.weights.classes, shares, strict=True):
@@ -113,16 +113,11 @@ class LexicalRouter:
         best = int(shares.argmax())
         name, share = self.weights.classes[best], float(shares[best])
         if name == OTHER:
-            return self._fall_back(confidences, "it reads like none of the experts' questions")
+            return fall_back(self.fallback, confidences, "it reads like none of the experts' questions")
         if share < self.threshold and name != self.fallback:
-            reason = f"the best expert, {name}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
-            return self._fall_back(confidences, reason)
+            return fall_back(self.fallback, confidences, too_unsure(name, share, self.threshold))
         telling = ", ".join(self.weights.telling_words(prompt.text, best))
         return Route(name, confidences[name], ranked(confidences, name), f"because: {telling or 'its wording'}")
-
-    def _fall_back(self, confidences: Mapping[str, float], reason: str) -> Route:
-        share = confidences.get(self.fallback, 0.0)
-        return Route(self.fallback, share, ranked(confidences, self.fallback), reason, is_fallback=True)
 
 
 def write_weights(path: Path, weights: LexicalWeights) -> None:

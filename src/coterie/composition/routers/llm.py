@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from coterie.composition.router import Ask, Prompt, Result, Route
+from coterie.composition.router import Ask, Prompt, Result, Route, fall_back
 
 ROUTER = "(router)"  # the router's own model, by a name that no expert can have
 MAX_TOKENS = 20
@@ -51,8 +51,7 @@ class LlmRouter:
             (name,) = named
             return Route(name, 1.0, (), f"the router's model answered {_short(answer)}")
         fact = f"names {' and '.join(named)}" if named else "names no expert"
-        return Route(self.fallback, 0.0, (), f"the answer of the router's model, {_short(answer)}, {fact}",
-                     is_fallback=True)  # fmt: skip
+        return fall_back(self.fallback, {}, f"the answer of the router's model, {_short(answer)}, {fact}")
 
 
 def _line(name: str, description: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from coterie.composition.router import Ask, Prompt, Result, Route, ranked
+from coterie.composition.router import Ask, Prompt, Result, Route, fall_back, ranked, too_unsure
 from coterie.composition.routers.language import guess_language
 
 Match = Literal["first", "weight"]
@@ -77,23 +77,22 @@ class RulesRouter:
         """The route of the last user message."""
         held = [(rule, why) for rule in self.rules if (why := rule.why(prompt.text)) is not None]
         if not held:
-            return Route(self.fallback, 0.0, (), f"none of {len(self.rules)} rules holds", is_fallback=True)
-        confidences = self._first(held[0][0]) if self.match == "first" else self._weighed([rule for rule, _ in held])
+            return fall_back(self.fallback, {}, f"none of {len(self.rules)} rules holds")
+        first = held[0][0]
+        by_weight = self.match == "weight"
+        confidences = _shares([rule for rule, _ in held]) if by_weight else {first.expert: first.confidence}
         best = max(confidences, key=lambda name: confidences[name])
         share = confidences[best]
         if share < self.threshold and best != self.fallback:
-            reason = f"the best expert, {best}, has {share:.0%}, below the threshold of {self.threshold:.0%}"
-            return Route(self.fallback, confidences.get(self.fallback, 0.0), ranked(confidences, self.fallback), reason,
-                         is_fallback=True)  # fmt: skip
+            return fall_back(self.fallback, confidences, too_unsure(best, share, self.threshold))
         reason = "; ".join(f"rule {rule.name}: {why}" for rule, why in held if rule.expert == best)
         return Route(best, share, ranked(confidences, best), reason)
 
-    def _first(self, rule: Rule) -> dict[str, float]:
-        return {rule.expert: rule.confidence}
 
-    def _weighed(self, rules: Sequence[Rule]) -> dict[str, float]:
-        total = sum(rule.weight for rule in rules)
-        weights: dict[str, float] = {}
-        for rule in rules:
-            weights[rule.expert] = weights.get(rule.expert, 0.0) + rule.weight
-        return {name: weight / total if total else 0.0 for name, weight in weights.items()}
+def _shares(rules: Sequence[Rule]) -> dict[str, float]:
+    """Each expert's share of the weight of these rules."""
+    total = sum(rule.weight for rule in rules)
+    weights: dict[str, float] = {}
+    for rule in rules:
+        weights[rule.expert] = weights.get(rule.expert, 0.0) + rule.weight
+    return {name: weight / total if total else 0.0 for name, weight in weights.items()}

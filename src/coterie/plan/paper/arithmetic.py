@@ -68,12 +68,12 @@ def constant(name: str) -> float:
 @cache
 def nodes() -> dict[str, Node]:
     """The three machines, their fitted times filled in."""
-    t20, switch = _sn40l_fit()
+    t20, switch = least_squares(*_sn40l_equations())
     raw = data("samba-coe")
     times = {name: float(raw[name]["expert_20_ms"]["value"]) for name in DGX} | {"SN40L": t20}
     copies = {n: 1000 * constant("expert_gb") / float(raw[n]["link_gb_per_s"]["value"]) for n in DGX}
     copies["SN40L"] = switch
-    long = dict(zip(NODES, _long_fit(times, copies), strict=True))
+    long = dict(zip(NODES, least_squares(*_long_equations(times, copies)), strict=True))
     return {
         name: Node(
             name=name,
@@ -151,11 +151,6 @@ def _sn40l_equations() -> _Equations:
     return [[float(x) for x in row] for row in rows.values()], target, target
 
 
-def _sn40l_fit() -> tuple[float, float]:
-    t20, switch = least_squares(*_sn40l_equations())
-    return t20, switch
-
-
 def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equations:
     """ratio = T_dgx / T_sn, linear in the unknown times once multiplied out; scaled so that errors are relative."""
     values = published("table-5")
@@ -177,7 +172,3 @@ def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equat
         target.append(0.0)
         scale.append(ratio * 5 * times["SN40L"])
     return matrix, target, scale
-
-
-def _long_fit(times: dict[str, float], copies: dict[str, float]) -> list[float]:
-    return least_squares(*_long_equations(times, copies))
