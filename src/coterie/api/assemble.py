@@ -144,27 +144,11 @@ def make_device(spec: MachineSpec, options: Options) -> Device:
     return _DEVICES[_kind(options.device)[0]](spec, options)
 
 
-def _make_cpu(spec: MachineSpec, options: Options) -> Device:
-    return CpuDevice(spec, threads=options.threads)
-
-
-def _make_cuda(spec: MachineSpec, options: Options) -> Device:
-    return Gpu(gpu_number(options.device) or 0).make(spec=spec)
-
-
-def _make_modelled(spec: MachineSpec, options: Options) -> Device:
-    return ModelledDevice(spec, numerics=CpuDevice(this_machine(), threads=options.threads))
-
-
-def _make_synthetic(spec: MachineSpec, options: Options) -> Device:
-    return ModelledDevice(spec)
-
-
 _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
-    "cpu": _make_cpu,
-    PREFIX: _make_cuda,
-    "modelled": _make_modelled,
-    "synthetic": _make_synthetic,
+    "cpu": lambda spec, options: CpuDevice(spec, threads=options.threads),
+    PREFIX: lambda spec, options: Gpu(gpu_number(options.device) or 0).make(spec=spec),
+    "modelled": lambda spec, options: ModelledDevice(spec, CpuDevice(this_machine(), threads=options.threads)),
+    "synthetic": lambda spec, options: ModelledDevice(spec),
 }
 
 

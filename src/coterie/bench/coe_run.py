@@ -7,7 +7,7 @@ Knows nothing about which policies are compared, or how the numbers are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from math import ceil
@@ -66,16 +66,13 @@ def serve(
         ended = list(timings.values())
         row = _row(parts, setup, load, ended, device.now() - start_s, link_bytes_per_s) | {"processor_s": worked_s}
         row |= {"priorities": _by_priority(load, timings)} if load.priorities else {}
-        ran = (name for _, first, _, _, *others in _runs(parts) for name in (first, *others))
+        # Of each step: "run", whose it was, tokens, rows, and who was in it too.
+        runs = (entry for entry in parts.engine.decisions if entry[0] == "run")
+        ran = (name for _, first, _, _, *others in runs for name in (first, *others))
         order = tuple(name for name, _ in groupby(map(str, ran)))
         return Outcome(row, order, parts.trace())
     finally:
         device.close()
-
-
-def _runs(parts: Parts) -> Iterator[tuple[str | int, ...]]:
-    """Of each step: "run", whose it was, tokens, rows, and who was in it too."""
-    return (entry for entry in parts.engine.decisions if entry[0] == "run")
 
 
 def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:

@@ -12,18 +12,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 from rich.table import Table
 
 from coterie.bench.experts import random_experts
 from coterie.bench.report import Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config
-from coterie.bench.step import Loaded, Step, on_cpu
+from coterie.bench.step import Loaded, on_cpu
 from coterie.core.units import format_bytes, format_seconds
 from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.graph.cost import intermediate_bytes
-from coterie.models.model import Model
 
 # Way -> rule set and who starts the kernels. The first is what the others are compared with.
 WAYS: Mapping[str, tuple[str, Orchestration]] = {
@@ -67,8 +65,16 @@ def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) 
             *_phase("prefill", loaded, (0, prompt), effort),
             *_phase("decode", loaded, (prompt, 1), effort),
         ]
-    workload = _workload(shape, model, prompt, team)
-    return Report("fusion", workload, _results(cells), (_table(cells),), _notes(cells))
+    workload = {
+        "shape": shape,
+        "weights": f"{format_bytes(model.layout.size_bytes)} of random bf16",
+        "prefill_tokens": prompt,
+        "decode_batch": 1,
+        "decode_context": prompt + 1,
+        "threads": team,
+    }
+    results = {"grid": [asdict(cell) for cell in cells], "byte_counters_agree": _agree(cells)}
+    return Report("fusion", workload, results, (_table(cells),), _notes(cells))
 
 
 def _phase(
@@ -86,7 +92,7 @@ def _phase(
             speedup=paired_ratio(samples[BASELINE], samples[way]),
             launches=counted[way].calls,
             regions=counted[way].instructions,
-            intermediate_bytes=_priced(step),
+            intermediate_bytes=intermediate_bytes(step.exe.program, step.binding.rows.sizes),
             counted_bytes=step.intermediate_bytes(counted[way]),
             rounds=len(samples[way]),
         )
@@ -94,40 +100,15 @@ def _phase(
     ]
 
 
-def _priced(step: Step) -> int:
-    return intermediate_bytes(step.exe.program, step.binding.rows.sizes)
-
-
-def _workload(shape: str, model: Model, prompt: int, threads: int) -> dict[str, Any]:
-    return {
-        "shape": shape,
-        "weights": f"{format_bytes(model.layout.size_bytes)} of random bf16",
-        "prefill_tokens": prompt,
-        "decode_batch": 1,
-        "decode_context": prompt + 1,
-        "threads": threads,
-    }
-
-
 def _agree(cells: list[Cell]) -> bool:
     return all(cell.intermediate_bytes == cell.counted_bytes for cell in cells)
-
-
-def _results(cells: list[Cell]) -> dict[str, Any]:
-    return {"grid": [asdict(cell) for cell in cells], "byte_counters_agree": _agree(cells)}
 
 
 def _table(cells: list[Cell]) -> Table:
     table = Table("phase", "way", "per step", "speed-up", "launches", "stored")
     for cell in cells:
-        table.add_row(
-            cell.phase,
-            cell.way,
-            format_seconds(cell.seconds_per_step),
-            str(cell.speedup),
-            str(cell.launches),
-            format_bytes(cell.counted_bytes),
-        )
+        took, stored = format_seconds(cell.seconds_per_step), format_bytes(cell.counted_bytes)
+        table.add_row(cell.phase, cell.way, took, str(cell.speedup), str(cell.launches), stored)
     return table
 
 

@@ -29,7 +29,6 @@ from coterie.bench.step import Loaded, Step, prompt_ids
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cuda.gpu import Gpu
-from coterie.models.model import Model
 
 if TYPE_CHECKING:
     from coterie.devices.cuda.run import Orchestration
@@ -158,7 +157,8 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
         f"{STEPS} decode steps a call, as a server makes them: where a way starts several at once, it is seen",
         *remarks,
     )
-    workload = {"shape": shape, "prefill_tokens": prompt_tokens, "weights": _size(model), "gpu": gpu.name}
+    weights = f"{format_bytes(model.layout.size_bytes)} of random bf16"
+    workload = {"shape": shape, "prefill_tokens": prompt_tokens, "weights": weights, "gpu": gpu.name}
     workload["decode_steps"] = STEPS
     return Report("fusion", workload, {"grid": cells}, (table,), notes)
 
@@ -185,10 +185,6 @@ def _cells(phase: str, steps: Mapping[str, Step], effort: Effort) -> list[dict[s
         }
         for way, step in steps.items()
     ]
-
-
-def _size(model: Model) -> str:
-    return f"{format_bytes(model.layout.size_bytes)} of random bf16"
 
 
 def _warm(ways: Mapping[str, Callable[[], float]]) -> None:

@@ -16,7 +16,6 @@ from rich.table import Table
 from coterie.bench.limits import CachedProducts, multiply_adds
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
-from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave
 from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
@@ -56,7 +55,7 @@ def prefill(
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
         cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.rounded, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
-        ways |= {other.name: partial(_peer_seconds, other.session, prompt) for other in beside}
+        ways |= {other.name: partial(seconds_of, partial(other.session.prefill, prompt)) for other in beside}
         samples = interleave(ways, effort)
         flops = step.cost().flops
     share = Spread.of(flops / ours / peak for ours, peak in zip(samples[OURS], samples[PEAK], strict=True))
@@ -75,10 +74,6 @@ def prefill(
     }
     workload = measured.workload | {"prompt_tokens": prompt_tokens, "threads": cpus, "activations": measured.met}
     return Report("prefill", workload, results, (_table(results),), _notes(results))
-
-
-def _peer_seconds(session: Session, prompt: list[int]) -> float:
-    return seconds_of(lambda: session.prefill(prompt))
 
 
 def _table(results: Mapping[str, Any]) -> Table:

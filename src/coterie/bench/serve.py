@@ -68,7 +68,11 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
     with _composition(own, say) as ref, Coterie.open(ref, _options(ref, own)) as coterie:
         names = own.names
         _check_context(min(coterie.models[name].max_context for name in names), loads, rounds, names)
-        count = {name: partial(_tokens, coterie, way, name) for name in names}
+
+        def tokens(name: str, text: str) -> int:
+            return len(encoded(coterie.texts[name], way.query(name, text)))
+
+        count = {name: partial(tokens, name) for name in names}
         made = coterie.plan
         sizes = ("--near", f"{made.near_bytes + made.bases_bytes} B", "--kv", f"{made.kv_bytes} B")
         threads = ("--threads", str(own.threads)) if own.threads else ()
@@ -159,10 +163,6 @@ def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequ
         raise UsageError("--prompt and --max-tokens", fact, "ask for fewer")
 
 
-def _tokens(coterie: Coterie, way: Way, name: str, text: str) -> int:
-    return len(encoded(coterie.texts[name], way.query(name, text)))
-
-
 def _http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> Round:
     before = None if server is None else server.cpu_time()
     driven = over_http(origin, way, asked)
@@ -180,10 +180,7 @@ def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:
 def _report(cells: Sequence[Cell], workload: Mapping[str, Any]) -> Report:
     runs = []
     for cell in cells:
-        run: dict[str, Any] = {
-            **cell.head,
-            **{name: row_of(rounds) for name, rounds in cell.rounds.items()},
-        }
+        run: dict[str, Any] = {**cell.head, **{name: row_of(rounds) for name, rounds in cell.rounds.items()}}
         if IN_PROCESS in cell.rounds:
             rates = {name: [one.tokens_per_s for one in rounds] for name, rounds in cell.rounds.items()}
             run["tokens_per_s_ratio"] = asdict(paired_ratio(rates[HTTP], rates[IN_PROCESS]))

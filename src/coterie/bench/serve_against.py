@@ -100,18 +100,15 @@ def serve_against(
         }
         measure(cells[-1], ways, rounds, say)
     runs = [_run(cell) for cell in cells]
+    own = [" ".join(["coterie", "serve", against.composition, *against.options])] if against.composition else []
     workload = {
         "servers": {server.name: server.origin.url for server in servers},
-        "commands": [*_own_command(against), *against.commands],
+        "commands": [*own, *against.commands],
         "models": len(models),
         "cold": list(against.cold),
         **asked_for(loads, rounds, way),
     }
     return Report("serve-against", workload, {"runs": runs}, (_table(runs),), _notes(runs))
-
-
-def _own_command(against: Against) -> list[str]:
-    return [" ".join(["coterie", "serve", against.composition, *against.options])] if against.composition else []
 
 
 def _files(folders: Sequence[str]) -> list[Path]:

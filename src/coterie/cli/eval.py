@@ -64,7 +64,8 @@ def evaluate(
         routes = [coterie.route(Query.text(q.text)) for q in asked]
         # Greedy answers depend on the prompt and the expert alone, so equal pairs are asked once.
         both = list(zip(asked, routes, strict=True))
-        pairs = list(dict.fromkeys((q.text, e) for q, r in both for e in _experts(q, r.expert, spec.fallback)))
+        asks = ((q.text, name) for q, r in both if q.expert for name in (q.expert, r.expert, spec.fallback))
+        pairs = list(dict.fromkeys(asks))
         answers = coterie.ask_all([Query.text(text, expert) for text, expert in pairs])
         texts = {pair: answer.text for pair, answer in zip(pairs, answers, strict=True)}
         result = score(
@@ -130,10 +131,6 @@ def _swept(routing: Routing, spec: RouterSpec, asked: list[Question]) -> Iterato
         for value in SIMILARITIES:
             tried = routing.tuned(replace(spec, similarity=value))
             yield sweep_point("similarity", value, asked, routes_by(tried, texts))
-
-
-def _experts(question: Question, routed: str, fallback: str) -> list[str]:
-    return [question.expert, routed, fallback] if question.expert else []
 
 
 def _wrong(question: Question, texts: dict[tuple[str, str], str], routed: str) -> bool:

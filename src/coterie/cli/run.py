@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -71,7 +71,7 @@ def run(
             return
         answers: list[Answer] = []
         try:
-            for text in prompt or _lines():
+            for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
                 answer = coterie.ask(query(text)) if json_ else told(coterie, query(text), text)
                 answers.append(answer)  # at once: a later question may be refused
                 if not json_:
@@ -87,10 +87,6 @@ def run(
 def _save(trace: Path | None, coterie: Coterie) -> None:
     if trace is not None:
         save_trace(trace, coterie.trace())
-
-
-def _lines() -> Iterator[str]:
-    return (line.rstrip("\n") for line in sys.stdin if line.strip())
 
 
 def told(coterie: Coterie, query: Query, heading: str = "") -> Answer:

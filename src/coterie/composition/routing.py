@@ -39,10 +39,6 @@ def make_router(composition: Composition) -> Router | None:
     return ROUTERS[composition.router.kind](composition.router, composition)
 
 
-def _make_rules(spec: RouterSpec, composition: Composition) -> Router:
-    return RulesRouter(spec.rules, spec.fallback, spec.threshold or 0.0, spec.match)
-
-
 def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
     if spec.weights is None:
         raise CompositionError(composition.name, "the lexical router has no weights", "give router.weights")
@@ -52,10 +48,6 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
         fact = f"it was trained for {', '.join(map(repr, unknown))}, which this composition does not have"
         raise CompositionError(str(spec.weights), fact, "train the router again for the experts of this composition")
     return LexicalRouter(weights, spec.fallback, spec.threshold)
-
-
-def _make_knn(spec: RouterSpec, composition: Composition) -> Router:
-    return KnnRouter(spec.examples, spec.fallback, _knn_settings(spec), by_vectors=spec.model is not None)
 
 
 def _knn_settings(spec: RouterSpec) -> KnnSettings:
@@ -69,9 +61,9 @@ def _make_llm(spec: RouterSpec, composition: Composition) -> Router:
 
 
 ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
-    "rules": _make_rules,
+    "rules": lambda spec, _: RulesRouter(spec.rules, spec.fallback, spec.threshold or 0.0, spec.match),
     "lexical": _make_lexical,
-    "knn": _make_knn,
+    "knn": lambda spec, _: KnnRouter(spec.examples, spec.fallback, _knn_settings(spec), spec.model is not None),
     "llm": _make_llm,
 }
 

@@ -47,7 +47,8 @@ def parse_embeddings(body: object, coterie: Coterie) -> EmbeddingsBody:
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = embedder(coterie.texts, coterie.composition, fields.model(given))
     coterie.texts[expert].embedding.before(use)  # before anything is asked
-    queries = tuple([_query(item, expert, use) for item in _inputs(given.get("input"))])
+    each = [(item, ()) if isinstance(item, str) else ("", item) for item in _inputs(given.get("input"))]
+    queries = tuple([query_of(text, expert, use, tokens) for text, tokens in each])
     return EmbeddingsBody(queries, expert, dimensions, form == BASE64)
 
 
@@ -71,10 +72,6 @@ def whole(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> dict[s
     cached = sum([answer.cached_tokens for answer in answers])
     usage = {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
     return {"object": "list", "data": data, "model": body.expert, "usage": usage}
-
-
-def _query(item: str | tuple[int, ...], expert: str, use: str) -> Query:
-    return query_of(item, expert, use) if isinstance(item, str) else query_of("", expert, use, item)
 
 
 def _inputs(given: object) -> list[str | tuple[int, ...]]:

@@ -40,7 +40,9 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     model = fields.model(given)
     if chat:
         check_one_template(coterie, model)
-    query = _chat(given, model) if chat else _raw(given, model)
+        query = Query(messages(given), model, tools=offered(given), switches=switches(given))
+    else:
+        query = _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)
     tokens = text.encode(query, prompt_of(query))
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
@@ -62,10 +64,6 @@ def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     if tokens is None or not all(type(token) is int for token in tokens):
         raise RequestError("tokens", "is missing, or holds what is no token id", "give a list of token ids")
     return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens, "tokens")}
-
-
-def _chat(given: Mapping[str, object], model: str) -> Query:
-    return Query(messages(given), model, tools=offered(given), switches=switches(given))
 
 
 def _raw(given: Mapping[str, object], model: str) -> Query:

@@ -195,7 +195,8 @@ class Worker:
             raise self.broken
         if partly:
             first = queries[0].query if isinstance(queries[0], Ready) else queries[0]
-            queries = queries[: _some(self._coterie.places(first.client))]
+            places = self._coterie.places(first.client)
+            queries = queries if places is None else queries[: max(places, 1)]
             stream.shorten(len(queries))
         try:
             for index, query in enumerate(queries):
@@ -285,10 +286,6 @@ class Worker:
                 parcels.setdefault(stream.loop, []).append((stream, chunk))
         for loop, parcel in parcels.items():
             loop.call_soon_threadsafe(_give, parcel)
-
-
-def _some(places: int | None) -> int | None:
-    return None if places is None else max(places, 1)
 
 
 def _takes_long(query: Query) -> bool:

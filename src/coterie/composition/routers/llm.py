@@ -28,7 +28,8 @@ class LlmRouter:
         self, experts: Mapping[str, str], fallback: str, question: str = QUESTION, max_tokens: int = MAX_TOKENS
     ) -> None:
         self.fallback, self.max_tokens = fallback, max_tokens
-        self._question = question.replace("{experts}", "\n".join(map(_line, experts, experts.values())))
+        lines = [f"{name}: {about}" if about else name for name, about in experts.items()]
+        self._question = question.replace("{experts}", "\n".join(lines))
         # Longer names first: "law" is not what "law-chat" means.
         names = "|".join(re.escape(name) for name in sorted(experts, key=len, reverse=True))
         self._names = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])", re.IGNORECASE)
@@ -52,10 +53,6 @@ class LlmRouter:
             return Route(name, 1.0, (), f"the router's model answered {_short(answer)}")
         fact = f"names {' and '.join(named)}" if named else "names no expert"
         return fall_back(self.fallback, {}, f"the answer of the router's model, {_short(answer)}, {fact}")
-
-
-def _line(name: str, description: str) -> str:
-    return f"{name}: {description}" if description else name
 
 
 def _short(text: str) -> str:

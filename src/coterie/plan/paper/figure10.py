@@ -22,7 +22,7 @@ from coterie.plan.paper.figure10_notes import notes
 from coterie.plan.paper.figure10_times import NODE, Shared, Times, is_possible, times
 from coterie.plan.paper.machine import spec
 from coterie.plan.paper.published import Published, beside, data
-from coterie.plan.paper.row import Chart, Exhibit, Fitted, Kind, Method, Row, bars
+from coterie.plan.paper.row import Exhibit, Fitted, Kind, Method, Row, bars
 
 NAME, TITLE = "figure-10", "Figure 10"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -35,20 +35,18 @@ Priced = tuple[tuple[Times, ...], dict[str, float]]  # a case at each batch that
 def figure_10() -> Exhibit:
     """Every speedup, predicted at batch 1 and fitted, each benchmark's batch said in its note."""
     machine = spec(NODE)
-    cases = _cases()
+    cases = tuple((benchmark, _values(benchmark)) for benchmark in benchmarks())
     shared = fit(cases)
     rows: list[Row] = []
     for benchmark in benchmarks():
         for mode in MODES:
             rows += _rows(benchmark, mode, _published(benchmark, mode), Shared.of_file(machine), shared)
     fitted = _constants(shared, cases)
-    charts = tuple(_chart(rows, mode) for mode in MODES)
+    title = "Fused, {}: speedup over unfused"
+    by_mode = {mode: [row for row in rows if row.row.endswith(mode)] for mode in MODES}
+    charts = tuple(bars(title.format(mode), "x", own, log_y=True) for mode, own in by_mode.items())
     about = "Speedup over unfused kernels: fused with software (SO) and with hardware orchestration (HO)"
-    return Exhibit(NAME, TITLE, about, tuple(rows), fitted, charts, notes({b.name: _values(b) for b in benchmarks()}))
-
-
-def _chart(rows: list[Row], mode: str) -> Chart:
-    return bars(f"Fused, {mode}: speedup over unfused", "x", [r for r in rows if r.row.endswith(mode)], log_y=True)
+    return Exhibit(NAME, TITLE, about, tuple(rows), fitted, charts, notes({b.name: values for b, values in cases}))
 
 
 def _rows(benchmark: Benchmark, mode: str, value: Published, of_file: Shared, shared: Shared) -> list[Row]:
@@ -75,10 +73,6 @@ def _published(benchmark: Benchmark, mode: str) -> Published:
 def _values(benchmark: Benchmark) -> dict[str, float]:
     found = next(row for row in data(NAME)["benchmark"] if row["name"] == benchmark.name)
     return {mode: float(found[mode.lower()]) for mode in MODES}
-
-
-def _cases() -> tuple[Case, ...]:
-    return tuple((benchmark, _values(benchmark)) for benchmark in benchmarks())
 
 
 def best_batch(benchmark: Benchmark, values: dict[str, float], shared: Shared) -> int:

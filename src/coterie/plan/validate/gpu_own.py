@@ -52,7 +52,8 @@ def gpu_rows(found: Mapping[str, Mapping[str, Any]], folder: Path, shapes: Shape
     rows: list[Row] = []
     for name, raw in found.items():
         try:
-            rows += _ROWS.get(str(raw.get("bench")), _none)(name, raw, shapes, spec)
+            if of_bench := _ROWS.get(str(raw.get("bench"))):
+                rows += of_bench(name, raw, shapes, spec)
         except WRONG as error:
             raise not_a_result(str(folder), f"{name}.json", error) from error
     return rows, (f"this GPU: against {MACHINE} of the same folder, {spec.flops_source}",)
@@ -97,10 +98,6 @@ def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, spec: Machin
     for kind, modelled_s in modelled.items():
         label = f"{kind} {load['shape']}, {tokens} tokens ({name}, commit {raw['commit']})"
         yield Row("this GPU: switch", GPU, label, VALIDATION, raw[f"{kind}_ttft_s"], modelled_s)
-
-
-def _none(name: str, raw: Mapping[str, Any], shapes: Shapes, spec: MachineSpec) -> Iterator[Row]:
-    yield from ()
 
 
 _ROWS = {"decode": _decode_rows, "prefill": _prefill_rows, "switch": _switch_rows}
