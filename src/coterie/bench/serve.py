@@ -164,11 +164,11 @@ def _check_context(context: int, loads: Sequence[Load], rounds: int, names: Sequ
 
 
 def _http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> Round:
-    before = None if server is None else server.cpu_time()
+    before = (None, None) if server is None else server.cpu_s()
     driven = over_http(origin, way, asked)
-    cpu = None if server is None or before is None else server.cpu_time().since(before)
-    found = Round(driven.answers, driven.elapsed_s, client_cpu_s=driven.client_cpu_s)
-    return found if cpu is None else replace(found, cpu_s=cpu.all_s, main_cpu_s=cpu.main_s)
+    after = (None, None) if server is None else server.cpu_s()
+    took = (None if s is None or e is None else e - s for s, e in zip(before, after, strict=True))
+    return Round(driven.answers, driven.elapsed_s, *took, client_cpu_s=driven.client_cpu_s)
 
 
 def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:

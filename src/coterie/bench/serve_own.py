@@ -32,29 +32,16 @@ WORDS = 2000  # characters of what a server that failed said last
 
 
 @dataclass(frozen=True, slots=True)
-class CpuTime:
-    """Seconds of CPU of a process, and of its main thread: of our server the one that does HTTP. None: not known."""
-
-    all_s: float | None
-    main_s: float | None
-
-    def since(self, before: CpuTime) -> CpuTime:
-        """What was taken after `before`."""
-        return CpuTime(_less(self.all_s, before.all_s), _less(self.main_s, before.main_s))
-
-
-@dataclass(frozen=True, slots=True)
 class OwnServer:
     """A server that runs."""
 
     url: str
     pid: int
 
-    def cpu_time(self) -> CpuTime:
-        """What it has taken so far. Source: proc(5), `stat`: fields 14 and 15 are ticks in user and system mode."""
-        return CpuTime(
-            own_cpu_s(Path(f"/proc/{self.pid}/stat")), own_cpu_s(Path(f"/proc/{self.pid}/task/{self.pid}/stat"))
-        )
+    def cpu_s(self) -> tuple[float | None, float | None]:
+        """Seconds of CPU so far, of it and of its main thread, which does HTTP. None: not known."""
+        own = Path(f"/proc/{self.pid}")
+        return own_cpu_s(own / "stat"), own_cpu_s(own / "task" / str(self.pid) / "stat")
 
 
 @contextmanager
@@ -109,10 +96,6 @@ def no_start(where: str, said: IO[bytes], why: str) -> DeviceError:
     words = said.read()[-WORDS:].decode(errors="replace").strip()
     fact = f"the server did not start, {why}" + (f": {words}" if words else "")
     return DeviceError(where, fact, "start it by hand to see more")
-
-
-def _less(after: float | None, before: float | None) -> float | None:
-    return None if after is None or before is None else after - before
 
 
 def in_process(

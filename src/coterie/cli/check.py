@@ -19,7 +19,7 @@ from coterie.api.assemble import make_spec
 from coterie.api.opened import open_all
 from coterie.api.sampling import defaults_of
 from coterie.cli.opening import opens
-from coterie.cli.options import CompositionArg, JsonOpt, out, print_json, say_left_out, sentences, short_base
+from coterie.cli.options import CompositionArg, JsonOpt, out, picked, print_json, say_left_out, sentences, short_base
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
@@ -161,13 +161,9 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
         "composition": found.name,
         "left_out": {name: str(error) for name, error in found.left_out.items()},
         "machine": made.spec.name,
-        "near_bytes": made.near_bytes,
-        "router_bytes": made.router_bytes,
+        **picked(made, "near_bytes", "router_bytes", "kv_bytes", "work_bytes", "total_bytes"),
         "base_bytes": dict(made.base_bytes),
-        "kv_bytes": made.kv_bytes,
         "kv_block_bytes": made.block_bytes,
-        "work_bytes": made.work_bytes,
-        "total_bytes": made.total_bytes,
         "experts": {
             name: {
                 "family": model.config.family,

@@ -21,7 +21,7 @@ from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.gpu_calibrate import SHAPE as GPU_SHAPE
 from coterie.bench.gpu_calibrate import calibrate_gpu
 from coterie.bench.report import Effort
-from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, print_json, sentences, write_text
+from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, picked, print_json, sentences, write_text
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -125,17 +125,14 @@ def _calibrated(file: Path, shape: str, threads: int | None, device: str) -> Mac
 
 
 def _plain(spec: MachineSpec) -> dict[str, Any]:
-    def some(of: object, *names: str) -> dict[str, Any]:
-        return {name: getattr(of, name) for name in names}
-
     rates, ends = ("bytes_per_s", "achieved_bytes_per_s"), ("src", "dst")
     return {
-        **some(spec, "name", "flops_per_s", "flops_source", "achieved_flops_per_s", "units", "host_links", "stack"),
-        "unpublished": [some(number, "key", "low", "value", "high", "source") for number in spec.unpublished],
+        **picked(spec, "name", "flops_per_s", "flops_source", "achieved_flops_per_s", "units", "host_links", "stack"),
+        "unpublished": [picked(number, "key", "low", "value", "high", "source") for number in spec.unpublished],
         "power_w": spec.power_w or None,
         "power_source": spec.power_source,
-        "tiers": [some(tier, "name", "capacity_bytes", *rates, "source") for tier in spec.tiers],
-        "links": [some(link, *ends, *rates, "latency_s", "source") for link in spec.links],
+        "tiers": [picked(tier, "name", "capacity_bytes", *rates, "source") for tier in spec.tiers],
+        "links": [picked(link, *ends, *rates, "latency_s", "source") for link in spec.links],
         "rule_set": spec.rule_set,
         "notes": list(spec.notes),
     }

@@ -182,6 +182,11 @@ def say_left_out(left_out: Mapping[str, CoterieError]) -> None:
         err.print(f"coterie: {name} is left out: {error}", style="yellow", markup=False)
 
 
+def picked(of: object, *names: str) -> dict[str, Any]:
+    """Some attributes, for JSON."""
+    return {name: getattr(of, name) for name in names}
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout, as plain text; escaped where stdout could not encode that."""
     escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from coterie.cli.opening import opened_to_answer
-from coterie.cli.options import CompositionArg, JsonOpt, err, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, err, picked, print_json, sentences
 from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
@@ -211,17 +211,12 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         "estimate": answer.estimate,
         "bound": answer.bound,
         "helps": [{"what": what, "load_factor": factor} for what, factor in answer.helps],
-        "ttft_s": worst.ttft_s,
-        "tpot_s": worst.tpot_s,
-        "e2e_s": worst.e2e_s,
+        **picked(worst, "ttft_s", "tpot_s", "e2e_s", "hit_rate", "switches_per_s"),
         "steps_share": worst.steps,
         "link_share": worst.link,
-        "hit_rate": worst.hit_rate,
-        "switches_per_s": worst.switches_per_s,
         "power_w": placement.machines * spec.power_w or None,
         "price": placement.machines * spec.price or None,
-        "near_bytes": answer.machine.near_bytes,
-        "bases_bytes": answer.machine.bases_bytes,
+        **picked(answer.machine, "near_bytes", "bases_bytes"),
         "switch_s": float(answer.machine.switch_s.max()),
         "placement": [[found.names[number] for number in held] for held in placement.held],
         "replicated": [found.names[number] for number in placement.replicated],
@@ -244,11 +239,8 @@ def _report(
 ) -> dict[str, Any]:
     totals = [
         {
-            "name": choice.name,
-            "machines": choice.machines,
-            "power_w": choice.power_w,
-            "price": choice.price,
-            "each": [{"part": o.part, "machine": o.machine, "machines": o.machines} for o in choice.options],
+            **picked(choice, "name", "machines", "power_w", "price"),
+            "each": [picked(option, "part", "machine", "machines") for option in choice.options],
             "exceeds": choice.exceeds(limits),
         }
         for choice in in_all

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.bench.shapes import shape_config
-from coterie.cli.options import JsonOpt, out, print_json, sentences
+from coterie.cli.options import JsonOpt, out, picked, print_json, sentences
 from coterie.core.errors import UsageError
 from coterie.core.units import format_seconds
 from coterie.plan.validate.rows import Outcome, Row, Summary
@@ -70,35 +70,16 @@ def _rows(rows: tuple[Row, ...]) -> Table:
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
+    of_all = ("dataset", "metric", "split", "provenance")
+    summaries = []
+    for item in outcome.summaries():
+        worst = {"row": item.worst.name, "error": item.worst.error}
+        errors = {"mean_error": item.mean, "median_error": item.median, "worst": worst}
+        summaries.append(picked(item, *of_all, "n", "bias", "aim") | errors)
+    times = ("measured_s", "modelled_s", "error")
     return {
-        "summaries": [
-            {
-                "dataset": item.dataset,
-                "metric": item.metric,
-                "split": item.split,
-                "n": item.n,
-                "mean_error": item.mean,
-                "median_error": item.median,
-                "bias": item.bias,
-                "aim": item.aim,
-                "worst": {"row": item.worst.name, "error": item.worst.error},
-                "provenance": item.provenance,
-            }
-            for item in outcome.summaries()
-        ],
-        "rows": [
-            {
-                "dataset": row.dataset,
-                "metric": row.metric,
-                "row": row.name,
-                "split": row.split,
-                "measured_s": row.measured_s,
-                "modelled_s": row.modelled_s,
-                "error": row.error,
-                "provenance": row.provenance,
-            }
-            for row in outcome.rows
-        ],
-        "dropped": [{"dataset": d.dataset, "row": d.name, "reason": d.reason} for d in outcome.dropped],
+        "summaries": summaries,
+        "rows": [picked(row, *of_all, *times) | {"row": row.name} for row in outcome.rows],
+        "dropped": [picked(item, "dataset", "reason") | {"row": item.name} for item in outcome.dropped],
         "caveats": list(outcome.caveats),
     }

@@ -180,21 +180,10 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
 
 
-# what NumPy and zipfile raise for damaged archives; NotImplementedError and RuntimeError: odd or encrypted zip files
+# what NumPy and zipfile raise for damaged archives; RuntimeError: odd or encrypted zip files
 _UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    TypeError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-    SyntaxError,
-    tokenize.TokenError,
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, TypeError, OverflowError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 _MAX_BYTES = 256 << 20  # 500 experts of 2**16 buckets in float32 are half of it
 _TRAIN_AGAIN = "train the router again (demo/train_router.py)"
