@@ -15,7 +15,8 @@ from random import Random
 from coterie.composition.evaluate import Question, Score, score
 from coterie.composition.router import Prompt
 from coterie.composition.routers.lexical import LexicalRouter, LexicalWeights, write_weights
-from coterie.composition.routers.lexical_train import FitSettings, SweepRow, TrainingQuestion, train
+from coterie.composition.routers.lexical_train import FitSettings, TrainingQuestion, train
+from coterie.composition.sweep import SweepPoint
 from near_misses import bare, borrowed
 from tasks import TASKS
 from tasks.out_of_scope import TEST, TRAIN
@@ -58,12 +59,12 @@ def score_router(weights: LexicalWeights, asked: Sequence[Question], threshold: 
     return score(asked, [router.decide(Prompt(question.text)) for question in asked])
 
 
-def print_sweep(sweep: Sequence[SweepRow], chosen: float) -> None:
+def print_sweep(sweep: Sequence[SweepPoint], chosen: float) -> None:
     """The table from which the threshold was chosen; every wording was out of the fold that scored it."""
     print("threshold  in scope, right  in scope, to fallback  out of scope, to fallback")
     for row in sweep:
-        mark = "  <- chosen" if row.threshold == chosen else ""
-        print(f"{row.threshold:9.2f}  {row.in_scope_right:15.2%}  {row.in_scope_to_fallback:21.2%}"
+        mark = "  <- chosen" if row.value == chosen else ""
+        print(f"{row.value:9.2f}  {row.in_scope_right:15.2%}  {row.in_scope_to_fallback:21.2%}"
               f"  {row.out_of_scope_to_fallback:25.2%}{mark}")  # fmt: skip
 
 

@@ -15,11 +15,11 @@ from coterie.composition.routers.features import MAX_CHARS, HashSettings, bucket
 from coterie.composition.routers.lexical import OTHER, LexicalRouter, LexicalWeights, read_weights, write_weights
 from coterie.composition.routers.lexical_train import (
     FitSettings,
-    SweepRow,
     TrainingQuestion,
     choose_threshold,
     train,
 )
+from coterie.composition.sweep import SweepPoint
 from coterie.core.errors import CompositionError
 
 HASHING = HashSettings(1, 4, 2**11)
@@ -166,7 +166,7 @@ def test_two_classes(trained):
 
 
 def test_threshold_is_the_highest_that_costs_little():
-    rows = [SweepRow(0.1, 0.99, 0, 0.5), SweepRow(0.5, 0.985, 0, 0.7), SweepRow(0.9, 0.90, 0.1, 0.9)]
+    rows = [SweepPoint("threshold", *row) for row in ((0.1, 0.99, 0, 0.5), (0.5, 0.985, 0, 0.7), (0.9, 0.90, 0.1, 0.9))]
     assert choose_threshold(rows, 0.01) == 0.5
     assert choose_threshold(rows, 0.0) == 0.1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -75,15 +75,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "rule_set": self.rule_set,
-            "name": self.name,
-            "shape": list(self.shape),
-            "first": list(self.first),
-            "reference_first": list(self.reference_first),
-            "max_error": self.max_error if math.isfinite(self.max_error) else None,
-            "tolerance": self.tolerance,
-        }
+        return asdict(self) | {"max_error": self.max_error if math.isfinite(self.max_error) else None}
 
 
 def open_one(

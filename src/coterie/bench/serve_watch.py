@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.bench.limits import drop_page_cache
@@ -19,43 +20,36 @@ from coterie.bench.serve_family import Family
 EVERY_S = 0.5
 
 
+@dataclass(slots=True)
 class Watch:
-    """Looks every half second. `peak_bytes`: the most that was held at once, None where it is not known."""
+    """What was seen. `peak_bytes`: the most that was held at once, None where it is not known."""
 
-    def __init__(self, family: Family | None, files: Sequence[Path]) -> None:
-        self._family, self._files = family, files
-        self._over = threading.Event()
-        self.peak_bytes: int | None = None
-
-    def look(self) -> None:
-        """Once."""
-        held = None if self._family is None else self._family.held_bytes()
-        if held is not None:
-            self.peak_bytes = max(held, self.peak_bytes or 0)
-        for file in self._files:
-            with suppress(OSError):  # gone meanwhile
-                drop_page_cache(file)
-
-    def run(self) -> None:
-        """Until it is over, and once more."""
-        while not self._over.wait(EVERY_S):
-            self.look()
-        self.look()
-
-    def end(self) -> None:
-        """It is over."""
-        self._over.set()
+    peak_bytes: int | None = None
 
 
 @contextmanager
 def watched(family: Family | None, files: Sequence[Path]) -> Iterator[Watch]:
-    """A watch for as long as the context lasts; what it saw is whole afterwards."""
-    watch = Watch(family, files)
-    watch.look()
-    thread = threading.Thread(target=watch.run, name="coterie-bench-watch", daemon=True)
+    """Look every half second for as long as the context lasts; what was seen is whole afterwards."""
+    watch, over = Watch(), threading.Event()
+
+    def look() -> None:
+        held = None if family is None else family.held_bytes()
+        if held is not None:
+            watch.peak_bytes = max(held, watch.peak_bytes or 0)
+        for file in files:
+            with suppress(OSError):  # gone meanwhile
+                drop_page_cache(file)
+
+    def run() -> None:
+        while not over.wait(EVERY_S):
+            look()
+        look()
+
+    look()
+    thread = threading.Thread(target=run, name="coterie-bench-watch", daemon=True)
     thread.start()
     try:
         yield watch
     finally:
-        watch.end()
+        over.set()
         thread.join()

@@ -83,10 +83,7 @@ def footprint(served: Served) -> dict[str, Any]:
         "experts_bytes": made.total_bytes,
         "run_tier": tier.name,
         "run_tier_bytes": tier.capacity_bytes,
-        "near_bytes": made.near_bytes,
-        "kv_bytes": made.kv_bytes,
-        "router_bytes": made.router_bytes,
-        "bases_bytes": made.bases_bytes,
+        **{name: getattr(made, name) for name in ("near_bytes", "kv_bytes", "router_bytes", "bases_bytes")},
         "near_share": min(1.0, made.near_bytes / made.total_bytes),
     }
 

@@ -34,18 +34,15 @@ class HostModule:
 
     def __init__(self, torch: Any, module: Any, device: str, room: HostRoom) -> None:
         self._torch, self.module, self._device, self.room = torch, module, device, room
-        found = list(_tensors(module))
-        sizes = [tensor.numel() * tensor.element_size() for tensor in found]
-        places = [-(-size // ALIGN) * ALIGN for size in sizes]
         memory = torch.from_numpy(room.bytes)
         self._held: list[tuple[Any, Any]] = []
         start = 0
-        for tensor, size, place in zip(found, sizes, places, strict=True):
-            host = memory[start : start + size].view(tensor.dtype).view(tensor.shape)
+        for tensor in _tensors(module):
+            host = memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             host.copy_(tensor)
-            tensor.data = host
             self._held.append((tensor, host))
-            start += place
+            start += _place_bytes(tensor)
+        self.leave()
 
     def move(self) -> None:
         """Queue the copies; what computes on the device's stream afterwards waits for them."""
@@ -62,7 +59,11 @@ class HostModule:
 
 def room_bytes(module: Any) -> int:
     """What its tensors take, each from a place where any type may begin."""
-    return sum(-(-tensor.numel() * tensor.element_size() // ALIGN) * ALIGN for tensor in _tensors(module))
+    return sum(map(_place_bytes, _tensors(module)))
+
+
+def _place_bytes(tensor: Any) -> int:
+    return -(-int(tensor.nbytes) // ALIGN) * ALIGN
 
 
 def _tensors(module: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from coterie.composition.routers.features import HashSettings, bucket_list
 from coterie.composition.routers.lexical import OTHER, LexicalWeights, softmax
+from coterie.composition.sweep import SweepPoint
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -53,25 +54,11 @@ class FitSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepRow:
-    """What a threshold does, out of fold.
-
-    Shares of the in-scope questions that reach their expert, or the fallback instead; of the out-of-scope questions
-    that reach the fallback.
-    """
-
-    threshold: float
-    in_scope_right: float
-    in_scope_to_fallback: float
-    out_of_scope_to_fallback: float
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
-    """The classifier and the table from which its threshold was chosen."""
+    """The classifier, and what thresholds do, out of fold, from which its own was chosen."""
 
     weights: LexicalWeights
-    sweep: tuple[SweepRow, ...]
+    sweep: tuple[SweepPoint, ...]
 
 
 def train(questions: Sequence[TrainingQuestion], settings: FitSettings, notes: Mapping[str, Any]) -> Trained:
@@ -93,7 +80,7 @@ def train(questions: Sequence[TrainingQuestion], settings: FitSettings, notes: M
     temperature = _temperature(scores, labels)
     shares = softmax(scores, temperature)
     other = classes.index(OTHER) if OTHER in classes else None
-    sweep = tuple(_sweep_row(shares, labels, other, threshold) for threshold in THRESHOLDS)
+    sweep = tuple(_sweep_point(shares, labels, other, threshold) for threshold in THRESHOLDS)
     weights, bias = _fit(features, labels, len(classes), settings)
     threshold = choose_threshold(sweep, settings.max_loss)
     stored = LexicalWeights(
@@ -108,10 +95,10 @@ def train(questions: Sequence[TrainingQuestion], settings: FitSettings, notes: M
     return Trained(stored, sweep)
 
 
-def choose_threshold(sweep: Sequence[SweepRow], max_loss: float) -> float:
+def choose_threshold(sweep: Sequence[SweepPoint], max_loss: float) -> float:
     """The highest threshold that costs at most `max_loss` of the in-scope questions: it keeps out the most."""
-    best = max(row.in_scope_right for row in sweep)
-    return max(row.threshold for row in sweep if row.in_scope_right >= best - max_loss)
+    best = max(point.in_scope_right for point in sweep)
+    return max(point.value for point in sweep if point.in_scope_right >= best - max_loss)
 
 
 def _features(texts: Sequence[str], hashing: HashSettings) -> csr_matrix:
@@ -144,13 +131,14 @@ def _temperature(scores: F64, labels: I64) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
 
 
-def _sweep_row(shares: F64, labels: I64, other: int | None, threshold: float) -> SweepRow:
+def _sweep_point(shares: F64, labels: I64, other: int | None, threshold: float) -> SweepPoint:
     best = shares.argmax(axis=1)
     to_fallback = (best == other) | (shares.max(axis=1) < threshold)
     inside = labels != other
     right = (best == labels) & ~to_fallback
-    return SweepRow(
-        threshold=threshold,
+    return SweepPoint(
+        setting="threshold",
+        value=threshold,
         in_scope_right=float(right[inside].mean()),
         in_scope_to_fallback=float(to_fallback[inside].mean()),
         out_of_scope_to_fallback=float(to_fallback[~inside].mean()) if not inside.all() else 1.0,

@@ -6,7 +6,7 @@ Knows nothing about any exhibit.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from statistics import median
 
@@ -49,18 +49,7 @@ class Row:
 
     def to_dict(self) -> dict[str, object]:
         """The row as JSON has it."""
-        return {
-            "exhibit": self.exhibit,
-            "row": self.row,
-            "published": self.published,
-            "ours": self.ours,
-            "error": self.error,
-            "kind": self.kind.value,
-            "method": self.method.value,
-            "unit": self.unit,
-            "source": self.source,
-            "note": self.note,
-        }
+        return asdict(self) | {"error": self.error, "kind": self.kind.value, "method": self.method.value}
 
 
 @dataclass(frozen=True, slots=True)
