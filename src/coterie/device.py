@@ -101,6 +101,22 @@ class Rows:
         return Sizes(tokens, len(self.lengths_B), len(self.rows_R), context_tokens, pairs)
 
 
+def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False) -> Rows:
+    """One sequence's tokens from position `first` on, greedy: the last is sampled, or each of them where `scored`."""
+    count = len(ids)
+    sampled = np.arange(0 if scored else count - 1, count, dtype=np.int32)
+    return Rows(
+        tokens_T=np.asarray(ids, np.int32),
+        positions_T=np.arange(first, first + count, dtype=np.int32),
+        sequence_T=np.zeros(count, np.int32),
+        block_tables_BM=np.arange(num_blocks, dtype=np.int32)[None],
+        lengths_B=np.array([first + count], np.int32),
+        rows_R=sampled,
+        sampling=(Sampling(),) * len(sampled),
+        end_ids=((),) * len(sampled),
+    )
+
+
 @value
 class Shared:
     """A second extent of a run's weights, which experts share: the weights at these `places` of the program's order

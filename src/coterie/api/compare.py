@@ -19,7 +19,7 @@ from coterie.checkpoint.layout import Layout
 from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
 from coterie.core.errors import RequestError, UsageError
-from coterie.device import Binding, Buffer, Device, Event, Rows, Sampling, wait_for
+from coterie.device import Binding, Buffer, Device, Event, Rows, prompt_rows, wait_for
 from coterie.devices.cuda.gpu import gpu_number
 from coterie.engine.assembly import page_bytes
 from coterie.engine.experts import open_expert
@@ -128,7 +128,7 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         base = None if model.base is None else Base(model.base.layout, _load(device, model.base.layout))
         weights = _load(device, model.layout)
         block = page_bytes(model.kv)
-        rows = _rows(ids, model.kv.blocks_for(len(ids), block))
+        rows = prompt_rows(ids, model.kv.blocks_for(len(ids), block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
         graph = as_a_cpu_rounds(model.graph) if gpu_number(options.device) is None else model.graph
         expected = _reference(model, graph, rows, block)
@@ -157,22 +157,8 @@ def _load(device: Device, layout: Layout) -> Buffer:
     return weights
 
 
-def _rows(ids: Sequence[int], blocks: int) -> Rows:
-    count = len(ids)
-    positions = np.arange(count, dtype=np.int32)
-    return Rows(
-        tokens_T=np.array(ids, np.int32),
-        positions_T=positions,
-        sequence_T=np.zeros(count, np.int32),
-        block_tables_BM=np.arange(blocks, dtype=np.int32)[None],
-        lengths_B=np.array([count], np.int32),
-        rows_R=np.array([count - 1], np.int32),
-        sampling=(Sampling(),),
-        end_ids=((),),
-    )
-
-
-def _reference(model: Model, graph: Graph, rows: Rows, block: int) -> dict[str, npt.NDArray[Any]]:
+def reference_inputs(rows: Rows) -> dict[str, npt.NDArray[np.int32]]:
+    """A step's rows as the reference reads them."""
     given = {
         "tokens": rows.tokens_T,
         "positions": rows.positions_T,
@@ -180,10 +166,13 @@ def _reference(model: Model, graph: Graph, rows: Rows, block: int) -> dict[str, 
         "block_tables": rows.block_tables_BM,
         "rows": rows.rows_R,
     }
-    inputs = {name: np.asarray(numbers, np.int32) for name, numbers in given.items()}
+    return {name: np.asarray(numbers, np.int32) for name, numbers in given.items()}
+
+
+def _reference(model: Model, graph: Graph, rows: Rows, block: int) -> dict[str, npt.NDArray[Any]]:
     kv, blocks = model.kv, len(rows.block_tables_BM[0])
     state = KvState(graph, blocks, kv.tokens_per_block(block), kv.state_blocks(block))
-    return Reference(graph, load_weights_f32(model)).run(inputs, rows.sampling, state)
+    return Reference(graph, load_weights_f32(model)).run(reference_inputs(rows), rows.sampling, state)
 
 
 def _row(

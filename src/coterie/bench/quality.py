@@ -22,6 +22,7 @@ from rich.table import Table
 
 from coterie.api import Coterie, Message, Options, Query
 from coterie.api.assemble import open_models
+from coterie.api.compare import reference_inputs
 from coterie.api.texts import open_texts
 from coterie.bench.experts import random_experts
 from coterie.bench.report import Report
@@ -30,7 +31,7 @@ from coterie.composition.composition import load_composition
 from coterie.composition.evaluate import read_questions
 from coterie.composition.router import Prompt
 from coterie.core.dtypes import DType
-from coterie.device import Sampling
+from coterie.device import prompt_rows
 from coterie.graph.ops import BF16, INT8, INT16
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import with_rounding
@@ -163,16 +164,8 @@ def _reference(model: Model) -> Reference:
 
 def _logits(reference: Reference, model: Model, ids: Sequence[int]) -> npt.NDArray[np.float32]:
     """Logits after each token [T, V]."""
-    count = len(ids)
-    positions = np.arange(count, dtype=np.int32)
-    rows = {
-        "tokens": np.array(ids, np.int32),
-        "positions": positions,
-        "sequence": np.zeros(count, np.int32),
-        "block_tables": np.zeros((1, 1), np.int32),
-        "rows": positions,
-    }
-    values = reference.run(rows, (Sampling(),) * count, KvState(model.graph, 1, count))
+    rows = prompt_rows(ids, 1, scored=True)
+    values = reference.run(reference_inputs(rows), rows.sampling, KvState(model.graph, 1, len(ids)))
     name = next(op for op in model.graph.ops if op.kind == "sample").inputs[0]
     return np.asarray(values[name], np.float32)
 

@@ -26,7 +26,7 @@ from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Report, paired_ratio
 from coterie.bench.serve_asked import Asked, Way, apart, draw_round, encoded, round_of
 from coterie.bench.serve_own import OwnServer, in_process, own_server
-from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
+from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
 from coterie.bench.words import write_tokenizer
 from coterie.composition.composition import COMPOSITION_FILE, load_composition
@@ -81,14 +81,10 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
         with own_server(ref, (*sizes, *threads, *batch)) as server:
             origin = origin_of(server.url, {})
             cells = []
+            ways = {HTTP: partial(_http, origin, way, server), IN_PROCESS: partial(_in_process, coterie, way)}
             for load in loads:
-                cells.append(Cell(load))
                 asked = partial(draw_round, load, names, count=count)
-                ways = {
-                    HTTP: each_round(cells[-1], HTTP, asked, partial(_http, origin, way, server)),
-                    IN_PROCESS: each_round(cells[-1], IN_PROCESS, asked, partial(_in_process, coterie, way)),
-                }
-                measure(cells[-1], ways, rounds, say)
+                cells.append(measured(load, asked, ways, rounds, say))
         workload = {
             "composition": own.composition or "random",
             "experts": len(names),
@@ -111,11 +107,9 @@ def serve_url(
     """
     cells, loads = [], apart(loads, rounds)
     count = dict.fromkeys(models, counting(origin, way, models[0]))
+    ways = {HTTP: partial(_http, origin, way, None)}
     for load in loads:
-        cells.append(Cell(load))
-        asked = partial(draw_round, load, models, count=count)
-        ways = {HTTP: each_round(cells[-1], HTTP, asked, partial(_http, origin, way, None))}
-        measure(cells[-1], ways, rounds, say)
+        cells.append(measured(load, partial(draw_round, load, models, count=count), ways, rounds, say))
     return _report(cells, {"url": origin.url, "models": list(models), **asked_for(loads, rounds, way)})
 
 

@@ -22,7 +22,7 @@ from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
 from coterie.bench.serve_asked import Asked, Way, apart, draw_round
 from coterie.bench.serve_models import models_at
-from coterie.bench.serve_rounds import Cell, asked_for, counting, each_round, measure, over_http
+from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
 from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
 from coterie.bench.serve_started import Server, by_command, ours, words_of
 from coterie.bench.serve_watch import watched
@@ -90,16 +90,11 @@ def serve_against(
     """Measure all of them with each load. Raises UsageError where one answers nothing at all."""
     files = _files(against.cold)
     count = dict.fromkeys(models, counting(servers[0].origin, way, models[0]))
-    cells, loads = [], apart(loads, rounds)
+    loads, ways = apart(loads, rounds), {server.name: partial(_round, server, way, files) for server in servers}
+    runs = []
     for load in loads:
-        cells.append(Cell(load))
         asked = partial(draw_round, load, models, count=count)
-        ways = {
-            server.name: each_round(cells[-1], server.name, asked, partial(_round, server, way, files))
-            for server in servers
-        }
-        measure(cells[-1], ways, rounds, say)
-    runs = [_run(cell) for cell in cells]
+        runs.append(_run(measured(load, asked, ways, rounds, say)))
     own = [" ".join(["coterie", "serve", against.composition, *against.options])] if against.composition else []
     workload = {
         "servers": {server.name: server.origin.url for server in servers},

@@ -6,14 +6,12 @@ Knows nothing about where servers come from or what is reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coterie.bench.http_stream import Origin
-from coterie.bench.report import Effort, interleave
 from coterie.bench.serve_asked import Asked, Way
 from coterie.bench.serve_drive import Driven, drive
 from coterie.bench.serve_rows import Round, row_of
@@ -24,17 +22,12 @@ from coterie.plan.workload import Load
 PROBES = (1, 65)  # words of two texts by which it is seen how many tokens a server makes of them
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One loop of the grid: its rounds, by the way they went."""
 
     load: Load
-    rounds: dict[str, list[Round]] = field(default_factory=dict)
-
-    def warm(self) -> None:
-        """Forget the first rounds: they warmed up."""
-        for found in self.rounds.values():
-            del found[:1]
+    rounds: Mapping[str, list[Round]]
 
     @property
     def head(self) -> dict[str, Any]:
@@ -42,27 +35,22 @@ class Cell:
         return {"loop": loop_of(self.load), "in_flight": self.load.in_flight, "rate_per_s": self.load.rate}
 
 
-def each_round(
-    cell: Cell, name: str, asked: Callable[[int], Asked], run: Callable[[Asked], Round]
-) -> Callable[[], float]:
-    """What measures one way once: its next round, kept with the cell."""
-    numbers = count()
-
-    def one() -> float:
-        found = run(asked(next(numbers)))
-        cell.rounds.setdefault(name, []).append(found)
-        return found.elapsed_s
-
-    return one
-
-
-def measure(cell: Cell, ways: Mapping[str, Callable[[], float]], rounds: int, say: Callable[[str], None]) -> None:
-    """All rounds of a cell, every way once a round, after one that warms up."""
-    interleave(ways, Effort(rounds, 0.0))
-    cell.warm()
-    for name, found in cell.rounds.items():
-        row = row_of(found)
-        say(f"{loop_of(cell.load)}, {name.replace('_', ' ')}: {row['tokens_per_s']:.0f} tokens/s")
+def measured(
+    load: Load,
+    asked: Callable[[int], Asked],
+    ways: Mapping[str, Callable[[Asked], Round]],
+    rounds: int,
+    say: Callable[[str], None],
+) -> Cell:
+    """All rounds of a load, every way once a round, after one that warms up. `asked`: the requests of a round."""
+    found: dict[str, list[Round]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, run in ways.items():
+            found[name].append(run(asked(number)))
+    cell = Cell(load, {name: each[1:] for name, each in found.items()})
+    for name, each in cell.rounds.items():
+        say(f"{loop_of(load)}, {name.replace('_', ' ')}: {row_of(each)['tokens_per_s']:.0f} tokens/s")
+    return cell
 
 
 def over_http(origin: Origin, way: Way, asked: Asked) -> Driven:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from coterie.device import F32, Binding, Buffer, Device, Event, Executable, Rows, Sampling, wait_for
+from coterie.device import F32, Binding, Buffer, Device, Event, Executable, Rows, Sampling, prompt_rows, wait_for
 from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.engine.assembly import page_bytes
 from coterie.graph.compile import compile_graph
@@ -85,20 +85,10 @@ class Loaded(Generic[D]):
         exe = self.device.load(compile_graph(self._model.graph, "cache"))
         offsets = self._model.layout.offsets(exe.program.weights)
         for first in range(0, len(ids), piece):
-            part = np.asarray(ids[first : first + piece], np.int32)
-            count = len(part)
-            rows = Rows(
-                tokens_T=part,
-                positions_T=np.arange(first, first + count, dtype=np.int32),
-                sequence_T=np.zeros(count, np.int32),
-                block_tables_BM=np.arange(self._pages, dtype=np.int32)[None],
-                lengths_B=np.array([first + count], np.int32),
-                rows_R=np.arange(count, dtype=np.int32),
-                sampling=(Sampling(),) * count,
-            )
+            rows = prompt_rows(ids[first : first + piece], self._pages, first, scored=True)
             event = self.device.run(exe, Binding(self.weights, offsets, self._kv, self._block_bytes, rows))
             wait_for(self.device, event)
-            yield self.device.logits(event, range(count))
+            yield self.device.logits(event, range(len(rows.rows_R)))
 
     def step(self, rule_set: str, first: int, count: int, batch: int = 1, steps: int = 1) -> Step:
         """`steps` steps of `batch` sequences of `count` tokens each from position `first` on; the last is sampled."""

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from coterie.bench.step import prompt_ids
 from coterie.device import Binding, Buffer, Event, Executable
 from coterie.devices.cpu.device import CpuDevice
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
@@ -83,8 +82,8 @@ def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record:
 
 def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
     """A request of `prompt` made-up tokens, the same for every model of a vocabulary size."""
-    ids = np.random.default_rng(prompt).integers(0, model.config.vocab_size, prompt)
-    return Request(request_id, model.name, tuple(int(i) for i in ids), max_tokens, ignore_end=True, reuse=False)
+    ids = tuple(prompt_ids(model, prompt))
+    return Request(request_id, model.name, ids, max_tokens, ignore_end=True, reuse=False)
 
 
 def ask(parts: Parts, model: Model, request_id: str, prompt: int, tokens: int = 1) -> Timings:

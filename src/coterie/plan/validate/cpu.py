@@ -25,7 +25,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.parsed import parse_json
 from coterie.core.shapes import Sizes
-from coterie.device import Binding, Event, Rows, Sampling, wait_for
+from coterie.device import Binding, Event, prompt_rows, wait_for
 from coterie.devices.modelled.device import ModelledDevice
 from coterie.devices.modelled.price import step_time
 from coterie.engine.assembly import page_bytes
@@ -241,15 +241,7 @@ def first_token_s(spec: MachineSpec, model: Model, tokens: int, warm: bool) -> f
         first = early_gate(model.layout, issued, early)
         if first is not None:
             gates[first.stage] = first.gate
-    rows = Rows(
-        tokens_T=ids,
-        positions_T=np.arange(tokens, dtype=np.int32),
-        sequence_T=np.zeros(tokens, np.int32),
-        block_tables_BM=np.arange(kv.size_bytes // block, dtype=np.int32).reshape(1, -1),
-        lengths_B=np.array([tokens], np.int32),
-        rows_R=np.array([tokens - 1], np.int32),
-        sampling=(Sampling(),),
-    )
+    rows = prompt_rows(ids, kv.size_bytes // block)
     binding = Binding(weights, model.layout.offsets(exe.program.weights), kv, block, rows)
     event = device.run(exe, binding, gates)
     wait_for(device, event)
