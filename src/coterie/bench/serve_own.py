@@ -105,55 +105,36 @@ def in_process(
 
     `in_flight` at once, or where that is 0 each at its time. Raises the CoterieError that ended a request.
     """
-    cpu_s = process_time()
-    run = _InProcess(coterie, requests, in_flight, at_s)
-    answers, elapsed_s = run.to_the_end()
-    return answers, elapsed_s, process_time() - cpu_s
+    cpu_s, engine, device = process_time(), coterie.parts.engine, coterie.parts.device
+    start_s = last_s = device.now()
+    due_s = [start_s] * len(requests) if in_flight else [start_s + s for s in at_s]
+    answers: list[Answered] = []
+    begun = 0
+    while begun < len(requests) or not engine.idle:
+        now_s = device.now()
+        while begun < len(requests) and (begun - len(answers) < in_flight if in_flight else due_s[begun] <= now_s):
+            due_s[begun] = now_s if in_flight else due_s[begun]
+            engine.submit(requests[begun])
+            begun += 1
+        until_s = due_s[begun] if begun < len(requests) and not in_flight else None
+        if engine.idle:
+            device.wait_any([], until_s)
+            continue
+        for output in engine.step(until_s, until_s):
+            if output.finish_reason is not None:
+                answer, end_s = _answered(output, requests, due_s)
+                answers.append(answer)
+                last_s = max(last_s, end_s)
+    return sorted(answers, key=lambda one: one.number), last_s - start_s, process_time() - cpu_s
 
 
-class _InProcess:
-    """One run's requests. Their ids are their numbers."""
-
-    def __init__(self, coterie: Coterie, requests: Sequence[Request], in_flight: int, at_s: Sequence[float]) -> None:
-        self._engine, self._device = coterie.parts.engine, coterie.parts.device
-        self._requests, self._in_flight = requests, in_flight
-        self._start_s = self._device.now()
-        self._due_s = [self._start_s + s for s in at_s] if not in_flight else [self._start_s] * len(requests)
-        self._next = self._open = 0
-        self._answers: list[Answered] = []
-        self._last_s = self._start_s
-
-    def to_the_end(self) -> tuple[list[Answered], float]:
-        engine, count = self._engine, len(self._requests)
-        while self._next < count or not engine.idle:
-            self._arrive()
-            until = self._due_s[self._next] if self._next < count and not self._in_flight else None
-            if engine.idle:
-                self._device.wait_any([], until)
-                continue
-            for output in engine.step(until, until):
-                if output.finish_reason is not None:
-                    self._take(output)
-        return sorted(self._answers, key=lambda one: one.number), self._last_s - self._start_s
-
-    def _arrive(self) -> None:
-        now, count = self._device.now(), len(self._requests)
-        while self._next < count and (
-            self._open < self._in_flight if self._in_flight else self._due_s[self._next] <= now
-        ):
-            if self._in_flight:
-                self._due_s[self._next] = now
-            self._engine.submit(self._requests[self._next])
-            self._next, self._open = self._next + 1, self._open + 1
-
-    def _take(self, output: Output) -> None:
-        number, timings = int(output.request_id), output.timings
-        if output.error is not None:
-            raise output.error
-        if timings is None or timings.first_token_s is None:
-            raise RuntimeError(f"request {number} ended without a token")
-        first_s, last_s = timings.first_token_s - self._due_s[number], timings.end_s - self._due_s[number]
-        request = self._requests[number]
-        self._answers.append(Answered(number, first_s, last_s, request.max_tokens, len(request.prompt_ids)))
-        self._last_s = max(self._last_s, timings.end_s)
-        self._open -= 1
+def _answered(output: Output, requests: Sequence[Request], due_s: Sequence[float]) -> tuple[Answered, float]:
+    """What became of a request, whose id is its number, and when it ended. Raises the CoterieError that ended it."""
+    number, timings = int(output.request_id), output.timings
+    if output.error is not None:
+        raise output.error
+    if timings is None or timings.first_token_s is None:
+        raise RuntimeError(f"request {number} ended without a token")
+    first_s, last_s = timings.first_token_s - due_s[number], timings.end_s - due_s[number]
+    request = requests[number]
+    return Answered(number, first_s, last_s, request.max_tokens, len(request.prompt_ids)), timings.end_s
