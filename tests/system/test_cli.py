@@ -51,7 +51,7 @@ def test_a_command_does_not_wait_for_what_others_need(words: list[str], others: 
 
 
 def test_the_help_page_says_of_each_command_what_its_own_page_does() -> None:
-    for name, (_, _, does) in COMMANDS.items():
+    for name, does in COMMANDS.items():
         assert inspect.cleandoc(command(name).help).partition("\n")[0] == does
 
 

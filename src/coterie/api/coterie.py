@@ -198,9 +198,7 @@ class Coterie(Measuring, ExpertCommands):
         try:
             for query in queries:
                 asked = Query.text(query) if isinstance(query, str) else query
-                order.append(
-                    self.submit(asked)
-                )  # one by one: where one is refused, those before it are cancelled below
+                order.append(self.submit(asked))  # where one is refused, those before it are cancelled below
             while len(answers) < len(order):
                 for chunk in self._advance_for(set(order)):
                     if chunk.error is not None:

@@ -35,10 +35,7 @@ from coterie.plan.setups import OURS
 SAME_BYTES = ("BF16", "F16", "bfloat16")  # the formats of a peer that store bf16 weights in as many bytes as we do
 TRIALS = 2
 SLOTS = (8, 32)  # sequences of a batch that are tried; a slot more costs memory that each open has to take
-TRIAL_ROUNDS, TRIAL_MORE = (
-    2,
-    16,
-)  # requests by which ways to take turns are tried: so many times those in flight, and more
+TRIAL_ROUNDS, TRIAL_MORE = 2, 16  # requests by which ways to take turns are tried: times those in flight, and more
 AGE_BOUND = OURS.policy.age_bound
 
 

@@ -103,9 +103,11 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
                 forms.append({"form": name, **_row(ways, asked, effort)[0]})
     workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
     values = {"shares": rows, "forms": forms}
-    return Report(
-        "speculate", {**workload, "threads": cpus}, values, (_table(rows), _table_of_forms(forms)), _notes(rows)
+    tables = (
+        _table(("repeats",), rows, lambda row: (f"{row['repeats']:.2f}",)),
+        _table(("form", "tokens"), forms, lambda row: (row["form"], f"{row['answer_tokens']:.0f}")),
     )
+    return Report("speculate", {**workload, "threads": cpus}, values, tables, _notes(rows))
 
 
 def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) -> Report:
@@ -119,9 +121,7 @@ def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) 
         ways[GUESSED].load("small")
         rows = [{"prompt": kind, **_asked(ways, prompt, effort)} for kind, prompt in PROMPTS.items()]
     workload = {"checkpoint": checkpoint.name, "draft": draft.name, "answer": ANSWER_TOKENS, "threads": threads}
-    table = Table("prompt", *COLUMNS)
-    for row in rows:
-        table.add_row(row["prompt"], *_cells(row))
+    table = _table(("prompt",), rows, lambda row: (row["prompt"],))
     note = "one user, greedy, the same answer both ways; lookups guess in both, and are not counted here"
     return Report("draft", workload, {"prompts": rows}, (table,), (note,))
 
@@ -218,17 +218,13 @@ def _wired(model: Model, device: CpuDevice, guesses: int) -> Parts:
     return wire(models, plan(models, device.spec, settings), settings, device)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("repeats", *COLUMNS)
+def _table(
+    heads: tuple[str, ...], rows: list[dict[str, Any]], first: Callable[[dict[str, Any]], tuple[str, ...]]
+) -> Table:
+    """What guesses gave in each row, behind what the row is of."""
+    table = Table(*heads, *COLUMNS)
     for row in rows:
-        table.add_row(f"{row['repeats']:.2f}", *_cells(row))
-    return table
-
-
-def _table_of_forms(rows: list[dict[str, Any]]) -> Table:
-    table = Table("form", "tokens", *COLUMNS)
-    for row in rows:
-        table.add_row(row["form"], f"{row['answer_tokens']:.0f}", *_cells(row))
+        table.add_row(*first(row), *_cells(row))
     return table
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import cycle, pairwise
 from statistics import median
 from time import perf_counter
@@ -50,30 +49,17 @@ MAX_GAPS = 200
 RECORD = 1 << 12  # pieces of work in a trace: the last switches
 
 
-@dataclass(frozen=True, slots=True)
-class ColdRound:
-    """One cold switch and what it is compared with, in seconds and bytes per second of the same round.
-
-    `ttft_s`: want to first token. `arrival_s`: want to the last byte, while layers that are there run already.
-    `warm_ttft_s`: the same prompt once resident. `fetch_s`: the same ranges fetched with nothing else going on.
-    `disk_bytes_per_s`: the same file read from end to end, the fastest of several ways; by O_DIRECT where allowed.
-    `ideal_s`: the ideal two-lane schedule of this round's fetch rate and prefill. `cached_flops_per_s`: products of as
-    many tokens with weights from cache.
-    """
-
-    ttft_s: float
-    arrival_s: float
-    warm_ttft_s: float
-    fetch_s: float
-    fetch_bytes_per_s: float
-    disk_bytes_per_s: float
-    ideal_s: float
-    cached_flops_per_s: float
-
-    @property
-    def floor_s(self) -> float:
-        """The longer of fetch and prefill: what perfect overlap of whole phases would take."""
-        return max(self.fetch_s, self.warm_ttft_s)
+# Of each cold switch, in seconds and bytes per second of the same round.
+COLD = (
+    "cold_ttft_s",  # want to first token
+    "cold_arrival_s",  # want to the last byte, while layers that are there run already
+    "warm_ttft_s",  # the same prompt once resident
+    "fetch_s",  # the same ranges fetched with nothing else going on
+    "fetch_bytes_per_s",
+    "disk_bytes_per_s",  # the same file read from end to end, the fastest of several ways; by O_DIRECT where allowed
+    "cold_ideal_s",  # the ideal two-lane schedule of this round's fetch rate and prefill
+    "cached_flops_per_s",  # products of as many tokens with weights from cache
+)
 
 
 def switch(
@@ -115,11 +101,11 @@ def switch(
 
 def _cold(
     models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort, record: int
-) -> tuple[list[ColdRound], DiskLimit, Trace | None]:
+) -> tuple[dict[str, list[float]], DiskLimit, Trace | None]:
     """Cold switches round robin, each beside reads of the same file; the way of those reads; what ran when."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
     parts, device = serve_models(models, 1, prompt + COLD_TOKENS, threads, record)
-    rounds: list[ColdRound] = []
+    rounds: dict[str, list[float]] = {name: [] for name in COLD}
     try:
         disk = _Disk(device, models[0])
         cached = CachedProducts(device.threads, DType.BF16, models[0].config.hidden_size, tokens=prompt)
@@ -134,9 +120,10 @@ def _cold(
             fetched = model.layout.size_bytes / fetch_s
             if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
-                took = ttft(cold), cold.switch_s, ttft(warm), fetch_s
-                rounds.append(ColdRound(*took, fetched, rate, ideal_s, products))
-            if len(rounds) >= effort.rounds and perf_counter() - start >= effort.seconds:
+                took = ttft(cold), cold.switch_s, ttft(warm), fetch_s, fetched, rate, ideal_s, products
+                for name, value in zip(COLD, took, strict=True):
+                    rounds[name].append(value)
+            if number >= effort.rounds and perf_counter() - start >= effort.seconds:
                 return rounds, disk.limit, parts.trace() if record else None
         raise RuntimeError("no models were given")
     finally:
@@ -212,28 +199,24 @@ def _gaps(device: RecordingDevice) -> tuple[list[float], list[float]]:
 # ---- what it comes to
 
 
-def _results(cold: list[ColdRound], limit: DiskLimit, same: list[float], changed: list[float]) -> dict[str, Any]:
-    rates, disk = [c.fetch_bytes_per_s for c in cold], [c.disk_bytes_per_s for c in cold]
-    share, over = paired_ratio(rates, disk), paired_ratio([c.ttft_s for c in cold], [c.floor_s for c in cold])
-    ideal = paired_ratio([c.ttft_s for c in cold], [c.ideal_s for c in cold])
+def _results(
+    cold: Mapping[str, list[float]], limit: DiskLimit, same: list[float], changed: list[float]
+) -> dict[str, Any]:
+    ttfts, ideal = cold["cold_ttft_s"], paired_ratio(cold["cold_ttft_s"], cold["cold_ideal_s"])
+    # What perfect overlap of whole phases would take.
+    floors = [max(both) for both in zip(cold["fetch_s"], cold["warm_ttft_s"], strict=True)]
+    share, over = paired_ratio(cold["fetch_bytes_per_s"], cold["disk_bytes_per_s"]), paired_ratio(ttfts, floors)
     gap = Spread.of(b - a for a, b in zip(same, changed, strict=True))
     return {
-        "cold_ttft_s": median(c.ttft_s for c in cold),
-        "cold_arrival_s": median(c.arrival_s for c in cold),
-        "fetch_s": median(c.fetch_s for c in cold),
-        "fetch_bytes_per_s": median(rates),
-        "warm_ttft_s": median(c.warm_ttft_s for c in cold),
-        "disk_bytes_per_s": median(disk),
+        **{name: median(values) for name, values in cold.items()},
         "disk_read_is_direct": limit.direct,
         "disk_read_by": limit.way[0],
         "disk_read_block_bytes": limit.way[1],
         "disk_read_depth": limit.way[2],
-        "cached_flops_per_s": median(c.cached_flops_per_s for c in cold),
-        "cold_ideal_s": median(c.ideal_s for c in cold),
         **ideal.plain("cold_ttft_over_ideal"),
         **share.plain("share_of_disk"),
         **over.plain("cold_ttft_over_floor"),
-        "cold_rounds": len(cold),
+        "cold_rounds": len(ttfts),
         "resident_switch_s": gap.median,
         "resident_switch_quartiles_s": [gap.low, gap.high],
         "gap_same_expert_s": median(same),

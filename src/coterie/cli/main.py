@@ -17,81 +17,43 @@ from typer.core import TyperCommand, TyperGroup
 
 from coterie import __version__
 
-# Where each is and what it does, in the order of the help page. A module is imported when its command is run or asked
-# for its own page: all of them take a second.
+# What each does, in the order of the help page. A module is imported when its command is run or asked for its own page:
+# all of them take a second.
 COMMANDS = {
-    "run": ("run", "run", "Query a composition; each answer shows the expert, hit or switch, and the speed."),
-    "serve": ("serve", "serve", "Serve a composition over HTTP until interrupted."),
-    "ps": ("ps", "ps", "Show which experts a running server has where, and what they do."),
-    "route": ("route", "route", "Print where each prompt would go, without running any expert."),
-    "check": ("check", "check", "Check a composition and print where the bytes go."),
-    "eval": (
-        "eval",
-        "evaluate",
-        "Score experts, router, composition and the single fallback model on held-out questions (exact last lines).",
-    ),
-    "diff": (
-        "diff",
-        "diff",
-        "Compare a device with the reference: first values and largest error of every stored buffer.",
-    ),
-    "merge": (
-        "merge",
-        "merge",
-        "Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.",
-    ),
-    "delta": (
-        "delta",
-        "delta",
-        "Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.",
-    ),
-    "quantize": (
-        "quantize",
-        "quantize",
-        "Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.",
-    ),
-    "import": (
-        "import_gguf",
-        "import_",
-        "Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is printed.",
-    ),
-    "compile": (
-        "compile",
-        "compile_",
-        "Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU.",
-    ),
-    "info": (
-        "info",
-        "info",
-        "Show a machine: its tiers and links, with the source of each number, and what nobody published.",
-    ),
-    "simulate": (
-        "simulate",
-        "simulation",
-        "Serve a workload in modelled time with the engine that serves for real; several machines side by side.",
-    ),
-    "plan": (
-        "plan",
-        "planning",
-        "Find the smallest number of each machine that keeps a promise under a load, and where the experts go.",
-    ),
-    "map": (
-        "map",
-        "map_",
-        "Lay a model out in space: sections, units, times; draw a section or write its tile timeline.",
-    ),
-    "trace": ("trace", "trace", "Show how busy each lane was; draw what ran when."),
-    "validate": (
-        "validate",
-        "validate",
-        "Hold modelled times against measured ones: public data sets, and this machine's own benches.",
-    ),
-    "paper": (
-        "paper",
-        "paper",
-        "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
-    ),
-    "bench": ("bench", "app", "Measure this machine; without a command, everything, in small."),
+    "run": "Query a composition; each answer shows the expert, hit or switch, and the speed.",
+    "serve": "Serve a composition over HTTP until interrupted.",
+    "ps": "Show which experts a running server has where, and what they do.",
+    "route": "Print where each prompt would go, without running any expert.",
+    "check": "Check a composition and print where the bytes go.",
+    "eval": "Score experts, router, composition and the single fallback model on held-out questions (exact last "
+    "lines).",
+    "diff": "Compare a device with the reference: first values and largest error of every stored buffer.",
+    "merge": "Write an ordinary expert folder from a base and a LoRA adapter or a delta; changes are printed.",
+    "delta": "Write a fine-tune as its packed difference from BASE; the sizes and what was lost are printed.",
+    "quantize": "Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is "
+    "printed.",
+    "import": "Write an ordinary expert folder from a GGUF file (llama.cpp); what it adds to the weights' error is "
+    "printed.",
+    "compile": "Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU.",
+    "info": "Show a machine: its tiers and links, with the source of each number, and what nobody published.",
+    "simulate": "Serve a workload in modelled time with the engine that serves for real; several machines side by "
+    "side.",
+    "plan": "Find the smallest number of each machine that keeps a promise under a load, and where the experts go.",
+    "map": "Lay a model out in space: sections, units, times; draw a section or write its tile timeline.",
+    "trace": "Show how busy each lane was; draw what ran when.",
+    "validate": "Hold modelled times against measured ones: public data sets, and this machine's own benches.",
+    "paper": "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
+    "bench": "Measure this machine; without a command, everything, in small.",
+}
+# Module and function, where they are not called as the command: the names are Python's, or those of modules that it uses.
+_ELSEWHERE = {
+    "eval": ("eval", "evaluate"),
+    "import": ("import_gguf", "import_"),
+    "compile": ("compile", "compile_"),
+    "simulate": ("simulate", "simulation"),
+    "plan": ("plan", "planning"),
+    "map": ("map", "map_"),
+    "bench": ("bench", "app"),
 }
 
 
@@ -108,12 +70,12 @@ class Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = {name: _Later(name, help=does) for name, (_, _, does) in COMMANDS.items()}
+        self.commands = {name: _Later(name, help=does) for name, does in COMMANDS.items()}
 
 
 def command(name: str) -> Any:
     """The whole subcommand of a name, its module imported."""
-    module, attribute, _ = COMMANDS[name]
+    module, attribute = _ELSEWHERE.get(name, (name, name))
     found = getattr(import_module(f"coterie.cli.{module}"), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
@@ -173,8 +135,6 @@ def main() -> None:
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
-    except import_module(
-        "coterie.core.errors"
-    ).CoterieError as error:  # imported when something ends: a help page needs no more
+    except import_module("coterie.core.errors").CoterieError as error:  # when something ends: help needs no more
         typer.echo(f"coterie: {error}", err=True)
         raise SystemExit(2) from None

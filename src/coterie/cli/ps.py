@@ -142,26 +142,17 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
 
 
 def _tiers(status: dict[str, Any]) -> Table:
-    table = Table(
-        "memory",
-        "of",
-        *[Column(name, justify="right") for name in ("used", "capacity", "share", "holds")],
-        box=SIMPLE_HEAD,
-    )
-    rows = [
-        (
-            tier["tier"],
-            tier["of"],
-            tier["used_bytes"],
-            tier["capacity_bytes"],
-            f"{tier['experts']} {'of them' if tier['of'] == 'bases' else 'experts'}",
-        )
-        for tier in status["tiers"]
-    ]
-    kv = status["kv"]
-    used, capacity = (blocks * kv["block_bytes"] for blocks in (kv["used"], kv["blocks"]))
-    rows.append((status["tiers"][0]["tier"], "KV cache", used, capacity, f"{kv['cached']} blocks known"))
-    for tier, of, used_bytes, capacity_bytes, holds in rows:
+    numbers = [Column(name, justify="right") for name in ("used", "capacity", "share", "holds")]
+    table = Table("memory", "of", *numbers, box=SIMPLE_HEAD)
+
+    def add(tier: str, of: str, used_bytes: int, capacity_bytes: int, holds: str) -> None:
         share = used_bytes / capacity_bytes if capacity_bytes else 0.0
         table.add_row(tier, of, format_bytes(used_bytes), format_bytes(capacity_bytes), f"{share:.0%}", holds)
+
+    for tier in status["tiers"]:
+        holds = f"{tier['experts']} {'of them' if tier['of'] == 'bases' else 'experts'}"
+        add(tier["tier"], tier["of"], tier["used_bytes"], tier["capacity_bytes"], holds)
+    kv = status["kv"]
+    used, capacity = (blocks * kv["block_bytes"] for blocks in (kv["used"], kv["blocks"]))
+    add(status["tiers"][0]["tier"], "KV cache", used, capacity, f"{kv['cached']} blocks known")
     return table

@@ -57,9 +57,7 @@ def write_gguf(model: Model, path: Path, precision: str) -> None:
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"])
     quantization = gguf.GGMLQuantizationType[precision]
     for value in model.graph.weights:
-        stored = (
-            quantization if len(value.shape) == 2 else gguf.GGMLQuantizationType.F32
-        )  # llama.cpp wants norms in F32
+        stored = quantization if len(value.shape) == 2 else gguf.GGMLQuantizationType.F32  # so llama.cpp wants norms
         tensor = gguf.quants.quantize(_values(model, value.name), stored)
         writer.add_tensor(gguf_name(value.name), tensor, raw_dtype=stored)
     writer.write_header_to_file()

@@ -18,9 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-MAX_CHARS = (
-    4096  # a prompt says what it wants at its ends: of a longer one the first and the last half of this are read
-)
+MAX_CHARS = 4096  # a prompt says what it wants at its ends: of a longer one the halves of this at both are read
 MAX_DIGITS = 4  # longer runs of digits look alike, and which digits they are never matters
 
 _DIGITS = re.compile(r"\d+")
