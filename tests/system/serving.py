@@ -16,7 +16,7 @@ import uvicorn
 
 from coterie.api import Coterie
 from coterie.server.app import make_app
-from coterie.server.ending import HTTP
+from coterie.server.shutdown import HTTP
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from tests.system.openai_stub import DONE, event, stream, stub
 from tests.system.tiny import write_expert
 
 from coterie.bench.serve_against import common_models
-from coterie.bench.serve_family import Family
+from coterie.bench.serve_processes import ProcessTree
 from coterie.bench.serve_started import Server, by_command, name_of
 from coterie.bench.serve_watch import watched
 from coterie.bench.words import write_tokenizer
@@ -92,29 +92,29 @@ def test_ours_is_compared_with_one_that_runs(tmp_path: Path) -> None:
     assert run["servers"]["coterie"]["cpu_s_per_1000_tokens"] > 0
 
 
-def test_a_family_is_all_that_a_server_started_and_ends_with_it() -> None:
+def test_a_process_tree_is_all_that_a_server_started_and_ends_with_it() -> None:
     with by_command(f"{STAND_IN} {{port}} x --child {HELD}") as server:
-        assert server.family is not None
-        family = server.family
-        alone = Family(family._pids()[1])
-        with watched(family, []) as watch:
-            held, only = family.held_bytes(), alone.held_bytes()
+        assert server.processes is not None
+        processes = server.processes
+        alone = ProcessTree(processes._pids()[1])
+        with watched(processes, []) as watch:
+            held, only = processes.held_bytes(), alone.held_bytes()
         assert held is not None
         assert only is not None
         assert only > HELD
         assert held > only
         assert watch.peak_bytes is not None
         assert watch.peak_bytes > HELD
-        took = family.cpu_s()
+        took = processes.cpu_s()
         assert took is not None
         assert took >= 0.3  # what ended in between has worked so long
-        pids = family._pids()
+        pids = processes._pids()
         assert len(pids) == 2
     until = time.monotonic() + 10
     while any(running(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(running(pid) for pid in pids)
-    assert family.cpu_s() is None
+    assert processes.cpu_s() is None
 
 
 def test_a_server_has_the_name_of_its_program() -> None:

@@ -19,7 +19,7 @@ from tests.system.commands import command_of, run
 
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Workload, fewest_switches, percentile
-from coterie.bench.coe_turns import Line
+from coterie.bench.coe_turns import WaitQueue
 from coterie.bench.experts import random_experts
 from coterie.bench.peers.peer import Settings
 from coterie.core.trace import read_trace
@@ -200,7 +200,7 @@ def test_a_peer_that_runs_batches_does_so_where_that_is_faster(config: Path, alo
         assert max(begun for _, begun, _ in runs) > 1
 
 
-def in_turn(line: Line, asked: str, room: int, resident: str = "") -> list[str]:
+def in_turn(line: WaitQueue, asked: str, room: int, resident: str = "") -> list[str]:
     """Who runs when: all that joined at once, each one's number behind its name."""
     for number, name in enumerate(asked):
         line.add(number, name)
@@ -212,14 +212,14 @@ def in_turn(line: Line, asked: str, room: int, resident: str = "") -> list[str]:
 
 
 def test_turns_are_taken_in_order_or_grouped_with_an_age_bound() -> None:
-    assert in_turn(Line(False, 9), "aabacab", 8) == ["a01", "b2", "a3", "c4", "a5", "b6"]
-    assert in_turn(Line(False, 9), "aaab", 2) == ["a01", "a2", "b3"]
-    grouped = Line(True, 9)
+    assert in_turn(WaitQueue(False, 9), "aabacab", 8) == ["a01", "b2", "a3", "c4", "a5", "b6"]
+    assert in_turn(WaitQueue(False, 9), "aaab", 2) == ["a01", "a2", "b3"]
+    grouped = WaitQueue(True, 9)
     assert in_turn(grouped, "aabacab", 8) == ["a0135", "b26", "c4"]
     assert grouped.most_overtaken == 2  # b 2 by a 3 and a 5, c by a 5 and b 6
-    assert in_turn(Line(True, 9), "abbcc", 8) == ["b12", "c34", "a0"]  # equal counts: who came first
-    assert in_turn(Line(True, 9), "abbcc", 8, resident="ac") == ["c34", "a0", "b12"]
-    bound = Line(True, 1)
+    assert in_turn(WaitQueue(True, 9), "abbcc", 8) == ["b12", "c34", "a0"]  # equal counts: who came first
+    assert in_turn(WaitQueue(True, 9), "abbcc", 8, resident="ac") == ["c34", "a0", "b12"]
+    bound = WaitQueue(True, 1)
     assert in_turn(bound, "abbbcc", 8) == ["b1", "a0", "b23", "c45"]
     assert bound.most_overtaken == 1
 
@@ -228,7 +228,7 @@ def test_turns_are_taken_in_order_or_grouped_with_an_age_bound() -> None:
 def test_every_request_has_a_turn_and_nobody_is_overtaken_too_often(
     asked: str, grouped: bool, age_bound: int, room: int
 ) -> None:
-    line = Line(grouped, age_bound)
+    line = WaitQueue(grouped, age_bound)
     found = in_turn(line, asked, room, resident="bc")
     count = len("".join(found)) if len(asked) <= 10 else None
     assert count is None or count == len(asked) + len(found)

@@ -21,7 +21,7 @@ from coterie.api import Chunk, Coterie
 from coterie.cli.serve import listen, serve
 from coterie.core.trace import read_trace
 from coterie.server.app import make_app
-from coterie.server.ending import Server
+from coterie.server.shutdown import Server
 
 SERVE = command_of("serve", "demo", "--port", 0)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.expert_commands import ExpertCommands
 from coterie.api.inflight import InFlight, within_kv
-from coterie.api.kept_vectors import cache_folder
+from coterie.api.vector_cache import cache_folder
 from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, fitted, made_ready, placed

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from coterie.api.embeddings import query_of, through
-from coterie.api.kept_vectors import KeptVectors
+from coterie.api.vector_cache import VectorCache
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
 from coterie.composition.router import Ask, Prompt, Result, Route
@@ -89,8 +89,8 @@ class Routings:
         if not wanted:
             return self._routing
         asks, model = [self._request(f"example-{i}", ask) for i, ask in enumerate(wanted)], wanted[0].expert
-        kept = KeptVectors(self._models[model], self._texts[model].embedding, device, folder)
-        keys = [KeptVectors.key_of(ask.prompt_ids) for ask in asks]
+        kept = VectorCache(self._models[model], self._texts[model].embedding, device, folder)
+        keys = [VectorCache.key_of(ask.prompt_ids) for ask in asks]
         known = kept.read()
         wants = dict(zip(keys, asks, strict=True))
         new = {key: ask for key, ask in wants.items() if key not in known}

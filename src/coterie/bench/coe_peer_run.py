@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Generic, Protocol, Self, TypeVar
 
 from coterie.bench.coe_run import Workload
-from coterie.bench.coe_turns import Line, Turns
+from coterie.bench.coe_turns import Turns, WaitQueue
 from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.peer import Batch, Peer, Session
 from coterie.core.errors import CapacityError
@@ -128,7 +128,7 @@ class _InBatches:
         self, held: Pool[Batch], load: Workload, prompts: Sequence[Sequence[int]], turns: Turns, age_bound: int
     ) -> None:
         self._held, self._load, self._prompts = held, load, prompts
-        self._line = Line(turns.grouped, age_bound)
+        self._queue = WaitQueue(turns.grouped, age_bound)
         self._free = list(range(turns.slots))
         self._left: dict[int, int] = {}  # slot -> tokens to go
         self._arrived_s: list[float] = []
@@ -140,22 +140,22 @@ class _InBatches:
         for _ in range(min(self._load.in_flight, len(self._prompts))):
             self._arrive(0.0)
         name = ""
-        while self._left or len(self._line):
+        while self._left or len(self._queue):
             if not self._left:
-                name = self._line.next(self._held.names)
+                name = self._queue.next(self._held.names)
             self._step(name)
-        self._ran.most_overtaken = self._line.most_overtaken
+        self._ran.most_overtaken = self._queue.most_overtaken
         return self._ran
 
     def _arrive(self, now_s: float) -> None:
         number = len(self._arrived_s)
         self._arrived_s.append(now_s)
-        self._line.add(number, self._load.asked[number])
+        self._queue.add(number, self._load.asked[number])
 
     def _step(self, name: str) -> None:
         batch = self._held.get(name)
         going = list(self._left)
-        begin = {self._free.pop(): number for number in self._line.join(name, len(self._free))}
+        begin = {self._free.pop(): number for number in self._queue.join(name, len(self._free))}
         batch.step({slot: self._prompts[number] for slot, number in begin.items()}, going)
         now_s = perf_counter() - self._begun_s
         self._ran.ttfts_s += [now_s - self._arrived_s[number] for number in begin.values()]

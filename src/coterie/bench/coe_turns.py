@@ -39,7 +39,7 @@ class Waiting:
     overtaken: int = 0
 
 
-class Line:
+class WaitQueue:
     """The requests that wait, in the order in which they came."""
 
     def __init__(self, grouped: bool, age_bound: int) -> None:

@@ -102,20 +102,15 @@ def stored(weights: str) -> DType:
     return (packing.layers if packing else None) or DType.BF16
 
 
-def met_by(weights: str, activations: str) -> str:
-    """The type of what such weights meet on a CPU, as `met_as` has it.
-
-    Raises UsageError for an unknown way to store weights, and for activations that they do not meet.
-    """
+def check_activations(weights: str, activations: str) -> None:
+    """Raise UsageError for an unknown way to store weights, and for activations that they do not meet."""
     _check_stored(weights)
-    met = met_as(stored(weights), activations)
-    if met is None:
+    if activation_type(stored(weights), activations) is None:
         how, others = ("packed", "bf16") if activations == BF16 else ("not packed", "int8, int6, int4 or int4z")
         raise unmet(f"{weights} weights are {how}", activations, f"add --weights {others}")
-    return met
 
 
-def met_as(dtype: DType, activations: str) -> str | None:
+def activation_type(dtype: DType, activations: str) -> str | None:
     """What weights of a type meet on a CPU with such an option: float32 without one, unless they are packed.
 
     None where these weights do not meet such activations.

@@ -117,10 +117,10 @@ def _files(folders: Sequence[str]) -> list[Path]:
 
 
 def _round(server: Server, way: Way, files: Sequence[Path], asked: Asked) -> Round:
-    before_s = None if server.family is None else server.family.cpu_s()
-    with watched(server.family, files) as watch:
+    before_s = None if server.processes is None else server.processes.cpu_s()
+    with watched(server.processes, files) as watch:
         driven = over_http(server.origin, way, asked)
-    after_s = None if server.family is None else server.family.cpu_s()
+    after_s = None if server.processes is None else server.processes.cpu_s()
     took_s = None if before_s is None or after_s is None else after_s - before_s
     return Round(driven.answers, driven.elapsed_s, took_s, None, driven.client_cpu_s, watch.peak_bytes)
 

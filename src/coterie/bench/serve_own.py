@@ -21,7 +21,7 @@ from typing import IO
 
 from coterie.api import Coterie
 from coterie.bench.serve_drive import Answered
-from coterie.bench.serve_family import own_cpu_s
+from coterie.bench.serve_processes import own_cpu_s
 from coterie.core.errors import DeviceError
 from coterie.engine.request import Output, Request
 

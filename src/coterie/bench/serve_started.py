@@ -22,7 +22,7 @@ from time import perf_counter, sleep
 from typing import IO
 
 from coterie.bench.http_stream import Origin, origin_of
-from coterie.bench.serve_family import Family
+from coterie.bench.serve_processes import ProcessTree
 from coterie.bench.serve_models import models_at
 from coterie.bench.serve_own import no_start, own_server
 from coterie.core.errors import UsageError
@@ -34,18 +34,18 @@ START_S, END_S, POLL_S = 900.0, 30.0, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that runs. `family`: its processes, None where they are not ours to look at."""
+    """One that runs. `processes`: its processes, None where they are not ours to look at."""
 
     name: str
     origin: Origin
-    family: Family | None = None
+    processes: ProcessTree | None = None
 
 
 @contextmanager
 def ours(composition: str, options: Sequence[str]) -> Iterator[Server]:
     """`coterie serve` on a composition. Raises DeviceError where it does not start."""
     with own_server(composition, options) as server:
-        yield Server("coterie", origin_of(server.url, {}), Family(server.pid))
+        yield Server("coterie", origin_of(server.url, {}), ProcessTree(server.pid))
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def by_command(command: str) -> Iterator[Server]:
         child = subprocess.Popen(line, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             _await(child, origin, said)
-            yield Server(name_of(words), origin, Family(child.pid))
+            yield Server(name_of(words), origin, ProcessTree(child.pid))
         finally:
             _end(child)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.bench.limits import drop_page_cache
-from coterie.bench.serve_family import Family
+from coterie.bench.serve_processes import ProcessTree
 
 EVERY_S = 0.5
 
@@ -28,12 +28,12 @@ class Watch:
 
 
 @contextmanager
-def watched(family: Family | None, files: Sequence[Path]) -> Iterator[Watch]:
+def watched(processes: ProcessTree | None, files: Sequence[Path]) -> Iterator[Watch]:
     """Look every half second for as long as the context lasts; what was seen is whole afterwards."""
     watch, over = Watch(), threading.Event()
 
     def look() -> None:
-        held = None if family is None else family.held_bytes()
+        held = None if processes is None else processes.held_bytes()
         if held is not None:
             watch.peak_bytes = max(held, watch.peak_bytes or 0)
         for file in files:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.api.assemble import rounded_for, unmet
-from coterie.bench.experts import met_as, met_by, packed_expert, random_experts, stored
+from coterie.bench.experts import activation_type, check_activations, packed_expert, random_experts, stored
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.llama_cpp import LlamaFile
 from coterie.bench.peers.openvino import OpenVinoFile
@@ -112,7 +112,7 @@ def subject(shape: str, weights: str, activations: str, room: int, own: Own | No
     if own is not None:
         yield _own(own, activations, room)
         return
-    met_by(weights, FLOAT32 if activations == AUTO else activations)  # refused before anything is made
+    check_activations(weights, FLOAT32 if activations == AUTO else activations)  # refused before anything is made
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
         workload = {"shape": shape, "weights": f"random {weights}"}
@@ -138,7 +138,7 @@ def _as_run(model: Model, activations: str, most: DType) -> tuple[Model, str | N
     run = rounded_for(model, activations, "cpu")
     if activations == AUTO:
         activations = run.activations if most is DType.BF16 else FLOAT32
-    return run, met_as(most, activations)
+    return run, activation_type(most, activations)
 
 
 def _most_bytes(model: Model) -> DType:

@@ -21,7 +21,7 @@ from coterie.plan.mix import F64
 from coterie.plan.prices import Demand, Machine, Steps
 from coterie.plan.slo import Slo
 from coterie.plan.together import Groups, groups_of
-from coterie.plan.waits import Group, Waits, log_rest
+from coterie.plan.waits import Group, Waits, exponential_quantile
 
 NEARLY_ALL = 0.999  # of the time: more is overload
 
@@ -67,7 +67,7 @@ def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> Sta
         in_batch = _batches(router, demand.router_tokens, np.array([total]), stretch, most)
         routed_s = float(_service(router, demand.router_tokens, in_batch)[0])
         waits += routed_s
-    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, groups) / log_rest(slo_share))
+    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, groups) / exponential_quantile(slo_share))
 
     def by_shape(of: F64) -> list[float]:
         return [float(sum_) for sum_ in np.bincount(machine.shape, of, len(machine.shape_bytes))]
@@ -173,7 +173,7 @@ def _tpot(groups: Groups, demand: Demand, busy: float, share: float) -> F64:
     other_s = steps.prefill_s + max(1.0, later / quantum / 2) * quantum * step_s
     more_s = (stretch - 1) * step_s * later
     spread_s = np.sqrt(more_s * other_s)
-    slow_s = step_s * stretch + max(0.0, log_rest(share) - 1) * spread_s / later
+    slow_s = step_s * stretch + max(0.0, exponential_quantile(share) - 1) * spread_s / later
     # So many groups share the steps, each with a prefill for each of its sequences, whose later steps are shared; the
     # rest wait for their first token.
     turns = min(demand.policy.turns, max(1, int((rates > 0).sum())))

@@ -57,7 +57,7 @@ class Waits:
         return 1.0 if seconds < 0 else tail(seconds, self.steps_s, queue_s)
 
 
-def log_rest(share: float) -> float:
+def exponential_quantile(share: float) -> float:
     """The quantile of an exponential time over its mean."""
     return math.log(1 / (1 - min(share, 0.9999)))
 

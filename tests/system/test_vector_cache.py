@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie, Query, kept_vectors
+from coterie.api import Coterie, Query, vector_cache
 from coterie.api.assemble import rounded_for
-from coterie.api.kept_vectors import KeptVectors, cache_folder
+from coterie.api.vector_cache import VectorCache, cache_folder
 from coterie.checkpoint.sentence import Embedding
 from coterie.models.model import AUTO, open_model
 
@@ -75,7 +75,7 @@ def test_other_weights_have_a_file_of_their_own(path: Path) -> None:
 def test_what_is_no_longer_true_does_not_count(path: Path) -> None:
     _, routes = opened(path)
     model = rounded_for(open_model(path.parent / "router"), AUTO, "cpu")
-    kept = KeptVectors(model, Embedding("mean"), "cpu", cache_folder())
+    kept = VectorCache(model, Embedding("mean"), "cpu", cache_folder())
     wrong = {key: tuple(np.negative(row).tolist()) for key, row in kept.read().items()}
     assert len(wrong) == 5
     kept.write(wrong, {})
@@ -101,11 +101,11 @@ def test_who_has_no_home_asks_each_time(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_files_and_rows_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_vectors, "MAX_FILES", 2)
-    monkeypatch.setattr(kept_vectors, "MAX_ROWS", 3)
+    monkeypatch.setattr(vector_cache, "MAX_FILES", 2)
+    monkeypatch.setattr(vector_cache, "MAX_ROWS", 3)
     model = rounded_for(open_model(path.parent / "router"), AUTO, "cpu")
-    files = [KeptVectors(model, Embedding("mean"), device, cache_folder()) for device in ("a", "b", "c")]
-    rows = {KeptVectors.key_of([i]): (float(i), 1.0) for i in range(4)}
+    files = [VectorCache(model, Embedding("mean"), device, cache_folder()) for device in ("a", "b", "c")]
+    rows = {VectorCache.key_of([i]): (float(i), 1.0) for i in range(4)}
     for age, one in enumerate(files):
         one.write(dict(list(rows.items())[2:]), dict(list(rows.items())[:2]))
         for file in cache_folder().iterdir():

@@ -19,7 +19,7 @@ _PARENT, _OWN, _WITH_ENDED = 1, slice(11, 13), slice(11, 15)  # of the fields be
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ProcessTree:
     """The processes that descend from `pid`, and it."""
 
     pid: int

@@ -39,7 +39,7 @@ def cache_folder() -> Path:
         return Path(os.devnull) / "coterie"
 
 
-class KeptVectors:
+class VectorCache:
     """The rows of one model, as it pools on one device. What cannot be read or written is made anew: no error."""
 
     def __init__(self, model: Model, embedding: Embedding, device: str, folder: Path) -> None:
