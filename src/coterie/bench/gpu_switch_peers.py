@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -22,13 +21,12 @@ from typing import Any
 from rich.table import Table
 
 from coterie.bench.gpu_peers import NAME, fastest, graphs, sentence, synchronized
-from coterie.bench.limits import drop_page_cache
 from coterie.bench.peers.best import Work, prepared_peer
 from coterie.bench.peers.peer import Session, Settings
 from coterie.bench.peers.transformers import HOST, Transformers
 from coterie.bench.report import Effort, interleave, paired_ratio
 from coterie.bench.step import prompt_ids
-from coterie.bench.switch_peers import WARM_PROMPT, Way, first_token_s, turns
+from coterie.bench.switch_peers import WARM_PROMPT, Reload, Way, turns
 from coterie.bench.switch_serve import ask, settings_for, ttft
 from coterie.core.units import format_seconds
 from coterie.devices.cuda.gpu import Gpu
@@ -58,11 +56,12 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
         settings = _settings(plain, paths[0], Work(lambda session: session.prefill(prompt)), len(prompt) + 1)
         if isinstance(settings, str):
             return {NAME: {"ways": {way: {"failed": settings} for way in AGAINST}}}
-        other = _Theirs(plain, settings, paths, prompt)
+        other = Reload(plain, settings, paths, prompt)
         # One of these after the other: what is open takes HBM that the next needs.
         with ExitStack() as open_now:
             cold = _Ours(open_now, models, 1, prompt_tokens, gpu).asked(prompt_tokens)
-            rounds.take(cold, {DISK: other.from_disk, PAGES: other.from_pages, HOST: other.from_host})
+            from_host = replace(other, settings=replace(settings, load=HOST)).from_pages  # but for its first turns
+            rounds.take(cold, {DISK: other.cold, PAGES: other.from_pages, HOST: from_host})
             if "failed" not in rounds.rows[HOST]:
                 rounds.rows[HOST]["pinned"] = plain.pins
         plain.forget()
@@ -71,7 +70,7 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
         for name, peer in ((HELD, plain), (HELD_COMPILED, compiled)):
             with ExitStack() as open_now:
                 before = peer.graph_skips
-                rounds.take(warm, {name: partial(other.held, open_now, peer)}, HELD_TURNS)
+                rounds.take(warm, {name: _held_open(other, peer, open_now)}, HELD_TURNS)
                 if peer.compiles and "failed" not in rounds.rows[name]:
                     rounds.rows[name]["cuda_graph_skips"] = peer.graph_skips - before
             peer.forget()
@@ -128,42 +127,17 @@ class _Ours:
         return way
 
 
-@dataclass(frozen=True, slots=True)
-class _Theirs:
-    """Two models of a peer, brought to a first token from wherever they lie."""
+def _held_open(reload: Reload, peer: Transformers, stack: ExitStack) -> Way:
+    """Both models open on the GPU from the first turn until the stack closes: a prompt of one token on the other one."""
+    opened: list[Session] = []
 
-    peer: Transformers
-    settings: Settings
-    paths: Sequence[Path]
-    prompt: list[int]
-    sessions: dict[str, tuple[Session, ...]] = field(default_factory=dict)
+    def way(turn: int) -> float:
+        if not opened:
+            opened.extend(reload.opened(peer, stack))
+        session = opened[turn % len(opened)]
+        return synchronized(session, lambda one: one.prefill(reload.prompt[:WARM_PROMPT]))
 
-    def from_disk(self, turn: int) -> float:
-        """Nothing of the file in the page cache; closing is not counted."""
-        drop_page_cache(*self.peer.files(self.paths[turn % len(self.paths)]))
-        return self.from_pages(turn)
-
-    def from_pages(self, turn: int) -> float:
-        """The file's pages are in memory."""
-        return self._first_token(self.paths[turn % len(self.paths)], self.settings)
-
-    def from_host(self, turn: int) -> float:
-        """The module waits in pinned memory, but for its first turn."""
-        return self._first_token(self.paths[turn % len(self.paths)], replace(self.settings, load=HOST))
-
-    def held(self, stack: ExitStack, peer: Transformers, turn: int) -> float:
-        """Both models open on the GPU until the stack closes: a short prompt on the one that was not used last."""
-        if peer.name not in self.sessions:
-            opened = []
-            for path in self.paths:
-                opened.append(peer.open(path, self.settings, len(self.prompt) + 1))
-                stack.callback(opened[-1].close)
-            self.sessions[peer.name] = tuple(opened)
-        session = self.sessions[peer.name][turn % len(self.paths)]
-        return synchronized(session, lambda one: one.prefill(self.prompt[:WARM_PROMPT]))
-
-    def _first_token(self, path: Path, settings: Settings) -> float:
-        return first_token_s(self.peer, path, settings, len(self.prompt) + 1, self.prompt)
+    return way
 
 
 def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Settings | str:

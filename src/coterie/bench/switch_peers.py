@@ -34,7 +34,7 @@ Way = Callable[[int], float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reload:
+class Reload:
     """A peer with two models: what to open, in which setting, and both held open."""
 
     peer: Peer
@@ -44,20 +44,29 @@ class _Reload:
 
     def cold(self, turn: int) -> float:
         """Seconds from open to the first token with nothing in the page cache; closing is not counted."""
-        path = self.prepared[turn % len(self.prepared)]
-        drop_page_cache(*self.peer.files(path))
-        return self._open_and_prefill(path, self.prompt)
+        drop_page_cache(*self.peer.files(self.prepared[turn % len(self.prepared)]))
+        return self.from_pages(turn)
 
     def reload(self, turn: int) -> float:
         """The same from the page cache, with a prompt of one token."""
         return self._open_and_prefill(self.prepared[turn % len(self.prepared)], self.prompt[:WARM_PROMPT])
 
-    def held(self, stack: ExitStack) -> _Held:
+    def from_pages(self, turn: int) -> float:
+        """The same from the page cache."""
+        return self._open_and_prefill(self.prepared[turn % len(self.prepared)], self.prompt)
+
+    def opened(self, peer: Peer, stack: ExitStack) -> tuple[Session, ...]:
         """Both models open until the stack closes."""
-        sessions = tuple(self.peer.open(path, self.settings, len(self.prompt) + 1) for path in self.prepared)
-        for session in sessions:
-            stack.callback(session.close)
-        return _Held(sessions, self.prompt[:WARM_PROMPT])
+        sessions = []
+        for path in self.prepared:
+            sessions.append(peer.open(path, self.settings, len(self.prompt) + 1))
+            stack.callback(sessions[-1].close)
+        return tuple(sessions)
+
+    def both_open(self, stack: ExitStack) -> Way:
+        """Seconds of a prompt of one token on the model that was not used last, both held open until the stack closes."""
+        sessions, prompt = self.opened(self.peer, stack), self.prompt[:WARM_PROMPT]
+        return lambda turn: seconds_of(lambda: sessions[turn % len(sessions)].prefill(prompt))
 
     def _open_and_prefill(self, path: Path, prompt: Sequence[int]) -> float:
         return first_token_s(self.peer, path, self.settings, len(self.prompt) + 1, prompt)
@@ -96,21 +105,9 @@ def switch_peers(
         samples = interleave(ways, effort)
         # Only now: a file that a session has mapped cannot be dropped from the page cache.
         ways = {"warm beside open": turns(wide.warm)}
-        ways |= {f"{name} both open": turns(other.held(stack).both_open) for name, other in others.items()}
+        ways |= {f"{name} both open": turns(other.both_open(stack)) for name, other in others.items()}
         samples |= interleave(ways, effort)
     return {name: _row(samples, name, other) for name, other in others.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """Two models of a peer, both open."""
-
-    sessions: tuple[Session, ...]
-    prompt: list[int]
-
-    def both_open(self, turn: int) -> float:
-        """Seconds of a prompt on the model that was not used last."""
-        return seconds_of(lambda: self.sessions[turn % len(self.sessions)].prefill(self.prompt))
 
 
 class _Ours:
@@ -141,7 +138,7 @@ def turns(way: Way) -> Callable[[], float]:
     return lambda: way(next(numbers))
 
 
-def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt: list[int], cpus: int) -> _Reload:
+def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt: list[int], cpus: int) -> Reload:
     """The peer in the precision that prefills fastest and the load mode that is fastest from a cold disk."""
     room = len(prompt) + 1
     prepared = stack.enter_context(prepared_peer(peer, models[0].checkpoint.path, "bf16"))
@@ -153,16 +150,16 @@ def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt
     paths = (chosen.prepared, second)
     os.sync()  # pages that wait to be written cannot be dropped from the page cache
     settings = _best_load(peer, chosen, paths, prompt, cpus)
-    return _Reload(peer, settings, paths, prompt)
+    return Reload(peer, settings, paths, prompt)
 
 
 def _best_load(peer: Peer, chosen: Chosen, paths: tuple[Path, ...], prompt: list[int], cpus: int) -> Settings:
     loads = dict.fromkeys(settings.load for settings in peer.candidates(cpus))
-    trials = [_Reload(peer, replace(chosen.settings, load=load), paths, prompt) for load in loads]
+    trials = [Reload(peer, replace(chosen.settings, load=load), paths, prompt) for load in loads]
     return min(trials, key=lambda trial: min(trial.cold(turn) for turn in range(TRIALS))).settings
 
 
-def _row(samples: Mapping[str, list[float]], name: str, other: _Reload) -> dict[str, Any]:
+def _row(samples: Mapping[str, list[float]], name: str, other: Reload) -> dict[str, Any]:
     cold = paired_ratio(samples[f"{name} cold"], samples["cold"])
     warm = paired_ratio(samples[f"{name} reload"], samples["warm"])
     return {
