@@ -16,7 +16,6 @@ from pathlib import Path
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.expert_commands import ExpertCommands
 from coterie.api.inflight import InFlight, within_kv
-from coterie.api.vector_cache import cache_folder
 from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
@@ -25,6 +24,7 @@ from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
 from coterie.api.types import Answer, Chunk, Query
+from coterie.api.vector_cache import cache_folder
 from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from coterie.api.embeddings import query_of, through
-from coterie.api.vector_cache import VectorCache
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
+from coterie.api.vector_cache import VectorCache
 from coterie.composition.router import Ask, Prompt, Result, Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import UnsupportedError

@@ -171,7 +171,12 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        said = {"text": self.text, "reasoning": self.reasoning, "token_ids": list(self.token_ids), "expert": self.expert}
+        said = {
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "token_ids": list(self.token_ids),
+            "expert": self.expert,
+        }
         route = self.route.to_dict()
         why = {name: route[name] for name in ("confidence", "is_fallback", "reason")}
         return {**said, **why, **{name: getattr(self, name) for name in _COUNTED}}

@@ -96,7 +96,9 @@ class GpuCalibration:
         )  # fmt: skip
         starts = f"{measured}; a run of one step, less one more step and a launch"
         prompts = f"{measured}; prefill of {_short()} tokens, less all else that is known"
-        notes = ", ".join(f'"{quotable(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped))
+        notes = ", ".join(
+            f'"{quotable(note)}"' for note in (calibrated_on(self.shape), f"GPU: {self.gpu}", *self.capped)
+        )
         return f"""# A GPU and its host, as coterie info --calibrate --device cuda measured them.
 name = "{self.name}"
 rule_set = "cache"

@@ -40,6 +40,7 @@ DISK, PAGES, HELD, HELD_COMPILED = "disk", "page cache", "held open", "held open
 # Each way of theirs, what it is called in the JSON, and which of ours it is held against.
 AGAINST: Mapping[str, str] = {DISK: COLD, PAGES: COLD, HOST: COLD, HELD: WARM, HELD_COMPILED: WARM}
 
+
 def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gpu: Gpu) -> dict[str, Any]:
     """A row for transformers: its `ways`, each with its seconds, ours of the same rounds, and their ratio.
 
@@ -128,7 +129,7 @@ class _Ours:
 
 
 def _held_open(reload: Reload, peer: Transformers, stack: ExitStack) -> Way:
-    """Both models open on the GPU from the first turn until the stack closes: a prompt of one token on the other one."""
+    """Both models open on the GPU from the first turn until the stack closes: one token prefilled on the other one."""
     opened: list[Session] = []
 
     def way(turn: int) -> float:

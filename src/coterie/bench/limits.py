@@ -1,4 +1,4 @@
-"""A machine's limits (a roofline): loops that only read memory, multiply and add, or unpack weights (disk.py: a disk's).
+"""A machine's limits (a roofline): loops that only read memory, multiply and add, or unpack weights (disk.py: disks).
 
 A bench says what share of them it reached. Knows nothing about benches.
 """

@@ -105,11 +105,10 @@ def serve_url(
 
     Raises UsageError where it answers nothing.
     """
-    cells, loads = [], apart(loads, rounds)
+    loads = apart(loads, rounds)
     count = dict.fromkeys(models, counting(origin, way, models[0]))
     ways = {HTTP: partial(_http, origin, way, None)}
-    for load in loads:
-        cells.append(measured(load, partial(draw_round, load, models, count=count), ways, rounds, say))
+    cells = [measured(load, partial(draw_round, load, models, count=count), ways, rounds, say) for load in loads]
     return _report(cells, {"url": origin.url, "models": list(models), **asked_for(loads, rounds, way)})
 
 
@@ -161,8 +160,8 @@ def _http(origin: Origin, way: Way, server: OwnServer | None, asked: Asked) -> R
     before = (None, None) if server is None else server.cpu_s()
     driven = over_http(origin, way, asked)
     after = (None, None) if server is None else server.cpu_s()
-    took = (None if s is None or e is None else e - s for s, e in zip(before, after, strict=True))
-    return Round(driven.answers, driven.elapsed_s, *took, client_cpu_s=driven.client_cpu_s)
+    whole, main = (None if s is None or e is None else e - s for s, e in zip(before, after, strict=True))
+    return Round(driven.answers, driven.elapsed_s, whole, main, driven.client_cpu_s)
 
 
 def _in_process(coterie: Coterie, way: Way, asked: Asked) -> Round:

@@ -22,9 +22,9 @@ from time import perf_counter, sleep
 from typing import IO
 
 from coterie.bench.http_stream import Origin, origin_of
-from coterie.bench.serve_processes import ProcessTree
 from coterie.bench.serve_models import models_at
 from coterie.bench.serve_own import no_start, own_server
+from coterie.bench.serve_processes import ProcessTree
 from coterie.core.errors import UsageError
 
 PORT = "{port}"

@@ -64,7 +64,7 @@ class Reload:
         return tuple(sessions)
 
     def both_open(self, stack: ExitStack) -> Way:
-        """Seconds of a prompt of one token on the model that was not used last, both held open until the stack closes."""
+        """Seconds of one token prefilled on the model that was not used last, both held open until the stack closes."""
         sessions, prompt = self.opened(self.peer, stack), self.prompt[:WARM_PROMPT]
         return lambda turn: seconds_of(lambda: sessions[turn % len(sessions)].prefill(prompt))
 

@@ -45,7 +45,7 @@ COMMANDS = {
     "paper": "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
     "bench": "Measure this machine; without a command, everything, in small.",
 }
-# Module and function, where they are not called as the command: the names are Python's, or those of modules that it uses.
+# Module and function, where these are not called as the command is: the names are Python's, or of what they use.
 _ELSEWHERE = {
     "eval": ("eval", "evaluate"),
     "import": ("import_gguf", "import_"),

@@ -68,7 +68,7 @@ def options(
 
 
 def opens(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command some of the options of `options`; its parameter `how`, in whose place they stand, is what they say.
+    """Give a command some of the options of `options`; its parameter `how`, which they stand in for, is what they say.
 
     Typer reads which options a command has from its signature.
     """

@@ -26,8 +26,8 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
-from coterie.server.shutdown import Server
 from coterie.server.guard import ANY, digests_of, pages_of
+from coterie.server.shutdown import Server
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is the capital of France?"

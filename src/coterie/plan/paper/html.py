@@ -48,7 +48,8 @@ def page(exhibits: Sequence[Exhibit]) -> str:
 def document(title: str, parts: Iterable[str]) -> str:
     """A page that needs nothing else."""
     shown = escape(title, quote=False)
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{shown}</title><style>{STYLE}</style></head>'
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{shown}</title>'
+    head += f"<style>{STYLE}</style></head>"
     return "\n".join([head, f"<body><h1>{shown}</h1>", *parts, "</body></html>"]) + "\n"
 
 
