@@ -103,18 +103,11 @@ class Rows:
 
 def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False) -> Rows:
     """One sequence's tokens from position `first` on, greedy: the last is sampled, or each of them where `scored`."""
-    count = len(ids)
-    sampled = np.arange(0 if scored else count - 1, count, dtype=np.int32)
-    return Rows(
-        tokens_T=np.asarray(ids, np.int32),
-        positions_T=np.arange(first, first + count, dtype=np.int32),
-        sequence_T=np.zeros(count, np.int32),
-        block_tables_BM=np.arange(num_blocks, dtype=np.int32)[None],
-        lengths_B=np.array([first + count], np.int32),
-        rows_R=sampled,
-        sampling=(Sampling(),) * len(sampled),
-        end_ids=((),) * len(sampled),
-    )
+    tokens_T, end = np.asarray(ids, np.int32), first + len(ids)
+    positions_T = np.arange(first, end, dtype=np.int32)
+    rows_R = np.arange(0 if scored else len(ids) - 1, len(ids), dtype=np.int32)
+    table, greedy = np.arange(num_blocks, dtype=np.int32)[None], (Sampling(),) * len(rows_R)
+    return Rows(tokens_T, positions_T, np.zeros_like(tokens_T), table, [end], rows_R, greedy, ((),) * len(rows_R))
 
 
 @value
