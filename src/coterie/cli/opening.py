@@ -74,14 +74,19 @@ def opens(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """
 
     def opening(command: Callable[..., T]) -> Callable[..., T]:
-        @wraps(command)
-        def wrapped(**given: Any) -> T:
-            return command(how=options(**{name: given.pop(name) for name in names}), **given)
-
         shared = signature(options, eval_str=True).parameters
         own = signature(command, eval_str=True).parameters.values()
         each = ([shared[name] for name in names] if one.name == "how" else [one] for one in own)
-        vars(wrapped)["__signature__"] = Signature([one for some in each for one in some])
+        whole = Signature([one for some in each for one in some])
+
+        @wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> T:
+            bound = whole.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            return command(how=options(**{name: given.pop(name) for name in names}), **given)
+
+        vars(wrapped)["__signature__"] = whole
         return wrapped
 
     return opening
