@@ -33,6 +33,8 @@ $ coterie bench serve experts --near 420MiB --raw --mix zipf --in-flight 1 --in-
   on the machine than time does.
 - **What fails** is counted by its kind in the table's last column; it is no token, and the round lasts until its last
   request has ended.
+- **Priorities**: `--behind 0.8` sends four of five requests with `"priority": 1`, the others without one, and tells the
+  first tokens of each apart; a server that does not know the field may refuse them.
 - **A server that runs already**: `--url`, repeated for several, beside ours where a composition is given. Alone, it is
   measured by itself.
 - **llama-server** without a model is a router: a process for each model, `--models-max` of them, and the least recently

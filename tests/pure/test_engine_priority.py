@@ -69,7 +69,15 @@ def test_kv_blocks_are_given_up_by_the_youngest_behind_who_goes_on_with_the_same
     assert admitted(w) == ["r0", "r1", "chat", "r1"]
     for request in (*requests, urgent("chat", max_tokens=8)):
         assert tokens[request.request_id] == list(alone(request))
-    assert w.engine.metrics.admitted == 3
+    metrics, ranks = w.engine.metrics, w.engine.metrics.ranks
+    assert metrics.admitted == 3
+    assert {rank: its.pauses for rank, its in ranks.items()} == {"urgent": 0, "usual": 1, "behind": 0}
+    for rank, names in (("urgent", ["chat"]), ("usual", ["r0", "r1"]), ("behind", [])):  # r1 waited once for each
+        waited = [ended[name].scheduled_s - ended[name].arrival_s for name in names]
+        assert (ranks[rank].queued.total, ranks[rank].queued.sum_s) == (len(names), pytest.approx(sum(waited)))
+        assert ranks[rank].ttft.sum_s == pytest.approx(sum(ended[name].ttft_s for name in names))
+    assert (metrics.ttft.total, sum(metrics.ttft.counts)) == (3, 3)
+    assert metrics.ttft.sum_s == pytest.approx(sum(timings.ttft_s for timings in ended.values()))
 
 
 def test_nobody_pauses_where_that_would_not_make_room():

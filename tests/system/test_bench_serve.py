@@ -33,7 +33,8 @@ def test_our_server_and_its_engine_answer_the_same_requests(temporary: Path, tmp
     shape = tmp_path / "config.json"
     shape.write_text(json.dumps(CONFIG))
     got = bench("--shape", shape, "--experts", 3, "--requests", 12, "--rounds", 2, "--prompt", "uniform:5:9",
-                "--max-tokens", 7, "--in-flight", 4, "--threads", 1, "--mix", "zipf", "--seed", 3)  # fmt: skip
+                "--max-tokens", 7, "--in-flight", 4, "--threads", 1, "--mix", "zipf", "--seed", 3,
+                "--behind", 0.7)  # fmt: skip
     (run,) = got["runs"]
     for name in ("http", "in_process"):
         row = run[name]
@@ -42,11 +43,16 @@ def test_our_server_and_its_engine_answer_the_same_requests(temporary: Path, tmp
         assert 0 < row["ttft_p50_s"] <= row["ttft_p90_s"] <= row["ttft_p99_s"]
         assert 0 <= row["tpot_p50_s"] <= row["tpot_p99_s"]
         assert row["tokens_per_s"] == pytest.approx(row["requests_per_s"] * 7)
+        assert set(row["priorities"]) == {"0", "1"}
+        assert sum(its["requests"] for its in row["priorities"].values()) == 24
+        assert all(0 < its["ttft_p50_s"] <= its["ttft_p99_s"] for its in row["priorities"].values())
+    assert run["http"]["priorities"]["1"]["requests"] == run["in_process"]["priorities"]["1"]["requests"] > 12
     assert run["http"]["prompt_tokens"] == run["in_process"]["prompt_tokens"] > 4  # the server counted what we did
     assert run["http"]["tokens_counted_by_server"]
     assert run["http"]["main_thread_cpu_s_per_1000_tokens"] <= run["http"]["cpu_s_per_1000_tokens"]
     assert run["tokens_per_s_ratio"]["low"] <= run["tokens_per_s_ratio"]["median"] <= run["tokens_per_s_ratio"]["high"]
-    assert got["workload"] | {"mix": "zipf", "seed": 3, "experts": 3, "composition": "random"} == got["workload"]
+    asked = {"mix": "zipf", "seed": 3, "behind": 0.7, "experts": 3, "composition": "random"}
+    assert got["workload"] | asked == got["workload"]
     assert not list(temporary.iterdir())
 
 

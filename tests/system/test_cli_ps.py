@@ -62,6 +62,22 @@ def test_tables_say_who_is_where(server: tuple[str, Coterie]) -> None:
     assert re.search(r"dram +KV cache +0 B +\d+\.\d\d \w+ +0% +\d+ blocks known", got.stdout)
 
 
+def test_what_became_of_requests_by_priority_is_told_once_somebody_has_given_one(
+    server: tuple[str, Coterie], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = server
+    assert "priority" not in run("--url", url).stdout
+    status = httpx.get(f"{url}/v1/status").json()
+    assert status["priorities"]["usual"]["queued"]["count"] == 2
+    behind = {"queued": {"count": 4, "sum_s": 8.0}, "ttft": {"count": 0, "sum_s": 0.0}}
+    status["priorities"]["behind"] |= {"running": 1, "waiting": 3, "paused": 2, "pauses": 5, **behind}
+    monkeypatch.setattr(module, "ask", lambda *_: status)
+    found = rows(run("--url", url).stdout)
+    assert found["behind"] == ["1", "3", "2", "5", "2 s", "-"]
+    assert len(found["usual"]) == 2
+    assert "urgent" not in found
+
+
 def test_a_long_name_is_one_word(server: tuple[str, Coterie], monkeypatch: pytest.MonkeyPatch) -> None:
     """A line may be wider than the terminal; what is looked at again is folded to fit it, or lines would be lost."""
     url, _ = server

@@ -320,6 +320,13 @@ def test_a_file_of_requests_says_what_is_asked(many, tmp_path):
     checked = run(many, *words, "--workload", tmp_path / "azure.csv", "--check", "--requests", 60)
     assert checked.exit_code == 0, checked.output
     assert json.loads(checked.stdout)["rows"][0]["check"]["machines"] >= 1
+    assert "priority" not in checked.stdout
+    ranked = [f"{line},{number % 2}" for number, line in enumerate(lines[1:])]
+    (tmp_path / "azure.csv").write_text("\n".join([f"{lines[0]},Priority", *ranked]) + "\n")
+    assumed = "the formulas promise to all requests, as if they had one priority, and --check to those of priority 0"
+    for more in ((), ("--json",)):
+        said = " ".join(run(many, *words[:-1], *more, "--workload", tmp_path / "azure.csv").stdout.split())
+        assert f"{assumed}, who go first" in said
 
 
 def test_what_prompts_share_is_not_computed(opened):

@@ -22,7 +22,7 @@ from coterie.cli import serve as serving
 from coterie.cli.main import app
 from coterie.core.errors import ClosedError, CrowdedError, UsageError
 from coterie.engine.metrics import Metrics
-from coterie.engine.request import Timings
+from coterie.engine.request import Request, Timings
 from coterie.server import guard
 from coterie.server.app import make_app
 
@@ -300,7 +300,8 @@ def test_retry_after_is_the_time_of_an_answer(answers: int, tokens: int, gap_s: 
     metrics = Metrics()
     for _ in range(answers):
         metrics.drawn_tokens += tokens
-        metrics.count_end("ada", "stop", Timings(0.0, 0.0, 1.0, 1.0 + gap_s * (tokens - 1)), tokens)
+        asked = Request("r", "ada", (1,), tokens)
+        metrics.count_end(asked, "stop", Timings(0.0, 0.0, 1.0, 1.0 + gap_s * (tokens - 1)), 1 + tokens)
     for status in (429, 503):
         assert guard.retry_headers(status, metrics) == {"Retry-After": str(seconds)}
     for status in (400, 404, 409, 500):

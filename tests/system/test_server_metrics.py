@@ -96,10 +96,14 @@ def test_histograms_hold_the_answers_durations(asked: tuple, name: str, what: st
     else:
         durations = [1 / s["tokens_per_s"] for s in said if s["tokens_per_s"]]
     family = f"coterie_{name}_seconds"
-    assert value(families, family, "_count") == len(durations) > 0
-    assert value(families, family, "_sum") == pytest.approx(sum(durations))
+    usual = {"priority": "usual"} if what == "ttft_s" else {}
+    assert value(families, family, "_count", **usual) == len(durations) > 0
+    assert value(families, family, "_sum", **usual) == pytest.approx(sum(durations))
+    assert sum(values(families, family, "_count")) == len(durations)
+    ends = {float(s.labels["le"]): s.value for s in families[family].samples
+            if "le" in s.labels and usual.items() <= s.labels.items()}  # fmt: skip
     for end in (*BUCKETS_S, math.inf):
-        (count,) = [s.value for s in families[family].samples if s.labels and float(s.labels["le"]) == end]
+        count = ends[end]
         # A duration is worked out from two moments on both sides: at the end of a bucket the last bit may differ.
         assert sum(d < end * (1 - 1e-9) for d in durations) <= count <= sum(d <= end * (1 + 1e-9) for d in durations)
 
@@ -146,13 +150,38 @@ def test_who_waits_and_who_runs_is_counted_for_each_expert(composition: Path) ->
     assert value(running, "coterie_kv_blocks", state="used") > 0 == value(waiting, "coterie_kv_blocks", state="used")
 
 
+def test_requests_are_counted_by_the_priority_that_they_were_asked_with(composition: Path) -> None:
+    with Coterie.open(composition) as coterie:
+        for priority in (-7, 0, 1, 2**40, 2**40 + 1):
+            asked = Query((Message("user", "x"),), "ada", max_tokens=3, ignore_end=True, priority=priority)
+            coterie.submit(asked)
+        waiting = collected(coterie)
+        while not coterie.idle:
+            coterie.step()
+        ended = collected(coterie)
+    ranks = ("urgent", "usual", "behind")
+    for families, count in ((waiting, 0), (ended, 1)):
+        of = {r: value(families, "coterie_priority_requests", priority=r, state="waiting") for r in ranks}
+        assert of == {"urgent": 1 - count, "usual": 1 - count, "behind": 3 * (1 - count)}
+        assert sum(of.values()) == value(families, "coterie_requests", state="waiting")
+        for name in ("coterie_queue_seconds", "coterie_time_to_first_token_seconds"):
+            counts = [value(families, name, "_count", priority=r) for r in ranks]
+            assert counts == [count, count, 3 * count]
+        assert values(families, "coterie_paused_requests") == [0, 0, 0]
+        assert values(families, "coterie_pauses", "_total") == [0, 0, 0]
+
+
 def test_what_seldom_happens_is_shown_too(composition: Path) -> None:
     with Coterie.open(composition) as coterie:
         status = coterie.status()
     ada, bob, *others = status.experts
     experts = (replace(ada, state="loading"), replace(bob, state="resident", pinned=True), *others)
     status.metrics.failed_fetches, status.metrics.refused = 8, 9
-    families = {f.name: f for f in StatusCollector(replace(status, experts=experts, held=7)).collect()}
+    ranks = {rank: replace(its, waiting=6, paused=5) for rank, its in status.ranks.items()}
+    status.metrics.ranks["behind"].pauses = 4
+    families = {f.name: f for f in StatusCollector(replace(status, experts=experts, held=7, ranks=ranks)).collect()}
+    assert value(families, "coterie_paused_requests", priority="urgent") == 5
+    assert total(families, "pauses", priority="behind") == 4
     assert values(families, "coterie_expert_loading") == [1, 0, 0, 0]
     assert values(families, "coterie_expert_resident") == values(families, "coterie_expert_pinned") == [0, 1, 0, 0]
     assert value(families, "coterie_held_requests") == 7

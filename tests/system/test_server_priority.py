@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from tests.system.serving import served
 from tests.system.test_server_guard import MESSAGES
+from tests.system.tiny import write_reranker
 from typer.testing import CliRunner
 
 from coterie.api import Coterie
@@ -21,23 +23,39 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "x", "max_output_tokens": 1},
     "/v1/messages": {"messages": MESSAGES, "max_tokens": 1},
     "/v1/embeddings": {"input": ["x", "y"]},
+    "/v1/rerank": {"model": "judge", "query": "x", "documents": ["y", "z"]},
 }
 KEYS = ("for-all", "for-chats")
 
 
 @pytest.fixture(scope="module")
-def server(composition: Path) -> Iterator[tuple[str, list[int]]]:
+def judged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that chats, and a reranker."""
+    root = tmp_path_factory.mktemp("judged")
+    shutil.copytree(folder / "ada", root / "ada")
+    write_reranker(root / "judge", 3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(judged: Path) -> Iterator[tuple[str, list[int]]]:
     """Where it is, and the priorities of what the engine was asked."""
-    coterie, asked = Coterie.open(composition), list[int]()
-    submit = coterie.parts.engine.submit
+    coterie = Coterie.open(judged)
+    asked = noting(coterie)
+    with served(coterie, KEYS[:1], urgent=KEYS[1:]) as url:
+        yield url, asked
+
+
+def noting(coterie: Coterie) -> list[int]:
+    """The priorities of what its engine is asked from now on."""
+    asked, submit = list[int](), coterie.parts.engine.submit
 
     def noted(request: Any) -> None:
         asked.append(request.priority)
         submit(request)
 
     coterie.parts.engine.submit = noted  # type: ignore[method-assign]
-    with served(coterie, KEYS[:1], urgent=KEYS[1:]) as url:
-        yield url, asked
+    return asked
 
 
 def post(server: tuple[str, list[int]], path: str, key: str = KEYS[1], **more: Any) -> httpx.Response:
@@ -61,6 +79,15 @@ def test_every_endpoint_takes_a_priority(server: tuple[str, list[int]], path: st
         got = post(server, path, **given)
         assert got.status_code == 200, got.text
         assert set(server[1]) == {found}
+
+
+def test_vectors_and_scores_take_one_in_python_too(judged: Path) -> None:
+    with Coterie.open(judged) as coterie:
+        asked = noting(coterie)
+        coterie.embed(["x", "y"], "ada", priority=3)
+        coterie.rerank("x", ["y", "z"], priority=-2)
+        coterie.embed("x", "ada")
+        assert asked == [3, 3, -2, -2, 0]
 
 
 @pytest.mark.parametrize("given", ["soon", 1.5, True, [1], 2**64])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 from coterie.api.embeddings import embedder, given_out, query_of
 from coterie.api.reranking import Ranked, best_first, check_top_n, pair_of, reranker, scores_of
@@ -26,34 +27,51 @@ class Measuring(ABC):
     def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
         """The answers of queries, in their order. Raises the first CoterieError; then the others are cancelled."""
 
-    def embed(self, texts: Sequence[str] | str, expert: str = "", use: str = "", dimensions: int | None = None) -> F32:
+    def embed(
+        self,
+        texts: Sequence[str] | str,
+        expert: str = "",
+        use: str = "",
+        dimensions: int | None = None,
+        priority: int = 0,
+    ) -> F32:
         """Vectors [N, D] of texts, by an expert; without a name by the only one that gives vectors alone.
 
         `use`: the name of the prompt before each, as the expert has them ("query", "document"). `dimensions`: so many
-        of their first numbers. Raises the first CoterieError; then the others are cancelled.
+        of their first numbers. `priority`: the lower, the sooner, as of queries. Raises the first CoterieError; then
+        the others are cancelled.
         """
         name = embedder(self.texts, self.composition, expert)
         each = [texts] if isinstance(texts, str) else texts
-        return given_out(*self._by_the_same([query_of(text, name, use) for text in each], name), dimensions)
+        asked = [query_of(text, name, use) for text in each]
+        return given_out(*self._by_the_same(asked, name, priority), dimensions)
 
     def rerank(
-        self, query: str, documents: Sequence[str] | str, expert: str = "", use: str = "", top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str] | str,
+        expert: str = "",
+        use: str = "",
+        top_n: int | None = None,
+        priority: int = 0,
     ) -> list[Ranked]:
         """Which documents answer a query best, the best first, and their scores, by an expert that was made for it;
         without a name by the only one.
 
         `use`: the name of the prompt before the query, as the expert has them. `top_n`: no more than so many.
+        `priority`: the lower, the sooner, as of queries.
         Raises the first CoterieError; then the others are cancelled.
         """
         check_top_n(top_n)
         name = reranker(self.texts, self.composition, expert)
         each = [documents] if isinstance(documents, str) else documents
         pairs = [pair_of(query, document, name, use) for document in each]
-        return best_first(scores_of(*self._by_the_same(pairs, name)), top_n)
+        return best_first(scores_of(*self._by_the_same(pairs, name, priority)), top_n)
 
-    def _by_the_same(self, queries: Sequence[Query], name: str) -> tuple[list[Answer], Text]:
+    def _by_the_same(self, queries: Sequence[Query], name: str, priority: int) -> tuple[list[Answer], Text]:
         """An expert's answers, all by the same files, and what else these say; asked again if they are replaced."""
+        asked = [replace(query, priority=priority) for query in queries]
         while True:
-            text, answers = self.texts[name], self.ask_all(queries)
+            text, answers = self.texts[name], self.ask_all(asked)
             if self.texts[name] is text:
                 return answers, text

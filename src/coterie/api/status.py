@@ -7,14 +7,16 @@ Knows nothing about HTTP, and keeps no accounts of its own: all of it is read fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from coterie.engine.assembly import Parts
 from coterie.engine.bases import folder_of
-from coterie.engine.metrics import Histogram, Metrics
+from coterie.engine.metrics import RANKS, Histogram, Metrics, Rank, rank_of
+from coterie.engine.sequence import Sequence
 from coterie.memory.cache import ExpertCache, Stats
 from coterie.memory.split import Side, side_of, sides_of
 from coterie.models.model import Model
@@ -74,10 +76,21 @@ class KvStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStatus:
+    """Requests here that were asked with one kind of priority. `paused`: of the waiting ones, those that had begun."""
+
+    running: int
+    waiting: int
+    paused: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too.
 
     `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
+
+    `ranks`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
 
     `lacks`: for want of which memory drafts guess nothing, a sentence for each.
 
@@ -95,6 +108,7 @@ class Status:
     held: int
     metrics: Metrics
     moves: Stats
+    ranks: Mapping[Rank, RankStatus]
     lacks: tuple[str, ...] = ()
 
     def expert(self, name: str) -> ExpertStatus:
@@ -118,8 +132,14 @@ class Status:
             "kv": asdict(self.kv),
             "metrics": _metrics(self.metrics),
             "moves": asdict(self.moves),
+            "priorities": {rank: self._of_rank(rank) for rank in RANKS},
             "lacks": list(self.lacks),
         }
+
+    def _of_rank(self, rank: Rank) -> dict[str, Any]:
+        so_far = self.metrics.ranks[rank]
+        times = {"queued": _times(so_far.queued), "ttft": _times(so_far.ttft)}
+        return {**asdict(self.ranks[rank]), "pauses": so_far.pauses, **times}
 
 
 def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
@@ -146,6 +166,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
         waiting=sum([expert.waiting for expert in experts]),
         held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
+        ranks=_ranks(parts),
         moves=_together([cache.stats for cache in sides.values()]),
         lacks=tuple([str(lack) for lack in parts.engine.drafts.lacks.values()]),
     )
@@ -168,6 +189,19 @@ def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
         base=parts.plan.base_of.get(name) or (str(folder_of(model.base)) if model.base else ""),
         gives=model.gives,
     )
+
+
+def _ranks(parts: Parts) -> dict[Rank, RankStatus]:
+    queue, held = parts.engine.queue, parts.engine.admission.held
+    waits = [one for line in queue.waiting.values() for one in line.values()]
+    waits += [one for line in held.values() for one in line.values()]
+    runs = _by_rank([one for line in queue.running.values() for one in line.values()])
+    waiting, paused = _by_rank(waits), _by_rank([one for one in waits if one.scheduled_s is not None])
+    return {rank: RankStatus(runs[rank], waiting[rank], paused[rank]) for rank in RANKS}
+
+
+def _by_rank(sequences: Iterable[Sequence]) -> Counter[Rank]:
+    return Counter([rank_of(sequence.request.priority) for sequence in sequences])
 
 
 def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
@@ -200,8 +234,12 @@ def _together(stats: list[Stats]) -> Stats:
 
 
 def _metrics(metrics: Metrics) -> dict[str, Any]:
-    """All of them, but for when answers ended, which experts say."""
-    found = {name: getattr(metrics, name) for name in metrics.__slots__ if name != "last_end_s"}
-    times = {name: value for name, value in found.items() if isinstance(value, Histogram)}
-    sums = {name: {"count": value.total, "sum_s": value.sum_s} for name, value in times.items()}
-    return {**found, "finished": dict(metrics.finished), **sums}
+    """All of them, but for when answers ended, which experts say, and what is told by priority."""
+    names = [name for name in metrics.__slots__ if name not in ("last_end_s", "ranks")]
+    found = {name: getattr(metrics, name) for name in (*names, "ttft")}
+    times = {name: _times(value) for name, value in found.items() if isinstance(value, Histogram)}
+    return {**found, "finished": dict(metrics.finished), **times}
+
+
+def _times(histogram: Histogram) -> dict[str, float]:
+    return {"count": histogram.total, "sum_s": histogram.sum_s}

@@ -23,7 +23,7 @@ from rich.table import Table
 from coterie.api.assemble import Options, make_device, make_spec, rounded_for
 from coterie.bench.adapters import random_adapters
 from coterie.bench.coe_peer import converted, serve_peer
-from coterie.bench.coe_run import Outcome, Workload, fewest_switches, serve
+from coterie.bench.coe_run import Outcome, Workload, fewest_switches, priority_notes, serve
 from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import experts_in_turn, random_experts
 from coterie.bench.gpu_peers import check_peers
@@ -313,12 +313,7 @@ def _notes(grid: Grid, models: Mapping[str, Model], results: Mapping[str, Any]) 
         equal = "sizes are equal, so it is a bound" if len(sizes) == 1 else "sizes differ, so it is no strict bound"
         notes.append(f"belady: fewest switches for the turns that coterie took, which it could not know; {equal}")
     for row in results["runs"]:
-        for priority, its in (row.get("priorities") or {}).items():
-            first, last = (
-                ", ".join(format_seconds(its[f"{name}_p{p}_s"]) for p in (50, 99)) for name in ("ttft", "e2e")
-            )
-            who = f"{row['mix']}, {row['in_flight']}, {row['policy']}: the {its['requests']} of priority {priority}"
-            notes.append(f"{who}: first token p50, p99 {first}; last {last}")
+        notes += priority_notes(f"{row['mix']}, {row['in_flight']}, {row['policy']}", row)
     faster = results["tokens_per_s_over_fcfs"]
     notes += [
         f"{key} in flight: {ratio:.2f} x the switches of fcfs, {faster[key]:.2f} x its tokens/s"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from coterie.core.trace import Trace
+from coterie.core.units import format_seconds
 from coterie.device import Device
 from coterie.engine.assembly import Parts, Settings, page_bytes, plan, wire
 from coterie.engine.request import Request, Timings
@@ -65,7 +66,9 @@ def serve(
         worked_s = process_time() - worked_s
         ended = list(timings.values())
         row = _row(parts, setup, load, ended, device.now() - start_s, link_bytes_per_s) | {"processor_s": worked_s}
-        row |= {"priorities": _by_priority(load, timings)} if load.priorities else {}
+        if load.priorities:
+            of = ((priority, timings[f"r{number}"]) for number, priority in enumerate(load.priorities))
+            row["priorities"] = by_priority([(one, t.ttft_s or 0.0, t.end_s - t.arrival_s) for one, t in of])
         # Of each step: "run", whose it was, tokens, rows, and who was in it too.
         runs = (entry for entry in parts.engine.decisions if entry[0] == "run")
         ran = (name for _, first, _, _, *others in runs for name in (first, *others))
@@ -116,17 +119,27 @@ def prompts_of(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
     return prompts
 
 
-def _by_priority(load: Workload, timings: Mapping[str, Timings]) -> dict[int, dict[str, Any]]:
-    """Of the requests of each priority: how many, and their times to the first token and to the last."""
+def by_priority(took: Sequence[tuple[int, float, float]]) -> dict[int, dict[str, Any]]:
+    """Of requests (priority, seconds to the first token, to the last), for each priority: how many, and percentiles."""
     found: dict[int, dict[str, Any]] = {}
-    for priority in sorted(set(load.priorities)):
-        its = [timings[f"r{number}"] for number, one in enumerate(load.priorities) if one == priority]
+    for priority in sorted({one for one, _, _ in took}):
+        its = [times for one, *times in took if one == priority]
         found[priority] = {
             "requests": len(its),
-            **percentiles("ttft", [t.ttft_s or 0.0 for t in its], (50, 99)),
-            **percentiles("e2e", [t.end_s - t.arrival_s for t in its], (50, 99)),
+            **percentiles("ttft", [first_s for first_s, _ in its], (50, 99)),
+            **percentiles("e2e", [last_s for _, last_s in its], (50, 99)),
         }
     return found
+
+
+def priority_notes(who: str, row: Mapping[str, Any]) -> list[str]:
+    """A row's times by priority, in words; none where all have one."""
+    notes = []
+    for priority, its in (row.get("priorities") or {}).items():
+        first, last = (", ".join(format_seconds(its[f"{name}_p{p}_s"]) for p in (50, 99)) for name in ("ttft", "e2e"))
+        whose = f"{who}: the {its['requests']} of priority {priority}"
+        notes.append(f"{whose}: first token p50, p99 {first}; last {last}")
+    return notes
 
 
 def _row(

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
+from coterie.bench.coe_run import priority_notes
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
 from coterie.bench.serve_asked import Asked, Way, apart, draw_round
@@ -166,4 +167,5 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             notes.append(line if cpu is None else f"{line}, {Spread(**cpu)} x its tokens a second of CPU")
         for name, row in run["servers"].items():
             notes += [f"{run['loop']}, {name}: {kind}: {words}" for kind, words in row["said"].items()]
+            notes += priority_notes(f"{run['loop']}, {name}", row)
     return tuple(notes)

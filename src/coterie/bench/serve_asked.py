@@ -6,7 +6,7 @@ Knows nothing about how they are sent or measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,12 +37,12 @@ class Way:
         """Where requests are sent."""
         return TEXT if self.raw else CHAT
 
-    def body(self, model: str, text: str, max_tokens: int) -> bytes:
-        """A request for a stream with its usage at the end, greedy."""
+    def body(self, model: str, text: str, max_tokens: int, priority: int = 0) -> bytes:
+        """A request for a stream with its usage at the end, greedy. Priority 0 is not said: not all servers know it."""
         asked = {"prompt": text} if self.raw else {"messages": [{"role": "user", "content": text}]}
         how: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
-        fixed = {"ignore_eos": True} if self.fixed else {}
-        return json.dumps({"model": model, **asked, "max_tokens": max_tokens, **how, **fixed}).encode()
+        more = ({"ignore_eos": True} if self.fixed else {}) | ({"priority": priority} if priority else {})
+        return json.dumps({"model": model, **asked, "max_tokens": max_tokens, **how, **more}).encode()
 
     def query(self, model: str, text: str) -> Query:
         """The same question in Python."""
@@ -51,25 +51,31 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One round: who is asked what, for how many tokens, and when (seconds from the start) or how many at once."""
+    """One round: who is asked what, for how many tokens, and when (seconds from the start) or how many at once;
+    and the priority of each.
+    """
 
     models: Sequence[str]
     texts: Sequence[str]
     new_tokens: Sequence[int]
     at_s: Sequence[float]
     in_flight: int
+    priorities: Sequence[int]
 
     def bodies(self, way: Way) -> list[bytes]:
         """As a server is asked."""
-        return [way.body(*one) for one in zip(self.models, self.texts, self.new_tokens, strict=True)]
+        return [way.body(*one) for one in self._each()]
 
     def requests(self, way: Way, texts: Mapping[str, Text]) -> list[Request]:
         """As an engine is asked: in tokens. Each has its number as its id."""
         found = []
-        for number, (model, text, new) in enumerate(zip(self.models, self.texts, self.new_tokens, strict=True)):
+        for number, (model, text, new, priority) in enumerate(self._each()):
             ids = encoded(texts[model], way.query(model, text))
-            found.append(Request(str(number), model, ids, new, ignore_end=True))
+            found.append(Request(str(number), model, ids, new, ignore_end=True, priority=priority))
         return found
+
+    def _each(self) -> Iterator[tuple[str, str, int, int]]:
+        return zip(self.models, self.texts, self.new_tokens, self.priorities, strict=True)
 
 
 def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str, Callable[[str], int]]) -> Asked:
@@ -82,7 +88,8 @@ def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str
     models = [names[expert] for expert in drawn.asked.tolist()]
     lengths = drawn.prompt_tokens.tolist()
     texts = [prompt(rng, tokens, count.get(model)) for model, tokens in zip(models, lengths, strict=True)]
-    return Asked(models, texts, drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight)
+    told = drawn.new_tokens.tolist(), drawn.at_s.tolist(), drawn.in_flight, drawn.ranks.tolist()
+    return Asked(models, texts, *told)
 
 
 def apart(loads: Sequence[Load], rounds: int) -> list[Load]:

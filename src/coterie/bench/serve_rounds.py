@@ -6,7 +6,7 @@ Knows nothing about where servers come from or what is reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ def measured(
     found: dict[str, list[Round]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
-            found[name].append(run(asked(number)))
+            asks = asked(number)
+            found[name].append(replace(run(asks), priorities=asks.priorities))
     cell = Cell(load, {name: each[1:] for name, each in found.items()})
     for name, each in cell.rounds.items():
         say(f"{loop_of(load)}, {name.replace('_', ' ')}: {row_of(each)['tokens_per_s']:.0f} tokens/s")
@@ -90,6 +91,7 @@ def asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
         "prompt_tokens": first.prompt.text,
         "new_tokens": first.new.text,
         "seed": first.seed,
+        **({"behind": first.behind} if first.behind else {}),
         "rounds": rounds,
         "api": "completions" if way.raw else "chat completions",
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.coe_run import percentiles
+from coterie.bench.coe_run import by_priority, percentiles, priority_notes
 from coterie.bench.report import Spread
 from coterie.bench.serve_drive import Answered
 from coterie.core.units import format_seconds
@@ -26,7 +26,7 @@ class Round:
     """What became of one round's requests, until the last one's end.
 
     `cpu_s`: of the process that served, `main_cpu_s` of its main thread; `client_cpu_s` of who asked; `peak_bytes`: the
-    most memory that it held. None: not known.
+    most memory that it held. None: not known. `priorities`: of its requests, by number.
     """
 
     answers: Sequence[Answered]
@@ -35,6 +35,7 @@ class Round:
     main_cpu_s: float | None = None
     client_cpu_s: float | None = None
     peak_bytes: int | None = None
+    priorities: Sequence[int] = ()
 
     @property
     def answered(self) -> list[Answered]:
@@ -79,11 +80,21 @@ def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
         "prompt_tokens": sum(prompts) / len(prompts) if prompts else None,
         **percentiles("ttft", [answer.first_s for answer in found], (50, 90, 99)),
         **percentiles("tpot", tpots, (50, 99)),
+        **({"priorities": ranked} if len(ranked := by_priority(_by_number(rounds))) > 1 else {}),
         "cpu_s_per_1000_tokens": _share([one.cpu_s for one in rounds], tokens),
         "main_thread_cpu_s_per_1000_tokens": _share([one.main_cpu_s for one in rounds], tokens),
         "client_cpu_s_per_1000_tokens": _share([one.client_cpu_s for one in rounds], tokens),
         "peak_bytes": max((one.peak_bytes for one in rounds if one.peak_bytes is not None), default=None),
     }
+
+
+def _by_number(rounds: Sequence[Round]) -> list[tuple[int, float, float]]:
+    return [
+        (one.priorities[answer.number], answer.first_s, answer.last_s)
+        for one in rounds
+        if one.priorities
+        for answer in one.answered
+    ]
 
 
 def _share(seconds: Sequence[float | None], tokens: int) -> float | None:
@@ -140,6 +151,7 @@ def notes_of(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
             client = row["client_cpu_s_per_1000_tokens"]
             notes.append(f"{run['loop']}: the client itself took {_number(client)} s of CPU a 1000 tokens")
         notes += [f"{run['loop']}: {kind}: {words}" for kind, words in row["said"].items()]
+        notes += priority_notes(run["loop"], row)
     return tuple(notes)
 
 

@@ -20,7 +20,17 @@ from coterie.bench.serve_asked import Way
 from coterie.bench.serve_models import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
-from coterie.cli.options import JsonOpt, KvOpt, MaxBatchOpt, NearOpt, ThreadsOpt, err, say_left_out, sentences
+from coterie.cli.options import (
+    BehindOpt,
+    JsonOpt,
+    KvOpt,
+    MaxBatchOpt,
+    NearOpt,
+    ThreadsOpt,
+    err,
+    say_left_out,
+    sentences,
+)
 from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt
 from coterie.composition.composition import load_composition
 from coterie.core.errors import UsageError
@@ -74,6 +84,7 @@ def bench_serve(
     prompt: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of a prompt: 64, {LENGTHS}.")] = "64",
     max_tokens: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of an answer: 32, {LENGTHS}.")] = "32",
     seed: SeedOpt = 7,
+    behind: BehindOpt = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 3,
     experts: Annotated[int | None, typer.Option(min=1, help=f"How many random experts; {EXPERTS}.")] = None,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
@@ -89,7 +100,7 @@ def bench_serve(
     def loads(names: Sequence[str]) -> list[Load]:
         drawn = mix_named(mix, names), lengths_named(prompt, "--prompt"), lengths_named(max_tokens, "--max-tokens")
         loops: Sequence[int | None] = in_flight or (IN_FLIGHT if rate is None else (None,))
-        return [Load(requests, *drawn, rate, at_once, arrivals, seed) for at_once in loops]
+        return [Load(requests, *drawn, rate, at_once, arrivals, seed, behind) for at_once in loops]
 
     sizes = {"--near": near, "--kv": kv, "--threads": threads, "--max-batch": max_batch}
     if against or len(url or ()) > 1 or (url and composition):
@@ -122,8 +133,7 @@ def bench_serve(
         say_left_out(served.left_out)
     else:
         names = random_names(experts or EXPERTS)
-    shapes = (shape_config(shape),) if shape else SHAPES
-    own = Own(composition or "", names, shapes, near, kv, threads, max_batch)
+    own = Own(composition or "", names, (shape_config(shape),) if shape else SHAPES, near, kv, threads, max_batch)
     print_report(serve_own(own, loads(names), rounds, how, _say), json_)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from coterie.cli.opening import opened_to_answer
-from coterie.cli.options import CompositionArg, JsonOpt, err, picked, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, err, out, picked, print_json, sentences
 from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
@@ -108,6 +108,8 @@ def planning(
         return
     head = f"{found.name}: {len(found.names)} experts, {asked.said}, {promised}"
     print_plan(head, rows, checked, in_all, limits)
+    if asked.assumes:
+        out.print(asked.assumes, style="dim")
     _say_idle(found, parts)
 
 
@@ -246,4 +248,5 @@ def _report(
         for choice in in_all
     ]
     head = {"composition": found.name, "rate_per_s": asked.rate, "mix": mix, "slo": str(promised)}
-    return head | {"rows": rows, "in_all": totals, "note": "modelled; routes given, tokens synthetic"}
+    note = "; ".join(filter(None, ("modelled; routes given, tokens synthetic", asked.assumes)))
+    return head | {"rows": rows, "in_all": totals, "note": note}

@@ -106,14 +106,14 @@ def _refusal(error: HTTPError) -> tuple[str, str]:
 
 
 def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
-    """Two tables, with a line above that says what is served. `whole`: no name is folded, however wide it is."""
+    """Tables, with a line above that says what is served. `whole`: no name is folded, however wide it is."""
     name, device = escape(status["composition"]), escape(status["device"])
     count = sum(expert["state"] == "resident" for expert in status["experts"])
     here = f"{count} of {format_count(len(status['experts']), 'expert')} resident"
     first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {here}, "
     first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
     lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
-    return Group(first, *lacks, _experts(status, whole), _tiers(status))
+    return Group(first, *lacks, _experts(status, whole), *_ranks(status), _tiers(status))
 
 
 def _experts(status: dict[str, Any], whole: bool) -> Table:
@@ -139,6 +139,24 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
             *([escape(short_base(expert["base"]))] if adapters else []),
         )
     return table
+
+
+def _ranks(status: dict[str, Any]) -> list[Table]:
+    """What became of requests by their priorities; nothing where nobody has given one."""
+    each = status.get("priorities", {})
+    asked = {rank: its for rank, its in each.items() if its["waiting"] or its["queued"]["count"]}
+    if asked.keys() <= {"usual"}:
+        return []
+    heads = ("run", "wait", "of it paused", "pauses so far", "queued, mean", "first token, mean")
+    table = Table("priority", *[Column(name, justify="right") for name in heads], box=SIMPLE_HEAD)
+    for rank, its in asked.items():
+        counts = [str(its[name] or "") for name in ("running", "waiting", "paused", "pauses")]
+        table.add_row(rank, *counts, *[_mean(its[name]) for name in ("queued", "ttft")])
+    return [table]
+
+
+def _mean(times: dict[str, float]) -> str:
+    return format_seconds(times["sum_s"] / times["count"]) if times["count"] else "-"
 
 
 def _tiers(status: dict[str, Any]) -> Table:

@@ -36,16 +36,14 @@ class Admission:
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence into the queue, or stand in line. Who is there beyond his share now leaves."""
         client = sequence.request.client
-        if client and self._is_other(client):
-            for other in [name for name, part in self._queue.clients.items() if name != client]:
-                self._withdraw(other)
-            if self._stands_behind(sequence) or self._waiting(client, sequence.priority) >= self._share:
-                self._hold(client, {sequence.request.request_id: sequence})
-                return
-        elif self._stands_behind(sequence):
+        shares = bool(client) and self._is_other(client)
+        for other in [name for name in self._queue.clients if name != client] if shares else ():
+            self._withdraw(other)
+        full = shares and self._waiting(client, sequence.priority) >= self._share
+        if full or self._stands_behind(sequence):
             self._hold(client, {sequence.request.request_id: sequence})
-            return
-        self._enter(sequence)
+        else:
+            self._enter(sequence)
 
     def refill(self) -> None:
         """Let those in who have places again, one of each client in turn."""

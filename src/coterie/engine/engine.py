@@ -263,7 +263,7 @@ class Engine:
         if sequence.scheduled_s is None:
             sequence.scheduled_s = self._device.now()
             sequence.load = self._loads.latest.get(sequence.request.expert_id)
-            self.metrics.count_admitted(len(sequence.request.prompt_ids), sequence.overtaken)
+            self.metrics.count_admitted(sequence.request, sequence.overtaken, sequence.scheduled_s - sequence.arrival_s)
         self.log.add("admit", sequence.request.request_id)
 
     # ---- account
@@ -342,7 +342,7 @@ class Engine:
             self._groups.new_turn(request.expert_id)
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
-        self.metrics.count_end(request.expert_id, reason, timings, len(sequence.tokens) - len(request.prompt_ids))
+        self.metrics.count_end(request, reason, timings, len(sequence.tokens))
         self._outputs.append(sequence.output(tokens, text, reason, error, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:

@@ -8,12 +8,21 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from coterie.core.units import format_seconds
-from coterie.engine.request import FinishReason, Timings
+from coterie.engine.request import FinishReason, Request, Timings
 
 # Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
 BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)), 100.0)
+
+Rank = Literal["urgent", "usual", "behind"]
+RANKS: tuple[Rank, ...] = get_args(Rank)
+
+
+def rank_of(priority: int) -> Rank:
+    """Accounts tell three kinds of priorities apart, below 0, 0 and above, as there may be any number of them."""
+    return RANKS[1 + (priority > 0) - (priority < 0)]
 
 
 @dataclass(slots=True)
@@ -35,6 +44,17 @@ class Histogram:
 
 
 @dataclass(slots=True)
+class OfRank:
+    """Of requests that were asked with one kind of priority: from arrival until they were admitted, and to the first
+    token; and how often one that had begun gave its KV state up to a better one.
+    """
+
+    queued: Histogram = field(default_factory=Histogram)
+    ttft: Histogram = field(default_factory=Histogram)
+    pauses: int = 0
+
+
+@dataclass(slots=True)
 class Metrics:
     """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
 
@@ -43,6 +63,7 @@ class Metrics:
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
     `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn;
     `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones that a draft guessed.
+    `ranks`: by the kind of priority that requests were asked with.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
@@ -64,15 +85,23 @@ class Metrics:
     drafted_tokens: int = 0
     accepted_drafted_tokens: int = 0
     max_overtaken: int = 0
-    ttft: Histogram = field(default_factory=Histogram)
+    ranks: dict[Rank, OfRank] = field(default_factory=lambda: {rank: OfRank() for rank in RANKS})
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
     last_end_s: dict[str, float] = field(default_factory=dict)
 
-    def count_admitted(self, prompt_tokens: int, overtaken: int) -> None:
-        """Count a request that was admitted, and overtaken so often."""
+    @property
+    def ttft(self) -> Histogram:
+        """Times to the first token, of all requests."""
+        each = [its.ttft for its in self.ranks.values()]
+        counts = [sum(of) for of in zip(*[one.counts for one in each], strict=True)]
+        return Histogram(counts, sum([one.total for one in each]), sum([one.sum_s for one in each]))
+
+    def count_admitted(self, request: Request, overtaken: int, queued_s: float) -> None:
+        """Count a request that was admitted, after so long, and overtaken so often."""
         self.admitted += 1
-        self.prompt_tokens += prompt_tokens
+        self.ranks[rank_of(request.priority)].queued.add(queued_s)
+        self.prompt_tokens += len(request.prompt_ids)
         self.max_overtaken = max(self.max_overtaken, overtaken)
 
     def count_switch(self, size_bytes: int) -> None:
@@ -88,17 +117,18 @@ class Metrics:
             self.drafted_tokens += guessed
             self.accepted_drafted_tokens += accepted
 
-    def count_end(self, expert_id: str, reason: FinishReason, timings: Timings, drawn: int) -> None:
-        """Count a request of an expert that ended after `drawn` tokens."""
+    def count_end(self, request: Request, reason: FinishReason, timings: Timings, tokens: int) -> None:
+        """Count a request that ended, with so many tokens of prompt and answer."""
         self.finished[reason] += 1
         if timings.scheduled_s is not None:
             self.hits += timings.hit
             self.misses += not timings.hit
         if timings.first_token_s is not None:
-            self.last_end_s[expert_id] = timings.end_s
-            self.ttft.add(timings.first_token_s - timings.arrival_s)
-            if drawn > 1:
-                self.tpot.add((timings.end_s - timings.first_token_s) / (drawn - 1))
+            self.last_end_s[request.expert_id] = timings.end_s
+            self.ranks[rank_of(request.priority)].ttft.add(timings.first_token_s - timings.arrival_s)
+            later = tokens - len(request.prompt_ids) - 1
+            if later > 0:
+                self.tpot.add((timings.end_s - timings.first_token_s) / later)
 
     def __str__(self) -> str:
         ends = ", ".join(f"{count} {reason}" for reason, count in sorted(self.finished.items())) or "none"

@@ -40,18 +40,13 @@ class Ranks:
         return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.several else steps
 
     def make_room(self, free_blocks: int) -> list[str]:
-        """Let running ones wait again, so that the first in line has enough KV blocks; nobody, where that would not do.
-
-        As long as nobody needs their blocks, what is computed is found in them again.
-        """
+        """Let running ones wait again, so that the first in line has enough KV blocks; or nobody, if that fails."""
         paused = self._yielding(free_blocks) if self._queue.several else []
         for sequence in paused:
-            self._reuse.end(sequence, failed=False)
+            self._reuse.pause(sequence)
             self._drafts.ended(sequence)
             self._batcher.changed(sequence.request.expert_id)
             self._queue.withdraw(sequence)
-            sequence.pause()
-            self._log.add("pause", sequence.request.request_id)
         return [sequence.request.expert_id for sequence in paused]
 
     def passed(self, ran: Collection[Part], steps: int) -> list[str]:

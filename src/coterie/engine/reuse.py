@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
-from coterie.engine.metrics import Metrics
+from coterie.engine.metrics import Metrics, rank_of
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 
@@ -77,6 +77,13 @@ class Reuse:
         if failed:
             self._kv.forget(sequence.number)
         self._kv.free(sequence.number, () if failed else sequence.tokens[: sequence.computed])
+
+    def pause(self, sequence: Sequence) -> None:
+        """Take back the blocks of one that will go on: while nobody needs them, what is computed is found again."""
+        self.end(sequence, failed=False)
+        sequence.pause()
+        self._metrics.ranks[rank_of(sequence.request.priority)].pauses += 1
+        self._log.add("pause", sequence.request.request_id)
 
     def forget(self, expert_id: str) -> None:
         """An expert's weights could not be read: nothing that it has computed is trusted."""

@@ -34,6 +34,15 @@ class Asked:
     said: str
     requests: Workload
 
+    @property
+    def assumes(self) -> str:
+        """What is made of priorities; empty where all requests have one."""
+        ranks = self.requests.ranks
+        if ranks.min() == ranks.max():
+            return ""
+        best = f"those of priority {ranks.min()}, who go first"
+        return f"the formulas promise to all requests, as if they had one priority, and --check to {best}"
+
     def of(self, numbers: Sequence[int], names: Sequence[str], most: int) -> Workload:
         """Some experts' requests, the first so many at most, under the numbers that these have among themselves."""
         places = np.full(len(self.shares), -1)

@@ -25,10 +25,11 @@ from starlette.routing import Route
 
 from coterie import __version__
 from coterie.api import Coterie, Status
-from coterie.engine.metrics import BUCKETS_S, Histogram
+from coterie.engine.metrics import BUCKETS_S, RANKS, Histogram
 from coterie.engine.request import FinishReason
 from coterie.server.worker import Worker
 
+RANK = "priority"  # the label
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Values of labels, in the order of their names, and what was counted for them."""
 
@@ -45,6 +46,7 @@ class StatusCollector(Collector):
         about = {"version": __version__, "composition": status.composition, "device": status.device}
         yield InfoMetricFamily("coterie", "What is served, on what.", about)
         yield from _requests(status)
+        yield from _ranks(status)
         yield from _durations(status)
         yield from _experts(status)
         yield from _memory(status)
@@ -91,12 +93,26 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
 
+def _ranks(status: Status) -> Iterator[Metric]:
+    so_far, now = status.metrics.ranks, status.ranks
+    counts = {(r, state): getattr(now[r], state) for r in RANKS for state in ("running", "waiting")}
+    about = "The same by the priority that they were asked with: below 0 (urgent), 0 (usual), above (behind)."
+    yield _gauges("priority_requests", about, (RANK, "state"), counts.items())
+    paused = _labelled({rank: now[rank].paused for rank in RANKS})
+    yield _gauges("paused_requests", "Waiting ones that had begun, and gave KV state up.", (RANK,), paused)
+    pauses = _labelled({rank: so_far[rank].pauses for rank in RANKS})
+    yield _counters("pauses", "How often requests gave KV state up to ones of a better priority.", (RANK,), pauses)
+    about = "From a request's arrival to its being admitted."
+    yield _histograms("queue", about, {rank: so_far[rank].queued for rank in RANKS})
+    first = "From a request's arrival to the first token of its answer."
+    yield _histograms("time_to_first_token", first, {rank: so_far[rank].ttft for rank in RANKS})
+
+
 def _durations(status: Status) -> Iterator[Metric]:
     metrics = status.metrics
-    first = "From a request's arrival to the first token of its answer."
-    yield _histogram("time_to_first_token", first, metrics.ttft)
-    yield _histogram("time_per_output_token", "Mean of an answer's tokens after the first.", metrics.tpot)
-    yield _histogram("switch", "From wanting an expert to all of it being there.", metrics.switch)
+    about = "Mean of an answer's tokens after the first."
+    yield _histograms("time_per_output_token", about, {"": metrics.tpot})
+    yield _histograms("switch", "From wanting an expert to all of it being there.", {"": metrics.switch})
 
 
 def _experts(status: Status) -> Iterator[Metric]:
@@ -155,7 +171,12 @@ def _gauges(name: str, about: str, labels: Iterable[str], values: Labelled) -> M
     return family
 
 
-def _histogram(name: str, about: str, found: Histogram) -> Metric:
+def _histograms(name: str, about: str, found: Mapping[str, Histogram]) -> Metric:
+    """By priority, or with one entry without a name, of all."""
+    labels = () if "" in found else (RANK,)
+    family = HistogramMetricFamily(f"coterie_{name}_seconds", about, labels=labels)
     ends = [*[str(end) for end in BUCKETS_S], "+Inf"]
-    counts = list(zip(ends, accumulate(found.counts), strict=True))
-    return HistogramMetricFamily(f"coterie_{name}_seconds", about, counts, found.sum_s)
+    for rank, one in found.items():
+        counts = list(zip(ends, accumulate(one.counts), strict=True))
+        family.add_metric((rank,) if labels else (), counts, one.sum_s)
+    return family
