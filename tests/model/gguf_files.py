@@ -36,8 +36,9 @@ ARCHITECTURES = {
 }
 ROUTED = ("glm4moe", "lfm2moe", "deepseek2")
 ENCODERS = ("bert", "nomic-bert", "modern-bert")
+BOTH_WAYS = ("gemma-embedding", "eurobert")
 PERMUTED = ("llama", "smollm3", "granite")
-PLUS_ONE = ("gemma", "gemma2", "gemma3")
+PLUS_ONE = ("gemma", "gemma2", "gemma3", "gemma-embedding")
 
 
 def write(
@@ -51,13 +52,14 @@ def write(
     split=0,
     spoil=None,
     split_kv=True,
+    more=None,
 ):
     """Write a folder's model as a GGUF file.
 
     `kind` is the type of matrices, or a function from a tensor's name to it; `vocabulary` a function that adds a
     tokenizer to the writer, `change` one that may add metadata. Tensors in `without` are left out, functions by name
     in `spoil` change them; without `split_kv` latent attention is as older files have it. With `split`, so many go into
-    each part.
+    each part. `more`: tensors besides.
     """
     config = json.loads((Path(folder) / "config.json").read_text())
     name = architecture or ARCHITECTURES.get(config["model_type"], config["model_type"])
@@ -70,7 +72,9 @@ def write(
         writer.add_vocab_size(config["vocab_size"])
     if change:
         change(writer)
-    for tensor, values in tensors(folder, name, config, split_kv).items():
+    found = tensors(folder, name, config, split_kv)
+    found |= more or {}
+    for tensor, values in found.items():
         if tensor in without:
             continue
         if tensor in (spoil or {}):
@@ -184,7 +188,9 @@ def add_metadata(writer, name, config):
         return
     if name not in PLUS_ONE and name != "deepseek2":
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
-    if local and name == "gemma3":
+    if name in BOTH_WAYS:
+        writer.add_causal_attention(False)
+    if local and name in ("gemma3", "gemma-embedding"):
         writer.add_rope_freq_base_swa(local["rope_theta"])
     add_rope(writer, rope, config)
     for key, add in {
@@ -209,7 +215,10 @@ def add_metadata(writer, name, config):
             writer.add_expert_feed_forward_length(width)
         if width := config.get("shared_expert_intermediate_size"):
             writer.add_expert_shared_feed_forward_length(width)
-    windowed = name in ("gemma2", "gemma3", "olmo2", "exaone4", "phi3", "gpt-oss") or config["model_type"] == "mistral"
+    windowed = (
+        name in ("gemma2", "gemma3", "gemma-embedding", "olmo2", "exaone4", "phi3", "gpt-oss")
+        or config["model_type"] == "mistral"
+    )
     if windowed and (config.get("sliding_window") or name == "phi3"):
         writer.add_sliding_window(config.get("sliding_window") or 0)
         if name in ("olmo2", "exaone4"):

@@ -88,6 +88,39 @@ def test_packed_it_gives_nearly_the_same(row, written, two_tokens, tmp_path):
         assert np.abs(found - wanted).max() < near * np.abs(wanted).max()
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+BOTH_WAYS = {
+    "gemma-embedding": ("gemma3-both-ways", {"num_hidden_layers": 6, "layer_types": [SLIDING] * 5 + [FULL]}),
+    "eurobert": ("eurobert", {}),
+}
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_those_built_like_decoders(name, two_tokens, tmp_path):
+    """Their tokens see all of a text; of EmbeddingGemma a vector goes through two matrices more."""
+    row, sizes = BOTH_WAYS[name]
+    make(row, **sizes).save_pretrained(tmp_path / "folder")
+    rng, dense = np.random.default_rng(3), {}
+    if name == "gemma-embedding":
+        shapes = {"dense_2.weight": (52, 40), "dense_3.weight": (40, 52)}
+        dense = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+    pools = {"change": lambda writer: writer.add_pooling_type(gguf.PoolingType.MEAN)}
+    path = gguf_files.write(tmp_path / "folder", tmp_path / "model.gguf", architecture=name, more=dense, **pools)
+    expert = import_gguf(plan_import(path), tmp_path / "expert", two_tokens).folder
+    before, after = open_model(tmp_path / "folder"), open_model(expert)
+    assert (after.key, after.gives) == (before.key, "vectors")
+    wanted, found = load_weights_f32(before), load_weights_f32(after)
+    assert wanted.keys() == found.keys()
+    for key, values in wanted.items():
+        np.testing.assert_allclose(found[key], values, rtol=0, atol=2.0**-23, err_msg=key)
+    layers = read_embedding(expert, Embedding("first")).layers
+    assert [layer.weight_OI.tolist() for layer in layers] == [values.tolist() for values in dense.values()]
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not installed: pip install 'coterie[peers]'")
+    bare = gguf_files.write(tmp_path / "folder", tmp_path / "bare.gguf", architecture=name, **pools)
+    theirs, ours = importlib.import_module("tests.model.in_llama_cpp").rows(bare, TOKENS), rows(expert, TOKENS)
+    assert np.abs(ours - theirs).max() < (1e-5 if name == "eurobert" else 5e-3) * np.abs(theirs).max()
+
+
 def vocabulary(words=WORDS, begins="bos", **more):
     """A WordPiece vocabulary as llama.cpp's converter writes it; older files call the first token cls."""
     special = {"[PAD]": "pad", "[UNK]": "unk", "[CLS]": "cls", "[SEP]": "sep", "[MASK]": "mask"}

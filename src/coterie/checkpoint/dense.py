@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import erf, sqrt
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,12 @@ def read_dense(folder: Path) -> Dense:
         fact = f"linear.bias has shape {list(bias.shape)}, and linear.weight {list(weight.shape)}"
         raise CheckpointError(str(folder), fact, "download the folder again")
     return Dense(str(folder), numbers(weight), None if bias is None else numbers(bias), _ACTIVATIONS[name])
+
+
+def dense_config(rows: int, columns: int) -> dict[str, Any]:
+    """The config.json of a layer that is a matrix alone."""
+    sizes = {"in_features": columns, "out_features": rows, "bias": False}
+    return sizes | {"activation_function": "torch.nn.modules.linear.Identity"}
 
 
 def numbers(info: TensorInfo) -> npt.NDArray[np.float32]:

@@ -10,13 +10,13 @@ Knows nothing about models. Source: the files that sentence-transformers writes 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from coterie.checkpoint.dense import Dense, read_dense
+from coterie.checkpoint.dense import WEIGHTS, Dense, dense_config, read_dense
 from coterie.checkpoint.files import parse_object, read_object, read_object_if_present, read_text
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError, shown
 
@@ -92,18 +92,26 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     return Embedding(POOLINGS[pooling], normalized, prompts, usual, max_tokens, lowered, tuple(layers))
 
 
-def write_embedding(folder: Path, pooling: Pooling, width: int) -> None:
-    """Say in a folder's files that its model gives vectors of so many numbers, by this pooling, and of length 1."""
-    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+def write_embedding(folder: Path, pooling: Pooling, width: int, behind: Sequence[tuple[int, ...]] = ()) -> list[Path]:
+    """Say in a folder's files that its model gives vectors of so many numbers, by this pooling, and of length 1.
+
+    `behind`: shapes [out, in] of matrices that a vector is multiplied by, whose files are returned for who writes them.
+    """
+    flags = {"first": "cls_token", "last": "lasttoken", "mean": "mean_tokens"}
+    found = {f"{_FLAG}{flag}": kind == pooling for kind, flag in flags.items()} | {"word_embedding_dimension": width}
+    modules: list[tuple[str, Mapping[str, Any]]] = [("Transformer", {}), ("Pooling", found)]
+    modules += [("Dense", dense_config(*shape)) for shape in behind] + [("Normalize", {})]
+    paths = [f"{i}_{kind}" if i else "" for i, (kind, _) in enumerate(modules)]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(kinds.items())
+        for i, (path, (kind, _)) in enumerate(zip(paths, modules, strict=True))
     ]
     (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    own, flags = folder / kinds["Pooling"], {"first": "cls_token", "last": "lasttoken", "mean": "mean_tokens"}
-    own.mkdir()
-    found = {f"{_FLAG}{flag}": kind == pooling for kind, flag in flags.items()} | {"word_embedding_dimension": width}
-    (own / "config.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for path, (_, config) in zip(paths, modules, strict=True):
+        if config:
+            (folder / path).mkdir()
+            (folder / path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return [folder / path / WEIGHTS for path in paths[2:-1]]
 
 
 def module_kinds(folder: Path) -> list[str]:

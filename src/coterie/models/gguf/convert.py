@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,8 +31,8 @@ from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
 from coterie.models.fine_tunes.merge import TOKENIZER_FILES
 from coterie.models.gguf.config import config_of, generation_of
-from coterie.models.gguf.encoders import POOLING, head_of, pooling_of
-from coterie.models.gguf.file import ARCHITECTURE, GgufFile, open_gguf
+from coterie.models.gguf.encoders import DENSE, POOLING, head_of, pooling_of
+from coterie.models.gguf.file import ARCHITECTURE, GgufFile, GgufTensor, open_gguf
 from coterie.models.gguf.weights import KEEP, WEIGHTS, Source, Types, pieces, sources_of, types_of
 from coterie.models.joined import joined_names
 from coterie.models.lost import KindError, Sums
@@ -146,7 +147,7 @@ def import_gguf(
         if job.draws:
             _write_generation(job.file, begun)
         if job.pooling:
-            write_embedding(begun, job.pooling, job.config["hidden_size"])
+            _write_embedding(job, job.pooling, begun)
         write_config(begun, job.config)
         write_tensors(begun / SINGLE, tuple(job.entries), metadata, write)
         open_model(begun)
@@ -192,6 +193,21 @@ def _found(job: Job, kind: str, dtype: DType) -> tuple[str, ...]:
         for name in names
     }
     return tuple(sorted(types))
+
+
+def _write_embedding(job: Job, pooling: Pooling, folder: Path) -> None:
+    """What a vector is made of, and the matrices that it is multiplied by, as float32. Raises CheckpointError."""
+    dense = [found for name in DENSE if (found := job.file.tensors.get(name))]
+    if odd := [found for found in dense if len(found.shape) != 2]:
+        raise CheckpointError(odd[0].where, f"has shape {list(odd[0].shape)}, no matrix's", "download the file again")
+    files = write_embedding(folder, pooling, job.config["hidden_size"], [found.shape for found in dense])
+    for path, found in zip(files, dense, strict=True):
+        entry = Entry("linear.weight", DType.F32, found.shape)
+        write_tensors(path, (entry,), _METADATA, partial(_write_values, found))
+
+
+def _write_values(tensor: GgufTensor, file: BinaryIO, _: Entry) -> None:
+    file.write(tensor.values(slice(None)).tobytes())
 
 
 def _write_tokenizer(job: Job, folder: Path) -> None:

@@ -3,6 +3,7 @@
     position_embd.weight [P, D]    of RoBERTa's kind it begins with the first token's row, so that it is as BERT's
     token_types.weight   [N, D]
     cls.weight, cls.output.weight  of one that scores: of RoBERTa's kind it is as BERT's, whose layer has another name
+    dense_2.weight, dense_3.weight what a vector of EmbeddingGemma goes through behind its pooling
     <architecture>.pooling_type    0 none, 1 mean, 2 first row, 3 last row, 4 a score
 
 Knows nothing about files or tokenizers. Source: the keys that llama.cpp's converters write and its models read.
@@ -18,6 +19,8 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.family import FULL, SLIDING
 from coterie.models.gguf.source import LOCAL_THETA, PATTERN, WINDOW, Architecture, Source
 
+DENSE = ("dense_2.weight", "dense_3.weight")
+DENSE_SIZES = tuple(f"dense_{i}_feat_{end}" for i in (2, 3) for end in ("in", "out"))
 POOLING, CAUSAL, EPS = "pooling_type", "attention.causal", "attention.layer_norm_epsilon"
 _RANK, _ENDS, _FOLDER = 4, (".weight", ".bias"), "serve its folder from Hugging Face, which has all of it"
 _HEADS: Mapping[str, Mapping[str, str]] = {
@@ -89,6 +92,7 @@ def _modernbert(source: Source) -> dict[str, Any]:
 ENCODERS: Mapping[str, Architecture] = {
     "bert": Architecture("bert", own=_bert, reads=(CAUSAL,)),
     "nomic-bert": Architecture("nomic_bert", own=_shared, reads=(CAUSAL,)),
+    "eurobert": Architecture("eurobert", reads=(CAUSAL,)),
     "modern-bert": Architecture(
         "modernbert", own=_modernbert, reads=(CAUSAL, WINDOW, PATTERN, LOCAL_THETA, _ACTIVATION)
     ),

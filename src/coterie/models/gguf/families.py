@@ -15,7 +15,7 @@ from typing import Any
 
 from coterie.core.errors import UnsupportedError
 from coterie.models.family import FULL, SLIDING
-from coterie.models.gguf.encoders import ENCODERS
+from coterie.models.gguf.encoders import CAUSAL, DENSE_SIZES, ENCODERS
 from coterie.models.gguf.gemma4 import (
     DOUBLE,
     FULL_KV,
@@ -75,6 +75,11 @@ def _gemma3(source: Source) -> dict[str, Any]:
         "layer_types": types,
         "rope_local_base_freq": source.keys.number(LOCAL_THETA, 10_000.0),
     }
+
+
+def _gemma_embedding(source: Source) -> dict[str, Any]:
+    """EmbeddingGemma, whose converter keeps the window as its authors wrote it, both sides together."""
+    return _gemma3(source) | {"use_bidirectional_attention": True}
 
 
 def _gemma4(source: Source) -> dict[str, Any]:
@@ -185,6 +190,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": Architecture("gemma", own=_gemma),
     "gemma2": Architecture("gemma2", own=_gemma2, reads=(WINDOW, PATTERN, ATTENTION_CAP, LOGITS_CAP)),
     "gemma3": Architecture("gemma3_text", own=_gemma3, reads=(WINDOW, PATTERN, LOGITS_CAP, LOCAL_THETA)),
+    "gemma-embedding": Architecture(
+        "gemma3_text", own=_gemma_embedding, reads=(WINDOW, PATTERN, LOCAL_THETA, CAUSAL, *DENSE_SIZES)
+    ),
     "gemma4": Architecture("gemma4_text", own=_gemma4, reads=_GEMMA4, single=with_single_values),
     "smollm3": Architecture("smollm3", permuted=True, own=_smollm3),
     "granite": Architecture("granite", permuted=True, own=_granite, reads=_SCALES),

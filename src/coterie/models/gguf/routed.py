@@ -114,9 +114,10 @@ def _with_latent(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], whe
 
 
 def _with_types(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    heads, layers = keys.get(_KV), keys.get(_LAYERS)
-    if not isinstance(heads, list) or len(heads) != layers or len(set(heads) - {0}) != 1:
-        fact = f"{_KV} is {heads!r}, where {layers!r} numbers are wanted, 0 or one other"
+    said, layers = keys.get(_KV), keys.get(_LAYERS)
+    heads = [count for count in said if isinstance(count, int) and count >= 0] if isinstance(said, list) else []
+    if heads != said or len(heads) != layers or len(set(heads) - {0}) != 1:
+        fact = f"{_KV} is {said!r}, where {layers!r} numbers are wanted, 0 or one other"
         raise CheckpointError(where, fact, _AGAIN)
     return {**keys, _KV: max(heads), _ATTENDS: [count > 0 for count in heads]}
 

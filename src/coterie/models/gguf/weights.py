@@ -21,7 +21,7 @@ from coterie.core.packed import F32, pack, unpack
 from coterie.models.config import ModelConfig
 from coterie.models.gguf.blocks import codes_kept, packed_codes
 from coterie.models.gguf.config import HEAD
-from coterie.models.gguf.encoders import head_of
+from coterie.models.gguf.encoders import DENSE, head_of
 from coterie.models.gguf.file import GgufFile, GgufTensor, gguf_package
 from coterie.models.gguf.rope import TENSORS
 from coterie.models.gguf.routed import HeadRows
@@ -98,7 +98,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bo
     for name, theirs in head_of(file.tensors, config.family, file.where).items():
         found[name] = Source(file.tensors[theirs], file.tensors[theirs].shape, stays=True)
     behind = range(config.num_layers, config.num_layers + config.layers_behind)
-    _refuse_leftovers(file, found, (*([] if draws else [HEAD]), *[f"blk.{layer}." for layer in behind]))
+    _refuse_leftovers(file, found, (*([] if draws else [HEAD, *DENSE]), *[f"blk.{layer}." for layer in behind]))
     return found
 
 
