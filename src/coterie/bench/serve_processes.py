@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coterie.core.grouped import grouped
+
 _PROC = Path("/proc")
 _PARENT, _OWN, _WITH_ENDED = 1, slice(11, 13), slice(11, 15)  # of the fields behind a process's name
 
@@ -35,9 +37,7 @@ class ProcessTree:
         return sum(found) if found else None
 
     def _pids(self) -> list[int]:
-        children: dict[int, list[int]] = {}
-        for pid, fields in _processes():
-            children.setdefault(int(fields[_PARENT]), []).append(pid)
+        children = grouped((int(fields[_PARENT]), pid) for pid, fields in _processes())
         pids = [self.pid]
         for pid in pids:  # it grows meanwhile
             pids += children.get(pid, ())

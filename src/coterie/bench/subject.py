@@ -24,6 +24,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
+from coterie.devices.cuda.gpu import Gpu, gpu_number
 from coterie.graph.ops import BF16, INT8
 from coterie.graph.stored import value_bytes
 from coterie.models.model import AUTO, FLOAT32, Model, open_model
@@ -77,6 +78,14 @@ class Subject:
     def rounded(self) -> bool:
         """Whether they meet activations that are rounded further than they are by themselves."""
         return self.met in (INT8, BF16)
+
+
+def measured_gpu(device: str) -> Gpu | None:
+    """The GPU to measure, None for the CPU. Raises UsageError for what is neither."""
+    number = gpu_number(device)
+    if number is None and device != "cpu":
+        raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
+    return None if number is None else Gpu(number)
 
 
 def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], others: dict[str, bool]) -> Own | None:

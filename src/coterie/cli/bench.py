@@ -22,7 +22,7 @@ from coterie.bench.quality import quality
 from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.speculate import drafted, speculate
-from coterie.bench.subject import Own, own_of
+from coterie.bench.subject import Own, measured_gpu, own_of
 from coterie.bench.switch import switch
 from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
@@ -316,17 +316,13 @@ def bench_coe(
 
 
 def _gpu(device: str, activations: str = AUTO) -> Gpu | None:
-    """The GPU to measure, None for the CPU. Raises UsageError for what is neither, and for what a GPU lacks."""
-    number = gpu_number(device)
-    if number is None and device != "cpu":
-        raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
-    if number is None:
-        return None
-    if activations not in (AUTO, FLOAT32, INT16):
+    """As `measured_gpu`. Raises UsageError also for what a GPU lacks."""
+    gpu = measured_gpu(device)
+    if gpu is not None and activations not in (AUTO, FLOAT32, INT16):
         halves = f"the GPU's kernels round to {BF16} in steps of more than four tokens, and in no others"
         fact = halves if activations == BF16 else f"the GPU's kernels round no activations to {activations}"
         raise UsageError("--activations", fact, "leave it out")
-    return Gpu(number)
+    return gpu
 
 
 def _own(

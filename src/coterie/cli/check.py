@@ -23,6 +23,7 @@ from coterie.cli.options import CompositionArg, JsonOpt, out, picked, print_json
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
+from coterie.core.grouped import grouped
 from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
 from coterie.graph.ops import BF16
@@ -85,18 +86,17 @@ def sampling_lines(models: Mapping[str, Model]) -> list[str]:
 
     Then what of their files is passed over.
     """
-    alike: dict[str, list[str]] = {}
-    for name, model in models.items():
-        if name != ROUTER:  # whose model is asked greedily
-            words = ", ".join(f"{setting} {value:g}" for setting, value in defaults_of(model).items())
-            alike.setdefault("greedy" if words == "temperature 0" else words, []).append(name)
+    drawn = {name: _drawn(model) for name, model in models.items() if name != ROUTER}  # whose model is asked greedily
+    alike = grouped((words, name) for name, words in drawn.items())
     is_said = set(alike) != {"greedy"}
     lines = [f"sampling of {_brief(names)}: {words}" for words, names in alike.items()] if is_said else []
-    notes: dict[str, list[str]] = {}
-    for name, model in models.items():
-        for note in model.advised.notes:
-            notes.setdefault(note, []).append(name)
+    notes = grouped((note, name) for name, model in models.items() for note in model.advised.notes)
     return lines + [f"note: {_brief(names)}: {note}" for note, names in notes.items()]
+
+
+def _drawn(model: Model) -> str:
+    words = ", ".join(f"{setting} {value:g}" for setting, value in defaults_of(model).items())
+    return "greedy" if words == "temperature 0" else words
 
 
 def activation_lines(models: Mapping[str, Model]) -> list[str]:
@@ -107,10 +107,7 @@ def activation_lines(models: Mapping[str, Model]) -> list[str]:
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
     """Who guesses for whom, a line for each draft, and then which of them lack memory for that."""
-    drafts: dict[str, list[str]] = {}
-    for name, model in models.items():
-        if model.draft:
-            drafts.setdefault(model.draft, []).append(name)
+    drafts = grouped((model.draft, name) for name, model in models.items() if model.draft)
     lines = [f"draft {small}: guesses for {_brief(names)}" for small, names in drafts.items()]
     size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}
     room, all_bytes = made.near_bytes, sum(size.values())

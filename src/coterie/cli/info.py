@@ -21,11 +21,12 @@ from coterie.bench.calibrate import calibrate as measure
 from coterie.bench.gpu_calibrate import SHAPE as GPU_SHAPE
 from coterie.bench.gpu_calibrate import calibrate_gpu
 from coterie.bench.report import Effort
+from coterie.bench.subject import measured_gpu
 from coterie.cli.options import JsonOpt, ThreadsOpt, err, out, picked, print_json, sentences, write_text
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.units import format_bytes, format_rate, format_seconds
-from coterie.devices.cuda.gpu import Gpu, describe_gpu, gpu_number
+from coterie.devices.cuda.gpu import describe_gpu
 from coterie.devices.modelled.price import step_time
 from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
@@ -112,13 +113,11 @@ def info(
 
 def _calibrated(file: Path, shape: str, threads: int | None, device: str) -> MachineSpec:
     """Measure this machine, write its file, and read that as any other. Raises UsageError when it cannot be written."""
-    number = gpu_number(device)
-    if number is None and device != "cpu":
-        raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
-    if number is None:
+    gpu = measured_gpu(device)
+    if gpu is None:
         text = measure(file.stem, threads, Effort(), shape or SHAPE).to_toml()
     else:
-        text = calibrate_gpu(file.stem, Gpu(number), Effort(), shape or GPU_SHAPE).to_toml()
+        text = calibrate_gpu(file.stem, gpu, Effort(), shape or GPU_SHAPE).to_toml()
     write_text(file, text, "--out")
     err.print(f"written: {file}; use it as synthetic:{file}", markup=False)
     return load_machine(str(file))

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from coterie.cli.options import JsonOpt, err, out, print_json, sentences, write_text
 from coterie.cli.side_by_side import side_by_side
+from coterie.core.grouped import grouped
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
 from coterie.plan.paper.html import page
 from coterie.plan.paper.plots import check_plots
@@ -69,11 +70,7 @@ def _print(exhibit: Exhibit) -> None:
 
 def _notes(exhibit: Exhibit) -> Iterable[tuple[str, list[str]]]:
     """Each note once, with the rows that it is about."""
-    found: dict[str, list[str]] = {}
-    for row in exhibit.rows:
-        if row.note:
-            found.setdefault(row.note, []).append(row.row)
-    return found.items()
+    return grouped((row.note, row.row) for row in exhibit.rows if row.note).items()
 
 
 def _few(rows: Sequence[str]) -> str:

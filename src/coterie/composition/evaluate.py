@@ -13,6 +13,7 @@ from typing import Any
 
 from coterie.composition.router import Route
 from coterie.core.errors import CompositionError
+from coterie.core.grouped import grouped
 from coterie.core.lines import json_lines
 
 
@@ -151,9 +152,7 @@ def score(
     exact = {name: _exact(questions, inside, given) for name, given in
              (("routed", routed), ("alone", alone), ("single_model", single_model))}  # fmt: skip
     unseen = [right[i] for i in inside if not questions[i].seen_phrasing]
-    by_expert: dict[str, list[int]] = {}
-    for i in inside:
-        by_expert.setdefault(str(questions[i].expert), []).append(i)
+    by_expert = grouped((str(questions[i].expert), i) for i in inside)
     outside = [route for question, route in zip(questions, routes, strict=True) if question.expert is None]
     return Score(
         num_questions=len(inside),

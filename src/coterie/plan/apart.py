@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from coterie.composition.composition import Composition
 from coterie.composition.routers.llm import ROUTER
+from coterie.core.grouped import grouped
 from coterie.models.model import Model
 from coterie.plan.mix import F64
 
@@ -39,10 +40,8 @@ def whole(composition: Composition, models: Mapping[str, Model], shares: F64) ->
 
 def apart(composition: Composition, models: Mapping[str, Model], shares: F64) -> tuple[Part, ...]:
     """The parts, in the order of their first experts; those that nobody asks for are left out."""
-    groups: dict[str, list[int]] = {}
-    for number, name in enumerate(composition.names):
-        model = models[name]
-        groups.setdefault((model.base or model).key, []).append(number)
+    of = [models[name] for name in composition.names]
+    groups = grouped(((model.base or model).key, number) for number, model in enumerate(of))
     found = []
     for numbers in groups.values():
         of_all = float(shares[numbers].sum())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coterie.core.errors import UsageError
+from coterie.core.grouped import grouped
 from coterie.spec.quantity import POWER
 
 CHEAPEST, LEAST_POWER = "cheapest", "least power"
@@ -75,9 +76,7 @@ class Choice:
 def choices(options: Sequence[Option]) -> tuple[Choice, ...]:
     """One for each machine that serves every part, then the best of each part where that is not one of these."""
     parts = sorted({option.part for option in options})
-    by_machine: dict[str, list[Option]] = {}
-    for option in options:
-        by_machine.setdefault(option.machine, []).append(option)
+    by_machine = grouped((option.machine, option) for option in options)
     found = [Choice(name, tuple(own)) for name, own in by_machine.items() if len(own) == len(parts)]
     bests: tuple[tuple[str, Callable[[Option], float | None]], ...] = (
         (CHEAPEST, lambda option: option.price), (LEAST_POWER, lambda option: option.power_w),

@@ -244,10 +244,8 @@ def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:
 def helping(pricer: Pricer, machine: Machine, wish: Wish, placement: Placement) -> tuple[tuple[str, float], ...]:
     """By which factor the load could grow, if one part were BETTER times as good."""
     base = most_rate(machine, wish, placement)
-    found = []
-    for what, spec in _better(machine.spec).items():
-        better = pricer.machine(spec)
-        found.append((what, most_rate(better, wish, placement) / base if base else math.inf))
+    rates = {what: most_rate(pricer.machine(spec), wish, placement) for what, spec in _better(machine.spec).items()}
+    found = [(what, rate / base if base else math.inf) for what, rate in rates.items()]
     return tuple(sorted(found, key=lambda item: -item[1]))
 
 

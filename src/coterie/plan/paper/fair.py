@@ -170,11 +170,8 @@ def _arithmetic_rows(step: Step) -> list[Row]:
     changed = {name: step.arithmetic(node) for name, node in nodes().items()}
     ahead = step.policy is AHEAD
     ours = _batch_ms(changed["SN40L"], ahead)
-    rows = []
-    for name in DGX:
-        theirs = _batch_ms(changed[name], ahead)
-        rows.append(_row(step, PAPERS, name, theirs, ours, Kind.FITTED, Method.CLOSED_FORM))
-    return rows
+    theirs = {name: _batch_ms(changed[name], ahead) for name in DGX}
+    return [_row(step, PAPERS, name, ms, ours, Kind.FITTED, Method.CLOSED_FORM) for name, ms in theirs.items()]
 
 
 def _batch_ms(node: Node, ahead: bool) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from coterie.core.grouped import grouped
 from coterie.plan.paper.plots import svg
-from coterie.plan.paper.row import Exhibit, Fitted, Row, Summary, summaries
+from coterie.plan.paper.row import Exhibit, Row, Summary, summaries
 from coterie.plan.paper.text import fitted_cells, row_cells, summary_cells
 
 TITLE = "The paper's tables and figures, again"
@@ -66,10 +67,7 @@ def _summary(found: Iterable[Summary]) -> str:
 
 
 def _fitted(exhibits: Iterable[Exhibit]) -> str:
-    found: dict[Fitted, list[str]] = {}
-    for exhibit in exhibits:
-        for constant in exhibit.fitted:
-            found.setdefault(constant, []).append(exhibit.title)
+    found = grouped((constant, exhibit.title) for exhibit in exhibits for constant in exhibit.fitted)
     heads = (("constant", ""), ("value", "n"), ("unit", ""), ("left-one-out error", "n"))
     more = (("fitted to, or why it was chosen", "note"), ("used by", ""))
     lines = [((*fitted_cells(constant), ", ".join(titles)), "") for constant, titles in found.items()]

@@ -40,17 +40,15 @@ def table_rows() -> tuple[list[Row], list[Dropped]]:
         known = Kernels(device, kept)
         for row in found:
             name = f"{device} {'x'.join(map(str, row.kernel.shape))}"
-            origin = row.source.partition(",")[0].removeprefix("NVIDIA ")
+            dataset = f"{row.source.partition(',')[0].removeprefix('NVIDIA ')} {row.kernel.family}"
             if not row.possible:
-                reason = f"{row.seconds * 1e6:.4g} us, below the {row.ideal_s * 1e6:.4g} us that the peaks allow"
-                dropped.append(Dropped(f"{origin} {row.kernel.family}", name, reason))
+                dropped.append(Dropped(dataset, name, _too_fast(row.seconds, row.ideal_s)))
                 continue
             speed = known.speed(row.kernel)
             if speed is None:
-                dropped.append(Dropped(f"{origin} {row.kernel.family}", name, "no calibration row is near"))
+                dropped.append(Dropped(dataset, name, "no calibration row is near"))
                 continue
             split = splits[row.kernel.family][row.kernel.y]
-            dataset = f"{origin} {row.kernel.family}"
             rows.append(Row(dataset, GPU_KERNEL, name, split, row.seconds, row.ideal_s / speed.util, speed.provenance))
     return rows, dropped
 
@@ -82,11 +80,14 @@ def layer_rows() -> tuple[list[Row], list[Dropped]]:
         dataset = f"{raw['source']}: {raw['family']}"
         modelled_s, floor_s, provenance = _piece(raw)
         if floor_s > measured_s:
-            reason = f"{measured_s * 1e6:.4g} us, below the {floor_s * 1e6:.4g} us that the peaks allow"
-            dropped.append(Dropped(dataset, name, reason))
+            dropped.append(Dropped(dataset, name, _too_fast(measured_s, floor_s)))
         else:
             rows.append(Row(dataset, GPU_KERNEL, name, VALIDATION, measured_s, modelled_s, provenance))
     return rows, dropped
+
+
+def _too_fast(measured_s: float, least_s: float) -> str:
+    return f"{measured_s * 1e6:.4g} us, below the {least_s * 1e6:.4g} us that the peaks allow"
 
 
 def _piece(raw: dict[str, str]) -> tuple[float, float, str]:

@@ -12,7 +12,7 @@ Knows nothing about kernels beyond `step_time`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from statistics import mean
 
@@ -41,8 +41,6 @@ SHORT_ON = ("4", "8")  # GPUs on which a prompt of 128 tokens gives a stack's pr
 FLOORS_OF, EXCHANGES_OF = "llama-2-70b", "bloom-176b"  # models of SplitwiseSim that give a stack's factors
 _FITTED_SPLITWISE = {("2", "1"), ("8", "1"), ("8", "16")}  # GPUs and batch, at prompt 512
 
-Load = Callable[[str], MachineSpec]
-
 
 @cache
 def rank_program(model: str, gpus: int, rule_set: str) -> Program:
@@ -67,10 +65,10 @@ def request_s(spec: MachineSpec, model: str, batch: int, prompt: int, output: in
     return prompt_s(spec, model, batch, prompt) + steps * mean(token_s(spec, model, batch, c) for c in contexts)
 
 
-def splitwise_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
+def splitwise_rows() -> Iterator[Row | Dropped]:
     """Prompt and token times of Llama-2-70B on 2, 4 and 8 GPUs, and of BLOOM-176B on 8."""
     for raw in read_table("coterie.plan.validate", "data/splitwise.csv"):
-        spec = load(f"{raw['machine']}:units={raw['gpus']},stack={SPLITWISE}")
+        spec = load_machine(f"{raw['machine']}:units={raw['gpus']},stack={SPLITWISE}")
         batch, tokens = int(raw["batch"]), int(raw["prompt_tokens"])
         name = f"{raw['machine']} {raw['gpus']} GPUs, prompt {tokens}, batch {batch}"
         fitted = raw["model"] == FLOORS_OF and tokens == 512 and (raw["gpus"], raw["batch"]) in _FITTED_SPLITWISE
@@ -101,10 +99,10 @@ def gives_large_step(raw: Mapping[str, str], large_step: int) -> bool:
     return raw["model"] == EXCHANGES_OF and int(raw["batch"]) * int(raw["prompt_tokens"]) == large_step
 
 
-def nemo_rows(load: Load = load_machine) -> Iterator[Row | Dropped]:
+def nemo_rows() -> Iterator[Row | Dropped]:
     """Latencies of 128 tokens in and 20 out."""
     for raw in read_table("coterie.plan.validate", "data/nemo.csv"):
-        spec = load(f"{raw['machine']}:units={raw['gpus']},stack={NEMO}")
+        spec = load_machine(f"{raw['machine']}:units={raw['gpus']},stack={NEMO}")
         batch, prompt, output = int(raw["batch"]), int(raw["prompt_tokens"]), int(raw["output_tokens"])
         name = f"{raw['machine']} {raw['gpus']} GPUs, batch {batch}"
         dataset, measured_s = f"NeMo {raw['model']}", float(raw["ms"]) * 1e-3

@@ -48,13 +48,9 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
 
     Raises UsageError for a folder without the results that calibrate.
     """
-    rows: list[Row] = []
-    dropped: list[Dropped] = []
-    for item in _public():
-        if isinstance(item, Row):
-            rows.append(item)
-        else:
-            dropped.append(item)
+    public = tuple(_public())
+    rows = [item for item in public if isinstance(item, Row)]
+    dropped = tuple(item for item in public if isinstance(item, Dropped))
     said: tuple[str, ...] = ("this CPU: no results were given, so nothing is said about it",)
     on_gpu: tuple[str, ...] = ()
     if results is not None:
@@ -65,7 +61,7 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
         if len(gpus) < len(found) or not found:
             mine, said = cpu_rows(results, shapes)
             rows += mine
-    return Outcome(tuple(rows), tuple(dropped), (*CAVEATS, *_fitted(), *said, *on_gpu))
+    return Outcome(tuple(rows), dropped, (*CAVEATS, *_fitted(), *said, *on_gpu))
 
 
 def _fitted() -> Iterator[str]:
