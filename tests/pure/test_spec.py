@@ -122,14 +122,18 @@ def test_a_repeated_link_is_refused():
 GOLDEN = {
     "a100": (312, "hbm", 80, 2039, 32, 400),
     "b200": (2250, "hbm", 180, 7672, 64, 1000),
+    "b300": (2250, "hbm", 288.4, 7750, 64, 1100),
     "dgx-a100": (2496, "hbm", 640, 16312, 32, 3200),
     "dgx-b200": (18000, "hbm", 1440, 61376, 512, 8000),
+    "dgx-b300": (18000, "hbm", 2307.2, 62000, 512, 8800),
     "dgx-h100": (7912, "hbm", 640, 26800, 64, 5600),
     "dgx-h200": (7912, "hbm", 1128, 38400, 64, 5600),
-    "dgx-spark": (213, "dram", 128, 273, 6, 240),
+    "dgx-spark": (125, "dram", 128, 273, 6, 240),
     "epyc-2core": (0.15, "dram", 25.77, 33.4, 3, 0),
     "epyc-9005-2s": (44.2, "dram", 1536, 1228.8, 25, 1000),
+    "epyc-9554": (6.35, "dram", 768, 460.8, 25, 0),
     "gb200": (5000, "hbm", 372, 15400, 450, 2400),
+    "gb200-nvl72-8": (20000, "hbm", 1488, 61600, 1800, 9600),
     "gh200": (989, "hbm", 96, 4000, 450, 1000),
     "h100": (989, "hbm", 80, 3350, 64, 700),
     "h200": (989, "hbm", 141, 4800, 64, 700),
@@ -170,7 +174,7 @@ def test_a_machine_has_the_published_numbers(name):
     assert spec.power_w == power_w
 
 
-@pytest.mark.parametrize("name", ["dgx-spark", "mac-studio-m3-ultra", "strix-halo", "epyc-9005-2s"])
+@pytest.mark.parametrize("name", ["dgx-spark", "mac-studio-m3-ultra", "strix-halo", "epyc-9005-2s", "epyc-9554"])
 def test_one_memory_has_no_tier_between_the_disk_and_where_experts_run(name):
     spec = load_machine(name)
     assert spec.weight_tiers == ("dram", "disk")
@@ -179,7 +183,9 @@ def test_one_memory_has_no_tier_between_the_disk_and_where_experts_run(name):
 
 def test_measured_kernels_can_be_left_out_so_that_machines_are_priced_alike():
     assert load_machine("dgx-h100").kernels == "h100"
-    assert load_machine("dgx-h100:kernels=none") == dataclasses.replace(load_machine("dgx-h100"), kernels="")
+    bare = load_machine("dgx-h100:kernels=none")
+    assert dataclasses.replace(bare, notes=()) == dataclasses.replace(load_machine("dgx-h100"), kernels="", notes=())
+    assert any(note.startswith("carried over") for note in bare.notes)
     with pytest.raises(UsageError, match="is set to a100; set it to none"):
         load_machine("dgx-h100:kernels=a100")
 

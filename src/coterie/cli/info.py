@@ -102,6 +102,8 @@ def info(
         out.print(_ranges(spec))
     for step, items in asked.items():
         out.print(_sensitivity_table(f"{model}: {step}", items))
+    if machine:
+        out.print(f"times by {spec.known_by}", markup=False)
     for note in spec.notes:
         out.print(f"note: {note}", markup=False)
     if machine and spec.flops_share == spec.tier(spec.run_tier).share == 1.0:
@@ -128,6 +130,7 @@ def _plain(spec: MachineSpec) -> dict[str, Any]:
     return {
         **picked(spec, "name", "flops_per_s", "flops_source", "achieved_flops_per_s", "units", "host_links", "stack"),
         "unpublished": [picked(number, "key", "low", "value", "high", "source") for number in spec.unpublished],
+        "known_by": spec.known_by,
         "power_w": spec.power_w or None,
         "power_source": spec.power_source,
         "tiers": [picked(tier, "name", "capacity_bytes", *rates, "source") for tier in spec.tiers],
@@ -156,6 +159,9 @@ def _table(spec: MachineSpec) -> Table:
     if spec.peers is not None:
         rates = _rate(spec.peers.bytes_per_s), _rate(spec.peers.achieved_bytes_per_s)
         table.add_row("unit to unit", "", *rates, escape(_sources(spec.peers.source, spec.peers.share_source)))
+    if spec.cores is not None:
+        said = f"of {spec.cores.threads} threads, each waited for {format_seconds(spec.cores.barrier_s)} in a region"
+        table.add_row("a core", "", "", _rate(spec.cores.bytes_per_s), said)
     if spec.power_w:
         table.add_row("power", "", f"{spec.power_w:g} W", "", escape(spec.power_source))
     return table

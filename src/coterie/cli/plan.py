@@ -216,6 +216,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         **picked(worst, "ttft_s", "tpot_s", "e2e_s", "hit_rate", "switches_per_s"),
         "steps_share": worst.steps,
         "link_share": worst.link,
+        "known_by": spec.known_by,
         "power_w": placement.machines * spec.power_w or None,
         "price": placement.machines * spec.price or None,
         **picked(answer.machine, "near_bytes", "bases_bytes"),

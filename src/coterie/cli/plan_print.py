@@ -80,6 +80,7 @@ def _print_row(row: Mapping[str, Any]) -> None:
         say(row["infeasible"])
         return
     say(f"bound by {row['bound']}")
+    say(f"times by {row['known_by']}")
     best = ", ".join(f"{item['what']} {item['load_factor']:.2f}" for item in row["helps"][:3])
     say(f"load that the same machines could take, were one part 1.5 times as good: {best}")
     room, switch = format_bytes(row["near_bytes"]), format_seconds(row["switch_s"])

@@ -206,6 +206,8 @@ def _print(
     out.print(table)
     for row in rows:
         out.print(f"  {row['machine']}, {row['policy']}: bound by {row['bound']}", markup=False)
+    for case in {case.spec.name: case for case in cases}.values():
+        out.print(f"  {case.spec.name}: times by {case.spec.known_by}", markup=False, style="dim")
     for note in dict.fromkeys(note for case in cases for note in case.spec.notes):
         out.print(f"  {note}", markup=False, style="dim")
     if "slo" in rows[0]:

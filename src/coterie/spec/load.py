@@ -7,6 +7,7 @@
     dgx-a100:units=2                               two of its units
     dgx-b200:price=400000                          what one costs, in any currency; no file has prices
     dgx-h100:kernels=none                          priced by shares of its peaks, as machines without measured kernels
+    epyc-9554:threads=32,channels=8                with fewer threads, and fewer of its memory channels in use
 
 What a number must carry: quantity.py. Knows nothing about devices or about the machine it runs on.
 """
@@ -14,6 +15,7 @@ What a number must carry: quantity.py. Knows nothing about devices or about the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from math import inf, nan
@@ -23,14 +25,16 @@ from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 from coterie.spec import quantity as q
-from coterie.spec.machine import Link, MachineSpec, Peers, SpatialUnits, Tier
+from coterie.spec.carried import load_carried, on_machine
+from coterie.spec.cores import SETTINGS, with_cores
+from coterie.spec.machine import Carried, Link, MachineSpec, Peers, SpatialUnits, Tier
 from coterie.spec.stack import read_text, with_stack
 
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier"}
 _KNOWN = _NEEDED | {
     "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device",
     "step_host", "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share",
-    "multiprocessors", "gated_launch", "exchange_share", "large_step", "power",
+    "multiprocessors", "gated_launch", "exchange_share", "large_step", "power", "carried", "cores",
 }  # fmt: skip
 _KERNELS = "kernels"
 _PRICE = "price"  # a setting and no key: what a machine costs is its buyer's number
@@ -104,7 +108,7 @@ class _Machine(q.Reader):
     """Walks one file."""
 
     def __init__(self, where: str, raw: dict[str, Any], settings: Mapping[str, str]) -> None:
-        counts = {key: settings[key] for key in ("units", "host_links") if key in settings}
+        counts = {key: settings[key] for key in ("units", "host_links", *SETTINGS) if key in settings}
         stack = settings.get("stack", raw.get("stack", ""))
         if stack:
             raw = with_stack(raw, str(stack), where)
@@ -128,6 +132,8 @@ class _Machine(q.Reader):
         if not tiers:
             raise self.wrong("tier", "is empty", "add a [[tier]]")
         self.unique("tier", [tier.name for tier in tiers])
+        flops, tiers, cores = with_cores(self, self.raw, self.counts, flops, tiers)
+        flops, tiers, carried = self.carried(flops, tiers)
         links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
         peers = self.peers()
@@ -140,7 +146,7 @@ class _Machine(q.Reader):
             tiers=tiers,
             links=links,
             launch_host_s=host.value,
-            launch_device_s=device.value,
+            launch_device_s=device.value + (cores.threads * cores.barrier_s if cores else 0.0),
             launch_source=f"host: {host.source}; device: {device.source}",
             rule_set=self.string("rule_set"),
             units=self.units,
@@ -163,6 +169,8 @@ class _Machine(q.Reader):
             grid=self.grid(peers),
             host_links=self.host_links,
             kernels=self.string("kernels", ""),
+            carried=carried,
+            cores=cores,
             stack=self.string("stack", ""),
             power_w=power.value,
             power_source=power.source,
@@ -173,6 +181,29 @@ class _Machine(q.Reader):
         self.check_ends(spec)
         self.check_way_up(spec)
         return spec
+
+    def carried(
+        self, flops: q.Quantity, tiers: tuple[Tier, ...]
+    ) -> tuple[q.Quantity, tuple[Tier, ...], Carried | None]:
+        """Arithmetic and tiers with what other machines reach of their peaks, and all of that, if the file says so.
+
+        A share that the file gives was reached on the machine itself, and goes.
+        """
+        if "carried" not in self.raw:
+            return flops, tiers, None
+        at = next(i for i, tier in enumerate(tiers) if tier.name != "sram")
+        near, name = tiers[at], self.string("carried")
+        own = [rate.share if rate.share_source else None for rate in (flops, near)]
+        found = on_machine(load_carried(name), *own)
+        said = f"carried over, not measured on this machine: {found.source}"
+        if "kernels" not in self.raw:
+            kernel = f"a kernel takes {found.gemm.fixed_s * 1e6:.3g} us besides"
+            self.marked.append(f"{said}; {kernel} (spec/carried/{name}.toml)")
+        if own[0] is None:
+            flops = replace(flops, share=found.gemm.flops_share, share_source=said)
+        if own[1] is None:
+            near = replace(near, share=found.gemm.bytes_share, share_source=said)
+        return flops, (*tiers[:at], near, *tiers[at + 1 :]), found
 
     def count(self, key: str, most: int = 0) -> int:
         """`units` or `host_links`, from the settings or the file."""

@@ -103,6 +103,41 @@ class SpatialUnits:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRates:
+    """What a kernel of one family takes: `fixed_s`, and the longer of flops and bytes at these shares of the peaks."""
+
+    fixed_s: float
+    flops_share: float
+    bytes_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What kernels reached on other machines, carried over to one on which none was measured; by family of kernels.
+
+    `gemm` is every product's, and that of what only goes over its operands. `source` says where they were measured.
+    """
+
+    gemm: KernelRates
+    prefill: KernelRates
+    decode: KernelRates
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """The cores of a machine that computes with these alone: a thread on each of `threads`.
+
+    `bytes_per_s`: what one core can read, however many channels are idle. Threads wait for each other at the end of a
+    region, `barrier_s` for each of them.
+    """
+
+    threads: int
+    bytes_per_s: float
+    barrier_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Unpublished:
     """A number that nobody published, as it stands in the machine's file: a value and the range it is in.
 
@@ -138,6 +173,9 @@ class MachineSpec:
 
     `gated_launch`: who starts the kernels of a step whose weights are still coming, host or device; empty: who starts
     those of all others. Software may start each stage when it is there, where it starts whole steps otherwise.
+
+    `carried`: what prices kernels that were not measured on this machine, where its file names other machines; `cores`
+    of a machine without GPU, where its file counts them.
 
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
 
@@ -178,6 +216,8 @@ class MachineSpec:
     grid: SpatialUnits | None = None
     host_links: int = 1
     kernels: str = ""
+    carried: Carried | None = None
+    cores: Cores | None = None
     flops_per_byte: float = 0.0
     few_flops_per_byte: float = 0.0
     stack: str = ""
@@ -185,6 +225,15 @@ class MachineSpec:
     power_source: str = ""
     price: float = 0.0
     unpublished: tuple[Unpublished, ...] = field(default=())
+
+    @property
+    def known_by(self) -> str:
+        """Where the speed of its kernels is from, in words."""
+        if self.kernels:
+            return f"kernels measured on {self.kernels}"
+        if self.carried is not None:
+            return f"shares of its peaks that are carried over: {self.carried.source}"
+        return "the rates of its file"
 
     @property
     def achieved_flops_per_s(self) -> float:

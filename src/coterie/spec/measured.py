@@ -31,11 +31,13 @@ from math import hypot, log, sqrt
 from coterie.spec.kernel import DECODE, ELEMENT_WISE, Kernel
 from coterie.spec.lines import across, bend, between
 from coterie.spec.load import load_machine, machine_names
+from coterie.spec.machine import MachineSpec
 from coterie.spec.waves import Blocks
 
 MAX_EFFORTS = 1 << 14  # that are kept; a bound on memory, not on use
 REACH = 16.0  # how many times outside measured work a kernel's speed is still transferred
 MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC = "measured", "interpolated", "transferred", "analytic"
+CARRIED = "carried over"  # from other machines (carried.py)
 _NAMES = {
     "gemm": ("m", "n", "k"),
     "attention-prefill": ("heads", "kv_heads", "channels", "batch", "length"),
@@ -199,7 +201,7 @@ class Kernels:
 
     def _blocks_of(self, rows: Iterable[Row]) -> dict[int, Blocks]:
         """By variant, what thread blocks of grouped heads take, where there are rows enough."""
-        multiprocessors, points = load_machine(self.device).multiprocessors, defaultdict(list)
+        multiprocessors, points = one_unit(self.device).multiprocessors, defaultdict(list)
         for row in rows:
             if row.possible and row.kernel.grouped and multiprocessors:
                 points[row.kernel.variant].append((row.kernel, effort_s(self.device, row.kernel), row.seconds))
@@ -283,8 +285,13 @@ def kernels_of(device: str) -> Kernels:
 
 @cache
 def _peaks(device: str) -> tuple[float, float]:
-    spec = load_machine(device)
+    spec = one_unit(device)
     return spec.flops_per_s, spec.tier(spec.run_tier).bytes_per_s
+
+
+def one_unit(device: str) -> MachineSpec:
+    """The machine of a device with measured kernels: one GPU of it."""
+    return load_machine(f"{device}:units=1")
 
 
 @cache

@@ -20,7 +20,6 @@ from coterie.graph.cost import Cost, pairs_of
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.program import Program, Region
 from coterie.spec.kernel import ELEMENT_WISE, Kernel
-from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import (
     ANALYTIC,
@@ -31,6 +30,7 @@ from coterie.spec.measured import (
     Speed,
     ideal_s,
     kernels_of,
+    one_unit,
 )
 
 ATTENTION = ("attention", "alibi_attention")
@@ -146,6 +146,6 @@ def _kernels(spec: MachineSpec) -> Kernels:
 
 @cache
 def _device(name: str) -> tuple[float, float, float]:
-    spec = load_machine(name)
+    spec = one_unit(name)
     tier = spec.tier(spec.run_tier)
     return spec.flops_per_s, tier.bytes_per_s, tier.share

@@ -2,7 +2,9 @@
 
     region   launch, then compute and each tier's bytes at once: max(flops / rate, bytes / rate), then exchanges
     rate     where kernels were measured: the physical peak times the share reached near there (kernels.py)
+             else where the file carries over what other machines reach: a fixed time, and shares by family of kernels
              elsewhere: the machine file's own achieved shares ("analytic")
+    cores    a machine without GPU: the thread that has most to do is waited for, and reads what one core can
     grid     a dataflow machine: intermediates stay in SRAM, exchanges stream beside the work, a pipeline fills
 
 A program of one rank (graph/shard.py) is priced on one unit's rates and exchanges; a whole one on all units as if
@@ -18,6 +20,7 @@ from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.dataflow.price import section_price
 from coterie.devices.modelled.clock import PLAIN, Kit
+from coterie.devices.modelled.division import Division
 from coterie.devices.modelled.exchange import exchange
 from coterie.devices.modelled.fluid import Phase
 from coterie.devices.modelled.kernels import ATTENTION, RegionKernels
@@ -30,8 +33,8 @@ from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
 from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program, Region
-from coterie.spec.machine import MachineSpec
-from coterie.spec.measured import ANALYTIC, Kernels
+from coterie.spec.machine import KernelRates, MachineSpec
+from coterie.spec.measured import ANALYTIC, CARRIED, Kernels
 
 MAX_FACTS = 64
 _FACTS: dict[int, Facts] = {}
@@ -68,6 +71,8 @@ class RegionPricer:
         self._shares = {name: spec.tier(name).share for name in self._charged}
         measured = spec.kernels and own.units == spec.units
         self._kernels = RegionKernels(spec, program, region, pricing.kernels) if measured else None
+        self._attends = any(op.kind in ATTENTION for op in region.ops)
+        self._division = Division(program.graph, region) if spec.cores else None
         self._launch_s = launch_s(spec, pricing.orchestration, region)
         self._achieved = {PEERS: (1.0, alone(PEERS))}
         for name in self._charged:
@@ -89,12 +94,22 @@ class RegionPricer:
                 raise UsageError(
                     f"machine {spec.name}", fact, "allow analytic prices, or ask for sizes nearer to those"
                 )
-        util = speed.util * spec.kernel_share if speed else 0.0
-        compute_s = cost.flops / (self._flops_per_s * (util or spec.flops_share))
+        carried = None if speed or self._only_exchanges else self._carried(sizes)
+        if speed:
+            flops_share = bytes_share = speed.util * spec.kernel_share
+        elif carried:
+            flops_share, bytes_share = carried.flops_share, carried.bytes_share
+        else:
+            flops_share, bytes_share = spec.flops_share, self._shares[run_tier]
+        over = self._division.longest_over_mean(sizes, spec.cores.threads) if self._division and spec.cores else 1.0
+        compute_s = over * cost.flops / (self._flops_per_s * flops_share)
         memory_s = {}
         for tier, amount in moved_bytes(self._charged, cost).items():
-            share = util if util and tier == run_tier else self._shares[tier]
+            share = bytes_share if tier == run_tier else self._shares[tier]
             memory_s[tier] = amount / (self._bytes_per_s[tier] * share) if amount else 0.0
+            if spec.cores and tier == run_tier:
+                each_s = over * amount / (spec.cores.threads * spec.cores.bytes_per_s)
+                memory_s[tier] = max(memory_s[tier], each_s)
         exposed_s, fill_s = sum([item.seconds for item in exchanges]), 0.0
         if spec.grid is not None:
             exposed_s = sum([item.latency_s for item in exchanges])
@@ -112,10 +127,25 @@ class RegionPricer:
             if exchanges:
                 memory_s[PEERS] = laid_out.exchange_s
             fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values())) + laid_out.waits_s
-        provenance = speed.provenance if speed else (exchanges[0].provenance if self._only_exchanges else ANALYTIC)
+        if speed:
+            provenance = speed.provenance
+        elif self._only_exchanges:
+            provenance = exchanges[0].provenance
+        else:
+            provenance = CARRIED if carried else ANALYTIC
+        launch_s = self._launch_s + (carried.fixed_s if carried else 0.0)
         again_s = laid_out.again_s if laid_out is not None else None
-        found = self._launch_s, compute_s, memory_s, exposed_s, fill_s, provenance, again_s
+        found = launch_s, compute_s, memory_s, exposed_s, fill_s, provenance, again_s
         return RegionTime(region.name, region.kernel, region.stage, *found)
+
+    def _carried(self, sizes: Sizes) -> KernelRates | None:
+        """What a kernel of this family reaches on other machines, where the machine's file names them."""
+        carried = self._spec.carried
+        if carried is None:
+            return None
+        if not self._attends:
+            return carried.gemm
+        return carried.prefill if sizes.T > sizes.B else carried.decode
 
     def phase(self, sizes: Sizes, kit: Kit = PLAIN) -> Phase:
         """The same as a phase: a flow is as much of its resource as the region keeps busy."""

@@ -16,7 +16,8 @@ class RegionTime:
 
     `memory_s` is by tier, and `peers` for bytes that stream between units meanwhile; `fill_s` fills and drains a
     pipeline, and waits in it; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance`
-    says where its speed is from: measured, interpolated, transferred or analytic (the machine file's own numbers).
+    says where its speed is from: measured, interpolated, transferred, carried over (from other machines) or analytic
+    (the machine file's own numbers).
 
     `again_s` is all of a mapped section behind an equal one, where the kernel loops over layers (arXiv 2410.23668): no
     launch, and its first tiles fill the pipeline meanwhile.

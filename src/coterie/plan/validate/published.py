@@ -1,57 +1,107 @@
-"""Steps on machines without measured kernels, as their owners published them: tokens a second of one model alone.
+"""Steps and requests as their owners published them, on machines of which no whole step calibrates: one model alone.
 
     decode    so many sequences at a context; their tokens a second together
     prefill   one prompt; its tokens a second
+    request   so many prompts and answers at once; the answers' tokens a second, prompts and all
 
-Their packed types are not ours (Q4_K_M has 4.9 bits a weight, Q4_0, MLC's and int4 4.5; Q8_0 8.5 and int8 8.1), and
+Their packed types are not ours (Q4_K_M has 4.9 bits a weight, Q4_0, MLC's and int4 4.5; Q8_0 8.5, int8 8.1, FP8 8), and
 their software is not ours. Where several are published for one machine and model the fastest is taken. Nothing is
-fitted to rows that validate. Knows nothing about kernels beyond `step_time`.
+fitted to rows that validate. Where kernels are carried over, the rule that such machines had before stands beside it.
+Knows nothing about kernels beyond `step_time`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled.price import step_time
+from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
 from coterie.models.model import declared_dtype, synthetic_model
 from coterie.models.packing import BY_NAME, KEY, Packing
 from coterie.models.zoo import SOURCE, model_names, zoo_config
-from coterie.plan.validate.rows import PUBLISHED_PROMPT, PUBLISHED_TOKEN, Row
+from coterie.plan.validate.carry import SPECIFIED
+from coterie.plan.validate.rows import FIRST_TOKEN, REQUEST, TOKEN_TIME, Row
 from coterie.spec.load import load_machine
-from coterie.spec.measured import read_table
+from coterie.spec.machine import MachineSpec
+from coterie.spec.measured import ANALYTIC, CARRIED, read_table
 
-DECODE = "decode"
+DECODE, PREFILL, WHOLE = "decode", "prefill", "request"
+METRICS = {DECODE: TOKEN_TIME, PREFILL: FIRST_TOKEN, WHOLE: REQUEST}
+BEFORE = "0.7 and 0.8 of the peaks"  # of arithmetic and of bandwidth, for every machine without measured kernels
+
+
+def published_metric(phase: str, known: str) -> str:
+    """By how the speed of the kernels is known that take most of the time."""
+    return f"{METRICS[phase]}, published; {known}"
 
 
 def published_rows() -> Iterator[Row]:
-    """Each row of data/published.csv beside what a step of that size takes by the machine's file."""
+    """Each row of data/published.csv beside what it takes by the machine's file."""
     for raw in read_table("coterie.plan.validate", "data/published.csv"):
         spec = load_machine(raw["machine"])
+        program = rank_program(spec, packed_program(raw["model"], raw["weights"], raw["tables"], spec.rule_set))
         batch, tokens = int(raw["batch"]), int(raw["tokens"])
-        decode = raw["phase"] == DECODE
-        sizes = Sizes.decode(batch, tokens) if decode else Sizes.prefill(batch, tokens)
-        program = packed_program(raw["model"], raw["weights"], raw["tables"], spec.rule_set)
-        measured_s = batch * (1 if decode else tokens) / float(raw["per_s"])
-        where = f"context {tokens}" if decode else f"prompt {tokens}"
-        name = f"{raw['machine']} {raw['model']} {raw['weights']}, {where}, batch {batch}, {raw['software']}"
-        metric = PUBLISHED_TOKEN if decode else PUBLISHED_PROMPT
-        modelled_s = step_time(spec, program, sizes).seconds
-        yield Row(f"published, {raw['machine']}", metric, name, raw["split"], measured_s, modelled_s, "analytic")
+        counted = {DECODE: 1, PREFILL: tokens, WHOLE: int(raw["output"] or 0)}[raw["phase"]]
+        measured_s = batch * counted / float(raw["per_s"])
+        where = {DECODE: "context", PREFILL: "prompt", WHOLE: f"{counted} tokens after"}[raw["phase"]]
+        weights = raw["weights"] or "16 bits"
+        name = f"{raw['machine']} {raw['model']} {weights}, {where} {tokens}, batch {batch}, {raw['software']}"
+        modelled_s, known = published_s(spec, program, raw)
+        dataset = f"published, {raw['machine']}"
+        yield Row(dataset, published_metric(raw["phase"], known), name, raw["split"], measured_s, modelled_s, known)
+        if known == CARRIED:
+            before_s, _ = published_s(by_specification(spec), program, raw)
+            yield Row(
+                dataset, published_metric(raw["phase"], BEFORE), name, raw["split"], measured_s, before_s, ANALYTIC
+            )
+
+
+def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> tuple[float, str]:
+    """Seconds of what a row has, and how the speed of most of it is known."""
+    batch, tokens = int(raw["batch"]), int(raw["tokens"])
+    each = [((Sizes.decode if raw["phase"] == DECODE else Sizes.prefill)(batch, tokens), 1)]
+    if raw["phase"] == WHOLE:
+        steps = int(raw["output"]) - 1
+        each.append((Sizes.decode(batch, tokens + 1 + steps // 2), steps))
+    seconds, known = 0.0, defaultdict[str, float](float)
+    for sizes, times in each:
+        step = step_time(spec, program, sizes)
+        seconds += times * step.seconds
+        for row in step.rows:
+            known[row.provenance] += times * (row.seconds - row.collective_s)
+    return seconds, max(known, key=lambda name: known[name])
+
+
+def by_specification(spec: MachineSpec) -> MachineSpec:
+    """The machine as all without measured kernels were priced before any were carried over.
+
+    What was fitted to steps of the machine itself was there before, and so was what its memory was seen to reach.
+    """
+    tiers = tuple(
+        replace(tier, share=SPECIFIED.bytes_share) if tier.share_source.startswith("carried over") else tier
+        for tier in spec.tiers
+    )
+    fitted = spec.flops_share_source.startswith("fitted")
+    return replace(spec, carried=None, flops_share=spec.flops_share if fitted else SPECIFIED.flops_share, tiers=tiers)
 
 
 @cache
 def packed_program(model: str, weights: str, tables: str, rule_set: str) -> Program:
     """A model's program with layers packed in one type and embedding and head in another, as they are where empty."""
     raw = zoo_config(model) if model in model_names() else published_config(model)
-    packing = Packing(BY_NAME[weights], BY_NAME[tables] if tables else None)
-    found = synthetic_model({**raw, KEY: packing.to_config()}, model, declared_dtype(raw, model))
+    if weights:
+        packing = Packing(BY_NAME[weights], BY_NAME[tables] if tables else None)
+        raw = {**raw, KEY: packing.to_config()}
+    found = synthetic_model(raw, model, declared_dtype(raw, model))
     return compile_graph(found.graph, rule_set)
 
 

@@ -16,8 +16,6 @@ CALIBRATION, VALIDATION = "calibration", "validation"
 GPU_KERNEL, TOKEN_TIME, FIRST_TOKEN, REQUEST, CPU, GPU = (
     "GPU kernel", "time per output token", "time to first token", "whole request", "this CPU", "this GPU",
 )  # fmt: skip
-# Of machines without measured kernels, on software that is not ours: no aim was set.
-PUBLISHED_TOKEN, PUBLISHED_PROMPT = "time per output token, by specification", "time of a prompt, by specification"
 AIMS = {GPU_KERNEL: 0.10, TOKEN_TIME: 0.08, FIRST_TOKEN: 0.15, CPU: 0.10, GPU: 0.10}  # mean error on validation rows
 
 

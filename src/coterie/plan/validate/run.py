@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coterie.plan.validate.called import called_bytes_per_s
+from coterie.plan.validate.carry import carry_rows
 from coterie.plan.validate.cpu import Shapes, cpu_rows, of_gpu, read_results
 from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
 from coterie.plan.validate.gpu_own import gpu_rows
@@ -34,11 +35,15 @@ CAVEATS = (
     "LLMCompass: operators are timed from the host, a call and its end (software_model); to kernels its own published "
     "times of a call are added, 21 us for a gemm and 45 us for a norm or GELU; q, k and v are three calls.",
     "NeMo: 13B is faster than 7B and below what 16-bit weights need: quantised or mislabelled, so dropped.",
-    "Published, by machine: one user's figures of llama.cpp, Ollama, MLC and vLLM, whose packed types and kernels are "
-    "not ours; of several the fastest. Fitted: Strix Halo's share of arithmetic, to the one row that calibrates, and a "
-    "Mac Studio's share of bandwidth, to a figure of another model. All else is by specification.",
-    "Published, dgx-spark: prompts take 4 to 5 times what 0.7 of 213 TFLOP/s would; llama.cpp multiplies whole numbers "
-    "there. Other software may come nearer: none is in these rows.",
+    "Published, by machine: figures of llama.cpp, Ollama, MLC, vLLM and NIM, whose packed types and kernels are not "
+    "ours; of several the fastest. Fitted: Strix Halo's share of arithmetic, to the one row that calibrates, and a Mac "
+    "Studio's share of bandwidth, to a figure of another model. `carried over`: what kernels of other machines reach, "
+    "with this one's peaks; `0.7 and 0.8 of the peaks`: the same rows by the rule before. No software is in them.",
+    "Carried over, GPU kernels: each GPU's are predicted from the other architectures alone (Ampere; Hopper; Ada; "
+    "Blackwell; Blackwell of workstations).",
+    "Published, dgx-spark: prompts take three times as long as here, where its peak is 125 TFLOP/s by NVIDIA's FP4; "
+    "with 62.5, a GeForce's ratio, half as long again. llama.cpp multiplies whole numbers there; no other software is "
+    "in these rows.",
     "Errors of calibration rows say how well the model fits, not how well it predicts.",
 )
 
@@ -83,4 +88,5 @@ def _public() -> Iterator[Row | Dropped]:
     yield from gpu_kernel_rows()
     yield from splitwise_rows()
     yield from nemo_rows()
+    yield from carry_rows()
     yield from published_rows()

@@ -1,0 +1,60 @@
+"""Into how many units of work the CPU's kernels divide a region, and how much the busiest thread has over the mean.
+
+    products       rows of the weight by 32, of narrow ones by 16 (csrc/tile.h); q, k and v by whole heads
+    attention      key/value heads times spans of 256 positions (csrc/attend_pages.h)
+    many tokens    tiles of TILE_TOKENS, each times those rows
+
+The counts are those of tests/native/division.cpp. Knows nothing about rates.
+"""
+
+from __future__ import annotations
+
+from coterie.core.shapes import Dim, Sizes
+from coterie.graph.branch.ops import MATRIX_READERS
+from coterie.graph.ir import Graph, Kind
+from coterie.graph.program import Region
+
+UNIT_ROWS, NARROW_UNITS, FEW_TOKENS, TILE_TOKENS, SPAN = 32, 32, 16, 132, 256
+
+
+class Division:
+    """Of one region. A region of other work than products and attention is taken to be divided evenly."""
+
+    def __init__(self, graph: Graph, region: Region) -> None:
+        rows = [_fixed(graph.values[op.inputs[1]].shape[0]) for op in region.ops if op.kind == "linear"]
+        heads = [op for op in region.ops if op.kind in ("rope", "kv_append")]
+        attentions = [op for op in region.ops if op.kind in ("attention", "alibi_attention")]
+        self._heads = self._rows = self._attends = 0
+        if attentions:
+            names = attentions[0].inputs
+            state = next(graph.values[name] for name in names if name and graph.values[name].kind is Kind.STATE)
+            self._attends = _fixed(state.shape[2])
+        elif any(op.kind in MATRIX_READERS for op in region.ops):
+            pass
+        elif rows and heads:
+            self._heads = sum(rows) // _fixed(graph.values[heads[0].inputs[0]].shape[-1])
+        elif rows:  # gate and up are one unit's
+            self._rows = rows[0] if len(rows) == 2 and rows[0] == rows[1] else sum(rows)
+
+    def units(self, sizes: Sizes) -> int:
+        """Units of a step; 0 where that is not reckoned."""
+        few = sizes.T <= FEW_TOKENS
+        tiles = 1 if few else -(-sizes.T // TILE_TOKENS)
+        if self._attends:
+            spans = -(-sizes.context_tokens // (SPAN * max(1, sizes.B)))
+            return self._attends * max(1, sizes.B) * spans * tiles
+        if self._heads:
+            return self._heads * tiles
+        rows = UNIT_ROWS // 2 if few and self._rows < UNIT_ROWS * NARROW_UNITS else UNIT_ROWS
+        return -(-self._rows // rows) * tiles
+
+    def longest_over_mean(self, sizes: Sizes, threads: int) -> float:
+        """The busiest thread's share over the mean one: at least 1."""
+        units = self.units(sizes)
+        return -(-units // threads) * threads / units if units else 1.0
+
+
+def _fixed(dim: Dim) -> int:
+    if not isinstance(dim, int):
+        raise ValueError(f"dimension {dim!r} is not fixed")
+    return dim

@@ -1,0 +1,137 @@
+"""Rates of kernels that are carried over to machines where none was measured, and how far off they are.
+
+    fit        of each GPU and family, by least relative squares: a fixed time, then the longer of flops and bytes at
+               shares of the peaks
+    carried    the median over architectures of the mean of each one's GPUs (spec/carried/gpu.toml). Those whose second
+               cache holds what a bench reads again and again (96 and 128 MB: 33 MB came at 1.5 times the memory's peak)
+               say nothing about memory or a fixed time: only rows that are twice as large, or wait for arithmetic, are
+               in the tables
+    checked    a GPU's kernels are predicted from the other architectures alone; beside it, the rule that all machines
+               without measured kernels had before: 0.7 of arithmetic, 0.8 of bandwidth
+
+No machine has a number of its own. Knows nothing about programs or serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from statistics import mean, median
+
+from coterie.plan.validate.rows import VALIDATION, Row
+from coterie.spec.carried import FAMILIES, GEMM, PREFILL
+from coterie.spec.kernel import Kernel
+from coterie.spec.machine import KernelRates
+from coterie.spec.measured import ANALYTIC, CARRIED, measured_devices, measured_rows, one_unit
+from coterie.spec.measured import Row as Measured
+
+CARRIED_KERNEL, SPECIFIED_KERNEL = "GPU kernel, carried over", "GPU kernel, by specification"
+SPECIFIED = KernelRates(0.0, 0.7, 0.8)
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "Ampere": ("a100",),
+    "Hopper": ("h100", "h200"),
+    "Ada": ("l40s",),
+    "Blackwell": ("b200", "b300", "gb200"),
+    "Blackwell, workstation": ("rtx-pro-6000",),
+}
+_CACHED = ("Ada", "Blackwell, workstation")
+_STEPS = 60  # of a fit; each moves a share by less than the one before
+Point = tuple[float, float, float]  # seconds of a kernel's flops and of its bytes at the peaks, and measured
+
+
+def kernel_s(rates: KernelRates, flops_s: float, bytes_s: float) -> float:
+    """Seconds of a kernel whose flops and bytes take as long at the peaks."""
+    return rates.fixed_s + max(flops_s / rates.flops_share, bytes_s / rates.bytes_share)
+
+
+def fit_rates(points: Sequence[Point], flops: float | None = None, bytes_: float | None = None) -> KernelRates:
+    """Of one GPU and family: that of least relative squares, each share found by halving around the best so far.
+
+    `flops` and `bytes_`: shares that are given, as these kernels do not wait for them.
+    """
+
+    def loss(rates: KernelRates) -> float:
+        return sum((kernel_s(rates, flops_s, bytes_s) / seconds - 1) ** 2 for flops_s, bytes_s, seconds in points)
+
+    def best_fixed(flops_share: float, bytes_share: float) -> KernelRates:
+        rest = KernelRates(0.0, flops_share, bytes_share)
+        above = [(1 - kernel_s(rest, f, b) / seconds) / seconds for f, b, seconds in points]
+        fixed_s = max(0.0, sum(above) / sum(1 / seconds**2 for _, _, seconds in points))
+        return KernelRates(fixed_s, flops_share, bytes_share)
+
+    found, width = best_fixed(flops or 0.6, bytes_ or 0.6), 0.4
+    by_flops, by_bytes = ((0,) if given else (-1, 0, 1) for given in (flops, bytes_))
+    for _ in range(_STEPS):
+        near = [
+            best_fixed(
+                min(1.0, max(0.05, found.flops_share + i * width)), min(1.0, max(0.05, found.bytes_share + j * width))
+            )
+            for i in by_flops
+            for j in by_bytes
+        ]
+        best = min(near, key=loss)
+        width *= 1.0 if loss(best) < loss(found) else 0.5
+        found = min((found, best), key=loss)
+    return found
+
+
+@cache
+def device_rates(device: str, family: str) -> KernelRates:
+    """What the kernels of one GPU take, fitted to all of its rows.
+
+    Attention of prompts waits for arithmetic, that of tokens for memory: the other share is that of the family before.
+    """
+    points = [point_of(device, row.kernel, row.seconds) for row in measured_rows(device) if _of(row, family)]
+    if family == GEMM:
+        return fit_rates(points)
+    if family == PREFILL:
+        return fit_rates(points, bytes_=device_rates(device, GEMM).bytes_share)
+    return fit_rates(points, flops=device_rates(device, PREFILL).flops_share)
+
+
+def carried_rates(family: str, without: str = "") -> KernelRates:
+    """From all architectures, or from all but one."""
+    each = {
+        name: [device_rates(device, family) for device in devices]
+        for name, devices in ARCHITECTURES.items()
+        if name != without
+    }
+    of_memory = {name: rates for name, rates in each.items() if name not in _CACHED}
+    timed = each if family == PREFILL else of_memory
+    return KernelRates(
+        median(mean(one.fixed_s for one in rates) for rates in timed.values()),
+        median(mean(one.flops_share for one in rates) for rates in each.values()),
+        median(mean(one.bytes_share for one in rates) for rates in of_memory.values()),
+    )
+
+
+def architecture_of(device: str) -> str:
+    """Raises KeyError for a GPU of none."""
+    return next(name for name, devices in ARCHITECTURES.items() if device in devices)
+
+
+def point_of(device: str, kernel: Kernel, seconds: float) -> Point:
+    """A measured kernel beside the peaks of its GPU."""
+    spec = one_unit(device)
+    return kernel.flops / spec.flops_per_s, kernel.bytes / spec.tier(spec.run_tier).bytes_per_s, seconds
+
+
+def carry_rows() -> Iterator[Row]:
+    """Each measured kernel of each GPU, by the other architectures and by specification."""
+    for device in measured_devices():
+        for family in FAMILIES:
+            rules = (
+                (CARRIED_KERNEL, carried_rates(family, architecture_of(device)), CARRIED),
+                (SPECIFIED_KERNEL, SPECIFIED, ANALYTIC),
+            )
+            for metric, rates, provenance in rules:
+                for row in measured_rows(device):
+                    if _of(row, family):
+                        flops_s, bytes_s, seconds = point_of(device, row.kernel, row.seconds)
+                        name = f"{device} {'x'.join(map(str, row.kernel.shape))}"
+                        modelled_s = kernel_s(rates, flops_s, bytes_s)
+                        yield Row(f"by other GPUs, {family}", metric, name, VALIDATION, seconds, modelled_s, provenance)
+
+
+def _of(row: Measured, family: str) -> bool:
+    return row.possible and row.kernel.family == family

@@ -1,0 +1,60 @@
+"""What kernels reach on machines where nobody published one: carried over from machines where somebody did.
+
+    fixed          a kernel's own time, whatever it does: it does not shrink with faster peaks
+    flops, bytes   the shares of the peaks that it reaches beyond
+
+A file (carried/*.toml) has them by family, each number with its source; they are fitted to measured kernels, and a
+machine's file names it. Where that file says what share of a peak was reached on the machine itself, this goes.
+Knows nothing about graphs or programs; `coterie validate` says how far off they are.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from coterie.core.errors import NotFoundError
+from coterie.core.parsed import parse_toml
+from coterie.spec import quantity as q
+from coterie.spec.machine import Carried, KernelRates
+
+GEMM, PREFILL, DECODE = FAMILIES = ("gemm", "attention-prefill", "attention-decode")
+_NUMBERS = {"fixed": q.TIME, "flops": q.SHARE, "bytes": q.SHARE}
+
+
+def carried_names() -> tuple[str, ...]:
+    """Names of the files that ship with Coterie, sorted."""
+    folder = files("coterie.spec") / "carried"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+@cache
+def load_carried(name: str) -> Carried:
+    """Rates by family. Raises NotFoundError for an unknown name, UsageError naming the key that is wrong."""
+    if name not in carried_names():
+        raise NotFoundError(name, "no kernels are carried over from there", f"use one of {', '.join(carried_names())}")
+    where = f"carried/{name}.toml"
+    raw = parse_toml((files("coterie.spec") / "carried" / f"{name}.toml").read_text(encoding="utf-8"), where)
+    reader = q.Reader(where, {})
+    reader.keys(raw, "", {"source", *FAMILIES}, {"source", *FAMILIES})
+    rates = {}
+    for family in FAMILIES:
+        table = reader.typed(raw[family], family, dict, f"a table [{family}]")
+        reader.keys(table, family, set(_NUMBERS), set(_NUMBERS))
+        found = {key: reader.quantity(table[key], f"{family}.{key}", units).value for key, units in _NUMBERS.items()}
+        rates[family] = KernelRates(found["fixed"], found["flops"], found["bytes"])
+    return Carried(rates[GEMM], rates[PREFILL], rates[DECODE], reader.text(raw, "", "source"))
+
+
+def on_machine(carried: Carried, flops_share: float | None, bytes_share: float | None) -> Carried:
+    """With the shares that were reached on the machine itself, where they are known; attention's in proportion."""
+    by_flops = flops_share / carried.gemm.flops_share if flops_share else 1.0
+    by_bytes = bytes_share / carried.gemm.bytes_share if bytes_share else 1.0
+    gemm, prefill, decode = (
+        _scaled(rates, by_flops, by_bytes) for rates in (carried.gemm, carried.prefill, carried.decode)
+    )
+    return Carried(gemm, prefill, decode, carried.source)
+
+
+def _scaled(rates: KernelRates, flops: float, bytes_: float) -> KernelRates:
+    return KernelRates(rates.fixed_s, min(1.0, rates.flops_share * flops), min(1.0, rates.bytes_share * bytes_))
