@@ -99,7 +99,7 @@ def test_host_links_are_an_option():
     assert "name a machine" in refused("info", "--host-links", 2)
 
 
-@pytest.mark.parametrize("ref", ["dgx-b300", "dgx-h100:stack=none", "dgx-h100:flops=low", "none.toml"])
+@pytest.mark.parametrize("ref", ["dgx-x900", "dgx-h100:stack=none", "dgx-h100:flops=low", "none.toml"])
 def test_a_machine_that_does_not_exist_is_one_sentence(ref):
     refused("info", ref)
 

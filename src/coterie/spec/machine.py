@@ -232,7 +232,7 @@ class MachineSpec:
         if self.kernels:
             return f"kernels measured on {self.kernels}"
         if self.carried is not None:
-            return f"shares of its peaks that are carried over: {self.carried.source}"
+            return f"what others reach of their peaks, carried over: {self.carried.source}"
         return "the rates of its file"
 
     @property
