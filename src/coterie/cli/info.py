@@ -102,9 +102,7 @@ def info(
         out.print(_ranges(spec))
     for step, items in asked.items():
         out.print(_sensitivity_table(f"{model}: {step}", items))
-    if machine:
-        out.print(f"times by {spec.known_by}", markup=False)
-    for note in spec.notes:
+    for note in (*([f"times by {spec.known_by}"] if machine else []), *spec.notes):
         out.print(f"note: {note}", markup=False)
     if machine and spec.flops_share == spec.tier(spec.run_tier).share == 1.0:
         said = "no achieved share of its rates is given, so all is taken: right if they were measured, not of peaks"

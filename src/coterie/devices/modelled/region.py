@@ -86,26 +86,12 @@ class RegionPricer:
             exchanges = [exchange(spec, wanted, sizes.T) for wanted in collectives(self._program, region, sizes)]
         # The time of an exchange by itself has the reading and writing of its operands in it.
         cost = Cost() if self._only_exchanges else self._cost.of(sizes)
-        speed = None
-        if self._kernels is not None:
-            speed = self._kernels.speed(cost, sizes)
-            if speed is None and not (self._pricing.analytic or self._only_exchanges) and _has_matrices(region):
-                fact = f"{region.name} with {sizes} is outside the kernels that were measured"
-                raise UsageError(
-                    f"machine {spec.name}", fact, "allow analytic prices, or ask for sizes nearer to those"
-                )
-        carried = None if speed or self._only_exchanges else self._carried(sizes)
-        if speed:
-            flops_share = bytes_share = speed.util * spec.kernel_share
-        elif carried:
-            flops_share, bytes_share = carried.flops_share, carried.bytes_share
-        else:
-            flops_share, bytes_share = spec.flops_share, self._shares[run_tier]
+        rates, provenance = self._rates(cost, sizes)
         over = self._division.longest_over_mean(sizes, spec.cores.threads) if self._division and spec.cores else 1.0
-        compute_s = over * cost.flops / (self._flops_per_s * flops_share)
+        compute_s = over * cost.flops / (self._flops_per_s * rates.flops_share)
         memory_s = {}
         for tier, amount in moved_bytes(self._charged, cost).items():
-            share = bytes_share if tier == run_tier else self._shares[tier]
+            share = rates.bytes_share if tier == run_tier else self._shares[tier]
             memory_s[tier] = amount / (self._bytes_per_s[tier] * share) if amount else 0.0
             if spec.cores and tier == run_tier:
                 each_s = over * amount / (spec.cores.threads * spec.cores.bytes_per_s)
@@ -127,25 +113,30 @@ class RegionPricer:
             if exchanges:
                 memory_s[PEERS] = laid_out.exchange_s
             fill_s = max(0.0, compute_s + laid_out.fill_s - max(compute_s, *memory_s.values())) + laid_out.waits_s
-        if speed:
-            provenance = speed.provenance
-        elif self._only_exchanges:
+        if self._only_exchanges:
             provenance = exchanges[0].provenance
-        else:
-            provenance = CARRIED if carried else ANALYTIC
-        launch_s = self._launch_s + (carried.fixed_s if carried else 0.0)
         again_s = laid_out.again_s if laid_out is not None else None
-        found = launch_s, compute_s, memory_s, exposed_s, fill_s, provenance, again_s
+        found = self._launch_s + rates.fixed_s, compute_s, memory_s, exposed_s, fill_s, provenance, again_s
         return RegionTime(region.name, region.kernel, region.stage, *found)
 
-    def _carried(self, sizes: Sizes) -> KernelRates | None:
-        """What a kernel of this family reaches on other machines, where the machine's file names them."""
-        carried = self._spec.carried
-        if carried is None:
-            return None
+    def _rates(self, cost: Cost, sizes: Sizes) -> tuple[KernelRates, str]:
+        """What the region's kernel reaches of the peaks, besides a fixed time, and how that is known.
+
+        Raises UsageError for matrices that no measured kernel is near, unless prices may be analytic.
+        """
+        spec, region, carried = self._spec, self._region, self._spec.carried
+        speed = self._kernels.speed(cost, sizes) if self._kernels is not None else None
+        if speed is not None:
+            share = speed.util * spec.kernel_share
+            return KernelRates(0.0, share, share), speed.provenance
+        if self._kernels is not None and not (self._pricing.analytic or self._only_exchanges) and _has_matrices(region):
+            fact = f"{region.name} with {sizes} is outside the kernels that were measured"
+            raise UsageError(f"machine {spec.name}", fact, "allow analytic prices, or ask for sizes nearer to those")
+        if carried is None or self._only_exchanges:
+            return KernelRates(0.0, spec.flops_share, self._shares[self._charged[2]]), ANALYTIC
         if not self._attends:
-            return carried.gemm
-        return carried.prefill if sizes.T > sizes.B else carried.decode
+            return carried.gemm, CARRIED
+        return carried.prefill if sizes.T > sizes.B else carried.decode, CARRIED
 
     def phase(self, sizes: Sizes, kit: Kit = PLAIN) -> Phase:
         """The same as a phase: a flow is as much of its resource as the region keeps busy."""
