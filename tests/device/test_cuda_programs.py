@@ -5,12 +5,17 @@ Knows nothing about what a GPU would take for it.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from tests.device import test_contract, test_contract_bytes, test_contract_steps
 from tests.device.cuda_devices import making
 from tests.device.interpreted import WIDE
+from tests.device.lazy_gpu import LazyDriver
 from tests.device.programs import Desk, rows, tiny_graph, write_weights
 from tests.device.random_expert import BASE
+from triton import jit
+from triton import language as tl
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
@@ -70,6 +75,47 @@ def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
         device.load(compile_graph(with_rounding(plain, BF16), "cache"))
     six = decoder_graph(config, {name: DType.Q6 if dtype is DType.Q8 else dtype for name, dtype in types.items()})
     device.load(compile_graph(with_rounding(six, INT8), "cache"))  # which meet 15 bits, whatever is asked
+
+
+@jit
+def _copy_first(to, at, there, MULTIPLE: tl.constexpr):
+    """Of a number of 8 bytes, where `there` is not 0."""
+    at = tl.multiple_of(at, MULTIPLE)
+    tl.store(to, tl.load(at, mask=there != 0, other=0))
+
+
+@pytest.mark.parametrize(
+    ("start", "there", "multiple", "fault"),
+    [
+        (0, 1, 16, ""),
+        (64, 0, 16, ""),
+        (64, 1, 16, "not the GPU's"),
+        (8, 1, 16, "multiple"),
+    ],
+)
+def test_a_kernel_touches_what_the_driver_gave_and_is_held_to_its_words(start, there, multiple, fault):
+    """As a GPU would fault: memory of the host, what lies behind an arena, an address that is no such multiple."""
+    driver = LazyDriver()
+    memory, to = driver.device_memory(64), driver.device_memory(64)
+    behind = np.lib.stride_tricks.as_strided(memory.numpy(), (start + 8,), (1,))
+    at = torch.from_numpy(behind)[start:].view(torch.int64)
+    stream = driver.stream()
+    driver.launch(stream, [lambda: _copy_first[(1,)](to.view(torch.int64), at, there, multiple)])
+    mark = driver.mark(stream)
+    if not fault:
+        driver.wait(mark)
+        return
+    with pytest.raises(Exception, match=fault):
+        driver.wait(mark)
+
+
+def test_a_kernel_is_given_no_memory_of_the_host():
+    driver = LazyDriver()
+    to, stream = driver.device_memory(64), driver.stream()
+    host = torch.zeros(8, dtype=torch.int64)
+    driver.launch(stream, [lambda: _copy_first[(1,)](to.view(torch.int64), host, 1, 16)])
+    with pytest.raises(Exception, match="not the GPU's"):
+        driver.wait(driver.mark(stream))
 
 
 LONG = [

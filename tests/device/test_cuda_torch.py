@@ -19,7 +19,7 @@ from tests.device import test_gpu as promises
 from tests.device.cuda_devices import cuda
 from tests.device.programs import Desk, rows
 
-from coterie.core.errors import CapacityError, DeviceError
+from coterie.core.errors import CapacityError, DeviceError, UsageError
 from coterie.devices.cuda.driver import Health, NoRoomError
 from coterie.devices.cuda.torch_driver import TorchDriver
 
@@ -206,6 +206,14 @@ def test_what_is_current_in_one_thread_is_not_in_another(driver, fake):
         thread.start()
         thread.join()
     assert found[1:] == [made, made], "it was made current there too"
+
+
+def test_a_gpu_that_is_too_old_is_refused(fake, monkeypatch):
+    """Its programs have no room for the smallest tiles: 64 KiB of shared memory."""
+    turing = SimpleNamespace(name="T4", total_memory=GIB, multi_processor_count=40, major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: turing)
+    with pytest.raises(UsageError, match=r"cuda:0\] a GPU of capability 7.5 is older than .*; use one of 8.0"):
+        TorchDriver()
 
 
 def test_refusals_are_no_room(driver, fake):

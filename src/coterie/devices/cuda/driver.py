@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from coterie.core.errors import CapacityError, CoterieError, DeviceError
+from coterie.core.errors import CapacityError, CoterieError, DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.devices.real.host_memory import Bytes
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Tensor: TypeAlias = torch.Tensor
 
 NAME = "cuda"  # what failures call the device
+LEAST_CAPABILITY = (8, 0)
 WORD_BYTES = 4  # what kernels copy at least
 
 Launch: TypeAlias = Callable[[], object]
@@ -145,6 +146,13 @@ class Health:
         return DeviceError(
             NAME, fact, "the GPU goes on: ask again, and if it fails again run with CUDA_LAUNCH_BLOCKING=1"
         )
+
+
+def check_capability(where: str, capability: tuple[int, int]) -> None:
+    """Raise UsageError for a GPU that is older than those whose shared memory tiles are made for."""
+    if capability < LEAST_CAPABILITY:
+        fact = f"a GPU of capability {capability[0]}.{capability[1]} is older than kernels are made for"
+        raise UsageError(where, fact, "use one of 8.0 (Ampere) or later, or --device cpu")
 
 
 def first_line(error: Exception) -> str:

@@ -83,12 +83,14 @@ def ahead_of(device: str, capability: str, multiprocessors: int | None) -> DryRu
     for package, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if find_spec(package) is None:
             raise UsageError("coterie compile", f"{name} is not installed", install_extra("cuda"))
+    from coterie.devices.cuda.driver import check_capability
     from coterie.devices.cuda.dry_run import DryRun
 
     if capability:
         major, dot, minor = capability.partition(".")
         if not (dot and major.isdecimal() and minor.isdecimal()):
             raise UsageError("--capability", f"{capability!r} is no capability of a GPU", "give one as 9.0, an H100's")
+        check_capability("--capability", (int(major), int(minor)))
         return DryRun((int(major), int(minor)), multiprocessors)
     try:
         facts = open_driver(gpu_number(device) or 0).facts

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.core.errors import UsageError
-from coterie.devices.cuda.driver import Captured, Facts, Launch, Mark, NoRoomError, Stream, first_line
+from coterie.devices.cuda.driver import Captured, Facts, Launch, Mark, NoRoomError, Stream, check_capability, first_line
 from coterie.devices.real.host_memory import Bytes
 from coterie.kernels import cpu as kernels
 
@@ -32,7 +32,7 @@ LARGE_BYTES, PIECE_BYTES = 10 * 2**20, 2 * 2**20
 
 
 class TorchDriver:
-    """GPU number `index` by torch.cuda. Raises UsageError where there is none, saying what is missing."""
+    """GPU number `index` by torch.cuda. Raises UsageError where there is none that will do, saying why."""
 
     def __init__(self, index: int = 0) -> None:
         _check_present(index)
@@ -40,6 +40,7 @@ class TorchDriver:
         self._moves: Mover | None = None
         self._current = threading.local()
         found = torch.cuda.get_device_properties(self._device)
+        check_capability(f"--device cuda:{index}", (found.major, found.minor))
         self._facts = Facts(
             name=found.name,
             total_bytes=found.total_memory,

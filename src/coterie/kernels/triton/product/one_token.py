@@ -123,8 +123,8 @@ def add_products(
 ):
     """Sums of each row by threads, as those of one_dot, and the products of `times` a token x with them."""
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
-        sums, _ = add_packed(
-            sums, ((),), (), (x,), rows, there, None, ((),), times, K, STRIDE, COLUMNS, None, None, STEP
+        sums, _ = add_packed(  # sums stand for squares, which nobody adds up
+            sums, sums, (), (x,), rows, there, None, (), times, K, STRIDE, COLUMNS, None, None, STEP
         )  # fmt: skip
     else:
         for i in tl.static_range((K + STEP - 1) // STEP):

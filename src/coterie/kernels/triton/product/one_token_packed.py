@@ -72,13 +72,15 @@ def _bytes(
     else:
         GROUP: tl.constexpr = _group_of(row.dtype.element_ty, K, COLUMNS)
         c = first + tl.arange(0, STEP)
-        found = (tl.load(row + c, mask=there & (c < COLUMNS), other=0, eviction_policy=ONCE),)
+        both = tl.load(row + c, mask=there & (c < COLUMNS), other=0, eviction_policy=ONCE)
         c = first + tl.arange(0, STEP // OWN) * OWN
         at = (row + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True) + c // GROUP
-        found = and_one(found, tl.load(at, mask=there & (c < COLUMNS), other=0.0))
+        scale = tl.load(at, mask=there & (c < COLUMNS), other=0.0)
         scales: tl.constexpr = COLUMNS // GROUP * OF_GROUP
         if GROUP == GROUP_Q4 and STRIDE > COLUMNS + scales:
-            found = and_one(found, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0))
+            found = both, scale, tl.load(at + COLUMNS // GROUP, mask=there & (c < COLUMNS), other=0.0)
+        else:
+            found = both, scale
     return found
 
 
@@ -177,16 +179,19 @@ def add_packed(
         met, more_squares = (), ()
         c = i * STEP + tl.arange(0, STEP)
         for t in tl.static_range(M):
+            moment = norm  # stands for none: Triton 3.6 has no tuples of empty ones
+            if SHIFT is not None:
+                moment = moments[t]
             if SIX:
-                own, squares_t = _met_of_six(xs[t], c, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
+                own, squares_t = _met_of_six(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
                 met = and_one(met, own)
             elif HALVES:
                 k = c // GROUP_Q4 * BLOCK + c % GROUP_Q4
-                low, squares_t = _met(xs[t], k, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
-                high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moments[t], times, squares_t, K, NORM, SHIFT, OWN)
+                low, squares_t = _met(xs[t], k, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
+                high, squares_t = _met(xs[t], k + GROUP_Q4, norm, moment, times, squares_t, K, NORM, SHIFT, OWN)
                 met = and_one(met, (low, high, _own_sums(low + high, OWN)))
             else:
-                values, squares_t = _met(xs[t], c, norm, moments[t], times, squares[t], K, NORM, SHIFT, OWN)
+                values, squares_t = _met(xs[t], c, norm, moment, times, squares[t], K, NORM, SHIFT, OWN)
                 met = and_one(met, (values,))
             more_squares = and_one(more_squares, squares_t)
         squares = more_squares
@@ -212,11 +217,9 @@ def packed_dots(
     N: tl.constexpr = len(rows)
     OWN: tl.constexpr = own_of(STRIDE, rows[0].dtype.element_ty, NORM)
     moments = ()
-    for t in tl.static_range(M):
-        if SHIFT is not None:
+    if SHIFT is not None:
+        for t in tl.static_range(M):
             moments = and_one(moments, moments_of(xs[t], norm[2], K, STEP))
-        else:
-            moments = and_one(moments, ())
     sums, squares = add_packed(
         no_sums(M * N, STEP // OWN), no_sums(M, STEP // OWN), ahead, xs, rows, there, norm, moments, None,
         K, STRIDE, COLUMNS, NORM, SHIFT, STEP,
