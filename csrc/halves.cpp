@@ -117,28 +117,30 @@ struct HalfRows {
   }
 };
 
-// More tokens. A block of columns of kGroupRows rows and of as many tokens as a group has stays in the first-level cache.
-constexpr int64_t kHalfColumns = 2 * kBlockColumns;
-constexpr int64_t half_columns(int64_t K) { return tiles(tiles(K, tiles(K, kHalfColumns)), kStepColumns) * kStepColumns; }
+// More tokens. Of long rows a block of columns of kGroupRows rows and of as many tokens as a group has stays in the first-level cache. Rows
+// of up to `whole` columns are one block: sums of many tokens that wait cost more than rows from the second level.
+constexpr int64_t kHalfColumns = 2 * kBlockColumns, kWholeColumns = 2048;
+constexpr int64_t half_columns(int64_t K, int64_t whole) {
+  const int64_t blocks = K <= whole ? 1 : tiles(K, kHalfColumns);
+  return tiles(tiles(K, blocks), kStepColumns) * kStepColumns;
+}
 
-// One block of columns of some rows, for all tokens; between blocks sums wait in memory, as in panel.h.
+// One block of columns: where its results go. Between blocks sums wait in memory, as in panel.h.
 struct HalfBlock {
-  Tokens x;
-  bytes* w;
-  int64_t row_bytes, rows, columns, together;  // tokens, at most kGroupTokens
   bool first, last;
-  float* out;
   int64_t out_stride;
 };
 
-// M tokens with kGroupRows rows, of which the first `left` are wanted.
-template <bool kNative, int M>
-[[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t left, float* sums, float* out) {
-  constexpr int N = kGroupRows;
-  V acc[M * N];
+template <int M>
+[[gnu::always_inline]] inline void begin_sums(const HalfBlock& b, const float* sums, V (&acc)[M * kGroupRows]) {
 #pragma GCC unroll 32
-  for (int i = 0; i < M * N; ++i) acc[i] = b.first ? V{} : load(sums + i * W);
-  add_columns<kNative, M, N>(x, rows, b.columns, 0, acc);
+  for (int i = 0; i < M * kGroupRows; ++i) acc[i] = b.first ? V{} : load(sums + i * W);
+}
+
+// Of kGroupRows rows the first `left` are wanted.
+template <int M>
+[[gnu::always_inline]] inline void end_sums(const HalfBlock& b, const V (&acc)[M * kGroupRows], float* sums, int64_t left, float* out) {
+  constexpr int N = kGroupRows;
   if (!b.last) {
 #pragma GCC unroll 32
     for (int i = 0; i < M * N; ++i) store(sums + i * W, acc[i]);
@@ -154,51 +156,132 @@ template <bool kNative, int M>
   }
 }
 
-template <bool kNative>
-void half_block(const HalfBlock& b, int64_t tokens, float* sums, NextBlock& next_block) {
-  for (int64_t t = 0; t < tokens; t += b.together)
-    for (int64_t n = 0; n < b.rows; n += kGroupRows) {
-      next_block.one_call();
-      Rows<kGroupRows> rows;
-      for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = b.w + smaller(n + i, b.rows - 1) * b.row_bytes;  // a missing row is computed and dropped
-      const Tokens x{b.x.at + t * b.x.stride, b.x.stride};
-      float* at = sums + (t * kBlockRows + n * b.together) * W;
-      float* out = b.out + t * b.out_stride + n;
-      const auto run = [&]<int M>() { half_group<kNative, M>(b, x, rows, b.rows - n, at, out); };
-      switch (smaller(b.together, tokens - t)) {
-        case 1: run.template operator()<1>(); break;
-        case 2: run.template operator()<2>(); break;
-        case 3: run.template operator()<3>(); break;
-        case 4: run.template operator()<4>(); break;
-        case 5: run.template operator()<5>(); break;
-        default: run.template operator()<kGroupTokens>(); break;
-      }
-    }
+// Calls `body` with the number of tokens of a group as a constant.
+template <class Body>
+inline void with_tokens(int64_t tokens, Body body) {
+  switch (tokens) {
+    case 1: return body.template operator()<1>();
+    case 2: return body.template operator()<2>();
+    case 3: return body.template operator()<3>();
+    case 4: return body.template operator()<4>();
+    case 5: return body.template operator()<5>();
+    default: return body.template operator()<kGroupTokens>();
+  }
 }
 
-template <bool kNative>
-void many_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
-  const int64_t columns = half_columns(K), row_bytes = 2 * K, stride = rounded_stride(K);
-  const int64_t groups = tiles(tokens, kGroupTokens), together = tiles(tokens, groups);
+// Columns of kBlockRows rows, copied once for all tokens of a tile: rows of a file begin anywhere, and a load that crosses a line costs two.
+//
+//   panel   32 columns of row 0 | of 1 | of 2 | of 3 | the next 32 of row 0 ..      then rows 4 to 7
+struct HalfPanel {
+  uint16_t* at;
+  int64_t rows, steps;
+};
+
+constexpr int64_t kGroupHalves = kGroupRows * kStepColumns;
+
+inline void fill_panel(const HalfPanel& panel, bytes* w, int64_t row_bytes, int64_t columns) {
+  const int64_t whole = columns / kStepColumns;
+  const auto some = static_cast<__mmask32>((uint64_t{1} << columns % kStepColumns) - 1);  // nothing is read behind a row's end
+  for (int64_t n = 0; n < tiles(panel.rows, kGroupRows) * kGroupRows; ++n) {
+    bytes* row = w + smaller(n, panel.rows - 1) * row_bytes;  // a missing row is computed and dropped
+    uint16_t* out = panel.at + n / kGroupRows * panel.steps * kGroupHalves + n % kGroupRows * kStepColumns;
+    for (int64_t step = 0; step < whole; ++step, row += 2 * kStepColumns, out += kGroupHalves) _mm512_store_si512(out, _mm512_loadu_si512(row));
+    if (whole < panel.steps) _mm512_store_si512(out, _mm512_maskz_loadu_epi16(some, row));
+  }
+}
+
+// M tokens with all rows of a panel.
+template <bool kNative, int M>
+[[gnu::noinline]] void panel_halves(const HalfBlock& b, const Tokens& x, const HalfPanel& panel, int64_t together, float* sums, float* out,
+                                    NextBlock& next_block) {
+  constexpr int N = kGroupRows;
+  const uint16_t* w = panel.at;
+  for (int64_t n = 0; n < panel.rows; n += N, out += N, sums += together * N * W) {
+    next_block.one_call();
+    V acc[M * N];
+    begin_sums<M>(b, sums, acc);
+    const uint16_t* at = x.at;
+    for (const uint16_t* end = w + panel.steps * kGroupHalves; w != end; w += kGroupHalves, at += kStepColumns) {
+      I xv[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) xv[m] = kept_pairs(_mm512_loadu_si512(at + m * x.stride));
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        const I wv = kept_pairs(_mm512_load_si512(w + i * kStepColumns));
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) add_pairs<kNative>(xv[m], wv, acc[m * N + i]);
+      }
+    }
+    end_sums<M>(b, acc, sums, panel.rows - n, out);
+  }
+}
+
+// A block of columns [first, first + columns) of rows [row, row + rows), which begin at `w`; tokens are taken so many together.
+struct Part {
+  HalfBlock block;
+  bytes* w;
+  int64_t row, rows, first, columns, together;
+};
+
+// Calls `body` with each block, and what asks for the next one meanwhile.
+template <class Body>
+inline void each_block(int64_t tokens, bytes* w, int64_t N, int64_t K, int64_t columns, int64_t out_stride, Body body) {
+  const int64_t row_bytes = 2 * K, groups = tiles(tokens, kGroupTokens), together = tiles(tokens, groups);
   for (int64_t row = 0; row < N; row += kBlockRows) {
     const int64_t rows = smaller(kBlockRows, N - row);
     for (int64_t k = 0; k < K; k += columns) {
-      const int64_t count = smaller(columns, K - k);
       const bool last = k + columns >= K;
       bytes* next = w + (last ? (row + rows) * row_bytes : row * row_bytes + 2 * (k + columns));
       const int64_t next_columns = last ? columns : smaller(columns, K - k - columns);
       NextBlock next_block(next, row_bytes, rows, 2 * next_columns, tiles(rows, kGroupRows) * groups);
-      const HalfBlock block{{x + k, stride}, w + row * row_bytes + 2 * k, row_bytes, rows, count, together, k == 0, last, out + row, out_stride};
-      half_block<kNative>(block, tokens, sums, next_block);
+      const HalfBlock block{k == 0, last, out_stride};
+      body(Part{block, w + row * row_bytes + 2 * k, row, rows, k, smaller(columns, K - k), together}, next_block);
     }
   }
 }
 
-// As many_halves, of tokens that Work keeps no room for.
+template <bool kNative>
+[[gnu::noinline]] void many_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums) {
+  alignas(64) static thread_local uint16_t copied[kBlockRows * kWholeColumns];  // more than some systems' stacks have
+  const int64_t stride = rounded_stride(K);
+  each_block(tokens, w, N, K, half_columns(K, kWholeColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
+    const HalfPanel panel{copied, part.rows, tiles(part.columns, kStepColumns)};
+    fill_panel(panel, part.w, 2 * K, part.columns);
+    for (int64_t t = 0; t < tokens; t += part.together)
+      with_tokens(smaller(part.together, tokens - t), [&]<int M>() {
+        panel_halves<kNative, M>(part.block, {x + t * stride + part.first, stride}, panel, part.together, sums + t * kBlockRows * W,
+                                 out + t * out_stride + part.row, next_block);
+      });
+  });
+}
+
+// M tokens with kGroupRows rows where they lie.
+template <bool kNative, int M>
+[[gnu::noinline]] void half_group(const HalfBlock& b, const Tokens& x, const Rows<kGroupRows>& rows, int64_t columns, int64_t left, float* sums,
+                                  float* out) {
+  V acc[M * kGroupRows];
+  begin_sums<M>(b, sums, acc);
+  add_columns<kNative, M, kGroupRows>(x, rows, columns, 0, acc);
+  end_sums<M>(b, acc, sums, left, out);
+}
+
+// Few tokens, too few for a panel and more than streams are best for.
 template <bool kNative>
 [[gnu::noinline]] void several_halves(const uint16_t* x, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride) {
   alignas(64) float sums[tiles(16, kGroupTokens) * kGroupTokens * kBlockRows * W];
-  many_halves<kNative>(x, tokens, w, N, K, out, out_stride, sums);
+  const int64_t stride = rounded_stride(K);
+  each_block(tokens, w, N, K, half_columns(K, kHalfColumns), out_stride, [&](const Part& part, NextBlock& next_block) {
+    for (int64_t t = 0; t < tokens; t += part.together)
+      for (int64_t n = 0; n < part.rows; n += kGroupRows) {
+        next_block.one_call();
+        Rows<kGroupRows> rows;
+        for (int64_t i = 0; i < kGroupRows; ++i) rows.at[i] = part.w + smaller(n + i, part.rows - 1) * 2 * K;  // a missing row is computed and dropped
+        with_tokens(smaller(part.together, tokens - t), [&]<int M>() {
+          half_group<kNative, M>(part.block, {x + t * stride + part.first, stride}, rows, part.columns, part.rows - n,
+                                 sums + (t * kBlockRows + n * part.together) * W, out + t * out_stride + part.row + n);
+        });
+      }
+  });
 }
 
 constexpr int64_t kStreamedTokens = 4;  // more are faster with neighbouring rows than with streams

@@ -210,7 +210,7 @@ def test_an_encoder_rounds_as_the_reference_does(row, tmp_path, make_backend):
     check_rounds_alike(found)
 
 
-def test_by_default_what_is_dense_and_draws_meets_it_where_a_cpu_multiplies_it(folder_of, tmp_path, monkeypatch):
+def test_by_default_what_is_dense_meets_it_where_a_cpu_multiplies_it(folder_of, tmp_path, monkeypatch):
     def chosen(folder, device="cpu"):
         return rounded_for(open_model(folder), AUTO, device).activations
 
@@ -219,7 +219,8 @@ def test_by_default_what_is_dense_and_draws_meets_it_where_a_cpu_multiplies_it(f
         folder_of(row, dtype="bf16") for row in ("qwen3-moe", "gemma4-moe", "qwen3.5", "granite4-h", "mamba2", "lfm2")
     ]
     make_encoder("gemma3-both-ways").bfloat16().save_pretrained(tmp_path / "encoder")
-    others += [tmp_path / "encoder", folder_of("llama"), folder_of("llama", dtype="fp16")]
+    dense["encoder"] = tmp_path / "encoder"
+    others += [folder_of("llama"), folder_of("llama", dtype="fp16")]
     monkeypatch.setattr(kernels, "BF16_PRODUCTS", True)
     assert {row: chosen(folder) for row, folder in dense.items()} == dict.fromkeys(dense, BF16)
     assert {chosen(folder) for folder in others} == {FLOAT32}
