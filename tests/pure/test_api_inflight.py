@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coterie.api.inflight import DEFAULT_MAX_TOKENS, MAX_TOKENS_OF_TEXT, to_draw, within_kv
+from coterie.api.inflight import DEFAULT_MAX_TOKENS, MAX_TOKENS_OF_TEXT, capped_by_kv, tokens_to_draw
 from coterie.api.types import Query
 from coterie.engine.request import Request
 
@@ -24,7 +24,7 @@ from coterie.engine.request import Request
     ],
 )
 def test_a_default_has_room_in_the_context_and_what_was_said_stands(said, room, chats, drawn):
-    assert to_draw(replace(Query.text("x"), max_tokens=said), room, chats) == drawn
+    assert tokens_to_draw(replace(Query.text("x"), max_tokens=said), room, chats) == drawn
 
 
 @pytest.mark.parametrize(
@@ -41,5 +41,5 @@ def test_a_default_has_room_in_the_context_and_what_was_said_stands(said, room, 
 )
 def test_a_default_takes_a_share_of_the_kv_cache_and_fits(limit, prompt, holds, drawn):
     request = Request("r", "e", (1,) * prompt, limit)
-    assert within_kv(request, Query.text("x"), holds).max_tokens == drawn
-    assert within_kv(request, replace(Query.text("x"), max_tokens=limit), holds) == request
+    assert capped_by_kv(request, Query.text("x"), holds).max_tokens == drawn
+    assert capped_by_kv(request, replace(Query.text("x"), max_tokens=limit), holds) == request

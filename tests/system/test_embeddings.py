@@ -17,7 +17,7 @@ from tests.system.test_server import served
 from tests.system.tiny import CONFIG, write_adapter, write_delta_net, write_expert
 
 from coterie.api import Coterie, Message, Options, Query
-from coterie.api.embeddings import unit
+from coterie.api.embeddings import normalised
 from coterie.checkpoint.sentence import Embedding
 from coterie.core.errors import CrowdedError, NotFoundError, RequestError, UnsupportedError
 from coterie.engine.policy import Policy
@@ -101,7 +101,7 @@ def test_many_numbers_are_written_beside_the_loop(
 
 def test_fewer_dimensions_are_the_first_ones_of_length_one(client: openai.OpenAI, alone) -> None:
     found = vectors(client.embeddings.create(model="ada", input=TEXTS[1], dimensions=5))
-    np.testing.assert_allclose(found, unit(alone(TEXTS[1])[None, :5]), rtol=1e-6)
+    np.testing.assert_allclose(found, normalised(alone(TEXTS[1])[None, :5]), rtol=1e-6)
     with pytest.raises(openai.BadRequestError, match="vectors of ada have 32"):
         client.embeddings.create(model="ada", input="a", dimensions=33)
 

@@ -24,7 +24,7 @@ from coterie.plan.place import place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Wish, fewest, room_for, size, smallest, work
+from coterie.plan.size import Goal, fewest, load_of_experts, room_for, size, smallest
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -39,14 +39,14 @@ def opened(many):
     return composition, open_experts(composition, synthetic=True)
 
 
-def wish(rate=100.0, experts=12, **slo):
-    return Wish(np.full(experts, 1 / experts), rate, Slo(**{"ttft_s": 0.1, **slo}), DEMAND)
+def goal(rate=100.0, experts=12, **slo):
+    return Goal(np.full(experts, 1 / experts), rate, Slo(**{"ttft_s": 0.1, **slo}), DEMAND)
 
 
-def answer(opened, wished, machine="toy-tiers", **tiers):
+def answer(opened, wanted, machine="toy-tiers", **tiers):
     spec = load_machine(machine)
     changed = tuple(replace(tier, capacity_bytes=tiers.get(tier.name, tier.capacity_bytes)) for tier in spec.tiers)
-    return size(replace(spec, tiers=changed), *opened, wished)
+    return size(replace(spec, tiers=changed), *opened, wanted)
 
 
 def test_an_idle_machine_takes_what_its_steps_take(opened):
@@ -69,16 +69,16 @@ def test_more_load_is_never_better(opened):
 
 
 def test_more_load_or_a_harder_promise_never_needs_fewer_machines(opened):
-    counts = [answer(opened, wish(rate)).placement.machines for rate in (50, 500, 2000, 8000)]
+    counts = [answer(opened, goal(rate)).placement.machines for rate in (50, 500, 2000, 8000)]
     assert counts == sorted(counts)
     assert counts[0] == 1 < counts[-1]
-    harder = answer(opened, wish(8000, ttft_s=0.01)).placement.machines
+    harder = answer(opened, goal(8000, ttft_s=0.01)).placement.machines
     assert harder >= counts[-1]
 
 
 def test_memory_bounds_where_there_is_little(opened):
     size_bytes = opened[1]["e-0"].layout.size_bytes
-    found = answer(opened, wish(5), ddr=size_bytes * 6)  # the router takes the place of one
+    found = answer(opened, goal(5), ddr=size_bytes * 6)  # the router takes the place of one
     assert found.placement.machines == 3
     assert found.bound.startswith("memory: 2 would lack")
     assert [len(held) for held in found.placement.held] == [4, 4, 4]
@@ -87,16 +87,16 @@ def test_memory_bounds_where_there_is_little(opened):
 def test_a_machine_without_memory_below_keeps_its_experts_on_the_disk(opened):
     """As `simulate` does: eight experts of a CPU's twelve are in its memory, and the others come from its disk."""
     size_bytes = opened[1]["e-0"].layout.size_bytes
-    few = answer(opened, wish(5), "epyc-2core", dram=size_bytes * 14)  # the router, KV, and the rest for experts
+    few = answer(opened, goal(5), "epyc-2core", dram=size_bytes * 14)  # the router, KV, and the rest for experts
     assert few.placement.machines == 1
     assert 0 < few.worst.link < few.worst.steps
     assert 0 < few.worst.hit_rate < 1
     assert few.worst.switches_per_s == pytest.approx(5 * (1 - few.worst.hit_rate), rel=0.05)
-    assert answer(opened, replace(wish(5), resident=True), "epyc-2core", dram=size_bytes * 14).placement.machines > 1
+    assert answer(opened, replace(goal(5), resident=True), "epyc-2core", dram=size_bytes * 14).placement.machines > 1
 
 
 def test_what_helps_most_is_what_bounds(opened):
-    found = answer(opened, wish(1500))
+    found = answer(opened, goal(1500))
     helps = dict(found.helps)
     assert max(helps.values()) == found.helps[0][1] >= 1
     assert set(helps) >= {"hbm bandwidth", "arithmetic", "launch time"}
@@ -105,20 +105,20 @@ def test_what_helps_most_is_what_bounds(opened):
 
 def test_a_promise_that_no_number_of_machines_keeps(opened):
     with pytest.raises(UsageError, match=r"tpot is .* on a machine that has nothing else to do, .* times the 1 us"):
-        answer(opened, wish(ttft_s=math.inf, tpot_s=1e-6))
+        answer(opened, goal(ttft_s=math.inf, tpot_s=1e-6))
     with pytest.raises(
         UsageError, match=r"4096 machines do not keep .*: the time of steps of the busiest is \d+.* times"
     ):
-        answer(opened, wish(1e9))
+        answer(opened, goal(1e9))
     with pytest.raises(CapacityError, match=r"plan on toy-tiers\] the largest expert needs .* smaller experts"):
-        answer(opened, wish(), hbm=70_000)
+        answer(opened, goal(), hbm=70_000)
 
 
 def test_a_promise_that_is_proposed_can_be_kept(opened):
     with pytest.raises(UsageError) as caught:
-        answer(opened, wish(1.0, ttft_s=1e-6))
+        answer(opened, goal(1.0, ttft_s=1e-6))
     proposed = caught.value.remedy.split()[1].removeprefix("ttft=").removesuffix("s")
-    assert answer(opened, wish(1e-3, ttft_s=float(proposed))).placement.machines == 1
+    assert answer(opened, goal(1e-3, ttft_s=float(proposed))).placement.machines == 1
 
 
 def run(many, *args):
@@ -146,7 +146,7 @@ def test_the_answer_of_a_check_is_the_simulations(many):
 
 def test_an_estimate_that_is_wrong_is_shown_beside_the_answer(many, monkeypatch):
     wrong = iter([5])  # then as always
-    monkeypatch.setattr("coterie.plan.size.smallest", lambda *wished: next(wrong, None) or smallest(*wished))
+    monkeypatch.setattr("coterie.plan.size.smallest", lambda *wanted: next(wrong, None) or smallest(*wanted))
     result = run(many, *CHECKED, "--rate", 1500)
     assert result.exit_code == 0, result.output
     assert "5 machines keep it for" in result.stdout
@@ -171,11 +171,11 @@ def test_the_least_count_for_memory_can_be_placed(opened):
     """Room for 2.5 experts is room for 2: five need three machines, not two."""
     machine = Pricer(*opened, DEMAND).machine(load_machine("toy-tiers"))
     machine = replace(machine.of(np.arange(5)), near_bytes=machine.sizes[0] * 5 // 2)
-    wished = replace(wish(experts=5), resident=True)
-    room = room_for(machine, wished)
-    count = fewest(machine.sizes, wished.shares, room)
+    wanted = replace(goal(experts=5), resident=True)
+    room = room_for(machine, wanted)
+    count = fewest(machine.sizes, wanted.shares, room)
     assert count == 3
-    assert place(machine.sizes, wished.shares, count, room, solver=False).machines == count
+    assert place(machine.sizes, wanted.shares, count, room, solver=False).machines == count
 
 
 @pytest.fixture(scope="module")
@@ -196,18 +196,18 @@ def test_experts_of_unequal_sizes_count_as_what_they_are(unequal):
     models = open_experts(composition, synthetic=True)
     demand = replace(DEMAND, router_tokens=0)
     shares = np.array([0.01, *[0.99 / 12] * 12])
-    wished = Wish(shares, 50.0, Slo(ttft_s=0.1), demand)
+    wanted = Goal(shares, 50.0, Slo(ttft_s=0.1), demand)
     machine = Pricer(composition, models, demand).machine(load_machine("toy-tiers"))
     big, small = machine.sizes[0], machine.sizes[1]
     assert big > 5 * small
     assert machine.sizes == [big, *[small] * 12]
     room = big + 2 * small
-    found = answer((composition, models), wished, ddr=room)
+    found = answer((composition, models), wanted, ddr=room)
     assert sum(machine.sizes) < 2 * room
     assert found.placement.machines == 2
     for held in found.placement.held:
         assert sum(machine.sizes[expert] for expert in held) <= room
-    assert answer((composition, models), wished).placement.machines == 1
+    assert answer((composition, models), wanted).placement.machines == 1
 
 
 def test_load_is_work_where_one_experts_requests_take_longer_than_anothers(opened, unequal):
@@ -215,19 +215,19 @@ def test_load_is_work_where_one_experts_requests_take_longer_than_anothers(opene
     composition = load_composition(str(unequal))
     models = open_experts(composition, synthetic=True)
     demand = replace(DEMAND, router_tokens=0)
-    wished = Wish(np.array([0.2, *[0.8 / 12] * 12]), 1000.0, Slo(ttft_s=0.1), demand)
-    found = answer((composition, models), wished)
+    wanted = Goal(np.array([0.2, *[0.8 / 12] * 12]), 1000.0, Slo(ttft_s=0.1), demand)
+    found = answer((composition, models), wanted)
     machine, placement = found.machine, found.placement
     assert placement.machines > 1
     every = []
     for held in map(np.array, placement.held):
-        rates = wished.rate * wished.shares[held] * placement.share[held, len(every)]
-        every.append(state(machine.of(held), demand, rates, wished.slo.share).excess(wished.slo))
-    assert max(found.worst.excess(wished.slo).values()) == max(max(excess.values()) for excess in every)
+        rates = wanted.rate * wanted.shares[held] * placement.share[held, len(every)]
+        every.append(state(machine.of(held), demand, rates, wanted.slo.share).excess(wanted.slo))
+    assert max(found.worst.excess(wanted.slo).values()) == max(max(excess.values()) for excess in every)
     busy = [excess["steps"] for excess in every]
     assert max(busy) < 1.5 * min(busy)
-    same = wish()
-    assert (work(Pricer(*opened, DEMAND).machine(load_machine("toy-tiers")), same) == same.shares).all()
+    same = goal()
+    assert (load_of_experts(Pricer(*opened, DEMAND).machine(load_machine("toy-tiers")), same) == same.shares).all()
 
 
 def test_who_is_asked_for_little_does_not_set_what_most_wait_for(unequal):
@@ -343,7 +343,7 @@ def test_what_prompts_share_is_not_computed(opened):
 
 
 def test_room_for_bursts_takes_more_machines_and_says_why(opened):
-    counts = [answer(opened, wish(4000, busy=busy)) for busy in (1.0, 0.8, 0.4, 0.1)]
+    counts = [answer(opened, goal(4000, busy=busy)) for busy in (1.0, 0.8, 0.4, 0.1)]
     machines = [found.placement.machines for found in counts]
     assert machines == sorted(machines)
     assert machines[0] < machines[-1]
@@ -353,7 +353,7 @@ def test_room_for_bursts_takes_more_machines_and_says_why(opened):
 
 def test_few_experts_have_a_curve_without_repeats(opened):
     few = replace(opened[0], experts=opened[0].experts[:3])
-    curve = answer((few, opened[1]), wish(10.0, experts=3)).curve
+    curve = answer((few, opened[1]), goal(10.0, experts=3)).curve
     assert [experts for experts, _ in curve] == [1, 2, 3, 4, 6, 12, 18]
 
 

@@ -25,7 +25,7 @@ from coterie.plan.outcome import tpots
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import APART, OURS, Setup
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Answer, Wish, size
+from coterie.plan.size import Answer, Goal, size
 from coterie.plan.slo import Slo
 from coterie.plan.together import groups_of
 from coterie.plan.workload import Load, lengths_named, make_workload
@@ -66,7 +66,7 @@ def machine_with(**tiers: int) -> MachineSpec:
 
 def answer(opened: Opened, rate: float, spec: MachineSpec | None = None, **slo: float) -> Answer:
     shares = np.full(COUNT + 1, 1 / (COUNT + 1))
-    return size(spec or machine_with(), *opened, Wish(shares, rate, Slo(**{"ttft_s": 0.1, **slo}), DEMAND))
+    return size(spec or machine_with(), *opened, Goal(shares, rate, Slo(**{"ttft_s": 0.1, **slo}), DEMAND))
 
 
 def test_what_moves_is_the_adapters_and_every_machine_has_the_base(opened: Opened) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from coterie.api.assemble import Options, assemble, make_spec
 from coterie.api.expert_commands import ExpertCommands
-from coterie.api.inflight import InFlight, within_kv
+from coterie.api.inflight import InFlight, capped_by_kv
 from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
-from coterie.api.ready import Experts, Ready, fitted, made_ready, placed
-from coterie.api.rescan import Looked, Rescan, look_again, rescan
+from coterie.api.ready import Experts, Ready, fitted, placed, prepared
+from coterie.api.rescan import FolderScan, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
@@ -112,7 +112,7 @@ class Coterie(Measuring, ExpertCommands):
     def ready(self, query: Query) -> Ready:
         """Do what of a query needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
         try:
-            return made_ready(query, self._begin(query), self.routing, self._experts)
+            return prepared(query, self._begin(query), self.routing, self._experts)
         except ContextError as error:
             with self._lock:
                 self.watch.refused(f"{next(self._numbers):08x}", error.where, error)
@@ -218,11 +218,11 @@ class Coterie(Measuring, ExpertCommands):
         with self._opened():
             return look(self._parts, self.models, self.composition.name)
 
-    def look_again(self) -> Looked:
+    def look_again(self) -> FolderScan:
         """What is new in the folder, opened, in any thread. Raises UsageError for a composition that is a file."""
         return look_again(self.composition, self.models, self.texts, self._options)
 
-    def rescan(self, looked: Looked | None = None) -> Rescan:
+    def rescan(self, looked: FolderScan | None = None) -> Rescan:
         """Serve what is new in the folder, as another look found it, or else one now. Raises as `look_again`."""
         looked = looked or self.look_again()
         with self._opened():
@@ -277,7 +277,7 @@ class Coterie(Measuring, ExpertCommands):
                 self._parts.engine.check_room(query.client, most, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
-        request = within_kv(request, pending.query, self._parts.kv.tokens_held(self.models[route.expert].kv))
+        request = capped_by_kv(request, pending.query, self._parts.kv.tokens_held(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(replace(request, request_id=request_id))
         shown = () if request.ignore_end else request.end_ids

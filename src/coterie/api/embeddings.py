@@ -39,37 +39,37 @@ def query_of(text: str, expert: str, use: str = "", prompt_ids: Sequence[int] = 
     return Query((Message("user", text),), expert, raw=True, embeds=True, use=use, prompt_ids=tuple(prompt_ids))
 
 
-def given_out(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:
+def output_vectors(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:
     """The vectors [N, D] of an expert, of length one where that is how it makes them; or their first `dimensions`
     numbers, of length one again.
 
-    Raises RequestError for more dimensions than there are, and as `measured`.
+    Raises RequestError for more dimensions than there are, and as `raw_vectors`.
     """
     if not answers:
         return np.zeros((0, 0), np.float32)
-    vectors_ND = measured(answers, text)
+    vectors_ND = raw_vectors(answers, text)
     if dimensions is not None:
         if dimensions > vectors_ND.shape[1]:
             fact = f"is {dimensions}, but the vectors of {text.expert} have {vectors_ND.shape[1]}"
             raise RequestError("dimensions", fact, "ask for fewer")
         vectors_ND = vectors_ND[:, :dimensions]
-    return unit(vectors_ND) if text.embedding.normalized or dimensions is not None else vectors_ND
+    return normalised(vectors_ND) if text.embedding.normalized or dimensions is not None else vectors_ND
 
 
-def measured(answers: Sequence[Answer], text: Text) -> F32:
+def raw_vectors(answers: Sequence[Answer], text: Text) -> F32:
     """What an expert makes of all it has pooled [N, *], before lengths are made one.
 
     Raises CheckpointError, and DeviceError where its layers make no numbers of it.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # told of below
-        vectors_ND = through(text.embedding, [answer.vector for answer in answers])
+        vectors_ND = apply_layers(text.embedding, [answer.vector for answer in answers])
     if not np.isfinite(vectors_ND).all():
         fact = "a layer behind the pooling gives values that are not numbers"
         raise DeviceError(text.expert, fact, "the weights are damaged or overflow: get the checkpoint again")
     return vectors_ND
 
 
-def through(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
+def apply_layers(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
     """What an expert makes of what it has pooled [N, *], before lengths are made one. Raises CheckpointError."""
     vectors_ND = np.array([np.array(row, np.float32) for row in pooled], np.float32)  # others go on between two rows
     for layer in embedding.layers:
@@ -77,7 +77,7 @@ def through(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
     return vectors_ND
 
 
-def unit(vectors_ND: F32) -> F32:
+def normalised(vectors_ND: F32) -> F32:
     """Vectors of length one, those of length zero as they are."""
     lengths_N1 = np.sqrt((vectors_ND.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     found: F32 = (vectors_ND / np.where(lengths_N1 > 0, lengths_N1, 1)).astype(np.float32)

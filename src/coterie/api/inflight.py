@@ -116,7 +116,7 @@ class InFlight:
         )
 
 
-def to_draw(query: Query, room: int, chats: bool = True) -> int:
+def tokens_to_draw(query: Query, room: int, chats: bool = True) -> int:
     """How many tokens the engine draws at most, where the context has `room` for so many; `chats`: the expert is told
     by a chat template where an answer ends.
 
@@ -129,7 +129,7 @@ def to_draw(query: Query, room: int, chats: bool = True) -> int:
     return max(1, min(default, room)) if query.max_tokens is None else query.max_tokens
 
 
-def within_kv(request: Request, query: Query, holds: int) -> Request:
+def capped_by_kv(request: Request, query: Query, holds: int) -> Request:
     """A query's request, where its limit is the default with no more than a share of the KV cache, which `holds` so
     many tokens of the expert, and one that fits: the last token is never fed back and needs no place there.
     """

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coterie.api.embeddings import embedder, given_out, query_of
+from coterie.api.embeddings import embedder, output_vectors, query_of
 from coterie.api.reranking import Ranked, best_first, check_top_n, pair_of, reranker, scores_of
 from coterie.api.texts import Text
 from coterie.api.types import Answer, Query
@@ -44,7 +44,7 @@ class Measuring(ABC):
         name = embedder(self.texts, self.composition, expert)
         each = [texts] if isinstance(texts, str) else texts
         asked = [query_of(text, name, use) for text in each]
-        return given_out(*self._by_the_same(asked, name, priority), dimensions)
+        return output_vectors(*self._by_the_same(asked, name, priority), dimensions)
 
     def rerank(
         self,

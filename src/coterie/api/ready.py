@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coterie.api.inflight import to_draw
+from coterie.api.inflight import tokens_to_draw
 from coterie.api.sampling import settled
 from coterie.api.texts import Text
 from coterie.api.types import Query
@@ -58,7 +58,7 @@ class Experts:
         return text, self.models[name]
 
 
-def made_ready(query: Query, begun: Pending, routing: Routing, experts: Experts) -> Ready:
+def prepared(query: Query, begun: Pending, routing: Routing, experts: Experts) -> Ready:
     """A query whose routing has begun, as far as it gets without a model. Raises what `placed` does."""
     if begun.asks:
         return Ready(query, begun)
@@ -133,7 +133,7 @@ def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Re
         request_id="",
         expert_id=text.expert,
         prompt_ids=ids,
-        max_tokens=to_draw(query, model.max_context - len(ids), text.chats(query)),
+        max_tokens=tokens_to_draw(query, model.max_context - len(ids), text.chats(query)),
         sampling=sampling,
         stop=(query.stop,) if isinstance(query.stop, str) else query.stop,
         end_ids=text.ends(query, model.end_ids),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coterie.api.embeddings import measured
+from coterie.api.embeddings import raw_vectors
 from coterie.api.texts import Text
 from coterie.api.types import Answer, Message, Query
 from coterie.composition.composition import Composition
@@ -54,13 +54,13 @@ def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:
 def scores_of(answers: Sequence[Answer], text: Text, raw: bool = False) -> list[float]:
     """The scores of pairs, as the expert's files want them given; `raw`: as its last layer has them.
 
-    Raises RequestError for an expert that was not made to score, and as `measured`.
+    Raises RequestError for an expert that was not made to score, and as `raw_vectors`.
     """
     if text.scoring is None:
         raise RequestError(text.expert, "was not made to score documents (reranking)", "name another expert")
     if not answers:
         return []
-    scores_N = measured(answers, text)[:, 0].astype(np.float64)
+    scores_N = raw_vectors(answers, text)[:, 0].astype(np.float64)
     if text.scoring.is_sigmoid and not raw:
         scores_N = (1 + np.tanh(scores_N / 2)) / 2  # the sigmoid, without overflow
     return [float(score) for score in scores_N]

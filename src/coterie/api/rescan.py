@@ -44,7 +44,7 @@ class Rescan:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class FolderScan:
     """What another look found: the folder as it is, and what is new or replaced there, opened, or why it is not.
 
     `was`: the models that were served under these names, None where there was none.
@@ -58,7 +58,7 @@ class Looked:
 
 def look_again(
     composition: Composition, models: Mapping[str, Model], texts: Mapping[str, Text], options: Options
-) -> Looked:
+) -> FolderScan:
     """Look into a composition's folder, and open what is new there. In any thread: to open hundreds takes seconds.
 
     Raises UsageError for a composition that is a file, and where the folder has become one, NotFoundError and
@@ -76,18 +76,18 @@ def look_again(
         if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
             continue
         try:
-            model = open_again(expert, options, bases)
+            model = reopen(expert, options, bases)
             text = open_texts({expert.name: model})[expert.name]
             now = {**models, expert.name: model}, {**texts, expert.name: text}
             opened[expert.name] = with_draft(expert.name, *now, options.draft if options.draft in models else ""), text
         except UsageError as error:
             failed[expert.name] = error
-    return Looked(found, opened, failed, {name: models.get(name) for name in (*opened, *failed)})
+    return FolderScan(found, opened, failed, {name: models.get(name) for name in (*opened, *failed)})
 
 
 def rescan(
     composition: Composition,
-    looked: Looked,
+    looked: FolderScan,
     parts: Parts,
     models: dict[str, Model],
     texts: dict[str, Text],
@@ -121,7 +121,7 @@ def rescan(
     return composition, Rescan(tuple(added), tuple(renewed), kept, left_out)
 
 
-def open_again(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
+def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
     """An expert's model as its files are now. Raises UsageError."""
     assert expert.checkpoint is not None
     model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)

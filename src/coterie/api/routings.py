@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coterie.api.embeddings import query_of, through
+from coterie.api.embeddings import apply_layers, query_of
 from coterie.api.texts import Text, prompt_of
 from coterie.api.types import Query
 from coterie.api.vector_cache import VectorCache
@@ -102,7 +102,7 @@ class Routings:
         there = {key: made.get(key) or known[key] for key in keys}
         if is_new:
             kept.write(there, known)
-        whole_ND = through(self._texts[model].embedding, [there[key] for key in keys])
+        whole_ND = apply_layers(self._texts[model].embedding, [there[key] for key in keys])
         self._routing = self._routing.taught([tuple(vector_D.tolist()) for vector_D in whole_ND])
         return self._routing
 
@@ -175,7 +175,7 @@ class Routings:
         """An answer whose vector, if it has one, has gone through the layers behind its pooling."""
         if not output.vector:
             return output
-        (vector_D,) = through(self._texts[output.expert_id].embedding, [output.vector])
+        (vector_D,) = apply_layers(self._texts[output.expert_id].embedding, [output.vector])
         return replace(output, vector=tuple(vector_D.tolist()))
 
     def _request(self, ask_id: str, ask: Ask) -> Request:

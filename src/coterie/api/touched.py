@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 
 from coterie.api.assemble import Options
-from coterie.api.rescan import open_again
+from coterie.api.rescan import reopen
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
@@ -49,7 +49,7 @@ class Touched:
         if was is None or is_there(self._parts, name) or not is_touched(was.layout):
             return
         try:
-            model = replace(open_again(self.composition.expert(name), self._options, {}), base=was.base)
+            model = replace(reopen(self.composition.expert(name), self._options, {}), base=was.base)
             # What scores is no part of a layout, and lies in the same file.
             heads = {} if model.head is None else open_texts({name: model})
         except UsageError:

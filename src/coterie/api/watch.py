@@ -1,7 +1,7 @@
 """Watch: tells a listener what happens to experts and requests, as it happens. Without one nothing is kept.
 
     engine's log    submit, admit, loaded, failed ---+
-    cache's log     miss, evict, fetch, copy, drop --+--> Happening -> sink
+    cache's log     miss, evict, fetch, copy, drop --+--> EngineEvent -> sink
     routes, outputs first token, end ----------------+
 
 Knows nothing about who looks on, or how; and tells nobody what was asked or answered.
@@ -28,7 +28,7 @@ from coterie.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class EngineEvent:
     """Something that happened at `at_s` (seconds on the device's clock); `facts` are plain values, for JSON.
 
     what            facts, each with the expert or the request that it is about
@@ -49,7 +49,7 @@ class Happening:
     facts: Mapping[str, Any]
 
 
-Sink: TypeAlias = Callable[[Happening], None]
+Sink: TypeAlias = Callable[[EngineEvent], None]
 
 
 @dataclass(slots=True)
@@ -212,7 +212,7 @@ class Watch:
 
     def _tell(self, what: str, **facts: Any) -> None:
         if self._sink is not None:
-            self._sink(Happening(what, self._device.now(), facts))
+            self._sink(EngineEvent(what, self._device.now(), facts))
 
 
 def _times(timings: Timings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from coterie.api.sampling import GREEDY
 from coterie.bench.experts import experts_in_turn
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.report import Report, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, apart, draw_round, encoded, round_of
+from coterie.bench.serve_asked import Asked, Way, draw_round, encoded, own_seeds, round_of
 from coterie.bench.serve_own import OwnServer, in_process, own_server
 from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
 from coterie.bench.serve_rows import Round, notes_of, row_of, table_of
@@ -64,7 +64,7 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
 
     Raises UsageError, CapacityError, and DeviceError where the server does not start.
     """
-    loads = apart(loads, rounds)
+    loads = own_seeds(loads, rounds)
     with _composition(own, say) as ref, Coterie.open(ref, _options(ref, own)) as coterie:
         names = own.names
         _check_context(min(coterie.models[name].max_context for name in names), loads, rounds, names)
@@ -105,7 +105,7 @@ def serve_url(
 
     Raises UsageError where it answers nothing.
     """
-    loads = apart(loads, rounds)
+    loads = own_seeds(loads, rounds)
     count = dict.fromkeys(models, counting(origin, way, models[0]))
     ways = {HTTP: partial(_http, origin, way, None)}
     cells = [measured(load, partial(draw_round, load, models, count=count), ways, rounds, say) for load in loads]

@@ -21,7 +21,7 @@ from rich.table import Table
 from coterie.bench.coe_run import priority_notes
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
-from coterie.bench.serve_asked import Asked, Way, apart, draw_round
+from coterie.bench.serve_asked import Asked, Way, draw_round, own_seeds
 from coterie.bench.serve_models import models_at
 from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
 from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
@@ -91,7 +91,8 @@ def serve_against(
     """Measure all of them with each load. Raises UsageError where one answers nothing at all."""
     files = _files(against.cold)
     count = dict.fromkeys(models, counting(servers[0].origin, way, models[0]))
-    loads, ways = apart(loads, rounds), {server.name: partial(_round, server, way, files) for server in servers}
+    loads = own_seeds(loads, rounds)
+    ways = {server.name: partial(_round, server, way, files) for server in servers}
     runs = []
     for load in loads:
         asked = partial(draw_round, load, models, count=count)

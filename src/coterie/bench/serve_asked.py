@@ -92,7 +92,7 @@ def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str
     return Asked(models, texts, *told)
 
 
-def apart(loads: Sequence[Load], rounds: int) -> list[Load]:
+def own_seeds(loads: Sequence[Load], rounds: int) -> list[Load]:
     """Loads with seeds of their own: else the rounds of one would ask what a server has answered in those of another.
 
     The first keeps its seed. `rounds`: of each load, besides the one that warms up.

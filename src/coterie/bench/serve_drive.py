@@ -42,7 +42,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Driven:
+class LoadResult:
     """A run: every request, from the first being due to the last one's end, and what the client itself took of CPU."""
 
     answers: Sequence[Answered]
@@ -73,13 +73,13 @@ def drive(
     in_flight: int = 0,
     at_s: Sequence[float] = (),
     timeout_s: float = TIMEOUT_S,
-) -> Driven:
+) -> LoadResult:
     """Send every body: `in_flight` at once, or where that is 0 each at its time."""
     cpu_s = process_time()
     sent, begun_s = asyncio.run(_Drive(origin, path, bodies, timeout_s).run(in_flight, at_s))
     cpu_s = process_time() - cpu_s
     elapsed_s = max((one.end_s for one in sent), default=begun_s) - begun_s
-    return Driven([read(one) for one in sent], elapsed_s, cpu_s)
+    return LoadResult([read(one) for one in sent], elapsed_s, cpu_s)
 
 
 class _Drive:

@@ -13,7 +13,7 @@ import numpy as np
 
 from coterie.bench.http_stream import Origin
 from coterie.bench.serve_asked import Asked, Way
-from coterie.bench.serve_drive import Driven, drive
+from coterie.bench.serve_drive import LoadResult, drive
 from coterie.bench.serve_rows import Round, row_of
 from coterie.bench.words import prompt
 from coterie.core.errors import UsageError
@@ -54,7 +54,7 @@ def measured(
     return cell
 
 
-def over_http(origin: Origin, way: Way, asked: Asked) -> Driven:
+def over_http(origin: Origin, way: Way, asked: Asked) -> LoadResult:
     """One round. Raises UsageError where nothing at all is answered."""
     bodies = asked.bodies(way)
     driven = drive(origin, way.path, bodies, asked.in_flight, asked.at_s)

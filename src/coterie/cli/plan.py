@@ -30,7 +30,7 @@ from coterie.plan.place import place
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
-from coterie.plan.size import Answer, Wish, fewest, room_for, size, work
+from coterie.plan.size import Answer, Goal, fewest, load_of_experts, room_for, size
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named
 from coterie.plan.workload_file import read_workload
@@ -98,8 +98,8 @@ def planning(
     _check_reused(reused, asked, checked)
     question_tokens(found, models, round(asked.prompt_tokens))  # refuses what no router could read
     parts = apart(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
-    wishes = [_wish(part, asked, promised, resident, reused) for part in parts]
-    rows = _planned_rows(machine, parts, wishes, asked if checked else None, requests)
+    goals = [_wish(part, asked, promised, resident, reused) for part in parts]
+    rows = _planned_rows(machine, parts, goals, asked if checked else None, requests)
     in_all = _in_all(rows, len(parts))
     if html is not None:
         write_page(html, plan_page(found.name, rows))
@@ -120,17 +120,17 @@ def _promised(slo: str, busy: float) -> Slo:
 
 
 def _planned_rows(
-    machines: Sequence[str], parts: Sequence[Part], wishes: Sequence[Wish], to_check: Asked | None, requests: int
+    machines: Sequence[str], parts: Sequence[Part], goals: Sequence[Goal], to_check: Asked | None, requests: int
 ) -> list[dict[str, Any]]:
     """A row for each machine and part. Raises what `size` does where there is one row, and no number will do."""
     specs, rows = {without_setting(ref, "price"): load_machine(ref) for ref in machines}, []
-    for number, (part, wish) in enumerate(zip(parts, wishes, strict=True)):
+    for number, (part, goal) in enumerate(zip(parts, goals, strict=True)):
         for name, spec in specs.items():
-            row = _planned(name, spec, part, wish, to_check, requests)
+            row = _planned(name, spec, part, goal, to_check, requests)
             error = row.pop("error", None)
             if error is not None and len(specs) == len(parts) == 1:
                 raise error
-            rows.append({"part": number, "experts": part.label, "rate_per_s": wish.rate} | row)
+            rows.append({"part": number, "experts": part.label, "rate_per_s": goal.rate} | row)
     return rows
 
 
@@ -159,39 +159,39 @@ def _check_reused(reused: float, asked: Asked, checked: bool) -> None:
         raise UsageError("--reused", "has no meaning in a simulation, whose prompts share nothing", "leave --check out")
 
 
-def _wish(part: Part, asked: Asked, promised: Slo, resident: bool, reused: float) -> Wish:
+def _wish(part: Part, asked: Asked, promised: Slo, resident: bool, reused: float) -> Goal:
     found = part.composition
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
     instruction = instruction_tokens(found)
     demand = Demand(asked.prompt_tokens, asked.new_tokens, router, OURS.policy, instruction, reused)
-    return Wish(part.shares, asked.rate * part.of_all, promised, demand, resident)
+    return Goal(part.shares, asked.rate * part.of_all, promised, demand, resident)
 
 
 def _planned(
-    name: str, spec: MachineSpec, part: Part, wish: Wish, to_check: Asked | None, requests: int
+    name: str, spec: MachineSpec, part: Part, goal: Goal, to_check: Asked | None, requests: int
 ) -> dict[str, Any]:
     """One row; where no number of these machines will do, why."""
     begun = perf_counter()
     try:
-        answer = size(spec, part.composition, part.models, wish)
+        answer = size(spec, part.composition, part.models, goal)
     except (CapacityError, UsageError) as error:
         return {"machine": name, "machines": None, "infeasible": str(error), "error": error}
     wall_s, said = perf_counter() - begun, None
     if to_check is not None:
-        said = _checked(name, part, to_check, requests, wish, answer)
-        answer = follow(answer, said, part.composition, part.models, wish)
+        said = _checked(name, part, to_check, requests, goal, answer)
+        answer = follow(answer, said, part.composition, part.models, goal)
     return _row(name, part.composition, answer, wall_s) | _said(said)
 
 
-def _checked(name: str, part: Part, asked: Asked, requests: int, wish: Wish, answer: Answer) -> Check:
+def _checked(name: str, part: Part, asked: Asked, requests: int, goal: Goal, answer: Answer) -> Check:
     machine = answer.machine
     load = asked.of(part.numbers, part.composition.names, requests)
     err.print(f"simulating {name}: {len(load)} requests", style="dim", markup=False)
-    sizes, load_of, room = machine.sizes, work(machine, wish), room_for(machine, wish)
+    sizes, load_of, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
     return check(
         Case(part.composition, part.models, machine.spec, OURS),
         load,
-        wish.slo,
+        goal.slo,
         answer.estimate,
         fewest(sizes, load_of, room),
         lambda count: answer.placement if count == answer.estimate else place(sizes, load_of, count, room),

@@ -15,33 +15,33 @@ from coterie.composition.composition import Composition
 from coterie.models.model import Model
 from coterie.plan.check import Check
 from coterie.plan.prices import Machine, Pricer
-from coterie.plan.size import Answer, Wish, bound_by, curve_over, helping, smallest
+from coterie.plan.size import Answer, Goal, bound_by, curve_over, smallest, upgrades
 
 FARTHEST = 16.0  # times the load, up or down, where formulas are asked to say what the simulation said
 HALVINGS = 8
 
 
-def follow(answer: Answer, said: Check, composition: Composition, models: Mapping[str, Model], wish: Wish) -> Answer:
+def follow(answer: Answer, said: Check, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
     """The answer as the simulation has it; `answer` keeps its count as `estimate`."""
     machine, count, found = answer.machine, said.machines, said.found
     if count != answer.estimate:
-        load = matching_load(machine, wish, count)
-        curve = curve_over(machine, replace(wish, rate=wish.rate * (load or 1.0)))
+        load = matching_load(machine, goal, count)
+        curve = curve_over(machine, replace(goal, rate=goal.rate * (load or 1.0)))
         answer = replace(
             answer,
-            helps=helping(Pricer(composition, models, wish.demand), machine, wish, found.placement),
+            helps=upgrades(Pricer(composition, models, goal.demand), machine, goal, found.placement),
             # Where no load makes the formulas agree, at least the number that was asked about is right.
-            curve=tuple((e, count if load is None and e == len(wish.shares) else n) for e, n in curve),
+            curve=tuple((e, count if load is None and e == len(goal.shares) else n) for e, n in curve),
             curve_load=load or 1.0,
         )
-    return replace(answer, placement=found.placement, worst=found.state, bound=_bound(machine, wish, said))
+    return replace(answer, placement=found.placement, worst=found.state, bound=_bound(machine, goal, said))
 
 
-def matching_load(machine: Machine, wish: Wish, count: int) -> float | None:
+def matching_load(machine: Machine, goal: Goal, count: int) -> float | None:
     """The factor nearest 1 on the load at which the formulas say this count; None where there is none."""
 
     def says(factor: float) -> int:
-        return smallest(machine, replace(wish, rate=wish.rate * factor))
+        return smallest(machine, replace(goal, rate=goal.rate * factor))
 
     now = says(1.0)
     near, far = 1.0, 1 / FARTHEST if now > count else FARTHEST
@@ -58,8 +58,8 @@ def matching_load(machine: Machine, wish: Wish, count: int) -> float | None:
     return found
 
 
-def _bound(machine: Machine, wish: Wish, said: Check) -> str:
+def _bound(machine: Machine, goal: Goal, said: Check) -> str:
     other = said.judged.get(max(said.machines - 1, 1))
-    if other is not None and said.machines > 1 and max(other.state.excess(wish.slo).values()) <= 1:
+    if other is not None and said.machines > 1 and max(other.state.excess(goal.slo).values()) <= 1:
         return f"the limits together: {said.machines - 1} keep them for {other.kept:.1%} of the requests"
-    return bound_by(machine, wish, said.machines, other.state if other else None, other.bound if other else "")
+    return bound_by(machine, goal, said.machines, other.state if other else None, other.bound if other else "")

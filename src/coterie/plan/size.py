@@ -32,7 +32,7 @@ CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # of the experts that were as
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Goal:
     """What is wanted: each expert's share of the requests, requests per second, and a promise.
 
     `resident`: every expert in the run tier of its machine, so that nobody ever waits for a switch.
@@ -65,48 +65,48 @@ class Answer:
     curve_load: float = 1.0
 
 
-def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model], wish: Wish) -> Answer:
+def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model], goal: Goal) -> Answer:
     """The smallest number of these machines.
 
     Raises CapacityError where an expert fits nowhere, UsageError where no number of machines keeps the promise; both
     say which limit, by how much, and what to change.
     """
-    pricer = Pricer(composition, models, wish.demand)
+    pricer = Pricer(composition, models, goal.demand)
     machine = pricer.machine(spec)
-    _check_possible(machine, wish)
-    count = smallest(machine, wish)
-    placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish))
-    worst = _worst(machine, wish, placement)
-    if not worst.kept(wish.slo):  # the solver evens out loads, which is not all that counts
-        placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
+    _check_possible(machine, goal)
+    count = smallest(machine, goal)
+    placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
+    worst = _worst(machine, goal, placement)
+    if not worst.kept(goal.slo):  # the solver evens out loads, which is not all that counts
+        placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
         placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
-        worst = _worst(machine, wish, placement)
-    helps = helping(pricer, machine, wish, placement)
-    bound = bound_by(machine, wish, count, worst if count == 1 else _one_fewer(machine, wish, count))
-    return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, wish))
+        worst = _worst(machine, goal, placement)
+    helps = upgrades(pricer, machine, goal, placement)
+    bound = bound_by(machine, goal, count, worst if count == 1 else _one_fewer(machine, goal, count))
+    return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, goal))
 
 
-def smallest(machine: Machine, wish: Wish) -> int:
+def smallest(machine: Machine, goal: Goal) -> int:
     """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
-    low = fewest(machine.sizes, work(machine, wish), room_for(machine, wish))
-    if _enough(machine, wish, low):
+    low = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
+    if _enough(machine, goal, low):
         return low
     high = low
-    while not _enough(machine, wish, high):
+    while not _enough(machine, goal, high):
         low, high = high, high * 2
         if high > MOST_MACHINES:
-            raise _never(machine, wish, low)
+            raise _never(machine, goal, low)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _enough(machine, wish, middle) else (middle, high)
+        low, high = (low, middle) if _enough(machine, goal, middle) else (middle, high)
     return high
 
 
-def _never(machine: Machine, wish: Wish, count: int) -> UsageError:
+def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
     """So many machines are not enough, and nobody has more."""
-    placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
-    name, factor = max(_worst(machine, wish, placement).excess(wish.slo).items(), key=lambda item: item[1])
-    fact = f"{count} machines do not keep {wish.slo} at {wish.rate:g} requests/s"
+    placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
+    name, factor = max(_worst(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
+    fact = f"{count} machines do not keep {goal.slo} at {goal.rate:g} requests/s"
     limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
     return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or promise less")
 
@@ -116,10 +116,10 @@ def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     return max(1, -(-total_bytes // room_bytes))
 
 
-def work(machine: Machine, wish: Wish) -> F64:
+def load_of_experts(machine: Machine, goal: Goal) -> F64:
     """Each expert's part of the load: its requests by the seconds that one takes alone, next to the slowest shape's."""
-    alone_s = machine.steps.prefill_s + max(0.0, wish.demand.new_tokens - 1) * machine.steps.decode_s
-    found: F64 = wish.shares * (alone_s / alone_s[machine.shape].max())[machine.shape]
+    alone_s = machine.steps.prefill_s + max(0.0, goal.demand.new_tokens - 1) * machine.steps.decode_s
+    found: F64 = goal.shares * (alone_s / alone_s[machine.shape].max())[machine.shape]
     return found
 
 
@@ -133,9 +133,9 @@ def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
     return count
 
 
-def room_for(machine: Machine, wish: Wish) -> int:
+def room_for(machine: Machine, goal: Goal) -> int:
     """Bytes for experts on a machine; where all are equal in whole experts: those that may be placed on it."""
-    room, sizes = machine.near_bytes if wish.resident else machine.home_bytes, machine.sizes
+    room, sizes = machine.near_bytes if goal.resident else machine.home_bytes, machine.sizes
     whole = room // sizes[0] * sizes[0] if 0 < min(sizes) == max(sizes) else room
     return whole or max(room, 1)
 
@@ -148,29 +148,29 @@ def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool
     return True
 
 
-def _enough(machine: Machine, wish: Wish, count: int) -> bool:
+def _enough(machine: Machine, goal: Goal, count: int) -> bool:
     try:
-        placement = place(machine.sizes, work(machine, wish), count, room_for(machine, wish), solver=False)
+        placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
     except CapacityError:
         return False
-    return _worst(machine, wish, placement).kept(wish.slo)
+    return _worst(machine, goal, placement).kept(goal.slo)
 
 
-def _worst(machine: Machine, wish: Wish, placement: Placement, rate: float | None = None) -> State:
+def _worst(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
     """The state of the machine that comes nearest to a limit: one with most load, or with most experts."""
-    loads = placement.loads(work(machine, wish))
+    loads = placement.loads(load_of_experts(machine, goal))
     held = (placement.share > 0).sum(axis=0)
     some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
-    total = wish.rate if rate is None else rate
+    total = goal.rate if rate is None else rate
     states = []
     for m in some:
         here = np.flatnonzero(placement.share[:, m] > 0)
-        rates = total * wish.shares[here] * placement.share[here, m]
-        states.append(state(machine.of(here), wish.demand, rates, wish.slo.share))
-    return max(states, key=lambda found: max(found.excess(wish.slo).values()))
+        rates = total * goal.shares[here] * placement.share[here, m]
+        states.append(state(machine.of(here), goal.demand, rates, goal.slo.share))
+    return max(states, key=lambda found: max(found.excess(goal.slo).values()))
 
 
-def _check_possible(machine: Machine, wish: Wish) -> None:
+def _check_possible(machine: Machine, goal: Goal) -> None:
     """Every expert resident on a machine without load is the best that can be had. Raises when that is not enough."""
     where, largest = f"plan on {machine.spec.name}", max(machine.sizes)
     if largest > machine.near_bytes:
@@ -178,9 +178,9 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
         beside = f" beside {format_bytes(machine.bases_bytes)} of bases" if machine.bases_bytes else ""
         raise CapacityError(where, f"the largest expert{beside}", largest, max(machine.near_bytes, 0), levers)
     resident = replace(machine, near_bytes=sum(machine.sizes))
-    best = state(resident, wish.demand, 1e-6 * wish.shares, wish.slo.share)
-    limits = {"ttft": (best.ttft_s, wish.slo.ttft_s), "tpot": (best.tpot_s, wish.slo.tpot_s),
-              "e2e": (best.e2e_s, wish.slo.e2e_s)}  # fmt: skip
+    best = state(resident, goal.demand, 1e-6 * goal.shares, goal.slo.share)
+    limits = {"ttft": (best.ttft_s, goal.slo.ttft_s), "tpot": (best.tpot_s, goal.slo.tpot_s),
+              "e2e": (best.e2e_s, goal.slo.e2e_s)}  # fmt: skip
     for name, (value, limit) in limits.items():
         if value > limit:
             fact = (
@@ -192,15 +192,15 @@ def _check_possible(machine: Machine, wish: Wish) -> None:
             raise UsageError(where, fact, remedy)
 
 
-def _one_fewer(machine: Machine, wish: Wish, count: int) -> State | None:
+def _one_fewer(machine: Machine, goal: Goal, count: int) -> State | None:
     """What the formulas say of one machine fewer; None where the experts do not fit."""
-    sizes, load, room = machine.sizes, work(machine, wish), room_for(machine, wish)
+    sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
     if not _holds(sizes, load, count - 1, room):
         return None
-    return _worst(machine, wish, place(sizes, load, count - 1, room, solver=False))
+    return _worst(machine, goal, place(sizes, load, count - 1, room, solver=False))
 
 
-def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, beside: str = "") -> str:
+def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, beside: str = "") -> str:
     """Why one machine fewer is not enough; of one machine, what it comes nearest to.
 
     `other`: the state of one machine fewer, or of the only one; None where fewer do not hold the experts. `beside` is
@@ -208,19 +208,19 @@ def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, besi
     """
     fewer = count - 1
     if other is None:
-        lacks = sum(machine.sizes) - room_for(machine, wish) * fewer
+        lacks = sum(machine.sizes) - room_for(machine, goal) * fewer
         home = "in memory" if memories_below(machine.spec) else f"in {machine.spec.home_tier}"
-        what = "in the run tier" if wish.resident else home
+        what = "in the run tier" if goal.resident else home
         if lacks <= 0:
             return f"memory: {fewer} have the bytes for the experts {what}, but not for each of them in one piece"
         return f"memory: {fewer} would lack {format_bytes(lacks)} for experts {what}"
-    excess = other.excess(wish.slo)
+    excess = other.excess(goal.slo)
     # Who is overloaded keeps no promise either: the overload is the reason.
     name = next((limit for limit in ("steps", "link") if excess[limit] >= 1), max(excess, key=lambda at: excess[at]))
     if not fewer:
         return f"one machine is enough; {WORDS.get(name, name)} comes nearest to its limit, at {excess[name]:.0%}"
     times = f"{excess[name]:.2f} times" if excess[name] >= 1.005 else "just above"
-    most = "there is" if wish.slo.busy == 1 else f"the {wish.slo.busy:.0%} of the time that it may have"
+    most = "there is" if goal.slo.busy == 1 else f"the {goal.slo.busy:.0%} of the time that it may have"
     over = f"more than {most}" if name in WORDS else f"{times} its limit"
     busy = max(("steps", "link"), key=lambda lane: excess[lane])
     if not beside and name not in WORDS:
@@ -228,23 +228,23 @@ def bound_by(machine: Machine, wish: Wish, count: int, other: State | None, besi
     return f"{WORDS.get(name, name)}: with {fewer} it is {over}{beside and '; '}{beside}"
 
 
-def most_rate(machine: Machine, wish: Wish, placement: Placement) -> float:
+def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
     """The largest load, in requests per second, at which these machines keep the promise."""
-    if not _worst(machine, wish, placement, 1e-6).kept(wish.slo):
+    if not _worst(machine, goal, placement, 1e-6).kept(goal.slo):
         return 0.0
-    low, high = 1e-6, max(wish.rate, 1e-3)
-    while _worst(machine, wish, placement, high).kept(wish.slo) and high < 1e9:
+    low, high = 1e-6, max(goal.rate, 1e-3)
+    while _worst(machine, goal, placement, high).kept(goal.slo) and high < 1e9:
         low, high = high, high * 2
     for _ in range(9):
         middle = math.sqrt(low * high) if low > 1e-3 else (low + high) / 2
-        low, high = (middle, high) if _worst(machine, wish, placement, middle).kept(wish.slo) else (low, middle)
+        low, high = (middle, high) if _worst(machine, goal, placement, middle).kept(goal.slo) else (low, middle)
     return low
 
 
-def helping(pricer: Pricer, machine: Machine, wish: Wish, placement: Placement) -> tuple[tuple[str, float], ...]:
+def upgrades(pricer: Pricer, machine: Machine, goal: Goal, placement: Placement) -> tuple[tuple[str, float], ...]:
     """By which factor the load could grow, if one part were BETTER times as good."""
-    base = most_rate(machine, wish, placement)
-    rates = {what: most_rate(pricer.machine(spec), wish, placement) for what, spec in _better(machine.spec).items()}
+    base = most_rate(machine, goal, placement)
+    rates = {what: most_rate(pricer.machine(spec), goal, placement) for what, spec in _better(machine.spec).items()}
     found = [(what, rate / base if base else math.inf) for what, rate in rates.items()]
     return tuple(sorted(found, key=lambda item: -item[1]))
 
@@ -270,14 +270,14 @@ def _better(spec: MachineSpec) -> dict[str, MachineSpec]:
     }
 
 
-def curve_over(machine: Machine, wish: Wish) -> tuple[tuple[int, int], ...]:
+def curve_over(machine: Machine, goal: Goal) -> tuple[tuple[int, int], ...]:
     """The same load spread over other numbers of experts, in the same proportions by rank."""
-    order = np.argsort(-wish.shares, kind="stable")
+    order = np.argsort(-goal.shares, kind="stable")
     found = []
     for experts in dict.fromkeys(max(1, round(factor * len(order))) for factor in CURVE):
         at = np.linspace(0, len(order) - 1, experts)
-        shares = np.interp(at, np.arange(len(order)), wish.shares[order])
-        other = replace(wish, shares=shares / shares.sum())
+        shares = np.interp(at, np.arange(len(order)), goal.shares[order])
+        other = replace(goal, shares=shares / shares.sum())
         try:
             found.append((experts, smallest(machine.of(order[np.rint(at).astype(np.int64)]), other)))
         except (CapacityError, UsageError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.api import Answer, Coterie, Query
-from coterie.api.embeddings import embedder, given_out, query_of
+from coterie.api.embeddings import embedder, output_vectors, query_of
 from coterie.api.texts import Text
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
@@ -57,7 +57,7 @@ def whole(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> dict[s
 
     Raises RequestError for more dimensions than the vectors have.
     """
-    vectors_ND = given_out(answers, text, body.dimensions)
+    vectors_ND = output_vectors(answers, text, body.dimensions)
     tokens = sum([answer.prompt_tokens for answer in answers])
     data = [
         {

@@ -1,6 +1,6 @@
 """GET /v1/events: what happens to experts and requests, as server-sent events; a snapshot first.
 
-    engine thread: Happening -> Hub.tell -> one bounded Reader each -> HTTP task        slow readers lose the oldest
+    engine thread: EngineEvent -> Hub.tell -> one bounded Reader each -> HTTP task        slow readers lose the oldest
 
 Knows nothing about what the facts mean. Source of the form: the HTML standard, "Server-sent events".
 """
@@ -22,7 +22,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from coterie.api import Coterie
-from coterie.api.watch import Happening
+from coterie.api.watch import EngineEvent
 from coterie.server.worker import Worker
 
 PATH = "/v1/events"
@@ -131,7 +131,7 @@ class Hub:
         if not self._readers:
             coterie.watch.follow(None)
 
-    def _tell(self, happening: Happening) -> None:
+    def _tell(self, happening: EngineEvent) -> None:
         self._told += 1
         facts = {"at_s": round(happening.at_s, 6), "time": round(time.time(), 3), **happening.facts}
         if "request" in facts:

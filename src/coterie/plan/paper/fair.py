@@ -31,7 +31,7 @@ from coterie.plan.paper.samba import (
     PROMPTS,
     stack_factors,
 )
-from coterie.plan.paper.serve import House, Load, Outcome, serve
+from coterie.plan.paper.serve import Deployment, Load, Outcome, serve
 from coterie.spec.machine import MachineSpec
 
 NAME, TITLE = "fair", "Fair comparison"
@@ -218,13 +218,13 @@ def _ms(outcome: Outcome) -> float:
 
 
 def _served(name: str, step: Step, what: str) -> Outcome:
-    return _serve(House(_spec(name, step), ORCHESTRATION, step.policy, step.units), LOADS[what]())
+    return _serve(Deployment(_spec(name, step), ORCHESTRATION, step.policy, step.units), LOADS[what]())
 
 
 @cache
-def _serve(house: House, load: Load) -> Outcome:
+def _serve(how: Deployment, load: Load) -> Outcome:
     """Steps that change nothing for a machine are served once."""
-    return serve(house, load)
+    return serve(how, load)
 
 
 def _spec(name: str, step: Step) -> MachineSpec:

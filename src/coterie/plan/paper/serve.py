@@ -26,7 +26,7 @@ KV_SEQUENCES = 64  # the KV cache holds as many prompts as any policy here runs 
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Deployment:
     """How experts are served: on what, started by whom, by which rules, and cut into how many units."""
 
     spec: MachineSpec
@@ -58,9 +58,9 @@ class Outcome:
     switches: int
 
 
-def serve(house: House, load: Load) -> Outcome:
+def serve(how: Deployment, load: Load) -> Outcome:
     """Serve all batches, one after the other. Raises CapacityError where the experts do not fit."""
-    units = [_Unit(house, load, unit) for unit in range(house.units)]
+    units = [_Unit(how, load, unit) for unit in range(how.units)]
     batch_s = []
     for number, batch in enumerate(load.batches):
         start_s = max(unit.now for unit in units)
@@ -71,7 +71,7 @@ def serve(house: House, load: Load) -> Outcome:
                 mine = [
                     (place, expert)
                     for place, expert in prompts
-                    if (place if phase == "route" else expert) % house.units == unit.number
+                    if (place if phase == "route" else expert) % how.units == unit.number
                 ]
                 unit.run(moment_s, [unit.request(number, phase, place, expert) for place, expert in mine])
         batch_s.append(max(unit.now for unit in units) - start_s)
@@ -81,13 +81,13 @@ def serve(house: House, load: Load) -> Outcome:
 class _Unit:
     """One engine with its share of the experts (expert mod units): all in the tier below, the last ones near."""
 
-    def __init__(self, house: House, load: Load, number: int) -> None:
+    def __init__(self, how: Deployment, load: Load, number: int) -> None:
         self.number, self._load = number, load
         shape = zoo_model(load.model)
-        mine = range(number, load.experts, house.units)
+        mine = range(number, load.experts, how.units)
         models = {name: replace(shape, name=name) for name in (ROUTER, *map(_name, mine))}
-        device = ModelledDevice(house.spec, orchestration=house.orchestration, mapped=True)
-        made, settings = _planned(house, load, models)
+        device = ModelledDevice(how.spec, orchestration=how.orchestration, mapped=True)
+        made, settings = _planned(how, load, models)
         self._parts: Parts = wire(models, made, settings, device)
         self._device = self._parts.device
         self._warm_up(models, load)
@@ -133,13 +133,13 @@ def _name(expert: int) -> str:
     return f"expert-{expert}"
 
 
-def _planned(house: House, load: Load, models: Mapping[str, Model]) -> tuple[Plan, Settings]:
+def _planned(how: Deployment, load: Load, models: Mapping[str, Model]) -> tuple[Plan, Settings]:
     """The run tier holds the router, KV of as many prompts as run at once, a step's values, and experts in the rest."""
     shape = models[ROUTER]
     page, size = page_bytes(shape.kv), round_up(shape.layout.size_bytes)
     kv = KV_SEQUENCES * page * shape.kv.blocks_for(load.prompt + load.tokens, page)
-    least = Settings(near_bytes=size, kv_bytes=kv, policy=house.policy)
-    made = plan(models, house.spec, least)
-    free = house.spec.tier(house.spec.run_tier).capacity_bytes - made.router_bytes - made.kv_bytes - made.work_bytes
+    least = Settings(near_bytes=size, kv_bytes=kv, policy=how.policy)
+    made = plan(models, how.spec, least)
+    free = how.spec.tier(how.spec.run_tier).capacity_bytes - made.router_bytes - made.kv_bytes - made.work_bytes
     settings = replace(least, near_bytes=min(free, (len(models) - 1) * size))
-    return plan(models, house.spec, settings), settings
+    return plan(models, how.spec, settings), settings
