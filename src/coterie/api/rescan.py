@@ -136,9 +136,13 @@ def _runs(model: Model) -> object:
 
 def _changed(model: Model, text: Text) -> bool:
     """Whether a file of its weights, or one beside them, is another one than when it was opened, or none."""
+    return _replaced(model) or text.files != files_of(model)
+
+
+def _replaced(model: Model) -> bool:
+    """Whether a file of its weights is another one than when it was opened, or none."""
     files = {placed.source.path: placed.source.identity for placed in model.layout.ranges}
     try:
-        replaced = any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items())
+        return any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items())
     except OSError:
         return True
-    return replaced or text.files != files_of(model)
