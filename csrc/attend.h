@@ -39,11 +39,12 @@ struct Range {
 };
 
 // The part [first, last) of a span that a query sees, and where its partial goes: `width` sums, the maximum, the total.
-// `state`: the partial of all positions before, which this one is then joined to, or null.
+// `state`: the partial of all positions before, which this one is then joined to, or null. `bias`: what is added to its scores, or null.
 struct Query {
   const float* q;
   int64_t first, last;
   float *partial, *state;
+  const float* bias;
 };
 
 constexpr int64_t kPartialTail = 16;  // floats after the sums, so that partials keep their alignment
@@ -55,10 +56,16 @@ constexpr int64_t padded_channels(int64_t C) { return tiles(C, W) * W; }
   for (int64_t j = low; j < high; j += W) store(scores + j, softcap(load(scores + j), splat(cap)));
 }
 
-// scores [first, last) become exp(score - maximum), and 0 around them up to multiples of W; capped before where cap is not 0.
-inline void soften(float* scores, int64_t first, int64_t last, float cap, float* maximum_total) {
-  const int64_t low = first / W * W, high = tiles(last, W) * W;
+// So few have a bias, that it is by itself too.
+[[gnu::noinline, gnu::cold]] inline void bias_scores(float* scores, int64_t low, int64_t high, const float* bias) {
+  for (int64_t j = low; j < high; j += W) store(scores + j, load(scores + j) + load(bias + j));
+}
+
+// The scores that a query sees become exp(score - maximum), and 0 around them up to multiples of W; capped before where cap is not 0.
+inline void soften(float* scores, const Query& query, float cap, float* maximum_total) {
+  const int64_t first = query.first, last = query.last, low = first / W * W, high = tiles(last, W) * W;
   if (cap != 0.0f) cap_scores(scores, low, high, cap);
+  if (query.bias != nullptr) bias_scores(scores, low, high, query.bias);
   for (int64_t j = low; j < first; ++j) scores[j] = -INFINITY;
   for (int64_t j = last; j < high; ++j) scores[j] = -INFINITY;
   V highest = splat(-INFINITY);  // passes over NaN; its exponential brings it into the sums
@@ -195,7 +202,7 @@ inline void with_count(int64_t count, Body body) {
 
 // The scores of a query become weights; its sums begin at 0.
 inline void begin_partial(const Query& query, float* scores, int64_t width, float cap) {
-  soften(scores, query.first, query.last, cap, query.partial + width);
+  soften(scores, query, cap, query.partial + width);
   for (int64_t c = 0; c < width; c += W) store(query.partial + c, V{});
 }
 
@@ -209,7 +216,7 @@ inline bool see_the_same(const Query* queries, int64_t count) {
 template <DType D>
 inline void finish(const Query* queries, int64_t count, Scattered values, int64_t C, int64_t width, float cap, float* scores) {
   for (int64_t i = 0; i < count; ++i)
-    soften(scores + i * kSpan, queries[i].first, queries[i].last, cap, queries[i].partial + width);
+    soften(scores + i * kSpan, queries[i], cap, queries[i].partial + width);
   for (int64_t m = 0; m < count; m += kGroup)
     with_count(smaller(kGroup, count - m),
                [&]<int M>() { weigh<D, M>(scores + m * kSpan, values, C, width, queries + m); });

@@ -13,9 +13,15 @@ namespace coterie::COTERIE_ISA {
 
 inline int64_t most_rows(const Attended& op) { return larger(kTileQueries, heads_per_kv(op)); }
 
+// Of the heads of a unit the biases of all that its tokens see, in the order of positions. W - 1 more are read and not used.
+inline int64_t bias_floats(const Attended& op) { return op.table_width * op.Z + tile_tokens(op) + W; }
+inline int64_t biased_heads(const Attended& op) {
+  return op.bias == nullptr ? 0 : smaller(op.H, larger(heads_per_kv(op), kStoredRows));
+}
+
 // A unit's private memory.
 struct Room {
-  float *q, *states, *partials, *scores;
+  float *q, *states, *partials, *scores, *biases;
   Query* queries;
   Copy copy;
 };
@@ -28,6 +34,7 @@ inline void take_room(const Attended& op, Scratch& scratch, Room& room) {
   room.states = scratch.floats(rows * partial_floats(op));
   room.partials = scratch.floats(rows * partial_floats(op));
   room.scores = scratch.floats(rows * kSpan);
+  room.biases = scratch.floats(biased_heads(op) * bias_floats(op));
   room.queries = reinterpret_cast<Query*>(scratch.floats(rows * kQueryFloats));
   room.copy.keys = scratch.floats(kSpan * width);
   room.copy.values = scratch.floats(kSpan * value_width(op));
@@ -90,6 +97,19 @@ inline void load_queries(const Attended& op, const QueryRows& rows, int64_t coun
   }
 }
 
+inline float bias_of(const Attended& op, int64_t head, int64_t behind) {
+  const auto number = [&](int64_t row) { return widen_number(op.bias + (row * op.H + head) * size_of(op.bias_dtype), op.bias_dtype); };
+  if (op.buckets == nullptr) return -number(0) * static_cast<float>(behind < 0 ? -behind : behind);
+  return number(static_cast<int64_t>(op.buckets[smaller(larger(behind, -op.reach), op.reach) + op.reach]));
+}
+
+// biases[0] is that of the first position, seen by the last token; that of the token before stands one further on.
+inline void load_biases(const Attended& op, const Tile& tile, const Run& run, const QueryRows& rows, float* biases) {
+  const int64_t heads = tile.heads * rows.G, last = position_of(op, run.last - 1);
+  for (int64_t head = 0; head < heads; ++head, biases += bias_floats(op))
+    for (int64_t i = 0; i < run.high + rows.tokens - 1; ++i) biases[i] = bias_of(op, rows.first_head + head, i - last);
+}
+
 // One span of the tokens of one sequence, whose queries are in place.
 class SpanOfRun {
  public:
@@ -120,7 +140,9 @@ class SpanOfRun {
     const int64_t token = rows_.token(row), size = partial_floats(op_);
     const Range range = seen(token - run_.first);
     Query& query = room_.queries[slot];
-    query = {room_.q + row * padded_channels(op_.C), range.first, range.last, nullptr, nullptr};
+    query = {room_.q + row * padded_channels(op_.C), range.first, range.last, nullptr, nullptr, nullptr};
+    if (op_.bias != nullptr)
+      query.bias = room_.biases + (rows_.head(row) - rows_.first_head) * bias_floats(op_) + number_ * kSpan + run_.last - 1 - token;
     if (tile_.split) {
       query.partial = shared_partial(op_, scratch_, token, rows_.head(row), number_);
     } else if (first_seen(op_, token) / kSpan == number_) {
@@ -196,6 +218,7 @@ inline void attend_run(const Attended& op, const Tile& tile, const Run& run, int
   const QueryRows rows = rows_of(op, tile, run);
   const int64_t count = tile.heads * rows.tokens * rows.G;
   load_queries(op, rows, count, room.q);
+  if (op.bias != nullptr) load_biases(op, tile, run, rows, room.biases);
   Span span, later;
   const Pass next = tile.split && run.last == tile.last ? next_of(op, tile, first, scratch.threads(), later) : Pass();
   for (int64_t number = first; number < last; ++number)
@@ -224,7 +247,8 @@ inline int64_t attend_units(const Attended& op) {
 
 inline int64_t attend_scratch_bytes(const Attended& op) {
   const int64_t width = padded_channels(op.C), row = width + 2 * partial_floats(op) + kSpan + kQueryFloats;
-  return 4 * (most_rows(op) * row + kSpan * (width + value_width(op))) + 7 * static_cast<int64_t>(kLine);
+  const int64_t biases = biased_heads(op) * bias_floats(op);
+  return 4 * (most_rows(op) * row + kSpan * (width + value_width(op)) + biases) + 8 * static_cast<int64_t>(kLine);
 }
 
 inline int64_t attend_shared_bytes(const Attended& op) { return may_split(op) && spans_of_table(op) > 1 ? kSharedBytes : 0; }

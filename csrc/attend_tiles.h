@@ -11,13 +11,26 @@
 
 namespace coterie::COTERIE_ISA {
 
-// An attention as its operands say. Those of `attention` are the first of `latent_attention`, whose last one is 0 for it.
-using Attended = LatentAttention;
-static_assert(sizeof(Attended) == sizeof(Attention) + 8);
+// An attention as its operands say: those of `attention` are the first of the other ones, whose own are 0 for it.
+struct Attended : Attention {
+  int64_t latent;
+  bytes* bias;
+  int64_t bias_dtype;
+  const float* buckets;
+  int64_t reach;
+  bool sees_all;
+};
 
-inline Attended attended(const Attention& op) {
+template <class Op>
+inline Attended attended(const Op& op) {
   Attended all{};
-  std::memcpy(&all, &op, sizeof op);
+  std::memcpy(static_cast<Attention*>(&all), &op, sizeof(Attention));
+  if constexpr (requires { op.latent; }) all.latent = op.latent;
+  if constexpr (requires { op.bias; }) {
+    all.bias = op.bias, all.bias_dtype = op.bias_dtype, all.buckets = op.buckets, all.reach = op.reach;
+    all.sees_all = op.window < 0;
+    all.window = 0;
+  }
   return all;
 }
 
@@ -75,6 +88,9 @@ inline int64_t last_seen(const Attended& op, int64_t token) {
   const int64_t last = op.positions[token];
   return op.window < 0 ? smaller(own_position(op, token) - op.window - 1, last) : last;
 }
+
+// Where a token of an attention with biases stands.
+inline int64_t position_of(const Attended& op, int64_t token) { return op.sees_all ? own_position(op, token) : op.positions[token]; }
 
 // Tokens [first, last) of one sequence, and the positions [low, high) that they see between them.
 struct Run {

@@ -81,8 +81,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_LAYER_NORM(FIELD)                                                                                    \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
-  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, per_token) FIELD(integer, C)            \
-  FIELD(real, eps)
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, per_token) FIELD(integer, C) FIELD(real, eps)
 
 #define COTERIE_LINEAR(FIELD)                                                                                        \
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                        \
@@ -99,8 +98,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(integer, Z) FIELD(integer, layer)
 
 #define COTERIE_KV_APPEND(FIELD)                                                                                     \
-  FIELD(const f32*, k) FIELD(const f32*, v) COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K)                 \
-  FIELD(integer, C)
+  FIELD(const f32*, k) FIELD(const f32*, v) COTERIE_PAGES(FIELD) FIELD(integer, T) FIELD(integer, K) FIELD(integer, C)
 
 // growth: queries of a token are 1 + growth * log(1 + position / every) times as large, whole quotients alone counting; 0: they are not.
 // sinks: of each query head a score that no value belongs to; null for none.
@@ -108,6 +106,12 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, q) COTERIE_PAGES(FIELD) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, B) FIELD(integer, H)     \
   FIELD(integer, K) FIELD(integer, C) FIELD(real, scale) FIELD(integer, window) FIELD(real, cap)    \
   FIELD(real, growth) FIELD(integer, every) FIELD(bytes*, sinks) FIELD(integer, sinks_dtype)
+
+// bias: N rows of a number for each query head. What is added to a score is of the row that `buckets` has, 2 * reach + 1 numbers, for how far
+// behind the token the key stands, from -reach on; both ends stand for all farther ones. Without buckets scores fall by a slope times the
+// distance. A window below 0: `positions` say where a token's text ends, all of which it sees; other windows there are none.
+#define COTERIE_RELATIVE_ATTENTION(FIELD)                                                                            \
+  COTERIE_ATTENTION(FIELD) FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(const f32*, buckets) FIELD(integer, reach)
 
 // One row of C numbers a position in the place of keys and values: `latent` numbers, which are normed, and behind them those of which pairs
 // are rotated. All heads share it (K is 1), so pages hold [layer][Z][C].
@@ -129,8 +133,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   FIELD(const f32*, x) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(f32*, y) FIELD(integer, T)           \
   FIELD(integer, H) FIELD(integer, N) FIELD(integer, V) FIELD(integer, latent)
 
-#define COTERIE_ADD(FIELD) \
-  FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
+#define COTERIE_ADD(FIELD) FIELD(const f32*, a) FIELD(const f32*, b) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
 
 #define COTERIE_SILU(FIELD) FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N)
 
@@ -144,8 +147,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 // Each a weight of one number.
 #define COTERIE_XIELU(FIELD)                                                                                         \
   COTERIE_SILU(FIELD) FIELD(bytes*, alpha_p) FIELD(integer, alpha_p_dtype) FIELD(bytes*, alpha_n)                    \
-  FIELD(integer, alpha_n_dtype) FIELD(bytes*, beta) FIELD(integer, beta_dtype) FIELD(bytes*, eps)                    \
-  FIELD(integer, eps_dtype)
+  FIELD(integer, alpha_n_dtype) FIELD(bytes*, beta) FIELD(integer, beta_dtype) FIELD(bytes*, eps) FIELD(integer, eps_dtype)
 
 #define COTERIE_MUL(FIELD) COTERIE_ADD(FIELD)
 
@@ -221,13 +223,11 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 #define COTERIE_NORM_LINEAR_GELU(FIELD)                                                                              \
   COTERIE_NORM(FIELD) FIELD(bytes*, weight) FIELD(integer, weight_dtype) FIELD(bytes*, bias)                         \
-  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, N)                    \
-  FIELD(integer, form)
+  FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, D) FIELD(integer, N) FIELD(integer, form)
 
 #define COTERIE_TAKE_NORM_LINEAR(FIELD)                                                                              \
   COTERIE_NORM(FIELD) FIELD(const i32*, rows) FIELD(bytes*, weight) FIELD(integer, weight_dtype)                     \
-  FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N)   \
-  FIELD(real, scale)
+  FIELD(bytes*, bias) FIELD(integer, bias_dtype) FIELD(f32*, y) FIELD(integer, R) FIELD(integer, D) FIELD(integer, N) FIELD(real, scale)
 
 // top_k of E are taken; normalise, and sigmoid for scores that are no softmax: 0 or 1. groups: 0 for none. factors: of each branch a
 // factor of what it weighs; null for none.
@@ -261,8 +261,7 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
 
 // N numbers of a token, in rows of C as rms_norm reads them.
 #define COTERIE_SIGMOID(FIELD)                                                                                       \
-  FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, C) FIELD(integer, x_first)  \
-  FIELD(integer, x_step)
+  FIELD(const f32*, x) FIELD(f32*, y) FIELD(integer, T) FIELD(integer, N) FIELD(integer, C) FIELD(integer, x_first) FIELD(integer, x_step)
 
 #define COTERIE_SIGMOID_MUL(FIELD) COTERIE_SIGMOID(FIELD) FIELD(const f32*, a)
 
@@ -321,7 +320,8 @@ constexpr bytes* weight_row(bytes* weight, int64_t dtype, int64_t K, int64_t row
   OP(selective_scan, SelectiveScan, COTERIE_SELECTIVE_SCAN)                                                          \
   OP(selective_scan_gate, SelectiveScanGate, COTERIE_SELECTIVE_SCAN_GATE)                                            \
   OP(group_norm, GroupNorm, COTERIE_GROUP_NORM)                                                                      \
-  OP(mul_row, MulRow, COTERIE_MUL_ROW)
+  OP(mul_row, MulRow, COTERIE_MUL_ROW)                                                                               \
+  OP(relative_attention, RelativeAttention, COTERIE_RELATIVE_ATTENTION)
 
 #define COTERIE_MEMBER(type, name) type name;
 #define COTERIE_STRUCT(op, Struct, FIELDS) \

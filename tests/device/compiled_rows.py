@@ -96,6 +96,8 @@ SOME = {
     ),
     "windows": Some(("attention",), options={"attention": {"window": 128}}),
     "sinks": Some(("attention",), (DType.BF16,), tuple(STEPS), options=SINKS),
+    "distances": Some(("relative_attention",)),
+    "slopes": Some(("relative_attention",), options={"relative_attention": {"reach": 0}}),
     "clipped branches": Some(CLIPPED, ALL_KINDS, tuple(STEPS)),
     "gpt-oss": Some(CLIPPED, steps=tuple(STEPS), sizes={"BRANCHES": 32, "TAKEN": 4, "D": 2880, "BRANCH_F": 2880}),
     "walk clipped": Some(("walk clipped",), steps=(), sizes={"BRANCHES": 32, "TAKEN": 4, "H": 64}, options=SINKS),
@@ -151,6 +153,7 @@ def rows_of(dtype):
         "branch_down_add": branches | {"x": 1 << 40},
         "add_branch_bias": {"weights": at, "bias": at, "bias_dtype": small, "E": BRANCHES, "D": D},
     }
+    by_distance = {"bias": at, "bias_dtype": small, "buckets": at, "reach": 128, "window": -1}
     if dtype is DType.BF16:
         operands |= {
             "norm_rope_append": {**pages, "H": H, "K": K, "C": C, "q_width": H * C, "k_width": K * C, **heads},
@@ -168,6 +171,7 @@ def rows_of(dtype):
             "rope": {"H": H, "C": C},
             "kv_append": {**pages, "K": K, "C": C},
             "attention": {**pages, "H": H, "K": K, "C": C},
+            "relative_attention": {**pages, "H": H, "K": K, "C": C, **by_distance},
             "add": {"N": D},
             "mul": {"N": D},
             "mul_part": {"N": 256, "b_step": 35 * 256},

@@ -89,7 +89,8 @@ def whole(kernel, operands):
     neutral |= absent("factor") if kernel == "norm_add" else {}
     neutral |= absent("norm_bias") | {"centred": 0} if kernel in CENTRING else {}
     neutral |= {"rotated": operands["C"], "interleaved": 0} if kernel in ROTATING else {}
-    neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")} if kernel == "attention" else {}
+    if kernel in ("attention", "relative_attention"):
+        neutral |= {"cap": 0.0, "growth": 0.0, "every": 1, **absent("sinks")}
     neutral |= {"plain": 0, **absent("bias")} if kernel == "causal_conv" else {}
     neutral |= absent("bias") | absent("factors") | FREE_CHOICE if kernel == "choose_branches" else {}
     apart = {"rms_norm": "x", "norm_rope_append": "q"}.get(kernel)
@@ -295,8 +296,10 @@ class Pages:
         return kv[:, 0], kv[:, 1]
 
 
-def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, growth=0.0, every=1, sinks=None):
-    """One token at a time, in float64; `sinks` has a score of no value for each head."""
+def attention(
+    q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, growth=0.0, every=1, sinks=None, biases=None
+):
+    """One token at a time, in float64; `sinks` has a score of no value for each head, `biases` [T, H, S]."""
     y = np.zeros(q_THC.shape)
     q_THC = q_THC * (1 + growth * np.log(1 + np.asarray(positions) // every))[:, None, None]
     group = q_THC.shape[1] // pages.K
@@ -306,6 +309,7 @@ def attention(q_THC, pages, positions, sequence, layer, scale, window, cap=0.0, 
         for head in range(q_THC.shape[1]):
             scores = scale * (k[first:, head // group].astype(np.float64) @ q_THC[t, head])
             scores = softcap(scores, cap) if cap else scores
+            scores = scores if biases is None else scores + biases[t][head, first : position + 1]
             scores = np.append(scores, -np.inf if sinks is None else sinks[head])
             p = np.exp(scores - scores.max())
             y[t, head] = (p / p.sum())[:-1] @ v[first:, head // group]

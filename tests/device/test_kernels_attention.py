@@ -34,12 +34,12 @@ def filled(rng, lengths, *, K, C, Z, dtype=DType.BF16):
     return pages
 
 
-def attend(team, pages, q_THC, positions, sequence, window=0, **how):
+def attend(team, pages, q_THC, positions, sequence, window=0, kind="attention", **how):
     T, H, C = q_THC.shape
     y = empty(T, H, C)
     sizes = {"T": T, "B": len(pages.block_tables), "H": H, "K": pages.K, "C": C}
     operands = pages.operands(ints(positions), ints(sequence), 0)
-    call(team, "attention", q=q_THC, **operands, y=y, **sizes, scale=C**-0.5, window=window, **how)
+    call(team, kind, q=q_THC, **operands, y=y, **sizes, scale=C**-0.5, window=window, **how)
     return y
 
 
@@ -84,6 +84,41 @@ def test_sinks(isa, rng, H, K, C, window, dtype):
     assert np.abs(found - attend(team, pages, q, positions, sequence, window)).max() > 0.1
     alone = attend(kernels.Team(1, isa), pages, q[:1].copy(), positions[:1], [0], window, **sinks.operand("sinks"))
     np.testing.assert_array_equal(alone[0], found[0])
+
+
+@pytest.mark.parametrize(("reach", "dtype"), [(0, DType.F32), (5, DType.KV8), (200, DType.F32)])
+@pytest.mark.parametrize(("H", "K", "C"), [(1, 1, 2), (6, 2, 20), (40, 40, 8)])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_biases_by_distance(isa, rng, is_whole, H, K, C, reach, dtype):
+    """Whole texts that see all, over several spans; a few tokens that see those before them. Reach 0: slopes."""
+    lengths = (300, 1, 90, 3)
+    pages = filled(rng, lengths, K=K, C=C, Z=7, dtype=dtype)
+    own = [range(n) if is_whole else range(n - min(n, 9), n) for n in lengths]
+    sequence = [s for s, places in enumerate(own) for _ in places]
+    places = [place for seen in own for place in seen]
+    last = [lengths[s] - 1 if is_whole else place for s, place in zip(sequence, places, strict=True)]
+    table = weight(rng, (7 if reach else 1, H), DType.BF16, scale=2.0 if reach else 0.1)
+    buckets = rng.integers(0, 7, 2 * reach + 1).astype(np.float32)
+    biases = []
+    for place in places:
+        behind = np.arange(300) - place
+        if reach:
+            biases.append(table.values[buckets[np.clip(behind, -reach, reach) + reach].astype(int)].T)
+        else:
+            biases.append(-table.values.T * np.abs(behind))
+    how = {**table.operand("bias"), "buckets": buckets if reach else 0, "reach": reach}
+    how["window"] = -1 if is_whole else 0
+    q = random(rng, len(places), H, C)
+    found = attend(kernels.Team(2, isa), pages, q, last, sequence, kind="relative_attention", **how)
+    expected = native.attention(q, pages, last, sequence, 0, C**-0.5, 0, biases=biases)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    alone = [at for at, s in enumerate(sequence) if s == 2]
+    pages.block_tables = pages.block_tables[2:3]
+    team = kernels.Team(1, isa)
+    again = attend(
+        team, pages, q[alone], [last[at] for at in alone], [0] * len(alone), kind="relative_attention", **how
+    )
+    np.testing.assert_array_equal(again, found[alone])
 
 
 def test_a_sink_may_take_all_or_nothing(team, rng):

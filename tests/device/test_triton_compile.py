@@ -150,7 +150,7 @@ def test_attention_of_512_channels_spills_nothing(tmp_path, heads):
 @pytest.mark.parametrize(
     ("what", "parts"),
     [
-        *((attention, {"alone", "join", "together"}) for attention in ("sinks", "windows")),
+        *((attention, {"alone", "join", "together"}) for attention in ("sinks", "windows", "distances", "slopes")),
         *((branches, {"few", "many", "sum", "add"}) for branches in ("clipped branches", "gpt-oss")),
     ],
 )

@@ -23,9 +23,15 @@ WINDOWED = {
     **{"use_bidirectional_attention": True, "sliding_window": 10, "sliding_window_pattern": 3, "num_hidden_layers": 3},
     **{"tie_word_embeddings": True, "query_pre_attn_scalar": 8},
 }
+# Biases of attention by distance.
+BIASED = {
+    **{**ENCODER, "model_type": "mpnet", "architectures": ["MPNetModel"], "type_vocab_size": None},
+}
 SHAPES_HERE = {
     "encoder": ENCODER,
     "encoder-one-head": {**ENCODER, "num_attention_heads": 1, "num_key_value_heads": 1},
+    "biased": BIASED,
+    "biased-one-head": {**BIASED, "num_attention_heads": 1, "num_key_value_heads": 1},
     "windowed": WINDOWED,
 }
 TEXTS = ((4, 1), (1, 2), (12, 3), (70, 4))
@@ -70,10 +76,10 @@ def test_the_cpu_gives_what_the_reference_gives(shape, rule_set, make):
 
 
 @pytest.mark.parametrize("dtypes", [(DType.F32,), (DType.F16, DType.F32), (DType.BF16, DType.Q8)], ids=str)
-@pytest.mark.parametrize("shape", ["encoder", "windowed"])
+@pytest.mark.parametrize("shape", ["encoder", "biased", "windowed"])
 def test_a_text_has_the_same_bits_alone_and_in_a_batch(shape, dtypes, make):
     expert = make(shape, dtypes)
-    name = "vectors" if shape == "encoder" else "head/logits"
+    name = "head/logits" if shape == "windowed" else "vectors"
     together = expert.inspect(whole(expert, *TEXTS))[name]
     alone = [expert.inspect(whole(expert, text))[name] for text in TEXTS]
     np.testing.assert_array_equal(np.concatenate(alone), together)
@@ -91,7 +97,16 @@ def test_a_gpus_kernels_give_what_the_reference_gives(shape, rule_set, make):
     close(*both(padded, expert.expect(step)), 1e-5)
 
 
-def test_a_gpus_kernels_round_as_those_of_decoders_do(make):
-    expert = make("encoder", (DType.BF16,))
+def test_biases_of_the_farthest_stand_for_those_behind(make, monkeypatch):
+    monkeypatch.setattr("coterie.models.distance.FARTHEST", 16)
+    expert = make("biased", (DType.F32,))
+    step = whole(expert, (2, 3), (70, 4))
+    for found in (inspect(expert, step), expert.inspect(step)):
+        close(*both(found, expert.expect(step)), 1e-5)
+
+
+@pytest.mark.parametrize("shape", ["encoder", "biased"])
+def test_a_gpus_kernels_round_as_those_of_decoders_do(shape, make):
+    expert = make(shape, (DType.BF16,))
     step = whole(expert, *TEXTS)
     close(*both(inspect(expert, step), expert.expect(step)), 0.03)

@@ -5,6 +5,7 @@ Knows nothing about programs.
 
 from __future__ import annotations
 
+import numpy as np
 from tests.device import native
 from tests.device.interpreted import Bucket, call
 from tests.device.native import Pages, empty, ints, optional, random
@@ -64,6 +65,32 @@ def attention(
     return Case("attention", dtype.value, shape, bound_of(dtype, chunks), run)
 
 
+def relative_attention(dtype, H, K, C, Z, lengths, reach, table):
+    """Whole texts; `table`: the type of the biases, of 7 buckets, or of slopes where no distance has one (reach 0)."""
+
+    def run(rng):
+        pages = pages_of(rng, lengths, K, C, Z, dtype)
+        own, sequence = last_of(lengths, lengths)
+        last, T = ints([lengths[s] - 1 for s in sequence]), len(own)
+        q, y = random(rng, T, H, C), empty(T, H, C)
+        biases = weight(rng, (7 if reach else 1, H), table, 0.0, 2.0 if reach else 0.1)
+        buckets = rng.integers(0, 7, 2 * reach + 1).astype("float32")
+        behind = np.arange(max(lengths)) - own[:, None]
+        if reach:
+            seen = biases.values[buckets[np.clip(behind, -reach, reach) + reach].astype(int)].transpose(0, 2, 1)
+        else:
+            seen = -biases.values.T * np.abs(behind)[:, None]
+        sizes = {"T": T, "B": len(lengths), "H": H, "K": K, "C": C, "scale": C**-0.5, "window": -1, "reach": reach}
+        sizes |= biases.operand("bias") | {"buckets": buckets if reach else 0}
+        most = Bucket(T, len(lengths), T, max(lengths))
+        call("relative_attention", most, q=q, **pages.operands(last, sequence, 1), y=y, **sizes)
+        return [(y, native.attention(q, pages, last, sequence, 1, C**-0.5, 0, biases=seen))]
+
+    kind = f"{table.value} {'buckets' if reach else 'slopes'}"
+    shape = f"H {H}, K {K}, C {C}, Z {Z}, texts {' '.join(map(str, lengths))}, {kind}, reach {reach}"
+    return Case("relative_attention", dtype.value, shape, bound_of(dtype, lengths), run)
+
+
 QUICK = [
     *(attention(t, 4, 2, 32, 5, (1, 7, 70), (1, 0, 1), cap=1.5) for t in (F32, BF16)),
     *(attention(F32, 4, 2, 32, 5, (12, 75), (12, 9), w, cap=1.5) for w in (0, 7)),
@@ -88,6 +115,8 @@ QUICK = [
     *(attention(F32, 3, 1, 300, 7, (33, 150), c, 40, 600, cap=1.5) for c in ((1, 1), (9, 33))),
     *(attention(F32, 3, 1, 300, 5, (12, 75), c, growth=0.4, every=6) for c in ((12, 9), (1, 1))),
     *(attention(BF16, 4, 2, 300, 5, (12, 70), c, sinks=F32) for c in ((1, 1), (12, 20))),
+    *(relative_attention(t, 3, 1, 20, 5, (12, 1, 75), reach, BF16) for t in FLOATS for reach in (0, 9)),
+    relative_attention(F32, 4, 4, 64, 16, (40, 150), 200, F32),
 ]
 _CONTEXTS = (700, 257, 256)
 LONG = [

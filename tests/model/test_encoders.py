@@ -40,6 +40,7 @@ ROWS = {
     "bert-one-head": ("Bert", {"num_attention_heads": 1, "hidden_act": "gelu_new", "num_hidden_layers": 1}),
     "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
     "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66}),
+    "mpnet": ("MPNet", {"pad_token_id": 1, "max_position_embeddings": 66}),
     "jina-v3": ("JinaEmbeddingsV3", {"type_vocab_size": 1, "pad_token_id": 1}),
     "eurobert": ("EuroBert", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}),
     "nomic": ("NomicBert", {}),
@@ -263,7 +264,7 @@ def test_dense_layers_stand_behind_the_pooling(is_tanh, tmp_path):
         Coterie.open(folder)
 
 
-@pytest.mark.parametrize("row", ["roberta", "nomic"])
+@pytest.mark.parametrize("row", ["roberta", "mpnet", "nomic"])
 def test_a_quantised_folder_keeps_what_stands_behind_the_model(row, tmp_path):
     """Tables whose rows are cut off, matrices that are joined, and the layers of a vector."""
     folder = save(tmp_path / "vec", make(row), modules=("Transformer", "Pooling", "Dense"))

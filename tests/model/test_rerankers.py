@@ -27,7 +27,8 @@ CAUSAL = {
 }
 MODELS = {
     **{
-        name: ROWS[name] for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "jina-v3", "gte", "modernbert")
+        name: ROWS[name]
+        for name in ("bert", "bert-one-head", "roberta", "xlm-roberta", "mpnet", "jina-v3", "gte", "modernbert")
     },
     "modernbert-mean": ("ModernBert", {**MODERN, "classifier_pooling": "mean", "classifier_bias": True}),
     **{name.lower(): (name, CAUSAL) for name in ("Qwen3", "Qwen2", "Llama", "Mistral", "Gemma2")},
@@ -74,7 +75,7 @@ def way_of(row):
         BERT_WAY
         if row.startswith("bert")
         else ROBERTA_WAY
-        if any(n in row for n in ("roberta", "jina", "modern", "gte"))
+        if any(n in row for n in ("roberta", "mpnet", "jina", "modern", "gte"))
         else ()
     )
 

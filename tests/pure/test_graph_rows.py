@@ -101,3 +101,19 @@ def test_prompts_are_taken_whole_within_a_step() -> None:
     assert taken(12) == [(1, 9), (2, 2), (5, 1)]
     assert taken(100) == [(1, 9), (2, 2), (3, 6), (4, 3), (5, 1)]
     assert cut_whole([], 8) == ()
+
+
+def test_biases_by_distance_have_a_row_for_each_bucket() -> None:
+    more = {"model_type": "mpnet", "architectures": ["MPNetModel"]}
+    config = ModelConfig.from_hf({**CONFIG, **more}, "here")
+    graph = decoder_graph(config, dict.fromkeys(weight_shapes(config), DType.BF16))
+    verify(graph)
+    assert graph.values["encoder.relative_attention_bias.weight"].shape == (32, 2)
+    buckets = graph.values["buckets"]
+    for data in (buckets.data[1:], (32.0, *buckets.data[1:]), (-1.0, *buckets.data[1:]), (0.5, *buckets.data[1:])):
+        wrong = replace(buckets, data=data, shape=(len(data),))
+        with pytest.raises(UsageError, match=r"relative_attention: .* has \d+ (numbers|rows)"):
+            verify(replace(graph, values=MappingProxyType({**graph.values, "buckets": wrong})))
+    others = [replace(op, inputs=(*op.inputs[:5], "", op.inputs[6])) if op.kind[0] == "r" else op for op in graph.ops]
+    with pytest.raises(UsageError, match="or without buckets one"):
+        verify(replace(graph, ops=tuple(others)))

@@ -15,13 +15,14 @@ from coterie.core.shapes import Dim, Shape, Symbol, Times, fixed, trailing
 from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.latent.ops import APPEND, ATTEND
-from coterie.graph.ops import BF16, CAP, EVERY, GROWTH, HORIZON, OPS, ROUNDING, SCALE, TYPES
+from coterie.graph.ops import ATTENTION, BF16, CAP, EVERY, GROWTH, HORIZON, OPS, ROUNDING, SCALE, TYPES
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
 INSTEAD: Mapping[tuple[str, str], tuple[str, ...]] = {  # row inputs that an operand may be besides that of its name
     ("embed", "tokens"): ("positions", TYPES),
     ("attention", "positions"): (HORIZON,),
+    ("relative_attention", "positions"): (HORIZON,),
 }
 ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
 
@@ -76,7 +77,7 @@ class Row:
                 fact = f"layer {changed[1]} of {changed[0]} is changed twice in one step"
                 raise self.wrong(fact, "give each layer of the state one op")
             appended.add(changed)
-        if self.op.kind not in ("kv_append", "kv_cat", "attention", "alibi_attention", APPEND, ATTEND):
+        if self.op.kind not in ("kv_append", "kv_cat", *ATTENTION, APPEND, ATTEND):
             return
         state, layer = state_of(self.graph, self.op).name, self.op.integer("layer")
         which = (self.op.integer("which"),) if self.op.kind == "kv_cat" else (0, 1)

@@ -125,6 +125,14 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return pairs_of(op, sizes) * heads * per_pair + sizes.T * heads * per_query
 
 
+def _biased_flops(per_pair: int) -> _Flops:
+    def flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+        heads = sizes.of(graph.values[op.inputs[0]].shape[1])
+        return _attention_flops(graph, op, sizes) + per_pair * pairs_of(op, sizes) * heads
+
+    return flops
+
+
 # Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
 PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("embed", "embed_part"), 0),  # without a scale; a graph's are counted by FLOPS
@@ -168,9 +176,8 @@ FLOPS: Mapping[str, _Flops] = {
     **dict.fromkeys(("embed", "embed_part"), _scaling_flops),
     "linear": _linear_flops,
     "attention": _attention_flops,
-    "alibi_attention": lambda graph, op, sizes: (
-        _attention_flops(graph, op, sizes) + 2 * sizes.pairs * sizes.of(graph.values[op.inputs[0]].shape[1])
-    ),
+    "alibi_attention": _biased_flops(2),
+    "relative_attention": _biased_flops(1),
     "group_attention": _group_attention_flops,
     "sample": lambda graph, op, sizes: SOFTMAX_FLOPS * sizes.count(graph.values[op.inputs[0]].shape),
     "all_reduce": _all_reduce_flops,

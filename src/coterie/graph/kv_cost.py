@@ -8,8 +8,9 @@ from __future__ import annotations
 from coterie.core.shapes import Sizes, fixed
 from coterie.graph.ir import Graph, Op, Value, state_of
 from coterie.graph.latent.ops import APPEND, ATTEND
+from coterie.graph.ops import ATTENTION
 
-KV_READERS = ("attention", "alibi_attention", ATTEND, "kv_cat")
+KV_READERS = (*ATTENTION, ATTEND, "kv_cat")
 KV_WRITERS = ("kv_append", APPEND)
 
 

@@ -166,17 +166,34 @@ def _layer_norm(row: Row) -> None:
 
 
 def _alibi_attention(row: Row) -> None:
+    row.constant(4, _whole_attention(row))
+
+
+def _relative_attention(row: Row) -> None:
+    queries, table = _whole_attention(row), row.input(4)
+    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    row.fixed(table.shape, table)
+    row.weight_or_constant(4, (rows, queries))
+    buckets = row.input(5).data if row.op.inputs[5] else ()
+    if row.op.inputs[5] and (row.input(5).kind is not Kind.CONSTANT or len(buckets) % 2 == 0):
+        raise row.wrong(f"{row.input(5).name} has {len(buckets)} numbers", "give a constant of one for each distance")
+    if not all(number in range(rows) for number in buckets) or (rows != 1 and not buckets):
+        raise row.wrong(f"{table.name} has {rows} rows", "give one for each bucket, or without buckets one")
+
+
+def _whole_attention(row: Row) -> int:
+    """Attention that sees the whole context, whose last operand is its state: how many query heads it has."""
     q = row.input(0)
     queries, _ = row.heads(q)
-    _, heads, channels = row.state(5)
+    _, heads, channels = row.state(len(row.op.inputs) - 1)
     row.rows(q, row.output, first=(T,))
     row.activations(q, row.output)
     row.same(row.output.shape, q.shape, row.output.name)
     row.same(q.shape[2:], (channels,), q.name)
     if queries % heads:
         raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
-    row.constant(4, queries)
     pages(row, 1)
+    return queries
 
 
 def _group_attention(row: Row) -> None:
@@ -309,6 +326,7 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "add_positions": _add_positions,
     **ACTIVATIONS,
     "alibi_attention": _alibi_attention,
+    "relative_attention": _relative_attention,
     "group_attention": _group_attention,
     "take_heads": _take_heads,
     "add_bias": _add_bias,

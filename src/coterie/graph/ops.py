@@ -21,6 +21,7 @@ from coterie.graph.opspec import OpSpec
 from coterie.graph.scan.ops import SCAN_OPS
 
 __all__ = [
+    "ATTENTION",
     "BF16",
     "CAP",
     "COLLECTIVES",
@@ -114,6 +115,14 @@ OPS: dict[str, OpSpec] = {
         ("y:THC",),
         ("layer", "scale"),
     ),
+    "relative_attention": OpSpec(
+        "attention over the whole context with a bias of the head added to each score: the row of table that buckets "
+        "has for how far the key stands behind the token, from farthest before on, both ends for all farther ones; "
+        "without buckets -table[0] * that distance; with the row input horizon as attention",
+        ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "table:NH", "buckets?:", "kv:state"),
+        ("y:THC",),
+        ("layer", "scale"),
+    ),
     "group_attention": OpSpec(
         "softmax(scale * q @ k.T) @ v among each `group` rows, all of them seen",
         ("q:*HC", "k:*HC", "v:*HC"),
@@ -166,6 +175,8 @@ OPS: dict[str, OpSpec] = {
     **BACKWARD_OPS,
 }
 
+# Attention over keys and values of heads, which pages hold.
+ATTENTION = ("attention", "alibi_attention", "relative_attention")
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too

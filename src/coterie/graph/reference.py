@@ -5,7 +5,7 @@ Float32 throughout; only the KV state is rounded to its own type. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,10 +156,27 @@ def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
 
 
 def _attention(step: Step, op: Op, x: list[Any]) -> Array:
-    return _attend(step, op, x, op.integer("window"), np.zeros(x[0].shape[1], np.float32))
+    return _attend(step, op, x, op.integer("window"))
 
 
-def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Array:
+def _alibi_attention(step: Step, op: Op, x: list[Any]) -> Array:
+    return _attend(step, op, x, 0, lambda keys_S, position: x[4][:, None] * keys_S.astype(np.float32))
+
+
+def _relative_attention(step: Step, op: Op, x: list[Any]) -> Array:
+    table, buckets = x[4].reshape(-1, x[0].shape[1]), x[5]
+
+    def bias(keys_S: Array, position: int) -> Array:
+        behind = keys_S - position
+        if buckets is None:
+            return np.asarray(-table.T * np.abs(behind).astype(np.float32))
+        reach = len(buckets) // 2
+        return np.asarray(table[buckets[np.clip(behind, -reach, reach) + reach].astype(np.int32)].T)
+
+    return _attend(step, op, x, 0, bias)
+
+
+def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array, int], Array] | None = None) -> Array:
     q, limits, sequence, tables = x[:4]
     q, y = grown(op, q, limits), np.empty_like(q)
     for t, limit in enumerate(limits):
@@ -171,7 +188,7 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, slopes: Array) -> Arr
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
         scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
         scores = _capped(scores, op.cap) if op.cap else scores
-        scores = scores + slopes[:, None] * np.arange(first, length, dtype=np.float32)
+        scores = scores if bias is None else scores + bias(np.arange(first, length), position)
         if op.sinks:
             scores = np.concatenate([scores, x[5][:, None]], axis=1)
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -275,7 +292,8 @@ OPS: Mapping[str, Run] = {
     "add_positions": lambda step, op, x: np.asarray(x[0] + x[2][x[1] + op.integer("offset")], np.float32),
     "gelu": lambda step, op, x: gelu(x[0], str(op.attrs["form"])),
     "softcap": lambda step, op, x: _capped(x[0], op.cap),
-    "alibi_attention": lambda step, op, x: _attend(step, op, x, 0, x[4]),
+    "alibi_attention": _alibi_attention,
+    "relative_attention": _relative_attention,
     "group_attention": _group_attention,
     "take_heads": _take_heads,
     "add_bias": lambda step, op, x: np.asarray(x[0] + x[1].reshape(x[0].shape[1:]), np.float32),

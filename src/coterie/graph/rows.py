@@ -51,12 +51,12 @@ def seeing_all(graph: Graph) -> Graph:
 
 
 def _may_see_all(op: Op) -> bool:
-    return op.kind == "kv_append" or (op.kind == "attention" and not op.growth)
+    return op.kind in ("kv_append", "relative_attention") or (op.kind == "attention" and not op.growth)
 
 
 def _seeing_all(op: Op) -> Op:
     q, positions, *others = op.inputs
-    inputs = (q, HORIZON if op.kind == "attention" else positions, *others)
+    inputs = (q, positions if op.kind == "kv_append" else HORIZON, *others)
     return replace(op, inputs=inputs, attrs=MappingProxyType({**op.attrs, "layer": 0}))
 
 

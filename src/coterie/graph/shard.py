@@ -29,7 +29,7 @@ from coterie.graph.delta_net.ops import DELTA_OPS
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value, norms_all_heads
 from coterie.graph.latent.ops import ATTEND, OF_HEADS
 from coterie.graph.layer.ops import LAYER_OPS
-from coterie.graph.ops import SCALE
+from coterie.graph.ops import ATTENTION, SCALE
 from coterie.graph.program import kv_states
 
 # Ops that work on each head, or each column, by itself: their output is split as their input is.
@@ -37,7 +37,7 @@ _PER_COLUMN = (
     *("silu", "gelu", "relu", "relu_squared", "xielu", "softcap"),
     *("add", "mul", "rope", "take_heads", "group_attention"),
 )
-_ATTENTION = ("attention", "alibi_attention", ATTEND)
+_ATTENTION = (*ATTENTION, ATTEND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,8 @@ class _Sharding:
             raise UsageError(self.graph.name, fact, "a graph of this form cannot be sharded")
         self._narrow(op.outputs[0], 1, self.split[op.inputs[0]])
         self.split[op.outputs[0]] = self.split[op.inputs[0]]
-        if op.kind == "alibi_attention":
-            self._slopes(op)
+        if op.kind in ("alibi_attention", "relative_attention"):
+            self._biases(op)
         if op.kind in OF_HEADS:
             self._narrow(op.inputs[1], 0, self.split[op.inputs[0]])
             self.splits[op.inputs[1]] = Split(0, self.split[op.inputs[0]])
@@ -192,12 +192,16 @@ class _Sharding:
         self.split[y] = parts
         self._add("take_heads", op, (whole_y,), y, {"of": heads, "first": first, "count": count})
 
-    def _slopes(self, op: Op) -> None:
-        """Each rank has the slopes of its own heads."""
-        slopes = self.graph.values[op.inputs[4]]
-        count = len(slopes.data) // self.degree
-        own = slopes.data[self.rank * count : (self.rank + 1) * count]
-        self.values[slopes.name] = replace(slopes, shape=(count,), data=own)
+    def _biases(self, op: Op) -> None:
+        """Each rank has the slopes, or the columns of the table, of its own heads."""
+        biases = self.graph.values[op.inputs[4]]
+        if biases.kind is Kind.WEIGHT:
+            self._narrow(biases.name, 1, self.degree)
+            self.splits[biases.name] = Split(1, self.degree)
+            return
+        count = len(biases.data) // self.degree
+        own = biases.data[self.rank * count : (self.rank + 1) * count]
+        self.values[biases.name] = replace(biases, shape=(*biases.shape[:-1], count), data=own)
 
     def _embed(self, op: Op) -> None:
         y, table = op.outputs[0], op.inputs[1]

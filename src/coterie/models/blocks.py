@@ -14,9 +14,9 @@ from coterie.graph.branch.ops import ADD_BIAS, ALPHA, CHOOSE, CLIPPED, DOWN, GAT
 from coterie.graph.ir import Attr, Graph, Kind
 from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES
 from coterie.graph.ops import CAP, EVERY, GROWTH, INTERLEAVED, KV_ROWS
-from coterie.models.alibi import alibi_slopes
 from coterie.models.appending import scaled
 from coterie.models.branches import Branches
+from coterie.models.distance import alibi_slopes
 from coterie.models.family import NAMES, FeedForward
 from coterie.models.latent import LATENT_EPS, Latent
 from coterie.models.recurrent import RecurrentBlocks
@@ -145,7 +145,10 @@ class Decoder(RecurrentBlocks):
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         attrs: dict[str, Attr] = {"layer": kept, "scale": scale}
         shape: Shape = (T, c.num_heads, c.head_dim)
-        if c.alibi:
+        by_distance = self._by_distance()
+        if by_distance:
+            y = self._op("relative_attention", "attention", (part("q"), *KV_ROWS, *by_distance, "kv"), shape, **attrs)
+        elif c.alibi:
             y = self._op("alibi_attention", "attention", (part("q"), *KV_ROWS, "slopes", "kv"), shape, **attrs)
         else:
             attrs["window"] = c.windows[layer]
@@ -160,6 +163,10 @@ class Decoder(RecurrentBlocks):
             gate = self._op("sigmoid", "opened", (self._half("gates", 1),), shape)
             y = self._op("mul", "gated", (y, gate), shape)
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
+
+    def _by_distance(self) -> tuple[str, ...]:
+        """The table and the buckets of attention with biases by distance; none, or ALiBi's, for decoders."""
+        return ()
 
     def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
         """A projection each; the function that gives a part by its name. A gated head has its gate behind it."""

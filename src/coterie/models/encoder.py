@@ -51,6 +51,7 @@ class EncoderKeys:
     that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
     the sums, and not before the blocks. `first_norm`: before attention in the first layer, where norms stand before.
     `scaled_rope`: a key by which angles change in texts of more tokens than another key says, and that one's default.
+    `buckets` of distances, by which attention has biases (distance.py), 0 for none.
     `head`: of those that score; `pools_by_config`: `classifier_pooling` says of which rows, else of the first.
     """
 
@@ -63,6 +64,7 @@ class EncoderKeys:
     norms_behind: bool = True
     first_norm: bool = True
     scaled_rope: tuple[str, str, int] | None = None
+    buckets: int = 0
     head: tuple[HeadKeys, ...] = ()
     pools_by_config: bool = False
     own_code: bool = False  # released configs name code of their own, and this is what that does
@@ -71,7 +73,8 @@ class EncoderKeys:
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """What one has besides: rows of the table of types, 0 for none, and of that of positions before the first token's;
-    where its norms stand, as EncoderKeys has it; `most_tokens` of a text, 0 where its positions say it.
+    where its norms stand, as EncoderKeys has it; `most_tokens` of a text, 0 where its positions say it; buckets of
+    distances, 0 for none.
     """
 
     type_rows: int
@@ -79,6 +82,7 @@ class Encoder:
     norms_behind: bool
     first_norm: bool
     most_tokens: int = 0
+    buckets: int = 0
 
 
 def encoder_of(config: Fields, family: Family) -> Encoder | None:
@@ -95,7 +99,7 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
     if keys.scaled_rope is not None and config.get(keys.scaled_rope[0]):
         config.number(keys.scaled_rope[0])
         most_tokens = config.count(*keys.scaled_rope[1:])
-    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm, most_tokens)
+    return Encoder(type_rows, keys.first_position, keys.norms_behind, keys.first_norm, most_tokens, keys.buckets)
 
 
 def sees_all(config: Fields, family: Family) -> bool:

@@ -17,6 +17,7 @@ from coterie.core.shapes import Symbol
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.ops import TYPES
 from coterie.models.blocks import Decoder
+from coterie.models.distance import alibi_slopes, distance_buckets
 from coterie.models.encoder import Encoder
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
@@ -50,9 +51,15 @@ class EncoderBlocks(Decoder):
         b.value("block_tables", (B,), DType.I32, Kind.INPUT)
         b.value("rows", (R,), DType.I32, Kind.INPUT)
         b.value("sampling", (R,), DType.F32, Kind.INPUT)
-        if not self.config.names.positions:
+        if self.config.alibi:
+            heads = self.config.num_heads
+            b.value("slopes", (1, heads), DType.F32, Kind.CONSTANT, alibi_slopes(heads))
+        elif not self.config.names.positions:
             frequencies = self.config.rope.inv_freq
             b.value("inv_freq", (len(frequencies),), DType.F32, Kind.CONSTANT, frequencies)
+        if self._own.buckets:
+            numbers = tuple([float(bucket) for bucket in distance_buckets(self._own.buckets)])
+            b.value("buckets", (len(numbers),), DType.F32, Kind.CONSTANT, numbers)
         self._declare_kv(DType.F32)
 
     def _embed(self) -> str:
@@ -65,6 +72,12 @@ class EncoderBlocks(Decoder):
         if self._own.type_rows:
             x = self._op("add", "typed", (x, self._looked_up("kinds", TYPES, names.types, self._own.type_rows)))
         return self._norm("norm", x, names.embed_norm)
+
+    def _by_distance(self) -> tuple[str, ...]:
+        rows = self._own.buckets
+        if self.config.alibi:
+            return "slopes", ""
+        return (self._weight(self.config.names.distances, (rows, self.config.num_heads)), "buckets") if rows else ()
 
     def _looked_up(self, name: str, row: str, table: str, rows: int) -> str:
         return self._op("embed", name, (row, self._weight(table, (rows, self.config.hidden_size))))

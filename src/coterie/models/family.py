@@ -79,6 +79,7 @@ class Names:
     embed_norm: str = ""
     positions: str = ""  # a table of learned positions
     types: str = ""  # a table of which text of a pair a token is of
+    distances: str = ""  # a table of biases of attention by distance, one for all layers
     layer: str = "model.layers.{}."
     attention_norm: str = "input_layernorm"  # before attention; empty where none stands there
     attention_out_norm: str = ""  # behind attention, before the residual is added

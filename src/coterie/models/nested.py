@@ -1,6 +1,7 @@
 """A language model that is a part of a larger one: its config by itself, as if it were saved alone.
 
     {"model_type": "gemma3", "text_config": {...}, "vision_config": {...}}  ->  {"model_type": "gemma3_text", ...}
+    {"model_type": "bert", "position_embedding_type": "alibi", ...}         ->  {"model_type": "jina_bert", ...}
     {"model_type": "new", "architectures": ["NewModel"], ...}               ->  {"model_type": "gte", ...}
 
 Knows nothing about tensors (alone.py) or what the text model computes.
@@ -81,7 +82,7 @@ def part_of(raw: Mapping[str, Any]) -> str:
 
 
 def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The config of the text model alone; a text model's as it is, but for an encoder of another name.
+    """The config of the text model alone; a text model's as it is, but for encoders of other names or none.
 
     Raises CheckpointError where there is none inside, UnsupportedError for what more than images is read.
     """
@@ -103,7 +104,9 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _by_our_name(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of an encoder that goes by an older type: Alibaba's GTE."""
+    """The config of an encoder that goes by another's type (Jina's BERT), or by an older one (Alibaba's GTE)."""
+    if raw.get("model_type") == "bert" and raw.get("position_embedding_type") == "alibi":
+        return {**raw, "model_type": "jina_bert"}
     if raw.get("model_type") != "new":
         return raw
     classes = raw.get("architectures")

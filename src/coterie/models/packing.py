@@ -135,7 +135,7 @@ def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is a matrix: none that chooses branches, gates what a delta net keeps or is read head by head,
     no table of biases.
     """
-    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, *HEADS, "bias"))
+    return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, *HEADS, "bias", "bias.weight"))
 
 
 def _one_of(section: Mapping[str, Any], name: str, allowed: Mapping[Any, _T], where: str) -> _T:

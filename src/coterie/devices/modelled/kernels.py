@@ -18,6 +18,7 @@ from coterie.core.shapes import Dim, Sizes
 from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.cost import Cost, pairs_of
 from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ops import ATTENTION
 from coterie.graph.program import Program, Region
 from coterie.spec.kernel import ELEMENT_WISE, Kernel
 from coterie.spec.machine import MachineSpec
@@ -33,7 +34,6 @@ from coterie.spec.measured import (
     one_unit,
 )
 
-ATTENTION = ("attention", "alibi_attention")
 ELEMENT_WISE_FLOPS = 8  # a byte, at most, of a kernel that only goes over its operands
 _RANK = (MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC)
 
@@ -112,7 +112,7 @@ class _Attention:
         """The attention that an op is."""
         heads, channels = (_fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
         state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
-        window = op.integer("window") if op.kind == "attention" else 0  # alibi sees every position
+        window = op.integer("window") if op.kind == "attention" else 0  # others see every position
         return cls(heads, _fixed(state.shape[2]), channels, window, op)
 
     def of_sizes(self, sizes: Sizes) -> Kernel:

@@ -23,7 +23,7 @@ from coterie.devices.modelled.clock import PLAIN, Kit
 from coterie.devices.modelled.division import Division
 from coterie.devices.modelled.exchange import exchange
 from coterie.devices.modelled.fluid import Phase
-from coterie.devices.modelled.kernels import ATTENTION, RegionKernels
+from coterie.devices.modelled.kernels import RegionKernels
 from coterie.devices.modelled.step import RegionTime
 from coterie.devices.modelled.transfer import COMPUTE, PEERS, alone, tier_name
 from coterie.graph.branch.ops import MATRIX_READERS
@@ -31,7 +31,7 @@ from coterie.graph.closed import ClosedCost
 from coterie.graph.cost import Cost, collectives, reads_batch, reads_context
 from coterie.graph.fuse import SECTION
 from coterie.graph.ir import Value
-from coterie.graph.ops import COLLECTIVES
+from coterie.graph.ops import ATTENTION, COLLECTIVES
 from coterie.graph.program import Program, Region
 from coterie.spec.machine import KernelRates, MachineSpec
 from coterie.spec.measured import ANALYTIC, CARRIED, Kernels

@@ -86,10 +86,22 @@ def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
+    window = op.integer("window")
+    return _attended(low, op, -window if HORIZON in op.inputs else window)  # below 0: behind a token too
+
+
+def _relative_attention(low: Lowering, ops: Sequence[Op]) -> Operands:
+    (op,) = ops
+    buckets = op.inputs[5]
+    bias = low.weight("bias", op.inputs[4]) | {"buckets": low.at(buckets)}
+    bias["reach"] = len(low.value(buckets).data) // 2 if buckets else 0
+    return _attended(low, op, -1 if HORIZON in op.inputs else 0) | bias  # below 0: it sees all
+
+
+def _attended(low: Lowering, op: Op, window: int) -> Operands:
     q, *paged = op.inputs[:4]
     T, H, C = low.value(q).shape
     sizes = {"T": low.size(T), "B": Named("B"), "H": low.size(H), "K": low.kv_heads(op), "C": low.size(C)}
-    window = -op.integer("window") if HORIZON in op.inputs else op.integer("window")  # below 0: behind a token too
     how: Operands = {"scale": op.number("scale"), "window": window, "cap": op.cap}
     how |= {"growth": op.growth, "every": op.every, **low.weight("sinks", op.sinks)}
     return {"q": low.at(q), "y": low.at(op.outputs[0])} | low.pages(op, *paged) | sizes | how
@@ -239,6 +251,7 @@ _LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "rope": _rope,
     "kv_append": _kv_append,
     "attention": _attention,
+    "relative_attention": _relative_attention,
     "add": _elementwise,
     "silu": _elementwise,
     "gelu": _elementwise,

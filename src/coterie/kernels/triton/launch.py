@@ -62,6 +62,7 @@ KERNELS: Mapping[str, Kernel] = {
     "rope": Kernel(rope.launch),
     "kv_append": Kernel(kv_append.launch),
     "attention": Kernel(attention.launch, attention.scratch_bytes),
+    "relative_attention": Kernel(attention.launch, attention.scratch_bytes),
     "add": Kernel(elementwise.launch),
     "silu": Kernel(elementwise.launch),
     "mul": Kernel(elementwise.launch),

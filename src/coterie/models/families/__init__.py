@@ -10,7 +10,7 @@ from coterie.models.families.afmoe import AFMOE
 from coterie.models.families.apertus import APERTUS
 from coterie.models.families.arcee import ARCEE
 from coterie.models.families.bamba import BAMBA
-from coterie.models.families.bert import BERT, GTE, JINA_V3, NOMIC_BERT, ROBERTA, XLM_ROBERTA
+from coterie.models.families.bert import BERT, GTE, JINA_BERT, JINA_V3, MPNET, NOMIC_BERT, ROBERTA, XLM_ROBERTA
 from coterie.models.families.bloom import BLOOM
 from coterie.models.families.cohere import COHERE, COHERE2
 from coterie.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU
@@ -70,7 +70,7 @@ FAMILIES: dict[str, Family] = {
         *(QWEN2_MOE, GRANITE_MOE_SHARED, GLM4_MOE, ERNIE4_5_MOE, DOTS1, HUNYUAN_MOE, MINIMAX_M2),
         *(QWEN3_5_MOE, QWEN3_NEXT, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE, YOUTU, MINICPM3),
         *(AFMOE, SOLAR_OPEN, BAMBA, FALCON_H1, NEMOTRON_H, MAMBA2),
-        *(BERT, ROBERTA, XLM_ROBERTA, NOMIC_BERT, JINA_V3, GTE, MODERNBERT, EUROBERT),
+        *(BERT, ROBERTA, XLM_ROBERTA, MPNET, NOMIC_BERT, JINA_BERT, JINA_V3, GTE, MODERNBERT, EUROBERT),
         *(BLOOM, FALCON, OPT),
     )
 }

@@ -1,6 +1,7 @@
 """BERT and what is built like it (RoBERTa, XLM-RoBERTa): encoders with learned positions and norms behind the sums.
 
-Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. Nomic's BERT
+Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. MPNet (all-mpnet-base,
+multi-qa-mpnet) has biases of attention by distance besides, from one table that its layers share. Nomic's BERT
 (nomic-embed-text) rotates queries and keys in place of the table, and its feed-forward blocks are gated; so does GTE's
 (gte-multilingual), as transformers has it.
 Knows nothing about how an encoder is built (encoder_blocks.py).
@@ -65,6 +66,46 @@ ROBERTA = replace(
     BERT, model_type="roberta", causal_class="RobertaModel", max_positions=514, norm_eps=1e-12, encoder=_OF_ROBERTA
 )
 XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", causal_class="XLMRobertaModel")
+
+MPNET = replace(
+    BERT,
+    model_type="mpnet",
+    causal_class="MPNetModel",
+    encoder=replace(_OF_ROBERTA, model="mpnet.", types="", required={"relative_attention_num_buckets": 32}, buckets=32),
+    names=replace(
+        BERT.names,
+        types="",
+        distances="encoder.relative_attention_bias.weight",
+        q="attention.attn.q",
+        k="attention.attn.k",
+        v="attention.attn.v",
+        o="attention.attn.o",
+        attention_out_norm="attention.LayerNorm",
+    ),
+)
+
+# Jina's embeddings v2: no table of positions but scores that fall with distance, and gated feed-forward blocks.
+JINA_BERT = replace(
+    BERT,
+    model_type="jina_bert",
+    causal_class="JinaBertModel",
+    max_positions=8192,
+    alibi=True,
+    mlp_bias=Bias.NEVER,
+    down_bias=True,
+    feed_forward=FeedForward.GATED_GELU,
+    feed_forwards={"gelu": FeedForward.GATED_GELU},
+    encoder=replace(_KEYS, own_code=True, required={"position_embedding_type": "alibi", "feed_forward_type": "geglu"}),
+    names=replace(
+        BERT.names,
+        positions="",
+        gate="mlp.gate",
+        up="mlp.up",
+        down="mlp.wo",
+        feed_forward_out_norm="mlp.layernorm",
+        joined={"mlp.gated_layers": ("mlp.gate", "mlp.up")},
+    ),
+)
 
 # Jina's embeddings v3 as transformers has them, without the adapters that original folders have inside.
 JINA_V3 = replace(

@@ -12,6 +12,7 @@ from math import log
 import triton
 import triton.language as tl
 
+from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
     add_product,
@@ -23,7 +24,7 @@ from coterie.kernels.triton.arithmetic import (
     tanh_of,
     wait_for_last,
 )
-from coterie.kernels.triton.attention.attention_mask import seen_of
+from coterie.kernels.triton.attention.attention_mask import BIASED, bias_of, near_of, seen_of
 from coterie.kernels.triton.attention.pages import KV, LAYER, SEQUENCE, TABLES, WIDTH, Pages
 from coterie.kernels.triton.attention.wide_context import WIDE as _WIDE
 from coterie.kernels.triton.attention.wide_context import wide_context
@@ -82,6 +83,7 @@ def _blocks(
     first_M,
     last_M,
     cap,
+    near,
     CAPPED: tl.constexpr,
     SEEN: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -121,6 +123,8 @@ def _blocks(
         scores = add_product(tl.zeros([q.shape[0], STEP], tl.float32), q, tl.trans(k))
         if CAPPED:
             scores = cap * tanh_of(scores)
+        if near is not None:
+            scores += bias_of(near, j) * LOG2_E
         if not SEEN:
             seen = j[None, :] < last_M[:, None]
             if WINDOWED:
@@ -160,6 +164,7 @@ def _context(
     position_M,
     low_M,
     cap,
+    near,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -183,17 +188,17 @@ def _context(
         low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
         whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
         state = _blocks(
-            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, CAPPED, False, True,
+            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, near, CAPPED, False, True,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
     # Steps of which each token sees all need no mask, and are most of a long context.
     end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
     state = _blocks(
-        state, q, table, slots, whole, end_of_all, low_M, last_M, cap, CAPPED, True, WINDOWED,
+        state, q, table, slots, whole, end_of_all, low_M, last_M, cap, near, CAPPED, True, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
     return _blocks(
-        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, CAPPED, False, WINDOWED,
+        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, near, CAPPED, False, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
 
@@ -204,6 +209,16 @@ def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
     if SINK is not None:
         total += tl.exp2(sink_of(row, head, mask, SINK) * LOG2_E - top)
     return total
+
+
+@triton.jit
+def _seen(row, t, sequence_M, tokens, here, head_M, H, BIAS: tl.constexpr, SLOPES: tl.constexpr, BOTH: tl.constexpr):
+    """The first and the last position that tokens see, and what biases of their scores are found by (bias_of)."""
+    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
+    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
+    low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, position_M, tokens, here, BOTH)
+    near = near_of(row, sequence_at, t, sequence_M, position_M, tokens, here, head_M, H, BIAS, SLOPES)
+    return low_M, position_M, near
 
 
 @triton.jit
@@ -225,6 +240,8 @@ def _together(
     CAPPED: tl.constexpr,
     GROWS: tl.constexpr,
     SINK: tl.constexpr,
+    BIAS: tl.constexpr,
+    SLOPES: tl.constexpr,
     WINDOWED: tl.constexpr,
     BOTH: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -232,18 +249,16 @@ def _together(
 ):
     let_next_begin(WHEN)
     wait_for_last(WHEN)
-    tokens = integer(row, T)
+    tokens, sequence_at = integer(row, T), pointer(row, PAGES + SEQUENCE, tl.int32)
     # The last tokens of a chunk see most: of all heads, they come first.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
     head, m = tl.program_id(0), tl.arange(0, TOKENS * GROUP)
     t = first + m // GROUP
     here = (t < tokens) & (m % GROUP < H // K)
-    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
     sequence_M, among = among_at(sequence_at, t, tokens, here)
-    if SINGLE:
-        among = here
-    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
-    low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, position_M, tokens, here, BOTH)
+    among = here if SINGLE else among
+    head_M = tl.minimum(head * (H // K) + m % GROUP, H - 1)
+    low_M, position_M, near = _seen(row, t, sequence_M, tokens, here, head_M, H, BIAS, SLOPES, BOTH)
     c, start = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
@@ -264,7 +279,7 @@ def _together(
             acc = tl.trans(acc)
         else:
             top, total, acc = _context(
-                q, table, kv, mine, position_M, low_M, cap, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+                q, table, kv, mine, position_M, low_M, cap, near, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
             )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
@@ -289,6 +304,10 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
         keys, warps = tiles.keys // (4 if float32 else wide), wide * tiles.chunk_warps
     tokens = max(queries // group, 1)
+    biased = call.type("bias") if call.name == BIASED else None
+    if biased is not None and channels > WIDE.value:
+        fact = f"heads of {pages.C} channels with biases by distance are not run, {WIDE.value} are"
+        raise UnsupportedError("the GPU's kernels", fact, "use --device cpu")
     how: dict[str, object] = {
         "H": H,
         "CHANNELS": channels,
@@ -298,8 +317,10 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "CAPPED": is_capped(call),
         "GROWS": is_growing(call),
         "SINK": call.type("sinks"),
-        "WINDOWED": call.integer("window") != 0,
-        "BOTH": call.integer("window") < 0,
+        "BIAS": biased,
+        "SLOPES": biased is not None and call.integer("reach") == 0,
+        "WINDOWED": biased is None and call.integer("window") != 0,
+        "BOTH": biased is None and call.integer("window") < 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": warps,
         "num_stages": 1 if channels > WIDE.value else tiles.chunk_stages,  # more have no room in shared memory

@@ -1,4 +1,5 @@
-"""Which positions of its sequence a token sees: those before it, within a window, or within one that reaches both ways.
+"""Which positions of its sequence a token sees: those before it, within a window, or within one that reaches both ways;
+and the biases of scores by how far two stand apart.
 
 Knows nothing about how they are attended to.
 """
@@ -8,6 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coterie.kernels.triton.arithmetic import integer, pointer
+from coterie.kernels.triton.rows import places
+
+BIASED = "relative_attention"  # whose first operands are those of attention
+TABLE, BUCKETS, REACH = places(BIASED, "bias", "buckets", "reach")
+
 
 @triton.jit
 def first_seen(position, window):
@@ -16,7 +23,7 @@ def first_seen(position, window):
 
 
 @triton.jit
-def _own_position(sequence_at, t, sequence, last, tokens, here):
+def own_position(sequence_at, t, sequence, last, tokens, here):
     """Where tokens stand whose whole text, up to position `last`, is in the step: the text's last token there is as far
     behind them as that.
     """
@@ -37,8 +44,34 @@ def seen_of(window, sequence_at, t, sequence_M, position_M, tokens, here, BOTH: 
     """
     low_M = first_seen(position_M, window)
     if BOTH:
-        own_M = _own_position(sequence_at, t, sequence_M, position_M, tokens.to(tl.int32), here)
+        own_M = own_position(sequence_at, t, sequence_M, position_M, tokens.to(tl.int32), here)
         reach = -window.to(tl.int32)
         low_M = tl.maximum(own_M - reach + 1, 0).to(low_M.dtype)
         position_M = tl.minimum(position_M, own_M + reach - 1)
     return low_M, position_M
+
+
+@triton.jit
+def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, H, BIAS: tl.constexpr, SLOPES: tl.constexpr):
+    """What bias_of takes of the queries of tokens t, or None."""
+    near = None
+    if BIAS is not None:
+        own_M = own_position(sequence_at, t, sequence_M, last_M, tokens.to(tl.int32), here)
+        table, buckets = pointer(row, TABLE, BIAS), None if SLOPES else pointer(row, BUCKETS, tl.float32)
+        near = (head_M, own_M, table, buckets, integer(row, REACH).to(tl.int32), H)
+    return near
+
+
+@triton.jit
+def bias_of(near, j):
+    """What is added to the scores of keys j: `near` has the heads and the places of queries, and where biases are: a
+    table with a row for each bucket, and the buckets of distances; None where the table is of slopes.
+    """
+    head_M, own_M, table, buckets, reach, heads = near
+    behind = j[None, :] - own_M[:, None]
+    if buckets is None:
+        bias = -tl.load(table + head_M)[:, None].to(tl.float32) * tl.abs(behind).to(tl.float32)
+    else:
+        bucket = tl.load(buckets + tl.minimum(tl.maximum(behind, -reach), reach) + reach).to(tl.int32)
+        bias = tl.load(table + bucket * heads + head_M[:, None]).to(tl.float32)
+    return bias
