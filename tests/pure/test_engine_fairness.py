@@ -220,9 +220,9 @@ A, R, S, T = Residence.ABSENT, Residence.READY, Residence.STARTED, Residence.ARR
         (view(group("a", A, 2), group("b", A, 7, 8, 9)), Fetch("a")),
         (view(group("a", A, 2, num_waiting=9), group("b", A, 1)), Fetch("a")),
         (view(group("a", A, 6, num_waiting=4), group("b", A, 2)), Fetch("b")),
-        # Beyond 1.8 times the requests that are here, 7, age alone counts.
-        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=15), Fetch("a")),
-        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=16), Fetch("b")),
+        # Beyond 1.4 times the requests that are here, 7, age alone counts.
+        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=12), Fetch("a")),
+        (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=13), Fetch("b")),
         (view(group("a", A, 4, num_waiting=6), group("b", A, 3), arrived=20), Fetch("b")),
         # Nothing more is fetched while what is there, with work that weighs no less, has not begun.
         (view(group("a", R, 2), group("b", A, 3)), Run("a", (2,))),
