@@ -251,15 +251,15 @@ def test_wide_heads_fit_a_multiprocessor(tmp_path):
     check(found)
 
 
-# Shared memory of a program at most, in KiB: an A100, an RTX 3090, an RTX 5090. CUDA C++ Programming Guide, table of
-# technical specifications.
+# Shared memory of a program at most, in KiB: an A100, an RTX 3090, a B200, an RTX 5090. CUDA C++ Programming Guide,
+# table of technical specifications.
 @pytest.mark.parametrize(
     ("capability", "most", "kernels"),
     [
         (86, 99, ("linear", "take_norm_linear")),
         *(
             pytest.param(*gpu, (some,), marks=pytest.mark.long)
-            for gpu in ((80, 163), (86, 99), (120, 99))
+            for gpu in ((80, 163), (86, 99), (100, 227), (120, 99))
             for some in ("batches", "wide", "branches", "gemma4", "latent", "nets", "spaces", "shares")
         ),
     ],

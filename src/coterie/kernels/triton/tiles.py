@@ -332,6 +332,7 @@ EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. 
 def tiles_for(capability: tuple[int, int], multiprocessors: int) -> Tiles:
     """Those for a GPU of a compute capability, with so many multiprocessors."""
     described, shared = capability[0] == DESCRIBED, SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
-    step = H100.wide_step if shared > LEAST_SHARED_BYTES else H100.wide_step // 2
+    # Tensor cores of 10.x would take 64 rows of both operands from shared memory, several times: 459 KB.
+    step = H100.wide_step if shared > LEAST_SHARED_BYTES and capability[0] != 10 else H100.wide_step // 2
     tiles = replace(H100, early=capability >= EARLY_FROM, descriptors=described, multiprocessors=multiprocessors)
     return replace(tiles, shared_bytes=shared, wide_step=step)
