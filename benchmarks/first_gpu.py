@@ -89,6 +89,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     kernels = (sys.executable, "-m", "benchmarks.gpu_kernels", "--device", device, "--shape", shape)
     compared = (sys.executable, "-m", "benchmarks.gpu_ways", "--device", device, "--shape", shape)
     ways = {"ways": compared, "ways-int4": (*compared, "--weights", "int4", "--batch", "4")}
+    ways["ways-batch"] = (*compared, "--batch", "8")
     first = {
         "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
         "decode": (decode, 60),

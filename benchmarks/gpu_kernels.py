@@ -69,8 +69,8 @@ def steps_of(shape: str) -> Iterator[Steps]:
     yield Steps(shape, "int6", "cache", (alone, many))
     yield Steps(shape, "bf16", "cache", (), served=True)
     four = (4, 4, SEEN - 1 + STEPS)
-    for weights, steps in (("bf16", alone), ("int4", four)):
-        for changes in {repr(way.changes): way.changes for way in ways_of(weights).values()}.values():
+    for weights, steps in (("bf16", alone), ("int4", four), ("bf16", many)):
+        for changes in {repr(way.changes): way.changes for way in ways_of(weights, steps[1]).values()}.values():
             yield Steps(shape, weights, "cache", (steps,), changes=changes)
     yield Steps(shape, "bf16", "none", grid)
     yield Steps("moe", "bf16", "cache", (alone, many))

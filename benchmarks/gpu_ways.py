@@ -5,6 +5,7 @@
 
     python -m benchmarks.gpu_ways --shape 1b                    one token in bfloat16
     python -m benchmarks.gpu_ways --shape 1b --weights int4 --batch 4
+    python -m benchmarks.gpu_ways --shape 1b --batch 8
 
 Every way has a device of its own with the same weights; rounds take them in turn. A line of JSON as each round ends, so
 what was found before an end that comes early is found. Knows nothing about which way a device takes by itself.
@@ -66,12 +67,20 @@ ONE: Mapping[str, Way] = {
 PACKED: Mapping[str, Way] = {
     "as it is": Way(),
     "by the general kernel": Way({"packed_tokens": 1}),
+    "on tensor cores": Way({"few_tokens": 1}),
     "32 steps a call": Way(steps=32),
+}
+BATCH: Mapping[str, Way] = {
+    "as it is": Way(),
+    "weights asked for after the wait": Way({"narrow_ahead": False}),
+    "tiles of 64 rows": Way({"narrow_tokens": 0}),
 }
 
 
-def ways_of(weights: str) -> Mapping[str, Way]:
-    """Those that differ for weights stored so."""
+def ways_of(weights: str, batch: int) -> Mapping[str, Way]:
+    """Those that differ for weights stored so and as many sequences."""
+    if batch > H100.few_tokens:
+        return BATCH
     return ONE if weights == "bf16" else PACKED
 
 
@@ -131,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="For the rounds.")
     parser.add_argument("--way", action="append", help="These alone, beside how it is.")
     given = parser.parse_args(arguments)
-    ways = ways_of(given.weights)
+    ways = ways_of(given.weights, given.batch)
     chosen = {name: way for name, way in ways.items() if not given.way or name in ("as it is", *given.way)}
     try:
         gpu = Gpu(gpu_number(given.device) or 0)

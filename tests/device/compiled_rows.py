@@ -70,6 +70,7 @@ EACH, SHARED_STEPS = ("linear_each", "linear_add_each"), ("decode 4", "decode 16
 KINDS = (DType.BF16, DType.Q8, DType.Q4, DType.F32)
 PACKED_KINDS = (DType.Q8, DType.Q6, DType.Q4, DType.Q4Z, DType.Q2, DType.MX4)
 ONE_WAY = (DType.Q8, DType.Q6, DType.Q4, DType.Q4Z, DType.MX4)  # of which few tokens have kernels of their own
+SLICED = (DType.BF16, DType.F16, DType.Q8, DType.Q4, DType.Q4Z, DType.MX4)  # of up to 16 tokens
 ALL_KINDS = (DType.BF16, *PACKED_KINDS, DType.F32)
 SOME = {
     # Heads as most models of 7B and more have them.
@@ -78,6 +79,7 @@ SOME = {
     "small": Some(PRODUCTS, steps=("prefill 2048",), sizes={"D": 64, "F": 96, "H": 4, "K": 1, "C": 16}),
     "one token": Some(PRODUCTS[:2] + PRODUCTS[3:], ONE_WAY, ("decode 1",)),
     "few tokens": Some(PRODUCTS[:2] + PRODUCTS[3:], ONE_WAY, ("decode 4",)),
+    "slices": Some(PRODUCTS, SLICED, ("decode 16",)),
     "batches": Some(PRODUCTS, ALL_KINDS, tuple(BATCHES)),
     "in part": Some(tuple(IN_PART), options=IN_PART),
     "interleaved": Some(tuple(INTERLEAVED), options=INTERLEAVED),

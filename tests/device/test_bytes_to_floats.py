@@ -15,9 +15,10 @@ from triton import jit
 from triton import language as tl
 
 from coterie.core.packed import worth
-from coterie.kernels.triton.product import bytes_to_floats, six_bits
+from coterie.kernels.triton.product import bytes_to_floats, six_bits, slices
 from coterie.kernels.triton.product.bytes_to_floats import halves_above, whole_numbers
 from coterie.kernels.triton.product.six_bits import parts_above
+from coterie.kernels.triton.product.slices import halves_by, whole
 
 WORD = 0xFFFFFFFF
 EVERY = np.arange(256, dtype=np.uint8)
@@ -40,7 +41,21 @@ def lop3(a, b, c, table):
     return sum((table >> ((a >> i & 1) << 2 | (b >> i & 1) << 1 | c >> i & 1) & 1) << i for i in range(32))
 
 
+def pair(word):
+    """The two numbers of bfloat16 in a word."""
+    return np.array([word << 16 & WORD, word & 0xFFFF0000], np.uint32).view(np.float32)
+
+
+def fma(a, b, c):
+    """PTX, fma.rn.bf16x2, of what needs no rounding: those without an exponent count."""
+    bits = (pair(a) * pair(b) + pair(c)).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return int(bits[0] >> 16 | bits[1])
+
+
 DOES = {
+    "mov.b32": lambda a: a,
+    "fma.rn.bf16x2": fma,
     "prmt.b32": prmt,
     "lop3.b32": lop3,
     "xor.b32": lambda a, b: a ^ b,
@@ -54,21 +69,20 @@ def carried_out(text, *words):
     """The floats that instructions put in $0, $1 and so on, of words in the operands behind those."""
     count = max(map(int, re.findall(r"\$(\d+)", text))) + 1 - len(words)
     values = {f"${count + i}": word for i, word in enumerate(words)}
-    for name, operands in re.findall(r"^\s*([a-z0-9]+\.[bu]32) ([^;]*);", text, re.MULTILINE):
+    for name, operands in re.findall(r"^\s*([a-z0-9]+\.[bu]32|fma\.rn\.bf16x2) ([^;]*);", text, re.MULTILINE):
         to, *given = (one.strip() for one in operands.split(","))
         values[to] = DOES[name](*(values[one] if one in values else int(one, 0) for one in given))
     return np.array([values[f"${i}"] for i in range(count)], np.uint32).view(np.float32)
 
 
-def of_bytes(text):
+def of_bytes(text, floats=lambda found: found):
     """[results of a byte, 256]: what comes of each byte, wherever it stands among four others."""
-    found = []
-    for first in range(0, 256, 4):
-        there = carried_out(text, int(EVERY[first : first + 4].view("<u4")[0]))
-        found.append(there.reshape(-1, 4))
-    turned = [
-        carried_out(text, int(np.roll(EVERY[i : i + 4], 1).view("<u4")[0])).reshape(-1, 4) for i in range(0, 256, 4)
-    ]
+
+    def of_four(four):
+        return floats(carried_out(text, int(four.view("<u4")[0]))).reshape(-1, 4)
+
+    found = [of_four(EVERY[first : first + 4]) for first in range(0, 256, 4)]
+    turned = [of_four(np.roll(EVERY[i : i + 4], 1)) for i in range(0, 256, 4)]
     np.testing.assert_array_equal(np.concatenate([np.roll(one, -1, 1) for one in turned], 1), np.concatenate(found, 1))
     return np.concatenate(found, 1)
 
@@ -129,3 +143,30 @@ def test_parts_of_six_bits():
     _six_interpreted[(1,)](*(torch.from_numpy(one.astype(np.uint8)) for one in (upper, lower, other)), to)
     np.testing.assert_array_equal(to.numpy(), 1.5 + q / 64)
     assert len(np.unique(code)) == 64
+
+
+@jit
+def _bf16_interpreted(x, to, BY: tl.constexpr):
+    i = tl.arange(0, 256)
+    if BY is None:
+        tl.store(to + i, whole(tl.load(x + i)).to(tl.float32))
+    else:
+        y = halves_by(tl.load(x + i), tl.full([256], BY, tl.int8), x.dtype.element_ty)
+        tl.store(to + i, y.to(tl.float32))
+
+
+@pytest.mark.parametrize("by", [None, 0, 4])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_bytes_become_bfloat16_exactly(dtype, by):
+    """Whole ones, codes of 4 bits and small floats: two numbers a word, in the order of the bytes."""
+    if by is None:
+        text, wanted = slices.WHOLE.value, EVERY.view(np.int8).astype(np.float32)
+    else:
+        codes = EVERY >> by & 15
+        text = (slices.SMALL_FLOATS if dtype is np.int8 else slices.CODES).value.replace("$3", hex(by * 0x01010101))
+        wanted = worth(codes) if dtype is np.int8 else codes.astype(np.float32) - 8
+    (found,) = of_bytes(text, lambda words: np.concatenate([*map(pair, words.view(np.uint32))]))
+    np.testing.assert_array_equal(found, wanted)
+    to = torch.zeros(256)
+    _bf16_interpreted[(1,)](torch.from_numpy(EVERY.view(np.int8 if by is None else dtype)), to, by)
+    np.testing.assert_array_equal(to.numpy(), wanted)

@@ -14,12 +14,13 @@ from tests.device import test_triton_walk as walk
 from tests.device.interpreted import WIDE, Bucket, aligned, call
 from tests.device.native import Weight, empty, ints, random
 from tests.device.random_expert import making
-from tests.device.triton_cases import BF16, F16, F32, MX4, Q2, Q4, Q6, Q8, bound, weight
+from tests.device.triton_cases import BF16, EXACT, F16, F32, MX4, Q2, Q4, Q6, Q8, bound, weight
 
 from coterie.core.dtypes import PACKED, DType
 from coterie.core.packed import packed_as_is, unpack
 from coterie.core.scales import RANGES, in_bf16
 from coterie.core.six_bits import join_six
+from coterie.kernels.triton.tiles import ANY, Many
 
 MIXED = (MX4, Q2, Q8, BF16, Q4)
 WITH_SIX = (Q6, Q4, Q6, BF16, DType.Q4Z)
@@ -133,6 +134,21 @@ def test_several_tokens_are_met_by_threads_or_as_other_weights_meet_them(dtype, 
         assert (memory[T:] == 7.0).all()
         found.append(memory)
     assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize(("T", "K"), [(5, 33), (7, 1100), (16, 600)])
+@pytest.mark.parametrize("dtype", [BF16, Q8, Q4, DType.Q4Z, MX4])
+def test_slices_of_a_batch_round_nothing_of_a_weight(dtype, T, K, rows):
+    """Activations are rounded to bfloat16: such as are so already give what float64 gives. In one step, and in some."""
+    rng, N = np.random.default_rng(T), 37
+    w, x, residual, y = weight(rng, (N, K), dtype), in_bf16(random(rng, T, K)), random(rng, T, N), empty(T, N)
+    narrow = ((ANY, Many(rows, 16, 256, 8, 4)),)
+    ends = {"x": x, **w.operand("weight"), "bias": 0, "bias_dtype": 0, "residual": residual, "y": y}
+    tiles = replace(WIDE, narrow=narrow, narrow_packed=narrow)
+    call("linear_add", Bucket(16, 16, 16, 1), tiles, **ends, T=T, N=N, K=K, scale=1.0)
+    expected = x.astype(np.float64) @ w.values.T + residual
+    assert np.abs(y - expected).max() <= EXACT * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])

@@ -125,7 +125,7 @@ def test_what_a_session_measures_was_compiled_before(tmp_path: Path, names: tupl
     every = {part.name: part for part in parts(tmp_path, "cuda", str(config), ("coterie",))}
     (tmp_path / "trace").mkdir()
     commands = [shlex.join(every[name].command[1:]) for name in names]
-    ways = ("bf16", 1), ("int4", 4)
+    ways = ("bf16", 1), ("int4", 4), ("bf16", 8)
     commands += [f"ways --shape {config} --weights {weights} --batch {batch} --seconds 0.1" for weights, batch in ways]
     command = [sys.executable, "-W", "ignore", "-m", "tests.system.asked_by_benches", str(config), *commands]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path / "cache"), check=False)
@@ -141,7 +141,8 @@ def test_kernels_of_the_benches_are_few_and_some_are_of_several(tmp_path: Path) 
     ran = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     counts = json.loads(ran.stdout)
-    ways = [{repr(way.changes) for way in ways_of(weights).values()} for weights in ("bf16", "int4")]
+    sets = ways_of("bf16", 1), ways_of("int4", 4), ways_of("bf16", 8)
+    ways = [{repr(way.changes) for way in each.values()} for each in sets]
     assert len(counts) == 8 + sum(map(len, ways))  # of some ways only the calls are longer
     assert 14 < counts[0] < sum(counts) < 250
 

@@ -18,6 +18,7 @@ from tests.system.tiny import CONFIG
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
 TESTS = ("tests", "tests-nets", "tests-latent", "tests-moe", "tests-persistent")
+WAYS = ("ways", "ways-int4", "ways-batch")
 LARGE = "decode-moe"  # of a fixed shape, and too much for a GPU that is none
 
 
@@ -156,7 +157,7 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
         "decode-int4",
         "decode-int6",
     ]
-    order += ["ways", "ways-int4", "coe", "prefill-int8", "prefill-int4", "fusion", "tests", "decode-peers"]
+    order += [*WAYS, "coe", "prefill-int8", "prefill-int4", "fusion", "tests", "decode-peers"]
     assert names[2 : 2 + len(order)] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
     assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
@@ -177,7 +178,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
     config, out = tmp_path / "config.json", tmp_path / "out"
     config.write_text(json.dumps(CONFIG))
     every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in (*TESTS, LARGE)]
-    every = [name for name in every if name not in ("kernels", "ways", "ways-int4")]  # by Triton's own kernels
+    every = [name for name in every if name not in ("kernels", *WAYS)]  # by Triton's own kernels
     only = [word for name in every for word in ("--only", name)]
     status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
     shown = capsys.readouterr().out

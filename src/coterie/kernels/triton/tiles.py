@@ -31,6 +31,7 @@ OF_TWO = 16  # columns that share a scale where each is two weights
 SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
 LEAST_SHARED_BYTES = 99 << 10  # of all others: what cards for games have, 8.6, 8.9 and 12.0
 OTHER_BYTES = 1024  # of a product's program beside its steps: scales, sums of warps
+LEAST_TOKENS = 8  # of a product on tensor cores whose left operand is the weight
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -92,6 +93,13 @@ class Tiles:
         (64, Many(128, 64, 64, 4, 4)),
         (ANY, Many(128, 128, 64, 8, 3)),
     )
+    # Up to so many tokens, weights of 16 bits or packed, but of six or two bits, have tiles of fewer rows, by rows of
+    # the weight, whose columns are slices for warps (slices.py): as many as there are multiprocessors. And they ask for
+    # weights before they wait for the last launch. By count: docs/triton.md. With 0 tokens they have those above.
+    narrow_tokens: int = 16
+    narrow: tuple[tuple[int, Many], ...] = ((4096, Many(16, 16, 512, 8, 4)), (ANY, Many(32, 16, 256, 8, 4)))
+    narrow_packed: tuple[tuple[int, Many], ...] = ((4096, Many(16, 16, 512, 8, 4)), (ANY, Many(32, 16, 512, 8, 3)))
+    narrow_ahead: bool = True
     # The same where weights are packed, whose columns are bytes: a thread has registers for so many as it widens them.
     packed: tuple[tuple[int, Many], ...] = ((16, Many(64, 16, 128, 4, 6)), *many[1:])
     # And where groups have zeros, for which there must be room beside them.
@@ -180,16 +188,9 @@ class Tiles:
     walk_search: int = 128
 
     def few(
-        self,
-        rows: int,
-        K: int,
-        tokens: int,
-        group: int,
-        wide: bool,
-        least_rows: int = 1,
-        heads: bool = False,
+        self, rows: int, K: int, tokens: int, group: int, wide: bool, least_rows: int = 1, heads: bool = False,
         several: bool = False,
-    ) -> Few:
+    ) -> Few:  # fmt: skip
         """For a weight with so many rows of K columns, of which `least_rows` rows stay together; of q, k and v or not;
         for a kernel that meets `several` tokens as it does one, or not.
 
@@ -299,13 +300,19 @@ class Tiles:
         return self.fitted(chosen.for_group(group), group, wide)
 
     def many_of(
-        self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False
-    ) -> Many:
+        self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False,
+        least_rows: int = LEAST_DOT, of_head: int = 0,
+    ) -> Many:  # fmt: skip
         """For a weight with so many rows and a step with up to so many tokens.
 
         `group` columns share a scale, 1 where none do; `wide` is float32; `described` says what descriptors take;
-        `zeros` that groups have zeros.
+        `zeros` that groups have zeros; `least_rows` of a tile stay together; a head has `of_head`, which do so in all
+        tiles but narrow ones.
         """
+        narrow = _choose(self.narrow if group == 1 else self.narrow_packed, rows)
+        if tokens <= self.narrow_tokens and group not in FOURS and not wide and least_rows <= narrow.rows:
+            narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), LEAST_TOKENS)))
+            return self.fitted(narrow, 2 * OF_TWO if group == OF_TWO else group, False)  # a byte of two is read twice
         chosen = _choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
 
@@ -317,7 +324,8 @@ class Tiles:
             chosen = min(self.described if described and self.descriptors else self.waves, key=cost)[2]
         if wide:
             chosen = replace(self.many_float32, tokens=min(chosen.tokens, self.many_float32.tokens))
-        return self.fitted(chosen.for_group(group), group, wide)
+        chosen = chosen.for_group(group)
+        return self.fitted(chosen.for_heads(of_head, group) if of_head else chosen, group, wide)
 
 
 def _choose(table: tuple[tuple[int, Choice], ...], size: int) -> Choice:

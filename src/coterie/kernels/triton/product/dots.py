@@ -42,6 +42,7 @@ from coterie.kernels.triton.product.packed import (
     zeros_of,
 )
 from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
+from coterie.kernels.triton.product.slices import MOST_ROWS, slice_of, sliced_dots
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -72,6 +73,20 @@ def many_dots(
     STEP: tl.constexpr,
 ):
     """[N, M] products of rows of a weight with rows m of staged activations x [T, K], in tiles on tensor cores."""
+    SLICE: tl.constexpr = slice_of(TYPE, K, COLUMNS, M, N, STEP, x.dtype.element_ty, DOT)
+    if SLICE:
+        y = sliced_dots(x, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, M, N, STEP, SLICE)
+    else:
+        y = _tile_dots(x, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, M, N, STEP)
+    return y
+
+
+@triton.jit
+def _tile_dots(
+    x, m, mask_M, rows_N, mask_N, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+    DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """The same, where warps have rows of their own."""
     packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
     acc = tl.zeros([N, M], tl.float32)
     columns_M = x + m[None, :] * K
@@ -223,6 +238,8 @@ def launch_tiles(
     """Launch a kernel that has tiles of rows and tokens, as `work_of` deals them out."""
     wave = call.tiles.multiprocessors
     how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
+    if "LINES" in kernel.arg_names:
+        how["LINES"] = 32 * many.warps // many.rows if many.rows <= MOST_ROWS.value and call.tiles.narrow_ahead else 0
     grid = (many.programs(n_tiles, tokens, wave),)
     call.launch(kernel, grid, call.row, *args, **constants, **many.constants(), **how)
 

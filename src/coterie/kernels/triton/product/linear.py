@@ -29,6 +29,7 @@ from coterie.kernels.triton.product.dots import (
     tile_at,
     work_of,
 )
+from coterie.kernels.triton.product.few_tokens import bring_nearer
 from coterie.kernels.triton.product.linear_each import is_low
 from coterie.kernels.triton.product.linear_few import few as few_rows
 from coterie.kernels.triton.product.linear_put import ask_for, put, put_tile
@@ -62,13 +63,17 @@ def _many(
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
+    LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
+    i = tl.program_id(0)
+    if LINES > 0:  # of the one tile of tokens that there is
+        n = i * ROWS + tl.arange(0, ROWS)
+        bring_nearer(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, COUNT)
     n_tiles, m_tiles = tl.cdiv(N, ROWS), tl.cdiv(tokens, TOKENS)
-    i = tl.program_id(0)
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(

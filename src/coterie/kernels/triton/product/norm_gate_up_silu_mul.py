@@ -46,6 +46,7 @@ from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix, places
+from coterie.kernels.triton.tiles import LEAST_DOT
 
 X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
 GELU_MUL = "norm_gate_up_gelu_mul"
@@ -155,13 +156,17 @@ def _many(
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
+    LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
+    i = tl.program_id(0)
+    if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # of the one tile of tokens that there is
+        rows, there = rows_in_turn(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, NEAR)
+        bring_nearer(rows, there, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, T)
     n_tiles, m_tiles = tl.cdiv(2 * F, ROWS), tl.cdiv(tokens, TOKENS)
-    i = tl.program_id(0)
     n_tile, first, whole, piece = work_of(i, n_tiles, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
@@ -318,7 +323,8 @@ def launch(call: Call) -> None:
         call.launch(_few, grid, call.row, **shared, **norm, **few.constants(tokens, group))
         return
     staged = stage(call, [gate, up], normed=True)
-    many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]), gate.has_zeros or up.has_zeros)
+    zeros, least = gate.has_zeros or up.has_zeros, LEAST_DOT * (1 + (gate != up))
+    many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]), zeros, least)
     n_tiles = triton.cdiv(2 * F, many.rows)
     ahead, shared["AHEAD"] = stage_for_next(call, F)
     if many.described:

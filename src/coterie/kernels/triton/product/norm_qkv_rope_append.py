@@ -53,7 +53,7 @@ from coterie.kernels.triton.product.heads import (
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
-from coterie.kernels.triton.tiles import power_of_two
+from coterie.kernels.triton.tiles import LEAST_DOT, power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
@@ -191,13 +191,18 @@ def _many(
     PIECES: tl.constexpr,
     GROUP: tl.constexpr,
     WAVE: tl.constexpr,
+    LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
     let_next_begin(WHEN)
+    i = tl.program_id(0)
+    if LINES > 0:  # of the one tile of tokens that there is
+        part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
+        n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
+        bring_nearer(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
     wait_for_last(WHEN)
     tokens = integer(row, T)
     m_tiles = tl.cdiv(tokens, TOKENS)
-    i = tl.program_id(0)
     n_tile, first, whole, piece = work_of(i, N_TILES, m_tiles, TOKENS, PIECES, GROUP, WAVE)
     if whole:
         _tile(
@@ -306,9 +311,11 @@ def launch(call: Call) -> None:
             continue
         described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
         whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
-        rows, zeros = sum(heads) * padded, matrix.has_zeros
-        many = call.tiles.many_of(rows, tokens, matrix.group, matrix.is_wide, whole_heads, zeros)
-        many = call.tiles.fitted(many.for_heads(padded, matrix.group), matrix.group, matrix.is_wide)
+        alike = staged_type(matrices) is matrix.dot_type
+        rows, least = sum(heads) * padded, LEAST_DOT if alike and not head_norm else padded
+        many = call.tiles.many_of(
+            rows, tokens, matrix.group, matrix.is_wide, whole_heads, matrix.has_zeros, least, padded
+        )
         shared["N_TILES"] = n_tiles = sum(triton.cdiv(count * padded, many.rows) for count in heads)
         if many.described:
             launch_described(call, described_heads, many, n_tiles, tokens, *staged, **shared, NEAR=padded // 2)

@@ -1,0 +1,169 @@
+"""Products of few rows of a weight with up to 16 tokens on tensor cores: warps have slices of columns, not of rows.
+
+    columns of a step   | slice 0 | slice 1 | .. | slice S-1 |     of all N rows; each slice has sums [N, M] of its own
+
+So a tile of 16 rows has work for eight warps, and a weight of 2048 rows has 128 such tiles: enough for all
+multiprocessors, where tiles of 64 rows are 32. Sums of slices are added up once, at the end, always in one order.
+A slice of a packed row lies in a group: its bytes become whole numbers in bfloat16, which holds them exactly, and the
+group's scale multiplies the sum of products. So nothing of a weight is rounded.
+Knows nothing about what becomes of the products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from coterie.kernels.triton.arithmetic import INTERPRETED, add_product, narrow
+from coterie.kernels.triton.product.packed import (
+    GROUP_Q4,
+    GROUP_Q8,
+    OF_GROUP,
+    high_half,
+    low_half,
+    of_block,
+)
+from coterie.kernels.triton.product.sums import and_one
+
+MOST_ROWS, MOST_TOKENS = tl.constexpr(32), tl.constexpr(16)
+SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # of a step, one for each warp; columns of a product at least
+# Of four bytes, two words of two bfloat16 each. From 128 on the lowest 7 bits of a bfloat16 count in ones, so a byte's
+# 7 bits are 128 + q of them, and its sign is 128 or 256, which comes off.
+WHOLE = tl.constexpr("""{
+    .reg .b32 first, second, sign, minus;
+    mov.b32 minus, 0xBF80BF80;
+    prmt.b32 first, $2, 0x43434343, 0x4140;
+    prmt.b32 second, $2, 0x43434343, 0x4342;
+    and.b32 sign, first, 0xFF80FF80;
+    and.b32 first, first, 0xFF7FFF7F;
+    fma.rn.bf16x2 $0, sign, minus, first;
+    and.b32 sign, second, 0xFF80FF80;
+    and.b32 second, second, 0xFF7FFF7F;
+    fma.rn.bf16x2 $1, sign, minus, second;
+}""")
+
+
+def _halves(first: str, given: tuple[str, str, str], selectors: tuple[str, str], *then: str) -> str:
+    """Instructions for a half of each of four bytes, the lower ones `by` 0 and the upper ones by 4: `first` puts it in
+    its place, and bytes go `beside` what is `given`; then each two are times, and less, what is given.
+    """
+    lines = [f"mov.b32 {name}, {value}" for name, value in zip(("beside", "times", "less"), given, strict=True)]
+    lines += ["and.b32 by, $3, 4", first]
+    for i, which in enumerate(selectors):
+        lines += [f"prmt.b32 at, word, beside, {which}", *then, f"fma.rn.bf16x2 ${i}, at, times, less"]
+    return "{ .reg .b32 by, word, at, rest, beside, times, less;\n" + "".join(f"{line};\n" for line in lines) + "}"
+
+
+# 128 + code, less 136.
+CODES = tl.constexpr(
+    _halves(
+        "shr.u32 word, $2, by", ("0x43434343", "0x3F803F80", "0xC308C308"), ("0x4140", "0x4342"),
+        "and.b32 at, at, 0xFF0FFF0F",
+    )
+)  # fmt: skip
+# The sign, and three bits where exponent and fraction meet, times 2^127 (packed.py).
+SMALL_FLOATS = tl.constexpr(
+    _halves(
+        "xor.b32 by, by, 4;\nshl.b32 word, $2, by", ("0", "0x7F007F00", "0"), ("0x1404", "0x3424"),
+        "shr.u32 rest, at, 6", "and.b32 rest, rest, 0x01C001C0", "lop3.b32 at, at, 0x80008000, rest, 0xEA",
+    )
+)  # fmt: skip
+
+
+@triton.constexpr_function
+def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
+    """Weights of a slice where N rows and M tokens are multiplied so; 0 where they are not."""
+    if N > MOST_ROWS.value or M > MOST_TOKENS.value or STAGED != DOT or DOT == tl.float32:
+        return 0
+    packed = of_block(TYPE, K, COLUMNS)
+    if packed == 16:
+        return 2 * GROUP_Q4.value  # as many bytes, each of them twice
+    return min(max(STEP // SLICES.value, LEAST.value), {0: STEP, 32: GROUP_Q8.value}.get(packed, 0))
+
+
+@triton.jit
+def whole(q):
+    """Bytes of Q8 as bfloat16."""
+    if INTERPRETED:
+        y = narrow(q.to(tl.float32), tl.bfloat16)
+    else:
+        y = tl.inline_asm_elementwise(WHOLE, "=r,=r,r", [q], dtype=tl.bfloat16, is_pure=True, pack=4)
+    return y
+
+
+@triton.jit
+def halves_by(both, by, TYPE: tl.constexpr):
+    """The weights in the lower halves of bytes, by 0, or in the upper ones, by 4, in units of their scale; Q4Z's as
+    Q4's.
+    """
+    if INTERPRETED:
+        wide = both.to(tl.int32)
+        y = tl.where(by == 0, low_half(wide, 1.0, None, TYPE), high_half(wide, 1.0, None, TYPE))
+        y = narrow(y, tl.bfloat16)
+    elif TYPE == tl.int8:
+        y = tl.inline_asm_elementwise(SMALL_FLOATS, "=r,=r,r,r", [both, by], dtype=tl.bfloat16, is_pure=True, pack=4)
+    else:
+        y = tl.inline_asm_elementwise(CODES, "=r,=r,r,r", [both, by], dtype=tl.bfloat16, is_pure=True, pack=4)
+    return y
+
+
+@triton.jit
+def _scales(
+    rows_N, mask_N, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr, SLICE: tl.constexpr,
+    GROUP: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """[S, N] scales of the slices of a step, and zeros of those that have them; 0 of what is not there, whatever its
+    bytes are. A group is of GROUP weights.
+    """
+    g = (first + tl.arange(0, S) * SLICE) // GROUP
+    at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)[None, :] + g[:, None]
+    groups: tl.constexpr = (COLUMNS * (1 + HALVES) + GROUP - 1) // GROUP
+    mask = (g < groups)[:, None] & mask_N[None, :]
+    found = (tl.load(at, mask=mask, other=0.0),)
+    if HALVES and STRIDE > COLUMNS + groups * OF_GROUP:
+        found = and_one(found, tl.load(at + groups, mask=mask, other=0.0))
+    return found
+
+
+@triton.jit
+def sliced_dots(
+    x, m, mask_M, rows_N, mask_N, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+    DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
+    """[N, M] products as many_dots has them, in slices of SLICE weights.
+
+    A byte of two weights is read for each: a load whose bytes went into two products would not be copied ahead.
+    """
+    PACKED: tl.constexpr = of_block(TYPE, K, COLUMNS)
+    HALVES: tl.constexpr = PACKED == 16
+    GROUP: tl.constexpr = 2 * GROUP_Q4 if HALVES else GROUP_Q8
+    S: tl.constexpr = STEP // SLICE
+    x_M, mask_M = x + m[None, None, :] * K, mask_M[None, None, :]
+    begin = tl.arange(0, S)[:, None, None] * SLICE
+    across, down = tl.arange(0, SLICE)[None, None, :], tl.arange(0, SLICE)[None, :, None]
+    acc = tl.zeros([S, N, M], tl.float32)
+    none = tl.zeros([S, N, M], tl.float32)
+    if PACKED:
+        scales = _scales(rows_N, mask_N, 0, STRIDE, COLUMNS, S, SLICE, GROUP, HALVES)
+    for first in tl.range(0, COLUMNS * (1 + HALVES), STEP):
+        c, k = first + begin + across, first + begin + down
+        if HALVES:
+            c = (first + begin) // 2 + across % GROUP_Q4
+        w = tl.load(rows_N[None, :, None] + c, mask=mask_N[None, :, None] & (c < COLUMNS), other=0)
+        met = tl.load(x_M + k, mask=mask_M & (k < K), other=0.0)
+        if PACKED:
+            # Asked for a step before they are needed: a pipeline has only what goes into a product.
+            following = _scales(rows_N, mask_N, first + STEP, STRIDE, COLUMNS, S, SLICE, GROUP, HALVES)
+            if HALVES:
+                by = tl.broadcast_to((across // GROUP_Q4 * 4).to(tl.int8), [S, N, SLICE])
+                products = add_product(none, halves_by(w, by, TYPE), met)
+            else:
+                products = add_product(none, whole(w), met)
+            if len(scales) == 2:
+                ones = narrow(tl.full([S, N, SLICE], 1.0, tl.float32), tl.bfloat16)
+                products -= (scales[1].to(tl.float32) - 8.0)[:, :, None] * add_product(none, ones, met)
+            acc += products * scales[0].to(tl.float32)[:, :, None]
+            scales = following
+        else:
+            acc = add_product(acc, w, met)
+    return tl.sum(acc, axis=0)
