@@ -67,15 +67,16 @@ double read_seconds_of(int64_t from, int64_t size, int threads, int64_t ahead, i
   const nb::gil_scoped_release unlocked;
   uint64_t sink = 0;
   const auto* first = reinterpret_cast<const uint8_t*>(from);
-  const double seconds = read_seconds(found.sticks, first, size, threads, ahead, streams, &sink);
+  const double seconds = read_seconds(found.limits, first, size, threads, ahead, streams, &sink);
   return seconds + (sink == 1 ? 1e-300 : 0);  // the sum is used, so the reads cannot be left out
 }
 
-double multiply_add_rate_of(int64_t rounds, int threads, const std::string& isa) {
-  const Isa& found = find_isa(isa);
+double multiply_add_rate_of(int64_t rounds, int threads, const std::string& isa, bool bf16) {
+  const Limits& limits = find_isa(isa).limits;
+  const bool paired = bf16 && limits.multiply_add_bf16 != nullptr && has_bf16_products();
   const nb::gil_scoped_release unlocked;
   float sink = 0;
-  const double rate = multiply_add_rate(found.sticks, rounds, threads, &sink);
+  const double rate = multiply_add_rate(paired ? limits.multiply_add_bf16 : limits.multiply_add, rounds, threads, &sink);
   return rate + (sink == 1 ? 1e-300 : 0);
 }
 
@@ -201,7 +202,7 @@ NB_MODULE(_cpu, m) {
   m.def("within", &within, nb::arg("values").noconvert(), nb::arg("bound"));
   m.def("read_seconds", &read_seconds_of, nb::arg("address"), nb::arg("size_bytes"), nb::arg("threads"), nb::arg("ahead_bytes"),
         nb::arg("streams"), nb::arg("isa"));
-  m.def("multiply_add_rate", &multiply_add_rate_of, nb::arg("rounds"), nb::arg("threads"), nb::arg("isa"));
+  m.def("multiply_add_rate", &multiply_add_rate_of, nb::arg("rounds"), nb::arg("threads"), nb::arg("isa"), nb::arg("bf16"));
   m.def("signal_gate", [](int64_t gate, int32_t value) { signal_gate(reinterpret_cast<int32_t*>(gate), value); },
         nb::arg("gate"), nb::arg("value"));
 }

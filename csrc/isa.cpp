@@ -7,37 +7,37 @@ namespace coterie {
 
 namespace plain {
 const Kernel& kernel(int64_t opcode);
-extern const Sticks sticks;
+extern const Limits limits;
 }
 #if defined(__x86_64__)
 namespace avx2 {
 const Kernel& kernel(int64_t opcode);
-extern const Sticks sticks;
+extern const Limits limits;
 }
 namespace avx512 {
 const Kernel& kernel(int64_t opcode);
-extern const Sticks sticks;
+extern const Limits limits;
 }
 #endif
 
 namespace {
 
 const Isa kIsas[] = {
-    {"plain", [] { return true; }, plain::kernel, plain::sticks},
+    {"plain", [] { return true; }, plain::kernel, plain::limits},
 #if defined(__x86_64__)
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
      avx2::kernel,
-     avx2::sticks},
+     avx2::limits},
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      },
      avx512::kernel,
-     avx512::sticks},
+     avx512::limits},
 #endif
 };
 

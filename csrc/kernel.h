@@ -3,8 +3,8 @@
 #pragma once
 
 #include "instruction.h"
+#include "limits.h"
 #include "scratch.h"
-#include "sticks.h"
 
 namespace coterie {
 
@@ -20,7 +20,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   const Kernel& (*kernel)(int64_t opcode);
-  const Sticks& sticks;
+  const Limits& limits;
 };
 
 // Most kernels share nothing but their operands; one that does defines its own.

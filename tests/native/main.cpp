@@ -13,7 +13,7 @@ int main() {
   testing::test_scan();
   testing::test_packed();
   testing::test_reads();
-  testing::test_sticks();
+  testing::test_limits();
   testing::test_teams();
   testing::crews().clear();
   for (size_t opcode = 0; opcode < testing::seen.size(); ++opcode)

@@ -180,7 +180,7 @@ void test_parts();  // parts.cpp
 void test_scan();  // scan.cpp
 void test_packed();  // packed.cpp
 void test_reads();  // reads.cpp
-void test_sticks();  // sticks.cpp
+void test_limits();  // limits.cpp
 void test_teams();  // teams.cpp
 
 }  // namespace testing

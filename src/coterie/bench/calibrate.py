@@ -16,15 +16,17 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from coterie.api.assemble import rounded_for
 from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
-from coterie.bench.limits import multiply_adds, read_loops
+from coterie.bench.limits import multiplied, multiply_adds, read_loops
 from coterie.bench.report import Effort, commit, interleave, machine
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu
 from coterie.core.errors import UsageError
 from coterie.devices.cpu.device import Orchestration
-from coterie.models.model import Model
+from coterie.graph.ops import BF16
+from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
 SHAPE = "135m"  # its weights are larger than any cache that a CPU has
@@ -111,13 +113,15 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
     check_name(name)
     device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
     config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
-    with random_experts(config, 1) as (model,):
+    with random_experts(config, 1) as (stored,):
+        model = rounded_for(stored, AUTO, "cpu")  # as it is served here
         disk, rates = disk_bytes_per_s(model, effort), _large(model, threads, effort, device_s)
     spec = this_machine()
     here = machine()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     cpus = threads or spec.units
-    how = f"{cpus} threads of {here['cpu_model']}, {here['isa']}, load {here['load_1m']}"
+    products = multiplied(model.activations == BF16)
+    how = f"{cpus} threads of {here['cpu_model']}, {here['isa']}, products {products}, load {here['load_1m']}"
     source = f"{how}, {shape} shape, coterie {commit()}, {when}"
     dram, drive = spec.tier(spec.run_tier), spec.tier(spec.home_tier)
     return Calibration(
@@ -146,7 +150,7 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
         loops = read_loops(loaded.device.memory(loaded.weights), loaded.device.threads)
-        peak = partial(multiply_adds, loaded.device.threads)
+        peak = partial(multiply_adds, loaded.device.threads, model.activations == BF16)
         samples = interleave({"prompt": prompt.seconds, "token": token.seconds, "peak": peak, **loops}, effort)
     finally:
         loaded.close()

@@ -33,6 +33,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
+from coterie.graph.ops import BF16
 from coterie.models.model import AUTO
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
@@ -71,7 +72,7 @@ def decode(
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | limits
         cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.rounded)
-        ways |= {PEAK: partial(multiply_adds, cpus), CACHED: cached(tokens=1).flops_per_s}
+        ways |= {PEAK: partial(multiply_adds, cpus, measured.met == BF16), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)

@@ -39,9 +39,17 @@ def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def multiply_adds(threads: int) -> float:
-    """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads."""
-    return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads)
+def multiply_adds(threads: int, bf16: bool = False) -> float:
+    """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads.
+
+    In float32; with `bf16` of bfloat16, where a CPU has an instruction for that.
+    """
+    return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads, bf16=bf16)
+
+
+def multiplied(bf16: bool) -> str:
+    """In which type `multiply_adds` multiplies, for a note."""
+    return "of bfloat16" if bf16 and kernels.BF16_PRODUCTS else "in float32"
 
 
 class CachedProducts:

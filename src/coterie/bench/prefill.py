@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from coterie.bench.limits import CachedProducts, multiply_adds
+from coterie.bench.limits import CachedProducts, multiplied, multiply_adds
 from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, peer_row
 from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave
@@ -21,6 +21,7 @@ from coterie.bench.step import on_cpu, prompt_ids
 from coterie.bench.subject import Own, engines_of, subject
 from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
+from coterie.graph.ops import BF16
 from coterie.models.model import AUTO
 
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
@@ -52,7 +53,10 @@ def prefill(
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
-        ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: partial(multiply_adds, cpus)}
+        ways: dict[str, Callable[[], float]] = {
+            OURS: step.seconds,
+            PEAK: partial(multiply_adds, cpus, measured.met == BF16),
+        }
         cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.rounded, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(seconds_of, partial(other.session.prefill, prompt)) for other in beside}
@@ -73,7 +77,7 @@ def prefill(
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
     workload = measured.workload | {"prompt_tokens": prompt_tokens, "threads": cpus, "activations": measured.met}
-    return Report("prefill", workload, results, (_table(results),), _notes(results))
+    return Report("prefill", workload, results, (_table(results),), _notes(results, multiplied(measured.met == BF16)))
 
 
 def _table(results: Mapping[str, Any]) -> Table:
@@ -84,12 +88,12 @@ def _table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _notes(results: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(results: Mapping[str, Any], multiplied: str) -> tuple[str, ...]:
     notes = [
         f"{results['flops'] / 1e9:.1f} GFLOP: causal attention, the head for the last token only; medians of "
         f"{results['rounds']} rounds, interleaved",
         "share: of the multiply-add rate; ratio: a peer's time over ours; in brackets: quartiles",
-        f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s in float32",
+        f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied}",
         f"as many tokens' products with weights from cache: {results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s",
         f"memory that it took, context and all: {format_bytes(results['memory_bytes'])}",
         *peer_notes(results["peers"]),

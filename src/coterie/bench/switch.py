@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
+from coterie.api.assemble import rounded_for
 from coterie.bench.disk import DiskLimit
 from coterie.bench.experts import random_experts
 from coterie.bench.limits import CachedProducts, drop_page_cache
@@ -42,7 +43,8 @@ from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cpu.device import CpuDevice
-from coterie.models.model import Model
+from coterie.graph.ops import BF16
+from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
 MAX_GAPS = 200
@@ -80,7 +82,8 @@ def switch(
     engines = engines_of(own, peers)
     if experts < 2:
         raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
-    with random_experts(shape_config(shape), experts) if own is None else nullcontext(own.experts(experts)) as models:
+    with random_experts(shape_config(shape), experts) if own is None else nullcontext(own.experts(experts)) as stored:
+        models = tuple(rounded_for(model, AUTO, "cpu") for model in stored)  # as they are served
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         cold, limit, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
@@ -91,6 +94,7 @@ def switch(
         "expert_bytes": size,
         "prompt_tokens": prompt,
         "threads": threads or this_machine().units,
+        "activations": models[0].activations,
     }
     results = _results(cold, limit, same, changed) | {"peers": beside}
     return Report("switch", workload, results, (_table(results),), _notes(results, size, prompt)), trace
@@ -108,7 +112,8 @@ def _cold(
     rounds: dict[str, list[float]] = {name: [] for name in COLD}
     try:
         disk = _Disk(device, models[0])
-        cached = CachedProducts(device.threads, DType.BF16, models[0].config.hidden_size, tokens=prompt)
+        rounded = models[0].activations == BF16
+        cached = CachedProducts(device.threads, DType.BF16, models[0].config.hidden_size, rounded, prompt)
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
             drop_page_cache(model.checkpoint.path / SINGLE)

@@ -213,6 +213,9 @@ def read_seconds(
     return float(_cpu.read_seconds(address(memory), memory.nbytes, threads, ahead_bytes, streams, isa))
 
 
-def multiply_add_rate(rounds: int, threads: int, isa: str = ISAS[-1]) -> float:
-    """Flops per second of multiply-adds in registers, `threads` threads with `rounds` rounds each (some 400 cycles)."""
-    return float(_cpu.multiply_add_rate(rounds, threads, isa))
+def multiply_add_rate(rounds: int, threads: int, isa: str = ISAS[-1], bf16: bool = False) -> float:
+    """Flops per second of multiply-adds in registers, `threads` threads with `rounds` rounds each (some 400 cycles).
+
+    In float32, or of bfloat16 where kernels have an instruction for that (VDPBF16PS).
+    """
+    return float(_cpu.multiply_add_rate(rounds, threads, isa, bf16))

@@ -200,7 +200,7 @@ def _prefill_row(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, li
 def _switch_rows(name: str, raw: Mapping[str, Any], shapes: Shapes, fit: Fit, limits: MachineLimits) -> Iterator[Row]:
     load = raw["workload"]
     beside = MachineLimits(limits.bytes_per_s, _products(limits.products[IN_REGISTERS], raw))
-    spec = _spec(beside, fit, "bf16", load["prompt_tokens"], raw["fetch_bytes_per_s"])
+    spec = _spec(beside, fit, kind_of(load), load["prompt_tokens"], raw["fetch_bytes_per_s"])
     model, label = model_of(shapes, load), f"{load['shape']}, {load['prompt_tokens']} tokens"
     for kind, warm in (("cold", False), ("warm", True)):
         modelled_s = first_token_s(spec, model, load["prompt_tokens"], warm)

@@ -1,5 +1,5 @@
-// The loops of the measuring sticks. Compiled once per instruction set.
-#include "sticks.h"
+// The loops of a machine's limits. Compiled once per instruction set.
+#include "limits.h"
 
 #include "vec.h"
 
@@ -42,23 +42,41 @@ uint64_t read(const uint8_t* from, int64_t size, int64_t ahead, int streams) {
   return ahead > 0 ? read_loop<true, 1>(from, size, ahead) : read_loop<false, 1>(from, size, 0);
 }
 
-int64_t multiply_add(int64_t rounds, float* sink) {
+// Returns the multiply-adds of a lane times 2 for each call of `add`, which adds a product to a sum.
+template <class Add>
+int64_t multiply_add_loop(int64_t rounds, float* sink, Add add) {
   V sums[kChains];
   for (int i = 0; i < kChains; ++i) sums[i] = splat(static_cast<float>(i));
-  const V factor = splat(0.999f), term = splat(0.001f);
   for (int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 16
     for (int u = 0; u < kUnroll; ++u)
 #pragma GCC unroll 16
-      for (int i = 0; i < kChains; ++i) sums[i] = fma(sums[i], factor, term);
+      for (int i = 0; i < kChains; ++i) add(sums[i]);
   }
   for (int i = 0; i < kChains; ++i) *sink += sum(sums[i]);
   return rounds * kUnroll * kChains * W * 2;
 }
 
+int64_t multiply_add(int64_t rounds, float* sink) {
+  const V factor = splat(0.999f), term = splat(0.001f);
+  return multiply_add_loop(rounds, sink, [&](V& sum) __attribute__((always_inline)) { sum = fma(sum, factor, term); });
+}
+
+#if defined(__AVX512F__)
+int64_t multiply_add_bf16(int64_t rounds, float* sink) {
+  const __m512i pairs = _mm512_set1_epi32(0x3F803F80);  // ones
+  // By assembler, since what a function may use otherwise is fixed when it is compiled. A lane has two products.
+  return 2 * multiply_add_loop(rounds, sink, [&](V& sum) __attribute__((always_inline)) {
+    asm("vdpbf16ps %1, %1, %0" : "+v"(sum) : "v"(pairs));
+  });
+}
+#else
+constexpr int64_t (*multiply_add_bf16)(int64_t, float*) = nullptr;
+#endif
+
 }  // namespace
 
-extern const Sticks sticks;
-const Sticks sticks = {read, multiply_add};
+extern const Limits limits;
+const Limits limits = {read, multiply_add, multiply_add_bf16};
 
 }  // namespace coterie::COTERIE_ISA

@@ -1,5 +1,5 @@
-// Runs the loops of the measuring sticks on several threads and takes the time.
-#include "sticks.h"
+// Runs the loops of limits on several threads and takes the time.
+#include "limits.h"
 
 #include <atomic>
 #include <chrono>
@@ -36,24 +36,24 @@ double timed(int threads, Body body) {
 
 }  // namespace
 
-double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
+double read_seconds(const Limits& limits, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
                     uint64_t* sink) {
   std::atomic<int64_t> next{0};
   std::vector<uint64_t> totals(static_cast<size_t>(threads));
   const double seconds = timed(threads, [&](int i) {
     for (int64_t at; (at = next.fetch_add(kBlockBytes)) < size;)
-      totals[static_cast<size_t>(i)] ^= sticks.read(from + at, at + kBlockBytes < size ? kBlockBytes : size - at, ahead, streams);
+      totals[static_cast<size_t>(i)] ^= limits.read(from + at, at + kBlockBytes < size ? kBlockBytes : size - at, ahead, streams);
   });
   for (const uint64_t total : totals) *sink ^= total;
   return seconds;
 }
 
-double multiply_add_rate(const Sticks& sticks, int64_t rounds, int threads, float* sink) {
+double multiply_add_rate(int64_t (*multiply_add)(int64_t, float*), int64_t rounds, int threads, float* sink) {
   std::vector<float> sinks(static_cast<size_t>(threads));
   std::vector<int64_t> flops(static_cast<size_t>(threads));
   const double seconds = timed(threads, [&](int i) {
     const auto at = static_cast<size_t>(i);
-    flops[at] = sticks.multiply_add(rounds, &sinks[at]);
+    flops[at] = multiply_add(rounds, &sinks[at]);
   });
   int64_t total = 0;
   for (const int64_t count : flops) total += count;

@@ -1,4 +1,4 @@
-// Measuring sticks: loops that do nothing but read memory, and loops that do nothing but multiply and add.
+// A machine's limits: loops that do nothing but read memory, and loops that do nothing but multiply and add.
 // Knows nothing about kernels, weights or teams.
 #pragma once
 
@@ -6,19 +6,21 @@
 
 namespace coterie {
 
-struct Sticks {
+struct Limits {
   // Reads every byte of [from, from + size) and returns a value that depends on each of them; `ahead` bytes are prefetched, 0 for none.
   // `streams`: 1, from end to end; or 4, a quarter each, side by side, as decode reads weights.
   uint64_t (*read)(const uint8_t* from, int64_t size, int64_t ahead, int streams);
   // Runs `rounds` rounds of independent multiply-adds and returns how many flops those were; `sink` takes the result.
   int64_t (*multiply_add)(int64_t rounds, float* sink);
+  // The same of pairs of bfloat16 (VDPBF16PS); null where kernels have no instruction for them.
+  int64_t (*multiply_add_bf16)(int64_t rounds, float* sink);
 };
 
 // Seconds in which `threads` threads read all of it, in blocks of a shared counter. `sink` takes what was read.
-double read_seconds(const Sticks& sticks, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
+double read_seconds(const Limits& limits, const uint8_t* from, int64_t size, int threads, int64_t ahead, int streams,
                     uint64_t* sink);
 
-// Flops per second of `threads` threads that each run `rounds` rounds.
-double multiply_add_rate(const Sticks& sticks, int64_t rounds, int threads, float* sink);
+// Flops per second of `threads` threads that each run `rounds` rounds; `multiply_add`: one of Limits.
+double multiply_add_rate(int64_t (*multiply_add)(int64_t, float*), int64_t rounds, int threads, float* sink);
 
 }  // namespace coterie
