@@ -142,6 +142,22 @@ void test_attention(int64_t H, int64_t K, int64_t C, int64_t Z, int64_t window, 
     everywhere("attention", {row_of(Opcode::attention, op)}, {output(y)},
                [&] { return close(y, attention(grown, pages, positions, sequence, H, layer, op.scale, window, growth != 0.0 ? sinks.data() : nullptr), 2e-5); });
   }
+  for (const bool sloped : {false, true}) {
+    if (window > 0) break;
+    const int64_t reach = 3, count = sloped ? 1 : 5;
+    const std::vector<float> bias = random_floats(count * H, 0.3f, 0.1f), buckets = {4, 0, 2, 1, 3, 0, 4};
+    RelativeAttention relative{};
+    std::memcpy(static_cast<void*>(&relative), &op, sizeof op);
+    relative.growth = 0, relative.sinks = nullptr, relative.reach = reach, relative.buckets = sloped ? nullptr : buckets.data();
+    relative.bias = reinterpret_cast<bytes*>(bias.data()), relative.bias_dtype = static_cast<integer>(DType::f32);
+    const auto added = [&](int64_t head, int64_t behind) -> double {
+      if (sloped) return -bias[head] * static_cast<double>(std::abs(behind));
+      return bias[static_cast<int64_t>(buckets[std::clamp(behind, -reach, reach) + reach]) * H + head];
+    };
+    const int64_t seen = window < 0 ? -longest : 0;
+    everywhere("relative attention", {row_of(Opcode::relative_attention, relative)}, {output(y)},
+               [&] { return close(y, attention(q, pages, positions, sequence, H, layer, op.scale, seen, nullptr, added), 2e-5); });
+  }
 }
 
 void test_append_and_rope(int64_t T, int64_t K, int64_t C, int64_t half, bool interleaved) {

@@ -96,7 +96,8 @@ struct Pages {
 };
 
 inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::vector<i32>& positions, const std::vector<i32>& sequence,
-                         int64_t H, int64_t layer, double scale, int64_t window, const float* sinks = nullptr) {
+                         int64_t H, int64_t layer, double scale, int64_t window, const float* sinks = nullptr,
+                         const std::function<double(int64_t head, int64_t behind)>& bias = {}) {
   Doubles y(q.size());
   const int64_t C = pages.C, group = H / pages.K;
   for (size_t t = 0; t < positions.size(); ++t)
@@ -112,7 +113,7 @@ inline Doubles attention(const std::vector<float>& q, Pages& pages, const std::v
         const float* key = pages.at(sequence[t], p, 0, h / group, layer);
         double score = 0;
         for (int64_t c = 0; c < C; ++c) score += static_cast<double>(query[c]) * key[c];
-        weights.push_back(score * scale);
+        weights.push_back(score * scale + (bias ? bias(h, p - own) : 0.0));
         highest = std::max(highest, weights.back());
       }
       for (double& weight : weights) total += weight = std::exp(weight - highest);
