@@ -235,6 +235,16 @@ def test_a_row_that_no_kernel_does_is_refused_by_name(monkeypatch):
         gpu.scratch_bytes(rows, Bucket(1, 1, 1, 1))
 
 
+@pytest.mark.parametrize(("C", "window", "fact"), [(300, -1, "heads of 300 channels"), (64, 0, "before them")])
+def test_biases_by_distance_are_refused_where_they_would_be_left_out(C, window, fact):
+    words = dict.fromkeys(kernels.OPCODES["relative_attention"].words, 0)
+    words |= {"H": 2, "K": 1, "C": C, "Z": 16, "window": window, "bias": 64, "bias_dtype": kernels.dtype_number(BF16)}
+    rows = kernels.encode("relative_attention", words).reshape(1, -1)
+    for bucket in (Bucket(1, 1, 1, 64), Bucket(32, 2, 2, 64)):
+        with pytest.raises(UnsupportedError, match=rf"{fact}.*; use --device cpu"):
+            gpu.launches(rows, torch.from_numpy(rows), 0, bucket, torch.zeros(1 << 20, dtype=torch.uint8))
+
+
 def test_a_token_alone_in_a_bucket_of_one_sequence_is_a_chunk():
     rng = np.random.default_rng(0)
     pages, q, y = pages_of(rng, (300,), 1, 16, 4, BF16), random(rng, 1, 2, 16), empty(1, 2, 16)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton.arithmetic import (
     EARLY,
     NOTHING,
@@ -48,7 +49,7 @@ from coterie.kernels.triton.attention.attention_chunks import (
     launch_chunks,
     sink_of,
 )
-from coterie.kernels.triton.attention.attention_mask import first_seen
+from coterie.kernels.triton.attention.attention_mask import BIASED, first_seen
 from coterie.kernels.triton.attention.attention_wide import STEP_FLOAT32, WARPS, alone_wide
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, page_at
 from coterie.kernels.triton.attention.wide_context import WIDE
@@ -276,6 +277,8 @@ def launch(call: Call) -> None:
     """
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
     channels = channels_of(pages.C)
+    if call.name == BIASED:
+        _check_biased(call, pages.C)
     shared = {"H": H, "CHANNELS": channels, **pages.constants()}
     group, (spans, limited) = power_of_two(H // pages.K), _spans(call)
     span, warps = tiles.span(pages.C)
@@ -305,6 +308,17 @@ def launch(call: Call) -> None:
         grid = (bucket.sequences, H)
         how = {"C": pages.C, "CHANNELS": channels, "SINK": sink, "JOINED": max(tiles.joined // channels, 1)}
         call.launch(join, grid, call.row, partials, spans, H=H, **how, **split, num_warps=1)
+
+
+def _check_biased(call: Call, C: int) -> None:
+    """Raise UnsupportedError where biases by distance would be left out: by wide heads, and by decode's kernels."""
+    fact = ""
+    if channels_of(C) > WIDE:
+        fact = f"heads of {C} channels with biases by distance are not run, {WIDE} are"
+    elif call.integer("window") >= 0:
+        fact = "attention with biases by distance has tokens that see only what is before them, and whole texts are run"
+    if fact:
+        raise UnsupportedError("the GPU's kernels", fact, "use --device cpu")
 
 
 def _partials(call: Call) -> int:

@@ -12,7 +12,6 @@ from math import log
 import triton
 import triton.language as tl
 
-from coterie.core.errors import UnsupportedError
 from coterie.kernels.triton.arithmetic import (
     NOTHING,
     add_product,
@@ -84,6 +83,7 @@ def _blocks(
     last_M,
     cap,
     near,
+    SLOPES: tl.constexpr,
     CAPPED: tl.constexpr,
     SEEN: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -124,7 +124,7 @@ def _blocks(
         if CAPPED:
             scores = cap * tanh_of(scores)
         if near is not None:
-            scores += bias_of(near, j) * LOG2_E
+            scores += bias_of(near, j, SLOPES) * LOG2_E
         if not SEEN:
             seen = j[None, :] < last_M[:, None]
             if WINDOWED:
@@ -165,6 +165,7 @@ def _context(
     low_M,
     cap,
     near,
+    SLOPES: tl.constexpr,
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     KV_TYPE: tl.constexpr,
@@ -188,18 +189,18 @@ def _context(
         low = tl.min(tl.where(mine, low_M, 2147483647), axis=0) // STEP * STEP
         whole = tl.cdiv(tl.max(tl.where(mine, low_M, 0), axis=0), STEP) * STEP
         state = _blocks(
-            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, near, CAPPED, False, True,
+            state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, near, SLOPES, CAPPED, False, True,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
     # Steps of which each token sees all need no mask, and are most of a long context.
     end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
     state = _blocks(
-        state, q, table, slots, whole, end_of_all, low_M, last_M, cap, near, CAPPED, True, WINDOWED,
+        state, q, table, slots, whole, end_of_all, low_M, last_M, cap, near, SLOPES, CAPPED, True, WINDOWED,
         KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
     return _blocks(
-        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, near, CAPPED, False, WINDOWED,
-        KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
+        state, q, table, slots, tl.maximum(whole, end_of_all), high, low_M, last_M, cap, near, SLOPES, CAPPED, False,
+        WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
     )  # fmt: skip
 
 
@@ -212,41 +213,13 @@ def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
 
 
 @triton.jit
-def _seen(row, t, sequence_M, tokens, here, head_M, H, BIAS: tl.constexpr, SLOPES: tl.constexpr, BOTH: tl.constexpr):
-    """The first and the last position that tokens see, and what biases of their scores are found by (bias_of)."""
-    sequence_at = pointer(row, PAGES + SEQUENCE, tl.int32)
-    position_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
-    low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, position_M, tokens, here, BOTH)
-    near = near_of(row, sequence_at, t, sequence_M, position_M, tokens, here, head_M, H, BIAS, SLOPES)
-    return low_M, position_M, near
-
-
-@triton.jit
 def _together(
-    row,
-    ahead,
-    AHEAD: tl.constexpr,
-    STORED: tl.constexpr,
-    H: tl.constexpr,
-    KV_TYPE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    Z: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    GROUP: tl.constexpr,
-    STEP: tl.constexpr,
-    CAPPED: tl.constexpr,
-    GROWS: tl.constexpr,
-    SINK: tl.constexpr,
-    BIAS: tl.constexpr,
-    SLOPES: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    BOTH: tl.constexpr,
-    SINGLE: tl.constexpr,
+    row, ahead, AHEAD: tl.constexpr, STORED: tl.constexpr, H: tl.constexpr, KV_TYPE: tl.constexpr, K: tl.constexpr,
+    C: tl.constexpr, Z: tl.constexpr, BLOCK_BYTES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
+    GROUP: tl.constexpr, STEP: tl.constexpr, CAPPED: tl.constexpr, GROWS: tl.constexpr, SINK: tl.constexpr,
+    BIAS: tl.constexpr, SLOPES: tl.constexpr, WINDOWED: tl.constexpr, BOTH: tl.constexpr, SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
-):
+):  # fmt: skip
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     tokens, sequence_at = integer(row, T), pointer(row, PAGES + SEQUENCE, tl.int32)
@@ -257,14 +230,15 @@ def _together(
     here = (t < tokens) & (m % GROUP < H // K)
     sequence_M, among = among_at(sequence_at, t, tokens, here)
     among = here if SINGLE else among
+    place_M = tl.load(pointer(row, PAGES, tl.int32) + t, mask=here, other=0)
+    low_M, position_M = seen_of(integer(row, WINDOW), sequence_at, t, sequence_M, place_M, tokens, here, BOTH)
     head_M = tl.minimum(head * (H // K) + m % GROUP, H - 1)
-    low_M, position_M, near = _seen(row, t, sequence_M, tokens, here, head_M, H, BIAS, SLOPES, BOTH)
-    c, start = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C)
+    near = None if BIAS is None else near_of(row, sequence_at, t, sequence_M, place_M, tokens, here, head_M, BIAS)
+    c, start, end = tl.arange(0, CHANNELS), first.to(tl.int64) * (H * C), tl.minimum(first + TOKENS, tokens)
     at = (m // GROUP * H + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
     q = tl.load(pointer(row, Q, tl.float32) + start + at, mask=here[:, None] & (c < C)[None, :], other=0.0)
     q, cap = _scaled(row, q, position_M, CAPPED, GROWS, KV_TYPE)
     kv = pointer(row, PAGES + KV, KV_TYPE) + (integer(row, PAGES + LAYER) * 2 * K + head) * (Z * C)
-    end = tl.minimum(first + TOKENS, tokens)
     run = tl.min(tl.where(among, t, end), axis=0)  # the first token of the next run of one sequence
     while run < end:
         sequence = tl.load(sequence_at + run)
@@ -279,14 +253,14 @@ def _together(
             acc = tl.trans(acc)
         else:
             top, total, acc = _context(
-                q, table, kv, mine, position_M, low_M, cap, near, CAPPED, WINDOWED, KV_TYPE, K, C, Z, BLOCK_BYTES, STEP
+                q, table, kv, mine, position_M, low_M, cap, near, SLOPES, CAPPED, WINDOWED,
+                KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
             )  # fmt: skip
         # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
         # from a number that is read here, or it would be found before the steps, which have no registers for it.
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
-        total = _with_sinks(row, head * (H // K) + m % GROUP, mine, total, top, SINK)
-        y = acc / total[:, None]
+        y = acc / _with_sinks(row, head * (H // K) + m % GROUP, mine, total, top, SINK)[:, None]
         if STORED:
             tl.store(pointer(row, Y, tl.float32) + start + at, y, mask=mask)
         if AHEAD is not None:
@@ -305,9 +279,6 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         keys, warps = tiles.keys // (4 if float32 else wide), wide * tiles.chunk_warps
     tokens = max(queries // group, 1)
     biased = call.type("bias") if call.name == BIASED else None
-    if biased is not None and channels > WIDE.value:
-        fact = f"heads of {pages.C} channels with biases by distance are not run, {WIDE.value} are"
-        raise UnsupportedError("the GPU's kernels", fact, "use --device cpu")
     how: dict[str, object] = {
         "H": H,
         "CHANNELS": channels,

@@ -13,7 +13,7 @@ from coterie.kernels.triton.arithmetic import integer, pointer
 from coterie.kernels.triton.rows import places
 
 BIASED = "relative_attention"  # whose first operands are those of attention
-TABLE, BUCKETS, REACH = places(BIASED, "bias", "buckets", "reach")
+TABLE, BUCKETS, REACH, HEADS = places(BIASED, "bias", "buckets", "reach", "H")
 
 
 @triton.jit
@@ -52,26 +52,25 @@ def seen_of(window, sequence_at, t, sequence_M, position_M, tokens, here, BOTH: 
 
 
 @triton.jit
-def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, H, BIAS: tl.constexpr, SLOPES: tl.constexpr):
-    """What bias_of takes of the queries of tokens t, or None."""
-    near = None
-    if BIAS is not None:
-        own_M = own_position(sequence_at, t, sequence_M, last_M, tokens.to(tl.int32), here)
-        table, buckets = pointer(row, TABLE, BIAS), None if SLOPES else pointer(row, BUCKETS, tl.float32)
-        near = (head_M, own_M, table, buckets, integer(row, REACH).to(tl.int32), H)
-    return near
+def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, BIAS: tl.constexpr):
+    """What bias_of takes of the queries of tokens t, all of it tensors: Triton takes no tuple with None in it for a
+    function's result.
+    """
+    own_M = own_position(sequence_at, t, sequence_M, last_M, tokens.to(tl.int32), here)
+    biases_M, buckets = pointer(row, TABLE, BIAS) + head_M, pointer(row, BUCKETS, tl.float32)
+    return own_M, biases_M, buckets, integer(row, REACH), integer(row, HEADS)
 
 
 @triton.jit
-def bias_of(near, j):
-    """What is added to the scores of keys j: `near` has the heads and the places of queries, and where biases are: a
-    table with a row for each bucket, and the buckets of distances; None where the table is of slopes.
+def bias_of(near, j, SLOPES: tl.constexpr):
+    """What is added to the scores of keys j: `near` has the places of queries, where their heads' biases are in a row
+    of the table, the buckets of distances, how far these reach, and how long a row is. SLOPES: there is one row.
     """
-    head_M, own_M, table, buckets, reach, heads = near
+    own_M, biases_M, buckets, reach, heads = near
     behind = j[None, :] - own_M[:, None]
-    if buckets is None:
-        bias = -tl.load(table + head_M)[:, None].to(tl.float32) * tl.abs(behind).to(tl.float32)
+    if SLOPES:
+        bias = -tl.load(biases_M)[:, None].to(tl.float32) * tl.abs(behind).to(tl.float32)
     else:
         bucket = tl.load(buckets + tl.minimum(tl.maximum(behind, -reach), reach) + reach).to(tl.int32)
-        bias = tl.load(table + bucket * heads + head_M[:, None]).to(tl.float32)
+        bias = tl.load(biases_M[:, None] + bucket * heads).to(tl.float32)
     return bias
