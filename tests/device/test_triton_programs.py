@@ -144,8 +144,10 @@ def test_rows_of_a_program_without_a_head_are_the_references(make, shape, dtypes
 
 
 @pytest.mark.parametrize("tokens", [4, 8])
-def test_a_larger_bucket_changes_nothing(make, tokens):
-    """Grids for more tokens, sequences, rows and positions than there are, as a captured step has them; tiles alike."""
+def test_a_larger_bucket_whose_tiles_have_as_many_tokens_changes_nothing(make, tokens):
+    """Grids for more tokens, sequences, rows and positions than there are, as a captured step has them. Tiles of 8 and
+    of 16 tokens may add up otherwise (docs/triton.md).
+    """
     step = step_of(([3, 1], 0), ([4], 0)) if tokens == 4 else step_of(([3, 1, 5, 2], 0), ([4], 0))
     fits, padded = make("odd", (BF16,)), make("odd", (BF16,))
     one = inspect(fits, step, most=Bucket(max(step.sizes.T, tokens // 4 + 1), 2, 2, 24 * 5))
