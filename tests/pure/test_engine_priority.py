@@ -69,7 +69,7 @@ def test_kv_blocks_are_given_up_by_the_youngest_behind_who_goes_on_with_the_same
     assert admitted(w) == ["r0", "r1", "chat", "r1"]
     for request in (*requests, urgent("chat", max_tokens=8)):
         assert tokens[request.request_id] == list(alone(request))
-    metrics, ranks = w.engine.metrics, w.engine.metrics.ranks
+    metrics, ranks = w.engine.metrics, w.engine.metrics.by_priority
     assert metrics.admitted == 3
     assert {rank: its.pauses for rank, its in ranks.items()} == {"urgent": 0, "usual": 1, "behind": 0}
     for rank, names in (("urgent", ["chat"]), ("usual", ["r0", "r1"]), ("behind", [])):  # r1 waited once for each

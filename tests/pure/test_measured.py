@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import mean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.pure.graphs import STEADY
 
@@ -125,14 +125,14 @@ def left_out(family, devices):
 
 @settings(STEADY, max_examples=100)
 @given(
-    st.sampled_from(CHOSEN),
+    st.sampled_from(measured_devices()),
     st.sampled_from([("attention-decode", (32, 32, 128, 16)), ("attention-decode", (32, 8, 128, 1)),
-                     ("attention-prefill", (32, 8, 128, 8))]),
+                     ("attention-decode", (32, 8, 128, 64)), ("attention-prefill", (32, 8, 128, 8))]),
     st.integers(512, 40000),
     st.integers(1, 4000),
 )  # fmt: skip
 def test_a_longer_context_lies_between_the_rows_around_it(device, kind, length, more):
-    """From the times of the rows below and above: h100's first rows of batch 1 get faster with length, as measured."""
+    """From the times of the rows below and above: first rows of batch 1 get faster with length (h100, b300)."""
     family, shape = kind
     known = kernels_of(device)
 
@@ -143,6 +143,7 @@ def test_a_longer_context_lies_between_the_rows_around_it(device, kind, length, 
 
     lengths = [row.kernel.y for row in measured_rows(device) if row.possible and row.kernel.shape[:4] == shape
                and row.kernel.family == family]  # fmt: skip
+    assume(lengths and min(lengths) <= length)  # of GPUs whose cache held them, short ones were not taken
     around = [max(y for y in lengths if y <= length), min((y for y in lengths if y >= length), default=length)]
     ends = sorted(seconds(round(y)) for y in around)
     assert ends[0] * (1 - 1e-9) <= seconds(length) <= ends[1] * (1 + 1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +47,25 @@ def test_the_solver_is_no_worse_than_greed_and_both_split_what_is_too_much_for_o
         assert 0 in placement.replicated
         assert placement.loads(load).max() <= 4.6  # a third of 12 is 4
     assert solved.loads(load).max() <= greedy.loads(load).max() * (1 + 1e-6)
+
+
+def test_no_clock_says_how_far_the_solver_goes_and_nothing_that_it_writes_is_seen(monkeypatch, capfd):
+    optimize = pytest.importorskip("scipy.optimize")
+    limits, solve = [], optimize.milp
+
+    def spy(*args, options, **rest):
+        limits.append(set(options))
+        os.write(1, b"as HiGHS does where it repairs an answer")
+        return solve(*args, options=options, **rest)
+
+    monkeypatch.setattr(optimize, "milp", spy)
+    load = 1 / np.arange(1, 11)
+    first, again = (place([1] * 10, load, 9, 4) for _ in range(2))
+    assert limits == [{"node_limit", "mip_rel_gap"}] * 2
+    assert first.method == "milp"
+    assert first.share.tolist() == again.share.tolist()
+    os.write(1, b"ours")
+    assert capfd.readouterr().out == "ours"
 
 
 def test_copies_cost_so_that_nobody_is_copied_for_nothing():

@@ -177,9 +177,11 @@ def test_what_seldom_happens_is_shown_too(composition: Path) -> None:
     ada, bob, *others = status.experts
     experts = (replace(ada, state="loading"), replace(bob, state="resident", pinned=True), *others)
     status.metrics.failed_fetches, status.metrics.refused = 8, 9
-    ranks = {rank: replace(its, waiting=6, paused=5) for rank, its in status.ranks.items()}
-    status.metrics.ranks["behind"].pauses = 4
-    families = {f.name: f for f in StatusCollector(replace(status, experts=experts, held=7, ranks=ranks)).collect()}
+    by_priority = {name: replace(its, waiting=6, paused=5) for name, its in status.by_priority.items()}
+    status.metrics.by_priority["behind"].pauses = 4
+    families = {
+        f.name: f for f in StatusCollector(replace(status, experts=experts, held=7, by_priority=by_priority)).collect()
+    }
     assert value(families, "coterie_paused_requests", priority="urgent") == 5
     assert total(families, "pauses", priority="behind") == 4
     assert values(families, "coterie_expert_loading") == [1, 0, 0, 0]

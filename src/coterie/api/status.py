@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from coterie.engine.assembly import Parts
 from coterie.engine.bases import folder_of
-from coterie.engine.metrics import RANKS, Histogram, Metrics, Rank, rank_of
+from coterie.engine.metrics import PRIORITY_CLASSES, Histogram, Metrics, PriorityClass, priority_class
 from coterie.engine.sequence import Sequence
 from coterie.memory.cache import ExpertCache, Stats
 from coterie.memory.split import Side, side_of, sides_of
@@ -76,7 +76,7 @@ class KvStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class RankStatus:
+class PriorityStatus:
     """Requests here that were asked with one kind of priority. `paused`: of the waiting ones, those that had begun."""
 
     running: int
@@ -90,7 +90,7 @@ class Status:
 
     `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
 
-    `ranks`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
+    `by_priority`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
 
     `lacks`: for want of which memory drafts guess nothing, a sentence for each.
 
@@ -108,7 +108,7 @@ class Status:
     held: int
     metrics: Metrics
     moves: Stats
-    ranks: Mapping[Rank, RankStatus]
+    by_priority: Mapping[PriorityClass, PriorityStatus]
     lacks: tuple[str, ...] = ()
 
     def expert(self, name: str) -> ExpertStatus:
@@ -132,14 +132,14 @@ class Status:
             "kv": asdict(self.kv),
             "metrics": _metrics(self.metrics),
             "moves": asdict(self.moves),
-            "priorities": {rank: self._of_rank(rank) for rank in RANKS},
+            "priorities": {of: self._of_class(of) for of in PRIORITY_CLASSES},
             "lacks": list(self.lacks),
         }
 
-    def _of_rank(self, rank: Rank) -> dict[str, Any]:
-        so_far = self.metrics.ranks[rank]
+    def _of_class(self, of: PriorityClass) -> dict[str, Any]:
+        so_far = self.metrics.by_priority[of]
         times = {"queued": _times(so_far.queued), "ttft": _times(so_far.ttft)}
-        return {**asdict(self.ranks[rank]), "pauses": so_far.pauses, **times}
+        return {**asdict(self.by_priority[of]), "pauses": so_far.pauses, **times}
 
 
 def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
@@ -166,7 +166,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
         waiting=sum([expert.waiting for expert in experts]),
         held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
-        ranks=_ranks(parts),
+        by_priority=_priorities(parts),
         moves=_together([cache.stats for cache in sides.values()]),
         lacks=tuple([str(lack) for lack in parts.engine.drafts.lacks.values()]),
     )
@@ -191,17 +191,17 @@ def _expert(parts: Parts, name: str, model: Model, held: int) -> ExpertStatus:
     )
 
 
-def _ranks(parts: Parts) -> dict[Rank, RankStatus]:
+def _priorities(parts: Parts) -> dict[PriorityClass, PriorityStatus]:
     queue, held = parts.engine.queue, parts.engine.admission.held
     waits = [one for line in queue.waiting.values() for one in line.values()]
     waits += [one for line in held.values() for one in line.values()]
-    runs = _by_rank([one for line in queue.running.values() for one in line.values()])
-    waiting, paused = _by_rank(waits), _by_rank([one for one in waits if one.scheduled_s is not None])
-    return {rank: RankStatus(runs[rank], waiting[rank], paused[rank]) for rank in RANKS}
+    runs = _by_class([one for line in queue.running.values() for one in line.values()])
+    waiting, paused = _by_class(waits), _by_class([one for one in waits if one.scheduled_s is not None])
+    return {of: PriorityStatus(runs[of], waiting[of], paused[of]) for of in PRIORITY_CLASSES}
 
 
-def _by_rank(sequences: Iterable[Sequence]) -> Counter[Rank]:
-    return Counter([rank_of(sequence.request.priority) for sequence in sequences])
+def _by_class(sequences: Iterable[Sequence]) -> Counter[PriorityClass]:
+    return Counter([priority_class(sequence.request.priority) for sequence in sequences])
 
 
 def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
@@ -235,7 +235,7 @@ def _together(stats: list[Stats]) -> Stats:
 
 def _metrics(metrics: Metrics) -> dict[str, Any]:
     """All of them, but for when answers ended, which experts say, and what is told by priority."""
-    names = [name for name in metrics.__slots__ if name not in ("last_end_s", "ranks")]
+    names = [name for name in metrics.__slots__ if name not in ("last_end_s", "by_priority")]
     found = {name: getattr(metrics, name) for name in (*names, "ttft")}
     times = {name: _times(value) for name, value in found.items() if isinstance(value, Histogram)}
     return {**found, "finished": dict(metrics.finished), **times}

@@ -113,7 +113,7 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {here}, "
     first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
     lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
-    return Group(first, *lacks, _experts(status, whole), *_ranks(status), _tiers(status))
+    return Group(first, *lacks, _experts(status, whole), *_priorities(status), _tiers(status))
 
 
 def _experts(status: dict[str, Any], whole: bool) -> Table:
@@ -141,17 +141,17 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
     return table
 
 
-def _ranks(status: dict[str, Any]) -> list[Table]:
+def _priorities(status: dict[str, Any]) -> list[Table]:
     """What became of requests by their priorities; nothing where nobody has given one."""
     each = status.get("priorities", {})
-    asked = {rank: its for rank, its in each.items() if its["waiting"] or its["queued"]["count"]}
+    asked = {name: its for name, its in each.items() if its["waiting"] or its["queued"]["count"]}
     if asked.keys() <= {"usual"}:
         return []
     heads = ("run", "wait", "of it paused", "pauses so far", "queued, mean", "first token, mean")
     table = Table("priority", *[Column(name, justify="right") for name in heads], box=SIMPLE_HEAD)
-    for rank, its in asked.items():
+    for name, its in asked.items():
         counts = [str(its[name] or "") for name in ("running", "waiting", "paused", "pauses")]
-        table.add_row(rank, *counts, *[_mean(its[name]) for name in ("queued", "ttft")])
+        table.add_row(name, *counts, *[_mean(its[name]) for name in ("queued", "ttft")])
     return [table]
 
 

@@ -16,13 +16,13 @@ from coterie.engine.request import FinishReason, Request, Timings
 # Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
 BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)), 100.0)
 
-Rank = Literal["urgent", "usual", "behind"]
-RANKS: tuple[Rank, ...] = get_args(Rank)
+PriorityClass = Literal["urgent", "usual", "behind"]
+PRIORITY_CLASSES: tuple[PriorityClass, ...] = get_args(PriorityClass)
 
 
-def rank_of(priority: int) -> Rank:
+def priority_class(priority: int) -> PriorityClass:
     """Accounts tell three kinds of priorities apart, below 0, 0 and above, as there may be any number of them."""
-    return RANKS[1 + (priority > 0) - (priority < 0)]
+    return PRIORITY_CLASSES[1 + (priority > 0) - (priority < 0)]
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class OfRank:
+class PriorityMetrics:
     """Of requests that were asked with one kind of priority: from arrival until they were admitted, and to the first
     token; and how often one that had begun gave its KV state up to a better one.
     """
@@ -63,7 +63,7 @@ class Metrics:
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
     `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn;
     `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones that a draft guessed.
-    `ranks`: by the kind of priority that requests were asked with.
+    `by_priority`: by the kind of priority that requests were asked with.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
@@ -85,7 +85,9 @@ class Metrics:
     drafted_tokens: int = 0
     accepted_drafted_tokens: int = 0
     max_overtaken: int = 0
-    ranks: dict[Rank, OfRank] = field(default_factory=lambda: {rank: OfRank() for rank in RANKS})
+    by_priority: dict[PriorityClass, PriorityMetrics] = field(
+        default_factory=lambda: {of: PriorityMetrics() for of in PRIORITY_CLASSES}
+    )
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
     last_end_s: dict[str, float] = field(default_factory=dict)
@@ -93,14 +95,14 @@ class Metrics:
     @property
     def ttft(self) -> Histogram:
         """Times to the first token, of all requests."""
-        each = [its.ttft for its in self.ranks.values()]
+        each = [its.ttft for its in self.by_priority.values()]
         counts = [sum(of) for of in zip(*[one.counts for one in each], strict=True)]
         return Histogram(counts, sum([one.total for one in each]), sum([one.sum_s for one in each]))
 
     def count_admitted(self, request: Request, overtaken: int, queued_s: float) -> None:
         """Count a request that was admitted, after so long, and overtaken so often."""
         self.admitted += 1
-        self.ranks[rank_of(request.priority)].queued.add(queued_s)
+        self.by_priority[priority_class(request.priority)].queued.add(queued_s)
         self.prompt_tokens += len(request.prompt_ids)
         self.max_overtaken = max(self.max_overtaken, overtaken)
 
@@ -125,7 +127,7 @@ class Metrics:
             self.misses += not timings.hit
         if timings.first_token_s is not None:
             self.last_end_s[request.expert_id] = timings.end_s
-            self.ranks[rank_of(request.priority)].ttft.add(timings.first_token_s - timings.arrival_s)
+            self.by_priority[priority_class(request.priority)].ttft.add(timings.first_token_s - timings.arrival_s)
             later = tokens - len(request.prompt_ids) - 1
             if later > 0:
                 self.tpot.add((timings.end_s - timings.first_token_s) / later)

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 
 from coterie.engine.kv import KVPool
 from coterie.engine.log import DecisionLog
-from coterie.engine.metrics import Metrics, rank_of
+from coterie.engine.metrics import Metrics, priority_class
 from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 
@@ -82,7 +82,7 @@ class Reuse:
         """Take back the blocks of one that will go on: while nobody needs them, what is computed is found again."""
         self.end(sequence, failed=False)
         sequence.pause()
-        self._metrics.ranks[rank_of(sequence.request.priority)].pauses += 1
+        self._metrics.by_priority[priority_class(sequence.request.priority)].pauses += 1
         self._log.add("pause", sequence.request.request_id)
 
     def forget(self, expert_id: str) -> None:

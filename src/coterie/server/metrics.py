@@ -25,11 +25,11 @@ from starlette.routing import Route
 
 from coterie import __version__
 from coterie.api import Coterie, Status
-from coterie.engine.metrics import BUCKETS_S, RANKS, Histogram
+from coterie.engine.metrics import BUCKETS_S, PRIORITY_CLASSES, Histogram
 from coterie.engine.request import FinishReason
 from coterie.server.worker import Worker
 
-RANK = "priority"  # the label
+PRIORITY = "priority"  # the label
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Values of labels, in the order of their names, and what was counted for them."""
 
@@ -46,7 +46,7 @@ class StatusCollector(Collector):
         about = {"version": __version__, "composition": status.composition, "device": status.device}
         yield InfoMetricFamily("coterie", "What is served, on what.", about)
         yield from _requests(status)
-        yield from _ranks(status)
+        yield from _priorities(status)
         yield from _durations(status)
         yield from _experts(status)
         yield from _memory(status)
@@ -93,19 +93,19 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 
 
-def _ranks(status: Status) -> Iterator[Metric]:
-    so_far, now = status.metrics.ranks, status.ranks
-    counts = {(r, state): getattr(now[r], state) for r in RANKS for state in ("running", "waiting")}
+def _priorities(status: Status) -> Iterator[Metric]:
+    so_far, now = status.metrics.by_priority, status.by_priority
+    counts = {(r, state): getattr(now[r], state) for r in PRIORITY_CLASSES for state in ("running", "waiting")}
     about = "The same by the priority that they were asked with: below 0 (urgent), 0 (usual), above (behind)."
-    yield _gauges("priority_requests", about, (RANK, "state"), counts.items())
-    paused = _labelled({rank: now[rank].paused for rank in RANKS})
-    yield _gauges("paused_requests", "Waiting ones that had begun, and gave KV state up.", (RANK,), paused)
-    pauses = _labelled({rank: so_far[rank].pauses for rank in RANKS})
-    yield _counters("pauses", "How often requests gave KV state up to ones of a better priority.", (RANK,), pauses)
+    yield _gauges("priority_requests", about, (PRIORITY, "state"), counts.items())
+    paused = _labelled({of: now[of].paused for of in PRIORITY_CLASSES})
+    yield _gauges("paused_requests", "Waiting ones that had begun, and gave KV state up.", (PRIORITY,), paused)
+    pauses = _labelled({of: so_far[of].pauses for of in PRIORITY_CLASSES})
+    yield _counters("pauses", "How often requests gave KV state up to ones of a better priority.", (PRIORITY,), pauses)
     about = "From a request's arrival to its being admitted."
-    yield _histograms("queue", about, {rank: so_far[rank].queued for rank in RANKS})
+    yield _histograms("queue", about, {of: so_far[of].queued for of in PRIORITY_CLASSES})
     first = "From a request's arrival to the first token of its answer."
-    yield _histograms("time_to_first_token", first, {rank: so_far[rank].ttft for rank in RANKS})
+    yield _histograms("time_to_first_token", first, {of: so_far[of].ttft for of in PRIORITY_CLASSES})
 
 
 def _durations(status: Status) -> Iterator[Metric]:
@@ -173,10 +173,10 @@ def _gauges(name: str, about: str, labels: Iterable[str], values: Labelled) -> M
 
 def _histograms(name: str, about: str, found: Mapping[str, Histogram]) -> Metric:
     """By priority, or with one entry without a name, of all."""
-    labels = () if "" in found else (RANK,)
+    labels = () if "" in found else (PRIORITY,)
     family = HistogramMetricFamily(f"coterie_{name}_seconds", about, labels=labels)
     ends = [*[str(end) for end in BUCKETS_S], "+Inf"]
-    for rank, one in found.items():
+    for of, one in found.items():
         counts = list(zip(ends, accumulate(one.counts), strict=True))
-        family.add_metric((rank,) if labels else (), counts, one.sum_s)
+        family.add_metric((of,) if labels else (), counts, one.sum_s)
     return family

@@ -84,10 +84,13 @@ def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> 
 def by_specification(spec: MachineSpec) -> MachineSpec:
     """The machine as all without measured kernels were priced before any were carried over.
 
-    What was fitted to steps of the machine itself was there before, and so was what its memory was seen to reach.
+    What was fitted to steps of the machine itself was there before, and so was what its memory was seen to reach, but
+    for an RTX 4090's.
     """
     tiers = tuple(
-        replace(tier, share=SPECIFIED.bytes_share) if tier.share_source.startswith("carried over") else tier
+        replace(tier, share=SPECIFIED.bytes_share)
+        if tier.share_source.startswith(("carried over", "a read loop"))
+        else tier
         for tier in spec.tiers
     )
     fitted = spec.flops_share_source.startswith("fitted")
