@@ -69,6 +69,7 @@ class Compiled:
     lifted: int
     flushed: int
     converted: int
+    asked_if_there: int
 
     @property
     def is_shown(self):
@@ -162,4 +163,5 @@ def read(compiled):
         len(re.findall(rf"\bmul\.f32\b[^;]*{LIFT};", ptx)),
         len(re.findall(rf"\bftz\b[^;]*{LIFT}", ptx)),
         len(re.findall(r"\bcvt\.rn\.f32\.[su]\d+\b", ptx)),
+        len(re.findall(r"@there prefetch\b", ptx)),
     )

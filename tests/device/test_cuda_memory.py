@@ -38,6 +38,20 @@ def make():
         yield make_device
 
 
+def test_a_pool_that_comes_back_is_pinned_as_the_system_does_then(make):
+    driver = LazyDriver()
+    device, size = make(driver=driver), 4 * BLOCK_BYTES
+    pool, arena = (device.reserve(tier, size) for tier in ("ddr", "hbm"))
+    other = device.reserve("ddr", size)
+    for limit, remarks in ((driver.pinned_bytes - size, 1), (None, 0)):
+        device.give_back(pool)
+        driver.pin_limit_bytes = limit
+        wait_all(device, device.copy(arena, pool))
+        assert len(device.remarks) == remarks
+    wait_all(device, device.copy(arena, other))
+    assert driver.pinned_bytes == 2 * size
+
+
 @pytest.mark.parametrize("gap", [0, 4, 6], ids=["aligned", "words", "no words"])
 @pytest.mark.parametrize("pins", [True, False])
 def test_parts_of_a_range_go_where_all_of_it_would(make, gap, pins):

@@ -357,12 +357,15 @@ def test_few_tokens_meet_packed_weights_without_conversions(tmp_path, tokens):
 
 @pytest.mark.long
 def test_batches_of_16_meet_packed_weights_without_conversions(tmp_path):
-    """Weights leave shared memory as bytes and become bfloat16 in registers; nothing spills."""
+    """Weights leave shared memory as bytes and become bfloat16 in registers; nothing spills. Before the wait they are
+    asked for, but for rows that a last tile has and the weight has not.
+    """
     found = compiled(tmp_path, "slices")
     assert sum(map(is_sliced, found)) == 4 * 6
     check(found)
     for one in filter(is_sliced, found):
         assert one["spilled_bytes"] == one["converted"] == 0, one
+        assert one["asked_if_there"] == 1, one
 
 
 @pytest.mark.long

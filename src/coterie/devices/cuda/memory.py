@@ -92,6 +92,7 @@ class _Reserved:
     memory: Tensor | None = None  # None: it was given back
     slab: Slab | None = None
     is_pinned: bool = False
+    refusal: str = ""  # why the system did not pin it
     is_away: bool = False
     placed: tuple[Placed, ...] = ()
     said: object = field(default_factory=object)
@@ -110,15 +111,19 @@ class _Reserved:
 
 
 class Memory:
-    """What was reserved, by slab. `unpinned` says of a pool how large it is and why the system did not pin it.
-
-    Copies from there are right, but CUDA stages them, and the host waits meanwhile.
-    """
+    """What was reserved, by slab."""
 
     def __init__(self, driver: Driver, run_tier: str) -> None:
         self._driver, self._run_tier = driver, run_tier
         self._slabs: list[_Reserved] = []
-        self.unpinned: tuple[int, str] | None = None
+
+    @property
+    def unpinned(self) -> tuple[int, str] | None:
+        """Of a pool that the system did not pin when it came last, how large it is and why; None if there is none.
+
+        Copies from there are right, but CUDA stages them, and the host waits meanwhile.
+        """
+        return next(((len(one.slab.bytes), one.refusal) for one in self._slabs if one.slab and one.refusal), None)
 
     def reserve(self, tier: str, size_bytes: int) -> Buffer:
         """An arena of the GPU, or a pool of the host, all zeros. Raises CapacityError."""
@@ -173,9 +178,9 @@ class Memory:
         """Pin a pool, where the system does."""
         try:
             self._driver.pin(pool)
-            reserved.is_pinned = True
+            reserved.is_pinned, reserved.refusal = True, ""
         except NoRoomError as error:
-            self.unpinned = len(pool), str(error)
+            reserved.refusal = str(error)
 
     def tensor(self, buffer: Buffer) -> Tensor:
         """The bytes of a buffer as they lie."""

@@ -73,14 +73,20 @@ def wait_for_last(WHEN: tl.constexpr):
 
 
 @triton.jit
-def ask(at):
-    """Ask for what lies at these addresses, into the second-level cache, and wait for nothing.
+def ask(at, there=None):
+    """Ask for what lies at these addresses, where it is there, into the second-level cache, and wait for nothing.
 
     Each address once: thousands of programs that ask for one line, as for an instruction's row, double a step's time.
     """
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-    )
+    if there is None:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred there; setp.ne.b32 there, $2, 0; @there prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+            "=r,l,r", [at, there.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -38,15 +38,13 @@ MOST_AHEAD = tl.constexpr(3)  # steps of a product whose weights wait in registe
 @triton.jit
 def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
     """Ask for rows of a weight before what they meet is known. `LINES` of a row are asked for at once, and are all
-    where rows are not brought WHOLE.
-
-    Rows beyond the weight count as its first.
+    where rows are not brought WHOLE. Nothing is asked for behind the weight, where nobody's memory may be.
     """
     if not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
         for first in tl.static_range(0, STRIDE if WHOLE else 1, each * LINES):
             c = tl.minimum(first + tl.arange(0, LINES) * each, STRIDE - 1)
-            ask(rows_N[:, None] + tl.where(mask_N[:, None], c[None, :], 0))
+            ask(rows_N[:, None] + c[None, :], mask_N[:, None])
 
 
 @triton.jit
