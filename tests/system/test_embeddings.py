@@ -69,6 +69,16 @@ def test_a_text_a_list_and_tokens(client: openai.OpenAI, alone) -> None:
     assert np.allclose(np.linalg.norm(vectors(many), axis=1), 1, atol=1e-6)
 
 
+def test_a_folder_by_itself_has_its_experts_name_and_takes_any_text(folder: Path, http: httpx.Client, alone) -> None:
+    """An @ in a text that is no prompt addresses nobody, and tokens may be special ones, which spell nothing."""
+    with served(Coterie.open(folder / "ada")) as url:
+        for text in ("@ada go on", "@adaa go on"):
+            found = openai.OpenAI(base_url=f"{url}/v1", api_key="none").embeddings.create(model="ada", input=text)
+            np.testing.assert_array_equal(vectors(found)[0], alone(text))
+        given = http.post(f"{url}/v1/embeddings", json={"model": "ada", "input": [[256, 257], [97]]})
+        assert given.status_code == 200, given.text
+
+
 def test_base64_is_the_same_numbers(url: str, client: openai.OpenAI, http: httpx.Client) -> None:
     by_default = client.embeddings.create(model="bob", input=list(TEXTS))  # the client asks for base64 by itself
     plain = client.embeddings.create(model="bob", input=list(TEXTS), encoding_format="float")

@@ -61,6 +61,8 @@ def begun(
     def unfit(name: str) -> str:
         return texts[name].unfit(query)
 
+    if query.embeds and query.model in routing.composition.names:  # also where a folder has its expert's name
+        return Pending(prompt, (), Route(query.model, 1.0, (), f"{query.model} was named as the model"), None)
     return routing.begin(prompt, query.model or None, query.previous_expert or None, resident, unfit)
 
 
