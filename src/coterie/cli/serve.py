@@ -12,7 +12,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -31,6 +31,7 @@ from coterie.server.shutdown import Server
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is the capital of France?"
+DOCUMENTS = ["Paris is the capital of France.", "It rained."]
 OF_DEMO = "What is 47 plus 85?"  # its experts know their tasks alone
 KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
@@ -97,11 +98,10 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
     asked = coterie.composition
-    model = asked.name if asked.router or len(asked.experts) == 1 else asked.names[0]  # who chooses, or else an expert
-    body = {"model": model, "messages": [{"role": "user", "content": example_of(asked)}]}
+    path, body = _example(coterie)
     show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if keys else ""
     what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
-    curl = f"curl -s {url}/v1/chat/completions {what}"
+    curl = f"curl -s {url}{path} {what}"
     name, count = escape(asked.name), len(asked.experts)
     say_left_out(coterie.composition.left_out)
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
@@ -114,6 +114,19 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
         out.print("note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key")
     if not keys and host not in LOOPBACK:
         out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
+
+
+def _example(coterie: Coterie) -> tuple[str, dict[str, Any]]:
+    """A path and a body that are worth asking: a chat, or, where no expert answers, what its first one gives."""
+    asked, gives = coterie.composition, {name: coterie.models[name].gives for name in coterie.composition.names}
+    named = next((name for name in asked.names if gives[name] == "tokens"), asked.names[0])
+    chooses = asked.router is not None and gives[named] == "tokens"
+    model, text = asked.name if chooses or len(asked.experts) == 1 else named, example_of(asked)
+    if gives[named] == "vectors":
+        return "/v1/embeddings", {"model": model, "input": text}
+    if gives[named] == "scores":
+        return "/v1/rerank", {"model": model, "query": text, "documents": DOCUMENTS}
+    return "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": text}]}
 
 
 def example_of(composition: Composition) -> str:
