@@ -304,3 +304,22 @@ def test_rounding_is_part_of_the_key_and_touches_packed_weights_alone(folder_of,
         assert op.attrs.get("rounding") == ("int8" if is_packed else None)
     with pytest.raises(UsageError, match=r"'int3'.*int16, int8"):
         with_activations(packed, "int3")
+
+
+def test_without_a_packing_matrices_are_bfloat16(folder_of, tmp_path):
+    """What was released in float32 gains from activations of bfloat16 only so; norms stay what they are."""
+    source = folder_of("llama", dtype="fp32")
+    result = quantize_folder(source, tmp_path / "out", None)
+    before, after = load_file(source / SINGLE), load_file(tmp_path / "out" / SINGLE)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        wanted = tensor.bfloat16() if tensor.ndim == 2 else tensor
+        assert after[name].dtype is wanted.dtype
+        assert after[name].equal(wanted)
+    assert {(kind.dtype, kind.bits) for kind in result.kinds} == {(DType.BF16, 16.0)}
+    assert all(0 < kind.rms_error < 0.003 for kind in result.kinds)
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["dtype"] == "bfloat16"
+    assert with_activations(open_model(tmp_path / "out"), "bf16").activations == "bf16"
+    for again in (tmp_path / "out", folder_of("llama", dtype="bf16")):
+        with pytest.raises(UsageError, match="in bfloat16 already"):
+            quantize_folder(again, tmp_path / "again", None)

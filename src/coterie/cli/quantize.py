@@ -46,7 +46,7 @@ def quantize(
         typer.Option(
             metavar="BITS",
             help="Bits of a weight: 8 (the default), 6, 4, 4z: 4 with zero points, 2, which suit deltas, or mxfp4: "
-            "floats of 4; of a folder that others quantised also 16: as bfloat16.",
+            "floats of 4, or 16: as bfloat16.",
             show_default=False,
         ),
     ] = None,
@@ -63,6 +63,7 @@ def quantize(
 ) -> None:
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
+    With --bits 16 they are bfloat16, embedding and head too: of encoders, most of which were released in float32, say.
     What others quantised keeps its whole numbers and zeros where a packed type holds them; where none does, --bits says
     how to round those weights anew. The error is relative to them. So are folders of gpt-oss that nobody quantised:
     their matrices, which are stored transposed, stay what they are without --bits.
@@ -87,15 +88,15 @@ def _quantized(expert: Path, target: Path, bits: str | None, embedding_bits: str
     layers = _type("--bits", bits)
     tables = _type("--embedding-bits", embedding_bits)
     packed = _choice(TYPES)
-    if not is_repacked(expert):
-        if layers is DType.BF16:
-            raise UsageError("--bits", f"{AS_IS} bits are for what others quantised", f"use {packed}")
-        default = TYPES[DEFAULT]
-        return quantize_folder(expert, target, Packing(layers or default, _packed(tables or default)))
-    if layers in (None, DType.BF16) and tables not in (None, DType.BF16):
+    repacked = is_repacked(expert)
+    if layers in ((None, DType.BF16) if repacked else (DType.BF16,)) and tables not in (None, DType.BF16):
         fact = f"{embedding_bits} bits of embedding and head beside layers that are not packed anew"
         raise UsageError("--embedding-bits", fact, f"add --bits {packed}, or leave it out")
-    return repack_folder(expert, target, layers, _packed(tables))
+    if repacked:
+        return repack_folder(expert, target, layers, _packed(tables))
+    default = TYPES[DEFAULT]
+    packing = None if layers is DType.BF16 else Packing(layers or default, _packed(tables or default))
+    return quantize_folder(expert, target, packing)
 
 
 def _type(option: str, bits: str | None) -> DType | None:

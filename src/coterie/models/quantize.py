@@ -6,22 +6,23 @@ Knows nothing about how weights are packed (core.packed) or which (packing.py), 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.dtypes import DType, to_f32
+from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UsageError
-from coterie.core.packed import U8, pack, unpack
+from coterie.core.packed import F32, U8, pack, unpack
 from coterie.models.lost import KindError, Sums
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.packing import KEY, Packing
+from coterie.models.packing import KEY, Packing, may_be_packed
 from coterie.models.tensors import kind_of, map_bytes
 
 PIECE_WEIGHTS = 1 << 22  # what is in memory at once
@@ -44,11 +45,12 @@ class Quantized:
     notes: tuple[str, ...] = ()
 
 
-def quantize_folder(source: str | Path, target: str | Path, packing: Packing) -> Quantized:
+def quantize_folder(source: str | Path, target: str | Path, packing: Packing | None) -> Quantized:
     """Pack the matrices of a checkpoint folder into a new folder; all other files but weights are copied.
 
-    Raises UsageError when `target` exists or the source is packed already, CheckpointError and UnsupportedError as
-    `open_model` does, CapacityError when the disk is full. What was begun is removed on any failure.
+    `packing` None: its matrices of other float types are rounded to bfloat16, which activations of bfloat16 want.
+    Raises UsageError when `target` exists, or the source is packed already or has nothing to round, CheckpointError and
+    UnsupportedError as `open_model` does, CapacityError when the disk is full. What was begun is removed then.
     """
     out = free_path(target)
     model = open_model(source)
@@ -56,24 +58,38 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing) ->
         fact = "is quantised already, and quantising twice would lose twice"
         raise UsageError(str(source), fact, "start from the unquantised expert")
     shapes = {value.name: model.checkpoint.tensors[value.name].shape for value in model.graph.weights}
-    packing.check(shapes, str(source))
+    if packing is not None:
+        packing.check(shapes, str(source))
+    types = {value.name: _type(model.checkpoint.tensors[value.name], packing) for value in model.graph.weights}
+    if packing is None and not any(types.values()):
+        raise UsageError(str(source), "has its matrices in bfloat16 already", "serve it as it is")
     with new_folder(out, "the quantised expert", model.layout.size_bytes) as begun:
         copy_others(model.checkpoint.path, begun)
         own = {} if model.head is None else {"architectures": [model.head.name]}
-        write_config(begun, dict(model.checkpoint.config) | own | {KEY: packing.to_config()})
-        sums = _write_weights(begun / SINGLE, model, packing)
+        section: dict[str, Any] = {"dtype": "bfloat16"} if packing is None else {KEY: packing.to_config()}
+        write_config(begun, dict(model.checkpoint.config) | own | section)
+        metadata = {"format": "pt"} if packing is None else {KEY: json.dumps(section[KEY])}
+        sums = _write_weights(begun / SINGLE, model, types, metadata)
         after = (begun / SINGLE).stat().st_size
     before = sum(model.checkpoint.tensors[value.name].size_bytes for value in model.graph.weights)
     kinds = tuple(s.result(kind) for (kind, _), s in sums.items())
     return Quantized(out, packing, before, after, sum(map(prod, shapes.values())), kinds)
 
 
-def _write_weights(path: Path, model: Model, packing: Packing) -> dict[tuple[str, DType], Sums]:
+def _type(info: TensorInfo, packing: Packing | None) -> DType | None:
+    """What a weight becomes, bfloat16 without a packing; None: it stays as it is."""
+    if packing is not None:
+        return packing.dtype_of(info.name, info.shape)
+    return DType.BF16 if may_be_packed(info.name, info.shape) and info.dtype is not DType.BF16 else None
+
+
+def _write_weights(
+    path: Path, model: Model, packed: Mapping[str, DType | None], metadata: Mapping[str, str]
+) -> dict[tuple[str, DType], Sums]:
     """Tensors in order of first use, then those of a head that scores, as they are; the errors by kind and type."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
-    packed = {name: packing.dtype_of(name, info.shape) for name, info in infos.items()}
     head = {info.name: info for info in model.head.tensors} if model.head else {}
-    infos, packed = infos | head, packed | dict.fromkeys(head)
+    infos, packed = infos | head, {**packed, **dict.fromkeys(head)}
     sums: dict[tuple[str, DType], Sums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
@@ -84,13 +100,15 @@ def _write_weights(path: Path, model: Model, packing: Packing) -> dict[tuple[str
             _write_packed(file, info, dtype, sums.setdefault((kind_of(info.name), dtype), Sums(dtype)))
 
     entries = [_entry(info, packed[name]) for name, info in infos.items()]
-    write_tensors(path, entries, {KEY: json.dumps(packing.to_config())}, write)
+    write_tensors(path, entries, metadata, write)
     return sums
 
 
 def _entry(info: TensorInfo, packed: DType | None) -> Entry:
     if packed is None:
         return Entry(info.name, info.dtype, info.shape)
+    if not packed.is_packed:
+        return Entry(info.name, packed, info.shape)
     return Entry(info.name, DType.U8, (info.shape[0], packed.row_bytes(info.shape[1])))
 
 
@@ -102,8 +120,20 @@ def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: Sums) ->
     for first in range(0, rows, step):
         values = to_f32(np.asarray(bits[first : first + step]), info.dtype)
         try:
-            packed: U8 = pack(values, dtype)
+            written, after = _stored(values, dtype)
         except ValueError as error:
             raise CheckpointError(f"{info.shard.path}: {info.name}", str(error), "get the checkpoint again") from None
-        file.write(packed.data)
-        sums.add(values, unpack(packed, dtype, columns), packed.size)
+        file.write(written.data)
+        sums.add(values, after, written.size)
+
+
+def _stored(values: F32, dtype: DType) -> tuple[U8, F32]:
+    """The bytes of rows, and what they are worth. Raises ValueError for a weight that is no number there."""
+    if dtype.is_packed:
+        packed: U8 = pack(values, dtype)
+        return packed, unpack(packed, dtype, values.shape[1])
+    bits = from_f32(values, dtype)
+    after = to_f32(bits, dtype)
+    if not np.isfinite(after).all():
+        raise ValueError(f"a weight is infinite or not a number in {dtype.value}")
+    return bits.view(np.uint8), after
