@@ -20,6 +20,18 @@ LOGITS, TOKENS = "head/logits", "next_tokens"
 NUM_BLOCKS = 128
 
 
+def by_name(rows):
+    """Rows of a step as the interpreter takes them."""
+    return {
+        "tokens": rows.tokens_T,
+        "positions": rows.positions_T,
+        "sequence": rows.sequence_T,
+        "block_tables": rows.block_tables_BM,
+        "rows": rows.rows_R,
+        "types": rows.types_T,
+    }
+
+
 class ReferenceBackend:
     """The NumPy interpreter."""
 
@@ -47,15 +59,7 @@ class ReferenceBackend:
         """Nothing to give back."""
 
     def _run(self, rows):
-        named = {
-            "tokens": rows.tokens_T,
-            "positions": rows.positions_T,
-            "sequence": rows.sequence_T,
-            "block_tables": rows.block_tables_BM,
-            "rows": rows.rows_R,
-            "types": rows.types_T,
-        }
-        return self._reference.run(named, rows.sampling, self.state)
+        return self._reference.run(by_name(rows), rows.sampling, self.state)
 
 
 class DeviceBackend:

@@ -331,7 +331,9 @@ def test_configs_as_they_were_released_mean_the_same(row, tmp_path):
 
 
 def test_alibabas_own_folders_are_gte_with_a_longer_rope(tmp_path):
-    """As gte-multilingual-base and gte-large-en-v1.5 were released; its code divides frequencies so."""
+    """As gte-multilingual-base (whose file has a head that weighs tokens besides) and gte-large-en-v1.5 were released;
+    their code divides frequencies so.
+    """
     model = make("gte")
     save(tmp_path, model, "mean_tokens")
     factor, theta, width = 8.0, 2000.0, 10
@@ -339,7 +341,11 @@ def test_alibabas_own_folders_are_gte_with_a_longer_rope(tmp_path):
     model.rotary_emb.inv_freq = 1 / longer
     config = json.loads((tmp_path / "config.json").read_text())
     config = {key: value for key, value in config.items() if key != "rope_parameters"}
-    config |= {"model_type": "new", "architectures": ["NewModel"], "auto_map": {"AutoModel": "a/b--modeling.NewModel"}}
+    tensors = {f"new.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    tensors |= {"classifier.weight": np.ones((1, 40), np.float32), "classifier.bias": np.ones(1, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    classes = ["NewModel", "NewForTokenClassification"]
+    config |= {"model_type": "new", "architectures": classes, "auto_map": {"AutoModel": "a/b--modeling.NewModel"}}
     config |= {"rope_theta": theta, "rope_scaling": {"type": "ntk", "factor": factor}, "layer_norm_type": "layer_norm"}
     for wrong, said in ({"layer_norm_type": "rms_norm"}, "layer_norm_type"), ({"logn_attention_scale": True}, "logn"):
         (tmp_path / "config.json").write_text(json.dumps({**config, **wrong}))

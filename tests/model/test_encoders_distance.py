@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import save_file
-from tests.model.runner import BACKENDS, Stepper
+from tests.model.runner import BACKENDS, NUM_BLOCKS, ReferenceBackend, Stepper, by_name
 from tests.model.test_encoders import make, rows_of, wanted
 from tests.model.test_encoders import save as save_sentence_model
 from tests.system.tiny import write_tokenizer
@@ -20,8 +20,12 @@ from tests.system.tiny import write_tokenizer
 from coterie.api import Coterie
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.graph.compile import compile_graph
+from coterie.graph.reference import KvState, Reference, run_ranks
+from coterie.graph.shard import Split, split_graph
+from coterie.graph.vectors import row_values
 from coterie.models.distance import FARTHEST, distance_buckets
-from coterie.models.model import open_model
+from coterie.models.model import load_weights_f32, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 
@@ -132,6 +136,33 @@ def save(folder, tensors, heads=3, **config):
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_attention_heads": heads, **config}))
     write_tokenizer(folder)
     return folder
+
+
+@pytest.mark.parametrize(("row", "degree"), [("bert", 8), ("mpnet", 2), ("mpnet", 8), ("jina", 2)])
+def test_units_of_a_modelled_machine_share_it(row, degree, tmp_path, rng):
+    """All ranks together give what the whole gives: they share tables of words, positions and biases by head."""
+    if row == "jina":
+        save(tmp_path, tensors_of(rng), heads=6)
+    else:
+        make(row, num_attention_heads=8, hidden_size=48, intermediate_size=56).save_pretrained(tmp_path)
+    model, ranks = open_model(tmp_path), []
+    whole = ReferenceBackend(model)
+    for rank in range(degree):
+        found = split_graph(model.graph, degree, rank, odd_vocabulary=True)
+        compile_graph(found.graph, "cache")
+        everywhere, weights = Split(0, 1), load_weights_f32(model)
+        own = {
+            name: array[found.splits.get(name, everywhere).of_rank(array.shape, rank, degree)]
+            for name, array in weights.items()
+        }
+        ranks.append(Reference(found.graph, own))
+    stepper = Stepper(whole)
+    step = stepper.rows(*[(stepper.sequence(), text) for text in ([7, 3, 250, 9, 9], [17], list(range(2, 42)))])
+    states = [KvState(rank.graph, NUM_BLOCKS, whole.state.tokens_per_block) for rank in ranks]
+    wanted = rows_of(whole, step)
+    for values in run_ranks(ranks, by_name(step), step.sampling, states):
+        found = values[row_values(model.graph)]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

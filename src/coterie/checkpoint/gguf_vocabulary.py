@@ -23,7 +23,7 @@ _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 # Files name one end of a text and seldom that of an answer. These are what published chat templates end answers with.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "[|endofturn|]"),
-    *("<|return|>", "<|call|>"),  # gpt-oss's
+    *("<|return|>", "<|call|>"),  # gpt-oss's: 200002 and 200012 of eos_token_id in its generation_config.json
     *("<turn|>", "<|tool_response>"),  # Gemma 4's; the second follows calls
     *("<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )

@@ -54,12 +54,17 @@ class Reference:
         """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows; of
         pairs of texts types too.
         """
-        types_T = np.asarray(rows.get(TYPES, ())).tolist()
-        more = more_rows(self.graph, np.asarray(rows["positions"]), np.asarray(rows["sequence"]), types_T)
-        step = Step(self.graph, {**self.fixed, **rows, **more}, state, sampling)
+        step = self.begun(rows, sampling, state)
         for op in self.graph.ops:
             run_op(step, op)
         return step.values
+
+    def begun(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> Step:
+        """The step of `run`, of which no op has run."""
+        types_T = np.asarray(rows.get(TYPES, ())).tolist()
+        positions_T, sequence_T = [np.asarray(rows.get(name, ())) for name in ("positions", "sequence")]
+        more = more_rows(self.graph, positions_T, sequence_T, types_T)
+        return Step(self.graph, {**self.fixed, **rows, **more}, state, sampling)
 
     def run_region(
         self, region: Region, values: Mapping[str, Array], sampling: Sequence[Settings], state: KvState
@@ -82,9 +87,7 @@ def run_ranks(
 
     Each rank has its own graph (shard.py), weights and KV state, and the same rows.
     """
-    steps = [
-        Step(rank.graph, {**rank.fixed, **rows}, state, sampling) for rank, state in zip(ranks, states, strict=True)
-    ]
+    steps = [rank.begun(rows, sampling, state) for rank, state in zip(ranks, states, strict=True)]
     for ops in zip(*(rank.graph.ops for rank in ranks), strict=True):
         if ops[0].kind not in COLLECTIVES:
             for step, op in zip(steps, ops, strict=True):

@@ -10,8 +10,8 @@
     norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
     low-rank change      B is split as the rows of what it changes, A as its columns; what lies between is every rank's
 
-All else (norms, residuals, a vision tower's patches) is done by every rank alike. A linear is split only where what
-follows it, up to the next linear, works per head or per column.
+All else (norms, residuals, tables of positions and of types, a vision tower's patches) is done by every rank alike. A
+linear is split only where what follows it, up to the next linear, works per head or per column.
 Knows nothing about machines, nor about how an exchange is carried out.
 """
 
@@ -118,7 +118,7 @@ class _Sharding:
         return Sharded(graph, MappingProxyType(self.splits))
 
     def _op(self, op: Op) -> None:
-        if op.kind == "embed" and not self._stays_whole(op.inputs[1]):
+        if op.kind == "embed" and op.inputs[0] == "tokens" and not self._stays_whole(op.inputs[1]):
             self._embed(op)
         elif op.kind == "linear":
             self._linear(op)

@@ -118,11 +118,13 @@ def bare_name(name: str, keys: EncoderKeys | None) -> str:
 def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scores: bool = False) -> Checkpoint:
     """A checkpoint of an encoder as if it were saved without a head, which it has where it `scores`.
 
+    Of several classes the one without a head is meant: gte-multilingual-base names one that weighs tokens besides.
     Raises CheckpointError, UnsupportedError.
     """
     config, where = dict(checkpoint.config), str(checkpoint.path / CONFIG)
     own, classes = family.causal_class, config.get("architectures") or [family.causal_class]
-    if not scores and classes != [own] and classes != [own.removesuffix("Model") + _MASKED]:
+    listed = classes if isinstance(classes, list) else [classes]
+    if not scores and own not in listed and listed != [own.removesuffix("Model") + _MASKED]:
         fact = f"architectures {classes} does more than give vectors, which is not run"
         raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
     code = config.get("auto_map")
