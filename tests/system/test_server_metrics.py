@@ -167,8 +167,8 @@ def test_requests_are_counted_by_the_priority_that_they_were_asked_with(composit
         for name in ("coterie_queue_seconds", "coterie_time_to_first_token_seconds"):
             counts = [value(families, name, "_count", priority=r) for r in ranks]
             assert counts == [count, count, 3 * count]
-        assert values(families, "coterie_paused_requests") == [0, 0, 0]
-        assert values(families, "coterie_pauses", "_total") == [0, 0, 0]
+        assert values(families, "coterie_preempted_requests") == [0, 0, 0]
+        assert values(families, "coterie_preemptions", "_total") == [0, 0, 0]
 
 
 def test_what_seldom_happens_is_shown_too(composition: Path) -> None:
@@ -182,8 +182,8 @@ def test_what_seldom_happens_is_shown_too(composition: Path) -> None:
     families = {
         f.name: f for f in StatusCollector(replace(status, experts=experts, held=7, by_priority=by_priority)).collect()
     }
-    assert value(families, "coterie_paused_requests", priority="urgent") == 5
-    assert total(families, "pauses", priority="behind") == 4
+    assert value(families, "coterie_preempted_requests", priority="urgent") == 5
+    assert total(families, "preemptions", priority="behind") == 4
     assert values(families, "coterie_expert_loading") == [1, 0, 0, 0]
     assert values(families, "coterie_expert_resident") == values(families, "coterie_expert_pinned") == [0, 1, 0, 0]
     assert value(families, "coterie_held_requests") == 7

@@ -99,9 +99,10 @@ def _priorities(status: Status) -> Iterator[Metric]:
     about = "The same by the priority that they were asked with: below 0 (urgent), 0 (usual), above (behind)."
     yield _gauges("priority_requests", about, (PRIORITY, "state"), counts.items())
     paused = _labelled({of: now[of].paused for of in PRIORITY_CLASSES})
-    yield _gauges("paused_requests", "Waiting ones that had begun, and gave KV state up.", (PRIORITY,), paused)
+    yield _gauges("preempted_requests", "Waiting ones that had begun, and gave KV state up.", (PRIORITY,), paused)
     pauses = _labelled({of: so_far[of].pauses for of in PRIORITY_CLASSES})
-    yield _counters("pauses", "How often requests gave KV state up to ones of a better priority.", (PRIORITY,), pauses)
+    about = "How often requests gave KV state up to ones of a better priority."
+    yield _counters("preemptions", about, (PRIORITY,), pauses)
     about = "From a request's arrival to its being admitted."
     yield _histograms("queue", about, {of: so_far[of].queued for of in PRIORITY_CLASSES})
     first = "From a request's arrival to the first token of its answer."
