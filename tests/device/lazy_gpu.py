@@ -48,6 +48,13 @@ class LazyStream:
     error: Exception | None = None
 
 
+def _let_go(memory, then, *given):
+    """The same memory as a tensor; `then` is called when neither it nor any view of it is left."""
+    handed = memory.numpy()[:]
+    weakref.finalize(handed, then, *given)
+    return torch.from_numpy(handed)
+
+
 class LazyDriver:
     """`seed` decides the order. `eager`: how likely each step of waiting is to go to just any stream.
 
@@ -85,10 +92,8 @@ class LazyDriver:
                 raise NoRoomError(f"CUDA out of memory. Tried to allocate {size_bytes} bytes")
             self.taken_bytes += size_bytes
         memory = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
-        given = memory[:]
-        weakref.finalize(given, self._bury, memory)
         self._give(memory.data_ptr(), size_bytes)
-        return given
+        return _let_go(memory, self._bury, memory)
 
     def _bury(self, memory):
         """Who lets memory go does not know when another takes it: somebody else's stream fills it, now and then."""
@@ -102,9 +107,8 @@ class LazyDriver:
     def pinned_memory(self, size_bytes):
         self._pin(size_bytes)
         memory = torch.full((size_bytes,), 0xFF, dtype=torch.uint8)
-        weakref.finalize(memory, self._take_back, memory.data_ptr())
         self._give(memory.data_ptr(), size_bytes)
-        return memory
+        return _let_go(memory, self._take_back, memory.data_ptr())
 
     def pin(self, memory):
         self._pin(memory.nbytes)

@@ -16,9 +16,11 @@ from coterie.graph.ir import Kind
 from coterie.graph.legal import LEGAL
 from coterie.graph.shard import shard
 from coterie.graph.verify import verify
+from coterie.models.config import ModelConfig
 from coterie.models.families.llava import llava_graph
 from coterie.models.family import FeedForward
 from coterie.models.monarch import fft_conv_graph, monarch_example
+from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.models.zoo import zoo_config
 
 LLAVA = llava_graph(zoo_config("llava-1.5-7b"), "llava", defaultdict(lambda: DType.BF16), DType.BF16)
@@ -35,7 +37,19 @@ WHOLE = [
     fft_conv_graph((2, 3)),
     monarch_example(),
 ]
-GRAPHS = [*WHOLE, *(expand(graph) for graph in WHOLE), expand(decoder((DType.BF16,)))]
+ENCODER = ModelConfig.from_hf(
+    {
+        **{"model_type": "mpnet", "architectures": ["MPNetModel"], "vocab_size": 31, "max_position_embeddings": 9},
+        **{"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2},
+    },
+    "here",
+)
+GRAPHS = [
+    *WHOLE,
+    *(expand(graph) for graph in WHOLE),
+    expand(decoder((DType.BF16,))),
+    decoder_graph(ENCODER, dict.fromkeys(weight_shapes(ENCODER), DType.F32), draws=False),
+]
 # The first graph in which an op is found.
 FIRST = {op.kind: (graph, op) for graph in reversed(GRAPHS) for op in reversed(graph.ops)}
 NO_ACTIVATIONS = {"embed", "embed_part", "to_float", "mask", "alibi", "sample", "cast"}

@@ -232,7 +232,6 @@ NESTS: Mapping[str, MakeNest] = {
     "kv_append": _elementwise(ordered=True),
     "attention": _attention,
     "alibi_attention": _attention,
-    "relative_attention": _attention,
     "group_attention": _group_attention,
     "add": _elementwise(),
     "sub": _elementwise(),

@@ -203,7 +203,6 @@ WORK: Mapping[str, _Rows] = {
     "linear": _linear,
     "attention": _attention,
     "alibi_attention": _attention,
-    "relative_attention": _attention,
     "group_attention": _group_attention,
     "linear_dx": _linear,
     "linear_dw": _linear,
