@@ -62,7 +62,8 @@ def check_early(found):
 
 def is_sliced(one):
     """Whether a product has so few tokens that warps share rows (slices.py), and not those of six or of two bits."""
-    few = one["step"] == "decode 16" and one["dtype"] not in ("Q6", "Q2", "F32")
+    last = one["kernel"].startswith("take_norm_linear")  # of a prompt it takes one row for each sequence
+    few = (one["step"] == "decode 16" or last) and one["dtype"] not in ("Q6", "Q2", "F32")
     return few and one["kernel"].endswith(": many") and not one["kernel"].startswith("branch")
 
 
