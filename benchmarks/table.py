@@ -21,11 +21,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
 # What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
-MACHINE = "avx2"
+MACHINE = "zen5"
 SHOWN = (
     *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers"),
     *("prefill-135m", "prefill-1b", "switch-135m"),
-    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-2000", "coe-adapters", "speculate-135m", "serve"),
+    *("coe-uniform-8", "coe-zipf", "coe-zipf-llama", "coe-bursty-1000", "coe-adapters", "speculate-135m", "serve"),
 )
 HEAD = """# Speed
 
@@ -42,6 +42,8 @@ with them, and so were peers, each at its fastest setting. [log.md](log.md) says
 - **`135m`, `1b`, `llama-2-7b`** are Llamas with so many random weights, which take the time of trained ones.
 - **Activations** are float32, and where they meet packed weights 16 bits, or 12 in later rows where weights have 4,
   unless a row says otherwise; llama.cpp rounds them to 8 bits there.
+- **Prefill**: the multiply-add rate is that of the type that most products have: bfloat16 where activations are, else
+  float32, packed weights among them.
 - **Decode**: a token reads every weight once, so 1 as *share of the read rate* is as fast as the memory.
   *Batch 8 gains*: tokens a second of eight sequences together, over those of one.
 - **Switch**: the time from files to the first token of an expert that is not in memory. *The ideal* reads at the disk's

@@ -24,6 +24,7 @@ from coterie.core.units import format_bytes, format_seconds
 from coterie.graph.ops import BF16
 from coterie.models.model import AUTO
 
+WHOLE_NUMBERS = "packed weights meet whole numbers, of which a CPU multiplies more at once: a share above 1 is no error"
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
 
@@ -77,7 +78,7 @@ def prefill(
         "peers": {other.name: peer_row(samples, OURS, other, prompt_tokens) for other in beside},
     }
     workload = measured.workload | {"prompt_tokens": prompt_tokens, "threads": cpus, "activations": measured.met}
-    return Report("prefill", workload, results, (_table(results),), _notes(results, multiplied(measured.met == BF16)))
+    return Report("prefill", workload, results, (_table(results),), _notes(results, measured.met))
 
 
 def _table(results: Mapping[str, Any]) -> Table:
@@ -88,16 +89,17 @@ def _table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def _notes(results: Mapping[str, Any], multiplied: str) -> tuple[str, ...]:
+def _notes(results: Mapping[str, Any], met: str) -> tuple[str, ...]:
+    limit = f"{results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied(met == BF16)}"
     notes = [
         f"{results['flops'] / 1e9:.1f} GFLOP: causal attention, the head for the last token only; medians of "
         f"{results['rounds']} rounds, interleaved",
         "share: of the multiply-add rate; ratio: a peer's time over ours; in brackets: quartiles",
-        f"multiply-adds in registers by all threads: {results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied}",
+        f"multiply-adds in registers by all threads: {limit}",
         f"as many tokens' products with weights from cache: {results['cached_flops_per_s'] / 1e9:.0f} GFLOP/s",
         f"memory that it took, context and all: {format_bytes(results['memory_bytes'])}",
         *peer_notes(results["peers"]),
     ]
     if results["share_of_peak"] > MEASURING_ERROR:
-        notes.append(SHORT_LIMIT)
+        notes.append(WHOLE_NUMBERS if met.startswith("int") else SHORT_LIMIT)
     return tuple(notes)
