@@ -7,9 +7,9 @@ RELEASED = """\
 ## Released models
 
 Experts as `coterie import` wrote them, beside llama.cpp (llama-cpp-python 0.3.36, compiled on that machine: AVX-512,
-VNNI, its own repacking) on the GGUF file that each came from: two threads on a quiet machine are in the table of the
-EPYC with AVX-512 above that has a checkpoint's name in its rows. Activations have 16 bits in
-ours, 12 where weights have 4, and 8 in theirs.
+VNNI, its own repacking) on the GGUF file that each came from, by two threads on a quiet machine: rows with a
+checkpoint's name in the tables of [the EPYC of Zen 5](#amd-epyc-2-cpus-avx512-zen-5). Activations have 16 bits in ours,
+15 where weights have 6 and 12 where they have 4, and 8 in theirs.
 
 | file | decode, context 64 | prompt of 512 tokens | memory in that prompt, ours : theirs |
 |---|---|---|---|
@@ -19,14 +19,14 @@ ours, 12 where weights have 4, and 8 in theirs.
 | Qwen2.5-Coder-1.5B-Instruct, Q4_K_M | 1.02 x | 1.04 x | 1282 : 1176 MB |
 
 Ratios are their time over ours, each at its best setting; medians of rounds in turns. A token waits for memory, whose
-rate others on that machine change: the rows are of 35 to 38 GB/s. Where it read 47 and 51, Gemma and the 0.5B were at
-2.26 and 2.09 x; a second run of the 1.5B had 1.09 x, and three of its prompts 0.93, 1.04 and 1.15 x. With
-`--activations int8` they were at 1.29 x, when Q6_K became int8 and not int6. Shares of the multiply-add
-rate above 1 are no mistake: that rate is of float32, and whole numbers are multiplied faster.
+rate others on that host change: here ours read 35 to 38 GB/s. In a run in which it read 47 and 51, Gemma and the 0.5B
+were at 2.26 and 2.09 x. The 1.5B had 1.09 x in a second run, and three runs of its prompts 0.93, 1.04 and 1.15 x; with
+`--activations int8` these were at 1.29 x, when Q6_K became int8 and not int6. Shares of the multiply-add rate above 1
+are no mistake: that rate is of float32, and whole numbers are multiplied faster.
 
-Switches stand in that table too: a cold first token of SmolLM2 comes 4.6 times as soon as llama.cpp's, of Gemma 3 270M
-6.9 times; from files that the system keeps in memory 16 and 59 times. In theirs is what an open makes, a vocabulary of
-49 or 262 thousand among it, which ours reads once, at start.
+Switches stand in those tables too: a cold first token of SmolLM2 comes 4.6 times as soon as llama.cpp's, of Gemma 3
+270M 6.9 times; from files that the system keeps in memory 16 and 59 times. In theirs is what an open makes, a
+vocabulary of 49 or 262 thousand among it, which ours reads once, at start.
 
 Measure your own: `coterie bench decode --checkpoint FOLDER --gguf FILE`, and so with `prefill` and `switch`.
 
@@ -37,11 +37,11 @@ both). It runs the graph that OpenVINO GenAI makes of a GGUF file, weights round
 activations of 8 bits beside packed weights, of bfloat16 beside others. Its reader took F16, Q4_1 with Q8_0, and Q4_K
 with Q6_K here, and refused files with Q5_0.
 
-Alone on the machine (the table of the EPYC with AVX-512 above), theirs over ours: a prompt of 512 tokens **0.94 x**
+Alone on [the EPYC of Zen 5](#amd-epyc-2-cpus-avx512-zen-5), theirs over ours: a prompt of 512 tokens **0.94 x**
 (135m, bf16; 0.85 before rows of weights went through a panel, 0.53 before ours were products of bfloat16) and
 **0.83 x** (SmolLM2, Q4_1), a token of SmolLM2 3.36 x.
 
-**Prompts are where we lose.** On the EPYC with AVX-512, OpenVINO 2026.4.1, NNCF 3.4.0; a dozen other processes wanted
+**Prompts are where we lose.** On the same EPYC, OpenVINO 2026.4.1, NNCF 3.4.0; a dozen other processes wanted
 the two cores, so the table is of *processor time*, theirs over ours, the least of two to six rounds in turns:
 
 | weights; our activations | decode, context 64 | prompt of 128 | prompt of 512 |

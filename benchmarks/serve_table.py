@@ -52,12 +52,11 @@ $ coterie bench serve experts --near 420MiB --raw --mix zipf --in-flight 1 --in-
 
 24 fine-tunes are GGUF files with the weights of SmolLM2-135M-Instruct (Q4_1), a twentieth of their blocks changed,
 memory for four of them; prompts have 64 tokens, answers 32, text completions. llama-server is build 11434, compiled on
-the EPYC with AVX-512, `-fa on --no-warmup`. Closed files were kept out of memory for both. Alone on that machine, two
-rounds of 24 requests each, the table above has a row for each load: 4.6 times its tokens/s with 8 in flight (4.1 and
-5.2 in the two rounds), 5.4 times with one, at its best setting, one thread; with two whose waiting is passive it had
-less, and with two as they are by default three to six times less again. Two of its 48 requests with 8 in flight ended
-with status 500, as its router could not reach a model's process. Here stood 6.7 times with one in flight: those prompts
-had been asked with 8 in flight just before, and ours knew them. Loops draw prompts of their own now.
+[the EPYC of Zen 5](#amd-epyc-2-cpus-avx512-zen-5), `-fa on --no-warmup`. Closed files were kept out of memory for both.
+Alone on that machine, two rounds of 24 requests each (a row for each load in its tables): 4.6 times its tokens/s with 8
+in flight (4.1 and 5.2 in the two rounds), 5.4 times with one, at its best setting, one thread; with two whose waiting
+is passive it had less, and with two as they are by default three to six times less again. Two of its 48 requests with 8
+in flight ended with status 500, as its router could not reach a model's process.
 
 Other loads, **beside other processes and in one round each** of 12 to 64 requests after one that warmed up, so ratios
 and CPU say more than times; the released models are the four above, in Q4_1 and Q4_K_M, memory for two, answers of 16:

@@ -22,6 +22,8 @@ README, PAGE = ROOT / "README.md", ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed -->\n", "<!-- /speed -->\n"
 # What the README shows: of the CPUs' folders one, and by name one result for each question that a reader has.
 MACHINE = "zen5"
+# What tells machines apart that name themselves alike, by folder.
+APART = {MACHINE: " (Zen 5)", RESULTS.name: " (older)"}
 SHOWN = (
     *("decode-135m", "decode-135m-int8", "decode-135m-int4", "decode-1b-peers"),
     *("prefill-135m", "prefill-1b", "switch-135m"),
@@ -29,9 +31,10 @@ SHOWN = (
 )
 HEAD = """# Speed
 
-All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables, machine by machine;
-what most ask first is at the end: [released models](#released-models) beside llama.cpp, and
-[other servers](#other-servers). Written by `python -m benchmarks.table`.
+All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables, machine by machine, the
+README's (an EPYC of Zen 5, with AVX-512) first; what most ask first is at the end: [released models](#released-models)
+beside llama.cpp, [OpenVINO](#beside-openvino) and [other servers](#other-servers). Written by
+`python -m benchmarks.table`.
 
 Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the same rounds as what is compared
 with them, and so were peers, each at its fastest setting. [log.md](log.md) says how, what fell short and why.
@@ -40,8 +43,8 @@ with them, and so were peers, each at its fastest setting. [log.md](log.md) says
 
 - **Ratios** are their time over ours: below 1 the peer wins. An **aim** in brackets was set before it was measured.
 - **`135m`, `1b`, `llama-2-7b`** are Llamas with so many random weights, which take the time of trained ones.
-- **Activations** are float32, and where they meet packed weights 16 bits, or 12 in later rows where weights have 4,
-  unless a row says otherwise; llama.cpp rounds them to 8 bits there.
+- **Activations** are float32 unless a row says otherwise, and where they meet packed weights 16 bits, 15 of int6,
+  12 of int4 and int4z (16 in rows of AVX2); llama.cpp rounds them to 8 bits there.
 - **Prefill**: the multiply-add rate is that of the type that most products have: bfloat16 where activations are, else
   float32, packed weights among them.
 - **Decode**: a token reads every weight once, so 1 as *share of the read rate* is as fast as the memory.
@@ -52,7 +55,7 @@ with them, and so were peers, each at its fastest setting. [log.md](log.md) says
   that are both in memory. On a GPU experts come from host memory: *arrival* is until the last byte is there, *resident*
   the first token of an expert that is there already.
 - **Many experts** have more weights together than there is memory. Our way of taking turns stands beside another one in
-  the same memory, or beside llama.cpp with as many models open as fit, one sequence at a time.
+  the same memory, or beside llama.cpp with as many models open as fit; a row says how many sequences of one it batched.
 - **Gain by guesses**: for an answer of which as large a part as the column says repeats what stands before it.
 """
 GPU_HEAD = """\
@@ -76,11 +79,12 @@ def stored(folder: Path = RESULTS) -> dict[str, Result]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def machines(folder: Path = RESULTS) -> list[dict[str, Result]]:
-    """Results by machine: those in folders of their own, then those that `coterie validate` takes for this CPU."""
-    found = [*(stored(path) for path in sorted(folder.iterdir()) if path.is_dir()), stored(folder)]
-    kept = [{name: r for name, r in results.items() if not of_gpu(r)} for results in found]
-    return [results for results in kept if results]
+def machines(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
+    """Results by machine's folder: first the README's, last those that `coterie validate` takes for this CPU."""
+    own = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: (path.name != MACHINE, path))
+    found = {path.name: stored(path) for path in [*own, folder]}
+    kept = {of: {name: r for name, r in results.items() if not of_gpu(r)} for of, results in found.items()}
+    return {of: results for of, results in kept.items() if results}
 
 
 def gpus(folder: Path = RESULTS) -> list[dict[str, Result]]:
@@ -100,7 +104,7 @@ def headlines() -> str:
 
 def page() -> str:
     """docs/speed.md: every table of every machine."""
-    parts = [f"## {_machine(results)}\n\n{tables(results)}\n" for results in machines()]
+    parts = [f"## {_machine(rows)}{APART.get(of, '')}\n\n{tables(rows)}\n" for of, rows in machines().items()]
     cards = [f"## {_gpu(results)}\n\n{GPU_HEAD}\n{tables(results, gpu=True, notes=True)}\n" for results in gpus()]
     return "\n".join([HEAD, *parts, *cards, released_table.RELEASED, serve_table.SERVERS])
 

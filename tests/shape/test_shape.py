@@ -138,7 +138,7 @@ def test_nothing_large_is_tracked() -> None:
 
 
 def test_the_readme_and_the_page_show_the_stored_speeds() -> None:
-    for results in table.machines():
+    for results in table.machines().values():
         kinds = [result.get("bench") for result in results.values()]
         assert {"decode", "prefill", "switch", "fusion"} <= set(kinds)
     assert f"{table.BEGIN}{table.headlines()}\n{table.END}" in table.README.read_text(), (

@@ -1,4 +1,4 @@
-"""`coterie quantize`: writes an expert with weights of 8 or 4 bits, and says what that did to them.
+"""`coterie quantize`: writes an expert with packed weights or bfloat16 ones, and says what that did to them.
 
 Knows nothing about how weights are packed.
 """
@@ -45,8 +45,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of a weight: 8 (the default), 6, 4, 4z: 4 with zero points, 2, which suit deltas, or mxfp4: "
-            "floats of 4, or 16: as bfloat16.",
+            help="Bits of a weight: 8 (the default), 6, 4, 4z (4 with zero points), 2 (which suit deltas), mxfp4 "
+            "(floats of 4) or 16 (bfloat16).",
             show_default=False,
         ),
     ] = None,
@@ -54,8 +54,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="BITS",
-            help="Bits of embedding and head: 8 (the default), 6, 4, 4z, 2, mxfp4, or 16: as they are (so after "
-            "others).",
+            help="Bits of embedding and head: 8 (the default), 6, 4, 4z, 2, mxfp4, or 16: as they are (the default of "
+            "what others quantised).",
             show_default=False,
         ),
     ] = None,
@@ -63,10 +63,10 @@ def quantize(
 ) -> None:
     """Write an ordinary expert folder whose matrices are packed in groups; the error per kind of tensor is printed.
 
-    With --bits 16 they are bfloat16, embedding and head too: of encoders, most of which were released in float32, say.
+    With --bits 16 they are bfloat16, embedding and head too, which suits encoders: most were released in float32.
     What others quantised keeps its whole numbers and zeros where a packed type holds them; where none does, --bits says
-    how to round those weights anew. The error is relative to them. So are folders of gpt-oss that nobody quantised:
-    their matrices, which are stored transposed, stay what they are without --bits.
+    how to round those weights anew, and the error is relative to them. Folders of gpt-oss that nobody quantised have
+    their matrices transposed: without --bits these are turned and stay what they are.
     """
     result = _quantized(expert, target, bits, embedding_bits)
     if json_:
