@@ -16,6 +16,7 @@ from tests.device.programs import Desk, rows, tiny_graph, write_weights
 from tests.device.random_expert import BASE
 from triton import jit
 from triton import language as tl
+from triton.runtime.errors import InterpreterError
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
@@ -105,7 +106,7 @@ def test_a_kernel_touches_what_the_driver_gave_and_is_held_to_its_words(start, t
     if not fault:
         driver.wait(mark)
         return
-    with pytest.raises(Exception, match=fault):
+    with pytest.raises(InterpreterError, match=fault):
         driver.wait(mark)
 
 
@@ -114,7 +115,7 @@ def test_a_kernel_is_given_no_memory_of_the_host():
     to, stream = driver.device_memory(64), driver.stream()
     host = torch.zeros(8, dtype=torch.int64)
     driver.launch(stream, [lambda: _copy_first[(1,)](to.view(torch.int64), host, 1, 16)])
-    with pytest.raises(Exception, match="not the GPU's"):
+    with pytest.raises(InterpreterError, match="not the GPU's"):
         driver.wait(driver.mark(stream))
 
 

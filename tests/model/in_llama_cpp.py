@@ -15,13 +15,13 @@ MAX_TOKENS = 64
 
 def logits(path, tokens):
     """Logits behind each token [tokens, V]."""
-    with _opened(path) as (_, step):
+    with _opened(path) as (_, _, step):
         return np.array([step(token) for token in tokens])
 
 
 def greedy(path, text, count):
     """Tokens of a text, and `count` more."""
-    with _opened(path) as (vocab, step):
+    with _opened(path) as (vocab, _, step):
         prompt = _tokens(vocab, text)
         last = [step(token) for token in prompt][-1]
         drawn = [int(last.argmax())]
@@ -32,13 +32,13 @@ def greedy(path, text, count):
 
 def tokens(path, text):
     """Tokens of a text, with what stands around it."""
-    with _opened(path) as (vocab, _):
+    with _opened(path) as (vocab, _, _):
         return _tokens(vocab, text)
 
 
 def rows(path, ids):
     """What an encoder has behind its last layer [tokens, D]."""
-    with _opened(path, embeddings=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE) as (_, context):
+    with _opened(path, embeddings=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_NONE) as (_, context, _):
         kept = (ctypes.c_int32 * len(ids))(*ids)  # the library reads it later
         batch = llama_cpp.llama_batch_get_one(kept, len(ids))
         assert llama_cpp.llama_encode(context, batch) == 0
@@ -64,7 +64,7 @@ def _tokens(vocab, text):
 
 @contextmanager
 def _opened(path, **others):
-    """The vocabulary, and a function from a token to the logits behind it; with `others`, options, the context."""
+    """The vocabulary, a context with `others` as options, and a function from a token to the logits behind it."""
     llama_cpp.llama_log_set(_silence, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
@@ -86,7 +86,7 @@ def _opened(path, **others):
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), (size,)).copy()
 
     try:
-        yield vocab, context if others else step
+        yield vocab, context, step
     finally:
         llama_cpp.llama_free(context)
         llama_cpp.llama_model_free(model)

@@ -9,7 +9,7 @@ from tests.model.runner import Stepper, prompt_logits
 from tests.model.test_adapted import adapted
 from tests.model.test_encoders import make as make_encoder
 from tests.model.test_encoders import rows_of
-from tests.model.theirs import as_met, prompt_of
+from tests.model.theirs import as_met, prompt_of, torch_logits
 from tests.model.ways import check_bits, check_in_turns
 
 from coterie.api.assemble import rounded_for
@@ -100,20 +100,15 @@ def test_it_is_what_transformers_computes_where_each_linear_rounds(row, wide, fo
     folder = halved(folder_of(row), tmp_path / "halved", wide)
     model, prompt = with_activations(open_model(folder), BF16), prompt_of(257)
     theirs = tiny.load(folder)
-    plain = logits(theirs, prompt)
+    plain = torch_logits(theirs, prompt)
     for name, module in theirs.named_modules():
         if isinstance(module, torch.nn.Linear) and not name.endswith(wide):
             module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16().float(),))
-    wanted = logits(theirs, prompt)
+    wanted = torch_logits(theirs, prompt)
     for backend in ("reference", "cpu"):
         found = prompt_logits(make_backend(backend, model), prompt)
         apart, lost = (np.linalg.norm(values - wanted, axis=-1) for values in (found, plain))
         assert np.median(apart) <= SAME * np.median(lost)
-
-
-@torch.no_grad()
-def logits(model, prompt):
-    return model(torch.tensor([prompt])).logits[0].float().numpy()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -15,7 +15,7 @@ from coterie.api import Coterie
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files
 from coterie.checkpoint.sentence import Embedding, read_embedding
 from coterie.checkpoint.tokenizer import Tokenizer
-from coterie.core.errors import UnsupportedError
+from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.gguf.convert import import_gguf, plan_import
 from coterie.models.model import load_weights_f32, open_model
 
@@ -282,5 +282,5 @@ def test_what_is_not_run_is_refused(change, said, written):
 
 def test_a_text_without_marks_is_refused():
     metadata = {"model": "bert", "tokens": ["\u2581a", "b"], "token_type": [1, 1]}
-    with pytest.raises(Exception, match="no tokens that begin and end a text"):
+    with pytest.raises(CheckpointError, match="no tokens that begin and end a text"):
         tokenizer_files({f"tokenizer.ggml.{key}": value for key, value in metadata.items()}, encodes=True)

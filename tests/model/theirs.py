@@ -93,8 +93,8 @@ def ask(folder, dtype):
     """Everything that a comparison needs, for a folder saved in `dtype`."""
     model = tiny.load(folder, "fp32")
     prompt = prompt_of(model.config.get_text_config().vocab_size)
-    truth = _logits(model, prompt)
-    own = truth if dtype == "fp32" else _logits(tiny.load(folder, dtype), prompt)
+    truth = torch_logits(model, prompt)
+    own = truth if dtype == "fp32" else torch_logits(tiny.load(folder, dtype), prompt)
     return Theirs(folder, dtype, prompt, truth, relative_error(own, truth), typical_error(own, truth))
 
 
@@ -105,7 +105,7 @@ def agreeing(found, wanted):
 
 
 @torch.no_grad()
-def _logits(model, prompt):
+def torch_logits(model, prompt):
     return model(torch.tensor([prompt])).logits[0].float().numpy()
 
 

@@ -47,8 +47,12 @@ def test_every_measured_gpu_is_of_one_architecture():
     assert sorted(device for devices in ARCHITECTURES.values() for device in devices) == sorted(measured_devices())
 
 
+# What docs/sizing.md says of all together, by family; it may get better, not worse.
+MOST_APART = {GEMM: 0.125, PREFILL: 0.17, DECODE: 0.26}
+
+
 def test_a_gpus_kernels_are_predicted_from_other_architectures():
-    """What README, docs/sizing.md and the log say of both rules; the one that is carried may get better, not worse."""
+    """Nearer than by the rule of before, 0.7 and 0.8 of the peaks."""
     rows = list(carry_rows())
     errors = {
         (metric, family): mean(abs(row.error) for row in rows if row.metric == metric and row.dataset.endswith(family))
@@ -56,7 +60,7 @@ def test_a_gpus_kernels_are_predicted_from_other_architectures():
         for family in FAMILIES
     }
     for family in FAMILIES:
-        assert errors[CARRIED_KERNEL, family] < errors[SPECIFIED_KERNEL, family], family
+        assert errors[CARRIED_KERNEL, family] < min(MOST_APART[family], errors[SPECIFIED_KERNEL, family]), family
 
 
 def test_no_gpu_is_predicted_from_its_own_architecture():

@@ -113,5 +113,5 @@ def test_more_threads_are_never_slower_but_for_waiting():
             [step_time(spec, program, sizes).seconds for sizes in (Sizes.decode(1, 64), Sizes.prefill(1, 512))]
         )
     for before, after in pairwise(times):
-        assert after[0] <= before[0] * 1.001
-        assert after[1] <= before[1] * 1.001
+        assert after[0] <= before[0]
+        assert after[1] <= before[1]

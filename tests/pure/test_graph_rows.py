@@ -114,6 +114,9 @@ def test_biases_by_distance_have_a_row_for_each_bucket() -> None:
         wrong = replace(buckets, data=data, shape=(len(data),))
         with pytest.raises(UsageError, match=r"relative_attention: .* has \d+ (numbers|rows)"):
             verify(replace(graph, values=MappingProxyType({**graph.values, "buckets": wrong})))
-    others = [replace(op, inputs=(*op.inputs[:5], "", op.inputs[6])) if op.kind[0] == "r" else op for op in graph.ops]
+    others = [
+        replace(op, inputs=(*op.inputs[:5], "", op.inputs[6])) if op.kind == "relative_attention" else op
+        for op in graph.ops
+    ]
     with pytest.raises(UsageError, match="or without buckets one"):
         verify(replace(graph, ops=tuple(others)))

@@ -90,7 +90,7 @@ def test_servers_without_a_gpu_are_held_against_what_is_published(outcome):
     rows = published(outcome, "time per output token", "analytic")
     assert {row.dataset.partition(":")[0] for row in rows} == {"published, epyc-9554", "published, epyc-9005-2s"}
     assert len(rows) == 3
-    assert max(abs(row.error) for row in rows) < 0.23
+    assert max(abs(row.error) for row in rows) < 0.23, "docs/sizing.md says 9 to 22 %; it may get better, not worse"
 
 
 def test_machines_by_specification_are_held_against_what_is_published(outcome):

@@ -214,14 +214,14 @@ def test_a_peer_that_runs_batches_does_so_where_that_is_faster(config: Path, alo
         assert max(begun for _, begun, _ in runs) > 1
 
 
-def in_turn(line: WaitQueue, asked: str, room: int, resident: str = "") -> list[str]:
+def in_turn(queue: WaitQueue, asked: str, room: int, resident: str = "") -> list[str]:
     """Who runs when: all that joined at once, each one's number behind its name."""
     for number, name in enumerate(asked):
-        line.add(number, name)
+        queue.add(number, name)
     found = []
-    while len(line):
-        name = line.next(resident)
-        found.append(name + "".join(map(str, line.join(name, room))))
+    while len(queue):
+        name = queue.next(resident)
+        found.append(name + "".join(map(str, queue.join(name, room))))
     return found
 
 
@@ -242,11 +242,11 @@ def test_turns_are_taken_in_order_or_grouped_with_an_age_bound() -> None:
 def test_every_request_has_a_turn_and_nobody_is_overtaken_too_often(
     asked: str, grouped: bool, age_bound: int, room: int
 ) -> None:
-    line = WaitQueue(grouped, age_bound)
-    found = in_turn(line, asked, room, resident="bc")
+    queue = WaitQueue(grouped, age_bound)
+    found = in_turn(queue, asked, room, resident="bc")
     count = len("".join(found)) if len(asked) <= 10 else None
     assert count is None or count == len(asked) + len(found)
-    assert line.most_overtaken <= (age_bound if grouped else 0)
+    assert queue.most_overtaken <= (age_bound if grouped else 0)
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -9,7 +9,8 @@ The counts are those of tests/native/division.cpp. Knows nothing about rates.
 
 from __future__ import annotations
 
-from coterie.core.shapes import Dim, Sizes
+from coterie.core.shapes import Sizes
+from coterie.devices.modelled.kernels import fixed
 from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.ir import Graph, Kind
 from coterie.graph.program import Region
@@ -21,18 +22,18 @@ class Division:
     """Of one region. A region of other work than products and attention is taken to be divided evenly."""
 
     def __init__(self, graph: Graph, region: Region) -> None:
-        rows = [_fixed(graph.values[op.inputs[1]].shape[0]) for op in region.ops if op.kind == "linear"]
+        rows = [fixed(graph.values[op.inputs[1]].shape[0]) for op in region.ops if op.kind == "linear"]
         heads = [op for op in region.ops if op.kind in ("rope", "kv_append")]
         attentions = [op for op in region.ops if op.kind in ("attention", "alibi_attention")]
         self._heads = self._rows = self._attends = 0
         if attentions:
             names = attentions[0].inputs
             state = next(graph.values[name] for name in names if name and graph.values[name].kind is Kind.STATE)
-            self._attends = _fixed(state.shape[2])
+            self._attends = fixed(state.shape[2])
         elif any(op.kind in MATRIX_READERS for op in region.ops):
             pass
         elif rows and heads:
-            self._heads = sum(rows) // _fixed(graph.values[heads[0].inputs[0]].shape[-1])
+            self._heads = sum(rows) // fixed(graph.values[heads[0].inputs[0]].shape[-1])
         elif rows:  # gate and up are one unit's
             self._rows = rows[0] if len(rows) == 2 and rows[0] == rows[1] else sum(rows)
 
@@ -52,9 +53,3 @@ class Division:
         """The busiest thread's share over the mean one: at least 1."""
         units = self.units(sizes)
         return -(-units // threads) * threads / units if units else 1.0
-
-
-def _fixed(dim: Dim) -> int:
-    if not isinstance(dim, int):
-        raise ValueError(f"dimension {dim!r} is not fixed")
-    return dim

@@ -91,7 +91,7 @@ def _gemms(graph: Graph, region: Region) -> dict[tuple[str, Dim, int], int] | No
             weight, y = graph.values[op.inputs[1]], graph.values[op.outputs[0]]
             if weight.dtype.is_packed or weight.dtype.size_bytes != 2:
                 return None
-            rows, columns = _fixed(weight.shape[0]), _fixed(weight.shape[1])
+            rows, columns = fixed(weight.shape[0]), fixed(weight.shape[1])
             key = (op.inputs[0], y.shape[0], columns)
             found[key] = found.get(key, 0) + rows
     return found
@@ -110,10 +110,10 @@ class _Attention:
     @classmethod
     def of(cls, graph: Graph, op: Op) -> _Attention:
         """The attention that an op is."""
-        heads, channels = (_fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
+        heads, channels = (fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
         state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
         window = op.integer("window") if op.kind == "attention" else 0  # others see every position
-        return cls(heads, _fixed(state.shape[2]), channels, window, op)
+        return cls(heads, fixed(state.shape[2]), channels, window, op)
 
     def of_sizes(self, sizes: Sizes) -> Kernel:
         """In a step."""
@@ -128,7 +128,7 @@ class _Attention:
         return Kernel("attention-prefill", (self.heads, self.kv_heads, self.channels, batch, length))
 
 
-def _fixed(dim: Dim) -> int:
+def fixed(dim: Dim) -> int:
     """A dimension of a weight, of heads or of channels: no step changes it."""
     if not isinstance(dim, int):
         raise ValueError(f"dimension {dim!r} is not fixed")
