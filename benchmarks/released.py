@@ -35,6 +35,7 @@ from benchmarks import markdown
 from coterie.api import Coterie, Message, Options, Query
 from coterie.bench.peers.llama_cpp import LlamaCpp
 from coterie.bench.peers.peer import Settings
+from coterie.bench.quality import log_softmax
 from coterie.bench.step import on_cpu
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.tokenizer import Tokenizer
@@ -95,12 +96,6 @@ class Sums:
             "largest_difference": self.apart / self.largest,
             "tokens": self.tokens,
         }
-
-
-def log_softmax(logits: F32) -> npt.NDArray[np.float64]:
-    """Log-probabilities of rows of logits, in float64: divergences of 1e-10 are to be seen."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 @dataclass(slots=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.released import Sums, log_softmax, main, windows_of, write_plain
+from benchmarks.released import Sums, main, windows_of, write_plain
 from tests.pure.vocabularies import byte_level
 from tests.system.test_import_gguf import write
 
+from coterie.bench.quality import log_softmax
 from coterie.bench.step import on_cpu
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.models.model import open_model

@@ -84,7 +84,7 @@ class _Tally:
     def add(self, name: str, logits: npt.NDArray[np.float32], plain: npt.NDArray[np.float32], text: _Text) -> None:
         """Judge what was said before each token of the answer."""
         ids, first = text
-        said, meant = _log_softmax(logits[first - 1 : -1]), _log_softmax(plain[first - 1 : -1])
+        said, meant = log_softmax(logits[first - 1 : -1]), log_softmax(plain[first - 1 : -1])
         answer = np.array(ids[first:])
         sums, same = self.of[name], said.argmax(axis=1) == meant.argmax(axis=1)
         sums.tokens += len(answer)
@@ -170,7 +170,8 @@ def _logits(reference: Reference, model: Model, ids: Sequence[int]) -> npt.NDArr
     return np.asarray(values[name], np.float32)
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Log-probabilities of rows of logits, in float64: divergences of 1e-10 are to be seen."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
