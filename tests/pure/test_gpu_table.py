@@ -91,7 +91,7 @@ def test_results_of_a_gpu_are_found_in_any_folder_and_are_no_cpus(tmp_path: Path
     for path, stored in (("gpu/a.json", decode("1b", 0.9)), ("b.json", switch(0.9, 1.2)), ("c.json", cpu)):
         (tmp_path / path).write_text(json.dumps(stored))
     assert [list(found) for found in table.gpus(tmp_path)] == [["a", "b"]]
-    assert table.machines(tmp_path) == [{"c": cpu}]
+    assert table.machines(tmp_path) == {tmp_path.name: {"c": cpu}}
 
 
 def test_many_experts_on_a_gpu_and_the_grid_of_fusion_have_their_tables() -> None:
