@@ -107,32 +107,6 @@ JINA_BERT = replace(
     ),
 )
 
-# Jina's embeddings v3 as transformers has them, without the adapters that original folders have inside.
-JINA_V3 = replace(
-    XLM_ROBERTA,
-    model_type="jina_embeddings_v3",
-    causal_class="JinaEmbeddingsV3Model",
-    max_positions=8194,
-    norm_eps=1e-5,
-    rope_theta=20_000.0,
-    encoder=replace(_OF_ROBERTA, first_position=0, required=None),
-    names=Names(
-        embed="embeddings.word_embeddings.weight",
-        embed_norm="emb_ln",
-        types=_KEYS.types,
-        layer="encoder.layers.{}.",
-        q="mixer.Wq",
-        k="mixer.Wk",
-        v="mixer.Wv",
-        o="mixer.out_proj",
-        attention_out_norm="norm1",
-        up="mlp.fc1",
-        down="mlp.fc2",
-        feed_forward_out_norm="norm2",
-        joined={"mixer.Wqkv": ("mixer.Wq", "mixer.Wk", "mixer.Wv")},
-    ),
-)
-
 NOMIC_BERT = replace(
     BERT,
     model_type="nomic_bert",
@@ -186,6 +160,27 @@ NOMIC_BERT = replace(
     usual_first=(
         *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
         "max_position_embeddings",
+    ),
+)
+
+# Jina's embeddings v3 as transformers has them, without the adapters that original folders have inside.
+JINA_V3 = replace(
+    XLM_ROBERTA,
+    model_type="jina_embeddings_v3",
+    causal_class="JinaEmbeddingsV3Model",
+    max_positions=8194,
+    norm_eps=1e-5,
+    rope_theta=20_000.0,
+    encoder=replace(_OF_ROBERTA, first_position=0, required=None),
+    names=replace(
+        NOMIC_BERT.names,
+        q="mixer.Wq",
+        k="mixer.Wk",
+        v="mixer.Wv",
+        o="mixer.out_proj",
+        up="mlp.fc1",
+        gate="",
+        joined={"mixer.Wqkv": ("mixer.Wq", "mixer.Wk", "mixer.Wv")},
     ),
 )
 
