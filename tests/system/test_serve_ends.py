@@ -65,6 +65,7 @@ def test_who_still_waits_when_a_server_ends_is_told(
     coterie.step = first_words
     server = Server(make_app(coterie), grace_s)
     with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor() as pool:
+        listener.listen()  # the server does so too, but only once it runs
         serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         serving.start()
         chat = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
