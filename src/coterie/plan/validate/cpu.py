@@ -67,14 +67,18 @@ WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmetic
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and limit."""
+    """What the calibration rows gave: seconds to start a region, and shares of products by kernel and limit.
+
+    `prompt`: the kernel of the prompt that calibrates, which stands for those that nothing calibrates.
+    """
 
     launch_s: float
     shares: Mapping[tuple[str, str], float]
+    prompt: str
 
     def flops_per_s(self, limits: MachineLimits, kind: str, tokens: int) -> float:
         """What a step of so many tokens reaches: the share of its kernel, or of the nearest that was calibrated."""
-        for kernel in dict.fromkeys((_kernel(kind, tokens), kind, f"{kind}{_FEW}", "bf16")):
+        for kernel in dict.fromkeys((_kernel(kind, tokens), kind, f"{kind}{_FEW}", self.prompt)):
             for limit in (IN_CACHE, IN_REGISTERS):
                 if limit in limits.products and (kernel, limit) in self.shares:
                     return limits.products[limit] * self.shares[kernel, limit]
@@ -97,7 +101,7 @@ def not_a_result(where: str, file: str, error: Exception) -> UsageError:
 
 
 def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:
-    found = {name: raw for name, raw in read_results(results).items() if not of_gpu(raw)}
+    found = {name: raw for name, raw in read_results(results).items() if not (of_gpu(raw) or of_checkpoint(raw))}
     decodes = {name: raw for name, raw in found.items() if raw.get("bench") == "decode"}
     fit = _fit(found, shapes, str(results))
     rows: list[Row] = []
@@ -141,10 +145,11 @@ def _fit(found: Mapping[str, Mapping[str, Any]], shapes: Shapes, where: str) -> 
             shares[_kernel(kind, size), limit] = _share(limit, flops / rate / left_s)
     # Last: a batch of more than a few tokens runs the same kernel, but may wait for memory as well.
     prefill = found["prefill-135m"]
+    prompt = _kernel(kind_of(prefill["workload"]), prefill["workload"]["prompt_tokens"])
     left_s = prefill["seconds"] - launch_s * len(program.regions)
     for limit, rate in _prefill_limits(prefill, 0.0).products.items():
-        shares["bf16", limit] = _share(limit, prefill["flops"] / rate / left_s)
-    return Fit(launch_s, shares)
+        shares[prompt, limit] = _share(limit, prefill["flops"] / rate / left_s)
+    return Fit(launch_s, shares, prompt)
 
 
 def _share(limit: str, found: float) -> float:
@@ -254,11 +259,11 @@ def _program(shapes: Shapes, load: Mapping[str, Any]) -> Program:
 
 def model_of(shapes: Shapes, load: Mapping[str, Any]) -> Model:
     """The model of a workload, without bytes."""
-    raw = dict(shapes(load.get("shape", _SMALL)))
+    raw = dict(shapes(load["shape"]))
     packed = BY_NAME.get(weights_of(load))
     if packed:
         raw[KEY] = Packing(packed, DType.Q8).to_config()
-    return synthetic_model(raw, load.get("shape", _SMALL))
+    return synthetic_model(raw, load["shape"])
 
 
 def weights_of(load: Mapping[str, Any]) -> str:
@@ -310,8 +315,17 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def of_gpu(raw: Mapping[str, Any]) -> bool:
     """Whether a result is a GPU's: its workload names one."""
+    return _names(raw, "gpu")
+
+
+def of_checkpoint(raw: Mapping[str, Any]) -> bool:
+    """Whether a result is of somebody's own checkpoint, of which it has the name and not the shape."""
+    return _names(raw, "checkpoint")
+
+
+def _names(raw: Mapping[str, Any], key: str) -> bool:
     workload = raw.get("workload")
-    return isinstance(workload, dict) and "gpu" in workload
+    return isinstance(workload, dict) and key in workload
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coterie.plan.validate.called import called_bytes_per_s
 from coterie.plan.validate.carry import carry_rows
-from coterie.plan.validate.cpu import Shapes, cpu_rows, of_gpu, read_results
+from coterie.plan.validate.cpu import Shapes, cpu_rows, of_checkpoint, of_gpu, read_results
 from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
 from coterie.plan.validate.gpu_own import gpu_rows
 from coterie.plan.validate.gpu_serving import nemo_rows, splitwise_rows
@@ -47,6 +47,8 @@ CAVEATS = (
     "Errors of calibration rows say how well the model fits, not how well it predicts.",
 )
 
+UNKNOWN_SHAPE = "its result has a checkpoint's name and not its shape, so there is no model of it"
+
 
 def validate(results: Path | None, shapes: Shapes) -> Outcome:
     """Model every row. `results`: benches of this machine or of its GPU, None for none; `shapes`: config by name.
@@ -60,8 +62,10 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
     on_gpu: tuple[str, ...] = ()
     if results is not None:
         found = read_results(results)
+        own = {name for name, raw in found.items() if of_checkpoint(raw)}
+        dropped += tuple(Dropped("own checkpoint", name, UNKNOWN_SHAPE) for name in sorted(own))
         gpus = {name: raw for name, raw in found.items() if of_gpu(raw)}
-        mine, on_gpu = gpu_rows(gpus, results, shapes)
+        mine, on_gpu = gpu_rows({name: raw for name, raw in gpus.items() if name not in own}, results, shapes)
         rows += mine
         if len(gpus) < len(found) or not found:
             mine, said = cpu_rows(results, shapes)
