@@ -35,7 +35,7 @@ def decode(results: Sequence[Result]) -> str:
             f"{name}, {_weights(r)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
             format_seconds(r["seconds_per_token"]),
-            f"{_at_least(r['mbu'], aim)} of {r['stick']['bytes_per_s'] / 1e12:.2f} TB/s",
+            f"{_at_least(r['mbu'], aim)} of {r['read_limit']['bytes_per_s'] / 1e12:.2f} TB/s",
             f"{batch['tokens_per_s']:.0f} with {batch['size']}",
             _ratios(r),
         ]

@@ -150,11 +150,11 @@ def _decode(results: list[Result]) -> str:
         # By one rule for results of all ages.
         flops = batch["flops_per_s"] * batch["seconds_per_step"]
         reads = r["weight_bytes_per_token"], r["kv_bytes_per_token"]
-        aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["stick"]["bytes_per_s"])
+        aim = gain_aim(batch["size"], flops, *reads, r["multiply_add_flops_per_s"], r["read_limit"]["bytes_per_s"])
         cells = [
             f"{_what(work)}, context {work['context']}",
             f"{r['tokens_per_s']:.1f}",
-            f"{r['mbu']:.2f} of {r['stick']['bytes_per_s'] / 1e9:.0f} GB/s",
+            f"{r['mbu']:.2f} of {r['read_limit']['bytes_per_s'] / 1e9:.0f} GB/s",
             f"{batch['gain']:.2f} ({aim:.2f})",
             *(_ratio(r, name) for name in _peers(results)),
         ]

@@ -28,7 +28,7 @@ def result(bench: str, workload: dict[str, Any], **values: Any) -> dict[str, Any
 
 
 def decode(shape: str, mbu: float, **values: Any) -> dict[str, Any]:
-    rates = {"tokens_per_s": 500.0, "seconds_per_token": 0.002, "mbu": mbu, "stick": {"bytes_per_s": 2.5e12}}
+    rates = {"tokens_per_s": 500.0, "seconds_per_token": 0.002, "mbu": mbu, "read_limit": {"bytes_per_s": 2.5e12}}
     work = {"shape": shape, "weights": "random bf16", "context": 512}
     return result("decode", work, batch={"size": 8, "tokens_per_s": 3000.0}, **rates, **values)
 

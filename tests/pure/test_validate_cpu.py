@@ -138,7 +138,9 @@ def test_a_folder_without_what_calibrates_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [[1], "x", None, True, {"a": 1}, -1, 0, 10**400])
-@pytest.mark.parametrize("place", [("batch", "size"), ("stick", "bytes_per_s"), ("workload",), ("workload", "shape")])
+@pytest.mark.parametrize(
+    "place", [("batch", "size"), ("read_limit", "bytes_per_s"), ("workload",), ("workload", "shape")]
+)
 def test_a_result_with_a_value_that_is_none_is_refused_in_one_line(place, wrong, tmp_path):
     """Whatever a model of it may be told: numbers that could be one are."""
     for name in ("decode-135m", "prefill-135m"):

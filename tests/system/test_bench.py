@@ -101,8 +101,8 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     assert got["weight_bytes_per_token"] == 2 * read
     head = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
     assert got["kv_bytes_per_token"] == 7 * 2 * 2 * CONFIG["num_key_value_heads"] * head * 2
-    assert got["stick"]["bytes_per_s"] > 0
-    assert "read loop" in got["stick"]["name"]
+    assert got["read_limit"]["bytes_per_s"] > 0
+    assert "read loop" in got["read_limit"]["name"]
     assert got["tokens_per_s"] == pytest.approx(1 / got["seconds_per_token"])
     assert got["read_bytes_per_s"] == pytest.approx(
         (got["weight_bytes_per_token"] + got["kv_bytes_per_token"]) / got["seconds_per_token"]
@@ -111,7 +111,7 @@ def test_decode_counts_the_bytes_of_a_token(config: Path, temporary: Path) -> No
     assert 0 < low <= got["mbu"] <= high
     assert got["batch"]["size"] == 8
     assert got["batch"]["tokens_per_s"] == pytest.approx(8 / got["batch"]["seconds_per_step"])
-    rates = got["multiply_add_flops_per_s"], got["stick"]["bytes_per_s"]
+    rates = got["multiply_add_flops_per_s"], got["read_limit"]["bytes_per_s"]
     weights, kv, batch = got["weight_bytes_per_token"], got["kv_bytes_per_token"], got["batch"]
     by_bytes, flops = (weights + 8 * kv) / rates[1], batch["flops_per_s"] * batch["seconds_per_step"]
     limit = 8 * (weights + kv) / rates[1] / max(by_bytes, flops / rates[0])

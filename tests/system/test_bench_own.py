@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.system.test_bench import bench, refused
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, our_tokens
 
 from coterie.bench.step import prompt_ids
-from coterie.bench.subject import OWN, Own, engines_of, subject
+from coterie.bench.subject import OWN, Own, Target, subject
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.resident import resident_bytes
@@ -33,14 +34,15 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, measured: Model) 
     assert got["workload"]["activations"] == "int16"
     assert "shape" not in got["workload"]
     assert got["peers"] == {}
-    with subject("demo", "bf16", "int8", 9, Own(packed)) as it:
+    with subject(Target("demo", activations="int8", own=Own(packed)), 9) as it:
         assert (it.weights, it.stored, it.met) == (OWN, DType.Q4Z, "int8")
         assert {value.dtype for value in it.model.graph.weights} == {DType.Q4Z, DType.BF16}
-    with subject("demo", "bf16", "int16", 9, Own(measured.checkpoint.path)) as it:
+    own = Target("demo", own=Own(measured.checkpoint.path))
+    with subject(replace(own, activations="int16"), 9) as it:
         assert (it.stored, it.met) == (DType.BF16, "float32")
         assert it.model.layout == open_model(measured.checkpoint.path).layout
-    with subject("demo", "bf16", "bf16", 9, Own(measured.checkpoint.path)) as it:
-        assert (it.met, it.rounded) == ("bf16", True)
+    with subject(replace(own, activations="bf16"), 9) as it:
+        assert it.met == "bf16"
         assert it.model.key != open_model(measured.checkpoint.path).key
     assert "are int4z, and only bfloat16 ones" in refused("decode", "--checkpoint", packed, "--activations", "bf16")
 
@@ -48,7 +50,7 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, measured: Model) 
 def test_llama_cpp_opens_the_file_itself_and_draws_our_tokens(
     measured: Model, measured_gguf: Path, tmp_path: Path
 ) -> None:
-    (peer,) = engines_of(Own(measured.checkpoint.path, measured_gguf), ())
+    (peer,) = Target("demo", own=Own(measured.checkpoint.path, measured_gguf)).engines()
     assert peer.precisions(OWN) == (measured_gguf.name,)
     assert peer.prepare(measured.checkpoint.path, tmp_path, measured_gguf.name) == measured_gguf
     prompt, ours = prompt_ids(measured, PROMPT_TOKENS), our_tokens(measured)

@@ -362,7 +362,7 @@ def test_decode_and_prefill_are_held_against_the_gpus_limits(shape: Path) -> Non
     got = bench("decode", "--shape", shape, "--context", 7, "--batch", 2)
     assert got["workload"]["gpu"] == "lazy (no CUDA)"
     assert got["mbu"] > 0
-    assert got["stick"]["name"].startswith("read loop")
+    assert got["read_limit"]["name"].startswith("read loop")
     assert got["batch"]["size"] == 2
     got = bench("prefill", "--shape", shape, "--prompt", 9, rounds=1)
     assert got["share_of_peak"] == pytest.approx(got["flops_per_s"] / got["product_flops_per_s"])

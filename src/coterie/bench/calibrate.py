@@ -25,7 +25,6 @@ from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import on_cpu
 from coterie.core.errors import UsageError
 from coterie.devices.cpu.device import Orchestration
-from coterie.graph.ops import BF16
 from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
@@ -120,7 +119,7 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
     here = machine()
     when = f"{datetime.now(UTC):%Y-%m-%d}"
     cpus = threads or spec.units
-    products = multiplied(model.activations == BF16)
+    products = multiplied(model.activations)
     how = f"{cpus} threads of {here['cpu_model']}, {here['isa']}, products {products}, load {here['load_1m']}"
     source = f"{how}, {shape} shape, coterie {commit()}, {when}"
     dram, drive = spec.tier(spec.run_tier), spec.tier(spec.home_tier)
@@ -150,7 +149,7 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
         loops = read_loops(loaded.device.memory(loaded.weights), loaded.device.threads)
-        peak = partial(multiply_adds, loaded.device.threads, model.activations == BF16)
+        peak = partial(multiply_adds, loaded.device.threads, model.activations)
         samples = interleave({"prompt": prompt.seconds, "token": token.seconds, "peak": peak, **loops}, effort)
     finally:
         loaded.close()

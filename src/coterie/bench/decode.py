@@ -7,7 +7,7 @@ Knows nothing about requests or experts of a composition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -30,34 +30,22 @@ from coterie.bench.report import (
     paired_ratio,
 )
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.subject import Own, engines_of, subject
+from coterie.bench.subject import Target, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
-from coterie.graph.ops import BF16
-from coterie.models.model import AUTO
 
 STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
 CACHED, CACHED_BATCH = "cached products", "cached products of a batch"
 
 
-def decode(
-    shape: str,
-    context_tokens: int,
-    threads: int | None,
-    effort: Effort,
-    weights: str = "bf16",
-    batch: int = 8,
-    peers: Sequence[str] = (),
-    activations: str = AUTO,
-    own: Own | None = None,
-) -> Report:
+def decode(target: Target, context_tokens: int, threads: int | None, effort: Effort, batch: int = 8) -> Report:
     """Measure decode steps, the limits and the peers in the same rounds: of a random expert, or of one's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
-    engines, room = engines_of(own, peers), context_tokens + STEPS
-    with subject(shape, weights, activations, room, own) as measured, ExitStack() as stack:
+    engines, room = target.engines(), context_tokens + STEPS
+    with subject(target, room) as measured, ExitStack() as stack:
         model = measured.model
         loaded = on_cpu(model, "device", threads, room, batch)
         stack.callback(loaded.close)
@@ -71,8 +59,8 @@ def decode(
         for other in beside:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | limits
-        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.rounded)
-        ways |= {PEAK: partial(multiply_adds, cpus, measured.met == BF16), CACHED: cached(tokens=1).flops_per_s}
+        cached = partial(CachedProducts, cpus, measured.stored, model.config.hidden_size, measured.met)
+        ways |= {PEAK: partial(multiply_adds, cpus, measured.met), CACHED: cached(tokens=1).flops_per_s}
         ways[CACHED_BATCH] = cached(tokens=batch).flops_per_s
         ways |= {other.name: partial(_peer_seconds, other.session, context_tokens) for other in beside}
         samples = interleave(ways, effort)
@@ -80,7 +68,7 @@ def decode(
     results = read_rates(samples, one.cost(), limit, model.layout.size_bytes)
     results["multiply_add_flops_per_s"] = median(samples[PEAK])
     results["cached_flops_per_s"] = median(samples[CACHED])
-    results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["stick"]["bytes_per_s"])
+    results["batch"] = _batch(samples, batch, one.cost(), many.cost().flops, results["read_limit"]["bytes_per_s"])
     results["peers"] = {other.name: peer_row(samples, OURS, other) for other in beside}
     workload = measured.workload | {"batch": 1, "context": context_tokens, "threads": cpus, "activations": measured.met}
     return Report("decode", workload, results, (_table(results),), _notes(results, model.layout.size_bytes))
@@ -104,7 +92,7 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, limit: str, limit
         "seconds_per_token": seconds,
         "weight_bytes_per_token": cost.weight_bytes,
         "kv_bytes_per_token": cost.kv_read_bytes,
-        "stick": {"name": limit, "bytes_per_s": limit_bytes / median(samples[limit])},
+        "read_limit": {"name": limit, "bytes_per_s": limit_bytes / median(samples[limit])},
         "rounds": len(samples[OURS]),
     }
 
@@ -147,7 +135,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 def _notes(results: Mapping[str, Any], expert_bytes: int) -> tuple[str, ...]:
     weight, kv = (format_bytes(results[key]) for key in ("weight_bytes_per_token", "kv_bytes_per_token"))
-    limit = results["stick"]
+    limit = results["read_limit"]
     batch = results["batch"]
     notes = [
         f"a token must read {weight} of weights and {kv} of KV; medians of {results['rounds']} rounds, interleaved; "

@@ -9,8 +9,8 @@ Knows nothing about requests or experts of a composition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,11 @@ from coterie.bench.peers.peer import Session
 from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave, paired_ratio
 from coterie.bench.shapes import shape_config, with_context
 from coterie.bench.step import Loaded, Step, prompt_ids
+from coterie.bench.subject import Target
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cuda.gpu import Gpu
+from coterie.models.model import Model
 
 if TYPE_CHECKING:
     from coterie.devices.cuda.run import Orchestration
@@ -39,16 +41,13 @@ PRODUCT = "product"
 WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
 
 
-def decode(
-    shape: str, context_tokens: int, batch: int, weights: str, effort: Effort, gpu: Gpu, peers: Sequence[str] = ()
-) -> Report:
+def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu: Gpu) -> Report:
     """Tokens per second at batch 1 and in a batch, beside HBM's read rate and peers.
 
     Raises UsageError, CapacityError.
     """
-    others, room = engines(peers, gpu.torch_device, "decode"), context_tokens + STEPS
-    config = with_context(shape_config(shape), room)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+    others, room = engines(target.peers, gpu.torch_device, "decode"), context_tokens + STEPS
+    with _random_expert(target, room) as (plain, model), ExitStack() as stack:
         loaded = Loaded(model, gpu.make(), room, batch)
         stack.callback(loaded.close)
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
@@ -57,7 +56,7 @@ def decode(
         loops = limits.read_loops()
         prompt = prompt_ids(model, context_tokens - 1)
         work = Work(lambda session: session.decode(STEPS), lambda session: session.prefill(prompt))
-        beside = open_on_gpu(stack, others, plain, weights, room, work)
+        beside = open_on_gpu(stack, others, plain, target.weights, room, work)
         for other in beside.open:
             other.session.prefill(prompt)
         ways: dict[str, Callable[[], float]] = {OURS: one.seconds, BATCH: many.seconds} | loops
@@ -78,29 +77,26 @@ def decode(
     notes = [
         f"a token must read {format_bytes(cost.weight_bytes + cost.kv_read_bytes)}; {STEPS} steps a call, timed from "
         "the call to the tokens in Python",
-        f"the limit: {limit} over {format_bytes(limit_bytes)}, {format_rate(results['stick']['bytes_per_s'])}",
+        f"the limit: {limit} over {format_bytes(limit_bytes)}, {format_rate(results['read_limit']['bytes_per_s'])}",
         *peer_notes(results["peers"]),
         *([SHORT_LIMIT] if mbu.median > MEASURING_ERROR else []),
         *loaded.device.remarks,
     ]
-    workload = {"shape": shape, "batch": 1, "context": context_tokens, "weights": f"random {weights}", "gpu": gpu.name}
-    workload["steps"] = STEPS
+    workload = {"shape": target.shape, "batch": 1, "context": context_tokens, "weights": f"random {target.weights}"}
+    workload |= {"gpu": gpu.name, "steps": STEPS}
     return Report("decode", workload, results, (table,), tuple(notes))
 
 
-def prefill(
-    shape: str, prompt_tokens: int, weights: str, effort: Effort, gpu: Gpu, peers: Sequence[str] = ()
-) -> Report:
+def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
     """One prompt's tokens per second, beside a product's rate and peers. Raises UsageError, CapacityError."""
-    others = engines(peers, gpu.torch_device, "prefill")
-    config = with_context(shape_config(shape), prompt_tokens + 1)
-    with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as model, ExitStack() as stack:
+    others = engines(target.peers, gpu.torch_device, "prefill")
+    with _random_expert(target, prompt_tokens + 1) as (plain, model), ExitStack() as stack:
         loaded = Loaded(model, gpu.make(), prompt_tokens)
         stack.callback(loaded.close)
         step, limits = loaded.step("cache", 0, prompt_tokens), gpu.limits()
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
-        beside = open_on_gpu(stack, others, plain, weights, prompt_tokens + 1, work)
+        beside = open_on_gpu(stack, others, plain, target.weights, prompt_tokens + 1, work)
         ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PRODUCT: limits.multiply_seconds}
         ways |= beside.ways(lambda session: synchronized(session, work.timed))
         _warm(ways)
@@ -123,7 +119,8 @@ def prefill(
     add_rows(table, results["peers"], prompt_tokens)
     limit = f"a product of square bfloat16 matrices: {peak / 1e12:.1f} TFLOP/s"
     notes = (limit, *peer_notes(results["peers"]), *loaded.device.remarks)
-    workload = {"shape": shape, "prompt_tokens": prompt_tokens, "weights": f"random {weights}", "gpu": gpu.name}
+    workload = {"shape": target.shape, "prompt_tokens": prompt_tokens, "weights": f"random {target.weights}"}
+    workload["gpu"] = gpu.name
     return Report("prefill", workload, results, (table,), notes)
 
 
@@ -161,6 +158,14 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
     workload = {"shape": shape, "prefill_tokens": prompt_tokens, "weights": weights, "gpu": gpu.name}
     workload["decode_steps"] = STEPS
     return Report("fusion", workload, {"grid": cells}, (table,), notes)
+
+
+@contextmanager
+def _random_expert(target: Target, room: int) -> Iterator[tuple[Model, Model]]:
+    """A random expert with room for so many tokens: as peers convert it, and with its weights stored as is asked."""
+    config = with_context(shape_config(target.shape), room)
+    with random_experts(config, 1) as (plain,), packed_expert(plain, target.weights) as model:
+        yield plain, model
 
 
 def _peer_step(session: Session, context_tokens: int) -> float:

@@ -8,7 +8,7 @@ Knows nothing about routers or text: prompts are token ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import cycle
 from statistics import median
@@ -23,9 +23,9 @@ from coterie.bench.gpu_switch_peers import add_rows, switch_peers
 from coterie.bench.gpu_switch_peers import notes as peer_notes
 from coterie.bench.report import Effort, Report, paired_ratio
 from coterie.bench.shapes import shape_config
+from coterie.bench.subject import Target
 from coterie.bench.switch_serve import COLD_TOKENS, ask, settings_for, ttft
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds
-from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
@@ -40,20 +40,12 @@ WARM_ROUNDS = 2  # of all experts: kernels are compiled, and experts come from t
 
 
 def switch(
-    shape: str,
-    prompt_tokens: int,
-    experts: int,
-    effort: Effort,
-    gpu: Gpu,
-    record: bool = False,
-    peers: Sequence[str] = (),
+    target: Target, prompt_tokens: int, experts: int, effort: Effort, gpu: Gpu, record: bool = False
 ) -> tuple[Report, Trace | None]:
     """Cold switches round robin, each beside a warm prompt and a copy; then peers. Raises UsageError, CapacityError."""
-    names = check_peers(peers)
-    if experts < 2:
-        raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
+    names = check_peers(target.peers)
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
-    with random_experts(shape_config(shape), experts) as models:
+    with random_experts(shape_config(target.shape), experts) as models:
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         size, limits = models[0].layout.size_bytes, gpu.limits(models[0].layout.size_bytes)
         shares, need = stage_shares(models[0], prompt), first_token_bytes(models[0], prompt)
@@ -80,7 +72,8 @@ def switch(
             made.close()
         del limits, parts, made  # what they hold of HBM, the peers' models need
         beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
-    workload = {"shape": shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt, "gpu": gpu.name}
+    workload = {"shape": target.shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt}
+    workload["gpu"] = gpu.name
     results = _results(rounds, size) | {"peers": beside}
     notes = (
         f"cold: hbm for one expert of {format_bytes(size)}, all experts in the pinned pool; {results['rounds']} rounds",

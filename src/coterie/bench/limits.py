@@ -15,6 +15,7 @@ import numpy as np
 
 from coterie.core.dtypes import DType
 from coterie.devices.real.host_memory import Bytes
+from coterie.graph.ops import BF16, INT8
 from coterie.kernels import cpu as kernels
 
 WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ
@@ -39,17 +40,17 @@ def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def multiply_adds(threads: int, bf16: bool = False) -> float:
+def multiply_adds(threads: int, activations: str) -> float:
     """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads.
 
-    In float32; with `bf16` of bfloat16, where a CPU has an instruction for that.
+    In float32; for bf16 activations of bfloat16, where a CPU has an instruction for that.
     """
-    return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads, bf16=bf16)
+    return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads, bf16=activations == BF16)
 
 
-def multiplied(bf16: bool) -> str:
+def multiplied(activations: str) -> str:
     """In which type `multiply_adds` multiplies, for a note."""
-    return "of bfloat16" if bf16 and kernels.BF16_PRODUCTS else "in float32"
+    return "of bfloat16" if activations == BF16 and kernels.BF16_PRODUCTS else "in float32"
 
 
 class CachedProducts:
@@ -58,15 +59,16 @@ class CachedProducts:
     Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
     what a step of one token waits for. What many tokens reach depends on their number (tiles, a kernel for few) and on
     the minute: whoever else is on a core takes from its instructions, but nothing from multiply-adds in registers.
-    `rounded`: packed weights meet activations of 8 bits, not of 16, and bfloat16 ones bfloat16.
+    `activations`: what the weights meet; int8 and bf16 ones are rounded further than they are by themselves.
     """
 
-    def __init__(self, threads: int, dtype: DType, columns: int, rounded: bool = False, tokens: int = 1) -> None:
+    def __init__(self, threads: int, dtype: DType, columns: int, activations: str, tokens: int = 1) -> None:
         n, count = max(1, CACHED_BYTES // dtype.row_bytes(columns)), min(CACHED_ROWS, max(1, CACHED_TOKENS // tokens))
         self._weight = np.zeros(n * dtype.row_bytes(columns), np.uint8)
         self._x, self._y = np.ones((tokens, columns), np.float32), np.empty((tokens, n), np.float32)
         x, weight, y = (kernels.address(array) for array in (self._x, self._weight, self._y))
-        sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": kernels.dtype_number(dtype, rounded)}
+        number = kernels.dtype_number(dtype, activations in (INT8, BF16))
+        sizes = {"T": tokens, "N": n, "K": columns, "weight_dtype": number}
         plain = {"bias": 0, "bias_dtype": 0, "scale": 1.0}
         row = kernels.encode("linear", {"x": x, "weight": weight, "y": y, **plain, **sizes})
         self._rows = np.tile(row, (count, 1))

@@ -5,7 +5,7 @@ Knows nothing about requests or experts of a composition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -18,32 +18,21 @@ from coterie.bench.peers.beside import add_peer_rows, open_beside, peer_notes, p
 from coterie.bench.peers.best import Work, seconds_of
 from coterie.bench.report import MEASURING_ERROR, SHORT_LIMIT, Effort, Report, Spread, interleave
 from coterie.bench.step import on_cpu, prompt_ids
-from coterie.bench.subject import Own, engines_of, subject
+from coterie.bench.subject import Target, subject
 from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
-from coterie.graph.ops import BF16
-from coterie.models.model import AUTO
 
 WHOLE_NUMBERS = "packed weights meet whole numbers, of which a CPU multiplies more at once: a share above 1 is no error"
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
 
-def prefill(
-    shape: str,
-    prompt_tokens: int,
-    threads: int | None,
-    effort: Effort,
-    weights: str = "bf16",
-    peers: Sequence[str] = (),
-    activations: str = AUTO,
-    own: Own | None = None,
-) -> Report:
+def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Effort) -> Report:
     """Measure one step over a whole prompt, the limit and the peers: of a random expert, or of one's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
-    engines, room = engines_of(own, peers), prompt_tokens + 1
-    with subject(shape, weights, activations, room, own) as measured, ExitStack() as stack:
+    engines, room = target.engines(), prompt_tokens + 1
+    with subject(target, room) as measured, ExitStack() as stack:
         model = measured.model
         before = resident_bytes()
         loaded = on_cpu(model, "device", threads, prompt_tokens)
@@ -54,11 +43,9 @@ def prefill(
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
         beside = open_beside(stack, engines, measured.plain, measured.weights, cpus, room, work)
-        ways: dict[str, Callable[[], float]] = {
-            OURS: step.seconds,
-            PEAK: partial(multiply_adds, cpus, measured.met == BF16),
-        }
-        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.rounded, prompt_tokens)
+        peak = partial(multiply_adds, cpus, measured.met)
+        ways: dict[str, Callable[[], float]] = {OURS: step.seconds, PEAK: peak}
+        cached = CachedProducts(cpus, measured.stored, model.config.hidden_size, measured.met, prompt_tokens)
         ways[CACHED] = cached.flops_per_s
         ways |= {other.name: partial(seconds_of, partial(other.session.prefill, prompt)) for other in beside}
         samples = interleave(ways, effort)
@@ -90,7 +77,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 
 def _notes(results: Mapping[str, Any], met: str) -> tuple[str, ...]:
-    limit = f"{results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied(met == BF16)}"
+    limit = f"{results['peak_flops_per_s'] / 1e9:.0f} GFLOP/s {multiplied(met)}"
     notes = [
         f"{results['flops'] / 1e9:.1f} GFLOP: causal attention, the head for the last token only; medians of "
         f"{results['rounds']} rounds, interleaved",

@@ -25,7 +25,6 @@ from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 from coterie.core.shapes import Sizes
 from coterie.devices.cuda.gpu import Gpu, gpu_number
-from coterie.graph.ops import BF16, INT8
 from coterie.graph.stored import value_bytes
 from coterie.models.model import AUTO, FLOAT32, Model, open_model
 from coterie.models.packing import NAMES
@@ -61,6 +60,21 @@ class Own:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What a bench is to measure: a random expert, or the user's `own`; and the names of the peers beside it."""
+
+    shape: str
+    weights: str = "bf16"
+    activations: str = AUTO
+    peers: tuple[str, ...] = ()
+    own: Own | None = None
+
+    def engines(self) -> tuple[Peer, ...]:
+        """The peers to measure beside. Raises UsageError for an unknown name or a missing extra."""
+        return peers_named(self.peers) if self.own is None else self.own.peers()
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What is measured. `model` is as it runs, `plain` what peers convert; `weights` is a key of what stands beside it.
 
@@ -73,11 +87,6 @@ class Subject:
     stored: DType
     met: str
     workload: dict[str, Any]
-
-    @property
-    def rounded(self) -> bool:
-        """Whether they meet activations that are rounded further than they are by themselves."""
-        return self.met in (INT8, BF16)
 
 
 def measured_gpu(device: str) -> Gpu | None:
@@ -110,21 +119,17 @@ def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], other
     return Own(folder, file, tuple(dict.fromkeys(peers))) if peers else Own(folder, file)
 
 
-def engines_of(own: Own | None, peers: Sequence[str]) -> tuple[Peer, ...]:
-    """The peers to measure beside. Raises UsageError for an unknown name or a missing extra."""
-    return peers_named(peers) if own is None else own.peers()
-
-
 @contextmanager
-def subject(shape: str, weights: str, activations: str, room: int, own: Own | None) -> Iterator[Subject]:
+def subject(target: Target, room: int) -> Iterator[Subject]:
     """One model with room for `room` tokens. Raises UsageError, CapacityError, and what opening a checkpoint raises."""
-    if own is not None:
-        yield _own(own, activations, room)
+    activations, weights = target.activations, target.weights
+    if target.own is not None:
+        yield _own(target.own, activations, room)
         return
     check_activations(weights, FLOAT32 if activations == AUTO else activations)  # refused before anything is made
-    config = with_context(shape_config(shape), room)
+    config = with_context(shape_config(target.shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
-        workload = {"shape": shape, "weights": f"random {weights}"}
+        workload = {"shape": target.shape, "weights": f"random {weights}"}
         model, met = _as_run(packed, activations, stored(weights))
         yield Subject(model, plain, weights, stored(weights), met or FLOAT32, workload)
 

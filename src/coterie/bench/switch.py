@@ -8,8 +8,9 @@ Knows nothing about routers or text: prompts are token ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle, pairwise
 from statistics import median
 from time import perf_counter
@@ -24,7 +25,7 @@ from coterie.bench.limits import CachedProducts, drop_page_cache
 from coterie.bench.report import Effort, Report, Spread, paired_ratio
 from coterie.bench.shapes import shape_config
 from coterie.bench.step import fetch
-from coterie.bench.subject import Own, engines_of
+from coterie.bench.subject import Target
 from coterie.bench.switch_peers import switch_peers
 from coterie.bench.switch_serve import (
     COLD_TOKENS,
@@ -39,11 +40,9 @@ from coterie.bench.switch_serve import (
 from coterie.bench.two_lanes import first_token_bytes, ideal_seconds, stage_shares
 from coterie.checkpoint.folder import SINGLE
 from coterie.core.dtypes import DType
-from coterie.core.errors import UsageError
 from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.devices.cpu.device import CpuDevice
-from coterie.graph.ops import BF16
 from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
@@ -65,31 +64,23 @@ COLD = (
 
 
 def switch(
-    shape: str,
-    prompt_tokens: int,
-    experts: int,
-    threads: int | None,
-    effort: Effort,
-    peers: Sequence[str] = (),
-    record: bool = False,
-    own: Own | None = None,
+    target: Target, prompt_tokens: int, experts: int, threads: int | None, effort: Effort, record: bool = False
 ) -> tuple[Report, Trace | None]:
     """Measure both kinds of switch, and those of peers; with `record`, a trace of the last cold ones comes with it.
 
-    `own`: one's own checkpoint under several names, instead of random experts.
+    One's own checkpoint stands under several names in the place of random experts.
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
-    engines = engines_of(own, peers)
-    if experts < 2:
-        raise UsageError("--experts", f"{experts} experts cannot be switched between", "give 2 or more")
-    with random_experts(shape_config(shape), experts) if own is None else nullcontext(own.experts(experts)) as stored:
+    engines, own = target.engines(), target.own
+    random = partial(random_experts, shape_config(target.shape), experts)
+    with random() if own is None else nullcontext(own.experts(experts)) as stored:
         models = tuple(rounded_for(model, AUTO, "cpu") for model in stored)  # as they are served
         prompt = min(prompt_tokens, models[0].max_context - COLD_TOKENS)
         cold, limit, trace = _cold(models, prompt, threads, effort, RECORD if record else 0)
         same, changed = _resident(models[:2], threads, effort)
         beside = switch_peers((models[0], models[1]), prompt, threads, effort, engines)
         size = models[0].layout.size_bytes
-    workload = ({"shape": shape} if own is None else own.workload) | {
+    workload = ({"shape": target.shape} if own is None else own.workload) | {
         "experts": experts,
         "expert_bytes": size,
         "prompt_tokens": prompt,
@@ -112,8 +103,8 @@ def _cold(
     rounds: dict[str, list[float]] = {name: [] for name in COLD}
     try:
         disk = _Disk(device, models[0])
-        rounded = models[0].activations == BF16
-        cached = CachedProducts(device.threads, DType.BF16, models[0].config.hidden_size, rounded, prompt)
+        config, activations = models[0].config, models[0].activations
+        cached = CachedProducts(device.threads, DType.BF16, config.hidden_size, activations, prompt)
         start = perf_counter()
         for number, model in enumerate(cycle(models)):
             drop_page_cache(model.checkpoint.path / SINGLE)

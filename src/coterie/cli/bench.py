@@ -5,6 +5,7 @@ Knows nothing about how it is measured.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from coterie.bench.quality import quality
 from coterie.bench.report import Effort, show_frame
 from coterie.bench.shapes import shape_config
 from coterie.bench.speculate import drafted, speculate
-from coterie.bench.subject import Own, measured_gpu, own_of
+from coterie.bench.subject import Target, measured_gpu, own_of
 from coterie.bench.switch import switch
 from coterie.cli.bench_print import print_line, print_report
 from coterie.cli.bench_serve import bench_serve
@@ -86,9 +87,9 @@ def everything(ctx: typer.Context, json_: JsonOpt = False, threads: ThreadsOpt =
         show_frame(out)
     reports = [
         fusion(SHAPE, PROMPT_TOKENS, threads, EFFORT),
-        decode(SHAPE, CONTEXT_TOKENS, threads, EFFORT),
-        prefill(SHAPE, PREFILL_TOKENS, threads, EFFORT),
-        switch(SHAPE, PROMPT_TOKENS, EXPERTS, threads, EFFORT)[0],
+        decode(Target(SHAPE), CONTEXT_TOKENS, threads, EFFORT),
+        prefill(Target(SHAPE), PREFILL_TOKENS, threads, EFFORT),
+        switch(Target(SHAPE), PROMPT_TOKENS, EXPERTS, threads, EFFORT)[0],
     ]
     if not json_:
         for report in reports:
@@ -140,13 +141,12 @@ def bench_decode(
     json_: JsonOpt = False,
 ) -> None:
     """Tokens per second at batch 1 and in a batch, beside the memory's read rate and beside peers."""
-    gpu = _gpu(device, activations)
-    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE, "--weights": weights != WEIGHTS})
+    gpu, effort = _gpu(device, activations), Effort(rounds, seconds)
+    target = _target(Target(shape, weights, activations, tuple(peer or ())), gpu, checkpoint, gguf)
     if gpu is not None:
-        print_report(gpu_bench.decode(shape, context, batch, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
+        print_report(gpu_bench.decode(target, context, batch, effort, gpu), json_)
         return
-    effort = Effort(rounds, seconds)
-    print_report(decode(shape, context, threads, effort, weights, batch, peer or (), activations, own), json_)
+    print_report(decode(target, context, threads, effort, batch), json_)
 
 
 @app.command("speculate")
@@ -189,13 +189,12 @@ def bench_prefill(
     json_: JsonOpt = False,
 ) -> None:
     """One prompt's tokens per second, beside the cores' multiply-add rate and beside peers."""
-    gpu = _gpu(device, activations)
-    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE, "--weights": weights != WEIGHTS})
+    gpu, effort = _gpu(device, activations), Effort(rounds, seconds)
+    target = _target(Target(shape, weights, activations, tuple(peer or ())), gpu, checkpoint, gguf)
     if gpu is not None:
-        print_report(gpu_bench.prefill(shape, prompt, weights, Effort(rounds, seconds), gpu, peer or ()), json_)
+        print_report(gpu_bench.prefill(target, prompt, effort, gpu), json_)
         return
-    effort = Effort(rounds, seconds)
-    print_report(prefill(shape, prompt, threads, effort, weights, peer or (), activations, own), json_)
+    print_report(prefill(target, prompt, threads, effort), json_)
 
 
 @app.command("switch")
@@ -216,11 +215,11 @@ def bench_switch(
 ) -> None:
     """A cold switch from disk to the first token, and a switch between resident experts."""
     effort, gpu = Effort(rounds, seconds), _gpu(device)
-    own = _own(gpu, checkpoint, gguf, peer, {"--shape": shape != SHAPE})
+    target = _target(Target(shape, peers=tuple(peer or ())), gpu, checkpoint, gguf)
     if gpu is not None:
-        report, recorded = gpu_switch(shape, prompt, experts, effort, gpu, trace is not None, peer or ())
+        report, recorded = gpu_switch(target, prompt, experts, effort, gpu, trace is not None)
     else:
-        report, recorded = switch(shape, prompt, experts, threads, effort, peer or (), trace is not None, own)
+        report, recorded = switch(target, prompt, experts, threads, effort, trace is not None)
     if trace is not None and recorded is not None:
         save_trace(trace, recorded)
     print_report(report, json_)
@@ -325,13 +324,12 @@ def _gpu(device: str, activations: str = AUTO) -> Gpu | None:
     return gpu
 
 
-def _own(
-    gpu: Gpu | None, checkpoint: str | None, gguf: str | None, peers: list[str] | None, others: dict[str, bool]
-) -> Own | None:
-    """The user's own checkpoint, None without one. Raises UsageError, and for a GPU, which has random experts alone."""
-    own = own_of(checkpoint, gguf, peers or (), others)
+def _target(asked: Target, gpu: Gpu | None, checkpoint: str | None, gguf: str | None) -> Target:
+    """With the user's own checkpoint, if any. Raises UsageError, and for a GPU, which has random experts alone."""
+    others = {"--shape": asked.shape != SHAPE, "--weights": asked.weights != WEIGHTS}
+    own = own_of(checkpoint, gguf, asked.peers, others)
     if own is not None and gpu is not None:
         raise UsageError(
             "--checkpoint", "a GPU is measured with random experts alone", "leave it out, or --device cuda"
         )
-    return own
+    return replace(asked, own=own)

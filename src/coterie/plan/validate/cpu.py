@@ -291,12 +291,12 @@ def _kernel(kind: str, tokens: int) -> str:
 
 def _limits(raw: Mapping[str, Any]) -> MachineLimits:
     """Of a decode result, for one token."""
-    return MachineLimits(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
+    return MachineLimits(raw["read_limit"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw))
 
 
 def _batch_limits(raw: Mapping[str, Any]) -> MachineLimits:
     """Of a decode result, for its batch."""
-    return MachineLimits(raw["stick"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
+    return MachineLimits(raw["read_limit"]["bytes_per_s"], _products(raw["multiply_add_flops_per_s"], raw["batch"]))
 
 
 def _prefill_limits(raw: Mapping[str, Any], bytes_per_s: float) -> MachineLimits:
