@@ -53,7 +53,7 @@ def on_machine(carried: Carried, flops_share: float | None, bytes_share: float |
     gemm, prefill, decode = (
         _scaled(rates, by_flops, by_bytes) for rates in (carried.gemm, carried.prefill, carried.decode)
     )
-    return Carried(gemm, prefill, decode, carried.source)
+    return Carried(gemm, prefill, decode, carried.source, flops_share is not None, bytes_share is not None)
 
 
 def _scaled(rates: KernelRates, flops: float, bytes_: float) -> KernelRates:

@@ -116,12 +116,15 @@ class Carried:
     """What kernels reached on other machines, carried over to one on which none was measured; by family of kernels.
 
     `gemm` is every product's, and that of what only goes over its operands. `source` says where they were measured.
+    `own_flops`, `own_bytes`: that share of a peak was reached on the machine itself, and attention's is in proportion.
     """
 
     gemm: KernelRates
     prefill: KernelRates
     decode: KernelRates
     source: str
+    own_flops: bool = False
+    own_bytes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

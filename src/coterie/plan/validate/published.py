@@ -36,7 +36,7 @@ from coterie.spec.measured import ANALYTIC, CARRIED, read_table
 
 DECODE, PREFILL, WHOLE = "decode", "prefill", "request"
 METRICS = {DECODE: TOKEN_TIME, PREFILL: FIRST_TOKEN, WHOLE: REQUEST}
-BEFORE = "0.7 and 0.8 of the peaks"  # of arithmetic and of bandwidth, for every machine without measured kernels
+BEFORE = "0.7 and 0.8 of the peaks"  # of arithmetic and of bandwidth, where nothing was reached on the machine itself
 
 
 def published_metric(phase: str, known: str) -> str:
@@ -82,19 +82,18 @@ def published_s(spec: MachineSpec, program: Program, raw: Mapping[str, str]) -> 
 
 
 def by_specification(spec: MachineSpec) -> MachineSpec:
-    """The machine as all without measured kernels were priced before any were carried over.
-
-    What was fitted to steps of the machine itself was there before, and so was what its memory was seen to reach, but
-    for an RTX 4090's.
+    """The machine as all without measured kernels were priced before any were carried over: what was reached on the
+    machine itself stays, the rest is 0.7 and 0.8 of the peaks.
     """
+    found = spec.carried
+    if found is None:
+        return spec
+    flops_share = spec.flops_share if found.own_flops else SPECIFIED.flops_share
     tiers = tuple(
-        replace(tier, share=SPECIFIED.bytes_share)
-        if tier.share_source.startswith(("carried over", "a read loop"))
-        else tier
+        replace(tier, share=SPECIFIED.bytes_share) if tier.name == spec.run_tier and not found.own_bytes else tier
         for tier in spec.tiers
     )
-    fitted = spec.flops_share_source.startswith("fitted")
-    return replace(spec, carried=None, flops_share=spec.flops_share if fitted else SPECIFIED.flops_share, tiers=tiers)
+    return replace(spec, carried=None, flops_share=flops_share, tiers=tiers)
 
 
 @cache

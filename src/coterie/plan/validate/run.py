@@ -41,9 +41,8 @@ CAVEATS = (
     "with this one's peaks; `0.7 and 0.8 of the peaks`: the same rows by the rule before. No software is in them.",
     "Carried over, GPU kernels: each GPU's are predicted from the other architectures alone (Ampere; Hopper; Ada; "
     "Blackwell; Blackwell of workstations).",
-    "Published, dgx-spark: prompts take three times as long as here, where its peak is 125 TFLOP/s by NVIDIA's FP4; "
-    "with 62.5, a GeForce's ratio, half as long again. llama.cpp multiplies whole numbers there; no other software is "
-    "in these rows.",
+    "Published, dgx-spark: prompts take 2.8 times as long as here, where products reach the 92 TFLOP/s that PyTorch's "
+    "do. llama.cpp multiplies whole numbers there; no other software is in these rows.",
     "Errors of calibration rows say how well the model fits, not how well it predicts.",
 )
 
