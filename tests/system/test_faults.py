@@ -160,3 +160,33 @@ def test_a_read_error_fails_one_request_and_the_server_goes_on(mine: Path, disk:
         assert post("ada").status_code == 200
         coterie.parts.engine.check_integrity()
         coterie.parts.cache.check_integrity()
+
+
+def test_weights_that_are_no_numbers_are_named_and_logged(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the expert's name, to who asked and in the log; others' answers, and what was refused, only if they should."""
+    path = mine / "bob" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-64:] = b"\xff" * 64
+    path.write_bytes(data)
+    caplog.set_level("INFO", "coterie.server")
+    with TestClient(make_app(Coterie.open(str(mine)))) as client:
+
+        def ask(expert: str) -> httpx.Response:
+            body = {"model": expert, "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}
+            return client.post("/v1/chat/completions", json=body)
+
+        caplog.set_level("WARNING", "coterie.answers")
+        said = [ask(name) for name in ("ada", "bob", "nobody")]
+        assert [one.status_code for one in said] == [200, 500, 404]
+        found = said[1].json()["error"]["message"]
+        assert found.startswith("[bob] the logits of row 0 hold values that are not numbers (cpu); ")
+        assert [record.getMessage() for record in caplog.records if "coterie" in record.name] == [
+            f"chatcmpl-00000001 of bob: {found}"
+        ]
+        caplog.clear()
+        caplog.set_level("INFO", "coterie.answers")
+        ask("ada"), ask("nobody")
+    lines = [record.getMessage() for record in caplog.records if record.name == "coterie.answers"]
+    assert lines[0].startswith("chatcmpl-00000002 of ada (confidence 1.00): length, ")
+    assert lines[1].startswith("POST /v1/chat/completions 404: [mine] there is no expert 'nobody'")
+    assert len(lines) == 2

@@ -103,6 +103,15 @@ def test_who_asks_as_soon_as_the_address_is_printed_is_not_refused(
     assert f"http://127.0.0.1:{reached[0]}" in capsys.readouterr().out
 
 
+def test_how_long_answers_may_go_on_is_said(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graces = []
+    monkeypatch.setattr(Server, "run", lambda self, sockets: graces.append((self._grace_s, self._config_s())))
+    monkeypatch.setattr(Server, "_config_s", lambda self: self.config.timeout_graceful_shutdown, raising=False)
+    serve(str(composition), host="127.0.0.1", port=0, grace=600.0)
+    serve(str(composition), host="127.0.0.1", port=0)
+    assert graces == [(600.0, 603), (5.0, 8)]
+
+
 def test_an_idle_connection_is_the_clients_to_close(composition: Path) -> None:
     """Whoever else closes it may do so just when a request is on its way."""
     with Coterie.open(str(composition)) as coterie:

@@ -27,7 +27,8 @@ from coterie.core.units import format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
 from coterie.server.guard import ANY, digests_of, pages_of
-from coterie.server.shutdown import Server
+from coterie.server.log import open_log
+from coterie.server.shutdown import GRACE_S, Server
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLE = "What is the capital of France?"
@@ -66,6 +67,15 @@ def serve(
             envvar=URGENT_KEYS_IN, help="As --api-key; only who shows such a key may ask for a priority below 0."
         ),
     ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds, metavar="TIME", help="When told to end, answers in flight may go on for so long; 5s."
+        ),
+    ] = None,
+    log_answers: Annotated[
+        bool, typer.Option("--log-answers", help="Write a line to stderr for each answer, and each refusal, too.")
+    ] = False,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,13 +91,14 @@ def serve(
     digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
     pages_of(allow_origin or ())
     how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
+    open_log(log_answers)
     with listen(host, port) as listener, Coterie.open(composition, how) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
             # Raises again what interrupted it, once all requests are answered.
             app = make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or ())
-            Server(app).run(sockets=[listener])
+            Server(app, GRACE_S if grace is None else grace).run(sockets=[listener])
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())

@@ -276,7 +276,7 @@ class Engine:
                 self._groups.part(names)
                 self._repeats = 0
                 return
-            self.fail([part.sequence for part in batch.parts], as_error(names[0], failure))
+            self.fail([part.sequence for part in batch.parts], failure)
             self._loads.wait_out(names[0])
             self._settle()
             return
@@ -316,7 +316,7 @@ class Engine:
         else:
             self._outputs.append(sequence.output(tuple(tokens), text))
 
-    def fail(self, sequences: Iterable[Sequence], error: CoterieError) -> None:
+    def fail(self, sequences: Iterable[Sequence], error: Exception) -> None:
         """End these with an error, between two steps."""
         for sequence in sequences:
             self._end(sequence, (), sequence.flush(), "error", error)
@@ -327,7 +327,7 @@ class Engine:
         tokens: tuple[int, ...],
         text: str,
         reason: FinishReason,
-        error: CoterieError | None = None,
+        error: Exception | None = None,
     ) -> None:
         request = sequence.request
         if self._queue.runs(sequence):
@@ -343,7 +343,8 @@ class Engine:
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
         self.metrics.count_end(request, reason, timings, len(sequence.tokens))
-        self._outputs.append(sequence.output(tokens, text, reason, error, timings))
+        said = None if error is None else as_error(request.expert_id, error)
+        self._outputs.append(sequence.output(tokens, text, reason, said, timings))
         self.log.add("finish", request.request_id, reason)
         if self._recording is not None:
             self._recording.request(request.request_id, request.expert_id, timings)

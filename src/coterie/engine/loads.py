@@ -215,7 +215,9 @@ class Loads:
 
 
 def as_error(expert_id: str, failure: Exception) -> CoterieError:
-    """The failure of a device as an error that can be shown."""
+    """The failure of a device as an error that can be shown, and says which expert it was working for."""
+    if type(failure) is DeviceError and failure.where != expert_id:
+        return DeviceError(expert_id, f"{failure.fact} ({failure.where})", failure.remedy)
     if isinstance(failure, CoterieError):
         return failure
     return DeviceError(expert_id, f"the device failed: {failure!r}")

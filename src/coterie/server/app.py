@@ -28,6 +28,7 @@ from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.embeddings import AT_ONCE, EmbeddingsBody, parse_embeddings, whole
 from coterie.server.guard import URGENT, Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
+from coterie.server.log import log_refusal
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.rerank import parse_rerank, ranked
 from coterie.server.responses import ResponseAnswers, own_words
@@ -219,6 +220,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
         error = own_turn_words(error)
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
     body = _own_form(request.url.path, status, body)
+    log_refusal(f"{request.method} {request.url.path}", status, error)
     metrics_so_far = request.app.state.coterie.parts.engine.metrics
     return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
 

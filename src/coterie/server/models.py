@@ -5,7 +5,6 @@ Knows nothing about how experts come in, or about threads beyond `Worker`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -17,9 +16,9 @@ from coterie.api import Coterie
 from coterie.api.sampling import defaults_of
 from coterie.core.errors import CoterieError, NotFoundError, RequestError, shown
 from coterie.server.guard import check_origin
+from coterie.server.log import LOG
 from coterie.server.worker import Worker
 
-_LOG = logging.getLogger(__name__)
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -68,6 +67,8 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         check_origin(request.scope, origins)
         looked = await worker.beside(Coterie.look_again)
         found = await worker.call(lambda coterie: coterie.rescan(looked))
+        changes = [f"{what} {', '.join(names)}" for what, names in found.to_dict().items() if names]
+        LOG.info("rescan: %s", "; ".join(changes) or "nothing is new")
         return JSONResponse({"object": "rescan", **found.to_dict()})
 
     async def status(_: Request) -> Response:
@@ -123,4 +124,4 @@ def _flag(request: Request, name: str) -> bool:
 
 def _log_failure(error: CoterieError | None) -> None:
     if error is not None:
-        _LOG.warning("%s", error)
+        LOG.error("a load failed: %s", error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from types import FrameType
 
@@ -18,6 +19,7 @@ from starlette.applications import Starlette
 from uvicorn.config import HTTPProtocolType
 
 from coterie.server.events import PATH, Hub
+from coterie.server.log import LOG
 from coterie.server.worker import Worker
 
 GRACE_S = 5.0  # answers in flight may finish for so long
@@ -38,7 +40,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
-        config = uvicorn.Config(app, http=HTTP, log_level="warning", access_log=False)
+        # Its lines go where ours do.
+        config = uvicorn.Config(app, http=HTTP, log_level="warning", log_config=None, access_log=False)
         config.timeout_keep_alive, config.timeout_graceful_shutdown = IDLE_S, cut_s
         super().__init__(config)
         _LOG.addFilter(_is_no_cut)
@@ -54,6 +57,7 @@ class Server(uvicorn.Server):
             self._asked_again = True
         else:
             super().handle_exit(sig, frame)
+            LOG.info("told to end by %s: answers in flight may go on for %g s", signal.Signals(sig).name, self._grace_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the answers in flight, but not for ever; who only looks on is let go at once."""

@@ -9,7 +9,6 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import queue
 import threading
@@ -26,6 +25,7 @@ from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.core.resident import give_back
 from coterie.engine.expert_control import Told
+from coterie.server.log import LOG, log_end
 from coterie.server.stream import Stream
 
 T = TypeVar("T")
@@ -33,7 +33,6 @@ LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next 
 QUICK_CHARS = 16 * LONG_CHARS  # that are read in milliseconds
 NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
 FREED_S = 2.0  # after what takes long its memory goes back; a megabyte of text takes up to 400 MB
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +281,8 @@ class Worker:
         for chunk in chunks:
             ids = self._streams
             stream = ids.pop(chunk.request_id, None) if chunk.last else ids.get(chunk.request_id)
+            if chunk.last:
+                log_end(chunk)
             if stream is not None:
                 parcels.setdefault(stream.loop, []).append((stream, chunk))
         for loop, parcel in parcels.items():
@@ -309,7 +310,7 @@ def _guarded(function: Callable[[Coterie], T], coterie: Coterie) -> T:
     except CoterieError:
         raise
     except Exception as error:
-        _LOG.exception("a request failed")
+        LOG.exception("a request failed")
         raise DeviceError("server", f"failed: {error!r}", "report it") from error
 
 
