@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from coterie.bench.shapes import shape_config
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Sizes
+from coterie.devices.modelled import division
 from coterie.devices.modelled.division import Division
 from coterie.devices.modelled.price import step_time
 from coterie.graph.compile import compile_graph
 from coterie.models.model import declared_dtype, synthetic_model
 from coterie.models.zoo import zoo_graph
 from coterie.spec.load import load_machine
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 def test_threads_bring_arithmetic_and_channels_bring_bandwidth():
@@ -62,6 +67,16 @@ LONGEST = {
     "0.5B": {4: 1.01, 8: 1.02, 16: 1.13, 32: 1.13, 64: 1.38},
     "1.5B": {4: 1.00, 8: 1.00, 16: 1.02, 32: 1.20, 64: 1.40},
 }
+
+
+def test_the_sizes_of_units_are_those_of_the_kernels():
+    """As the headers say them that the kernels are compiled from."""
+    said = {}
+    for name in ("tile.h", "attend.h"):
+        said |= dict(re.findall(r"constexpr int64_t (\w+) = ([0-9]+);", (CSRC / name).read_text()))
+    names = ("kTileRows", "kManyBlocks", "kFewTokens", "kManyTokens", "kSpan")
+    ours = (division.UNIT_ROWS, division.NARROW_UNITS, division.FEW_TOKENS, division.TILE_TOKENS, division.SPAN)
+    assert tuple(int(said[name]) for name in names) == ours
 
 
 @pytest.mark.parametrize("shape", LONGEST)

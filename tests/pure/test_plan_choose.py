@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from coterie.core.errors import UsageError
-from coterie.plan.asked import busiest_rate, from_file
 from coterie.plan.choose import CHEAPEST, LEAST_POWER, Choice, Limits, Option, choices, parse_power
+from coterie.plan.offered_load import busiest_rate, from_file
 from coterie.plan.workload import Workload
 
 

@@ -18,7 +18,7 @@ from coterie.api.expert_commands import ExpertCommands
 from coterie.api.inflight import InFlight, capped_by_kv
 from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
-from coterie.api.ready import Experts, Ready, fitted, placed, prepared
+from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
 from coterie.api.rescan import FolderScan, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
@@ -284,8 +284,9 @@ class Coterie(Measuring, ExpertCommands):
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
 
     def _fitted(self, query: Query, begun: Pending, route: Route) -> Route:
-        others = self.routing.others
-        return route if begun.route is not None else fitted(query, begun.prompt, route, others, self._experts)[0]
+        if begun.route is not None:
+            return route
+        return route_that_fits(query, begun.prompt, route, self.routing.others, self._experts)[0]
 
     def _advance(self, within_s: float | None = None) -> list[Chunk]:
         until = None if within_s is None else self._parts.device.now() + within_s
@@ -305,7 +306,9 @@ class Coterie(Measuring, ExpertCommands):
         try:
             route = self._routings.route(request_id)
             if not pending.cancelled:
-                route, request, _ = placed(pending.query, pending.prompt, route, self.routing.others, self._experts)
+                route, request, _ = request_for(
+                    pending.query, pending.prompt, route, self.routing.others, self._experts
+                )
                 self._to_expert(request_id, pending, route, request)
                 return []
         except CoterieError as error:

@@ -59,27 +59,29 @@ class Experts:
 
 
 def prepared(query: Query, begun: Pending, routing: Routing, experts: Experts) -> Ready:
-    """A query whose routing has begun, as far as it gets without a model. Raises what `placed` does."""
+    """A query whose routing has begun, as far as it gets without a model. Raises what `request_for` does."""
     if begun.asks:
         return Ready(query, begun)
     others = () if begun.route is not None else routing.others  # who names an expert is given no other
-    route, request, text = placed(query, begun.prompt, routing.finish(begun), others, experts)
+    route, request, text = request_for(query, begun.prompt, routing.finish(begun), others, experts)
     return Ready(query, begun, route, request, text)
 
 
-def placed(
+def request_for(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Request, Text]:
-    """The request to a route's expert, or to another one, as `fitted` has it. Raises RequestError, UnsupportedError,
-    ContextError here already: of many choices of one prompt each would have its tokens.
+    """The request to a route's expert, or to another one, as `route_that_fits` has it.
+
+    Raises RequestError, UnsupportedError, ContextError here already: of many choices of one prompt each would have
+    its tokens.
     """
-    route, text, model, ids = fitted(query, prompt, route, others, experts)
+    route, text, model, ids = route_that_fits(query, prompt, route, others, experts)
     if len(ids) > model.most_prompt_tokens:
         raise too_long(text.expert, f"{len(ids)} tokens", model.max_context, model.most_prompt_tokens)
     return route, replace(_request(query, ids, text, model), client=query.client, priority=query.priority), text
 
 
-def fitted(
+def route_that_fits(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Text, Model, tuple[int, ...]]:
     """A route, or where the prompt is too long for its expert one to the next for which it is not: of the runners-up,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from coterie.api.ready import Experts, fitted
+from coterie.api.ready import Experts, route_that_fits
 from coterie.api.texts import Text, open_texts, prompt_of
 from coterie.api.types import Query
 from coterie.composition.composition import Composition
@@ -66,7 +66,7 @@ def served_routes(
         found = routing.finish(begun)
         if begun.route is not None:  # who names an expert is given no other
             return found
-        return fitted(query, begun.prompt, found, routing.others, experts)[0]
+        return route_that_fits(query, begun.prompt, found, routing.others, experts)[0]
 
     return [route(text) for text in texts]
 

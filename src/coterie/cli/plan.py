@@ -19,13 +19,13 @@ from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
-from coterie.plan.apart import Part, apart, whole
-from coterie.plan.asked import Asked, from_file, from_options
 from coterie.plan.check import Check, check
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
 from coterie.plan.follow import follow
 from coterie.plan.mix import mix_named
+from coterie.plan.offered_load import OfferedLoad, from_file, from_options
 from coterie.plan.paper.plots import check_plots
+from coterie.plan.partition import Part, by_model, whole
 from coterie.plan.place import place
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
@@ -97,7 +97,7 @@ def planning(
         raise UsageError("--rate", "is missing", "give the requests per second, or --workload FILE")
     _check_reused(reused, asked, checked)
     question_tokens(found, models, round(asked.prompt_tokens))  # refuses what no router could read
-    parts = apart(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
+    parts = by_model(found, models, asked.shares) if each else (whole(found, models, asked.shares),)
     goals = [_wish(part, asked, promised, resident, reused) for part in parts]
     rows = _planned_rows(machine, parts, goals, asked if checked else None, requests)
     in_all = _in_all(rows, len(parts))
@@ -120,7 +120,7 @@ def _promised(slo: str, busy: float) -> Slo:
 
 
 def _planned_rows(
-    machines: Sequence[str], parts: Sequence[Part], goals: Sequence[Goal], to_check: Asked | None, requests: int
+    machines: Sequence[str], parts: Sequence[Part], goals: Sequence[Goal], to_check: OfferedLoad | None, requests: int
 ) -> list[dict[str, Any]]:
     """A row for each machine and part. Raises what `size` does where there is one row, and no number will do."""
     specs, rows = {without_setting(ref, "price"): load_machine(ref) for ref in machines}, []
@@ -151,7 +151,7 @@ def _say_idle(found: Composition, parts: Sequence[Part]) -> None:
         err.print(f"left out, as nobody asks for them: {some} ({len(idle)})", markup=False)
 
 
-def _check_reused(reused: float, asked: Asked, checked: bool) -> None:
+def _check_reused(reused: float, asked: OfferedLoad, checked: bool) -> None:
     if reused >= asked.prompt_tokens:
         fact = f"is {reused:g} of {asked.prompt_tokens:g} tokens of a prompt"
         raise UsageError("--reused", fact, "give fewer: at least the last token is computed")
@@ -159,7 +159,7 @@ def _check_reused(reused: float, asked: Asked, checked: bool) -> None:
         raise UsageError("--reused", "has no meaning in a simulation, whose prompts share nothing", "leave --check out")
 
 
-def _wish(part: Part, asked: Asked, promised: Slo, resident: bool, reused: float) -> Goal:
+def _wish(part: Part, asked: OfferedLoad, promised: Slo, resident: bool, reused: float) -> Goal:
     found = part.composition
     router = found.router.max_tokens if found.router is not None and found.router.model is not None else 0
     instruction = instruction_tokens(found)
@@ -168,7 +168,7 @@ def _wish(part: Part, asked: Asked, promised: Slo, resident: bool, reused: float
 
 
 def _planned(
-    name: str, spec: MachineSpec, part: Part, goal: Goal, to_check: Asked | None, requests: int
+    name: str, spec: MachineSpec, part: Part, goal: Goal, to_check: OfferedLoad | None, requests: int
 ) -> dict[str, Any]:
     """One row; where no number of these machines will do, why."""
     begun = perf_counter()
@@ -183,7 +183,7 @@ def _planned(
     return _row(name, part.composition, answer, wall_s) | _said(said)
 
 
-def _checked(name: str, part: Part, asked: Asked, requests: int, goal: Goal, answer: Answer) -> Check:
+def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goal, answer: Answer) -> Check:
     machine = answer.machine
     load = asked.of(part.numbers, part.composition.names, requests)
     err.print(f"simulating {name}: {len(load)} requests", style="dim", markup=False)
@@ -233,7 +233,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
 
 def _report(
     found: Composition,
-    asked: Asked,
+    asked: OfferedLoad,
     mix: str,
     promised: Slo,
     rows: list[dict[str, Any]],

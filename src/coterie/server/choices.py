@@ -27,7 +27,7 @@ from coterie.server.stream import Stream
 from coterie.server.worker import Worker
 
 
-class Asked(Protocol):
+class EndpointRequest(Protocol):
     """A request of one endpoint: what it asks, and how its answers are written. Choices are counted from 0.
 
     `prompt_field` is the body's field that holds what a model reads.
@@ -54,13 +54,13 @@ class Asked(Protocol):
         """An event as it is sent."""
 
 
-class Say(Protocol):
+class SendPiece(Protocol):
     """Sends a piece of a body; without `more` it is the last one."""
 
     async def __call__(self, body: bytes, more: bool = True) -> None: ...
 
 
-async def respond(request: Request, worker: Worker, asked: Asked) -> Response:
+async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
     """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
     if not asked.stream:
         return JSONResponse(asked.whole(await answered(request, worker, asked.queries)))
@@ -92,7 +92,7 @@ def _asked(
     return stream, end
 
 
-async def _streamed(worker: Worker, asked: Asked, stream: Stream, end: Callable[[], None]) -> Response:
+async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end: Callable[[], None]) -> Response:
     """The response of a stream that was not refused; it calls `end`."""
 
     def look(coterie: Coterie) -> Waiting | None:
@@ -141,7 +141,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, write: Callable[[Say], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
+    def __init__(self, write: Callable[[SendPiece], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
         self.status_code, self.background = 200, None
         self._write, self._end = write, end
         self.init_headers(HEADERS)
@@ -149,33 +149,33 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
 
-        async def say(body: bytes, more: bool = True) -> None:
+        async def piece(body: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             # By a task of its own: at each wait all frames are entered anew, and those of a request are some fifteen.
-            await asyncio.ensure_future(self._write(say))
+            await asyncio.ensure_future(self._write(piece))
         except ClientDisconnect:
             pass  # nobody reads the rest
         finally:
             self._end()
 
 
-async def _write(asked: Asked, opening: Opening, stream: Stream, say: Say) -> None:
+async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send: SendPiece) -> None:
     """Write a stream's events.
 
     What is there is sent together, so that between two writes there is a wait: asyncio notices only then that a caller
     has left.
     """
     async for comment in opening.comments():
-        await say(comment)
+        await send(comment)
     answers: dict[str, Answer] = {}
     index_of: dict[str, int] = {}
     count, parts = len(asked.queries), list[bytes]()
     while len(answers) < count:
         if parts:
-            await say(b"".join(parts))
+            await send(b"".join(parts))
             parts.clear()
         try:
             chunks = await stream.take()
@@ -184,11 +184,11 @@ async def _write(asked: Asked, opening: Opening, stream: Stream, say: Say) -> No
         for chunk in chunks:
             if chunk.error is not None:
                 failure = asked.failure(chunk.error, chunk.request_id)
-                await say(b"".join([*parts, *map(asked.encode, failure)]), more=False)
+                await send(b"".join([*parts, *map(asked.encode, failure)]), more=False)
                 return
             index_of = index_of or {request_id: index for index, request_id in enumerate(stream.request_ids)}
             parts += asked.said(index_of[chunk.request_id], chunk)
             if chunk.answer is not None:
                 answers[chunk.request_id] = chunk.answer
     parts += map(asked.encode, asked.ending([answers[request_id] for request_id in stream.request_ids]))
-    await say(b"".join([*parts, asked.end]), more=False)
+    await send(b"".join([*parts, asked.end]), more=False)

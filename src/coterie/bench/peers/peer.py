@@ -7,6 +7,7 @@ Knows nothing about any engine in particular.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class KeepsNothing:
         """It keeps nothing."""
 
 
-class TokenByToken:
+class TokenByToken(ABC):
     """The part of a Session on a CPU that decodes one call a token, by `_step`, and remembers the last one drawn."""
 
     _last = 0
@@ -128,12 +129,12 @@ class TokenByToken:
             drawn.append(self._last)
         return drawn
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> None:  # noqa: B027
         """A call returns when it is done."""
 
+    @abstractmethod
     def _step(self, ids: Sequence[int]) -> int:
         """Run these tokens; the one drawn behind them."""
-        raise NotImplementedError
 
 
 def thread_counts(threads: int) -> list[int]:

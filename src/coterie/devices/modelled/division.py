@@ -4,7 +4,7 @@
     attention      key/value heads times spans of 256 positions (csrc/attend_pages.h)
     many tokens    tiles of TILE_TOKENS, each times those rows
 
-The counts are those of tests/native/division.cpp. Knows nothing about rates.
+The sizes and the counts are held against csrc by tests/pure/test_cores.py. Knows nothing about rates.
 """
 
 from __future__ import annotations

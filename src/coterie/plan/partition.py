@@ -1,4 +1,4 @@
-"""Apart: a composition as parts that have machines of their own, experts of one model in each.
+"""A composition as parts that have machines of their own, experts of one model in each.
 
     40 of an 8B and 10 of a 70B -> two parts, each with its share of the requests
 
@@ -38,7 +38,7 @@ def whole(composition: Composition, models: Mapping[str, Model], shares: F64) ->
     return Part(_label(composition.names), tuple(range(len(shares))), composition, models, shares, 1.0)
 
 
-def apart(composition: Composition, models: Mapping[str, Model], shares: F64) -> tuple[Part, ...]:
+def by_model(composition: Composition, models: Mapping[str, Model], shares: F64) -> tuple[Part, ...]:
     """The parts, in the order of their first experts; those that nobody asks for are left out."""
     of = [models[name] for name in composition.names]
     groups = grouped(((model.base or model).key, number) for number, model in enumerate(of))

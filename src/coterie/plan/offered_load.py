@@ -1,4 +1,4 @@
-"""Asked: what a plan is for, from options or from a file of requests: shares, rate and mean lengths.
+"""The load that a plan is for, from options or from a file of requests: shares, rate and mean lengths.
 
     options    shares of a mix, a rate, distributions of lengths
     a file     who was asked how often; mean lengths; the rate of its busiest minute, or one that is given
@@ -21,7 +21,7 @@ BUSY_S = 60.0  # of a file, the busiest of such stretches is what machines are b
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class OfferedLoad:
     """Each expert's share of the requests, requests per second, mean tokens of prompts and answers.
 
     `said`: where the load is from, in words. `requests`: what a check simulates, at `rate`.
@@ -52,14 +52,14 @@ class Asked:
         return replace(part, names=tuple(names), asked=places[part.asked])
 
 
-def from_options(load: Load, names: Sequence[str]) -> Asked:
+def from_options(load: Load, names: Sequence[str]) -> OfferedLoad:
     """What the options say. `load` has a rate."""
     shares = load.mix.shares(len(names), load.seed)
     said = f"{load.rate:g} requests/s, mix {load.mix.text}"
-    return Asked(shares, load.rate or 0.0, load.prompt.mean, load.new.mean, said, make_workload(load, names))
+    return OfferedLoad(shares, load.rate or 0.0, load.prompt.mean, load.new.mean, said, make_workload(load, names))
 
 
-def from_file(workload: Workload, rate: float | None) -> Asked:
+def from_file(workload: Workload, rate: float | None) -> OfferedLoad:
     """What a file of requests says; with a `rate` in place of its own, a check's arrivals are stretched to it.
 
     Raises UsageError where it is too short to have a rate.
@@ -72,7 +72,7 @@ def from_file(workload: Workload, rate: float | None) -> Asked:
     means = float(workload.prompt_tokens.mean()), float(workload.new_tokens.mean())
     said = f"{rate or own:.3g} requests/s{'' if rate else ', those of its busiest minute'}, {len(workload)} of a file"
     stretched = replace(workload, at_s=workload.at_s * (own / rate)) if rate and own else workload
-    return Asked(shares, rate or own, *means, said, stretched)
+    return OfferedLoad(shares, rate or own, *means, said, stretched)
 
 
 def busiest_rate(at_s: F64) -> float:
