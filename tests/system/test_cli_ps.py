@@ -136,10 +136,9 @@ def test_watch_looks_again_until_it_is_interrupted(
     ],
 )
 def test_where_no_server_is_one_sentence_says_so(url: str, words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
-    got = run("--url", url.format(free=free))
+    with socket.socket() as deaf:  # its port is nobody else's, and it does not listen
+        deaf.bind(("127.0.0.1", 0))
+        got = run("--url", url.format(free=deaf.getsockname()[1]))
     assert got.exit_code == 2
     assert re.fullmatch(rf"coterie: \[.*({words}).*\n", got.stderr), got.stderr
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.system.serving import until
 
 from coterie import Coterie, Message, Options, Query, load_composition
 from coterie.api import assemble
@@ -93,7 +94,7 @@ def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie,
     def read(*args: Any) -> int:
         if not arrives.is_set():
             waits.set()
-            arrives.wait(20)
+            arrives.wait(60)
         return os.preadv(*args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,11 +103,8 @@ def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie,
 
 
 def until_idle(coterie: Coterie) -> None:
-    """Return when nothing is asked any more; it fails where that takes 20 seconds."""
-    deadline = time.monotonic() + 20
-    while not coterie.idle and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert coterie.idle
+    """Return when nothing is asked any more."""
+    until(lambda: coterie.idle)
 
 
 def test_a_thread_that_waits_for_bytes_keeps_nobody_from_an_expert_that_is_there(composition: Path) -> None:

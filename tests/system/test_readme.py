@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
+from tests.system.serving import address_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -69,35 +67,25 @@ def test_python_runs(code: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """`coterie serve demo` as `make serve` starts it, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = int(probe.getsockname()[1])
-    command = ["coterie", "serve", "demo", "--port", str(free)]
+def address() -> Iterator[str]:
+    """Where `coterie serve demo` answers, as `make serve` starts it but for the port."""
+    command = ["coterie", "serve", "demo", "--port", "0"]
     server = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     try:
-        for _ in range(600):
-            assert server.poll() is None, "the server stopped"
-            try:
-                if httpx.get(f"http://127.0.0.1:{free}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield free
+        yield address_of(server).removeprefix("http://")
     finally:
         server.terminate()
-        said, _ = server.communicate(timeout=30)
-    assert f"http://127.0.0.1:{free}" in said
+        with server:
+            said = server.stdout.read() if server.stdout else ""
     assert "curl" in said
 
 
-def test_curl_commands_answer(port: int) -> None:
+def test_curl_commands_answer(address: str) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
     for command in commands():
         if command.startswith("curl "):
-            here = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            here = command.replace("127.0.0.1:8000", address)
             got = subprocess.run(here, shell=True, capture_output=True, text=True, check=False)
             assert got.returncode == 0, got.stderr
             assert '"object"' in got.stdout, got.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import httpx
 import openai
 import pytest
 from tests.system.commands import command_of
+from tests.system.serving import address_of, until
 
 from coterie.api import Chunk, Coterie
 from coterie.cli.serve import listen, serve
@@ -31,13 +31,8 @@ def test_a_server_that_is_told_to_end_writes_its_trace(number: int, status: int,
     path = tmp_path / "trace.json"
     server = subprocess.Popen([*SERVE, "--trace", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert server.stdout is not None
-        said = ""
-        while not (found := re.search(r"at (http://\S+)", said)):
-            said += server.stdout.readline()
-            assert server.poll() is None, said
         body = {"model": "demo", "messages": [{"role": "user", "content": "What is 47 plus 85?"}]}
-        answer = httpx.post(f"{found[1]}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx.post(f"{address_of(server)}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200
         server.send_signal(number)
         _, errors = server.communicate(timeout=60)
@@ -74,8 +69,7 @@ def test_who_still_waits_when_a_server_ends_is_told(
             lines = begun.iter_lines()
             next(lines)
             waits = pool.submit(httpx.post, chat, json=body, timeout=30)
-            while coterie.parts.engine.metrics.submitted < 2:
-                time.sleep(0.01)
+            until(lambda: coterie.parts.engine.metrics.submitted == 2)
             for _ in range(signals):
                 server.handle_exit(signal.SIGTERM, None)
             said = [line for line in lines if line][-1]
@@ -135,12 +129,16 @@ def test_who_looks_on_and_takes_nothing_is_not_waited_for(composition: Path) -> 
         reader.sendall(b"GET /v1/events HTTP/1.1\r\nHost: here\r\n\r\n")
         assert reader.recv(16) == b"HTTP/1.1 200 OK\r"
 
+        told = threading.Event()
+
         def crowd(coterie: Coterie) -> None:
             for number in range(2000):  # far above what sockets and transports hold
                 coterie.watch.routing(f"{number:01000}")
+            told.set()
 
         app.state.worker.soon(crowd)
-        time.sleep(0.5)
+        assert told.wait(60)
+        time.sleep(0.5)  # what the sockets hold is written; no matter if not
         server.handle_exit(signal.SIGTERM, None)
         serving.join(30)
         assert not serving.is_alive()

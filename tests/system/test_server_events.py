@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from tests.system.serving import ask, served
+from tests.system.serving import ask, served, until
 
 from coterie.api import Coterie, Options
 from coterie.api import assemble as assembly
@@ -314,9 +314,7 @@ def test_who_leaves_while_his_stream_waits_is_cancelled(held: tuple[Held, Coteri
     with served(coterie) as url:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=BODY, timeout=20) as got:
             assert next(got.iter_lines()).startswith(": waiting for ada")
-        deadline = time.monotonic() + 20
-        while not coterie.idle and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: coterie.idle)
         disk.go.set()
         assert coterie.parts.engine.metrics.finished["cancelled"] == 1
 
