@@ -20,7 +20,7 @@ from coterie.engine.policy import Policy
 from coterie.plan.capacity import state
 from coterie.plan.mix import mix_named
 from coterie.plan.outcome import tpots
-from coterie.plan.place import place
+from coterie.plan.place import Placement, place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
@@ -74,6 +74,26 @@ def test_more_load_or_a_harder_promise_never_needs_fewer_machines(opened):
     assert counts[0] == 1 < counts[-1]
     harder = answer(opened, goal(8000, ttft_s=0.01)).placement.machines
     assert harder >= counts[-1]
+
+
+def test_a_placement_of_the_solver_that_is_worse_in_what_is_promised_is_not_taken(opened, monkeypatch):
+    """It evens out loads; what came of it was shown if it kept the promise, however much nearer to it."""
+    wanted = goal(8000)
+    rule = answer(opened, wanted)
+    machines = rule.placement.machines
+    assert machines > 1
+    share = np.zeros((12, machines))
+    share[:-1, 0] = share[-1, 1] = 1  # nearly all on one machine
+    crowded = Placement(share, "milp")
+
+    def solved(*args, solver=True):
+        return crowded if solver else place(*args, solver=False)
+
+    monkeypatch.setattr("coterie.plan.size.place", solved)
+    found = answer(opened, wanted)
+    assert found.placement.method == "greedy"
+    assert "ttft is worse by it" in found.placement.why
+    assert found.worst == rule.worst
 
 
 def test_memory_bounds_where_there_is_little(opened):

@@ -26,11 +26,10 @@ from coterie.plan.mix import mix_named
 from coterie.plan.offered_load import OfferedLoad, from_file, from_options
 from coterie.plan.paper.plots import check_plots
 from coterie.plan.partition import Part, by_model, whole
-from coterie.plan.place import place
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
-from coterie.plan.size import Answer, Goal, fewest, load_of_experts, room_for, size
+from coterie.plan.size import Answer, Goal, fewest, load_of_experts, placed, room_for, size
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named
 from coterie.plan.workload_file import read_workload
@@ -187,14 +186,14 @@ def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goa
     machine = answer.machine
     load = asked.of(part.numbers, part.composition.names, requests)
     err.print(f"simulating {name}: {len(load)} requests", style="dim", markup=False)
-    sizes, load_of, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
+    least = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
     return check(
         Case(part.composition, part.models, machine.spec, OURS),
         load,
         goal.slo,
         answer.estimate,
-        fewest(sizes, load_of, room),
-        lambda count: answer.placement if count == answer.estimate else place(sizes, load_of, count, room),
+        least,
+        lambda count: answer.placement if count == answer.estimate else placed(machine, goal, count),
     )
 
 

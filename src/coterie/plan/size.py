@@ -20,7 +20,7 @@ from coterie.engine.policy import memories_below
 from coterie.models.model import Model
 from coterie.plan.capacity import State, state
 from coterie.plan.mix import F64
-from coterie.plan.place import Placement, place
+from coterie.plan.place import SAME, Placement, place
 from coterie.plan.prices import Demand, Machine, Pricer
 from coterie.plan.slo import Slo
 from coterie.spec.machine import MachineSpec
@@ -75,15 +75,26 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     machine = pricer.machine(spec)
     _check_possible(machine, goal)
     count = smallest(machine, goal)
-    placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
+    placement = placed(machine, goal, count)
     worst = _worst(machine, goal, placement)
-    if not worst.kept(goal.slo):  # the solver evens out loads, which is not all that counts
-        placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
-        placement = replace(placement, why="what the solver found has the least load, and does not keep the promise")
-        worst = _worst(machine, goal, placement)
     helps = upgrades(pricer, machine, goal, placement)
     bound = bound_by(machine, goal, count, worst if count == 1 else _one_fewer(machine, goal, count))
     return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, goal))
+
+
+def placed(machine: Machine, goal: Goal, count: int) -> Placement:
+    """Where experts go on so many machines: as the solver has it, if nothing that is promised is worse by it than by
+    the greedy rule, by which they are counted. It evens out loads, which is not all that counts.
+    """
+    found = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
+    if found.method == "greedy":
+        return found
+    greedy = _by_rule(machine, goal, count)
+    most, rule = (_most(machine, goal, placement) for placement in (found, greedy))
+    worse = [name for name in rule if name not in WORDS and most[name] > rule[name] * (1 + SAME)]
+    if not worse:
+        return found
+    return replace(greedy, why=f"what the solver found has the least load, and {worse[0]} is worse by it")
 
 
 def smallest(machine: Machine, goal: Goal) -> int:
@@ -104,7 +115,7 @@ def smallest(machine: Machine, goal: Goal) -> int:
 
 def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
     """So many machines are not enough, and nobody has more."""
-    placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
+    placement = _by_rule(machine, goal, count)
     name, factor = max(_worst(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
     fact = f"{count} machines do not keep {goal.slo} at {goal.rate:g} requests/s"
     limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
@@ -148,16 +159,31 @@ def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool
     return True
 
 
+def _by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
+    return place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
+
+
 def _enough(machine: Machine, goal: Goal, count: int) -> bool:
     try:
-        placement = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
+        placement = _by_rule(machine, goal, count)
     except CapacityError:
         return False
     return _worst(machine, goal, placement).kept(goal.slo)
 
 
 def _worst(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
-    """The state of the machine that comes nearest to a limit: one with most load, or with most experts."""
+    """The state of the machine that comes nearest to a limit."""
+    return max(_busy_states(machine, goal, placement, rate), key=lambda found: max(found.excess(goal.slo).values()))
+
+
+def _most(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float]:
+    """By which factor each limit is exceeded or kept, on the machine where it is most."""
+    found = [busy.excess(goal.slo) for busy in _busy_states(machine, goal, placement)]
+    return {name: max(excess[name] for excess in found) for name in found[0]}
+
+
+def _busy_states(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> list[State]:
+    """Of the machines that have most to do: with most load, with most experts, with most of both."""
     loads = placement.loads(load_of_experts(machine, goal))
     held = (placement.share > 0).sum(axis=0)
     some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
@@ -167,7 +193,7 @@ def _worst(machine: Machine, goal: Goal, placement: Placement, rate: float | Non
         here = np.flatnonzero(placement.share[:, m] > 0)
         rates = total * goal.shares[here] * placement.share[here, m]
         states.append(state(machine.of(here), goal.demand, rates, goal.slo.share))
-    return max(states, key=lambda found: max(found.excess(goal.slo).values()))
+    return states
 
 
 def _check_possible(machine: Machine, goal: Goal) -> None:
@@ -194,10 +220,10 @@ def _check_possible(machine: Machine, goal: Goal) -> None:
 
 def _one_fewer(machine: Machine, goal: Goal, count: int) -> State | None:
     """What the formulas say of one machine fewer; None where the experts do not fit."""
-    sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
-    if not _holds(sizes, load, count - 1, room):
+    try:
+        return _worst(machine, goal, _by_rule(machine, goal, count - 1))
+    except CapacityError:
         return None
-    return _worst(machine, goal, place(sizes, load, count - 1, room, solver=False))
 
 
 def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, beside: str = "") -> str:
