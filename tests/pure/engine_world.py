@@ -120,6 +120,13 @@ class TellingDevice(FakeDevice):
         return next_token(context, expert)
 
 
+class GuessedDevice(TellingDevice):
+    """Its tokens are worth guessing."""
+
+    def synthetic(self):
+        return False
+
+
 class Words:
     """A detokenizer: each token is one or two letters, so stop strings can begin anywhere."""
 

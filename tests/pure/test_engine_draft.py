@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import engine_world
 import pytest
-from engine_world import TellingDevice, alone, ask, kinds, run_all, world
+from engine_world import GuessedDevice, alone, ask, kinds, run_all, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_serving import policies, requests
@@ -22,13 +22,6 @@ from coterie.engine.speculate.guess import BETWEEN_RUNS_BYTES, Price
 # The sum of a name's letters is what an expert draws by: the first two say the same, the third does two times of five.
 LARGE, TWIN, OTHER = "few-ad", "few-bc", "few-ag"
 SIZES = {LARGE: 20, TWIN: 1, OTHER: 7}
-
-
-class GuessedDevice(TellingDevice):
-    """Its tokens are worth guessing."""
-
-    def synthetic(self):
-        return False
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import engine_world
 import numpy as np
 import pytest
-from engine_world import TellingDevice, Words, alone, ask, run_all, text_of, world
+from engine_world import GuessedDevice, Words, alone, ask, run_all, text_of, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_serving import policies, requests
@@ -26,13 +26,6 @@ from coterie.graph.compile import compile_graph
 from coterie.models.zoo import zoo_model
 from coterie.spec.load import load_machine
 from coterie.spec.this_machine import this_machine
-
-
-class GuessedDevice(TellingDevice):
-    """Its tokens are worth guessing."""
-
-    def synthetic(self):
-        return False
 
 
 @pytest.fixture(autouse=True)
