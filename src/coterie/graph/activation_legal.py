@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coterie.graph.checks import GELU_FORMS, Row
+from coterie.graph.checks import Row
 
 
 def unary(row: Row) -> None:
     """A result of the shape and type of the first operand."""
-    x = row.input(0)
-    row.like(x)
+    row.like(row.input(0))
 
 
 def _gelu(row: Row) -> None:
     unary(row)
-    if row.op.attrs["form"] not in GELU_FORMS:
-        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+    row.gelu_form()
 
 
 def _softcap(row: Row) -> None:

@@ -94,6 +94,16 @@ class Row:
         elif HORIZON in self.op.inputs:
             appended -= parts  # nobody reads them later, so the next layer may store in their place
 
+    def gelu_form(self) -> None:
+        """The form of a gelu is one that there is."""
+        if (form := self.op.attrs["form"]) not in GELU_FORMS:
+            raise self.wrong(f"its form is {form!r}", f"give one of {', '.join(GELU_FORMS)}")
+
+    def eps(self) -> None:
+        """What a norm adds to a mean square is not negative."""
+        if self.op.number("eps") < 0:
+            raise self.wrong(f"eps is {self.op.number('eps')}", "it must not be negative")
+
     def cap(self) -> None:
         """Where the op has a cap, it is a number above 0."""
         cap = self.op.attrs.get(CAP, 1.0)
@@ -136,11 +146,16 @@ class Row:
                 raise self.wrong(f"{value.name} has shape {value.shape}", f"its first dimension must be {letters}")
             self.fixed(value.shape[1:], value)
 
-    def like(self, value: Value, first: tuple[Symbol, ...] = ROWS) -> None:
-        """The output has rows as `value` has, as many, as long and of one type."""
-        self.rows(value, self.output, first=first)
-        self.activations(value, self.output)
-        self.same(self.output.shape, value.shape, self.output.name)
+    def float_rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
+        """Rows, and activations of one float type."""
+        self.rows(*values, first=first)
+        self.activations(*values)
+
+    def like(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
+        """The output has rows as all of `values` have, as many, as long and of one type."""
+        self.float_rows(*values, self.output, first=first)
+        for value in (*values[1:], self.output):
+            self.same(value.shape, values[0].shape, value.name)
 
     def grouped(self, value: Value, group: int) -> int:
         """The rows of `value` come in groups of `group`, a whole number of them for each sequence: how many."""
@@ -223,13 +238,25 @@ class Row:
         if value.kind is not Kind.CONSTANT or len(value.data) != count:
             raise self.wrong(f"{value.name} has {len(value.data)} numbers", f"give a constant of {count}")
 
-    def state(self, position: int) -> tuple[int, int, int]:
-        """The KV state [L, 2, K, C]: its layers, heads and channels; the op's layer is one of them."""
+    def state(self, position: int) -> tuple[int, int]:
+        """The KV state [L, 2, K, C]: its heads and channels; the op's layer is one of its layers."""
         value = self.input(position)
         if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_kept:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
-        self.fixed(value.shape, value)
-        layers, _, heads, channels = fixed(value.shape)
+        _, heads, channels = self.layer_shape(value)
+        return heads, channels
+
+    def layer_shape(self, state: Value) -> tuple[int, ...]:
+        """The dimensions of a state behind its layers; the op's layer is one of these."""
+        self.fixed(state.shape, state)
+        layers, *rest = fixed(state.shape)
         if not 0 <= self.op.integer("layer") < layers:
-            raise self.wrong(f"layer {self.op.integer('layer')} is not among the {layers} of {value.name}", "mend it")
-        return layers, heads, channels
+            fact = f"layer {self.op.integer('layer')} is not among the {layers} of {state.name}"
+            raise self.wrong(fact, "give a layer of the state")
+        return tuple(rest)
+
+    def appends(self, position: int) -> None:
+        """The op puts out the state that it changes: this operand."""
+        if self.op.outputs[-1] != self.op.inputs[position]:
+            fact = f"it puts out {self.op.outputs[-1]} but appends to {self.op.inputs[position]}"
+            raise self.wrong(fact, "thread it through")

@@ -47,14 +47,12 @@ def _norm(row: Row, weight: Shape) -> None:
     x = row.input(0)
     row.like(x)
     row.weight_or_constant(1, weight)
-    if row.op.number("eps") < 0:
-        raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
+    row.eps()
 
 
 def _linear(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     row.same(y.shape[:1], x.shape[:1], y.name)
     row.weight(1, (trailing(y.shape), trailing(x.shape)), matrix=True, sparse=True)
     if row.op.inputs[2]:
@@ -90,26 +88,16 @@ def interleaved(row: Row) -> None:
 
 def _kv_append(row: Row) -> None:
     k, v = row.input(0), row.input(1)
-    _, heads, channels = row.state(5)
+    heads, channels = row.state(5)
     row.activations(k, v)
     for value in (k, v):
         row.same(value.shape, (T, heads, channels), value.name)
     pages(row, 2)
-    if row.op.outputs[0] != row.op.inputs[5]:
-        raise row.wrong(f"it puts out {row.op.outputs[0]} but appends to {row.op.inputs[5]}", "thread it through")
+    row.appends(5)
 
 
 def _attention(row: Row) -> None:
-    q = row.input(0)
-    _, heads, channels = row.state(4)
-    row.rows(q, row.output, first=(T,))
-    row.activations(q, row.output)
-    row.same(row.output.shape, q.shape, row.output.name)
-    row.same(q.shape[2:], (channels,), q.name)
-    queries = q.shape[1]
-    if not isinstance(queries, int) or queries % heads:
-        raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
-    pages(row, 1)
+    queries = _query_heads(row, 4)
     if row.op.integer("window") < 0:
         raise row.wrong(f"window is {row.op.integer('window')}", "give 0 (none) or a number of tokens")
     if HORIZON in row.op.inputs and row.op.growth:
@@ -128,11 +116,7 @@ def pages(row: Row, first: int) -> None:
 
 def binary(row: Row) -> None:
     """Two activations and a result of one shape."""
-    a, b = row.input(0), row.input(1)
-    row.rows(a, b, row.output)
-    row.activations(a, b, row.output)
-    row.same(b.shape, a.shape, b.name)
-    row.same(row.output.shape, a.shape, row.output.name)
+    row.like(row.input(0), row.input(1))
 
 
 def _take_rows(row: Row) -> None:
@@ -146,8 +130,7 @@ def _take_rows(row: Row) -> None:
 
 def _sample(row: Row) -> None:
     logits = row.input(0)
-    row.rows(logits, first=(R,))
-    row.activations(logits)
+    row.float_rows(logits, first=(R,))
     row.row_input(1, R, DType.F32)
     row.same(row.output.shape, (R,), row.output.name)
     if len(logits.shape) != 2 or row.output.kind is not Kind.OUTPUT or row.output.dtype is not DType.I32:
@@ -166,12 +149,12 @@ def _layer_norm(row: Row) -> None:
 
 
 def _alibi_attention(row: Row) -> None:
-    row.constant(4, _whole_attention(row))
+    row.constant(4, _query_heads(row, 5))
 
 
 def _relative_attention(row: Row) -> None:
-    queries, table = _whole_attention(row), row.input(4)
-    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    queries, table = _query_heads(row, 6), row.input(4)
+    rows = _table_rows(table)
     row.fixed(table.shape, table)
     row.weight_or_constant(4, (rows, queries))
     buckets = row.input(5).data if row.op.inputs[5] else ()
@@ -181,14 +164,12 @@ def _relative_attention(row: Row) -> None:
         raise row.wrong(f"{table.name} has {rows} rows", "give one for each bucket, or without buckets one")
 
 
-def _whole_attention(row: Row) -> int:
-    """Attention that sees the whole context, whose last operand is its state: how many query heads it has."""
+def _query_heads(row: Row, state: int) -> int:
+    """How many query heads an attention has, whose KV state is that operand: what all kinds of it have in common."""
     q = row.input(0)
     queries, _ = row.heads(q)
-    _, heads, channels = row.state(len(row.op.inputs) - 1)
-    row.rows(q, row.output, first=(T,))
-    row.activations(q, row.output)
-    row.same(row.output.shape, q.shape, row.output.name)
+    heads, channels = row.state(state)
+    row.like(q, first=(T,))
     row.same(q.shape[2:], (channels,), q.name)
     if queries % heads:
         raise row.wrong(f"{queries} query heads share {heads} key/value heads", "make one a multiple")
@@ -208,8 +189,7 @@ def _group_attention(row: Row) -> None:
 
 def _take_heads(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     heads, channels = row.heads(y, x)
     of, first, count = (row.op.integer(key) for key in ("of", "first", "count"))
     if of < 1 or heads % of or not 0 <= first < first + count <= of:
@@ -228,32 +208,33 @@ def _add_positions(row: Row) -> None:
     row.row_input(1, T)
     table, offset = row.input(2), row.op.integer("offset")
     row.weight(2, (*table.shape[:1], *row.output.shape[1:]), matrix=True)
-    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    rows = _table_rows(table)
     if not 0 <= offset < rows:
         raise row.wrong(f"offset {offset} in {table.name} of {rows} rows", "begin within the table")
 
 
 def _table(row: Row) -> None:
     unary(row)
-    table = row.input(1)
-    rows = table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+    rows = _table_rows(row.input(1))
     row.grouped(row.input(0), rows)
     row.weight(1, (rows, *row.output.shape[1:]))
 
 
+def _table_rows(table: Value) -> int:
+    """0 where the first dimension is no number."""
+    return table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
+
+
 def _first_row(row: Row) -> None:
-    x, y, group = row.input(0), row.output, row.op.integer("group")
-    row.rows(x, y)
-    row.activations(x, y)
-    row.same(y.shape, (Times(row.grouped(x, group) * (group + 1)), *x.shape[1:]), y.name)
-    row.weight(1, x.shape[1:])
+    _regrouped(row, 1)
+    row.weight(1, row.input(0).shape[1:])
 
 
-def _drop_first(row: Row) -> None:
+def _regrouped(row: Row, more: int) -> None:
+    """Each group has so many rows more in the result."""
     x, y, group = row.input(0), row.output, row.op.integer("group")
-    row.rows(x, y)
-    row.activations(x, y)
-    row.same(y.shape, (Times(row.grouped(x, group) * (group - 1)), *x.shape[1:]), y.name)
+    row.float_rows(x, y)
+    row.same(y.shape, (Times(row.grouped(x, group) * (group + more)), *x.shape[1:]), y.name)
 
 
 def _merge_rows(row: Row) -> None:
@@ -268,8 +249,7 @@ def _merge_rows(row: Row) -> None:
 
 def _swap(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     outer, middle, inner = (row.op.integer(key) for key in ("outer", "middle", "inner"))
     row.same(x.shape[1:], (inner,), x.name)
     groups = row.grouped(x, outer * middle)
@@ -302,8 +282,7 @@ def _all_reduce(row: Row) -> None:
 
 def _all_gather(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     second = x.shape[1] if isinstance(x.shape[1], int) else 0
     row.same(y.shape, (x.shape[0], second * _ranks(row), *x.shape[2:]), y.name)
 
@@ -333,7 +312,7 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "add_table": _table,
     "mul_table": _table,
     "first_row": _first_row,
-    "drop_first": _drop_first,
+    "drop_first": lambda row: _regrouped(row, -1),
     "merge_rows": _merge_rows,
     "swap": _swap,
     "sub": binary,

@@ -9,18 +9,10 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, trailing
-from coterie.graph.checks import GELU_FORMS, R, Row, T
+from coterie.graph.activation_legal import unary
+from coterie.graph.checks import R, Row, T
 from coterie.graph.ir import Kind
-from coterie.graph.legal import turns
-
-
-def _like(row: Row, *positions: int) -> None:
-    """The result and these operands have one shape and type."""
-    values = [row.input(position) for position in positions]
-    row.rows(*values, row.output)
-    row.activations(*values, row.output)
-    for value in values:
-        row.same(value.shape, row.output.shape, value.name)
+from coterie.graph.legal import binary, turns
 
 
 def _gradient(row: Row, shape: Shape) -> None:
@@ -34,16 +26,14 @@ def _gradient(row: Row, shape: Shape) -> None:
 
 def _linear_dx(row: Row) -> None:
     dy = row.input(0)
-    row.rows(dy, row.output)
-    row.activations(dy, row.output)
+    row.float_rows(dy, row.output)
     row.same(row.output.shape[:1], dy.shape[:1], row.output.name)
     row.weight(1, (trailing(dy.shape), trailing(row.output.shape)), matrix=True, sparse=True)
 
 
 def _linear_dw(row: Row) -> None:
     dy, x = row.input(0), row.input(1)
-    row.rows(dy, x)
-    row.activations(dy, x)
+    row.float_rows(dy, x)
     row.same(x.shape[:1], dy.shape[:1], x.name)
     shape: Shape = (trailing(dy.shape), trailing(x.shape))
     density = 1.0
@@ -62,7 +52,7 @@ def _bias_dw(row: Row) -> None:
 
 
 def _norm_dx(row: Row) -> None:
-    _like(row, 0, 1)
+    binary(row)
     row.weight(2, row.input(1).shape[-1:])
 
 
@@ -73,15 +63,14 @@ def _norm_dw(row: Row) -> None:
 
 
 def _rope_dx(row: Row) -> None:
-    _like(row, 0)
+    unary(row)
     row.row_input(1, T)
     turns(row, row.input(0), row.input(2))
 
 
 def _attention_grad(row: Row) -> None:
     dy, q, k, v = (row.input(position) for position in range(4))
-    row.rows(dy, q, k, v, first=(T,))
-    row.activations(dy, q, k, v)
+    row.float_rows(dy, q, k, v, first=(T,))
     row.same(q.shape, dy.shape, q.name)
     row.same(v.shape, k.shape, v.name)
     for name, like in zip(row.op.outputs, (q, k, v), strict=True):
@@ -98,7 +87,7 @@ def _take_rows_dx(row: Row) -> None:
 
 
 def _loss_dx(row: Row) -> None:
-    _like(row, 0)
+    unary(row)
     row.row_input(1, R)
 
 
@@ -109,7 +98,7 @@ def _loss_parts(row: Row) -> None:
 
 
 def _loss_part_dx(row: Row) -> None:
-    _like(row, 0)
+    unary(row)
     parts = row.input(1)
     row.rows(parts, first=(R,))
     if len(parts.shape) != 2 or trailing(parts.shape) % 2 or row.op.integer("first_row") < 0:
@@ -137,9 +126,8 @@ def _positions_dw(row: Row) -> None:
 
 
 def _gelu_dx(row: Row) -> None:
-    _like(row, 0, 1)
-    if row.op.attrs["form"] not in GELU_FORMS:
-        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+    binary(row)
+    row.gelu_form()
 
 
 BACKWARD_LEGAL: Mapping[str, Callable[[Row], None]] = {
@@ -151,7 +139,7 @@ BACKWARD_LEGAL: Mapping[str, Callable[[Row], None]] = {
     "layer_norm_dx": _norm_dx,
     "layer_norm_dw": _norm_dw,
     "rope_dx": _rope_dx,
-    "silu_dx": lambda row: _like(row, 0, 1),
+    "silu_dx": binary,
     "gelu_dx": _gelu_dx,
     "attention_grad": _attention_grad,
     "take_rows_dx": _take_rows_dx,

@@ -29,15 +29,13 @@ from coterie.graph.branch.ops import (
     TOP_K,
     matrices_of,
 )
-from coterie.graph.checks import GELU_FORMS, Row, T
+from coterie.graph.checks import Row, T
 from coterie.graph.ops import INT8, INT16
 
 
 def _choose(row: Row) -> None:
     logits = row.input(0)
-    row.rows(logits, row.output, first=(T,))
-    row.activations(logits, row.output)
-    row.same(row.output.shape, logits.shape, row.output.name)
+    row.like(logits, first=(T,))
     row.scale()
     branches, top_k = trailing(logits.shape), row.op.attrs[TOP_K]
     if len(logits.shape) != 2 or not isinstance(top_k, int) or not 0 < top_k <= branches:
@@ -111,8 +109,7 @@ def _matrices(row: Row, shape: Shape) -> None:
 
 def _gate_up(row: Row) -> None:
     x, weights, y = row.input(0), row.input(1), row.output
-    row.rows(x, weights, y, first=(T,))
-    row.activations(x, weights, y)
+    row.float_rows(x, weights, y, first=(T,))
     taken, width = _taken(row, 2), y.shape[-1]
     row.same(y.shape, (T, taken, width), y.name)
     _matrices(row, (width, trailing(x.shape)))
@@ -120,8 +117,7 @@ def _gate_up(row: Row) -> None:
 
 def _gelu_up(row: Row) -> None:
     _gate_up(row)
-    if row.op.attrs["form"] not in GELU_FORMS:
-        raise row.wrong(f"its form is {row.op.attrs['form']!r}", f"give one of {', '.join(GELU_FORMS)}")
+    row.gelu_form()
 
 
 def _clipped(row: Row) -> None:
@@ -136,18 +132,16 @@ def _clipped(row: Row) -> None:
 
 
 def _add_bias(row: Row) -> None:
-    x, weights, y = row.input(0), row.input(1), row.output
-    row.rows(x, weights, y, first=(T,))
-    row.activations(x, weights, y)
-    row.same(y.shape, x.shape, y.name)
+    x, weights = row.input(0), row.input(1)
+    row.like(x, first=(T,))
+    row.float_rows(x, weights, first=(T,))
     _chosen(row)
     row.weight(2, (trailing(weights.shape), trailing(x.shape)))
 
 
 def _down(row: Row) -> None:
     x, weights, y = row.input(0), row.input(1), row.output
-    row.rows(x, weights, y, first=(T,))
-    row.activations(x, weights, y)
+    row.float_rows(x, weights, y, first=(T,))
     taken, width = _taken(row, 1), x.shape[-1]
     row.same(x.shape, (T, taken, width), x.name)
     _matrices(row, (trailing(y.shape), width))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
-from coterie.core.shapes import fixed, trailing
+from coterie.core.shapes import trailing
 from coterie.graph.checks import Row, T
 from coterie.graph.delta_net.ops import CONV, DELTA, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Kind
@@ -21,12 +21,7 @@ def kept_state(row: Row, position: int, dims: int) -> tuple[int, ...]:
     if value.kind is not Kind.STATE or value.dtype is not DType.F32 or len(value.shape) != dims:
         fact = f"{value.name} is {value.kind.value} {value.dtype.value} {value.shape}"
         raise row.wrong(fact, f"give an F32 state of {dims} dimensions, layers first")
-    row.fixed(value.shape, value)
-    layers, *rest = fixed(value.shape)
-    if not 0 <= row.op.integer("layer") < layers:
-        fact = f"layer {row.op.integer('layer')} is not among the {layers} of {value.name}"
-        raise row.wrong(fact, "give a layer of the state")
-    return tuple(rest)
+    return row.layer_shape(value)
 
 
 def _conv(row: Row) -> None:
@@ -45,8 +40,7 @@ def _conv(row: Row) -> None:
 def _parts(row: Row) -> None:
     qkvz, ba = row.input(0), row.input(1)
     x, z, a, b = (row.graph.values[name] for name in row.op.outputs)
-    row.rows(qkvz, ba, x, z, a, b, first=(T,))
-    row.activations(qkvz, ba, x, z, a, b)
+    row.float_rows(qkvz, ba, x, z, a, b, first=(T,))
     heads, value_dim = row.heads(z)
     key_heads, inner = row.op.integer(KEY_HEADS), heads * value_dim
     keys = trailing(qkvz.shape) - 2 * inner  # q and k of all heads

@@ -25,8 +25,7 @@ def _cast(row: Row) -> None:
 
 def _mean(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     row.same(y.shape, _mean_shape(x.shape, y.shape), y.name)
 
 
@@ -62,8 +61,7 @@ def _last(shape: tuple[Dim, ...]) -> int:
 
 def _cat(row: Row) -> None:
     a, b, y = row.input(0), row.input(1), row.output
-    row.rows(a, b, y)
-    row.activations(a, b, y)
+    row.float_rows(a, b, y)
     row.same(b.shape[:-1], a.shape[:-1], b.name)
     row.same(y.shape, (*a.shape[:-1], _last(a.shape) + _last(b.shape)), y.name)
     if "in_turn" in row.op.attrs:
@@ -72,8 +70,7 @@ def _cat(row: Row) -> None:
 
 def _slice(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     first, count, step = row.op.integer("first"), row.op.integer("count"), int(row.op.attrs.get("step", 1))
     if min(step, count) < 1 or not 0 <= first <= first + (count - 1) * step < _last(x.shape):
         raise row.wrong(f"{count} from {first} on of {_last(x.shape)} numbers", "stay within them")
@@ -82,36 +79,32 @@ def _slice(row: Row) -> None:
 
 def _to_float(row: Row) -> None:
     row.row_input(0, T)
-    row.rows(row.output, first=(T,))
-    row.activations(row.output)
+    row.float_rows(row.output, first=(T,))
     row.same(row.output.shape, (T, 1), row.output.name)
 
 
 def _angles(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y, first=(T,))
-    row.activations(x, y)
+    row.float_rows(x, y, first=(T,))
     row.same(x.shape, (T, 1), x.name)
     row.constant(1, _last(y.shape))
 
 
 def _kv_cat(row: Row) -> None:
     k, y = row.input(0), row.output
-    _, heads, channels = row.state(4)
+    heads, channels = row.state(4)
     row.activations(k, y)
     row.same(k.shape, (T, heads, channels), k.name)
     row.same(y.shape, (S, heads, channels), y.name)
     pages(row, 1)
     if row.op.integer("which") not in (0, 1):
         raise row.wrong(f"which is {row.op.integer('which')}", "give 0 for keys or 1 for values")
-    if row.op.outputs[1] != row.op.inputs[4]:
-        raise row.wrong(f"it puts out {row.op.outputs[1]} but appends to {row.op.inputs[4]}", "thread it through")
+    row.appends(4)
 
 
 def _repeat_heads(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
+    row.float_rows(x, y)
     heads, channels = row.heads(x)
     row.same(y.shape, (x.shape[0], heads * row.op.integer("times"), channels), y.name)
 
@@ -178,9 +171,8 @@ def _mix(row: Row) -> None:
 
 def _group_scores(row: Row) -> None:
     q, k, y = row.input(0), row.input(1), row.output
-    row.rows(q, k, y)
+    row.float_rows(q, k, y)
     row.heads(q, k)
-    row.activations(q, k, y)
     row.same(k.shape, q.shape, k.name)
     row.grouped(q, row.op.integer("group"))
     row.same(y.shape, (*q.shape[:2], row.op.integer("group")), y.name)
@@ -188,9 +180,8 @@ def _group_scores(row: Row) -> None:
 
 def _group_mix(row: Row) -> None:
     p, v, y = row.input(0), row.input(1), row.output
-    row.rows(p, v, y)
+    row.float_rows(p, v, y)
     row.heads(p, v)
-    row.activations(p, v, y)
     row.grouped(v, row.op.integer("group"))
     row.same(p.shape, (*v.shape[:2], row.op.integer("group")), p.name)
     row.same(y.shape, v.shape, y.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coterie.core.shapes import numbers_in, trailing
+from coterie.core.shapes import trailing
 from coterie.graph.checks import Row, T
 from coterie.graph.ir import Kind
 from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
@@ -21,12 +21,7 @@ def _state(row: Row, position: int) -> int:
     if not fits:
         fact = f"{value.name} is {value.kind.value} {value.shape}"
         raise row.wrong(fact, "give a float state [L, 1, 1, N]: a row of each layer and position")
-    row.fixed(value.shape, value)
-    layers = numbers_in(value.shape[:1])
-    if not 0 <= row.op.integer("layer") < layers:
-        fact = f"layer {row.op.integer('layer')} is not among the {layers} of {value.name}"
-        raise row.wrong(fact, "give a layer of the state")
-    return trailing((0, *value.shape[3:]))
+    return row.layer_shape(value)[-1]
 
 
 def _rotated(row: Row, position: int) -> int:
@@ -41,13 +36,11 @@ def _rotated(row: Row, position: int) -> int:
 def _append(row: Row) -> None:
     x = row.input(0)
     numbers = _state(row, 6)
-    row.rows(x, first=(T,))
-    row.activations(x)
+    row.float_rows(x, first=(T,))
     row.same(x.shape, (T, numbers), x.name)
     row.weight(1, (numbers - _rotated(row, 5),))
     pages(row, 2)
-    if row.op.outputs[0] != row.op.inputs[6]:
-        raise row.wrong(f"it puts out {row.op.outputs[0]} but appends to {row.op.inputs[6]}", "thread it through")
+    row.appends(6)
 
 
 def _head_weight(row: Row) -> tuple[int, int]:
@@ -64,8 +57,7 @@ def _head_weight(row: Row) -> tuple[int, int]:
 
 def _queries(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y, first=(T,))
-    row.activations(x, y)
+    row.float_rows(x, y, first=(T,))
     rotated = _rotated(row, 3)
     _head_weight(row)
     row.row_input(2, T)
@@ -75,8 +67,7 @@ def _queries(row: Row) -> None:
 def _attend(row: Row) -> None:
     q, y = row.input(0), row.output
     numbers = _state(row, 4)
-    row.rows(q, y, first=(T,))
-    row.activations(q, y)
+    row.float_rows(q, y, first=(T,))
     row.heads(q, y)
     row.same(q.shape[2:], (numbers,), q.name)
     row.same(y.shape[:2], q.shape[:2], y.name)
@@ -87,8 +78,7 @@ def _attend(row: Row) -> None:
 
 def _values(row: Row) -> None:
     x, y = row.input(0), row.output
-    row.rows(x, y, first=(T,))
-    row.activations(x, y)
+    row.float_rows(x, y, first=(T,))
     keys, each = _head_weight(row)
     row.same(x.shape[2:], row.input(1).shape[1:], x.name)
     row.same(y.shape, (*x.shape[:2], each - keys), y.name)

@@ -13,8 +13,7 @@ from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
 
 def _mul_part(row: Row) -> None:
     a, b, y = row.input(0), row.input(1), row.output
-    row.rows(a, b, y, first=(T,))
-    row.activations(a, b, y)
+    row.float_rows(a, b, y, first=(T,))
     parts, channels = row.heads(b)
     row.same(a.shape, (T, channels), a.name)
     row.same(y.shape, a.shape, y.name)
@@ -24,10 +23,7 @@ def _mul_part(row: Row) -> None:
 
 
 def _mul_one(row: Row) -> None:
-    x, y = row.input(0), row.output
-    row.rows(x, y)
-    row.activations(x, y)
-    row.same(y.shape, x.shape, y.name)
+    row.like(row.input(0))
     row.weight(1, (1,))
 
 

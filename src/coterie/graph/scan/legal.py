@@ -44,8 +44,7 @@ def _group_norm(row: Row) -> None:
     if groups < 1 or width % groups:
         raise row.wrong(f"{width} channels are in {groups} groups", "make one a multiple of the other")
     row.weight(1, (width,))
-    if row.op.number("eps") < 0:
-        raise row.wrong(f"eps is {row.op.number('eps')}", "it must not be negative")
+    row.eps()
 
 
 def _mul_row(row: Row) -> None:
