@@ -304,7 +304,7 @@ def test_attention_is_the_masked_dense_formula(window, kv_heads):
     state, table = KvState(graph, 5, 3), np.array([[4, 0, 2, 1]])
     for t in range(S):
         for which, one in enumerate((k, v)):
-            state.append(append, which, t, int(table[0, t // 3]), one[t])
+            state.append(append, which, table[0], t, one[t])
     rows = {"positions": np.arange(S), "sequence": np.zeros(S, int), "block_tables": table}
     step = Step(graph, {"layers.0/q_rope": q, **rows}, state)
     run_op(step, the_op(graph, "layers.0/attention"))

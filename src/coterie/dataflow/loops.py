@@ -8,7 +8,7 @@ Knows nothing about which op has which loops (nest.py, nest_grad.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
@@ -89,3 +89,13 @@ def dims(graph: Graph, name: str, sizes: Sizes) -> tuple[int, ...]:
 def axes(prefix: str, count: int) -> tuple[Index, ...]:
     """One loop for each of so many dimensions."""
     return tuple((f"{prefix}{i}",) for i in range(count))
+
+
+def over(prefix: str, sizes: Sequence[int], tag: Tag = Tag.PARALLEL, online: bool = False) -> tuple[Loop, ...]:
+    """The loops that `axes` names, over dimensions of these sizes."""
+    return tuple(Loop(f"{prefix}{i}", size, tag, online) for i, size in enumerate(sizes))
+
+
+def flat(indices: Sequence[Index]) -> Index:
+    """The index of several dimensions that another value has as one."""
+    return tuple(name for index in indices for name in index)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import Sizes
-from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
+from coterie.dataflow.loops import GATHER, Access, Index, Loop, MakeNest, Nest, Tag, axes, dims, flat, over
 from coterie.dataflow.nest_grad import GRAD_NESTS
 from coterie.graph.ir import Graph, Kind, Op, norms_all_heads
 from coterie.graph.ops import BF16, ROUNDING
@@ -60,8 +60,7 @@ def _rms_norm(graph: Graph, op: Op, sizes: Sizes) -> Nest:
         return _elementwise(reduced=1)(graph, op, sizes)
     found = _elementwise(reduced=2)(graph, op, sizes)
     x, weight = found.reads
-    flat = tuple(name for index in x.index[1:] for name in index)
-    return replace(found, reads=(x, replace(weight, index=(flat,))))
+    return replace(found, reads=(x, replace(weight, index=(flat(x.index[1:]),))))
 
 
 def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -72,38 +71,33 @@ def _linear(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     k_index, n_index = axes("k", len(k)), axes("n", len(n))
     loops = (
         Loop("t", dims(graph, y, sizes)[0], Tag.PARALLEL),
-        *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
-        *(Loop(f"k{i}", size, Tag.REDUCTION, online=online) for i, size in enumerate(k)),
+        *over("n", n),
+        *over("k", k, Tag.REDUCTION, online),
     )
-    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
-    reads = [Access(x, (("t",), *k_index)), Access(op.inputs[1], (flat_n, flat_k))]
-    reads += [Access(name, (flat_n,)) for name in op.inputs[2:] if name]
+    reads = [Access(x, (("t",), *k_index)), Access(op.inputs[1], (flat(n_index), flat(k_index)))]
+    reads += [Access(name, (flat(n_index),)) for name in op.inputs[2:] if name]
     return Nest(op, loops, tuple(reads), (Access(y, (("t",), *n_index)),))
 
 
-def _embed(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    t, d = dims(graph, op.outputs[0], sizes)
-    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
-    tokens, table = op.inputs[0], op.inputs[1]
-    reads = (Access(tokens, (("t",),)), Access(table, (GATHER, ("d",)), by=tokens))
-    return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
+def _gather(table: int, rows: int) -> MakeNest:
+    """Of the operand `table` the rows that the operand `rows` names; of the others each row as it comes."""
 
+    def row(graph: Graph, op: Op, sizes: Sizes) -> Nest:
+        shape = dims(graph, op.outputs[0], sizes)
+        index = axes("d", len(shape))
+        reads = [Access(name, index[: len(graph.values[name].shape)]) for name in op.inputs]
+        reads[table] = Access(op.inputs[table], (GATHER, *index[1:]), by=op.inputs[rows])
+        return Nest(op, over("d", shape), tuple(reads), (Access(op.outputs[0], index),))
 
-def _take_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    shape = dims(graph, op.outputs[0], sizes)
-    index = axes("d", len(shape))
-    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
-    reads = (Access(op.inputs[0], (GATHER, *index[1:]), by=op.inputs[1]), Access(op.inputs[1], index[:1]))
-    return Nest(op, loops, reads, (Access(op.outputs[0], index),))
+    return row
 
 
 def _put_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """Rows of the result are walked: which of the operand's rows go there is known when all numbers are."""
     shape = dims(graph, op.outputs[0], sizes)
     index = axes("d", len(shape))
-    loops = tuple(Loop(f"d{i}", size, Tag.PARALLEL) for i, size in enumerate(shape))
     reads = (Access(op.inputs[0], ((), *index[1:])), Access(op.inputs[1], ((),)))
-    return Nest(op, loops, reads, (Access(op.outputs[0], index),))
+    return Nest(op, over("d", shape), reads, (Access(op.outputs[0], index),))
 
 
 def _take_heads(graph: Graph, op: Op, sizes: Sizes) -> Nest:
@@ -183,7 +177,7 @@ def _grouped(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     loops = (
         Loop("g", max(1, x[0] // group), Tag.PARALLEL),
         Loop("t", group, Tag.PARALLEL),
-        *(Loop(f"d{n}", size, Tag.PARALLEL) for n, size in enumerate(x[1:])),
+        *over("d", x[1:]),
     )
     rows: Index = ("g", "t")
     reads = [Access(op.inputs[0], (rows, *columns))]
@@ -205,26 +199,8 @@ def _swap(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     return Nest(op, loops, (read,), (Access(op.outputs[0], (index("g", "i", "m"), index("o"))),))
 
 
-def _merge_rows(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    t, d = dims(graph, op.outputs[0], sizes)
-    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
-    x, tokens, rows = op.inputs
-    reads = (Access(x, (("t",), ("d",))), Access(tokens, (("t",),)), Access(rows, (GATHER, ("d",)), by=tokens))
-    return Nest(op, loops, reads, (Access(op.outputs[0], (("t",), ("d",))),))
-
-
-def _add_positions(graph: Graph, op: Op, sizes: Sizes) -> Nest:
-    t, d = dims(graph, op.outputs[0], sizes)
-    loops = (Loop("t", t, Tag.PARALLEL), Loop("d", d, Tag.PARALLEL))
-    x, positions, table = op.inputs
-    rows: tuple[Index, ...] = (("t",), ("d",))
-    reads = (Access(x, rows), Access(positions, rows[:1]), Access(table, (GATHER, ("d",)), by=positions))
-    return Nest(op, loops, reads, (Access(op.outputs[0], rows),))
-
-
 NESTS: Mapping[str, MakeNest] = {
-    "embed": _embed,
-    "embed_part": _embed,
+    **dict.fromkeys(("embed", "embed_part"), _gather(table=1, rows=0)),
     "rms_norm": _rms_norm,
     "layer_norm": _elementwise(reduced=1),
     "linear": _linear,
@@ -233,33 +209,18 @@ NESTS: Mapping[str, MakeNest] = {
     "attention": _attention,
     "alibi_attention": _attention,
     "group_attention": _group_attention,
-    "add": _elementwise(),
-    "sub": _elementwise(),
-    "scale": _elementwise(),
-    "mul": _elementwise(),
-    "silu": _elementwise(),
-    "gelu": _elementwise(),
-    "softcap": _elementwise(),
-    **dict.fromkeys(("relu", "relu_squared"), _elementwise()),
-    "add_positions": _add_positions,
-    "add_bias": _elementwise(),
-    "add_table": _elementwise(),
-    "mul_table": _elementwise(),
+    **dict.fromkeys(("add", "sub", "scale", "mul", "silu", "gelu", "softcap", "relu", "relu_squared"), _elementwise()),
+    **dict.fromkeys(
+        ("add_bias", "add_table", "mul_table", "sample", "all_reduce", "silu_dx", "gelu_dx"), _elementwise()
+    ),
+    **dict.fromkeys(("rms_norm_dx", "layer_norm_dx", "rope_dx", "loss_dx"), _elementwise(reduced=1)),
+    **dict.fromkeys(("add_positions", "merge_rows"), _gather(table=2, rows=1)),
+    "take_rows": _gather(table=0, rows=1),
     "take_heads": _take_heads,
-    "take_rows": _take_rows,
-    "merge_rows": _merge_rows,
     "first_row": _grouped,
     "drop_first": _grouped,
     "swap": _swap,
-    "sample": _elementwise(),
-    "all_reduce": _elementwise(),
     "all_gather": _all_gather,
-    "rms_norm_dx": _elementwise(reduced=1),
-    "layer_norm_dx": _elementwise(reduced=1),
-    "rope_dx": _elementwise(reduced=1),
-    "silu_dx": _elementwise(),
-    "gelu_dx": _elementwise(),
-    "loss_dx": _elementwise(reduced=1),
     "take_rows_dx": _put_rows,
     **GRAD_NESTS,
 }

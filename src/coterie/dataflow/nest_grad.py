@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.core.shapes import Sizes
-from coterie.dataflow.loops import Access, Index, Loop, MakeNest, Nest, Tag, axes, dims
+from coterie.dataflow.loops import Access, Index, Loop, MakeNest, Nest, Tag, axes, dims, flat, over
 from coterie.graph.ir import Graph, Op
 
 
@@ -16,13 +16,12 @@ def _linear_dx(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     dy, dx = op.inputs[0], op.outputs[0]
     n, k = dims(graph, dy, sizes)[1:], dims(graph, dx, sizes)[1:]
     n_index, k_index = axes("n", len(n)), axes("k", len(k))
-    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
     loops = (
         Loop("t", dims(graph, dx, sizes)[0], Tag.PARALLEL),
-        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
-        *(Loop(f"n{i}", size, Tag.REDUCTION, online=True) for i, size in enumerate(n)),
+        *over("k", k),
+        *over("n", n, Tag.REDUCTION, online=True),
     )
-    reads = (Access(dy, (("t",), *n_index)), Access(op.inputs[1], (flat_n, flat_k)))
+    reads = (Access(dy, (("t",), *n_index)), Access(op.inputs[1], (flat(n_index), flat(k_index))))
     return Nest(op, loops, reads, (Access(dx, (("t",), *k_index)),))
 
 
@@ -30,17 +29,16 @@ def _products(graph: Graph, op: Op, sizes: Sizes) -> Nest:
     """The gradient of a matrix or of a bias: a sum over rows, which grows tile by tile and is whole after the last."""
     (t, *n), k = dims(graph, op.inputs[0], sizes), dims(graph, op.inputs[1], sizes)[1:] if op.inputs[1:] else ()
     n_index, k_index = axes("n", len(n)), axes("k", len(k))
-    flat_n, flat_k = (tuple(name for index in indices for name in index) for indices in (n_index, k_index))
     loops = (
         Loop("t", t, Tag.REDUCTION, online=True),
-        *(Loop(f"n{i}", size, Tag.PARALLEL) for i, size in enumerate(n)),
-        *(Loop(f"k{i}", size, Tag.PARALLEL) for i, size in enumerate(k)),
+        *over("n", n),
+        *over("k", k),
     )
-    flat = (flat_n, flat_k) if k else (flat_n,)
+    matrix = (flat(n_index), flat(k_index)) if k else (flat(n_index),)
     reads = [Access(op.inputs[0], (("t",), *n_index))]
     reads += [Access(name, (("t",), *k_index)) for name in op.inputs[1:2]]
-    reads += [Access(name, flat) for name in op.inputs[2:] if name]
-    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], flat),))
+    reads += [Access(name, matrix) for name in op.inputs[2:] if name]
+    return Nest(op, loops, tuple(reads), (Access(op.outputs[0], matrix),))
 
 
 def _summed_rows(by_token: bool = False) -> MakeNest:
@@ -50,7 +48,7 @@ def _summed_rows(by_token: bool = False) -> MakeNest:
         out = dims(graph, op.outputs[0], sizes)
         loops = (
             Loop("t", dims(graph, op.inputs[0], sizes)[0], Tag.REDUCTION, online=True),
-            *(Loop(f"w{i}", size, Tag.PARALLEL) for i, size in enumerate(out)),
+            *over("w", out),
         )
         ranks = ((name, len(graph.values[name].shape)) for name in op.inputs)
         columns: Index = () if by_token else ("w1",)

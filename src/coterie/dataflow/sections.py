@@ -22,7 +22,7 @@ from coterie.dataflow.legal import walk
 from coterie.dataflow.mapping import Mapped, Misfit, map_section
 from coterie.dataflow.partition import best_cut, members
 from coterie.graph.fuse import RULE_SETS, fuse
-from coterie.graph.ir import Graph, Op, Value
+from coterie.graph.ir import Graph, Op, signature
 
 HOW = ("best", "stage", "unfused", *RULE_SETS)
 
@@ -198,9 +198,5 @@ def structure(graph: Graph, ops: Sequence[Op]) -> object:
         for name in (*op.inputs, "->", *op.outputs):
             fresh = name not in numbers
             number = numbers.setdefault(name, len(numbers))
-            key.append((number, _type(graph.values.get(name)), name in read_outside) if fresh else number)
+            key.append((number, signature(graph.values.get(name)), name in read_outside) if fresh else number)
     return tuple(key)
-
-
-def _type(value: Value | None) -> object:
-    return None if value is None else (value.shape, value.dtype, value.kind, value.density)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from coterie.core.shapes import Sizes
+from coterie.core.shapes import Sizes, numbers_in
 from coterie.dataflow.legal import Walk
 from coterie.dataflow.loops import Tag
 from coterie.dataflow.stage import Seen, Stage, Unit
 from coterie.graph.cost import FLOPS, pairs_of
 from coterie.graph.flops import SOFTMAX_FLOPS
-from coterie.graph.ir import Graph, Kind, Op, Value
+from coterie.graph.ir import Graph, Kind, Op, Value, state_of
 from coterie.graph.ops import SCALE
 
 _Rows: TypeAlias = Callable[[Graph, Op, Sizes, "_Where"], Sequence[Stage]]
@@ -140,8 +140,7 @@ def _attention_grad(graph: Graph, op: Op, sizes: Sizes, where: _Where) -> Sequen
 
 def _kv_heads(graph: Graph, op: Op) -> int:
     """Key/value heads of an attention op's state."""
-    state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
-    return int(str(state.shape[2]))
+    return numbers_in(state_of(graph, op).shape[2:3])
 
 
 def _seen_by(op: Op, sizes: Sizes, pairs: int) -> Seen:
@@ -175,29 +174,12 @@ SCALED_ROWS = ("embed", "embed_part")  # moved by memory units, but for a scale
 # Unit, passes over the numbers, and whether a row is reduced. A PCU has six stages: an activation fits into one pass; a
 # norm needs its row twice, once for the sum and once to scale.
 SIMD: Mapping[str, tuple[Unit, int, bool]] = {
-    "rms_norm": (Unit.SIMD, 2, True),
-    "layer_norm": (Unit.SIMD, 2, True),
-    "sample": (Unit.SIMD, 2, True),
-    "embed": (Unit.MEMORY, 1, False),
-    "add_positions": (Unit.SIMD, 1, False),
-    "embed_part": (Unit.MEMORY, 1, False),
-    "merge_rows": (Unit.MEMORY, 1, False),
-    "first_row": (Unit.MEMORY, 1, False),
-    "take_rows": (Unit.MEMORY, 1, False),
-    "take_rows_dx": (Unit.MEMORY, 1, False),
-    "embed_dw": (Unit.MEMORY, 1, False),
-    "positions_dw": (Unit.MEMORY, 1, False),
-    "rms_norm_dx": (Unit.SIMD, 2, True),
-    "layer_norm_dx": (Unit.SIMD, 2, True),
-    "loss_dx": (Unit.SIMD, 2, True),
-    "loss_parts": (Unit.SIMD, 2, True),
-    "loss_part_dx": (Unit.SIMD, 1, False),
-    "kv_append": (Unit.MEMORY, 1, False),
-    "swap": (Unit.MEMORY, 1, False),
-    "take_heads": (Unit.MEMORY, 1, False),
-    "drop_first": (Unit.MEMORY, 1, False),
-    "all_reduce": (Unit.LINK, 1, False),
-    "all_gather": (Unit.LINK, 1, False),
+    **dict.fromkeys(("rms_norm", "layer_norm", "sample"), (Unit.SIMD, 2, True)),
+    **dict.fromkeys(("rms_norm_dx", "layer_norm_dx", "loss_dx", "loss_parts"), (Unit.SIMD, 2, True)),
+    **dict.fromkeys(("embed", "embed_part", "embed_dw", "positions_dw", "kv_append"), (Unit.MEMORY, 1, False)),
+    **dict.fromkeys(("merge_rows", "first_row", "drop_first", "take_rows", "take_rows_dx"), (Unit.MEMORY, 1, False)),
+    **dict.fromkeys(("swap", "take_heads"), (Unit.MEMORY, 1, False)),
+    **dict.fromkeys(("all_reduce", "all_gather"), (Unit.LINK, 1, False)),
 }
 WORK: Mapping[str, _Rows] = {
     "linear": _linear,

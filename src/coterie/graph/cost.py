@@ -5,14 +5,14 @@ Knows nothing about machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes, Symbol, Times, trailing
+from coterie.core.shapes import Dim, Sizes, Symbol, Times, trailing
 from coterie.graph.branch.cost import BRANCH_FLOPS, matrix_bytes
 from coterie.graph.branch.ops import TAKEN_READERS
 from coterie.graph.delta_net.cost import DELTA_FLOPS, states_bytes
-from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
+from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS, Flops, per_output
 from coterie.graph.ir import Graph, Kind, Op, Value
 from coterie.graph.kv_cost import KV_READERS, KV_WRITERS, kv_bytes
 from coterie.graph.latent.cost import LATENT_FLOPS, head_bytes
@@ -54,11 +54,6 @@ class Cost:
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTCAP_FLOPS = 5  # two products and a tanh
 CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
-_Flops = Callable[[Graph, Op, Sizes], int]
-
-
-def _elementwise(per_element: int) -> _Flops:
-    return lambda graph, op, sizes: per_element * sizes.count(graph.values[op.outputs[0]].shape)
 
 
 def _scaling_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -82,7 +77,7 @@ def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return rows * op.integer("group") * heads * (4 * channels + SOFTMAX_FLOPS)
 
 
-def _scores_flops(per_score: int, channels_of: int) -> _Flops:
+def _scores_flops(per_score: int, channels_of: int) -> Flops:
     """Products of queries and keys, or of probabilities and values: two flops a channel, and `per_score` more."""
 
     def flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -125,7 +120,7 @@ def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return pairs_of(op, sizes) * heads * per_pair + sizes.T * heads * per_query
 
 
-def _biased_flops(per_pair: int) -> _Flops:
+def _biased_flops(per_pair: int) -> Flops:
     def flops(graph: Graph, op: Op, sizes: Sizes) -> int:
         heads = sizes.of(graph.values[op.inputs[0]].shape[1])
         return _attention_flops(graph, op, sizes) + per_pair * pairs_of(op, sizes) * heads
@@ -153,12 +148,9 @@ PER_ELEMENT: Mapping[str, int] = {
 }
 
 
-def _linear_dx_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * elements(graph.values[op.inputs[1]], sizes)
-
-
-def _linear_dw_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * elements(graph.values[op.outputs[0]], sizes)
+def _linear_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
+    matrix = op.outputs[0] if op.kind == "linear_dw" else op.inputs[1]
+    return 2 * sizes.of(graph.values[op.inputs[0]].shape[0]) * elements(graph.values[matrix], sizes)
 
 
 def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
@@ -167,12 +159,12 @@ def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return pairs_of(op, sizes) * heads * (10 * channels + SOFTMAX_FLOPS + 3)
 
 
-def _of_input(per_element: int) -> _Flops:
+def _of_input(per_element: int) -> Flops:
     return lambda graph, op, sizes: per_element * sizes.count(graph.values[op.inputs[0]].shape)
 
 
-FLOPS: Mapping[str, _Flops] = {
-    **{kind: _elementwise(flops) for kind, flops in PER_ELEMENT.items()},
+FLOPS: Mapping[str, Flops] = {
+    **{kind: per_output(flops) for kind, flops in PER_ELEMENT.items()},
     **dict.fromkeys(("embed", "embed_part"), _scaling_flops),
     "linear": _linear_flops,
     "attention": _attention_flops,
@@ -186,8 +178,7 @@ FLOPS: Mapping[str, _Flops] = {
     "alibi_scores": _scores_flops(2, 0),
     "mix": _scores_flops(0, 1),
     **dict.fromkeys(("group_scores", "group_mix"), _group_flops),
-    "linear_dx": _linear_dx_flops,
-    "linear_dw": _linear_dw_flops,
+    **dict.fromkeys(("linear_dx", "linear_dw"), _linear_grad_flops),
     **dict.fromkeys(("bias_dw", "positions_dw"), _of_input(1)),
     "rms_norm_dx": _of_input(9),
     "rms_norm_dw": _of_input(5),
@@ -238,18 +229,21 @@ def region_cost(program: Program, region: Region, sizes: Sizes) -> Cost:
 
 def reads_context(program: Program, region: Region) -> bool:
     """False where a region costs the same whatever `context_tokens` and `pairs` are."""
-    values = program.graph.values
-    names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
-    by_context = any(dim in (Symbol.S, Symbol.TS) for name in names for dim in values[name].shape)
+    by_context = not _dims(program, region).isdisjoint((Symbol.S, Symbol.TS))
     return by_context or any(op.kind in CONTEXT_READERS for op in region.ops)
 
 
 def reads_batch(program: Program, region: Region) -> tuple[bool, bool]:
     """Whether a region's cost depends on B, and on R, where it `reads_context` not; on T it may always depend."""
+    dims = _dims(program, region)
+    return Symbol.B in dims, Symbol.R in dims
+
+
+def _dims(program: Program, region: Region) -> set[Dim]:
+    """All dimensions of the values of a region's ops; B for rows of each sequence."""
     values = program.graph.values
     names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
-    dims = {Symbol.B if isinstance(dim, Times) else dim for name in names for dim in values[name].shape}
-    return Symbol.B in dims, Symbol.R in dims
+    return {Symbol.B if isinstance(dim, Times) else dim for name in names for dim in values[name].shape}
 
 
 def program_cost(program: Program, sizes: Sizes) -> Cost:

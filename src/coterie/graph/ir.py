@@ -46,6 +46,11 @@ class Value:
     density: float = 1.0
 
 
+def signature(value: Value | None) -> object:
+    """What costs and mappings depend on: all of a value but its name and numbers; None where there is none."""
+    return None if value is None else (value.shape, value.dtype, value.kind, value.density)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One operator: `kind` is a row of ops.OPS; inputs and outputs are value names; `stage` names its layer.

@@ -13,7 +13,7 @@ import numpy as np
 from coterie.core.errors import UsageError
 from coterie.core.shapes import fixed
 from coterie.graph.backward.reference import BACKWARD_RUN
-from coterie.graph.branch.reference import BRANCH_RUN, gelu, met, silu
+from coterie.graph.branch.reference import BRANCH_RUN, gelu, met, silu, softmax
 from coterie.graph.delta_net.reference import DELTA_RUN
 from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
@@ -153,9 +153,8 @@ def _linear(step: Step, op: Op, x: list[Any]) -> Array:
 def _kv_append(step: Step, op: Op, x: list[Any]) -> None:
     k, v, positions, sequence, tables = x[:5]
     for t, position in enumerate(positions):
-        block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(op, 0, int(position), block, k[t])
-        step.state.append(op, 1, int(position), block, v[t])
+        for which, part in enumerate((k, v)):
+            step.state.append(op, which, tables[sequence[t]], int(position), part[t])
 
 
 def _attention(step: Step, op: Op, x: list[Any]) -> Array:
@@ -194,9 +193,7 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array
         scores = scores if bias is None else scores + bias(np.arange(first, length), position)
         if op.sinks:
             scores = np.concatenate([scores, x[5][:, None]], axis=1)
-        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        p = (p / p.sum(axis=-1, keepdims=True))[:, : len(k)]
-        y[t] = np.einsum("hs,shc->hc", p, v)
+        y[t] = np.einsum("hs,shc->hc", softmax(scores)[:, : len(k)], v)
     return np.asarray(y, np.float32)
 
 
@@ -220,8 +217,7 @@ def _layer_norm(step: Step, op: Op, x: list[Any]) -> Array:
 def _group_attention(step: Step, op: Op, x: list[Any]) -> Array:
     q, k, v = (part.reshape(-1, op.integer("group"), *part.shape[1:]) for part in x)
     scores = np.einsum("gthc,gshc->gths", q, k) * np.float32(op.number("scale"))
-    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    y = np.einsum("gths,gshc->gthc", p / p.sum(axis=-1, keepdims=True), v)
+    y = np.einsum("gths,gshc->gthc", softmax(scores), v)
     return np.asarray(y.reshape(x[0].shape), np.float32)
 
 

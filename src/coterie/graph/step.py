@@ -56,9 +56,9 @@ class KvState:
         kept: F32 = self._kept[key][layer]
         return kept
 
-    def append(self, op: Op, which: int, position: int, block: int, heads_KC: F32) -> None:
+    def append(self, op: Op, which: int, table: Array, position: int, heads_KC: F32) -> None:
         """Store one token's K (which 0) or V (1) where the op has its layer, rounded to nearest even."""
-        pages = self._pages[state_of(self._graph, op).name]
+        pages, block = self._pages[state_of(self._graph, op).name], self.block(table, position)
         pages[block, op.integer("layer"), which, :, position % self.tokens_per_block] = kept(heads_KC, self.dtype)
 
     def context(self, op: Op, which: int, table: Array, length: int) -> F32:

@@ -30,7 +30,7 @@ from coterie.graph.branch.ops import MATRIX_READERS
 from coterie.graph.closed import ClosedCost
 from coterie.graph.cost import Cost, collectives, reads_batch, reads_context
 from coterie.graph.fuse import SECTION
-from coterie.graph.ir import Value
+from coterie.graph.ir import signature
 from coterie.graph.ops import ATTENTION, COLLECTIVES
 from coterie.graph.program import Program, Region
 from coterie.spec.machine import KernelRates, MachineSpec
@@ -233,7 +233,7 @@ def alike(program: Program) -> tuple[int, ...]:
         for op in region.ops:
             names = (*op.inputs, "->", *op.outputs)
             key.append((op.kind, repr(sorted((k, v) for k, v in op.attrs.items() if k != "layer"))))
-            key += [(numbers.setdefault(name, len(numbers)), _type(values.get(name))) for name in names]
+            key += [(numbers.setdefault(name, len(numbers)), signature(values.get(name))) for name in names]
         key += [numbers.get(name) for name in (*region.inputs, "->", *region.outputs)]
         found.append(first.setdefault(tuple(key), region.index))
     return tuple(found)
@@ -243,7 +243,3 @@ def launch_s(spec: MachineSpec, orchestration: str, region: Region) -> float:
     """Seconds before a region that does not begin a run starts; a dataflow machine is configured for its ops first."""
     configured = min(1.0, len(region.ops) / FULL_SECTION_OPS) if spec.grid is not None else 0.0
     return spec.launch_s(orchestration, configured)
-
-
-def _type(value: Value | None) -> object:
-    return None if value is None else (value.shape, value.dtype, value.kind, value.density)

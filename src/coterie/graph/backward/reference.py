@@ -6,12 +6,13 @@ Knows nothing about which rule makes which op (backward/build.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from coterie.core.shapes import fixed
+from coterie.graph.branch.reference import normal_cdf, sigmoid, softmax
 from coterie.graph.ir import Op
 from coterie.graph.rope import turned
 from coterie.graph.step import Array, Run, Step
@@ -43,11 +44,6 @@ def _rms_norm_dx(step: Step, op: Op, x: list[Any]) -> Array:
     return np.asarray(r * (g - y * np.mean(g * y, axis=-1, keepdims=True, dtype=np.float32)), np.float32)
 
 
-def _rms_norm_dw(step: Step, op: Op, x: list[Any]) -> Array:
-    y, _ = _normed(op, x[1])
-    return np.asarray((x[0] * y).reshape(-1, y.shape[-1]).sum(axis=0), np.float32)
-
-
 def _centred(op: Op, x: Array) -> tuple[Array, Array]:
     """(x - mean) / std, and 1 / std."""
     centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
@@ -61,28 +57,29 @@ def _layer_norm_dx(step: Step, op: Op, x: list[Any]) -> Array:
     return np.asarray(r * (g - next(means) - y * next(means)), np.float32)
 
 
-def _layer_norm_dw(step: Step, op: Op, x: list[Any]) -> Array:
-    y, _ = _centred(op, x[1])
-    return np.asarray((x[0] * y).reshape(-1, y.shape[-1]).sum(axis=0), np.float32)
+def _norm_dw(normed: Callable[[Op, Array], tuple[Array, Array]]) -> Run:
+    """By what makes of x the numbers that the weight multiplies."""
+
+    def run(step: Step, op: Op, x: list[Any]) -> Array:
+        y, _ = normed(op, x[1])
+        return np.asarray((x[0] * y).reshape(-1, y.shape[-1]).sum(axis=0), np.float32)
+
+    return run
 
 
 def _silu_dx(step: Step, op: Op, x: list[Any]) -> Array:
-    e = np.exp(-np.abs(x[1]))
-    s = np.where(x[1] >= 0, 1, e) / (1 + e)
+    s = sigmoid(x[1])
     return np.asarray(x[0] * s * (1 + x[1] * (1 - s)), np.float32)
 
 
 def _gelu_dx(step: Step, op: Op, x: list[Any]) -> Array:
     """x * Phi(x) has the slope Phi(x) + x * Phi'(x)."""
-    wide = x[1].astype(np.float64)
-    if op.attrs["form"] == "erf":
-        phi = 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
+    wide, form = x[1].astype(np.float64), str(op.attrs["form"])
+    phi = normal_cdf(wide, form)
+    if form == "erf":
         slope = np.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
     else:
-        tanh = op.attrs["form"] == "tanh"
-        inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3) if tanh else 0.5 * 1.702 * wide
-        phi = 0.5 * (1 + np.tanh(inner))
-        steep = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * wide**2) if tanh else 0.5 * 1.702
+        steep = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * wide**2) if form == "tanh" else 0.5 * 1.702
         slope = 2 * phi * (1 - phi) * steep
     return np.asarray(x[0] * (phi + wide * slope), np.float32)
 
@@ -96,8 +93,7 @@ def _attention_grad(step: Step, op: Op, x: list[Any]) -> None:
         seen = np.flatnonzero((sequence == sequence[t]) & (ago >= 0) & ((ago < window) if window else True))
         keys, held = (np.repeat(array[seen], share, axis=1) for array in (k, v))
         scores = np.einsum("hc,shc->hs", q[t], keys) * scale
-        p = np.exp(scores - scores.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
+        p = softmax(scores)
         dp = np.einsum("hc,shc->hs", dy[t], held)
         ds = p * (dp - (p * dp).sum(axis=1, keepdims=True)) * scale
         dq[t] = np.einsum("hs,shc->hc", ds, keys)
@@ -114,8 +110,7 @@ def _take_rows_dx(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _loss_dx(step: Step, op: Op, x: list[Any]) -> Array:
-    p = np.exp(x[0] - x[0].max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
+    p = softmax(x[0])
     p[np.arange(len(p)), x[1]] -= 1
     return np.asarray(p / max(1, len(p)), np.float32)
 
@@ -155,9 +150,9 @@ BACKWARD_RUN: Mapping[str, Run] = {
     "linear_dw": _linear_dw,
     "bias_dw": lambda step, op, x: np.asarray(x[0].reshape(len(x[0]), -1).sum(axis=0), np.float32),
     "rms_norm_dx": _rms_norm_dx,
-    "rms_norm_dw": _rms_norm_dw,
+    "rms_norm_dw": _norm_dw(_normed),
     "layer_norm_dx": _layer_norm_dx,
-    "layer_norm_dw": _layer_norm_dw,
+    "layer_norm_dw": _norm_dw(_centred),
     "rope_dx": lambda step, op, x: turned(op, x, way=-1),
     "silu_dx": _silu_dx,
     "gelu_dx": _gelu_dx,

@@ -7,7 +7,7 @@ Knows nothing about machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from coterie.core.shapes import Sizes, trailing
 from coterie.graph.branch.ops import (
@@ -22,6 +22,7 @@ from coterie.graph.branch.ops import (
     TOP_K,
     matrices_of,
 )
+from coterie.graph.flops import Flops
 from coterie.graph.ir import Graph, Op, Value
 
 SCORES_FLOPS = 4  # max, exp, sum, divide; or for a sigmoid sign, exp, add, divide
@@ -70,7 +71,7 @@ def _add_bias_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return 2 * op.integer(TOP_K) * sizes.count(graph.values[op.outputs[0]].shape)
 
 
-BRANCH_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+BRANCH_FLOPS: Mapping[str, Flops] = {
     CHOOSE: _choose_flops,
     **dict.fromkeys(BOTH_UP, _gate_up_flops),
     ADD_BIAS: _add_bias_flops,

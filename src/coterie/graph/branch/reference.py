@@ -53,21 +53,24 @@ def silu(x: Array) -> F32:
 
 
 def gelu(x: Any, form: str) -> F32:
-    """x * Phi(x), Phi by erf, or nearly so by tanh or sigmoid."""
+    """x * Phi(x), by one of its forms."""
     wide: Any = x.astype(np.float64)
+    return np.asarray(wide * normal_cdf(wide, form), np.float32)
+
+
+def normal_cdf(wide: Any, form: str) -> Any:
+    """Phi, in float64: by erf, or nearly so by tanh or sigmoid."""
     if form == "erf":
-        phi = 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
-    elif form == "tanh":
-        phi = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
-    else:
-        phi = 0.5 * (1 + np.tanh(0.5 * 1.702 * wide))
-    return np.asarray(wide * phi, np.float32)
+        return 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
+    if form == "tanh":
+        return 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    return 0.5 * (1 + np.tanh(0.5 * 1.702 * wide))
 
 
-def softmax(x: Array) -> F32:
-    """Over the last axis."""
-    p = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(p / p.sum(axis=-1, keepdims=True), np.float32)
+def softmax(x: Array, axis: int = -1) -> F32:
+    """Over one axis."""
+    p = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(p / p.sum(axis=axis, keepdims=True), np.float32)
 
 
 def met(op: Op, x_TK: F32, dtype: DType) -> F32:

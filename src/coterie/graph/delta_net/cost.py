@@ -5,10 +5,11 @@ Knows nothing about machines, or about the costs of other ops (cost.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
 from coterie.graph.delta_net.ops import CONV, DELTA, PARTS, PLAIN, STATES
+from coterie.graph.flops import Flops, per_output
 from coterie.graph.ir import Graph, Op
 
 # Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S.
@@ -38,8 +39,8 @@ def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
     return found
 
 
-DELTA_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+DELTA_FLOPS: Mapping[str, Flops] = {
     CONV: _conv_flops,
     DELTA: _delta_flops,
-    PARTS: lambda graph, op, sizes: 0,
+    PARTS: per_output(0),
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coterie.graph.branch.reference import softmax
 from coterie.graph.ir import Op
 from coterie.graph.step import Array, Run, Step
 
@@ -41,8 +42,7 @@ def _kv_cat(step: Step, op: Op, x: list[Any]) -> Array:
     k, positions, sequence, tables = x[:4]
     which = op.integer("which")
     for t, position in enumerate(positions):
-        block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(op, which, int(position), block, k[t])
+        step.state.append(op, which, tables[sequence[t]], int(position), k[t])
     parts = [
         step.state.context(op, which, tables[row], length) for row, length in enumerate(_lengths(positions, sequence))
     ]
@@ -79,15 +79,10 @@ def _mask(step: Step, op: Op, x: list[Any]) -> Array:
     return y
 
 
-def _softmax(x: Array, axis: int) -> Array:
-    p = np.exp(x - x.max(axis=axis, keepdims=True))
-    return np.asarray(p / p.sum(axis=axis, keepdims=True), np.float32)
-
-
 def _context_softmax(step: Step, op: Op, x: list[Any]) -> Array:
     y: Array = np.zeros(x[0].shape, np.float32)
     for _, scores, _ in _spans(x[1], x[2]):
-        y[scores] = _softmax(x[0][scores], 0)
+        y[scores] = softmax(x[0][scores], axis=0)
     return y
 
 
@@ -145,7 +140,7 @@ EAGER_RUN: Mapping[str, Run] = {
     "sin": _unary(np.sin),
     "sigmoid": _unary(lambda x: 0.5 * (1 + np.tanh(0.5 * x))),
     "tanh": _unary(np.tanh),
-    "softmax": _unary(lambda x: _softmax(x, -1)),
+    "softmax": _unary(softmax),
     "heads_first": _unary(lambda x: x),
     "scale": lambda step, op, x: np.asarray(x[0] * np.float32(op.number("factor")), np.float32),
     "shift": lambda step, op, x: np.asarray(x[0] + np.float32(op.number("number")), np.float32),

@@ -5,10 +5,10 @@ Knows nothing about machines, or about the costs of other ops (cost.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
-from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS
+from coterie.graph.flops import NORM_FLOPS, ROTATED_FLOPS, SOFTMAX_FLOPS, Flops
 from coterie.graph.ir import Graph, Op, Value
 from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES, head_rows, key_rows
 
@@ -44,7 +44,7 @@ def head_bytes(graph: Graph, op: Op, weight: Value) -> int:
     return whole // each * (keys if op.kind == QUERIES else each - keys)
 
 
-LATENT_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+LATENT_FLOPS: Mapping[str, Flops] = {
     APPEND: _append_flops,
     QUERIES: _queries_flops,
     ATTEND: _attend_flops,

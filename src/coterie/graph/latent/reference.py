@@ -24,8 +24,7 @@ def _append(step: Step, op: Op, x: list[Any]) -> None:
     normed_TR = latent_TR / np.sqrt(mean + np.float32(op.number("eps"))) * weight_R
     rows_TN = np.concatenate([normed_TR, turned(op, [key_TP[:, None], positions, inv_freq])[:, 0]], axis=1)
     for t, position in enumerate(positions):
-        block = step.state.block(tables[sequence[t]], int(position))
-        step.state.append(op, 0, int(position), block, np.asarray(rows_TN[t][None], np.float32))
+        step.state.append(op, 0, tables[sequence[t]], int(position), np.asarray(rows_TN[t][None], np.float32))
 
 
 def _queries(step: Step, op: Op, x: list[Any]) -> Array:

@@ -5,10 +5,10 @@ Knows nothing about machines, or about the costs of other ops (cost.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
-from coterie.graph.flops import NORM_FLOPS
+from coterie.graph.flops import NORM_FLOPS, Flops, per_output
 from coterie.graph.ir import Graph, Op
 from coterie.graph.scan.ops import GROUP_NORM, MUL_ROW, SCAN
 
@@ -21,12 +21,8 @@ def _scan_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return _PER_NUMBER * sizes.T * numbers_in(graph.values[op.inputs[-1]].shape[1:])
 
 
-def _per_number(flops: int) -> Callable[[Graph, Op, Sizes], int]:
-    return lambda graph, op, sizes: flops * sizes.count(graph.values[op.outputs[0]].shape)
-
-
-SCAN_FLOPS: Mapping[str, Callable[[Graph, Op, Sizes], int]] = {
+SCAN_FLOPS: Mapping[str, Flops] = {
     SCAN: _scan_flops,
-    GROUP_NORM: _per_number(NORM_FLOPS),
-    MUL_ROW: _per_number(1),
+    GROUP_NORM: per_output(NORM_FLOPS),
+    MUL_ROW: per_output(1),
 }
