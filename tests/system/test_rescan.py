@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from tests.system.tiny import write_adapter_of, write_expert, write_mixture, wri
 from coterie.api import Coterie, Options, Query
 from coterie.api.rescan import _replaced
 from coterie.checkpoint.layout import FileIdentity, FileRange
+from coterie.composition.composition import load_composition
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, TransferError, UsageError
 from coterie.engine.experts import open_expert
@@ -27,6 +29,7 @@ from coterie.models.model import open_model
 from coterie.models.packing import Packing
 from coterie.server.app import make_app
 
+UNCHANGED: dict[str, object] = {"added": [], "renewed": [], "removed": [], "kept": {}, "left_out": {}}
 PROMPT = "say it in other words, as often as before"
 
 
@@ -72,7 +75,7 @@ def test_a_new_expert_is_served(office: Path, tmp_path: Path) -> None:
         assert asked(coterie, "ada") == first
         coterie.pin("cyd")
         assert coterie.status().expert("cyd").pinned
-        assert coterie.rescan().to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
+        assert coterie.rescan().to_dict() == UNCHANGED
 
 
 def test_replaced_weights_are_read_anew(office: Path, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_what_lies_beside_the_weights_is_read_anew(office: Path) -> None:
         before = coterie.ask(Query.text(PROMPT, "ada"))
         coterie.pin("ada")
         (ada / "chat_template.jinja").write_text("{% for m in messages %}Now {{ m['content'] }}{% endfor %}")
-        assert coterie.rescan().to_dict() == {"added": [], "renewed": ["ada"], "kept": {}, "left_out": {}}
+        assert coterie.rescan().to_dict() == UNCHANGED | {"renewed": ["ada"]}
         assert coterie.status().expert("ada").pinned
         assert coterie.status().expert("ada").state == "resident"
         after = coterie.ask(Query.text(PROMPT, "ada"))
@@ -179,21 +182,43 @@ def test_a_tokenizer_alone_is_read_anew(office: Path) -> None:
 def test_who_finds_a_file_replaced_is_told_of_a_rescan(office: Path, tmp_path: Path) -> None:
     with Coterie.open(office) as coterie:
         shutil.copy(write_expert(tmp_path / "other", 9) / "model.safetensors", office / "ada" / "model.safetensors")
-        with pytest.raises(TransferError, match=r"since its header was read; .* rescan the folder that is served"):
+        with pytest.raises(TransferError, match=r"since its header was read; .* rescan what is served"):
             asked(coterie, "ada")
         assert coterie.rescan().renewed == ("ada",)
         assert asked(coterie, "ada") == alone(tmp_path / "other")
 
 
-def test_what_goes_stays_in_memory(office: Path) -> None:
+def test_who_is_gone_is_asked_no_more(office: Path, tmp_path: Path) -> None:
+    """What was asked of it before is answered, its memory goes, and it may come back, with other weights too."""
     with Coterie.open(office) as coterie:
         before = asked(coterie, "bob")
+        coterie.pin("bob")
+        under_way = coterie.submit(Query.text(PROMPT, "bob"))
+        coterie.step()
         shutil.rmtree(office / "bob")
-        found = coterie.rescan()
-        assert found.to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
-        assert asked(coterie, "bob") == before
+        assert asked(coterie, "bob") == before  # as it is in memory
+        assert coterie.rescan().to_dict() == UNCHANGED | {"removed": ["bob"]}
+        assert coterie.composition.names == ("ada",)
+        assert [expert.name for expert in coterie.status().experts] == ["ada"]
+        for ask in (lambda: asked(coterie, "bob"), lambda: coterie.pin("bob")):
+            with pytest.raises(NotFoundError, match="bob"):
+                ask()
+        answers = {chunk.request_id: chunk.answer for _ in range(400) for chunk in coterie.step() if chunk.answer}
+        assert answers[under_way].token_ids == before
+        write_expert(office / "bob", 9)
+        assert coterie.rescan().added == ("bob",)
+        assert asked(coterie, "bob") == alone(office / "bob") != before
+        coterie.parts.all_weights.check_integrity()
+
+
+def test_a_folder_that_is_gone_or_a_file_now_changes_nothing(office: Path) -> None:
+    with Coterie.open(office) as coterie:
+        before = asked(coterie, "bob")
         (office / "composition.toml").write_text("")
         with pytest.raises(UsageError):
+            coterie.rescan()
+        (office / "composition.toml").write_text('name = "office"\n[[expert]]\nname = "ada"\ncheckpoint = "ada"\n')
+        with pytest.raises(UsageError, match="is the file office now, which was served as office; serve it again"):
             coterie.rescan()
         shutil.rmtree(office)
         with pytest.raises(NotFoundError, match="there is no such file or folder"):
@@ -338,13 +363,19 @@ def test_of_two_looks_at_once_one_counts(office: Path, tmp_path: Path) -> None:
         assert asked(coterie, "ada") == alone(tmp_path / "other")
 
 
-def test_a_file_is_read_once(office: Path) -> None:
-    for ref in (office / "ada", "demo"):
-        with (
-            Coterie.open(ref) as coterie,
-            pytest.raises(UsageError, match="is no folder of experts, and a file"),
-        ):
-            coterie.rescan()
+def test_one_checkpoint_and_the_demo_are_read_again(office: Path, tmp_path: Path) -> None:
+    with Coterie.open("demo") as coterie:
+        assert coterie.rescan().to_dict() == UNCHANGED
+    with Coterie.open(office / "ada") as coterie:
+        shutil.copy(write_expert(tmp_path / "other", 9) / "model.safetensors", office / "ada" / "model.safetensors")
+        assert coterie.rescan().renewed == ("ada",)
+        assert asked(coterie, "") == alone(tmp_path / "other")
+
+
+def test_what_was_read_from_nowhere_cannot_be_read_again(office: Path) -> None:
+    nowhere = replace(load_composition(office), source=None)
+    with Coterie(nowhere) as coterie, pytest.raises(UsageError, match="was read from no file or folder; open it anew"):
+        coterie.rescan()
 
 
 def shard_head(judge: Path) -> Path:

@@ -105,7 +105,7 @@ def test_another_head_that_scores_is_read_too(tmp_path: Path) -> None:
     with Coterie.open(judge.parent) as coterie:
         made_private(path)
         coterie.rerank(PROMPT, ["a", "b"])
-        assert coterie.rescan().to_dict() == {"added": [], "renewed": [], "kept": {}, "left_out": {}}
+        assert coterie.rescan().to_dict() == {"added": [], "renewed": [], "removed": [], "kept": {}, "left_out": {}}
 
 
 def test_another_header_of_the_same_size_is_refused(office: Path, small: Coterie) -> None:

@@ -19,7 +19,7 @@ from coterie.api.inflight import InFlight, capped_by_kv
 from coterie.api.measuring import Measuring
 from coterie.api.opened import open_all
 from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
-from coterie.api.rescan import FolderScan, Rescan, look_again, rescan
+from coterie.api.rescan import Look, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
@@ -216,19 +216,19 @@ class Coterie(Measuring, ExpertCommands):
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
         with self._opened():
-            return look(self._parts, self.models, self.composition.name)
+            return look(self._parts, self.models, self.composition)
 
-    def look_again(self) -> FolderScan:
-        """What is new in the folder, opened, in any thread. Raises UsageError for a composition that is a file."""
-        return look_again(self.composition, self.models, self.texts, self._options)
+    def look_again(self) -> Look:
+        """What is new in the file or folder, opened, in any thread. Raises what opening a composition does."""
+        return look_again(self.routing, self.models, self.texts, self._options)
 
-    def rescan(self, looked: FolderScan | None = None) -> Rescan:
-        """Serve what is new in the folder, as another look found it, or else one now. Raises as `look_again`."""
+    def rescan(self, looked: Look | None = None) -> Rescan:
+        """Serve what another look found, or else one now; who is gone is asked no more. Raises as that."""
         looked = looked or self.look_again()
         with self._opened():
-            now, found = rescan(self.composition, looked, self._parts, self.models, self.texts, self._options)
-            self.composition, self.routing = now, Routing(now)
-            self._touched.composition = now
+            routing, found = rescan(self.routing, looked, self._parts, self.models, self.texts, self._options)
+            self.composition, self.routing = routing.composition, self._routings.use(routing)
+            self._touched.know(self.composition)
             return found
 
     def release_idle(self) -> int:

@@ -1,10 +1,13 @@
-"""Looks into a folder of experts again, while it is served: what is new there, and whose files were replaced.
+"""Reads a composition's file or folder again, while it is served: who is new, whose files were replaced, who is gone.
 
-What has gone stays as it is: an expert that is in memory needs its files no more. Knows nothing about requests.
+    look_again, beside the engine: opens what is new, makes the router --> rescan, between two steps: serves it
+
+Who is gone is asked by nobody any more, and answers what was asked before. Knows nothing about requests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +21,8 @@ from coterie.api.texts import Text, files_of, open_texts
 from coterie.checkpoint.layout import FileIdentity
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.expert import Expert
+from coterie.composition.routers.llm import ROUTER
+from coterie.composition.routing import Routing
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
 from coterie.engine.additions import serve_more
 from coterie.engine.assembly import Parts
@@ -27,47 +32,56 @@ from coterie.models.model import Model, with_kv_type
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """What another look changed: experts that are new, and those whose weights, or what lies beside them, are others.
+    """What another look changed: experts that are new, those whose weights, what lies beside them or what the file says
+    of them are others, and those that are no more.
 
-    `kept`: those that should have and stay as they are, with the reason. `left_out`: what is not served, likewise.
+    `kept`: those that should have and stay as they are, with the reason, the router too (by ROUTER's name).
+    `left_out`: what is not served, likewise.
     """
 
     added: tuple[str, ...]
     renewed: tuple[str, ...]
+    removed: tuple[str, ...]
     kept: Mapping[str, CoterieError]
     left_out: Mapping[str, CoterieError]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         kept, left_out = ({name: str(why) for name, why in found.items()} for found in (self.kept, self.left_out))
-        return {"added": list(self.added), "renewed": list(self.renewed), "kept": kept, "left_out": left_out}
+        changed = {"added": list(self.added), "renewed": list(self.renewed), "removed": list(self.removed)}
+        return {**changed, "kept": kept, "left_out": left_out}
 
 
 @dataclass(frozen=True, slots=True)
-class FolderScan:
-    """What another look found: the folder as it is, and what is new or replaced there, opened, or why it is not.
+class Look:
+    """What another look found: the composition as it is, and what is new or replaced there, opened, or why it is not.
 
-    `was`: the models that were served under these names, None where there was none.
+    `was`: the models that were served under these names, None where there was none. `gone`: who was served and is no
+    more there. `routing`: by the router that the file has now, or why it stays what it was.
     """
 
     found: Composition
+    routing: Routing | CoterieError
     opened: Mapping[str, tuple[Model, Text]]
     failed: Mapping[str, UsageError]
     was: Mapping[str, Model | None]
+    gone: frozenset[str]
 
 
-def look_again(
-    composition: Composition, models: Mapping[str, Model], texts: Mapping[str, Text], options: Options
-) -> FolderScan:
-    """Look into a composition's folder, and open what is new there. In any thread: to open hundreds takes seconds.
+def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str, Text], options: Options) -> Look:
+    """Read a composition's file or folder, and open what is new there. In any thread: to open hundreds takes seconds.
 
-    Raises UsageError for a composition that is a file, and where the folder has become one, NotFoundError and
-    CompositionError where there is no folder any more, or no expert in it.
+    Raises UsageError for a composition that was neither, or has become the other or got another name, NotFoundError and
+    CompositionError where it is gone, holds no expert, or its file or router is wrong.
     """
-    found = load_composition(composition.root) if composition.is_folder else composition
-    if not found.is_folder:
-        fact = "is no folder of experts, and a file is read once"
-        raise UsageError(composition.name, fact, "serve it again, or serve a folder")
+    composition = routing.composition
+    if composition.source is None:
+        raise UsageError(composition.name, "was read from no file or folder", "open it anew")
+    found = load_composition(composition.source)
+    if (found.is_folder, found.name) != (composition.is_folder, composition.name):
+        what = "folder" if found.is_folder else "file"
+        fact = f"is the {what} {found.name} now, which was served as {composition.name}"
+        raise UsageError(str(composition.source), fact, "serve it again, so that clients ask for what there is")
     before, models = {expert.name: expert for expert in composition.experts}, dict(models)
     bases: dict[Path, Model] = {}
     opened: dict[str, tuple[Model, Text]] = {}
@@ -82,21 +96,43 @@ def look_again(
             opened[expert.name] = with_draft(expert.name, *now, options.draft if options.draft in models else ""), text
         except UsageError as error:
             failed[expert.name] = error
-    return FolderScan(found, opened, failed, {name: models.get(name) for name in (*opened, *failed)})
+    was = {name: models.get(name) for name in (*opened, *failed)}
+    gone = frozenset(before).difference(found.names, found.left_out)
+    return Look(found, _routing_now(routing, found), opened, failed, was, gone)
+
+
+def _routing_now(routing: Routing, found: Composition) -> Routing | CoterieError:
+    """By the router that a composition has now; else why it stays. Raises CompositionError for what is wrong with it.
+
+    A router's own model was given memory at start, and what it makes of examples is asked before the first request.
+    """
+    spec, before = found.router, routing.composition.router
+    own, its = (None if one is None else one.model for one in (spec, before))
+    if own is None and its is None:
+        return Routing(found)
+    if own == its and spec is not None and before is not None:
+        if not routing.to_teach:
+            return Routing(found)
+        if (spec.kind, spec.fallback, spec.examples) == (before.kind, before.fallback, before.examples):
+            return routing.tuned(spec).tuned_for(found)
+    fact = "its model, or examples that it knows by its model's vectors, are others"
+    return ConflictError("router", fact, "serve again; it is asked about these at start alone")
 
 
 def rescan(
-    composition: Composition,
-    looked: FolderScan,
+    routing: Routing,
+    looked: Look,
     parts: Parts,
     models: dict[str, Model],
     texts: dict[str, Text],
     options: Options,
-) -> tuple[Composition, Rescan]:
+) -> tuple[Routing, Rescan]:
     """Serve what a look found; `models` and `texts` grow. Not while the engine is in a step.
 
-    What others have changed since that look stays as they left it.
+    What others have changed since that look stays as they left it. Where an expert of the file is left out, the router,
+    which may choose it, stays too; and where the router stays, so does everybody whom it may choose.
     """
+    composition = routing.composition
     before = {expert.name: expert for expert in composition.experts}
     changed: list[str] = []
     kept: dict[str, CoterieError] = {}
@@ -116,9 +152,26 @@ def rescan(
             models[name], texts[name] = model, text
             changed.append(name)
     now = before | {expert.name: expert for expert in looked.found.experts if expert.name in changed}
-    composition = replace(composition, experts=tuple(now.values()), left_out=left_out)
+    then, gone = looked.routing, looked.gone & before.keys()
+    if left_out and isinstance(then, Routing) and not looked.found.is_folder:
+        then = ConflictError(
+            "router", f"{', '.join(left_out)} of the file cannot be served", "mend that, and ask again"
+        )
+    if isinstance(then, CoterieError):
+        kept[ROUTER], gone, then = then, frozenset(), routing
+    for name in gone:
+        _retire(parts, name)
+    experts = tuple([expert for name, expert in now.items() if name not in gone])
     added, renewed = ([name for name in changed if (name in before) == old] for old in (False, True))
-    return composition, Rescan(tuple(added), tuple(renewed), kept, left_out)
+    then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out))
+    return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
+
+
+def _retire(parts: Parts, name: str) -> None:
+    """Let an expert's memory go, now or, where it is used, as others need it."""
+    parts.engine.control.unpin(name)
+    with contextlib.suppress(ConflictError):
+        parts.engine.control.unload(name)
 
 
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:

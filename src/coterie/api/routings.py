@@ -80,6 +80,11 @@ class Routings:
         self._jobs: dict[str, RoutingJob] = {}
         self._owners: dict[str, str] = {}
 
+    def use(self, routing: Routing) -> Routing:
+        """Choose by this routing from now on, which has nothing to learn; it is given back."""
+        self._routing = routing
+        return routing
+
     def teach(self, device: str, folder: Path) -> Routing:
         """Ask for what the router must know before its first decision, and wait; the routing with what came of it.
 

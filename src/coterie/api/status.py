@@ -13,6 +13,8 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from coterie.composition.composition import Composition
+from coterie.composition.routers.llm import ROUTER
 from coterie.engine.assembly import Parts
 from coterie.engine.bases import folder_of
 from coterie.engine.metrics import PRIORITY_CLASSES, Histogram, Metrics, PriorityClass, priority_class
@@ -142,10 +144,11 @@ class Status:
         return {**asdict(self.by_priority[of]), "pauses": so_far.pauses, **times}
 
 
-def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
-    """What there is to be known now. Not while the engine is in a step."""
+def look(parts: Parts, models: Mapping[str, Model], composition: Composition) -> Status:
+    """What there is to be known now, of the composition's experts. Not while the engine is in a step."""
     held = parts.engine.admission.by_expert()
-    experts = tuple([_expert(parts, name, model, held[name]) for name, model in models.items()])
+    names = (*composition.names, *[name for name in models if name == ROUTER])
+    experts = tuple([_expert(parts, name, models[name], held[name]) for name in names])
     sides = sides_of(parts.all_weights)
     tiers = tuple(
         [
@@ -156,7 +159,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: str) -> Status:
     )
     kv = KvStatus(parts.kv.block_bytes, parts.kv.num_blocks, parts.kv.used_blocks, parts.kv.cached_blocks)
     return Status(
-        composition=composition,
+        composition=composition.name,
         device=parts.device.spec.name,
         now_s=parts.device.now(),
         experts=experts,

@@ -20,6 +20,7 @@ from coterie.api.rescan import reopen
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
+from coterie.composition.expert import Expert
 from coterie.core.errors import UsageError
 from coterie.engine.additions import is_there, serve_touched
 from coterie.engine.assembly import Parts
@@ -37,19 +38,24 @@ class Touched:
         texts: dict[str, Text],
         options: Options,
     ) -> None:
-        self.composition = composition
+        self._experts: dict[str, Expert] = {}
+        self.know(composition)
         self._parts, self._models, self._texts, self._options = parts, models, texts, options
+
+    def know(self, composition: Composition) -> None:
+        """Its experts are where it says now; who is not among them stays where it was, as it may still be asked."""
+        self._experts |= {expert.name: expert for expert in composition.experts}
 
     def __call__(self, name: str) -> None:
         """Serve an expert by the headers that its files have now, where only status times are others.
 
         What differs in more than that, or cannot be read, stays as it is: its load says what is wrong.
         """
-        was = self._models.get(name)
-        if was is None or is_there(self._parts, name) or not is_touched(was.layout):
+        was, expert = self._models.get(name), self._experts.get(name)
+        if was is None or expert is None or is_there(self._parts, name) or not is_touched(was.layout):
             return
         try:
-            model = replace(reopen(self.composition.expert(name), self._options, {}), base=was.base)
+            model = replace(reopen(expert, self._options, {}), base=was.base)
             # What scores is no part of a layout, and lies in the same file.
             heads = {} if model.head is None else open_texts({name: model})
         except UsageError:

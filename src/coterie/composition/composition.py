@@ -64,7 +64,7 @@ class Composition:
     """A router and its experts. `root` is the folder from which relative paths are read.
 
     `is_folder`: nobody named the experts, they are what a folder holds; what cannot be opened there is `left_out`, by
-    its name, with the reason.
+    its name, with the reason. `source`: the file or folder that was read; None where it was none.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Composition:
     description: str = ""
     is_folder: bool = False
     left_out: Mapping[str, CoterieError] = field(default_factory=lambda: MappingProxyType({}))
+    source: Path | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,9 +142,8 @@ def _load(ref: str) -> Composition:
 
 def _from_folder(folder: Path) -> Composition:
     found = experts_of(folder)
-    return Composition(
-        found.name, found.experts, None, folder.resolve(), is_folder=not found.is_one, left_out=found.left_out
-    )
+    is_folder, root = not found.is_one, folder.resolve()
+    return Composition(found.name, found.experts, None, root, is_folder=is_folder, left_out=found.left_out, source=root)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -172,7 +172,8 @@ def composition_of(values: Mapping[str, Any], path: Path) -> Composition:
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
     router = _router(values["router"], names, root, file) if "router" in values else None
     router = _with_examples(router, values, names, root, file)
-    return Composition(values["name"], tuple(experts), router, root, values.get("description", ""))
+    about = values.get("description", "")
+    return Composition(values["name"], tuple(experts), router, root, about, source=path.absolute())
 
 
 def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list[Expert]:

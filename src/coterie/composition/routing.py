@@ -107,6 +107,10 @@ class Routing:
         router = self.router.tuned(_knn_settings(spec)) if isinstance(self.router, KnnRouter) else None
         return Routing(composition, router)
 
+    def tuned_for(self, composition: Composition) -> Routing:
+        """The same router, as it is made, for a composition whose experts it may choose are there."""
+        return Routing(composition, self.router)
+
     def taught(self, vectors: Sequence[Sequence[float]]) -> Routing:
         """The same where its router, a knn router, knows the vectors of its examples."""
         router = self.router.taught(vectors) if isinstance(self.router, KnnRouter) else self.router
