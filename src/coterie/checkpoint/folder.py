@@ -14,6 +14,7 @@ from coterie.checkpoint.files import read_object
 from coterie.checkpoint.safetensors import TensorInfo, read_header
 from coterie.core.errors import CheckpointError, shown
 from coterie.core.paths import user_path
+from coterie.core.text import first_few
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -88,8 +89,7 @@ def import_remedy(file: Path) -> str:
 
 def brief(files: Sequence[Path]) -> str:
     """The first names."""
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return ", ".join(file.name for file in files[:3]) + more
+    return first_few([file.name for file in files])
 
 
 def _others(folder: Path) -> str:

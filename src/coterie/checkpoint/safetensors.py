@@ -9,7 +9,8 @@ Knows nothing about models, and never reads a tensor. Source: the safetensors fo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -51,6 +52,21 @@ class TensorInfo:
     def size_bytes(self) -> int:
         """Bytes of the tensor."""
         return prod(self.shape) * self.dtype.size_bytes
+
+    def rows(self, name: str, first: int, shape: tuple[int, ...]) -> TensorInfo:
+        """A tensor of this shape that is rows of this one from `first` on, where they lie."""
+        row_bytes = self.dtype.size_bytes * prod(shape[1:])
+        return replace(self, name=name, shape=shape, offset=self.offset + first * row_bytes)
+
+
+def without_bytes(stored: Mapping[str, tuple[DType, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """Tensors of these types and shapes, one behind the other in a file that has no bytes."""
+    shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
+    tensors, offset = dict[str, TensorInfo](), 0
+    for name, (dtype, shape) in stored.items():
+        tensors[name] = TensorInfo(name, dtype, shape, shard, offset)
+        offset += tensors[name].size_bytes
+    return tensors
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from coterie.checkpoint.tagged import listed, named
 from coterie.core.errors import RequestError
 
 MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
@@ -36,7 +37,7 @@ class _Widths:
                 self.check(item)
         if not isinstance(schema, dict):
             return
-        count = len(_properties(schema).keys() - _required(schema))
+        count = len(named(schema.get("properties")).keys() - _required(schema))
         if count > MAX_OPTIONAL:
             remedy = f"require more of them, or split it: at most {MAX_OPTIONAL} may be left out"
             raise RequestError(self._where, f"has an object with {count} properties that are not required", remedy)
@@ -77,17 +78,11 @@ class _Widths:
         return found
 
 
-def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = schema.get("properties")
-    return found if isinstance(found, dict) else {}
-
-
 def _required(schema: Mapping[str, Any]) -> set[str]:
-    found = schema.get("required")
-    return set(map(str, found)) if isinstance(found, list) else set()
+    return set(map(str, listed(schema.get("required"))))
 
 
 def _leading(schema: Mapping[str, Any]) -> int:
     """How many properties stand before the first that is required. They come in their order."""
-    required, names = _required(schema), list(_properties(schema))
+    required, names = _required(schema), list(named(schema.get("properties")))
     return next((place for place, name in enumerate(names) if name in required), len(names))

@@ -6,7 +6,7 @@ Knows nothing about running experts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
 from coterie.core.grouped import grouped
+from coterie.core.text import first_few
 from coterie.core.units import format_bytes, format_count
 from coterie.engine.assembly import Plan, plan
 from coterie.graph.ops import BF16
@@ -89,9 +90,9 @@ def sampling_lines(models: Mapping[str, Model]) -> list[str]:
     drawn = {name: _drawn(model) for name, model in models.items() if name != ROUTER}  # whose model is asked greedily
     alike = grouped((words, name) for name, words in drawn.items())
     is_said = set(alike) != {"greedy"}
-    lines = [f"sampling of {_brief(names)}: {words}" for words, names in alike.items()] if is_said else []
+    lines = [f"sampling of {first_few(names)}: {words}" for words, names in alike.items()] if is_said else []
     notes = grouped((note, name) for name, model in models.items() for note in model.advised.notes)
-    return lines + [f"note: {_brief(names)}: {note}" for note, names in notes.items()]
+    return lines + [f"note: {first_few(names)}: {note}" for note, names in notes.items()]
 
 
 def _drawn(model: Model) -> str:
@@ -102,13 +103,13 @@ def _drawn(model: Model) -> str:
 def activation_lines(models: Mapping[str, Model]) -> list[str]:
     """Whose activations are rounded to bfloat16, a line; none where nobody's are."""
     names = [name for name, model in models.items() if model.activations == BF16]
-    return [f"activations of {_brief(names)}: bfloat16 beside bfloat16 weights (--activations)"] if names else []
+    return [f"activations of {first_few(names)}: bfloat16 beside bfloat16 weights (--activations)"] if names else []
 
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
     """Who guesses for whom, a line for each draft, and then which of them lack memory for that."""
     drafts = grouped((model.draft, name) for name, model in models.items() if model.draft)
-    lines = [f"draft {small}: guesses for {_brief(names)}" for small, names in drafts.items()]
+    lines = [f"draft {small}: guesses for {first_few(names)}" for small, names in drafts.items()]
     size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}
     room, all_bytes = made.near_bytes, sum(size.values())
     for small, names in drafts.items():
@@ -116,7 +117,7 @@ def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
         wide = [name for name, together in both.items() if together > room]
         if wide:
             need = max(both.values())
-            fact = f"{small} guesses nothing for {_brief(wide)}: together they take {format_bytes(need)}"
+            fact = f"{small} guesses nothing for {first_few(wide)}: together they take {format_bytes(need)}"
             fact += f" and experts have {format_bytes(room)}; set --near to at least {need + made.bases_bytes} B"
         elif room < all_bytes:
             fact = f"{small} guesses while {format_bytes(size.get(small, 0))} of what experts have are free: nobody is"
@@ -125,10 +126,6 @@ def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
             continue
         lines.append(f"note: {fact}")
     return lines
-
-
-def _brief(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _rows(models: dict[str, Model]) -> list[list[str]]:

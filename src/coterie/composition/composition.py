@@ -26,6 +26,7 @@ from coterie.core.errors import CompositionError, CoterieError, NotFoundError, R
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 from coterie.core.sampling import PartialSampling
+from coterie.core.text import first_few
 
 PRESETS = Path(__file__).parent / "presets"
 COMPOSITION_FILE = "composition.toml"
@@ -98,7 +99,7 @@ def name_hint(name: str, names: Sequence[str]) -> str:
     close = nearest(name, names)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    first = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    first = first_few(names, 12)
     return f"the experts are {first}"
 
 

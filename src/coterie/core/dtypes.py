@@ -79,6 +79,10 @@ class DType(Enum):
         """Bytes of a tensor; a packed one has two dimensions."""
         return prod(shape[:-1]) * self.row_bytes(shape[-1]) if shape else self.size_bytes
 
+    def stored(self, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
+        """The element type and the shape that a file has for a tensor: of a packed matrix the bytes of its rows."""
+        return (DType.U8, (shape[0], self.row_bytes(shape[1]))) if self.is_packed else (self, shape)
+
     @property
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy type that holds the bits; bfloat16 is held as uint16, and 8 bits of a float as uint8."""

@@ -76,6 +76,16 @@ def unpack(packed: U8, dtype: DType, columns: int) -> F32:
     return out
 
 
+def encode(values_NK: F32, dtype: DType, known_NG: F32 | None = None, zeros_NG: F32 | None = None) -> tuple[U8, F32]:
+    """The bytes of rows in a packed or a float type, and what they are worth. Raises ValueError as `pack`."""
+    if not dtype.is_packed:
+        bits = from_f32(values_NK, dtype)
+        return bits.view(np.uint8), to_f32(bits, dtype)
+    packed = pack(values_NK, dtype, known_NG, zeros_NG)
+    with np.errstate(over="ignore"):  # of a scale that rounded up
+        return packed, unpack(packed, dtype, values_NK.shape[1])
+
+
 def packed_as_is(q_NK: npt.NDArray[np.integer[Any]], scales_NG: F32, dtype: DType, zeros_NG: F32 | None = None) -> U8:
     """Rows of packed weights [N, row bytes] of whole numbers and scales that somebody else chose: nothing is lost. Not
     of Q6 (core.six_bits.join_six).

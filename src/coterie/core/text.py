@@ -1,6 +1,20 @@
-"""Text that comes in pieces. Knows nothing about what it says."""
+"""Texts: names listed in a message, and what comes in pieces. Knows nothing about what they say."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest_hint(name: str, names: Iterable[str]) -> str:
+    """Which of the names a wrong one may mean, to stand behind it; empty where none is like it."""
+    near = get_close_matches(name, list(names), n=1)
+    return f" (the nearest name is {near[0]})" if near else ""
 
 
 def overlap(text: str, mark: str) -> int:

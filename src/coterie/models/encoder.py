@@ -150,4 +150,4 @@ def _behind(table: TensorInfo, first: int, where: str) -> TensorInfo:
     if rows <= first:
         fact = f"{table.name} has {rows} rows, of which the first {first} are of no position"
         raise CheckpointError(where, fact, "download the file again")
-    return replace(table, shape=(rows - first, *rest), offset=table.offset + first * (table.size_bytes // rows))
+    return table.rows(table.name, first, (rows - first, *rest))

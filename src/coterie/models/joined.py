@@ -70,8 +70,13 @@ def _parts(
     if whole.shape != (sum(rows), *rest):
         fact = f"tensor {stored} has shape {list(whole.shape)} but config.json wants {[sum(rows), *rest]}"
         raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
-    row_bytes, first, found = whole.size_bytes // sum(rows), 0, {}
+    return rows_in_turn(whole, 0, parts)
+
+
+def rows_in_turn(whole: TensorInfo, first: int, parts: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    """Tensors of these shapes that follow one another in a stored one, from its row `first` on; by their names."""
+    found = {}
     for name, shape in parts.items():
-        found[name] = replace(whole, name=name, shape=shape, offset=whole.offset + first * row_bytes)
+        found[name] = whole.rows(name, first, shape)
         first += shape[0]
     return found

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, Checkpoint
 from coterie.checkpoint.generation import NOT_ADVISED, Advised, advised, end_ids
-from coterie.checkpoint.layout import FileIdentity, Layout
+from coterie.checkpoint.layout import Layout
 from coterie.checkpoint.place import place
-from coterie.checkpoint.safetensors import Shard, TensorInfo
+from coterie.checkpoint.safetensors import without_bytes
 from coterie.checkpoint.tokenizer import Tokenizer, has_tokenizer
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
@@ -155,15 +155,10 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     for weight, shape in shapes.items():
         packed = packing.dtype_of(weight, shape) if packing else None
         dtypes[weight] = packed or declared
-        stored[weight] = (DType.U8, (shape[0], packed.row_bytes(shape[1]))) if packed else (dtypes[weight], shape)
+        stored[weight] = dtypes[weight].stored(shape)
     if config.density != 1.0:
         stored |= _sparse(config, dtypes, packing is not None, name)
-    shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
-    tensors, offset = {}, 0
-    for weight, (dtype, shape) in stored.items():
-        tensors[weight] = TensorInfo(weight, dtype, shape, shard, offset)
-        offset += tensors[weight].size_bytes
-    found = _model(name, Checkpoint(Path(), raw, tensors), config, dtypes, (), activations)
+    found = _model(name, Checkpoint(Path(), raw, without_bytes(stored)), config, dtypes, (), activations)
     return replace(found, part_of=part_of(whole))
 
 

@@ -29,6 +29,15 @@ _LEFT_OUT = (CONFIG, INDEX)
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
+PIECE_WEIGHTS = 1 << 22  # of a tensor that is written anew, what is in memory at once
+
+
+def row_pieces(num_rows: int, num_columns: int, piece_weights: int = PIECE_WEIGHTS) -> Iterator[slice]:
+    """The rows of a matrix, some at a time."""
+    step = max(1, piece_weights // num_columns)
+    yield from (slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step))
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A tensor of the file to be written."""

@@ -16,16 +16,14 @@ import numpy as np
 
 from coterie.checkpoint.folder import SINGLE
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.dtypes import DType, from_f32, to_f32
+from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UsageError
-from coterie.core.packed import F32, U8, pack, unpack
+from coterie.core.packed import encode
 from coterie.models.lost import KindError, Sums
 from coterie.models.model import Model, open_model
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import KEY, Packing, may_be_packed
 from coterie.models.tensors import kind_of, map_bytes
-
-PIECE_WEIGHTS = 1 << 22  # what is in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,35 +103,19 @@ def _write_weights(
 
 
 def _entry(info: TensorInfo, packed: DType | None) -> Entry:
-    if packed is None:
-        return Entry(info.name, info.dtype, info.shape)
-    if not packed.is_packed:
-        return Entry(info.name, packed, info.shape)
-    return Entry(info.name, DType.U8, (info.shape[0], packed.row_bytes(info.shape[1])))
+    return Entry(info.name, *(packed or info.dtype).stored(info.shape))
 
 
 def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: Sums) -> None:
-    rows, columns = info.shape
     bits = map_bytes(info).view(info.dtype.numpy).reshape(info.shape)
     sums.num_tensors += 1
-    step = max(1, PIECE_WEIGHTS // columns)
-    for first in range(0, rows, step):
-        values = to_f32(np.asarray(bits[first : first + step]), info.dtype)
+    for rows in row_pieces(*info.shape):
+        values = to_f32(np.asarray(bits[rows]), info.dtype)
         try:
-            written, after = _stored(values, dtype)
+            written, after = encode(values, dtype)
+            if not np.isfinite(after).all():
+                raise ValueError(f"a weight is infinite or not a number in {dtype.value}")
         except ValueError as error:
             raise CheckpointError(f"{info.shard.path}: {info.name}", str(error), "get the checkpoint again") from None
         file.write(written.data)
         sums.add(values, after, written.size)
-
-
-def _stored(values: F32, dtype: DType) -> tuple[U8, F32]:
-    """The bytes of rows, and what they are worth. Raises ValueError for a weight that is no number there."""
-    if dtype.is_packed:
-        packed: U8 = pack(values, dtype)
-        return packed, unpack(packed, dtype, values.shape[1])
-    bits = from_f32(values, dtype)
-    after = to_f32(bits, dtype)
-    if not np.isfinite(after).all():
-        raise ValueError(f"a weight is infinite or not a number in {dtype.value}")
-    return bits.view(np.uint8), after

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from coterie.checkpoint.folder import CONFIG, SINGLE, Checkpoint
 from coterie.checkpoint.safetensors import TensorInfo
-from coterie.core.dtypes import PACKED, DType, from_f32, to_f32
+from coterie.core.dtypes import PACKED, DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
-from coterie.core.packed import F32, U8, pack, packed_as_is, unpack
+from coterie.core.packed import F32, U8, encode, packed_as_is, unpack
 from coterie.core.scales import MAX_CODE, RANGES, in_bf16
 from coterie.graph.verify import verify
 from coterie.models.alone import text_alone
@@ -33,13 +33,13 @@ from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
 from coterie.models.lost import Sums
 from coterie.models.model import open_model, synthetic_model
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
 from coterie.models.quantised.methods import method_of
-from coterie.models.quantize import PIECE_WEIGHTS, Quantized
+from coterie.models.quantize import Quantized
 from coterie.models.tensors import kind_of, map_bytes
 
 REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then rounded anew, and what that adds is printed"
@@ -149,42 +149,33 @@ def _type(name: str, part: Part, packing: Packing | None, layers: DType | None) 
 def _entry(name: str, item: TensorInfo | Part, packing: Packing | None, layers: DType | None) -> Entry:
     if isinstance(item, TensorInfo):
         return Entry(name, item.dtype, item.shape)
-    dtype = _type(name, item, packing, layers)
-    stored = (item.shape[0], dtype.row_bytes(item.shape[1]))
-    return Entry(name, DType.U8, stored) if dtype.is_packed else Entry(name, dtype, item.shape)
+    return Entry(name, *_type(name, item, packing, layers).stored(item.shape))
 
 
 def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: Sums) -> None:
-    rows, columns = part.shape
     sums.num_tensors += 1
-    step = max(1, PIECE_WEIGHTS // columns)
-    for first in range(part.first, part.first + rows, step):
-        last = min(first + step, part.first + rows)
+    for rows in row_pieces(*part.shape):
+        first, last = part.first + rows.start, part.first + rows.stop
         values = part.matrix.values(first, last)
         if not np.isfinite(values).all():
             raise CheckpointError(part.matrix.where, "a weight is infinite or not a number", AGAIN)
-        if not dtype.is_packed:
-            bits = from_f32(values, dtype)
-            after, written = to_f32(bits, dtype), bits.view(np.uint8)
-        else:
-            written = (_exactly if is_exact else _anew)(part.matrix, values, first, dtype)
-            with np.errstate(over="ignore"):  # of a scale that rounded up
-                after = unpack(written, dtype, columns)
+        encoded = _exactly if is_exact and dtype.is_packed else _anew
+        written, after = encoded(part.matrix, values, first, dtype)
         if not np.isfinite(after).all():
             raise UnsupportedError(part.matrix.where, f"a weight is infinite in {dtype.value}", REMEDY)
         file.write(written.data)
         sums.add(values, after, written.size)
 
 
-def _anew(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
-    scales, zeros = _known(matrix, first, values.shape, dtype)
+def _anew(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F32]:
+    scales, zeros = _known(matrix, first, values.shape, dtype) if dtype.is_packed else (None, None)
     try:
-        return pack(values, dtype, scales, zeros)
+        return encode(values, dtype, scales, zeros)
     except ValueError as error:
         raise CheckpointError(matrix.where, str(error), AGAIN) from None
 
 
-def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
+def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F32]:
     """Codes and zeros as they are; raises UnsupportedError for the first that the packed type does not hold."""
     (scales, zeros), group = _known(matrix, first, values.shape, dtype), PACKED[dtype][1]
     if scales is None or not isinstance(matrix, WholeMatrix):
@@ -195,9 +186,11 @@ def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> U8:
     has_codes = dtype.has_zeros or dtype is DType.MX4
     q = matrix.codes(first, last) - np.int16(matrix.least) if has_codes else matrix.whole(first, last)
     try:
-        return packed_as_is(q, in_bf16(scales), dtype, zeros)
+        packed = packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:
         raise UnsupportedError(matrix.where, f"{error}, so that repacking would change weights", REMEDY) from None
+    with np.errstate(over="ignore"):  # of a scale that rounded up
+        return packed, unpack(packed, dtype, values.shape[1])
 
 
 def _known(matrix: Matrix, first: int, shape: tuple[int, ...], dtype: DType) -> tuple[F32 | None, F32 | None]:

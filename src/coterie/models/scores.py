@@ -14,7 +14,7 @@ LogitScore of sentence-transformers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from coterie.checkpoint.dense import Activation, Dense, Norm, numbers
@@ -155,8 +155,7 @@ def _of_tokens(checkpoint: Checkpoint, said: Mapping[str, Any], name: str) -> Sc
             count = 0 if table is None else table.shape[0]
             fact = f"{key} of {LOGIT_SCORE} is {token!r}, and there are logits of {count} tokens"
             raise CheckpointError(where, fact, _WEIGHTS)
-        row_bytes = table.size_bytes // table.shape[0]
-        rows.append(replace(table, name=kept, shape=(1, *table.shape[1:]), offset=table.offset + token * row_bytes))
+        rows.append(table.rows(kept, token, (1, *table.shape[1:])))
     layer = HeadLayer(rows[0], less=rows[1] if rows[1:] else None)
     return ScoreHead(where, name, "last", (layer,), of_tokens=True)
 

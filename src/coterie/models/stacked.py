@@ -15,6 +15,7 @@ from pathlib import Path
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.branches import Branches
+from coterie.models.joined import rows_in_turn
 
 
 def unstacked(
@@ -65,8 +66,4 @@ def _parts(
     if whole.shape != (count, rows, columns):
         fact = f"tensor {whole.name} has shape {list(whole.shape)} but config.json wants {[count, rows, columns]}"
         raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
-    row_bytes, first, parts = whole.size_bytes // (count * rows), branch * rows, {}
-    for name, shape in shapes.items():
-        parts[name] = replace(whole, name=name, shape=shape, offset=whole.offset + first * row_bytes)
-        first += shape[0]
-    return parts
+    return rows_in_turn(whole, branch * rows, shapes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError
+from coterie.core.text import first_few, nearest_hint
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
 from coterie.models.packing import Packing
@@ -51,13 +51,12 @@ def check_tensors(
     for name, logical in wanted.items():
         info = tensors.get(name)
         if info is None:
-            near = get_close_matches(name, tensors, n=1)
-            hint = f" (the nearest name is {near[0]})" if near else ""
+            hint = nearest_hint(name, tensors)
             missing = sum(other not in tensors for other in wanted)
             fact = f"tensor {name} {list(logical)} is missing{hint}; {missing} of {len(wanted)} tensors are"
             raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
         packed = packing.dtype_of(name, logical) if packing else None
-        shape = (logical[0], packed.row_bytes(logical[1])) if packed else logical
+        shape = packed.stored(logical)[1] if packed else logical
         if info.shape != shape:
             fact = f"tensor {name} has shape {list(info.shape)} but config.json wants {list(shape)}"
             raise CheckpointError(str(where), fact, "check that config.json belongs to these weights")
@@ -80,8 +79,7 @@ def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Ma
             fact = f"tie_word_embeddings is true but {HEAD_WEIGHT} differs from {EMBED_WEIGHT}"
             raise CheckpointError(str(where), fact, "set tie_word_embeddings to false in config.json")
     if leftovers:
-        more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
-        fact = f"holds tensors that its config.json does not use: {', '.join(sorted(leftovers)[:3])}{more}"
+        fact = f"holds tensors that its config.json does not use: {first_few(sorted(leftovers))}"
         raise UnsupportedError(str(where), fact, "leaving them out could change the answers")
 
 

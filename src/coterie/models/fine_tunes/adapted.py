@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from coterie.checkpoint.folder import Checkpoint
@@ -20,6 +19,7 @@ from coterie.checkpoint.place import place
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.core.shapes import trailing
+from coterie.core.text import nearest_hint
 from coterie.graph.ir import Graph, Kind, Value
 from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.models.architecture import shared
@@ -43,12 +43,8 @@ class _Part:
     @property
     def b(self) -> TensorInfo:
         """Those rows of B, where they lie in the file; named after the weight."""
-        whole = self.factors.b
-        row_bytes = whole.size_bytes // whole.shape[0]
-        name = f"{self.weight.removesuffix('.weight')}.lora_B.weight"
-        return replace(
-            whole, name=name, shape=(self.rows, whole.shape[1]), offset=whole.offset + self.first * row_bytes
-        )
+        whole, name = self.factors.b, f"{self.weight.removesuffix('.weight')}.lora_B.weight"
+        return whole.rows(name, self.first, (self.rows, whole.shape[1]))
 
     @property
     def a(self) -> TensorInfo:
@@ -111,10 +107,7 @@ def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
             raise _unknown(name, base, adapter)
         shapes = [_shape(base.graph, weight) for weight in weights]
         wanted = (sum(rows for rows, _ in shapes), shapes[0][1])
-        if factors.shape != wanted:
-            a, b = list(factors.a.shape), list(factors.b.shape)
-            fact = f"{name}: A {a} and B {b} are for a matrix {list(factors.shape)}, but it is {list(wanted)}"
-            raise CheckpointError(str(adapter.path), fact, _other_base(adapter))
+        adapter.check_shape(name, factors, wanted)
         first = 0
         for weight, (rows, _) in zip(weights, shapes, strict=True):
             yield _Part(weight, factors, first, rows)
@@ -156,11 +149,6 @@ def _unknown(name: str, base: Model, adapter: Adapter) -> CheckpointError | Unsu
     if branches is not None and (name in base.graph.values or "experts" in name):
         fact = f"changes {name}, a matrix of a branch of a mixture-of-experts layer, not served unmerged"
         return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
-    near = get_close_matches(name, linear_weights(base.graph), n=1)
-    hint = f" (the nearest name is {near[0]})" if near else ""
+    hint = nearest_hint(name, linear_weights(base.graph))
     fact = f"changes {name}, of which the base {base.name} has no product{hint}"
-    return CheckpointError(str(adapter.path), fact, _other_base(adapter))
-
-
-def _other_base(adapter: Adapter) -> str:
-    return "use the base that it was trained on" + (f": {adapter.base}" if adapter.base else "")
+    return CheckpointError(str(adapter.path), fact, adapter.other_base)

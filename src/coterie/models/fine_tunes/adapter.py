@@ -92,6 +92,18 @@ class Adapter:
     ties: bool
     changes: Mapping[str, Change]
 
+    @property
+    def other_base(self) -> str:
+        """What to do where it does not fit."""
+        return "use the base that it was trained on" + (f": {self.base}" if self.base else "")
+
+    def check_shape(self, name: str, factors: LowRank, shape: tuple[int, ...]) -> None:
+        """Raise CheckpointError where factors are not for a matrix of this shape."""
+        if factors.shape != shape:
+            a, b = list(factors.a.shape), list(factors.b.shape)
+            fact = f"{name}: A {a} and B {b} are for a matrix {list(factors.shape)}, but it is {list(shape)}"
+            raise CheckpointError(str(self.path), fact, self.other_base)
+
 
 @dataclass(frozen=True, slots=True)
 class _Settings:

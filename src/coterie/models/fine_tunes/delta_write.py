@@ -21,7 +21,7 @@ import numpy as np
 from coterie.checkpoint.folder import DELTA_CONFIG
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UsageError
-from coterie.core.packed import F32, pack, unpack
+from coterie.core.packed import F32, encode
 from coterie.core.shapes import fixed, trailing
 from coterie.graph.delta import summable
 from coterie.graph.ir import Value
@@ -38,9 +38,8 @@ from coterie.models.fine_tunes.delta import (
 from coterie.models.fingerprint import fingerprint
 from coterie.models.lost import Sums
 from coterie.models.model import Model, open_model, weight_rows_f32
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
+from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
-from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.tensors import kind_of, map_bytes
 
 FAR = 0.5  # a difference of so much of the weights is hardly a fine-tune's
@@ -197,10 +196,7 @@ def _equal(base: Model, expert: Model, value: Value) -> bool:
 
 def _pairs(base: Model, expert: Model, value: Value) -> Iterator[tuple[F32, F32]]:
     """Pieces of a weight as float32, the fine-tune's and the base's."""
-    rows = prod(fixed(value.shape[:1]))
-    step = max(1, PIECE_WEIGHTS // trailing(value.shape))
-    for first in range(0, rows, step):
-        piece = slice(first, min(rows, first + step))
+    for piece in row_pieces(prod(fixed(value.shape[:1])), trailing(value.shape)):
         yield weight_rows_f32(expert, value, piece), weight_rows_f32(base, base.graph.values[value.name], piece)
 
 
@@ -210,9 +206,8 @@ def _write_weights(path: Path, plan: _Plan) -> list[_Kind]:
     entries = []
     for name, dtype in plan.stored.items():
         info = plan.expert.checkpoint.tensors[name]
-        entry = Entry(name, info.dtype, info.shape)
-        if dtype is not None:
-            entry = Entry(delta_name(name), DType.U8, (info.shape[0], dtype.row_bytes(info.shape[1])))
+        stored = info.dtype, info.shape
+        entry = Entry(name, *stored) if dtype is None else Entry(delta_name(name), *dtype.stored(info.shape))
         entries.append(entry)
         by_entry[entry.name] = name
 
@@ -238,11 +233,10 @@ def _write_packed(file: BinaryIO, plan: _Plan, name: str, dtype: DType, kind: _K
     for ours, its in _pairs(plan.base, plan.expert, plan.value(name)):
         difference = ours - its
         try:
-            packed = pack(difference, dtype)
+            packed, worth = encode(difference, dtype)
         except ValueError as error:
             raise CheckpointError(f"{plan.expert.path}: {name}", str(error), "get the checkpoint again") from None
         file.write(packed.data)
-        worth = unpack(packed, dtype, difference.shape[1])
         kind.of_difference.add(difference, worth, packed.size)
         kind.of_expert.add(ours, its + worth, packed.size)
 

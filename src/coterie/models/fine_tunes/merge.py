@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +20,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.checkpoint.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.paths import user_path
+from coterie.core.text import nearest_hint
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT, TABLES
 from coterie.models.fine_tunes.adapter import Adapter, Change, open_adapter
 from coterie.models.fine_tunes.merge_delta import check_delta, merge_delta
@@ -156,23 +156,19 @@ def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
 
 
 def _check_fits(name: str, change: Change, sources: Mapping[str, TensorInfo], adapter: Adapter) -> None:
-    source, remedy = sources.get(name), "use the base that it was trained on"
-    remedy += f": {adapter.base}" if adapter.base else ""
+    source = sources.get(name)
     if source is None:
-        near = get_close_matches(name, sources, n=1)
-        hint = f" (the nearest name is {near[0]})" if near else ""
-        raise CheckpointError(str(adapter.path), f"changes {name}, which the base does not have{hint}", remedy)
+        fact = f"changes {name}, which the base does not have{nearest_hint(name, sources)}"
+        raise CheckpointError(str(adapter.path), fact, adapter.other_base)
     start = source
     if change.whole:
         start = change.whole
         grows = name in TABLES and len(start.shape) == 2 and start.shape[1] == source.shape[1]
         if (start.shape != source.shape and not grows) or not start.dtype.is_float:
             fact = f"has {name} as {start.dtype.value} {list(start.shape)}, but the base's is {list(source.shape)}"
-            raise CheckpointError(str(adapter.path), fact, remedy)
-    if change.low_rank and change.low_rank.shape != start.shape:
-        a, b = list(change.low_rank.a.shape), list(change.low_rank.b.shape)
-        fact = f"{name}: A {a} and B {b} are for a matrix {list(change.low_rank.shape)}, but it is {list(start.shape)}"
-        raise CheckpointError(str(adapter.path), fact, remedy)
+            raise CheckpointError(str(adapter.path), fact, adapter.other_base)
+    if change.low_rank:
+        adapter.check_shape(name, change.low_rank, start.shape)
 
 
 def _entry(name: str, info: TensorInfo, change: Change | None) -> Entry:

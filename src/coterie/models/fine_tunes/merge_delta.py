@@ -26,8 +26,16 @@ from coterie.graph.ir import Value
 from coterie.models.fine_tunes.delta import delta_name, open_delta
 from coterie.models.fine_tunes.merged import F32, Merged, Sums, changed_kinds, check_opens, rounded
 from coterie.models.model import Model, declared_dtype, open_model, weight_rows_f32
-from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, write_config, write_tensors
-from coterie.models.quantize import PIECE_WEIGHTS
+from coterie.models.new_folder import (
+    PIECE_WEIGHTS,
+    Entry,
+    copy_others,
+    free_path,
+    new_folder,
+    row_pieces,
+    write_config,
+    write_tensors,
+)
 from coterie.models.registry import weight_shapes
 
 
@@ -125,19 +133,12 @@ def _pieces(plan: _Plan, weight: Value, entry: Entry, sums: dict[str, Sums]) -> 
     is_base = difference is None and expert.checkpoint.tensors[weight.name] == base.checkpoint.tensors.get(weight.name)
     counted = Sums() if is_base else sums.setdefault(entry.name, Sums())
     where = f"{expert.path}: {weight.name}"
-    for rows in _slices(weight):
+    for rows in row_pieces(prod(fixed(weight.shape[:1])), trailing(weight.shape), PIECE_WEIGHTS):
         exact = weight_rows_f32(expert, weight, rows)
         before = weight_rows_f32(base, was, rows) if was else exact[:0]
         if difference:
             exact = exact + weight_rows_f32(expert, difference, rows)
         yield rounded(_matrix(before), _matrix(exact), entry.dtype, counted, where)
-
-
-def _slices(weight: Value) -> Iterator[slice]:
-    num_rows = weight.shape[0]
-    assert isinstance(num_rows, int)
-    step = max(1, PIECE_WEIGHTS // trailing(weight.shape))
-    yield from (slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step))
 
 
 def _matrix(rows: F32) -> F32:

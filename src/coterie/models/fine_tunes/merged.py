@@ -22,7 +22,7 @@ from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError
 from coterie.models.fine_tunes.adapter import Change, LowRank
 from coterie.models.model import open_model
-from coterie.models.new_folder import Entry
+from coterie.models.new_folder import Entry, row_pieces
 from coterie.models.tensors import kind_of, map_bytes
 
 F32 = npt.NDArray[np.float32]
@@ -126,9 +126,8 @@ def pieces(base: TensorInfo | None, change: Change, dtype: DType, sums: Sums) ->
     assert start is not None
     rows, columns = start.shape[0], prod(start.shape[1:])
     factors = _Factors(change.low_rank) if change.low_rank else None
-    step = max(1, PIECE_WEIGHTS // columns)
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
+    for taken in row_pieces(rows, columns, PIECE_WEIGHTS):
+        first, last = taken.start, taken.stop
         exact = _rows(start, first, last)
         if factors:
             exact = factors.added(exact, first)

@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.checkpoint.folder import Checkpoint
-from coterie.checkpoint.layout import FileIdentity
 from coterie.checkpoint.place import place
-from coterie.checkpoint.safetensors import Shard, TensorInfo
+from coterie.checkpoint.safetensors import without_bytes
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
 from coterie.core.shapes import fixed
@@ -59,7 +58,7 @@ def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
         if value.name in sums and may_be_packed(value.name, shape):
             found = Value(delta_name(value.name), value.shape, packed, Kind.WEIGHT)
             differences[value.name] = found
-            own[found.name] = DType.U8, (shape[0], packed.row_bytes(shape[1]))
+            own[found.name] = packed.stored(shape)
         else:
             own[value.name] = value.dtype, shape
     return _beside(base, with_differences(base.graph, differences), own, name)
@@ -67,11 +66,7 @@ def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
 
 def _beside(base: Model, graph: Graph, own: Mapping[str, tuple[DType, tuple[int, ...]]], name: str) -> Model:
     """The expert with this graph, of which these tensors are its own."""
-    size_bytes = sum(dtype.tensor_bytes(shape) for dtype, shape in own.values())
-    shard, tensors, offset = Shard("", FileIdentity(size_bytes)), dict[str, TensorInfo](), 0
-    for tensor, (dtype, shape) in own.items():
-        tensors[tensor] = TensorInfo(tensor, dtype, shape, shard, offset)
-        offset += tensors[tensor].size_bytes
+    tensors = without_bytes(own)
     stored = Checkpoint(Path(), base.checkpoint.config, tensors)
     stages = {weight: stage for weight, stage in graph.weight_stage().items() if weight in tensors}
     return replace(

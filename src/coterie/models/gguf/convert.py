@@ -173,10 +173,7 @@ def _entries(
     for name, parts in whole.items():
         shape, dtype = sources[parts[0]].shape, types.by_name[parts[0]]
         rows = sum(sources[part].shape[0] for part in parts)
-        if dtype.is_packed:
-            yield Entry(name, DType.U8, (rows, dtype.row_bytes(shape[1]))), tuple(parts)
-        else:
-            yield Entry(name, dtype, (rows, *shape[1:])), tuple(parts)
+        yield Entry(name, *dtype.stored((rows, *shape[1:]))), tuple(parts)
 
 
 def _declared(types: Types) -> str:

@@ -21,6 +21,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, UsageError, install_extra
 from coterie.core.packed import F32
 from coterie.core.paths import user_path
+from coterie.core.text import first_few
 from coterie.models.gguf.header import Described, read_header
 
 ARCHITECTURE = "general.architecture"
@@ -127,9 +128,8 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     parts = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     missing = [part.name for part in parts if not part.is_file()]
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         verb = "is" if len(missing) == 1 else "are"
-        fact = f"is part {int(match[2])} of {count}, and {', '.join(missing[:3])}{more} {verb} not beside it"
+        fact = f"is part {int(match[2])} of {count}, and {first_few(missing)} {verb} not beside it"
         raise CheckpointError(str(path), fact, "download all parts into one folder")
     if path != parts[0]:
         raise UsageError(str(path), f"is part {int(match[2])} of {count}", f"name the first one, {parts[0].name}")

@@ -17,7 +17,8 @@ import numpy as np
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.core.errors import CheckpointError, UnsupportedError
-from coterie.core.packed import F32, pack, unpack
+from coterie.core.packed import F32, encode, unpack
+from coterie.core.text import first_few
 from coterie.models.config import ModelConfig
 from coterie.models.gguf.blocks import codes_kept, packed_codes
 from coterie.models.gguf.config import HEAD
@@ -28,8 +29,8 @@ from coterie.models.gguf.routed import HeadRows
 from coterie.models.gguf.source import Architecture
 from coterie.models.joined import joined_names
 from coterie.models.lost import Sums
+from coterie.models.new_folder import row_pieces
 from coterie.models.packing import BY_NAME, CHOOSERS, HEADS, Packing, may_be_packed
-from coterie.models.quantize import PIECE_WEIGHTS
 from coterie.models.registry import weight_shapes
 
 _SUFFIXES = (".weight", ".bias")
@@ -170,8 +171,7 @@ def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source], unread: tuple
     left = file.tensors.keys() - used - {*TENSORS}
     leftovers = sorted(name for name in left if not name.startswith(unread))
     if leftovers:
-        more = f" and {len(leftovers) - 3} more" if len(leftovers) > 3 else ""
-        fact = f"holds tensors that the model does not use: {', '.join(leftovers[:3])}{more}"
+        fact = f"holds tensors that the model does not use: {first_few(leftovers)}"
         raise UnsupportedError(file.where, fact, "leaving them out could change the answers")
 
 
@@ -243,9 +243,8 @@ def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
     Raises CheckpointError for a number that is not finite in that type.
     """
     rows, columns = source.shape[0], prod(source.shape[1:])
-    step = max(1, PIECE_WEIGHTS // columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+    for taken in row_pieces(rows, columns):
+        start, stop = taken.start, taken.stop
         if source.tensor.float_type is dtype and not source.offset:
             bits: Any = source.tensor.bits(source.rows(start, stop))
             sums.num_weights += (stop - start) * columns
@@ -262,14 +261,10 @@ def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
 
 def _stored(source: Source, values: F32, start: int, stop: int, dtype: DType) -> tuple[Any, F32]:
     """The bits of these rows, and what they are worth."""
-    if not dtype.is_packed:
-        bits = from_f32(values, dtype)
-        return bits, to_f32(bits, dtype)
     try:
-        if dtype is codes_kept(source.tensor.type):
-            packed = packed_codes(source.tensor.type, source.tensor.rows[source.rows(start, stop)], values)
-        else:
-            packed = pack(values, dtype)
+        if dtype is not codes_kept(source.tensor.type):
+            return encode(values, dtype)
+        packed = packed_codes(source.tensor.type, source.tensor.rows[source.rows(start, stop)], values)
     except ValueError as error:
         raise CheckpointError(source.tensor.where, str(error), "get the file again") from None
     return packed, unpack(packed, dtype, values.shape[1])

@@ -18,18 +18,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.models.fields import Fields
 from coterie.models.quantised.gptq import declared_group
-from coterie.models.quantised.matrix import (
-    F32,
-    FLOATS,
-    I16,
-    WholeMatrix,
-    bits_of,
-    group_size,
-    refused,
-    scales_of,
-    unpacked,
-    wanted,
-)
+from coterie.models.quantised.matrix import I16, ColumnScales, bits_of, refused, unpacked, wanted
 from coterie.models.quantised.method import Found, Method
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -51,16 +40,12 @@ def awq_method(section: Fields) -> Method:
     return Method("awq", _BITS, find)
 
 
-class _Awq(WholeMatrix):
+class _Awq(ColumnScales):
     def __init__(self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, declared: int) -> None:
-        self._words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (columns, -1))
-        self.num_rows, self.num_columns = self._words.shape[1] * _EACH, columns
-        self.where = f"{self._words.shard.path}: {stem}"
-        self._scales = wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
-        groups = self._scales.shape[0]
-        self.group = group_size(self.where, groups, columns, declared)
+        words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (columns, -1))
+        super().__init__(tensors, stem, words, (words.shape[1] * _EACH, columns), declared)
         self.least, self.most = 0, 2**_BITS - 1
-        self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (groups, self._words.shape[1]))
+        self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (self.num_groups, words.shape[1]))
 
     def codes(self, first: int, last: int) -> I16:
         """What is stored for these rows."""
@@ -69,10 +54,6 @@ class _Awq(WholeMatrix):
     def zeros(self, first: int, last: int) -> I16:
         """The code of 0.0 in each group of these rows."""
         return _rows(bits_of(self._zeros), first, last)
-
-    def scales(self, first: int, last: int) -> F32:
-        """The scale of each group of these rows."""
-        return scales_of(self._scales, first, last)
 
 
 def _rows(words: npt.NDArray[np.int32], first: int, last: int) -> I16:

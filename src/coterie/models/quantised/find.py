@@ -19,6 +19,7 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.config import ModelConfig
+from coterie.models.joined import joined_names
 from coterie.models.quantised.matrix import AGAIN, UNQUANTISED, Matrix
 from coterie.models.quantised.method import Method
 from coterie.models.registry import weight_shapes
@@ -91,15 +92,12 @@ def _joined(
 ) -> dict[str, _Place]:
     """Where the parts of joined tensors are, weights and biases."""
     stems, places = {name.rpartition(".")[0] for name in tensors}, {}
-    for layer in range(config.num_layers if config.names.joined else 0):
-        prefix = config.names.layer.format(layer)
-        for joined, parts in config.names.joined.items():
-            for kind in ("weight", "bias"):
-                names = [name for part in parts if (name := f"{prefix}{part}.{kind}") in shapes]
-                rows, first = sum(shapes[name][0] for name in names), 0
-                for name in names if prefix + joined in stems else ():
-                    places[name] = _Place(prefix + joined, first, rows)
-                    first += shapes[name][0]
+    for joined, parts in joined_names(config.names, config.num_layers, (".weight", ".bias")):
+        stem, names = joined.rpartition(".")[0], [name for name in parts if name in shapes]
+        rows, first = sum(shapes[name][0] for name in names), 0
+        for name in names if stem in stems else ():
+            places[name] = _Place(stem, first, rows)
+            first += shapes[name][0]
     return places
 
 
@@ -115,8 +113,7 @@ def _plain(stored: Checkpoint, name: str, whole: str, place: _Place, shape: tupl
     if not info.dtype.is_float:
         fact = f"tensor {whole} has element type {info.dtype.value}, and config.json does not say what it means"
         raise UnsupportedError(str(stored.path), fact, UNQUANTISED)
-    offset = place.first * (info.size_bytes // place.rows)
-    return replace(info, name=name, shape=shape, offset=info.offset + offset)
+    return info.rows(name, place.first, shape)
 
 
 def _refuse_leftovers(stored: Checkpoint, left: Mapping[str, TensorInfo], method: Method) -> None:

@@ -18,16 +18,12 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
 from coterie.models.fields import Fields
 from coterie.models.quantised.matrix import (
-    F32,
-    FLOATS,
     I16,
-    WholeMatrix,
+    ColumnScales,
     bits_of,
-    group_size,
     numbers_a_word,
     order_of,
     refused,
-    scales_of,
     unpacked,
     wanted,
 )
@@ -64,19 +60,15 @@ def declared_group(section: Fields) -> int:
     return size
 
 
-class _Gptq(WholeMatrix):
+class _Gptq(ColumnScales):
     def __init__(
         self, tensors: Mapping[str, TensorInfo], stem: str, columns: int, bits: int, declared: int, added: int
     ) -> None:
         each = numbers_a_word(bits)
-        self._words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (-(-columns // each), -1))
-        self.num_rows, self.num_columns = self._words.shape[1], columns
-        self.where = f"{self._words.shard.path}: {stem}"
-        self._scales = wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
-        groups = self._scales.shape[0]
-        self.group = group_size(self.where, groups, columns, declared)
-        self.order = order_of(tensors.get(f"{stem}.g_idx"), columns, groups, self.group)
-        self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (groups, -(-self.num_rows // each)))
+        words = wanted(tensors, f"{stem}.qweight", (DType.I32,), (-(-columns // each), -1))
+        super().__init__(tensors, stem, words, (words.shape[1], columns), declared)
+        self.order = order_of(tensors.get(f"{stem}.g_idx"), columns, self.num_groups, self.group)
+        self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (self.num_groups, -(-self.num_rows // each)))
         self._bits, self._added = bits, np.int16(added)
         self.least, self.most = 0, 2**bits - 1
         if added and (self.zeros(0, self.num_rows) == 2**bits).any():
@@ -92,7 +84,3 @@ class _Gptq(WholeMatrix):
         """The code of 0.0 in each group of these rows."""
         stored = unpacked(bits_of(self._zeros), self._bits)
         return stored.reshape(len(stored), -1)[:, first:last].T + self._added
-
-    def scales(self, first: int, last: int) -> F32:
-        """The scale of each group of these rows."""
-        return scales_of(self._scales, first, last)

@@ -101,6 +101,23 @@ class WholeMatrix(ABC):
         return found.reshape(left.shape)
 
 
+class ColumnScales(WholeMatrix):
+    """One whose scales are stored as columns [groups, N], beside words of codes: `{stem}.scales`, `{stem}.qweight`."""
+
+    def __init__(
+        self, tensors: Mapping[str, TensorInfo], stem: str, words: TensorInfo, shape: tuple[int, int], declared: int
+    ) -> None:
+        self.num_rows, self.num_columns = shape
+        self.where = f"{words.shard.path}: {stem}"
+        self._words, self._scales = words, wanted(tensors, f"{stem}.scales", FLOATS, (-1, self.num_rows))
+        self.num_groups = self._scales.shape[0]
+        self.group = group_size(self.where, self.num_groups, self.num_columns, declared)
+
+    def scales(self, first: int, last: int) -> F32:
+        """The scale of each group of these rows."""
+        return to_f32(np.ascontiguousarray(bits_of(self._scales)[:, first:last].T), self._scales.dtype)
+
+
 def order_of(info: TensorInfo | None, num_columns: int, num_groups: int, group: int) -> npt.NDArray[np.intp] | None:
     """Each column's group, None where groups are columns side by side. Raises CheckpointError."""
     if info is None or not info.size_bytes:
@@ -123,11 +140,6 @@ def group_size(where: str, num_groups: int, num_columns: int, declared: int) -> 
         fact = f"has {num_groups} groups for {num_columns} columns, where config.json says group_size {declared}"
         raise CheckpointError(where, fact, "check that config.json belongs to these weights")
     return group
-
-
-def scales_of(info: TensorInfo, first: int, last: int) -> F32:
-    """The scales of these rows of W [rows, groups], of a tensor that has them as columns [groups, N]."""
-    return to_f32(np.ascontiguousarray(bits_of(info)[:, first:last].T), info.dtype)
 
 
 def bits_of(info: TensorInfo) -> npt.NDArray[Any]:

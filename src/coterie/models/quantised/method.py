@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType
@@ -21,6 +22,9 @@ class Found:
     used: tuple[str, ...]
 
 
+Find: TypeAlias = Callable[[Mapping[str, TensorInfo], str, int], Found | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One checkpoint's way to quantise: `find` has the tensors, a module's name and its columns, and gives a matrix.
@@ -33,7 +37,7 @@ class Method:
 
     name: str
     bits: int | None
-    find: Callable[[Mapping[str, TensorInfo], str, int], Found | None]
+    find: Find
     beside: str = ""
     holds: DType | None = None
     keeps: bool = False

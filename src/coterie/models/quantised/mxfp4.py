@@ -20,7 +20,7 @@ from coterie.core.packed import worth
 from coterie.models.fields import Fields
 from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, refused, wanted
 from coterie.models.quantised.method import Found, Method
-from coterie.models.quantised.turned import Stacked, biases_of, stacked_at
+from coterie.models.quantised.turned import Stacked, of_branches
 
 _GROUP, _BYTES = PACKED[DType.MX4][1], 16
 _BIAS, _NO_NUMBER = 128, 255  # a packed scale is of twice the weight; a stored one of 255 is no number
@@ -29,15 +29,10 @@ _BIAS, _NO_NUMBER = 128, 255  # a packed scale is of twice the weight; a stored 
 def mxfp4_method(section: Fields) -> Method:
     """How the tensors of an MXFP4 checkpoint are found."""
 
-    def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
-        at = stacked_at(stem)
-        if at is None:
-            return biases_of(tensors, stem, columns)
-        if f"{at.name}_blocks" not in tensors:
-            return None
+    def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Mxfp4(tensors, at, columns), (f"{at.name}_blocks", f"{at.name}_scales"))
 
-    return Method("mxfp4", None, find, holds=DType.MX4)
+    return Method("mxfp4", None, of_branches("_blocks", found), holds=DType.MX4)
 
 
 class _Mxfp4(WholeMatrix):

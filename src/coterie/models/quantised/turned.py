@@ -10,17 +10,16 @@ Knows nothing about folders. Source: the checkpoints of gpt-oss that transformer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
-from coterie.models.quantised.matrix import F32, bits_of, wanted
-from coterie.models.quantised.method import Found, Method
+from coterie.models.quantised.matrix import F32, FLOATS, bits_of, wanted
+from coterie.models.quantised.method import Find, Found, Method
 
-FLOATS = (DType.F32, DType.F16, DType.BF16)
 _MATRIX = re.compile(r"(?P<place>.*\.experts\.)(?P<branch>\d+)\.(?P<part>gate|up|down)_proj")
 _BIASES = re.compile(r"(?P<place>.*\.experts\.)(?P<part>gate|up)_proj_bias")
 _FIRST = {"gate": 0, "up": 1}
@@ -55,18 +54,25 @@ def biases_of(tensors: Mapping[str, TensorInfo], name: str, columns: int) -> Fou
     return Found(_InTurn(info, first), (stored,))
 
 
-def turned_method() -> Method:
-    """How matrices are found that are stacked and transposed."""
+def of_branches(end: str, make: Callable[[Mapping[str, TensorInfo], Stacked, int], Found]) -> Find:
+    """How branches' matrices are found in tensors of all branches, whose names have this end; and their biases."""
 
     def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
         at = stacked_at(stem)
         if at is None:
             return biases_of(tensors, stem, columns)
-        if at.name not in tensors:
-            return None
+        return make(tensors, at, columns) if at.name + end in tensors else None
+
+    return find
+
+
+def turned_method() -> Method:
+    """How matrices are found that are stacked and transposed."""
+
+    def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Turned(wanted(tensors, at.name, FLOATS, (-1, columns, -1)), at), (at.name,))
 
-    return Method("stacked", None, find, keeps=True)
+    return Method("stacked", None, of_branches("", found), keeps=True)
 
 
 def _in_turn(place: str, branch: int, part: str) -> Stacked:
