@@ -12,7 +12,7 @@ from tests.system.tiny import CONFIG
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.composition.routers.llm import ROUTER
-from coterie.core.errors import CapacityError
+from coterie.core.errors import CapacityError, LargestExpertError
 from coterie.engine.assembly import Plan, Settings, plan
 from coterie.memory.slab import round_up
 from coterie.models.model import Model, synthetic_model
@@ -91,6 +91,18 @@ def test_a_base_is_counted_once_beside_its_adapters(machine: str, named: bool) -
         plan(models, with_capacity(machine, enough - 1), given)
     with pytest.raises(CapacityError, match=rf"set --near to at least {least} B"):
         plan(models, with_capacity(machine, enough), replace(given, near_bytes=least - 1))
+
+
+def test_who_has_no_room_beside_kv_state_is_named() -> None:
+    """The largest gets what there is, beyond the usual share; where that is too little, --near is no lever."""
+    large = replace(MODEL, layout=replace(MODEL.layout, size_bytes=9 * SIZE))
+    models = many(3) | {"large": large}
+    needed = plan(models, with_capacity("toy", 100 * SIZE), Settings(kv_bytes=SIZE))
+    least = 9 * SIZE + taken(needed)
+    assert plan(models, with_capacity("toy", least), Settings(kv_bytes=SIZE)).near_bytes == 9 * SIZE
+    with pytest.raises(LargestExpertError, match=r"expert large needs .* lower --kv or leave large out") as refusal:
+        plan(models, with_capacity("toy", least - BLOCK_BYTES), Settings(kv_bytes=SIZE))
+    assert refusal.value.expert == "large"
 
 
 def test_what_was_asked_for_is_what_there_is() -> None:

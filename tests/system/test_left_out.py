@@ -115,6 +115,40 @@ def test_check_prints_the_rest_and_fails(mixed: Path) -> None:
     assert (report["experts"].keys(), report["left_out"].keys()) == ({"ada", "bob"}, REASONS.keys())
 
 
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Two small experts, and two that are several times as large."""
+    root = tmp_path / "uneven"
+    for seed, (name, inner) in enumerate((("ada", 48), ("big", 480), ("bob", 48), ("huge", 960))):
+        write_expert(root / name, seed, intermediate_size=inner)
+    return root
+
+
+def test_who_has_no_room_is_left_out_of_a_folder(uneven: Path, tmp_path: Path) -> None:
+    """The largest first, until the others fit; in a file, alone and as the only one left it is an error."""
+    near = "200KiB"
+    answered = run("run", uneven, "--near", near, "--expert", "bob", "--max-tokens", "3", "--json", "hello")
+    assert answered.exit_code == 0
+    told = answered.stderr.splitlines()
+    assert [line.split(":")[1] for line in told] == [" huge is left out", " big is left out"]
+    assert all(
+        "[--near] the expert " in line and "but 200.00 KiB can be had; set --near to at least" in line for line in told
+    )
+    checked = run("check", uneven, "--near", near, "--json")
+    assert checked.exit_code == 2
+    report = json.loads(checked.stdout)
+    assert (report["experts"].keys(), report["left_out"].keys()) == ({"ada", "bob"}, {"big", "huge"})
+    asked = run("run", uneven, "--near", near, "--expert", "huge", "hello")
+    assert asked.exit_code == 2
+    assert "[uneven] the expert huge is left out: [--near] the expert" in asked.stderr.splitlines()[-1]
+    refused(run("run", uneven, "--near", near, "--draft", "huge", "hello"), "the expert huge needs")
+    refused(run("run", uneven, "--near", "4KiB", "hello"), "can be had")
+    file = tmp_path / "office.toml"
+    experts = (f'[[expert]]\nname = "{name}"\ncheckpoint = "{uneven}/{name}"\n' for name in ("ada", "huge"))
+    file.write_text('name = "office"\n' + "".join(experts))
+    refused(run("run", file, "--near", near, "--expert", "ada", "hello"), "the expert huge needs")
+
+
 def test_who_is_named_must_open(mixed: Path, tmp_path: Path) -> None:
     """In a file, and alone."""
     file = tmp_path / "office.toml"

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coterie.api.assemble import Options, assemble, make_spec
+from coterie.api.assemble import Options, assemble
 from coterie.api.expert_commands import ExpertCommands
 from coterie.api.inflight import InFlight, capped_by_kv
 from coterie.api.measuring import Measuring
-from coterie.api.opened import open_all
+from coterie.api.opened import open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
 from coterie.api.rescan import Look, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
@@ -31,7 +31,7 @@ from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
 from coterie.core.errors import ClosedError, ContextError, CoterieError, fresh
 from coterie.core.trace import Trace
-from coterie.engine.assembly import Parts, Plan, plan
+from coterie.engine.assembly import Parts, Plan
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.release_idle import release_idle
 from coterie.engine.request import Output, Request
@@ -46,12 +46,12 @@ class Coterie(Measuring, ExpertCommands):
     """
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
-        """Open every expert and reserve memory; of a folder, what cannot be opened is left out. Raises CoterieError."""
+        """Open every expert and reserve memory; of a folder, without what cannot be had. Raises CoterieError."""
         self._options = options = options or Options()
-        opened = open_all(composition, options)
+        opened, made = planned(open_all(composition, options), options)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
         self.routing = Routing(self.composition)
-        parts = self._parts = assemble(self.models, plan(self.models, make_spec(options), options), options)
+        parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
         self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
         self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())

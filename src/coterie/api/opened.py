@@ -1,7 +1,7 @@
 """Opens a composition's experts: models and tokenizers. Of a folder, what cannot be opened is left out.
 
-In a composition file, which names its experts, one that cannot be opened is an error. Knows nothing about
-memory.
+In a composition file, which names its experts, one that cannot be opened is an error, and so is one without room.
+Knows nothing about queries.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from coterie.api.assemble import Options, as_served, is_synthetic, open_models
+from coterie.api.assemble import Options, as_served, is_synthetic, make_spec, open_models
 from coterie.api.sampling import GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import Composition, name_hint
-from coterie.core.errors import UnsupportedError, UsageError
+from coterie.core.errors import LargestExpertError, UnsupportedError, UsageError
+from coterie.engine.assembly import Plan, plan
 from coterie.engine.experts import open_folder
 from coterie.models.model import Model
 
@@ -42,6 +43,25 @@ def open_all(composition: Composition, options: Options) -> Opened:
     composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
     models = _sampled(as_served(composition.name, found, options), whose)
     return Opened(composition, _drafted(models, texts, options.draft), texts)
+
+
+def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
+    """Where the bytes of these go. Of a folder's experts those are left out that have no room even alone.
+
+    Raises CapacityError; of a folder's experts only where none is left, or the one without room guesses for others.
+    """
+    spec = make_spec(options)
+    while True:
+        try:
+            return opened, plan(opened.models, spec, options)
+        except LargestExpertError as error:
+            name, found = error.expert, opened.composition
+            if not found.is_folder or len(opened.models) == 1 or name == options.draft:
+                raise
+            kept = tuple(expert for expert in found.experts if expert.name != name)
+            found = replace(found, experts=kept, left_out={**found.left_out, name: error})
+            models = {other: model for other, model in opened.models.items() if other != name}
+            opened = Opened(found, models, {other: opened.texts[other] for other in models})
 
 
 def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text], default: str = "") -> Model:

@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from coterie.api import Coterie, Options
-from coterie.api.assemble import make_spec
-from coterie.api.opened import open_all
+from coterie.api.opened import open_all, planned
 from coterie.api.sampling import defaults_of
 from coterie.cli.opening import opens
 from coterie.cli.options import CompositionArg, JsonOpt, out, picked, print_json, say_left_out, sentences, short_base
@@ -26,7 +25,7 @@ from coterie.composition.routing import make_router
 from coterie.core.grouped import grouped
 from coterie.core.text import first_few
 from coterie.core.units import format_bytes, format_count
-from coterie.engine.assembly import Plan, plan
+from coterie.engine.assembly import Plan
 from coterie.graph.ops import BF16
 from coterie.graph.program import KvShape
 from coterie.memory.slab import round_up
@@ -42,9 +41,8 @@ def check(composition: CompositionArg, json_: JsonOpt = False, *, how: Options) 
     """
     named = load_composition(composition)
     make_router(named)
-    opened = open_all(named, how)
+    opened, made = planned(open_all(named, how), how)
     found, models = opened.composition, opened.models
-    made = plan(models, make_spec(how), how)
     if json_:
         print_json(_report(found, models, made))
     else:

@@ -123,6 +123,15 @@ class OversizeError(CapacityError):
     """One request alone needs more than all there is: it would never run, whoever else leaves."""
 
 
+class LargestExpertError(CapacityError):
+    """An expert, the largest of some, has no room, whoever else leaves."""
+
+    def __init__(self, where: str, expert: str, beside: str, demand_bytes: int, bound_bytes: int, lever: str) -> None:
+        self.expert = expert
+        levers = (lever, f"leave {expert} out, or use a smaller expert")
+        super().__init__(where, f"the expert {expert}{beside}", demand_bytes, bound_bytes, levers)
+
+
 class CrowdedError(CoterieError):
     """`waiting` requests wait, `own` of them of who asks, and no more than `most` may."""
 

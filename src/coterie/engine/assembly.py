@@ -132,10 +132,12 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     kv = _default_kv(models, block, capacity) if settings.kv_bytes is None else settings.kv_bytes
     programs = _programs(models, settings.rule_set or spec.rule_set)
     work = _work_bytes(programs, models, settings.policy)
-    room = settings.near_bytes
-    if room is None:
-        room = max((room_for_experts(spec, kv + router + work), *(shared + size for size in sizes.values())))
-    near = plan_budget(room, sizes, shared)
+    if settings.near_bytes is not None:
+        near = plan_budget(settings.near_bytes, sizes, shared)
+    else:  # the usual share, or what the largest expert needs, as far as there is so much
+        largest = shared + round_up(max(sizes.values(), default=0))
+        room = max(room_for_experts(spec, kv + router + work), min(capacity - kv - router - work, largest))
+        near = plan_budget(room, sizes, shared, spec.run_tier, "lower --kv")
     if near + shared + kv + router + work > capacity:
         levers = ["lower --near", "lower --kv"]
         what = f"experts, {'bases, ' if shared else ''}{'router, ' if router else ''}KV cache and the values of a step"
