@@ -10,6 +10,7 @@ import gc
 import mmap
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from coterie.device import Event, Sampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.real import host_memory
 from coterie.devices.real.host_memory import Slab
+from coterie.devices.real.lanes import COMPUTE
 from coterie.kernels import cpu as kernels
 
 __all__ = ["data", "make"]  # fixtures
@@ -161,6 +163,29 @@ def test_who_waits_for_brief_work_does_it_and_others_go_on(make, data):
     for event in (gated, queued):
         np.testing.assert_array_equal(device.tokens(event), free)
     assert seen[1] is not threading.main_thread()  # a run with gates is never done by who waits: it may last
+
+
+def test_brief_work_wakes_its_lane_only_for_who_asks_without_waiting_for_it_alone(make, monkeypatch):
+    device = make()
+    expert = RandomExpert(device, "odd")
+    step = step_of(([1, 2, 3], 0))
+    free = expert.run(step)
+    lane, woken = device._lanes._lanes[COMPUTE], []
+    notify = lane.ready.notify
+    monkeypatch.setattr(lane.ready, "notify", lambda: (woken.append(1), notify())[1])
+    alone = device.run(expert.exe, expert.binding(step))
+    device.wait_any([alone])
+    np.testing.assert_array_equal(device.tokens(alone), free)
+    assert not woken
+    asked = device.run(expert.exe, expert.binding(step))
+    while not device.done(asked):
+        time.sleep(0.001)
+    np.testing.assert_array_equal(device.tokens(asked), free)
+    first, second = (device.run(expert.exe, expert.binding(step)) for _ in range(2))
+    for event in (second, first):
+        assert finish(device, event) is None
+        np.testing.assert_array_equal(device.tokens(event), free)
+    assert woken
 
 
 def test_events_are_kept_by_their_owners_only(make, data):

@@ -60,9 +60,6 @@ class Timeline(Device):
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
         """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
         device = self._device
-        for event in events:
-            if device.done(event) and self.done(event):
-                return
         device.wait_any(events, until)
         moment: float | None = None
         for event in events:

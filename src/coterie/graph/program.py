@@ -6,7 +6,7 @@ Knows nothing about devices: a device binds it (kernels) or prices it (cost).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import trailing
@@ -68,6 +68,13 @@ class KvShape:
     unit_bytes: int = 0
     parts: int = 2
     others: tuple[KvLayers, ...] = ()
+    bytes_per_token: int = field(init=False, compare=False, repr=False)  # of K and V over all layers
+
+    def __post_init__(self) -> None:
+        last = self.layers[-1]
+        object.__setattr__(
+            self, "bytes_per_token", (self.first_layers[-1] + last.num_layers) * last.layer_bytes(self.dtype)
+        )
 
     @property
     def layers(self) -> tuple[KvLayers, ...]:
@@ -98,12 +105,6 @@ class KvShape:
     def least_block_bytes(self) -> int:
         """The smallest block that holds a token, and a unit of state."""
         return max(self.bytes_per_token, self.unit_bytes)
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of K and V of one token over all layers."""
-        last = self.layers[-1]
-        return (self.first_layers[-1] + last.num_layers) * last.layer_bytes(self.dtype)
 
     def sequence_bytes(self, tokens: float) -> float:
         """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""

@@ -18,7 +18,7 @@ from coterie.graph.ir import Graph, Kind, Op
 
 def draws(graph: Graph) -> bool:
     """Whether a step draws tokens."""
-    return any(op.kind == "sample" for op in graph.ops)
+    return any(op.kind == "sample" for op in reversed(graph.ops))  # it is among the last ones, if there is one
 
 
 def row_values(graph: Graph) -> str:

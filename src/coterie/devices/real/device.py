@@ -103,7 +103,7 @@ class RealDevice:
 
     def done(self, event: Event) -> bool:
         """True when the event is done or failed. Never blocks."""
-        return own(event).state.finished
+        return self._lanes.done(event)
 
     def failure(self, event: Event) -> Exception | None:
         """Why a finished event failed, or None. Raises ValueError if it is not finished."""

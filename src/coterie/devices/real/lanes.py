@@ -62,7 +62,8 @@ class Lanes:
     """Worker threads by lane name, started when first used. One lock guards every event and every queue.
 
     `brief` work, which waits for nothing but `after`, may also be done by a thread that waits for it alone: a hand-over
-    from thread to thread takes a good part of a small expert's decode step.
+    from thread to thread takes a good part of a small expert's decode step. So the lane's thread is not woken for it
+    before somebody asks for its end in another way, or there is more to do.
     """
 
     def __init__(self, device: str) -> None:
@@ -84,15 +85,26 @@ class Lanes:
             event = LaneEvent(next(self._ids), lane, label, _State())
             if lane not in self._lanes:
                 self._lanes[lane] = self._start(lane)
-            self._lanes[lane].queue.append(_Work(event, awaited, body, brief))
-            self._lanes[lane].ready.notify()
+            waiting = self._lanes[lane].queue
+            waiting.append(_Work(event, awaited, body, brief))
+            if not brief or len(waiting) > 1:
+                self._lanes[lane].ready.notify()
         return event
+
+    def done(self, event: Event) -> bool:
+        """Whether an event is finished; if not, its work is begun as soon as its lane comes to it."""
+        state = own(event).state
+        if not state.finished:
+            with self._lock:
+                self._begin(event)
+        return state.finished
 
     def wait(self, event: Event) -> Exception | None:
         """Block until an event is finished; return its failure. Raises DeviceError when the device is closed first."""
         state = own(event).state
         with self._changed:
             state.awaited = True
+            self._begin(event)
             self._changed.wait_for(lambda: state.finished or self._closed)
             if not state.finished:
                 raise self.closed()
@@ -104,8 +116,9 @@ class Lanes:
         if len(events) == 1 and until is None and self._help(own(events[0])):
             return
         with self._changed:
-            for state in states:
+            for event, state in zip(events, states, strict=True):
                 state.awaited = True
+                self._begin(event)
             while not any(state.finished for state in states):
                 left = None if until is None else until - perf_counter()
                 if left is not None and left <= 0:
@@ -122,6 +135,7 @@ class Lanes:
         with self._changed:
             if not state.finished:
                 state.watchers.append(call)
+                self._begin(event)
                 return
         call(state.failure is None)
 
@@ -174,6 +188,7 @@ class Lanes:
         state = event.state
         with self._changed:
             state.awaited = True
+            self._begin(event)
             self._changed.wait_for(lambda: state.finished or state.mark is not None or self._closed)
             if state.failure is not None:
                 raise state.failure
@@ -185,6 +200,7 @@ class Lanes:
         """Block until an event whose work has been done is finished, closed or not; return its failure."""
         with self._changed:
             event.state.awaited = True
+            self._begin(event)
             self._changed.wait_for(lambda: event.state.finished)
         return event.state.failure
 
@@ -237,6 +253,12 @@ class Lanes:
         self._threads.append(self.start_thread(name, partial(self._serve, lane)))
         return lane
 
+    def _begin(self, event: Event) -> None:
+        """Wake the thread whose work an event is, under the lock, as who asks will not help."""
+        lane = self._lanes.get(event.lane)
+        if lane is not None and lane.queue:
+            lane.ready.notify()
+
     def _serve(self, lane: _Lane) -> None:
         while True:
             with self._lock:
@@ -281,6 +303,7 @@ class Lanes:
         with self._changed:
             for event in events:
                 event.state.awaited = True
+                self._begin(event)
                 while not (event.state.finished or self._closed):
                     self._changed.wait()
                 if event.state.failure is not None:
