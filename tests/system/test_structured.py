@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -17,6 +19,8 @@ from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Message, Query
 from coterie.core.errors import RequestError
+from coterie.server import choices, choosing
+from coterie.server.body import written
 
 SCHEMA = {
     "type": "object",
@@ -85,6 +89,30 @@ def test_logprobs_are_the_models_whatever_the_form_allows(client: openai.OpenAI)
     assert choice.message.content == '"x"'
     assert [bytes(one.bytes) for one in choice.logprobs.content] == [b'"', b"x", b'"']
     assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("most", "beside"), [(17, True), (18, False)])  # 2 answers of 3 tokens, each with 2 others
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_many_logprobs_are_written_beside_the_loop(
+    url: str, monkeypatch: pytest.MonkeyPatch, path: str, most: int, beside: bool
+) -> None:
+    body = {"model": "merged", "n": 2, "max_tokens": 3, "temperature": 0, "ignore_eos": True}
+    chats = {"messages": ASKED, "logprobs": True, "top_logprobs": 2}
+    body |= chats if path.startswith("chat") else {"prompt": "hello", "logprobs": 2}
+    before, threads = httpx.post(f"{url}/v1/{path}", json=body), list[str]()
+
+    def seen(found: Any, run: int, within: int) -> bytes:
+        threads.append(threading.current_thread().name)
+        return written(found, 2, within)
+
+    monkeypatch.setattr(choices, "written", seen)
+    monkeypatch.setattr(choices, "QUICK_LOGPROBS", most)
+    monkeypatch.setattr(choosing, "QUICK_LOGPROBS", most // 2)
+    after = httpx.post(f"{url}/v1/{path}", json=body)
+    assert [name.startswith("coterie-reading") for name in threads] == [True] * beside
+    was, now = ([(one["index"], one["logprobs"]) for one in said.json()["choices"]] for said in (before, after))
+    assert now == was
+    assert after.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize(

@@ -126,4 +126,13 @@ def test_a_prompt_gets_its_tokenizers_special_tokens_and_a_conversation_its_temp
 @pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, RUN + 1, 3 * RUN + 7])
 def test_tokens_are_written_some_at_a_time_as_the_library_writes_them(count: int) -> None:
     found = {"count": count, "max_model_len": 128, "tokens": [7 * token % 999 for token in range(count)]}
-    assert written(found, "tokens", RUN) == JSONResponse(found).body
+    assert written(found, RUN) == JSONResponse(found).body
+
+
+@pytest.mark.parametrize("count", range(6))
+@pytest.mark.parametrize("within", [0, 1, 2])
+def test_lists_in_lists_are_written_as_the_library_writes_them(count: int, within: int) -> None:
+    items = [{'a \u2028"': [[place, {}], [], list(range(place))]} for place in range(count)]
+    found = {"id": "\u00e9", "choices": items, "none": None, "empty": {}}
+    assert written(found, 2, within) == JSONResponse(found).body
+    assert written({**found, "choices": iter(items)}, 2, within) == JSONResponse(found).body

@@ -162,7 +162,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
         return await read(request, lambda given: JSONResponse(count_tokens(given, coterie)))
 
     async def tokenized(request: Request) -> Response:
-        return await read(request, lambda given: _json(written(tokenize(given, coterie), "tokens", RUN)))
+        return await read(request, lambda given: _json(written(tokenize(given, coterie), RUN)))
 
     async def detokenized(request: Request) -> Response:
         return await read(request, lambda given: JSONResponse(detokenize(given, coterie)))
@@ -189,7 +189,7 @@ def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
 
 
 def _embedded(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> Response:
-    return _json(written(whole(body, answers, text), "data", 1))
+    return _json(written(whole(body, answers, text), 1))
 
 
 def _json(text: bytes) -> Response:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NoReturn
 
 from coterie.core.errors import RequestError
@@ -45,15 +46,37 @@ def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
     raise RequestError(where, fact, "give an object, in UTF-8")
 
 
-def written(found: Mapping[str, Any], name: str, run: int) -> bytes:
-    """An answer as JSON, in UTF-8, of its list of this `name` so many items at a time; there is more than the list.
+def written(found: Mapping[str, Any], run: int, within: int = 0) -> bytes:
+    """An answer as JSON, in UTF-8, of a long list so many items at a time; lists of lists item by item, `within` deep.
+    An iterator is a list whose items are made as they are written.
 
     The library writes a list without letting other threads go on, for seconds where there are millions of numbers.
     """
-    items = found[name]
-    runs = [_TO_JSON.encode(items[first : first + run])[1:-1].encode() for first in range(0, len(items), run)]
-    rest = _TO_JSON.encode({key: value for key, value in found.items() if key != name}).encode()
-    return b"".join([rest[:-1], b',"%s":[' % name.encode(), b",".join(runs), b"]}"])
+    return b"".join(_pieces(found, run, within))
+
+
+def _pieces(value: object, run: int, within: int) -> Iterator[bytes]:
+    if isinstance(value, Mapping):
+        for place, (name, item) in enumerate(value.items()):
+            yield (b",%s:" if place else b"{%s:") % _TO_JSON.encode(name).encode()
+            yield from _pieces(item, run, within)
+        yield b"}" if value else b"{}"
+    elif isinstance(value, Iterator):
+        more = False
+        while items := list(islice(value, run)):
+            yield (b"," if more else b"[") + _TO_JSON.encode(items)[1:-1].encode()
+            more = True
+        yield b"]" if more else b"[]"
+    elif isinstance(value, list) and (within or len(value) > run):
+        for first in range(0, len(value), 1 if within else run):
+            yield b"," if first else b"["
+            if within:
+                yield from _pieces(value[first], run, within - 1)
+            else:
+                yield _TO_JSON.encode(value[first : first + run])[1:-1].encode()
+        yield b"]" if value else b"[]"
+    else:
+        yield _TO_JSON.encode(value).encode()
 
 
 def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:

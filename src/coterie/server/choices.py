@@ -20,11 +20,15 @@ from starlette.types import Receive, Scope, Send
 from coterie.api import Answer, Chunk, Coterie, Query
 from coterie.api.watch import Waiting
 from coterie.core.errors import CoterieError
+from coterie.server.body import written
+from coterie.server.choosing import QUICK_LOGPROBS, num_logprobs
 from coterie.server.events import HEADERS
 from coterie.server.guard import client_of
 from coterie.server.opening import Opening
 from coterie.server.stream import Stream
 from coterie.server.worker import Worker
+
+RUN = 64  # tokens, with the logprobs of each
 
 
 class EndpointRequest(Protocol):
@@ -63,7 +67,11 @@ class SendPiece(Protocol):
 async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
     """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
     if not asked.stream:
-        return JSONResponse(asked.whole(await answered(request, worker, asked.queries)))
+        answers = await answered(request, worker, asked.queries)
+        if sum([num_logprobs((*one.prompt_logprobs, *one.logprobs)) for one in answers]) <= QUICK_LOGPROBS:
+            return JSONResponse(asked.whole(answers))
+        body = await worker.beside(lambda _: written(asked.whole(answers), RUN, within=1), reads=True)
+        return Response(body, media_type=JSONResponse.media_type)
     stream, end = _asked(request, worker, asked.queries)
     return await _streamed(worker, asked, stream, end)
 

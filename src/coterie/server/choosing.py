@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from coterie.server.fields import flag, get, integer, number
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
 CHOOSING = (*PENALTIES, "logprobs", "top_logprobs", "response_format")
 LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
+QUICK_LOGPROBS = 2048  # which are written in some 5 ms
 
 
 def choosing(body: Mapping[str, object]) -> ChoiceParams:
@@ -72,12 +73,26 @@ def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
     return tuple(found.items())
 
 
-def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams) -> dict[str, Any] | None:
-    """The `logprobs` of a choice, or of a part of it; null where they were not asked for."""
+def num_logprobs(found: Iterable[TokenLogprob]) -> int:
+    """How many are written of these, those beside each token too."""
+    return sum([1 + len(one.top) for one in found])
+
+
+def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams, whole: bool = False) -> dict[str, Any] | None:
+    """The `logprobs` of a choice, or of a part of it; null where they were not asked for.
+
+    Of a whole one, very many are made as they are written: as objects they would stop all threads while Python looks
+    for garbage.
+    """
     if choice.top_logprobs is None:
         return None
-    content = [{**_written(one), "top_logprobs": [_written(other) for other in one.top]} for one in found]
-    return {"content": content, "refusal": None}
+    content = map(_with_top, found)
+    is_many = whole and num_logprobs(found) > QUICK_LOGPROBS
+    return {"content": content if is_many else list(content), "refusal": None}
+
+
+def _with_top(one: TokenLogprob) -> dict[str, Any]:
+    return {**_written(one), "top_logprobs": [_written(other) for other in one.top]}
 
 
 def _written(one: TokenLogprob) -> dict[str, Any]:

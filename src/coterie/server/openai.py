@@ -178,7 +178,7 @@ class ChatAnswers(Streamed):
             spoken = self._speaks(index, answer.expert)
             message = spoken.message(answer.text, answer.reasoning)
             reason = spoken.reason(answer.finish_reason)
-            logprobs = logprobs_of(answer.logprobs, self._choice)
+            logprobs = logprobs_of(answer.logprobs, self._choice, whole=True)
             choice = {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
             choices.append({**choice, **own_details(answer, len(answers))})
         body = self._head(answers[0].request_id, "chat.completion", answers[0].expert)
