@@ -17,7 +17,7 @@ from coterie.checkpoint.quoted import Quoted
 from coterie.checkpoint.sections import Sections
 from coterie.checkpoint.tagged import Named, Tags
 
-Layout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted | Sections"
+AnyLayout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted | Sections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Form:
     listed: bool = False
     head: str = ""
     unmarked: bool = False
-    layout: Layout | None = None
+    layout: AnyLayout | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:

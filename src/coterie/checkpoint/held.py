@@ -19,7 +19,7 @@ from coterie.checkpoint.calls import Call, Calling, CallText, Found, More
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.nesting import Nested
 from coterie.checkpoint.sections import Sections
-from coterie.checkpoint.tagged import literal
+from coterie.checkpoint.tagged import literal, marked
 from coterie.core.errors import RequestError
 
 _EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -73,8 +73,7 @@ def lark_of(
         fact = "is given beside tools, whose calls begin with a brace in this expert's form, as JSON does"
         raise RequestError("response_format", fact, "drop one, or ask for a call by tool_choice")
     rules = list(_call_rules(form, arguments, special))
-    mark = special(form.opening)
-    opening = literal(form.opening) if mark is None else f"<[{mark}]>"
+    mark, opening = special(form.opening), marked(form.opening, special)
     if form.bare:
         rules.append("calls: call" + _repeated('"; " call', calling))
         free, text = "calls | TEXT" if mark is None else f"calls | {opening} calls | TEXT", _NO_BRACE
@@ -106,9 +105,7 @@ def _call_rules(
 
 def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) -> str:
     """What follows the mark of a call, or of a list of them."""
-    mark = special(form.closing) if form.closing else None
-    closing = literal(form.closing) if mark is None else f"<[{mark}]>"
-    ends = [closing] if form.closing else []
+    ends = [marked(form.closing, special)] if form.closing else []
     if isinstance(form.layout, Sections):
         between = literal(form.layout.between) if form.layout.between else ""
         return " ".join(["call" + _repeated(f"{between} call", calling), *ends])

@@ -11,20 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from coterie.checkpoint.tagged import Read, Schema, Special, literal
+from coterie.checkpoint.tagged import Layout, Read, Schema, Special, literal
 
 
 @dataclass(frozen=True)
-class Keyed:
+class Keyed(Layout):
     """Objects of a name and its arguments, in a list."""
-
-    lead: str = ""
-    tail: str = ""
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token: nothing."""
-        return ()
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed."""
@@ -42,6 +34,3 @@ class Keyed:
         head = f"{{{json.dumps(name, ensure_ascii=False)}: "
         yield f'call_{number}: {literal(head)} arguments_{number} "}}"'
         yield f"arguments_{number}: %json {json.dumps(schema)}"
-
-    def check(self, schema: Schema, where: str) -> None:
-        """All that JSON holds can be held."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.checkpoint.literals import python_value
 from coterie.checkpoint.tagged import (
-    DEFINED,
     OF_OBJECT,
+    Layout,
     Read,
     Schema,
     Special,
@@ -26,6 +26,7 @@ from coterie.checkpoint.tagged import (
     named,
     property_of,
     refuse,
+    with_definitions,
 )
 
 _HEAD = re.compile(r"[\s,;]*(?P<name>[^\s()\[\]{},;'\"]+)\s*\(")
@@ -35,16 +36,11 @@ _QUOTED = r"/'([^'\\\x00-\x1f\x7f]|\\['\"\\nrt])*'/"  # a text between single qu
 
 
 @dataclass(frozen=True)
-class Pythonic:
+class Pythonic(Layout):
     """Calls with keyword arguments; `lead` and `tail` stand around a list of them, which may be left out."""
 
-    lead: str = "["
-    tail: str = "]"
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token: nothing."""
-        return ()
+    lead: str = field(default="[", kw_only=True)
+    tail: str = field(default="]", kw_only=True)
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed. Values are Python's literals, or JSON."""
@@ -131,8 +127,7 @@ def _end_of(text: str, at: int) -> int:
 
 def _values(schema: Schema, root: Schema) -> list[str]:
     """What may be written of a value: JSON, and where Python has other words or quotes, those."""
-    defined = {where: root[where] for where in (*DEFINED, "x-guidance") if where in root}
-    ways, kinds = [f"%json {json.dumps({**defined, **schema})}"], kinds_of(schema)
+    ways, kinds = [f"%json {json.dumps(with_definitions(schema, root))}"], kinds_of(schema)
     if set(schema) <= {"type", "title", "description", "default"}:
         ways += [_QUOTED] if "string" in kinds else []
         ways += ['"True"', '"False"'] if "boolean" in kinds else []

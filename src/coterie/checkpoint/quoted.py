@@ -17,6 +17,7 @@ from coterie.checkpoint.pythonic import properties_in_turn
 from coterie.checkpoint.tagged import (
     OF_OBJECT,
     OF_TEXT,
+    Layout,
     Read,
     Schema,
     Special,
@@ -42,12 +43,10 @@ _OF_VALUE = (*OF_TEXT, *OF_OBJECT, *_OF_LIST, *_OF_NUMBER, "minLength", "maxLeng
 
 
 @dataclass(frozen=True)
-class Quoted:
+class Quoted(Layout):
     """`quote` stands before a text, and behind it. A text has no escapes: what it is, is written."""
 
     quote: str = '<|"|>'
-    lead: str = ""
-    tail: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:

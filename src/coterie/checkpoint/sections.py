@@ -17,20 +17,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from coterie.checkpoint.tagged import Read, Schema, Special, literal, marked
+from coterie.checkpoint.tagged import Layout, Read, Schema, Special, literal, marked
 
 _MARK = re.compile(r"(<｜[^<>｜]*｜>)")
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Sections:
+class Sections(Layout):
     """A call, in which NAME and ARGUMENTS stand for what is in it, and what stands between two."""
 
     call: str
     between: str = ""
-    lead: str = ""
-    tail: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -60,9 +58,6 @@ class Sections:
         before, behind = self.call.replace("NAME", name).split("ARGUMENTS")
         yield f"call_{number}: {_spelled(before, special)} arguments_{number} {_spelled(behind, special)}"
         yield f"arguments_{number}: %json {json.dumps(schema)}"
-
-    def check(self, schema: Schema, where: str) -> None:
-        """All that JSON holds can be held."""
 
     @cached_property
     def _head(self) -> re.Pattern[str]:

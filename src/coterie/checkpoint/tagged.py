@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,23 +30,31 @@ _TEXT = "/(?s:.*)/"
 _PYTHON = {"True": ("boolean", True), "False": ("boolean", False), "None": ("null", None)}  # Qwen3-Coder's template
 
 
-@dataclass(frozen=True)
-class Tags:
-    """Functions and parameters as elements. NAME, KEY and VALUE stand for what is in them.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How calls lie between the marks of a block, `lead` and `tail` around them."""
 
-    `lead` and `tail` stand between the marks of a block and its calls.
-    """
+    lead: str = ""
+    tail: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is in a call and may be a special token: nothing, unless a layout says otherwise."""
+        return ()
+
+    def check(self, schema: Schema, where: str) -> None:
+        """Raise RequestError naming `where` for a schema that arguments cannot be held to; JSON can to all."""
+
+
+@dataclass(frozen=True)
+class Tags(Layout):
+    """Functions and parameters as elements. NAME, KEY and VALUE stand for what is in them."""
 
     head: str
     parameter: str
     end: str = ""
-    lead: str = "\n"
-    tail: str = "\n"
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token: nothing."""
-        return ()
+    lead: str = field(default="\n", kw_only=True)
+    tail: str = field(default="\n", kw_only=True)
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
         """The calls that are all of a block; none where it is malformed. Blanks between tags may be any."""
@@ -122,13 +130,11 @@ class Tags:
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(Layout):
     """A name, a mark and a JSON object; `identity` may stand before the mark, with the call's id."""
 
     mark: str
     identity: str
-    lead: str = ""
-    tail: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -152,9 +158,6 @@ class Named:
         """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`."""
         yield f"call_{number}: {literal(name)} {marked(self.mark, special)} arguments_{number}"
         yield f"arguments_{number}: %json {json.dumps(schema)}"
-
-    def check(self, schema: Schema, where: str) -> None:
-        """All that JSON holds can be held."""
 
     @cached_property
     def _head(self) -> re.Pattern[str]:
@@ -235,8 +238,12 @@ def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Itera
     elif is_text(schema):
         yield f"{rule}[lazy]: {_TEXT} {literal(closing)}"
     else:
-        defined = {where: root[where] for where in (*DEFINED, "x-guidance") if where in root}
-        yield f"{rule}: %json {json.dumps({**defined, **schema})} {literal(closing)}"
+        yield f"{rule}: %json {json.dumps(with_definitions(schema, root))} {literal(closing)}"
+
+
+def with_definitions(schema: Schema, root: Schema) -> Schema:
+    """A part of a schema with what its references name, and how the whole is kept."""
+    return {**{where: root[where] for where in (*DEFINED, "x-guidance") if where in root}, **schema}
 
 
 def refuse(schema: Schema, known: Sequence[str], where: str) -> None:

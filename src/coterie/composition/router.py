@@ -61,6 +61,11 @@ class Route:
         """The router's confidence in that expert; 0 where it is too small to be listed."""
         return self.confidence if expert == self.expert else dict(self.runners_up).get(expert, 0.0)
 
+    def moved(self, expert: str, reason: str) -> Route:
+        """The same decision for another expert, which is nobody's fallback."""
+        confidences = {**dict(self.runners_up), self.expert: self.confidence}
+        return Route(expert, self.confidence_in(expert), ranked(confidences, expert), reason)
+
     def to_dict(self) -> dict[str, Any]:
         """The route as plain values, for JSON."""
         return {

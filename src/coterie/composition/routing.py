@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from coterie.composition.composition import Composition, RouterSpec, name_hint
-from coterie.composition.router import Ask, Prompt, Result, Route, Router, ranked
+from coterie.composition.router import Ask, Prompt, Result, Route, Router
 from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
 from coterie.composition.routers.llm import LlmRouter
@@ -249,10 +249,9 @@ def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
         return route
     for name, share in route.runners_up:
         if name in resident and route.confidence - share <= margin:
-            confidences = {**dict(route.runners_up), route.expert: route.confidence}
             lead = route.confidence - share
             reason = f"{name} is in memory, {route.expert} is not and leads by {lead:.0%} only; {route.reason}"
-            return replace(route, expert=name, confidence=share, runners_up=ranked(confidences, name), reason=reason)
+            return route.moved(name, reason)
     return route
 
 
@@ -265,9 +264,7 @@ def fitting(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
         return route
     for name in dict.fromkeys((*[name for name, _ in route.runners_up], *others)):
         if name != route.expert and not unfit(name):
-            confidences = {**dict(route.runners_up), route.expert: route.confidence}
-            reason = f"{route.expert} {why}; {route.reason}"
-            return Route(name, route.confidence_in(name), ranked(confidences, name), reason)
+            return route.moved(name, f"{route.expert} {why}; {route.reason}")
     return route
 
 
@@ -278,10 +275,7 @@ def stay(route: Route, previous: str | None, fallback: str, margin: float) -> Ro
     """
     if previous is None or previous in (route.expert, fallback):
         return route
-    share = route.confidence_in(previous)
-    if route.confidence - share >= margin:
+    lead = route.confidence - route.confidence_in(previous)
+    if lead >= margin:
         return route
-    reason = f"the conversation stays: {route.expert} leads by {route.confidence - share:.0%}, less than {margin:.0%}"
-    confidences = {**dict(route.runners_up), route.expert: route.confidence}
-    return replace(route, expert=previous, confidence=share, runners_up=ranked(confidences, previous), reason=reason,
-                   is_fallback=False)  # fmt: skip
+    return route.moved(previous, f"the conversation stays: {route.expert} leads by {lead:.0%}, less than {margin:.0%}")

@@ -56,15 +56,23 @@ def pairs_of(grouped: F32, known: Pair | None = None) -> Pair:
 
     Weights that are all alike get a zero near 0 and the largest code, so that two numbers of 8 bits say what they are.
     """
-    largest = np.abs(grouped).max(axis=-1)
-    powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)
-    alike = grouped / powers[..., None]  # exact but for the smallest, and no square of it is too large
+    alike, powers = _alike(grouped)
     candidates = list(_pairs(alike))
     if known is not None:
         with np.errstate(all="ignore"):
             candidates.insert(0, (in_bf16(known[0]) / powers, in_bf16(known[1])))
     scales, zeros = _nearest_pair(alike, candidates)
     return in_bf16(scales * powers), zeros
+
+
+def _alike(grouped: F32) -> tuple[F32, F32]:
+    """Groups over the power of two next above the largest of each, and these: no square is too large or too small.
+
+    Exact but for the smallest numbers.
+    """
+    largest = np.abs(grouped).max(axis=-1)
+    powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)
+    return grouped / powers[..., None], powers
 
 
 def whole_of(grouped: F32, scales: F32, dtype: DType) -> F32:
@@ -133,9 +141,7 @@ def _scales_q6(grouped: F32) -> F32:
 
 def _scales_q2(grouped: F32) -> F32:
     """The scale of least squared error among a few, each fitted to the whole numbers of another."""
-    largest = np.abs(grouped).max(axis=-1)
-    powers = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -126, 126)).astype(np.float32)
-    alike = grouped / powers[..., None]  # so that no square is too large or too small
+    alike, powers = _alike(grouped)
     spread = np.sqrt(_squares(alike) / np.float32(grouped.shape[-1]))
     tries = (_fitted_q2(alike, spread * np.float32(part)) for part in _TRIES_Q2)
     return in_bf16(_nearest(alike, tries, DType.Q2) * powers)

@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coterie.core.shapes import Sizes
+from coterie.core.shapes import Sizes, numbers_in
 from coterie.dataflow.traffic import border
-from coterie.graph.ir import Graph, Kind, Op
+from coterie.graph.ir import Graph, Kind, Op, state_of
 from coterie.graph.kv_cost import KV_READERS, kv_bytes, layer_bytes
 from coterie.graph.stored import value_bytes
 
@@ -63,20 +63,15 @@ def symbols_of(graph: Graph, steps: Sequence[Sequence[Op]], sizes: Sizes) -> tup
                 moved[name][at] += value_bytes(value, sizes)
         for op in ops:
             if op.kind in (*KV_READERS, "kv_append"):
-                state = next(n for n in op.inputs if n and graph.values[n].kind is Kind.STATE)
-                moved[state][at] += kv_bytes(graph, op, sizes)
+                moved[state_of(graph, op).name][at] += kv_bytes(graph, op, sizes)
     found = []
     for name, begin in first.items():
         value = graph.values[name]
         size = value_bytes(value, sizes)
         if value.kind is Kind.STATE:
-            size = _layers(value.shape[0]) * layer_bytes(value) * sizes.context_tokens
+            size = numbers_in(value.shape[:1]) * layer_bytes(value) * sizes.context_tokens
         found.append(Symbol(name, value.kind.value, size, begin, last[name], tuple(moved[name].items())))
     return tuple(found)
-
-
-def _layers(dim: object) -> int:
-    return dim if isinstance(dim, int) else 1
 
 
 def live_bytes(symbols: Sequence[Symbol], steps: int) -> list[int]:

@@ -108,14 +108,11 @@ def _load(
 ) -> None:
     """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
     streamed, tiles, bytes_per_s = how
-    whole_s = stream.size_bytes / bytes_per_s
     if (stream.kind == "input" and stream.by_tile) or stream.value in streamed:
-        again = stream.value in streamed
-        parts = (size / bytes_per_s for size in streamed_bytes(stream, stage, tiles)) if again else ()
-        build.actor(name, tuple(parts) or (whole_s / tiles,) * tiles, MEMORY)
+        build.actor(name, _tile_s(stage, stream, how), MEMORY)
         build.fifo(stream.value, name, stage.name, 2)
         return
-    build.actor(name, (whole_s,), MEMORY)
+    build.actor(name, (stream.size_bytes / bytes_per_s,), MEMORY)
     build.fifo(stream.value, name, stage.name, tiles, tiles, 1)
     if stream.kind == "weight":
         if order:
@@ -123,15 +120,19 @@ def _load(
         order.append(name)
 
 
+def _tile_s(stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float]) -> tuple[float, ...]:
+    """Seconds that each tile's part of a stream takes."""
+    streamed, tiles, bytes_per_s = how
+    again = streamed_bytes(stream, stage, tiles) if stream.value in streamed else ()
+    return tuple([size / bytes_per_s for size in again]) or (stream.size_bytes / bytes_per_s / tiles,) * tiles
+
+
 def _store(build: _Builder, name: str, stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float]) -> None:
     """A transfer out of a stage: a part of every tile, or all of it after the last; sums without room go to and fro."""
     streamed, tiles, bytes_per_s = how
-    whole_s = stream.size_bytes / bytes_per_s
-    again = stream.value in streamed
-    if stream.by_tile or again:
-        parts = (size / bytes_per_s for size in streamed_bytes(stream, stage, tiles)) if again else ()
-        build.actor(name, tuple(parts) or (whole_s / tiles,) * tiles, MEMORY)
+    if stream.by_tile or stream.value in streamed:
+        build.actor(name, _tile_s(stage, stream, how), MEMORY)
         build.fifo(stream.value, stage.name, name, 2)
         return
-    build.actor(name, (whole_s,), MEMORY)
+    build.actor(name, (stream.size_bytes / bytes_per_s,), MEMORY)
     build.fifo(stream.value, stage.name, name, tiles, 1, tiles)

@@ -48,13 +48,15 @@ class KvState:
         """The block of a position in a sequence with this table."""
         return int(table[self.state_blocks + position // self.tokens_per_block])
 
-    def kept(self, name: str, layer: int, table: Array) -> F32:
-        """What a sequence keeps of a recurrent state in a layer, to read and write."""
-        key = name, int(table[0])
+    def recurrent(self, op: Op, table: Array, position: int) -> F32:
+        """A sequence's part of an op's recurrent state, the last operand, to read and write; 0 before position 0."""
+        key = op.inputs[-1], int(table[0])
         if key not in self._kept:
-            self._kept[key] = np.zeros(self._shapes[name], np.float32)
-        kept: F32 = self._kept[key][layer]
-        return kept
+            self._kept[key] = np.zeros(self._shapes[op.inputs[-1]], np.float32)
+        part: F32 = self._kept[key][op.integer("layer")]
+        if position == 0:
+            part[:] = 0
+        return part
 
     def append(self, op: Op, which: int, table: Array, position: int, heads_KC: F32) -> None:
         """Store one token's K (which 0) or V (1) where the op has its layer, rounded to nearest even."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeAlias
@@ -61,39 +62,38 @@ class HoleError(Exception):
         return self.reachable_bytes >= self.need_bytes
 
 
-def lru(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
-    """Least recently used: the window whose youngest victim is the oldest. Source: the paper's runtime."""
-    return _best(entries, capacity_bytes, need_bytes, lambda window: (max([e.last_used for e in window]),))
+def _best(
+    score: Callable[[Window, int], Score], entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, now: int
+) -> Window:
+    """The window of least score, then fewest bytes, then lowest offset; empty when a hole is there already."""
+    placed = sorted(entries, key=_offset)
+    if _largest_hole(placed, capacity_bytes) >= need_bytes:
+        return ()
+    candidates = list(_windows(placed, capacity_bytes, need_bytes))
+    if not candidates:
+        raise HoleError(need_bytes, _largest_hole([e for e in placed if e.pinned], capacity_bytes))
+    scores = [score(window, now) for window in candidates]
+    least = min(scores)
+    best = [window for window, found in zip(candidates, scores, strict=True) if found == least]
+    return min(best, key=lambda w: (sum([e.size_bytes for e in w]), w[0].offset)) if len(best) > 1 else best[0]
 
 
-def lfu(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
-    """Least frequently used: the window whose most wanted victim was wanted least often, the older one on ties."""
-    return _best(
-        entries,
-        capacity_bytes,
-        need_bytes,
-        lambda window: (max([e.uses for e in window]), max([e.last_used for e in window])),
-    )
+lru: Policy = partial(_best, lambda window, _: (max([e.last_used for e in window]),))
+"""Least recently used: the window whose youngest victim is the oldest. Source: the paper's runtime."""
 
+lfu: Policy = partial(_best, lambda window, _: (max([e.uses for e in window]), max([e.last_used for e in window])))
+"""Least frequently used: the window whose most wanted victim was wanted least often, the older one on ties."""
 
-def recent(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, _now: int) -> Window:
-    """Least used of late: the window with the least sum of recent uses.
+recent: Policy = partial(_best, lambda window, _: (sum([e.recent for e in window]),))
+"""Least used of late: the window with the least sum of recent uses.
 
-    Who was used often lately is soon wanted again, and every victim of a window is: so the sum is what the hole costs
-    in switches. An old favourite fades, one quiet spell does not cost a favourite its place, and two do not go where
-    one like them would do.
-    """
-    return _best(entries, capacity_bytes, need_bytes, lambda window: (sum([e.recent for e in window]),))
+Who was used often lately is soon wanted again, and every victim of a window is: so the sum is what the hole costs in
+switches. An old favourite fades, one quiet spell does not cost a favourite its place, and two do not go where one like
+them would do.
+"""
 
-
-def cost(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, now: int) -> Window:
-    """Cost-aware: the window with the least sum of (cost to bring back / wants since the last use)."""
-    return _best(
-        entries,
-        capacity_bytes,
-        need_bytes,
-        lambda window: (sum(e.refetch_cost / (now - e.last_used + 1) for e in window),),
-    )
+cost: Policy = partial(_best, lambda window, now: (sum(e.refetch_cost / (now - e.last_used + 1) for e in window),))
+"""Cost-aware: the window with the least sum of (cost to bring back / wants since the last use)."""
 
 
 def belady(order: Sequence[str]) -> Policy:
@@ -111,12 +111,7 @@ def belady(order: Sequence[str]) -> Policy:
         at = bisect_left(known, now)
         return known[at] if at < len(known) else len(order)
 
-    def policy(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, now: int) -> Window:
-        return _best(
-            entries, capacity_bytes, need_bytes, lambda window: (-min(next_use(e.expert_id, now) for e in window),)
-        )
-
-    return policy
+    return partial(_best, lambda window, now: (-min(next_use(e.expert_id, now) for e in window),))
 
 
 EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost": cost, "recent": recent})
@@ -142,20 +137,6 @@ def whole_place(entries: Sequence[Entry], offset: int, need_bytes: int) -> Windo
     if pinned or any(e.busy for e in inside):
         raise HoleError(need_bytes, need_bytes - pinned)
     return tuple(inside)
-
-
-def _best(entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, score: Callable[[Window], Score]) -> Window:
-    """The window of least score, then fewest bytes, then lowest offset; empty when a hole is there already."""
-    placed = sorted(entries, key=_offset)
-    if _largest_hole(placed, capacity_bytes) >= need_bytes:
-        return ()
-    candidates = list(_windows(placed, capacity_bytes, need_bytes))
-    if not candidates:
-        raise HoleError(need_bytes, _largest_hole([e for e in placed if e.pinned], capacity_bytes))
-    scores = [score(window) for window in candidates]
-    least = min(scores)
-    best = [window for window, found in zip(candidates, scores, strict=True) if found == least]
-    return min(best, key=lambda w: (sum([e.size_bytes for e in w]), w[0].offset)) if len(best) > 1 else best[0]
 
 
 _offset = attrgetter("offset")

@@ -44,11 +44,7 @@ class Decoder(RecurrentBlocks):
 
     def _declare(self) -> None:
         c, b, names = self.config, self.builder, self.config.names
-        for name in ("tokens", "positions", "sequence"):
-            b.value(name, (T,), DType.I32, Kind.INPUT)
-        b.value("block_tables", (B,), DType.I32, Kind.INPUT)
-        b.value("rows", (R,), DType.I32, Kind.INPUT)
-        b.value("sampling", (R,), DType.F32, Kind.INPUT)
+        self._declare_rows()
         if c.alibi:
             b.value("slopes", (c.num_heads,), DType.F32, Kind.CONSTANT, alibi_slopes(c.num_heads))
         elif not names.positions:
@@ -60,6 +56,13 @@ class Decoder(RecurrentBlocks):
         k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"] if c.attending_layers else own
         self._declare_kv(own if k_dtype.is_packed else k_dtype)
         self._declare_states()
+
+    def _declare_rows(self, *more: str) -> None:
+        """What a step gives of each token, sequence and row; `more` of tokens."""
+        of_tokens = dict.fromkeys(("tokens", "positions", "sequence", *more), T)
+        for name, symbol in (of_tokens | {"block_tables": B, "rows": R}).items():
+            self.builder.value(name, (symbol,), DType.I32, Kind.INPUT)
+        self.builder.value("sampling", (R,), DType.F32, Kind.INPUT)
 
     def _declare_kv(self, dtype: DType) -> None:
         c = self.config

@@ -187,9 +187,7 @@ def _layers(config: Fields, keys: BranchKeys, num_layers: int) -> frozenset[int]
 
 
 def _by_step(config: Fields, keys: BranchKeys, num_layers: int) -> list[int]:
-    step, plain = config.count("decoder_sparse_step", 1), config.get("mlp_only_layers", [])
-    if not isinstance(plain, list) or any(type(layer) is not int for layer in plain):
-        raise config.wrong("mlp_only_layers", f"is {plain!r}", "a list of numbers of layers")
+    step, plain = config.count("decoder_sparse_step", 1), config.layer_numbers("mlp_only_layers")
     return [layer for layer in range(num_layers) if (layer + 1) % step == 0 and layer not in plain]
 
 
@@ -198,11 +196,9 @@ def _behind_first(config: Fields, keys: BranchKeys, num_layers: int) -> range:
 
 
 def _by_types(config: Fields, keys: BranchKeys, num_layers: int) -> Iterable[int]:
-    types = config.get("mlp_layer_types")
-    if types is None:
+    if config.get("mlp_layer_types") is None:
         return _behind_first(config, keys, num_layers)
-    if not isinstance(types, list) or len(types) != num_layers or any(one not in ("dense", "sparse") for one in types):
-        raise config.wrong("mlp_layer_types", f"is {types!r}", f"a list of {num_layers} words, each dense or sparse")
+    types = config.layer_kinds("mlp_layer_types", num_layers, ("dense", "sparse"))
     return [layer for layer, one in enumerate(types) if one == "sparse"]
 
 

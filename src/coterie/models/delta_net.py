@@ -5,6 +5,7 @@ Knows nothing about graphs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coterie.core.errors import UnsupportedError
@@ -56,19 +57,24 @@ class DeltaNets:
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
+def layers_beside_attention(config: Fields, kind: str, usual: Sequence[str]) -> tuple[int, ...]:
+    """The layers of a kind, of a model whose others attend; `usual`: the types where `layer_types` does not say them.
+
+    Raises CheckpointError, UnsupportedError where all layers are alike.
+    """
+    types = config.layer_kinds("layer_types", len(usual), (FULL, kind), usual)
+    if set(types) != {FULL, kind}:
+        fact = f"all of its {len(types)} layers are {types[0]}"
+        raise UnsupportedError(config.where, fact, f"use a model that has {FULL} and {kind}")
+    return tuple(layer for layer, of_layer in enumerate(types) if of_layer == kind)
+
+
 def delta_nets_of(config: Fields, num_layers: int, by_key_heads: bool = False) -> DeltaNets:
     """Read the keys of Qwen3.5 with its defaults. Raises CheckpointError, UnsupportedError."""
-    types = config.get("layer_types")
-    if types is None:
-        every = config.count("full_attention_interval", INTERVAL)
-        types = [FULL if (layer + 1) % every == 0 else LINEAR for layer in range(num_layers)]
-    if not isinstance(types, list) or len(types) != num_layers or any(kind not in (FULL, LINEAR) for kind in types):
-        raise config.wrong("layer_types", f"is {types!r}", f"a list of {num_layers} names, {FULL} or {LINEAR}")
-    if set(types) != {FULL, LINEAR}:
-        fact = f"all of its {num_layers} layers are {types[0]}"
-        raise UnsupportedError(config.where, fact, f"use a model that has {FULL} and {LINEAR}")
+    every = 1 if config.get("layer_types") else config.count("full_attention_interval", INTERVAL)
+    usual = [FULL if (layer + 1) % every == 0 else LINEAR for layer in range(num_layers)]
     found = DeltaNets(
-        tuple(layer for layer, kind in enumerate(types) if kind == LINEAR),
+        layers_beside_attention(config, LINEAR, usual),
         config.count("linear_num_key_heads", 16),
         config.count("linear_num_value_heads", 32),
         config.count("linear_key_head_dim", 128),

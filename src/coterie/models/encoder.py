@@ -127,9 +127,8 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scor
     if not scores and own not in listed and listed != [own.removesuffix("Model") + _MASKED]:
         fact = f"architectures {classes} does more than give vectors, which is not run"
         raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
-    code = config.get("auto_map")
-    if isinstance(code, dict) and "AutoModel" in code and not keys.own_code:
-        fact = f"is run by code of its own ({code['AutoModel']}), which may do something else"
+    if (code := Fields(config, where).own_code()) and not keys.own_code:
+        fact = f"is run by code of its own ({code}), which may do something else"
         raise UnsupportedError(where, fact, f"use a model of transformers' {own}")
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():

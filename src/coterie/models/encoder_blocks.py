@@ -20,7 +20,7 @@ from coterie.models.blocks import Decoder
 from coterie.models.distance import alibi_slopes, distance_buckets
 from coterie.models.encoder import Encoder
 
-T, B, R = Symbol.T, Symbol.B, Symbol.R
+R = Symbol.R
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,11 @@ class EncoderBlocks(Decoder):
         """The whole step, from tokens to the vectors of its rows [R, D]."""
         if images:
             raise ValueError(f"{self.config.family} reads no images")
-        self._declare()
-        x = self._embed()
-        for layer in range(self.config.num_layers):
-            x = self._layer(x, layer)
-        self._head(x)
-        return self.builder.build()
+        return Decoder.build(self)
 
     def _declare(self) -> None:
         b = self.builder
-        for name in ("tokens", "positions", "sequence", *((TYPES,) if self._own.type_rows else ())):
-            b.value(name, (T,), DType.I32, Kind.INPUT)
-        b.value("block_tables", (B,), DType.I32, Kind.INPUT)
-        b.value("rows", (R,), DType.I32, Kind.INPUT)
-        b.value("sampling", (R,), DType.F32, Kind.INPUT)
+        self._declare_rows(*((TYPES,) if self._own.type_rows else ()))
         if self.config.alibi:
             heads = self.config.num_heads
             b.value("slopes", (1, heads), DType.F32, Kind.CONSTANT, alibi_slopes(heads))

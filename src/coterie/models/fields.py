@@ -5,7 +5,7 @@ Knows nothing about which keys there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,21 @@ class Fields:
             raise self.wrong(key, f"is {value!r}", "true or false")
         return value
 
+    def layer_numbers(self, key: str, default: Sequence[int] = ()) -> Sequence[int]:
+        """A list of numbers of layers. Raises CheckpointError."""
+        value = self.get(key, list(default))
+        if not isinstance(value, list) or any(type(layer) is not int for layer in value):
+            raise self.wrong(key, f"is {value!r}", "a list of numbers of layers")
+        return value
+
+    def layer_kinds(self, key: str, num_layers: int, kinds: Sequence[str], default: Sequence[str] = ()) -> list[str]:
+        """One of these names for each layer, by default those given. Raises CheckpointError."""
+        value = self.get(key, list(default))
+        if not isinstance(value, list) or len(value) != num_layers or any(kind not in kinds for kind in value):
+            wanted = f"a list of {num_layers} names, {', '.join(kinds[:-1])} or {kinds[-1]}"
+            raise self.wrong(key, f"is {value!r}", wanted)
+        return value
+
     def section(self, key: str) -> Fields | None:
         """A nested object, or None when it is absent, null or empty. Raises CheckpointError."""
         value = self.get(key)
@@ -69,6 +84,11 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(key, f"is {value!r}", "an object")
         return Fields(value, f"{self.where}: {key}")
+
+    def own_code(self, kind: str = "AutoModel") -> str | None:
+        """The class that a released folder brings with it to be run by, of its `auto_map`; None for transformers'."""
+        classes = self.get("auto_map")
+        return str(classes[kind]) if isinstance(classes, dict) and kind in classes else None
 
     def wrong(self, key: str, fact: str, wanted: str) -> CheckpointError:
         """The error for a key whose value is not what is wanted."""

@@ -19,6 +19,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.encoder import SCORES, bare_encoder
 from coterie.models.families import FAMILIES
+from coterie.models.fields import Fields
 
 PREFIX = "model."
 _OTHER = "use a model whose tokens see those before them alone"
@@ -41,9 +42,8 @@ def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Chec
     where = str(checkpoint.path / CONFIG)
     if checkpoint.config.get("is_causal") is False:
         raise UnsupportedError(where, "is_causal is false: tokens see those behind them, which is not run", _OTHER)
-    own = checkpoint.config.get("auto_map")
-    if isinstance(own, dict) and "AutoModel" in own:
-        fact = f"is run by code of its own ({own['AutoModel']}), which may let tokens see those behind them"
+    if code := Fields(checkpoint.config, where).own_code():
+        fact = f"is run by code of its own ({code}), which may let tokens see those behind them"
         raise UnsupportedError(where, fact, _OTHER)
     tensors = {PREFIX + name if bare else name: info for name, info in checkpoint.tensors.items()}
     head = (HEAD_WEIGHT.removesuffix("weight"), *(("score.",) if scores else ()))

@@ -27,6 +27,7 @@ from coterie.models.config import ModelConfig
 from coterie.models.encoder import SCORES, HeadKeys, bare_name
 from coterie.models.families import FAMILIES
 from coterie.models.family import Family
+from coterie.models.fields import Fields
 
 LOGIT_SCORE = "LogitScore"
 _OF_DECODERS = (HeadKeys("score"),)
@@ -112,10 +113,9 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
         return None if said is None else _of_tokens(checkpoint, said, classes[0])
     if family is None or classes not in [[name] for name in _classes_of(family)]:
         return None
-    code = config.get("auto_map")
-    own_code = family.encoder is not None and family.encoder.own_code
-    if isinstance(code, dict) and f"AutoModel{SCORES}" in code and not own_code:
-        fact = f"is run by code of its own ({code[f'AutoModel{SCORES}']}), which may do something else"
+    known = family.encoder is not None and family.encoder.own_code
+    if (code := Fields(config, where).own_code(f"AutoModel{SCORES}")) and not known:
+        fact = f"is run by code of its own ({code}), which may do something else"
         raise UnsupportedError(where, fact, f"use a model of transformers' {classes[0]}")
     keys = family.encoder
     layers = _OF_DECODERS if keys is None else keys.head

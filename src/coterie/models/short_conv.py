@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.core.errors import UnsupportedError
+from coterie.models.delta_net import layers_beside_attention
 from coterie.models.family import FULL
 from coterie.models.fields import Fields
 
 CONV = "conv"  # the type of such a layer
-TYPES, ATTENDING = "layer_types", "full_attn_idxs"
+ATTENDING = "full_attn_idxs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +43,13 @@ class ShortConvs:
 
 def short_convs_of(config: Fields, num_layers: int) -> ShortConvs:
     """Read the keys of LFM2 with its defaults. Raises CheckpointError, UnsupportedError."""
-    types = config.get(TYPES)
-    if types is None:
-        attending = config.get(ATTENDING, list(range(num_layers)))
-        if not isinstance(attending, list) or any(type(layer) is not int for layer in attending):
-            raise config.wrong(ATTENDING, f"is {attending!r}", "a list of numbers of layers")
-        types = [FULL if layer in attending else CONV for layer in range(num_layers)]
-    if not isinstance(types, list) or len(types) != num_layers or any(kind not in (FULL, CONV) for kind in types):
-        raise config.wrong(TYPES, f"is {types!r}", f"a list of {num_layers} names, {FULL} or {CONV}")
-    if set(types) != {FULL, CONV}:
-        fact = f"all of its {num_layers} layers are {types[0]}"
-        raise UnsupportedError(config.where, fact, f"use a model that has {FULL} and {CONV}")
+    everywhere = range(num_layers)
+    attending = everywhere if config.get("layer_types") else config.layer_numbers(ATTENDING, everywhere)
+    layers = layers_beside_attention(config, CONV, [FULL if layer in attending else CONV for layer in everywhere])
     taps = config.count("conv_L_cache", 3)
     if taps < 2:
         raise config.wrong("conv_L_cache", f"is {taps}", "at least 2")
-    return ShortConvs(tuple(layer for layer, kind in enumerate(types) if kind == CONV), taps)
+    return ShortConvs(layers, taps)
 
 
 def inner_in_blocks(config: Fields) -> int:

@@ -161,9 +161,7 @@ def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpa
 
 def _layers(config: Fields, keys: ScanKeys, num_layers: int) -> tuple[int, ...]:
     if keys.where is Where.OUTSIDE:
-        attending = config.get(INDICES, [])
-        if not isinstance(attending, list) or any(type(layer) is not int for layer in attending):
-            raise config.wrong(INDICES, f"is {attending!r}", "a list of numbers of layers")
+        attending = config.layer_numbers(INDICES)
         return tuple(layer for layer in range(num_layers) if layer not in attending)
     types = config.get("layer_types") if keys.where is Where.BY_TYPES else None
     types = [_SPACE[0]] * num_layers if types is None else types

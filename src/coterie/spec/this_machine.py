@@ -61,7 +61,7 @@ def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
     """Bytes that this process may still take, and what bounds them."""
     bounds = [_available(root)]
     for folder in _groups(root, "memory"):
-        bounds += [bound for bound in (_limit_v2(folder), _limit_v1(folder)) if bound is not None]
+        bounds += [bound for names in _LIMITS if (bound := _limit(folder, *names)) is not None]
     return min(bounds)
 
 
@@ -159,20 +159,21 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
                     yield folder
 
 
-def _limit_v2(folder: Path) -> tuple[int, str] | None:
-    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-    if limit is None:
-        return None
-    cache = _stat(folder, "file") - _stat(folder, "shmem")
-    return max(0, limit - max(0, (used or 0) - cache)), f"cgroup v2 memory.max of {limit} bytes, less what is used"
+# Of each version of cgroups: files of the limit and of what is used, and what of that is page cache but shared memory.
+_LIMITS = (
+    ("cgroup v2 memory.max", "memory.max", "memory.current", "file", "shmem"),
+    ("cgroup v1 limit", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
+)
 
 
-def _limit_v1(folder: Path) -> tuple[int, str] | None:
-    limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+def _limit(
+    folder: Path, what: str, limit_file: str, used_file: str, cached: str, shared: str
+) -> tuple[int, str] | None:
+    limit, used = _number(folder / limit_file), _number(folder / used_file)
     if limit is None:
         return None
-    cache = _stat(folder, "total_cache") - _stat(folder, "total_shmem")
-    return max(0, limit - max(0, (used or 0) - cache)), f"cgroup v1 limit of {limit} bytes, less what is used"
+    cache = _stat(folder, cached) - _stat(folder, shared)
+    return max(0, limit - max(0, (used or 0) - cache)), f"{what} of {limit} bytes, less what is used"
 
 
 def _quota(folder: Path) -> float | None:

@@ -23,9 +23,7 @@ def _conv(step: Step, op: Op, x: list[Any]) -> Array:
     data_TN, weight_N1K, bias_N, positions, sequence, tables = x[:6]
     y = np.empty_like(data_TN)
     for t, position in enumerate(positions):
-        past_KN = step.state.kept(op.inputs[-1], op.integer("layer"), tables[sequence[t]])
-        if position == 0:
-            past_KN[:] = 0
+        past_KN = step.state.recurrent(op, tables[sequence[t]], int(position))
         window = np.concatenate([past_KN, data_TN[t][None]])
         total = np.asarray((window * weight_N1K[:, 0].T).sum(axis=0), np.float32)
         total = total if bias_N is None else total + bias_N
@@ -59,9 +57,7 @@ def _delta(step: Step, op: Op, x: list[Any]) -> Array:
     beta = np.exp(-np.logaddexp(np.float32(0), -b_TH))
     y = np.empty(v.shape, np.float32)
     for t, position in enumerate(positions):
-        matrix_HKC = step.state.kept(op.inputs[-1], op.integer("layer"), tables[sequence[t]])
-        if position == 0:
-            matrix_HKC[:] = 0
+        matrix_HKC = step.state.recurrent(op, tables[sequence[t]], int(position))
         matrix_HKC *= decay[t][:, None, None]
         change = (v[t] - np.einsum("hk,hkc->hc", k[t], matrix_HKC)) * beta[t][:, None]
         matrix_HKC += k[t][:, :, None] * change[:, None]

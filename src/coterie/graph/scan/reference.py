@@ -31,9 +31,7 @@ def _scan(step: Step, op: Op, x: list[Any]) -> Array:
     decay_TH = np.exp(-np.exp(a_log) * steps_TH)
     y = np.empty(own_THC.shape, np.float32)
     for t, position in enumerate(positions):
-        matrix_HKC = step.state.kept(op.inputs[-1], op.integer("layer"), tables[sequence[t]])
-        if position == 0:
-            matrix_HKC[:] = 0
+        matrix_HKC = step.state.recurrent(op, tables[sequence[t]], int(position))
         matrix_HKC *= decay_TH[t][:, None, None]
         matrix_HKC += write_THK[t][:, :, None] * (own_THC[t] * steps_TH[t][:, None])[:, None]
         y[t] = np.einsum("hk,hkc->hc", read_THK[t], matrix_HKC) + own_THC[t] * skip[:, None]

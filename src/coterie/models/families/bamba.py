@@ -7,6 +7,14 @@ from coterie.models.family import Bias, Family, Names
 from coterie.models.state_space import ScanKeys, Where
 
 _SCAN = ScanKeys(where=Where.OUTSIDE)
+BAMBA_NAMES = Names(
+    feed_forward_norm="pre_ff_layernorm",
+    gate="feed_forward.gate_proj",
+    up="feed_forward.up_proj",
+    down="feed_forward.down_proj",
+    norm="model.final_layernorm",
+    joined=_SCAN.names.parts,
+)
 
 BAMBA = Family(
     model_type="bamba",
@@ -20,12 +28,5 @@ BAMBA = Family(
     partial_rope=True,
     rotated_part=0.5,
     state_spaces=_SCAN,
-    names=Names(
-        feed_forward_norm="pre_ff_layernorm",
-        gate="feed_forward.gate_proj",
-        up="feed_forward.up_proj",
-        down="feed_forward.down_proj",
-        norm="model.final_layernorm",
-        joined=_SCAN.names.parts,
-    ),
+    names=BAMBA_NAMES,
 )

@@ -202,11 +202,9 @@ GTE = replace(
         own_code=True,
         required={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
     ),
-    names=Names(
-        embed="embeddings.word_embeddings.weight",
-        embed_norm="embeddings.LayerNorm",
-        types=_KEYS.types,
-        layer="encoder.layer.{}.",
+    names=replace(
+        BERT.names,
+        positions="",
         q="attention.q_proj",
         k="attention.k_proj",
         v="attention.v_proj",

@@ -3,7 +3,8 @@
 Knows nothing about how a decoder is built (blocks.py).
 """
 
-from coterie.models.family import Family, Names
+from coterie.models.families.bamba import BAMBA_NAMES
+from coterie.models.family import Family
 from coterie.models.state_space import ScanKeys, Where
 
 _SCAN = ScanKeys(
@@ -26,12 +27,5 @@ FALCON_H1 = Family(
     runs=("embedding_multiplier", "lm_head_multiplier"),
     # The factors of what goes in would not count for biases.
     required=dict.fromkeys(("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"), False),
-    names=Names(
-        feed_forward_norm="pre_ff_layernorm",
-        gate="feed_forward.gate_proj",
-        up="feed_forward.up_proj",
-        down="feed_forward.down_proj",
-        norm="model.final_layernorm",
-        joined=_SCAN.names.parts,
-    ),
+    names=BAMBA_NAMES,
 )
