@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from tests.system.commands import refused, run
+from tests.system.serving import leaves, served, until
 from tests.system.tiny import write_expert, write_state_space
 
 from coterie.api import Coterie, Options, Query
@@ -190,3 +196,57 @@ def test_check_says_who_guesses_only_while_there_is_room(office: Path) -> None:
     assert "draft small: guesses for large" in printed
     assert "nobody is evicted for it; pin it" in printed
     assert f"at least {sum(map(round_up, sizes.values()))} B" in printed
+
+
+def body_of(number: int) -> dict[str, Any]:
+    """A completion of one of the three, drawn or greedy."""
+    model, drawn = ("large", "same", "small")[number % 3], number % 2
+    body = {"model": model, "prompt": "so" * (number % 5 + 1), "max_tokens": 4 + number, "ignore_eos": True}
+    return body | {"temperature": 0.8 * drawn, "seed": number}
+
+
+def texts_of(url: str, number: int, **more: Any) -> list[str]:
+    got = httpx.post(f"{url}/v1/completions", json=body_of(number) | more, timeout=120)
+    assert got.status_code == 200, got.text
+    return [choice["text"] for choice in got.json()["choices"]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_goes_on_at_a_server_answers_are_those_without_drafts(office: Path, tmp_path: Path, seed: int) -> None:
+    """Callers of each priority, some of whom leave, and experts that come and go: room for two of three, little KV."""
+    root = shutil.copytree(office, tmp_path / "all")
+    numbers = range(36)
+    with served(Coterie.open(root, Options(threads=1))) as url:
+        alone = [texts_of(url, number)[0] for number in numbers]
+    policy = replace(GUESSING, max_batch=8, turn_steps=4, max_step_tokens=32)
+    options = Options(policy=policy, threads=1, near_bytes=200 * 1024, kv_bytes=24 * 1024)
+    coterie = Coterie.open(composition(root, "same"), options)
+    metrics = coterie.parts.engine.metrics
+
+    def call(which: int) -> None:
+        rng = random.Random(f"{seed} {which}")
+        for _ in range(25):
+            number, what = rng.choice(numbers), rng.random()
+            how = {"priority": rng.randint(-2, 2)}
+            if what < 0.1:
+                leaves(url, "/v1/completions", body_of(number) | how | {"stream": True}, lambda: True)
+            elif what < 0.2:
+                name, then = rng.choice(("large", "same", "small")), rng.choice(("load", "unload", "pin", "unpin"))
+                httpx.post(f"{url}/v1/models/{name}/{then}")
+                httpx.post(f"{url}/v1/models/{name}/unpin")
+            else:
+                assert texts_of(url, number, **how) == [alone[number]]
+
+    with served(coterie) as url:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(call, range(6)))
+        for what in ("unload", "pin", "load?wait=true"):  # else there may be no room for who drafts
+            got = httpx.post(f"{url}/v1/models/same/{what}", timeout=60)
+            assert got.status_code == 200, got.text
+        for number in numbers:
+            assert texts_of(url, number) == [alone[number]]
+        until(lambda: coterie.idle)
+    assert metrics.accepted_drafted_tokens > 0
+    coterie.parts.engine.check_integrity()
+    assert coterie.parts.kv.free_blocks == coterie.parts.kv.num_blocks
