@@ -85,6 +85,22 @@ def test_counters_say_what_the_answers_say(asked: tuple) -> None:
     assert len(ORDER) <= total(families, "steps") <= 8 * len(ORDER)
 
 
+def test_each_expert_has_its_own_counts(asked: tuple) -> None:
+    _, families, answers, coterie = asked
+    for name in coterie.composition.names:
+        its = [answer for answer in answers if answer["coterie"]["expert"] == name]
+        expected = {
+            "finished": len(its),
+            "failed": 0,
+            "prompt_tokens": sum(answer["usage"]["prompt_tokens"] for answer in its),
+            "drawn_tokens": sum(answer["usage"]["completion_tokens"] for answer in its),
+            "switches": sum(not answer["coterie"]["hit"] for answer in its),
+        }
+        assert {what: total(families, f"expert_{what}", expert=name) for what in expected} == expected
+    fallbacks = [answer for answer in answers if answer["coterie"]["is_fallback"]]
+    assert total(families, "fallbacks") == len(fallbacks) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "what"), [("time_to_first_token", "ttft_s"), ("switch", "switch_s"), ("time_per_output_token", "")]
 )

@@ -280,6 +280,7 @@ class Coterie(Measuring, ExpertCommands):
         request = capped_by_kv(request, pending.query, self._parts.kv.tokens_held(self.models[route.expert].kv))
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(replace(request, request_id=request_id))
+        self._parts.engine.metrics.fallbacks += route.is_fallback
         shown = () if request.ignore_end else request.end_ids
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
 

@@ -230,7 +230,7 @@ class Engine:
             return False
         if not residency.hit:  # a hit: another caller began the load
             self.log.add_fetch(fetch.expert_id, residency.evicted)
-            self.metrics.count_switch(self._experts[fetch.expert_id].layout.size_bytes)
+            self.metrics.count_switch(fetch.expert_id, self._experts[fetch.expert_id].layout.size_bytes)
         self._groups.new_turn(fetch.expert_id)
         self._changed(fetch.expert_id)
         return True

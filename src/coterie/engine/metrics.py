@@ -16,6 +16,10 @@ from coterie.engine.request import FinishReason, Request, Timings
 # Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
 BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)), 100.0)
 
+# What is counted for each expert, by requests that ended, but for the switches.
+ExpertCount = Literal["finished", "failed", "prompt_tokens", "drawn_tokens", "switches"]
+EXPERT_COUNTS: tuple[ExpertCount, ...] = get_args(ExpertCount)
+
 PriorityClass = Literal["urgent", "usual", "behind"]
 PRIORITY_CLASSES: tuple[PriorityClass, ...] = get_args(PriorityClass)
 
@@ -58,17 +62,19 @@ class PriorityMetrics:
 class Metrics:
     """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
 
-    `refused`: not submitted, because too many waited.
+    `refused`: not submitted, because too many waited. `fallbacks`: went to the router's fallback, as it was not sure.
 
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
     `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn;
     `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones that a draft guessed.
     `by_priority`: by the kind of priority that requests were asked with.
+    `by_expert`: of each count what it is for each expert that has any.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
     """
 
     submitted: int = 0
     refused: int = 0
+    fallbacks: int = 0
     admitted: int = 0
     finished: Counter[FinishReason] = field(default_factory=Counter)
     hits: int = 0
@@ -90,6 +96,7 @@ class Metrics:
     )
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
+    by_expert: dict[ExpertCount, Counter[str]] = field(default_factory=lambda: {of: Counter() for of in EXPERT_COUNTS})
     last_end_s: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -106,9 +113,10 @@ class Metrics:
         self.prompt_tokens += len(request.prompt_ids)
         self.max_overtaken = max(self.max_overtaken, overtaken)
 
-    def count_switch(self, size_bytes: int) -> None:
-        """Count a fetch that was begun, of so many bytes."""
+    def count_switch(self, expert_id: str, size_bytes: int) -> None:
+        """Count a fetch of an expert that was begun, of so many bytes."""
         self.switches += 1
+        self.by_expert["switches"][expert_id] += 1
         self.fetched_bytes += size_bytes
 
     def count_guesses(self, guessed: int, accepted: int, drafted: bool = False) -> None:
@@ -122,13 +130,19 @@ class Metrics:
     def count_end(self, request: Request, reason: FinishReason, timings: Timings, tokens: int) -> None:
         """Count a request that ended, with so many tokens of prompt and answer."""
         self.finished[reason] += 1
+        prompt = len(request.prompt_ids)
+        counts = self.by_expert
+        counts["finished"][request.expert_id] += 1
+        counts["failed"][request.expert_id] += reason == "error"
+        counts["prompt_tokens"][request.expert_id] += prompt
+        counts["drawn_tokens"][request.expert_id] += tokens - prompt
         if timings.scheduled_s is not None:
             self.hits += timings.hit
             self.misses += not timings.hit
         if timings.first_token_s is not None:
             self.last_end_s[request.expert_id] = timings.end_s
             self.by_priority[priority_class(request.priority)].ttft.add(timings.first_token_s - timings.arrival_s)
-            later = tokens - len(request.prompt_ids) - 1
+            later = tokens - prompt - 1
             if later > 0:
                 self.tpot.add((timings.end_s - timings.first_token_s) / later)
 

@@ -25,13 +25,22 @@ from starlette.routing import Route
 
 from coterie import __version__
 from coterie.api import Coterie, Status
-from coterie.engine.metrics import BUCKETS_S, PRIORITY_CLASSES, Histogram
+from coterie.engine.metrics import BUCKETS_S, PRIORITY_CLASSES, ExpertCount, Histogram
 from coterie.engine.request import FinishReason
 from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Values of labels, in the order of their names, and what was counted for them."""
+
+
+OF_EXPERTS: Mapping[ExpertCount, str] = {
+    "finished": "Requests of an expert that ended.",
+    "failed": "Those of them that ended with an error.",
+    "prompt_tokens": "Tokens of their prompts.",
+    "drawn_tokens": "Tokens of their answers.",
+    "switches": "Loads of an expert into the run tier that were begun.",
+}
 
 
 class StatusCollector(Collector):
@@ -79,6 +88,8 @@ def _requests(status: Status) -> Iterator[Metric]:
         for state, count in (("running", expert.running), ("waiting", expert.waiting))
     }
     yield _gauges("expert_requests", "The same for each expert.", ("expert", "state"), queued.items())
+    about = "Requests that went to the router's fallback, as it was not sure of another expert."
+    yield _counter("fallbacks", about, metrics.fallbacks)
     yield _counter("hits", "Requests that ended and whose expert was resident when they came.", metrics.hits)
     yield _counter("misses", "Requests that ended and whose expert was not resident when they came.", metrics.misses)
     yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
@@ -126,6 +137,9 @@ def _experts(status: Status) -> Iterator[Metric]:
     yield _gauges("expert_pinned", "1 where an expert is never evicted from there.", ("expert",), _labelled(pinned))
     sizes = {expert.name: expert.size_bytes for expert in experts}
     yield _gauges("expert_size_bytes", "Bytes of an expert's weights.", ("expert",), _labelled(sizes))
+    for what, about in OF_EXPERTS.items():
+        counts = {expert.name: status.metrics.by_expert[what][expert.name] for expert in experts}
+        yield _counters(f"expert_{what}", about, ("expert",), _labelled(counts))
     yield _counter("switches", "Loads into the run tier that were begun.", status.metrics.switches)
     yield _counter("fetched_bytes", "Bytes of the experts that were loaded so.", status.metrics.fetched_bytes)
     yield _counter("failed_fetches", "Loads into the run tier that failed.", status.metrics.failed_fetches)
