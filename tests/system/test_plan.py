@@ -24,7 +24,7 @@ from coterie.plan.place import Placement, place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Goal, fewest, load_of_experts, room_for, size, smallest
+from coterie.plan.size import Goal, _by_rule, _most, fewest, load_of_experts, room_for, size, smallest
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -86,14 +86,24 @@ def test_a_placement_of_the_solver_that_is_worse_in_what_is_promised_is_not_take
     share[:-1, 0] = share[-1, 1] = 1  # nearly all on one machine
     crowded = Placement(share, "milp")
 
-    def solved(*args, solver=True):
-        return crowded if solver else place(*args, solver=False)
+    def solved(*args, solver=True, **rest):
+        return crowded if solver else place(*args, solver=False, **rest)
 
     monkeypatch.setattr("coterie.plan.size.place", solved)
     found = answer(opened, wanted)
     assert found.placement.method == "greedy"
     assert "ttft is worse by it" in found.placement.why
     assert found.worst == rule.worst
+
+
+@pytest.mark.parametrize(("experts", "rate"), [(12, 9000), (7, 9000)])
+def test_a_few_machines_more_than_experts_do_not_mix_them(opened, experts, rate):
+    """With each expert's load a little above a machine's part, all had a second copy, and each machine two experts."""
+    composition, models = opened
+    wanted = replace(goal(rate, experts), slo=Slo(ttft_s=0.1, tpot_s=0.01))
+    machine = Pricer(composition, models, DEMAND).machine(load_machine("toy-tiers")).of(np.arange(experts))
+    found = [max(_most(machine, wanted, _by_rule(machine, wanted, experts + more)).values()) for more in range(6)]
+    assert all(more <= found[0] * (1 + 1e-6) for more in found[1:])
 
 
 def test_memory_bounds_where_there_is_little(opened):

@@ -8,7 +8,7 @@ Knows nothing about events: capacity.py's formulas answer, and `check` lets the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,9 +87,9 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
     the greedy rule, by which they are counted. It evens out loads, which is not all that counts.
     """
     found = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
-    if found.method == "greedy":
-        return found
     greedy = _by_rule(machine, goal, count)
+    if found.method == "greedy":
+        return replace(greedy, why=found.why)
     most, rule = (_most(machine, goal, placement) for placement in (found, greedy))
     worse = [name for name in rule if name not in WORDS and most[name] > rule[name] * (1 + SAME)]
     if not worse:
@@ -102,9 +102,10 @@ def smallest(machine: Machine, goal: Goal) -> int:
     low = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
     if _enough(machine, goal, low):
         return low
-    high = low
+    step, high = 1, low + 1
     while not _enough(machine, goal, high):
-        low, high = high, high * 2
+        low, step = high, 2 * step
+        high += step
         if high > MOST_MACHINES:
             raise _never(machine, goal, low)
     while high - low > 1:
@@ -160,15 +161,24 @@ def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool
 
 
 def _by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
-    return place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal), solver=False)
+    """The greedy placement that stays furthest from the limits."""
+    return min(_by_rules(machine, goal, count), key=lambda found: max(_most(machine, goal, found).values()))
+
+
+def _by_rules(machine: Machine, goal: Goal, count: int) -> Iterator[Placement]:
+    """Greedy placements by both counts of copies: with one alone, more machines may do worse than fewer."""
+    sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
+    many = place(sizes, load, count, room, solver=False)
+    yield many
+    if many.replicated:
+        yield place(sizes, load, count, room, solver=False, copies=math.floor)
 
 
 def _enough(machine: Machine, goal: Goal, count: int) -> bool:
     try:
-        placement = _by_rule(machine, goal, count)
+        return any(_worst(machine, goal, found).kept(goal.slo) for found in _by_rules(machine, goal, count))
     except CapacityError:
         return False
-    return _worst(machine, goal, placement).kept(goal.slo)
 
 
 def _worst(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
