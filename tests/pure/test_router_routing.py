@@ -303,6 +303,11 @@ def test_experts_without_a_router_must_be_named(tmp_path):
         routing.route(Prompt("x"))
     assert routing.route(Prompt("@e1 x"))[0].expert == "e1"
     assert routing.route(Prompt("x"), model="e2")[0].expert == "e2"
+    said = tuple({"role": "user", "content": text} for text in ("@e1 x", "y", "@e2 x", "y", "z"))
+    for count, who in enumerate(("e1", "e1", "e2", "e2", "e2"), 1):  # who was addressed keeps the conversation
+        route = routing.route(Prompt(said[count - 1]["content"], said[:count]))[0]
+        assert (route.expert, "there is no router" in route.reason) == (who, said[count - 1]["content"][0] != "@")
+    assert routing.route(Prompt("x"), previous="e0")[0].expert == "e0"
 
 
 def write_lexical(tmp_path, classes):

@@ -124,7 +124,7 @@ def test_an_answer_is_shown_as_it_comes(
                 yield replace(chunk, text=chunk.text.replace("a", "\x1b"))
 
         monkeypatch.setattr(coterie, "stream", watched)
-        assert told(coterie, query).text == expected
+        assert told(coterie.stream(query)).text == expected
     assert any(seen)  # some of it before the last chunk
     shown = "".join(seen) + capsys.readouterr().out
     wanted = expected.replace("a", "\x1b")

@@ -5,17 +5,21 @@ Knows nothing about HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from coterie.api import Answer, Coterie, Message, Options, Query
+from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
 from coterie.cli.opening import opens
@@ -25,6 +29,11 @@ from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
 from coterie.engine.recording import MAX_WORKS
 
+ENDS, ANEW, HELP = ("/bye", "/exit", "/quit"), "/new", ("/?", "/help")
+QUOTES = '"""'
+KEYS = f"{ANEW} begins anew, {QUOTES} begins and ends several lines, Ctrl-C stops an answer, {ENDS[0]} or Ctrl-D ends."
+MANY_NAMES = 12
+WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
@@ -36,11 +45,13 @@ def run(
     composition: CompositionArg,
     prompt: Annotated[list[str] | None, typer.Argument(help="Questions; none reads stdin or starts a chat.")] = None,
     expert: Annotated[str, typer.Option(help="Bypass the router.")] = "",
+    system: Annotated[str, typer.Option(metavar="TEXT", help="A system message before the conversation.")] = "",
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: the prompt is the text itself.")] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; without it, the expert's default.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is no limit.")] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     min_p: Annotated[float | None, typer.Option()] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none; 1.1 keeps small models going.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random numbers; without it each run draws its own.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many tokens per answer.")] = None,
@@ -55,24 +66,25 @@ def run(
 ) -> None:
     """Query a composition; each answer shows the expert, hit or switch, and the speed."""
     drawn = draw_seed() if seed is None else seed
-    asked = PartialSampling(temperature, top_k, top_p, min_p, seed=drawn)
+    asked = PartialSampling(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=drawn)
+    opening = (Message("system", system),) if system else ()
     form = form_of(json_schema, json_object)
     with Coterie.open(composition, replace(how, record=MAX_WORKS if trace else 0)) as coterie:
         say_left_out(coterie.composition.left_out)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
-            messages = (*before, Message("user", text))
+            messages = (*opening, *before, Message("user", text))
             return Query(messages, expert, asked, max_tokens, tuple(stop or ()), raw, previous, form=form)
 
         interactive = not prompt and sys.stdin.isatty()
         if interactive:
-            _chat(coterie, query)
+            _chat(coterie, query, expert)
             _save(trace, coterie)
             return
         answers: list[Answer] = []
         try:
             for text in prompt or (line.rstrip("\n") for line in sys.stdin if line.strip()):
-                answer = coterie.ask(query(text)) if json_ else told(coterie, query(text), text)
+                answer = coterie.ask(query(text)) if json_ else told(coterie.stream(query(text)), text)
                 answers.append(answer)  # at once: a later question may be refused
                 if not json_:
                     out.print()
@@ -89,14 +101,14 @@ def _save(trace: Path | None, coterie: Coterie) -> None:
         save_trace(trace, coterie.trace())
 
 
-def told(coterie: Coterie, query: Query, heading: str = "") -> Answer:
-    """Ask; print the heading, the answer as it comes, and one dim line about how it came.
+def told(chunks: Iterator[Chunk], heading: str = "") -> Answer:
+    """Print the heading, an answer as it comes, and one dim line about how it came. Raises the error that ended it.
 
     A terminal shows what is thought before it too, dim; a file has the answer alone.
     """
     answer, begun, thinks = None, False, False
     try:
-        for chunk in coterie.stream(query):
+        for chunk in chunks:
             if chunk.error is not None:
                 raise chunk.error
             if not begun and heading:
@@ -127,35 +139,92 @@ def _detail(answer: Answer) -> str:
     where = "hit" if answer.hit else f"switch {format_seconds(answer.switch_s)}"
     made_up = " · synthetic tokens" if answer.synthetic else ""
     fallback = " (fallback)" if answer.route.is_fallback else ""
+    if answer.finish_reason == "cancelled" and not answer.token_ids:
+        return "stopped"
     rate = f"{answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else "1 token"
     confidence = f"confidence {answer.route.confidence:.2f}"
     first = f"first token {format_seconds(answer.ttft_s)}"
     cached = f" · {answer.cached_tokens} of {answer.prompt_tokens} prompt tokens cached" if answer.cached_tokens else ""
     guessed = f" · {answer.accepted_tokens} of {answer.guessed_tokens} guesses right" if answer.guessed_tokens else ""
-    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}"
+    cut = {"length": f" · cut: {len(answer.token_ids)} tokens are all it may have", "cancelled": " · stopped"}
+    ended = cut.get(answer.finish_reason, "")
+    return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}{ended}"
 
 
-def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query]) -> None:
+def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query], expert: str) -> None:
     said: tuple[Message, ...] = ()
     previous = ""
-    out.print(
-        f"[dim]{escape(coterie.composition.name)}: {len(coterie.composition.experts)} experts. Ctrl-D ends.[/dim]"
-    )
-    while True:
-        try:
-            text = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if not text.strip():
+    with contextlib.suppress(ImportError):
+        import_module("readline")  # then input() has a history, and keys that edit a line
+    out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
+    while (text := _typed()) is not None:
+        if text in HELP:
+            out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
+        elif text == ANEW:
+            said = ()
+        if not text or text in HELP or text == ANEW:
             continue
+        asked = query(text, said, previous)
+        able = [name for name in (expert, previous) if name][:1] or coterie.composition.names
+        if not any(coterie.texts[name].chats(asked) for name in able):  # who writes on at a text knows no turns
+            asked = query(text, (), previous)
         try:
-            answer = told(coterie, query(text, said, previous))
+            answer = told(_stoppable(coterie, asked))
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
-            if said:
-                out.print("[dim]the conversation begins anew[/dim]")
-            said, previous = (), ""
             continue
         spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
         said, previous = (*said, Message("user", text), spoken), answer.expert
+
+
+def _who(coterie: Coterie, expert: str) -> str:
+    """Who may answer, and how one of them is named."""
+    names = coterie.composition.names
+    if expert or len(names) == 1:
+        return f"{expert or names[0]}."
+    shown = ", ".join(names[:MANY_NAMES]) + (f" and {len(names) - MANY_NAMES} more" if len(names) > MANY_NAMES else "")
+    chooses = "the router chooses, or you do" if coterie.composition.router else "you choose"
+    return f"{coterie.composition.name}: {chooses} by @ and a name: {shown}."
+
+
+def _typed() -> str | None:
+    """What is typed, without blanks around it; None: the chat ends."""
+    try:
+        text = input("> ").strip()
+        if text.startswith(QUOTES):
+            lines = [text.removeprefix(QUOTES)]
+            while not lines[-1].rstrip().endswith(QUOTES):
+                lines.append(input(". "))
+            return "\n".join(lines).rstrip().removesuffix(QUOTES).strip()
+    except EOFError:
+        text = ENDS[0]
+        out.print()
+    except KeyboardInterrupt:  # a line is given up
+        out.print(f"[dim]{ENDS[0]} or Ctrl-D ends[/dim]")
+        return ""
+    return None if text in ENDS else text
+
+
+def _stoppable(coterie: Coterie, query: Query) -> Iterator[Chunk]:
+    """The chunks of a query that is alone; Ctrl-C cancels it between two steps, and another one ends the command."""
+    request_id, stops = coterie.submit(query), 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stops
+        stops += 1
+        coterie.interrupt()
+        if stops > 1:
+            signal.default_int_handler(number, frame)
+
+    before, cancelled = signal.signal(signal.SIGINT, stop), False
+    try:
+        while True:
+            if stops and not cancelled:
+                cancelled = True
+                coterie.cancel(request_id)
+            for chunk in coterie.step(WAIT_S):
+                yield chunk
+                if chunk.answer is not None or chunk.error is not None:
+                    return
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,7 +1,7 @@
 """From a prompt to a Route: makes the router, and wraps it with what holds for every kind of router.
 
     model = an expert's name ──▶ that expert, the prompt as it stands
-    "@expert ..."            ──▶ that expert, the address taken off
+    "@expert ..."            ──▶ that expert, the address taken off; without a router it keeps the conversation
     anything else            ──▶ the router, and a conversation stays with its expert unless another leads by the margin
                                  where none stays, an expert in memory goes before one that is not and hardly leads
                                  and one that can take the request before one that cannot
@@ -153,8 +153,11 @@ class Routing:
         if previous is not None:
             self.composition.expert(previous)
         asks = self.router.ask(addressed) if self.router is not None else ()
-        if previous is None and self.router is not None and not asks:
+        if previous is None and not asks:
             previous = self._replay(prompt, resident)
+        if self.router is None and previous is not None:
+            stays = Route(previous, 1.0, (), f"the conversation is with {previous}, and there is no router")
+            return Pending(addressed, (), stays, None)
         return Pending(addressed, asks, None, previous, resident, unfit)
 
     def finish(self, pending: Pending, results: Sequence[Result] = ()) -> Route:
@@ -223,14 +226,17 @@ class Routing:
             raise NotFoundError("prompt", f"there is no expert @{match[1]}", remedy)
 
     def _replay(self, prompt: Prompt, resident: Collection[str]) -> str | None:
-        """The expert that the conversation has before its last user message: each earlier one is routed in turn."""
+        """The expert that the conversation has before its last user message: each earlier one is routed in turn.
+
+        Without a router it is the one that was last addressed.
+        """
         spec, previous = self.composition.router, None
-        if self.router is None or spec is None:
-            return None
         for message in [m for m in prompt.messages if m["role"] == "user"][:-1]:
             text, name = self._split(message["content"])
-            route = _settled(self.router.decide(Prompt(text)), previous, resident, spec)
-            previous = name if name is not None else route.expert
+            if name is not None:
+                previous = name
+            elif self.router is not None and spec is not None:
+                previous = _settled(self.router.decide(Prompt(text)), previous, resident, spec).expert
         return previous
 
 
