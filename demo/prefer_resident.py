@@ -16,7 +16,7 @@ from random import Random
 from coterie.composition.evaluate import Question, read_questions
 from coterie.composition.router import Prompt, Route
 from coterie.composition.routers.knn import Example, KnnRouter
-from coterie.composition.routing import prefer
+from coterie.composition.routing import with_residency
 from knn_router import Split, examples
 from train_router import FALLBACK, PRESET
 
@@ -34,7 +34,7 @@ def served(asked: Sequence[Question], routes: Sequence[Route], num_slots: int, m
     slots: OrderedDict[str, None] = OrderedDict()
     switches, moved, right = 0, 0, 0
     for question, route in zip(asked, routes, strict=True):
-        chosen = prefer(route, slots.keys(), margin).expert
+        chosen = with_residency(route, slots.keys(), margin).expert
         moved += chosen != route.expert
         switches += chosen not in slots
         slots[chosen] = None

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.pure.test_checkpoint_held import tool
+from tests.pure.test_checkpoint_constrained import tool
 from tests.pure.test_checkpoint_tagged import NAMES, WORDS, taken, written
 
 from coterie.checkpoint.calls import Call, Calling, CallText
 from coterie.checkpoint.forms import FORMS
-from coterie.checkpoint.keyed import Keyed
 from coterie.checkpoint.literals import python_value
+from coterie.checkpoint.name_keyed import NameKeyed
 from coterie.checkpoint.pythonic import Pythonic
 from coterie.checkpoint.quoted import Quoted
 from coterie.core.errors import RequestError
@@ -37,7 +37,7 @@ DEEP = 100_000  # brackets, beyond what Python's reader follows
     ],
 )
 def test_objects_of_one_key_are_calls(text: str, calls: list) -> None:
-    assert Keyed().read(text, {}) == calls
+    assert NameKeyed().read(text, {}) == calls
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from coterie.checkpoint import calls
 from coterie.checkpoint.calls import Call, CallText
+from coterie.checkpoint.constrained import ConstrainedCallText
 from coterie.checkpoint.forms import FORMS
-from coterie.checkpoint.held import HeldText
 from coterie.checkpoint.nesting import Nested
 
 # What stands around a text of one call, in each kind of form.
@@ -61,7 +61,7 @@ def test_arguments_that_no_reader_takes_are_text(form: str, value: str) -> None:
 @pytest.mark.parametrize("name", ['"\\q"', '"\n"', '"unknown"'])
 def test_a_mark_in_a_text_that_is_held_is_no_call(name: str) -> None:
     said = f'<tool_call>\n{{"name": {name}, "arguments": {{}}}}\n</tool_call>'
-    reader = HeldText(FORMS["hermes"], TOOLS)
+    reader = ConstrainedCallText(FORMS["hermes"], TOOLS)
     assert "".join(map(str, [*reader.push(said), *reader.flush()])) == said
 
 

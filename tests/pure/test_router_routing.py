@@ -9,7 +9,14 @@ from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt, Route, ranked
 from coterie.composition.routers.features import HashSettings
 from coterie.composition.routers.lexical import OTHER, LexicalWeights, write_weights
-from coterie.composition.routing import Routing, fits, fitting, make_router, prefer, stay
+from coterie.composition.routing import (
+    Routing,
+    always_fits,
+    make_router,
+    with_affinity,
+    with_capability,
+    with_residency,
+)
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UsageError
 
 FILE = """
@@ -130,13 +137,13 @@ def test_conversation_stays_with_its_expert(routing):
 
 def test_stay_needs_a_lead():
     route = Route("b", 0.7, (("a", 0.25),), "because")
-    assert stay(route, "a", "f", 0.4) == route
-    kept = stay(route, "a", "f", 0.5)
+    assert with_affinity(route, "a", "f", 0.4) == route
+    kept = with_affinity(route, "a", "f", 0.5)
     assert (kept.expert, kept.confidence, kept.runners_up) == ("a", 0.25, (("b", 0.7),))
     assert kept.reason == "the conversation stays: b leads by 45%, less than 50%"
-    assert stay(route, "f", "f", 1.0) == route
-    assert stay(route, None, "f", 1.0) == route
-    assert stay(route, "c", "f", 0.9).confidence == 0.0
+    assert with_affinity(route, "f", "f", 1.0) == route
+    assert with_affinity(route, None, "f", 1.0) == route
+    assert with_affinity(route, "c", "f", 0.9).confidence == 0.0
 
 
 ROUTE = Route("a", 0.5, (("b", 0.25), ("c", 0.125), ("d", 0.0625)), "because")
@@ -157,11 +164,11 @@ ROUTE = Route("a", 0.5, (("b", 0.25), ("c", 0.125), ("d", 0.0625)), "because")
     ],
 )
 def test_the_best_runner_up_in_memory_is_preferred_within_the_margin(resident, margin, expert):
-    assert prefer(ROUTE, frozenset(resident), margin).expert == expert
+    assert with_residency(ROUTE, frozenset(resident), margin).expert == expert
 
 
 def test_who_was_preferred_and_why_is_in_the_route():
-    route = prefer(ROUTE, {"c"}, 0.5)
+    route = with_residency(ROUTE, {"c"}, 0.5)
     assert (route.expert, route.confidence, route.is_fallback) == ("c", 0.125, False)
     assert route.runners_up == (("a", 0.5), ("b", 0.25), ("d", 0.0625))
     assert route.reason == "c is in memory, a is not and leads by 38% only; because"
@@ -169,13 +176,13 @@ def test_who_was_preferred_and_why_is_in_the_route():
 
 def test_equals_in_memory_and_not_need_a_margin_too():
     equal = Route("a", 0.5, (("b", 0.5),), "because")
-    assert prefer(equal, {"b"}, 0.0) == equal
-    assert prefer(equal, {"b"}, 1e-9).expert == "b"
+    assert with_residency(equal, {"b"}, 0.0) == equal
+    assert with_residency(equal, {"b"}, 1e-9).expert == "b"
 
 
 def test_an_unsure_router_keeps_its_fallback():
     unsure = Route("f", 0.1, (("b", 0.4),), "below the threshold", is_fallback=True)
-    assert prefer(unsure, {"b"}, 1.0) == unsure
+    assert with_residency(unsure, {"b"}, 1.0) == unsure
 
 
 @given(
@@ -188,13 +195,13 @@ def test_preferring_loses_at_most_the_margin(shares, resident, margin):
     confidences = {name: share / total for name, share in shares.items()}
     best = max(confidences, key=lambda name: confidences[name])
     route = Route(best, confidences[best], ranked(confidences, best), "because")
-    found = prefer(route, resident, margin)
+    found = with_residency(route, resident, margin)
     assert found.confidence >= route.confidence - margin
     assert found == route or (found.expert in resident and best not in resident)
     assert {found.expert: found.confidence, **dict(found.runners_up)} == {best: route.confidence} | dict(
         route.runners_up
     )
-    assert prefer(found, resident, margin) == found
+    assert with_residency(found, resident, margin) == found
 
 
 WEIGHED = FILE.replace("[router]", '[router]\nmatch = "weight"\nprefer_resident = PREFER\nmargin = 0.5')
@@ -264,10 +271,10 @@ def test_a_fallback_that_cannot_take_a_request_is_passed_over(routing):
     route = routed(routing, Prompt("hello"), [])
     assert (route.expert, route.is_fallback) == ("general", True)
     assert (
-        fitting(route, {"general": NO_TOOLS, "arithmetic": ""}.__getitem__, routing.composition.names).expert
+        with_capability(route, {"general": NO_TOOLS, "arithmetic": ""}.__getitem__, routing.composition.names).expert
         == "arithmetic"
     )
-    assert fitting(route, fits, routing.composition.names) == route
+    assert with_capability(route, always_fits, routing.composition.names) == route
 
 
 def test_ranked_leaves_out_the_unlikely():

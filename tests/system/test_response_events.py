@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from coterie.api import Answer, Chunk, Message
 from coterie.api.types import ToolCall
 from coterie.checkpoint.calls import CallText
+from coterie.checkpoint.constrained import ConstrainedCallText
 from coterie.checkpoint.forms import FORMS
-from coterie.checkpoint.held import HeldText
 from coterie.composition.router import Route
 from coterie.core.errors import CoterieError, CrowdedError, DeviceError, RequestError, UnsupportedError
 from coterie.server.inputs import parse_response
@@ -96,7 +96,7 @@ def test_events_of_calls_are_those_of_the_reference() -> None:
         ': 2}}\n</tool_call><tool_call>\n{"name": "now", ',
     ]
     said += ['"arguments": {}}\n</tool_call> done <tool']
-    events = written(answered(HeldText(FORMS["hermes"], ["add", "now"]), tools=TOOLS), said)[2:]
+    events = written(answered(ConstrainedCallText(FORMS["hermes"], ["add", "now"]), tools=TOOLS), said)[2:]
     items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert [item["id"] for item in items] == ["msg_7_0", "fc_7_1", "fc_7_2", "msg_7_3"]
     assert [(item["name"], item["arguments"]) for item in items[1:3]] == [("add", '{"a": 2}'), ("now", "{}")]
@@ -121,8 +121,8 @@ def test_events_of_calls_are_those_of_the_reference() -> None:
     ("reader", "said", "status"),
     [
         (None, "so", "incomplete"),
-        (HeldText(FORMS["llama"], ["add"]), '{"name": "add", "parameters": {"a": ', "incomplete"),
-        (HeldText(FORMS["llama"], ["add"]), '{"name": "add", "parameters": {"a": 2}', "completed"),
+        (ConstrainedCallText(FORMS["llama"], ["add"]), '{"name": "add", "parameters": {"a": ', "incomplete"),
+        (ConstrainedCallText(FORMS["llama"], ["add"]), '{"name": "add", "parameters": {"a": 2}', "completed"),
         (CallText(FORMS["mistral"], ["add"]), '[TOOL_CALLS] {"name": "add", "arguments": {}}', "completed"),
         (CallText(FORMS["mistral"], ["add"]), '[TOOL_CALLS] {"name": "ad', "incomplete"),
     ],

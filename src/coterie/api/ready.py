@@ -15,7 +15,7 @@ from coterie.api.sampling import settled
 from coterie.api.texts import Text
 from coterie.api.types import Query
 from coterie.composition.router import Prompt, Route
-from coterie.composition.routing import Pending, Routing, fitting
+from coterie.composition.routing import Pending, Routing, with_capability
 from coterie.core.errors import ContextError, RequestError
 from coterie.engine.request import Request
 from coterie.engine.served import too_long
@@ -108,7 +108,7 @@ def route_that_fits(
         read[name] = text, model, ids
         return _too_long(len(ids), model, experts.holds(model.kv))
 
-    route = fitting(route, unfit, others)  # which asks each once
+    route = with_capability(route, unfit, others)  # which asks each once
     if route.expert in refusals:
         raise refusals.pop(route.expert)
     return route, *read[route.expert]

@@ -15,9 +15,9 @@ from coterie.api.types import Query
 from coterie.checkpoint.calls import CallReader, CallText
 from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import MORE_TEMPLATES, ChatTemplate
+from coterie.checkpoint.constrained import ConstrainedCallText, is_constrained, is_strict
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
-from coterie.checkpoint.held import HeldText, is_held, is_strict
 from coterie.checkpoint.infill import InfillMarks, infill_marks
 from coterie.checkpoint.layout import FileIdentity
 from coterie.checkpoint.scoring import Scoring, read_scoring
@@ -139,7 +139,7 @@ class Text:
 
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
         """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
-        held = is_held(query.tools, query.calling)
+        held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice
         if self.tokenizer is None:
@@ -171,13 +171,13 @@ class Text:
         if form is None:
             return None
         tools = {function["name"]: function.get("parameters") or {} for function in functions}
-        held = query.form or is_held(query.tools, query.calling)
+        held = query.form or is_constrained(query.tools, query.calling)
         apart = bool(query.form) and not query.calling.required
         calling = query.calling
         if not held or form.layout is not None:
             reader = CallText(form, tools)
         else:
-            reader = HeldText(form, tools, apart, calling.required)
+            reader = ConstrainedCallText(form, tools, apart, calling.required)
         if not form.unmarked or query.form or calling.required or any(map(is_strict, query.tools)):
             return reader
         return UnmarkedText(reader, calling.only or tuple(tools), calling.several)

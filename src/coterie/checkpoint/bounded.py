@@ -1,7 +1,7 @@
 """A Jinja environment for templates that strangers wrote: they cannot escape, run on without end, or fill the memory.
 
 Jinja's sandbox keeps them from Python's internals. Here a template also has `MAX_S` of processor time, and no text or
-list that it makes is longer than `MAX_LENGTH`, a list with all that is nested in it (weighed.py): what multiplies is
+list that it makes is longer than `MAX_LENGTH`, a list with all that is nested in it (deep_size.py): what multiplies is
 looked at before it is done, the rest behind it. Knows nothing about chats.
 Source: Jinja's documentation, "Sandbox", security considerations.
 """
@@ -23,7 +23,7 @@ from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from coterie.checkpoint.weighed import weighed, weight
+from coterie.checkpoint.deep_size import deep_size, sized
 
 MAX_S = 1.0  # of processor time; real templates take milliseconds
 MAX_LENGTH = 1 << 24  # letters or elements
@@ -78,16 +78,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Two values of an operator that can multiply."""
         _tick()
-        its = None  # what a list weighs is known by what it is made of
+        its = None  # the size of a list is known by what it is made of
         if operator == "**":
             _check(_bits(left) * abs(right) if isinstance(right, int) else 0, _MAX_BITS)
         elif operator == "*":
             _check(_length(left) * _times(right) + _length(right) * _times(left))
             _check(_bits(left) + _bits(right), _MAX_BITS)
-            its = weight(left) * _times(right) + weight(right) * _times(left)
+            its = deep_size(left) * _times(right) + deep_size(right) * _times(left)
         elif operator == "+":
             _check(_length(left) + _length(right))
-            its = weight(left) + weight(right)
+            its = deep_size(left) + deep_size(right)
         elif isinstance(left, str):
             _check_format(left, (right,))
         return _sized(super().call_binop(context, operator, left, right), its)
@@ -127,11 +127,11 @@ def _bits(value: Any) -> int:
 
 
 def _sized(value: Any, its: int | None = None) -> Any:
-    """A value that is not too long; a list with its weight, which may be known."""
+    """A value that is not too long; a list with its size, which may be known."""
     _check(_length(value))
-    value = weighed(value, its)
+    value = sized(value, its)
     if isinstance(value, list | tuple | dict):
-        _check(weight(value))
+        _check(deep_size(value))
     return value
 
 
@@ -139,7 +139,7 @@ def _check_format(text: str, given: Iterable[Any]) -> None:
     """Raise SecurityError for a format, by % or by braces, that could make too much of these values."""
     if _WIDE.search(text):
         raise SecurityError("the template has a format with a width beyond all texts")
-    _check(len(text) + (text.count("%") + text.count("{")) * max(map(weight, given), default=0))
+    _check(len(text) + (text.count("%") + text.count("{")) * max(map(deep_size, given), default=0))
 
 
 def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -151,7 +151,7 @@ def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
         width = max((abs(one) for one in given if isinstance(one, int)), default=0)
         _check(width, _MAX_WIDTH)
         lines = 1 + str(text).count("\n") if name == "indent" else str(text).count("\t") if name == "expandtabs" else 0
-        _check(width * (max(map(weight, given), default=0) if name == "batch" else lines))
+        _check(width * (max(map(deep_size, given), default=0) if name == "batch" else lines))
     elif name in ("format", "format_map"):
         _check_format(str(text), given)
         _check(max((abs(one) for one in given if isinstance(one, int)), default=0), 1 << 63)
@@ -217,7 +217,7 @@ def gathered(pieces: Iterable[str]) -> str:
 
 
 def _watch(node: nodes.Node) -> None:
-    """Let `a ~ b` be put together by `_joined`, and lists that are written have their weight."""
+    """Let `a ~ b` be put together by `_joined`, and lists that are written have their size."""
     for name, child in list(node.iter_fields()):
         changed = [_one(part) for part in child] if isinstance(child, list) else _one(child)
         setattr(node, name, changed)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from coterie.checkpoint.keyed import Keyed
+from coterie.checkpoint.name_keyed import NameKeyed
 from coterie.checkpoint.nesting import Ripening
 from coterie.checkpoint.pythonic import Pythonic
 from coterie.checkpoint.quoted import Quoted
 from coterie.checkpoint.sections import Sections
 from coterie.checkpoint.tagged import Named, Tags
 
-AnyLayout: TypeAlias = "Tags | Named | Keyed | Pythonic | Quoted | Sections"
+AnyLayout: TypeAlias = "Tags | Named | NameKeyed | Pythonic | Quoted | Sections"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ FORMS = {
     "granite": Form(("<|tool_call|>",), (), "<|tool_call|>", listed=True),
     "nemotron": Form(("<TOOLCALL>",), (), "<TOOLCALL>", "</TOOLCALL>", listed=True),
     "apriel": Form(("<tool_calls>[",), (), "<tool_calls>", "</tool_calls>", listed=True),
-    "apertus": Form(("<|tools_prefix|>",), (), "<|tools_prefix|>", "<|tools_suffix|>", listed=True, layout=Keyed()),
+    "apertus": Form(("<|tools_prefix|>",), (), "<|tools_prefix|>", "<|tools_suffix|>", listed=True, layout=NameKeyed()),
     # LFM2, most of whose templates write no calls; Gemma 4.
     "lfm": Form(("List of tools: ",), (), "<|tool_call_start|>", "<|tool_call_end|>", listed=True, layout=Pythonic()),
     "gemma": Form(("<|tool_call>call:",), (), "<|tool_call>", "<tool_call|>", layout=Quoted()),

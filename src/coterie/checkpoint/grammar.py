@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.constrained import argument_schema, is_strict
 from coterie.checkpoint.forms import Form
-from coterie.checkpoint.held import arguments_of, is_strict
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.checkpoint.width import check_width
@@ -122,7 +122,7 @@ class Grammar:
         for place, tool in enumerate(tools):
             name, where = tool["function"]["name"], f"tools[{place}].function.parameters"
             if not calling.only or name in calling.only:
-                arguments[name] = arguments_of(tool, calling.required, where), is_strict(tool), where
+                arguments[name] = argument_schema(tool, calling.required, where), is_strict(tool), where
                 check_width(arguments[name][0], where)
                 if form.layout is not None and is_strict(tool):
                     form.layout.check(arguments[name][0], where)

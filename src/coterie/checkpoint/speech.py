@@ -3,7 +3,7 @@
     marks       <think>Let me see.</think>  {"answer": 4}
     channels    <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>{"answer": 4}
 
-A form is an answer's JSON schema, or that of calls (held.py). Knows nothing about tokens but those that are special.
+A form is an answer's JSON schema, or that of calls (constrained.py). Knows nothing about tokens but special ones.
 Source: github.com/guidance-ai/llguidance, docs/syntax.md.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.channels import CHANNEL, CONSTRAIN, END, MESSAGE, ROLE, START, TO
+from coterie.checkpoint.constrained import call_grammar
 from coterie.checkpoint.forms import Form
-from coterie.checkpoint.held import lark_of
 from coterie.checkpoint.tagged import marked
 from coterie.checkpoint.thoughts import Marks
 
@@ -50,10 +50,10 @@ class Speech:
     def calls(
         self, form: Form, arguments: Mapping[str, Schema], calling: Calling, special: Special, answer: Schema | None
     ) -> str:
-        """The same of answers that call tools, as `lark_of` has it. Raises what that does."""
+        """The same of answers that call tools, as `call_grammar` has it. Raises what that does."""
         if self.channels:
             return _in_channels(arguments, calling, special, answer)
-        return self._behind_thought(lark_of(form, arguments, calling, special, answer), special)
+        return self._behind_thought(call_grammar(form, arguments, calling, special, answer), special)
 
     def _behind_thought(self, lark: str, special: Special) -> str:
         if self.marks is None:

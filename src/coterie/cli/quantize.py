@@ -19,8 +19,8 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_shrunk
 from coterie.models.fine_tunes.delta_write import Delta
 from coterie.models.gguf.convert import Imported
-from coterie.models.lost import KindError
 from coterie.models.packing import Packing
+from coterie.models.packing_error import KindError
 from coterie.models.quantised.methods import is_repacked
 from coterie.models.quantize import Quantized, quantize_folder
 from coterie.models.repack import repack_folder

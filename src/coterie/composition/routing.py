@@ -71,7 +71,7 @@ ROUTERS: Mapping[str, Callable[[RouterSpec, Composition], Router]] = {
 Unfit: TypeAlias = Callable[[str], str]
 
 
-def fits(expert: str) -> str:
+def always_fits(expert: str) -> str:
     """Nothing that was sent is wrong for any expert."""
     return ""
 
@@ -89,7 +89,7 @@ class Pending:
     route: Route | None
     previous: str | None
     resident: Collection[str] = ()
-    unfit: Unfit = fits
+    unfit: Unfit = always_fits
 
 
 class Routing:
@@ -132,7 +132,7 @@ class Routing:
         model: str | None = None,
         previous: str | None = None,
         resident: Collection[str] = (),
-        unfit: Unfit = fits,
+        unfit: Unfit = always_fits,
     ) -> Pending:
         """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
 
@@ -174,7 +174,7 @@ class Routing:
             fact = f"there is no router to choose among {len(names)} experts"
             raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
         route = _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
-        return fitting(route, pending.unfit, self.others)
+        return with_capability(route, pending.unfit, self.others)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -241,12 +241,12 @@ class Routing:
 
 
 def _settled(route: Route, previous: str | None, resident: Collection[str], spec: RouterSpec) -> Route:
-    stayed = stay(route, previous, spec.fallback, spec.margin)
+    stayed = with_affinity(route, previous, spec.fallback, spec.margin)
     # the expert that a conversation has keeps what it computed of it
-    return stayed if stayed.expert == previous else prefer(stayed, resident, spec.prefer_resident)
+    return stayed if stayed.expert == previous else with_residency(stayed, resident, spec.prefer_resident)
 
 
-def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
+def with_residency(route: Route, resident: Collection[str], margin: float) -> Route:
     """The best runner-up that is in memory, if the chosen expert is not and leads it by at most `margin`.
 
     A fallback that was chosen for want of a better expert is left alone.
@@ -261,7 +261,7 @@ def prefer(route: Route, resident: Collection[str], margin: float) -> Route:
     return route
 
 
-def fitting(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
+def with_capability(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
     """The best runner-up that can take the request, or else the first of the `others` that can, if the chosen expert
     cannot. Each is asked once, and nobody more than is needed. Where none can the route stays, and its expert says what
     is wrong.
@@ -274,7 +274,7 @@ def fitting(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
     return route
 
 
-def stay(route: Route, previous: str | None, fallback: str, margin: float) -> Route:
+def with_affinity(route: Route, previous: str | None, fallback: str, margin: float) -> Route:
     """Keep a conversation with its expert unless the new one leads by at least `margin` of confidence.
 
     A conversation that the fallback has is free to move: the fallback was nobody's choice.

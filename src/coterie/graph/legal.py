@@ -65,10 +65,10 @@ def _rope(row: Row) -> None:
     x, frequencies = row.input(0), row.input(2)
     row.like(x, first=(T,))
     row.row_input(1, T)
-    turns(row, x, frequencies)
+    check_rope(row, x, frequencies)
 
 
-def turns(row: Row, x: Value, frequencies: Value) -> None:
+def check_rope(row: Row, x: Value, frequencies: Value) -> None:
     """Heads of an even number of channels, and a constant of a frequency for each pair, or for the first of them."""
     channels = x.shape[-1]
     if len(x.shape) != 3 or not isinstance(channels, int) or channels % 2:

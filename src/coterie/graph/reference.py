@@ -21,7 +21,7 @@ from coterie.graph.latent.reference import LATENT_RUN
 from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
 from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
-from coterie.graph.rope import grown, turned
+from coterie.graph.rope import grown, rotate
 from coterie.graph.rows import more_rows
 from coterie.graph.sampling import Settings, draw
 from coterie.graph.scan.reference import SCAN_RUN
@@ -274,7 +274,7 @@ OPS: Mapping[str, Run] = {
     "embed": _embed,
     "rms_norm": _rms_norm,
     "linear": _linear,
-    "rope": lambda step, op, x: turned(op, x),
+    "rope": lambda step, op, x: rotate(op, x),
     "kv_append": _kv_append,
     "attention": _attention,
     "add": lambda step, op, x: np.asarray(x[0] + x[1], np.float32),

@@ -1,6 +1,6 @@
 """What positions do to heads: a rope turns pairs of channels, forth and back; queries may grow.
 
-Knows nothing about graphs or what is turned.
+Knows nothing about graphs or what is rotated.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from coterie.graph.ir import Op
 from coterie.graph.step import Array
 
 
-def turned(op: Op, x: list[Any], way: int = 1) -> Array:
-    """Heads x[0] [T, H, C] at positions x[1] [T] turned by frequencies x[2]; by the opposite angles where way is -1."""
+def rotate(op: Op, x: list[Any], way: int = 1) -> Array:
+    """Heads x[0] [T, H, C] at positions x[1] [T] rotated by frequencies x[2]; back where way is -1."""
     angles = x[1].astype(np.float32)[:, None, None] * x[2]
     cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
     first, second = _pairs(op, len(x[2]))

@@ -30,7 +30,7 @@ class BranchNames:
     branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
     `factors`: a number for each branch, by which what it weighs is multiplied.
     The biases of all branches [E, rows] are behind a layer's prefix as they are.
-    `turned`: stored tensors of which no branch's matrix is rows, so that a new folder must be written (turned.py).
+    `transposed`: stored tensors of which no branch's matrix is rows, which a new folder is written of (transposed.py).
     """
 
     chooser: str = "mlp.gate"
@@ -54,7 +54,7 @@ class BranchNames:
     up_bias: str = "mlp.experts.up_proj_bias"
     down_bias: str = "mlp.experts.down_proj_bias"
     factors: str = ""
-    turned: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
 
     @property
     def choosers(self) -> tuple[str, ...]:

@@ -30,7 +30,6 @@ from coterie.graph.program import KvShape, architecture_key
 from coterie.graph.rounding import with_kept_kv, with_rounding
 from coterie.graph.stored import value_bytes
 from coterie.graph.vectors import draws
-from coterie.models.alone import text_alone
 from coterie.models.architecture import architecture, shapes_of
 from coterie.models.config import ModelConfig
 from coterie.models.families import FAMILIES
@@ -42,6 +41,7 @@ from coterie.models.registry import decoder_graph
 from coterie.models.scores import ScoreHead, score_head
 from coterie.models.stacked import unstacked
 from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
+from coterie.models.text_model import text_model_of
 
 AUTO, FLOAT32 = "auto", "float32"
 # What weights meet: packed ones 16 bits with the first two, 8 with the third; bfloat16 ones float32 but for the last.
@@ -111,7 +111,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
     Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
     """
     whole = Checkpoint.open(path)
-    alone = text_alone(whole)
+    alone = text_model_of(whole)
     head = score_head(alone)
     checkpoint, has_head = with_whole_names(alone, head is not None)
     config = ModelConfig.from_hf(checkpoint.config, str(checkpoint.path / CONFIG))

@@ -4,7 +4,7 @@
     {"model_type": "bert", "position_embedding_type": "alibi", ...}         ->  {"model_type": "jina_bert", ...}
     {"model_type": "new", "architectures": ["NewModel"], ...}               ->  {"model_type": "gte", ...}
 
-Knows nothing about tensors (alone.py) or what the text model computes.
+Knows nothing about tensors (text_model.py) or what the text model computes.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from coterie.checkpoint.safetensors import TensorInfo
 from coterie.core.dtypes import DType, to_f32
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.core.packed import encode
-from coterie.models.lost import KindError, Sums
 from coterie.models.model import Model, open_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import KEY, Packing, may_be_packed
+from coterie.models.packing_error import ErrorSums, KindError
 from coterie.models.tensors import kind_of, map_bytes
 
 
@@ -83,19 +83,19 @@ def _type(info: TensorInfo, packing: Packing | None) -> DType | None:
 
 def _write_weights(
     path: Path, model: Model, packed: Mapping[str, DType | None], metadata: Mapping[str, str]
-) -> dict[tuple[str, DType], Sums]:
+) -> dict[tuple[str, DType], ErrorSums]:
     """Tensors in order of first use, then those of a head that scores, as they are; the errors by kind and type."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
     head = {info.name: info for info in model.head.tensors} if model.head else {}
     infos, packed = infos | head, {**packed, **dict.fromkeys(head)}
-    sums: dict[tuple[str, DType], Sums] = {}
+    sums: dict[tuple[str, DType], ErrorSums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
         info, dtype = infos[entry.name], packed[entry.name]
         if dtype is None:
             file.write(map_bytes(info).data)
         else:
-            _write_packed(file, info, dtype, sums.setdefault((kind_of(info.name), dtype), Sums(dtype)))
+            _write_packed(file, info, dtype, sums.setdefault((kind_of(info.name), dtype), ErrorSums(dtype)))
 
     entries = [_entry(info, packed[name]) for name, info in infos.items()]
     write_tensors(path, entries, metadata, write)
@@ -106,7 +106,7 @@ def _entry(info: TensorInfo, packed: DType | None) -> Entry:
     return Entry(info.name, *(packed or info.dtype).stored(info.shape))
 
 
-def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: Sums) -> None:
+def _write_packed(file: BinaryIO, info: TensorInfo, dtype: DType, sums: ErrorSums) -> None:
     bits = map_bytes(info).view(info.dtype.numpy).reshape(info.shape)
     sums.num_tensors += 1
     for rows in row_pieces(*info.shape):

@@ -1,7 +1,7 @@
 """Writes an expert folder from one that others quantised: the same codes elsewhere, or by choice packed anew.
 
     no type       codes and zeros as they are, in the packed type that holds them; scales rounded to bfloat16
-                  floats that are but stored otherwise (quantised/turned.py) stay what they are
+                  floats that are but stored otherwise (quantised/transposed.py) stay what they are
     a packed one  the weights in float32 packed anew: the file's codes where these lose least
     bfloat16      the weights in float32, rounded to it
 
@@ -27,20 +27,20 @@ from coterie.core.errors import CheckpointError, UnsupportedError, UsageError
 from coterie.core.packed import F32, U8, encode, packed_as_is, unpack
 from coterie.core.scales import MAX_CODE, RANGES, in_bf16
 from coterie.graph.verify import verify
-from coterie.models.alone import text_alone
 from coterie.models.blocks import TABLES
 from coterie.models.config import ModelConfig
 from coterie.models.fields import Fields
-from coterie.models.lost import Sums
 from coterie.models.model import open_model, synthetic_model
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import BY_BITS, KEY, Packing, may_be_packed
+from coterie.models.packing_error import ErrorSums
 from coterie.models.quantised.find import Part, find_tensors
 from coterie.models.quantised.matrix import AGAIN, Matrix, PlainMatrix, WholeMatrix
 from coterie.models.quantised.method import Method
 from coterie.models.quantised.methods import method_of
 from coterie.models.quantize import Quantized
 from coterie.models.tensors import kind_of, map_bytes
+from coterie.models.text_model import text_model_of
 
 REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then rounded anew, and what that adds is printed"
 
@@ -56,7 +56,7 @@ def repack_folder(
     fails.
     """
     out = free_path(target)
-    stored = text_alone(Checkpoint.open(source))
+    stored = text_model_of(Checkpoint.open(source))
     where = str(stored.path / CONFIG)
     method = method_of(Fields(stored.config, where))
     raw = {key: value for key, value in stored.config.items() if key != KEY}
@@ -69,7 +69,7 @@ def repack_folder(
     _check_branches(raw | section, where)
     items = {name: _item(name, item, packing) for name, item in found.items()}
     entries = tuple(_entry(name, item, packing, layers) for name, item in items.items())
-    sums: dict[tuple[str, DType], Sums] = {}
+    sums: dict[tuple[str, DType], ErrorSums] = {}
 
     def write(file: BinaryIO, entry: Entry) -> None:
         item = items[entry.name]
@@ -77,7 +77,7 @@ def repack_folder(
             file.write(map_bytes(item).data)
         else:
             dtype = _type(entry.name, item, packing, layers)
-            sum_of = sums.setdefault((kind_of(entry.name), dtype), Sums(dtype))
+            sum_of = sums.setdefault((kind_of(entry.name), dtype), ErrorSums(dtype))
             _write_rows(file, item, dtype, layers is None, sum_of)
 
     size_bytes = sum(entry.dtype.tensor_bytes(entry.shape) for entry in entries)
@@ -152,7 +152,7 @@ def _entry(name: str, item: TensorInfo | Part, packing: Packing | None, layers: 
     return Entry(name, *_type(name, item, packing, layers).stored(item.shape))
 
 
-def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: Sums) -> None:
+def _write_rows(file: BinaryIO, part: Part, dtype: DType, is_exact: bool, sums: ErrorSums) -> None:
     sums.num_tensors += 1
     for rows in row_pieces(*part.shape):
         first, last = part.first + rows.start, part.first + rows.stop

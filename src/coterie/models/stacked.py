@@ -29,8 +29,8 @@ def unstacked(
     """
     tensors, names = usually_named(tensors, layer, found), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
-        if turned := [prefix + name for name in names.turned if prefix + name in tensors]:
-            fact = f"tensor {turned[0]} holds the matrices of its branches transposed, which no kernel reads"
+        if transposed := [prefix + name for name in names.transposed if prefix + name in tensors]:
+            fact = f"tensor {transposed[0]} holds the matrices of its branches transposed, which no kernel reads"
             remedy = "write an expert of them once: coterie quantize FOLDER OUT, or with --bits 8, 4z, 4 or mxfp4"
             raise UnsupportedError(str(where), fact, remedy)
         for name, parts in names.stacked:

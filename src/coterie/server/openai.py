@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.api import Answer, Chunk, Query
 from coterie.api.texts import Text
-from coterie.checkpoint.held import is_held
+from coterie.checkpoint.constrained import is_constrained
 from coterie.core.errors import (
     CapacityError,
     ClosedError,
@@ -61,7 +61,7 @@ def parse_chat(body: object) -> ChatBody:
     fields.check_names(given, SUPPORTED, REFUSED)
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
-    if ignore_end and (form or is_held(tools, called)):
+    if ignore_end and (form or is_constrained(tools, called)):
         fact = "is set though the answer has a form, which says where it ends"
         raise RequestError(fields.IGNORE_END, fact, "leave it out")
     query = Query(

@@ -12,7 +12,7 @@ from coterie.core.shapes import Shape, trailing
 from coterie.graph.activation_legal import unary
 from coterie.graph.checks import R, Row, T
 from coterie.graph.ir import Kind
-from coterie.graph.legal import binary, turns
+from coterie.graph.legal import binary, check_rope
 
 
 def _gradient(row: Row, shape: Shape) -> None:
@@ -65,7 +65,7 @@ def _norm_dw(row: Row) -> None:
 def _rope_dx(row: Row) -> None:
     unary(row)
     row.row_input(1, T)
-    turns(row, row.input(0), row.input(2))
+    check_rope(row, row.input(0), row.input(2))
 
 
 def _attention_grad(row: Row) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from coterie.core.shapes import fixed
 from coterie.graph.branch.reference import normal_cdf, sigmoid, softmax
 from coterie.graph.ir import Op
-from coterie.graph.rope import turned
+from coterie.graph.rope import rotate
 from coterie.graph.step import Array, Run, Step
 
 
@@ -153,7 +153,7 @@ BACKWARD_RUN: Mapping[str, Run] = {
     "rms_norm_dw": _norm_dw(_normed),
     "layer_norm_dx": _layer_norm_dx,
     "layer_norm_dw": _norm_dw(_centred),
-    "rope_dx": lambda step, op, x: turned(op, x, way=-1),
+    "rope_dx": lambda step, op, x: rotate(op, x, way=-1),
     "silu_dx": _silu_dx,
     "gelu_dx": _gelu_dx,
     "attention_grad": _attention_grad,

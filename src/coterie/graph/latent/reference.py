@@ -13,7 +13,7 @@ import numpy as np
 from coterie.graph.branch.reference import softmax
 from coterie.graph.ir import Op
 from coterie.graph.latent.ops import APPEND, ATTEND, QUERIES, VALUES, key_rows
-from coterie.graph.rope import turned
+from coterie.graph.rope import rotate
 from coterie.graph.step import F32, Array, Run, Step
 
 
@@ -22,7 +22,7 @@ def _append(step: Step, op: Op, x: list[Any]) -> None:
     latent_TR, key_TP = np.split(data_TN, [len(weight_R)], axis=1)
     mean = np.mean(np.square(latent_TR), axis=-1, keepdims=True, dtype=np.float32)
     normed_TR = latent_TR / np.sqrt(mean + np.float32(op.number("eps"))) * weight_R
-    rows_TN = np.concatenate([normed_TR, turned(op, [key_TP[:, None], positions, inv_freq])[:, 0]], axis=1)
+    rows_TN = np.concatenate([normed_TR, rotate(op, [key_TP[:, None], positions, inv_freq])[:, 0]], axis=1)
     for t, position in enumerate(positions):
         step.state.append(op, 0, tables[sequence[t]], int(position), np.asarray(rows_TN[t][None], np.float32))
 
@@ -32,7 +32,7 @@ def _queries(step: Step, op: Op, x: list[Any]) -> Array:
     keys = key_rows(step.graph, op)
     plain_THN, rotated_THP = np.split(q_THC, [keys], axis=2)
     absorbed_THR = np.einsum("thn,hnr->thr", plain_THN, _by_head(q_THC, x[1])[:, :keys])
-    return np.concatenate([absorbed_THR, turned(op, [rotated_THP, positions, inv_freq])], axis=2, dtype=np.float32)
+    return np.concatenate([absorbed_THR, rotate(op, [rotated_THP, positions, inv_freq])], axis=2, dtype=np.float32)
 
 
 def _attend(step: Step, op: Op, x: list[Any]) -> Array:

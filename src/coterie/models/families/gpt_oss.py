@@ -1,7 +1,7 @@
 """gpt-oss: layers with branches that have biases and clipped gates, attention with sinks, windows on every other layer.
 
 Its files hold the matrices of all branches of a layer in one tensor, gate and up in turn, so that none lies there as
-rows: turned.py says how they become an ordinary folder. Knows nothing about how a decoder is built (blocks.py).
+rows: transposed.py says how they become an ordinary folder. Knows nothing about how a decoder is built (blocks.py).
 """
 
 from coterie.models.branches import CLIP, CLIP_ALPHA, BranchKeys, BranchNames
@@ -34,7 +34,7 @@ GPT_OSS = Family(
         choice=ChoiceKeys(normalises=True),
         clipped=(1.702, 7.0),
         names=BranchNames(
-            chooser="mlp.router", stacked=(), turned=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+            chooser="mlp.router", stacked=(), transposed=("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
         ),
     ),
     names=Names(sinks="self_attn.sinks"),

@@ -36,10 +36,10 @@ from coterie.models.fine_tunes.delta import (
     delta_name,
 )
 from coterie.models.fingerprint import fingerprint
-from coterie.models.lost import Sums
 from coterie.models.model import Model, open_model, weight_rows_f32
 from coterie.models.new_folder import Entry, copy_others, free_path, new_folder, row_pieces, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
+from coterie.models.packing_error import ErrorSums
 from coterie.models.tensors import kind_of, map_bytes
 
 FAR = 0.5  # a difference of so much of the weights is hardly a fine-tune's
@@ -93,8 +93,8 @@ class _Kind:
     num_tensors: int = 0
     num_weights: int = 0
     num_bytes: int = 0
-    of_expert: Sums | None = None
-    of_difference: Sums | None = None
+    of_expert: ErrorSums | None = None
+    of_difference: ErrorSums | None = None
 
     def result(self) -> KindDelta:
         bits = 8 * self.num_bytes / self.num_weights
@@ -228,8 +228,8 @@ def _write_weights(path: Path, plan: _Plan) -> list[_Kind]:
 
 
 def _write_packed(file: BinaryIO, plan: _Plan, name: str, dtype: DType, kind: _Kind) -> None:
-    kind.of_expert = kind.of_expert or Sums(dtype)
-    kind.of_difference = kind.of_difference or Sums(dtype)
+    kind.of_expert = kind.of_expert or ErrorSums(dtype)
+    kind.of_difference = kind.of_difference or ErrorSums(dtype)
     for ours, its in _pairs(plan.base, plan.expert, plan.value(name)):
         difference = ours - its
         try:

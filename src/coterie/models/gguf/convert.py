@@ -35,10 +35,10 @@ from coterie.models.gguf.encoders import DENSE, POOLING, head_of, pooling_of
 from coterie.models.gguf.file import ARCHITECTURE, GgufFile, GgufTensor, open_gguf
 from coterie.models.gguf.weights import KEEP, WEIGHTS, Source, Types, pieces, sources_of, types_of
 from coterie.models.joined import joined_names
-from coterie.models.lost import KindError, Sums
 from coterie.models.model import open_model
 from coterie.models.new_folder import Entry, free_path, new_folder, write_config, write_tensors
 from coterie.models.packing import KEY, Packing
+from coterie.models.packing_error import ErrorSums, KindError
 from coterie.models.tensors import kind_of
 
 _METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
@@ -121,14 +121,14 @@ def import_gguf(
     does not belong to the weights, CapacityError when the disk is full. What was begun is removed on any failure.
     """
     out = free_path(target)
-    kinds: dict[tuple[str, DType], Sums] = {}
+    kinds: dict[tuple[str, DType], ErrorSums] = {}
     done = 0
 
     def write(file: BinaryIO, entry: Entry) -> None:
         nonlocal done
         names = job.entries[entry]
         dtype = job.types.by_name[names[0]]
-        sums = kinds.setdefault((kind_of(entry.name), dtype), Sums(dtype))
+        sums = kinds.setdefault((kind_of(entry.name), dtype), ErrorSums(dtype))
         sums.num_tensors += 1
         for name in names:
             for piece in pieces(job.sources[name], dtype, sums):

@@ -28,9 +28,9 @@ from coterie.models.gguf.rope import TENSORS
 from coterie.models.gguf.routed import HeadRows
 from coterie.models.gguf.source import Architecture
 from coterie.models.joined import joined_names
-from coterie.models.lost import Sums
 from coterie.models.new_folder import row_pieces
 from coterie.models.packing import BY_NAME, CHOOSERS, HEADS, Packing, may_be_packed
+from coterie.models.packing_error import ErrorSums
 from coterie.models.registry import weight_shapes
 
 _SUFFIXES = (".weight", ".bias")
@@ -93,9 +93,9 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bo
             fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is wanted"
             raise CheckpointError(file.where, fact, _SAME_ANSWER)
         part = name.rpartition(".")[0]
-        turned = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)
+        permuted_heads = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)
         offset = config.norm_offset if part.endswith("norm") else 0.0
-        found[name] = Source(tensor, shape, first, turned, offset)
+        found[name] = Source(tensor, shape, first, permuted_heads, offset)
     for name, theirs in head_of(file.tensors, config.family, file.where).items():
         found[name] = Source(file.tensors[theirs], file.tensors[theirs].shape, stays=True)
     behind = range(config.num_layers, config.num_layers + config.layers_behind)
@@ -237,7 +237,7 @@ def _holds(source: Source, dtype: DType) -> bool:
     return bool(np.array_equal(to_f32(from_f32(values, dtype), dtype) + np.float32(source.offset), stored))
 
 
-def pieces(source: Source, dtype: DType, sums: Sums) -> Iterator[bytes]:
+def pieces(source: Source, dtype: DType, sums: ErrorSums) -> Iterator[bytes]:
     """The bytes of a weight in a type, some rows at a time; what that loses is counted.
 
     Raises CheckpointError for a number that is not finite in that type.

@@ -21,7 +21,7 @@ from coterie.models.quantised.gptq import gptq_method
 from coterie.models.quantised.matrix import refused
 from coterie.models.quantised.method import Method
 from coterie.models.quantised.mxfp4 import mxfp4_method
-from coterie.models.quantised.turned import turned_method
+from coterie.models.quantised.transposed import transposed_method
 
 METHODS: dict[str, Callable[[Fields], Method]] = {
     "gptq": gptq_method,
@@ -41,22 +41,22 @@ def is_repacked(source: str | Path) -> bool:
     section = config.get(KEY)
     if isinstance(section, dict) and section.get("quant_method") in OTHERS:
         return True
-    turned = () if section else _turned(config)
-    return bool(turned) and any(name.endswith(turned) for name in Checkpoint.open(source).tensors)
+    transposed = () if section else _transposed(config)
+    return bool(transposed) and any(name.endswith(transposed) for name in Checkpoint.open(source).tensors)
 
 
 def method_of(config: Fields) -> Method:
     """How the weights of this config are quantised. Raises UnsupportedError and CheckpointError."""
     section = config.section(KEY)
-    if section is None and _turned(config):
-        return turned_method()
+    if section is None and _transposed(config):
+        return transposed_method()
     method = None if section is None else section.get("quant_method")
     if section is None or not isinstance(method, str) or method not in METHODS:
         raise refused(config.where, f"{KEY} is of {method!r}, where {', '.join(METHODS)} are understood")
     return METHODS[method](section)
 
 
-def _turned(config: Fields) -> tuple[str, ...]:
+def _transposed(config: Fields) -> tuple[str, ...]:
     """Tensors of a config's family in which no branch's matrix is rows, by the ends of their names."""
     family = FAMILIES.get(str(config.get("model_type")))
-    return family.branches.names.turned if family and family.branches else ()
+    return family.branches.names.transposed if family and family.branches else ()

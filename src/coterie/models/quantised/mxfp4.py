@@ -20,7 +20,7 @@ from coterie.core.packed import worth
 from coterie.models.fields import Fields
 from coterie.models.quantised.matrix import F32, I16, WholeMatrix, bits_of, refused, wanted
 from coterie.models.quantised.method import Found, Method
-from coterie.models.quantised.turned import Stacked, of_branches
+from coterie.models.quantised.transposed import Stacked, of_branches
 
 _GROUP, _BYTES = PACKED[DType.MX4][1], 16
 _BIAS, _NO_NUMBER = 128, 255  # a packed scale is of twice the weight; a stored one of 255 is no number

@@ -1,4 +1,4 @@
-"""Weights of a template's values: nested ones count as often as they stand there, and are walked through once."""
+"""Sizes of a template's values: nested ones count as often as they stand there, and are walked through once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coterie.checkpoint.chat import ChatTemplate
-from coterie.checkpoint.weighed import weighed, weight
+from coterie.checkpoint.deep_size import deep_size, sized
 
 
 @pytest.mark.parametrize(
@@ -26,19 +26,19 @@ from coterie.checkpoint.weighed import weighed, weight
         ({"a", "bc"}, 2 + 3),
     ],
 )
-def test_weight(value: Any, wanted: int) -> None:
-    assert weight(value) == wanted
-    assert weighed(value) == value
-    assert weight(weighed(value)) == wanted
-    assert weight([value, value]) == weight(weighed([value, value])) == 2 + 2 * wanted
+def test_deep_size(value: Any, wanted: int) -> None:
+    assert deep_size(value) == wanted
+    assert sized(value) == value
+    assert deep_size(sized(value)) == wanted
+    assert deep_size([value, value]) == deep_size(sized([value, value])) == 2 + 2 * wanted
 
 
 def test_a_nested_list_is_walked_through_once() -> None:
     plain: Any = ["ab"]
-    written: Any = weighed(["ab"])
+    written: Any = sized(["ab"])
     for _ in range(200):
-        plain, written = [plain, plain], weighed([written, written])
-    assert weight(plain) == weight(written) == 2**200 * 3 + 2 * (2**200 - 1)
+        plain, written = [plain, plain], sized([written, written])
+    assert deep_size(plain) == deep_size(written) == 2**200 * 3 + 2 * (2**200 - 1)
 
 
 def test_what_a_template_writes_is_used_as_ever() -> None:

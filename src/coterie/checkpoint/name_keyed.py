@@ -15,7 +15,7 @@ from coterie.checkpoint.tagged import Layout, Read, Schema, Special, literal
 
 
 @dataclass(frozen=True)
-class Keyed(Layout):
+class NameKeyed(Layout):
     """Objects of a name and its arguments, in a list."""
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:

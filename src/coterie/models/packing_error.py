@@ -33,7 +33,7 @@ class KindError:
 
 
 @dataclass(slots=True)
-class Sums:
+class ErrorSums:
     """Running sums over the tensors of one kind and type; who adds a tensor's first piece counts it."""
 
     dtype: DType
@@ -41,21 +41,21 @@ class Sums:
     num_weights: int = 0
     num_bytes: int = 0
     squares: float = 0.0
-    lost: float = 0.0
+    error_squares: float = 0.0
     worst: float = 0.0
 
     def add(self, before: F32, after: F32, num_bytes: int) -> None:
         """Count a piece: as it was, as it is worth now, and in how many bytes."""
-        lost = np.abs(after - before)
+        error = np.abs(after - before)
         self.num_weights += before.size
         self.num_bytes += num_bytes
         self.squares += float(np.einsum("nk,nk", before, before, dtype=np.float64))
-        self.lost += float(np.einsum("nk,nk", lost, lost, dtype=np.float64))
-        self.worst = max(self.worst, float(lost.max(initial=0.0)))
+        self.error_squares += float(np.einsum("nk,nk", error, error, dtype=np.float64))
+        self.worst = max(self.worst, float(error.max(initial=0.0)))
 
     def result(self, kind: str) -> KindError:
         """What they say."""
         rms = (self.squares / self.num_weights) ** 0.5 or 1.0  # of nothing but zeros, which lose nothing
-        lost = (self.lost / self.num_weights) ** 0.5
+        rms_error = (self.error_squares / self.num_weights) ** 0.5
         bits = 8 * self.num_bytes / self.num_weights
-        return KindError(kind, self.dtype, self.num_tensors, self.num_weights, bits, lost / rms, self.worst / rms)
+        return KindError(kind, self.dtype, self.num_tensors, self.num_weights, bits, rms_error / rms, self.worst / rms)

@@ -66,11 +66,11 @@ def of_branches(end: str, make: Callable[[Mapping[str, TensorInfo], Stacked, int
     return find
 
 
-def turned_method() -> Method:
+def transposed_method() -> Method:
     """How matrices are found that are stacked and transposed."""
 
     def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
-        return Found(_Turned(wanted(tensors, at.name, FLOATS, (-1, columns, -1)), at), (at.name,))
+        return Found(_Transposed(wanted(tensors, at.name, FLOATS, (-1, columns, -1)), at), (at.name,))
 
     return Method("stacked", None, of_branches("", found), keeps=True)
 
@@ -92,7 +92,7 @@ class _InTurn:
         return to_f32(np.ascontiguousarray(bits_of(self._info)[first:last, self._first :: 2]), self._info.dtype)
 
 
-class _Turned:
+class _Transposed:
     """One branch's matrix, columns of what is stored."""
 
     def __init__(self, info: TensorInfo, at: Stacked) -> None:

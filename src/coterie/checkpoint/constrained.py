@@ -34,12 +34,12 @@ def is_strict(tool: Mapping[str, Any]) -> bool:
     return bool(tool["function"].get("strict"))
 
 
-def is_held(tools: Sequence[Mapping[str, Any]], calling: Calling) -> bool:
+def is_constrained(tools: Sequence[Mapping[str, Any]], calling: Calling) -> bool:
     """Whether an answer that is offered these tools is held to a grammar."""
     return bool(tools) and (calling != Calling() or any(map(is_strict, tools)))
 
 
-def arguments_of(tool: Mapping[str, Any], always: bool, where: str) -> dict[str, Any]:
+def argument_schema(tool: Mapping[str, Any], always: bool, where: str) -> dict[str, Any]:
     """The schema of a tool's arguments: its own where it is strict, or `always`, else any object.
 
     Raises RequestError naming `where` for one that no object can meet.
@@ -55,7 +55,7 @@ def arguments_of(tool: Mapping[str, Any], always: bool, where: str) -> dict[str,
     return {**schema, "type": "object"}
 
 
-def lark_of(
+def call_grammar(
     form: Form,
     arguments: Mapping[str, Mapping[str, Any]],
     calling: Calling,
@@ -121,7 +121,7 @@ def _repeated(rule: str, calling: Calling) -> str:
     return f" ({rule})*" if calling.several else ""
 
 
-class HeldText(CallText):
+class ConstrainedCallText(CallText):
     """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
 
     One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both, so that text

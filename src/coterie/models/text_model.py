@@ -27,7 +27,7 @@ _UNREAD = {
 }
 
 
-def text_alone(checkpoint: Checkpoint) -> Checkpoint:
+def text_model_of(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint without what the text model does not need, as if that were saved alone; a text model's as it is.
 
     Embedding and head are one where the config does not deny it and the file has one of them, or the same bytes twice.

@@ -12,9 +12,9 @@ from tests.pure.tokenizers_made import with_merges
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from coterie.checkpoint.calls import Call, Calling, CallText, More
+from coterie.checkpoint.constrained import ConstrainedCallText, is_constrained
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import Grammar
-from coterie.checkpoint.held import HeldText, is_held
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 
@@ -120,7 +120,7 @@ def test_whatever_is_drawn_is_calls_that_are_valid(form: str, special: bool) -> 
             draw = random.Random(seed)
             cuts = [[said], list(said), [said[: (at := draw.randrange(len(said)))], said[at:]]]
             for pieces in cuts:
-                same, held = found(HeldText(FORMS[form], SCHEMAS), pieces)
+                same, held = found(ConstrainedCallText(FORMS[form], SCHEMAS), pieces)
                 assert same == ""
                 assert [(call.name, json.loads(call.arguments)) for call in held] == [
                     (call.name, json.loads(call.arguments)) for call in calls
@@ -172,12 +172,12 @@ def test_a_strict_tool_leaves_text_free_and_holds_calls(form: str, special: bool
 def test_text_before_between_and_behind_held_calls(special: bool) -> None:
     said = f"Let me see.\n{CALL['hermes']} and\n{CALL['hermes']} done"
     assert taken("hermes", special, said) == (said, True)
-    assert found(HeldText(FORMS["hermes"], SCHEMAS), list(said)) == ("Let me see. and done", [ADDED, ADDED])
+    assert found(ConstrainedCallText(FORMS["hermes"], SCHEMAS), list(said)) == ("Let me see. and done", [ADDED, ADDED])
     once = taken("hermes", special, said, Calling(several=False))
     assert once == (said[: said.index(" and")], True)
     listed = f"So: {CALL['mistral'][:-1]}, {CALL['mistral'][len('[TOOL_CALLS] [') :]}"
     assert taken("mistral", special, listed) == (listed, True)
-    assert found(HeldText(FORMS["mistral"], SCHEMAS), list(listed)) == ("So:", [ADDED, ADDED])
+    assert found(ConstrainedCallText(FORMS["mistral"], SCHEMAS), list(listed)) == ("So:", [ADDED, ADDED])
     assert taken("mistral", special, listed, Calling(several=False)) == (listed[: listed.index(", {")], False)
 
 
@@ -192,9 +192,9 @@ def test_beside_tools_an_answer_has_its_form(form: str, special: bool) -> None:
         if not (special and MARKS[0] in said):  # which the tokenizer would not take for letters
             assert taken(form, special, said, schema=SCHEMA) == (said, True)
         for pieces in ([said], list(said)):
-            assert found(HeldText(FORMS[form], SCHEMAS, True), pieces) == (said, [])
+            assert found(ConstrainedCallText(FORMS[form], SCHEMAS, True), pieces) == (said, [])
     assert taken(form, special, CALL[form], schema=SCHEMA) == (CALL[form], True)
-    assert found(HeldText(FORMS[form], SCHEMAS, True), list(CALL[form])) == ("", [ADDED])
+    assert found(ConstrainedCallText(FORMS[form], SCHEMAS, True), list(CALL[form])) == ("", [ADDED])
     assert taken(form, special, "So.", schema=SCHEMA) == ("", False)
     assert taken(form, special, '{"n": 7}', Calling(True), SCHEMA)[0] in ("", '{"')
     with pytest.raises(RequestError, match=r"response_format\] has a schema that cannot be enforced"):
@@ -208,13 +208,13 @@ def test_an_answer_with_a_form_may_spell_a_whole_call(form: str) -> None:
     said = json.dumps({"a": FORMS[form].opening, "b": {"name": "add", "arguments": {"s": FORMS[form].closing}}})
     before, mark, behind = said.partition(FORMS[form].opening)
     for pieces in ([said], list(said), [f" {said}"], [before, mark, behind]):
-        assert found(HeldText(FORMS[form], SCHEMAS, True), pieces) == ("".join(pieces), [])
+        assert found(ConstrainedCallText(FORMS[form], SCHEMAS, True), pieces) == ("".join(pieces), [])
     twice = CALL[form] if form == "mistral" else f"{CALL[form]}\n{CALL[form]}"
-    assert found(HeldText(FORMS[form], SCHEMAS, True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
+    assert found(ConstrainedCallText(FORMS[form], SCHEMAS, True), list(twice))[1] == [ADDED] * (1 + (form == "hermes"))
 
 
 def test_text_beside_calls_is_given_out_as_it_comes() -> None:
-    reader = HeldText(FORMS["hermes"], SCHEMAS, True)
+    reader = ConstrainedCallText(FORMS["hermes"], SCHEMAS, True)
     assert [reader.push(piece) for piece in ('{"a": "', "<tool", "_call>")] == [['{"a": "'], ["<tool"], ["_call>"]]
 
 
@@ -234,7 +234,7 @@ def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
 
 
 def test_arguments_are_given_out_as_they_come() -> None:
-    reader = HeldText(FORMS["hermes"], SCHEMAS)
+    reader = ConstrainedCallText(FORMS["hermes"], SCHEMAS)
     assert reader.push("Let me see.\n<tool_") == ["Let me see."]
     assert reader.push('call>\n{"name": "add", "argu') == []
     assert reader.push('ments": {"a') == [Call("add", ""), More('{"a')]
@@ -249,10 +249,11 @@ def test_arguments_are_given_out_as_they_come() -> None:
 
 def test_a_held_answer_that_is_cut_short_ends_where_it_was_cut() -> None:
     for form, said in CALL.items():
-        text, calls = found(HeldText(FORMS[form], SCHEMAS), [said[: said.index("7") + 1]])
+        text, calls = found(ConstrainedCallText(FORMS[form], SCHEMAS), [said[: said.index("7") + 1]])
         assert (text, calls) == ("", [Call("add", '{"a": 7')])
-        assert found(HeldText(FORMS[form], SCHEMAS), [said[: said.index("dd")]]) == (said[: said.index("dd")], [])
-        assert found(HeldText(FORMS[form], SCHEMAS), [said[: said.rindex("}")]]) == ("", [ADDED])
+        begun = said[: said.index("dd")]
+        assert found(ConstrainedCallText(FORMS[form], SCHEMAS), [begun]) == (begun, [])
+        assert found(ConstrainedCallText(FORMS[form], SCHEMAS), [said[: said.rindex("}")]]) == ("", [ADDED])
 
 
 def test_a_mark_that_is_a_token_but_no_special_one_may_be_spelled_in_others() -> None:
@@ -280,10 +281,10 @@ def test_what_goes_wrong_with_calls_is_told_of_tools() -> None:
 
 
 def test_what_is_held() -> None:
-    assert not is_held((), Calling(required=True))
-    assert not is_held(TOOLS, Calling())
-    assert is_held(TOOLS, Calling(several=False))
-    assert is_held([*TOOLS, tool("x", ADD, strict=True)], Calling())
+    assert not is_constrained((), Calling(required=True))
+    assert not is_constrained(TOOLS, Calling())
+    assert is_constrained(TOOLS, Calling(several=False))
+    assert is_constrained([*TOOLS, tool("x", ADD, strict=True)], Calling())
 
 
 @pytest.mark.parametrize(
@@ -331,6 +332,6 @@ def test_what_cannot_be_enforced_is_left_out_where_a_tool_is_not_strict() -> Non
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_call_that_is_cut_in_its_head_is_text_but_where_there_are_calls_alone(alone: bool) -> None:
-    reader = HeldText(FORMS["hermes"], SCHEMAS, alone=alone)
+    reader = ConstrainedCallText(FORMS["hermes"], SCHEMAS, alone=alone)
     begun = '<tool_call>\n{"name": "ad'
     assert [*reader.push(begun), *reader.flush()] == ([] if alone else [begun])
