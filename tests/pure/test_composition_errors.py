@@ -192,6 +192,13 @@ def test_not_toml(write):
         load_composition(write("name = \n"))
 
 
+def test_editors_on_windows(tmp_path):
+    """A mark at the beginning, and their line endings; a \\ in a path is TOML's own."""
+    text = 'name = "c"\n[[expert]]\nname = "e"\nconfig = "l"\n'
+    (tmp_path / "c.toml").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_composition(str(tmp_path / "c.toml")).names == ("e",)
+
+
 def test_not_utf8(tmp_path):
     (tmp_path / "c.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(CompositionError, match="byte 8 is not UTF-8"):

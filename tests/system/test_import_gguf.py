@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -116,6 +117,10 @@ def test_a_folder_of_files_becomes_a_folder_of_experts(tmp_path: Path) -> None:
     report = json.loads(again.stdout)
     assert (list(report["experts"]), report["there"], report["refused"]) == (["tiny"], ["a-model-1"], {})
     shutil.copytree(there, tmp_path / "models" / "other")
+    assert run("import", tmp_path / "models", tmp_path / "both").exit_code == 0
+    both = [f"{folder}--{name}" for folder in ("other", "publisher") for name in ("a-model-1", "tiny")]
+    assert sorted(one.name for one in (tmp_path / "both").iterdir()) == both
+    shutil.copytree(there, tmp_path / "models" / "deep" / "other")
     refused(run("import", tmp_path / "models", tmp_path / "out"), "same name", "coterie import")
     refused(run("import", tmp_path / "models", tmp_path / "new", "--tokenizer", there), "--tokenizer", "alone")
     refused(run("import", tmp_path / "out", tmp_path / "new"), "*.gguf")
@@ -135,6 +140,59 @@ def test_who_serves_a_gguf_file_is_told_to_import_it(tmp_path: Path) -> None:
         refused(run("check", file), checkpoint, "a.gguf", "coterie import")
     refused(run("quantize", tmp_path / "models", tmp_path / "out"), "no config.json", "a.gguf", "coterie import")
     refused(run("quantize", tmp_path / "models" / "a.gguf", tmp_path / "out"), "is a file", "coterie import")
+
+
+def test_where_others_keep_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LM Studio's folders, the Hugging Face cache and Ollama's store: found, and a command that imports all of them."""
+    file = write(tmp_path / "made", "qwen2", byte_level("qwen2", eos_token_id=2002), "F16")
+    studio, hub, ollama = tmp_path / "lm studio", tmp_path / "hub", tmp_path / "ollama"
+    model = hub / "models--org--some-GGUF"
+    manifests = ollama / "manifests" / "registry" / "library" / "tiny"
+    for folder in (
+        studio / "org" / "some-GGUF",
+        model / "snapshots" / "abc",
+        model / "refs",
+        ollama / "blobs",
+        manifests,
+    ):
+        folder.mkdir(parents=True)
+    shutil.copy(file, studio / "org" / "some-GGUF" / "one.gguf")
+    shutil.copy(file, model / "snapshots" / "abc" / "one.gguf")
+    (model / "refs" / "main").write_text("abc")
+    shutil.copy(file, ollama / "blobs" / "sha256-12")
+    weights = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:12"}
+    for tag, layers in (
+        ("latest", [{"mediaType": "x", "digest": "sha256:34"}, weights]),
+        ("1b", [weights]),
+        ("old", 3),
+    ):
+        (manifests / tag).write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    (manifests / "gone").write_text(json.dumps({"layers": [{**weights, "digest": "sha256:56"}]}))
+    for root, found, names in (
+        (studio, "GGUF files (one.gguf)", ["one"]),
+        (hub, "GGUF files (one.gguf)", ["one"]),
+        (ollama, "the GGUF files of Ollama's models", ["tiny", "tiny-1b"]),
+    ):
+        refused(run("check", root), "no expert, but", found, f"coterie import {quote(str(root))} OUT")
+        assert run("import", root, tmp_path / "out" / root.name).exit_code == 0
+        assert sorted(one.name for one in (tmp_path / "out" / root.name).iterdir()) == names
+    refused(run("check", model), "GGUF files (one.gguf)")
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    refused(run("run", "org/some-GGUF", "hi"), "GGUF files (one.gguf)")
+    refused(run("run", "org/none", "hi"), "no such model in the cache")
+
+
+def test_what_no_folder_is_looked_into_for(tmp_path: Path) -> None:
+    """Hidden folders, links that lead back, and later parts of a file that was cut."""
+    expert = tmp_path / "models" / "tiny"
+    run("import", write(tmp_path, "qwen2", byte_level("qwen2", eos_token_id=2002), "F16"), expert)
+    (tmp_path / "models" / "again").symlink_to(tmp_path / "models")
+    shutil.copytree(expert, tmp_path / "models" / ".cache" / "tiny")
+    for part in (1, 2, 3):
+        (tmp_path / "models" / f"big-0000{part}-of-00003.gguf").write_bytes(b"GGUF")
+    report = json.loads(run("check", tmp_path / "models", "--json").stdout)
+    assert (list(report["experts"]), list(report["left_out"])) == (["tiny"], ["big-00001-of-00003.gguf"])
+    assert report["left_out"]["big-00001-of-00003.gguf"].endswith(".gguf big")
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ Knows nothing about architectures: which tensors there should be is decided by m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from coterie.checkpoint.files import read_object
@@ -22,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, the rest of which is its base
 DELTA_CONFIG = "delta_config.json"  # of a fine-tune as its difference from a base (models/fine_tunes/delta.py)
 GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,29 @@ def beside_a_base(folder: Path) -> str:
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, by name; none of one that has just gone."""
+    """The GGUF files of a folder, by name, without later parts of those that are there; none of one that has gone."""
     try:
-        return sorted(folder.glob(f"*{GGUF}"))
+        found = sorted(folder.glob(f"*{GGUF}"))
     except FileNotFoundError:
         return []
+    return [file for file in found if first_part(file) == file or not first_part(file).exists()]
+
+
+def gguf_name(file: Path) -> str:
+    """What a GGUF file is called, without the number of its part."""
+    part = _PART.fullmatch(file.stem)
+    return part[1] if part else file.stem
+
+
+def first_part(file: Path) -> Path:
+    """The first of the parts into which a GGUF file was cut; one that is whole is its own."""
+    part = _PART.fullmatch(file.stem)
+    return file.with_name(f"{part[1]}-00001-of-{part[3]}{GGUF}") if part else file
 
 
 def import_remedy(file: Path) -> str:
-    """What makes an expert of a GGUF file."""
-    return f"write an expert folder from it: coterie import {file} {file.stem}"
+    """What makes an expert of a GGUF file, as a shell takes it."""
+    return f"write an expert folder from it: coterie import {quote(str(file))} {quote(gguf_name(file))}"
 
 
 def brief(files: Sequence[Path]) -> str:

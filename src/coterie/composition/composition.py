@@ -151,7 +151,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The tables of a composition file, checked against the schema. Raises CompositionError and UnsupportedError."""
     file = str(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # as editors on Windows begin files
     except UnicodeDecodeError as error:
         raise CompositionError(file, f"byte {error.start} is not UTF-8", "save the file as UTF-8 text") from error
     except OSError as error:

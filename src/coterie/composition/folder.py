@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
 from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, safe_name
+from coterie.composition.gguf_folder import is_ollamas
 from coterie.composition.hub import SNAPSHOTS, find_base, main_snapshot, named_in_cache
 from coterie.core.errors import CompositionError, CoterieError, UsageError
 
@@ -81,18 +83,22 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     """The folders that may be experts, by name, and what cannot be one."""
     left_out: dict[str, UsageError] = {}
     within = _within(root, left_out)
-    files = [found for one in (root, *within) for found in gguf_files(one) if not is_checkpoint(one)]
     snapshots: dict[Path, Path | None] = {}
     for path in within:
         try:
             snapshots[path] = main_snapshot(path)
         except UsageError as error:
             left_out[path.name] = error
-    found = {path: snapshot or path for path, snapshot in snapshots.items()}
-    found = {path: place for path, place in found.items() if is_checkpoint(place)}
-    if files and not found:
-        fact = f"no expert, but GGUF files ({brief(files)}), each of which is imported first"
-        raise CompositionError(str(root), fact, f"write an expert folder from each: coterie import {root} OUT")
+    places = {path: snapshot or path for path, snapshot in snapshots.items()}
+    found = {path: place for path, place in places.items() if is_checkpoint(place)}
+    in_places = {path: gguf_files(place) for path, place in places.items() if path not in found}
+    files = [*gguf_files(root), *(file for some in in_places.values() for file in some)]
+    if (files or is_ollamas(root)) and not found:
+        which = f"GGUF files ({brief(files)})" if files else "the GGUF files of Ollama's models"
+        fact = f"no expert, but {which}, each of which is imported first"
+        raise CompositionError(
+            str(root), fact, f"write an expert folder from each: coterie import {quote(str(root))} OUT"
+        )
     short = Counter(_team_and_name(path, root)[1] for path in found)
     named: dict[str, Path] = {}
     for path, place in found.items():
@@ -106,7 +112,7 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
             left_out[path.name] = CompositionError(
                 str(root), f"folder name {path.name!r} cannot be a name", f"rename it: {NAME_RULE}"
             )
-    for path in (path for path, place in snapshots.items() if path not in found and place is not None):
+    for path in (path for path, some in in_places.items() if snapshots[path] is not None and not some):
         fact = f"has no {CONFIG}"
         left_out[path.name] = CompositionError(str(snapshots[path]), fact, "download the whole model")
     for file in files:
@@ -117,18 +123,23 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
 
 
 def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
-    """The folders in a folder; in the place of a team's, the checkpoints in it. What cannot be read is left out."""
+    """The folders in a folder; in the place of a team's, the models in it. What cannot be read is left out."""
     found: list[Path] = []
     inside = sorted(root.iterdir())
     for path in inside:
         if path.is_symlink() and not path.exists() and not path.name.startswith("."):
             fact = f"points to {path.readlink()}, which does not exist"
             left_out[path.name] = CompositionError(str(path), fact, "mend the link, or take it out of the folder")
-    for path in (path for path in inside if path.is_dir()):
+    around = {root, *root.parents}  # where links in a circle lead
+
+    def looked_into(path: Path) -> bool:
+        return path.is_dir() and not path.name.startswith(".") and path.resolve() not in around
+
+    for path in filter(looked_into, inside):
         try:
-            inner = sorted(inner for inner in path.iterdir() if inner.is_dir())
-            is_one = is_checkpoint(path) or path / SNAPSHOTS in inner or path.name.startswith(".")
-            found += [path] if is_one else ([one for one in inner if is_checkpoint(one)] or [path])
+            inner = sorted(filter(looked_into, path.iterdir()))
+            is_one = is_checkpoint(path) or path / SNAPSHOTS in inner
+            found += [path] if is_one else ([one for one in inner if is_checkpoint(one) or gguf_files(one)] or [path])
         except OSError as error:
             fact = f"cannot be read: {error.strerror}"
             left_out[path.name] = CompositionError(str(path), fact, "let it be read, or take it out of the folder")

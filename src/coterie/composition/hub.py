@@ -178,4 +178,5 @@ def _snapshot(hub_id: str, revision: str, where: str) -> Path | None:
     ref = model / "refs" / revision
     commit = _commit(ref) if ref.is_file() else revision
     snapshot = model / SNAPSHOTS / commit
-    return snapshot if (snapshot / CONFIG).is_file() or beside_a_base(snapshot) else None
+    is_there = (snapshot / CONFIG).is_file() or beside_a_base(snapshot) or gguf_files(snapshot)
+    return snapshot if is_there else None
