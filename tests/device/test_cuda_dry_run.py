@@ -92,7 +92,10 @@ def compilers(monkeypatch):
     made = Compilers((9, 0), 2)
     yield made
     made.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "compilers" and thread.join(5)]
+    listening = [thread for thread in threading.enumerate() if thread.name == "compilers"]
+    for thread in listening:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in listening)
 
 
 def named(name, number=0):

@@ -292,6 +292,21 @@ def test_a_draft_that_fails_fails_nobody(fault):
     assert drafted(w)[0] > 0
 
 
+def test_a_load_of_a_draft_that_broke_off_is_no_lack_of_memory_while_its_first_piece_is_still_written():
+    w = drafting(OTHER, max_steps=1)
+    w.device.refuse_after, w.device.stalled = 4, {OTHER}  # three pieces are the large one's
+    asked = ask("r", LARGE, (1, 2, 0), 36)
+    w.engine.submit(asked)
+    got = ()
+    while len(got) < 12:
+        got += sum([output.token_ids for output in w.engine.step()], ())
+    assert kinds(w, "refuse") == [(OTHER,)]
+    assert not w.engine.drafts.lacks
+    w.device.refuse_after, w.device.stalled = None, set()
+    assert got + run_all(w)["r"].tokens == alone(asked)
+    assert drafted(w)[0] > 0
+
+
 def test_a_draft_shares_what_it_has_read():
     """The next turn of a conversation is read from where the last one ended."""
     w = drafting(max_steps=1)

@@ -119,7 +119,7 @@ def test_what_went_wrong_is_counted_by_its_kind() -> None:
         11: good,
     }
     with stub(lambda body: kinds[number_of(body)]) as (url, _):
-        found = answers(url, len(kinds), 1, timeout_s=1.0)
+        found = answers(url, len(kinds), 1, timeout_s=3.0)
     said = ["", "429", "stream cut", "stream cut", "error event", "connection cut", "no stream", "no HTTP", "timeout"]
     assert [one.error for one in found] == [*said, "503", "no HTTP", ""]
     assert [one.said for one in found if one.said] == ["too many", "broke", "<html>"]

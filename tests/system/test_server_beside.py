@@ -94,7 +94,8 @@ def test_long_texts_wait_for_no_form(composition: Path, slow: Slow, monkeypatch:
 
     monkeypatch.setattr(Text, "encode", seen)
     with served(Coterie.open(composition)) as url, ThreadPoolExecutor(NUM_BESIDE) as pool:
-        late = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, **FORM}) for _ in range(NUM_BESIDE)]
+        form = {"json": {**CHAT, **FORM}, "timeout": 60}
+        late = [pool.submit(httpx.post, f"{url}/v1/chat/completions", **form) for _ in range(NUM_BESIDE)]
         for _ in late:
             assert slow.waits.acquire(timeout=60)
         threads.clear()

@@ -102,11 +102,17 @@ class Loads:
         """Whether just this was refused last, and nothing has changed since: then it would be again."""
         return self._refused is not None and self._refused == self._question(expert_id, keep, spare)
 
-    def lack(self, expert_id: str, where: str) -> CapacityError:
-        """That there is no room for an expert that is away beside those that are there, for who asked at `where`."""
+    def lack(self, expert_id: str, where: str) -> CapacityError | None:
+        """That there is no room for an expert that is away beside those that are there, for who asked at `where`.
+
+        None where it is only waited for: a copy of it that was given up is still being written.
+        """
         ledgers = side_of(self._cache, expert_id).ledgers
         option = {ledger.tier: "--pool" if place else "--near" for place, ledger in enumerate(ledgers)}
-        full = min([ledger for ledger in ledgers if expert_id not in ledger.copies], key=lambda one: one.largest_hole)
+        without = [ledger for ledger in ledgers if expert_id not in ledger.copies]
+        if not without:
+            return None
+        full = min(without, key=lambda one: one.largest_hole)
         need = round_up(self._experts[expert_id].layout.size_bytes)
         enough = full.capacity_bytes + need - full.largest_hole
         levers = (f"set {option[full.tier]} to at least {enough} B", "unload an expert", f"load and pin {expert_id}")

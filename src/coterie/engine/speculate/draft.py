@@ -164,7 +164,9 @@ class Drafts:
         name, residence = small.expert_id, self._loads.residence(small.expert_id)
         if residence is ABSENT and self._asked.get(name) != self._loads.moves:
             if not bring(Fetch(name, self._loads.resident)):
-                self._lacking("weights", name, self._loads.lack(name, f"{expert.expert_id}: draft"))
+                lack = self._loads.lack(name, f"{expert.expert_id}: draft")
+                if lack is not None:
+                    self._lacking("weights", name, lack)
             self._asked[name] = self._loads.moves
         elif residence is READY:
             self.lacks.pop(("weights", name), None)
