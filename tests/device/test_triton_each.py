@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tests.device.interpreted import WIDE, Bucket, call, gpu, inspect, run
+from tests.device.mixed_reference import run_mixed
 from tests.device.native import empty, optional, random, whole
 from tests.device.random_expert import RandomExpert, making, step_of
 from tests.device.triton_cases import BF16, F16, F32, Q4, ROUNDED, shares_of, table_of, weight
 
 from coterie.device import Binding, Shared, Variants
 from coterie.devices.cpu.bound import Bound, Workspace
-from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.kernels import cpu as kernels
 from coterie.kernels.triton.product.linear_each import most_tiles

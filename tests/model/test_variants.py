@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.device.mixed_reference import run_mixed
 from tests.model import adapters, tiny
 from tests.model.runner import Stepper, block_bytes_for, on_cpu, wait
 from tests.model.theirs import TWELVE_BITS, relative_error
@@ -11,7 +12,6 @@ from tests.system.tiny import lengthen
 
 from coterie.core.dtypes import DType
 from coterie.device import Variants
-from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.model import load_weights_f32, open_model

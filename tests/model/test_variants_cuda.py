@@ -14,13 +14,13 @@ import pytest
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
 from tests.device.interpreted import WIDE
+from tests.device.mixed_reference import run_mixed
 from tests.model.runner import Stepper, block_bytes_for, on_cuda, wait
 from tests.model.test_variants import bound, check, logits_of, opened
 from tests.model.theirs import relative_error
 
 from coterie.core.dtypes import DType
 from coterie.devices.cuda.kernels import TritonKernels
-from coterie.graph.mixed_reference import run_mixed
 from coterie.graph.reference import KvState, Reference
 from coterie.kernels.triton.tiles import H100
 from coterie.models.model import load_weights_f32

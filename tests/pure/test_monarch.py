@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from coterie.graph.ir import Kind
 from coterie.graph.ops import OPS
 from coterie.graph.reference import Reference, Step, run_op
 from coterie.graph.verify import verify
-from coterie.models.monarch import MILLION, fft_conv_graph, fft_conv_weights, monarch_example
+from coterie.models.monarch import MILLION, fft_conv_graph, monarch_example
 from coterie.models.zoo import zoo_graph
 
 ONE = Sizes(T=0, B=1, R=0, context_tokens=0, pairs=0)
@@ -25,6 +27,22 @@ def run(graph, weights, **inputs):
     for op in graph.ops:
         run_op(step, op)
     return step.values
+
+
+def fft_conv_weights(factors, kernel):
+    """The constant matrices, and the spectrum of a kernel as long as the sequence, in the graph's order of digits."""
+    found = {}
+    for i, f in enumerate(factors):
+        turns = np.outer(np.arange(f), np.arange(f)) / f
+        found |= {f"dft.{i}.cos": np.cos(2 * np.pi * turns), f"dft.{i}.sin": -np.sin(2 * np.pi * turns)}
+        rest = prod(factors[i + 1 :])
+        if rest > 1:
+            turns = np.outer(np.arange(rest), np.arange(f)) / (f * rest)
+            found |= {f"twiddle.{i}.cos": np.cos(2 * np.pi * turns), f"twiddle.{i}.sin": -np.sin(2 * np.pi * turns)}
+    spectrum = np.fft.fft(kernel) / len(kernel)  # the inverse transform's 1/N is here
+    digits = spectrum.reshape(*reversed(factors)).transpose(*reversed(range(len(factors)))).reshape(-1, factors[-1])
+    found |= {"spectrum.cos": digits.real, "spectrum.sin": digits.imag}
+    return {name: values.astype(np.float32) for name, values in found.items()}
 
 
 @pytest.mark.parametrize("factors", [(4, 3), (2, 3, 4), (3, 2, 2, 5), (4, 4, 4, 4), (2, 2, 3, 2, 2)])

@@ -260,3 +260,13 @@ class Row:
         if self.op.outputs[-1] != self.op.inputs[position]:
             fact = f"it puts out {self.op.outputs[-1]} but appends to {self.op.inputs[position]}"
             raise self.wrong(fact, "thread it through")
+
+
+def unary(row: Row) -> None:
+    """A result of the shape and type of the first operand."""
+    row.like(row.input(0))
+
+
+def binary(row: Row) -> None:
+    """Two activations and a result of one shape."""
+    row.like(row.input(0), row.input(1))

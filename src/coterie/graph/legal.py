@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Symbol, Times, trailing
-from coterie.graph.activation_legal import ACTIVATIONS, unary
-from coterie.graph.checks import Row
+from coterie.graph.checks import Row, binary, unary
 from coterie.graph.ir import Kind, Value, norms_all_heads
 from coterie.graph.ops import HORIZON, INT8, INT8_OR_FINER, INT16, INTERLEAVED, OFFSET
 
@@ -114,9 +113,20 @@ def pages(row: Row, first: int) -> None:
         row.row_input(position, symbol)
 
 
-def binary(row: Row) -> None:
-    """Two activations and a result of one shape."""
-    row.like(row.input(0), row.input(1))
+def _gelu(row: Row) -> None:
+    unary(row)
+    row.gelu_form()
+
+
+def _softcap(row: Row) -> None:
+    unary(row)
+    row.cap()
+
+
+def _xielu(row: Row) -> None:
+    unary(row)
+    for position, shape in enumerate(((1,), (1,), (), ()), 1):
+        row.weight(position, shape)
 
 
 def _take_rows(row: Row) -> None:
@@ -303,7 +313,9 @@ LEGAL: Mapping[str, Callable[[Row], None]] = {
     "relu": unary,
     "relu_squared": unary,
     "add_positions": _add_positions,
-    **ACTIVATIONS,
+    "gelu": _gelu,
+    "softcap": _softcap,
+    "xielu": _xielu,
     "alibi_attention": _alibi_attention,
     "relative_attention": _relative_attention,
     "group_attention": _group_attention,

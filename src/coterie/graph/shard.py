@@ -150,11 +150,9 @@ class _Sharding:
         if op.kind in ("alibi_attention", "relative_attention"):
             self._biases(op)
         if op.kind in OF_HEADS:
-            self._narrow(op.inputs[1], 0, self.split[op.inputs[0]])
-            self.splits[op.inputs[1]] = Split(0, self.split[op.inputs[0]])
+            self._split(op.inputs[1], 0, self.split[op.inputs[0]])
         if op.sinks:
-            self._narrow(op.sinks, 0, self.split[op.inputs[0]])
-            self.splits[op.sinks] = Split(0, self.split[op.inputs[0]])
+            self._split(op.sinks, 0, self.split[op.inputs[0]])
 
     def _branches_up(self, op: Op) -> None:
         y = op.outputs[0]
@@ -163,8 +161,7 @@ class _Sharding:
         self.split[y] = self.degree
         self._narrow_matrices(op, 0)
         for name in op.inputs[-2:] if op.kind == CLIPPED else ():
-            self._narrow(name, 1, self.degree)
-            self.splits[name] = Split(1, self.degree)
+            self._split(name, 1, self.degree)
         self.ops.append(op)
 
     def _branches_down(self, op: Op) -> None:
@@ -176,8 +173,7 @@ class _Sharding:
 
     def _narrow_matrices(self, op: Op, axis: int) -> None:
         for name in matrices_of(op.kind, op.inputs):
-            self._narrow(name, axis, self.degree)
-            self.splits[name] = Split(axis, self.degree)
+            self._split(name, axis, self.degree)
 
     def _norm_of_all_heads(self, op: Op) -> None:
         """Each rank norms the heads of all, and goes on with its own."""
@@ -196,8 +192,7 @@ class _Sharding:
         """Each rank has the slopes, or the columns of the table, of its own heads."""
         biases = self.graph.values[op.inputs[4]]
         if biases.kind is Kind.WEIGHT:
-            self._narrow(biases.name, 1, self.degree)
-            self.splits[biases.name] = Split(1, self.degree)
+            self._split(biases.name, 1, self.degree)
             return
         count = len(biases.data) // self.degree
         own = biases.data[self.rank * count : (self.rank + 1) * count]
@@ -206,8 +201,7 @@ class _Sharding:
     def _embed(self, op: Op) -> None:
         y, table = op.outputs[0], op.inputs[1]
         rows = self._rows_of(self.graph.values[table].shape[0], f"{table} has", "rows")
-        self._narrow(table, 0, self.degree)
-        self.splits[table] = Split(0, self.degree)
+        self._split(table, 0, self.degree)
         partial = self._value(f"{y}/partial", y)
         self._add("embed_part", op, op.inputs, partial, {"first_row": self.rank * rows, **op.attrs})
         self._exchange("all_reduce", op, partial, self.graph.values[y].shape, y)
@@ -223,8 +217,7 @@ class _Sharding:
             parts = self._parts(y)
             self._narrow(y, 1, parts)
             for name in filter(None, (weight, bias)):
-                self._narrow(name, 0, parts)
-                self.splits[name] = Split(0, parts)
+                self._split(name, 0, parts)
             self.split[y] = parts
             self.ops.append(op)
         else:
@@ -249,8 +242,7 @@ class _Sharding:
     def _row_parallel(self, op: Op) -> None:
         x, weight, bias = op.inputs
         y = op.outputs[0]
-        self._narrow(weight, 1, self.degree)
-        self.splits[weight] = Split(1, self.degree)
+        self._split(weight, 1, self.degree)
         partial = self._value(f"{y}/partial", y)
         self.ops.append(replace(op, inputs=(x, weight, ""), outputs=(partial,)))
         if bias and SCALE in op.attrs:
@@ -274,6 +266,11 @@ class _Sharding:
     def _value(self, name: str, like: str) -> str:
         self.values[name] = replace(self.graph.values[like], name=name, kind=Kind.TENSOR)
         return name
+
+    def _split(self, weight: str, axis: int, parts: int) -> None:
+        """The rank's part of a weight, and how all of it is cut."""
+        self._narrow(weight, axis, parts)
+        self.splits[weight] = Split(axis, parts)
 
     def _narrow(self, name: str, axis: int, parts: int) -> None:
         """The rank's part of a value in place of the whole."""

@@ -15,9 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
-import numpy.typing as npt
-
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, Times
 from coterie.graph.ir import Attr, Graph, GraphBuilder, Kind
@@ -52,22 +49,6 @@ def fft_conv_graph(factors: Sequence[int] = MILLION, dtype: DType = DType.BF16) 
     Input `x` and output `y` are [first factor, the rest] for each sequence, points in order.
     """
     return _Convolution(tuple(factors), dtype).build()
-
-
-def fft_conv_weights(factors: Sequence[int], kernel: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float32]]:
-    """The constant matrices, and the spectrum of a kernel as long as the sequence, in the graph's order of digits."""
-    found: dict[str, npt.NDArray[np.float64]] = {}
-    for i, f in enumerate(factors):
-        turns = np.outer(np.arange(f), np.arange(f)) / f
-        found |= {f"dft.{i}.cos": np.cos(2 * np.pi * turns), f"dft.{i}.sin": -np.sin(2 * np.pi * turns)}
-        rest = prod(factors[i + 1 :])
-        if rest > 1:
-            turns = np.outer(np.arange(rest), np.arange(f)) / (f * rest)
-            found |= {f"twiddle.{i}.cos": np.cos(2 * np.pi * turns), f"twiddle.{i}.sin": -np.sin(2 * np.pi * turns)}
-    spectrum = np.fft.fft(kernel) / len(kernel)  # the inverse transform's 1/N is here
-    digits = spectrum.reshape(*reversed(factors)).transpose(*reversed(range(len(factors)))).reshape(-1, factors[-1])
-    found |= {"spectrum.cos": digits.real, "spectrum.sin": digits.imag}
-    return {name: values.astype(np.float32) for name, values in found.items()}
 
 
 class _Convolution:

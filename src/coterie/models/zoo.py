@@ -13,6 +13,7 @@ from typing import Any
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import NotFoundError, UsageError
+from coterie.core.paths import shipped_names
 from coterie.graph.ir import Graph
 from coterie.models.config import ModelConfig
 from coterie.models.families.llava import MODEL_TYPE, llava_graph, llava_text_graph
@@ -38,8 +39,7 @@ def zoo_names() -> tuple[str, ...]:
 
 def model_names() -> tuple[str, ...]:
     """Names of the models whose configs ship with Coterie, sorted."""
-    folder = files("coterie.models") / "configs"
-    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+    return shipped_names("coterie.models", "configs", ".json")
 
 
 def zoo_config(name: str) -> dict[str, Any]:
@@ -47,11 +47,6 @@ def zoo_config(name: str) -> dict[str, Any]:
     raw = _read(name)
     del raw[SOURCE]
     return raw
-
-
-def zoo_source(name: str) -> str:
-    """Where the numbers of a model are from. Raises NotFoundError."""
-    return str(_read(name)[SOURCE])
 
 
 def zoo_graph(name: str, phase: str = PREFILL) -> Graph:

@@ -15,6 +15,7 @@ from importlib.resources import files
 
 from coterie.core.errors import NotFoundError
 from coterie.core.parsed import parse_toml
+from coterie.core.paths import shipped_names
 from coterie.spec import quantity as q
 from coterie.spec.machine import Carried, KernelRates
 
@@ -24,8 +25,7 @@ _NUMBERS = {"fixed": q.TIME, "flops": q.SHARE, "bytes": q.SHARE}
 
 def carried_names() -> tuple[str, ...]:
     """Names of the files that ship with Coterie, sorted."""
-    folder = files("coterie.spec") / "carried"
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return shipped_names("coterie.spec", "carried", ".toml")
 
 
 @cache

@@ -23,17 +23,20 @@ from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.parsed import parse_toml
-from coterie.core.paths import user_path
+from coterie.core.paths import shipped_names, user_path
 from coterie.spec import quantity as q
 from coterie.spec.carried import load_carried, on_machine
 from coterie.spec.cores import SETTINGS, with_cores
 from coterie.spec.machine import Carried, Link, MachineSpec, Peers, SpatialUnits, Tier
 from coterie.spec.stack import read_text, with_stack
 
+_TIMES = (  # each by that name and _s in a spec, 0 where a file does not give it
+    *("program_host", "program_device", "step_host", "step_floor", "prompt_floor", "step_sequence"),
+    *("run_start", "prompt_start"),
+)
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier"}
 _KNOWN = _NEEDED | {
-    "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "program_host", "program_device",
-    "step_host", "step_floor", "prompt_floor", "step_sequence", "run_start", "prompt_start", "kernel_share",
+    *_TIMES, "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "kernel_share",
     "multiprocessors", "gated_launch", "exchange_share", "large_step", "power", "carried", "cores",
 }  # fmt: skip
 _KERNELS = "kernels"
@@ -47,8 +50,7 @@ _GRID = {
 
 def machine_names() -> tuple[str, ...]:
     """Names of the machines that ship with Coterie, sorted."""
-    folder = files("coterie.spec") / "machines"
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return shipped_names("coterie.spec", "machines", ".toml")
 
 
 def load_machine(ref: str) -> MachineSpec:
@@ -152,14 +154,6 @@ class _Machine(q.Reader):
             units=self.units,
             flops_share=flops.share,
             flops_share_source=flops.share_source,
-            program_host_s=self.time("program_host"),
-            program_device_s=self.time("program_device"),
-            step_host_s=self.time("step_host"),
-            step_floor_s=self.time("step_floor"),
-            prompt_floor_s=self.time("prompt_floor"),
-            step_sequence_s=self.time("step_sequence"),
-            run_start_s=self.time("run_start"),
-            prompt_start_s=self.time("prompt_start"),
             gated_launch=self.one_of("gated_launch", ("host", "device")),
             kernel_share=self.share("kernel_share"),
             exchange_share=self.share("exchange_share"),
@@ -177,6 +171,7 @@ class _Machine(q.Reader):
             price=self.cost(),
             notes=(*(str(note) for note in notes), *self.marked),
             unpublished=tuple(self.unpublished),
+            **{f"{key}_s": self.time(key) for key in _TIMES},
         )
         self.check_ends(spec)
         self.check_way_up(spec)

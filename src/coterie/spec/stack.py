@@ -16,7 +16,7 @@ from typing import Any
 
 from coterie.core.errors import NotFoundError, UsageError, shown
 from coterie.core.parsed import parse_toml
-from coterie.core.paths import user_path
+from coterie.core.paths import shipped_names, user_path
 
 _FACTORS = {
     "launch_host", "launch_device", "step_host", "step_floor", "prompt_floor", "step_sequence", "kernel_share",
@@ -27,8 +27,7 @@ _KEYS = _FACTORS | {"name", "notes", "library", "rule_set"}
 
 def stack_names() -> tuple[str, ...]:
     """Names of the stacks that ship with Coterie, sorted."""
-    folder = files("coterie.spec") / "stacks"
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return shipped_names("coterie.spec", "stacks", ".toml")
 
 
 def with_stack(machine: Mapping[str, Any], ref: str, where: str) -> dict[str, Any]:

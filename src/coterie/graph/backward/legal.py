@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Shape, trailing
-from coterie.graph.activation_legal import unary
-from coterie.graph.checks import R, Row, T
+from coterie.graph.checks import R, Row, T, binary, unary
 from coterie.graph.ir import Kind
-from coterie.graph.legal import binary, check_rope
+from coterie.graph.legal import check_rope
 
 
 def _gradient(row: Row, shape: Shape) -> None:

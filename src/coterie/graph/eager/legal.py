@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from coterie.core.shapes import Dim, Shape, Symbol
-from coterie.graph.activation_legal import unary
-from coterie.graph.checks import Row
+from coterie.graph.checks import Row, unary
 from coterie.graph.legal import norm_weight, pages
 
 T, B, R, S, TS = Symbol.T, Symbol.B, Symbol.R, Symbol.S, Symbol.TS
