@@ -205,11 +205,8 @@ def windows_of(folder: Path, text: Path, tokens: int, window: int) -> list[list[
 
 @contextmanager
 def _ours(folder: Path, activations: str, window: int) -> Iterator[Logits]:
-    loaded = on_cpu(with_activations(open_model(folder), activations), "device", None, window)
-    try:
+    with on_cpu(with_activations(open_model(folder), activations), "device", None, window) as loaded:
         yield lambda ids: loaded.logits(ids, _PIECE)
-    finally:
-        loaded.close()
 
 
 @cache

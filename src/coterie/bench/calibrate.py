@@ -144,15 +144,12 @@ def check_name(name: str) -> None:
 
 def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> dict[str, float]:
     """The limits, and what steps of a model that no cache holds reach of them."""
-    loaded = on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS)
-    try:
+    with on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS) as loaded:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
         loops = read_loops(loaded.device.memory(loaded.weights), loaded.device.threads)
         peak = partial(multiply_adds, loaded.device.threads, model.activations)
         samples = interleave({"prompt": prompt.seconds, "token": token.seconds, "peak": peak, **loops}, effort)
-    finally:
-        loaded.close()
     regions = launch_s * len(token.exe.program.regions)
     read = model.layout.size_bytes / min(median(samples[name]) for name in loops)
     flops = median(samples["peak"])
@@ -168,10 +165,7 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
 def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
     """Seconds from a region to the next where there is next to nothing to do in between."""
     with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
-        loaded = on_cpu(model, orchestration, threads, CONTEXT + STEPS)
-        try:
+        with on_cpu(model, orchestration, threads, CONTEXT + STEPS) as loaded:
             step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
             samples = interleave({"step": step.seconds}, effort)
-        finally:
-            loaded.close()
     return median(samples["step"]) / len(step.exe.program.regions)

@@ -47,8 +47,7 @@ def decode(target: Target, context_tokens: int, threads: int | None, effort: Eff
     engines, room = target.engines(), context_tokens + STEPS
     with subject(target, room) as measured, ExitStack() as stack:
         model = measured.model
-        loaded = on_cpu(model, "device", threads, room, batch)
-        stack.callback(loaded.close)
+        loaded = stack.enter_context(on_cpu(model, "device", threads, room, batch))
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
         cpus = loaded.device.threads

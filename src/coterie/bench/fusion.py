@@ -58,8 +58,7 @@ def fusion(shape: str, prompt_tokens: int, threads: int | None, effort: Effort) 
         prompt = min(prompt_tokens, model.max_context - 1)
         loaded: dict[Orchestration, Loaded[CpuDevice]] = {}
         for how in dict.fromkeys(how for _, how in WAYS.values()):
-            loaded[how] = on_cpu(model, how, threads, prompt + 1)
-            stack.callback(loaded[how].close)
+            loaded[how] = stack.enter_context(on_cpu(model, how, threads, prompt + 1))
         team = next(iter(loaded.values())).device.threads
         cells = [
             *_phase("prefill", loaded, (0, prompt), effort),

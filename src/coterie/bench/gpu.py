@@ -48,8 +48,7 @@ def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu:
     """
     others, room = engines(target.peers, gpu.torch_device, "decode"), context_tokens + STEPS
     with _random_expert(target, room) as (plain, model), ExitStack() as stack:
-        loaded = Loaded(model, gpu.make(), room, batch)
-        stack.callback(loaded.close)
+        loaded = stack.enter_context(Loaded(model, gpu.make(), room, batch))
         one = loaded.step("cache", context_tokens - 1, 1, steps=STEPS)
         many = loaded.step("cache", context_tokens - 1, 1, batch, STEPS)
         limits = gpu.limits()
@@ -91,8 +90,7 @@ def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Rep
     """One prompt's tokens per second, beside a product's rate and peers. Raises UsageError, CapacityError."""
     others = engines(target.peers, gpu.torch_device, "prefill")
     with _random_expert(target, prompt_tokens + 1) as (plain, model), ExitStack() as stack:
-        loaded = Loaded(model, gpu.make(), prompt_tokens)
-        stack.callback(loaded.close)
+        loaded = stack.enter_context(Loaded(model, gpu.make(), prompt_tokens))
         step, limits = loaded.step("cache", 0, prompt_tokens), gpu.limits()
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))
@@ -138,8 +136,7 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
     with random_experts(config, 1) as (model,), ExitStack() as stack:
         loaded = {}
         for how in dict.fromkeys(how for _, how in grid.values()):
-            loaded[how] = Loaded(model, gpu.make(how), prompt_tokens + STEPS)
-            stack.callback(loaded[how].close)
+            loaded[how] = stack.enter_context(Loaded(model, gpu.make(how), prompt_tokens + STEPS))
         cells = []
         for phase, first, tokens, at_once in (("prefill", 0, prompt_tokens, 1), ("decode", prompt_tokens, 1, STEPS)):
             steps = {way: loaded[how].step(rules, first, tokens, steps=at_once) for way, (rules, how) in grid.items()}

@@ -138,7 +138,8 @@ def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> Gp
     config = with_context(shape_config(shape), room)
     with random_experts(config, 1) as (model,):
         disk = disk_bytes_per_s(model, effort)
-        rates = _rates(Loaded(model, gpu.make(), room), gpu, effort, launches)
+        with Loaded(model, gpu.make(), room) as loaded:
+            rates = _rates(loaded, gpu, effort, launches)
         program = compile_graph(model.graph, "cache")
     short_s = rates.pop("short_s")
     when = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -178,22 +179,19 @@ def _what_bounds(source: str) -> str:
 
 
 def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mapping[str, float]) -> dict[str, Any]:
-    """The limits, and what steps of a model that no cache holds reach of them; closes what is loaded."""
-    try:
-        prompt = loaded.step("cache", 0, PROMPT_TOKENS)
-        short = loaded.step("cache", 0, _short())
-        token, one = (loaded.step("cache", CONTEXT, 1, steps=steps) for steps in (STEPS, 1))
-        limits, block = gpu.limits(), gpu.limits(BLOCK_BYTES)
-        loops, host = limits.read_loops(), read_loops(Slab(limits.size_bytes).bytes, allowed_cpus()[0])
-        steps = {"prompt": prompt, "short": short, "token": token, "one": one}
-        ways: dict[str, Callable[[], float]] = {name: step.seconds for name, step in steps.items()}
-        ways |= {"product": limits.multiply_seconds, "copy": limits.copy_seconds, "block": block.copy_seconds}
-        for _ in range(WARM_ROUNDS):
-            for step in steps.values():
-                step.seconds()
-        found = {name: median(times) for name, times in interleave({**ways, **loops, **host}, effort).items()}
-    finally:
-        loaded.close()
+    """The limits, and what steps of a model that no cache holds reach of them."""
+    prompt = loaded.step("cache", 0, PROMPT_TOKENS)
+    short = loaded.step("cache", 0, _short())
+    token, one = (loaded.step("cache", CONTEXT, 1, steps=steps) for steps in (STEPS, 1))
+    limits, block = gpu.limits(), gpu.limits(BLOCK_BYTES)
+    loops, host = limits.read_loops(), read_loops(Slab(limits.size_bytes).bytes, allowed_cpus()[0])
+    steps = {"prompt": prompt, "short": short, "token": token, "one": one}
+    ways: dict[str, Callable[[], float]] = {name: step.seconds for name, step in steps.items()}
+    ways |= {"product": limits.multiply_seconds, "copy": limits.copy_seconds, "block": block.copy_seconds}
+    for _ in range(WARM_ROUNDS):
+        for step in steps.values():
+            step.seconds()
+    found = {name: median(times) for name, times in interleave({**ways, **loops, **host}, effort).items()}
     regions = len(token.exe.program.regions)
     read = limits.size_bytes / min(found[name] for name in loops)
     peak = limits.product_flops / found["product"]
@@ -240,14 +238,11 @@ def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
     What a run takes to start and to end, most of a short one, is not in it.
     """
     with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
-        loaded = Loaded(model, gpu.make(orchestration), CONTEXT + STEPS)
-        try:
+        with Loaded(model, gpu.make(orchestration), CONTEXT + STEPS) as loaded:
             runs = {steps: loaded.step("cache", CONTEXT - 1, 1, steps=steps) for steps in (1, STEPS)}
             for _ in range(WARM_ROUNDS):
                 for run in runs.values():
                     run.seconds()
             samples = interleave({str(steps): run.seconds for steps, run in runs.items()}, effort)
-        finally:
-            loaded.close()
     step_s, _ = _step_and_start(median(samples["1"]), median(samples[str(STEPS)]))
     return step_s / len(runs[1].exe.program.regions)

@@ -36,12 +36,9 @@ def neighbour(shape: str, context_tokens: int, threads: int | None, effort: Effo
         raise UsageError("neighbour", "this system cannot pin a process to a CPU", "run it on Linux")
     with random_experts(shape_config(shape), 1) as (model,):
         context = min(context_tokens, model.max_context)
-        loaded = on_cpu(model, "device", threads, context)
-        try:
+        with on_cpu(model, "device", threads, context) as loaded:
             step = loaded.step("cache", context - 1, 1)
             samples = _rounds(step, effort)
-        finally:
-            loaded.close()
     ratio = paired_ratio(samples["beside"], samples["alone"])
     results = {
         "alone_s": median(samples["alone"]),

@@ -35,8 +35,7 @@ def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Eff
     with subject(target, room) as measured, ExitStack() as stack:
         model = measured.model
         before = resident_bytes()
-        loaded = on_cpu(model, "device", threads, prompt_tokens)
-        stack.callback(loaded.close)
+        loaded = stack.enter_context(on_cpu(model, "device", threads, prompt_tokens))
         step = loaded.step("cache", 0, prompt_tokens)
         step.seconds()  # what is touched first by a step is there afterwards
         memory_bytes, cpus = resident_bytes() - before, loaded.device.threads

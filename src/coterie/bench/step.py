@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
@@ -106,6 +106,12 @@ class Loaded(Generic[D]):
         offsets = self._model.layout.offsets(exe.program.weights)
         binding = Binding(self.weights, offsets, self._kv, self._block_bytes, rows)
         return Step(self.device, exe, binding, steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the memory back."""

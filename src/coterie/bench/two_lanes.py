@@ -40,8 +40,7 @@ class _StageDevice(CpuDevice):
 
 def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[str, float]:
     """Each stage's share of a warm prefill's time, region after region: medians of a few runs."""
-    loaded = Loaded(model, _StageDevice(threads=threads, orchestration="host"), prompt_tokens)
-    try:
+    with Loaded(model, _StageDevice(threads=threads, orchestration="host"), prompt_tokens) as loaded:
         step = loaded.step(loaded.device.spec.rule_set, 0, prompt_tokens)
         step.seconds()
         runs = []
@@ -51,8 +50,6 @@ def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[
         stages: dict[str, float] = defaultdict(float)
         for region, taken in zip(step.exe.program.regions, zip(*runs, strict=True), strict=True):
             stages[region.stage] += median(taken)
-    finally:
-        loaded.close()
     total = sum(stages.values())
     return {stage: seconds / total for stage, seconds in stages.items()}
 

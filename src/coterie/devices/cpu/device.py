@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError, DeviceError, UsageError
+from coterie.checkpoint.layout import FileRange
+from coterie.core.errors import DeviceError, UsageError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Event, Executable, copy_pieces
 from coterie.devices.cpu.bound import Bases, Binder, Bound, run_stepwise
@@ -52,13 +52,11 @@ class CpuDevice(RealDevice):
         isa: str = kernels.ISAS[-1],
         read: Read | None = None,
     ) -> None:
-        super().__init__(NAME)
-        self._spec = spec or this_machine()
+        super().__init__(NAME, spec or this_machine())
         self._orchestration = orchestration
         self._disk = FetchLane(self._lanes, read)
         self._team = _team(threads, isa)
         self._slabs: dict[int, Slab] = {}
-        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._binder = Binder()
         self._interrupted = False
 
@@ -88,14 +86,10 @@ class CpuDevice(RealDevice):
         Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
         """
         self._check_open()
-        capacity = self._spec.tier(tier).capacity_bytes
         if tier == self._spec.home_tier:
             raise ValueError(f"{tier} holds files, which are not reserved; reserve {self._spec.run_tier}")
-        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        free = capacity - self._used_bytes[tier]
-        if size > free:
-            levers = (f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit")
-            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        levers = f"reserve less in {tier}", "free memory of this machine", "raise the cgroup's limit"
+        size = self._room(tier, size_bytes, *levers)
         slab_id = len(self._slabs)
         self._slabs[slab_id] = Slab(size, touched, allowed_nodes())
         self._used_bytes[tier] += size

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
+from coterie.checkpoint.layout import FileRange
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, Limits, copy_pieces, wait_for
@@ -71,9 +71,8 @@ class CudaDevice(RealDevice):
         read: Read | None = None,
         staging_bytes: int = STAGING_BYTES,
     ) -> None:
-        super().__init__(NAME)
         self.driver: Driver = driver or TorchDriver()
-        self._spec = spec or gpu_machine(self.driver)
+        super().__init__(NAME, spec or gpu_machine(self.driver))
         self._health = Health(self.driver)
         self._memory = Memory(self.driver, self._spec.run_tier)
         self._places = Places(self._memory)
@@ -98,7 +97,6 @@ class CudaDevice(RealDevice):
             self._lanes, self.driver, self._memory, self._disk, self._lane("staging->hbm"), staging_bytes
         )
         self._loading: Stream = None
-        self._used_bytes = {tier.name: 0 for tier in self._spec.tiers}
         self._constants: list[torch.Tensor] = []
 
     @property
@@ -128,13 +126,9 @@ class CudaDevice(RealDevice):
         Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
         """
         self._check_open()
-        capacity = self._spec.tier(tier).capacity_bytes
+        size = self._room(tier, size_bytes, f"reserve less in {tier}")
         if tier not in self._spec.weight_tiers[:2] or tier == self._spec.home_tier:
             raise ValueError(f"{tier} is not reserved; reserve {' or '.join(self._spec.weight_tiers[:2])}")
-        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        free = capacity - self._used_bytes[tier]
-        if size > free:
-            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, (f"reserve less in {tier}",))
         try:
             buffer = self._memory.reserve(tier, size_bytes)
         except Exception as error:

@@ -5,17 +5,21 @@ Knows nothing about memory, kernels or how a step runs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import numpy as np
 
+from coterie.checkpoint.layout import BLOCK_BYTES
+from coterie.core.errors import CapacityError
 from coterie.core.shapes import Sizes
 from coterie.core.values import value
-from coterie.device import F32, I32, Buffer, Event, Executable, Limits, Span
+from coterie.device import F32, I32, Event, Executable, Limits, Span
 from coterie.devices.real.lanes import LaneEvent, Lanes, own
 from coterie.devices.real.step import LoweredExecutable
 from coterie.graph.program import Program, architecture_key
+from coterie.spec.machine import MachineSpec
 
 F32_BYTES = 4
 
@@ -36,17 +40,16 @@ class Ran:
         return self.exe.plan(self.sizes)[0][self.exe.row_values], F32_BYTES * self.exe.program.row_numbers
 
 
-class RealDevice:
+class RealDevice(ABC):
     """The part of a device that is the same on all hardware. `name`: what failures and executables call it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, spec: MachineSpec) -> None:
         self._lanes = Lanes(name)
+        self._spec = spec
+        self._used_bytes = {tier.name: 0 for tier in spec.tiers}
         self._loaded: dict[object, LoweredExecutable] = {}
         self._ran: Ran | None = None
         self._closed = False
-
-    def give_back(self, buffer: Buffer) -> None:
-        """Nothing: it keeps what it has."""
 
     def tokens(self, event: Event) -> I32:
         """Sampled tokens [steps done, R] of a finished run. Raises the event's failure, ValueError if unfinished."""
@@ -82,11 +85,21 @@ class RealDevice:
             raise ValueError(f"rows are {list(rows)}, outside 0 to {ran.rows - 1}")
         return self._read_rows(ran, rows)
 
+    @abstractmethod
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> F32:
         """A copy of what is left of a run."""
-        raise NotImplementedError
 
-    def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
+    def _room(self, tier: str, size_bytes: int, *levers: str) -> int:
+        """So many bytes in whole blocks. Raises CapacityError where the tier has no room for them."""
+        size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        free = self._spec.tier(tier).capacity_bytes - self._used_bytes[tier]
+        if size > free:
+            raise CapacityError(f"{self._spec.name}: {tier}", "a slab", size, free, levers)
+        return size
+
+    def expect(  # noqa: B027
+        self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
+    ) -> None:
         """Nothing: all that steps need is there."""
 
     def synthetic(self) -> bool:
