@@ -24,8 +24,8 @@ from coterie.core.shapes import Sizes
 from coterie.device import Sampling
 from coterie.devices.cpu.device import CpuDevice
 from coterie.devices.cuda import device as cuda_device
-from coterie.devices.cuda.binder import Binder
 from coterie.devices.cuda.inputs import bucket_of
+from coterie.devices.cuda.run import Binder
 from coterie.models.model import open_model
 from coterie.spec.load import load_machine
 

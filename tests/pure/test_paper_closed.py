@@ -7,10 +7,20 @@ from importlib.resources import files
 import pytest
 
 from coterie.core.errors import NotFoundError
-from coterie.plan.paper.arithmetic import DGX, LONG, NODES, SHORT, dgx_nodes, fitted_latencies, nodes, sn40l_nodes
+from coterie.plan.paper.arithmetic import (
+    DGX,
+    LONG,
+    NODES,
+    SHORT,
+    dgx_nodes,
+    fitted_latencies,
+    least_squares,
+    left_out_error,
+    nodes,
+    sn40l_nodes,
+)
 from coterie.plan.paper.coe import table_5
 from coterie.plan.paper.exhibits import EXHIBITS, exhibits
-from coterie.plan.paper.fit import least_squares, left_out_error
 from coterie.plan.paper.published import published
 from coterie.plan.paper.row import Kind, Method
 from coterie.plan.paper.text import error_text, number

@@ -14,9 +14,8 @@ from tests.system.openai_stub import DONE, event, stream, stub
 from tests.system.tiny import write_expert
 
 from coterie.bench.serve_against import common_models
-from coterie.bench.serve_processes import ProcessTree
+from coterie.bench.serve_processes import ProcessTree, watched
 from coterie.bench.serve_started import Server, by_command, name_of
-from coterie.bench.serve_watch import watched
 from coterie.bench.words import write_tokenizer
 from coterie.core.errors import DeviceError
 

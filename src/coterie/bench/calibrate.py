@@ -164,8 +164,10 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
 
 def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
     """Seconds from a region to the next where there is next to nothing to do in between."""
-    with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
-        with on_cpu(model, orchestration, threads, CONTEXT + STEPS) as loaded:
-            step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
-            samples = interleave({"step": step.seconds}, effort)
+    with (
+        random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,),
+        on_cpu(model, orchestration, threads, CONTEXT + STEPS) as loaded,
+    ):
+        step = loaded.step("cache", CONTEXT - 1, 1, steps=STEPS)
+        samples = interleave({"step": step.seconds}, effort)
     return median(samples["step"]) / len(step.exe.program.regions)

@@ -21,11 +21,10 @@ from typing import Any
 from rich.table import Table
 
 from coterie.api.assemble import Options, make_device, make_spec, rounded_for
-from coterie.bench.adapters import random_adapters
 from coterie.bench.coe_peer import converted, serve_peer
 from coterie.bench.coe_run import Outcome, Workload, fewest_switches, priority_notes, serve
 from coterie.bench.disk import DiskLimit
-from coterie.bench.experts import experts_in_turn, random_experts
+from coterie.bench.experts import experts_in_turn, random_adapters, random_experts
 from coterie.bench.gpu_peers import check_peers
 from coterie.bench.peers.best import peers_named
 from coterie.bench.peers.peer import Peer

@@ -20,12 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.api.assemble import unmet
-from coterie.checkpoint.folder import CONFIG, SINGLE
+from coterie.checkpoint.folder import ADAPTER_CONFIG, CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
+from coterie.core.shapes import trailing
 from coterie.core.units import format_bytes
+from coterie.graph.low_rank import linear_weights
 from coterie.graph.ops import BF16, INT16
 from coterie.models.config import ModelConfig
+from coterie.models.fine_tunes.adapted import open_adapted
+from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS
 from coterie.models.model import FLOAT32, Model, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
@@ -204,3 +208,28 @@ def _scaled(bits: Bits, fan_in: int) -> Bits:
     bits &= _SIGN_AND_MANTISSA
     bits |= _BIAS + floor(log2(fan_in**-0.5)) << 7
     return bits
+
+
+ADAPTED = "_proj.weight"  # what the weights of linear layers end in, but for the head
+
+
+@contextmanager
+def random_adapters(base: Model, count: int, rank: int) -> Iterator[list[Model]]:
+    """`count` adapters of this rank of all linear layers of a base, removed at the end."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in linear_weights(base.graph):
+        if name.endswith(ADAPTED):
+            rows, columns = (trailing((1, dim)) for dim in base.graph.values[name].shape)
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            shapes |= {f"{module}.lora_A.weight": (rank, columns), f"{module}.lora_B.weight": (rows, rank)}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": str(base.path)}
+    config |= {"target_modules": sorted({name.split(".")[-3] for name in shapes})}
+    with tempfile.TemporaryDirectory(prefix="coterie-bench-") as root:
+        found = []
+        for seed in range(count):
+            folder = Path(root) / f"adapter-{seed}"
+            folder.mkdir()
+            (folder / ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            write_tensors(folder / ADAPTER_WEIGHTS, shapes, seed)
+            found.append(open_adapted(base, folder))
+        yield found

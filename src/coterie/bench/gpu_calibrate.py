@@ -237,12 +237,14 @@ def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
 
     What a run takes to start and to end, most of a short one, is not in it.
     """
-    with random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,):
-        with Loaded(model, gpu.make(orchestration), CONTEXT + STEPS) as loaded:
-            runs = {steps: loaded.step("cache", CONTEXT - 1, 1, steps=steps) for steps in (1, STEPS)}
-            for _ in range(WARM_ROUNDS):
-                for run in runs.values():
-                    run.seconds()
-            samples = interleave({str(steps): run.seconds for steps, run in runs.items()}, effort)
+    with (
+        random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,),
+        Loaded(model, gpu.make(orchestration), CONTEXT + STEPS) as loaded,
+    ):
+        runs = {steps: loaded.step("cache", CONTEXT - 1, 1, steps=steps) for steps in (1, STEPS)}
+        for _ in range(WARM_ROUNDS):
+            for run in runs.values():
+                run.seconds()
+        samples = interleave({str(steps): run.seconds for steps, run in runs.items()}, effort)
     step_s, _ = _step_and_start(median(samples["1"]), median(samples[str(STEPS)]))
     return step_s / len(runs[1].exe.program.regions)

@@ -22,11 +22,10 @@ from coterie.bench.coe_run import priority_notes
 from coterie.bench.http_stream import Origin
 from coterie.bench.report import Report, Spread, paired_ratio
 from coterie.bench.serve_asked import Asked, Way, draw_round, own_seeds
-from coterie.bench.serve_models import models_at
+from coterie.bench.serve_processes import watched
 from coterie.bench.serve_rounds import Cell, asked_for, counting, measured, over_http
 from coterie.bench.serve_rows import Round, cells_of, errors_of, row_of
-from coterie.bench.serve_started import Server, by_command, ours, words_of
-from coterie.bench.serve_watch import watched
+from coterie.bench.serve_started import Server, by_command, models_at, ours, words_of
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes
 from coterie.plan.workload import Load

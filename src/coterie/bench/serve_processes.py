@@ -10,10 +10,13 @@ Knows nothing about servers. Source: proc(5): `stat`, fields 4 and 14 to 17, and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from coterie.bench.limits import drop_page_cache
 from coterie.core.grouped import grouped
 
 _PROC = Path("/proc")
@@ -76,3 +79,41 @@ def _held_bytes(pid: int) -> int | None:
         return None
     held = next((line.split()[1] for line in lines if line.startswith("Pss:")), None)
     return None if held is None else int(held) << 10
+
+
+EVERY_S = 0.5
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was seen. `peak_bytes`: the most that was held at once, None where it is not known."""
+
+    peak_bytes: int | None = None
+
+
+@contextmanager
+def watched(processes: ProcessTree | None, files: Sequence[Path]) -> Iterator[Watch]:
+    """Look every half second for as long as the context lasts; what was seen is whole afterwards."""
+    watch, over = Watch(), threading.Event()
+
+    def look() -> None:
+        held = None if processes is None else processes.held_bytes()
+        if held is not None:
+            watch.peak_bytes = max(held, watch.peak_bytes or 0)
+        for file in files:
+            with suppress(OSError):  # gone meanwhile
+                drop_page_cache(file)
+
+    def run() -> None:
+        while not over.wait(EVERY_S):
+            look()
+        look()
+
+    look()
+    thread = threading.Thread(target=run, name="coterie-bench-watch", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        thread.join()

@@ -17,7 +17,7 @@ from coterie.bench.http_stream import origin_of
 from coterie.bench.serve import Own, random_names, serve_own, serve_url
 from coterie.bench.serve_against import Against, common_models, serve_against, servers_of
 from coterie.bench.serve_asked import Way
-from coterie.bench.serve_models import models_at
+from coterie.bench.serve_started import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
 from coterie.cli.options import (

@@ -19,9 +19,8 @@ from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
-from coterie.plan.check import Check, check
+from coterie.plan.check import Check, check, follow
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
-from coterie.plan.follow import follow
 from coterie.plan.mix import mix_named
 from coterie.plan.offered_load import OfferedLoad, from_file, from_options
 from coterie.plan.paper.plots import check_plots

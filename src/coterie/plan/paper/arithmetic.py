@@ -13,12 +13,14 @@ Knows nothing about graphs or machine files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 from typing import Any
 
-from coterie.plan.paper.fit import least_squares, left_out_error
+import numpy as np
+
 from coterie.plan.paper.published import data, published
 from coterie.plan.paper.row import Fitted, Kind
 
@@ -172,3 +174,30 @@ def _long_equations(times: dict[str, float], copies: dict[str, float]) -> _Equat
         target.append(0.0)
         scale.append(ratio * 5 * times["SN40L"])
     return matrix, target, scale
+
+
+def least_squares(matrix: Sequence[Sequence[float]], target: Sequence[float], scale: Sequence[float]) -> list[float]:
+    """The x that makes (matrix @ x - target) / scale smallest in squares. Raises ValueError if several x do."""
+    weights = 1.0 / np.asarray(scale, dtype=float)
+    a, b = np.asarray(matrix, dtype=float) * weights[:, None], np.asarray(target, dtype=float) * weights
+    found, _, rank, _ = np.linalg.lstsq(a, b, rcond=None)
+    if rank < a.shape[1]:
+        raise ValueError(f"{a.shape[1]} constants cannot be told from {a.shape[0]} values of rank {rank}")
+    return [float(x) for x in found]
+
+
+def left_out_error(matrix: Sequence[Sequence[float]], target: Sequence[float], scale: Sequence[float]) -> float | None:
+    """Median over rows of the error, relative to `scale`, of a row that the fit did not see.
+
+    Rows without which the constants cannot be told apart are passed over; None if that is all of them.
+    """
+    errors = []
+    for out in range(len(target)):
+        keep = [i for i in range(len(target)) if i != out]
+        try:
+            x = least_squares([matrix[i] for i in keep], [target[i] for i in keep], [scale[i] for i in keep])
+        except ValueError:
+            continue
+        miss = sum(a * b for a, b in zip(matrix[out], x, strict=True)) - target[out]
+        errors.append(abs(miss) / scale[out])
+    return median(errors) if errors else None
