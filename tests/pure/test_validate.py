@@ -6,12 +6,12 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from stack_fits import fit_exchanges, fit_nemo, fit_splitwise, large_steps
 
 from coterie.bench.shapes import shape_config
 from coterie.models.config import ModelConfig
 from coterie.models.registry import weight_shapes
 from coterie.plan.validate.called import fit_bytes_per_s
-from coterie.plan.validate.fit import fit_exchanges, fit_nemo, fit_splitwise, large_steps
 from coterie.plan.validate.gpu_serving import request_s
 from coterie.plan.validate.published import by_specification, published_config
 from coterie.plan.validate.rows import (

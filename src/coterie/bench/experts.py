@@ -1,5 +1,7 @@
 """Random experts as ordinary checkpoint folders in a temporary place: written in pieces, gone afterwards.
 
+And random LoRA adapters of one base, as PEFT saves them.
+
 Knows nothing about what is measured with them.
 """
 

@@ -4,7 +4,11 @@
       |- llama-server       what it took is the router's, once it has ended and was waited for
       `- llama-server
 
-Knows nothing about servers. Source: proc(5): `stat`, fields 4 and 14 to 17, and `smaps_rollup`.
+And what is looked after while requests run: the most memory that was held, and what the page cache keeps. A file that
+one server has closed would be read from the page cache when it is opened again: memory that is not in its budget, and
+which direct I/O does not use. So files of given folders are dropped from it, all the while. Pages that a process has
+mapped stay, as they are its own.
+Knows nothing about servers or requests. Source: proc(5): `stat`, fields 4 and 14 to 17, and `smaps_rollup`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     "llama-server --models-dir gguf --port {port}"   a free port in the place of {port}; ready once it names its models
 
-Knows nothing about requests.
+Who can be asked there is what its GET /v1/models names. Knows nothing about requests.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
     count kept -> fewer, in growing steps, until one is not kept      count not kept -> more, in the same way
     between the two, by halving: N is kept, N - 1 is not
 
-Each machine is an engine of its own, with its own part of the requests. Knows nothing about how plans are made.
+Each machine is an engine of its own, with its own part of the requests. A plan then has the simulation's count,
+placement, times and bound; what only formulas can say, the curve and what would help, is computed at the load at which
+they say what the simulation said. Knows nothing about how plans are made.
 """
 
 from __future__ import annotations
