@@ -54,7 +54,8 @@ class Coterie(Measuring, ExpertCommands):
         parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
         self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
-        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
+        self._synthetic = parts.device.synthetic()
+        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, self._synthetic)
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
@@ -347,4 +348,4 @@ class Coterie(Measuring, ExpertCommands):
         pending = self._pending[output.request_id]
         if output.finish_reason is not None:
             del self._pending[output.request_id]
-        return pending.chunk(output, self._parts.device.synthetic())
+        return pending.chunk(output, self._synthetic)

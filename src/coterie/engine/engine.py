@@ -141,7 +141,7 @@ class Engine:
             experts = [self._experts[name] for name in names]
             residencies = [self._loads.residency(name) for name in names]
             others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
-            event = self._runner.run(experts, residencies, batch, batch.what, until_s, others)
+            event = self._runner.run(experts, residencies, batch, until_s, others)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
             self._device.wait_any(self._loads.awaited(), until)

@@ -38,9 +38,9 @@ class Runner:
         experts: Sequence[ServedExpert],
         residencies: Sequence[Residency],
         batch: Batch,
-        what: str,
         arrival_s: float | None = None,
         others: Collection[Event] = (),
+        what: str = "",
     ) -> Event:
         """Run a batch to its end, or from several steps fewer, where one of `others` ends or a request arrives."""
         event = self.start(experts, residencies, batch, what)
@@ -51,16 +51,16 @@ class Runner:
         return event
 
     def start(
-        self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str
+        self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str = ""
     ) -> Event:
         """Issue the steps of a batch; a layer runs when its gate opens. Weights and KV stay until the event is done.
 
         Where there are several experts, all of which must be there, `batch.mix` says whose each sequence is. `what`: a
-        word for the recording.
+        word for the recording; empty: what its parts do.
         """
         if self._recording is not None:
             sizes, names = batch.rows.sizes, ", ".join([expert.expert_id for expert in experts])
-            self._recording.about(names, what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
+            self._recording.about(names, what or batch.what, tokens=sizes.T, batch=sizes.B, steps=batch.steps)
         if batch.gives_vectors:
             experts = [self._headless.of(expert) for expert in experts]
         first, residency, kv, rows, steps = experts[0], residencies[0], self._kv, batch.rows, batch.steps

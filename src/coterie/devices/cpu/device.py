@@ -222,9 +222,10 @@ class CpuDevice(RealDevice):
         exe.offsets(binding)
         exe.variants(binding)
         extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
-        weights, shared, kv = (0 if at is None else kernels.address(self.memory(at)) for at in extents)
+        self._check_open()
+        weights, shared, kv = [0 if at is None else self._slabs[at.slab_id].address + at.offset for at in extents]
         beside = binding.variants.weights if binding.variants else ()
-        variants = tuple([kernels.address(self.memory(at)) for at in beside])
+        variants = tuple([self._slabs[at.slab_id].address + at.offset for at in beside])
         return StepRows.copy(exe.program, binding, steps), (weights, shared, kv, variants)
 
     def _take_interrupt(self) -> bool:

@@ -311,7 +311,7 @@ class Drafts:
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in own}
         batch = build(parts, tables, self._kv.tokens_per_block(small.kv), steps)
         name, sizes = small.expert_id, batch.rows.sizes
-        event = self._runner.run([small], [self._loads.residency(name)], batch, "draft")
+        event = self._runner.run([small], [self._loads.residency(name)], batch, what="draft")
         self._log.add_steps(steps, ("draft", name, sizes.T, len(batch.rows.rows_R)))
         if self._device.failure(event) is not None:
             self.failed(name)

@@ -129,7 +129,7 @@ def _propose(sequence: Sequence, tally: Tally, limits: _Limits) -> Proposal:
         source.catch_up()
     chooser = sequence.chooser
     if sequence.mask is None or chooser is None:
-        return propose(sources, None, count)
+        return propose(sources, None, count) if any(source.found for source in sources) else NOTHING
     if chooser.last_choices is None:
         chooser.last_choices = LastChoices()
     return propose(sources, sequence.mask, count, chooser.last_choices, sequence.tokens[-1])

@@ -43,6 +43,11 @@ class Prediction:
                 self._last = self._at
         self._seen = len(self._tokens)
 
+    @property
+    def found(self) -> bool:
+        """True when there is anything to guess."""
+        return self._at >= 0
+
     def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
         """Up to so many tokens that may come next, each with how likely it is right if those before it are.
 
