@@ -54,13 +54,12 @@ class Coterie(Measuring, ExpertCommands):
         parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
         self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
-        self._synthetic = parts.device.synthetic()
-        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, self._synthetic)
+        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
         self._numbers = itertools.count()
-        self._lock = threading.RLock()
+        self._lock, self._synthetic = threading.RLock(), parts.device.synthetic()
         self._close = weakref.finalize(self, self._parts.device.close)
         self.routing = self._routings.teach(options.device, cache_folder())
 
