@@ -62,7 +62,7 @@ const event = { preventDefault() {} };
 function happen(id, name, value) {
   if (id !== "document") {
     if (value !== undefined && value !== null) byId.get({ ask: "prompt", "key-form": "key" }[id] || id).value = value;
-    return byId.get(id).handlers[name](event);
+    return name === "type" ? undefined : byId.get(id).handlers[name](event); // who listens to no key has it read later
   }
   if (name === "visibilitychange") document.hidden = value === "hidden";
   for (const handler of above[name]) handler({ ...event, key: value });

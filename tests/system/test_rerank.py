@@ -145,6 +145,9 @@ def test_lists_and_commands_say_what_an_expert_gives(url: str, http: httpx.Clien
     rows = http.get(f"{url}/v1/models").json()["data"]
     wanted = {"judge": "scores", "vec": "vectors", "ada": "tokens", "dan": "tokens"}
     assert {row["id"]: row["coterie"]["gives"] for row in rows[1:]} == wanted
+    lengths = {row["id"]: row["max_model_len"] for row in rows}
+    with Coterie.open(folder) as coterie:
+        assert lengths == {rows[0]["id"]: 128} | {name: model.max_context for name, model in coterie.models.items()}
     shown = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["ps", "--url", url]).stdout
     assert "scores" in next(line for line in shown.splitlines() if "judge" in line)
     checked = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["check", str(folder)]).stdout

@@ -18,6 +18,7 @@ from coterie.api import Coterie, Message, Options, Query
 from coterie.cli.serve import listen
 from coterie.core.errors import CapacityError
 from coterie.engine.request import SamplingParams
+from coterie.server.models import model_list
 from coterie.server.openai import error_body, parse_chat
 
 
@@ -37,7 +38,9 @@ def test_models_say_where_they_are_and_what_they_do(composition: Path) -> None:
         body = {"model": "bob", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
         rows = {row["id"]: row["coterie"] for row in client.get("/v1/models").json()["data"]}
+        lengths = {row["id"]: row["max_model_len"] for row in client.get("/v1/models").json()["data"]}
         alone = client.get("/v1/models/bob").json()["coterie"]
+    assert lengths == dict.fromkeys(("four", "ada", "bob", "cyd", "dan"), 128)
     assert rows["four"] == {"kind": "composition", "experts": 4}
     places = {name: (row["state"], row["resident"], row["tier"]) for name, row in rows.items() if name != "four"}
     assert places == {
@@ -51,6 +54,16 @@ def test_models_say_where_they_are_and_what_they_do(composition: Path) -> None:
     assert (alone["pinned"], alone["running"], alone["waiting"]) == (False, 0, 0)
     assert alone["last_used_s"] > 0
     assert rows["ada"]["last_used_s"] is None
+
+
+def test_models_say_no_more_than_the_kv_cache_holds(composition: Path) -> None:
+    """A context of 128 tokens, and one block."""
+    with Coterie.open(str(composition)) as coterie:
+        block = coterie.parts.kv.block_bytes
+    with Coterie.open(str(composition), Options(kv_bytes=block)) as coterie:
+        held = coterie.parts.kv.tokens_held(coterie.models["ada"].kv)
+        assert held < 128
+        assert {row["max_model_len"] for row in model_list(coterie)} == {held}
 
 
 def test_one_model_is_found_by_its_name(client: openai.OpenAI) -> None:

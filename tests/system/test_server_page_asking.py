@@ -47,6 +47,25 @@ def test_an_answer_is_shown_as_text_with_who_gave_it(tmp_path: Path, coterie: Co
 
 
 @needs_node
+@pytest.mark.parametrize("template", [True, False])
+def test_a_system_message_and_a_temperature_go_with_each_question(
+    template: bool, tmp_path: Path, coterie: Coterie
+) -> None:
+    """As they stand then; a model that knows no conversation is sent the question alone."""
+    known = snapshot(coterie)
+    known = {**known, "experts": [{**expert, "chat_template": template} for expert in known["experts"]]}
+    whole = {"body": 'data: {"id": "1", "model": "bob", "choices": []}\n\ndata: [DONE]\n\n'}
+    answers = {"/v1/events": [stream(("snapshot", known))], "/v1/chat/completions": [whole, whole]}
+    does = [["system", "type", " Be brief. "], ["ask", "submit", "one"], ["system", "type", ""]]
+    found = play(tmp_path, answers, [*does, ["temperature", "type", "0.5"], ["ask", "submit", "two"]])
+    first, second = (json.loads(ask["body"]) for ask in found["asked"] if "body" in ask)
+    one, two = ({"role": "user", "content": text} for text in ("one", "two"))
+    system, answer = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": ""}
+    assert (first["messages"], "temperature" in first) == ([system, one] if template else [one], False)
+    assert (second["messages"], second["temperature"]) == ([one, answer, two] if template else [two], 0.5)
+
+
+@needs_node
 def test_an_answer_that_fails_or_breaks_off_is_no_part_of_the_conversation(tmp_path: Path, coterie: Coterie) -> None:
     begun = "data: " + json.dumps({"id": "1", "model": "bob", "choices": [{"delta": {"content": "half an"}}]}) + "\n\n"
     failed = "data: " + json.dumps({"error": {"message": EVIL}}) + "\n\n"

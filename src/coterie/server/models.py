@@ -19,21 +19,25 @@ from coterie.server.guard import check_origin
 from coterie.server.log import LOG
 from coterie.server.worker import Worker
 
+LENGTH = "max_model_len"  # as vLLM calls it, and as clients look for it
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     """One row for the composition, which is its router's name, and one for each expert.
 
-    `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes.
+    `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes. LENGTH is
+    how many tokens of prompt and answer it takes at most, of the composition the largest of any.
     """
     head = {"object": "model", "owned_by": "coterie"}
     composition = coterie.composition
     created = {name: model.written_s for name, model in coterie.models.items()}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
-    newest = max(created.values())
-    rows: list[dict[str, Any]] = [{"id": composition.name, **head, "created": newest, "coterie": about}]
+    held = coterie.parts.kv.tokens_held
+    most = {name: min(model.max_context, held(model.kv)) for name, model in coterie.models.items()}
+    whole = {"created": max(created.values()), LENGTH: max(most.values()), "coterie": about}
+    rows: list[dict[str, Any]] = [{"id": composition.name, **head, **whole}]
     for expert in composition.experts:
         found = states[expert.name]
         detail = {
@@ -47,7 +51,8 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         if expert.name == composition.name:
             about |= {**detail, **about}  # a folder that is itself a checkpoint: one name, and one row, for both
         else:
-            rows.append({"id": expert.name, **head, "created": created[expert.name], "coterie": detail})
+            own = {"created": created[expert.name], LENGTH: most[expert.name], "coterie": detail}
+            rows.append({"id": expert.name, **head, **own})
     return rows
 
 
