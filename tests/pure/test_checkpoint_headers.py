@@ -98,6 +98,8 @@ def test_damaged_headers(tmp_path, header, data_bytes, sentence):
         (b"\x10\0\0", "has 3 bytes, too few"),
         ((100).to_bytes(8, "little") + b"{}", "says that its header has 100 bytes but the whole file has 10"),
         ((2**63).to_bytes(8, "little") + b"{}", "says that its header has 9223372036854775808 bytes but"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "is a pointer of Git LFS, not the file itself"),
+        (b"version ", "is a pointer of Git LFS, not the file itself"),
         (bytes(8) + b"{}", "says that its header has 0 bytes; between 2 and 100000000 are possible"),
     ],
 )

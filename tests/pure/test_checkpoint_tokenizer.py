@@ -140,6 +140,12 @@ def test_missing_and_damaged_tokenizers(tmp_path):
         (tmp_path / "tokenizer.json").write_bytes(damage)
         with pytest.raises(CheckpointError, match="not a tokenizer"):
             Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(CheckpointError, match="is a pointer of Git LFS, not the file itself; fetch it: git lfs pull"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"version of something else")
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_end_tokens(byte_level, tmp_path):

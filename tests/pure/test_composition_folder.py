@@ -34,12 +34,15 @@ def test_what_cannot_be_an_expert_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("not a model, and nobody would think so")
     (tmp_path / "ggufs").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "model.safetensors").touch()
     for file in (tmp_path / "one.gguf", tmp_path / "ggufs" / "two.gguf", tmp_path / "sql" / "beside-it.gguf"):
         file.write_bytes(b"GGUF")
     found = load_composition(tmp_path)
     assert (found.names, found.is_folder) == (("sql",), True)
     said = {name: str(error) for name, error in found.left_out.items()}
-    assert said.keys() == {"an expert", "one.gguf", "two.gguf"}
+    assert said.keys() == {"an expert", "half", "one.gguf", "two.gguf"}
+    assert f"[{tmp_path}/half] has no config.json; download the whole model" in said["half"]
     assert "'an expert' cannot be a name; rename it: use letters" in said["an expert"]
     assert (
         f"is a GGUF file, which is imported first; write an expert folder from it: coterie import {tmp_path}"

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from coterie.core.errors import CheckpointError
 from coterie.core.units import format_bytes
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_BYTES = 128 << 20  # released tokenizers have up to 35 MB, configs and indices up to 10
 
 
@@ -48,9 +49,20 @@ def read_bytes(path: Path) -> bytes:
     """All of a small file. Raises CheckpointError when it is missing, unreadable, large or no file."""
     with open_file(path, MAX_BYTES) as file:
         try:
-            return file.read()
+            data = file.read()
         except OSError as error:
             raise CheckpointError(str(path), f"cannot be read: {error.strerror}", "check the file") from None
+    refuse_pointer(data, str(path))
+    return data
+
+
+def refuse_pointer(begin: bytes, where: str) -> None:
+    """Raise CheckpointError for what stands in a clone in the place of a large file that was not fetched.
+
+    `begin`: eight bytes or more. Source: Git LFS's specification, "The Pointer".
+    """
+    if len(begin) >= 8 and begin[: len(_POINTER)] == _POINTER[: len(begin)]:
+        raise CheckpointError(where, "is a pointer of Git LFS, not the file itself", "fetch it: git lfs pull")
 
 
 def read_text(path: Path) -> str:

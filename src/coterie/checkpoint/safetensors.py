@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint.files import open_file, parse_object
+from coterie.checkpoint.files import open_file, parse_object, refuse_pointer
 from coterie.checkpoint.layout import FileIdentity
 from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, shown
@@ -90,6 +90,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 def _header_length(prefix: bytes, file_bytes: int, where: str) -> int:
     if len(prefix) < LENGTH_BYTES:
         raise CheckpointError(where, f"has {file_bytes} bytes, too few for a safetensors file", _AGAIN)
+    refuse_pointer(prefix, where)
     length = int.from_bytes(prefix, "little")
     if length > file_bytes - LENGTH_BYTES:
         fact = f"says that its header has {length} bytes but the whole file has {file_bytes}"

@@ -112,9 +112,10 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
             left_out[path.name] = CompositionError(
                 str(root), f"folder name {path.name!r} cannot be a name", f"rename it: {NAME_RULE}"
             )
-    for path in (path for path, some in in_places.items() if snapshots[path] is not None and not some):
-        fact = f"has no {CONFIG}"
-        left_out[path.name] = CompositionError(str(snapshots[path]), fact, "download the whole model")
+    for path, some in in_places.items():
+        if not some and (snapshots[path] is not None or any(path.glob("*.safetensors"))):
+            fact = f"has no {CONFIG}"
+            left_out[path.name] = CompositionError(str(places[path]), fact, "download the whole model")
     for file in files:
         left_out[file.name] = CompositionError(
             str(file), "is a GGUF file, which is imported first", import_remedy(file)
