@@ -52,13 +52,13 @@ def read(text):
 @pytest.fixture(autouse=True)
 def held(monkeypatch):
     """A table of its own for each test."""
-    monkeypatch.setattr(vocabulary, "_HELD", vocabulary._Held())
-    return vocabulary._HELD
+    monkeypatch.setattr(vocabulary, "_CACHE", vocabulary._ReadCache())
+    return vocabulary._CACHE
 
 
 def hold(text):
     found = read(text)
-    vocabulary._HELD.hold(found)
+    vocabulary._CACHE.touch(found)
     return found
 
 

@@ -26,7 +26,7 @@ from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.thoughts import ThoughtText
 from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, Detokenizer, Tokenizer, has_tokenizer
 from coterie.checkpoint.unmarked import UnmarkedText
-from coterie.checkpoint.vocabulary import all_held
+from coterie.checkpoint.vocabulary import none_evicted
 from coterie.checkpoint.wordpiece import VOCABULARY
 from coterie.composition.composition import Composition
 from coterie.composition.router import Prompt
@@ -281,7 +281,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
 def all_read(texts: Mapping[str, Text], model: str) -> bool:
     """Whether no vocabulary must be read for a query to an expert, or to whom a router chooses."""
     asked = texts.get(model)
-    return all_held() or all(text.is_read for text in (texts.values() if asked is None else (asked,)))
+    return none_evicted() or all(text.is_read for text in (texts.values() if asked is None else (asked,)))
 
 
 def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:

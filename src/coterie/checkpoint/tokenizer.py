@@ -18,7 +18,7 @@ import tokenizers
 from coterie.checkpoint import long_text
 from coterie.checkpoint.files import read_bytes, read_object_if_present
 from coterie.checkpoint.long_text import BYTE_OF
-from coterie.checkpoint.vocabulary import Vocabulary, digest, made_here, read_tokenizer
+from coterie.checkpoint.vocabulary import Vocabulary, digest, read_tokenizer, unstored_vocabulary
 from coterie.checkpoint.wordpiece import VOCABULARY, wordpiece
 from coterie.core.errors import CheckpointError, RequestError
 
@@ -41,7 +41,7 @@ class Tokenizer:
 
     def __init__(self, library_tokenizer: tokenizers.Tokenizer | Vocabulary) -> None:
         found = library_tokenizer
-        self._vocabulary = found if isinstance(found, Vocabulary) else made_here(found)
+        self._vocabulary = found if isinstance(found, Vocabulary) else unstored_vocabulary(found)
         read = self._vocabulary.get()
         self._last: tuple[str, bool, list[int]] | None = None
         added = read.library.get_added_tokens_decoder()

@@ -54,7 +54,7 @@ class Vocabulary:
         self.files: dict[Path, None] = {}  # that had this content
         self._content, self._read = read.content, weakref.ref(read)
         self._kept = read if keeps else None
-        _HELD.hold(read)
+        _CACHE.touch(read)
 
     @property
     def is_read(self) -> bool:
@@ -67,7 +67,7 @@ class Vocabulary:
         if read is None:
             read = self._again()
             self._read = weakref.ref(read)
-        _HELD.hold(read)
+        _CACHE.touch(read)
         return read
 
     def _again(self) -> Read:
@@ -82,39 +82,39 @@ class Vocabulary:
         )
 
 
-class _Held:
+class _ReadCache:
     """What was used last, as far as there is room."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: OrderedDict[bytes, Read] = OrderedDict()  # by content, used last behind
+        self._reads: OrderedDict[bytes, Read] = OrderedDict()  # by content, used last behind
         self._newest: Read | None = None
-        self.let_go = False  # whether any ever was
+        self.evicted = False  # whether any ever was
 
-    def hold(self, read: Read) -> None:
+    def touch(self, read: Read) -> None:
         if read is self._newest:  # a token of an answer after the other
             return
         with self._lock:
-            is_new = self._held.get(read.content) is not read
-            self._held[read.content] = self._newest = read
-            self._held.move_to_end(read.content)
-            while is_new and len(self._held) > 1 and self._tokens() > MAX_TOKENS:
-                self._held.popitem(last=False)
-                self.let_go = True
+            is_new = self._reads.get(read.content) is not read
+            self._reads[read.content] = self._newest = read
+            self._reads.move_to_end(read.content)
+            while is_new and len(self._reads) > 1 and self._tokens() > MAX_TOKENS:
+                self._reads.popitem(last=False)
+                self.evicted = True
 
     def find(self, content: bytes = b"", model: bytes = b"") -> Read | None:
         """What has this content, or this model."""
         with self._lock:
             if content:
-                return self._held.get(content)
-            return next((read for read in self._held.values() if read.model == model), None)
+                return self._reads.get(content)
+            return next((read for read in self._reads.values() if read.model == model), None)
 
     def _tokens(self) -> int:
-        models = {read.model: read.size for read in self._held.values()}
-        return sum(models.values()) + _OWN_TOKENS * len(self._held)
+        models = {read.model: read.size for read in self._reads.values()}
+        return sum(models.values()) + _OWN_TOKENS * len(self._reads)
 
 
-_HELD = _Held()
+_CACHE = _ReadCache()
 
 
 def digest(data: bytes) -> bytes:
@@ -122,12 +122,12 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data, usedforsecurity=False).digest()
 
 
-def all_held() -> bool:
+def none_evicted() -> bool:
     """Whether none was ever let go, which there is room for as a rule."""
-    return not _HELD.let_go
+    return not _CACHE.evicted
 
 
-def made_here(library: tokenizers.Tokenizer) -> Vocabulary:
+def unstored_vocabulary(library: tokenizers.Tokenizer) -> Vocabulary:
     """That of a tokenizer which no file has."""
     content = digest(library.to_str().encode())
     return Vocabulary(Read(library, content, content, _size(library)), keeps=True)
@@ -138,12 +138,12 @@ def read_tokenizer(data: bytes, content: bytes) -> Read:
 
     As transformers, whatever lengths a file cuts or fills texts to: prompts are neither.
     """
-    if found := _HELD.find(content=content):
+    if found := _CACHE.find(content=content):
         return found
     start = max((match.start() for match in _MODEL.finditer(data)), default=0)
     rules = _rules(data[:start])
     model = content if rules is None else digest(data[start:])
-    alike = None if rules is None else _HELD.find(model=model)
+    alike = None if rules is None else _CACHE.find(model=model)
     if alike is not None and (library := _beside(rules or {}, alike.library.model)):
         return Read(library, content, model, alike.size)
     made = tokenizers.Tokenizer.from_str(data.decode("utf-8"))

@@ -12,6 +12,7 @@ Scales and zeros are bfloat16 numbers, held as float32. Knows nothing about how 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -124,19 +125,11 @@ def _scales_q8(grouped: F32) -> F32:
     return in_bf16(np.abs(grouped).max(axis=-1) / np.float32(MAX_Q8))
 
 
-def _scales_q4(grouped: F32) -> F32:
-    return _of_extremes(grouped, DType.Q4, _TRIES_Q4)
-
-
 def _of_extremes(grouped: F32, dtype: DType, tries: Iterable[float]) -> F32:
     """The scale of least squared error among a few: a range such as -8 to 7 makes the largest weight's sign matter."""
     at = np.abs(grouped).argmax(axis=-1)[..., None]
     extreme = np.take_along_axis(grouped, at, axis=-1)[..., 0]
     return _nearest(grouped, (in_bf16(extreme / np.float32(-steps)) for steps in tries), dtype)
-
-
-def _scales_q6(grouped: F32) -> F32:
-    return _of_extremes(grouped, DType.Q6, _TRIES_Q6)
 
 
 def _scales_q2(grouped: F32) -> F32:
@@ -167,7 +160,11 @@ def _scales_mx4(grouped: F32) -> F32:
 
 
 _SCALES: Mapping[DType, Callable[[F32], F32]] = {
-    **{DType.Q8: _scales_q8, DType.Q6: _scales_q6, DType.Q4: _scales_q4, DType.Q2: _scales_q2, DType.MX4: _scales_mx4},
+    DType.Q8: _scales_q8,
+    DType.Q6: partial(_of_extremes, dtype=DType.Q6, tries=_TRIES_Q6),
+    DType.Q4: partial(_of_extremes, dtype=DType.Q4, tries=_TRIES_Q4),
+    DType.Q2: _scales_q2,
+    DType.MX4: _scales_mx4,
 }
 
 

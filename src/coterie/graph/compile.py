@@ -64,13 +64,10 @@ def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:
     for region in regions:
         for name in region.outputs:
             value = graph.values[name]
-            if value.kind is Kind.TENSOR:
-                yield Lifetime(
-                    name, value.shape, value.dtype.size_bytes, region.index, last_read.get(name, region.index)
-                )
-            elif value.kind is Kind.OUTPUT:
+            if value.kind in (Kind.TENSOR, Kind.OUTPUT):
                 # Outputs are read after the step, so nothing may reuse their place.
-                yield Lifetime(name, value.shape, value.dtype.size_bytes, region.index, len(regions))
+                last = last_read.get(name, region.index) if value.kind is Kind.TENSOR else len(regions)
+                yield Lifetime(name, value.shape, value.dtype.size_bytes, region.index, last)
 
 
 def _samples(graph: Graph) -> list[Op]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 
 from coterie.core.shapes import Sizes, numbers_in
 from coterie.graph.delta_net.ops import CONV, DELTA, PARTS, PLAIN, STATES
-from coterie.graph.flops import Flops, per_output
+from coterie.graph.flops import Flops, per_output, per_state_number
 from coterie.graph.ir import Graph, Op
 
-# Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S.
+# Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S. The lengths of q and
+# k and the two gates are lost in that.
 _PER_NUMBER = 7
 
 
@@ -22,11 +23,6 @@ def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
     return (2 * taps + bool(op.inputs[2]) + (0 if PLAIN in op.attrs else 4)) * sizes.count(
         graph.values[op.outputs[0]].shape
     )
-
-
-def _delta_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """The lengths of q and k and the two gates are lost in what a matrix takes."""
-    return _PER_NUMBER * sizes.T * numbers_in(graph.values[op.inputs[-1]].shape[1:])
 
 
 def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
@@ -41,6 +37,6 @@ def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
 
 DELTA_FLOPS: Mapping[str, Flops] = {
     CONV: _conv_flops,
-    DELTA: _delta_flops,
+    DELTA: per_state_number(_PER_NUMBER),
     PARTS: per_output(0),
 }

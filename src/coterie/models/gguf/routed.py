@@ -63,18 +63,18 @@ def _has(source: Source, end: str) -> bool:
     return any(name.startswith("blk.") and name.endswith(end) for name in source.tensors)
 
 
-def _turned(source: Source) -> dict[str, Any]:
+def _partial_rotary(source: Source) -> dict[str, Any]:
     return {"partial_rotary_factor": source.keys.count(_ROTATED, source.head_dim) / source.head_dim}
 
 
 def _glm4(source: Source) -> dict[str, Any]:
-    return _turned(source) | {"attention_bias": _has(source, "attn_q.bias")}
+    return _partial_rotary(source) | {"attention_bias": _has(source, "attn_q.bias")}
 
 
 def _glm4_moe(source: Source) -> dict[str, Any]:
     _want_sigmoid(source)
     own = {"use_qk_norm": _has(source, "attn_q_norm.weight"), "num_nextn_predict_layers": source.keys.whole(_BEHIND, 0)}
-    return _routed(source) | _turned(source) | own
+    return _routed(source) | _partial_rotary(source) | own
 
 
 def _deepseek(source: Source) -> dict[str, Any]:
