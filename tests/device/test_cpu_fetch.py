@@ -14,7 +14,7 @@ import pytest
 from tests.device.cpu_devices import data, finish, make, range_of
 
 from coterie.checkpoint.layout import BLOCK_BYTES
-from coterie.core.errors import TransferError
+from coterie.core.errors import DeviceError, TransferError
 from coterie.devices.real import host_memory
 
 __all__ = ["data", "make"]  # fixtures
@@ -152,3 +152,8 @@ def test_a_range_that_the_file_does_not_hold_is_refused(make, data, offset, bloc
     failure = finish(device, device.fetch(buffer, range_of(data[0], offset, blocks * BLOCK_BYTES)))
     assert isinstance(failure, TransferError)
     assert "in the file" in str(failure)
+
+
+def test_memory_that_the_system_does_not_give_is_one_sentence():
+    with pytest.raises(DeviceError, match="in one piece cannot be had: Cannot allocate memory; lower --near or --kv"):
+        host_memory.Slab(2**60, touched=False)

@@ -118,6 +118,8 @@ def test_unknown_expert_names_the_nearest(folder):
     composition = load_composition(str(folder))
     with pytest.raises(NotFoundError, match="did you mean arithmetic"):
         composition.expert("arithmatic")
+    with pytest.raises(NotFoundError, match="did you mean arithmetic"):
+        composition.expert("Arith")  # a part of a name, which files of others make long
     with pytest.raises(NotFoundError, match=r"the experts are arithmetic, .* and 141 more"):
         composition.expert("zzz")
 

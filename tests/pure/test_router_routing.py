@@ -306,7 +306,7 @@ def test_one_expert_needs_no_router(tmp_path):
 
 def test_experts_without_a_router_must_be_named(tmp_path):
     routing = without_router(tmp_path, 3)
-    with pytest.raises(UsageError, match="no router to choose among 3 experts; name an expert"):
+    with pytest.raises(UsageError, match="no router to choose among 3 experts; name an expert \\(e0, e1, e2\\)"):
         routing.route(Prompt("x"))
     assert routing.route(Prompt("@e1 x"))[0].expert == "e1"
     assert routing.route(Prompt("x"), model="e2")[0].expert == "e2"

@@ -31,6 +31,7 @@ from coterie.core.text import first_few
 PRESETS = Path(__file__).parent / "presets"
 COMPOSITION_FILE = "composition.toml"
 DEFAULT_MARGIN = 0.5
+MOST_NAMES, MOST_MEANT = 12, 3  # that an error lists: of all experts, and of those that may be meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,10 @@ class Composition:
 
 def name_hint(name: str, names: Sequence[str]) -> str:
     """What to say to someone who gave a name that no expert has."""
-    close = nearest(name, names)
-    if close:
+    close = nearest(name, names) or [known for known in names if name.casefold() in known.casefold()][:MOST_MEANT]
+    if name and close:
         return f"did you mean {' or '.join(close)}?"
-    first = first_few(names, 12)
-    return f"the experts are {first}"
+    return f"the experts are {first_few(names, MOST_NAMES)}"
 
 
 def load_composition(ref: str | Path) -> Composition:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from coterie.composition.composition import Composition, RouterSpec, name_hint
+from coterie.composition.composition import MOST_NAMES, Composition, RouterSpec, name_hint
 from coterie.composition.router import Ask, Prompt, Result, Route, Router
 from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
@@ -24,6 +24,7 @@ from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routers.rules import RulesRouter
 from coterie.composition.validate import nearest
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UnsupportedError, UsageError
+from coterie.core.text import first_few
 
 _ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._-]*)([:,]?)(?=\s|$)\s*")
 _LIKE_A_NAME = 0.75  # similarity from which an unknown @name counts as a misspelt expert, not as part of the prompt
@@ -172,7 +173,8 @@ class Routing:
             if len(names) == 1:
                 return Route(names[0], 1.0, (), "it is the only expert")
             fact = f"there is no router to choose among {len(names)} experts"
-            raise UsageError(self.composition.name, fact, "name an expert, or start the prompt with @ and its name")
+            named = f"name an expert ({first_few(names, MOST_NAMES)})"
+            raise UsageError(self.composition.name, fact, f"{named}, or start the prompt with @ and its name")
         route = _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
         return with_capability(route, pending.unfit, self.others)
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileIdentity, FileRange
-from coterie.core.errors import TransferError
+from coterie.core.errors import DeviceError, TransferError
 from coterie.core.units import format_bytes
 from coterie.kernels import cpu as kernels
 
@@ -42,10 +42,15 @@ class Slab:
     `nodes`: NUMA nodes to lay its pages across in turns, where there are several. Else who touches a page has it on its
     own node, and as one thread touches them all, threads of every node would read from the memory of one.
     A forked child sees zeros: before Linux 6.5 what a disk wrote during a fork could reach the child's copy alone.
+    Raises DeviceError where the system gives no such memory.
     """
 
     def __init__(self, size_bytes: int, touched: bool = True, nodes: Sequence[int] = ()) -> None:
-        self._map = mmap.mmap(-1, max(size_bytes, 1) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._map = mmap.mmap(-1, max(size_bytes, 1) + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            fact = f"{format_bytes(size_bytes)} in one piece cannot be had: {error.strerror}"
+            raise DeviceError("memory", fact, "lower --near or --kv, or end what else takes the memory") from error
         # Without the first, the child has no such memory at all, and must not free it.
         if not self._advise(WIPE_ON_FORK):
             self._advise(getattr(mmap, "MADV_DONTFORK", None))
