@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from tests.device.lazy_gpu import LazyDriver, NativeKernels
+from tests.device.lazy_gpu import LazyDriver
+from tests.device.native_kernels import NativeKernels
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.devices.cuda.device import CudaDevice

@@ -14,7 +14,8 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 from tests.device.cuda_devices import making
 from tests.device.in_turns import in_turns
 from tests.device.interpreted import WIDE
-from tests.device.lazy_gpu import LazyDriver, NativeKernels
+from tests.device.lazy_gpu import LazyDriver
+from tests.device.native_kernels import NativeKernels
 from tests.device.programs import Desk, loaded, rows, tiny_graph, write_weights
 
 from coterie.core.errors import CapacityError

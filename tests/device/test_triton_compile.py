@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from statistics import median
 
 import pytest
 
@@ -33,7 +32,6 @@ EARLY |= dict.fromkeys(("conv", "delta_whole", "delta_columns", "scan"), "N[LJ]*
 EARLY |= dict.fromkeys(("choose", "list", "group", "sum", "add"), "NW")
 EARLY |= dict.fromkeys(("few_each", "many_each", "absorb", "unfold"), "NL*W")
 EARLY |= dict.fromkeys(("append_row", "absorb_many", "unfold_many"), "NW")
-MOST_SPILLED_BY_WALK_BYTES = 144  # one kernel that is all of a program's; by type: docs/triton_tables.md
 
 
 def compiled(tmp_path, *names, capability=90):
@@ -304,34 +302,6 @@ def test_programs_of_a_walk_see_what_others_stored(few):
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q6", "Q4", "Q4Z", "Q2", "MX4", "F32"])
-def test_the_walk_of_a_whole_program_compiles(tmp_path, dtype):
-    found = compiled(tmp_path, "walk", dtype)
-    assert [one["step"] for one in found] == ["decode 1", "decode 4"]
-    for one in found:
-        assert one["releases"] == one["meetings"] == 2, one
-        assert one["noncoherent_loads"] == 0, one
-        assert one["widest_load_bits"] == 128, one
-        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
-        assert one["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES, one
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("program", "steps"),
-    [("walk behind", 1), *((f"walk {what}", 2) for what in ("branches", "nets", "clipped", "latent"))],
-)
-def test_the_walk_of_norms_behind_blocks_and_of_branches_compiles(tmp_path, program, steps):
-    found = compiled(tmp_path, program)
-    assert len(found) == steps
-    for one in found:
-        assert one["releases"] == one["meetings"] == 2, one
-        assert one["noncoherent_loads"] == 0, one
-        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
-        assert one["spilled_bytes"] <= MOST_SPILLED_BY_WALK_BYTES, one
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "Q8", "Q6", "Q4", "Q4Z", "Q2", "MX4", "F32"])
 def test_every_kernel_compiles(tmp_path, dtype):
     found = compiled(tmp_path, "all", dtype)
     assert len(found) > (60 if dtype == "BF16" else 30)
@@ -375,16 +345,3 @@ def test_products_of_batches_compile(tmp_path):
     found = compiled(tmp_path, "batches")
     assert sum(one["kernel"].endswith(": many") for one in found) == 2 * 4 * 8
     check(found)
-
-
-def test_a_launch_that_is_called_again_starts_the_same_without_the_compiler(tmp_path):
-    """Grid, parameters and the way to start: Triton's own way through its compiler was the first."""
-    found = {one.pop("launch"): one for one in lines(tmp_path, "tests.device.launched")}
-    assert {"embed 0", "norm_qkv_rope_append 0", "attention 0", "feed", "walk", "words", "pieces"} <= set(found)
-    places = [one["memory"] for name, one in found.items() if name.startswith("described")]
-    assert len(set(places) - {None}) == 3  # launches overlap, so each makes its descriptors in a place of its own
-    for name, one in found.items():
-        assert one["equal"], name
-        assert one["cooperative"] == (name == "walk")
-    again, first = ([one[key] for one in found.values() if "first_us" in one] for key in ("again_us", "first_us"))
-    assert median(first) > median(again)  # a single pair's times may be another process's

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import engine_world
 import pytest
-from engine_world import GuessedDevice, alone, ask, kinds, run_all, world
+from drafts import LARGE, OTHER, TWIN, drafted, drafting, priced
+from engine_world import alone, ask, kinds, run_all, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_serving import policies, requests
@@ -16,35 +16,13 @@ from coterie.core.errors import CapacityError
 from coterie.engine.policy import Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
-from coterie.engine.speculate.draft import MAX_DRAFTED, RIGHT, Draft, Share
-from coterie.engine.speculate.guess import BETWEEN_RUNS_BYTES, Price
-
-# The sum of a name's letters is what an expert draws by: the first two say the same, the third does two times of five.
-LARGE, TWIN, OTHER = "few-ad", "few-bc", "few-ag"
-SIZES = {LARGE: 20, TWIN: 1, OTHER: 7}
+from coterie.engine.speculate.draft import MAX_DRAFTED, Draft, Share
+from coterie.engine.speculate.guess import Price
 
 
 @pytest.fixture(autouse=True)
 def _priced(monkeypatch):
-    """A step takes as long as an expert is large, and a row more nearly nothing; nothing is looked up."""
-    monkeypatch.setattr(engine_world, "TellingDevice", GuessedDevice)
-    monkeypatch.setattr("coterie.engine.speculate.guess._sources", lambda sequence, tally: ())
-    large = 100 * BETWEEN_RUNS_BYTES
-
-    def price(expert, balance):
-        first = expert.layout.size_bytes / 2**12 / 20 * large
-        return Price(first, first / 20, first / 20, 0.0, 0.0)
-
-    monkeypatch.setattr(Price, "of", price)
-
-
-def drafting(small=TWIN, near=40, kv_blocks=64, **how):
-    policy = how.pop("policy", None) or Policy(max_guesses=15, **how)
-    return world(SIZES, near, kv_blocks, policy, drafts={LARGE: small})
-
-
-def drafted(w):
-    return w.engine.metrics.drafted_tokens, w.engine.metrics.accepted_drafted_tokens
+    priced(monkeypatch)
 
 
 def test_drafts_save_steps_and_change_no_token():
@@ -346,19 +324,6 @@ def test_a_draft_follows_what_was_drawn():
     assert (own.tokens[5:], own.computed) == ([6, 6, 4], 6)
     assert draft.follow([1, 2, 3, 7, 5, 6, 6, 4]) == (0, 0)
     assert own.computed == 6
-
-
-def test_shares_move_with_what_is_counted():
-    share = Share()
-    assert share.value == RIGHT
-    for _ in range(300):
-        share.count(0, 1)
-    assert share.value < 0.02
-    assert share.again().value == RIGHT  # a bad answer is held against no other
-    for _ in range(100):
-        share.count(1, 1)
-    assert 0.8 < share.value < 1
-    assert share.again().value == share.value
 
 
 def test_an_answer_that_begins_again_is_drafted_from_its_beginning():

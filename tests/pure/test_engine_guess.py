@@ -18,6 +18,7 @@ from coterie.engine.batch import Guessed
 from coterie.engine.policy import CPU_FLOPS_PER_BYTE, MAX_GUESSES, Balance, Policy
 from coterie.engine.request import ChoiceParams
 from coterie.engine.sequence import Sequence
+from coterie.engine.speculate.draft import RIGHT, Share
 from coterie.engine.speculate.guess import Guesser, Price, _sources, keep_guesses
 from coterie.engine.speculate.lookup import Lookup, Tally
 from coterie.engine.speculate.prediction import Prediction
@@ -299,3 +300,16 @@ def test_a_machine_whose_speed_is_unknown_has_a_balance():
     assert Policy(flops_per_byte=7).balance_of(wide, of_kernels=True) == Balance(7, 7)
     with pytest.raises(UsageError, match="max_guesses is -1; give 0 or more"):
         Policy(max_guesses=-1)
+
+
+def test_shares_move_with_what_is_counted():
+    share = Share()
+    assert share.value == RIGHT
+    for _ in range(300):
+        share.count(0, 1)
+    assert share.value < 0.02
+    assert share.again().value == RIGHT  # a bad answer is held against no other
+    for _ in range(100):
+        share.count(1, 1)
+    assert 0.8 < share.value < 1
+    assert share.again().value == share.value

@@ -16,7 +16,8 @@ import json
 import sys
 from dataclasses import replace
 
-from tests.device.lazy_gpu import LazyDriver, NativeKernels
+from tests.device.lazy_gpu import LazyDriver
+from tests.device.native_kernels import NativeKernels
 from triton.compiler.compiler import ASTSource, get_cache_invalidating_env_vars
 from triton.runtime.cache import get_cache_key
 from triton.runtime.jit import JITFunction

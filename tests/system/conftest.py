@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from tests.system.adapting import ALL, trained_on
+from tests.system.adapting import NAMES as ADAPTERS
 from tests.system.serving import served
-from tests.system.tiny import CONFIG, MEASURED, write_expert
+from tests.system.tiny import CONFIG, MEASURED, write_adapter, write_expert
 
 from coterie.api import Coterie
 from coterie.bench.experts import random_experts
@@ -130,3 +132,21 @@ def measured_gguf(measured: Model, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("file") / "tiny-F32.gguf"
     write_gguf(measured, path, "F32")
     return path
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three adapters of it side by side, of which two have one architecture."""
+    root = tmp_path_factory.mktemp("office")
+    write_expert(root / "base", 1)
+    for seed, name in enumerate(ADAPTERS):
+        trained_on(write_adapter(root / name, ALL[: 4 + 3 * (seed > 0)], seed=seed), "/home/somebody/base")
+    return root
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    """A folder of two experts, into which more may come while it is served."""
+    for seed, name in enumerate(("ada", "bob")):
+        write_expert(tmp_path / "office" / name, seed)
+    return tmp_path / "office"

@@ -6,7 +6,8 @@ Knows nothing about what is run.
 from __future__ import annotations
 
 import torch
-from tests.device.lazy_gpu import LazyDriver, NativeKernels
+from tests.device.lazy_gpu import LazyDriver
+from tests.device.native_kernels import NativeKernels
 
 from coterie.cli.main import main
 from coterie.devices.cuda import device as cuda

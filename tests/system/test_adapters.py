@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.system.adapting import NAMES, greedy, tokens_of, trained_on
 from tests.system.commands import refused, run
-from tests.system.tiny import CONFIG, TEMPLATE, write_adapter, write_expert
+from tests.system.tiny import CONFIG, write_adapter, write_expert
 
 from coterie import Coterie
 from coterie.api.assemble import Options
 from coterie.api.types import Query
-from coterie.cli.options import short_base
 from coterie.cli.ps import show
 from coterie.composition.composition import load_composition
-from coterie.core.errors import CapacityError, ConflictError, TransferError
+from coterie.core.errors import CapacityError, ConflictError
 from coterie.engine.experts import open_experts
 from coterie.graph.ops import BF16, INT16
 from coterie.models.fine_tunes.merge import merge_folder
@@ -29,34 +29,6 @@ from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
-
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-NAMES = ("german", "sql", "tax")
-
-
-def trained_on(folder: Path, base: str) -> Path:
-    """An adapter whose config says what its base was called."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and three adapters of it side by side, of which two have one architecture."""
-    root = tmp_path_factory.mktemp("office")
-    write_expert(root / "base", 1)
-    for seed, name in enumerate(NAMES):
-        trained_on(write_adapter(root / name, ALL[: 4 + 3 * (seed > 0)], seed=seed), "/home/somebody/base")
-    return root
-
-
-def greedy(prompt: str, expert: str, max_tokens: int = 6) -> Query:
-    return replace(Query.text(prompt, expert), max_tokens=max_tokens, ignore_end=True)
-
-
-def tokens_of(coterie: Coterie, expert: str) -> tuple[int, ...]:
-    return coterie.ask(greedy("how many rows?", expert)).token_ids
 
 
 def test_a_folder_of_a_base_and_adapters_is_served(experts: Path, tmp_path: Path) -> None:
@@ -210,88 +182,6 @@ checkpoint = "{experts}/base"
             coterie.unload("general")
 
 
-def test_files_name_bases_in_every_way(experts: Path, tmp_path: Path) -> None:
-    """Two bases, one of them no expert; one packed; by `base`, by `adapter`, and as the adapter itself says."""
-    shutil.copytree(experts, tmp_path / "models")
-    assert run("quantize", experts / "base", tmp_path / "packed", "--bits", "8").exit_code == 0
-    trained_on(tmp_path / "models" / "tax", "models/base")
-    path = tmp_path / "office.toml"
-    path.write_text("""
-name = "office"
-[router]
-kind = "rules"
-fallback = "general"
-[[router.rule]]
-expert = "sql"
-keywords = ["rows"]
-[[expert]]
-name = "sql"
-checkpoint = "models/sql"
-base = "packed"
-[[expert]]
-name = "tax"
-checkpoint = "models/tax"
-[[expert]]
-name = "german"
-checkpoint = "models/base"
-adapter = "models/german"
-[[expert]]
-name = "general"
-checkpoint = "models/base"
-""")
-    checked = json.loads(run("check", path, "--json").stdout)
-    packed = str(tmp_path / "packed")
-    bases = {name: expert["base"] for name, expert in checked["experts"].items()}
-    assert bases == {"sql": packed, "tax": "general", "german": "general", "general": ""}
-    assert checked["base_bytes"].keys() == {packed, "general"}
-    sizes = {name: expert["weight_bytes"] for name, expert in checked["experts"].items()}
-    assert checked["near_bytes"] == sizes["sql"] + sizes["tax"] + sizes["german"]
-    said = run("check", path).stdout
-    assert "base general: 68.00 KiB, always in dram, of 2 experts" in said
-    asked = run("run", path, "--max-tokens", "3", "--json", "how many rows?", "hello", "@german hello")
-    assert [json.loads(line)["expert"] for line in _objects(asked.stdout)] == ["sql", "general", "german"]
-    merged = run("merge", path, tmp_path / "out")
-    refused(merged, "packed", "is quantised")
-    path.write_text(path.read_text().replace('base = "packed"', 'base = "models/base"'))
-    assert run("merge", path, tmp_path / "out").exit_code == 0
-    assert (tmp_path / "out" / "tax" / "model.safetensors").is_file()
-    assert json.loads(run("check", tmp_path / "out", "--json").stdout)["base_bytes"] == {}
-
-
-def _objects(text: str) -> list[str]:
-    """JSON objects, printed one behind the other."""
-    decoder, found, at = json.JSONDecoder(), [], 0
-    while at < len(text.rstrip()):
-        value, at = decoder.raw_decode(text, at)
-        found += [json.dumps(one) for one in (value if isinstance(value, list) else [value])]
-        at += len(text[at:]) - len(text[at:].lstrip())
-    return found
-
-
-def test_an_adapters_own_files_win(experts: Path, tmp_path: Path) -> None:
-    """Tokenizer, template and end tokens, each by itself; else they are the base's."""
-    for name in ("base", "sql"):
-        shutil.copytree(experts / name, tmp_path / name)
-    adapter = tmp_path / "sql"
-    with Coterie.open(tmp_path) as coterie:
-        assert coterie.texts["sql"].tokenizer is coterie.texts["base"].tokenizer
-        assert coterie.texts["sql"].template is not None
-        assert coterie.models["sql"].end_ids == (256,)
-        plain = coterie.ask(greedy("hi", "sql")).prompt_tokens
-    (adapter / "chat_template.jinja").write_text(TEMPLATE.replace("<|answer|>", "answer: {{ eos_token }}"))
-    (adapter / "generation_config.json").write_text('{"eos_token_id": [3, 256]}')
-    with Coterie.open(tmp_path) as coterie:
-        assert coterie.ask(greedy("hi", "sql")).prompt_tokens == plain + len("answer: ")
-        assert coterie.ask(greedy("hi", "base")).prompt_tokens == plain
-        assert coterie.models["sql"].end_ids == (3, 256)
-    text = json.loads((tmp_path / "base" / "tokenizer.json").read_text())
-    text["added_tokens"] = text["added_tokens"][:1]
-    (adapter / "tokenizer.json").write_text(json.dumps(text))
-    with Coterie.open(tmp_path) as coterie:
-        assert coterie.texts["sql"].tokenizer is not coterie.texts["base"].tokenizer
-        assert coterie.ask(greedy("hi", "sql")).prompt_tokens > plain + len("answer: ")
-
-
 def test_commands_for_one_adapter(experts: Path, tmp_path: Path) -> None:
     """`run --expert`, `diff`, on its own, and on a modelled machine whose sockets share the work."""
     answer = json.loads(run("run", experts, "--expert", "tax", "--raw", "--max-tokens", "2", "--json", "a").stdout)
@@ -355,25 +245,6 @@ base = "{experts}/base"
     assert (checked["base_bytes"], checked["router_bytes"]) == ({str(experts / "base"): size}, size)
 
 
-def test_a_base_that_cannot_be_read_is_told_at_the_start(
-    experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("base", "sql"):
-        shutil.copytree(experts / name, tmp_path / name)
-    opened = open_model
-
-    def open_and_break(path: Path, name: str = "") -> object:
-        found = opened(path, name)
-        with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
-            file.truncate(8192)
-        return found
-
-    monkeypatch.setattr("coterie.engine.experts.open_model", open_and_break)
-    with pytest.raises(TransferError, match=r"base/model\.safetensors"):
-        Coterie.open(tmp_path)
-    refused(run("run", tmp_path, "--expert", "sql", "a"), "model.safetensors")
-
-
 def test_fifty_adapters_cost_one_base(experts: Path, tmp_path: Path) -> None:
     """Sizes as they are planned: the base once, and each adapter's own bytes, rounded up to blocks."""
     shutil.copytree(experts / "base", tmp_path / "base")
@@ -385,16 +256,3 @@ def test_fifty_adapters_cost_one_base(experts: Path, tmp_path: Path) -> None:
     assert checked["near_bytes"] == sum(weights) < 2 * 50 * 4096 + 1
     assert sum(checked["base_bytes"].values()) == open_model(tmp_path / "base").layout.size_bytes
     assert CONFIG["num_hidden_layers"] == 2
-
-
-@pytest.mark.parametrize(
-    ("base", "shown"),
-    [
-        ("", ""),
-        ("team/base", "team/base"),
-        ("/models/llama", "llama"),
-        ("/hub/models--me--a--b/snapshots/c0", "me/a--b"),
-    ],
-)
-def test_tables_name_a_base_shortly(base: str, shown: str) -> None:
-    assert short_base(base) == shown

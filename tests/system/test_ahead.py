@@ -22,7 +22,7 @@ if find_spec("torch") is None or find_spec("triton") is None:
 
 from benchmarks.first_gpu import parts
 from benchmarks.gpu_ways import ways_of
-from tests.system.test_adapters import ALL, trained_on
+from tests.system.adapting import ALL, trained_on
 from tests.system.tiny import (
     CONFIG,
     write_adapter,

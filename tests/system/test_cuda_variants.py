@@ -15,8 +15,8 @@ pytest.importorskip("torch", reason="the extra cuda is not installed: torch is m
 
 from tests.device.cuda_devices import cuda
 from tests.device.lazy_gpu import LazyDriver
+from tests.system.adapting import greedy
 from tests.system.commands import run
-from tests.system.test_adapters import greedy
 from tests.system.test_cuda import Gpu, lazy
 from tests.system.test_decisions import STEADY, entries, models, office, serve, workload
 from tests.system.test_deltas import write_tuned

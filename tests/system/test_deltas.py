@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.system.adapting import greedy, tokens_of
 from tests.system.commands import refused, run
-from tests.system.test_adapters import greedy, tokens_of
 from tests.system.tiny import write_adapter, write_expert, write_safetensors
 
 from coterie import Coterie

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
 from tests.device.interpreted import WIDE
+from tests.system.adapting import greedy
 from tests.system.commands import run
-from tests.system.test_adapters import greedy
 from tests.system.test_cuda import Gpu, lazy, query
 from tests.system.test_deltas import NAMES, write_tuned
 from tests.system.tiny import write_expert

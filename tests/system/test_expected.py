@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.system.test_adapters import ALL, trained_on
+from tests.system.adapting import ALL, trained_on
 from tests.system.tiny import write_adapter, write_expert
 
 from coterie.composition.composition import load_composition
