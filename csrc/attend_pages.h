@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cmath>
 
-#include "attend_copied.h"
+#include "attend_halves.h"
 #include "attend_stored.h"
 #include "attend_tiles.h"
 
@@ -29,7 +29,7 @@ struct Room {
 constexpr int64_t kQueryFloats = sizeof(Query) / sizeof(float);
 
 inline void take_room(const Attended& op, Scratch& scratch, Room& room) {
-  const int64_t width = padded_channels(op.C), rows = most_rows(op);
+  const int64_t width = key_width(op), rows = most_rows(op);
   room.q = scratch.floats(rows * width);
   room.states = scratch.floats(rows * partial_floats(op));
   room.partials = scratch.floats(rows * partial_floats(op));
@@ -63,7 +63,7 @@ inline void find_span(const Attended& op, int64_t sequence, int64_t kv_head, int
   span.to_value = op.latent == 0 ? op.K * op.Z * row_bytes : 0;
   span.dtype = op.kv_dtype;
   span.C = op.C;
-  span.width = padded_channels(op.C);
+  span.width = key_width(op);
   span.value_channels = value_channels(op);
   span.value_width = value_width(op);
   span.follow = op.Z % kAtOnce == 0;
@@ -85,7 +85,7 @@ inline float grown(const Attended& op, int64_t position) {
 }
 
 inline void load_queries(const Attended& op, const QueryRows& rows, int64_t count, float* queries) {
-  const int64_t width = padded_channels(op.C);
+  const int64_t width = key_width(op);
   for (int64_t row = 0; row < count; ++row) {
     const float* q = op.q + (rows.token(row) * op.H + rows.head(row)) * op.C;
     std::memcpy(queries + row * width, q, static_cast<size_t>(op.C) * sizeof(float));
@@ -94,6 +94,8 @@ inline void load_queries(const Attended& op, const QueryRows& rows, int64_t coun
       for (int64_t c = 0; c < op.C; ++c) queries[row * width + c] *= factor;
     }
     for (int64_t c = op.C; c < width; ++c) queries[row * width + c] = 0.0f;
+    if constexpr (kHalves)
+      if (op.rounded) round_query(queries + row * width, width);
   }
 }
 
@@ -121,11 +123,11 @@ class SpanOfRun {
     if (low >= high) return;
     find_span(op_, op_.sequence[run_.first], tile_.kv_head, base, low, high, span);
     stored_ = reads_stored(op_, rows_.tokens);
-    if (!stored_) copy_span(span, low, high, copy);
+    if (!stored_) copy_keys_and_values(span, low, high, copy);
     for (int64_t first = 0; first < rows_.tokens;) {  // tokens that follow one another and see something of the span
       int64_t last = first;
       while (last < rows_.tokens && seen(last).first < seen(last).last) ++last;
-      if (last > first) stored_ ? attend_heads(span, first, last, next) : attend_blocks(copy, first, last);
+      if (last > first) stored_ ? attend_heads(span, first, last, next) : attend_blocks(span, copy, first, last);
       first = last + 1;
     }
   }
@@ -140,7 +142,7 @@ class SpanOfRun {
     const int64_t token = rows_.token(row), size = partial_floats(op_);
     const Range range = seen(token - run_.first);
     Query& query = room_.queries[slot];
-    query = {room_.q + row * padded_channels(op_.C), range.first, range.last, nullptr, nullptr, nullptr};
+    query = {room_.q + row * key_width(op_), range.first, range.last, nullptr, nullptr, nullptr};
     if (op_.bias != nullptr)
       query.bias = room_.biases + (rows_.head(row) - rows_.first_head) * bias_floats(op_) + number_ * kSpan + run_.last - 1 - token;
     if (tile_.split) {
@@ -165,16 +167,30 @@ class SpanOfRun {
       for (int64_t i = 0; i < per_head; ++i)
         put(head * per_head + i, (head * rows_.tokens + first) * rows_.G + i);
     Stored stored(span, room_.queries, tile_.heads, per_head, static_cast<float>(op_.scale), static_cast<float>(op_.cap), room_.scores);
+    if constexpr (kHalves)
+      if (op_.rounded) return stored.attend_rounded(next), join_states(tile_.heads * per_head);
     with_stored(span.dtype, [&]<DType D>() { stored.attend<D>(next); });
     join_states(tile_.heads * per_head);
   }
 
-  void attend_blocks(const Copy& copy, int64_t first, int64_t last) {
+  void copy_keys_and_values(const Span& span, int64_t first, int64_t last, Copy& copy) {
+    if constexpr (kHalves)
+      if (op_.rounded) return copy_halves(span, first, last, copy);
+    copy_span(span, first, last, copy);
+  }
+
+  void attend_block(const Span& span, const Copy& copy, int64_t count) {
+    const auto scale = static_cast<float>(op_.scale), cap = static_cast<float>(op_.cap);
+    if constexpr (kHalves)
+      if (op_.rounded) return attend_halves(copy, span, room_.queries, count, scale, cap, room_.scores);
+    attend_copied(copy, span.width, span.value_width, room_.queries, count, scale, cap, room_.scores);
+  }
+
+  void attend_blocks(const Span& span, const Copy& copy, int64_t first, int64_t last) {
     for (int64_t row = first * rows_.G; row < last * rows_.G; row += kBlockQueries) {
       const int64_t count = smaller(kBlockQueries, last * rows_.G - row);
       for (int64_t i = 0; i < count; ++i) put(i, row + i);
-      const auto scale = static_cast<float>(op_.scale), cap = static_cast<float>(op_.cap);
-      attend_copied(copy, padded_channels(op_.C), value_width(op_), room_.queries, count, scale, cap, room_.scores);
+      attend_block(span, copy, count);
       join_states(count);
     }
   }
@@ -192,8 +208,10 @@ class SpanOfRun {
 inline void put_out(const Attended& op, int64_t token, int64_t head, const float* state) {
   const int64_t C = value_channels(op);
   float* y = op.y + (token * op.H + head) * C;
-  const float* end = state + padded_channels(C);
+  const float* end = state + value_width(op);
   const float total = end[1] + sunk(op.sinks, op.sinks_dtype, head, end[0]);
+  if constexpr (kHalves)
+    if (op.rounded) return put_halves(state, total, C, y);
   for (int64_t c = 0; c < C; ++c) y[c] = state[c] / total;
 }
 
@@ -246,7 +264,7 @@ inline int64_t attend_units(const Attended& op) {
 }
 
 inline int64_t attend_scratch_bytes(const Attended& op) {
-  const int64_t width = padded_channels(op.C), row = width + 2 * partial_floats(op) + kSpan + kQueryFloats;
+  const int64_t width = key_width(op), row = width + 2 * partial_floats(op) + kSpan + kQueryFloats;
   const int64_t biases = biased_heads(op) * bias_floats(op);
   return 4 * (most_rows(op) * row + kSpan * (width + value_width(op)) + biases) + 8 * static_cast<int64_t>(kLine);
 }
@@ -259,7 +277,7 @@ inline int64_t attend_flops(const Attended& op) {
   return 2 * pairs * op.H * (op.C + value_channels(op));
 }
 
-inline void attend_unit(const Attended& op, int64_t unit, Scratch& scratch) {
+inline void attend_tile(const Attended& op, int64_t unit, Scratch& scratch) {
   const int64_t number = unit / (tiles(op.T, tile_tokens(op)) * op.K);
   const Tile tile = tile_of(op, unit, scratch.threads());
   if (tile.heads == 0 || (tile.split ? number < tile.low || number >= tile.high : number > 0)) return;
@@ -278,6 +296,16 @@ inline void attend_unit(const Attended& op, int64_t unit, Scratch& scratch) {
     join_spans(op, tile, scratch);
   }
   scratch.stored((tile.last - tile.first) * tile.heads * heads_per_kv(op) * value_channels(op) * 4);
+}
+
+inline void attend_unit(const Attended& op, int64_t unit, Scratch& scratch) {
+#if defined(__AVX512F__)
+  if (op.rounded) {
+    const Flushed flushed;
+    return attend_tile(op, unit, scratch);
+  }
+#endif
+  attend_tile(op, unit, scratch);
 }
 
 }  // namespace coterie::COTERIE_ISA

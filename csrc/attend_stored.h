@@ -2,7 +2,7 @@
 // Knows nothing about units or pages.
 #pragma once
 
-#include "attend.h"
+#include "attend_halves.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -157,8 +157,7 @@ class Stored {
   // `next`: the keys that come after this span's values, which are asked for while these are in use.
   template <DType D>
   void attend(const Pass& next) {
-    const int64_t steps = larger(kAheadBytes / (kAtOnce * span_.row_bytes()), 1);
-    Ahead ahead({span_, 0, heads_, seen_}, {span_, span_.to_value, heads_, seen_}, next, steps);
+    Ahead ahead = ahead_of(next);
     if (span_.C % W == 0) {
       each_step([&](int64_t head, int64_t first, int64_t last) { score<D, false>(head, first, last, Asking{ahead.next()}); });
     } else {
@@ -173,8 +172,31 @@ class Stored {
     each_step([&](int64_t head, int64_t first, int64_t last) { weigh<D>(head, first, last, Asking{ahead.next()}); });
   }
 
+  // By attend_halves.h, of queries that are rounded.
+  void attend_rounded(const Pass& next) {
+    Ahead ahead = ahead_of(next);
+    each_step([&](int64_t head, int64_t first, int64_t) {
+      const int64_t row = head * per_head_, j = first / W * W;
+      score_halves({span_.keys + j, head * span_.to_head, span_.C}, queries_ + row, per_head_, scale_, scores_ + row * kSpan + j, ahead.next());
+    });
+    const bool same = see_the_same(queries_, per_head_);
+    for (int64_t row = 0; row < heads_ * per_head_; row += per_head_)
+      if (!same) finish_halves(halves_of(row / per_head_), queries_ + row, per_head_, cap_, scores_ + row * kSpan);
+    if (!same) return;
+    for (int64_t i = 0; i < heads_ * per_head_; ++i) begin_halves(queries_[i], scores_ + i * kSpan, span_.value_width, cap_);
+    each_step([&](int64_t head, int64_t first, int64_t last) {
+      const int64_t row = head * per_head_;
+      weigh_halves(halves_of(head), {first, last}, queries_ + row, per_head_, scores_ + row * kSpan, ahead.next());
+    });
+  }
+
  private:
   static constexpr int64_t kAheadBytes = 8192;
+
+  Ahead ahead_of(const Pass& next) const {
+    const int64_t steps = larger(kAheadBytes / (kAtOnce * span_.row_bytes()), 1);
+    return {{span_, 0, heads_, seen_}, {span_, span_.to_value, heads_, seen_}, next, steps};
+  }
 
   template <class Body>
   void each_step(Body body) const {
@@ -186,6 +208,7 @@ class Stored {
   }
 
   Scattered values_of(int64_t head) const { return {span_.keys, span_.to_value + head * span_.to_head}; }
+  Halves halves_of(int64_t head) const { return {span_.keys, values_of(head).offset, span_.value_channels}; }
 
   // Calls `body` with each kGroup queries of a head: their number as a constant, and the row of the first.
   template <class Body>

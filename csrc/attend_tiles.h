@@ -6,7 +6,7 @@
 // last span joins them in the order of positions.
 #pragma once
 
-#include "attend.h"
+#include "attend_halves.h"
 #include "op.h"
 
 namespace coterie::COTERIE_ISA {
@@ -18,7 +18,7 @@ struct Attended : Attention {
   int64_t bias_dtype;
   const float* buckets;
   int64_t reach;
-  bool sees_all;
+  bool sees_all, rounded;  // rounded: queries and weights, to bfloat16
 };
 
 template <class Op>
@@ -31,13 +31,19 @@ inline Attended attended(const Op& op) {
     all.sees_all = op.window < 0;
     all.window = 0;
   }
+  if (meets_bf16(all.kv_dtype)) {
+    all.kv_dtype = static_cast<int64_t>(DType::bf16);
+    all.rounded = kHalves && std::is_same_v<Op, Attention> && all.C <= kMostHalves;
+  }
   return all;
 }
 
 // Channels of a value: of latent keys the first, else as many as a key's.
 inline int64_t value_channels(const Attended& op) { return op.latent == 0 ? op.C : op.latent; }
 
-inline int64_t value_width(const Attended& op) { return padded_channels(value_channels(op)); }
+inline int64_t row_width(const Attended& op, int64_t C) { return op.rounded ? padded_halves(C) : padded_channels(C); }
+inline int64_t key_width(const Attended& op) { return row_width(op, op.C); }
+inline int64_t value_width(const Attended& op) { return row_width(op, value_channels(op)); }
 
 constexpr int64_t kTileQueries = 128;         // queries of a tile, or one token's
 constexpr int64_t kManyUnits = 32;            // tiles are smaller where there would be fewer
@@ -54,7 +60,7 @@ inline int64_t tile_tokens(const Attended& op) {
   return smaller(larger(op.T * op.K / kManyUnits, 1), most);
 }
 
-inline int64_t partial_floats(const Attended& op) { return tiles(value_channels(op), 16) * 16 + kPartialTail; }
+inline int64_t partial_floats(const Attended& op) { return tiles(value_width(op), 16) * 16 + kPartialTail; }
 
 inline int64_t spans_of_table(const Attended& op) { return tiles(op.table_width * op.Z, kSpan); }
 

@@ -3,6 +3,7 @@
 #include "halves.h"
 
 #include "isa.h"
+#include "pairs.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -21,14 +22,6 @@ void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool 
 
 #else
 
-// As narrow_bf16.
-inline __m256i narrow(V numbers) {
-  const I bits = _mm512_castps_si512(numbers), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const I rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd), 16);
-  const __mmask16 none = _mm512_cmp_ps_mask(numbers, numbers, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, none, _mm512_set1_epi32(0x7FC0)));
-}
-
 void put_rounded(const float* x, int64_t K, int64_t token, int64_t, bool, float* out) {
   auto* row = reinterpret_cast<uint16_t*>(out) + token * rounded_stride(K);
   const auto put = [&](int64_t k, V numbers) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + k), narrow(numbers)); };
@@ -36,34 +29,6 @@ void put_rounded(const float* x, int64_t K, int64_t token, int64_t, bool, float*
   for (; k + W <= K; k += W) put(k, load(x + k));
   if (k < K) put(k, load_part(x + k, K - k)), k += W;
   if (k % kStepColumns != 0) put(k, V{});
-}
-
-// Denormals are zero meanwhile, as for VDPBF16PS they always are. Sums of lanes are made so too, with either kind of products.
-class Flushed {
- public:
-  Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  Flushed(const Flushed&) = delete;
-  Flushed& operator=(const Flushed&) = delete;
-  ~Flushed() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-};
-
-inline V odd_columns(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000)))); }
-inline V even_columns(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-
-// By assembler, since what a function may use otherwise is fixed when it is compiled.
-template <bool kNative>
-[[gnu::always_inline]] inline void add_pairs(I x, I w, V& sums) {
-  if constexpr (kNative) asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w));
-  else sums = fma(even_columns(x), even_columns(w), fma(odd_columns(x), odd_columns(w), sums));
-}
-
-// A loaded vector that stays in its register, as kept() of vec.h.
-inline I kept_pairs(I pairs) {
-  asm("" : "+v"(pairs));
-  return pairs;
 }
 
 // Rounded tokens so far apart, from some column on.

@@ -253,6 +253,7 @@ class Pages:
     block_tables: np.ndarray
     memory: np.ndarray
     block_bytes: int
+    rounded: bool = False  # whether what meets them is rounded to bfloat16
 
     @classmethod
     def make(cls, rng, num_sequences, context, *, K, C, Z=4, dtype=DType.BF16, num_layers=2):
@@ -270,7 +271,7 @@ class Pages:
             "block_tables": self.block_tables,
             "table_width": self.block_tables.shape[1],
             "kv": self.memory,
-            "kv_dtype": kernels.dtype_number(self.dtype),
+            "kv_dtype": kernels.dtype_number(self.dtype, self.rounded),
             "block_bytes": self.block_bytes,
             "Z": self.Z,
             "layer": layer,

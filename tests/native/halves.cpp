@@ -13,6 +13,26 @@
 namespace coterie::avx512 {
 void put_rounded(const float* x, int64_t K, int64_t token, int64_t tokens, bool many, float* out);
 void halves_tile(bool native, const float* rounded, int64_t tokens, bytes* w, int64_t N, int64_t K, float* out, int64_t out_stride, float* sums);
+
+// As csrc/attend.h and csrc/attend_copied.h have them.
+struct Span {
+  bytes* keys[256];
+  int64_t to_head, to_value, dtype, C, width, value_channels, value_width;
+  bool follow;
+};
+struct Query {
+  const float* q;
+  int64_t first, last;
+  float *partial, *state;
+  const float* bias;
+};
+struct Copy {
+  float *keys, *values;
+  bytes* rows[256];
+};
+void round_query(float* row, int64_t width);
+void copy_halves(const Span& span, int64_t first, int64_t last, Copy& copy);
+void attend_halves(bool native, const Copy& copy, const Span& span, const Query* queries, int64_t count, float scale, float cap, float* scores);
 }  // namespace coterie::avx512
 #endif
 
@@ -101,19 +121,21 @@ float dot_of_lanes(const float* x, const float* w, int64_t K) {
   return lanes[0];
 }
 
+// Numbers of any sign and bits, with so many exponents from the least on.
+std::vector<float> any(int64_t count, int least_exponent, int exponents) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto exponent = static_cast<uint32_t>(least_exponent + static_cast<int>(rng()() % static_cast<uint64_t>(exponents)));
+    values.push_back(plain::from_bits(static_cast<uint32_t>(rng()() & 0x807FFFFFu) | exponent << 23));
+  }
+  return values;
+}
+
 // Either kind of products gives the bits of the plain loops, few tokens or many, in buffers of exactly their size. `exponents`: of all numbers.
 void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int exponents) {
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) return;
-  const auto any = [&](int64_t count) {
-    std::vector<float> values;
-    for (int64_t i = 0; i < count; ++i) {
-      const auto exponent = static_cast<uint32_t>(least_exponent + static_cast<int>(rng()() % static_cast<uint64_t>(exponents)));
-      values.push_back(plain::from_bits(static_cast<uint32_t>(rng()() & 0x807FFFFFu) | exponent << 23));
-    }
-    return values;
-  };
-  const std::vector<float> x = any(T * K), met = rounded(x);
-  const Tensor w = tensor(any(N * K), DType::bf16);
+  const std::vector<float> x = any(T * K, least_exponent, exponents), met = rounded(x);
+  const Tensor w = tensor(any(N * K, least_exponent, exponents), DType::bf16);
   const int64_t stride = N + 1, token_halves = ((K + 31) / 32 | 1) * 32;
   std::vector<float> wanted(T * stride), tile(T * token_halves / 2), sums((T + 5) / 6 * 6 * 32 * 16);
   for (int64_t t = 0; t < T; ++t) {
@@ -128,6 +150,37 @@ void test_products(int64_t T, int64_t N, int64_t K, int least_exponent, int expo
       const std::string how = std::string(native ? "AVX512-BF16" : "two fma") + (work != nullptr ? ", many" : ", few");
       check(same_bits(out, wanted), how + " of exponents from " + std::to_string(least_exponent));
     }
+}
+
+// Either kind of products gives attention the same bits, whatever the exponents of queries, keys and values.
+void test_attention(int64_t C, int64_t first, int64_t last, int least_exponent, int exponents) {
+  if (!__builtin_cpu_supports("avx512bf16")) return;
+  constexpr int64_t kQueries = 7, kSpan = 256;
+  const int64_t width = (C + 31) / 32 * 32, partial = width + 16;
+  const std::vector<float> numbers = any(2 * kSpan * C + kQueries * width, least_exponent, exponents);
+  const Tensor rows = tensor(std::vector<float>(numbers.begin(), numbers.begin() + 2 * kSpan * C), DType::bf16);
+  std::vector<float> q(numbers.end() - kQueries * width, numbers.end()), keys(kSpan * width), values(kSpan * width);
+  avx512::Span span{{}, 0, kSpan * C * 2, rows.type(), C, width, C, width, false};
+  for (int64_t j = 0; j < kSpan; ++j) span.keys[j] = rows.at() + 2 * C * std::clamp(j, first, last - 1);
+  for (int64_t i = 0; i < kQueries; ++i) {
+    std::fill(&q[i * width] + C, &q[i * width] + width, 0.0f);
+    avx512::round_query(&q[i * width], width);
+  }
+  avx512::Copy copy{keys.data(), values.data(), {}};
+  avx512::copy_halves(span, first, last, copy);
+  std::vector<float> found[2];
+  for (const bool native : {false, true}) {
+    std::vector<float>& sums = found[native];
+    std::vector<float> scores(kQueries * kSpan);
+    sums.resize(kQueries * partial);
+    avx512::Query queries[kQueries];
+    for (int64_t i = 0; i < kQueries; ++i) queries[i] = {&q[i * width], first, last - (last - first > kQueries ? i : 0), &sums[i * partial], nullptr, nullptr};
+    const unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040);  // as a unit of attention has it
+    avx512::attend_halves(native, copy, span, queries, kQueries, 0.125f, 0.0f, scores.data());
+    __builtin_ia32_ldmxcsr(before);
+  }
+  check(same_bits(found[0], found[1]), "attention by two fma, of exponents from " + std::to_string(least_exponent));
 }
 
 #endif
@@ -148,6 +201,9 @@ void test_halves() {
     for (const auto& [T, N, K] : shapes)
       if (K < 1200) test_products(T, N, K, least, count);
   test_products(7, 9, 1300, 118, 14);
+  for (const auto& [least, count] : {std::pair<int, int>{118, 14}, {0, 256}, {58, 10}, {0, 4}, {122, 4}})
+    for (const auto& [C, first, last] : std::vector<std::array<int64_t, 3>>{{64, 0, 256}, {1, 3, 4}, {7, 13, 90}, {80, 1, 129}, {33, 100, 231}})
+      test_attention(C, first, last, least, count);
 #endif
 }
 

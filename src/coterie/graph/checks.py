@@ -224,13 +224,17 @@ class Row:
             raise self.wrong(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
 
     def rounding(self, weight: Value, *packed: str) -> None:
-        """Where the op says what it rounds to, it is one of `packed` beside a packed weight, BF16 beside bfloat16."""
+        """Where the op says what it rounds to, it is one of `packed` beside a packed weight, BF16 beside bfloat16.
+
+        So it is beside kept keys and values.
+        """
         said = self.op.attrs.get(ROUNDING)
         fits = said in packed if weight.dtype.is_packed else said == BF16 and weight.dtype is DType.BF16
         if said is not None and not fits:
             fact = f"{ROUNDING} is {said!r} for {weight.name} of type {weight.dtype.value}"
-            ways = f"{', '.join(map(repr, packed[:-1]))} or {packed[-1]!r}"
-            raise self.wrong(fact, f"give {ways}, where the weight is packed, or {BF16!r}, where it is BF16")
+            ways = " or ".join(map(repr, packed))
+            beside = f"{ways}, where the weight is packed, or " if packed else ""
+            raise self.wrong(fact, f"give {beside}{BF16!r}, where it is BF16")
 
     def constant(self, position: int, count: int) -> None:
         """A constant of that many numbers."""

@@ -103,6 +103,7 @@ def _attention(row: Row) -> None:
         raise row.wrong("it sees all of a sequence, but its queries grow with their position", "let them not grow")
     row.cap()
     row.growth()
+    row.rounding(row.input(4))
     if row.op.inputs[5:]:
         row.weight(5, (queries,))
 

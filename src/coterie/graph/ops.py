@@ -76,10 +76,10 @@ OPS: dict[str, OpSpec] = {
         "with a cap, cap * tanh(score / cap) in place of each score; with growth, q times "
         "1 + growth * log(1 + position // every); with sinks, one score more of each head, of no value; with the row "
         "input horizon in place of positions, those behind are seen too, within the window if there is one, and keys "
-        "and values are done with",
+        "and values are done with; rounding bf16: queries, and what each value is weighed by, to the nearest",
         ("q:THC", "positions:T", "sequence:T", "block_tables:B*", "kv:state", "sinks??:H"),
         ("y:THC",),
-        ("layer", "scale", "window", "cap?", "growth?", "every?"),
+        ("layer", "scale", "window", "cap?", "growth?", "every?", "rounding?"),
     ),
     "add": OpSpec("y = a + b", ("a:T*", "b:T*"), ("y:T*",)),
     "silu": OpSpec("y = x * sigmoid(x)", ("x:T*",), ("y:T*",)),
@@ -180,7 +180,7 @@ ATTENTION = ("attention", "alibi_attention", "relative_attention")
 # Ops that move bytes between ranks; all else is done by each rank alone.
 COLLECTIVES = ("all_reduce", "all_gather")
 ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
-BF16 = "bf16"  # of ROUNDING: to bfloat16, where the weight is of that type; without it a CPU rounds nothing there
+BF16 = "bf16"  # of ROUNDING: to bfloat16, where weights or kept keys are; without it a CPU rounds nothing there
 INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits, and a device that rounds to none may multiply
 OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
 GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from coterie.core.errors import UsageError
+from coterie.core.scales import in_bf16
 from coterie.core.shapes import fixed
 from coterie.graph.backward.reference import BACKWARD_RUN
 from coterie.graph.branch.reference import BRANCH_RUN, gelu, met, silu, softmax
@@ -19,7 +20,7 @@ from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.latent.reference import LATENT_RUN
 from coterie.graph.layer.ops import MUL_ONE, MUL_PART, PART
-from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROW_INPUTS, SCALE, TYPES
+from coterie.graph.ops import COLLECTIVES, MORE_ROWS, ROUNDING, ROW_INPUTS, SCALE, TYPES
 from coterie.graph.program import Region
 from coterie.graph.rope import grown, rotate
 from coterie.graph.rows import more_rows
@@ -181,6 +182,7 @@ def _relative_attention(step: Step, op: Op, x: list[Any]) -> Array:
 def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array, int], Array] | None = None) -> Array:
     q, limits, sequence, tables = x[:4]
     q, y = grown(op, q, limits), np.empty_like(q)
+    rounds = ROUNDING in op.attrs
     for t, limit in enumerate(limits):
         position = int(step.values["positions"][t])  # the limit is another where those behind are seen too
         first = max(0, position + 1 - window) if window else 0
@@ -188,13 +190,25 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array
         k, v = (step.state.context(op, i, tables[sequence[t]], length)[first:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
         k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
-        scores = np.einsum("hc,shc->hs", q[t], k) * np.float32(op.number("scale"))
+        scores = np.einsum("hc,shc->hs", in_bf16(q[t]) if rounds else q[t], k) * np.float32(op.number("scale"))
         scores = _capped(scores, op.cap) if op.cap else scores
         scores = scores if bias is None else scores + bias(np.arange(first, length), position)
         if op.sinks:
             scores = np.concatenate([scores, x[5][:, None]], axis=1)
-        y[t] = np.einsum("hs,shc->hc", softmax(scores)[:, : len(k)], v)
+        y[t] = np.einsum("hs,shc->hc", _weights(scores, len(k), rounds), v)
     return np.asarray(y, np.float32)
+
+
+def _weights(scores: Array, count: int, rounds: bool) -> Array:
+    """What the first `count` values are weighed by. Rounded beside the largest of their scores, where a CPU has that of
+    each span.
+    """
+    if not rounds:
+        return softmax(scores)[:, :count]
+    p, own = np.exp(scores - scores.max(axis=-1, keepdims=True)), scores[:, :count]
+    highest = own.max(axis=-1, keepdims=True)
+    p[:, :count] = in_bf16(np.exp(own - highest)) * np.exp(highest - scores.max(axis=-1, keepdims=True))
+    return np.asarray((p / p.sum(axis=-1, keepdims=True))[:, :count])
 
 
 def _capped(x: Array, cap: float) -> Array:

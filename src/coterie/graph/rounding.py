@@ -8,6 +8,7 @@ Knows nothing about how numbers are rounded (core.packed, core.scales, core.dtyp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -19,14 +20,20 @@ from coterie.graph.program import kv_states
 from coterie.graph.rows import sees_all
 
 _WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
+_KEPT = {"attention": 4}  # the position of kept keys and values
 
 
 def with_rounding(graph: Graph, to: str) -> Graph:
     """Every product with packed weights rounds what it reads `to` INT8 or INT16, or with bfloat16 ones to BF16.
 
-    Products with other weights stay as they are.
+    Products with other weights stay as they are. Where some round to BF16 and no weights are packed, so does attention
+    over keys and values that are kept in bfloat16.
     """
-    return replace(graph, ops=tuple(_rounding(graph, op, to) for op in graph.ops))
+    products = tuple(_rounding(graph, op, to) for op in graph.ops)
+    is_packed = any(weight.dtype.is_packed for weight in graph.weights)
+    if not is_packed and any(op.attrs.get(ROUNDING) == BF16 for op in products):
+        products = tuple(_rounding(graph, op, to, _KEPT) for op in products)
+    return replace(graph, ops=products)
 
 
 def as_a_cpu_rounds(graph: Graph) -> Graph:
@@ -43,11 +50,18 @@ def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
     if sees_all(graph) or not any(op.kind == "kv_append" for op in graph.ops):
         return graph
     kept = {state.name: replace(state, dtype=dtype) for state in kv_states(graph)}
-    return replace(graph, values=MappingProxyType({**graph.values, **kept}))
+    ops = graph.ops if dtype is DType.BF16 else tuple(map(_exact_where_kept, graph.ops))
+    return replace(graph, ops=ops, values=MappingProxyType({**graph.values, **kept}))
 
 
-def _rounding(graph: Graph, op: Op, to: str) -> Op:
-    weight = _WEIGHT.get(op.kind)
+def _exact_where_kept(op: Op) -> Op:
+    if op.kind not in _KEPT or ROUNDING not in op.attrs:
+        return op
+    return replace(op, attrs=MappingProxyType({name: attr for name, attr in op.attrs.items() if name != ROUNDING}))
+
+
+def _rounding(graph: Graph, op: Op, to: str, positions: Mapping[str, int] = _WEIGHT) -> Op:
+    weight = positions.get(op.kind)
     if weight is None or not _meets(graph.values[op.inputs[weight]].dtype, to):
         return op
     return replace(op, attrs=MappingProxyType({**op.attrs, ROUNDING: to}))

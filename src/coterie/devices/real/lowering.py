@@ -104,7 +104,8 @@ class Lowering:
         paged: Operands = {operand: self.at(name) for operand, name in names.items()}
         paged |= {name: Named(name) for name in PAGE_NAMES}
         layer = self.program.page_layer(append)
-        return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype), "layer": layer}
+        rounded = append.kind == "attention" and ROUNDING in append.attrs
+        return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype, rounded), "layer": layer}
 
     def kv_heads(self, op: Op) -> Operand:
         """Heads of keys and values where an op has its layer."""
