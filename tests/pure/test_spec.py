@@ -100,6 +100,26 @@ def test_a_wrong_file_is_refused_by_key(old, new, key, fact):
     assert caught.value.remedy
 
 
+def test_units_with_memory_of_their_own_need_a_way_to_each_other():
+    """They were priced as one large unit, as if nothing passed between them."""
+    apart = MACHINE.replace('source = "datasheet" }\n[[tier]]', 'source = "datasheet", per_unit = true }\n[[tier]]')
+    with pytest.raises(UsageError, match="4 units, each with memory of its own") as caught:
+        parse_machine(apart, "small.toml")
+    assert caught.value.where == "small.toml: peers"
+    assert parse_machine(apart, "small.toml", {"units": "1"}).tier("hbm").bytes_per_s == 1.5e12
+    rate = '{ value = 64, unit = "GB/s", source = "PCIe" }'
+    peers = f'[peers]\nbandwidth = {rate}\nlatency = {{ value = 9, unit = "us", source = "a guess" }}\n'
+    assert parse_machine(apart + peers, "small.toml").tier("hbm").bytes_per_s == 4 * 1.5e12
+
+
+def test_a_number_that_lacks_is_shown_as_it_is_written():
+    for key, unit in (("launch_device", "us"), ("flops", "TFLOP/s")):
+        short = "\n".join(line for line in MACHINE.splitlines() if not line.startswith(key))
+        with pytest.raises(UsageError, match="is missing") as caught:
+            parse_machine(short, "small.toml")
+        assert caught.value.remedy == f'add {key} = {{ value = 1, unit = "{unit}", source = "..." }}'
+
+
 def test_a_machine_of_one_tier_needs_no_link():
     spec = parse_machine(MACHINE[: MACHINE.rindex("[[tier]]")], "small.toml")
     assert spec.run_tier == spec.home_tier == "hbm"

@@ -139,6 +139,9 @@ class _Machine(q.Reader):
         links = tuple(self.link(raw, i, tiers) for i, raw in enumerate(self.tables("link")))
         self.unique("link", [f"{link.src}->{link.dst}" for link in links])
         peers = self.peers()
+        if self.units > 1 and not (peers or cores) and any(tier.per_unit for tier in tiers):
+            fact = f"is missing, and {self.units} units, each with memory of its own, exchange in every layer"
+            raise self.wrong("peers", fact, "add a table [peers] with bandwidth, one unit's each way, and latency")
         power = self.quantity(self.raw["power"], "power", q.POWER) if "power" in self.raw else q.Quantity(0.0, "")
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
         spec = MachineSpec(

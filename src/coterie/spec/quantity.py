@@ -33,6 +33,10 @@ PER_CYCLE = {"B/cycle": 1.0}
 SHARE = {"share": 1.0}
 POWER = {"W": 1.0, "kW": 1000.0}
 
+_LIKE = {
+    "flops": "TFLOP/s", "launch_host": "us", "launch_device": "us", "capacity": "GB", "bandwidth": "GB/s",
+    "latency": "us",
+}  # fmt: skip
 _KEYS = {
     "value", "unit", "source", "per_unit", "per_host_link", "assumed", "fitted", "unknown", "low", "high",
     "achieved", "achieved_source",
@@ -127,7 +131,8 @@ class Reader:
         for extra in sorted(set(raw) - known):
             raise self.wrong(f"{prefix}{extra}", "is an unknown key", f"use {', '.join(sorted(known))}")
         for missing in sorted(needed - set(raw)):
-            raise self.wrong(f"{prefix}{missing}", "is missing", f"add {missing} = ...")
+            like = f'{{ value = 1, unit = "{_LIKE[missing]}", source = "..." }}' if missing in _LIKE else "..."
+            raise self.wrong(f"{prefix}{missing}", "is missing", f"add {missing} = {like}")
 
     def typed(self, value: Any, key: str, kind: type, meaning: str) -> Any:
         """The value if it is of that type."""
