@@ -3,8 +3,8 @@
     milp     least load of the busiest machine, then the fewest copies; scipy's solver, within a limit of nodes
     greedy   the heaviest expert first, to the machines with the least load; where the solver has no better answer;
              the largest first, then with fewer copies, where that leaves somebody without room. An expert with more
-             than a machine's part of the load gets copies: so many that none has more (ceil), or that each has a whole
-             part at least (floor). The first evens out loads; by the second fewer experts share a machine
+             than a machine's part of the load gets copies: so many that none has more, which evens out loads; or, not
+             `even`, one for each whole part, so that fewer experts share a machine, and spare machines to the busiest
 
 Nothing here looks at a clock: a busy machine gives the same answer, later.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -33,7 +33,6 @@ MAX_BINARIES = 1200  # above, the solver takes seconds
 COPY_COST = 1e-3  # of a copy, in shares of the mean load: copies only where they even out the load
 GAP = 0.01  # of the least load: nearer to it the solver need not come
 SAME = 1e-6
-Copies = Callable[[float], int]  # of an expert, by its load in shares of the mean of machines
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,15 +79,16 @@ class Placement:
 
 
 def place(
-    sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solver: bool = True, copies: Copies = ceil
+    sizes: Sequence[int], load: F64, machines: int, room_bytes: int, solver: bool = True, even: bool = True
 ) -> Placement:
-    """Place experts of these sizes and loads; `copies` is greedy's. Raises CapacityError, with what lacks, where it
-    cannot be done.
+    """Place experts of these sizes and loads; `even` is greedy's.
+
+    Raises CapacityError, with what lacks, where it cannot be done.
     """
     _check_room(sizes, machines, room_bytes)
     if machines == 1:
         return Placement(np.ones((len(sizes), 1)), "greedy", "one machine leaves nothing to choose")
-    greedy = _greediest(sizes, load, machines, room_bytes, copies)
+    greedy = _greediest(sizes, load, machines, room_bytes, even)
     if not solver:
         return greedy
     if len(sizes) * machines > MAX_BINARIES:
@@ -116,17 +116,20 @@ def _check_room(sizes: Sequence[int], machines: int, room_bytes: int) -> None:
         raise CapacityError(where, "one copy of every expert", total, room_bytes * machines, levers)
 
 
-def _greediest(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, copies: Copies) -> Placement:
+def _greediest(sizes: Sequence[int], load: F64, machines: int, room_bytes: int, even: bool) -> Placement:
     """Greedy, with as many copies of an expert as leave a piece of room for everybody. Raises CapacityError."""
     mean = load.sum() / machines
-    wanted = [max(1, copies(part)) for part in np.round(load / mean, 6)] if mean > 0 else [1] * len(sizes)
+    parts = np.round(load / mean, 6) if mean > 0 else np.zeros(len(sizes))
+    wanted = np.maximum(1, np.ceil(parts) if even else np.floor(parts)).astype(int)
+    while not even and wanted.sum() < machines:
+        wanted[np.argmax(parts / wanted)] += 1
     heaviest = sorted(range(len(sizes)), key=lambda e: (-load[e], -sizes[e]))
     orders = heaviest, sorted(heaviest, key=lambda e: -sizes[e])  # small ones may be in the way of a large one
     most = machines
     while True:
         for order in orders:
             try:
-                return _greedy(sizes, load, machines, room_bytes, order, [min(most, n) for n in wanted])
+                return _greedy(sizes, load, machines, room_bytes, order, np.minimum(wanted, most).tolist())
             except CapacityError:
                 if most == 1 and order is orders[-1]:
                     raise

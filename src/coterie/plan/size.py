@@ -168,10 +168,10 @@ def _by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
 def _by_rules(machine: Machine, goal: Goal, count: int) -> Iterator[Placement]:
     """Greedy placements by both counts of copies: with one alone, more machines may do worse than fewer."""
     sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
-    many = place(sizes, load, count, room, solver=False)
-    yield many
-    if many.replicated:
-        yield place(sizes, load, count, room, solver=False, copies=math.floor)
+    found = place(sizes, load, count, room, solver=False)
+    yield found
+    if found.replicated:
+        yield place(sizes, load, count, room, solver=False, even=False)
 
 
 def _enough(machine: Machine, goal: Goal, count: int) -> bool:
