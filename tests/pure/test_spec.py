@@ -120,6 +120,14 @@ def test_a_number_that_lacks_is_shown_as_it_is_written():
         assert caught.value.remedy == f'add {key} = {{ value = 1, unit = "{unit}", source = "..." }}'
 
 
+def test_ranges_of_times_are_listed_and_can_be_chosen():
+    """They were read after the list was made, so that `program_host=high` was no range."""
+    keys = {item.key for item in load_machine("sn40l-node").unpublished}
+    assert {"program_host", "program_device", "launch_host"} <= keys
+    high, low = (load_machine(f"sn40l-node:program_host={end}").program_host_s for end in ("high", "low"))
+    assert high > low > 0
+
+
 def test_a_machine_of_one_tier_needs_no_link():
     spec = parse_machine(MACHINE[: MACHINE.rindex("[[tier]]")], "small.toml")
     assert spec.run_tier == spec.home_tier == "hbm"

@@ -143,6 +143,7 @@ class _Machine(q.Reader):
             fact = f"is missing, and {self.units} units, each with memory of its own, exchange in every layer"
             raise self.wrong("peers", fact, "add a table [peers] with bandwidth, one unit's each way, and latency")
         power = self.quantity(self.raw["power"], "power", q.POWER) if "power" in self.raw else q.Quantity(0.0, "")
+        times = {f"{key}_s": self.time(key) for key in _TIMES}  # before what they mark is taken
         notes = self.typed(self.raw.get("notes", []), "notes", list, "a list of strings")
         spec = MachineSpec(
             name=self.string("name"),
@@ -174,7 +175,7 @@ class _Machine(q.Reader):
             price=self.cost(),
             notes=(*(str(note) for note in notes), *self.marked),
             unpublished=tuple(self.unpublished),
-            **{f"{key}_s": self.time(key) for key in _TIMES},
+            **times,
         )
         self.check_ends(spec)
         self.check_way_up(spec)
