@@ -191,7 +191,7 @@ def test_the_scale_of_yarn():
         ("deepseek-v2", {"q_lora_rank": 8}, "q_a_proj.weight .* is missing"),
         ("deepseek-v3", {"n_group": None}, "n_group is missing, which means what is not run for deepseek_v3"),
         ("deepseek-v3", {"rope_interleave": 3}, "rope_interleave is 3"),
-        ("glm4-moe-lite", {"mlp_layer_types": ["dense", "wide", "sparse"]}, "each dense or sparse"),
+        ("glm4-moe-lite", {"mlp_layer_types": ["dense", "wide", "sparse"]}, "names, dense or sparse"),
         ("minicpm3", {"scale_depth": None}, "scale_depth is missing, which means what is not run for minicpm3"),
         ("youtu", {"n_routed_experts": 4}, "mixture of experts inside a model, which is not run"),
     ],
