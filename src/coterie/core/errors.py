@@ -8,6 +8,7 @@
     |   `-- RequestError         a prompt or a sampling value
     |       `-- ContextError     a prompt that is longer than its expert's context
     |-- CapacityError            it does not fit: demand, bound and the levers that would help (HTTP 503)
+    |   |-- LargestExpertError   an expert alone is larger than the memory for experts
     |   `-- OversizeError        one request needs more than there is, so that waiting does not help (HTTP 400)
     |-- CrowdedError             so many requests wait that no more are taken (HTTP 429)
     |-- ConflictError            what is pinned or under way forbids it now (HTTP 409)
