@@ -18,7 +18,6 @@ from coterie.kernels.triton.launch import H100
 from coterie.kernels.triton.persistent import programs_that_fit
 
 CAPABILITY = int(os.environ.get("COMPILE_FOR", "90"))  # of the GPU that kernels are compiled for, times ten
-TARGET = f"sm_{CAPABILITY}{'a' if CAPABILITY == 90 else ''}"
 # Of a multiprocessor, and of a program: CUDA C++ Programming Guide, technical specifications of capability 9.0.
 MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
 OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate", ": scan")
@@ -138,7 +137,8 @@ def read(compiled):
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [get_ptxas(CAPABILITY).path, "-v", f"--gpu-name={TARGET}", file.name, "-o", "/dev/null"]
+        (target,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
+        command = [get_ptxas(CAPABILITY).path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = int(re.findall(r"Used (\d+) registers", log)[0])
     spilled = max(map(int, re.findall(r"(\d+) bytes spill", log)), default=0)

@@ -60,7 +60,8 @@ def test_a_row_has_the_bits_of_a_step_of_its_own_weight_in_that_bucket(shape, to
     """But for products on tensor cores, where it lies elsewhere in a tile, or packed ones of other tiles."""
     products, bucket = Products(shape, dtype), Bucket(tokens, tokens, tokens, 1)
     x, sizes = random(np.random.default_rng(1), 4, products.K), (products.N, products.K, tokens, tokens, 1, False)
-    alone = [products.plain(x, number, bucket) for number in range(3)]
+    in_shares = replace(LOW, packed_tokens=1, narrow_tokens=0)  # how tokens meet packed weights there, alone otherwise
+    alone = [products.plain(x, number, bucket, in_shares) for number in range(3)]
     within = 0 if LOW.few_in_shares(*sizes) else 1e-6
     assert bool(within) == (tokens == 16 and shape != "A")
     for of_S, lengths in (((0, 1, 2), (1, 2, 1)), ((2, 0), (3, 1)), ((1, 2, 1, 0), (1, 1, 1, 1)), ((1,), (4,))):
