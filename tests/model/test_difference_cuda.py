@@ -16,7 +16,7 @@ from tests.model import differences
 from tests.model.runner import BACKENDS, Stepper, in_turns
 from tests.model.runner import on_cuda as device_of
 from tests.model.test_difference import made
-from tests.model.theirs import prompt_of, relative_error
+from tests.model.theirs import most_lost, prompt_of, relative_error
 
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.devices.cuda.kernels import TritonKernels
@@ -86,7 +86,7 @@ def test_tokens_are_the_cpus_and_logits_near_them(
     prompt = prompt_of(model.config.vocab_size)[:7]
     mine, its = (Stepper(make_backend(backend, model)) for backend in ("triton", "cpu"))
     found, wanted = (logits(s, prompt[:3]) for s in (mine, its))
-    assert relative_error(found, wanted) <= ONE_ROUNDED
+    assert relative_error(found, wanted) <= most_lost(model, ONE_ROUNDED)
     with monkeypatch.context() as patch:
         patch.setitem(OPS, "linear", rounding_both)
         wanted = logits(Stepper(make_backend("reference", model)), prompt)
