@@ -276,10 +276,3 @@ def test_an_adapter_and_what_is_none(tmp_path):
     refused('config = "llama-2-7b"\nbase = "base"\n', r"base = \"base\" has no meaning without checkpoint")
     router = '[router]\nkind = "llm"\nfallback = "sql"\ncheckpoint = "sql"\n'
     refused('checkpoint = "base"\n' + router, r"router\.checkpoint\] .* has an adapter, where a whole model is wanted")
-
-
-def test_folder_whose_name_cannot_be_a_name(tmp_path):
-    (tmp_path / "an expert").mkdir()
-    (tmp_path / "an expert" / "config.json").write_text("{}")
-    with pytest.raises(CompositionError, match="'an expert' cannot be a name; rename it"):
-        load_composition(str(tmp_path))

@@ -30,7 +30,7 @@ def cached(hub: Path, model: str, *commits: str, main: str = "") -> Path:
 
 def test_what_cannot_be_an_expert_is_left_out_with_the_reason(tmp_path):
     checkpoint(tmp_path / "sql")
-    checkpoint(tmp_path / "an expert")
+    checkpoint(tmp_path / "\u6a21\u578b")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("not a model, and nobody would think so")
     (tmp_path / "ggufs").mkdir()
@@ -41,9 +41,9 @@ def test_what_cannot_be_an_expert_is_left_out_with_the_reason(tmp_path):
     found = load_composition(tmp_path)
     assert (found.names, found.is_folder) == (("sql",), True)
     said = {name: str(error) for name, error in found.left_out.items()}
-    assert said.keys() == {"an expert", "half", "one.gguf", "two.gguf"}
+    assert said.keys() == {"\u6a21\u578b", "half", "one.gguf", "two.gguf"}
     assert f"[{tmp_path}/half] has no config.json; download the whole model" in said["half"]
-    assert "'an expert' cannot be a name; rename it: use letters" in said["an expert"]
+    assert "'\u6a21\u578b' cannot be a name; rename it: use letters" in said["\u6a21\u578b"]
     assert (
         f"is a GGUF file, which is imported first; write an expert folder from it: coterie import {tmp_path}"
         in (said["one.gguf"])
@@ -126,6 +126,31 @@ def test_a_folder_with_an_experts_name_is_called_otherwise(tmp_path):
     assert load_composition(tmp_path / "sql").name == "sql-experts-experts"
 
 
+def test_a_folder_that_cannot_be_a_name_gives_one(tmp_path):
+    """What of it a name may have, unless another folder is called so; both forms of an accent give the same."""
+    names = ("My Model (1)", "-sql", "B\u00fccher", "tax v2", "tax-v2", "x" * 70, "red team/a b", "blue/a-b", "last.")
+    for name in names:
+        checkpoint(tmp_path / name)
+    found = load_composition(tmp_path)
+    places = {expert.name: str(expert.checkpoint.relative_to(tmp_path)) for expert in found.experts}
+    assert places == {
+        "My-Model-1": "My Model (1)",
+        "sql": "-sql",
+        "Bucher": "B\u00fccher",
+        "tax-v2": "tax-v2",
+        "x" * 64: "x" * 70,
+        "red-team--a-b": "red team/a b",
+        "blue--a-b": "blue/a-b",
+        "last.": "last.",
+    }
+    assert list(found.left_out) == ["tax v2"]
+    assert "'tax-v2' names two folders; rename one of them" in str(found.left_out["tax v2"])
+    checkpoint(tmp_path / "decomposed" / "Bu\u0308cher")
+    assert load_composition(tmp_path / "decomposed").names == ("Bucher",)
+    assert load_composition(tmp_path / "My Model (1)").names == ("My-Model-1",)
+    assert load_composition(checkpoint(tmp_path / "\u6a21")).names == ("model",)
+
+
 def test_of_two_folders_with_one_name_the_second_is_left_out(tmp_path):
     cached(tmp_path, "team--sql", "a1")
     for name in ("sql", "team--sql"):
@@ -149,10 +174,11 @@ def test_a_model_of_the_cache_by_its_id(tmp_path, monkeypatch):
 
 
 def test_where_nothing_is_left(tmp_path):
-    for name in ("one of two", "two of two"):
+    for name in ("\u4e00", "\u4e8c"):
         checkpoint(tmp_path / name)
-    with pytest.raises(CompositionError, match=r"nothing of 2 in it can be served; one of two: .* cannot be a name"):
+    with pytest.raises(CompositionError, match="cannot be a name") as raised:
         load_composition(tmp_path)
+    assert "nothing of 2 in it can be served; \u4e00: " in str(raised.value)
 
 
 @pytest.mark.parametrize("commit", ["../../../outside", "/etc", "", "a\nb", "..", b"\xff\xfe"])

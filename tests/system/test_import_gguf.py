@@ -84,6 +84,9 @@ def test_what_it_says_in_json_and_where_it_refuses(tmp_path: Path) -> None:
     refused(run("import", path, tmp_path / "out", "--weights", "int3"), *words)
     odd = write(tmp_path / "odd", "qwen2", metadata | {f"{G}pre": "some-new-one"})
     refused(run("import", odd, tmp_path / "out"), "tiny.gguf", "tokenizer.ggml.pre", "some-new-one", "--tokenizer")
+    pointer = tmp_path / "pointer.gguf"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 34\n")
+    refused(run("import", pointer, tmp_path / "out"), "pointer.gguf", "is a pointer of Git LFS", "git lfs pull")
     assert not list(tmp_path.glob("out*"))
     assert run("import", odd, tmp_path / "out", "--tokenizer", tmp_path / "four").exit_code == 0
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "four" / "tokenizer.json").read_bytes()
@@ -168,14 +171,25 @@ def test_where_others_keep_gguf_files(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         (manifests / tag).write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
     (manifests / "gone").write_text(json.dumps({"layers": [{**weights, "digest": "sha256:56"}]}))
+    (manifests / ".DS_Store").write_bytes(b"\xff")
+    for other in ("hf.co/me/tiny", "hf.co/you/tiny"):
+        (ollama / "manifests" / other).mkdir(parents=True)
+        (ollama / "manifests" / other / "latest").write_text(json.dumps({"layers": [weights, weights]}))
     for root, found, names in (
         (studio, "GGUF files (one.gguf)", ["one"]),
         (hub, "GGUF files (one.gguf)", ["one"]),
-        (ollama, "the GGUF files of Ollama's models", ["tiny", "tiny-1b"]),
+        (ollama, "the GGUF files of Ollama's models", ["library--tiny", "me--tiny", "you--tiny"]),
     ):
         refused(run("check", root), "no expert, but", found, f"coterie import {quote(str(root))} OUT")
         assert run("import", root, tmp_path / "out" / root.name).exit_code == 0
         assert sorted(one.name for one in (tmp_path / "out" / root.name).iterdir()) == names
+    (tmp_path / "home").mkdir()
+    ollama.rename(tmp_path / "home" / "models")
+    (tmp_path / "home" / "models" / "manifests" / "hf.co" / "me" / "tiny" / "latest").write_text("{")
+    again = run("import", tmp_path / "home", tmp_path / "out" / "ollama")
+    assert (again.exit_code, again.stderr.count("coterie: [")) == (2, 1)
+    assert "tiny/latest] not valid JSON" in again.stderr
+    assert "2 there already, 1 refused" in again.stdout
     refused(run("check", model), "GGUF files (one.gguf)")
     monkeypatch.setenv("HF_HUB_CACHE", str(hub))
     refused(run("run", "org/some-GGUF", "hi"), "GGUF files (one.gguf)")

@@ -16,7 +16,7 @@ from coterie.checkpoint.files import read_object
 from coterie.checkpoint.safetensors import TensorInfo, read_header
 from coterie.core.errors import CheckpointError, shown
 from coterie.core.paths import user_path
-from coterie.core.text import first_few
+from coterie.core.text import first_few, safe_name
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -100,7 +100,7 @@ def first_part(file: Path) -> Path:
 
 def import_remedy(file: Path) -> str:
     """What makes an expert of a GGUF file, as a shell takes it."""
-    return f"write an expert folder from it: coterie import {quote(str(file))} {quote(gguf_name(file))}"
+    return f"write an expert folder from it: coterie import {quote(str(file))} {safe_name(gguf_name(file)) or 'NAME'}"
 
 
 def brief(files: Sequence[Path]) -> str:

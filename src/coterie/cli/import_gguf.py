@@ -83,7 +83,9 @@ def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | N
         raise UsageError("--tokenizer", "one tokenizer for a folder of files", "import the file that wants it alone")
     found = gguf_folder(folder, target)
     experts: dict[str, Imported] = {}
-    refused: dict[str, str] = {}
+    refused = {str(file): str(error) for file, error in found.refused.items()}
+    for why in refused.values():
+        err.print(f"coterie: {why}", style="red", markup=False)
     for name, file in found.files.items():
         try:
             experts[name] = _import(file, found.target / name, weights, None, not json_)

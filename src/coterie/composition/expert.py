@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
+from coterie.core.text import safe_name
 
-NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # safe in `@name`, in a URL path and as a model id
+MOST_LETTERS = 64
+NAME_PATTERN = f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_LETTERS - 1}}}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 _NAME = re.compile(NAME_PATTERN)
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,11 @@ class Expert:
     delta: str = ""
 
 
-def safe_name(text: str) -> str:
-    """A text with hyphens for what a name may not have; empty where nothing is left, and perhaps still too long."""
-    return _UNSAFE.sub("-", text).strip("-._")
-
-
 def is_expert_name(text: str) -> bool:
     """Whether `text` can name an expert: letters, digits, dot, dash and underscore, 64 at most, no leading mark."""
     return _NAME.fullmatch(text) is not None
+
+
+def expert_name(text: str) -> str:
+    """What an expert is called whose folder or file has this name: the same, or what of it a name may have."""
+    return text if is_expert_name(text) else safe_name(text)[:MOST_LETTERS]

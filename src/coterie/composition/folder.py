@@ -4,6 +4,7 @@
     models/team/sql/config.json                                     -> sql, or team--sql where two have that name
     hub/models--team--name/snapshots/COMMIT/config.json             -> name, or team--name where two have that name
     (refs/main has the commit)
+    models/My Model (1)/config.json                                 -> My-Model-1, if no other folder is called so
 
 What cannot be one is left out, with the reason, so that the others can be served. Knows nothing about what a checkpoint
 holds, beyond that its folder has a config.json.
@@ -18,10 +19,11 @@ from pathlib import Path
 from shlex import quote
 
 from coterie.checkpoint.folder import CONFIG, beside_a_base, brief, gguf_files, import_remedy
-from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, safe_name
-from coterie.composition.gguf_folder import is_ollamas
+from coterie.composition.expert import NAME_RULE, Expert, expert_name, is_expert_name
+from coterie.composition.gguf_folder import ollamas_store
 from coterie.composition.hub import SNAPSHOTS, find_base, main_snapshot, named_in_cache
 from coterie.core.errors import CompositionError, CoterieError, UsageError
+from coterie.core.text import safe_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
     found = {path: place for path, place in places.items() if is_checkpoint(place)}
     in_places = {path: gguf_files(place) for path, place in places.items() if path not in found}
     files = [*gguf_files(root), *(file for some in in_places.values() for file in some)]
-    if (files or is_ollamas(root)) and not found:
+    if (files or ollamas_store(root)) and not found:
         which = f"GGUF files ({brief(files)})" if files else "the GGUF files of Ollama's models"
         fact = f"no expert, but {which}, each of which is imported first"
         raise CompositionError(
@@ -101,7 +103,8 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
         )
     short = Counter(_team_and_name(path, root)[1] for path in found)
     named: dict[str, Path] = {}
-    for path, place in found.items():
+    for path in sorted(found, key=lambda path: not is_expert_name(path.name)):  # a name is first whose own it is
+        place = found[path]
         team, name = _team_and_name(path, root)
         name = f"{team}--{name}" if team and short[name] > 1 else name
         if name in named:
@@ -149,16 +152,15 @@ def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
 
 def _team_and_name(path: Path, root: Path) -> tuple[str, str]:
     """A team and a name, by the folder in a cache, or by that in which it lies; no team for one beside others."""
-    return named_in_cache(path.name) if path.parent == root else (path.parent.name, path.name)
+    team, name = named_in_cache(path.name) if path.parent == root else (path.parent.name, path.name)
+    return expert_name(team), expert_name(name)
 
 
 def _expert(name: str, path: Path, root: Path) -> Expert:
-    if not is_expert_name(name):
-        raise CompositionError(str(root), f"folder name {name!r} cannot be a name", f"rename it: {NAME_RULE}")
     return Expert(name, path, base=find_base(path, root, str(root)) if beside_a_base(path) else None)
 
 
 def _name_alone(path: Path) -> str:
-    """A checkpoint's own name; of a snapshot in a Hugging Face cache, whose folder is a commit, the model's."""
+    """A checkpoint's own name, as an expert's; of a snapshot in a cache, whose folder is a commit, the model's."""
     in_cache = path.parent.name == "snapshots" and named_in_cache(path.parent.parent.name)
-    return in_cache[1] if in_cache and in_cache[0] else path.name
+    return expert_name(in_cache[1] if in_cache and in_cache[0] else path.name) or "model"

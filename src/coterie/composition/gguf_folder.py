@@ -13,70 +13,100 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
 
 from coterie.checkpoint.files import read_object
 from coterie.checkpoint.folder import GGUF, first_part, gguf_name
-from coterie.composition.expert import is_expert_name, safe_name
+from coterie.composition.expert import expert_name, is_expert_name
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
 MANIFESTS, BLOBS = "manifests", "blobs"  # of Ollama's store
 _WEIGHTS = "application/vnd.ollama.image.model"  # the layer of a manifest that is a GGUF file
+_DEFAULT_TAG = "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFolder:
-    """Files to import by the names of their experts, and the names of those that are there already."""
+    """Files to import by the names of their experts, the names of those that are there already, and what is neither."""
 
     target: Path
     files: Mapping[str, Path]
     there: tuple[str, ...]
+    refused: Mapping[Path, UsageError]
+
+
+class _Named(NamedTuple):
+    """A file, what it is called, and what stands before that where others are called the same."""
+
+    name: str
+    team: str
+    file: Path
 
 
 def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
     """Every GGUF file below a folder; a later part stands for a first one that is not there, and is refused with it.
 
-    Where several have one name, their folders' stand before it. Raises UsageError where there is none, or two would
-    have one name all the same, CheckpointError for a damaged manifest.
+    Where several have one name, their folders' stand before it; what has the same name all the same, or none, is
+    refused. Raises UsageError where there is no such file.
     """
     folder, out = user_path(source), user_path(target)
+    refused: dict[Path, UsageError] = {}
+    named = [*_below(folder), *(_ollamas(store, refused) if (store := ollamas_store(folder)) else ())]
+    if not (named or refused):
+        raise UsageError(str(folder), f"has no file of the kind *{GGUF}", "name a GGUF file or a folder of them")
     found: dict[str, Path] = {}
+    often = Counter(name for name, _, _ in named)
+    for called, team, file in named:
+        name = called if often[called] == 1 else expert_name(f"{team}--{called}")
+        remedy = f"import it alone: coterie import {quote(str(file))} {quote(str(out / 'NAME'))}"
+        if not is_expert_name(name):
+            refused[file] = UsageError(str(file), f"its name gives {name!r}, which cannot be an expert's", remedy)
+        elif name in found:
+            refused[file] = UsageError(str(file), f"would have the same name as {found[name]}, {name}", remedy)
+        else:
+            found[name] = file
+    there = tuple(name for name in found if (out / name).exists())
+    return GgufFolder(out, {name: file for name, file in found.items() if name not in there}, there, refused)
+
+
+def _below(folder: Path) -> Iterator[_Named]:
+    """The files below a folder, but for later parts of those that are there."""
     stands_for: dict[Path, Path] = {}
     for file in sorted(file for file in folder.rglob(f"*{GGUF}") if file.is_file()):
         stands_for.setdefault(first_part(file), file)
-    named = [(gguf_name(file), file) for file in stands_for.values()]
-    named += _ollamas(folder) if is_ollamas(folder) else []
-    often = Counter(name for name, _ in named)
-    for called, file in named:
-        name = safe_name(called if often[called] == 1 else f"{safe_name(file.parent.name)}--{called}")
-        if not is_expert_name(name):
-            fact = f"its name gives {name!r}, which cannot be an expert's"
-            raise UsageError(str(file), fact, f"import it alone: coterie import {file} {out}/NAME")
-        if name in found:
-            fact = f"would have the same name as {found[name]}, {name}"
-            raise UsageError(str(file), fact, f"import it alone: coterie import {file} {out}/NAME")
-        found[name] = file
-    if not found:
-        raise UsageError(str(folder), f"has no file of the kind *{GGUF}", "name a GGUF file or a folder of them")
-    there = tuple(name for name in found if (out / name).exists())
-    return GgufFolder(out, {name: file for name, file in found.items() if name not in there}, there)
+    for file in stands_for.values():
+        yield _Named(expert_name(gguf_name(file)), expert_name(file.parent.name), file)
 
 
-def is_ollamas(folder: Path) -> bool:
-    """Whether a folder is where Ollama keeps its models."""
-    return (folder / MANIFESTS).is_dir() and (folder / BLOBS).is_dir()
+def ollamas_store(folder: Path) -> Path | None:
+    """Where Ollama keeps its models: this folder, or `models` in it (as ~/.ollama has it); None: not here."""
+    places = (folder, folder / "models")
+    return next((place for place in places if (place / MANIFESTS).is_dir() and (place / BLOBS).is_dir()), None)
 
 
-def _ollamas(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names and files of Ollama's models that are there: a manifest is called by its tag, in a folder of the model's.
+def _ollamas(store: Path, refused: dict[Path, UsageError]) -> Iterator[_Named]:
+    """Ollama's models whose files are there, by model and tag; tags of a model that mean one file are one.
 
-    Source: Ollama's docs/import.md and types of its manifests (schema version 2, media types). Raises CheckpointError.
+    manifests/HOST/NAMESPACE/MODEL/TAG is JSON: layers, each with a mediaType and the digest (sha256:...) by which its
+    file is called; of several layers of weights the last counts. Damaged manifests are `refused`.
+
+    Source: github.com/ollama/ollama, server/manifest.go, modelpath.go and images.go (GetModel).
     """
-    for manifest in sorted(file for file in (folder / MANIFESTS).rglob("*") if file.is_file()):
-        layers = read_object(manifest).get("layers")
-        for layer in layers if isinstance(layers, list) else ():
-            if isinstance(layer, dict) and layer.get("mediaType") == _WEIGHTS:
-                file = folder / BLOBS / str(layer.get("digest")).replace(":", "-")
-                tag = "" if manifest.name == "latest" else f"-{manifest.name}"
-                if file.is_file():
-                    yield f"{manifest.parent.name}{tag}", file
+    tags = (file for file in (store / MANIFESTS).glob("*/*/*/*") if file.is_file() and not file.name.startswith("."))
+    taken: set[tuple[Path, Path]] = set()
+    for manifest in sorted(tags, key=lambda tag: (tag.parent, tag.name != _DEFAULT_TAG, tag.name)):
+        model = manifest.parent
+        try:
+            layers = read_object(manifest).get("layers")
+        except UsageError as error:
+            refused[manifest] = error
+            continue
+        rows = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+        digests = [str(layer.get("digest")) for layer in rows if layer.get("mediaType") == _WEIGHTS]
+        file = store / BLOBS / digests[-1].replace(":", "-") if digests else None
+        if file is not None and file.is_file() and (model, file) not in taken:
+            taken.add((model, file))
+            tag = "" if manifest.name == _DEFAULT_TAG else f"-{manifest.name}"
+            yield _Named(expert_name(f"{model.name}{tag}"), expert_name(model.parent.name), file)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from unicodedata import combining, normalize
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def safe_name(text: str) -> str:
+    """A text without accents, and with hyphens for what else a name may not have; empty where nothing is left.
+
+    The same for both forms in which systems write an accented letter.
+    """
+    plain = "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
+    return _UNSAFE.sub("-", plain).strip("-._")
 
 
 def nearest_hint(name: str, names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.checkpoint.files import open_file
+from coterie.checkpoint.files import open_file, refuse_pointer
 from coterie.core.errors import CheckpointError, UnsupportedError
 
 MAGIC = b"GGUF"
@@ -57,6 +57,7 @@ def read_header(path: Path) -> Header:
     """Raises CheckpointError naming what does not fit, UnsupportedError for a file of the other byte order."""
     with open_file(path) as file:
         begin = file.read(24)
+        refuse_pointer(begin, str(path))
         if len(begin) < 24 or begin[:4] != MAGIC:
             fact = f"{path.stat().st_size} bytes, which begin with {begin[:4]!r} and not with GGUF magic and counts"
             raise CheckpointError(str(path), f"is not a whole GGUF file ({fact})", "download the file again")
