@@ -104,6 +104,13 @@ BY_TABLE = {
     "name with a slash": ('name = "a"', 'name = "a/b"', "cannot be a name"),
     "name with an at": ('name = "a"', 'name = "@a"', "cannot be a name"),
     "name too long": ('name = "a"', f'name = "{"a" * 65}"', "cannot be a name"),
+    "alias of nobody's form": (
+        'name = "a"',
+        'name = "a"\naliases = ["b", "b c"]',
+        'aliases = "b c" cannot be a name; use',
+    ),
+    "alias with a mark at its end": ('name = "a"', 'name = "a"\naliases = ["b:"]', 'aliases = "b:" cannot be a name'),
+    "no aliases": ('name = "a"', 'name = "a"\naliases = []', r"aliases = \[\] is empty"),
     "empty name": ('name = "a"', 'name = ""', "is empty"),
     "empty checkpoint": ('checkpoint = "a"', 'checkpoint = ""', "is empty"),
     "unknown sampling key": (
@@ -126,6 +133,18 @@ BY_TABLE = {
 
 # what only the whole file, or the disk, can tell
 BY_MEANING = {
+    "alias of the composition's name": (
+        'name = "a"',
+        'name = "a"\naliases = ["small"]',
+        r"expert 'a'.aliases\] the alias 'small' is also the name of the composition; give each name once",
+    ),
+    "alias of its own name": ('name = "a"', 'name = "a"\naliases = ["a"]', "'a' is also the name of the expert a"),
+    "alias twice": ('name = "a"', 'name = "a"\naliases = ["o/m:t", "o/m:t"]', "'o/m:t' is also an alias of a"),
+    "aliases of counted experts": (
+        'name = "b"\nconfig = "llama-2-7b"',
+        'name = "b-{i}"\nconfig = "l"\ncount = 2\naliases = ["x"]',
+        "is also an alias of b-0",
+    ),
     "duplicate name": ('name = "b"\nconfig', 'name = "a"\nconfig', "the name 'a' is already taken"),
     "fallback is no expert": ('fallback = "b"', 'fallback = "bb"', "router.fallback.* 'bb' is not an expert"),
     "draft is no expert": ('name = "a"', 'name = "a"\ndraft = "c"', r"expert 'a'.draft\] draft = 'c' is not an expert"),

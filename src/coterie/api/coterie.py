@@ -260,12 +260,12 @@ class Coterie(Measuring, ExpertCommands):
             yield
 
     @contextlib.contextmanager
-    def _control(self, expert: str) -> Iterator[ExpertControl]:
+    def _control(self, expert: str) -> Iterator[tuple[ExpertControl, str]]:
         with self._opened():
-            self.composition.expert(expert)
+            name = self.composition.expert(expert).name
             if self.idle and not self.quiet:  # a load whose request has left: has it ended?
                 self._unseen += self._advance(0.0)
-            yield self._parts.engine.control
+            yield self._parts.engine.control, name
 
     def _begin(self, query: Query) -> Pending:
         return begun(self.routing, query, self.texts, self._parts.all_weights, self._lock)

@@ -17,8 +17,8 @@ class ExpertCommands(ABC):
     """The part of a Coterie that loads, unloads and pins."""
 
     @abstractmethod
-    def _control(self, expert: str) -> AbstractContextManager[ExpertControl]:
-        """Where an expert is controlled, between two steps. Raises NotFoundError, ClosedError."""
+    def _control(self, expert: str) -> AbstractContextManager[tuple[ExpertControl, str]]:
+        """Where an expert is controlled, between two steps, and its own name. Raises NotFoundError, ClosedError."""
 
     @abstractmethod
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
@@ -39,23 +39,23 @@ class ExpertCommands(ABC):
 
     def load_soon(self, expert: str, tell: Told) -> None:
         """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
-        with self._control(expert) as control:
-            control.load(expert, tell)
+        with self._control(expert) as (control, name):
+            control.load(name, tell)
 
     def unload(self, expert: str) -> None:
         """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
-        with self._control(expert) as control:
-            control.unload(expert)
+        with self._control(expert) as (control, name):
+            control.unload(name)
 
     def pin(self, expert: str) -> None:
         """Never evict an expert from the run tier, from now or from when it comes in.
 
         Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
         """
-        with self._control(expert) as control:
-            control.pin(expert)
+        with self._control(expert) as (control, name):
+            control.pin(name)
 
     def unpin(self, expert: str) -> None:
         """Let an expert be evicted again. Raises NotFoundError."""
-        with self._control(expert) as control:
-            control.unpin(expert)
+        with self._control(expert) as (control, name):
+            control.unpin(name)

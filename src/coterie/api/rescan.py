@@ -161,10 +161,21 @@ def rescan(
         kept[ROUTER], gone, then = then, frozenset(), routing
     for name in gone:
         _retire(parts, name)
-    experts = tuple([expert for name, expert in now.items() if name not in gone])
+    names = _aliases(before if then is routing else {}, looked.found)
+    experts = tuple([replace(one, aliases=names.get(name, ())) for name, one in now.items() if name not in gone])
     added, renewed = ([name for name in changed if (name in before) == old] for old in (False, True))
     then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
+
+
+def _aliases(stay: Mapping[str, Expert], found: Composition) -> dict[str, tuple[str, ...]]:
+    """Whose aliases are which: as the file says, whatever became of weights, so that each is one expert's.
+
+    Where some `stay` by the names that they have, another gets of its own those that are free.
+    """
+    taken = {name for expert in stay.values() for name in (expert.name, *expert.aliases)}
+    of_file = {expert.name: tuple([a for a in expert.aliases if a not in taken]) for expert in found.experts}
+    return of_file | {expert.name: expert.aliases for expert in stay.values()}
 
 
 def _retire(parts: Parts, name: str) -> None:

@@ -76,6 +76,9 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
     out.print(plan_line(made))
     for line in (*draft_lines(models, made), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
+    for expert in found.experts:
+        if expert.aliases:
+            out.print(f"aliases of {expert.name}: {', '.join(expert.aliases)}", markup=False)
     if parts := [name for name, model in models.items() if model.part_of]:
         out.print(f"note: of {', '.join(parts)} the text model is run; images are not read", markup=False)
 
@@ -149,6 +152,7 @@ def _family(model: Model) -> str:
 
 
 def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[str, Any]:
+    aliases = {expert.name: expert.aliases for expert in found.experts}
     return {
         "composition": found.name,
         "left_out": {name: str(error) for name, error in found.left_out.items()},
@@ -167,6 +171,7 @@ def _report(found: Composition, models: dict[str, Model], made: Plan) -> dict[st
                 "state_bytes_per_sequence": model.kv.state_bytes,
                 "base": made.base_of.get(name, ""),
                 "draft": model.draft,
+                "aliases": list(aliases.get(name, ())),
                 "sampling": defaults_of(model),
                 "activations": model.activations,
                 "notes": list(model.advised.notes),

@@ -88,12 +88,13 @@ def _checked(questions: tuple[Question, ...], composition: Composition, path: Pa
     named = {question.expert for question in questions} - {None}
     if not named:
         raise CompositionError(str(path), "no question belongs to an expert", "add some with an expert")
+    own: dict[str | None, str | None] = {None: None}
     for name in sorted(map(str, named)):
         try:
-            composition.expert(name)
+            own[name] = composition.expert(name).name
         except NotFoundError as error:
             raise CompositionError(str(path), error.fact, error.remedy) from None
-    return questions
+    return tuple([replace(question, expert=own[question.expert]) for question in questions])
 
 
 def _have_answers(asked: list[Question], path: Path) -> bool:

@@ -153,7 +153,7 @@ def _detail(answer: Answer) -> str:
 
 def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query], expert: str) -> None:
     said: tuple[Message, ...] = ()
-    previous = ""
+    expert, previous = expert and coterie.composition.expert(expert).name, ""
     with contextlib.suppress(ImportError):
         import_module("readline")  # then input() has a history, and keys that edit a line
     out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")

@@ -14,7 +14,7 @@ from typing import Any
 
 from coterie.checkpoint.folder import GGUF, import_remedy
 from coterie.composition.examples import read_examples
-from coterie.composition.expert import NAME_RULE, Expert, is_expert_name
+from coterie.composition.expert import NAME_RULE, Expert, check_aliases, is_expert_name
 from coterie.composition.folder import experts_of
 from coterie.composition.hub import cached_model, find_folders, hub_cache, is_hub_id
 from coterie.composition.routers import llm
@@ -83,21 +83,30 @@ class Composition:
         """The experts' names, in the order of the file."""
         return tuple(expert.name for expert in self.experts)
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The other names by which they are asked."""
+        return tuple(alias for expert in self.experts for alias in expert.aliases)
+
+    def named(self, name: str) -> Expert | None:
+        """The expert of that name or alias, if there is one."""
+        own = (expert for expert in self.experts if expert.name == name)
+        return next(own, None) or next((expert for expert in self.experts if name in expert.aliases), None)
+
     def expert(self, name: str) -> Expert:
-        """The expert of that name. Raises NotFoundError with the nearest names."""
-        for expert in self.experts:
-            if expert.name == name:
-                return expert
+        """The expert of that name or alias. Raises NotFoundError with the nearest names."""
+        if found := self.named(name):
+            return found
         if why := self.left_out.get(name):
             raise NotFoundError(self.name, f"the expert {name} is left out: [{why.where}] {why.fact}", why.remedy)
-        raise NotFoundError(
-            self.name, f"there is no expert {shown(name)} among {len(self.experts)}", name_hint(name, self.names)
-        )
+        fact = f"there is no expert {shown(name)} among {len(self.experts)}"
+        raise NotFoundError(self.name, fact, name_hint(name, self.names, self.aliases))
 
 
-def name_hint(name: str, names: Sequence[str]) -> str:
+def name_hint(name: str, names: Sequence[str], aliases: Sequence[str] = ()) -> str:
     """What to say to someone who gave a name that no expert has."""
-    close = nearest(name, names) or [known for known in names if name.casefold() in known.casefold()][:MOST_MEANT]
+    known_as = (*names, *aliases)
+    close = nearest(name, known_as) or [known for known in known_as if name.casefold() in known.casefold()][:MOST_MEANT]
     if name and close:
         return f"did you mean {' or '.join(close)}?"
     return f"the experts are {first_few(names, MOST_NAMES)}"
@@ -171,6 +180,7 @@ def composition_of(values: Mapping[str, Any], path: Path) -> Composition:
     if values["name"] in names:
         fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
+    check_aliases(experts, values["name"], file)
     router = _router(values["router"], names, root, file) if "router" in values else None
     router = _with_examples(router, values, names, root, file)
     about = values.get("description", "")
@@ -196,11 +206,12 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
 
 
 def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
-    name, description, sampling = table["name"], table.get("description", ""), _sampling(table, where)
-    draft = table.get("draft", "")
+    said = {"description": table.get("description", ""), "sampling": _sampling(table, where)}
+    said |= {"draft": table.get("draft", ""), "aliases": tuple(table.get("aliases", ()))}
+    name = table["name"]
     if "checkpoint" in table:
         checkpoint, base = find_folders(table, root, where, whole=name == llm.ROUTER)
-        return Expert(name, checkpoint=checkpoint, description=description, base=base, sampling=sampling, draft=draft)
+        return Expert(name, checkpoint=checkpoint, base=base, **said)
     config = table["config"]
     if "/" in config or config.endswith(".json"):
         path = root / user_path(config, f"{where}.config")
@@ -213,7 +224,7 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     if "rank" in kind and "delta" in kind:
         fact = f"rank = {kind['rank']} and delta = {kind['delta']!r}: an expert is an adapter or a delta"
         raise CompositionError(where, fact, "leave one of them out")
-    return Expert(name, config=config, description=description, sampling=sampling, draft=draft, **kind)
+    return Expert(name, config=config, **said, **kind)
 
 
 def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:

@@ -6,15 +6,20 @@ Knows nothing about what is inside the checkpoint.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from coterie.core.errors import CompositionError
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.core.text import safe_name
 
 MOST_LETTERS = 64
 NAME_PATTERN = f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_LETTERS - 1}}}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
+# What clients call models elsewhere: ORG/MODEL:TAG. The last letter is none that ends an address, as in "@name: ...".
+ALIAS_PATTERN = "[A-Za-z0-9](?:[A-Za-z0-9._/:-]{0,126}[A-Za-z0-9._-])?"
+ALIAS_RULE = "letters, digits, dot, dash, underscore, and inside / and :, 128 at most, beginning as a name does"
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -25,7 +30,7 @@ class Expert:
     `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
     checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs. `sampling`: how its tokens
     are drawn where a request does not say; this goes before what its checkpoint says. `draft`: the name of the expert
-    that guesses for it.
+    that guesses for it. `aliases`: other names by which it is asked.
 
     What an expert without bytes is besides its config: `packed`, the type of its weights, as `coterie quantize` names
     it; beside the config's model, which all such experts share, an adapter of a `rank` or a `delta` of this type.
@@ -38,9 +43,23 @@ class Expert:
     base: Path | None = None
     sampling: PartialSampling = NOTHING_SAID
     draft: str = ""
+    aliases: tuple[str, ...] = ()
     packed: str = ""
     rank: int = 0
     delta: str = ""
+
+
+def check_aliases(experts: Iterable[Expert], whole: str, file: str) -> None:
+    """Raise CompositionError where an alias is one of two experts', an expert's name too, or that of the `whole`."""
+    experts = list(experts)
+    taken = {expert.name: f"the name of the expert {expert.name}" for expert in experts}
+    taken[whole] = "the name of the composition"
+    for expert in experts:
+        for alias in expert.aliases:
+            if alias in taken:
+                fact = f"the alias {alias!r} is also {taken[alias]}"
+                raise CompositionError(f"{file}: expert {expert.name!r}.aliases", fact, "give each name once")
+            taken[alias] = f"an alias of {expert.name}"
 
 
 def is_expert_name(text: str) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from coterie.composition.composition import MOST_NAMES, Composition, RouterSpec, name_hint
+from coterie.composition.expert import is_expert_name
 from coterie.composition.router import Ask, Prompt, Result, Route, Router
 from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
@@ -26,7 +27,7 @@ from coterie.composition.validate import nearest
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UnsupportedError, UsageError
 from coterie.core.text import first_few
 
-_ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._-]*)([:,]?)(?=\s|$)\s*")
+_ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._/:-]*?)([:,]?)(?=\s|$)\s*")
 _LIKE_A_NAME = 0.75  # similarity from which an unknown @name counts as a misspelt expert, not as part of the prompt
 
 
@@ -135,7 +136,8 @@ class Routing:
         resident: Collection[str] = (),
         unfit: Unfit = always_fits,
     ) -> Pending:
-        """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name.
+        """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name
+        or alias.
 
         Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
         routers that ask nothing can do that. `resident`: the experts that are in memory now. `unfit`: see Pending.
@@ -152,7 +154,7 @@ class Routing:
         if addressee is not None:
             return Pending(addressed, (), Route(addressee, 1.0, (), f"the prompt is addressed to @{addressee}"), None)
         if previous is not None:
-            self.composition.expert(previous)
+            previous = self.composition.expert(previous).name
         asks = self.router.ask(addressed) if self.router is not None else ()
         if previous is None and not asks:
             previous = self._replay(prompt, resident)
@@ -216,15 +218,20 @@ class Routing:
 
     def _split(self, text: str) -> tuple[str, str | None]:
         match = _ADDRESS.match(text)
-        if match is None or match[1] not in self.composition.names:
+        expert = None if match is None else self.composition.named(match[1])
+        if match is None or expert is None:
             return text, None
-        return text[match.end() :], match[1]
+        return text[match.end() :], expert.name
 
     def _refuse_misspelt(self, text: str) -> None:
         """An @name like no expert's is a part of the prompt (a handle, code); one much like it is a mistake."""
-        match = _ADDRESS.match(text)
-        if match is not None and nearest(match[1], self.composition.names, cutoff=_LIKE_A_NAME):
-            remedy = f"{name_hint(match[1], self.composition.names)} (with a space after the @ it is ordinary text)"
+        match, known = _ADDRESS.match(text), self.composition
+        if match is None:
+            return
+        # @scope/package is much like an expert called scope-package, and yet no mistake
+        alike = [n for n in (*known.names, *known.aliases) if is_expert_name(n) == is_expert_name(match[1])]
+        if nearest(match[1], alike, cutoff=_LIKE_A_NAME):
+            remedy = f"{name_hint(match[1], alike)} (with a space after the @ it is ordinary text)"
             raise NotFoundError("prompt", f"there is no expert @{match[1]}", remedy)
 
     def _replay(self, prompt: Prompt, resident: Collection[str]) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from coterie.composition.expert import NAME_PATTERN
+from coterie.composition.expert import ALIAS_PATTERN, ALIAS_RULE, NAME_PATTERN
 from coterie.composition.routers.language import LANGUAGES
 from coterie.core.sampling import MAX_PENALTY, MAX_REPETITION, MAX_TEMPERATURE
 from coterie.models.packing import BY_NAME
@@ -145,6 +145,8 @@ EXPERT = Table(
     keys=(
         Key("name", "string", "the expert's name; {i} counts from 0 where count is given", required=True,
             pattern=_COUNTED_NAME, pattern_meaning=_NAME_MEANING),
+        Key("aliases", "strings", "other names by which clients may ask for it, as model or by @",
+            pattern=ALIAS_PATTERN, pattern_meaning=ALIAS_RULE),
         Key("checkpoint", "string",
             "a folder with config.json, a LoRA adapter's, a delta's, or a Hugging Face id in the local cache"),
         Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
@@ -220,7 +222,8 @@ def _key_schema(key: Key) -> dict[str, Any]:
         inner = _table_schema(key.table)
         return schema | (inner if key.type == "table" else {"type": "array", "minItems": 1, "items": inner})
     if key.type == "strings":
-        return schema | {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": NOT_BLANK}}
+        pattern = f"^(?:{key.pattern})$" if key.pattern else NOT_BLANK
+        return schema | {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": pattern}}
     schema["type"] = key.type
     if key.minimum is not None:
         schema["minimum"] = key.minimum

@@ -242,7 +242,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 def _paths(app: Starlette) -> str:
     """What may be asked."""
     asked = [route for route in app.routes if isinstance(route, Route) and route.methods]
-    return ", ".join(f"{sorted(route.methods - {'HEAD'})[0]} {route.path}" for route in asked if route.methods)
+    return ", ".join(f"{sorted(route.methods - {'HEAD'})[0]} {route.path_format}" for route in asked if route.methods)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

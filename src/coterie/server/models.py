@@ -24,7 +24,7 @@ _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def model_list(coterie: Coterie) -> list[dict[str, Any]]:
-    """One row for the composition, which is its router's name, and one for each expert.
+    """One row for the composition, which is its router's name, one for each expert and one for each of its aliases.
 
     `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes. LENGTH is
     how many tokens of prompt and answer it takes at most, of the composition the largest of any.
@@ -43,6 +43,7 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         detail = {
             "kind": "expert",
             "description": expert.description,
+            "aliases": list(expert.aliases),
             "sampling": defaults_of(coterie.models[expert.name]),
             "chat_template": coterie.texts[expert.name].template is not None,
             "resident": found.state != "absent",
@@ -53,6 +54,8 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
         else:
             own = {"created": created[expert.name], LENGTH: most[expert.name], "coterie": detail}
             rows.append({"id": expert.name, **head, **own})
+            as_alias = {**own, "coterie": {**detail, "kind": "alias", "alias_of": expert.name}}
+            rows += [{"id": alias, **head, **as_alias} for alias in expert.aliases]
     return rows
 
 
@@ -99,16 +102,16 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
 
         return endpoint
 
-    one = "/v1/models/{name}"
+    one = "/v1/models/{name:path}"  # an alias may have a slash
     return [
         Route("/v1/status", status, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/rescan", rescan, methods=["POST"]),
-        Route(one, model, methods=["GET"]),
         Route(f"{one}/load", load, methods=["POST"]),
         Route(f"{one}/unload", act(Coterie.unload), methods=["POST"]),
         Route(f"{one}/pin", act(Coterie.pin), methods=["POST"]),
         Route(f"{one}/unpin", act(Coterie.unpin), methods=["POST"]),
+        Route(one, model, methods=["GET"]),
     ]
 
 
