@@ -130,6 +130,42 @@ def test_the_text_is_that_of_transformers(pair, messages, add_generation_prompt)
     assert ours.render(messages, add_generation_prompt) == wanted
 
 
+@pytest.mark.parametrize("said", ["It", "It is, <s> of it", "\n\nIt\n  is", "{"])
+def test_a_begun_answer_ends_as_that_of_transformers(pair, said):
+    ours, theirs = pair
+    if "content" not in theirs.chat_template:
+        pytest.skip("transformers wants the word in the template")
+    messages = [USER, {"role": "assistant", "content": "It"}, USER, {"role": "assistant", "content": said}]
+    wanted = theirs.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert ours.render_begun(messages) == wanted
+    assert wanted.endswith(said.lstrip())
+    assert ours.render_begun([*messages[:-1], {"role": "assistant", "content": said + " \n"}]) == wanted + " \n"
+
+
+@pytest.mark.parametrize(
+    ("template", "last", "fact"),
+    [
+        (CHATML, {"role": "user", "content": "x"}, "no text of the assistant's"),
+        (CHATML, {"role": "assistant", "content": " \n"}, "no text of the assistant's"),
+        (CHATML, {"role": "assistant", "content": "x", "tool_calls": [{}]}, "no text of the assistant's"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", {"role": "assistant", "content": "x"}, "does not write"),
+        (
+            "{% for m in messages %}{{ m.content.split('</t>')[-1] }}{% endfor %}",
+            {"role": "assistant", "content": "hm</t>x"},
+            "does not write",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+            {"role": "assistant", "content": 'a"b'},
+            "not write",
+        ),
+    ],
+)
+def test_what_no_answer_can_go_on_with(tmp_path, template, last, fact):
+    with pytest.raises(RequestError, match=rf"\[messages\] the last one is to be gone on with.*{fact}"):
+        ChatTemplate.from_folder(save(tmp_path, {"chat_template": template})).render_begun([USER, last])
+
+
 @pytest.mark.parametrize("style", ["file", "list", "file wins"])
 def test_where_templates_are_kept(tmp_path, style):
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]

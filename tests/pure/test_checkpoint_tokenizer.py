@@ -47,6 +47,22 @@ def stream(tokenizer, ids):
     return [*pieces, detokenizer.flush()]
 
 
+@pytest.mark.parametrize("said", ["ab", "ab ", "\u00e9", "\U0001f600"])
+def test_a_first_word_behind_others_keeps_its_space(metaspace, said):
+    """An answer that goes on with a text; alone it would begin without."""
+    tokenizer = Tokenizer.from_folder(metaspace)
+    begun, rest = tokenizer.encode(said, False), tokenizer.encode("c de", False)
+    assert "".join(stream(tokenizer, rest)) == "c de"
+    behind = tokenizer.detokenizer()
+    behind.follow(begun)
+    pieces = [*map(behind.push, rest), behind.flush()]
+    wanted = tokenizer.decode([*begun, *rest])[len(tokenizer.decode(begun)) :]
+    assert "".join(pieces) == wanted == " c de"
+    nothing = tokenizer.detokenizer()
+    nothing.follow([])
+    assert "".join([*map(nothing.push, rest), nothing.flush()]) == "c de"
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=30))
 def test_pieces_join_to_the_text(byte_level, text):

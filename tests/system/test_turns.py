@@ -228,7 +228,10 @@ def test_turns_are_messages_of_a_chat() -> None:
         ({"max_tokens": 0}, "[max_tokens] is 0"),
         ({"messages": []}, "[messages] is missing or empty"),
         ({"messages": [{"role": "system", "content": "x"}]}, "[messages[0]] has no known role"),
-        ({"messages": [*ASKED, {"role": "assistant", "content": "It"}]}, "[messages[1]] is the last one"),
+        (
+            {"messages": [*ASKED, {"role": "assistant", "content": " "}]},
+            "[messages] the last one is to be gone on with",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "[messages[0].content[0]] is no text"),
         ({"messages": [{"role": "user", "content": 3}]}, "[messages[0].content] is neither text nor blocks"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "but not of which"),
@@ -278,11 +281,6 @@ def test_a_key_may_come_in_either_header(url: str) -> None:
         got = httpx.post(f"{url}/v1/messages", json=BASE, headers=headers)
         assert got.status_code == status
         assert status == 200 or got.json()["error"]["type"] == "authentication_error"
-
-
-def test_a_last_turn_of_the_assistant_is_refused_by_its_place() -> None:
-    with pytest.raises(RequestError, match=r"messages\[1\]"):
-        parse_turns({**BASE, "messages": [*ASKED, {"role": "assistant", "content": "{"}]})
 
 
 @pytest.mark.parametrize("field", ["thinking", "tool_choice"])

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from coterie.api.ready import Experts, route_that_fits
-from coterie.api.texts import Text, open_texts, prompt_of
-from coterie.api.types import Query
+from coterie.api.texts import Text, open_texts
+from coterie.api.types import Query, prompt_of
 from coterie.composition.composition import Composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Routing

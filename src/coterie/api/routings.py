@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from coterie.api.embeddings import apply_layers, query_of
-from coterie.api.texts import Text, prompt_of
-from coterie.api.types import Query
+from coterie.api.texts import Text
+from coterie.api.types import Query, prompt_of
 from coterie.api.vector_cache import VectorCache
 from coterie.composition.router import Ask, Prompt, Result, Route
 from coterie.composition.routing import Pending, Routing

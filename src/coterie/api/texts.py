@@ -111,13 +111,17 @@ class Text:
         if self.tokenizer is None:
             return None
         speech, form = self._speech(query, prompt_ids), self._calls_form(query)
-        if speech.channels:
-            return ChannelText(self.tokenizer, calls=form is not None)
         shown = () if form is None else form.marks
-        if speech.marks is None:
-            return self.tokenizer.detokenizer(shown)
-        kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
-        return ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
+        if speech.channels:
+            found: Detokenizer = ChannelText(self.tokenizer, calls=form is not None)
+        elif speech.marks is None:
+            found = self.tokenizer.detokenizer(shown)
+        else:
+            kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
+            found = ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
+        if query.continues:
+            found.follow(prompt_ids)
+        return found
 
     def chats(self, query: Query) -> bool:
         """Whether a chat template tells the expert where an answer ends."""
@@ -142,8 +146,11 @@ class Text:
         held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice
+        field = "tools" if held else "response_format"
+        if query.continues:
+            fact = "hold a whole answer to a form" if held else "holds a whole answer to a form"
+            raise RequestError(field, f"{fact}, and its beginning is given", "leave one of the two out")
         if self.tokenizer is None:
-            field = "tools" if held else "response_format"
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
         speech = self._speech(query, prompt_ids)
@@ -175,10 +182,10 @@ class Text:
         apart = bool(query.form) and not query.calling.required
         calling = query.calling
         if not held or form.layout is not None:
-            reader = CallText(form, tools)
+            reader = CallText(form, tools, query.continues)
         else:
             reader = ConstrainedCallText(form, tools, apart, calling.required)
-        if not form.unmarked or query.form or calling.required or any(map(is_strict, query.tools)):
+        if not form.unmarked or query.continues or query.form or calling.required or any(map(is_strict, query.tools)):
             return reader
         return UnmarkedText(reader, calling.only or tuple(tools), calling.several)
 
@@ -210,6 +217,8 @@ class Text:
         marks = self.template.thoughts
         if self.template.has_channels or marks is None:
             return Speech(channels=True)
+        if query.continues:
+            return Speech(marks, True) if marks.left_open_by(query.messages[-1].content) else Speech()
         return Speech(marks, marks.opened_by(self.tokenizer.spelled(prompt_ids[-_LAST:])))
 
     def _marks(self) -> InfillMarks | None:
@@ -243,7 +252,8 @@ class Text:
             fact = "writes calls in a form that is not read here" if takes else "has no chat template that takes tools"
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
-            return self.template.render(prompt.messages, tools=query.tools, switches=query.switches)
+            render = self.template.render_begun if query.continues else self.template.render
+            return render(prompt.messages, tools=query.tools, switches=query.switches)
         if len(prompt.messages) > 1:
             fact = f"{self.expert} has no chat template but there are {len(prompt.messages)} messages"
             raise RequestError("messages", fact, "send one message, or give the checkpoint a template")
@@ -325,26 +335,3 @@ def files_of(model: Model) -> dict[Path, FileIdentity]:
         with contextlib.suppress(FileNotFoundError):  # and so may a file of it
             found[path] = FileIdentity.of(path.stat())
     return found
-
-
-def prompt_of(query: Query) -> Prompt:
-    """A query's messages as routers read them. Raises RequestError where there is no question, or no valid text."""
-    if not query.messages:
-        raise RequestError("messages", "there is no message", "give at least one")
-    if not any(m.role == "user" for m in query.messages):
-        raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
-    prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
-    check_unicode(prompt)
-    if not query.raw and not prompt.text.strip():
-        raise RequestError("prompt", "the last user message has no text", "write a question")
-    return prompt
-
-
-def check_unicode(prompt: Prompt) -> None:
-    """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
-    for message in prompt.messages:
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            fact = f"character {error.start} is U+{ord(error.object[error.start]):04X}, which is no character by itself"
-            raise RequestError("prompt", fact, "send valid Unicode text") from error

@@ -13,8 +13,8 @@ from typing import Any
 from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.calls import Calling
 from coterie.composition.evaluate import last_line
-from coterie.composition.router import Route
-from coterie.core.errors import CoterieError
+from coterie.composition.router import Prompt, Route
+from coterie.core.errors import CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
@@ -76,6 +76,7 @@ class Query:
     `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
     `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
     expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
+    `continues`: the last message is the assistant's, and the beginning of the answer, which goes on with it.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `embeds`: no answer is wanted, but the vector of the text; `use` is the name of the prompt before it, as its expert
     has them ("query", "document"); empty: the usual one. `ranks` too: of two messages, a question and a document, the
@@ -106,11 +107,35 @@ class Query:
     use: str = ""
     ranks: bool = False
     priority: int = 0
+    continues: bool = False
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:
         """A single user message with default settings."""
         return cls((Message("user", prompt),), model)
+
+
+def prompt_of(query: Query) -> Prompt:
+    """A query's messages as routers read them. Raises RequestError where there is no question, or no valid text."""
+    if not query.messages:
+        raise RequestError("messages", "there is no message", "give at least one")
+    if not any(m.role == "user" for m in query.messages):
+        raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
+    prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
+    _check_unicode(prompt)
+    if not query.raw and not prompt.text.strip():
+        raise RequestError("prompt", "the last user message has no text", "write a question")
+    return prompt
+
+
+def _check_unicode(prompt: Prompt) -> None:
+    """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
+    for message in prompt.messages:
+        try:
+            message["content"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            fact = f"character {error.start} is U+{ord(error.object[error.start]):04X}, which is no character by itself"
+            raise RequestError("prompt", fact, "send valid Unicode text") from error
 
 
 # Of an answer, what its JSON has beside text and route.

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from coterie.api import Message, Query
-from coterie.api.texts import Text, prompt_of
+from coterie.api.texts import Text
+from coterie.api.types import prompt_of
 from coterie.bench.words import prompt
 from coterie.engine.request import Request
 from coterie.plan.workload import Load, Workload, make_workload

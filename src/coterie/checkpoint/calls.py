@@ -78,17 +78,17 @@ class CallText:
     """Finds the calls in one answer. Text is given out as it comes, but for what may yet be the beginning of a call.
 
     Space before a call, or behind the last one, belongs to nothing. `tools`: their names, or by name the schemas of
-    their arguments, where a form does not tell texts from numbers.
+    their arguments, where a form does not tell texts from numbers. `begun`: it goes on with text that was there before.
     """
 
-    def __init__(self, form: Form, tools: Collection[str]) -> None:
+    def __init__(self, form: Form, tools: Collection[str], begun: bool = False) -> None:
         self._form = form
         self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
         self._heads = tuple([form.head.replace("NAME", name) for name in self._tools]) if form.head else ()
         self._held = ""
         self._inside = False  # what is held begins with what may be a call
         self._ripening = form.ripening()  # of that
-        self._said = False  # there was text, so that no bare call may come
+        self._said = begun  # there was text, so that no bare call may come
         self.num_calls = 0
 
     @property

@@ -37,6 +37,7 @@ DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
 TOOLS = ("tools", "xml_tools")  # variables that templates have tools in, the second SmolLM3's
 _SHOWN: LruCache[Shown] = LruCache(64)  # by what was read of templates, and their special tokens
 OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that are no switches
+_HERE = "[the-answer-goes-on-here]"  # is rendered, and cut off again
 
 
 class ChatTemplate:
@@ -107,6 +108,30 @@ class ChatTemplate:
         if any(message.get("tool_calls") for message in messages) and self._calls.as_text:
             messages = [_with_texts(message) for message in messages]
         return self._text(messages, add_generation_prompt, tools, switches)
+
+    def render_begun(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        switches: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """The same where the last message is the assistant's and the beginning of the answer: it ends with its text.
+
+        Whatever the template has behind that is cut off, as by transformers' `continue_final_message`; blanks at the
+        text's end stay. Raises RequestError when the last message is no such text, or not written as it stands.
+        """
+        *before, last = messages
+        said = last["content"]
+        if last["role"] != "assistant" or last.get("tool_calls") or not said.strip():
+            fact = "the last one is to be gone on with, and is no text of the assistant's without calls"
+            raise RequestError("messages", fact, "end with the assistant's text, or let it begin anew")
+        marked = [*before, {**last, "content": said + _HERE}]
+        text, mark, _ = self.render(marked, False, tools, switches).rpartition(_HERE)
+        if not mark or not text.endswith(said.lstrip()):
+            fact = "the last one is to be gone on with, and the chat template does not write its text as it stands"
+            remedy = "send thoughts as reasoning_content, or let the answer begin anew"
+            raise RequestError("messages", fact, remedy)
+        return text
 
     def _text(
         self,

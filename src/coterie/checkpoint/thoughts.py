@@ -34,6 +34,10 @@ class Marks:
         """Whether a prompt ends with the beginning of a thought."""
         return prompt.rstrip().endswith(self.opening)
 
+    def left_open_by(self, said: str) -> bool:
+        """Whether a text that the answer goes on with is within a thought."""
+        return said.rfind(self.opening) > said.rfind(self.closing)
+
 
 MARKS = (
     Marks("<think>", "</think>"),  # DeepSeek R1 and its distillates, Qwen3, GLM-4.5, SmolLM3, EXAONE 4, MiniMax-M2

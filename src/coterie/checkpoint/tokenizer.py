@@ -247,6 +247,15 @@ class Detokenizer:
         self._before = ""
         self.reasoning_tokens = 0
 
+    def follow(self, ids: Sequence[int]) -> None:
+        """Before any token: the answer goes on behind these, so that its first word may begin with a space."""
+        for count in range(1, _LAST_BYTES + 2):  # the last one may be a byte of a character
+            last = list(ids[-count:])
+            before = self._tokenizer.decode(last)
+            if not before.endswith(_BROKEN):
+                self._ids, self._given, self._before = last, len(last), before
+                return
+
     def push(self, token_id: int) -> str:
         """Add a token and return the text that is certain now; often empty, never half a UTF-8 character."""
         if token_id in self._kept:

@@ -18,6 +18,7 @@ from coterie.server.body import parsed
 SWITCHES = "chat_template_kwargs"  # vLLM, SGLang and llama.cpp call it so
 EFFORT = "reasoning_effort"
 PREDICTION = "prediction"
+CONTINUING = ("continue_final_message", "add_generation_prompt")  # as transformers, vLLM and SGLang call them
 # As templates know them: gpt-oss's has three. Most others only know whether to think, by either name.
 EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
 REASONING = ("reasoning_content", "reasoning")  # of a message: DeepSeek's name and vLLM's newer one
@@ -51,6 +52,15 @@ def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
         if name in found:
             raise RequestError(f"{SWITCHES}.{name}", "is what the request itself says", "leave it out")
     return {**effort(body.get(EFFORT), EFFORT), **found}
+
+
+def continues(body: Mapping[str, object]) -> bool:
+    """Whether the last message is the beginning of the answer. Raises RequestError."""
+    wanted, begins = fields.flag(body, CONTINUING[0]), body.get(CONTINUING[1])
+    if begins is not None and fields.flag(body, CONTINUING[1]) == wanted:
+        fact = f"is {shown(begins)}, while {CONTINUING[0]} is {shown(wanted)}"
+        raise RequestError(CONTINUING[1], fact, "leave it out: an answer begins anew, or goes on with the last message")
+    return wanted
 
 
 def effort(given: object, where: str) -> dict[str, Any]:

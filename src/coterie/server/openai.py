@@ -28,7 +28,7 @@ from coterie.core.errors import (
 )
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
-from coterie.server.messages import EFFORT, PREDICTION, SWITCHES, messages, predicted, switches
+from coterie.server.messages import CONTINUING, EFFORT, PREDICTION, SWITCHES, continues, messages, predicted, switches
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -41,7 +41,10 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 LIMITS = ("max_completion_tokens", "max_tokens")
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS, PREDICTION)
+SUPPORTED = (
+    *(*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS, PREDICTION),
+    *CONTINUING,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ def parse_chat(body: object) -> ChatBody:
         ignore_end=ignore_end,
         switches=switches(given),
         prediction=predicted(given),
+        continues=continues(given),
     )
     stream, include_usage = fields.streaming(given)
     return ChatBody(query, stream, include_usage, fields.choices(given), given.get("seed") is not None)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.api import Coterie, Message, Query
-from coterie.api.texts import prompt_of, speaker
+from coterie.api.texts import speaker
+from coterie.api.types import prompt_of
 from coterie.core.errors import RequestError
 from coterie.server import fields
-from coterie.server.messages import SWITCHES, messages, switches
+from coterie.server.messages import CONTINUING, SWITCHES, continues, messages, switches
 from coterie.server.tools import offered
 
 RUN = 4096  # tokens that are written at once: half a millisecond
@@ -22,8 +23,6 @@ OF_PROMPTS: Mapping[str, tuple[object, ...]] = {"add_special_tokens": (True,), "
 OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (False,),
     "return_token_strs": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
 }
 
 
@@ -34,13 +33,14 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     """
     given = fields.an_object(body, "model and prompt or messages")
     chat = given.get("messages") is not None
-    fields.check_names(given, SUPPORTED, OF_MESSAGES if chat else OF_PROMPTS)
+    fields.check_names(given, *(((*SUPPORTED, *CONTINUING), OF_MESSAGES) if chat else (SUPPORTED, OF_PROMPTS)))
     if chat and given.get("prompt") is not None:
         raise RequestError("prompt", "and messages were both given", "give one of them")
     model = fields.model(given)
     if chat:
         check_one_template(coterie, model)
-        query = Query(messages(given), model, tools=offered(given), switches=switches(given))
+        tools, onwards = offered(given), continues(given)
+        query = Query(messages(given), model, tools=tools, switches=switches(given), continues=onwards)
     else:
         query = _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)

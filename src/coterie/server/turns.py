@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.api import Coterie, Message, Query
-from coterie.api.texts import prompt_of, speaker
-from coterie.api.types import ToolCall
+from coterie.api.texts import speaker
+from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import CoterieError, RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
@@ -73,8 +73,9 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
     chat = {"tools": _tools(given), **_choice(given)}
     tools, output = offered(chat), fields.get(given, "output_config", dict, "an object") or {}
     fields.check_names(output, ("effort", "format"), {"task_budget": ()}, "output_config.")
+    said = _conversation(given)
     return Query(
-        messages=_conversation(given),
+        messages=said,
         model=fields.model(given),
         sampling=fields.sampling(given),
         max_tokens=limit,
@@ -83,6 +84,7 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
         calling=calling(chat, tools),
         form=form_of({"response_format": _format(output.get("format"))}),
         switches={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
+        continues=said[-1].role == "assistant",
     )
 
 
@@ -117,9 +119,6 @@ def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
             raise RequestError(where, "has no known role", "use user or assistant; what is system has its own field")
         blocks = _blocks(turn.get("content"), where)
         said += [_spoken(blocks, where, names)] if role == "assistant" else _asked(blocks, where, names)
-    if said[-1].role == "assistant":
-        fact = "is the last one and the assistant's, whose beginning of an answer is not gone on with here"
-        raise RequestError(f"messages[{len(turns) - 1}]", fact, "end with a user's")
     return tuple(said)
 
 
