@@ -1,4 +1,4 @@
-"""The kernels of eager.py are those that transformers launches: the dispatches of a layer, counted by name."""
+"""The kernels of graph/eager are those that transformers launches: the dispatches of a layer, counted by name."""
 
 from __future__ import annotations
 

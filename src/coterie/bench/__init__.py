@@ -1,4 +1,4 @@
 """Measurements, each with machine, commit and workload.
 
-Knows nothing about servers.
+Knows nothing about what is inside a server: those that are measured are asked over HTTP.
 """

@@ -4,7 +4,7 @@ Shapes use the letters of core.shapes. T is always the first dimension of an act
 The activations of an op are of one type, float32 on every real device; weights are as in the file.
 `?` marks an optional operand or attribute, `??` an operand at the end that ops without it leave out altogether, `+` one
 that is there once for each branch.
-Adding an op: a row here, in verify.py, cost.py and reference.py; kernels where wanted.
+Adding an op: a row here, in legal.py, cost.py and reference.py, or in those of its own folder; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.
 """

@@ -1,6 +1,7 @@
 """The slow, plain NumPy interpreter of a graph. It defines what is correct; every device is tested against it.
 
-Float32 throughout; only the KV state is rounded to its own type. Knows nothing about devices or speed.
+Float32 throughout; only the KV state is rounded to its own type, and what an op says that it rounds.
+Knows nothing about devices or speed.
 """
 
 from __future__ import annotations

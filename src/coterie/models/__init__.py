@@ -1,4 +1,5 @@
 """From a Hugging Face config to a graph: shared blocks, one short file per family, one registry.
 
-Knows nothing about devices or weights.
+And folders that are written from others: packed, merged, a difference, or from what others packed.
+Knows nothing about devices or prompts.
 """

@@ -7,7 +7,7 @@
     delta_config.json   {"delta_type": "coterie", "version": 1, "base_model_name_or_path": ..., "base_fingerprint": ...,
                          "quantization_config": the types of the packed differences, by the weights' names}
 
-config.json is the fine-tune's own. Knows nothing about how a difference is taken (difference_write.py), or where bytes
+config.json is the fine-tune's own. Knows nothing about how a difference is taken (delta_write.py), or where bytes
 go in memory.
 """
 

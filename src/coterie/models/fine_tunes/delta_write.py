@@ -4,7 +4,7 @@
     all else (norms, biases, branches)         differs: whole, as it is                        equal: left out
 
 Memory is bounded by pieces of rows. Knows nothing about how numbers are packed (core.packed), or how a delta is read
-(difference.py).
+(delta.py).
 """
 
 from __future__ import annotations

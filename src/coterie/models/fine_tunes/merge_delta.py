@@ -5,7 +5,7 @@
     neither      the base's bytes
 
 Tensors have the names of the base's files: what lies in one there (q, k and v of Phi-3) is put together again. Memory
-is bounded by pieces of rows. Knows nothing about how a difference is taken (difference_write.py).
+is bounded by pieces of rows. Knows nothing about how a difference is taken (delta_write.py).
 """
 
 from __future__ import annotations
