@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from tests.system.tiny import write_expert
 
 from coterie.api import Chunk, Coterie, Message, Query
 from coterie.api.types import Query as Submitted
+from coterie.core.errors import RequestError
 
 Talk = Callable[..., str]
 
@@ -36,14 +39,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
 def talk(monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Types lines into the chat of a composition, and gives what it printed; an exception is raised where it stands."""
 
-    def talked(composition: Path, lines: list[str | type[BaseException]], *options: str) -> str:
+    def talked(composition: Path, lines: list[str | type[BaseException] | Callable[[], None]], *options: str) -> str:
         rest = iter(lines)
 
         def typed(prompt: str) -> str:
             line = next(rest)
             if isinstance(line, str):
                 return line
-            raise line
+            if isinstance(line, type):
+                raise line
+            line()
+            return ""
 
         monkeypatch.setattr("coterie.cli.run.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
         monkeypatch.setattr("builtins.input", typed)
@@ -100,6 +106,19 @@ def test_who_has_no_chat_template_is_given_the_last_text_alone(chatty: Path, tal
     assert [query.messages for query in asked] == [(Message("user", "one"),), (Message("user", "two"),)]
 
 
+def test_who_is_addressed_in_the_midst_and_has_no_chat_template(chatty: Path, talk: Talk, asked: list[Query]) -> None:
+    talk(chatty, ["@ada one", "@old two", "@ada three", "/bye"], "--max-tokens", "2")
+    assert [len(query.messages) for query in asked] == [1, 1, 5]
+
+
+def test_a_conversation_beyond_the_context_is_begun_anew(chatty: Path, talk: Talk, asked: list[Query]) -> None:
+    lines = ["hello", "word " * 60, "/new", "hello", "/bye"]
+    shown = talk(chatty, lines, "--max-tokens", "2", "--expert", "ada")
+    assert "the context of this expert holds 128" in shown
+    assert "with all that was said before it; /new begins anew" in shown
+    assert [len(query.messages) for query in asked] == [1, 1]
+
+
 def test_several_lines_and_a_line_that_is_given_up(chatty: Path, talk: Talk, asked: list[Query]) -> None:
     lines = [
         KeyboardInterrupt,
@@ -139,6 +158,33 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(
     assert shown.count("cut: 60 tokens are all it may have") == 1
     first = asked[1].messages[1]
     assert (first.role, 0 < len(first.content) < 60) == ("assistant", True)
+
+
+def test_after_an_error_ctrl_c_is_the_prompts_again(
+    chatty: Path, talk: Talk, asked: list[Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not when what holds the error is cleared away, which may be within the next answer."""
+    step, handlers = Coterie.step, []
+
+    def failing(coterie: Coterie, within_s: float | None = None) -> list[Chunk]:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        chunks = step(coterie, within_s)
+        if len(asked) == 1:
+            return [replace(chunk, error=RequestError("here", "it broke", "ask again")) for chunk in chunks]
+        return chunks
+
+    monkeypatch.setattr(Coterie, "step", failing)
+    before = signal.getsignal(signal.SIGINT)
+    gc.disable()
+    try:
+        shown = talk(
+            chatty, ["hello", lambda: handlers.append(signal.getsignal(signal.SIGINT)), "/bye"], "--expert", "ada"
+        )
+    finally:
+        gc.enable()
+    assert "[here] it broke; ask again" in shown
+    assert handlers[0] != before
+    assert handlers[-1] == before
 
 
 def test_another_ctrl_c_ends_all(chatty: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
 from coterie.cli.opening import opens
 from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, save_trace, say_left_out, sentences
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import ContextError, CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds
 from coterie.engine.recording import MAX_WORKS
@@ -162,16 +162,21 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
             out.print(f"[dim]{escape(_who(coterie, expert))} {escape(KEYS)}[/dim]")
         elif text == ANEW:
             said = ()
+            previous = "" if coterie.composition.router else previous  # who was addressed goes on; who was chosen, not
         if not text or text in HELP or text == ANEW:
             continue
         asked = query(text, said, previous)
-        able = [name for name in (expert, previous) if name][:1] or coterie.composition.names
+        addressee = coterie.routing.split_address(text)[1]
+        able = [name for name in (expert, addressee, previous) if name][:1] or coterie.composition.names
         if not any(coterie.texts[name].chats(asked) for name in able):  # who writes on at a text knows no turns
             asked = query(text, (), previous)
         try:
-            answer = told(_stoppable(coterie, asked))
+            with contextlib.closing(_stoppable(coterie, asked)) as chunks:  # an error holds on to it, and to Ctrl-C
+                answer = told(chunks)
         except CoterieError as error:
             out.print(f"[red]{escape(str(error))}[/red]")
+            if said and isinstance(error, ContextError):
+                out.print(f"[dim]with all that was said before it; {KEYS.partition(',')[0]}[/dim]")
             continue
         spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
         said, previous = (*said, Message("user", text), spoken), answer.expert
@@ -205,7 +210,7 @@ def _typed() -> str | None:
     return None if text in ENDS else text
 
 
-def _stoppable(coterie: Coterie, query: Query) -> Iterator[Chunk]:
+def _stoppable(coterie: Coterie, query: Query) -> Generator[Chunk]:
     """The chunks of a query that is alone; Ctrl-C cancels it between two steps, and another one ends the command."""
     request_id, stops = coterie.submit(query), 0
 

@@ -208,15 +208,16 @@ class Routing:
 
     def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:
         """The prompt without addresses, and the expert that its last user message is addressed to."""
-        text, name = self._split(prompt.text)
+        text, name = self.split_address(prompt.text)
         if name is None:
             self._refuse_misspelt(prompt.text)
         messages = tuple(
-            {**m, "content": self._split(m["content"])[0]} if m["role"] == "user" else m for m in prompt.messages
+            {**m, "content": self.split_address(m["content"])[0]} if m["role"] == "user" else m for m in prompt.messages
         )
         return Prompt(text, messages), name
 
-    def _split(self, text: str) -> tuple[str, str | None]:
+    def split_address(self, text: str) -> tuple[str, str | None]:
+        """A message without the @ and name before it, and that expert's name; None where it is addressed to nobody."""
         match = _ADDRESS.match(text)
         expert = None if match is None else self.composition.named(match[1])
         if match is None or expert is None:
@@ -241,7 +242,7 @@ class Routing:
         """
         spec, previous = self.composition.router, None
         for message in [m for m in prompt.messages if m["role"] == "user"][:-1]:
-            text, name = self._split(message["content"])
+            text, name = self.split_address(message["content"])
             if name is not None:
                 previous = name
             elif self.router is not None and spec is not None:
