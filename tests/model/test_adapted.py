@@ -163,13 +163,25 @@ def refused(base, folder, error, match):
 def test_what_cannot_stand_beside_a_product_is_refused_with_what_to_do(folder_of, tmp_path):
     base = folder_of("llama")
     model = tiny.load(base)
-    merge = "coterie merge BASE ADAPTER OUT"
+    merge = f"merge it: coterie merge {base} {tmp_path}/[a-z]+ OUT"
     dora = adapters.write(tmp_path / "dora", adapters.parts(model, ("q_proj",), dora=True), use_dora=True)
     refused(base, dora, UnsupportedError, f"q_proj.weight is use_dora, .* not served unmerged; .*{merge}")
     plain = adapters.parts(model, ("q_proj",))
-    head = {"lm_head.weight": model.lm_head.weight}
+    head = {"lm_head.weight": model.lm_head.weight + 1}
     saved = adapters.write(tmp_path / "saved", plain, head, modules_to_save=["lm_head"])
     refused(base, saved, UnsupportedError, f"lm_head.weight is a bias or a tensor that was trained whole .*{merge}")
+    head = {"lm_head.base_layer.weight": model.lm_head.weight}
+    dtype = model.lm_head.weight.dtype
+    beside = adapters.write(tmp_path / "beside", adapters.parts(model, ("lm_head",)), head, dtype)
+    unchanged = f"lm_head.weight is saved whole, though it is the base's .* save_embedding_layers=False, or {merge}"
+    refused(base, beside, UnsupportedError, unchanged)
+    head = {"lm_head.base_layer.weight": model.lm_head.weight + 1}
+    changed = adapters.write(tmp_path / "changed", adapters.parts(model, ("lm_head",)), head, dtype)
+    refused(base, changed, UnsupportedError, f"lm_head.weight is adapted, and saved whole besides, .*{merge}")
+    saved = adapters.write(
+        tmp_path / "embedding", plain, {"model.embed_tokens.weight": model.model.embed_tokens.weight}, dtype
+    )
+    refused(base, saved, UnsupportedError, "embed_tokens.weight is saved whole, though it is the base's to the byte")
     biased = adapters.write(tmp_path / "bias", plain, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)})
     refused(base, biased, UnsupportedError, f"q_proj.bias is a bias .*{merge}")
     embedding = adapters.write(tmp_path / "embed", adapters.parts(model, ("embed_tokens",)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from coterie.checkpoint.folder import Checkpoint
 from coterie.checkpoint.generation import advised, own_end_ids
@@ -29,6 +30,7 @@ from coterie.models.fine_tunes.adapter import LowRank as Factors
 from coterie.models.joined import joined_names, own_name
 from coterie.models.model import Model, check_vocabulary
 from coterie.models.scores import refuse_head
+from coterie.models.tensors import equal_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
     joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the stored matrix
     for stored, change in adapter.changes.items():
         name = own_name(stored, base.config.names)
-        factors = _plain(name, change, adapter)
+        factors = _plain(name, change, base, adapter)
         if name == HEAD_WEIGHT and base.config.tied_embeddings:
             _check_tied(adapter)
             weights: tuple[str, ...] = (EMBED_WEIGHT,)
@@ -114,19 +116,34 @@ def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
             first += rows
 
 
-def _plain(name: str, change: Change, adapter: Adapter) -> Factors:
+def _plain(name: str, change: Change, base: Model, adapter: Adapter) -> Factors:
     """The factors of a change that can stand beside a product. Raises UnsupportedError for any other."""
-    factors, what = change.low_rank, ""
-    if change.whole is not None or factors is None:
+    factors, what, remedy = change.low_rank, "", _merge(base, adapter)
+    if change.whole is not None and _is_the_bases(change.whole, name, base):
+        what = "saved whole, though it is the base's to the byte, as PEFT does where embedding or head are adapted"
+        remedy = f"save the adapter with save_embedding_layers=False, or {remedy}"
+    elif change.whole is not None or factors is None:
         what = "a bias or a tensor that was trained whole (modules_to_save)"
+        if factors is not None:
+            what = "adapted, and saved whole besides, other than the base has it"
     elif factors.magnitude is not None:
         what = "use_dora, which scales the rows of the sum"
     elif factors.is_embedding or name == EMBED_WEIGHT:  # a tied head reads it too, but is not all that it is
         what = "an adapted embedding"
     if factors is None or what:
-        remedy = "merge it: coterie merge BASE ADAPTER OUT writes an expert that has it"
         raise UnsupportedError(f"{adapter.path / ADAPTER_WEIGHTS}", f"{name} is {what}, not served unmerged", remedy)
     return factors
+
+
+def _merge(base: Model, adapter: Adapter) -> str:
+    """What to do with an adapter that is not served beside its base."""
+    return f"merge it: coterie merge {quote(str(base.path or 'BASE'))} {quote(str(adapter.path))} OUT"
+
+
+def _is_the_bases(whole: TensorInfo, name: str, base: Model) -> bool:
+    """Whether a tensor is what the base has; reads both."""
+    own = base.checkpoint.tensors.get(EMBED_WEIGHT if base.config.tied_embeddings and name == HEAD_WEIGHT else name)
+    return own is not None and equal_bytes(whole, own)
 
 
 def _check_tied(adapter: Adapter) -> None:
@@ -144,11 +161,11 @@ def _unknown(name: str, base: Model, adapter: Adapter) -> CheckpointError | Unsu
     """What to say of a weight that no product of the graph reads."""
     if base.config.latent is not None and name.endswith(f"{base.config.latent.names.up}.weight"):
         fact = f"changes {name}, which latent attention reads head by head, not served unmerged"
-        return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
+        return UnsupportedError(str(adapter.path), fact, _merge(base, adapter))
     branches = base.config.branches
     if branches is not None and (name in base.graph.values or "experts" in name):
         fact = f"changes {name}, a matrix of a branch of a mixture-of-experts layer, not served unmerged"
-        return UnsupportedError(str(adapter.path), fact, "merge it: coterie merge BASE ADAPTER OUT")
+        return UnsupportedError(str(adapter.path), fact, _merge(base, adapter))
     hint = nearest_hint(name, linear_weights(base.graph))
     fact = f"changes {name}, of which the base {base.name} has no product{hint}"
     return CheckpointError(str(adapter.path), fact, adapter.other_base)
