@@ -185,8 +185,9 @@ def test_weights_that_are_no_numbers_are_named_and_logged(mine: Path, caplog: py
         ]
         caplog.clear()
         caplog.set_level("INFO", "coterie.answers")
-        ask("ada"), ask("nobody")
+        ask("ada"), ask("nobody"), client.post("/v1/models/%1b%5b31mred/load")
     lines = [record.getMessage() for record in caplog.records if record.name == "coterie.answers"]
     assert lines[0].startswith("chatcmpl-00000002 of ada (confidence 1.00): length, ")
     assert lines[1].startswith("POST /v1/chat/completions 404: [mine] there is no expert 'nobody'")
-    assert len(lines) == 2
+    assert lines[2].startswith(r"POST /v1/models/\x1b[31mred/load 404: ")  # nothing that a terminal would take to heart
+    assert len(lines) == 3

@@ -125,7 +125,7 @@ def test_a_query_made_ready_before_has_the_tokens_of_the_new_tokenizer(office: P
         order = [coterie.submit(one) for one in ready]
         answers = {chunk.request_id: chunk.answer for _ in range(400) for chunk in coterie.step() if chunk.answer}
         assert [answers[one].token_ids for one in order] == [alone(other), before]
-        assert [one.is_current(coterie.texts) for one in ready] == [False, True]
+        assert [one.is_current(coterie.texts, coterie.composition.names) for one in ready] == [False, True]
 
 
 def test_who_finds_a_file_replaced_is_told_of_a_rescan(office: Path, tmp_path: Path) -> None:

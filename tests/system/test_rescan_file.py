@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from tests.system.test_rescan import UNCHANGED, alone, asked
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie, Query
-from coterie.core.errors import CompositionError, NotFoundError, UsageError
+from coterie.api import Chunk, Coterie, Options, Query
+from coterie.core.errors import CompositionError, ConflictError, NotFoundError, UsageError
 from coterie.server.app import make_app
 
 Write = Callable[..., Path]
@@ -137,6 +137,101 @@ def test_a_model_that_is_asked_where_to_knows_of_new_experts(write: Write) -> No
         assert list(coterie.rescan().kept) == ["(router)"]
 
 
+def test_a_model_that_is_asked_where_to_is_read_anew(write: Write, tmp_path: Path) -> None:
+    """Its weights too; where its file is half written it stays as it was, and a model of vectors stays in any case."""
+    asks, weights = 'kind = "llm"\nfallback = "ada"\ncheckpoint = "cyd"\n', tmp_path / "cyd" / "model.safetensors"
+    with Coterie.open(write("ada", "bob", router=asks)) as coterie:
+        coterie.ask("where to")
+        whole = (tmp_path / "bob" / "model.safetensors").read_bytes()
+        weights.write_bytes(whole[:-10])
+        assert "truncated" in str(coterie.rescan().kept["(router)"])
+        weights.write_bytes(whole)
+        assert coterie.rescan().to_dict() == UNCHANGED | {"renewed": ["(router)"]}
+        coterie.release_idle()  # so that it comes from its file
+        assert coterie.ask("where to").expert == "ada"
+        assert coterie.rescan().to_dict() == UNCHANGED
+    with Coterie.open(write("ada", "bob", router=KNN + 'checkpoint = "cyd"\n')) as coterie:
+        weights.write_bytes(whole)
+        assert "files of that, or examples" in str(coterie.rescan().kept["(router)"])
+
+
+def pair(root: Path, drafts: Mapping[str, str]) -> Path:
+    """Experts without a router, each with who guesses for it."""
+    tables = [f'[[expert]]\nname = "{name}"\ncheckpoint = "{name}"\ndraft = "{by}"\n' for name, by in drafts.items()]
+    (root / "pair.toml").write_text('name = "pair"\n' + "".join(tables).replace('draft = ""\n', ""))
+    return root / "pair.toml"
+
+
+def test_who_guesses_for_whom_is_read_anew(write: Write, tmp_path: Path) -> None:
+    """A pair that is new together too, also where who guesses is named later; and a default that is gone."""
+
+    def drafts(coterie: Coterie) -> dict[str, str]:
+        return {name: coterie.parts.served[name].draft for name in coterie.composition.names}
+
+    with Coterie.open(pair(tmp_path, {"ada": ""})) as coterie:
+        pair(tmp_path, {"ada": "", "bob": "cyd", "cyd": ""})
+        assert coterie.rescan().to_dict() == UNCHANGED | {"added": ["bob", "cyd"]}
+        assert drafts(coterie) == {"ada": "", "bob": "cyd", "cyd": ""}
+        pair(tmp_path, {"ada": "cyd", "bob": "", "cyd": ""})
+        assert coterie.rescan().to_dict() == UNCHANGED | {"renewed": ["ada", "bob"]}
+        assert drafts(coterie) == {"ada": "cyd", "bob": "", "cyd": ""}
+    with Coterie.open(pair(tmp_path, {"ada": "", "bob": ""}), Options(draft="bob")) as coterie:
+        assert drafts(coterie) == {"ada": "bob", "bob": ""}
+        pair(tmp_path, {"ada": ""})
+        for found in (UNCHANGED | {"removed": ["bob"]}, UNCHANGED):
+            assert coterie.rescan().to_dict() == found
+            assert drafts(coterie) == {"ada": ""}
+
+
+def test_who_is_gone_leaves_room_for_pins(write: Write, tmp_path: Path) -> None:
+    big = write_expert(tmp_path / "big", 3, intermediate_size=400) / "model.safetensors"
+    with Coterie.open(pair(tmp_path, {"ada": "", "big": ""}), Options(near_bytes=big.stat().st_size + 8192)) as coterie:
+        with pytest.raises(ConflictError, match="but big needs"):
+            coterie.pin("ada")
+        pair(tmp_path, {"ada": ""})
+        assert coterie.rescan().removed == ("big",)
+        coterie.pin("ada")
+        pair(tmp_path, {"ada": "", "big": ""})
+        assert "which ada, pinned, would not leave" in str(coterie.rescan().left_out["big"])
+        coterie.unpin("ada")
+        assert coterie.rescan().added == ("big",)
+
+
+def test_nobody_is_sent_to_who_has_gone_meanwhile(write: Write, tmp_path: Path) -> None:
+    """What was made ready, and not asked yet, is routed again; what runs counts until it has ended."""
+    with Coterie.open(write("ada", "bob")) as coterie:
+        routed_there, named = coterie.ready(Query.text(ABOUT["bob"])), coterie.ready(Query.text("x", "bob"))
+        coterie.submit(Query.text("x", "bob"))
+        write("ada", "cyd")
+        assert coterie.rescan().removed == ("bob",)
+        assert (coterie.status().running, coterie.status().waiting) == (0, 1)
+        coterie.submit(routed_there)
+        with pytest.raises(NotFoundError, match="there is no expert 'bob'"):
+            coterie.submit(named)
+        chunks: list[Chunk] = []
+        while not coterie.idle:
+            chunks += coterie.step(1.0)
+        assert sorted(chunk.answer.expert for chunk in chunks if chunk.answer) == ["ada", "bob"]
+
+
+def test_a_look_from_before_another_rescan_moves_no_router(write: Write) -> None:
+    with Coterie.open(write("ada", "bob", "cyd")) as coterie:
+        early = coterie.look_again()
+        write("ada", "cyd")
+        assert coterie.rescan().removed == ("bob",)
+        assert "another rescan came between; ask again" in str(coterie.rescan(early).kept["(router)"])
+        assert [routed(coterie, name) for name in ("bob", "cyd")] == ["ada", "cyd"]
+
+
+def test_experts_without_bytes_stay(tmp_path: Path) -> None:
+    text = 'name = "s"\n[[expert]]\nname = "l-{i}"\nconfig = "llama-2-7b"\ncount = 2\n'
+    (tmp_path / "s.toml").write_text(text)
+    with Coterie.open(tmp_path / "s.toml", Options(device="synthetic:sn40l-node")) as coterie:
+        assert coterie.rescan().to_dict() == UNCHANGED
+        (tmp_path / "s.toml").write_text(text.replace("count = 2", "count = 3"))
+        assert "is opened at start alone" in str(coterie.rescan().left_out["l-2"])
+
+
 def test_over_http(write: Write) -> None:
     with TestClient(make_app(Coterie.open(write("ada", "bob")))) as client:
         write("ada", "cyd")
@@ -145,3 +240,15 @@ def test_over_http(write: Write) -> None:
         body = {"model": "office", "messages": [{"role": "user", "content": ABOUT["cyd"]}], "max_tokens": 2}
         assert client.post("/v1/chat/completions", json=body).json()["coterie"]["expert"] == "cyd"
         assert 'expert="bob"' not in client.get("/metrics").text
+
+
+def test_a_composition_takes_as_many_tokens_as_who_is_there(write: Write, tmp_path: Path) -> None:
+    """Its router's own model is not asked by clients, and who is gone is not either."""
+    for name, most in (("long", 256), ("longer", 512)):
+        write_expert(tmp_path / name, most, max_position_embeddings=most)
+    asks = 'kind = "llm"\nfallback = "ada"\ncheckpoint = "longer"\n'
+    with TestClient(make_app(Coterie.open(write("ada", "bob", at={"bob": "long"}, router=asks)))) as client:
+        assert client.get("/v1/models/office").json()["max_model_len"] == 256
+        write("ada", "cyd", router=asks)
+        assert client.post("/v1/models/rescan").json()["removed"] == ["bob"]
+        assert client.get("/v1/models/office").json()["max_model_len"] == 128

@@ -131,7 +131,7 @@ class Coterie(Measuring, ExpertCommands):
         pending = InFlight(ready.query, ready.begun.prompt)
         with self._lock:
             self._check_room(ready.query, more)
-            if not ready.is_current(self.texts):  # its expert was replaced since
+            if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced since, or is gone
                 ready = self.ready(ready.query)
             if ready.route is None or ready.request is None:
                 pending.asked_s = self._parts.device.now()

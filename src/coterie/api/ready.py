@@ -7,7 +7,7 @@ Knows nothing about engines or threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coterie.api.inflight import tokens_to_draw
@@ -36,9 +36,10 @@ class Ready:
     request: Request | None = None
     text: Text | None = None
 
-    def is_current(self, texts: Mapping[str, Text]) -> bool:
-        """Whether its expert still reads as it did: after a rescan the same name may have another tokenizer."""
-        return self.text is None or texts[self.text.expert] is self.text
+    def is_current(self, texts: Mapping[str, Text], names: Collection[str]) -> bool:
+        """Whether its expert is among those that are served and reads as it did: after a rescan the same name may have
+        another tokenizer, or be nobody's."""
+        return self.text is None or (self.text.expert in names and texts[self.text.expert] is self.text)
 
 
 @dataclass(frozen=True, slots=True)

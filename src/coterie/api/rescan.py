@@ -7,7 +7,6 @@ Who is gone is asked by nobody any more, and answers what was asked before. Know
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from coterie.composition.expert import Expert
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import Routing
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
-from coterie.engine.additions import serve_more
+from coterie.engine.additions import draft_as, serve_more
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
 from coterie.models.model import Model, with_kv_type
@@ -57,9 +56,11 @@ class Look:
     """What another look found: the composition as it is, and what is new or replaced there, opened, or why it is not.
 
     `was`: the models that were served under these names, None where there was none. `gone`: who was served and is no
-    more there. `routing`: by the router that the file has now, or why it stays what it was.
+    more there. `routing`: by the router that the file has now, or why it stays what it was; `before`: the one that was
+    in use then.
     """
 
+    before: Routing
     found: Composition
     routing: Routing | CoterieError
     opened: Mapping[str, tuple[Model, Text]]
@@ -82,40 +83,58 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
         what = "folder" if found.is_folder else "file"
         fact = f"is the {what} {found.name} now, which was served as {composition.name}"
         raise UsageError(str(composition.source), fact, "serve it again, so that clients ask for what there is")
-    before, models = {expert.name: expert for expert in composition.experts}, dict(models)
+    before, models, texts = {expert.name: expert for expert in composition.experts}, dict(models), dict(texts)
     bases: dict[Path, Model] = {}
     opened: dict[str, tuple[Model, Text]] = {}
     failed: dict[str, UsageError] = {}
-    for expert in found.experts:
-        if before.get(expert.name) == expert and not _changed(models[expert.name], texts[expert.name]):
+    was = {}
+    own, its = _model_of(found), _model_of(composition)
+    for expert in (*found.experts, *([] if own is None or own != its or routing.to_teach else [own])):
+        name = expert.name
+        if expert in (before.get(name), own) and not _changed(models[name], texts[name]):
             continue
+        was[name] = models.get(name)
         try:
             model = reopen(expert, options, bases)
-            text = open_texts({expert.name: model})[expert.name]
-            now = {**models, expert.name: model}, {**texts, expert.name: text}
-            opened[expert.name] = with_draft(expert.name, *now, options.draft if options.draft in models else ""), text
+            opened[name] = model, open_texts({name: model})[name]
         except UsageError as error:
-            failed[expert.name] = error
-    was = {name: models.get(name) for name in (*opened, *failed)}
+            failed[name] = error
+    models |= {name: model for name, (model, _) in opened.items()}
+    texts |= {name: text for name, (_, text) in opened.items()}
+    default = options.draft if options.draft in models and options.draft in found.names else ""
+    for name, (_, text) in tuple(opened.items()):  # who guesses for whom, once all are there
+        try:
+            opened[name] = with_draft(name, models, texts, default), text
+        except UsageError as error:
+            del opened[name]
+            failed[name] = error
     gone = frozenset(before).difference(found.names, found.left_out)
-    return Look(found, _routing_now(routing, found), opened, failed, was, gone)
+    return Look(routing, found, _routing_now(routing, found, models, texts), opened, failed, was, gone)
 
 
-def _routing_now(routing: Routing, found: Composition) -> Routing | CoterieError:
+def _model_of(composition: Composition) -> Expert | None:
+    """The router's own model."""
+    return None if composition.router is None else composition.router.model
+
+
+def _routing_now(
+    routing: Routing, found: Composition, models: Mapping[str, Model], texts: Mapping[str, Text]
+) -> Routing | CoterieError:
     """By the router that a composition has now; else why it stays. Raises CompositionError for what is wrong with it.
 
     A router's own model was given memory at start, and what it makes of examples is asked before the first request.
     """
     spec, before = found.router, routing.composition.router
-    own, its = (None if one is None else one.model for one in (spec, before))
+    own, its = _model_of(found), _model_of(routing.composition)
     if own is None and its is None:
         return Routing(found)
     if own == its and spec is not None and before is not None:
         if not routing.to_teach:
             return Routing(found)
-        if (spec.kind, spec.fallback, spec.examples) == (before.kind, before.fallback, before.examples):
+        same = (spec.kind, spec.fallback, spec.examples) == (before.kind, before.fallback, before.examples)
+        if same and not _changed(models[ROUTER], texts[ROUTER]):
             return routing.tuned(spec).tuned_for(found)
-    fact = "its model, or examples that it knows by its model's vectors, are others"
+    fact = "its model, files of that, or examples that it knows by its model's vectors, are others"
     return ConflictError("router", fact, "serve again; it is asked about these at start alone")
 
 
@@ -134,6 +153,7 @@ def rescan(
     """
     composition = routing.composition
     before = {expert.name: expert for expert in composition.experts}
+    served, control = {*before, ROUTER}, parts.engine.control
     changed: list[str] = []
     kept: dict[str, CoterieError] = {}
     left_out: dict[str, CoterieError] = {n: why for n, why in looked.found.left_out.items() if n not in before}
@@ -144,12 +164,13 @@ def rescan(
             if why := looked.failed.get(name):
                 raise why
             model, text = looked.opened[name]
-            if was is None or _runs(model) != _runs(was):
+            if was is None or _runs(model) != _runs(was) or not control.counts(name):
                 serve_more(parts, models, name, model, options)
         except (UsageError, CapacityError, ConflictError) as error:
-            (kept if name in before else left_out)[name] = error
+            (kept if name in served else left_out)[name] = error
         else:
             models[name], texts[name] = model, text
+            control.retired.discard(name)
             changed.append(name)
     now = before | {expert.name: expert for expert in looked.found.experts if expert.name in changed}
     then, gone = looked.routing, looked.gone & before.keys()
@@ -157,13 +178,19 @@ def rescan(
         then = ConflictError(
             "router", f"{', '.join(left_out)} of the file cannot be served", "mend that, and ask again"
         )
+    if looked.before is not routing and composition.router is not None:
+        then = ConflictError("router", "another rescan came between", "ask again")
     if isinstance(then, CoterieError):
         kept[ROUTER], gone, then = then, frozenset(), routing
     for name in gone:
-        _retire(parts, name)
-    names = _aliases(before if then is routing else {}, looked.found)
-    experts = tuple([replace(one, aliases=names.get(name, ())) for name, one in now.items() if name not in gone])
-    added, renewed = ([name for name in changed if (name in before) == old] for old in (False, True))
+        control.retire(name)
+    aliases = _aliases(before if then is routing else {}, looked.found)
+    experts = tuple([replace(one, aliases=aliases.get(name, ())) for name, one in now.items() if name not in gone])
+    names = now.keys() - gone
+    for name in names:
+        draft = models[name].draft
+        draft_as(parts, name, draft if draft in names else "")
+    added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
     then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
 
@@ -178,16 +205,10 @@ def _aliases(stay: Mapping[str, Expert], found: Composition) -> dict[str, tuple[
     return of_file | {expert.name: expert.aliases for expert in stay.values()}
 
 
-def _retire(parts: Parts, name: str) -> None:
-    """Let an expert's memory go, now or, where it is used, as others need it."""
-    parts.engine.control.unpin(name)
-    with contextlib.suppress(ConflictError):
-        parts.engine.control.unload(name)
-
-
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
     """An expert's model as its files are now. Raises UsageError."""
-    assert expert.checkpoint is not None
+    if expert.checkpoint is None:
+        raise UsageError(expert.name, "has no bytes, so that it is opened at start alone", "serve again")
     model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)
     return with_defaults(rounded_for(model, options.activations, options.device), options.sampling)
 
@@ -207,6 +228,6 @@ def _replaced(model: Model) -> bool:
     """Whether a file of its weights is another one than when it was opened, or none."""
     files = {placed.source.path: placed.source.identity for placed in model.layout.ranges}
     try:
-        return any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items())
+        return any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items() if path)
     except OSError:
         return True

@@ -88,7 +88,8 @@ class PriorityStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too.
+    """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too, and
+    those of experts that are no more.
 
     `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
 
@@ -146,7 +147,7 @@ class Status:
 
 def look(parts: Parts, models: Mapping[str, Model], composition: Composition) -> Status:
     """What there is to be known now, of the composition's experts. Not while the engine is in a step."""
-    held = parts.engine.admission.by_expert()
+    held, queue = parts.engine.admission.by_expert(), parts.engine.queue
     names = (*composition.names, *[name for name in models if name == ROUTER])
     experts = tuple([_expert(parts, name, models[name], held[name]) for name in names])
     sides = sides_of(parts.all_weights)
@@ -165,8 +166,8 @@ def look(parts: Parts, models: Mapping[str, Model], composition: Composition) ->
         experts=experts,
         tiers=tiers,
         kv=kv,
-        running=sum([expert.running for expert in experts]),
-        waiting=sum([expert.waiting for expert in experts]),
+        running=sum(map(len, queue.running.values())),
+        waiting=queue.num_waiting + held.total(),
         held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
         by_priority=_priorities(parts),

@@ -291,7 +291,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
 def all_read(texts: Mapping[str, Text], model: str) -> bool:
     """Whether no vocabulary must be read for a query to an expert, or to whom a router chooses."""
     asked = texts.get(model)
-    return none_evicted() or all(text.is_read for text in (texts.values() if asked is None else (asked,)))
+    return none_evicted() or all(text.is_read for text in (tuple(texts.values()) if asked is None else (asked,)))
 
 
 def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:

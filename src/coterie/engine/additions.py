@@ -34,18 +34,25 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
     """
     base = _base(parts, models, model)
     cache = side_of(parts.all_weights, name)
-    sizes = {
-        other: its.layout.size_bytes for other, its in models.items() if side_of(parts.all_weights, other) is cache
-    }
+    control = parts.engine.control
+    beside = [other for other in models if side_of(parts.all_weights, other) is cache and control.counts(other)]
+    sizes = {other: models[other].layout.size_bytes for other in beside}
     places = places_beside(cache, name, sizes | {name: model.layout.size_bytes})
     exe = _program(parts, models, name, model, settings)
     if name in parts.served:
-        parts.engine.control.unload(name)
+        control.unload(name)
         parts.kv.forget_all(name)  # what other weights have computed
     for pinned in places:
         cache.pin(pinned, places)
     parts.served[name] = served_of(name, model, exe, base)
     parts.engine.renewed(name)
+
+
+def draft_as(parts: Parts, name: str, draft: str) -> None:
+    """From now on this one guesses for an expert, or nobody where it is empty; also while that answers."""
+    if parts.served[name].draft != draft:
+        parts.served[name] = replace(parts.served[name], draft=draft)
+        parts.engine.renewed(name)
 
 
 def is_there(parts: Parts, name: str) -> bool:
@@ -88,8 +95,9 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
 def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:
     """A model's program: another one's of its architecture, or a new one. Raises CapacityError where it has no room."""
     made, need = parts.plan, round_up(model.layout.size_bytes)
-    if need > made.near_bytes:
-        raise CapacityError(name, "the expert", need, made.near_bytes, [f"{_AGAIN}, or with a larger --near"])
+    room = side_of(parts.all_weights, name).ledgers[0].capacity_bytes
+    if need > room:
+        raise CapacityError(name, "the expert", need, room, [f"{_AGAIN}, or with a larger --near"])
     for other, found in models.items():
         if found.key == model.key:
             return parts.served[other].exe

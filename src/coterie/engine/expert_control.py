@@ -9,6 +9,7 @@ Knows nothing about prompts or threads.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -29,8 +30,9 @@ Told: TypeAlias = Callable[[CoterieError | None], None]
 
 class ExpertControl:
     """Experts that somebody wants to have in, or gone, or kept. `open`: the loads that were asked for and not told of.
+    `retired`: who is asked nothing more, and still answers what it was asked before.
 
-    Every method but `next`, `settle` and `refuse` raises NotFoundError for an unknown expert.
+    Every method but `next`, `settle`, `refuse` and `counts` raises NotFoundError for an unknown expert.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ExpertControl:
         self._cache, self._loads, self._queue, self._admission = cache, loads, queue, admission
         self._experts, self._log = experts, log
         self.open: dict[str, list[Told]] = {}
+        self.retired: set[str] = set()
 
     def load(self, expert_id: str, tell: Told) -> None:
         """Bring an expert in, or join what does. Raises ConflictError where pinned ones leave it no room."""
@@ -63,8 +66,7 @@ class ExpertControl:
         where, cache = f"unload {expert_id}", side_of(self._cache, expert_id)
         if stays(self._cache, expert_id):
             raise ConflictError(where, "it is the base of other experts, which stays", "unload those")
-        running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
-        waiting += self._admission.by_expert()[expert_id]
+        running, waiting = self._requests(expert_id)
         if running or waiting:
             fact = f"{running} requests of it are running and {waiting} waiting"
             raise ConflictError(where, fact, "wait for them, or cancel them")
@@ -83,8 +85,8 @@ class ExpertControl:
         """
         served_as(expert_id, self._experts)
         cache = side_of(self._cache, expert_id)
-        same = {name: e.layout.size_bytes for name, e in self._experts.items() if side_of(self._cache, name) is cache}
-        cache.pin(expert_id, places_with(cache, expert_id, same))
+        same = {n: e.layout.size_bytes for n, e in self._experts.items() if side_of(self._cache, n) is cache}
+        cache.pin(expert_id, places_with(cache, expert_id, {n: size for n, size in same.items() if self.counts(n)}))
         self._log.add("pin", expert_id)
 
     def unpin(self, expert_id: str) -> None:
@@ -92,6 +94,17 @@ class ExpertControl:
         served_as(expert_id, self._experts)
         side_of(self._cache, expert_id).unpin(expert_id)
         self._log.add("unpin", expert_id)
+
+    def retire(self, expert_id: str) -> None:
+        """Let an expert's memory go, now or, where it is used, as others need it; nobody asks it any more."""
+        self.unpin(expert_id)
+        self.retired.add(expert_id)
+        with contextlib.suppress(ConflictError):
+            self.unload(expert_id)
+
+    def counts(self, expert_id: str) -> bool:
+        """Whether an expert may want memory yet."""
+        return expert_id not in self.retired or any(self._requests(expert_id))
 
     def next(self, view: View, policy: Policy) -> Fetch | None:
         """The load to begin now, if there is one: no more are under way at once than for requests."""
@@ -117,6 +130,11 @@ class ExpertControl:
             elif self._loads.residence(expert_id) is READY:
                 for tell in self.open.pop(expert_id):
                     tell(None)
+
+    def _requests(self, expert_id: str) -> tuple[int, int]:
+        """How many of an expert run and wait."""
+        running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
+        return running, waiting + self._admission.by_expert()[expert_id]
 
     def refuse(self, expert_id: str, error: CoterieError) -> None:
         """Tell who asked for an expert, if anybody did, why it does not come in."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from coterie.api import Chunk
-from coterie.core.errors import ClosedError, CoterieError, DeviceError
+from coterie.core.errors import ClosedError, CoterieError, DeviceError, one_line
 from coterie.core.units import format_seconds
 
 LOG = logging.getLogger("coterie.server")
@@ -44,6 +44,6 @@ def log_refusal(asked: str, status: int, error: CoterieError) -> None:
     if isinstance(error, DeviceError | ClosedError):
         return
     if status >= 500:
-        LOG.error("%s %d: %s", asked, status, error)
+        LOG.error("%s %d: %s", one_line(asked), status, error)
     else:
-        ANSWERS.info("%s %d: %s", asked, status, error)
+        ANSWERS.info("%s %d: %s", one_line(asked), status, error)

@@ -5,6 +5,7 @@ Knows nothing about how experts come in, or about threads beyond `Worker`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -31,11 +32,12 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     """
     head = {"object": "model", "owned_by": "coterie"}
     composition = coterie.composition
-    created = {name: model.written_s for name, model in coterie.models.items()}
+    models = {name: coterie.models[name] for name in composition.names}  # without the router's own, and who is gone
+    created = {name: model.written_s for name, model in models.items()}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
     held = coterie.parts.kv.tokens_held
-    most = {name: min(model.max_context, held(model.kv)) for name, model in coterie.models.items()}
+    most = {name: min(model.max_context, held(model.kv)) for name, model in models.items()}
     whole = {"created": max(created.values()), LENGTH: max(most.values()), "coterie": about}
     rows: list[dict[str, Any]] = [{"id": composition.name, **head, **whole}]
     for expert in composition.experts:
@@ -65,6 +67,8 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     The latter is for who comes from no other site's page, but for these `origins`.
     """
 
+    one_at_a_time = asyncio.Lock()
+
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": await worker.call(model_list)})
 
@@ -73,8 +77,9 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
 
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
-        looked = await worker.beside(Coterie.look_again)
-        found = await worker.call(lambda coterie: coterie.rescan(looked))
+        async with one_at_a_time:  # else who looked first might be the last to change something
+            looked = await worker.beside(Coterie.look_again)
+            found = await worker.call(lambda coterie: coterie.rescan(looked))
         changes = [f"{what} {', '.join(names)}" for what, names in found.to_dict().items() if names]
         LOG.info("rescan: %s", "; ".join(changes) or "nothing is new")
         return JSONResponse({"object": "rescan", **found.to_dict()})
