@@ -9,7 +9,8 @@ import torch
 import transformers
 from tests.model import test_rerankers as rerankers
 from tests.model.runner import ReferenceBackend, Stepper
-from tests.model.test_encoders import ROWS, TEXTS, WORDS, make, opened_again, rows_of
+from tests.model.test_encoder_folders import WORDS
+from tests.model.test_encoders import ROWS, TEXTS, make, opened_again, rows_of
 
 from coterie.api import Coterie
 from coterie.checkpoint.gguf_tokenizer import tokenizer_files

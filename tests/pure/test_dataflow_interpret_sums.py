@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from section_checks import check_outputs, check_plan, check_run, run_graph
 from test_dataflow_sections import SOCKET, chip, layer
+from test_monarch import fft_conv_weights
 
 from coterie.core.dtypes import DType
 from coterie.core.shapes import Sizes, Symbol
@@ -26,7 +27,7 @@ from coterie.dataflow.sections import sections_of
 from coterie.graph.backward.build import TARGETS, training_graph
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.reference import KvState, Reference
-from coterie.models.monarch import fft_conv_graph, fft_conv_weights
+from coterie.models.monarch import fft_conv_graph
 
 T = Symbol.T
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,49 @@ def test_no_imports_hide_in_functions() -> None:
         and any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(function))
     ]
     assert not hidden
+
+
+@cache
+def bound_in(path: Path) -> set[str]:
+    """Names that a module has, as far as its text says; "*" where it takes all of another's."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, Function | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@cache
+def source_of(module: str, folder: Path) -> Path | None:
+    """The file or the package of one of our modules; those of a folder of tests may be named by themselves."""
+    root = ROOT / "src" if module.startswith("coterie") else ROOT
+    places = [base / module.replace(".", "/") for base in (folder, root)]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
+
+
+def unknown_imports(path: Path) -> list[str]:
+    """What a file asks for of our modules that these do not have; those with a _ before their names are compiled."""
+    unknown = []
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+            continue
+        source = source_of(node.module, path.parent)
+        has = {"*"} if source is None else bound_in(source)
+        names = [alias.name for alias in node.names if "*" not in has and alias.name not in has]
+        names = [name for name in names if not source_of(f"{node.module}.{name}", path.parent)]
+        unknown += [f"{name_of(path)}: {name}" for name in names if not name.startswith("_")]
+    return unknown
+
+
+def test_what_tests_and_benches_import_is_there() -> None:
+    """Else a name that was moved is missed only where all tests are collected, which takes minutes."""
+    asking = [*sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    assert not [unknown for path in asking for unknown in unknown_imports(path)]
 
 
 def test_the_base_install_needs_neither_torch_nor_triton() -> None:

@@ -19,7 +19,8 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 from tests.system.gpu_peers import PEER, model, small
 from tests.system.test_cuda import Gpu as LazyGpu
-from tests.system.test_cuda import lazy, run, shape
+from tests.system.test_cuda import lazy, run
+from tests.system.test_cuda_bench import shape
 from tests.system.tiny import MEASURED
 
 from coterie.bench.coe_peer import converted, serve_peer

@@ -22,7 +22,8 @@ from tests.device.lazy_gpu import LazyDriver
 from tests.system.gpu_peers import PEER, dynamo, model, small, uncompiled
 from tests.system.test_bench_peers import DRAWN, PROMPT_TOKENS, our_tokens
 from tests.system.test_cuda import Gpu as LazyGpu
-from tests.system.test_cuda import bench, lazy, run, shape
+from tests.system.test_cuda import lazy, run
+from tests.system.test_cuda_bench import bench, shape
 
 from coterie.bench import gpu_peers, gpu_switch, gpu_switch_peers
 from coterie.bench.peers.best import Work, prepared_peer

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra cuda is not installed: torch is missing")
 
-from tests.system.test_cuda import bench, lazy, run, shape
+from tests.system.test_cuda import lazy, run
+from tests.system.test_cuda_bench import bench, shape
 from tests.system.tiny import CONFIG
 
 from coterie.bench import gpu_calibrate
