@@ -53,6 +53,21 @@ def test_a_prompts_tokens_are_the_tokenizers(url: str, coterie: Coterie) -> None
     assert post(url, "/detokenize", {"model": "one", "tokens": []}) == {"prompt": ""}
 
 
+def test_a_prompt_is_seen_as_its_template_wrote_it(url: str, coterie: Coterie) -> None:
+    """Special tokens too, as vLLM's and llama-server's endpoints have them, unless they are not wanted."""
+    seen = [*b"ab", 256, 257]
+    assert coterie.texts["one"].tokenizer.special_ids >= {256, 257}
+    shown = "".join(["ab", *[coterie.texts["one"].tokenizer.spelled([token]) for token in (256, 257)]])
+    assert post(url, "/detokenize", {"model": "one", "tokens": seen}) == {"prompt": shown}
+    assert shown.startswith("ab<|end|>")
+    for skips, wanted in ((True, "ab"), (False, shown), (None, shown)):
+        body = {"model": "one", "tokens": seen, "skip_special_tokens": skips}
+        assert post(url, "/detokenize", body) == {"prompt": wanted}
+    tokens = post(url, "/tokenize", {"model": "one", "messages": SAID})["tokens"]
+    text = ChatTemplate.from_folder(coterie.models["one"].path).render(SAID)
+    assert post(url, "/detokenize", {"model": "one", "tokens": tokens}) == {"prompt": text}
+
+
 @pytest.mark.parametrize("tools", [None, TOOLS])
 def test_messages_have_the_tokens_that_an_answer_counts(url: str, coterie: Coterie, tools: list | None) -> None:
     folder = coterie.models["one"].path
@@ -93,6 +108,7 @@ def test_a_composition_speaks_for_experts_with_one_tokenizer(url: str, coterie: 
         ("/detokenize", {"model": "one", "tokens": [1.5]}, 400, "[tokens]"),
         ("/detokenize", {"model": "one", "tokens": [5, 261]}, 400, "[tokens] token 1 is 261"),
         ("/detokenize", {"model": "eve", "tokens": [5]}, 404, "eve"),
+        ("/detokenize", {"model": "one", "tokens": [5], "skip_special_tokens": 3}, 400, "[skip_special_tokens] is 3"),
     ],
 )
 def test_what_is_refused_is_named(url: str, path: str, body: dict, status: int, words: str) -> None:

@@ -96,12 +96,15 @@ class Text:
         """Which text of a pair each token of the prompt is of; none where its expert is not told them apart."""
         return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.tells_apart else ()
 
-    def decode(self, ids: Sequence[int], field: str = "prompt") -> str:
-        """The text of tokens, without special ones. Raises RequestError naming `field` for one that is no token."""
+    def decode(self, ids: Sequence[int], field: str = "prompt", special: bool = False) -> str:
+        """The text of tokens, without `special` ones or with their names.
+
+        Raises RequestError naming `field` for one that is no token.
+        """
         checked = self._checked(ids, field)
         if self.tokenizer is None:
             return bytes(token % 256 for token in checked).decode(errors="replace")
-        return self.tokenizer.decode(checked)
+        return self.tokenizer.spelled(checked) if special else self.tokenizer.decode(checked)
 
     def detokenizer(self, query: Query, prompt_ids: Sequence[int]) -> Detokenizer | None:
         """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not.

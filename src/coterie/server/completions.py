@@ -37,11 +37,12 @@ class CompletionBody:
 
 def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
-    given = fields.an_object(body, "model and prompt")
+    given = fields.in_these_words(fields.an_object(body, "model and prompt"))
     fields.check_names(given, SUPPORTED, {})
     limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
     if best_of is not None and best_of != n:
         raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
+    limit = DEFAULT_MAX_TOKENS if limit is None else limit
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
     echo, top = fields.flag(given, "echo"), likeliest(given)
     ignore_end = fields.flag(given, fields.IGNORE_END)
@@ -61,7 +62,7 @@ def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
             messages=(Message("user", prompt if isinstance(prompt, str) else text_of(prompt)),),
             model=model,
             sampling=sampling,
-            max_tokens=DEFAULT_MAX_TOKENS if limit is None else limit,
+            max_tokens=None if limit == fields.NO_LIMIT else limit,
             stop=stop,
             raw=True,
             choice=choice,

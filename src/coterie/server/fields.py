@@ -17,20 +17,53 @@ from coterie.api.types import draw_seed
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.core.sampling import SETTINGS, PartialSampling
 
-# Accepted and without effect on the answer: they describe the caller. `priority` and `service_tier` say when it comes.
+# Accepted and without effect on the answer, by who sends them. `priority` and `service_tier` say when it comes.
 IGNORED = frozenset(
+    (
+        # OpenAI's clients: who calls, and what is kept there.
+        *("user", "metadata", "store", "priority", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+        # Codex, LiteLLM, Open WebUI, agents behind gateways: who calls, once more.
+        *("client_metadata", "access_programs", "litellm_metadata", "litellm_session_id"),
+        *("chat_id", "session_id", "request_id", "trace_id"),
+        # What was written for Ollama or LM Studio: how long a model stays, and what it runs on.
+        *("keep_alive", "ttl", "num_ctx", "num_thread", "num_gpu", "num_batch", "main_gpu", "use_mmap", "use_mlock"),
+        # For llama-server: its cache, and what it reports beside an answer.
+        *("cache_prompt", "n_cache_reuse", "id_slot", "timings_per_token", "return_progress"),
+        # For vLLM and SGLang: caches, and the names of requests.
+        *("cache_salt", "rid"),
+        # For OpenRouter: who may answer there, and what it cost.
+        *("provider", "usage"),
+        # Settings of samplers that are off (NEUTRAL).
+        *("mirostat_tau", "mirostat_eta", "dynatemp_exponent", "xtc_threshold"),
+        *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    )
+)
+# What would change the answer in ways that Coterie does not implement, but for values that clients send by default.
+NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
-        "user",
-        "metadata",
-        "store",
-        "priority",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prompt_cache_options",
+        # llama-server's, and what is written for it, Ollama or text-generation-webui (SillyTavern, say).
+        **dict.fromkeys(("mirostat", "mirostat_mode", "dynatemp_range", "xtc_probability", "dry_multiplier"), (0,)),
+        **dict.fromkeys(("top_a", "min_keep", "n_probs", "n_indent", "t_max_predict_ms", "no_repeat_ngram_size"), (0,)),
+        **dict.fromkeys(("typical_p", "tfs_z", "tfs"), (1,)),
+        **dict.fromkeys(("penalize_nl", "post_sampling_probs", "return_tokens"), (False,)),
+        "top_n_sigma": (-1, 0),
+        "parse_tool_calls": (True,),
+        "reasoning_format": ("auto", "deepseek"),
+        # vLLM's and SGLang's.
+        "min_tokens": (0,),
+        "length_penalty": (1,),
+        **dict.fromkeys(("use_beam_search", "early_stopping", "include_stop_str_in_output", "no_stop_trim"), (False,)),
+        **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids", "return_hidden_states"), (False,)),
+        **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens"), (True,)),
+        **dict.fromkeys(("include_reasoning", "separate_reasoning", "stream_reasoning"), (True,)),
+        **dict.fromkeys(("stop_token_ids", "bad_words", "documents", "transforms"), ([],)),
+        "echo": (False,),
+        "best_of": (1,),
     }
 )
+# What llama-server, LM Studio and Ollama call otherwise.
+SYNONYMS = {"repeat_penalty": "repetition_penalty", "n_predict": "max_tokens", "num_predict": "max_tokens"}
 SHARED = (
     "model",
     "stream",
@@ -46,7 +79,7 @@ SHARED = (
 )
 IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
 SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
-NO_LIMIT = -1  # of top_k, as vLLM's clients say it
+NO_LIMIT = -1  # of top_k, as vLLM's clients say it, and of max_tokens, as llama-server's and LM Studio's do
 MAX_STOP = 16
 _AS_IT_IS: Mapping[str, str] = MappingProxyType({})
 TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # OpenAI's, as priorities; 0: all others
@@ -58,6 +91,25 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("body", f"is a JSON {type(body).__name__}", f"send an object with {fields}")
     return body
+
+
+def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
+    """A body without synonyms of fields. Raises RequestError where both are given and differ.
+
+    `repeat_last_n` says of which tokens a penalty is: here of all, in prompt and answer.
+    """
+    found = dict(given)
+    for name, ours in SYNONYMS.items():
+        said = found.pop(name, None)
+        if said is not None and found.get(ours) not in (None, said):
+            raise RequestError(name, f"is {shown(said)}, while {ours} is {shown(found[ours])}", "give one of them")
+        if said is not None:
+            found[ours] = said
+    last, penalty = found.pop("repeat_last_n", None), found.get("repetition_penalty")
+    if last not in (None, -1) and penalty not in (None, 1):
+        fact = f"is {shown(last)}, but a repetition penalty is of all tokens in prompt and answer"
+        raise RequestError("repeat_last_n", fact, "leave it out, or give -1")
+    return found
 
 
 def check_names(
@@ -73,8 +125,8 @@ def check_names(
     for name, value in body.items():
         if value is None or name in supported or name in IGNORED:
             continue  # many clients send null for whatever their user left out
-        if name in refused:
-            if value not in refused[name]:
+        if name in refused or name in NEUTRAL:
+            if value not in refused.get(name, NEUTRAL.get(name, ())):
                 fact = f"is {shown(value)}, which Coterie does not implement"
                 raise RequestError(within + name, fact, "leave it out")
             continue
@@ -161,8 +213,11 @@ def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
 def streaming(body: Mapping[str, object]) -> tuple[bool, bool]:
     """Whether the answer is streamed, and whether its usage is at the end. Raises RequestError."""
     options = get(body, "stream_options", dict, "an object") or {}
-    check_names(options, ("include_usage", "include_obfuscation"), {}, "stream_options.")
-    flag(options, "include_obfuscation", "stream_options.")  # padding against who watches lengths: none is added
+    # Padding against who watches lengths, and usage in each event (GuideLLM, vLLM's bench): neither is added.
+    without = ("include_obfuscation", "continuous_usage_stats")
+    check_names(options, ("include_usage", *without), {}, "stream_options.")
+    for name in without:
+        flag(options, name, "stream_options.")
     return flag(body, "stream"), flag(options, "include_usage", "stream_options.")
 
 

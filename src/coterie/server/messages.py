@@ -51,7 +51,17 @@ def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
     for name in OWN:
         if name in found:
             raise RequestError(f"{SWITCHES}.{name}", "is what the request itself says", "leave it out")
-    return {**effort(body.get(EFFORT), EFFORT), **found}
+    return {**_reasoning(body), **effort(body.get(EFFORT), EFFORT), **found}
+
+
+def _reasoning(body: Mapping[str, object]) -> dict[str, Any]:
+    """OpenRouter's way to say how much is to be thought; for how many tokens is not kept. Raises RequestError."""
+    given = fields.get(body, REASONING[1], dict, "an object with effort or enabled") or {}
+    within = f"{REASONING[1]}."
+    fields.check_names(given, ("effort", "enabled", "max_tokens"), {"exclude": (False,), "summary": ("auto",)}, within)
+    wanted = fields.flag(given, "enabled", within)
+    said = {} if given.get("enabled") is None else {"enable_thinking": wanted, "thinking": wanted}
+    return {**said, **effort(given.get("effort"), f"{within}effort")}
 
 
 def continues(body: Mapping[str, object]) -> bool:

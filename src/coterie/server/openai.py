@@ -28,7 +28,17 @@ from coterie.core.errors import (
 )
 from coterie.server import fields
 from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
-from coterie.server.messages import CONTINUING, EFFORT, PREDICTION, SWITCHES, continues, messages, predicted, switches
+from coterie.server.messages import (
+    CONTINUING,
+    EFFORT,
+    PREDICTION,
+    REASONING,
+    SWITCHES,
+    continues,
+    messages,
+    predicted,
+    switches,
+)
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -43,7 +53,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 LIMITS = ("max_completion_tokens", "max_tokens")
 SUPPORTED = (
     *(*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS, PREDICTION),
-    *CONTINUING,
+    *(*CONTINUING, REASONING[1]),
 )
 
 
@@ -60,7 +70,7 @@ class ChatBody:
 
 def parse_chat(body: object) -> ChatBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
-    given = fields.an_object(body, "model and messages")
+    given = fields.in_these_words(fields.an_object(body, "model and messages"))
     fields.check_names(given, SUPPORTED, REFUSED)
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
@@ -90,6 +100,8 @@ def _limit(body: Mapping[str, object]) -> int | None:
     """How many tokens an answer may have, under the newer name or the older one. Raises RequestError."""
     for name in LIMITS:
         found = fields.integer(body, name)
+        if found == fields.NO_LIMIT:
+            return None
         if found is not None:
             if found < 1:
                 raise RequestError(name, f"is {found}", "allowed is 1 or more")

@@ -17,6 +17,7 @@ from coterie.server.messages import CONTINUING, SWITCHES, continues, messages, s
 from coterie.server.tools import offered
 
 RUN = 4096  # tokens that are written at once: half a millisecond
+SKIPS = "skip_special_tokens"
 SUPPORTED = ("model", "prompt", "messages", "tools", SWITCHES)
 # What cannot be chosen: a prompt gets its tokenizer's special tokens, a conversation the beginning of an answer.
 OF_PROMPTS: Mapping[str, tuple[object, ...]] = {"add_special_tokens": (True,), "return_token_strs": (False,)}
@@ -57,13 +58,17 @@ def check_one_template(coterie: Coterie, model: str) -> None:
 
 
 def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
-    """The text of `tokens`, without special ones. Raises RequestError, NotFoundError."""
+    """The text of `tokens`, special ones by their names, as vLLM's and llama-server's do; or without, as SGLang's.
+
+    Raises RequestError, NotFoundError.
+    """
     given = fields.an_object(body, "model and tokens")
-    fields.check_names(given, ("model", "tokens"), {})
+    fields.check_names(given, ("model", "tokens", SKIPS), {})
     model, tokens = fields.model(given), fields.get(given, "tokens", list, "a list of token ids")
     if tokens is None or not all(type(token) is int for token in tokens):
         raise RequestError("tokens", "is missing, or holds what is no token id", "give a list of token ids")
-    return {"prompt": speaker(coterie.texts, coterie.composition, model).decode(tokens, "tokens")}
+    text = speaker(coterie.texts, coterie.composition, model)
+    return {"prompt": text.decode(tokens, "tokens", not fields.flag(given, SKIPS))}
 
 
 def _raw(given: Mapping[str, object], model: str) -> Query:
