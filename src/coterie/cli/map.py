@@ -75,7 +75,7 @@ def map_(
     orchestration: Annotated[str, typer.Option(help="Who starts kernels: device or host.")] = "device",
     memory: Annotated[str, typer.Option(metavar="HOW", help="Also plan memory: greedy, paper or optimal.")] = "",
     draw: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the section: .svg, or .png (coterie[plan]).")
+        Path | None, typer.Option(metavar="FILE", help="Draw the section: .svg, or .png (extra plan).")
     ] = None,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write its tile timeline for Perfetto.")] = None,
     json_: JsonOpt = False,
