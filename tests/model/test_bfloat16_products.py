@@ -1,4 +1,6 @@
-"""Products of bfloat16: activations that meet bfloat16 weights are rounded, in every family, and nothing else is."""
+"""Products of bfloat16: what meets bfloat16 weights, or keys and values kept so beside them, is rounded in every
+family; nothing else is.
+"""
 
 import numpy as np
 import pytest

@@ -34,8 +34,9 @@ from coterie.graph.eager.rewrite import expand
 from coterie.graph.ir import GraphBuilder, Kind
 from coterie.graph.latent.ops import LATENT_OPS
 from coterie.graph.layer.ops import LAYER_OPS
-from coterie.graph.ops import OPS
+from coterie.graph.ops import BF16, OPS
 from coterie.graph.reference import KvState, Reference
+from coterie.graph.rounding import with_rounding
 from coterie.graph.scan.ops import SCAN_OPS
 from coterie.models.families.llava import llava_graph
 from coterie.models.family import FeedForward, Names
@@ -112,6 +113,15 @@ def test_families_are_their_references_tile_by_tile(name, sequences, past, token
     state, values, sizes = many(graph, sequences, past, tokens)
     plan = sections_of(graph, sizes, chip(pmus=120), share_equal=False)
     check_plan(graph, plan, values, state, [Choice()] * sizes.R, block=3)
+
+
+@pytest.mark.parametrize("changes", [{}, gemma(2), {"names": Names(sinks="self_attn.sinks")}])
+def test_what_is_rounded_to_bfloat16_is_rounded_in_sections_too(changes):
+    """All keys of a token in one block, so that exponentials are rounded beside the largest of all."""
+    graph = with_rounding(decoder((DType.BF16,), **changes), BF16)
+    state, values, sizes = many(graph, 2, 3, 4)
+    plan = sections_of(graph, sizes, chip(pmus=120), share_equal=False)
+    check_plan(graph, plan, values, state, [Choice()] * sizes.R, block=16)
 
 
 def interpreted():

@@ -12,13 +12,14 @@ from tests.pure.test_graph_shard import STEPS, check_ranks
 
 from coterie.core.dtypes import DType
 from coterie.core.errors import UnsupportedError
+from coterie.core.scales import in_bf16
 from coterie.core.shapes import Sizes
 from coterie.graph.backward.build import training_graph
 from coterie.graph.compile import compile_graph
 from coterie.graph.cost import op_cost
 from coterie.graph.eager.rewrite import expand
-from coterie.graph.ops import INT8, ROUNDING
-from coterie.graph.rounding import with_rounding
+from coterie.graph.ops import BF16, INT8, ROUNDING
+from coterie.graph.rounding import with_kept_kv, with_rounding
 from coterie.graph.verify import verify
 from coterie.models.branches import Branches, BranchNames
 from coterie.models.choice import Choice
@@ -123,6 +124,53 @@ def test_rounding_reaches_clipped_gates():
     of_layer = {op.name for op in rounded.ops if ROUNDING in op.attrs and op.stage == "layers.1"}
     assert of_layer == {GATE_UP, "layers.1/branch_down"}
     verify(rounded)
+
+
+def rounded(graph):
+    """Ops that attend and round; the graph is legal."""
+    verify(graph)
+    return [op.name for op in graph.ops if op.kind == "attention" and ROUNDING in op.attrs]
+
+
+def test_attention_rounds_over_kept_bfloat16_alone_where_products_do():
+    """In whatever order it is said how keys are kept and what is rounded."""
+    every = ["layers.0/attention", ATTENTION]
+    graph = decoder((DType.BF16,), **SINKS)
+    assert rounded(with_rounding(graph, BF16)) == every
+    assert not rounded(with_rounding(graph, INT8))
+    assert rounded(with_kept_kv(with_rounding(graph, BF16), DType.BF16)) == every
+    for dtype in (DType.F32, DType.F16, DType.KV8):
+        assert not rounded(with_kept_kv(with_rounding(graph, BF16), dtype))
+        assert not rounded(with_rounding(with_kept_kv(graph, dtype), BF16))
+    packed = change_value(graph, "lm_head.weight", dtype=DType.Q8)
+    assert not rounded(with_rounding(packed, BF16))
+    check_refused(
+        with_kept_kv(graph, DType.F16),
+        lambda g: attribute(g, ATTENTION, ROUNDING, BF16),
+        ["rounding is 'bf16'", "of type F16", "give 'bf16', where it is BF16"],
+    )
+
+
+@pytest.mark.parametrize("sink", [None, -1.0, 9.0])
+def test_rounded_attention_weighs_by_rounded_exponentials(sink):
+    """Of the largest score of a value: a sink above it takes its share, and rounds nobody finer."""
+    graph = with_rounding(decoder((DType.BF16,), **({} if sink is None else SINKS)), BF16)
+    player = Player(graph)
+    for name in [name for name in player.reference.fixed if name.endswith("sinks")]:
+        player.reference.fixed[name] = np.full(4, sink, np.float32)
+    values = player.play((0, [7, 3, 20, 11, 2]))
+    k, v = (np.repeat(in_bf16(values[f"layers.0/{name}"]), 2, axis=1) for name in ("k_rope", "v"))
+    scores = np.einsum("hc,shc->hs", in_bf16(values["layers.0/q_rope"][-1]).astype(np.float64), k) / 6**0.5
+    highest = scores.max(axis=1, keepdims=True)
+    p = in_bf16(np.exp(scores - highest).astype(np.float32)).astype(np.float64)
+    total = p.sum(axis=1) + (0 if sink is None else np.exp(sink - highest[:, 0]))
+    wanted = np.einsum("hs,shc->hc", p, v) / total[:, None]
+    found = values["layers.0/attention"][-1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+    plain = np.exp(scores - highest)
+    plain /= (plain.sum(axis=1) + (0 if sink is None else np.exp(sink - highest[:, 0])))[:, None]
+    exact = np.einsum("hs,shc->hc", plain, v)
+    assert np.abs(wanted - exact).max() > 1e-4 * np.abs(exact).max()
 
 
 def test_what_no_one_trains_or_expands_is_named():

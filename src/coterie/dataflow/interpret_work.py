@@ -15,9 +15,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from coterie.core.scales import in_bf16
 from coterie.dataflow.legal import place_of
 from coterie.dataflow.loops import Nest
 from coterie.graph.ir import Graph, Op
+from coterie.graph.ops import ROUNDING
 from coterie.graph.reference import run_op
 from coterie.graph.rope import grown
 from coterie.graph.sampling import Settings
@@ -145,22 +147,25 @@ def _table_slope(firing: Firing) -> dict[str, Array]:
 
 @dataclass(slots=True)
 class _Running:
-    """Softmax in its running form, of groups of queries [G, T, H, C]: maximum, sum of exponentials, weighted values."""
+    """Softmax in its running form, of groups of queries [G, T, H, C]: maximum, sum of exponentials, weighted values.
+
+    `rounds`: exponentials, beside the largest so far, and queries, to bfloat16.
+    """
 
     q: Array
     scale: np.float32
     cap: float
+    rounds: bool
     most: Array
     total: Array
     result: Array
 
     @classmethod
-    def over(cls, q: Array, scale: float, channels: int, cap: float = 0.0) -> _Running:
+    def over(cls, q: Array, scale: float, channels: int, cap: float = 0.0, rounds: bool = False) -> _Running:
         """Before the first key."""
         start = np.full(q.shape[:3], -np.inf, np.float32)
-        return cls(
-            q, np.float32(scale), cap, start, np.zeros_like(start), np.zeros((*q.shape[:3], channels), np.float32)
-        )
+        result = np.zeros((*q.shape[:3], channels), np.float32)
+        return cls(in_bf16(q) if rounds else q, np.float32(scale), cap, rounds, start, np.zeros_like(start), result)
 
     def scores(self, keys: Array, bias: Array) -> Array:
         """[G, T, H, S] of a block of keys [G, S, H, C]; `bias` [H, S]."""
@@ -174,6 +179,7 @@ class _Running:
         scores = self.scores(keys, bias)
         higher = np.maximum(self.most, scores.max(axis=-1))
         fade, p = np.exp(self.most - higher), np.exp(scores - higher[..., None])
+        p = in_bf16(p) if self.rounds else p
         self.total = self.total * fade + p.sum(axis=-1)
         self.result = self.result * fade[..., None] + np.einsum("gths,gshc->gthc", p, held)
         self.most = higher
@@ -216,7 +222,7 @@ def _attention(firing: Firing) -> dict[str, Array]:
         firing.reads_keys(op, int(sequences[t]), begin, length)
         k, v = (state.context(op, i, tables[sequences[t]], length)[begin:] for i in (0, 1))
         share = q.shape[1] // k.shape[1]
-        running = _Running.over(q[None, None, t], op.number("scale"), v.shape[2], op.cap)
+        running = _Running.over(q[None, None, t], op.number("scale"), v.shape[2], op.cap, ROUNDING in op.attrs)
         for block in _blocks(len(k), firing.key_block):
             bias = slopes * np.arange(begin + block.start, begin + block.stop, dtype=np.float32)
             running.add(np.repeat(k[block], share, axis=1)[None], np.repeat(v[block], share, axis=1)[None], bias)
