@@ -150,6 +150,9 @@ def test_a_model_that_is_asked_where_to_is_read_anew(write: Write, tmp_path: Pat
         coterie.release_idle()  # so that it comes from its file
         assert coterie.ask("where to").expert == "ada"
         assert coterie.rescan().to_dict() == UNCHANGED
+        coterie.release_idle()
+        weights.chmod(0o600)  # of which no rescan need be asked
+        assert coterie.ask("where to").expert == "ada"
     with Coterie.open(write("ada", "bob", router=KNN + 'checkpoint = "cyd"\n')) as coterie:
         weights.write_bytes(whole)
         assert "files of that, or examples" in str(coterie.rescan().kept["(router)"])

@@ -88,7 +88,7 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     opened: dict[str, tuple[Model, Text]] = {}
     failed: dict[str, UsageError] = {}
     was = {}
-    own, its = _model_of(found), _model_of(composition)
+    own, its = router_model(found), router_model(composition)
     for expert in (*found.experts, *([] if own is None or own != its or routing.to_teach else [own])):
         name = expert.name
         if expert in (before.get(name), own) and not _changed(models[name], texts[name]):
@@ -112,8 +112,8 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     return Look(routing, found, _routing_now(routing, found, models, texts), opened, failed, was, gone)
 
 
-def _model_of(composition: Composition) -> Expert | None:
-    """The router's own model."""
+def router_model(composition: Composition) -> Expert | None:
+    """The router's own model, if it has one."""
     return None if composition.router is None else composition.router.model
 
 
@@ -125,7 +125,7 @@ def _routing_now(
     A router's own model was given memory at start, and what it makes of examples is asked before the first request.
     """
     spec, before = found.router, routing.composition.router
-    own, its = _model_of(found), _model_of(routing.composition)
+    own, its = router_model(found), router_model(routing.composition)
     if own is None and its is None:
         return Routing(found)
     if own == its and spec is not None and before is not None:

@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 
 from coterie.api.assemble import Options
-from coterie.api.rescan import reopen
+from coterie.api.rescan import reopen, router_model
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.layout import FileIdentity, Layout
 from coterie.composition.composition import Composition
@@ -44,7 +44,10 @@ class Touched:
 
     def know(self, composition: Composition) -> None:
         """Its experts are where it says now; who is not among them stays where it was, as it may still be asked."""
-        self._experts |= {expert.name: expert for expert in composition.experts}
+        own, spec = router_model(composition), composition.router
+        # Not one that has made vectors of examples, which those of other weights cannot be compared with.
+        asked = [own] if own is not None and spec is not None and not spec.examples else []
+        self._experts |= {expert.name: expert for expert in (*composition.experts, *asked)}
 
     def __call__(self, name: str) -> None:
         """Serve an expert by the headers that its files have now, where only status times are others.
