@@ -18,6 +18,7 @@ from tests.system.test_server_events import Looking, client_of
 
 from coterie.api import Coterie
 from coterie.api import assemble as assembly
+from coterie.core.errors import CapacityError
 
 
 class Held:
@@ -93,6 +94,22 @@ def test_what_fails_after_it_was_accepted_is_an_event(held: tuple[Held, Coterie]
         assert "on fire" in look.until("load_failed", expert="ada")["error"]
         assert "on fire" in look.until("ended", reason="error")["error"]
         look.close()
+
+
+def test_what_is_refused_after_it_was_accepted_is_logged(
+    held: tuple[Held, Coterie], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk, coterie = held
+    full = CapacityError("ada", "the expert", 2, 1, ["unpin others"])
+    with served(coterie) as url, client_of(url) as client:
+        stream = ask(client, "for ada", stream=True)
+        with coterie._lock:
+            coterie.parts.engine.fail(coterie.parts.engine.queue.of("ada"), full)
+        with pytest.raises(openai.APIError, match="unpin others"):
+            list(stream)
+        disk.go.set()
+    said = [record.getMessage() for record in caplog.records if record.name == "coterie.server"]
+    assert said == [f"a stream 503: {full}"]
 
 
 def test_what_is_refused_at_once_has_its_status(held: tuple[Held, Coterie]) -> None:

@@ -24,6 +24,8 @@ from coterie.server.body import written
 from coterie.server.choosing import QUICK_LOGPROBS, num_logprobs
 from coterie.server.events import HEADERS
 from coterie.server.guard import client_of
+from coterie.server.log import log_refusal
+from coterie.server.openai import error_body
 from coterie.server.opening import Opening
 from coterie.server.stream import Stream
 from coterie.server.worker import Worker
@@ -191,6 +193,7 @@ async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send:
             chunks = (Chunk("", "", error=error),)
         for chunk in chunks:
             if chunk.error is not None:
+                log_refusal("a stream", error_body(chunk.error)[0], chunk.error)
                 failure = asked.failure(chunk.error, chunk.request_id)
                 await send(b"".join([*parts, *map(asked.encode, failure)]), more=False)
                 return
