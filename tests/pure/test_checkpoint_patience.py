@@ -12,7 +12,7 @@ from coterie.checkpoint.patience import Patience
 from coterie.composition.composition import load_composition
 from coterie.core.errors import CheckpointError, UsageError
 from coterie.engine import experts
-from coterie.engine.experts import open_folder
+from coterie.engine.experts import open_servable
 
 LONG_S = 60.0  # a test that waits for so long has failed
 
@@ -61,6 +61,6 @@ def test_a_folder_whose_disk_hangs_is_told_of_and_opened_in_the_end(folders, mon
     monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
     composition = load_composition(folders["m0"].parent)
     with caplog.at_level(logging.WARNING), pytest.raises(UsageError):
-        open_folder(composition)
+        open_servable(composition)
     assert f"opening m1 ({folders['m1']}), 2 of 3, takes long" in caplog.text
     assert opened == ["m0", "m1", "m2"]

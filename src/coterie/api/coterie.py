@@ -46,7 +46,7 @@ class Coterie(Measuring, ExpertCommands):
     """
 
     def __init__(self, composition: Composition, options: Options | None = None) -> None:
-        """Open every expert and reserve memory; of a folder, without what cannot be had. Raises CoterieError."""
+        """Open every expert and reserve memory, or leave out what cannot be had. Raises CoterieError."""
         self._options = options = options or Options()
         opened, made = planned(open_all(composition, options), options)
         self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
@@ -64,9 +64,9 @@ class Coterie(Measuring, ExpertCommands):
         self.routing = self._routings.teach(options.device, cache_folder())
 
     @classmethod
-    def open(cls, ref: str | Path, options: Options | None = None) -> Coterie:
-        """Open "demo", a composition.toml or a folder of checkpoints. A Path is never "demo"."""
-        return cls(load_composition(ref), options)
+    def open(cls, ref: str | Path, options: Options | None = None, leave_out: bool = False) -> Coterie:
+        """Open "demo" (no Path is that), a composition.toml or a folder; `leave_out`: as of a folder, who cannot be."""
+        return cls(load_composition(ref, leave_out), options)
 
     @property
     def parts(self) -> Parts:

@@ -1,6 +1,7 @@
 """Opens a composition's experts: models and tokenizers. Of a folder, what cannot be opened is left out.
 
-In a composition file, which names its experts, one that cannot be opened is an error, and so is one without room.
+In a composition file, which names its experts, one that cannot be opened is an error, and so is one without room; but
+where it `leaves_out` these.
 Knows nothing about queries.
 """
 
@@ -13,10 +14,11 @@ from coterie.api.assemble import Options, as_served, is_synthetic, make_spec, op
 from coterie.api.sampling import GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.tokenizer import Tokenizer
-from coterie.composition.composition import Composition, name_hint
+from coterie.composition.composition import Composition
+from coterie.composition.validate import name_hint
 from coterie.core.errors import LargestExpertError, UnsupportedError, UsageError
 from coterie.engine.assembly import Plan, plan
-from coterie.engine.experts import open_folder
+from coterie.engine.experts import open_servable, without
 from coterie.models.model import Model
 
 
@@ -30,25 +32,26 @@ class Opened:
 
 
 def open_all(composition: Composition, options: Options) -> Opened:
-    """Open every expert, but for those of a folder that cannot be. Raises as `open_models` and `open_texts` do.
-
-    Of a folder only where none is left. Made-up tokens are drawn by nobody's defaults.
+    """Open every expert, but for those that are left out where they cannot be. Raises as `open_models` and `open_texts`
+    do, or as `without`. Made-up tokens are drawn by nobody's defaults.
     """
     whose = GREEDY if is_synthetic(options.device) else options.sampling
-    if not composition.is_folder:
+    if not composition.leaves_out:
         models = _sampled(open_models(composition, options), whose)
         texts = open_texts(models)
         return Opened(composition, _drafted(models, texts, options.draft), texts)
     texts = {}
-    composition, found = open_folder(composition, lambda model: texts.update(open_texts({model.name: model})))
+    composition, found = open_servable(
+        composition, lambda model: texts.update(open_texts({model.name: model})), is_synthetic(options.device)
+    )
     models = _sampled(as_served(composition.name, found, options), whose)
     return Opened(composition, _drafted(models, texts, options.draft), texts)
 
 
 def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
-    """Where the bytes of these go. Of a folder's experts those are left out that have no room even alone.
+    """Where the bytes of these go. Those that have no room even alone are left out, where the composition leaves out.
 
-    Raises CapacityError; of a folder's experts only where none is left, or the one without room guesses for others.
+    Raises CapacityError; there only where none is left, or the one without room guesses for all, or as `without`.
     """
     spec = make_spec(options)
     while True:
@@ -56,11 +59,10 @@ def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
             return opened, plan(opened.models, spec, options)
         except LargestExpertError as error:
             name, found = error.expert, opened.composition
-            if not found.is_folder or len(opened.models) == 1 or name == options.draft:
+            if not found.leaves_out or found.names in ((), (name,)) or name not in found.names or name == options.draft:
                 raise
-            kept = tuple(expert for expert in found.experts if expert.name != name)
-            found = replace(found, experts=kept, left_out={**found.left_out, name: error})
-            models = {other: model for other, model in opened.models.items() if other != name}
+            rest = {other: model for other, model in opened.models.items() if other != name}
+            found, models = without(found, {**found.left_out, name: error}, rest)
             opened = Opened(found, models, {other: opened.texts[other] for other in models})
 
 

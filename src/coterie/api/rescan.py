@@ -78,7 +78,7 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     composition = routing.composition
     if composition.source is None:
         raise UsageError(composition.name, "was read from no file or folder", "open it anew")
-    found = load_composition(composition.source)
+    found = load_composition(composition.source, composition.leaves_out)
     if (found.is_folder, found.name) != (composition.is_folder, composition.name):
         what = "folder" if found.is_folder else "file"
         fact = f"is the {what} {found.name} now, which was served as {composition.name}"
@@ -103,6 +103,8 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     texts |= {name: text for name, (_, text) in opened.items()}
     default = options.draft if options.draft in models and options.draft in found.names else ""
     for name, (_, text) in tuple(opened.items()):  # who guesses for whom, once all are there
+        if found.leaves_out and models[name].draft not in models:
+            models[name] = replace(models[name], draft="")
         try:
             opened[name] = with_draft(name, models, texts, default), text
         except UsageError as error:
@@ -174,18 +176,18 @@ def rescan(
             changed.append(name)
     now = before | {expert.name: expert for expert in looked.found.experts if expert.name in changed}
     then, gone = looked.routing, looked.gone & before.keys()
-    if left_out and isinstance(then, Routing) and not looked.found.is_folder:
-        then = ConflictError(
-            "router", f"{', '.join(left_out)} of the file cannot be served", "mend that, and ask again"
-        )
+    spec = looked.found.router
+    must = left_out.keys() & {spec.fallback if spec else ""} if looked.found.leaves_out else left_out.keys()
+    if must and isinstance(then, Routing) and not looked.found.is_folder:
+        then = ConflictError("router", f"{', '.join(must)} of the file cannot be served", "mend that, and ask again")
     if looked.before is not routing and composition.router is not None:
         then = ConflictError("router", "another rescan came between", "ask again")
     if isinstance(then, CoterieError):
         kept[ROUTER], gone, then = then, frozenset(), routing
     for name in gone:
         control.retire(name)
-    aliases = _aliases(before if then is routing else {}, looked.found)
-    experts = tuple([replace(one, aliases=aliases.get(name, ())) for name, one in now.items() if name not in gone])
+    aliases = _aliases(before if then is routing else {}, looked.found, now)
+    experts = tuple([replace(one, aliases=aliases[name]) for name, one in now.items() if name not in gone])
     names = now.keys() - gone
     for name in names:
         draft = models[name].draft
@@ -195,14 +197,17 @@ def rescan(
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
 
 
-def _aliases(stay: Mapping[str, Expert], found: Composition) -> dict[str, tuple[str, ...]]:
+def _aliases(stay: Mapping[str, Expert], found: Composition, now: Mapping[str, Expert]) -> dict[str, tuple[str, ...]]:
     """Whose aliases are which: as the file says, whatever became of weights, so that each is one expert's.
 
-    Where some `stay` by the names that they have, another gets of its own those that are free.
+    Where some `stay` by the names that they have, another gets of its own those that are free. So does one of `now` of
+    which nothing was found.
     """
-    taken = {name for expert in stay.values() for name in (expert.name, *expert.aliases)}
-    of_file = {expert.name: tuple([a for a in expert.aliases if a not in taken]) for expert in found.experts}
-    return of_file | {expert.name: expert.aliases for expert in stay.values()}
+    first = dict(stay) or {expert.name: expert for expert in found.experts}
+    taken = {name for expert in first.values() for name in (expert.name, *expert.aliases)}
+    rest = {**now} | {expert.name: expert for expert in found.experts}
+    free = {name: tuple([alias for alias in one.aliases if alias not in taken]) for name, one in rest.items()}
+    return free | {name: expert.aliases for name, expert in first.items()}
 
 
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:

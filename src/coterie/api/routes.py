@@ -19,7 +19,7 @@ from coterie.composition.composition import Composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Routing
 from coterie.engine.assembly import block_bytes_for
-from coterie.engine.experts import open_experts, open_folder
+from coterie.engine.experts import open_experts, open_servable
 from coterie.engine.kv import tokens_held
 from coterie.graph.program import KvShape
 from coterie.models.model import AUTO, Model, with_kv_type
@@ -73,8 +73,8 @@ def served_routes(
 
 def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[[KvShape], int]:
     """How many tokens of a KV state there is room for. All experts are opened: the largest page of one is a block."""
-    if composition.is_folder:
-        composition, found = open_folder(composition)
+    if composition.leaves_out:
+        composition, found = open_servable(composition)
         models.update({name: with_kv_type(model, models.kv_type) for name, model in found.items()})
     block = block_bytes_for({name: models[name] for name in composition.names}, kv_bytes)
     return lambda kv: tokens_held(kv_bytes // block, block, kv)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from coterie.composition.composition import Composition
@@ -95,7 +95,7 @@ class Status:
 
     `by_priority`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
 
-    `lacks`: for want of which memory drafts guess nothing, a sentence for each.
+    `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
 
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
@@ -113,6 +113,7 @@ class Status:
     moves: Stats
     by_priority: Mapping[PriorityClass, PriorityStatus]
     lacks: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -137,6 +138,7 @@ class Status:
             "moves": asdict(self.moves),
             "priorities": {of: self._of_class(of) for of in PRIORITY_CLASSES},
             "lacks": list(self.lacks),
+            "left_out": dict(self.left_out),
         }
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
@@ -173,6 +175,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: Composition) ->
         by_priority=_priorities(parts),
         moves=_together([cache.stats for cache in sides.values()]),
         lacks=tuple([str(lack) for lack in parts.engine.drafts.lacks.values()]),
+        left_out={name: str(why) for name, why in composition.left_out.items()},
     )
 
 

@@ -130,7 +130,7 @@ def bench_serve(
         _left_out({"--experts": experts, "--shape": shape or None}, "is of random experts", "leave the composition out")
         served = open_all(load_composition(composition), Options()).composition
         names = served.names
-        say_left_out(served.left_out)
+        say_left_out(served)
     else:
         names = random_names(experts or EXPERTS)
     own = Own(composition or "", names, (shape_config(shape),) if shape else SHAPES, near, kv, threads, max_batch)

@@ -18,7 +18,17 @@ from coterie.api import Coterie, Options
 from coterie.api.opened import open_all, planned
 from coterie.api.sampling import defaults_of
 from coterie.cli.opening import opens
-from coterie.cli.options import CompositionArg, JsonOpt, out, picked, print_json, say_left_out, sentences, short_base
+from coterie.cli.options import (
+    CompositionArg,
+    JsonOpt,
+    LeaveOutOpt,
+    out,
+    picked,
+    print_json,
+    say_left_out,
+    sentences,
+    short_base,
+)
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import make_router
@@ -34,12 +44,12 @@ from coterie.models.model import Model
 
 @sentences
 @opens("near", "kv", "kv_type", "draft", "device")
-def check(composition: CompositionArg, json_: JsonOpt = False, *, how: Options) -> None:
+def check(composition: CompositionArg, json_: JsonOpt = False, leave_out: LeaveOutOpt = False, *, how: Options) -> None:
     """Check a composition and print where the bytes go.
 
-    Of a folder, what cannot be served is told on stderr, and the exit status is 2.
+    What is left out, of a folder or with --leave-out, is told on stderr, and the exit status is 2.
     """
-    named = load_composition(composition)
+    named = load_composition(composition, leave_out)
     make_router(named)
     opened, made = planned(open_all(named, how), how)
     found, models = opened.composition, opened.models
@@ -47,7 +57,7 @@ def check(composition: CompositionArg, json_: JsonOpt = False, *, how: Options) 
         print_json(_report(found, models, made))
     else:
         _print(found, models, made)
-    say_left_out(found.left_out)
+    say_left_out(found)
     if found.left_out:
         raise typer.Exit(2)
 

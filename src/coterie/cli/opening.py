@@ -31,7 +31,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UnsupportedError
-from coterie.engine.experts import open_experts, open_folder
+from coterie.engine.experts import open_experts, open_servable
 from coterie.models.model import AUTO, Model
 
 T = TypeVar("T")
@@ -98,10 +98,10 @@ def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
     What cannot be opened of a folder is told and left out, as where it is served.
     """
     found = load_composition(ref)
-    if not found.is_folder:
+    if not found.leaves_out:
         return found, open_experts(found, synthetic=True)
-    found, models = open_folder(found)
-    say_left_out(found.left_out)
+    found, models = open_servable(found)
+    say_left_out(found)
     return found, models
 
 

@@ -9,7 +9,7 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 
+from coterie.composition.composition import Composition
 from coterie.core.errors import CoterieError, DeviceError, UsageError
 from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
@@ -115,6 +116,14 @@ KvTypeOpt = Annotated[
         "with nearly twice the tokens in --kv."
     ),
 ]
+LeaveOutOpt = Annotated[
+    bool,
+    typer.Option(
+        "--leave-out",
+        help="Leave out experts of a composition file that cannot be served, as is done with a folder's, "
+        "where else one stops all.",
+    ),
+]
 SamplingOpt = Annotated[
     str,
     typer.Option(
@@ -176,10 +185,15 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def say_left_out(left_out: Mapping[str, CoterieError]) -> None:
-    """On stderr, what of a folder is not served, and why."""
-    for name, error in left_out.items():
-        err.print(f"coterie: {name} is left out: {error}", style="yellow", markup=False)
+def say_left_out(composition: Composition) -> None:
+    """On stderr, what is not served, and why; and who is served without whom the file names to guess for it."""
+    left_out = composition.left_out
+    told = [f"{name} is left out: {error}" for name, error in left_out.items()]
+    told += [
+        f"{one.name} has no draft, as {one.draft} is left out" for one in composition.experts if one.draft in left_out
+    ]
+    for line in told:
+        err.print(f"coterie: {line}", style="yellow", markup=False)
 
 
 def picked(of: object, *names: str) -> dict[str, Any]:

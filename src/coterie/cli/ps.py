@@ -113,6 +113,7 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     first = f"[bold]{name}[/bold] on {device} at {escape(url)}: {here}, "
     first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
     lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
+    lacks += [escape(f"{name} is left out: {why}") for name, why in status.get("left_out", {}).items()]
     return Group(first, *lacks, _experts(status, whole), *_priorities(status), _tiers(status))
 
 

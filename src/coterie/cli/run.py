@@ -70,7 +70,7 @@ def run(
     opening = (Message("system", system),) if system else ()
     form = form_of(json_schema, json_object)
     with Coterie.open(composition, replace(how, record=MAX_WORKS if trace else 0)) as coterie:
-        say_left_out(coterie.composition.left_out)
+        say_left_out(coterie.composition)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
             messages = (*opening, *before, Message("user", text))

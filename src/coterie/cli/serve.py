@@ -20,7 +20,7 @@ from rich.markup import escape
 from coterie.api import Coterie, Options
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
 from coterie.cli.opening import opens, options
-from coterie.cli.options import CompositionArg, TraceOpt, out, save_trace, say_left_out, seconds, sentences
+from coterie.cli.options import CompositionArg, LeaveOutOpt, TraceOpt, out, save_trace, say_left_out, seconds, sentences
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
@@ -45,6 +45,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     *,
     how: Options,
+    leave_out: LeaveOutOpt = False,
     trace: TraceOpt = None,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
@@ -92,7 +93,7 @@ def serve(
     pages_of(allow_origin or ())
     how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
     open_log(log_answers)
-    with listen(host, port) as listener, Coterie.open(composition, how) as coterie:
+    with listen(host, port) as listener, Coterie.open(composition, how, leave_out) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
         try:
@@ -114,7 +115,7 @@ def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: S
     what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
     curl = f"curl -s {url}{path} {what}"
     name, count = escape(asked.name), len(asked.experts)
-    say_left_out(coterie.composition.left_out)
+    say_left_out(coterie.composition)
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
     out.print(escape(budget_line(coterie)))
     models = coterie.models

@@ -21,17 +21,15 @@ from coterie.composition.routers import llm
 from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, compile_keywords
 from coterie.composition.schema import COMPOSITION
-from coterie.composition.validate import nearest, validate
-from coterie.core.errors import CompositionError, CoterieError, NotFoundError, RequestError, shown
+from coterie.composition.validate import name_hint, validate
+from coterie.core.errors import CompositionError, CoterieError, NotFoundError, RequestError, UsageError, shown
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 from coterie.core.sampling import PartialSampling
-from coterie.core.text import first_few
 
 PRESETS = Path(__file__).parent / "presets"
 COMPOSITION_FILE = "composition.toml"
 DEFAULT_MARGIN = 0.5
-MOST_NAMES, MOST_MEANT = 12, 3  # that an error lists: of all experts, and of those that may be meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +63,8 @@ class RouterSpec:
 class Composition:
     """A router and its experts. `root` is the folder from which relative paths are read.
 
-    `is_folder`: nobody named the experts, they are what a folder holds; what cannot be opened there is `left_out`, by
-    its name, with the reason. `source`: the file or folder that was read; None where it was none.
+    `is_folder`: nobody named the experts, they are what a folder holds. `leaves_out`: what cannot be served stops
+    nobody, as in a folder, but is `left_out`, by its name, with the reason. `source`: what was read; None for nothing.
     """
 
     name: str
@@ -77,6 +75,7 @@ class Composition:
     is_folder: bool = False
     left_out: Mapping[str, CoterieError] = field(default_factory=lambda: MappingProxyType({}))
     source: Path | None = None
+    leaves_out: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,33 +102,25 @@ class Composition:
         raise NotFoundError(self.name, fact, name_hint(name, self.names, self.aliases))
 
 
-def name_hint(name: str, names: Sequence[str], aliases: Sequence[str] = ()) -> str:
-    """What to say to someone who gave a name that no expert has."""
-    known_as = (*names, *aliases)
-    close = nearest(name, known_as) or [known for known in known_as if name.casefold() in known.casefold()][:MOST_MEANT]
-    if name and close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"the experts are {first_few(names, MOST_NAMES)}"
-
-
-def load_composition(ref: str | Path) -> Composition:
+def load_composition(ref: str | Path, leave_out: bool = False) -> Composition:
     """Read a composition: the name of a preset ("demo"), a .toml file, a folder, or a Hugging Face id in the cache.
 
     A folder with composition.toml is that file; a checkpoint, or an adapter, is a composition of one expert; in any
     other folder, each subfolder that is one is an expert, without a router (folder.py). A preset's name goes before a
-    folder of that name (write ./demo for the folder); a Path is no preset's name.
+    folder of that name (write ./demo for the folder); a Path is no preset's name. `leave_out`: experts of a file that
+    are not there are left out, as those of a folder are, where else they are an error.
 
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change).
     """
     ref = ref if isinstance(ref, str) else str(user_path(ref, "composition").absolute())
     try:
-        return _load(ref)
+        return _load(ref, leave_out)
     except (OSError, RuntimeError) as error:
         # A prompt given in the place of the composition, links in a circle, what may not be read: all end here.
         raise NotFoundError(ref[:60], f"it cannot be opened: {error}", "give a .toml file, a folder or demo") from error
 
 
-def _load(ref: str) -> Composition:
+def _load(ref: str, leave_out: bool) -> Composition:
     path = PRESETS / ref / COMPOSITION_FILE
     if not (is_expert_name(ref) and path.is_file()):
         path = user_path(ref, "composition")
@@ -147,13 +138,14 @@ def _load(ref: str) -> Composition:
         raise NotFoundError(ref, fact, remedy)
     if path.suffix == GGUF:
         raise CompositionError(str(path), "is a GGUF file, which is imported first", import_remedy(path))
-    return composition_of(read_file(path), path)
+    return composition_of(read_file(path), path, leave_out)
 
 
 def _from_folder(folder: Path) -> Composition:
     found = experts_of(folder)
     is_folder, root = not found.is_one, folder.resolve()
-    return Composition(found.name, found.experts, None, root, is_folder=is_folder, left_out=found.left_out, source=root)
+    own = Composition(found.name, found.experts, None, root, left_out=found.left_out, source=root)
+    return replace(own, is_folder=is_folder, leaves_out=is_folder)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -172,26 +164,35 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def composition_of(values: Mapping[str, Any], path: Path) -> Composition:
-    """The composition that the tables of a file say. Raises CompositionError."""
+def composition_of(values: Mapping[str, Any], path: Path, leave_out: bool = False) -> Composition:
+    """The composition that the tables of a file say; `leave_out` as above. Raises CompositionError."""
     file, root = str(path), path.resolve().parent
-    experts = _experts(values["expert"], root, file)
-    names = [expert.name for expert in experts]
+    left_out: dict[str, CoterieError] | None = {} if leave_out else None
+    experts = _experts(values["expert"], root, file, left_out)
+    names = [*[expert.name for expert in experts], *(left_out or ())]
     if values["name"] in names:
         fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
     check_aliases(experts, values["name"], file)
     router = _router(values["router"], names, root, file) if "router" in values else None
     router = _with_examples(router, values, names, root, file)
-    about = values.get("description", "")
-    return Composition(values["name"], tuple(experts), router, root, about, source=path.absolute())
+    own = Composition(values["name"], tuple(experts), router, root, source=path.absolute(), leaves_out=leave_out)
+    return replace(own, description=values.get("description", ""), left_out=left_out or own.left_out)
 
 
-def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list[Expert]:
+def _experts(
+    tables: Sequence[Mapping[str, Any]], root: Path, file: str, left_out: dict[str, CoterieError] | None
+) -> list[Expert]:
     experts: dict[str, Expert] = {}
     for number, table in enumerate(tables, start=1):
         where = f"{file}: expert[{number}] {table['name']!r}"
-        for expert in _counted(table, _one_expert(table, root, where), where):
+        try:
+            found = _counted(table, _one_expert(table, root, where), where)
+        except UsageError as error:
+            if left_out is None:
+                raise
+            left_out[table["name"]], found = error, []
+        for expert in found:
             if expert.name in experts:
                 fact = f"the name {expert.name!r} is already taken by an expert above"
                 raise CompositionError(where, fact, "give each expert a name of its own")
@@ -199,7 +200,7 @@ def _experts(tables: Sequence[Mapping[str, Any]], root: Path, file: str) -> list
     for expert in experts.values():
         where = f"{file}: expert {expert.name!r}.draft"
         if expert.draft:
-            _expect_expert(expert.draft, list(experts), where, "draft")
+            _expect_expert(expert.draft, [*experts, *(left_out or ())], where, "draft")
         if expert.draft == expert.name:
             raise CompositionError(where, "an expert cannot guess for itself", "name a smaller one, or leave it out")
     return list(experts.values())

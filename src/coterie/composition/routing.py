@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from coterie.composition.composition import MOST_NAMES, Composition, RouterSpec, name_hint
+from coterie.composition.composition import Composition, RouterSpec
 from coterie.composition.expert import is_expert_name
-from coterie.composition.router import Ask, Prompt, Result, Route, Router
+from coterie.composition.router import Ask, Prompt, Result, Route, Router, fall_back
 from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
 from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routers.rules import RulesRouter
-from coterie.composition.validate import nearest
+from coterie.composition.validate import MOST_NAMES, name_hint, nearest
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UnsupportedError, UsageError
 from coterie.core.text import first_few
 
@@ -45,7 +45,7 @@ def _make_lexical(spec: RouterSpec, composition: Composition) -> Router:
     if spec.weights is None:
         raise CompositionError(composition.name, "the lexical router has no weights", "give router.weights")
     weights = read_weights(spec.weights)
-    unknown = [name for name in weights.experts if name not in composition.names]
+    unknown = [name for name in weights.experts if name not in (*composition.names, *composition.left_out)]
     if unknown:
         fact = f"it was trained for {', '.join(map(repr, unknown))}, which this composition does not have"
         raise CompositionError(str(spec.weights), fact, "train the router again for the experts of this composition")
@@ -177,8 +177,20 @@ class Routing:
             fact = f"there is no router to choose among {len(names)} experts"
             named = f"name an expert ({first_few(names, MOST_NAMES)})"
             raise UsageError(self.composition.name, fact, f"{named}, or start the prompt with @ and its name")
-        route = _settled(self.router.decide(pending.prompt, results), pending.previous, pending.resident, spec)
+        route = _settled(
+            self._there(self.router.decide(pending.prompt, results)), pending.previous, pending.resident, spec
+        )
         return with_capability(route, pending.unfit, self.others)
+
+    def _there(self, route: Route) -> Route:
+        """The route among experts that are served: the fallback answers for one that is left out."""
+        names = self.composition.names if self.composition.left_out else ()
+        spec, there = self.composition.router, {name: share for name, share in route.runners_up if name in names}
+        if not names or spec is None:
+            return route
+        if route.expert in names:
+            return replace(route, runners_up=tuple(there.items()))
+        return fall_back(spec.fallback, there, f"{route.expert} is left out; {route.reason}")
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -246,7 +258,7 @@ class Routing:
             if name is not None:
                 previous = name
             elif self.router is not None and spec is not None:
-                previous = _settled(self.router.decide(Prompt(text)), previous, resident, spec).expert
+                previous = _settled(self._there(self.router.decide(Prompt(text))), previous, resident, spec).expert
         return previous
 
 

@@ -5,7 +5,7 @@ Knows nothing about devices or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -17,7 +17,7 @@ from coterie.composition.composition import Composition
 from coterie.composition.expert import Expert
 from coterie.composition.folder import none_left
 from coterie.core.dtypes import DType
-from coterie.core.errors import CompositionError, UsageError
+from coterie.core.errors import CompositionError, CoterieError, UsageError
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.synthetic import synthetic_adapter, synthetic_delta
@@ -49,28 +49,48 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
     return models
 
 
-def open_folder(
-    composition: Composition, also: Callable[[Model], None] = lambda model: None
+def open_servable(
+    composition: Composition, also: Callable[[Model], None] = lambda model: None, synthetic: bool = False
 ) -> tuple[Composition, dict[str, Model]]:
-    """Open the experts of a folder that can be, and the composition of these: it says why it is without the others.
+    """As `open_experts`, but without the experts that cannot be opened: the composition says why it is without them.
 
-    `also` reads what else is wanted of each. Raises the UsageError of one, or CompositionError, where none is left.
+    `also` reads what else is wanted of each. Raises what `without` does, and why the router's own model is not opened.
     """
-    models, left_out, opened = dict[str, Model](), dict(composition.left_out), dict[Path, Model]()
-    with Patience(_folders(composition.experts)) as patience:
-        for expert in composition.experts:
+    models, left_out = dict[str, Model](), dict(composition.left_out)
+    opened, shapes = dict[Path, Model](), dict[Shape, Model]()
+    asked = composition.router.model if composition.router is not None else None
+    experts = composition.experts if asked is None else (*composition.experts, asked)
+    with Patience(_folders(experts)) as patience:
+        for expert in experts:
             patience.at(expert.name)
             try:
-                assert expert.checkpoint is not None
-                model = open_expert(expert, expert.checkpoint, opened)
+                model = _open(expert, synthetic, composition.name, shapes, opened)
                 also(model)
                 models[expert.name] = model
             except UsageError as error:
+                if expert is asked:
+                    raise
                 left_out[expert.name] = error
-    if not models:
-        raise none_left(composition.root, left_out)
-    kept = tuple(expert for expert in composition.experts if expert.name in models)
-    return replace(composition, experts=kept, left_out=left_out), models
+    return without(composition, left_out, models)
+
+
+def without(
+    composition: Composition, left_out: Mapping[str, CoterieError], models: Mapping[str, Model]
+) -> tuple[Composition, dict[str, Model]]:
+    """A composition of those experts that have models, and these; who is left out guesses for nobody.
+
+    Raises CompositionError, or the one reason, where none is left, and where the router's fallback is left out.
+    """
+    kept = tuple([expert for expert in composition.experts if expert.name in models])
+    if not kept:
+        raise none_left(composition.source or composition.root, left_out)
+    router = composition.router
+    if router is not None and (why := left_out.get(router.fallback)):
+        fact = f"fallback = {router.fallback!r} is left out: [{why.where}] {why.fact}"
+        where = f"{composition.source or composition.name}: router.fallback"
+        raise CompositionError(where, fact, f"{why.remedy}; or name another fallback")
+    alone = {n: replace(model, draft=model.draft if model.draft in models else "") for n, model in models.items()}
+    return replace(composition, experts=kept, left_out=left_out), alone
 
 
 def _folders(experts: Iterable[Expert]) -> dict[str, Path]:

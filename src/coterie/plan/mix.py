@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coterie.composition.composition import name_hint
+from coterie.composition.validate import name_hint
 from coterie.core.errors import NotFoundError, UsageError
 from coterie.core.lines import csv_rows
 from coterie.core.parsed import parse_json

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie.composition.composition import name_hint
+from coterie.composition.validate import name_hint
 from coterie.core.errors import NotFoundError, UsageError, shown
 from coterie.core.lines import csv_rows, json_lines, read_text
 from coterie.plan.mix import Mix

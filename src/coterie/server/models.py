@@ -36,6 +36,7 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     created = {name: model.written_s for name, model in models.items()}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
+    about["left_out"] = {name: str(why) for name, why in composition.left_out.items()}
     held = coterie.parts.kv.tokens_held
     most = {name: min(model.max_context, held(model.kv)) for name, model in models.items()}
     whole = {"created": max(created.values()), LENGTH: max(most.values()), "coterie": about}
