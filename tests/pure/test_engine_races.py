@@ -5,10 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from cached import make
+from fake_device import fake_layout
 from tests.pure.engine_world import ask, kinds, run_all, world
 
-from coterie.checkpoint.layout import Layout
+from coterie.checkpoint.layout import BLOCK_BYTES, Layout
+from coterie.core.errors import TransferError
 from coterie.device import Event
+from coterie.engine.loads import Loads
 from coterie.memory.cache import Residency
 from coterie.memory.tiers import Ended
 
@@ -155,3 +159,21 @@ def test_cancelling_what_has_ended_harms_no_later_request_of_that_name() -> None
     w.engine.cancel("r")
     w.engine.submit(ask("r", "a"))
     assert run_all(w)["r"].last.finish_reason == "length"
+
+
+def test_who_waits_for_a_copy_in_the_pool_that_was_given_up_lacks_no_memory() -> None:
+    """The near tier has room, and its own copy went at once; what is short of memory is named where anything is."""
+    device, cache = make(8, 8)
+    experts = {"a": SimpleNamespace(layout=fake_layout("a", 4, 2)), "b": SimpleNamespace(layout=fake_layout("b", 6))}
+    loads = Loads(device, cache, experts)
+    device.refuse_after = 1
+    with pytest.raises(TransferError):
+        loads.bring("a", set(), set())
+    loads.poll()
+    assert [list(ledger.copies) for ledger in cache.ledgers] == [[], ["a"]]
+    assert loads.bring("a", set(), set()) is None
+    assert loads.lack("a", "x") is None
+    lack = loads.lack("b", "x")
+    assert lack is not None
+    assert (lack.demand_bytes, lack.bound_bytes) == (6 * BLOCK_BYTES, 4 * BLOCK_BYTES)
+    assert "set --pool to at least" in str(lack)

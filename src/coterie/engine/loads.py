@@ -107,13 +107,12 @@ class Loads:
 
         None where it is only waited for: a copy of it that was given up is still being written.
         """
-        ledgers = side_of(self._cache, expert_id).ledgers
+        ledgers, need = side_of(self._cache, expert_id).ledgers, round_up(self._experts[expert_id].layout.size_bytes)
         option = {ledger.tier: "--pool" if place else "--near" for place, ledger in enumerate(ledgers)}
-        without = [ledger for ledger in ledgers if expert_id not in ledger.copies]
-        if not without:
+        lacking = [one for one in ledgers if expert_id not in one.copies and one.largest_hole < need]
+        if not lacking:
             return None
-        full = min(without, key=lambda one: one.largest_hole)
-        need = round_up(self._experts[expert_id].layout.size_bytes)
+        full = min(lacking, key=lambda one: one.largest_hole)
         enough = full.capacity_bytes + need - full.largest_hole
         levers = (f"set {option[full.tier]} to at least {enough} B", "unload an expert", f"load and pin {expert_id}")
         return CapacityError(where, f"{expert_id}, beside whom {full.tier} holds,", need, full.largest_hole, levers)
