@@ -103,15 +103,18 @@ def test_a_folder_of_files_becomes_a_folder_of_experts(tmp_path: Path) -> None:
     shutil.copyfile(file, there / "a model (1)-00001-of-00001.gguf")
     (tmp_path / "models" / "junk.gguf").write_bytes(b"GGUF")
     (tmp_path / "models" / "folder.gguf").mkdir()
+    (tmp_path / "models" / "gone.gguf").symlink_to("nowhere")
     first = run("import", tmp_path / "models", tmp_path / "out")
     assert first.exit_code == 2
-    assert first.stderr.count("coterie: [") == 2
+    assert first.stderr.count("coterie: [") == 3
     assert "junk.gguf" in first.stderr
+    assert "gone.gguf] does not exist" in first.stderr
     assert first_part.name in first.stderr
-    assert "2 imported, 2 refused" in first.stdout
+    assert "2 imported, 3 refused" in first.stdout
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["a-model-1", "tiny"]
     assert run("check", tmp_path / "out").exit_code == 0
-    (tmp_path / "models" / "junk.gguf").unlink()
+    for name in ("junk", "gone"):
+        (tmp_path / "models" / f"{name}.gguf").unlink()
     for part in later_parts:
         part.unlink()
     shutil.rmtree(tmp_path / "out" / "tiny")
@@ -127,6 +130,25 @@ def test_a_folder_of_files_becomes_a_folder_of_experts(tmp_path: Path) -> None:
     refused(run("import", tmp_path / "models", tmp_path / "out"), "same name", "coterie import")
     refused(run("import", tmp_path / "models", tmp_path / "new", "--tokenizer", there), "--tokenizer", "alone")
     refused(run("import", tmp_path / "out", tmp_path / "new"), "*.gguf")
+
+
+def test_a_file_that_may_not_be_read_keeps_nothing_else_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "models" / "a" / "closed.gguf"
+    closed.parent.mkdir(parents=True)
+    closed.write_bytes(b"GGUF")
+    shutil.move(write(tmp_path / "made", "qwen2", byte_level("qwen2", eos_token_id=2002), "F16"), tmp_path / "models")
+    is_file = Path.is_file
+
+    def denied(path: Path) -> bool:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    result = run("import", tmp_path / "models", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"Permission denied: '{closed}'" in result.stderr
+    assert "1 imported, 1 refused" in result.stdout
 
 
 def test_who_serves_a_gguf_file_is_told_to_import_it(tmp_path: Path) -> None:

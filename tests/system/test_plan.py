@@ -23,7 +23,7 @@ from coterie.plan.place import Placement, place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Goal, _by_rule, _most, fewest, load_of_experts, room_for, size
+from coterie.plan.size import Goal, _by_rule, _most, _worst, fewest, load_of_experts, room_for, size
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -244,6 +244,17 @@ def test_who_is_asked_for_little_does_not_set_what_most_wait_for(unequal):
     assert found[0.01].ttft_s == pytest.approx(small_s, rel=1e-6)
     assert found[0.1].ttft_s == pytest.approx(big_s, rel=1e-6)
     assert found[0.1].tpot_s == pytest.approx(machine.steps.decode_s[machine.shape[0]], rel=1e-6)
+
+
+def test_a_machine_of_slow_experts_is_looked_at_however_little_it_has_to_do(unequal):
+    composition = load_composition(str(unequal))
+    demand = replace(DEMAND, router_tokens=0)
+    machine = Pricer(composition, open_experts(composition, synthetic=True), demand).machine(load_machine("toy-tiers"))
+    wanted = Goal(np.array([1e-4, *[(1 - 1e-4) / 12] * 12]), 10.0, Slo(tpot_s=1e-6), demand)
+    share = np.zeros((13, 3))
+    share[0, 1] = share[1:7, 0] = share[7:, 2] = 1
+    slow = state(machine.of(np.array([0])), demand, np.array([1e-3]), wanted.slo.share)
+    assert _worst(machine, wanted, Placement(share, "greedy")).tpot_s == pytest.approx(slow.tpot_s, rel=1e-9)
 
 
 def test_the_check_of_unequal_experts_finds_what_the_simulation_keeps(unequal):

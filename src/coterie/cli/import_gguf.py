@@ -89,7 +89,7 @@ def _import_folder(folder: Path, target: Path, weights: str, tokenizer: Path | N
     for name, file in found.files.items():
         try:
             experts[name] = _import(file, found.target / name, weights, None, not json_)
-        except UsageError as error:
+        except (UsageError, PermissionError) as error:  # in a folder that may not be entered, nothing is opened
             refused[str(file)] = str(error)
             err.print(f"coterie: {error}", style="red", markup=False)
             continue

@@ -9,6 +9,7 @@ Knows nothing about what is in a file, beyond that a later part goes with its fi
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
 def _below(folder: Path) -> Iterator[_Named]:
     """The files below a folder, but for later parts of those that are there."""
     stands_for: dict[Path, Path] = {}
-    for file in sorted(file for file in folder.rglob(f"*{GGUF}") if file.is_file()):
+    # What cannot be read or leads nowhere is a file too: importing it says so.
+    for file in sorted(file for file in folder.rglob(f"*{GGUF}") if not os.path.isdir(file)):
         stands_for.setdefault(first_part(file), file)
     for file in stands_for.values():
         yield _Named(expert_name(gguf_name(file)), expert_name(file.parent.name), file)

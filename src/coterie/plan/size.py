@@ -104,10 +104,10 @@ def smallest(machine: Machine, goal: Goal) -> int:
         return low
     step, high = 1, low + 1
     while not _enough(machine, goal, high):
+        if high >= MOST_MACHINES:
+            raise _never(machine, goal, high)
         low, step = high, 2 * step
-        high += step
-        if high > MOST_MACHINES:
-            raise _never(machine, goal, low)
+        high = min(high + step, MOST_MACHINES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _enough(machine, goal, middle) else (middle, high)
@@ -193,10 +193,14 @@ def _most(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float
 
 
 def _busy_states(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> list[State]:
-    """Of the machines that have most to do: with most load, with most experts, with most of both."""
+    """Of the machines that have most to do: with most load, with most experts, with most of both; and with most load
+    of those that have an expert of a shape, whose steps may take longer than others'."""
     loads = placement.loads(load_of_experts(machine, goal))
     held = (placement.share > 0).sum(axis=0)
     some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
+    for shape in np.unique(machine.shape):
+        has = (placement.share[machine.shape == shape] > 0).any(axis=0)
+        some.add(int(np.where(has, loads, -1).argmax()))
     total = goal.rate if rate is None else rate
     states = []
     for m in some:
