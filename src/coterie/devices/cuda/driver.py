@@ -1,6 +1,6 @@
 """What the CUDA device asks of a GPU: the few things that touch one, so that all the rest can be tested without.
 
-    memory, streams, marks on them, copies, launches, captured steps        one implementation is torch's, cuda_torch
+    memory, streams, marks on them, copies, launches, captured steps        one implementation is torch's, torch_driver
 
 A mark is a CUDA event: `mark` records one, `follow` makes a stream wait for it, `wait` blocks the host. Work on a
 stream is done in order; streams know of each other by marks alone. Every method may be called by any thread.
