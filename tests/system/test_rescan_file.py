@@ -184,6 +184,9 @@ def test_who_guesses_for_whom_is_read_anew(write: Write, tmp_path: Path) -> None
         for found in (UNCHANGED | {"removed": ["bob"]}, UNCHANGED):
             assert coterie.rescan().to_dict() == found
             assert drafts(coterie) == {"ada": ""}
+        pair(tmp_path, {"ada": "", "bob": ""})
+        assert coterie.rescan().added == ("bob",)
+        assert drafts(coterie) == {"ada": "bob", "bob": ""}
 
 
 def test_who_is_gone_leaves_room_for_pins(write: Write, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ class Rescan:
     """What another look changed: experts that are new, those whose weights, what lies beside them or what the file says
     of them are others, and those that are no more.
 
-    `kept`: those that should have and stay as they are, with the reason, the router too (by ROUTER's name).
+    `kept`: those that should have and stay as they are, with the reason. By ROUTER's name the router is among these,
+    and its own model among the renewed.
     `left_out`: what is not served, likewise.
     """
 
@@ -188,10 +189,9 @@ def rescan(
         control.retire(name)
     aliases = _aliases(before if then is routing else {}, looked.found, now)
     experts = tuple([replace(one, aliases=aliases[name]) for name, one in now.items() if name not in gone])
-    names = now.keys() - gone
-    for name in names:
+    for name in models.keys() - control.retired:  # the router's own model too
         draft = models[name].draft
-        draft_as(parts, name, draft if draft in names else "")
+        draft_as(parts, name, "" if draft in control.retired else draft)
     added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
     then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
