@@ -22,6 +22,7 @@ from coterie import __version__
 COMMANDS = {
     "run": "Query a composition; each answer shows the expert, hit or switch, and the speed.",
     "serve": "Serve a composition over HTTP until interrupted.",
+    "batch": "Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left.",
     "ps": "Show which experts a running server has where, and what they do.",
     "route": "Print where each prompt would go, without running any expert.",
     "check": "Check a composition and print where the bytes go.",

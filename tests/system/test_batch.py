@@ -1,0 +1,104 @@
+"""`coterie batch`: a file of requests, answered in process, with errors as rows, and gone on with after an end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.model.test_tool_templates import HERMES
+from tests.system.commands import refused, run
+from tests.system.scripted import write_scripted
+
+from coterie.cli import batch
+from coterie.cli.batch import CHAT, COMPLETIONS
+
+SAYS = {"one": ["It", " is", " four."], "two": ["So", " it", " is."]}
+ASKED = [{"role": "user", "content": "x"}]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("said")
+    for name, pieces in SAYS.items():
+        write_scripted(root / name, pieces, HERMES)
+    return root
+
+
+def row(number: int, url: str = CHAT, **body: object) -> dict:
+    asked = {"messages": ASKED} if url == CHAT else {"prompt": "x\n"}
+    return {"custom_id": f"r{number}", "method": "POST", "url": url, "body": {"model": "one", **asked, **body}}
+
+
+def save(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def read(path: Path) -> dict[str, dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(one["error"] is None and one["id"] == f"batch_req_{one['custom_id']}" for one in rows)
+    found = {one["custom_id"]: one["response"] for one in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_each_request_has_a_row(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "AT_ONCE", 3)
+    rows = [row(number, CHAT if number % 3 else COMPLETIONS, model=list(SAYS)[number % 2]) for number in range(9)]
+    bad = [
+        (row(20, temprature=1), 400, "did you mean temperature"),
+        (row(21, model="eve"), 404, "eve"),
+        (row(22, stream=True), 400, "[stream] is true"),
+        (row(23, "/v1/nothing"), 400, "[url] is '/v1/nothing'"),
+        ({"custom_id": "r24", "url": CHAT}, 400, "[body]"),
+        (row(25, COMPLETIONS, prompt=[5, 9999], n=3), 400, "9999"),
+    ]
+    several = [row(30, n=3, seed=4), row(31, COMPLETIONS, prompt=["x\n", "y\n"], n=2, logprobs=1)]
+    asked = save(tmp_path / "in.jsonl", [*rows[:4], *[one for one, _, _ in bad], *several, *rows[4:]])
+    told = run("batch", root, asked, tmp_path / "out.jsonl")
+    assert "11 answered, 6 failed, 0 were there" in told.stdout
+    found = read(tmp_path / "out.jsonl")
+    for one in rows:
+        got = found[one["custom_id"]]
+        (choice,) = got["body"]["choices"]
+        text = choice["text"] if one["url"] == COMPLETIONS else choice["message"]["content"]
+        assert (got["status_code"], text) == (200, "".join(SAYS[one["body"]["model"]]))
+    for one, status, words in bad:
+        got = found[one["custom_id"]]
+        assert (got["status_code"], words in got["body"]["error"]["message"]) == (status, True), got
+    assert [choice["index"] for choice in found["r30"]["body"]["choices"]] == [0, 1, 2]
+    assert len(found["r31"]["body"]["choices"]) == 4
+    assert found["r31"]["body"]["choices"][3]["logprobs"]["tokens"][0] == "It"
+
+
+def test_it_goes_on_where_it_was_ended(root: Path, tmp_path: Path) -> None:
+    asked, path = save(tmp_path / "in.jsonl", [row(number) for number in range(4)]), tmp_path / "out.jsonl"
+    run("batch", root, asked, path)
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(whole[0] + whole[1] + whole[2][:-9])
+    told = run("batch", root, asked, path)
+    assert "2 answered, 0 failed, 2 were there" in told.stdout
+    assert path.read_bytes().startswith(whole[0] + whole[1])
+    assert read(path).keys() == {"r0", "r1", "r2", "r3"}
+    assert "0 answered, 0 failed, 4 were there" in run("batch", root, asked, path).stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"custom_id": "a"}\n\n{"custom_id": "a"}', "line 3] has the custom_id 'a', as one before"),
+        ("[]", "line 1] has the custom_id None"),
+        ("{", "line 1] is not JSON"),
+    ],
+)
+def test_files_that_are_none(root: Path, tmp_path: Path, lines: str, words: str) -> None:
+    (tmp_path / "in").write_text(lines)
+    refused(run("batch", root, tmp_path / "in", tmp_path / "out"), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_something_else_is_not_written_to(root: Path, tmp_path: Path) -> None:
+    asked, other = save(tmp_path / "in.jsonl", [row(1)]), save(tmp_path / "other", [3])
+    refused(run("batch", root, asked, other), "has lines that are no answers of a batch")
+    assert other.read_text() == "3\n"
