@@ -41,7 +41,7 @@ def test_models_say_where_they_are_and_what_they_do(composition: Path) -> None:
         lengths = {row["id"]: row["max_model_len"] for row in client.get("/v1/models").json()["data"]}
         alone = client.get("/v1/models/bob").json()["coterie"]
     assert lengths == dict.fromkeys(("four", "ada", "bob", "cyd", "dan"), 128)
-    assert rows["four"] == {"kind": "composition", "experts": 4}
+    assert rows["four"] == {"kind": "composition", "experts": 4, "left_out": {}}
     places = {name: (row["state"], row["resident"], row["tier"]) for name, row in rows.items() if name != "four"}
     assert places == {
         "ada": ("absent", False, "disk"),

@@ -20,6 +20,7 @@ from coterie.bench.serve_asked import Way
 from coterie.bench.serve_started import models_at
 from coterie.bench.shapes import shape_config
 from coterie.cli.bench_print import print_report
+from coterie.cli.opening import say_left_out
 from coterie.cli.options import (
     BehindOpt,
     JsonOpt,
@@ -28,7 +29,6 @@ from coterie.cli.options import (
     NearOpt,
     ThreadsOpt,
     err,
-    say_left_out,
     sentences,
 )
 from coterie.cli.simulate import ArrivalsOpt, MixOpt, RateOpt, SeedOpt

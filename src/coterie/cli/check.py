@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from coterie.api import Coterie, Options
 from coterie.api.opened import open_all, planned
 from coterie.api.sampling import defaults_of
-from coterie.cli.opening import opens
+from coterie.cli.opening import opens, say_left_out
 from coterie.cli.options import (
     CompositionArg,
     JsonOpt,
@@ -25,7 +25,6 @@ from coterie.cli.options import (
     out,
     picked,
     print_json,
-    say_left_out,
     sentences,
     short_base,
 )

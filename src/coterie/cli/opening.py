@@ -27,7 +27,7 @@ from coterie.cli.options import (
     SamplingOpt,
     SpeculateOpt,
     ThreadsOpt,
-    say_left_out,
+    err,
 )
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UnsupportedError
@@ -113,3 +113,14 @@ def opened_to_answer(ref: str) -> tuple[Composition, dict[str, Model]]:
         fact = f"has experts that give vectors (embeddings) or scores alone, and answer nothing: {', '.join(silent)}"
         raise UnsupportedError(found.name, fact, "leave them out of the composition")
     return found, models
+
+
+def say_left_out(composition: Composition) -> None:
+    """On stderr, what is not served, and why; and who is served without whom the file names to guess for it."""
+    left_out = composition.left_out
+    told = [f"{name} is left out: {error}" for name, error in left_out.items()]
+    told += [
+        f"{one.name} has no draft, as {one.draft} is left out" for one in composition.experts if one.draft in left_out
+    ]
+    for line in told:
+        err.print(f"coterie: {line}", style="yellow", markup=False)

@@ -17,7 +17,6 @@ import typer
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 
-from coterie.composition.composition import Composition
 from coterie.core.errors import CoterieError, DeviceError, UsageError
 from coterie.core.paths import user_path
 from coterie.core.trace import Trace, write_trace
@@ -183,17 +182,6 @@ def sentences(command: Callable[P, T]) -> Callable[P, T]:
             raise typer.Exit(2) from error
 
     return wrapped
-
-
-def say_left_out(composition: Composition) -> None:
-    """On stderr, what is not served, and why; and who is served without whom the file names to guess for it."""
-    left_out = composition.left_out
-    told = [f"{name} is left out: {error}" for name, error in left_out.items()]
-    told += [
-        f"{one.name} has no draft, as {one.draft} is left out" for one in composition.experts if one.draft in left_out
-    ]
-    for line in told:
-        err.print(f"coterie: {line}", style="yellow", markup=False)
 
 
 def picked(of: object, *names: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from rich.markup import escape
 from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
-from coterie.cli.opening import opens
-from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, save_trace, say_left_out, sentences
+from coterie.cli.opening import opens, say_left_out
+from coterie.cli.options import CompositionArg, JsonOpt, TraceOpt, out, print_json, save_trace, sentences
 from coterie.core.errors import ContextError, CoterieError, RequestError
 from coterie.core.sampling import PartialSampling
 from coterie.core.units import format_seconds

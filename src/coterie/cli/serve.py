@@ -19,8 +19,8 @@ from rich.markup import escape
 
 from coterie.api import Coterie, Options
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
-from coterie.cli.opening import opens, options
-from coterie.cli.options import CompositionArg, LeaveOutOpt, TraceOpt, out, save_trace, say_left_out, seconds, sentences
+from coterie.cli.opening import opens, options, say_left_out
+from coterie.cli.options import CompositionArg, LeaveOutOpt, TraceOpt, out, save_trace, seconds, sentences
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
