@@ -232,7 +232,7 @@ class Row:
         fits = said in packed if weight.dtype.is_packed else said == BF16 and weight.dtype is DType.BF16
         if said is not None and not fits:
             fact = f"{ROUNDING} is {said!r} for {weight.name} of type {weight.dtype.value}"
-            ways = " or ".join(map(repr, packed))
+            ways = f"{', '.join(map(repr, packed[:-1]))} or {packed[-1]!r}" if packed else ""
             beside = f"{ways}, where the weight is packed, or " if packed else ""
             raise self.wrong(fact, f"give {beside}{BF16!r}, where it is BF16")
 
