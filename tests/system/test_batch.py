@@ -11,7 +11,7 @@ from tests.system.commands import refused, run
 from tests.system.scripted import write_scripted
 
 from coterie.cli import batch
-from coterie.cli.batch import CHAT, COMPLETIONS
+from coterie.cli.batch import CHAT, COMPLETIONS, _done
 
 SAYS = {"one": ["It", " is", " four."], "two": ["So", " it", " is."]}
 ASKED = [{"role": "user", "content": "x"}]
@@ -89,6 +89,7 @@ def test_it_goes_on_where_it_was_ended(root: Path, tmp_path: Path) -> None:
     [
         ('{"custom_id": "a"}\n\n{"custom_id": "a"}', "line 3] has the custom_id 'a', as one before"),
         ("[]", "line 1] has the custom_id None"),
+        ('{"custom_id": ["a"]}', "line 1] has the custom_id ['a'];"),
         ("{", "line 1] is not JSON"),
     ],
 )
@@ -98,7 +99,44 @@ def test_files_that_are_none(root: Path, tmp_path: Path, lines: str, words: str)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_of_something_else_is_not_written_to(root: Path, tmp_path: Path) -> None:
-    asked, other = save(tmp_path / "in.jsonl", [row(1)]), save(tmp_path / "other", [3])
-    refused(run("batch", root, asked, other), "has lines that are no answers of a batch")
-    assert other.read_text() == "3\n"
+@pytest.mark.parametrize(
+    "other", ["3\n", "notes without an end of line", '{"custom_id": "r1"}\n', '{"custom_id": "r1"}']
+)
+def test_a_file_of_something_else_is_not_written_to(root: Path, tmp_path: Path, other: str) -> None:
+    asked, path = save(tmp_path / "in.jsonl", [row(1)]), tmp_path / "other"
+    path.write_text(other)
+    refused(run("batch", root, asked, path), "has lines that are no answers of a batch")
+    assert path.read_text() == other
+
+
+def test_a_line_cut_at_any_byte_is_asked_again(root: Path, tmp_path: Path) -> None:
+    asked, path = save(tmp_path / "in.jsonl", [row(1)]), tmp_path / "out.jsonl"
+    run("batch", root, asked, path)
+    whole = path.read_bytes()
+    for kept in (1, 12, 30, len(whole) - 1):
+        path.write_bytes(whole + whole[:kept])
+        assert _done(path) == {"r1"}
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[:5])
+    assert (_done(path), path.read_bytes()) == (frozenset(), b"")
+
+
+def test_requests_are_not_their_own_answers(root: Path, tmp_path: Path) -> None:
+    """Nothing is taken from them, whatever they end with."""
+    asked = save(tmp_path / "in.jsonl", [row(1)])
+    asked.write_text(asked.read_text().rstrip())
+    before = asked.read_bytes()
+    (tmp_path / "link").symlink_to(asked)
+    for same in (asked, tmp_path / "link"):
+        refused(run("batch", root, asked, same), "is the file of requests itself")
+    assert asked.read_bytes() == before
+
+
+def test_files_that_cannot_be(root: Path, tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    asked = save(tmp_path / "in.jsonl", [row(1)])
+    refused(run("batch", root, tmp_path / "none", tmp_path / "out"), "none] cannot be read or written: No such file")
+    refused(run("batch", root, asked, tmp_path / "none" / "out"), "out] cannot be read or written: No such file")
+    refused(run("batch", root, asked, tmp_path), "cannot be read or written: Is a directory")
+    if Path("/dev/full").exists():
+        refused(run("batch", root, asked, "/dev/full"), "full] cannot be read or written: No space left")

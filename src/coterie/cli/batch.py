@@ -7,7 +7,9 @@ Knows nothing about HTTP. Source: the OpenAI API reference, "Batch": the request
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from coterie.server.openai import ChatAnswers, error_body, parse_chat
 
 AT_ONCE = 1024  # answers that run or wait: of so many the scheduler finds many for each expert that comes in
 WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
+_BEGINNING = b'{"id":"batch_req_'  # of each row of answers
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 Write = Callable[[str, int, Mapping[str, Any]], None]
 
@@ -40,19 +43,25 @@ def batch(
     how: Options,
 ) -> None:
     """Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left."""
-    rows, done, failed = _requests(requests), _done(answers), 0
-    left = [row for row in rows if row["custom_id"] not in done]
-    with Coterie.open(composition, how) as coterie, answers.open("ab") as file:
+    with _of(requests):
+        rows = _requests(requests)
+    with _of(answers):
+        if answers.exists() and answers.samefile(requests):
+            raise UsageError(str(answers), "is the file of requests itself", "name another file for the answers")
+        done, failed = _done(answers), 0
+        answers.open("ab").close()  # what cannot be written is said before anything is loaded
+    left = [line for custom_id, line in rows.items() if custom_id not in done]
+    with Coterie.open(composition, how) as coterie:
 
         def write(custom_id: str, status: int, body: Mapping[str, Any]) -> None:
             nonlocal failed
             failed += status != 200
             response = {"status_code": status, "request_id": custom_id, "body": body}
             row = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}
-            file.write(written(row, 64, within=1) + b"\n")
-            file.flush()
+            with _of(answers), answers.open("ab") as file:
+                file.write(written(row, 64, within=1) + b"\n")
 
-        answer_all(coterie, iter(left), write)
+        answer_all(coterie, map(parsed, left), write)
     out.print(f"{len(left) - failed} answered, {failed} failed, {len(rows) - len(left)} were there", markup=False)
 
 
@@ -118,33 +127,60 @@ def _form(coterie: Coterie, url: object, body: object) -> ChatAnswers | TextAnsw
     raise RequestError("url", f"is {shown(url)}", f"ask {CHAT} or {COMPLETIONS}")
 
 
-def _requests(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a file. Raises UsageError that names the line."""
-    rows, seen = list[Mapping[str, Any]](), set[str]()
+@contextlib.contextmanager
+def _of(path: Path) -> Iterator[None]:
+    """What the system says of a file, as a sentence. Raises UsageError."""
+    try:
+        yield
+    except OSError as error:
+        fact = f"cannot be read or written: {error.strerror}"
+        raise UsageError(str(path), fact, "name a file that can, or make room") from error
+
+
+def _requests(path: Path) -> dict[str, bytes]:
+    """The lines of a file by their custom_id, not parsed, which is several times as large. Raises UsageError."""
+    rows = dict[str, bytes]()
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         row = parsed(line, where)
         custom_id = row.get("custom_id") if isinstance(row, dict) else None
-        if not isinstance(custom_id, str) or not custom_id or custom_id in seen:
-            fact = f"has the custom_id {shown(custom_id)}" + (", as one before" if custom_id in seen else "")
+        if not isinstance(custom_id, str) or not custom_id or custom_id in rows:
+            again = isinstance(custom_id, str) and custom_id in rows
+            fact = f"has the custom_id {shown(custom_id)}" + (", as one before" if again else "")
             raise UsageError(where, fact, "give each request a text of its own")
-        seen.add(custom_id)
-        rows.append(row)
+        rows[custom_id] = line
     return rows
 
 
 def _done(path: Path) -> frozenset[str]:
-    """The requests that a file has an answer to; a last line that was cut is taken away. Raises UsageError."""
-    if not path.exists():
+    """The requests that a file has an answer to; a last line that was cut is taken away. Raises UsageError.
+
+    Nothing is taken from a file of something else, as of requests where the two were swapped.
+    """
+    if not path.is_file():  # what is no file, as a pipe, has nothing to go on with
         return frozenset()
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
+    done, whole, cut = set[str](), 0, False
+    with path.open("rb") as file:
+        for line in file:
+            cut = not line.endswith(b"\n")
+            custom_id = None if cut else _answered(line)
+            if custom_id is None and not (cut and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line))):
+                raise UsageError(str(path), "has lines that are no answers of a batch", "name another file")
+            if custom_id is not None:
+                done.add(custom_id)
+                whole += len(line)
+    if cut:
+        os.truncate(path, whole)
+    return frozenset(done)
+
+
+def _answered(line: bytes) -> str | None:
+    """The request that a line of answers is about; None for one that is no answer."""
     try:
-        done = frozenset([str(json.loads(line)["custom_id"]) for line in whole.splitlines()])
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(str(path), "has lines that are no answers of a batch", "name another file") from None
-    if len(whole) < len(text):
-        path.write_bytes(whole)
-    return done
+        row = json.loads(line)
+    except ValueError:
+        return None
+    found = row.get("custom_id") if isinstance(row, dict) and isinstance(row.get("response"), dict) else None
+    return found if isinstance(found, str) else None
