@@ -221,6 +221,18 @@ def test_turns_are_messages_of_a_chat() -> None:
     assert parse_turns({**BASE, "tools": tools, "tool_choice": {"type": "none"}}).query.tools == ()
 
 
+def test_an_empty_last_turn_of_the_assistants_is_no_beginning() -> None:
+    """Anthropic's API lets the last one alone be empty."""
+    anew = parse_turns({**BASE, "seed": 1, "messages": ASKED}).query
+    for empty in ("", [], [{"type": "text", "text": ""}]):
+        messages = [*ASKED, {"role": "assistant", "content": empty}]
+        assert parse_turns({**BASE, "seed": 1, "messages": messages}).query == anew
+    begun = parse_turns({**BASE, "messages": [*ASKED, {"role": "assistant", "content": "It"}]}).query
+    assert begun.continues
+    nothing = parse_turns({**BASE, "messages": [{"role": "assistant", "content": ""}]}).query
+    assert (nothing.messages, nothing.continues) == ((), False)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -74,6 +74,8 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
     tools, output = offered(chat), fields.get(given, "output_config", dict, "an object") or {}
     fields.check_names(output, ("effort", "format"), {"task_budget": ()}, "output_config.")
     said = _conversation(given)
+    if said[-1] == Message("assistant", ""):  # that API lets the last one alone be empty: the answer has no beginning
+        said = said[:-1]
     return Query(
         messages=said,
         model=fields.model(given),
@@ -84,7 +86,7 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
         calling=calling(chat, tools),
         form=form_of({"response_format": _format(output.get("format"))}),
         switches={**_thinking(given), **effort(output.get("effort"), "output_config.effort")},
-        continues=said[-1].role == "assistant",
+        continues=bool(said) and said[-1].role == "assistant",
     )
 
 
