@@ -122,6 +122,19 @@ def test_aliases_stay_where_one_that_shall_have_them_cannot_be_served(write: Wri
         assert coterie.composition.aliases == ("latest",)
 
 
+def test_who_gets_a_name_that_was_an_alias_has_it_alone(write: Write, tmp_path: Path) -> None:
+    """Also where the others keep their aliases, as somebody else of the file is left out."""
+    with Coterie.open(write(ada=["cyd", "latest"], bob=[])) as coterie:
+        write_expert(tmp_path / "cyd_bad", 3)
+        (tmp_path / "cyd_bad" / "model.safetensors").unlink()
+        write(ada=[], bob=[], cyd=[], cyd_bad=["org/new"])
+        assert list(coterie.rescan().left_out) == ["cyd_bad"]
+        assert (chosen(coterie, "hi", "cyd"), chosen(coterie, "hi", "latest")) == ("cyd", "ada")
+        assert coterie.composition.aliases == ("latest",)
+        with pytest.raises(NotFoundError, match="org/new is the expert cyd_bad, which is left out"):
+            chosen(coterie, "@org/new hi")
+
+
 def test_commands_know_aliases(write: Write) -> None:
     path = write(ada=["latest"], bob=[SLASHED])
     assert f"aliases of bob: {SLASHED}" in run("check", path).stdout

@@ -48,7 +48,7 @@ def write(tmp_path: Path) -> Write:
             examples = f'examples = ["{text}"]\n' if "knn" in router else ""
             tables.append(f'[[expert]]\nname = "{name}"\ncheckpoint = "{name}"\n{examples}')
             tables.append('draft = "cut"\naliases = ["latest"]\n' if name == "bob" else "")
-        tables.append('[[expert]]\nname = "beside"\ncheckpoint = "beside"\nbase = "cut"\n')
+        tables.append('[[expert]]\nname = "beside"\ncheckpoint = "beside"\nbase = "cut"\naliases = ["org/latest"]\n')
         (tmp_path / "office.toml").write_text("".join(tables) + more)
         return tmp_path / "office.toml"
 
@@ -77,6 +77,10 @@ def test_the_others_are_served(write: Write, router: str) -> None:
         assert coterie.models["bob"].draft == ""
         with pytest.raises(NotFoundError, match=r"the expert none is left out: .* there is no folder"):
             coterie.route(Query.text("hi", "none"))
+        for asked in (Query.text("hi", "org/latest"), Query.text("@org/latest: hi"), Query.text("@beside hi")):
+            with pytest.raises(NotFoundError, match=r"the expert beside,?.* is left out: .* is truncated"):
+                coterie.route(asked)
+        assert coterie.route(Query.text("hi @beside")).expert == "ada"
         body = client.get("/v1/models").json()["data"]
         assert [row["id"] for row in body] == ["office", "ada", "bob", "latest"]
         assert body[0]["coterie"]["left_out"] == said
@@ -108,6 +112,18 @@ def test_a_fallback_must_be_there(write: Write) -> None:
         assert "big" in coterie.composition.left_out
     with pytest.raises(CompositionError, match="'eve' is not an expert"):
         load_composition(write(KNN.replace("ada", "eve")), leave_out=True)
+
+
+def test_names_are_given_once_among_those_left_out_too(write: Write) -> None:
+    """Else what is asked of one that is missing would be another's."""
+    more = '[[expert]]\nname = "{}"\ncheckpoint = "bob"\n{}'
+    for name, keys, fact in (
+        ("eve", 'aliases = ["none"]', "the alias 'none' is also the name of the expert none"),
+        ("eve", 'aliases = ["org/latest"]', "the alias 'org/latest' is also an alias of beside"),
+        ("none", "", "the name 'none' is already taken"),
+    ):
+        with pytest.raises(CompositionError, match=fact):
+            load_composition(write(more=more.format(name, keys)), leave_out=True)
 
 
 def test_who_has_no_room_is_left_out(write: Write, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Who is gone is asked by nobody any more, and answers what was asked before. Know
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,34 +180,37 @@ def rescan(
     spec = looked.found.router
     must = left_out.keys() & {spec.fallback if spec else ""} if looked.found.leaves_out else left_out.keys()
     if must and isinstance(then, Routing) and not looked.found.is_folder:
-        then = ConflictError("router", f"{', '.join(must)} of the file cannot be served", "mend that, and ask again")
+        fact = f"{', '.join(sorted(must))} of the file cannot be served"
+        then = ConflictError("router", fact, "mend that, and ask again")
     if looked.before is not routing and composition.router is not None:
         then = ConflictError("router", "another rescan came between", "ask again")
     if isinstance(then, CoterieError):
         kept[ROUTER], gone, then = then, frozenset(), routing
     for name in gone:
         control.retire(name)
-    aliases = _aliases(before if then is routing else {}, looked.found, now)
-    experts = tuple([replace(one, aliases=aliases[name]) for name, one in now.items() if name not in gone])
+    aliases = _aliases(before if then is routing else {}, looked.found.owners, now)
+    experts = tuple([replace(one, aliases=tuple(aliases[name])) for name, one in now.items() if name not in gone])
     for name in models.keys() - control.retired:  # the router's own model too
         draft = models[name].draft
         draft_as(parts, name, "" if draft in control.retired else draft)
     added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
-    then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out))
+    then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out, owners=looked.found.owners))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)
 
 
-def _aliases(stay: Mapping[str, Expert], found: Composition, now: Mapping[str, Expert]) -> dict[str, tuple[str, ...]]:
+def _aliases(stay: Mapping[str, Expert], owners: Mapping[str, str], names: Collection[str]) -> dict[str, list[str]]:
     """Whose aliases are which: as the file says, whatever became of weights, so that each is one expert's.
 
-    Where some `stay` by the names that they have, another gets of its own those that are free. So does one of `now` of
-    which nothing was found.
+    Where some `stay` by the names that they have, another gets of its own those that are free. An alias that has become
+    one of the `names` is nobody's.
     """
-    first = dict(stay) or {expert.name: expert for expert in found.experts}
-    taken = {name for expert in first.values() for name in (expert.name, *expert.aliases)}
-    rest = {**now} | {expert.name: expert for expert in found.experts}
-    free = {name: tuple([alias for alias in one.aliases if alias not in taken]) for name, one in rest.items()}
-    return free | {name: expert.aliases for name, expert in first.items()}
+    taken = {name for expert in stay.values() for name in (expert.name, *expert.aliases)}
+    aliases: dict[str, list[str]] = {name: [] for name in names}
+    for alias, name in owners.items():
+        if name in names and name not in stay and alias not in taken:
+            aliases[name].append(alias)
+    aliases |= {name: list(expert.aliases) for name, expert in stay.items()}
+    return {name: [alias for alias in its if alias not in names] for name, its in aliases.items()}
 
 
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:

@@ -5,7 +5,6 @@ Knows nothing about what a checkpoint holds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 from coterie.checkpoint.folder import GGUF, import_remedy
 from coterie.composition.examples import read_examples
-from coterie.composition.expert import NAME_RULE, Expert, check_aliases, is_expert_name
+from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, owners_of
 from coterie.composition.folder import experts_of
 from coterie.composition.hub import cached_model, find_folders, hub_cache, is_hub_id
 from coterie.composition.routers import llm
 from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
-from coterie.composition.routers.rules import Match, Rule, compile_keywords
+from coterie.composition.routers.rules import Match, Rule, rule_of
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import name_hint, validate
 from coterie.core.errors import CompositionError, CoterieError, NotFoundError, RequestError, UsageError, shown
@@ -65,6 +64,7 @@ class Composition:
 
     `is_folder`: nobody named the experts, they are what a folder holds. `leaves_out`: what cannot be served stops
     nobody, as in a folder, but is `left_out`, by its name, with the reason. `source`: what was read; None for nothing.
+    `owners`: whose each alias is by the file, of those who are left out too.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Composition:
     left_out: Mapping[str, CoterieError] = field(default_factory=lambda: MappingProxyType({}))
     source: Path | None = None
     leaves_out: bool = False
+    owners: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,10 +97,18 @@ class Composition:
         """The expert of that name or alias. Raises NotFoundError with the nearest names."""
         if found := self.named(name):
             return found
-        if why := self.left_out.get(name):
-            raise NotFoundError(self.name, f"the expert {name} is left out: [{why.where}] {why.fact}", why.remedy)
+        if missing := self.missing(name):
+            raise missing
         fact = f"there is no expert {shown(name)} among {len(self.experts)}"
         raise NotFoundError(self.name, fact, name_hint(name, self.names, self.aliases))
+
+    def missing(self, name: str) -> NotFoundError | None:
+        """Why the expert of that name or alias is not served, where it is left out."""
+        own = self.owners.get(name, name)
+        if (why := self.left_out.get(own)) is None:
+            return None
+        who = f"the expert {own}" if own == name else f"{name} is the expert {own}, which"
+        return NotFoundError(self.name, f"{who} is left out: [{why.where}] {why.fact}", why.remedy)
 
 
 def load_composition(ref: str | Path, leave_out: bool = False) -> Composition:
@@ -156,9 +165,8 @@ def read_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise CompositionError(file, f"byte {error.start} is not UTF-8", "save the file as UTF-8 text") from error
     except OSError as error:
-        raise CompositionError(
-            file, f"it cannot be read: {error.strerror}", "check the path and its permissions"
-        ) from error
+        fact = f"it cannot be read: {error.strerror}"
+        raise CompositionError(file, fact, "check the path and its permissions") from error
     values = parse_toml(text, file, CompositionError)
     validate(values, COMPOSITION, file)
     return values
@@ -168,21 +176,24 @@ def composition_of(values: Mapping[str, Any], path: Path, leave_out: bool = Fals
     """The composition that the tables of a file say; `leave_out` as above. Raises CompositionError."""
     file, root = str(path), path.resolve().parent
     left_out: dict[str, CoterieError] | None = {} if leave_out else None
-    experts = _experts(values["expert"], root, file, left_out)
-    names = [*[expert.name for expert in experts], *(left_out or ())]
+    told = _experts(values["expert"], root, file, left_out)
+    names = [expert.name for expert in told]
     if values["name"] in names:
         fact = f"name = {values['name']!r} is also an expert's, and clients ask for both by the same field"
         raise CompositionError(f"{file}: name", fact, "give the composition or the expert another name")
-    check_aliases(experts, values["name"], file)
+    owners = owners_of(told, values["name"], file)
+    experts = tuple([expert for expert in told if expert.name not in (left_out or ())])
     router = _router(values["router"], names, root, file) if "router" in values else None
     router = _with_examples(router, values, names, root, file)
-    own = Composition(values["name"], tuple(experts), router, root, source=path.absolute(), leaves_out=leave_out)
-    return replace(own, description=values.get("description", ""), left_out=left_out or own.left_out)
+    about, source = values.get("description", ""), path.absolute()
+    own = Composition(values["name"], experts, router, root, about, source=source, leaves_out=leave_out, owners=owners)
+    return replace(own, left_out=left_out or own.left_out)
 
 
 def _experts(
     tables: Sequence[Mapping[str, Any]], root: Path, file: str, left_out: dict[str, CoterieError] | None
 ) -> list[Expert]:
+    """All of a file; of who is left out no more than the names."""
     experts: dict[str, Expert] = {}
     for number, table in enumerate(tables, start=1):
         where = f"{file}: expert[{number}] {table['name']!r}"
@@ -191,7 +202,8 @@ def _experts(
         except UsageError as error:
             if left_out is None:
                 raise
-            left_out[table["name"]], found = error, []
+            left_out[table["name"]] = error
+            found = [Expert(table["name"], aliases=tuple(table.get("aliases", ())))]
         for expert in found:
             if expert.name in experts:
                 fact = f"the name {expert.name!r} is already taken by an expert above"
@@ -200,7 +212,7 @@ def _experts(
     for expert in experts.values():
         where = f"{file}: expert {expert.name!r}.draft"
         if expert.draft:
-            _expect_expert(expert.draft, [*experts, *(left_out or ())], where, "draft")
+            _expect_expert(expert.draft, list(experts), where, "draft")
         if expert.draft == expert.name:
             raise CompositionError(where, "an expert cannot guess for itself", "name a smaller one, or leave it out")
     return list(experts.values())
@@ -217,9 +229,8 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
     if "/" in config or config.endswith(".json"):
         path = root / user_path(config, f"{where}.config")
         if not path.is_file():
-            raise CompositionError(
-                f"{where}.config", f"config = {config!r}: no file {path}", "give a config.json that exists"
-            )
+            fact = f"config = {config!r}: no file {path}"
+            raise CompositionError(f"{where}.config", fact, "give a config.json that exists")
         config = str(path)
     kind = {key: table[key] for key in ("packed", "rank", "delta") if key in table}
     if "rank" in kind and "delta" in kind:
@@ -238,9 +249,8 @@ def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:
 def _counted(table: Mapping[str, Any], expert: Expert, where: str) -> list[Expert]:
     marked = "{i}" in expert.name
     if marked and "count" not in table:
-        raise CompositionError(
-            f"{where}.name", "{i} in a name has no meaning without count", "give count or take {i} out"
-        )
+        fact = "{i} in a name has no meaning without count"
+        raise CompositionError(f"{where}.name", fact, "give count or take {i} out")
     if not marked and table.get("count", 1) > 1:
         fact = f"count = {table['count']} would make experts of one and the same name"
         raise CompositionError(f"{where}.count", fact, f'write name = "{expert.name}-{{i}}"')
@@ -257,15 +267,14 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
     for number, rule in enumerate(table.get("rule", ()), start=1):
         where = f"{file}: router.rule[{number}]"
         _expect_expert(rule["expert"], names, f"{where}.expert", "expert")
-        rules.append(_rule(rule, str(number), where))
+        rules.append(rule_of(rule, str(number), where))
     weights = None
     if table["kind"] == "lexical":
         name = table.get("weights", "router.npz")
         weights = root / user_path(name, f"{file}: router.weights")
         if not weights.is_file():
-            raise CompositionError(
-                f"{file}: router.weights", f"weights = {name!r}: no file {weights}", "train the router"
-            )
+            fact = f"weights = {name!r}: no file {weights}"
+            raise CompositionError(f"{file}: router.weights", fact, "train the router")
     return RouterSpec(
         kind=table["kind"],
         fallback=table["fallback"],
@@ -323,28 +332,3 @@ def _router_model(table: Mapping[str, Any], root: Path, where: str) -> Expert:
 def _expect_expert(name: str, names: Sequence[str], where: str, key: str) -> None:
     if name not in names:
         raise CompositionError(where, f"{key} = {name!r} is not an expert of this composition", name_hint(name, names))
-
-
-def _rule(table: Mapping[str, Any], number: str, where: str) -> Rule:
-    name, pattern = table.get("name", number), None
-    if "pattern" in table:
-        try:
-            pattern = re.compile(table["pattern"])
-        except re.error as error:
-            fact = f"rule {name}: pattern = {table['pattern']!r} is not a regular expression: {error}"
-            raise CompositionError(f"{where}.pattern", fact, "mend the pattern") from error
-    low, high = table.get("min_chars", 0), table.get("max_chars")
-    if high is not None and low > high:
-        fact = f"rule {name}: min_chars = {low} is above max_chars = {high}, so it never holds"
-        raise CompositionError(where, fact, "make min_chars the smaller one")
-    return Rule(
-        name=name,
-        expert=table["expert"],
-        keywords=compile_keywords(table["keywords"]) if "keywords" in table else None,
-        pattern=pattern,
-        min_chars=low,
-        max_chars=high,
-        language=table.get("language"),
-        weight=float(table.get("weight", 1.0)),
-        confidence=float(table.get("confidence", 1.0)),
-    )

@@ -6,7 +6,7 @@ Knows nothing about what is inside the checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,17 +49,22 @@ class Expert:
     delta: str = ""
 
 
-def check_aliases(experts: Iterable[Expert], whole: str, file: str) -> None:
-    """Raise CompositionError where an alias is one of two experts', an expert's name too, or that of the `whole`."""
-    experts = list(experts)
+def owners_of(experts: Sequence[Expert], whole: str, file: str) -> dict[str, str]:
+    """Whose each alias is, by name.
+
+    Raises CompositionError where an alias is one of two experts', an expert's name too, or that of the `whole`.
+    """
     taken = {expert.name: f"the name of the expert {expert.name}" for expert in experts}
     taken[whole] = "the name of the composition"
+    owners = dict[str, str]()
     for expert in experts:
         for alias in expert.aliases:
             if alias in taken:
                 fact = f"the alias {alias!r} is also {taken[alias]}"
                 raise CompositionError(f"{file}: expert {expert.name!r}.aliases", fact, "give each name once")
             taken[alias] = f"an alias of {expert.name}"
+            owners[alias] = expert.name
+    return owners
 
 
 def is_expert_name(text: str) -> bool:

@@ -142,8 +142,8 @@ class Routing:
         Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
         routers that ask nothing can do that. `resident`: the experts that are in memory now. `unfit`: see Pending.
 
-        Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's),
-        RequestError (no text).
+        Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's, or that of
+        one who is left out), RequestError (no text).
         """
         if model is not None and model != self.composition.name:
             name = self._named(model)
@@ -241,6 +241,8 @@ class Routing:
         match, known = _ADDRESS.match(text), self.composition
         if match is None:
             return
+        if missing := known.missing(match[1]):
+            raise missing
         # @scope/package is much like an expert called scope-package, and yet no mistake
         alike = [n for n in (*known.names, *known.aliases) if is_expert_name(n) == is_expert_name(match[1])]
         if nearest(match[1], alike, cutoff=_LIKE_A_NAME):

@@ -1,17 +1,18 @@
 """The rules router: keywords, regular expressions, length and language, in the order of the composition file.
 
-Knows nothing about files: rules come compiled.
+Knows nothing about files: rules come as tables of one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from coterie.composition.router import Ask, Prompt, Result, Route, fall_back, ranked, too_unsure
 from coterie.composition.routers.language import guess_language
+from coterie.core.errors import CompositionError
 
 Match = Literal["first", "weight"]
 
@@ -52,6 +53,32 @@ class Rule:
                 return None
             reasons.append(f"its language {self.language}")
         return " and ".join(reasons)
+
+
+def rule_of(table: Mapping[str, Any], number: str, where: str) -> Rule:
+    """The rule that a table of a composition file says. Raises CompositionError."""
+    name, pattern = table.get("name", number), None
+    if "pattern" in table:
+        try:
+            pattern = re.compile(table["pattern"])
+        except re.error as error:
+            fact = f"rule {name}: pattern = {table['pattern']!r} is not a regular expression: {error}"
+            raise CompositionError(f"{where}.pattern", fact, "mend the pattern") from error
+    low, high = table.get("min_chars", 0), table.get("max_chars")
+    if high is not None and low > high:
+        fact = f"rule {name}: min_chars = {low} is above max_chars = {high}, so it never holds"
+        raise CompositionError(where, fact, "make min_chars the smaller one")
+    return Rule(
+        name=name,
+        expert=table["expert"],
+        keywords=compile_keywords(table["keywords"]) if "keywords" in table else None,
+        pattern=pattern,
+        min_chars=low,
+        max_chars=high,
+        language=table.get("language"),
+        weight=float(table.get("weight", 1.0)),
+        confidence=float(table.get("confidence", 1.0)),
+    )
 
 
 def compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
