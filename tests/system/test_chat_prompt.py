@@ -160,6 +160,26 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(
     assert (first.role, 0 < len(first.content) < 60) == ("assistant", True)
 
 
+def test_a_question_stopped_before_a_word_was_not_asked(
+    chatty: Path, talk: Talk, asked: list[Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Coterie.step
+
+    def pressed(coterie: Coterie, within_s: float | None = None) -> list[Chunk]:
+        if len(asked) == 2 and signal.getsignal(signal.SIGINT) not in handlers:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            signal.raise_signal(signal.SIGINT)
+            return []
+        return step(coterie, within_s)
+
+    handlers: list[object] = []
+    monkeypatch.setattr(Coterie, "step", pressed)
+    shown = talk(chatty, ["hello", "no, wait", "go on", "/bye"], "--max-tokens", "2", "--expert", "ada")
+    assert shown.splitlines().count("stopped") == 1
+    assert [len(query.messages) for query in asked] == [1, 3, 3]
+    assert asked[2].messages[:2] == asked[1].messages[:2]
+
+
 def test_after_an_error_ctrl_c_is_the_prompts_again(
     chatty: Path, talk: Talk, asked: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,8 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
             if said and isinstance(error, ContextError):
                 out.print(f"[dim]with all that was said before it; {KEYS.partition(',')[0]}[/dim]")
             continue
+        if answer.finish_reason == "cancelled" and not answer.token_ids:
+            continue  # a question that was taken back: an empty answer would be a turn to learn from
         spoken = Message("assistant", answer.text, reasoning=answer.reasoning)
         said, previous = (*said, Message("user", text), spoken), answer.expert
 
