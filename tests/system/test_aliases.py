@@ -77,6 +77,13 @@ def test_the_server_lists_each_alias_and_says_who_answered(write: Write) -> None
         assert other == own | {"id": SLASHED, "coterie": own["coterie"] | {"kind": "alias", "alias_of": "bob"}}
         assert client.get(f"/v1/models/{SLASHED}").json() == client.get("/v1/models/org%2Fmodel:tag").json() == other
         assert client.get("/v1/models/org/none").status_code == 404
+        for name in ("bob", SLASHED, "eve"):
+            refused = client.get(f"/v1/models/{name}/load")
+            assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+        assert [client.get(f"/v1/models/{name}").status_code for name in ("load", "bob/x", "x/bob")] == [404] * 3
+        assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+        assert client.get("/v1/models/bob/").json() == own
+        assert client.post("/v1/models/bob/load/?wait=true").json()["id"] == "bob"
         loaded = client.post(f"/v1/models/{SLASHED}/load?wait=true").json()
         assert (loaded["id"], loaded["coterie"]["state"]) == (SLASHED, "resident")
         for what in ("pin", "unpin", "unload"):
@@ -87,6 +94,14 @@ def test_the_server_lists_each_alias_and_says_who_answered(write: Write) -> None
         vectors = client.post("/v1/embeddings", json={"model": SLASHED, "input": "hi"}).json()
         assert (chat["model"], chat["coterie"]["expert"], text["model"], vectors["model"]) == ("bob",) * 4
         assert client.post("/tokenize", json={"model": SLASHED, "prompt": "hi"}).json()["count"] > 0
+
+
+def test_an_alias_may_end_as_a_path_does(write: Write) -> None:
+    with Coterie.open(write(ada=["rescan"], bob=["org/load"])) as coterie, TestClient(make_app(coterie)) as client:
+        for name in ("org/load", "rescan"):
+            assert client.get(f"/v1/models/{name}").json()["id"] == name
+            assert client.post(f"/v1/models/{name}/load?wait=true").json()["id"] == name
+        assert client.post("/v1/models/rescan").json()["object"] == "rescan"
 
 
 def test_aliases_move_with_the_file(write: Write, tmp_path: Path) -> None:

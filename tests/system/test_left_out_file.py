@@ -84,6 +84,9 @@ def test_the_others_are_served(write: Write, router: str) -> None:
         body = client.get("/v1/models").json()["data"]
         assert [row["id"] for row in body] == ["office", "ada", "bob", "latest"]
         assert body[0]["coterie"]["left_out"] == said
+        for name in ("beside", "org/latest"):
+            assert "left out: [" in client.get(f"/v1/models/{name}").json()["error"]["message"]
+            assert "left out: [" in client.post(f"/v1/models/{name}/load").json()["error"]["message"]
         status = client.get("/v1/status").json()
         assert status["left_out"] == said
         notes = [str(line) for line in show(status, "http://x").renderables if "is left out" in str(line)]

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -21,6 +23,7 @@ from coterie.server.log import LOG
 from coterie.server.worker import Worker
 
 LENGTH = "max_model_len"  # as vLLM calls it, and as clients look for it
+_ACTS = ("load", "unload", "pin", "unpin")
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -74,7 +77,14 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         return JSONResponse({"object": "list", "data": await worker.call(model_list)})
 
     async def model(request: Request) -> Response:
-        return JSONResponse(await _row(worker, request.path_params["name"]))
+        name = request.path_params["name"]
+        try:
+            return JSONResponse(await _row(worker, name))
+        except NotFoundError:
+            expert, _, act = name.rpartition("/")
+            if expert and act in _ACTS:  # the path of what is asked by POST, and no alias
+                raise HTTPException(405, headers={"Allow": "POST"}) from None
+            raise
 
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
@@ -108,7 +118,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
 
         return endpoint
 
-    one = "/v1/models/{name:path}"  # an alias may have a slash
+    one = "/v1/models/{name:model}"
     return [
         Route("/v1/status", status, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
@@ -121,11 +131,22 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     ]
 
 
+class _Name(PathConvertor):
+    """An alias may have slashes inside; one at the end is none of it, so that `/v1/models/` leads to the list."""
+
+    regex = "[^/](?:.*[^/])?"
+
+
+register_url_convertor("model", _Name())
+
+
 async def _row(worker: Worker, name: str) -> dict[str, Any]:
     rows = await worker.call(model_list)
     for row in rows:
         if row["id"] == name:
             return row
+    if missing := await worker.call(lambda coterie: coterie.composition.missing(name)):
+        raise missing
     raise NotFoundError(name, f"no such model among {len(rows)}", "GET /v1/models names them")
 
 
