@@ -104,6 +104,18 @@ def test_an_alias_may_end_as_a_path_does(write: Write) -> None:
         assert client.post("/v1/models/rescan").json()["object"] == "rescan"
 
 
+@pytest.mark.parametrize(
+    ("keys", "headers", "status"), [(["secret"], {}, 401), ([], {"Origin": "http://elsewhere"}, 403)]
+)
+def test_no_path_goes_by_who_may_ask(write: Write, keys: list[str], headers: dict[str, str], status: int) -> None:
+    with Coterie.open(write(ada=[], bob=[SLASHED])) as coterie, TestClient(make_app(coterie, keys)) as client:
+        for name in ("bob", SLASHED, "org%2Fmodel:tag", "health%2F..%2Fbob"):
+            for act in ("load", "unload", "pin", "unpin"):
+                got = client.post(f"/v1/models/{name}/{act}", headers=headers)
+                assert got.status_code == status, name
+        assert "bob" not in coterie.resident()
+
+
 def test_aliases_move_with_the_file(write: Write, tmp_path: Path) -> None:
     with Coterie.open(write(ada=["latest"], bob=["old"])) as coterie:
         assert chosen(coterie, "hi", "latest") == "ada"
