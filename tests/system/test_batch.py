@@ -10,6 +10,7 @@ from tests.model.test_tool_templates import HERMES
 from tests.system.commands import refused, run
 from tests.system.scripted import write_scripted
 
+from coterie.api import Chunk, Coterie
 from coterie.cli import batch
 from coterie.cli.batch import CHAT, COMPLETIONS, _done
 
@@ -82,6 +83,26 @@ def test_it_goes_on_where_it_was_ended(root: Path, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(whole[0] + whole[1])
     assert read(path).keys() == {"r0", "r1", "r2", "r3"}
     assert "0 answered, 0 failed, 4 were there" in run("batch", root, asked, path).stdout
+
+
+def test_ctrl_c_says_what_is_left(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "AT_ONCE", 2)
+    asked, path = save(tmp_path / "in.jsonl", [row(0, model="eve"), *map(row, range(1, 7))]), tmp_path / "out.jsonl"
+    step = Coterie.step
+
+    def pressed(coterie: Coterie, within_s: float | None = None) -> list[Chunk]:
+        if path.read_bytes().count(b"\n") >= 3:
+            raise KeyboardInterrupt
+        return step(coterie, within_s)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Coterie, "step", pressed)
+        told = run("batch", root, asked, path)
+    assert told.exit_code != 0
+    count = len(read(path))
+    assert 3 <= count < 7
+    assert f"{count - 1} answered, 1 failed, 0 were there, {7 - count} are left: run it again" in told.stdout
+    assert f"{7 - count} answered, 0 failed, {count} were there\n" in run("batch", root, asked, path).stdout
 
 
 @pytest.mark.parametrize(

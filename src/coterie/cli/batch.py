@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from coterie.api import Answer, Coterie, Options
-from coterie.cli.opening import opens
+from coterie.cli.opening import opens, say_left_out
 from coterie.cli.options import CompositionArg, out, sentences
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.server.body import parsed, written
@@ -48,21 +48,27 @@ def batch(
     with _of(answers):
         if answers.exists() and answers.samefile(requests):
             raise UsageError(str(answers), "is the file of requests itself", "name another file for the answers")
-        done, failed = _done(answers), 0
+        done = _done(answers)
         answers.open("ab").close()  # what cannot be written is said before anything is loaded
     left = [line for custom_id, line in rows.items() if custom_id not in done]
+    statuses = list[int]()
     with Coterie.open(composition, how) as coterie:
+        say_left_out(coterie.composition)
 
         def write(custom_id: str, status: int, body: Mapping[str, Any]) -> None:
-            nonlocal failed
-            failed += status != 200
             response = {"status_code": status, "request_id": custom_id, "body": body}
             row = {"id": f"batch_req_{custom_id}", "custom_id": custom_id, "response": response, "error": None}
             with _of(answers), answers.open("ab") as file:
                 file.write(written(row, 64, within=1) + b"\n")
+            statuses.append(status)
 
-        answer_all(coterie, map(parsed, left), write)
-    out.print(f"{len(left) - failed} answered, {failed} failed, {len(rows) - len(left)} were there", markup=False)
+        try:
+            answer_all(coterie, map(parsed, left), write)
+        finally:
+            answered, there = statuses.count(200), len(rows) - len(left)
+            rest = f", {len(left) - len(statuses)} are left: run it again" if len(statuses) < len(left) else ""
+            told = f"{answered} answered, {len(statuses) - answered} failed, {there} were there{rest}"
+            out.print(told, markup=False)
 
 
 @dataclass(slots=True)
