@@ -166,6 +166,9 @@ def test_what_cannot_stand_beside_a_product_is_refused_with_what_to_do(folder_of
     merge = f"merge it: coterie merge {base} {tmp_path}/[a-z]+ OUT"
     dora = adapters.write(tmp_path / "dora", adapters.parts(model, ("q_proj",), dora=True), use_dora=True)
     refused(base, dora, UnsupportedError, f"q_proj.weight is use_dora, .* not served unmerged; .*{merge}")
+    quantize_folder(base, tmp_path / "packed", Packing(DType.Q4, DType.Q8))
+    merge_first = "merge it into the unquantised base: coterie merge BASE .*/dora OUT; quantise that"
+    refused(tmp_path / "packed", dora, UnsupportedError, merge_first)
     plain = adapters.parts(model, ("q_proj",))
     head = {"lm_head.weight": model.lm_head.weight + 1}
     saved = adapters.write(tmp_path / "saved", plain, head, modules_to_save=["lm_head"])

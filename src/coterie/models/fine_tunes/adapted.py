@@ -29,6 +29,7 @@ from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS, Adapter, Change, 
 from coterie.models.fine_tunes.adapter import LowRank as Factors
 from coterie.models.joined import joined_names, own_name
 from coterie.models.model import Model, check_vocabulary
+from coterie.models.packing import KEY
 from coterie.models.scores import refuse_head
 from coterie.models.tensors import equal_bytes
 
@@ -137,6 +138,8 @@ def _plain(name: str, change: Change, base: Model, adapter: Adapter) -> Factors:
 
 def _merge(base: Model, adapter: Adapter) -> str:
     """What to do with an adapter that is not served beside its base."""
+    if base.checkpoint.config.get(KEY):  # which a merge refuses
+        return f"merge it into the unquantised base: coterie merge BASE {quote(str(adapter.path))} OUT; quantise that"
     return f"merge it: coterie merge {quote(str(base.path or 'BASE'))} {quote(str(adapter.path))} OUT"
 
 
