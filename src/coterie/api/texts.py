@@ -109,7 +109,8 @@ class Text:
     def detokenizer(self, query: Query, prompt_ids: Sequence[int]) -> Detokenizer | None:
         """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not.
 
-        Of an answer to messages it tells what is thought from what is said.
+        Of an answer to messages it tells what is thought from what is said; one to a text is the text gone on with,
+        whose first word has a space before it.
         """
         if self.tokenizer is None:
             return None
@@ -122,7 +123,7 @@ class Text:
         else:
             kept = self.tokenizer.among(*shown, speech.marks.opening, speech.marks.closing)
             found = ThoughtText(self.tokenizer, speech.marks, speech.is_opened, kept)
-        if query.continues:
+        if query.continues or not self.chats(query):
             found.follow(prompt_ids)
         return found
 
