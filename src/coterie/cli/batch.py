@@ -11,25 +11,29 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from coterie.api import Answer, Coterie, Options
+from coterie.api import Answer, Coterie, Options, Query
 from coterie.cli.opening import opens, say_left_out
 from coterie.cli.options import CompositionArg, out, sentences
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.server.body import parsed, written
 from coterie.server.completions import TextAnswers, parse_completion
+from coterie.server.embeddings import parse_embeddings, whole
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
+from coterie.server.rerank import parse_rerank, ranked
 
 AT_ONCE = 1024  # answers that run or wait: of so many the scheduler finds many for each expert that comes in
 WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
+PAUSES_S = (1.0, 4.0)  # before what no request is to blame for is tried again, behind all others
 _BEGINNING = b'{"id":"batch_req_'  # of each row of answers
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, EMBEDDINGS, RERANK = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank"
+FIELDS = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input", RERANK: "documents"}  # what a model reads
 Write = Callable[[str, int, Mapping[str, Any]], None]
 
 
@@ -42,7 +46,10 @@ def batch(
     *,
     how: Options,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left."""
+    """Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left.
+
+    The exit status is 1 where a request failed.
+    """
     with _of(requests):
         rows = _requests(requests)
     with _of(answers):
@@ -65,24 +72,59 @@ def batch(
         try:
             answer_all(coterie, map(parsed, left), write)
         finally:
-            answered, there = statuses.count(200), len(rows) - len(left)
+            answered = statuses.count(200)
+            before = [done[custom_id] for custom_id in rows if custom_id in done]
+            failed = len(before) - before.count(200)
             rest = f", {len(left) - len(statuses)} are left: run it again" if len(statuses) < len(left) else ""
-            told = f"{answered} answered, {len(statuses) - answered} failed, {there} were there{rest}"
-            out.print(told, markup=False)
+            there = f"{len(before)} were there" + (f" ({failed} failed)" if failed else "")
+            out.print(f"{answered} answered, {len(statuses) - answered} failed, {there}{rest}", markup=False)
+    if answered < len(statuses) or failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a request asks, and the body of its response by the answers."""
+
+    queries: Sequence[Query]
+    whole: Callable[[Sequence[Answer]], Mapping[str, Any]]
+    stream: bool = False
 
 
 @dataclass(slots=True)
 class _Asked:
     """A request in the engine: how its answers are written, and those that are there, by the place of their query."""
 
-    custom_id: str
-    form: ChatAnswers | TextAnswers
+    row: Mapping[str, Any]
+    form: _Form
     answers: dict[int, Answer] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
 
 
 def answer_all(coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write) -> None:
-    """Answer requests, AT_ONCE at a time; each is written once, an error as its status and body."""
+    """Answer requests, AT_ONCE at a time; each is written once, an error as its status and body.
+
+    Where a device, a file or the memory is to blame, the request is tried again after all others, when there is more
+    room, and after a pause.
+    """
+    for pause_s in (*PAUSES_S, None):
+        failed = list[Mapping[str, Any]]()
+        for row, error in _answered_once(coterie, rows, write):
+            status, body = error_body(error, FIELDS.get(str(row.get("url")), "messages"))
+            if pause_s is not None and (status == 429 or status >= 500):
+                failed.append(row)
+            else:
+                write(row["custom_id"], status, body)
+        if not failed or pause_s is None:
+            return
+        time.sleep(pause_s)
+        rows = iter(failed)
+
+
+def _answered_once(
+    coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write
+) -> Iterator[tuple[Mapping[str, Any], CoterieError]]:
+    """Write what is answered; yield the rows that were not, and why."""
     running: dict[str, tuple[_Asked, int]] = {}
     rest = True
     while rest or running:
@@ -90,7 +132,10 @@ def answer_all(coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write
             row = next(rows, None)
             rest = row is not None
             if row is not None:
-                running |= _begin(coterie, row, write)
+                try:
+                    running |= _begin(coterie, row)
+                except CoterieError as error:
+                    yield row, error
         for chunk in coterie.step(WAIT_S) if running else ():
             asked, place = running.get(chunk.request_id, (None, 0))
             if asked is None or not chunk.last:
@@ -98,39 +143,50 @@ def answer_all(coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write
             if chunk.answer is not None:
                 asked.answers[place] = chunk.answer
             if chunk.error is not None:
-                write(asked.custom_id, *error_body(chunk.error, asked.form.prompt_field))
+                yield asked.row, chunk.error
             elif len(asked.answers) == len(asked.ids):
-                write(asked.custom_id, 200, asked.form.whole([asked.answers[at] for at in range(len(asked.ids))]))
+                try:
+                    body = asked.form.whole([asked.answers[at] for at in range(len(asked.ids))])
+                except CoterieError as error:
+                    yield asked.row, error
+                else:
+                    write(asked.row["custom_id"], 200, body)
             for request_id in asked.ids if chunk.error is not None else [chunk.request_id]:
                 running.pop(request_id, None)
                 coterie.cancel(request_id)  # of one that has ended nothing is left to end
 
 
-def _begin(coterie: Coterie, row: Mapping[str, Any], write: Write) -> dict[str, tuple[_Asked, int]]:
-    """Ask what a row asks; nothing where it is refused, which is written."""
-    custom_id, url, ids = row["custom_id"], row.get("url"), list[str]()
+def _begin(coterie: Coterie, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, int]]:
+    """Ask what a row asks. Raises CoterieError where it is refused; then nothing of it is asked."""
+    form, ids = _form(coterie, row.get("url"), row.get("body")), list[str]()
+    if form.stream:
+        raise RequestError("stream", "is true, but nobody reads along", "leave it out")
     try:
-        form = _form(coterie, url, row.get("body"))
-        if form.stream:
-            raise RequestError("stream", "is true, but nobody reads along", "leave it out")
-        asked = _Asked(custom_id, form)
         for query in form.queries:
             ids.append(coterie.submit(query))
-    except CoterieError as error:
+    except CoterieError:
         for request_id in ids:
             coterie.cancel(request_id)
-        write(custom_id, *error_body(error, "prompt" if url == COMPLETIONS else "messages"))
-        return {}
-    asked.ids = ids
+        raise
+    asked = _Asked(row, form, ids=ids)
     return {request_id: (asked, place) for place, request_id in enumerate(ids)}
 
 
-def _form(coterie: Coterie, url: object, body: object) -> ChatAnswers | TextAnswers:
+def _form(coterie: Coterie, url: object, body: object) -> _Form:
+    created = int(time.time())
     if url == CHAT:
-        return ChatAnswers(parse_chat(body), int(time.time()), coterie.texts)
+        chat = ChatAnswers(parse_chat(body), created, coterie.texts)
+        return _Form(chat.queries, chat.whole, chat.stream)
     if url == COMPLETIONS:
-        return TextAnswers(parse_completion(body, coterie), int(time.time()))
-    raise RequestError("url", f"is {shown(url)}", f"ask {CHAT} or {COMPLETIONS}")
+        text = TextAnswers(parse_completion(body, coterie), created)
+        return _Form(text.queries, text.whole, text.stream)
+    if url == EMBEDDINGS:
+        inputs = parse_embeddings(body, coterie)
+        return _Form(inputs.queries, lambda answers: whole(inputs, answers, coterie.texts[inputs.expert]))
+    if url == RERANK:
+        pairs = parse_rerank(body, coterie)
+        return _Form(pairs.queries, lambda answers: ranked(pairs, answers, coterie.texts[pairs.expert]))
+    raise RequestError("url", f"is {shown(url)}", f"ask one of {', '.join(FIELDS)}")
 
 
 @contextlib.contextmanager
@@ -160,33 +216,37 @@ def _requests(path: Path) -> dict[str, bytes]:
     return rows
 
 
-def _done(path: Path) -> frozenset[str]:
-    """The requests that a file has an answer to; a last line that was cut is taken away. Raises UsageError.
+def _done(path: Path) -> dict[str, int]:
+    """The statuses of the requests that a file has an answer to; a last line that was cut is taken away.
+
+    Raises UsageError.
 
     Nothing is taken from a file of something else, as of requests where the two were swapped.
     """
     if not path.is_file():  # what is no file, as a pipe, has nothing to go on with
-        return frozenset()
-    done, whole, cut = set[str](), 0, False
+        return {}
+    done, kept_bytes, cut = dict[str, int](), 0, False
     with path.open("rb") as file:
         for line in file:
             cut = not line.endswith(b"\n")
-            custom_id = None if cut else _answered(line)
-            if custom_id is None and not (cut and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line))):
+            found = None if cut else _answered(line)
+            if found is None and not (cut and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line))):
                 raise UsageError(str(path), "has lines that are no answers of a batch", "name another file")
-            if custom_id is not None:
-                done.add(custom_id)
-                whole += len(line)
+            if found is not None:
+                done[found[0]] = found[1]
+                kept_bytes += len(line)
     if cut:
-        os.truncate(path, whole)
-    return frozenset(done)
+        os.truncate(path, kept_bytes)
+    return done
 
 
-def _answered(line: bytes) -> str | None:
-    """The request that a line of answers is about; None for one that is no answer."""
+def _answered(line: bytes) -> tuple[str, int] | None:
+    """The request that a line of answers is about, and its status; None for one that is no answer."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    found = row.get("custom_id") if isinstance(row, dict) and isinstance(row.get("response"), dict) else None
-    return found if isinstance(found, str) else None
+    response = row.get("response") if isinstance(row, dict) else None
+    if not isinstance(response, dict) or not isinstance(row.get("custom_id"), str):
+        return None
+    return row["custom_id"], response.get("status_code", 0)
