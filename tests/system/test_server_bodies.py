@@ -105,7 +105,9 @@ def test_an_empty_stop_string_stops_nothing(stop: Any, wanted: tuple[str, ...]) 
 
 
 def test_an_answers_bound_is_refused_by_the_name_that_was_sent() -> None:
-    assert chat(max_completion_tokens=3, max_tokens=5).max_tokens == 3
+    for older, said in ((3, 3), (3.0, 3), (-1, 3), (None, 3)):
+        assert chat(max_completion_tokens=3, max_tokens=older).max_tokens == said
+    assert chat(max_completion_tokens=-1, max_tokens=5).max_tokens == 5
     for name in ("max_completion_tokens", "max_tokens"):
         assert chat(**{name: 3}).max_tokens == 3
         with pytest.raises(RequestError, match=rf"\[{name}\] is 0") as caught:

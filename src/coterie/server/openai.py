@@ -97,16 +97,18 @@ def parse_chat(body: object) -> ChatBody:
 
 
 def _limit(body: Mapping[str, object]) -> int | None:
-    """How many tokens an answer may have, under the newer name or the older one. Raises RequestError."""
-    for name in LIMITS:
-        found = fields.integer(body, name)
-        if found == fields.NO_LIMIT:
-            return None
-        if found is not None:
-            if found < 1:
-                raise RequestError(name, f"is {found}", "allowed is 1 or more")
-            return found
-    return None
+    """How many tokens an answer may have, under the newer name or the older one. Raises RequestError; where both are
+    given and differ, too.
+    """
+    said = {name: fields.integer(body, name) for name in LIMITS}
+    limits = {name: limit for name, limit in said.items() if limit not in (None, fields.NO_LIMIT)}
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise RequestError(name, f"is {limit}", "allowed is 1 or more")
+    if len(set(limits.values())) > 1:
+        newer, older = LIMITS
+        raise RequestError(newer, f"is {limits[newer]}, while {older} is {limits[older]}", "give one of them")
+    return next(iter(limits.values()), None)
 
 
 MARK = "<text>"
