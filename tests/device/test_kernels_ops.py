@@ -10,7 +10,7 @@ import pytest
 from tests.device import native
 from tests.device.native import KEPT_DTYPES, WEIGHT_DTYPES, Pages, call, empty, ints, optional, random, weight
 
-from coterie.core.dtypes import DType, from_f32, kept, to_f32
+from coterie.core.dtypes import DType, from_f32, rounded_to, to_f32
 from coterie.kernels import cpu as kernels
 
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
@@ -179,8 +179,8 @@ def test_kv_append(team, rng, dtype, K, C, Z):
     for s, tokens in ((0, slice(0, 40)), (1, slice(40, 60))):
         stored_k, stored_v = pages.read(1, s, 40 if s == 0 else 25)
         first = 0 if s == 0 else 5
-        np.testing.assert_array_equal(stored_k[first:], kept(k[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
-        np.testing.assert_array_equal(stored_v[first:], kept(v[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
+        np.testing.assert_array_equal(stored_k[first:], rounded_to(k[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
+        np.testing.assert_array_equal(stored_v[first:], rounded_to(v[tokens].reshape(-1, C), dtype).reshape(-1, K, C))
         assert not pages.read(0, s, 25)[0].any()
 
 
@@ -212,7 +212,7 @@ def test_kv_append_of_numbers_that_8_bits_hardly_hold(team, rng):
     operands = pages.operands(ints(range(len(values))), ints([0] * len(values)), 0)
     call(team, "kv_append", k=values, v=-values, **operands, T=len(values), K=1, C=50)
     for found, given in zip(pages.read(0, 0, len(values)), (values, -values), strict=True):
-        np.testing.assert_array_equal(found[:, 0], kept(given[:, 0], DType.KV8))
+        np.testing.assert_array_equal(found[:, 0], rounded_to(given[:, 0], DType.KV8))
         np.testing.assert_array_equal(np.isnan(found[:, 0]), [[False] * 32 + [i > 9] * 18 for i in range(len(values))])
         for row in (4, 5, 6, 7, 8, 9):
             assert np.abs(found[row] - given[row]).max() <= np.abs(given[row]).max() / 200

@@ -145,7 +145,7 @@ def from_f32(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.ge
         return values.astype(dtype.numpy)
 
 
-def kept(values_NC: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.float32]:
+def rounded_to(values_NC: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[np.float32]:
     """What is read of rows that are kept in F32, F16, BF16 or KV8: the nearest numbers, ties to even.
 
     Of KV8 a block's scale is its largest magnitude / 127 in bfloat16, and whole numbers end at 127 where that is too

@@ -15,7 +15,7 @@ from coterie.core.errors import UsageError
 from coterie.core.scales import in_bf16
 from coterie.core.shapes import fixed
 from coterie.graph.backward.reference import BACKWARD_RUN
-from coterie.graph.branch.reference import BRANCH_RUN, gelu, met, silu, softmax
+from coterie.graph.branch.reference import BRANCH_RUN, gelu, round_activations, silu, softmax
 from coterie.graph.delta_net.reference import DELTA_RUN
 from coterie.graph.eager.reference import EAGER_RUN
 from coterie.graph.ir import Graph, Kind, Op
@@ -144,7 +144,7 @@ def _rms_norm(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _linear(step: Step, op: Op, x: list[Any]) -> Array:
-    flat = met(op, x[0].reshape(len(x[0]), x[1].shape[1]), step.graph.values[op.inputs[1]].dtype)
+    flat = round_activations(op, x[0].reshape(len(x[0]), x[1].shape[1]), step.graph.values[op.inputs[1]].dtype)
     y = flat @ x[1].T
     if x[2] is not None:
         y = y + x[2]

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from coterie.core.dtypes import DType, kept
+from coterie.core.dtypes import DType, rounded_to
 from coterie.core.shapes import fixed
 from coterie.graph.delta_net.ops import STATES
 from coterie.graph.ir import Graph, Kind, Op, state_of
@@ -61,7 +61,7 @@ class KvState:
     def append(self, op: Op, which: int, table: Array, position: int, heads_KC: F32) -> None:
         """Store one token's K (which 0) or V (1) where the op has its layer, rounded to nearest even."""
         pages, block = self._pages[state_of(self._graph, op).name], self.block(table, position)
-        pages[block, op.integer("layer"), which, :, position % self.tokens_per_block] = kept(heads_KC, self.dtype)
+        pages[block, op.integer("layer"), which, :, position % self.tokens_per_block] = rounded_to(heads_KC, self.dtype)
 
     def context(self, op: Op, which: int, table: Array, length: int) -> F32:
         """K or V of the first `length` tokens of a sequence, of the op's layer: [length, K, C]."""

@@ -73,7 +73,7 @@ def softmax(x: Array, axis: int = -1) -> F32:
     return np.asarray(p / p.sum(axis=axis, keepdims=True), np.float32)
 
 
-def met(op: Op, x_TK: F32, dtype: DType) -> F32:
+def round_activations(op: Op, x_TK: F32, dtype: DType) -> F32:
     """Activations as the op has them meet a weight of this type: as they are, or rounded as it says."""
     if ROUNDING not in op.attrs:
         return x_TK
@@ -81,8 +81,8 @@ def met(op: Op, x_TK: F32, dtype: DType) -> F32:
     return in_bf16(x_TK) if to == BF16 else rounded(x_TK, dtype, _LARGEST[to])
 
 
-def _met(step: Step, op: Op, x: F32) -> F32:
-    return met(op, x, step.graph.values[op.inputs[MATRICES_FROM]].dtype)
+def _round_activations(step: Step, op: Op, x: F32) -> F32:
+    return round_activations(op, x, step.graph.values[op.inputs[MATRICES_FROM]].dtype)
 
 
 def _choose(step: Step, op: Op, x: list[Any]) -> Array:
@@ -127,7 +127,7 @@ def _pairs(weights_TE: F32) -> Iterator[tuple[int, Array, Array]]:
 def _gate_up(step: Step, op: Op, x: list[Any]) -> Array:
     data_TD, weights_TE, matrices = x[0], x[1], matrices_of(op.kind, x)
     y = np.zeros((len(data_TD), op.integer(TOP_K), matrices[0].shape[0]), np.float32)
-    data_TD = _met(step, op, data_TD)
+    data_TD = _round_activations(step, op, data_TD)
     for branch, tokens, places in _pairs(weights_TE):
         gate, up = (data_TD[tokens] @ matrices[at].T for at in (branch, branch + len(matrices) // 2))
         if op.kind == CLIPPED:
@@ -155,7 +155,7 @@ def _down(step: Step, op: Op, x: list[Any]) -> Array:
     data_TAF, weights_TE, matrices = x[0], x[1], x[MATRICES_FROM:]
     y = np.zeros((len(data_TAF), matrices[0].shape[0]), np.float32)
     for branch, tokens, places in _pairs(weights_TE):
-        data = _met(step, op, data_TAF[tokens, places])
+        data = _round_activations(step, op, data_TAF[tokens, places])
         y[tokens] += weights_TE[tokens, branch, None] * (data @ matrices[branch].T)
     return y
 
