@@ -270,6 +270,22 @@ def test_a_draft_that_fails_fails_nobody(fault):
     assert drafted(w)[0] > 0
 
 
+def test_a_draft_whose_load_failed_drafts_again_once_somebody_has_loaded_it():
+    w = drafting()
+    w.device.broken.add(TWIN)
+    w.engine.submit(ask("r", LARGE, (1, 2, 0), 30))
+    run_all(w)
+    w.device.broken.clear()
+    w.engine.submit(ask("after", LARGE, (2, 2, 0), 30))
+    run_all(w)
+    assert drafted(w) == (0, 0)  # nobody else has tried whether it can be read now
+    w.engine.submit(ask("own", TWIN, (1, 2), 3))
+    run_all(w)
+    w.engine.submit(ask("then", LARGE, (0, 2, 0), 30))
+    assert run_all(w)["then"].tokens == alone(ask("then", LARGE, (0, 2, 0), 30))
+    assert drafted(w)[0] > 0
+
+
 def test_a_load_of_a_draft_that_broke_off_is_no_lack_of_memory_while_its_first_piece_is_still_written():
     w = drafting(OTHER, max_steps=1)
     w.device.refuse_after, w.device.stalled = 4, {OTHER}  # three pieces are the large one's

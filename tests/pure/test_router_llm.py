@@ -46,6 +46,13 @@ def test_it_asks_its_own_model_with_experts_and_prompt_filled_in():
     assert router.instructions == "one of\nlaw: statutes\nlaw-chat\nsums: adds\nfor "
 
 
+def test_it_asks_about_those_who_are_there():
+    router = LlmRouter(EXPERTS, "sums", "one of {experts} for {prompt}", 7).among(("sums", "law", "new"))
+    assert router.instructions == "one of law: statutes\nsums: adds for "
+    assert router.ask(Prompt("?"))[0].max_tokens == 7
+    assert router.decide(Prompt("?"), ("law-chat",)).is_fallback
+
+
 @pytest.mark.parametrize(
     ("answer", "expert"),
     [

@@ -17,6 +17,7 @@ from coterie.api import Coterie, Options, Query
 from coterie.cli.ps import show
 from coterie.composition.composition import load_composition
 from coterie.composition.router import Prompt
+from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routing import Routing
 from coterie.core.errors import CompositionError, NotFoundError
 from coterie.server.app import make_app
@@ -146,11 +147,36 @@ def test_a_rescan_brings_back_what_was_mended(write: Write, tmp_path: Path) -> N
         found = coterie.rescan()
         assert (found.added, found.left_out.keys(), found.kept) == (("cut",), {"none", "beside"}, {})
         assert coterie.route(SEA).expert == "cut"
+        assert found.renewed == ("bob",)  # it has its draft again
+        assert (coterie.models["bob"].draft, coterie.parts.served["bob"].draft) == ("cut", "cut")
+        again = coterie.rescan()
+        assert (again.added, again.renewed) == ((), ())
         shutil.rmtree(tmp_path / "bob")  # who is served stays, under all names, until the file says otherwise
         assert coterie.rescan().removed == ()
         assert coterie.composition.expert("latest").name == "bob"
         path.write_text(path.read_text().replace('"none"', '"new"').replace(KNN, KNN.replace("ada", "new")))
         assert "new of the file cannot be served" in str(coterie.rescan().kept["(router)"])
+
+
+def test_a_model_that_is_asked_where_to_is_asked_about_those_who_are_there(write: Write, tmp_path: Path) -> None:
+    """At start and after each rescan alike."""
+
+    def listed(coterie: Coterie) -> list[str]:
+        assert isinstance(coterie.routing.router, LlmRouter)
+        return coterie.routing.router.instructions.split("\n\n")[0].splitlines()[1:]
+
+    path = write('kind = "llm"\nfallback = "ada"\ncheckpoint = "ada"\n')
+    with Coterie.open(path, leave_out=True) as coterie:
+        assert listed(coterie) == ["ada", "bob"]
+        assert coterie.rescan().left_out.keys() == LEFT_OUT.keys()
+        assert listed(coterie) == ["ada", "bob"]
+        shutil.copy(tmp_path / "whole", tmp_path / "cut" / "model.safetensors")
+        assert coterie.rescan().added == ("cut",)
+        assert listed(coterie) == ["ada", "bob", "cut"]
+        path.write_text(path.read_text().replace('"bob"', '"bobby"'))
+        assert coterie.rescan().removed == ("bob",)
+        assert listed(coterie) == ["ada", "cut"]
+        assert coterie.ask("where to?").expert in ("ada", "cut")
 
 
 def test_a_trained_router_may_know_who_is_left_out() -> None:

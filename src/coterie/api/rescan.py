@@ -102,6 +102,11 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
             failed[name] = error
     models |= {name: model for name, (model, _) in opened.items()}
     texts |= {name: text for name, (_, text) in opened.items()}
+    for expert in found.experts:  # and who was served without the draft that is named, as that was not there
+        name, draft = expert.name, expert.draft
+        if name in before and name not in was and draft in models and models[name].draft != draft:
+            was[name], opened[name] = models[name], (replace(models[name], draft=draft), texts[name])
+            models[name] = opened[name][0]
     default = options.draft if options.draft in models and options.draft in found.names else ""
     for name, (_, text) in tuple(opened.items()):  # who guesses for whom, once all are there
         if found.leaves_out and models[name].draft not in models:

@@ -110,8 +110,11 @@ class Routing:
         return Routing(composition, router)
 
     def tuned_for(self, composition: Composition) -> Routing:
-        """The same router, as it is made, for a composition whose experts it may choose are there."""
-        return Routing(composition, self.router)
+        """The same router, as it is made, for a composition of which experts may be left out that it may choose: a
+        model is asked about the others.
+        """
+        router = self.router.among(composition.names) if isinstance(self.router, LlmRouter) else self.router
+        return Routing(composition, router)
 
     def taught(self, vectors: Sequence[Sequence[float]]) -> Routing:
         """The same where its router, a knn router, knows the vectors of its examples."""

@@ -168,6 +168,7 @@ class Engine:
         for expert_id, seconds in self._loads.take_durations():
             self.metrics.switch.add(seconds)
             self.log.tell("loaded", expert_id, seconds)
+            self.drafts.loaded(expert_id)
         while self._cancelled:
             sequence = self._live.get(self._cancelled.pop(0))
             if sequence is not None:
@@ -199,8 +200,7 @@ class Engine:
         """Begin a load that somebody asked for, if one may begin."""
         if not self._groups.unmoved:
             self._repeats = 0  # the view below is not a decision's, which must see the moves too
-        fetch = self.control.next(self._groups.view(NOBODY), self.policy)
-        if fetch is not None:
+        if (fetch := self.control.next(self._groups.view(NOBODY), self.policy)) is not None:
             self._bring(fetch)
 
     def _changed(self, *expert_ids: str) -> None:

@@ -9,7 +9,7 @@ Knows nothing about engines or tokenizers: the caller runs what is asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from coterie.composition.router import Ask, Prompt, Result, Route, fall_back
 
@@ -27,13 +27,18 @@ class LlmRouter:
     def __init__(
         self, experts: Mapping[str, str], fallback: str, question: str = QUESTION, max_tokens: int = MAX_TOKENS
     ) -> None:
-        self.fallback, self.max_tokens = fallback, max_tokens
+        self.fallback, self.max_tokens, self._experts, self._form = fallback, max_tokens, dict(experts), question
         lines = [f"{name}: {about}" if about else name for name, about in experts.items()]
         self._question = question.replace("{experts}", "\n".join(lines))
         # Longer names first: "law" is not what "law-chat" means.
         names = "|".join(re.escape(name) for name in sorted(experts, key=len, reverse=True))
         self._names = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])", re.IGNORECASE)
         self._by_folded = {name.casefold(): name for name in experts}
+
+    def among(self, names: Collection[str]) -> LlmRouter:
+        """The same, asking about those of its experts alone that are among these names."""
+        there = {name: about for name, about in self._experts.items() if name in names}
+        return LlmRouter(there, self.fallback, self._form, self.max_tokens)
 
     @property
     def instructions(self) -> str:

@@ -118,7 +118,7 @@ class Drafts:
         self._experts, self._policy, self._queue = experts, policy, queue
         self._log, self._made_up = log, device.synthetic()
         self._of, self._pairs = dict[int, Draft](), dict[str, _Pair]()  # by numbers of sequences; by experts
-        # Experts that draft for nobody any more, and of which lack it was logged.
+        # Experts that draft for nobody until they are loaded again, and of which lack it was logged.
         self._failed, self._told = set[str](), set[tuple[str, str]]()
         self._asked: dict[str, int] = {}  # experts that found no room -> the moves until then
         self.lacks: dict[tuple[str, str], CapacityError] = {}  # (what of, whose) lacks memory now, and how much
@@ -148,9 +148,13 @@ class Drafts:
         self._drop_all(expert_id)
 
     def failed(self, expert_id: str) -> None:
-        """It could not be loaded, or a step of it failed: nothing more is asked of it."""
+        """It could not be loaded, or a step of it failed: nothing more is asked of it until somebody has loaded it."""
         self._failed.add(expert_id)
         self._drop_all(expert_id)
+
+    def loaded(self, expert_id: str) -> None:
+        """A load of it has ended well, whoever asked for that."""
+        self._failed.discard(expert_id)
 
     # ---- what is guessed
 
