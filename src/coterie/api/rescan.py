@@ -23,7 +23,7 @@ from coterie.composition.expert import Expert
 from coterie.composition.routers.llm import ROUTER
 from coterie.composition.routing import Routing
 from coterie.core.errors import CapacityError, ConflictError, CoterieError, UsageError
-from coterie.engine.additions import draft_as, serve_more
+from coterie.engine.additions import draft_as, forget_retired, serve_more
 from coterie.engine.assembly import Parts
 from coterie.engine.experts import open_expert
 from coterie.models.model import Model, with_kv_type
@@ -162,6 +162,8 @@ def rescan(
     composition = routing.composition
     before = {expert.name: expert for expert in composition.experts}
     served, control = {*before, ROUTER}, parts.engine.control
+    for name in forget_retired(parts, models, looked.was.keys()):  # an earlier look found them gone: nobody reads them
+        del models[name], texts[name]
     changed: list[str] = []
     kept: dict[str, CoterieError] = {}
     left_out: dict[str, CoterieError] = {n: why for n, why in looked.found.left_out.items() if n not in before}
@@ -195,9 +197,10 @@ def rescan(
         control.retire(name)
     aliases = _aliases(before if then is routing else {}, looked.found.owners, now)
     experts = tuple([replace(one, aliases=tuple(aliases[name])) for name, one in now.items() if name not in gone])
-    for name in models.keys() - control.retired:  # the router's own model too
+    alive = models.keys() - control.retired
+    for name in alive:  # the router's own model too
         draft = models[name].draft
-        draft_as(parts, name, "" if draft in control.retired else draft)
+        draft_as(parts, name, draft if draft in alive else "")
     added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
     then = then.tuned_for(replace(then.composition, experts=experts, left_out=left_out, owners=looked.found.owners))
     return then, Rescan(tuple(added), tuple(renewed), tuple(sorted(gone)), kept, left_out)

@@ -39,12 +39,13 @@ class Touched:
         options: Options,
     ) -> None:
         self._experts: dict[str, Expert] = {}
-        self.know(composition)
         self._parts, self._models, self._texts, self._options = parts, models, texts, options
+        self.know(composition)
 
     def know(self, composition: Composition) -> None:
         """Its experts are where it says now; who is not among them stays where it was, as it may still be asked."""
         own, spec = router_model(composition), composition.router
+        self._experts = {name: expert for name, expert in self._experts.items() if name in self._models}
         # Not one that has made vectors of examples, which those of other weights cannot be compared with.
         asked = [own] if own is not None and spec is not None and not spec.examples else []
         self._experts |= {expert.name: expert for expert in (*composition.experts, *asked)}

@@ -7,7 +7,7 @@ Nothing is reserved anew, so what needs more memory is refused. Knows nothing ab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from coterie.checkpoint.layout import Layout
@@ -46,6 +46,31 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
         cache.pin(pinned, places)
     parts.served[name] = served_of(name, model, exe, base)
     parts.engine.renewed(name)
+
+
+def forget_retired(parts: Parts, models: Mapping[str, Model], back: Collection[str]) -> tuple[str, ...]:
+    """Know nothing more of who is retired, has no requests left and is not coming `back`; who they are.
+
+    Between two steps. The last of an architecture stays known, and the last of a base: what comes later is served by
+    their program, or shares their weights.
+    """
+    control, gone, known = parts.engine.control, list[str](), dict(models)
+    for name in sorted((control.retired & models.keys()).difference(back)):
+        shared = {_shared(other) for other_name, other in known.items() if other_name != name}
+        drafts = any(served.draft == name for other, served in parts.served.items() if other in known)
+        if drafts or _shared(known[name]) not in shared or not control.forget(name):
+            continue
+        del known[name], parts.served[name]
+        parts.kv.forget_all(name)
+        parts.engine.metrics.forget(name)
+        parts.engine.renewed(name)
+        gone.append(name)
+    return tuple(gone)
+
+
+def _shared(model: Model) -> tuple[str, str]:
+    """What several experts have one of: a program, and weights of a base."""
+    return model.key, "" if model.base is None else folder_of(model.base)
 
 
 def draft_as(parts: Parts, name: str, draft: str) -> None:

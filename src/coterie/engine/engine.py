@@ -76,8 +76,8 @@ class Engine:
 
     def renewed(self, expert_id: str) -> None:
         """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
-        self._batcher.renewed(expert_id)
-        self.drafts.renewed(expert_id)
+        for part in (self._batcher, self.drafts, self._runner):
+            part.renewed(expert_id)
         self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
     def submit(self, request: Request) -> None:

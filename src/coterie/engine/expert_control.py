@@ -102,6 +102,20 @@ class ExpertControl:
         with contextlib.suppress(ConflictError):
             self.unload(expert_id)
 
+    def forget(self, expert_id: str) -> bool:
+        """Know nothing more of one that is retired, if nobody waits for it and no memory has it. Whether that is so."""
+        if any(self._requests(expert_id)) or expert_id in self.open:
+            return False
+        with contextlib.suppress(ConflictError):
+            self.unload(expert_id)
+        cache = side_of(self._cache, expert_id)
+        if stays(self._cache, expert_id) or any(expert_id in ledger.copies for ledger in cache.ledgers):
+            return False
+        self.retired.discard(expert_id)
+        self._loads.forget(expert_id)
+        cache.uses.forget(expert_id)
+        return True
+
     def counts(self, expert_id: str) -> bool:
         """Whether an expert may want memory yet."""
         return expert_id not in self.retired or any(self._requests(expert_id))

@@ -127,6 +127,11 @@ class Loads:
             self._join(expert_id)
         return self._residencies[expert_id]
 
+    def forget(self, expert_id: str) -> None:
+        """Know nothing more of an expert that is nowhere."""
+        self._residencies.pop(expert_id, None)
+        self.latest.pop(expert_id, None)
+
     def touch(self, requests: Mapping[str, int]) -> None:
         """Tell the cache that so many new requests use these resident experts."""
         for expert_id, count in requests.items():

@@ -113,6 +113,12 @@ class Metrics:
         self.prompt_tokens += len(request.prompt_ids)
         self.max_overtaken = max(self.max_overtaken, overtaken)
 
+    def forget(self, expert_id: str) -> None:
+        """Keep no account of an expert that is no more; those of all together stay."""
+        self.last_end_s.pop(expert_id, None)
+        for counts in self.by_expert.values():
+            counts.pop(expert_id, None)
+
     def count_switch(self, expert_id: str, size_bytes: int) -> None:
         """Count a fetch of an expert that was begun, of so many bytes."""
         self.switches += 1

@@ -27,6 +27,10 @@ class Runner:
         self._places: dict[str, tuple[ServedExpert, Places]] = {}
         self._headless = Headless(device)
 
+    def renewed(self, expert_id: str) -> None:
+        """An expert is another one now, or none."""
+        self._places.pop(expert_id, None)
+
     def check(self, request: Request, expert: ServedExpert) -> None:
         """Raise RequestError or UnsupportedError for a request that this expert, or this device, cannot serve."""
         expert.check_prompt(request.prompt_ids)

@@ -76,7 +76,7 @@ class ExpertCache:
         self._near, self._links = self._ledgers[0], fill_links(device.spec, names)
         self._weights = link_weights(device.spec, self._links)
         self._pins: dict[str, int | None] = {}  # where it lies in the run tier, None: where it happens to
-        self._uses = Uses()
+        self.uses = Uses()
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
         self.follower: Callable[[Decision], None] | None = None  # is told of each as it is made; must return at once
@@ -99,7 +99,7 @@ class ExpertCache:
             self.stats.joins += copy.is_loading
         else:
             self.stats.misses += 1
-        self._uses.add(expert_id, uses)
+        self.uses.add(expert_id, uses)
         return _residency(expert_id, copy, evicted)
 
     def hold(self, expert_id: str, event: Event) -> None:
@@ -147,7 +147,7 @@ class ExpertCache:
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, also those still loading, least recently used first."""
-        return tuple(sorted(self.residents, key=lambda name: (self._uses.known(name).last_used, name)))
+        return tuple(sorted(self.residents, key=lambda name: (self.uses.known(name).last_used, name)))
 
     @property
     def residents(self) -> frozenset[str]:
@@ -216,7 +216,7 @@ class ExpertCache:
                 evicted.append((entry.expert_id, ledger.tier))
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self._decide("evict", entry.expert_id, ledger.tier)
-        self._uses.known(expert_id)
+        self.uses.known(expert_id)
         new = [ledger.admit(expert_id, layout, self._place(ledger, expert_id)) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
         if depth == 1 and (below is None or not below.arrivals):
@@ -283,7 +283,7 @@ class ExpertCache:
         try:
             if place is not None:
                 return whole_place(entries, place, need)
-            return self._policy(entries, ledger.capacity_bytes, need, self._uses.wants)
+            return self._policy(entries, ledger.capacity_bytes, need, self.uses.wants)
         except HoleError as hole:
             if hole.waiting_helps:
                 busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
@@ -298,7 +298,7 @@ class ExpertCache:
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
         level, entries = self._ledgers.index(ledger), []
         below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
-        known, recently, weight = self._uses.known, self._uses.recent, self._weights[level]
+        known, recently, weight = self.uses.known, self.uses.recent, self._weights[level]
         for name, copy in ledger.copies.items():
             use, extent, size_bytes = known(name), copy.extent, copy.extent.size_bytes
             cost = size_bytes * (weight if name in below else self._refetch_weight(name, level))

@@ -41,6 +41,11 @@ class Uses:
             self._memory = MEMORY_USES * len(self._of)
         return found
 
+    def forget(self, expert_id: str) -> None:
+        """It is no more among those whose requests there may be."""
+        if self._of.pop(expert_id, None) is not None:
+            self._memory = MEMORY_USES * max(len(self._of), 1)
+
     def add(self, expert_id: str, count: int) -> None:
         """It was wanted for so many requests, which count as if one came after the other; none: ahead of them."""
         use = self.known(expert_id)

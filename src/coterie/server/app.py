@@ -150,8 +150,8 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
                 if not answers:
                     raise
                 await asyncio.sleep(RETRY_S)  # else what is answered would be lost
-            if coterie.texts[name] is not text:  # its files were replaced: those before do not compare with what comes
-                answers, text = [], coterie.texts[name]
+            if (now := coterie.texts.get(name, text)) is not text:  # replaced: those before do not compare with these
+                answers, text = [], now
         return answers, text
 
     async def turns(request: Request) -> Response:
