@@ -58,6 +58,29 @@ def test_memory_under_cgroup_v2_counts_every_group_above_and_not_the_page_cache(
     assert "v2" in source
 
 
+NODES = {
+    "proc/self/status": "Name:\tx\nMems_allowed:\t02\nMems_allowed_list:\t1,3-4\n",
+    "sys/devices/system/node/has_memory": "0-1,3\n",
+    "sys/devices/system/node/node0/meminfo": "Node 0 MemFree:      9000000 kB\n",
+    "sys/devices/system/node/node1/meminfo": (
+        "Node 1 MemTotal:     8000 kB\nNode 1 MemFree:      1000 kB\nNode 1 MemUsed:      7000 kB\n"
+        "Node 1 Active(anon):     50 kB\nNode 1 Active(file):     200 kB\nNode 1 Inactive(file):   30 kB\n"
+    ),
+    "sys/devices/system/node/node3/meminfo": "Node 3 MemFree:      4 kB\n",
+}
+
+
+def test_memory_is_that_of_the_nodes_that_may_be_used(tmp_path):
+    """A cpuset may leave out nodes: what is free elsewhere is none for this process. Node 4 has no memory."""
+    size, source = allowed_memory(fake(tmp_path / "some", MEMINFO | NODES))
+    assert size == 1234 * 1024
+    assert source == "free memory of NUMA nodes 1, 3, which cpuset.mems allows"
+    every = NODES | {"proc/self/status": "Mems_allowed_list:\t0-4\n"}
+    assert allowed_memory(fake(tmp_path / "all", MEMINFO | every))[0] == 8000000 * 1024
+    few = {"proc/meminfo": "MemAvailable:    100 kB\n"}
+    assert allowed_memory(fake(tmp_path / "little", few | NODES))[0] == 100 * 1024
+
+
 def test_memory_under_cgroup_v1(tmp_path):
     group = "sys/fs/cgroup/memory/job"
     files = {

@@ -37,7 +37,8 @@ globalThis.document = {
 };
 globalThis.requestAnimationFrame = (draw) => setTimeout(draw, 0);
 const asked = [], left = []; // the paths of streams that were let go
-globalThis.fetch = async (path, options) => {
+globalThis.fetch = async (place, options) => {
+  const path = new URL(place, "http://here/").pathname; // as of a page at the root
   asked.push({ path, ...options, signal: undefined });
   options.signal.addEventListener("abort", () => left.push(path));
   if (scene.answers[path][0] === "away") { scene.answers[path].shift(); throw new TypeError("fetch failed"); }

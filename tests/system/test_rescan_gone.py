@@ -45,6 +45,7 @@ def test_who_is_gone_is_known_no_more_at_the_next_look(office: Path) -> None:
 
 def test_who_is_gone_and_still_answers_stays_known_until_then(office: Path) -> None:
     with Coterie.open(office) as coterie:
+        asked(coterie, "bob")
         request_id = coterie.submit(replace(Query.text(PROMPT, "bob"), max_tokens=20))
         coterie.step()
         shutil.rmtree(office / "bob")

@@ -18,7 +18,8 @@ from tests.system.commands import command_of
 from tests.system.serving import address_of, until
 
 from coterie.api import Chunk, Coterie
-from coterie.cli.serve import listen, serve
+from coterie.cli.listening import listen
+from coterie.cli.serve import serve
 from coterie.core.trace import read_trace
 from coterie.server.app import make_app
 from coterie.server.shutdown import Server

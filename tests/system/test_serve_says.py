@@ -38,7 +38,7 @@ def test_the_line_asks_who_chooses_or_else_an_expert(
 ) -> None:
     for what, model in ((composition, "four"), (folder, "ada"), (folder / "ada", "ada")):
         with Coterie.open(what) as coterie:
-            _say(coterie, "127.0.0.1", 8000, ["key"], [])
+            _say(coterie, ("127.0.0.1", 8000), ["key"], [])
         (line,) = re.findall("^try: (.*)$", capsys.readouterr().out, re.MULTILINE)
         words = shlex.split(line)
         assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/v1/chat/completions"]
@@ -62,7 +62,7 @@ def test_of_encoders_and_rerankers_it_asks_for_what_they_give(
     asked = (("all", "ab", "embeddings"), ("alone", "alone", "rerank"), ("mixed", "zoe", "chat/completions"))
     for what, model, path in asked:
         with Coterie.open(tmp_path / what) as coterie:
-            _say(coterie, "127.0.0.1", 8000, [], [])
+            _say(coterie, ("127.0.0.1", 8000), [], [])
             (line,) = re.findall("^try: (.*)$", capsys.readouterr().out, re.MULTILINE)
             words = shlex.split(line)
             assert words[2] == f"http://127.0.0.1:8000/v1/{path}"

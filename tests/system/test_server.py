@@ -15,7 +15,7 @@ from tests.system.serving import ask, leaves, served
 from tests.system.test_python import open_held, until_idle
 
 from coterie.api import Coterie, Message, Options, Query
-from coterie.cli.serve import listen
+from coterie.cli.listening import listen
 from coterie.core.errors import CapacityError
 from coterie.engine.request import SamplingParams
 from coterie.server.models import model_list

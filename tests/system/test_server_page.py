@@ -70,9 +70,12 @@ def test_it_needs_nothing_from_elsewhere() -> None:
 
 
 def test_every_path_that_it_names_is_served(coterie: Coterie) -> None:
-    named = set(re.findall(r'"(/[^"\n ]*)"', SCRIPT[0]))
+    """Each by where the page is, so that both may be below a path of a proxy's."""
+    named = set(re.findall(r'ask\("([^"]*)"', SCRIPT[0]))
     served_paths = {route.path for route in make_app(coterie).routes}
-    assert named == {"/v1/events", "/v1/chat/completions"} <= served_paths
+    assert named == {"v1/events", "v1/chat/completions"}
+    assert {f"/{path}" for path in named} <= served_paths
+    assert not re.search(r'"/v1', SCRIPT[0])
 
 
 def test_nothing_is_put_in_as_html() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from coterie.api import Coterie, Options
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
+from coterie.cli.listening import listening, more_files
 from coterie.cli.opening import opens, options, say_left_out
 from coterie.cli.options import CompositionArg, LeaveOutOpt, TraceOpt, out, save_trace, seconds, sentences
 from coterie.composition.composition import PRESETS, Composition
@@ -45,6 +46,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     *,
     how: Options,
+    uds: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A Unix socket to listen on, in place of an address.")
+    ] = None,
     leave_out: LeaveOutOpt = False,
     trace: TraceOpt = None,
     max_waiting: Annotated[
@@ -93,30 +97,37 @@ def serve(
     pages_of(allow_origin or ())
     how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
     open_log(log_answers)
-    with listen(host, port) as listener, Coterie.open(composition, how, leave_out) as coterie:
+    more_files()
+    with listening(host, port, uds) as listener, Coterie.open(composition, how, leave_out) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
-        _say(coterie, host, listener.getsockname()[1], api_key or (), allow_origin or ())
+        _say(coterie, listener.getsockname(), api_key or (), allow_origin or ())
+        server = Server(
+            make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or ()),
+            GRACE_S if grace is None else grace,
+        )
         try:
-            # Raises again what interrupted it, once all requests are answered.
-            app = make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or ())
-            Server(app, GRACE_S if grace is None else grace).run(sockets=[listener])
+            server.run(sockets=[listener])  # raises again what interrupted it, once all requests are answered
         finally:
             if trace is not None:
                 save_trace(trace, coterie.trace())
+    if server.failed:
+        raise SystemExit(1)  # the log says why; 2 is for what starting again would not mend
 
 
-def _say(coterie: Coterie, host: str, port: int, keys: Sequence[str], origins: Sequence[str]) -> None:
+def _say(coterie: Coterie, where: tuple[Any, ...] | str, keys: Sequence[str], origins: Sequence[str]) -> None:
     """Where it is, what memory it has, how to ask, and who may."""
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{port}"
+    local = isinstance(where, str)
+    host = "localhost" if local else str(where[0])
+    url = "http://localhost" if local else f"http://{f'[{host}]' if ':' in host else host}:{where[1]}"
     asked = coterie.composition
     path, body = _example(coterie)
     show = ' -H "Authorization: Bearer $COTERIE_API_KEY"' if keys else ""
     what = f"-H 'Content-Type: application/json'{show} -d {shlex.quote(json.dumps(body))}"
-    curl = f"curl -s {url}{path} {what}"
+    at, by = (f"unix:{where}", f" --unix-socket {shlex.quote(str(where))}") if local else (url, "")
+    curl = f"curl -s{by} {url}{path} {what}"
     name, count = escape(asked.name), len(asked.experts)
     say_left_out(coterie.composition)
-    out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(url)}")
+    out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(at)}")
     out.print(escape(budget_line(coterie)))
     models = coterie.models
     for line in (*draft_lines(models, coterie.plan), *sampling_lines(models), *activation_lines(models)):
@@ -148,18 +159,3 @@ def example_of(composition: Composition) -> str:
     examples = () if composition.router is None else composition.router.examples
     fallback = "" if composition.router is None else composition.router.fallback
     return next((example.text for example in examples if example.expert != fallback), EXAMPLE)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind before the models are opened, so that a taken port is known at once. Raises UsageError."""
-    try:
-        family, kind, proto, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # By the protocol's number asyncio knows TCP and sends at once; without it each answer takes 40 ms more.
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        raise UsageError(
-            f"{host}:{port}", f"cannot be listened on: {error}", "choose another --host or --port"
-        ) from error
-    return listener

@@ -2,6 +2,7 @@
 
     signal --> no new callers --> grace --> all who wait are told --> the engine stops, the device closes
     again  ---------------------> at once ------^
+    the engine fails ---> all are told ---------^  and `failed` says so
 
 Knows nothing about requests.
 """
@@ -9,29 +10,34 @@ Knows nothing about requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import socket
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.config import HTTPProtocolType
 
+from coterie.core.errors import CoterieError, DeviceError
+from coterie.server.connections import Connection
 from coterie.server.events import PATH, Hub
 from coterie.server.log import LOG
+from coterie.server.supervisor import ENDS, READY, WORKS, notify, watched_s
 from coterie.server.worker import Worker
 
 GRACE_S = 5.0  # answers in flight may finish for so long
 LAST_S = 3.0  # and their callers have so long to take what they are told, before their connections are cut
 LOOK_S = 0.05
+PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's: whose X-Forwarded-For is believed; without it 127.0.0.1's
 # A connection lies idle for so long: longer than clients keep theirs (httpx 5 seconds) or what stands before a server
 # does (60). Who closed it first would now and then do so just when a request is on its way.
 IDLE_S = 75
 TAKE_S = 0.5  # who looks on has so long to take what is left
 # Left to itself uvicorn takes httptools where that is installed, which holds as much of a head as anybody sends, and
 # drops the body of who would rather speak HTTP/2 and says so, as Java's own client does.
-HTTP: HTTPProtocolType = "h11"
+HTTP: type[asyncio.Protocol] = Connection  # h11
 _LOG = logging.getLogger("uvicorn.error")
 
 
@@ -47,7 +53,17 @@ class Server(uvicorn.Server):
         _LOG.addFilter(_is_no_cut)
         self._worker: Worker = app.state.worker
         self._hub: Hub = app.state.hub
-        self._grace_s, self._asked_again = grace_s, False
+        self._grace_s, self._asked_again, self.failed = grace_s, False, False
+        self._worker.at_end(self._ended)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer from now on, and tell who waits for that."""
+        if PROXIES not in os.environ and sockets and all(one.family == socket.AF_UNIX for one in sockets):
+            self.config.forwarded_allow_ips = "*"  # at a file nobody asks but what stands before the server
+        await super().startup(sockets)
+        if every_s := watched_s():
+            self._watching = asyncio.create_task(self._say_it_works(every_s))
+        notify(READY)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
@@ -61,6 +77,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for the answers in flight, but not for ever; who only looks on is let go at once."""
+        notify(ENDS)
         self._hub.close()
         telling, cutting = asyncio.create_task(self._tell()), asyncio.create_task(self._cut_readers())
         try:
@@ -70,6 +87,19 @@ class Server(uvicorn.Server):
         finally:
             telling.cancel()
             cutting.cancel()
+
+    def _ended(self) -> None:
+        """There will be no answers. Where nobody asked for that, whoever starts the server shall start it again."""
+        if isinstance(self._worker.broken, DeviceError):
+            self.failed = self.should_exit = True
+
+    async def _say_it_works(self, every_s: float) -> None:
+        """As long as the engine takes its turns; a step that never ends is for who watches to end."""
+        with contextlib.suppress(CoterieError):
+            while True:
+                await self._worker.call(lambda _: None)
+                notify(WORKS)
+                await asyncio.sleep(every_s)
 
     async def _tell(self) -> None:
         loop = asyncio.get_running_loop()

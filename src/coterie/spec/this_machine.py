@@ -1,6 +1,7 @@
 """The machine that this process runs on: memory and CPUs that it may use, and the disk. Speeds are not measured here.
 
-    memory = min(MemAvailable, cgroup limit - what the group already holds, page cache aside)
+    memory = min(MemAvailable, cgroup limit - what the group already holds, page cache aside, what is free of the NUMA
+                 nodes that it may use)
     CPUs   = min(affinity, cgroup quota rounded down, at least 1)
     cores  = the CPUs of that affinity, one of those that share a core, without slow cores; no more than CPUs
 
@@ -59,7 +60,7 @@ def this_machine(root: Path = _ROOT) -> MachineSpec:
 
 def allowed_memory(root: Path = _ROOT) -> tuple[int, str]:
     """Bytes that this process may still take, and what bounds them."""
-    bounds = [_available(root)]
+    bounds = [_available(root), *_available_of_nodes(root)]
     for folder in _groups(root, "memory"):
         bounds += [bound for names in _LIMITS if (bound := _limit(folder, *names)) is not None]
     return min(bounds)
@@ -118,9 +119,13 @@ def _slow(folders: Collection[Path]) -> int:
 
 
 def _listed(path: Path) -> frozenset[int]:
-    """The CPUs of a list such as `0-3,8`; none where there is no such file."""
-    spans = [span.partition("-") for span in (_text(path) or "").strip().split(",") if span]
-    return frozenset([cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1)])
+    """The CPUs or nodes of a list such as `0-3,8`; none where there is no such file."""
+    return _numbers(_text(path) or "")
+
+
+def _numbers(text: str) -> frozenset[int]:
+    spans = [span.partition("-") for span in text.strip().split(",") if span]
+    return frozenset([number for first, _, last in spans for number in range(int(first), int(last or first) + 1)])
 
 
 def _within_quota(root: Path, count: int, source: str) -> tuple[int, str]:
@@ -138,6 +143,29 @@ def _available(root: Path) -> tuple[int, str]:
         if key == "MemAvailable":
             return int(rest.split()[0]) * 1024, "MemAvailable of /proc/meminfo"
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "physical memory by sysconf"
+
+
+def _available_of_nodes(root: Path) -> Iterator[tuple[int, str]]:
+    """What is free, or page cache, of the NUMA nodes whose memory this process may use, where these are not all.
+
+    Source: proc(5), Mems_allowed_list of /proc/self/status; the kernel's ABI document sysfs-devices-node (meminfo).
+    """
+    nodes = root / "sys/devices/system/node"
+    there = _listed(nodes / "has_memory") or _listed(nodes / "online")
+    lines = (_text(root / "proc/self/status") or "").splitlines()
+    text = next((line.partition(":")[2] for line in lines if line.startswith("Mems_allowed_list:")), "")
+    given = _numbers(text) & there
+    if given and given != there:
+        found = [_node_bytes(nodes / f"node{node}" / "meminfo") for node in given]
+        named = ", ".join(map(str, sorted(given)))
+        yield sum(found), f"free memory of NUMA nodes {named}, which cpuset.mems allows"
+
+
+def _node_bytes(path: Path) -> int:
+    """Bytes that are free in a node, or were once its page cache is given up."""
+    words = [line.split() for line in (_text(path) or "").splitlines()]
+    taken = ("MemFree:", "Active(file):", "Inactive(file):")
+    return sum([int(line[3]) * 1024 for line in words if len(line) > 3 and line[2] in taken])
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
