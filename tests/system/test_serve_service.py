@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -17,6 +18,8 @@ from tests.system.serving import address_of, until
 
 from coterie.api import Coterie
 from coterie.cli import listening
+from coterie.cli.main import command
+from coterie.cli.options import seconds
 from coterie.cli.serve import serve
 from coterie.core.errors import UsageError
 from coterie.server.shutdown import Server
@@ -163,3 +166,16 @@ def test_a_server_may_have_as_many_files_open_as_the_system_lets_it() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, listening.MOST_FILES)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_unit_of_the_examples_asks_for_what_there_is() -> None:
+    """Its options are known, and systemd waits longer than the grace before it kills."""
+    lines = (Path(__file__).resolve().parents[2] / "examples" / "coterie.service").read_text().splitlines()
+    unit = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    words = unit["ExecStart"].split()
+    assert (words[0].rsplit("/", 1)[-1], words[1]) == ("coterie", "serve")
+    known = {name for option in command("serve").params for name in option.opts}
+    given = {word: value for word, value in itertools.pairwise(words) if word.startswith("--")}
+    assert given.keys() <= known
+    assert float(unit["TimeoutStopSec"].removesuffix("s")) >= seconds(given["--grace"]) + 10
+    assert unit["RestartPreventExitStatus"] == "2"

@@ -89,12 +89,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a composition over HTTP until interrupted."""
-    if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
-        raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
-    if urgent_key and not api_key:
-        raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
-    digests_of((*(api_key or ()), *(urgent_key or ())))  # wrong ones are said before anything is opened
-    pages_of(allow_origin or ())
+    _check(api_key, urgent_key, allow_origin)
     how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
     open_log(log_answers)
     more_files()
@@ -112,6 +107,16 @@ def serve(
                 save_trace(trace, coterie.trace())
     if server.failed:
         raise SystemExit(1)  # the log says why; 2 is for what starting again would not mend
+
+
+def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin: list[str] | None) -> None:
+    """Raise UsageError for keys or origins that are none, before anything is opened."""
+    if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
+        raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
+    if urgent_key and not api_key:
+        raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
+    digests_of((*(api_key or ()), *(urgent_key or ())))
+    pages_of(allow_origin or ())
 
 
 def _say(coterie: Coterie, where: tuple[Any, ...] | str, keys: Sequence[str], origins: Sequence[str]) -> None:
