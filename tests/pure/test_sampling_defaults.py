@@ -38,7 +38,8 @@ def test_what_a_file_says(tmp_path):
 @pytest.mark.parametrize("said", [{"do_sample": False}, {"do_sample": None}, {"do_sample": "true"}, {}])
 def test_a_file_that_does_not_sample_says_what_holds_of_greedy_answers_too(tmp_path, said):
     found = said_in(tmp_path, {**{k: v for k, v in QWEN.items() if k != "do_sample"}, **said})
-    assert found.sampling.said == {"repetition_penalty": 1.1}
+    greedy = {"temperature": 0.0} if said.get("do_sample") is False else {}  # it says so itself
+    assert found.sampling.said == {"repetition_penalty": 1.1, **greedy}
 
 
 def test_a_file_that_samples_and_names_no_temperature_means_one(tmp_path):

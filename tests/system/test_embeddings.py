@@ -23,7 +23,7 @@ from coterie.core.errors import CrowdedError, NotFoundError, RequestError, Unsup
 from coterie.engine.policy import Policy
 from coterie.engine.request import Request
 from coterie.models.model import FLOAT32
-from coterie.server import app
+from coterie.server import choices
 from coterie.server.body import written
 
 TEXTS = ("a", "What is 47 plus 85?", "for ada: " + "a long text " * 8, "for ada: " + "a long text " * 8 + "ends")
@@ -101,8 +101,8 @@ def test_many_numbers_are_written_beside_the_loop(
         assert (run, len(found["data"])) == (1, 2)
         return written(found, run)
 
-    monkeypatch.setattr(app, "written", seen)
-    monkeypatch.setattr(app, "QUICK_NUMBERS", most)
+    monkeypatch.setattr(choices, "written", seen)
+    monkeypatch.setattr(choices, "QUICK_NUMBERS", most)
     after = http.post(f"{url}/v1/embeddings", json=body)
     assert after.json()["data"] == before.json()["data"]
     assert after.headers["content-type"] == "application/json"
@@ -323,8 +323,8 @@ def test_who_finds_no_place_is_refused_and_who_has_begun_waits_for_one(
         check(client, most, count)
 
     monkeypatch.setattr(engine, "check_room", checked)
-    monkeypatch.setattr("coterie.server.app.RETRY_S", 0.01)
-    monkeypatch.setattr("coterie.server.app.AT_ONCE", 2)
+    monkeypatch.setattr("coterie.server.choices.RETRY_S", 0.01)
+    monkeypatch.setattr("coterie.server.choices.AT_ONCE", 2)
     body = {"model": "ada", "input": ["one", "two", "three", "four", "five"]}
     with served(coterie) as url:
         expected = http.post(f"{url}/v1/embeddings", json=body).json()["data"]

@@ -177,7 +177,7 @@ def test_usage_is_null_in_a_stream_until_its_last_event(composition: Path, path:
 
 
 def test_half_of_a_body_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coterie.server.app.PART_S", 0.2)
+    monkeypatch.setattr("coterie.server.reading.PART_S", 0.2)
     with served(Coterie.open(write_expert(tmp_path / "ada", 0))) as url:
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port or 80), timeout=60) as caller:

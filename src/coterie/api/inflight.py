@@ -113,6 +113,7 @@ class InFlight:
             predicted_tokens=timings.predicted_tokens,
             unpredicted_tokens=timings.unpredicted_tokens,
             vector=output.vector,
+            queued_s=(timings.end_s if timings.scheduled_s is None else timings.scheduled_s) - timings.arrival_s,
         )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from coterie.api.types import Query
 from coterie.core.errors import UsageError
-from coterie.core.sampling import NOTHING_SAID, SETTINGS, PartialSampling
+from coterie.core.sampling import SETTINGS, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.models.model import Model
 
-CHECKPOINT, GREEDY = "checkpoint", "greedy"  # whose defaults: those of each expert's checkpoint, or none
+CHECKPOINT, GREEDY = "checkpoint", "greedy"  # whose defaults: those of each expert's checkpoint, or the likeliest token
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -24,7 +24,7 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
         return query.sampling, query.choice
     penalties: dict[str, Any] = {name: getattr(query.choice, name) for name in _PENALTIES}
     penalties = {name: value for name, value in penalties.items() if value != SETTINGS[name].neutral}
-    found = query.sampling.over(PartialSampling(**penalties)).over(defaults)
+    found = query.sampling.over(PartialSampling(**penalties)).over(defaults if defaults.said else query.otherwise)
     sampling = SamplingParams(
         found.value("temperature"),
         int(found.value("top_k")),
@@ -47,10 +47,13 @@ def defaults_of(model: Model) -> dict[str, float]:
 
 
 def with_defaults(model: Model, whose: str) -> Model:
-    """The model with the defaults of its checkpoint and its composition file, or, `greedy`, with none.
+    """The model with the defaults of its checkpoint and its composition file, or, `greedy`, with that alone, whoever
+    asks.
 
     Raises UsageError for another word.
     """
     if whose not in (CHECKPOINT, GREEDY):
         raise UsageError("--sampling", f"{whose!r} says no defaults", f"use {CHECKPOINT} or {GREEDY}")
-    return model if whose == CHECKPOINT else replace(model, advised=replace(model.advised, sampling=NOTHING_SAID))
+    if whose == CHECKPOINT:
+        return model
+    return replace(model, advised=replace(model.advised, sampling=PartialSampling(temperature=0.0)))

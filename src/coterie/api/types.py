@@ -15,7 +15,7 @@ from coterie.checkpoint.calls import Calling
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Prompt, Route
 from coterie.core.errors import CoterieError, RequestError
-from coterie.core.sampling import PartialSampling
+from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
 SEED_BITS = 53  # every such number survives JSON readers that have only doubles
@@ -76,6 +76,7 @@ class Query:
     `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
     `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
     expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
+    `otherwise`: what holds of it in the place of an expert's defaults where there are none; without it greedy.
     `continues`: the last message is the assistant's, and the beginning of the answer, which goes on with it.
     `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
     `embeds`: no answer is wanted, but the vector of the text; `use` is the name of the prompt before it, as its expert
@@ -108,6 +109,7 @@ class Query:
     ranks: bool = False
     priority: int = 0
     continues: bool = False
+    otherwise: PartialSampling = NOTHING_SAID
 
     @classmethod
     def text(cls, prompt: str, model: str = "") -> Query:
@@ -150,7 +152,8 @@ class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
     `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
-    `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was).
+    `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was), and
+    `queued_s` behind that it waited for its turn.
     `tokens_per_s`: rate after the first token, 0 for a single token.
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
     `guessed_tokens`: guessed ahead of the answer's, and checked; `accepted_tokens`: those that were right.
@@ -188,6 +191,7 @@ class Answer:
     predicted_tokens: int = 0
     unpredicted_tokens: int = 0
     vector: tuple[float, ...] = ()
+    queued_s: float = 0.0
 
     @property
     def last_line(self) -> str:

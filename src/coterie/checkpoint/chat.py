@@ -44,11 +44,11 @@ class ChatTemplate:
     """A template and the special tokens that it may name (bos_token, eos_token, ...).
 
     `for_tools`: another template, for prompts that offer tools. `has_channels`: answers are written in channels
-    (channels.py). `thoughts`: marks around what is thought, or None.
+    (channels.py). `thoughts`: marks around what is thought, or None. `source`: as it was read.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
-        self._where, self._tokens = where, dict(tokens)
+        self._where, self._tokens, self.source = where, dict(tokens), source
         self._template = _parse(source, where)
         self._for_tools = self._template if for_tools is None else _parse(for_tools, where)
         self._offered = source if for_tools is None else for_tools

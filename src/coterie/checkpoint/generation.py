@@ -1,7 +1,7 @@
 """What generation_config.json says: which tokens end an answer, and how the model's authors would draw its tokens.
 
     eos_token_id                  else config.json's, else the tokenizer's end token
-    do_sample, temperature, ...   else nothing: greedy
+    do_sample, temperature, ...   false: greedy; else nothing, which whoever asks may have an answer to
 
 Knows nothing about requests. Source: transformers' GenerationConfig.
 """
@@ -77,6 +77,8 @@ def advised(folder: Path) -> Advised | None:
             notes.append(f"{error.fact} in {GENERATION}, which is passed over: {error.remedy}")
     if raw.get("do_sample") is True:
         said.setdefault("temperature", WARM)
+    elif raw.get("do_sample") is False:
+        said["temperature"] = 0.0
     return Advised(PartialSampling(**said), tuple(notes))
 
 

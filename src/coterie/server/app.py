@@ -5,7 +5,6 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,18 +17,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Answer, Coterie, Query
-from coterie.api.texts import Text
-from coterie.core.errors import CoterieError, CrowdedError
-from coterie.server import events, fields, metrics, models, page
-from coterie.server.body import parsed, written
-from coterie.server.choices import answered, respond
+from coterie.api import Coterie
+from coterie.core.errors import CoterieError
+from coterie.server import events, metrics, models, page
+from coterie.server.body import written
+from coterie.server.choices import numbers, respond, vectors_of
 from coterie.server.completions import TextAnswers, parse_completion
-from coterie.server.embeddings import AT_ONCE, EmbeddingsBody, parse_embeddings, whole
-from coterie.server.guard import URGENT, Guard, digests_of, pages_of, retry_headers
+from coterie.server.embeddings import parse_embeddings, whole
+from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.log import log_refusal
+from coterie.server.ollama import routes as ollama
+from coterie.server.ollama.names import API, api_error
+from coterie.server.ollama.names import own_words as own_words_there
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
+from coterie.server.reading import read_body
 from coterie.server.rerank import parse_rerank, ranked
 from coterie.server.responses import ResponseAnswers, own_words
 from coterie.server.tokens import RUN, detokenize, tokenize
@@ -47,11 +49,6 @@ PROMPTS = {
     **dict.fromkeys(RERANK, "query"),
 }  # the fields that a model reads; elsewhere it is messages
 T = TypeVar("T")
-RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
-QUICK_NUMBERS = 8192  # of vectors, which are written in some 4 ms
-LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
-PART_S = 60.0  # so long a caller may send nothing in the middle of a body
-MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
 def make_app(
@@ -86,6 +83,7 @@ def make_app(
         routes=[
             *_asking(coterie, worker),
             *models.routes(worker, origins),
+            *ollama.routes(coterie, worker, origins),
             Route("/health", health, methods=["GET"]),
             *metrics.routes(worker),
             *events.routes(hub),
@@ -112,10 +110,7 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
     """What experts are asked by, and what takes their tokenizers alone."""
 
     async def read(request: Request, parse: Callable[[object], T]) -> T:
-        body = await _body(request)
-        if len(body) <= LONG_BYTES:
-            return _read(request, body, parse)
-        return await worker.beside(lambda _: _read(request, body, parse))
+        return await read_body(request, worker, parse)
 
     async def chat(request: Request) -> Response:
         body = await read(request, parse_chat)
@@ -131,28 +126,12 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
 
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
-        answers, text = await vectors(request, body.queries)
-        if sum([len(answer.vector) for answer in answers]) <= QUICK_NUMBERS:
-            return _embedded(body, answers, text)
-        return await worker.beside(lambda _: _embedded(body, answers, text), reads=True)
+        answers, text = await vectors_of(request, worker, coterie, body.queries)
+        return await numbers(worker, answers, lambda: whole(body, answers, text))
 
     async def reranked(request: Request) -> Response:
         body = await read(request, lambda given: parse_rerank(given, coterie))
-        return JSONResponse(ranked(body, *await vectors(request, body.queries)))
-
-    async def vectors(request: Request, queries: Sequence[Query]) -> tuple[list[Answer], Text]:
-        name, answers, text = queries[0].model, list[Answer](), coterie.texts[queries[0].model]
-        while len(answers) < len(queries):
-            rest = queries[len(answers) : len(answers) + AT_ONCE]
-            try:
-                answers += await answered(request, worker, rest, partly=True)
-            except CrowdedError:
-                if not answers:
-                    raise
-                await asyncio.sleep(RETRY_S)  # else what is answered would be lost
-            if (now := coterie.texts.get(name, text)) is not text:  # replaced: those before do not compare with these
-                answers, text = [], now
-        return answers, text
+        return JSONResponse(ranked(body, *await vectors_of(request, worker, coterie, body.queries)))
 
     async def turns(request: Request) -> Response:
         body = await read(request, parse_turns)
@@ -180,35 +159,8 @@ def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
     ]
 
 
-def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
-    """What a body says, and beside it, of the request, with which priority it is asked."""
-    given = parsed(body)
-    found = parse(given)
-    request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
-    return found
-
-
-def _embedded(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> Response:
-    return _json(written(whole(body, answers, text), 1))
-
-
 def _json(text: bytes) -> Response:
     return Response(text, media_type=JSONResponse.media_type)
-
-
-async def _body(request: Request) -> bytearray:
-    body, loop = bytearray(), asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(PART_S) as limit:
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
-                limit.reschedule(loop.time() + PART_S)
-    except TimeoutError:
-        fact = f"[body] stopped after {len(body)} bytes, and nothing came for {PART_S:g} s; send all of it"
-        raise HTTPException(408, fact, headers={"Connection": "close"}) from None
-    return body
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -218,6 +170,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         error = own_words(error)
     if request.url.path.startswith(TURNS):
         error = own_turn_words(error)
+    if request.url.path.startswith(API):
+        error = own_words_there(error)
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
     body = _own_form(request.url.path, status, body)
     log_refusal(f"{request.method} {request.url.path}", status, error)
@@ -231,6 +185,8 @@ async def _on_gone(_: Request, __: Exception) -> Response:
 
 def _own_form(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's error object, or that of the endpoint that has another."""
+    if path.startswith(API):
+        return api_error(body["error"]["message"])
     return turn_error(status, body["error"]["message"]) if path.startswith(TURNS) else body
 
 
@@ -242,6 +198,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 def _paths(app: Starlette) -> str:
     """What may be asked."""
     asked = [route for route in app.routes if isinstance(route, Route) and route.methods]
+    asked = [route for route in asked if route.path not in ollama.REFUSED]
     return ", ".join(f"{sorted(route.methods - {'HEAD'})[0]} {route.path_format}" for route in asked if route.methods)
 
 

@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from coterie.api import Answer, Chunk, Coterie, Query
+from coterie.api.texts import Text
 from coterie.api.watch import Waiting
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, CrowdedError
 from coterie.server.body import written
 from coterie.server.choosing import QUICK_LOGPROBS, num_logprobs
 from coterie.server.events import HEADERS
@@ -31,21 +32,28 @@ from coterie.server.stream import Stream
 from coterie.server.worker import Worker
 
 RUN = 64  # tokens, with the logprobs of each
+AT_ONCE = 128  # inputs that wait in the queue together, so that a request of many has no more places there than others
+RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
+QUICK_NUMBERS = 8192  # of vectors, which are written in some 4 ms
 
 
 class EndpointRequest(Protocol):
     """A request of one endpoint: what it asks, and how its answers are written. Choices are counted from 0.
 
-    `prompt_field` is the body's field that holds what a model reads.
+    `prompt_field` is the body's field that holds what a model reads; `media_type` that of a stream.
     """
 
     prompt_field: str
+    media_type: str
     queries: tuple[Query, ...]
     stream: bool
     end: bytes
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
+
+    def waiting(self, words: str) -> bytes:
+        """What a stream says before its first chunk, so that nothing on the way takes it for dead."""
 
     def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
         """What a stream says of one choice's chunk, which is no error: events as they are sent."""
@@ -87,6 +95,38 @@ async def answered(request: Request, worker: Worker, queries: Sequence[Query], p
         end()
 
 
+async def vectors_of(
+    request: Request, worker: Worker, coterie: Coterie, queries: Sequence[Query]
+) -> tuple[list[Answer], Text]:
+    """The answers to queries for vectors of one expert, and how that reads: as many wait at once as may.
+
+    Raises CoterieError.
+    """
+    name, answers, text = queries[0].model, list[Answer](), coterie.texts[queries[0].model]
+    while len(answers) < len(queries):
+        rest = queries[len(answers) : len(answers) + AT_ONCE]
+        try:
+            answers += await answered(request, worker, rest, partly=True)
+        except CrowdedError:
+            if not answers:
+                raise
+            await asyncio.sleep(RETRY_S)  # else what is answered would be lost
+        if (now := coterie.texts.get(name, text)) is not text:  # replaced: those before do not compare with these
+            answers, text = [], now
+    return answers, text
+
+
+async def numbers(worker: Worker, answers: Sequence[Answer], make: Callable[[], Mapping[str, Any]]) -> Response:
+    """What `make` makes of the vectors of these answers, as JSON; very many beside the loop."""
+
+    def response() -> Response:
+        return Response(written(make(), 1), media_type=JSONResponse.media_type)
+
+    if sum([len(answer.vector) for answer in answers]) <= QUICK_NUMBERS:
+        return response()
+    return await worker.beside(lambda _: response(), reads=True)
+
+
 def _asked(
     request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False
 ) -> tuple[Stream, Callable[[], None]]:
@@ -116,7 +156,7 @@ async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end:
     except BaseException:
         end()
         raise
-    return EventStream(partial(_write, asked, opening, stream), end)
+    return EventStream(partial(_write, asked, opening, stream), end, asked.media_type)
 
 
 async def _watch(request: Request, stream: Stream) -> None:
@@ -149,10 +189,10 @@ class EventStream(Response):
     streamed request costs here.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, write: Callable[[SendPiece], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
-        self.status_code, self.background = 200, None
+    def __init__(
+        self, write: Callable[[SendPiece], Coroutine[Any, Any, None]], end: Callable[[], None], media_type: str
+    ) -> None:
+        self.status_code, self.background, self.media_type = 200, None, media_type
         self._write, self._end = write, end
         self.init_headers(HEADERS)
 
@@ -178,8 +218,8 @@ async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send:
     What is there is sent together, so that between two writes there is a wait: asyncio notices only then that a caller
     has left.
     """
-    async for comment in opening.comments():
-        await send(comment)
+    async for words in opening.waits():
+        await send(asked.waiting(words))
     answers: dict[str, Answer] = {}
     index_of: dict[str, int] = {}
     count, parts = len(asked.queries), list[bytes]()

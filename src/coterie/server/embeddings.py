@@ -17,7 +17,6 @@ from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it
-AT_ONCE = 128  # inputs that wait in the queue together, so that a request of many has no more places there than others
 FLOAT, BASE64 = "float", "base64"
 USE = "prompt_name"  # as sentence-transformers calls it
 SUPPORTED = ("model", "input", "encoding_format", "dimensions", USE)

@@ -27,6 +27,13 @@ _ACTS = ("load", "unload", "pin", "unpin")
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
+def most_tokens(coterie: Coterie) -> dict[str, int]:
+    """How many tokens of prompt and answer each expert takes at most."""
+    held = coterie.parts.kv.tokens_held
+    models = {name: coterie.models[name] for name in coterie.composition.names}  # without the router's own, who is gone
+    return {name: min(model.max_context, held(model.kv)) for name, model in models.items()}
+
+
 def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     """One row for the composition, which is its router's name, one for each expert and one for each of its aliases.
 
@@ -35,13 +42,11 @@ def model_list(coterie: Coterie) -> list[dict[str, Any]]:
     """
     head = {"object": "model", "owned_by": "coterie"}
     composition = coterie.composition
-    models = {name: coterie.models[name] for name in composition.names}  # without the router's own, and who is gone
-    created = {name: model.written_s for name, model in models.items()}
+    most = most_tokens(coterie)
+    created = {name: coterie.models[name].written_s for name in most}
     states = {state.name: state for state in coterie.status().experts}
     about: dict[str, Any] = {"kind": "composition", "experts": len(composition.experts)}
     about["left_out"] = {name: str(why) for name, why in composition.left_out.items()}
-    held = coterie.parts.kv.tokens_held
-    most = {name: min(model.max_context, held(model.kv)) for name, model in models.items()}
     whole = {"created": max(created.values()), LENGTH: max(most.values()), "coterie": about}
     rows: list[dict[str, Any]] = [{"id": composition.name, **head, **whole}]
     for expert in composition.experts:

@@ -129,12 +129,18 @@ class Frame:
 class Streamed:
     """How completions write a stream: bare events, an error as its object; at the end the usage, if wanted, and a word.
 
-    An endpoint's class has `include_usage`, and `usage`, the event with the count of tokens.
+    An endpoint's class has `include_usage`, and `usage`, the event with the count of tokens. Source of events and
+    comments: the HTML standard, "Server-sent events".
     """
 
     prompt_field = "messages"
+    media_type = "text/event-stream"
     end = b"data: [DONE]\n\n"
     include_usage = False
+
+    def waiting(self, words: str) -> bytes:
+        """A comment, which clients skip."""
+        return f": {words}\n\n".encode(errors="replace")
 
     def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
         """What a stream says of a choice's chunk, as it is sent."""

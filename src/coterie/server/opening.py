@@ -1,9 +1,9 @@
 """The opening of a streamed answer: from the request to its first token, which a cold expert lets wait.
 
     submitted --refused--> its status            held back for it: HOLD_S, and until the expert is on its way
-        |----accepted--> 200, ": waiting for EXPERT, 3.2 GiB of 13.5 GiB" every few seconds --> first chunk
+        |----accepted--> 200, "waiting for EXPERT, 3.2 GiB of 13.5 GiB" every few seconds --> first chunk
 
-Knows nothing about HTTP or what chunks are turned into. Source of comments: the HTML standard, "Server-sent events".
+Knows nothing about HTTP, what chunks are turned into, or how a stream says such words.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Opening:
                 return
         self._stream.check()
 
-    async def comments(self) -> AsyncIterator[bytes]:
-        """What to send at once, and then every few seconds, until the first chunk is there."""
+    async def waits(self) -> AsyncIterator[str]:
+        """What to say at once, and then every few seconds, until the first chunk is there."""
         while not self._first.done():
-            yield f": {_words(self._seen)}\n\n".encode(errors="replace")
+            yield _words(self._seen)
             if not await _within(self._first, EVERY_S):
                 await self._see()
 

@@ -1,0 +1,54 @@
+"""The body of a request, and what it says: read beside the loop where it is long, and no longer than somebody sends.
+
+Knows nothing about what an endpoint reads of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from coterie.server import fields
+from coterie.server.body import parsed
+from coterie.server.guard import URGENT
+from coterie.server.worker import Worker
+
+T = TypeVar("T")
+LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
+PART_S = 60.0  # so long a caller may send nothing in the middle of a body
+MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
+
+
+async def read_body(request: Request, worker: Worker, parse: Callable[[object], T]) -> T:
+    """What `parse` makes of a request's decoded body. Raises what that does, RequestError and HTTPException."""
+    body = await _body(request)
+    if len(body) <= LONG_BYTES:
+        return _read(request, body, parse)
+    return await worker.beside(lambda _: _read(request, body, parse))
+
+
+def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
+    """What a body says, and beside it, of the request, with which priority it is asked."""
+    given = parsed(body)
+    found = parse(given)
+    request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
+    return found
+
+
+async def _body(request: Request) -> bytearray:
+    body, loop = bytearray(), asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(PART_S) as limit:
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"[body] is larger than {MAX_BODY_BYTES} bytes; send a shorter prompt")
+                limit.reschedule(loop.time() + PART_S)
+    except TimeoutError:
+        fact = f"[body] stopped after {len(body)} bytes, and nothing came for {PART_S:g} s; send all of it"
+        raise HTTPException(408, fact, headers={"Connection": "close"}) from None
+    return body
