@@ -9,9 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.model.test_tool_templates import HERMES
+from tests.system.adapting import NAMES as ADAPTERS
 from tests.system.scripted import write_scripted
 from tests.system.serving import leaves, served, until
+from tests.system.test_aliases import SLASHED, Write, write
 from tests.system.test_reasoning import OPENS, TURNS
+from tests.system.test_server_stream_waits import Held, held
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie, Options, Query
@@ -22,6 +25,7 @@ from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.server.ollama.asked import USUAL, conversation, parse_chat
 from coterie.server.ollama.names import keep_alive, listed
 
+__all__ = ["held", "write"]  # fixtures of others
 SAID = {
     "thinker": ["<think>\n", "Hm", ", four", ".\n", "</think>", "\n\nIt is", " four."],
     "caller": ["Let me see.\n", "<tool_call>\n", '{"name": "add", "arguments": ', '{"a": 2', "}}\n</tool_call>"],
@@ -265,3 +269,36 @@ def test_names_have_tags_in_lists() -> None:
         "a:7b",
         "host:1/a:latest",
     ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_that_waits_says_nothing_in_lines_and_an_error_is_the_last(
+    held: tuple[Held, Coterie], fails: bool
+) -> None:
+    disk, coterie = held
+    disk.fails = fails
+    body = {"model": "four", "prompt": "for ada", "options": {"num_predict": 2}}
+    with served(coterie) as url, httpx.stream("POST", f"{url}/api/generate", json=body, timeout=20) as got:
+        found = (json.loads(line) for line in got.iter_lines())
+        first = next(found)
+        assert (got.status_code, first["response"], first["done"]) == (200, "", False)
+        disk.go.set()
+        *_, last = found
+    assert ("on fire" in last["error"]) if fails else last["done_reason"]
+
+
+def test_aliases_and_adapters_are_asked_by_their_names(write: Write, experts: Path) -> None:
+    asked = {"prompt": "hi", "options": {"num_predict": 2}}
+    with (
+        served(Coterie.open(write(ada=["llama3:8b"], bob=[SLASHED]))) as url,
+        httpx.Client(base_url=f"{url}/api") as api,
+    ):
+        names = [row["model"] for row in api.get("/tags").json()["models"]]
+        assert names == ["office:latest", "ada:latest", "llama3:8b", "bob:latest", SLASHED]
+        for name, expert in (("llama3:8b", "ada"), (SLASHED, "bob"), ("office:latest", "ada")):
+            assert whole(api, "/generate", model=name, **asked)["model"] == expert
+    with served(Coterie.open(experts)) as url, httpx.Client(base_url=f"{url}/api") as api:
+        rows = {row["model"]: row for row in api.get("/tags").json()["models"]}
+        for name in ADAPTERS:
+            assert whole(api, "/generate", model=f"{name}:latest", **asked)["model"] == name
+            assert rows[f"{name}:latest"]["details"]["parent_model"] == "base"
