@@ -194,7 +194,7 @@ def test_all_documents_are_scored_by_the_same_files(
         return submit(query, more)
 
     monkeypatch.setattr(coterie, "submit", replacing)
-    monkeypatch.setattr("coterie.server.app.AT_ONCE", 2)
+    monkeypatch.setattr("coterie.server.choices.AT_ONCE", 2)
     with served(coterie) as url:
         found = ask(http, url).json()["results"]
     assert {one["index"]: one["relevance_score"] for one in found} == pytest.approx(expected)
