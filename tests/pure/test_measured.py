@@ -88,7 +88,12 @@ def test_no_attention_beats_the_peaks(family, batch, length):
 
 @pytest.mark.parametrize(
     ("family", "between", "above"),
-    [("gemm", 0.05, 0.07), ("attention-prefill", 0.06, 0.35), ("attention-decode", 0.06, 0.08)],
+    [
+        ("gemm", 0.05, 0.07),
+        ("gemm-fp8", 0.05, 0.07),
+        ("attention-prefill", 0.06, 0.35),
+        ("attention-decode", 0.06, 0.08),
+    ],
 )
 def test_calibration_rows_are_found_from_the_others(family, between, above):
     """How the forms of interpolation were chosen: no validation row is looked at. A form may get better, not worse."""

@@ -21,6 +21,7 @@ from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.plan.check import Check, check, follow
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
+from coterie.plan.known import known_by
 from coterie.plan.mix import mix_named
 from coterie.plan.offered_load import OfferedLoad, from_file, from_options
 from coterie.plan.paper.plots import check_plots
@@ -178,7 +179,7 @@ def _planned(
     if to_check is not None:
         said = _checked(name, part, to_check, requests, goal, answer)
         answer = follow(answer, said, part.composition, part.models, goal)
-    return _row(name, part.composition, answer, wall_s) | _said(said)
+    return _row(name, part, answer, wall_s) | _said(said)
 
 
 def _checked(name: str, part: Part, asked: OfferedLoad, requests: int, goal: Goal, answer: Answer) -> Check:
@@ -203,8 +204,8 @@ def _said(said: Check | None) -> dict[str, Any]:
     return {"check": {"machines": said.machines, "agrees": said.agrees, "kept": kept}}
 
 
-def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[str, Any]:
-    placement, worst, spec = answer.placement, answer.worst, answer.machine.spec
+def _row(name: str, part: Part, answer: Answer, wall_s: float) -> dict[str, Any]:
+    placement, worst, spec, found = answer.placement, answer.worst, answer.machine.spec, part.composition
     return {
         "machine": name,
         "machines": placement.machines,
@@ -214,7 +215,7 @@ def _row(name: str, found: Composition, answer: Answer, wall_s: float) -> dict[s
         **picked(worst, "ttft_s", "tpot_s", "e2e_s", "hit_rate", "switches_per_s"),
         "steps_share": worst.steps,
         "link_share": worst.link,
-        "known_by": spec.known_by,
+        "known_by": known_by(spec, part.models.values()),
         "power_w": placement.machines * spec.power_w or None,
         "price": placement.machines * spec.price or None,
         **picked(answer.machine, "near_bytes", "bases_bytes"),

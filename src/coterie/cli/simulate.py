@@ -40,6 +40,7 @@ from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.engine.bases import bases_of
 from coterie.engine.recording import MAX_WORKS
 from coterie.models.model import Model
+from coterie.plan.known import known_by
 from coterie.plan.mix import F64, MIXES, mix_named
 from coterie.plan.outcome import SYNTHETIC, outcome
 from coterie.plan.paper.plots import check_plots
@@ -207,7 +208,9 @@ def _print(
     for row in rows:
         out.print(f"  {row['machine']}, {row['policy']}: bound by {row['bound']}", markup=False)
     for case in {case.spec.name: case for case in cases}.values():
-        out.print(f"  {case.spec.name}: times by {case.spec.known_by}", markup=False, style="dim")
+        out.print(
+            f"  {case.spec.name}: times by {known_by(case.spec, case.models.values())}", markup=False, style="dim"
+        )
     for note in dict.fromkeys(note for case in cases for note in case.spec.notes):
         out.print(f"  {note}", markup=False, style="dim")
     if "slo" in rows[0]:

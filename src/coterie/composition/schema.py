@@ -15,7 +15,7 @@ from typing import Any, Literal
 from coterie.composition.expert import ALIAS_PATTERN, ALIAS_RULE, NAME_PATTERN
 from coterie.composition.routers.language import LANGUAGES
 from coterie.core.sampling import MAX_PENALTY, MAX_REPETITION, MAX_TEMPERATURE
-from coterie.models.packing import BY_NAME
+from coterie.models.packing import BY_NAME, WITHOUT_BYTES
 
 KeyType = Literal["string", "integer", "number", "strings", "table", "tables"]
 NOT_BLANK = r"\S"
@@ -153,8 +153,8 @@ EXPERT = Table(
         Key("base", "string", "the model beside which an adapter or a delta stands; if left out, what it names"),
         Key("adapter", "string", "a LoRA adapter's folder, or a delta's, if the checkpoint is its base"),
         Key("config", "string", "a config.json or a known shape: an expert without bytes, for modelled devices only"),
-        Key("packed", "string", "the type of the config's weights, as coterie quantize packs them",
-            choices=tuple(BY_NAME)),
+        Key("packed", "string", "the type of the config's weights, as coterie quantize packs them, or fp8",
+            choices=(*BY_NAME, *WITHOUT_BYTES)),
         Key("rank", "integer", "a LoRA adapter of this rank beside the config's model, which such experts share",
             minimum=1, maximum=4096),
         Key("delta", "string", "a fine-tune as a difference of this type from the config's model, which they share",

@@ -18,8 +18,8 @@ class DType(Enum):
 
     Q8, Q6, Q4, Q4Z, Q2 and MX4 are weights packed in groups that share a scale (core.packed), those of Q4Z also a zero
     point, those of MX4 are floats; a file holds their rows as U8. I8 and F8_E4M3 are read of files that others
-    quantised, and are of no weight that runs. KV8 is of keys and values that are kept: blocks of 32 whole numbers of
-    8 bits, each block behind its scale.
+    quantised, and are of no weight that runs; matrices of F8_E4M3 are priced by modelled machines. KV8 is of keys and
+    values that are kept: blocks of 32 whole numbers of 8 bits, each block behind its scale.
     """
 
     F32 = "F32"

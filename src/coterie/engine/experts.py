@@ -22,7 +22,7 @@ from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.delta import open_delta
 from coterie.models.fine_tunes.synthetic import synthetic_adapter, synthetic_delta
 from coterie.models.model import Model, declared_dtype, open_model, synthetic_model
-from coterie.models.packing import BY_NAME, KEY, Packing
+from coterie.models.packing import BY_NAME, KEY, WITHOUT_BYTES, Packing
 from coterie.models.zoo import model_names, zoo_config
 
 Shape: TypeAlias = tuple[str, str, int, str]  # config, type of its weights, rank of an adapter, type of a delta
@@ -164,5 +164,6 @@ def _synthetic_whole(config: str, packed: str, name: str, where: str) -> Model:
         if raw.get(KEY):
             fact = f"packed = {packed!r}, but {config} has a {KEY} of its own"
             raise CompositionError(f"{where}: {name}", fact, "leave packed out")
-        raw = {**raw, KEY: Packing(BY_NAME[packed], TABLES_TYPE).to_config()}
+        tables = None if packed in WITHOUT_BYTES else TABLES_TYPE  # others leave embedding and head as they are
+        raw = {**raw, KEY: Packing({**BY_NAME, **WITHOUT_BYTES}[packed], tables).to_config()}
     return synthetic_model(raw, name, activations)

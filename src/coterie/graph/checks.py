@@ -183,9 +183,9 @@ class Row:
         if value.density != 1.0 and not (sparse and value.dtype.is_float and 0 < value.density < 1):
             fact = f"{value.name}, {value.dtype.value}, has a density of {value.density:g}"
             raise self.wrong(fact, "give 1, or in a linear's weight of a float type a share between 0 and 1")
-        fits = value.dtype.is_float or (matrix and value.dtype.is_packed)
+        fits = value.dtype.is_float or (matrix and (value.dtype.is_packed or value.dtype is DType.F8_E4M3))
         if value.kind is not Kind.WEIGHT or not fits:
-            types = "F32, F16, BF16, Q8, Q6, Q4, Q4Z, Q2 or MX4" if matrix else "F32, F16 or BF16"
+            types = "F32, F16, BF16, F8_E4M3, Q8, Q6, Q4, Q4Z, Q2 or MX4" if matrix else "F32, F16 or BF16"
             raise self.wrong(f"{value.name} is {value.kind.value} {value.dtype.value}", f"give a weight {types}")
         self.fixed(value.shape, value)
         self.same(value.shape, shape, value.name)

@@ -62,7 +62,7 @@ class Appending:
     def _rounded(self, scale: float, table: str) -> float:
         """A scale rounded to the type of a table, or where that is packed of the norms."""
         dtype = self.dtypes[table]
-        dtype = self.dtypes[f"{self.config.names.norm}.weight"] if dtype.is_packed else dtype
+        dtype = dtype if dtype.is_float else self.dtypes[f"{self.config.names.norm}.weight"]
         return float(to_f32(from_f32(np.array([scale], np.float32), dtype), dtype)[0])
 
 

@@ -54,7 +54,7 @@ class Decoder(RecurrentBlocks):
         k = c.latent.names.down if c.latent else names.qkv or names.k
         own = self.dtypes[f"{names.norm}.weight"]
         k_dtype = self.dtypes[f"{names.layer.format(c.attending_layers[0])}{k}.weight"] if c.attending_layers else own
-        self._declare_kv(own if k_dtype.is_packed else k_dtype)
+        self._declare_kv(k_dtype if k_dtype.is_float else own)
         self._declare_states()
 
     def _declare_rows(self, *more: str) -> None:

@@ -147,7 +147,7 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
     config = ModelConfig.from_hf(raw, name)
     whole, raw = raw, text_config(raw, name)
     declared = declared_dtype(raw, name)
-    packing, shapes = packing_of(raw, name), shapes_of(config)
+    packing, shapes = packing_of(raw, name, has_bytes=False), shapes_of(config)
     if packing:
         packing.check(shapes, name)
     dtypes: dict[str, DType] = {}

@@ -39,6 +39,8 @@ NAMES: Mapping[DType, str] = {
     **{DType.Q8: "int8", DType.Q6: "int6", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
 }
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
+WITHOUT_BYTES: Mapping[str, DType] = {"fp8": DType.F8_E4M3}  # priced by modelled machines, and run by nothing
+_NAMES = {**NAMES, **{dtype: name for name, dtype in WITHOUT_BYTES.items()}}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
 
 
@@ -80,10 +82,10 @@ class Packing:
 
     def words(self) -> dict[str, Any]:
         """Types by the names that people know them by."""
-        named = {name: dtype and NAMES[dtype] for name, dtype in self.exceptions.items()}
+        named = {name: dtype and _NAMES[dtype] for name, dtype in self.exceptions.items()}
         return {
-            "layers": self.layers and NAMES[self.layers],
-            "tables": self.tables and NAMES[self.tables],
+            "layers": self.layers and _NAMES[self.layers],
+            "tables": self.tables and _NAMES[self.tables],
             "exceptions": named,
         }
 
@@ -101,8 +103,8 @@ class Packing:
         return {"quant_method": METHOD, "version": 2} | self.words() | {"group_sizes": groups, "scales": "bfloat16"}
 
 
-def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
-    """The packing that a config declares, None without one.
+def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) -> Packing | None:
+    """The packing that a config declares, None without one. `has_bytes`: its weights are to run.
 
     Raises UnsupportedError for another method or version, CheckpointError for numbers and words that make no sense.
     """
@@ -121,7 +123,7 @@ def packing_of(raw: Mapping[str, Any], where: str) -> Packing | None:
     if version == 1:
         tables = _one_of(section, "embedding_bits", {**BY_BITS, None: None}, where)
         return Packing(_one_of(section, "bits", BY_BITS, where), tables)
-    maybe: Mapping[Any, DType | None] = {**BY_NAME, None: None}
+    maybe: Mapping[Any, DType | None] = {**BY_NAME, **({} if has_bytes else WITHOUT_BYTES), None: None}
     exceptions = section.get("exceptions", {})
     if not isinstance(exceptions, dict):
         fact = f"{KEY}: exceptions is {exceptions!r}"

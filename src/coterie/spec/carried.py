@@ -17,9 +17,11 @@ from coterie.core.errors import NotFoundError
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import shipped_names
 from coterie.spec import quantity as q
+from coterie.spec.kernel import DECODE, GEMM, GEMM_FP8
 from coterie.spec.machine import Carried, KernelRates
 
-GEMM, PREFILL, DECODE = FAMILIES = ("gemm", "attention-prefill", "attention-decode")
+PREFILL = "attention-prefill"
+FAMILIES = (GEMM, GEMM_FP8, PREFILL, DECODE)
 _NUMBERS = {"fixed": q.TIME, "flops": q.SHARE, "bytes": q.SHARE}
 
 
@@ -43,17 +45,16 @@ def load_carried(name: str) -> Carried:
         reader.keys(table, family, set(_NUMBERS), set(_NUMBERS))
         found = {key: reader.quantity(table[key], f"{family}.{key}", units).value for key, units in _NUMBERS.items()}
         rates[family] = KernelRates(found["fixed"], found["flops"], found["bytes"])
-    return Carried(rates[GEMM], rates[PREFILL], rates[DECODE], reader.text(raw, "", "source"))
+    return Carried(rates[GEMM], rates[GEMM_FP8], rates[PREFILL], rates[DECODE], reader.text(raw, "", "source"))
 
 
 def on_machine(carried: Carried, flops_share: float | None, bytes_share: float | None) -> Carried:
     """With the shares that were reached on the machine itself, where they are known; attention's in proportion."""
     by_flops = flops_share / carried.gemm.flops_share if flops_share else 1.0
     by_bytes = bytes_share / carried.gemm.bytes_share if bytes_share else 1.0
-    gemm, prefill, decode = (
-        _scaled(rates, by_flops, by_bytes) for rates in (carried.gemm, carried.prefill, carried.decode)
-    )
-    return Carried(gemm, prefill, decode, carried.source, flops_share is not None, bytes_share is not None)
+    each = (carried.gemm, carried.gemm_fp8, carried.prefill, carried.decode)
+    gemm, fp8, prefill, decode = (_scaled(rates, by_flops, by_bytes) for rates in each)
+    return Carried(gemm, fp8, prefill, decode, carried.source, flops_share is not None, bytes_share is not None)
 
 
 def _scaled(rates: KernelRates, flops: float, bytes_: float) -> KernelRates:

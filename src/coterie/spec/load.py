@@ -37,7 +37,7 @@ _TIMES = (  # each by that name and _s in a spec, 0 where a file does not give i
 _NEEDED = {"name", "rule_set", "flops", "launch_host", "launch_device", "tier"}
 _KNOWN = _NEEDED | {
     *_TIMES, "link", "units", "notes", "host_links", "kernels", "stack", "peers", "grid", "kernel_share",
-    "multiprocessors", "gated_launch", "exchange_share", "large_step", "power", "carried", "cores",
+    "multiprocessors", "gated_launch", "exchange_share", "large_step", "power", "carried", "cores", "flops_fp8",
 }  # fmt: skip
 _KERNELS = "kernels"
 _PRICE = "price"  # a setting and no key: what a machine costs is its buyer's number
@@ -128,6 +128,8 @@ class _Machine(q.Reader):
         self.units = self.count("units")
         self.host_links = self.count("host_links", most=self.units)
         flops = self.quantity(self.raw["flops"], "flops", q.FLOPS)
+        fp8 = self.quantity(self.raw["flops_fp8"], "flops_fp8", q.FLOPS) if "flops_fp8" in self.raw else flops
+        fp8_times = fp8.value / flops.value if flops.value else 1.0
         host = self.quantity(self.raw["launch_host"], "launch_host", q.TIME)
         device = self.quantity(self.raw["launch_device"], "launch_device", q.TIME)
         tiers = tuple(self.tier(raw, i) for i, raw in enumerate(self.tables("tier")))
@@ -158,6 +160,7 @@ class _Machine(q.Reader):
             units=self.units,
             flops_share=flops.share,
             flops_share_source=flops.share_source,
+            fp8_times=fp8_times,
             gated_launch=self.one_of("gated_launch", ("host", "device")),
             kernel_share=self.share("kernel_share"),
             exchange_share=self.share("exchange_share"),

@@ -115,11 +115,13 @@ class KernelRates:
 class Carried:
     """What kernels reached on other machines, carried over to one on which none was measured; by family of kernels.
 
-    `gemm` is every product's, and that of what only goes over its operands. `source` says where they were measured.
+    `gemm` is every product's, and that of what only goes over its operands; `gemm_fp8` is of products with weights of
+    FP8 on a machine with arithmetic for them, at shares of this. `source` says where they were measured.
     `own_flops`, `own_bytes`: that share of a peak was reached on the machine itself, and attention's is in proportion.
     """
 
     gemm: KernelRates
+    gemm_fp8: KernelRates
     prefill: KernelRates
     decode: KernelRates
     source: str
@@ -180,6 +182,8 @@ class MachineSpec:
     `carried`: what prices kernels that were not measured on this machine, where its file names other machines; `cores`
     of a machine without GPU, where its file counts them.
 
+    `fp8_times`: arithmetic of FP8 is so many times that of 16 bits; 1 where a machine has none, and widens weights.
+
     `multiprocessors` of one unit run a GPU's thread blocks, 0 where the file does not say.
 
     `flops_per_byte`: of processors whose speeds nobody gives, what their kernels compute for rows of a step while they
@@ -202,6 +206,7 @@ class MachineSpec:
     notes: tuple[str, ...] = field(default=())
     flops_share: float = 1.0
     flops_share_source: str = ""
+    fp8_times: float = 1.0
     program_host_s: float = 0.0
     program_device_s: float = 0.0
     step_host_s: float = 0.0

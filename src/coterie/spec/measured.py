@@ -28,7 +28,7 @@ from importlib.resources import files
 from itertools import groupby, pairwise
 from math import hypot, log, sqrt
 
-from coterie.spec.kernel import DECODE, ELEMENT_WISE, Kernel
+from coterie.spec.kernel import DECODE, ELEMENT_WISE, GEMM_FP8, GEMMS, Kernel
 from coterie.spec.lines import across, bend, between
 from coterie.spec.load import load_machine, machine_names
 from coterie.spec.machine import MachineSpec
@@ -39,7 +39,7 @@ REACH = 16.0  # how many times outside measured work a kernel's speed is still t
 MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC = "measured", "interpolated", "transferred", "analytic"
 CARRIED = "carried over"  # from other machines (carried.py)
 _NAMES = {
-    "gemm": ("m", "n", "k"),
+    **dict.fromkeys(GEMMS, ("m", "n", "k")),
     "attention-prefill": ("heads", "kv_heads", "channels", "batch", "length"),
     DECODE: ("heads", "kv_heads", "channels", "batch", "length"),
     ELEMENT_WISE: ("bytes", "tokens"),
@@ -83,13 +83,13 @@ def measured_rows(device: str) -> tuple[Row, ...]:
 
 def ideal_s(device: str, kernel: Kernel) -> float:
     """Seconds of a kernel at the physical peaks of the device that was measured."""
-    flops_per_s, bytes_per_s = _peaks(device)
+    flops_per_s, bytes_per_s = peaks(device, kernel.family)
     return max(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
 
 
 def effort_s(device: str, kernel: Kernel) -> float:
     """Seconds at the peaks of a kernel that waits for arithmetic and for memory: at most 1.41 times `ideal_s`."""
-    flops_per_s, bytes_per_s = _peaks(device)
+    flops_per_s, bytes_per_s = peaks(device, kernel.family)
     return hypot(kernel.flops / flops_per_s, kernel.bytes / bytes_per_s)
 
 
@@ -229,7 +229,7 @@ class Kernels:
                 shares = [self._effort_s(row.kernel) / row.seconds for row in same]
                 points.append((y, sum(shares) / len(shares)))
             curves.append(_Curve(x, form, tuple(points)))
-            if len(points) > 1 and rows[0].kernel.family != "gemm" and not self._block_times(rows[0].kernel):
+            if len(points) > 1 and not rows[0].kernel.is_gemm and not self._block_times(rows[0].kernel):
                 rates[x] = self._rate(rows[0].kernel, points)
         if not rates:
             return curves
@@ -264,7 +264,7 @@ class Kernels:
         i = max(1, bisect_left(points, (y,)))
         (y0, u0), (y1, u1) = points[i - 1], points[i]
         e0, e1 = self._effort_at(kernel, y0), self._effort_at(kernel, y1)
-        if kernel.family == "gemm":  # hypot(fixed, rate * effort) through both
+        if kernel.is_gemm:  # hypot(fixed, rate * effort) through both
             part = (effort**2 - e0**2) / (e1**2 - e0**2)
             return effort / sqrt((1 - part) * (e0 / u0) ** 2 + part * (e1 / u1) ** 2)
         if kernel.family == DECODE and not self._block_times(kernel):  # fixed + rate * effort
@@ -284,9 +284,11 @@ def kernels_of(device: str) -> Kernels:
 
 
 @cache
-def _peaks(device: str) -> tuple[float, float]:
+def peaks(device: str, family: str) -> tuple[float, float]:
+    """Flops and bytes a second that one GPU of a device has, at most, for a family of kernels."""
     spec = one_unit(device)
-    return spec.flops_per_s, spec.tier(spec.run_tier).bytes_per_s
+    times = spec.fp8_times if family == GEMM_FP8 else 1.0
+    return spec.flops_per_s * times, spec.tier(spec.run_tier).bytes_per_s
 
 
 def one_unit(device: str) -> MachineSpec:

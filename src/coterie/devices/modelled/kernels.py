@@ -9,10 +9,12 @@ Knows nothing about lanes, launches or links.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
 
+from coterie.core.dtypes import DType
 from coterie.core.errors import UsageError
 from coterie.core.shapes import Dim, Sizes
 from coterie.graph.branch.ops import MATRIX_READERS
@@ -20,7 +22,7 @@ from coterie.graph.cost import Cost, pairs_of
 from coterie.graph.ir import Graph, Kind, Op
 from coterie.graph.ops import ATTENTION
 from coterie.graph.program import Program, Region
-from coterie.spec.kernel import ELEMENT_WISE, Kernel
+from coterie.spec.kernel import ELEMENT_WISE, GEMM, GEMM_FP8, GEMM_INT4, GEMM_INT8, Kernel
 from coterie.spec.machine import MachineSpec
 from coterie.spec.measured import (
     ANALYTIC,
@@ -31,10 +33,15 @@ from coterie.spec.measured import (
     Speed,
     ideal_s,
     kernels_of,
+    measured_rows,
     one_unit,
 )
 
 ELEMENT_WISE_FLOPS = 8  # a byte, at most, of a kernel that only goes over its operands
+_FAMILIES = {  # of products, by the weights' type; whole numbers with a scale for each group go as those with fewer
+    **{DType.BF16: GEMM, DType.F16: GEMM, DType.F8_E4M3: GEMM_FP8},
+    **{DType.Q8: GEMM_INT8, DType.Q4: GEMM_INT4, DType.Q4Z: GEMM_INT4},
+}
 _RANK = (MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC)
 
 
@@ -47,14 +54,15 @@ class RegionKernels:
     def __init__(self, spec: MachineSpec, program: Program, region: Region, kernels: Kernels | None = None) -> None:
         self._known = kernels or _kernels(spec)
         self._device = _device(self._known.device)
-        self._gemms: dict[tuple[str, Dim, int], int] | None = _gemms(program.graph, region)
+        self._gemms: dict[tuple[str, str, Dim, int], int] | None = _gemms(program.graph, region)
+        self._fp8_times = spec.fp8_times if is_fp8(program.graph, region) else 1.0
         self._attentions = [_Attention.of(program.graph, op) for op in region.ops if op.kind in ATTENTION]
 
     def of(self, sizes: Sizes) -> tuple[Kernel, ...] | None:
-        """As kernels that may have been measured; None where one has weights that none has (not 16 bits)."""
+        """As kernels that may have been measured; None where one has weights of a type that none has."""
         if self._gemms is None:
             return None
-        gemms = [Kernel("gemm", (sizes.of(rows), n, k)) for (_, rows, k), n in self._gemms.items()]
+        gemms = [Kernel(family, (sizes.of(rows), n, k)) for (family, _, rows, k), n in self._gemms.items()]
         return (*gemms, *[attention.of_sizes(sizes) for attention in self._attentions])
 
     def speed(self, cost: Cost, sizes: Sizes) -> Speed | None:
@@ -74,25 +82,44 @@ class RegionKernels:
             worst = max(worst, _RANK.index(speed.provenance))
         flops_per_s, bytes_per_s, share = self._device
         total_s += max(0.0, total_bytes - covered_bytes) / (bytes_per_s * share)
-        ideal = max(cost.flops / flops_per_s, total_bytes / bytes_per_s)
+        ideal = max(cost.flops / (flops_per_s * self._fp8_times), total_bytes / bytes_per_s)
         return Speed(min(1.0, ideal / total_s), _RANK[worst])
 
 
-def _gemms(graph: Graph, region: Region) -> dict[tuple[str, Dim, int], int] | None:
-    """By input, its rows and columns: the columns that come out. None for weights that are not of 16 bits.
+def is_fp8(graph: Graph, region: Region) -> bool:
+    """Whether all of a region's matrices are of FP8, which machines that can compute in FP8."""
+    weights = [graph.values[name] for op in region.ops for name in op.inputs if name]
+    types = {one.dtype for one in weights if one.kind is Kind.WEIGHT and len(one.shape) > 1}
+    return types == {DType.F8_E4M3} and not any(op.kind in ATTENTION for op in region.ops)
+
+
+def not_measured(spec: MachineSpec, graphs: Iterable[Graph]) -> tuple[DType, ...]:
+    """Types of weights with which the machine's GPU has measured kernels for no product; none without measured ones."""
+    if not spec.kernels:
+        return ()
+    known = {row.kernel.family for row in measured_rows(spec.kernels)}
+    products = ((graph, op) for graph in graphs for op in graph.ops if op.kind == "linear" or op.kind in MATRIX_READERS)
+    values = [graph.values[name] for graph, op in products for name in op.inputs[1:] if name]
+    read = {value.dtype for value in values if value.kind is Kind.WEIGHT and len(value.shape) > 1}
+    return tuple(sorted((one for one in read if _FAMILIES.get(one) not in known), key=lambda one: one.value))
+
+
+def _gemms(graph: Graph, region: Region) -> dict[tuple[str, str, Dim, int], int] | None:
+    """By family, input, its rows and columns: the columns that come out. None for weights of a type that none has.
 
     None for those of branches too: what tokens take of them is no gemm that was measured.
     """
-    found: dict[tuple[str, Dim, int], int] = {}
+    found: dict[tuple[str, str, Dim, int], int] = {}
     for op in region.ops:
         if op.kind in MATRIX_READERS:
             return None
         if op.kind == "linear":
             weight, y = graph.values[op.inputs[1]], graph.values[op.outputs[0]]
-            if weight.dtype.is_packed or weight.dtype.size_bytes != 2:
+            family = _FAMILIES.get(weight.dtype)
+            if family is None:
                 return None
             rows, columns = fixed(weight.shape[0]), fixed(weight.shape[1])
-            key = (op.inputs[0], y.shape[0], columns)
+            key = (family, op.inputs[0], y.shape[0], columns)
             found[key] = found.get(key, 0) + rows
     return found
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled.clock import PLAIN, Kit
 from coterie.devices.modelled.fluid import Phase, Work
+from coterie.devices.modelled.kernels import is_fp8
 from coterie.devices.modelled.region import Pricing, RegionPricer, facts, moved_bytes, rates
 from coterie.devices.modelled.step import StepTime
 from coterie.devices.modelled.transfer import alone, resources, tier_name
@@ -67,7 +68,8 @@ def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
         cost = region_cost(program, region, sizes)
         moved = moved_bytes((spec.run_tier,) * 3, cost)
         seconds = [amount / own.bytes_per_s(spec, tier) for tier, amount in moved.items() if amount]
-        total += same.count(index) * max([cost.flops / own.flops_per_s, *seconds])
+        flops_per_s = own.flops_per_s * (spec.fp8_times if is_fp8(program.graph, region) else 1.0)
+        total += same.count(index) * max([cost.flops / flops_per_s, *seconds])
     return total
 
 

@@ -23,7 +23,7 @@ from coterie.devices.modelled.clock import PLAIN, Kit
 from coterie.devices.modelled.division import Division
 from coterie.devices.modelled.exchange import exchange
 from coterie.devices.modelled.fluid import Phase
-from coterie.devices.modelled.kernels import RegionKernels
+from coterie.devices.modelled.kernels import RegionKernels, is_fp8
 from coterie.devices.modelled.step import RegionTime
 from coterie.devices.modelled.transfer import COMPUTE, PEERS, alone, tier_name
 from coterie.graph.branch.ops import MATRIX_READERS
@@ -64,6 +64,9 @@ class RegionPricer:
         region, known, own = program.regions[index], facts(program), rates(spec, program)
         self._spec, self._program, self._region, self._pricing = spec, program, region, pricing
         self._cost, self._units, self._flops_per_s = known.costs[known.same[index]], own.units, own.flops_per_s
+        self._is_fp8 = spec.fp8_times != 1.0 and is_fp8(program.graph, region)
+        if self._is_fp8:
+            self._flops_per_s *= spec.fp8_times
         exchanging = known.exchanging[known.same[index]]
         self._exchanges, self._only_exchanges = exchanging > 0, exchanging == len(region.ops)
         self._charged = (*tiers, spec.run_tier)
@@ -135,7 +138,7 @@ class RegionPricer:
         if carried is None or self._only_exchanges:
             return KernelRates(0.0, spec.flops_share, self._shares[self._charged[2]]), ANALYTIC
         if not self._attends:
-            return carried.gemm, CARRIED
+            return carried.gemm_fp8 if self._is_fp8 else carried.gemm, CARRIED
         return carried.prefill if sizes.T > sizes.B else carried.decode, CARRIED
 
     def phase(self, sizes: Sizes, kit: Kit = PLAIN) -> Phase:

@@ -19,10 +19,10 @@ from functools import cache
 from statistics import mean, median
 
 from coterie.plan.validate.rows import VALIDATION, Row
-from coterie.spec.carried import FAMILIES, GEMM, PREFILL
-from coterie.spec.kernel import Kernel
+from coterie.spec.carried import FAMILIES, PREFILL
+from coterie.spec.kernel import GEMM, GEMM_FP8, Kernel
 from coterie.spec.machine import KernelRates
-from coterie.spec.measured import ANALYTIC, CARRIED, measured_devices, measured_rows, one_unit
+from coterie.spec.measured import ANALYTIC, CARRIED, measured_devices, measured_rows, peaks
 from coterie.spec.measured import Row as Measured
 
 CARRIED_KERNEL, SPECIFIED_KERNEL = "GPU kernel, carried over", "GPU kernel, by specification"
@@ -82,7 +82,7 @@ def device_rates(device: str, family: str) -> KernelRates:
     Attention of prompts waits for arithmetic, that of tokens for memory: the other share is that of the family before.
     """
     points = [point_of(device, row.kernel, row.seconds) for row in measured_rows(device) if _of(row, family)]
-    if family == GEMM:
+    if family in (GEMM, GEMM_FP8):
         return fit_rates(points)
     if family == PREFILL:
         return fit_rates(points, bytes_=device_rates(device, GEMM).bytes_share)
@@ -94,7 +94,7 @@ def carried_rates(family: str, without: str = "") -> KernelRates:
     each = {
         name: [device_rates(device, family) for device in devices]
         for name, devices in ARCHITECTURES.items()
-        if name != without
+        if name != without and any(_of(row, family) for row in measured_rows(devices[0]))
     }
     of_memory = {name: rates for name, rates in each.items() if name not in _CACHED}
     timed = each if family == PREFILL else of_memory
@@ -112,8 +112,8 @@ def architecture_of(device: str) -> str:
 
 def point_of(device: str, kernel: Kernel, seconds: float) -> Point:
     """A measured kernel beside the peaks of its GPU."""
-    spec = one_unit(device)
-    return kernel.flops / spec.flops_per_s, kernel.bytes / spec.tier(spec.run_tier).bytes_per_s, seconds
+    flops_per_s, bytes_per_s = peaks(device, kernel.family)
+    return kernel.flops / flops_per_s, kernel.bytes / bytes_per_s, seconds
 
 
 def carry_rows() -> Iterator[Row]:

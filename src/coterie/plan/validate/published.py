@@ -26,7 +26,7 @@ from coterie.devices.modelled.shard import rank_program
 from coterie.graph.compile import compile_graph
 from coterie.graph.program import Program
 from coterie.models.model import declared_dtype, synthetic_model
-from coterie.models.packing import BY_NAME, KEY, Packing
+from coterie.models.packing import BY_NAME, KEY, WITHOUT_BYTES, Packing
 from coterie.models.zoo import SOURCE, model_names, zoo_config
 from coterie.plan.validate.carry import SPECIFIED
 from coterie.plan.validate.rows import FIRST_TOKEN, REQUEST, TOKEN_TIME, Row
@@ -101,7 +101,7 @@ def packed_program(model: str, weights: str, tables: str, rule_set: str) -> Prog
     """A model's program with layers packed in one type and embedding and head in another, as they are where empty."""
     raw = zoo_config(model) if model in model_names() else published_config(model)
     if weights:
-        packing = Packing(BY_NAME[weights], BY_NAME[tables] if tables else None)
+        packing = Packing({**BY_NAME, **WITHOUT_BYTES}[weights], BY_NAME[tables] if tables else None)
         raw = {**raw, KEY: packing.to_config()}
     found = synthetic_model(raw, model, declared_dtype(raw, model))
     return compile_graph(found.graph, rule_set)
