@@ -3,6 +3,7 @@
 #include "whole.h"
 
 #include "streams.h"
+#include "whole_four.h"
 #include "whole_panel.h"
 #include "whole_panel_avx2.h"
 #include "whole_q6.h"
@@ -103,6 +104,7 @@ template <DType D, bool kVnni, int M, int N>
   if (left > 0) {
 #pragma GCC unroll 1
     for (; fetches && ahead < end; ahead += kLine) fetch_ahead(ahead);
+    if (put_pairs_left<D, kVnni>(x, w, scales, zeros_apart, left, acc, out)) return;
     if (add_pairs_left<D, kVnni>(x, w, scales, zeros_apart, left, acc)) return put_lanes(acc, out, out_stride);
     add_rest<D, kVnni>(x, w, scales, zeros_apart, left, acc);
   }
@@ -300,7 +302,7 @@ inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t toke
 template <DType D>
 [[gnu::noinline]] inline void eight_tile(bool vnni, const Records& x, int64_t tokens, const PackedRows& rows, int64_t N, float* out,
                                          int64_t out_stride, const Work& work) {
-  if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kPanelEights256});
+  if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kHeld<D>});
   alignas(64) float panel[eight_panel_floats(1)], sums[eight_sums_floats(kFewWholeTokens)];
   for (int64_t t = 0; t < tokens; t += kFewWholeTokens)
     eight_panel<D>(vnni, {x.of(t), x.apart}, smaller(kFewWholeTokens, tokens - t), rows, N, out + t * out_stride, out_stride, {panel, sums, 1});
@@ -311,8 +313,11 @@ void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dt
   const Records x{records, records_bytes(dtype, K)};
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
-    if constexpr (!Record<D>::kQ8)
+    if constexpr (D == DType::q8) {  // up to kFewWholeTokens are faster row by row
+      if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kHeld<D>});
+    } else if constexpr (D != DType::q8_int8) {  // with signs on both sides a panel of bytes would take as many instructions as rows do
       if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, work);
+    }
     rows_tile<D>(vnni, x, tokens, rows, N, out, out_stride);
   });
 }

@@ -1,7 +1,7 @@
-// Packed rows in groups of 32 unpacked into panels, for whole_panel_avx2.h: 16 rows side by side in lanes. As whole_fill.h, for vectors of 256 bits.
+// Packed rows unpacked into panels, for whole_panel_avx2.h: 16 rows side by side in lanes. As whole_fill.h, for vectors of 256 bits.
 // Knows nothing about what meets them.
 //
-//   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |
+//   panel    of 16 rows, group after group:  | steps | scales: 2 vectors | zeros: 2 vectors |     of int8 and q6 lane after lane of a record
 //   step     2 vectors, rows 0..7 and 8..15: in each lane two weights (16 bits) or four (8 bits) as they lie in a token's record
 #pragma once
 
@@ -23,10 +23,11 @@ static_assert(eight_panel_floats(kPanelEights256) <= kWholePanelFloats && eight_
 constexpr int8_t kFloatsPlus = 12;  // plus that, no whole number of mx4 is negative
 constexpr int64_t kHalfBytes = 32, kStepBytes = 2 * kHalfBytes;  // a vector is half a step
 
-// Of a group in a panel. Weights that meet 8 bits have no sign, so all of these have zeros; of those that meet 16 bits, q4z has.
-template <bool kInt8, bool kZeros>
+// Of a group in a panel, or of a lane of a record of int8 or q6. Weights that meet 8 bits have no sign, so all of these have zeros; of those that
+// meet 16 bits, q4z has.
+template <bool kInt8, bool kZeros, bool kQ8>
 struct EightGroup {
-  static constexpr int64_t kSteps = kInt8 ? 8 : 16;
+  static constexpr int64_t kSteps = kInt8 || kQ8 ? 8 : 16;
   static constexpr int64_t kScalesAt = kSteps * kStepBytes, kZerosAt = kScalesAt + kStepBytes, kBytes = kZerosAt + (kZeros ? kStepBytes : 0);
 };
 
@@ -34,7 +35,16 @@ template <DType D>
 inline constexpr bool kPanelZeros = Record<D>::kInt8 || Record<D>::kZeros;
 
 template <DType D>
-using EightOf = EightGroup<Record<D>::kInt8, kPanelZeros<D>>;
+using EightOf = EightGroup<Record<D>::kInt8, kPanelZeros<D>, Record<D>::kQ8>;
+
+// So many records a panel holds. One of int8 takes a little more than half the room of another.
+template <DType D>
+inline constexpr int64_t kHeld = Record<D>::kQ8 ? 5 : kPanelEights256;
+static_assert(kHeld<DType::q8> * kEight * EightOf<DType::q8>::kBytes <= kWholePanelFloats * 4);
+
+// What a block of a panel has in the place of eight groups of 32: lanes of a group of int8, or of a block of q6.
+template <DType D>
+inline constexpr bool kInLanes = Record<D>::kQ8 || Record<D>::kQ6;
 
 // Word d (32 bits) of each of 8 rows, row r in lane r of out[d].
 inline void turn_eight(const __m128i (&rows)[8], __m256i (&out)[4]) {
@@ -61,9 +71,11 @@ inline void parts_in_lanes(__m256i words, __m256i (&parts)[kParts<D>]) {
   using R = Record<D>;
   parts_of_codes<D>(words, parts);
 #pragma GCC unroll 4
-  for (__m256i& part : parts) {
-    if constexpr (R::kInt8 && R::kFloats) part = _mm256_add_epi8(part, _mm256_set1_epi8(kFloatsPlus));
-    if constexpr (!R::kInt8 && !R::kFloats && !R::kZeros) part = _mm256_sub_epi16(part, _mm256_set1_epi16(static_cast<int16_t>(R::kPlus)));
+  for (int i = 0; i < kParts<D>; ++i) {
+    constexpr auto kPlus = static_cast<int16_t>(R::kPlus);
+    if constexpr (R::kInt8 && R::kFloats) parts[i] = _mm256_add_epi8(parts[i], _mm256_set1_epi8(kFloatsPlus));
+    if constexpr (!R::kInt8 && !R::kFloats && !R::kZeros)
+      parts[i] = _mm256_sub_epi16(parts[i], _mm256_set1_epi16(R::kBytesMet && i % 2 == 0 ? 17 * kPlus : kPlus));
   }
 }
 
@@ -140,6 +152,37 @@ template <DType D>
   for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * P::kBytes + P::kScalesAt, scales, sizeof scales);
 }
 
+// A group of int8 of 8 rows, to one half of each step: in the place of eight groups of 32, its eight lanes. 64 weights that are not there are left out.
+template <DType D>
+[[gnu::noinline]] inline void fill_eight_q8(bytes* const (&rows)[8], int64_t K, int64_t group, uint8_t* out, NextBlock& next) {
+  using P = EightOf<D>;
+  const int64_t blocks = smaller(kGroupQ8 / kBlockWeights, whole_parts(K - group * kGroupQ8, kBlockWeights));
+  const int64_t halves = whole_parts(blocks, 2);
+  // Two neighbours of four bytes, each in the upper half of 16 bits.
+  const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13));
+  const __m256i second = _mm256_broadcastsi128_si256(_mm_setr_epi8(-128, 2, -128, 3, -128, 6, -128, 7, -128, 10, -128, 11, -128, 14, -128, 15));
+  for (int64_t step = 0; step < 4 * halves; ++step) {
+    next.one_call();
+    __m128i in[8] = {};
+    if (step < 2 * blocks)
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) in[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + group * kGroupQ8 + 16 * step));
+    __m256i words[4];
+    turn_eight(in, words);
+#pragma GCC unroll 4
+    for (int64_t d = 0; d < 4; ++d) {
+      const auto put = [&](int64_t lane, __m256i order) {
+        auto* to = reinterpret_cast<__m256i*>(out + lane * P::kBytes + step * kStepBytes);
+        _mm256_storeu_si256(to, _mm256_srai_epi16(_mm256_shuffle_epi8(words[d], order), 8));
+      };
+      put(2 * d, first), put(2 * d + 1, second);
+    }
+  }
+  float scales[8];
+  for (int r = 0; r < 8; ++r) scales[r] = widen<DType::bf16>(rows[r] + scales_at(static_cast<int64_t>(D), K) + 2 * group);
+  for (int64_t lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * P::kBytes + P::kScalesAt, scales, sizeof scales);
+}
+
 // Groups [first, first + groups) of up to kEightRows rows; a missing row is computed and dropped.
 template <DType D>
 inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, int64_t groups, uint8_t* panel, NextBlock& next) {
@@ -150,6 +193,8 @@ inline void fill_eight_panel(const PackedRows& w, int64_t count, int64_t first, 
       uint8_t* out = panel + half * kHalfBytes + g * EightOf<D>::kBytes;
       if constexpr (Record<D>::kQ6) {
         fill_eight_q6<D>(rows, w.K, (first + g) / kEight, out, next);
+      } else if constexpr (Record<D>::kQ8) {
+        fill_eight_q8<D>(rows, w.K, (first + g) / kEight, out, next);
       } else {
         fill_eight_rows<D>(rows, w.K, first + g, smaller(kEight, groups - g), out, next);
       }

@@ -1,4 +1,4 @@
-// Dot products of many tokens with packed rows in groups of 32, for vectors of 256 bits: 16 rows are unpacked, into a panel with rows in lanes
+// Dot products of many tokens with packed rows, for vectors of 256 bits: 16 rows are unpacked, into a panel with rows in lanes
 // (whole_fill_avx2.h), and then used for all tokens of a tile. As whole_panel.h. Knows nothing about ops or how work is shared out.
 //
 //   sums    of up to 6 tokens: [lane of whole.h][token][row], floats
@@ -21,11 +21,11 @@ struct EightBlock {
   int64_t groups;
   bool first, last;
   int64_t rows, out_stride;
-  int64_t last_halves;  // that a row's last block of q6 has
+  int64_t last_halves;  // that a row's last group of int8 or block of q6 has
 };
 
 // What M tokens and 16 rows multiply, of some steps. Of 8 bits without AVX-VNNI, sums of 16 bits until they are `pairs_added`.
-template <bool kInt8, bool kQ6, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
+template <bool kInt8, bool kInLane, bool kVnni, int M, int64_t kFirst, int64_t kSteps>
 [[gnu::always_inline]] inline void add_steps(const Records& x, const uint8_t* panel, __m256i (&whole)[M][2]) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) whole[m][0] = whole[m][1] = _mm256_setzero_si256();
@@ -35,7 +35,7 @@ template <bool kInt8, bool kQ6, bool kVnni, int M, int64_t kFirst, int64_t kStep
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       int32_t word;
-      std::memcpy(&word, x.of(m) + (kQ6 ? step * 32 : step / 4 * 32 + step % 4 * 4), sizeof word);
+      std::memcpy(&word, x.of(m) + (kInLane ? step * 32 : step / 4 * 32 + step % 4 * 4), sizeof word);
       const __m256i q = _mm256_set1_epi32(word);
       add_part<kInt8, kVnni>(a, q, whole[m][0]), add_part<kInt8, kVnni>(b, q, whole[m][1]);
     }
@@ -45,24 +45,24 @@ template <bool kInt8, bool kQ6, bool kVnni, int M, int64_t kFirst, int64_t kStep
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = pairs_added(whole[i / 2][i % 2]);
 }
 
-// M tokens with one group of a panel, of q6 a lane of a block: what their records, x at the group's q and `numbers` at its sum, add to the sums of its lane.
-// Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
-template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
+// M tokens with one group of a panel, of int8 and q6 (kInLane) a lane of it: what their records, x at the group's q and `numbers` at its sum, add to
+// the sums of its lane. Eight products of mx4 (kFloats) would not fit into 16 bits, but four do.
+template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni, int M>
 [[gnu::always_inline]] inline void add_eight_group(const Records& x, const Records& numbers, const uint8_t* panel, [[maybe_unused]] int64_t halves,
-                                                   float* sums) {
-  using P = EightGroup<kInt8, kZeros>;
-  constexpr bool kApart = kInt8 && kFloats && !kVnni;
+                                                   [[maybe_unused]] const float* times, float* sums) {
+  using P = EightGroup<kInt8, kZeros, kQ8>;
+  constexpr bool kInLane = kQ8 || kQ6, kApart = kInt8 && kFloats && !kVnni;
   __m256i whole[M][2];
   if constexpr (kApart) {
     __m256i more[M][2];
-    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
-    add_steps<kInt8, kQ6, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
+    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps / 2>(x, panel, more);
+    add_steps<kInt8, kInLane, kVnni, M, P::kSteps / 2, P::kSteps / 2>(x, panel, whole);
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * M; ++i) whole[i / 2][i % 2] = _mm256_add_epi32(whole[i / 2][i % 2], more[i / 2][i % 2]);
-  } else if (kQ6 && halves == 1) {
-    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps / 2>(x, panel, whole);
+  } else if (kInLane && halves == 1) {
+    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps / 2>(x, panel, whole);
   } else {
-    add_steps<kInt8, kQ6, kVnni, M, 0, P::kSteps>(x, panel, whole);
+    add_steps<kInt8, kInLane, kVnni, M, 0, P::kSteps>(x, panel, whole);
   }
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -74,7 +74,8 @@ template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
       Lanes codes = _mm256_cvtepi32_ps(whole[m][half]);
       if constexpr (kZeros) codes = _mm256_fnmadd_ps(zeros, splat(0), codes);
       float* to = sums + m * kEightRows + 8 * half;
-      _mm256_storeu_ps(to, _mm256_fmadd_ps(codes, scales * splat(32), _mm256_loadu_ps(to)));
+      const Lanes of_both = kInLane ? _mm256_loadu_ps(times + m * kEightRows + 8 * half) : scales * splat(32);
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(codes, of_both, _mm256_loadu_ps(to)));
     }
   }
 }
@@ -92,18 +93,33 @@ inline void put_eight(const float* sums, int64_t rows, float* out, int64_t out_s
     }
 }
 
-template <bool kInt8, bool kZeros, bool kFloats, bool kQ6, bool kVnni, int M>
+// The scales of M tokens times those of 16 rows, which all lanes of int8 and q6 share.
+template <class P, int M>
+inline void put_scales(const Records& scales, const uint8_t* panel, float* times) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Lanes of_token = _mm256_broadcast_ss(reinterpret_cast<const float*>(scales.of(m)));
+      _mm256_storeu_ps(times + m * kEightRows + 8 * half, load_lanes(panel + P::kScalesAt + half * kHalfBytes) * of_token);
+    }
+}
+
+template <bool kInt8, bool kZeros, bool kFloats, bool kQ8, bool kQ6, bool kVnni, int M>
 [[gnu::noinline]] inline void eight_dots(Records x, const EightBlock& b, float* sums, float* out, NextBlock& next) {
-  constexpr int64_t kPair = 2 * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair;
+  constexpr bool kInLane = kQ8 || kQ6;
+  constexpr int64_t kPair = (kQ8 ? 1 : 2) * kGroupQ4 * (kInt8 ? 1 : 2), kSumsAt = kEight / 2 * kPair, kRecord = kSumsAt + (kQ8 ? 32 : 64);
   if (b.first) std::memset(sums, 0, sizeof(float) * kEight * M * kEightRows);
   const uint8_t* panel = b.panel;
-  for (int64_t g = 0; g < b.groups; x.at += kSumsAt + 64) {
-    const int64_t halves = kQ6 && b.last && g + kEight == b.groups ? b.last_halves : 2;
-    for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros>::kBytes) {
+  [[maybe_unused]] alignas(32) float times[kInLane ? M * kEightRows : 1];
+  for (int64_t g = 0; g < b.groups; x.at += kRecord) {
+    if constexpr (kInLane) put_scales<EightGroup<kInt8, kZeros, kQ8>, M>({x.at + kRecord - 32, x.apart}, panel, times);
+    const int64_t halves = kInLane && b.last && g + kEight == b.groups ? b.last_halves : 2;
+    for (int64_t of = 0; of < kEight && g < b.groups; ++of, ++g, panel += EightGroup<kInt8, kZeros, kQ8>::kBytes) {
       next.one_call();
-      const int64_t lane = kQ6 ? of : lane_of(of);
-      const Records group{x.at + (kQ6 ? 4 * of : of / 2 * kPair + of % 2 * 16), x.apart}, numbers{x.at + kSumsAt + 4 * lane, x.apart};
-      add_eight_group<kInt8, kZeros, kFloats, kQ6, kVnni, M>(group, numbers, panel, halves, sums + lane * M * kEightRows);
+      const int64_t lane = kInLane ? of : lane_of(of);
+      const Records group{x.at + (kInLane ? 4 * of : of / 2 * kPair + of % 2 * 16), x.apart}, numbers{x.at + kSumsAt + 4 * lane, x.apart};
+      add_eight_group<kInt8, kZeros, kFloats, kQ8, kQ6, kVnni, M>(group, numbers, panel, halves, times, sums + lane * M * kEightRows);
     }
   }
   if (b.last) put_eight<M>(sums, b.rows, out, b.out_stride);
@@ -115,7 +131,7 @@ inline void eight_tokens(Records x, int64_t tokens, const EightBlock& block, flo
   using R = Record<D>;
   for (int64_t parts = tiles(tokens, kEightTokens); parts > 0; --parts) {
     const int64_t some = tiles(tokens, parts);
-    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, R::kQ6, kVnni, M>(x, block, sums, out, next); };
+    const auto run = [&]<int M>() { eight_dots<R::kInt8, kPanelZeros<D>, R::kFloats && R::kInt8, R::kQ8, R::kQ6, kVnni, M>(x, block, sums, out, next); };
     switch (some) {
       case 1: run.template operator()<1>(); break;
       case 2: run.template operator()<2>(); break;
@@ -140,12 +156,13 @@ template <DType D, bool kVnni>
 inline void eight_panel_by(const Records& x, int64_t tokens, PackedRows w, int64_t N, float* out, int64_t out_stride, const EightWork& work) {
   using R = Record<D>;
   auto* panel = reinterpret_cast<uint8_t*>(work.panel);
-  const int64_t all = R::kQ6 ? whole_parts(w.K, kBlockQ6) * kEight : whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
+  const int64_t all = kInLanes<D> ? whole_parts(w.K, R::kWeights) * kEight : whole_parts(w.K, kGroupQ4), step = work.eights * kEight;
+  const int64_t last_weights = w.K - (all / kEight - 1) * R::kWeights, last_halves = last_weights > R::kWeights / 2 ? 2 : 1;
   for (int64_t row = 0; row < N; row += kEightRows, w.at += kEightRows * w.apart) {
     const int64_t rows = smaller(kEightRows, N - row), next_bytes = kEightRows * w.apart, ahead = larger(next_bytes, kEightAheadBytes);
     NextBlock next(w.at + ahead, 0, 1, next_bytes, all * (2 + tiles(tokens, kEightTokens)));
     for (int64_t g = 0; g < all; g += step) {
-      const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, halves_q6(w.K, all / kEight - 1)};
+      const EightBlock block{panel, smaller(step, all - g), g == 0, g + step >= all, rows, out_stride, last_halves};
       fill_eight_panel<D>(w, rows, g, block.groups, panel, next);
       eight_tokens<D, kVnni>({x.at + g / kEight * R::kBytes, x.apart}, tokens, block, work.sums, out + row, next);
     }

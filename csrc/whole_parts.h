@@ -63,6 +63,10 @@ template <DType D>
     parts[1] = _mm256_and_si256(_mm256_srli_epi16(v, 1), two);
     parts[2] = _mm256_and_si256(_mm256_srli_epi16(v, 3), two);
     parts[3] = _mm256_and_si256(_mm256_srli_epi16(v, 5), two);
+  } else if constexpr (R::kBytesMet) {
+    const __m256i half = _mm256_set1_epi16(15);
+    parts[0] = _mm256_and_si256(v, _mm256_set1_epi16(255)), parts[1] = _mm256_and_si256(v, half);
+    parts[2] = _mm256_srli_epi16(v, 8), parts[3] = _mm256_and_si256(parts[2], half);
   } else if constexpr (R::kInt8 || R::kFloats) {
     const __m256i half = _mm256_set1_epi8(15);
     __m256i low = _mm256_and_si256(v, half), high = _mm256_and_si256(_mm256_srli_epi16(v, 4), half);

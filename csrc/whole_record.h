@@ -14,6 +14,7 @@
 //   q8, 8 bits    | q of a group: 128 x int8 | scale x 8 floats |
 //   q4, 16 bits   | of eight groups, two at a time, a and b, each 8 x int16: a even of 0..15, b the same, even of 16..31, odd of 0..15, odd of 16..31 |
 //                 | sums of q: 8 floats | scales: 8 floats |      sums and scales of groups 0, 2, 4, 6, 1, 3, 5, 7
+//                 | by AVX2 of q4 and q4z, in the place of the four: even y / 16, even x - y / 16, then odd |
 //   q4, 8 bits    | q of groups a, b: a 0..15, b 0..15, a 16..31, b 16..31, four times | sums | scales |
 //   q4z, q2, mx4  | as q4
 //   q6            | q of a block of 256: int16, in 16 groups of 16 in the order below | nothing, 8 floats | scale x 8 floats |
@@ -28,6 +29,14 @@
 #include "packed.h"
 
 namespace coterie::COTERIE_ISA {
+
+// By AVX2 whole bytes of weights are met, as they take fewer instructions than their halves, and as y / 16 and x - y / 16 fit into 16 bits:
+//   l x + h y      (l + 16 h) y / 16 + l (x - y / 16)
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kMeetsBytes = true;
+#else
+constexpr bool kMeetsBytes = false;
+#endif
 
 constexpr int64_t kLanes = 8;
 constexpr int64_t kEight = 8;  // groups of 32 that a record holds: one for each lane
@@ -44,6 +53,7 @@ struct Record {
   static constexpr bool kFloats = has_floats(static_cast<int64_t>(D));
   static constexpr bool kQ6 = is_q6(static_cast<int64_t>(D));
   static constexpr bool kShared = D == DType::q4 || D == DType::q4z;  // x and y as above
+  static constexpr bool kBytesMet = kShared && kMeetsBytes;
   static constexpr int64_t kWeights = kQ8 ? kGroupQ8 : kEightWeights;
   static constexpr int64_t kPairBytes = 2 * kGroupQ4 * (kInt8 ? 1 : 2);  // of two groups' q
   static constexpr int64_t kSumsAt = kWeights * (kInt8 ? 1 : 2);  // of q4
@@ -143,21 +153,23 @@ inline __m128i round_half(const float* x, __m256 steps, uint8_t* pair) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at), _mm256_castsi256_si128(value));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(pair + at + 32), _mm256_extracti128_si256(value, 1));
   };
-  __m256i low = round_16(x, steps), high = round_16(x + 16, steps);
+  __m256i low = round_16(x, steps), high = round_16(x + 16, steps), met[2] = {low, high};
   const __m256i ones = _mm256_set1_epi16(1);
   if constexpr (Record<D>::kShared) {
     const auto sixteens = [](__m256i v, short half) { return _mm256_andnot_si256(_mm256_set1_epi16(15), _mm256_add_epi16(v, _mm256_set1_epi16(half))); };
     high = sixteens(high, 8);
     const __m256i rest = _mm256_srai_epi16(high, 4);
-    low = _mm256_add_epi16(rest, sixteens(_mm256_sub_epi16(low, rest), 7));
+    const __m256i beside = sixteens(_mm256_sub_epi16(low, rest), 7);
+    low = _mm256_add_epi16(rest, beside);
+    met[0] = Record<D>::kBytesMet ? rest : low, met[1] = Record<D>::kBytesMet ? beside : high;
   }
   if constexpr (Record<D>::kInt8) {
     put(0, _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0xD8));
   } else {
     const auto join = [](__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8); };
     const auto even = [](__m256i v) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 16), 16); };
-    put(0, join(even(low), even(high)));
-    put(64, join(_mm256_srai_epi32(low, 16), _mm256_srai_epi32(high, 16)));
+    put(0, join(even(met[0]), even(met[1])));
+    put(64, join(_mm256_srai_epi32(met[0], 16), _mm256_srai_epi32(met[1], 16)));
   }
   return halves_added(_mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
 }
