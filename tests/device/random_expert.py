@@ -23,6 +23,7 @@ from coterie.graph.low_rank import LowRank, linear_weights, with_low_rank
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import as_a_cpu_rounds, with_kept_kv
 from coterie.graph.vectors import vectors_graph
+from coterie.kernels.cpu import rounds_attention
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 from coterie.spec.machine import Link, MachineSpec, Tier
@@ -271,7 +272,7 @@ class RandomExpert:
 
     def rounding_as_a_cpu(self):
         """Let the reference round what meets packed weights as a CPU does."""
-        self.reference = Reference(as_a_cpu_rounds(self.graph), self.weights)
+        self.reference = Reference(as_a_cpu_rounds(self.graph, rounds_attention()), self.weights)
         return self
 
     def binding(self, step):

@@ -14,6 +14,7 @@ from tests.model.runner import prompt_logits
 
 from coterie.core.packed import SHARED
 from coterie.graph.rounding import as_a_cpu_rounds
+from coterie.kernels.cpu import rounds_attention
 
 # Of the largest logit: what is lost as activations that meet 4 bits have 12 of their 16 (core.packed.rounded). Beside a
 # reference that rounds as well, a number near the middle between two goes either way, which is a step too.
@@ -69,7 +70,7 @@ def most_lost(model, other=SIXTEEN_BITS):
 
 def as_met(model):
     """The model whose products with packed weights round in the reference as they do on a CPU."""
-    return replace(model, graph=as_a_cpu_rounds(model.graph))
+    return replace(model, graph=as_a_cpu_rounds(model.graph, rounds_attention()))
 
 
 def runs_as(model, ours, make_backend):

@@ -60,7 +60,8 @@ double layer_over_mean(const std::vector<Region>& layer, int64_t threads) {
 void test_layers() {
   constexpr double kMost[] = {1.08, 1.15, 1.65, 2.6};  // of 8, 16, 32 and 64 threads
   const bool shown = std::getenv("COTERIE_DIVISION") != nullptr;
-  for (const Isa& isa : compiled_isas())
+  for (const Isa& isa : compiled_isas()) {
+    if (!isa.supported()) continue;
     for (const Shape& shape : kShapes)
       for (const DType dtype : {DType::bf16, DType::q4}) {
         const std::vector<Region> layer = layer_of(isa, shape, 1, dtype);
@@ -75,6 +76,7 @@ void test_layers() {
           std::printf("\n");
         }
       }
+  }
 }
 
 // Units of a token's attention that have work, and how many kv heads each is for.

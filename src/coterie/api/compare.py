@@ -29,6 +29,7 @@ from coterie.graph.ir import Graph
 from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, ROUNDING
 from coterie.graph.reference import KvState, Reference
 from coterie.graph.rounding import as_a_cpu_rounds
+from coterie.kernels.cpu import rounds_attention
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import FLOAT32, Model, load_weights_f32
 
@@ -135,7 +136,8 @@ def compare(model: Model, ids: Sequence[int], rule_sets: Sequence[str], options:
         block = page_bytes(model.kv)
         rows = prompt_rows(ids, model.kv.blocks_for(len(ids), block))
         kv = device.reserve(device.spec.run_tier, len(rows.block_tables_BM[0]) * block)
-        graph = as_a_cpu_rounds(model.graph) if gpu_number(options.device) is None else model.graph
+        on_cpu = gpu_number(options.device) is None
+        graph = as_a_cpu_rounds(model.graph, rounds_attention()) if on_cpu else model.graph
         expected = _reference(model, graph, rows, block)
         allowed = tolerances(model, options.device)
         found: list[Row] = []

@@ -36,10 +36,13 @@ def with_rounding(graph: Graph, to: str) -> Graph:
     return replace(graph, ops=products)
 
 
-def as_a_cpu_rounds(graph: Graph) -> Graph:
-    """Every product with packed weights that does not say what it rounds to says INT16, which is what a CPU does."""
+def as_a_cpu_rounds(graph: Graph, attention: bool) -> Graph:
+    """Every product with packed weights that does not say what it rounds to says INT16, which is what a CPU does.
+
+    `attention`: whether the CPU rounds there what the graph says (kernels/cpu.py: `rounds_attention`).
+    """
     ops = (op if ROUNDING in op.attrs else _rounding(graph, op, INT16) for op in graph.ops)
-    return replace(graph, ops=tuple(ops))
+    return replace(graph, ops=tuple(op if attention or op.kind != "attention" else _exact(op) for op in ops))
 
 
 def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
@@ -50,13 +53,11 @@ def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
     if sees_all(graph) or not any(op.kind == "kv_append" for op in graph.ops):
         return graph
     kept = {state.name: replace(state, dtype=dtype) for state in kv_states(graph)}
-    ops = graph.ops if dtype is DType.BF16 else tuple(map(_exact_where_kept, graph.ops))
+    ops = graph.ops if dtype is DType.BF16 else tuple(_exact(op) if op.kind in _KEPT else op for op in graph.ops)
     return replace(graph, ops=ops, values=MappingProxyType({**graph.values, **kept}))
 
 
-def _exact_where_kept(op: Op) -> Op:
-    if op.kind not in _KEPT or ROUNDING not in op.attrs:
-        return op
+def _exact(op: Op) -> Op:
     return replace(op, attrs=MappingProxyType({name: attr for name, attr in op.attrs.items() if name != ROUNDING}))
 
 

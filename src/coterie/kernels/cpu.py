@@ -63,6 +63,14 @@ class Counters:
     instructions: int
 
 
+def rounds_attention(isa: str = ISAS[-1]) -> bool:
+    """Whether attention over bfloat16 rounds queries and the weights of values where a graph says so.
+
+    AVX-512 alone does, with or without bfloat16 products; others gain nothing by it (csrc/attend_halves.h).
+    """
+    return isa == "avx512"
+
+
 def _opcode(number: int, fields: tuple[tuple[str, str], ...]) -> Opcode:
     words = {name: _cpu.HEADER_WORDS + i for i, (name, _) in enumerate(fields)}
     reals, addresses = (frozenset(name for name, kind in fields if kind == wanted) for wanted in "dp")
