@@ -8,7 +8,9 @@ Knows nothing about HTTP or the command line.
 
 from coterie.api.assemble import Options
 from coterie.api.coterie import Coterie
+from coterie.api.fleet import Fleet, opened_on
+from coterie.api.serving import Serving
 from coterie.api.status import Status
 from coterie.api.types import Answer, Chunk, Message, Query
 
-__all__ = ["Answer", "Chunk", "Coterie", "Message", "Options", "Query", "Status"]
+__all__ = ["Answer", "Chunk", "Coterie", "Fleet", "Message", "Options", "Query", "Serving", "Status", "opened_on"]

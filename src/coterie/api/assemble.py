@@ -25,11 +25,13 @@ from coterie.kernels import cpu as kernels
 from coterie.models.model import AUTO, FLOAT32, Model, with_activations, with_kv_type
 from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
-from coterie.spec.this_machine import this_machine
+from coterie.spec.this_machine import allowed_cores, this_machine
 
 # Sequences of one step on a CPU. A token costs a tenth less in a step of 64 than in one of 32, and hardly less in one
 # of 128, whose logits take twice the memory.
 CPU_BATCH = 64
+HOST_TIER = "dram"  # what devices of one machine share
+_HERE = ("cpu", PREFIX)  # kinds of devices that are parts of this machine
 MET_BY = {INT8: "packed", BF16: "bfloat16"}  # which weights meet such activations
 _FOUND = {INT8: "pack an expert with coterie quantize", BF16: "serve one whose matrices are stored so"}
 
@@ -45,6 +47,9 @@ class Options(Settings):
     `kv_type`: how keys and values are kept: auto, as each model's weights are, or int8, which a CPU takes.
     `sampling`: whose defaults hold where a request does not say how to draw: checkpoint, or greedy.
     `draft`: the expert that guesses ahead for all others of its vocabulary, unless they name one; empty: none.
+    `beside`: further devices of the same kind, behind one endpoint (fleet.py); those that are parts of this machine
+    share its cores and its memory evenly, `threads` are of all of them together, and other budgets are of each.
+    `shared_by`: how many devices do so, of which this is one.
     `max_waiting`: how many requests may wait before more are refused; None: any number.
     """
 
@@ -55,6 +60,13 @@ class Options(Settings):
     max_waiting: int | None = None
     sampling: str = CHECKPOINT
     draft: str = ""
+    beside: tuple[str, ...] = ()
+    shared_by: int = 1
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.device, *self.beside)
 
 
 def open_models(composition: Composition, options: Options) -> dict[str, Model]:
@@ -121,9 +133,54 @@ def policy_for(device: str, max_batch: int | None = None) -> Policy:
 def make_spec(options: Options) -> MachineSpec:
     """The machine that the device option names. Raises UsageError."""
     kind, machine = _kind(options.device)
-    if kind == PREFIX:
-        return Gpu(int(machine or 0)).spec()
-    return this_machine() if kind == "cpu" else load_machine(machine)
+    if kind in _HERE:
+        spec = Gpu(int(machine or 0)).spec() if kind == PREFIX else this_machine()
+        return _its_part(spec, options.shared_by)
+    return load_machine(machine)
+
+
+def _its_part(spec: MachineSpec, shared_by: int) -> MachineSpec:
+    """A machine of which so many devices have an even part of the cores and of the host's memory each."""
+    if shared_by == 1:
+        return spec
+    tiers = [
+        replace(tier, capacity_bytes=tier.capacity_bytes // shared_by, source=f"a {shared_by}th of {tier.source}")
+        if tier.name == HOST_TIER
+        else tier
+        for tier in spec.tiers
+    ]
+    return replace(spec, tiers=tuple(tiers), units=max(spec.units // shared_by, 1))
+
+
+def check_alone(options: Options) -> Options:
+    """The same options, for who takes one device. Raises UsageError where there are several."""
+    if options.beside:
+        fact = f"{len(options.devices)} devices are given, but one is opened"
+        raise UsageError("--device", fact, "give one, or open a Fleet")
+    return options
+
+
+def each_device(options: Options) -> tuple[Options, ...]:
+    """The options of each of several devices. Raises UsageError where they do not go together."""
+    devices, kinds = options.devices, {_kind(device)[0] for device in options.devices}
+    if len(kinds) > 1:
+        fact = f"{' and '.join(sorted(kinds))} are of different kinds, of which one would wait for the other"
+        raise UsageError("--device", fact, "give devices of one kind, or start a server for each")
+    numbers = [number for device in devices if (number := gpu_number(device)) is not None]
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        fact = f"cuda:{twice[0]} is given {numbers.count(twice[0])} times"
+        raise UsageError("--device", fact, "give each GPU once")
+    if options.threads is not None and options.threads < len(devices):
+        fact = f"{options.threads} threads are fewer than the {len(devices)} devices that share them"
+        raise UsageError("--threads", fact, "give as many at least")
+    return tuple([replace(options, device=device, beside=(), shared_by=len(devices)) for device in devices])
+
+
+def _threads(options: Options) -> int | None:
+    """Compute threads of a CPU device; None: as many as there are cores."""
+    if options.shared_by == 1:
+        return options.threads
+    return max((options.threads or allowed_cores()[0]) // options.shared_by, 1)
 
 
 def assemble(models: Mapping[str, Model], made: Plan, options: Options) -> Parts:
@@ -145,9 +202,9 @@ def make_device(spec: MachineSpec, options: Options) -> Device:
 
 
 _DEVICES: Mapping[str, Callable[[MachineSpec, Options], Device]] = {
-    "cpu": lambda spec, options: CpuDevice(spec, threads=options.threads),
+    "cpu": lambda spec, options: CpuDevice(spec, threads=_threads(options)),
     PREFIX: lambda spec, options: Gpu(gpu_number(options.device) or 0).make(spec=spec),
-    "modelled": lambda spec, options: ModelledDevice(spec, CpuDevice(this_machine(), threads=options.threads)),
+    "modelled": lambda spec, options: ModelledDevice(spec, CpuDevice(this_machine(), threads=_threads(options))),
     "synthetic": lambda spec, options: ModelledDevice(spec),
 }
 

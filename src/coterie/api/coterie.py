@@ -9,47 +9,49 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coterie.api.assemble import Options, assemble
-from coterie.api.expert_commands import ExpertCommands
+from coterie.api.assemble import Options, assemble, check_alone
+from coterie.api.expert_commands import Controlled
 from coterie.api.inflight import InFlight, capped_by_kv
-from coterie.api.measuring import Measuring
-from coterie.api.opened import open_all, planned
+from coterie.api.opened import OfFleet, open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
 from coterie.api.rescan import Look, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
+from coterie.api.serving import WAIT_S, Serving
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
-from coterie.api.types import Answer, Chunk, Query
+from coterie.api.types import Chunk, Query
 from coterie.api.vector_cache import cache_folder
 from coterie.api.watch import Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
-from coterie.core.errors import ClosedError, ContextError, CoterieError, fresh
+from coterie.core.errors import ClosedError, ContextError, CoterieError
 from coterie.core.trace import Trace
 from coterie.engine.assembly import Parts, Plan
 from coterie.engine.expert_control import ExpertControl
 from coterie.engine.release_idle import release_idle
 from coterie.engine.request import Output, Request
 
-WAIT_S = 0.005  # a thread that waits for bytes lets others in this often: what they ask for may be there already
 
-
-class Coterie(Measuring, ExpertCommands):
+class Coterie(Serving, Controlled):
     """Owns the device and everything on it. Threads may share it: one takes a step at a time, which serves all of them.
 
     It closes when it is garbage collected, and when Python ends.
     """
 
-    def __init__(self, composition: Composition, options: Options | None = None) -> None:
+    watch: Watch
+
+    def __init__(self, composition: Composition, options: Options | None = None, of: OfFleet | None = None) -> None:
         """Open every expert and reserve memory, or leave out what cannot be had. Raises CoterieError."""
-        self._options = options = options or Options()
-        opened, made = planned(open_all(composition, options), options)
-        self.composition, self.models, self.texts = opened.composition, opened.models, opened.texts
+        self._options = options = check_alone(options or Options())
+        self.names = (options.device,)
+        opened, made = planned(open_all(composition, options), options) if of is None else (of.opened, of.made)
+        self.composition = opened.composition
+        self.models, self.texts = dict(opened.models), dict(opened.texts)
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
@@ -58,10 +60,14 @@ class Coterie(Measuring, ExpertCommands):
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
-        self._numbers = itertools.count()
+        self._numbers = itertools.count() if of is None else of.numbers
         self._lock, self._synthetic = threading.RLock(), parts.device.synthetic()
         self._close = weakref.finalize(self, self._parts.device.close)
-        self.routing = self._routings.teach(options.device, cache_folder())
+        taught = None if of is None else of.routing
+        self.routing = (
+            self._routings.use(taught) if taught is not None else self._routings.teach(options.device, cache_folder())
+        )
+        self.hand_over: Callable[[str, InFlight, Route, Request], bool] = lambda *_: False
 
     @classmethod
     def open(cls, ref: str | Path, options: Options | None = None, leave_out: bool = False) -> Coterie:
@@ -77,6 +83,11 @@ class Coterie(Measuring, ExpertCommands):
     def plan(self) -> Plan:
         """Where the bytes go."""
         return self._parts.plan
+
+    @property
+    def members(self) -> tuple[Coterie, ...]:
+        """Itself: it has one device."""
+        return (self,)
 
     @property
     def idle(self) -> bool:
@@ -127,12 +138,18 @@ class Coterie(Measuring, ExpertCommands):
         if isinstance(query, Query):
             self._check_room(query, more)  # before any work, as it may be refused
             query = self.ready(query)
-        ready, request_id = query, f"{next(self._numbers):08x}"
-        pending = InFlight(ready.query, ready.begun.prompt)
+        request_id = f"{next(self._numbers):08x}"
         with self._lock:
-            self._check_room(ready.query, more)
+            self._check_room(query.query, more)
+            self.take(query, request_id)
+        return request_id
+
+    def take(self, ready: Ready, request_id: str) -> None:
+        """Queue what is ready, by an id that nothing else has, however many wait. Raises as `submit`."""
+        with self._opened():
             if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced since, or is gone
                 ready = self.ready(ready.query)
+            pending = InFlight(ready.query, ready.begun.prompt)
             if ready.route is None or ready.request is None:
                 pending.asked_s = self._parts.device.now()
                 self.watch.routing(request_id)
@@ -144,7 +161,18 @@ class Coterie(Measuring, ExpertCommands):
             else:
                 self._to_expert(request_id, pending, ready.route, ready.request)
             self._pending[request_id] = pending
-        return request_id
+
+    def adopt(self, request_id: str, pending: InFlight, route: Route, request: Request, asked_s: float) -> None:
+        """Go on with a query that another one's router model routed, asked so long ago. Raises as `submit`."""
+        with self._opened():
+            pending.asked_s = self._parts.device.now() - asked_s
+            self._to_expert(request_id, pending, route, request)
+            self._pending[request_id] = pending
+
+    def check(self, ready: Ready) -> None:
+        """Raise what `submit` would of a request that can never run here, in any thread."""
+        if ready.request is not None:
+            self._parts.engine.check(self._capped(ready.request, ready.query))
 
     def places(self, client: str = "") -> int | None:
         """How many more queries a client may let wait now; below 1: none, None: any number. Raises ClosedError."""
@@ -174,40 +202,6 @@ class Coterie(Measuring, ExpertCommands):
                 self._routings.cancel(request_id)
             elif pending is not None:
                 self._parts.engine.cancel(request_id)
-
-    def stream(self, query: Query) -> Iterator[Chunk]:
-        """Submit a query and yield its chunks; leaving early cancels it. Other queries go on, their chunks are kept."""
-        request_id = self.submit(query)
-        try:
-            while self._has_more(request_id):
-                yield from self._advance_for({request_id})
-        finally:
-            self._abandon([request_id])
-
-    def ask(self, query: Query | str) -> Answer:
-        """Answer one query. Raises the CoterieError that ended it."""
-        return self.ask_all([query])[0]
-
-    def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
-        """Answer many queries, batched by the engine, in their order.
-
-        Raises the first CoterieError; then the others are cancelled.
-        """
-        order: list[str] = []
-        answers: dict[str, Answer] = {}
-        try:
-            for query in queries:
-                asked = Query.text(query) if isinstance(query, str) else query
-                order.append(self.submit(asked))  # where one is refused, those before it are cancelled below
-            while len(answers) < len(order):
-                for chunk in self._advance_for(set(order)):
-                    if chunk.error is not None:
-                        raise fresh(chunk.error)
-                    if chunk.answer is not None:
-                        answers[chunk.request_id] = chunk.answer
-        finally:
-            self._abandon(order)
-        return [answers[request_id] for request_id in order]
 
     def resident(self) -> tuple[str, ...]:
         """Experts in the run tier, least recently used first; then bases of adapters, which stay."""
@@ -245,12 +239,6 @@ class Coterie(Measuring, ExpertCommands):
         with self._lock:
             self._close()
 
-    def __enter__(self) -> Coterie:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
     @contextlib.contextmanager
     def _opened(self) -> Iterator[None]:
         with self._lock:
@@ -268,7 +256,11 @@ class Coterie(Measuring, ExpertCommands):
             yield self._parts.engine.control, name
 
     def _begin(self, query: Query) -> Pending:
-        return begun(self.routing, query, self.texts, self._parts.all_weights, self._lock)
+        return begun(self.routing, query, self.texts, self._residents)
+
+    def _residents(self) -> frozenset[str]:
+        with self._lock:
+            return self._parts.all_weights.residents
 
     def _check_room(self, query: Query, more: int) -> None:
         """Raise ClosedError, or CrowdedError where too many wait."""
@@ -277,12 +269,15 @@ class Coterie(Measuring, ExpertCommands):
                 self._parts.engine.check_room(query.client, most, 1 + more)
 
     def _to_expert(self, request_id: str, pending: InFlight, route: Route, request: Request) -> None:
-        request = capped_by_kv(request, pending.query, self._parts.kv.tokens_held(self.models[route.expert].kv))
+        request = self._capped(request, pending.query)
         with self.watch.routed(request_id, route):
             self._parts.engine.submit(replace(request, request_id=request_id))
         self._parts.engine.metrics.fallbacks += route.is_fallback
         shown = () if request.ignore_end else request.end_ids
         pending.begin(route, request.prompt_ids, self.texts[route.expert].tokenizer, shown)
+
+    def _capped(self, request: Request, query: Query) -> Request:
+        return capped_by_kv(request, query, self._parts.kv.tokens_held(self.models[request.expert_id].kv))
 
     def _fitted(self, query: Query, begun: Pending, route: Route) -> Route:
         if begun.route is not None:
@@ -310,7 +305,11 @@ class Coterie(Measuring, ExpertCommands):
                 route, request, _ = request_for(
                     pending.query, pending.prompt, route, self.routing.others, self._experts
                 )
-                self._to_expert(request_id, pending, route, request)
+                if self.hand_over(request_id, pending, route, request):
+                    del self._pending[request_id]
+                    self.watch.handed_over(request_id)
+                else:
+                    self._to_expert(request_id, pending, route, request)
                 return []
         except CoterieError as error:
             del self._pending[request_id]
@@ -332,7 +331,8 @@ class Coterie(Measuring, ExpertCommands):
         with self._lock:
             return request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen)
 
-    def _abandon(self, request_ids: list[str]) -> None:
+    def abandon(self, request_ids: Sequence[str]) -> None:
+        """Stop these if they go on, and keep nothing more of them."""
         with self._lock:
             self._unseen = [chunk for chunk in self._unseen if chunk.request_id not in request_ids]
             for request_id in request_ids:

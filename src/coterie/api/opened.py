@@ -7,7 +7,7 @@ Knows nothing about queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coterie.api.assemble import Options, as_served, is_synthetic, make_spec, open_models
@@ -15,6 +15,7 @@ from coterie.api.sampling import GREEDY, with_defaults
 from coterie.api.texts import Text, open_texts
 from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.composition import Composition
+from coterie.composition.routing import Routing
 from coterie.composition.validate import name_hint
 from coterie.core.errors import LargestExpertError, UnsupportedError, UsageError
 from coterie.engine.assembly import Plan, plan
@@ -29,6 +30,18 @@ class Opened:
     composition: Composition
     models: dict[str, Model]
     texts: dict[str, Text]
+
+
+@dataclass(frozen=True, slots=True)
+class OfFleet:
+    """What a Coterie that is one of several is given: what was opened for all, where the bytes of its device go, the
+    numbers that queries get, and the routing that another one was taught; None: it is to be taught.
+    """
+
+    opened: Opened
+    made: Plan
+    numbers: Iterator[int]
+    routing: Routing | None = None
 
 
 def open_all(composition: Composition, options: Options) -> Opened:

@@ -7,8 +7,7 @@ Knows nothing about what becomes of a prompt once its route is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from coterie.core.errors import UnsupportedError
 from coterie.engine.engine import Engine
 from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
-from coterie.memory.split import Cache
 from coterie.models.model import Model
 
 _ROUNDING = 1e-2  # of a vector's length: batches of a GPU round otherwise
@@ -47,16 +45,13 @@ class _Begun:
 
 
 def begun(
-    routing: Routing, query: Query, texts: Mapping[str, Text], cache: Cache, lock: AbstractContextManager[object]
+    routing: Routing, query: Query, texts: Mapping[str, Text], residents: Callable[[], frozenset[str]]
 ) -> Pending:
-    """The first step of a query's routing; the cache is looked at, under its lock, where the router weighs residency.
+    """The first step of a query's routing; who is resident is asked where the router weighs that.
 
     Raises NotFoundError, RequestError.
     """
-    prompt, resident = prompt_of(query), frozenset[str]()
-    if routing.prefers_resident:
-        with lock:
-            resident = cache.residents
+    prompt, resident = prompt_of(query), residents() if routing.prefers_resident else frozenset[str]()
 
     def unfit(name: str) -> str:
         return texts[name].unfit(query)

@@ -97,6 +97,8 @@ class Status:
 
     `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
 
+    `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more.
+
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
 
@@ -114,6 +116,8 @@ class Status:
     by_priority: Mapping[PriorityClass, PriorityStatus]
     lacks: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Status] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -139,7 +143,13 @@ class Status:
             "priorities": {of: self._of_class(of) for of in PRIORITY_CLASSES},
             "lacks": list(self.lacks),
             "left_out": dict(self.left_out),
+            **self._several(),
         }
+
+    def _several(self) -> dict[str, Any]:
+        if not self.devices:
+            return {}
+        return {"devices": {name: one.to_dict() for name, one in self.devices.items()}, "broken": dict(self.broken)}
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
         so_far = self.metrics.by_priority[of]
@@ -173,7 +183,7 @@ def look(parts: Parts, models: Mapping[str, Model], composition: Composition) ->
         held=held.total(),
         metrics=deepcopy(parts.engine.metrics),
         by_priority=_priorities(parts),
-        moves=_together([cache.stats for cache in sides.values()]),
+        moves=sum_of([cache.stats for cache in sides.values()]),
         lacks=tuple([str(lack) for lack in parts.engine.drafts.lacks.values()]),
         left_out={name: str(why) for name, why in composition.left_out.items()},
     )
@@ -226,7 +236,7 @@ def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
     return state, home_tier
 
 
-def _together(stats: list[Stats]) -> Stats:
+def sum_of(stats: list[Stats]) -> Stats:
     """The sum of several caches' counts."""
     total = Stats()
     for each in stats:

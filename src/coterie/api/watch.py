@@ -137,6 +137,10 @@ class Watch:
             failed = {} if error is None else {"error": str(error)}
             self._tell("ended", request=request_id, expert="", reason=reason, was="routing", **failed)
 
+    def handed_over(self, request_id: str) -> None:
+        """Another device goes on with a request, and tells where it goes."""
+        self._routing.discard(request_id)
+
     def refused(self, request_id: str, expert: str, error: CoterieError) -> None:
         """It is known where a request goes, and there it is not taken."""
         self._tell("ended", request=request_id, expert=expert, reason="refused", was="routed", error=str(error))

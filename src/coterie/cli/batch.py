@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coterie.api import Answer, Coterie, Options, Query
+from coterie.api import Answer, Options, Query, Serving, opened_on
 from coterie.cli.opening import opens, say_left_out
 from coterie.cli.options import CompositionArg, out, sentences
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
@@ -38,7 +38,7 @@ Write = Callable[[str, int, Mapping[str, Any]], None]
 
 
 @sentences
-@opens("near", "kv", "kv_type", "speculate", "device", "threads", "activations", "sampling", "max_batch")
+@opens("near", "kv", "kv_type", "speculate", "device", "threads", "activations", "sampling", "max_batch", several=True)
 def batch(
     composition: CompositionArg,
     requests: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests: custom_id, url and body.")],
@@ -59,7 +59,7 @@ def batch(
         answers.open("ab").close()  # what cannot be written is said before anything is loaded
     left = [line for custom_id, line in rows.items() if custom_id not in done]
     statuses = list[int]()
-    with Coterie.open(composition, how) as coterie:
+    with opened_on(composition, how) as coterie:
         say_left_out(coterie.composition)
 
         def write(custom_id: str, status: int, body: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class _Asked:
     ids: list[str] = field(default_factory=list)
 
 
-def answer_all(coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write) -> None:
+def answer_all(coterie: Serving, rows: Iterator[Mapping[str, Any]], write: Write) -> None:
     """Answer requests, AT_ONCE at a time; each is written once, an error as its status and body.
 
     Where a device, a file or the memory is to blame, the request is tried again after all others, when there is more
@@ -122,7 +122,7 @@ def answer_all(coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write
 
 
 def _answered_once(
-    coterie: Coterie, rows: Iterator[Mapping[str, Any]], write: Write
+    coterie: Serving, rows: Iterator[Mapping[str, Any]], write: Write
 ) -> Iterator[tuple[Mapping[str, Any], CoterieError]]:
     """Write what is answered; yield the rows that were not, and why."""
     running: dict[str, tuple[_Asked, int]] = {}
@@ -156,7 +156,7 @@ def _answered_once(
                 coterie.cancel(request_id)  # of one that has ended nothing is left to end
 
 
-def _begin(coterie: Coterie, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, int]]:
+def _begin(coterie: Serving, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, int]]:
     """Ask what a row asks. Raises CoterieError where it is refused; then nothing of it is asked."""
     form, ids = _form(coterie, row.get("url"), row.get("body")), list[str]()
     if form.stream:
@@ -172,7 +172,7 @@ def _begin(coterie: Coterie, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, 
     return {request_id: (asked, place) for place, request_id in enumerate(ids)}
 
 
-def _form(coterie: Coterie, url: object, body: object) -> _Form:
+def _form(coterie: Serving, url: object, body: object) -> _Form:
     created = int(time.time())
     if url == CHAT:
         chat = ChatAnswers(parse_chat(body), created, coterie.texts)

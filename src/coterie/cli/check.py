@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from coterie.api import Coterie, Options
+from coterie.api import Options, Serving
 from coterie.api.opened import open_all, planned
 from coterie.api.sampling import defaults_of
 from coterie.cli.opening import opens, say_left_out
@@ -202,7 +202,11 @@ def plan_line(made: Plan) -> str:
     return f"{tier}: {near} for experts ({held}), {router}{kv} for KV, {work} for the values of a step, of {capacity}"
 
 
-def budget_line(coterie: Coterie) -> str:
-    """The same line for a running composition, and what its device has remarked since it was opened."""
-    remarks = (note for note in coterie.parts.device.spec.notes if note not in coterie.plan.spec.notes)
-    return "\n".join((plan_line(coterie.plan), *(f"note: {remark}" for remark in remarks)))
+def budget_line(coterie: Serving) -> str:
+    """The same line for a running composition, and what its device has remarked since; of several, for each."""
+    lines = []
+    for name, one in zip(coterie.names, coterie.members, strict=True):
+        remarks = [note for note in one.parts.device.spec.notes if note not in one.plan.spec.notes]
+        of = f"{name}: " if len(coterie.members) > 1 else ""
+        lines += [f"{of}{plan_line(one.plan)}", *[f"note: {of}{remark}" for remark in remarks]]
+    return "\n".join(lines)

@@ -17,6 +17,7 @@ from coterie.api.sampling import CHECKPOINT
 from coterie.cli.options import (
     ActivationsOpt,
     DeviceOpt,
+    DevicesOpt,
     DraftOpt,
     KvOpt,
     KvTypeOpt,
@@ -67,14 +68,17 @@ def options(
     )
 
 
-def opens(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+def opens(*names: str, several: bool = False) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Give a command some of the options of `options`; its parameter `how`, which they stand in for, is what they say.
+    `several`: it can do with several devices.
 
     Typer reads which options a command has from its signature.
     """
 
     def opening(command: Callable[..., T]) -> Callable[..., T]:
-        shared = signature(options, eval_str=True).parameters
+        shared = dict(signature(options, eval_str=True).parameters)
+        if several:
+            shared["device"] = shared["device"].replace(annotation=DevicesOpt, default=["cpu"])
         own = signature(command, eval_str=True).parameters.values()
         each = ([shared[name] for name in names] if one.name == "how" else [one] for one in own)
         whole = Signature([one for some in each for one in some])
@@ -84,7 +88,11 @@ def opens(*names: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
             bound = whole.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            return command(how=options(**{name: given.pop(name) for name in names}), **given)
+            said = {name: given.pop(name) for name in names}
+            devices = tuple(said["device"]) if several else ()
+            if devices:
+                said["device"] = devices[0]
+            return command(how=replace(options(**said), beside=devices[1:]), **given)
 
         vars(wrapped)["__signature__"] = whole
         return wrapped

@@ -96,6 +96,13 @@ DeviceOpt = Annotated[
         help="cpu, cuda (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no numbers)."
     ),
 ]
+DevicesOpt = Annotated[
+    list[str],
+    typer.Option(
+        help="cpu, cuda (a GPU; cuda:1 is the second), modelled:MACHINE (real tokens, modelled time) or "
+        "synthetic:MACHINE (no numbers). Given again (--device cuda:0 --device cuda:1), several of a kind answer."
+    ),
+]
 TraceOpt = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing, Perfetto or coterie trace."),

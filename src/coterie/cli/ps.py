@@ -114,6 +114,7 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     first += f"{format_count(status['running'], 'request')} running, {status['waiting']} waiting"
     lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
     lacks += [escape(f"{name} is left out: {why}") for name, why in status.get("left_out", {}).items()]
+    lacks += [escape(f"{name} answers nothing any more: {why}") for name, why in status.get("broken", {}).items()]
     return Group(first, *lacks, _experts(status, whole), *_priorities(status), _tiers(status))
 
 
@@ -124,6 +125,8 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
     others = any(expert.get("gives", TOKENS) != TOKENS for expert in status["experts"])
     beside = [Column("gives", no_wrap=True)] if others else []
     beside += [Column("base", overflow="fold", no_wrap=whole)] if adapters else []
+    on = _devices_of(status)
+    beside += [Column("on", no_wrap=True)] if on else []
     table = Table(Column("expert", overflow="fold", no_wrap=whole), *words, *numbers, *beside, box=SIMPLE_HEAD)
     for expert in sorted(status["experts"], key=lambda found: ORDER.index(found["state"])):
         used_s, style = expert["last_used_s"], STYLES[expert["state"]]
@@ -138,8 +141,18 @@ def _experts(status: dict[str, Any], whole: bool) -> Table:
             "never" if used_s is None else f"{format_seconds(status['now_s'] - used_s)} ago",
             *([expert.get("gives", TOKENS)] if others else []),
             *([escape(short_base(expert["base"]))] if adapters else []),
+            *([escape(", ".join(on.get(expert["name"], ())))] if on else []),
         )
     return table
+
+
+def _devices_of(status: dict[str, Any]) -> dict[str, list[str]]:
+    """On which of several devices each expert is or comes; nothing where there is one."""
+    found: dict[str, list[str]] = {}
+    for name, its in status.get("devices", {}).items():
+        for expert in its["experts"]:
+            found.setdefault(expert["name"], []).extend([name] if expert["state"] != "absent" else [])
+    return found
 
 
 def _priorities(status: dict[str, Any]) -> list[Table]:

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from coterie.api import Answer, Chunk, Coterie, Message, Options, Query
+from coterie.api import Answer, Chunk, Message, Options, Query, Serving, opened_on
 from coterie.api.types import draw_seed
 from coterie.cli.form import form_of
 from coterie.cli.opening import opens, say_left_out
@@ -39,7 +39,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newlin
 
 @sentences
 @opens(
-    *("near", "pool", "kv", "kv_type", "reuse", "speculate", "draft", "device", "threads", "activations", "sampling")
+    *("near", "pool", "kv", "kv_type", "reuse", "speculate", "draft", "device", "threads", "activations", "sampling"),
+    several=True,
 )
 def run(
     composition: CompositionArg,
@@ -69,7 +70,7 @@ def run(
     asked = PartialSampling(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty, seed=drawn)
     opening = (Message("system", system),) if system else ()
     form = form_of(json_schema, json_object)
-    with Coterie.open(composition, replace(how, record=MAX_WORKS if trace else 0)) as coterie:
+    with opened_on(composition, replace(how, record=MAX_WORKS if trace else 0)) as coterie:
         say_left_out(coterie.composition)
 
         def query(text: str, before: tuple[Message, ...] = (), previous: str = "") -> Query:
@@ -96,7 +97,7 @@ def run(
             raise RequestError("prompt", "is empty", "give a question as an argument or on stdin")
 
 
-def _save(trace: Path | None, coterie: Coterie) -> None:
+def _save(trace: Path | None, coterie: Serving) -> None:
     if trace is not None:
         save_trace(trace, coterie.trace())
 
@@ -151,7 +152,7 @@ def _detail(answer: Answer) -> str:
     return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}{ended}"
 
 
-def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Query], expert: str) -> None:
+def _chat(coterie: Serving, query: Callable[[str, tuple[Message, ...], str], Query], expert: str) -> None:
     said: tuple[Message, ...] = ()
     expert, previous = expert and coterie.composition.expert(expert).name, ""
     with contextlib.suppress(ImportError):
@@ -184,7 +185,7 @@ def _chat(coterie: Coterie, query: Callable[[str, tuple[Message, ...], str], Que
         said, previous = (*said, Message("user", text), spoken), answer.expert
 
 
-def _who(coterie: Coterie, expert: str) -> str:
+def _who(coterie: Serving, expert: str) -> str:
     """Who may answer, and how one of them is named."""
     names = coterie.composition.names
     if expert or len(names) == 1:
@@ -212,7 +213,7 @@ def _typed() -> str | None:
     return None if text in ENDS else text
 
 
-def _stoppable(coterie: Coterie, query: Query) -> Generator[Chunk]:
+def _stoppable(coterie: Serving, query: Query) -> Generator[Chunk]:
     """The chunks of a query that is alone; Ctrl-C cancels it between two steps, and another one ends the command."""
     request_id, stops = coterie.submit(query), 0
 

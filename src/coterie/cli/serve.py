@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from coterie.api import Coterie, Options
+from coterie.api import Options, Serving, opened_on
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
 from coterie.cli.listening import listening, more_files
 from coterie.cli.opening import opens, options, say_left_out
@@ -39,7 +39,7 @@ KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 
 
 @sentences
-@opens(*signature(options).parameters)
+@opens(*signature(options).parameters, several=True)
 def serve(
     composition: CompositionArg,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -93,7 +93,7 @@ def serve(
     how = replace(how, max_waiting=max_waiting, record=MAX_WORKS if trace else 0)
     open_log(log_answers)
     more_files()
-    with listening(host, port, uds) as listener, Coterie.open(composition, how, leave_out) as coterie:
+    with listening(host, port, uds) as listener, opened_on(composition, how, leave_out) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, listener.getsockname(), api_key or (), allow_origin or ())
         server = Server(
@@ -119,7 +119,7 @@ def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin
     pages_of(allow_origin or ())
 
 
-def _say(coterie: Coterie, where: tuple[Any, ...] | str, keys: Sequence[str], origins: Sequence[str]) -> None:
+def _say(coterie: Serving, where: tuple[Any, ...] | str, keys: Sequence[str], origins: Sequence[str]) -> None:
     """Where it is, what memory it has, how to ask, and who may."""
     local = isinstance(where, str)
     host = "localhost" if local else str(where[0])
@@ -135,7 +135,7 @@ def _say(coterie: Coterie, where: tuple[Any, ...] | str, keys: Sequence[str], or
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(at)}")
     out.print(escape(budget_line(coterie)))
     models = coterie.models
-    for line in (*draft_lines(models, coterie.plan), *sampling_lines(models), *activation_lines(models)):
+    for line in (*draft_lines(models, coterie.members[0].plan), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
     out.print(f"try: {escape(curl)}")
     if not keys and ANY in origins:
@@ -144,7 +144,7 @@ def _say(coterie: Coterie, where: tuple[Any, ...] | str, keys: Sequence[str], or
         out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
 
 
-def _example(coterie: Coterie) -> tuple[str, dict[str, Any]]:
+def _example(coterie: Serving) -> tuple[str, dict[str, Any]]:
     """A path and a body that are worth asking: a chat, or, where no expert answers, what its first one gives."""
     asked, gives = coterie.composition, {name: coterie.models[name].gives for name in coterie.composition.names}
     named = next((name for name in asked.names if gives[name] == "tokens"), asked.names[0])

@@ -70,25 +70,12 @@ class Admission:
         return taken
 
     def check_room(self, client: str, most: int, count: int = 1) -> None:
-        """Raise CrowdedError where a client may not let `count` more wait, of `most` of all clients.
-
-        Raises RequestError where so many at once may not wait even where nobody does.
-        """
-        at_most = (most + 1) // 2 if client else most
-        if count > at_most:
-            fact = f"asks for {count} answers at once, but no more than {at_most} may wait"
-            raise RequestError("n", fact, "ask for fewer at once, or serve with a larger --max-waiting")
-        if count > self.places(client, most):
-            raise CrowdedError("queue", self._all_waiting, most, self._own(client))
+        """As `check_room_among`."""
+        check_room_among(self._all_waiting, self._own(client), client, most, count)
 
     def places(self, client: str, most: int) -> int:
-        """How many more a client may let wait now, of `most` of all clients; below 1: none.
-
-        When the last of them comes, the client has fewer than there are places left: so there is always one for who has
-        none. Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
-        """
-        left = most - self._all_waiting
-        return (left - self._own(client) + 1) // 2 if client else left
+        """As `places_among`."""
+        return places_among(self._all_waiting, self._own(client), client, most)
 
     def by_expert(self) -> Counter[str]:
         """How many stand in line for each expert."""
@@ -144,3 +131,26 @@ class Admission:
         if not held:
             del self.held[client]
         return sequence
+
+
+def check_room_among(waiting: int, own: int, client: str, most: int, count: int = 1) -> None:
+    """Raise CrowdedError where a client, of whom `own` wait, may not let `count` more wait, of `most` of all clients.
+
+    Raises RequestError where so many at once may not wait even where nobody does.
+    """
+    at_most = (most + 1) // 2 if client else most
+    if count > at_most:
+        fact = f"asks for {count} answers at once, but no more than {at_most} may wait"
+        raise RequestError("n", fact, "ask for fewer at once, or serve with a larger --max-waiting")
+    if count > places_among(waiting, own, client, most):
+        raise CrowdedError("queue", waiting, most, own)
+
+
+def places_among(waiting: int, own: int, client: str, most: int) -> int:
+    """How many more a client may let wait now, of `most` of all clients; below 1: none.
+
+    When the last of them comes, the client has fewer than there are places left: so there is always one for who has
+    none. Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+    """
+    left = most - waiting
+    return (left - own + 1) // 2 if client else left

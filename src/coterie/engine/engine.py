@@ -80,16 +80,19 @@ class Engine:
             part.renewed(expert_id)
         self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
+    def check(self, request: Request) -> Sequence:
+        """What a request would be here. Raises NotFoundError, RequestError or OversizeError if it can never run."""
+        self._runner.check(request, expert := served_as(request.expert_id, self._experts))
+        sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
+        count, named = len(request.prompt_ids), request.request_id
+        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, expert.kv, named)
+        return sequence
+
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Raises NotFoundError, RequestError or OversizeError if it can never run."""
-        expert = served_as(request.expert_id, self._experts)
+        """Let a request wait for its turn. Raises what `check` does."""
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
-        self._runner.check(request, expert)
-        sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
-        count, kv = len(request.prompt_ids), expert.kv
-        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, kv, request.request_id)
-        self._live[request.request_id] = sequence
+        self._live[request.request_id] = sequence = self.check(request)
         self.admission.add(sequence)
         self._changed(*self.admission.take_changed())
         self.metrics.submitted += 1
@@ -105,8 +108,7 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step; one that has ended already is left as it is."""
-        if request_id in self._live:
-            self._cancelled.append(request_id)
+        self._cancelled += [request_id] if request_id in self._live else []
 
     @property
     def idle(self) -> bool:
@@ -138,10 +140,9 @@ class Engine:
         if isinstance(decision, Run):
             batch = self._batch(decision, repeats)
             names = (decision.expert_id,) if batch.mix is None else batch.mix.experts
-            experts = [self._experts[name] for name in names]
-            residencies = [self._loads.residency(name) for name in names]
+            whom = [self._experts[name] for name in names], [self._loads.residency(name) for name in names]
             others, until_s = (self._loads.awaited(), arrival_s) if batch.steps > 1 else ((), None)
-            event = self._runner.run(experts, residencies, batch, until_s, others)
+            event = self._runner.run(*whom, batch, until_s, others)
             self._account(decision.expert_id, names, batch, event)
         elif (not self.idle or self.loading) and not self._outputs:
             self._device.wait_any(self._loads.awaited(), until)
@@ -275,11 +276,10 @@ class Engine:
             if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else no step can be done again
                 self._groups.part(names)
                 self._repeats = 0
-                return
+                return None
             self.fail([part.sequence for part in batch.parts], failure)
             self._loads.wait_out(names[0])
-            self._settle()
-            return
+            return self._settle()
         steps = len(drawn := self._device.tokens(event))
         self._count_steps(lead, names, batch, steps)
         self._groups.rejoin(names)
@@ -288,7 +288,7 @@ class Engine:
         if batch.gives_vectors:
             for sequence, error in take_vectors(self._device, event, batch):
                 self._end(sequence, (), "", "stop" if error is None else "error", error)
-            return
+            return None
         by_row = drawn.T.tolist()
         failed = choose_rows(self._device, event, batch, by_row)
         self.metrics.count_guesses(*keep_guesses(batch, by_row), batch.drafted)

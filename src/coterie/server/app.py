@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Coterie
+from coterie.api import Serving
+from coterie.api.together import metrics_of
 from coterie.core.errors import CoterieError
 from coterie.server import events, metrics, models, page
 from coterie.server.body import written
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 
 def make_app(
-    coterie: Coterie,
+    coterie: Serving,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
     rest_s: float | None = None,
@@ -106,7 +107,7 @@ def make_app(
     return app
 
 
-def _asking(coterie: Coterie, worker: Worker) -> list[Route]:
+def _asking(coterie: Serving, worker: Worker) -> list[Route]:
     """What experts are asked by, and what takes their tokenizers alone."""
 
     async def read(request: Request, parse: Callable[[object], T]) -> T:
@@ -175,8 +176,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
     body = _own_form(request.url.path, status, body)
     log_refusal(f"{request.method} {request.url.path}", status, error)
-    metrics_so_far = request.app.state.coterie.parts.engine.metrics
-    return JSONResponse(body, status, headers=retry_headers(status, metrics_so_far))
+    so_far = metrics_of([one.parts.engine.metrics for one in request.app.state.coterie.members])
+    return JSONResponse(body, status, headers=retry_headers(status, so_far))
 
 
 async def _on_gone(_: Request, __: Exception) -> Response:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from coterie.api import Answer, Chunk, Coterie, Query
+from coterie.api import Answer, Chunk, Query, Serving
 from coterie.api.texts import Text
 from coterie.api.watch import Waiting
 from coterie.core.errors import CoterieError, CrowdedError
@@ -96,7 +96,7 @@ async def answered(request: Request, worker: Worker, queries: Sequence[Query], p
 
 
 async def vectors_of(
-    request: Request, worker: Worker, coterie: Coterie, queries: Sequence[Query]
+    request: Request, worker: Worker, coterie: Serving, queries: Sequence[Query]
 ) -> tuple[list[Answer], Text]:
     """The answers to queries for vectors of one expert, and how that reads: as many wait at once as may.
 
@@ -145,7 +145,7 @@ def _asked(
 async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end: Callable[[], None]) -> Response:
     """The response of a stream that was not refused; it calls `end`."""
 
-    def look(coterie: Coterie) -> Waiting | None:
+    def look(coterie: Serving) -> Waiting | None:
         """None while it is not submitted yet."""
         return coterie.watch.waiting(stream.request_ids[0]) if stream.request_ids else None
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coterie.api import Answer, Chunk, Coterie, Message, Query
+from coterie.api import Answer, Chunk, Message, Query, Serving
 from coterie.api.texts import speaker
 from coterie.core.errors import RequestError
 from coterie.server import fields
@@ -35,7 +35,7 @@ class CompletionBody:
     echo: bool
 
 
-def parse_completion(body: object, coterie: Coterie) -> CompletionBody:
+def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field and what to change."""
     given = fields.in_these_words(fields.an_object(body, "model and prompt"))
     fields.check_names(given, SUPPORTED, {})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Answer, Coterie, Query
+from coterie.api import Answer, Query, Serving
 from coterie.api.embeddings import embedder, output_vectors, query_of
 from coterie.api.texts import Text
 from coterie.core.errors import RequestError, shown
@@ -33,7 +33,7 @@ class EmbeddingsBody:
     as_base64: bool
 
 
-def parse_embeddings(body: object, coterie: Coterie) -> EmbeddingsBody:
+def parse_embeddings(body: object, coterie: Serving) -> EmbeddingsBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
     given = fields.an_object(body, "model and input")
     fields.check_names(given, SUPPORTED, {})

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from coterie.api import Coterie
+from coterie.api import Serving
 from coterie.api.watch import EngineEvent
 from coterie.server.worker import Worker
 
@@ -120,14 +120,14 @@ class Hub:
         for reader in tuple(self._readers):
             reader.close()
 
-    def _begin(self, coterie: Coterie, reader: Reader) -> None:
+    def _begin(self, coterie: Serving, reader: Reader) -> None:
         """On the engine's thread, so that nothing happens between the snapshot and what follows."""
         coterie.watch.follow(self._tell)
         reader.begin(encode("snapshot", snapshot(coterie), self._told))
         if self._closed:
             reader.close()
 
-    def _rest(self, coterie: Coterie) -> None:
+    def _rest(self, coterie: Serving) -> None:
         if not self._readers:
             coterie.watch.follow(None)
 
@@ -161,7 +161,7 @@ def routes(hub: Hub) -> list[Route]:
     return [Route(PATH, events, methods=["GET"])]
 
 
-def snapshot(coterie: Coterie) -> dict[str, Any]:
+def snapshot(coterie: Serving) -> dict[str, Any]:
     """The status, what experts are for and which have a chat template, who lies in each tier.
 
     `routes`: the composition's name names who chooses.

@@ -24,12 +24,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from coterie import __version__
-from coterie.api import Coterie, Status
+from coterie.api import Status
 from coterie.engine.metrics import BUCKETS_S, PRIORITY_CLASSES, ExpertCount, Histogram
 from coterie.engine.request import FinishReason
 from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
+ON = "on"  # which of several devices
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Values of labels, in the order of their names, and what was counted for them."""
 
@@ -50,8 +51,20 @@ class StatusCollector(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """All families, each once."""
-        status = self._status
+        """All families, each once; of several devices each sample with the label ON."""
+        if not self._status.devices:
+            yield from self._families(self._status)
+            return
+        each = [list(self._families(status)) for status in self._status.devices.values()]
+        for families in zip(*each, strict=True):
+            for name, family in zip(self._status.devices, families, strict=True):
+                family.samples = [one._replace(labels={**one.labels, ON: name}) for one in family.samples]
+            families[0].samples = [one for family in families for one in family.samples]
+            yield families[0]
+        alive = dict.fromkeys(self._status.devices, 1.0) | dict.fromkeys(self._status.broken, 0.0)
+        yield _gauges("device_answers", "1 where a device answers, 0 where it has stopped.", (ON,), _labelled(alive))
+
+    def _families(self, status: Status) -> Iterator[Metric]:
         about = {"version": __version__, "composition": status.composition, "device": status.device}
         yield InfoMetricFamily("coterie", "What is served, on what.", about)
         yield from _requests(status)
@@ -66,7 +79,7 @@ def routes(worker: Worker) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        status = await worker.call(Coterie.status)
+        status = await worker.call(lambda coterie: coterie.status())
         return Response(encode(StatusCollector(status)), headers={"content-type": content_type})
 
     return [Route("/metrics", metrics, methods=["GET"])]

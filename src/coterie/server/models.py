@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from coterie.api import Coterie
+from coterie.api import Serving
 from coterie.api.sampling import defaults_of
 from coterie.core.errors import CoterieError, NotFoundError, RequestError, shown
 from coterie.server.guard import check_origin
@@ -27,14 +27,14 @@ _ACTS = ("load", "unload", "pin", "unpin")
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
-def most_tokens(coterie: Coterie) -> dict[str, int]:
+def most_tokens(coterie: Serving) -> dict[str, int]:
     """How many tokens of prompt and answer each expert takes at most."""
-    held = coterie.parts.kv.tokens_held
+    pools = [one.parts.kv for one in coterie.members]
     models = {name: coterie.models[name] for name in coterie.composition.names}  # without the router's own, who is gone
-    return {name: min(model.max_context, held(model.kv)) for name, model in models.items()}
+    return {n: min(model.max_context, max([kv.tokens_held(model.kv) for kv in pools])) for n, model in models.items()}
 
 
-def model_list(coterie: Coterie) -> list[dict[str, Any]]:
+def model_list(coterie: Serving) -> list[dict[str, Any]]:
     """One row for the composition, which is its router's name, one for each expert and one for each of its aliases.
 
     `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes. LENGTH is
@@ -94,14 +94,14 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
         async with one_at_a_time:  # else who looked first might be the last to change something
-            looked = await worker.beside(Coterie.look_again)
+            looked = await worker.beside(lambda coterie: coterie.look_again())
             found = await worker.call(lambda coterie: coterie.rescan(looked))
         changes = [f"{what} {', '.join(names)}" for what, names in found.to_dict().items() if names]
         LOG.info("rescan: %s", "; ".join(changes) or "nothing is new")
         return JSONResponse({"object": "rescan", **found.to_dict()})
 
     async def status(_: Request) -> Response:
-        found = await worker.call(Coterie.status)
+        found = await worker.call(lambda coterie: coterie.status())
         return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:
@@ -114,7 +114,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         row = await _row(worker, name)
         return JSONResponse(row, 200 if wait or row["coterie"]["state"] == "resident" else 202)
 
-    def act(function: Callable[[Coterie, str], None]) -> Callable[[Request], Awaitable[Response]]:
+    def act(function: Callable[[Serving, str], None]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             check_origin(request.scope, origins)
             name = request.path_params["name"]
@@ -129,9 +129,9 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/rescan", rescan, methods=["POST"]),
         Route(f"{one}/load", load, methods=["POST"]),
-        Route(f"{one}/unload", act(Coterie.unload), methods=["POST"]),
-        Route(f"{one}/pin", act(Coterie.pin), methods=["POST"]),
-        Route(f"{one}/unpin", act(Coterie.unpin), methods=["POST"]),
+        Route(f"{one}/unload", act(lambda coterie, name: coterie.unload(name)), methods=["POST"]),
+        Route(f"{one}/pin", act(lambda coterie, name: coterie.pin(name)), methods=["POST"]),
+        Route(f"{one}/unpin", act(lambda coterie, name: coterie.unpin(name)), methods=["POST"]),
         Route(one, model, methods=["GET"]),
     ]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Answer, Coterie, Query
+from coterie.api import Answer, Query, Serving
 from coterie.api.reranking import best_first, check_top_n, pair_of, reranker, scores_of
 from coterie.api.texts import Text
 from coterie.core.errors import RequestError
@@ -32,7 +32,7 @@ class RerankBody:
     raw_scores: bool
 
 
-def parse_rerank(body: object, coterie: Coterie) -> RerankBody:
+def parse_rerank(body: object, coterie: Serving) -> RerankBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
     given = fields.an_object(body, "model, query and documents")
     fields.check_names(given, SUPPORTED, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Message, Query, Serving
 from coterie.api.texts import speaker
 from coterie.api.types import prompt_of
 from coterie.core.errors import RequestError
@@ -27,7 +27,7 @@ OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
+def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
     """The tokens that a completion of `prompt`, or a chat of `messages`, would begin with.
 
     Raises RequestError, NotFoundError.
@@ -49,7 +49,7 @@ def tokenize(body: object, coterie: Coterie) -> dict[str, Any]:
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
 
 
-def check_one_template(coterie: Coterie, model: str) -> None:
+def check_one_template(coterie: Serving, model: str) -> None:
     """Raise RequestError where messages would go to whom the router chooses, by a template that is not known before."""
     experts = len(coterie.texts)
     if model == coterie.composition.name and experts > 1:
@@ -57,7 +57,7 @@ def check_one_template(coterie: Coterie, model: str) -> None:
         raise RequestError("model", fact, "name the expert")
 
 
-def detokenize(body: object, coterie: Coterie) -> dict[str, Any]:
+def detokenize(body: object, coterie: Serving) -> dict[str, Any]:
     """The text of `tokens`, special ones by their names, as vLLM's and llama-server's do; or without, as SGLang's.
 
     Raises RequestError, NotFoundError.

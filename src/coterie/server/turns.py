@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Message, Query, Serving
 from coterie.api.texts import speaker
 from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import CoterieError, RequestError, shown
@@ -55,7 +55,7 @@ def parse_turns(body: object) -> TurnsBody:
     return TurnsBody(_query(given, limit), fields.flag(given, "stream"))
 
 
-def count_tokens(body: object, coterie: Coterie) -> dict[str, Any]:
+def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
     """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
     query = _query(fields.an_object(body, "model and messages"), None)
     check_one_template(coterie, query.model)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
 
-from coterie.api import Chunk, Coterie, Query
-from coterie.api.coterie import WAIT_S
+from coterie.api import Chunk, Query, Serving
 from coterie.api.ready import Ready
+from coterie.api.serving import WAIT_S
 from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.core.resident import give_back
@@ -44,9 +44,9 @@ class _Job:
 
 
 class Worker:
-    """Runs a Coterie in its own thread until `stop`."""
+    """Runs what serves a composition in its own thread until `stop`."""
 
-    def __init__(self, coterie: Coterie, rest_s: float | None = None) -> None:
+    def __init__(self, coterie: Serving, rest_s: float | None = None) -> None:
         """`rest_s`: after so long without work the memory of what is not pinned is given back."""
         self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
         self._inbox: queue.Queue[_Job | None] = queue.Queue()
@@ -96,7 +96,7 @@ class Worker:
             self._hand_over(queries, stream, partly)
         return stream
 
-    async def call(self, function: Callable[[Coterie], T]) -> T:
+    async def call(self, function: Callable[[Serving], T]) -> T:
         """Run a function on the engine's thread, between two steps, and return its result or raise its error."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
@@ -115,7 +115,7 @@ class Worker:
         self._put(_Job(run, fail))
         return await result
 
-    async def beside(self, function: Callable[[Coterie], T], reads: bool = False) -> T:
+    async def beside(self, function: Callable[[Serving], T], reads: bool = False) -> T:
         """Run a function that takes long, and needs no step to be over, while the engine goes on.
 
         `reads`: it takes milliseconds, not seconds. Returns its result or raises its error.
@@ -128,7 +128,7 @@ class Worker:
             if self._giving_back is None:
                 self._giving_back = loop.call_later(FREED_S, self._give_back, loop)
 
-    def soon(self, function: Callable[[Coterie], None]) -> None:
+    def soon(self, function: Callable[[Serving], None]) -> None:
         """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
         self._put(_Job(lambda: function(self._coterie), _ignore))
 
@@ -138,7 +138,7 @@ class Worker:
         self._giving_back = loop.call_later(FREED_S, self._give_back, loop) if again else None
         self._reading.submit(give_back)
 
-    async def told(self, begin: Callable[[Coterie, Told], None]) -> None:
+    async def told(self, begin: Callable[[Serving, Told], None]) -> None:
         """Begin something between two steps and wait until it is told how it ended. Raises that, or the refusal."""
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
@@ -150,7 +150,7 @@ class Worker:
             else:
                 loop.call_soon_threadsafe(_fail, end, error)
 
-        def run(coterie: Coterie) -> None:
+        def run(coterie: Serving) -> None:
             if self.broken is not None:  # since this was put into the inbox
                 raise self.broken
             begin(coterie, tell)
@@ -303,7 +303,7 @@ def _chars(query: Query) -> int:
     return len(query.prompt_ids) + sum([len(message.content) for message in query.messages])
 
 
-def _guarded(function: Callable[[Coterie], T], coterie: Coterie) -> T:
+def _guarded(function: Callable[[Serving], T], coterie: Serving) -> T:
     """Run a function. A bug of ours in it ends its caller's request and nobody else's. Raises CoterieError."""
     try:
         return function(coterie)

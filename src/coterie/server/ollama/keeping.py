@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from coterie.api import Coterie
+from coterie.api import Serving
 from coterie.core.errors import CoterieError, RequestError
 from coterie.server.guard import check_origin
 from coterie.server.ollama.names import expert_of
@@ -55,7 +55,7 @@ class Keeper:
     def unload(self, expert: str) -> None:
         """Unload an expert soon, if it may go."""
 
-        def forget(coterie: Coterie) -> None:
+        def forget(coterie: Serving) -> None:
             with contextlib.suppress(CoterieError):  # others ask it, it is pinned, or it is gone
                 coterie.unload(expert)
 

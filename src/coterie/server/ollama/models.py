@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Message, Query, Serving
 from coterie.api.sampling import defaults_of
 from coterie.api.texts import Text
 from coterie.core.dtypes import DType
@@ -31,7 +31,7 @@ _ABOUT: LruCache[tuple[int, str]] = LruCache(4096)  # by architecture key: how m
 _NAMES = {"repetition_penalty": "repeat_penalty"}
 
 
-def all_models(coterie: Coterie) -> dict[str, Any]:
+def all_models(coterie: Serving) -> dict[str, Any]:
     """All that may be asked, by each of its names: the composition, if somebody chooses there, and the experts, but for
     those that only score.
     """
@@ -43,9 +43,9 @@ def all_models(coterie: Coterie) -> dict[str, Any]:
     return {"models": rows}
 
 
-def loaded(coterie: Coterie) -> dict[str, Any]:
+def loaded(coterie: Serving) -> dict[str, Any]:
     """Whom memory holds whole."""
-    most, is_gpu = most_tokens(coterie), coterie.parts.device.spec.run_tier == "hbm"
+    most, is_gpu = most_tokens(coterie), coterie.members[0].parts.device.spec.run_tier == "hbm"
     rows = []
     for found in coterie.status().experts:
         if found.state == "resident" and found.name in most:
@@ -56,7 +56,7 @@ def loaded(coterie: Coterie) -> dict[str, Any]:
     return {"models": rows}
 
 
-def shown_model(coterie: Coterie, name: str) -> dict[str, Any]:
+def shown_model(coterie: Serving, name: str) -> dict[str, Any]:
     """What one of them is: its template is Jinja's. Raises NotFoundError."""
     expert, most = expert_of(name, coterie.composition), most_tokens(coterie)
     if expert is None:
@@ -93,7 +93,7 @@ def capabilities(text: Text) -> list[str]:
     return [able for able, holds in asked.items() if holds]
 
 
-def _routes(coterie: Coterie) -> bool:
+def _routes(coterie: Serving) -> bool:
     """Whether the composition's name, if no expert has it, means somebody."""
     composition = coterie.composition
     if composition.named(composition.name) is not None:
@@ -101,7 +101,7 @@ def _routes(coterie: Coterie) -> bool:
     return composition.router is not None or len(composition.experts) == 1
 
 
-def _row(coterie: Coterie, name: str, expert: str | None) -> dict[str, Any]:
+def _row(coterie: Serving, name: str, expert: str | None) -> dict[str, Any]:
     names = coterie.composition.names if expert is None else (expert,)
     models = [coterie.models[one] for one in names]
     written_s, size_bytes = max(model.written_s for model in models), sum(model.layout.size_bytes for model in models)
@@ -116,7 +116,7 @@ def _digest(models: Iterable[Model]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _details(coterie: Coterie, model: Model | None) -> dict[str, Any]:
+def _details(coterie: Serving, model: Model | None) -> dict[str, Any]:
     if model is None:
         families = _each_once(coterie.models[name].config.family for name in coterie.composition.names)
         return {"parent_model": "", "format": "", "family": "", "families": families, "parameter_size": "",

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coterie import __version__
-from coterie.api import Coterie
+from coterie.api import Serving
 from coterie.composition.composition import Composition
 from coterie.server import fields
 from coterie.server.choices import numbers, respond, vectors_of
@@ -40,7 +40,7 @@ REFUSED = {
 }
 
 
-def routes(coterie: Coterie, worker: Worker, origins: Collection[str] = ()) -> list[Route]:
+def routes(coterie: Serving, worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     """All of them. `origins`: whose pages may load and unload, beside its own."""
     keeper = Keeper(worker, origins)
     return [
@@ -51,7 +51,7 @@ def routes(coterie: Coterie, worker: Worker, origins: Collection[str] = ()) -> l
     ]
 
 
-def _answering(coterie: Coterie, worker: Worker, keeper: Keeper) -> list[Route]:
+def _answering(coterie: Serving, worker: Worker, keeper: Keeper) -> list[Route]:
     def endpoint(parse: Callable[[object, Composition], Asked]) -> Callable[[Request], Awaitable[Response]]:
         is_chat = parse is parse_chat
 
@@ -71,7 +71,7 @@ def _answering(coterie: Coterie, worker: Worker, keeper: Keeper) -> list[Route]:
     return [Route(f"/api/{name}", endpoint(parse), methods=["POST"]) for name, parse in found.items()]
 
 
-def _embedding(coterie: Coterie, worker: Worker, keeper: Keeper) -> list[Route]:
+def _embedding(coterie: Serving, worker: Worker, keeper: Keeper) -> list[Route]:
     def endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def embed(request: Request) -> Response:
             begun_s = time.perf_counter()
@@ -96,7 +96,7 @@ def _embedding(coterie: Coterie, worker: Worker, keeper: Keeper) -> list[Route]:
     return [Route(f"/api/{name}", endpoint(name), methods=["POST"]) for name in NOTHING]
 
 
-def _listing(coterie: Coterie, worker: Worker) -> list[Route]:
+def _listing(coterie: Serving, worker: Worker) -> list[Route]:
     async def tags(_: Request) -> Response:
         return JSONResponse(await worker.call(all_models))
 

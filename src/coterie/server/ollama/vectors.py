@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coterie.api import Answer, Coterie, Query
+from coterie.api import Answer, Query, Serving
 from coterie.api.embeddings import normalised, output_vectors
 from coterie.api.texts import Text
 from coterie.api.types import prompt_of
@@ -35,7 +35,7 @@ class Embed:
     keep_s: float | None
 
 
-def parse_embed(body: object, coterie: Coterie, endpoint: str) -> Embed:
+def parse_embed(body: object, coterie: Serving, endpoint: str) -> Embed:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
     field = FIELDS[endpoint]
     given = fields.an_object(body, f"model and {field}")
@@ -54,7 +54,7 @@ def parse_embed(body: object, coterie: Coterie, endpoint: str) -> Embed:
     return Embed(model, str(given["model"]), queries, found.dimensions, keep_s)
 
 
-def _cut(query: Query, coterie: Coterie) -> Query:
+def _cut(query: Query, coterie: Serving) -> Query:
     """The same of as many tokens as its expert reads, if the text has more letters than that; else it is left."""
     text, model = coterie.texts[query.model], coterie.models[query.model]
     if len(query.messages[-1].content.encode()) < model.most_prompt_tokens:

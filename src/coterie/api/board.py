@@ -1,0 +1,254 @@
+"""Board: who of a fleet has which query, what came of it, and where the next one goes.
+
+    place -> Flight --> member --chunks--> news --take--> who asked         one lock; nobody waits here for a step
+
+Each query that was placed ends once: by its last chunk, by its device's failure, or because who asked has left.
+Knows nothing about threads but that there are several.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+from coterie.api.coterie import Coterie
+from coterie.api.inflight import InFlight
+from coterie.api.member import Member
+from coterie.api.ready import Ready
+from coterie.api.types import Chunk
+from coterie.composition.router import Route
+from coterie.core.errors import CoterieError, DeviceError
+from coterie.engine.expert_control import Told
+from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
+from coterie.engine.request import Request
+
+
+@dataclass(slots=True)
+class Flight:
+    """A query that has not ended: with whom it is, of which expert, by whom. `begun`: it has a chunk."""
+
+    member: Member
+    expert: str
+    client: str = ""
+    begun: bool = False
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class Board:
+    """The accounts of a fleet, under `lock`, on which `step` waits for news.
+
+    `flights`: by id, in the order of their coming. `loads`: with whom is each that was asked for and not told of.
+    """
+
+    members: tuple[Member, ...] = ()
+    flights: dict[str, Flight] = field(default_factory=dict)
+    loads: dict[Told, Member] = field(default_factory=dict)
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    reuse: bool = True
+    _news: list[Chunk] = field(default_factory=list)
+    _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
+    _prefixes: Prefixes = field(default_factory=Prefixes)
+    _woken: bool = False
+    _asked: list[Counter[str]] = field(default_factory=list)
+
+    def join(self, member: Member) -> None:
+        """One more, before any is asked."""
+        self.members = (*self.members, member)
+        self._asked.append(Counter())
+        member.coterie.hand_over = self.hand_over
+
+    # ---- where to
+
+    def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
+        """Who is to answer; `able`: one of these. Raises the error that all of them have ended with."""
+        known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self.reuse else ()
+        found = place(
+            [self._standing(member, expert, known, able) for member in self.members],
+            cost_of([member.seen for member in self.members]),
+        )
+        if found is None:
+            raise self.members[0].broken or DeviceError("devices", "none of them serves this", "ask for another expert")
+        if prompt_ids and self.reuse:
+            self._prefixes.learn(expert, prompt_ids, found)
+        return self.members[found]
+
+    def _standing(self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None) -> Standing:
+        models = member.coterie.models
+        asked = self._asked[member.number]
+        sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
+        serves = member.broken is None and (able is None or member in able)
+        return standing(member.seen, expert, sizes, asked, known[member.number] if known else 0, serves)
+
+    # ---- queries come, move and end
+
+    def begin(self, request_id: str, flight: Flight, ready: Ready) -> None:
+        """Hand a query to its member. What refuses it there is its last chunk."""
+        self.flights[request_id] = flight
+        self._count(flight, 1)
+        self._watch(flight.member.post(lambda coterie: coterie.take(ready, request_id)), flight.member, request_id)
+
+    def hand_over(self, request_id: str, pending: InFlight, route: Route, request: Request) -> bool:
+        """A query's router has been asked by one member: whether another one goes on with it. On the first's thread."""
+        with self.lock:
+            flight = self.flights.get(request_id)
+            if flight is None or flight.cancelled:
+                return False
+            was = flight.member
+            able = [member for member in self.members if request.expert_id in member.coterie.composition.names]
+            self._count(flight, -1)
+            ids = request.prompt_ids if request.reuse else ()
+            flight.member = self.place(request.expert_id, ids, able) if able else was
+            flight.expert = request.expert_id
+            self._count(flight, 1)
+            if flight.member is was:
+                return False
+            asked_s = was.coterie.parts.device.now() - (pending.asked_s or 0.0)
+            adopted = flight.member.post(
+                lambda coterie: coterie.adopt(request_id, pending, route, request, asked_s),
+            )
+            self._watch(adopted, flight.member, request_id)
+            return True
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a query; its last chunk says so."""
+        with self.lock:
+            flight = self.flights.get(request_id)
+            if flight is not None:
+                flight.cancelled = True
+                flight.member.post(lambda coterie: coterie.cancel(request_id))
+
+    def abandon(self, request_ids: Iterable[str]) -> None:
+        """Stop these, and keep nothing more of them."""
+        gone = set(request_ids)
+        with self.lock:
+            self._news = [chunk for chunk in self._news if chunk.request_id not in gone]
+            for request_id in gone & self.flights.keys():
+                self._end(request_id).member.post(partial(_abandon, request_id))
+
+    def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
+        """What a member's step brought; of a query that is not with it any more, nothing."""
+        with self.lock:
+            for chunk in chunks:
+                flight = self.flights.get(chunk.request_id)
+                if flight is None or flight.member is not member:
+                    continue
+                flight.begun = True
+                self._news.append(chunk)
+                if chunk.last:
+                    self._end(chunk.request_id)
+            self.lock.notify_all()
+
+    def broke(self, member: Member, error: CoterieError) -> None:
+        """All that a member had ends with this error."""
+        with self.lock:
+            for request_id in [name for name, flight in self.flights.items() if flight.member is member]:
+                self._fail(request_id, error)
+            for told in [told for told, its in self.loads.items() if its is member]:
+                told(error)
+            self.lock.notify_all()
+
+    def _watch(self, posted: Future[None], member: Member, request_id: str) -> None:
+        """End a query whose member refuses it late, or has broken before it came."""
+
+        def look(future: Future[None]) -> None:
+            error = future.exception()
+            if not isinstance(error, CoterieError):
+                return
+            with self.lock:
+                flight = self.flights.get(request_id)
+                if flight is not None and flight.member is member:
+                    self._fail(request_id, error)
+                    self.lock.notify_all()
+
+        posted.add_done_callback(look)
+
+    def _fail(self, request_id: str, error: CoterieError) -> None:
+        self._end(request_id)
+        self._news.append(Chunk(request_id, "", error=error))
+
+    def _end(self, request_id: str) -> Flight:
+        flight = self.flights.pop(request_id)
+        self._count(flight, -1)
+        return flight
+
+    def _count(self, flight: Flight, change: int) -> None:
+        asked = self._asked[flight.member.number]
+        asked[flight.expert] += change
+        if not asked[flight.expert]:
+            del asked[flight.expert]
+
+    # ---- loads
+
+    def load(self, expert: str, tell: Told, member: Member) -> None:
+        """Have an expert brought in by one; `tell` is called by who takes the news. Raises what refuses it."""
+
+        def told(error: CoterieError | None) -> None:
+            with self.lock:
+                if self.loads.pop(told, None) is not None:
+                    self._told.append((tell, error))
+                    self.lock.notify_all()
+
+        with self.lock:
+            self.loads[told] = member
+        try:
+            member.call(lambda coterie: coterie.load_soon(expert, told))
+        except BaseException:
+            with self.lock:
+                self.loads.pop(told, None)
+            raise
+
+    # ---- news
+
+    @property
+    def idle(self) -> bool:
+        """True when nobody waits for anything, and all news were taken."""
+        with self.lock:
+            return not (self.flights or self._news)
+
+    @property
+    def quiet(self) -> bool:
+        """True when it is idle and there is no load to be told of."""
+        with self.lock:
+            return not (self.flights or self._news or self.loads or self._told)
+
+    def wake(self) -> None:
+        """Let who waits for news, or who comes next, go on without."""
+        with self.lock:
+            self._woken = True
+            self.lock.notify_all()
+
+    def take(self, within_s: float, wanted: Collection[str] | None = None) -> list[Chunk]:
+        """The news, of the `wanted` or of all, in order; where there are none yet, those that come within a time. Tells
+        who asked for loads."""
+        with self.lock:
+            if not (self._has(wanted) or self._told or self._woken):
+                self.lock.wait(within_s)
+            self._woken = False
+            chunks = [chunk for chunk in self._news if wanted is None or chunk.request_id in wanted]
+            self._news = [] if wanted is None else [one for one in self._news if one.request_id not in wanted]
+            told, self._told = self._told, []
+        for tell, error in told:
+            tell(error)
+        return chunks
+
+    def has_more(self, request_id: str) -> bool:
+        """Whether chunks of a query will come, or are kept."""
+        with self.lock:
+            return request_id in self.flights or self._has({request_id})
+
+    def waiting(self, client: str) -> tuple[int, int]:
+        """How many queries have no chunk yet, of all clients and of one."""
+        waits = [flight for flight in self.flights.values() if not flight.begun]
+        return len(waits), sum([flight.client == client for flight in waits]) if client else 0
+
+    def _has(self, wanted: Collection[str] | None) -> bool:
+        return any(wanted is None or chunk.request_id in wanted for chunk in self._news)
+
+
+def _abandon(request_id: str, coterie: Coterie) -> None:
+    coterie.abandon([request_id])

@@ -1,0 +1,324 @@
+"""Fleet: a composition on several devices, behind one endpoint.
+
+    query -> ready, once -> place (engine/placement.py) -> a member's thread: its Coterie, engine, cache, KV, device
+                              board: who has what, news <--'
+
+What says who the experts are is opened once: configs, tokenizers, router. A device has memory and programs of its own.
+Knows nothing about HTTP or the command line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from coterie.api.assemble import Options, each_device
+from coterie.api.board import Board, Flight
+from coterie.api.coterie import Coterie
+from coterie.api.fleet_watch import FleetWatch
+from coterie.api.member import Member, all_of, names_of
+from coterie.api.opened import OfFleet, Opened, open_all, planned
+from coterie.api.ready import Experts, Ready, prepared, route_that_fits
+from coterie.api.rescan import Look, Rescan
+from coterie.api.routings import begun
+from coterie.api.serving import WAIT_S, Serving
+from coterie.api.status import Status
+from coterie.api.together import together
+from coterie.api.types import Chunk, Query
+from coterie.composition.composition import Composition, load_composition
+from coterie.composition.router import Route
+from coterie.composition.routing import Pending
+from coterie.core.errors import ClosedError, ConflictError, ContextError, CoterieError, CrowdedError
+from coterie.core.trace import Trace
+from coterie.engine.admission import check_room_among, places_among
+from coterie.engine.assembly import Plan
+from coterie.engine.expert_control import Told
+
+
+class Fleet(Serving):
+    """Owns several devices, each with a Coterie that a thread of its own steps. Threads may share it.
+
+    `composition`, `models`, `texts` and `routing` are the first device's; where a rescan could not renew an expert on
+    another one, that one is not asked for it. It closes when it is garbage collected, and when Python ends.
+    """
+
+    watch: FleetWatch
+
+    def __init__(self, composition: Composition, options: Options) -> None:
+        """Open every expert once and reserve memory on each of `options.devices`. Raises CoterieError."""
+        self._options, each = options, each_device(options)
+        opened, plans = _planned(open_all(composition, each[0]), each)
+        self._board, self._numbers = Board(reuse=options.reuse), itertools.count()
+        names = self.names = names_of(options.devices)
+        try:
+            for number, (its, made) in enumerate(zip(each, plans, strict=True)):
+                taught = self._board.members[0].coterie.routing if number else None
+                coterie = Coterie(opened.composition, its, OfFleet(opened, made, self._numbers, taught))
+                self._board.join(Member(number, names[number], coterie, self._board))
+        except BaseException:
+            _stop(self._board.members)
+            raise
+        self._members = self._board.members
+        self._close = weakref.finalize(self, _stop, self._members)
+        first = self._members[0].coterie
+        self.models, self.texts = first.models, first.texts
+        self.composition, self.routing = first.composition, first.routing
+        self._experts = Experts(self.texts, self.models, first.parts.kv.tokens_held)
+        self.watch = FleetWatch(self._board)
+        for member in self._members:
+            member.start()
+
+    @classmethod
+    def open(cls, ref: str | Path, options: Options, leave_out: bool = False) -> Fleet:
+        """As Coterie.open, on all of `options.devices`."""
+        return cls(load_composition(ref, leave_out), options)
+
+    @property
+    def members(self) -> tuple[Coterie, ...]:
+        """The Coteries, in the order of the devices. Their threads step them: nobody else may."""
+        return tuple([member.coterie for member in self._members])
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is queued or running, and every chunk was given out."""
+        return self._board.idle
+
+    @property
+    def quiet(self) -> bool:
+        """True when it is idle and there is no load to be told of."""
+        return self._board.quiet
+
+    def route(self, query: Query) -> Route:
+        """The router's decision for a query. A model that the router asks is run where that costs least."""
+        pending = self._begin(query)
+        if pending.asks:
+            with self._board.lock:
+                member = self._board.place(pending.asks[0].expert)
+            try:
+                return member.coterie.route(query)
+            finally:
+                member.post(lambda _: None)  # what its steps brought others is to be given out
+        route = self.routing.finish(pending)
+        if pending.route is not None:
+            return route
+        return route_that_fits(query, pending.prompt, route, self.routing.others, self._experts)[0]
+
+    def ready(self, query: Query) -> Ready:
+        """Do what of a query needs no engine, in any thread."""
+        try:
+            return prepared(query, self._begin(query), self.routing, self._experts)
+        except ContextError as error:
+            self.watch.refused(f"{next(self._numbers):08x}", error)
+            raise
+
+    def submit(self, query: Query | Ready, more: int = 0) -> str:
+        """Place a query and return its id. What is refused only by the engine's turn is the last chunk's error."""
+        if isinstance(query, Query):
+            self._check_room(query, more)  # before any work, as it may be refused
+            query = self.ready(query)
+        ready = query if query.is_current(self.texts, self.composition.names) else self.ready(query.query)
+        able = self._able(ready)
+        with self._board.lock:
+            self._check_room(ready.query, more)
+            request_id = f"{next(self._numbers):08x}"
+            expert = ready.route.expert if ready.route is not None else ready.begun.asks[0].expert
+            ids = ready.request.prompt_ids if ready.request is not None and ready.request.reuse else ()
+            member = self._board.place(expert, ids, able)
+            self._board.begin(request_id, Flight(member, expert, ready.query.client), ready)
+        return request_id
+
+    def places(self, client: str = "") -> int | None:
+        """How many more queries a client may let wait now, on all devices together."""
+        self._check_open()
+        most = self._options.max_waiting
+        with self._board.lock:
+            return None if most is None else places_among(*self._board.waiting(client), client, most)
+
+    def step(self, within_s: float | None = None) -> list[Chunk]:
+        """What is new, per query. The devices step themselves; it waits for one of them, at most `within_s` seconds."""
+        self._check_open()
+        return self._board.take(WAIT_S if within_s is None else within_s)
+
+    def interrupt(self) -> None:
+        """End a `step` that waits. Any thread may call it."""
+        self._board.wake()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a query; its last chunk says `cancelled`."""
+        self._board.cancel(request_id)
+
+    def abandon(self, request_ids: Sequence[str]) -> None:
+        """Stop these if they go on, and keep nothing more of them."""
+        self._board.abandon(request_ids)
+
+    def resident(self) -> tuple[str, ...]:
+        """Experts in the run tier of any device."""
+        self._check_open()
+        return tuple(dict.fromkeys([name for each in all_of(self._members, Coterie.resident) for name in each]))
+
+    def load_soon(self, expert: str, tell: Told) -> None:
+        """As load, on the device where it is or where it costs least, but do not wait: a later `step` calls `tell`."""
+        self._check_open()
+        name = self.composition.expert(expert).name
+        with self._board.lock:
+            member = self._board.place(name, able=self._serving(name))
+        self._board.load(name, tell, member)
+
+    def unload(self, expert: str) -> None:
+        """Forget every copy of an expert on every device. Where one refuses, those before it have forgotten theirs."""
+        self._check_open()
+        name = self.composition.expert(expert).name
+        for member in self._serving(name):
+            try:
+                member.call(lambda coterie: coterie.unload(name))
+            except ConflictError as error:
+                raise ConflictError(f"{error.where} on {member.name}", error.fact, error.remedy) from error
+
+    def pin(self, expert: str) -> None:
+        """Never evict an expert from the devices that have it, or, where none has, from where it would come in."""
+        self._check_open()
+        name = self.composition.expert(expert).name
+        able = self._serving(name)
+        there = [member for member in able if name in member.seen.there]
+        with self._board.lock:
+            chosen = there or [self._board.place(name, able=able)]
+        for member in chosen:
+            member.call(lambda coterie: coterie.pin(name))
+
+    def unpin(self, expert: str) -> None:
+        """Let an expert be evicted again, on every device."""
+        self._check_open()
+        name = self.composition.expert(expert).name
+        for member in self._serving(name):
+            member.call(lambda coterie: coterie.unpin(name))
+
+    def status(self) -> Status:
+        """All devices as one, and each (`devices`); between two steps of each, not all at one instant."""
+        self._check_open()
+        alive = [member for member in self._members if member.broken is None]
+        broken = {member.name: str(member.broken) for member in self._members if member.broken is not None}
+        return together([member.name for member in alive], all_of(alive, Coterie.status), broken)
+
+    def look_again(self) -> Look:
+        """What is new in the file or folder, opened once, in any thread."""
+        return self._members[0].coterie.look_again()
+
+    def rescan(self, looked: Look | None = None) -> Rescan:
+        """Serve what another look found on every device. `kept` has those too that stay as they are on one of them."""
+        self._check_open()
+        looked = looked or self.look_again()
+        found, *others = all_of(self._members, lambda coterie: coterie.rescan(_seen_by(coterie, looked)))
+        first = self._members[0].coterie
+        self.composition, self.routing = first.composition, first.routing
+        kept = {name: why for other in others for name, why in (*other.kept.items(), *other.left_out.items())}
+        mine = {name: why for name, why in kept.items() if name not in found.left_out}
+        return replace(found, kept={**mine, **found.kept})
+
+    def release_idle(self) -> int:
+        """Unload all that is not pinned on each device that is quiet, and give its memory back; how many bytes."""
+        self._check_open()
+        return sum(all_of(self._members, Coterie.release_idle)) if self.quiet else 0
+
+    def trace(self) -> Trace:
+        """What ran when, as far as it was recorded, each lane with its device."""
+        traces = all_of(self._members, Coterie.trace)
+        named = list(zip(self.names, traces, strict=True))
+        slices = [replace(one, lane=f"{name} {one.lane}") for name, trace in named for one in trace.slices]
+        asyncs = [replace(one, key=f"{name} {one.key}") for name, trace in named for one in trace.asyncs]
+        return Trace(slices, asyncs, traces[0].notes)
+
+    def close(self) -> None:
+        """Stop all devices and give their memory back. Later calls, and those under way, get a ClosedError."""
+        self._close()
+        self._board.wake()
+
+    def _advance_for(self, wanted: set[str]) -> list[Chunk]:
+        """News of these queries; those of others are kept."""
+        self._check_open()
+        return self._board.take(WAIT_S, wanted)
+
+    def _has_more(self, request_id: str) -> bool:
+        return self._board.has_more(request_id)
+
+    def _begin(self, query: Query) -> Pending:
+        return begun(self.routing, query, self.texts, self._residents)
+
+    def _residents(self) -> frozenset[str]:
+        return frozenset().union(*[member.seen.there for member in self._members])
+
+    def _serving(self, name: str) -> list[Member]:
+        """Those that serve an expert as the first device does: by the same files."""
+        text = self.texts[name]
+        return [
+            member
+            for member in self._members
+            if member.broken is None
+            and name in member.coterie.composition.names
+            and ((its := member.coterie.texts[name]) is text or its.files == text.files)
+        ]
+
+    def _able(self, ready: Ready) -> list[Member] | None:
+        """Who can answer; None: any, as it is not known of whom it will be asked. Raises why nobody can."""
+        self._check_open()
+        if ready.request is None:
+            return None
+        able, refused = [], list[CoterieError]()
+        for member in self._serving(ready.request.expert_id):
+            try:
+                member.coterie.check(ready)
+            except CoterieError as error:
+                refused.append(error)
+            else:
+                able.append(member)
+        if refused and not able:
+            self.watch.refused(f"{next(self._numbers):08x}", refused[0], ready.request.expert_id)
+            raise refused[0]
+        return able
+
+    def _check_room(self, query: Query, more: int) -> None:
+        """Raise ClosedError, or CrowdedError where too many wait, which the first device's metrics count."""
+        self._check_open()
+        if (most := self._options.max_waiting) is None:
+            return
+        with self._board.lock:
+            try:
+                check_room_among(*self._board.waiting(query.client), query.client, most, 1 + more)
+            except CrowdedError:
+                self._members[0].coterie.parts.engine.metrics.refused += 1 + more  # which nobody else changes here
+                raise
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            fact = "this Fleet is closed and answers nothing any more"
+            raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+
+
+def opened_on(ref: str | Path, options: Options, leave_out: bool = False) -> Serving:
+    """A composition on the device, or on the several devices, that the options name. Raises CoterieError."""
+    return Fleet.open(ref, options, leave_out) if options.beside else Coterie.open(ref, options, leave_out)
+
+
+def _planned(opened: Opened, each: Sequence[Options]) -> tuple[Opened, list[Plan]]:
+    """What all devices have room for, where what has none may be left out, and where its bytes go on each."""
+    while True:
+        plans, before = list[Plan](), opened.composition.names
+        for options in each:
+            opened, made = planned(opened, options)
+            plans.append(made)
+        if opened.composition.names == before:
+            return opened, plans
+
+
+def _seen_by(coterie: Coterie, looked: Look) -> Look:
+    """The same look, as if this member had looked: what it serves now, and by which routing."""
+    return replace(looked, was={name: coterie.models.get(name) for name in looked.was}, before=coterie.routing)
+
+
+def _stop(members: Sequence[Member]) -> None:
+    for member in members:
+        with suppress(ClosedError):
+            member.stop()

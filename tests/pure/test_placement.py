@@ -1,0 +1,127 @@
+"""Who answers: residency first, not for ever, and what is known of a prompt stays where it is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from coterie.engine.placement import (
+    FEWEST_REQUESTS,
+    MOST_REQUESTS,
+    PIECE_TOKENS,
+    SWITCH_REQUESTS,
+    TOKENS_PER_REQUEST,
+    Prefixes,
+    Seen,
+    Standing,
+    place,
+    standing,
+    switch_cost,
+)
+
+IDLE = Standing(serves=True, holds=False, load=0, crowded=False, free=True, known_tokens=0, brought=0)
+HOLDER = replace(IDLE, holds=True)
+NEVER = Seen(frozenset(), near_bytes=100, free_bytes=100, brought=0, switches=0, switch_s=0.0, finished=0, busy_s=0.0)
+
+
+def test_who_has_the_expert_is_asked_while_its_line_is_shorter_than_a_switch():
+    for load in range(20):
+        found = place([IDLE, replace(HOLDER, load=load)], switch_requests=7)
+        assert found == (1 if load < 7 else 0), load
+
+
+def test_a_busy_device_gets_nothing_new():
+    assert place([replace(IDLE, load=9), replace(IDLE, load=3), replace(IDLE, load=4)]) == 1
+
+
+def test_of_two_who_hold_it_the_idler_one():
+    assert place([replace(HOLDER, load=5), replace(HOLDER, load=4)]) == 1
+    assert place([replace(HOLDER, brought=3), replace(HOLDER, brought=2)]) == 0  # nothing is brought in
+
+
+def test_where_nobody_must_go_then_where_the_fewest_came():
+    assert place([replace(IDLE, free=False), IDLE]) == 1
+    full = replace(IDLE, free=False)
+    assert place([replace(full, brought=4), replace(full, brought=3)]) == 1
+    assert place([full, full]) == 0
+
+
+def test_to_send_away_who_is_used_costs_twice():
+    crowded = replace(IDLE, crowded=True)
+    assert place([crowded, replace(IDLE, load=3)], switch_requests=4) == 1
+    assert place([crowded, replace(IDLE, load=5)], switch_requests=4) == 0
+
+
+def test_a_known_prefix_is_worth_what_it_costs_to_compute():
+    known = replace(HOLDER, known_tokens=4 * TOKENS_PER_REQUEST)
+    assert place([HOLDER, replace(known, load=3)]) == 1
+    assert place([HOLDER, replace(known, load=5)]) == 0
+
+
+def test_who_does_not_serve_is_never_asked():
+    assert place([replace(HOLDER, serves=False), replace(IDLE, load=99)]) == 1
+    assert place([replace(HOLDER, serves=False)]) is None
+    assert place([]) is None
+
+
+def test_it_is_the_least_cost_and_the_same_each_time():
+    rng = random.Random(5)
+
+    def drawn() -> Standing:
+        flags = [rng.random() < 0.5 for _ in range(3)]
+        return Standing(
+            rng.random() < 0.9, flags[0], rng.randrange(12), *flags[1:], rng.randrange(2000), rng.randrange(4)
+        )
+
+    for _ in range(500):
+        devices, switch = [drawn() for _ in range(rng.randint(1, 8))], rng.uniform(1, 9)
+        found = place(devices, switch)
+        assert found == place(devices, switch)
+        if found is None:
+            assert not any(one.serves for one in devices)
+            continue
+        costs = [
+            one.load - one.known_tokens / TOKENS_PER_REQUEST + (0 if one.holds else switch * (1 + one.crowded))
+            for one in devices
+        ]
+        assert devices[found].serves
+        assert costs[found] == min(cost for cost, one in zip(costs, devices, strict=True) if one.serves)
+
+
+def test_what_a_switch_costs_is_measured_within_bounds():
+    assert switch_cost(0, 0.0, 0, 0.0) == SWITCH_REQUESTS
+    assert switch_cost(3, 6.0, 0, 1.0) == SWITCH_REQUESTS
+    assert switch_cost(10, 20.0, 100, 25.0) == 8.0
+    assert switch_cost(10, 1e-9, 100, 25.0) == FEWEST_REQUESTS
+    assert switch_cost(10, 1e9, 100, 25.0) == MOST_REQUESTS
+
+
+def test_how_a_device_stands():
+    sizes = {"ada": 60, "bob": 30, "cyd": 50}
+    seen = replace(NEVER, there=frozenset({"ada"}), free_bytes=40, brought=7)
+    assert standing(seen, "ada", sizes, {}) == Standing(True, True, 0, False, False, 0, 7)
+    assert standing(seen, "bob", sizes, {"ada": 2}) == Standing(True, False, 2, False, True, 0, 7)
+    assert standing(seen, "cyd", sizes, {"ada": 2, "bob": 0}) == Standing(True, False, 2, True, False, 0, 7)
+    assert standing(seen, "bob", sizes, {"bob": 1}).holds  # it is coming
+    assert not standing(seen, "bob", sizes, {"bob": 0}, serves=False).serves
+
+
+def test_prefixes_are_known_where_they_were_computed():
+    ids, prefixes = list(range(3 * PIECE_TOKENS + 5)), Prefixes()
+    assert prefixes.known("ada", ids, 2) == [0, 0]
+    prefixes.learn("ada", ids[: 2 * PIECE_TOKENS + 1], 1)
+    assert prefixes.known("ada", ids, 2) == [0, 2 * PIECE_TOKENS]
+    assert prefixes.known("bob", ids, 2) == [0, 0]
+    assert prefixes.known("ada", [9, *ids[1:]], 2) == [0, 0]
+    assert prefixes.known("ada", ids[: PIECE_TOKENS - 1], 2) == [0, 0]
+    prefixes.learn("ada", ids, 0)
+    assert prefixes.known("ada", ids, 2) == [3 * PIECE_TOKENS, 2 * PIECE_TOKENS]
+
+
+def test_the_oldest_prefixes_are_forgotten():
+    prefixes = Prefixes(max_pieces=4)
+    for start in range(6):
+        prefixes.learn("ada", [start] * PIECE_TOKENS, 0)
+        assert len(prefixes) <= 4
+    known = [prefixes.known("ada", [start] * PIECE_TOKENS, 1)[0] for start in range(6)]
+    assert known == [0, 0, *[PIECE_TOKENS] * 4]
