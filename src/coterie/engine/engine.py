@@ -84,8 +84,7 @@ class Engine:
         """What a request would be here. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         self._runner.check(request, expert := served_as(request.expert_id, self._experts))
         sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
-        count, named = len(request.prompt_ids), request.request_id
-        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, count, expert.kv, named)
+        sequence.blocks = self._kv.check_fits(sequence.kv_tokens, len(sequence.tokens), expert.kv, request.request_id)
         return sequence
 
     def submit(self, request: Request) -> None:
@@ -276,10 +275,11 @@ class Engine:
             if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else no step can be done again
                 self._groups.part(names)
                 self._repeats = 0
-                return None
+                return
             self.fail([part.sequence for part in batch.parts], failure)
             self._loads.wait_out(names[0])
-            return self._settle()
+            self._settle()
+            return
         steps = len(drawn := self._device.tokens(event))
         self._count_steps(lead, names, batch, steps)
         self._groups.rejoin(names)
@@ -288,7 +288,7 @@ class Engine:
         if batch.gives_vectors:
             for sequence, error in take_vectors(self._device, event, batch):
                 self._end(sequence, (), "", "stop" if error is None else "error", error)
-            return None
+            return
         by_row = drawn.T.tolist()
         failed = choose_rows(self._device, event, batch, by_row)
         self.metrics.count_guesses(*keep_guesses(batch, by_row), batch.drafted)
