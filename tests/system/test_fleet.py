@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.system.serving import served
+from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Options, Query
 from coterie.core.errors import ClosedError, CrowdedError, DeviceError, UsageError
@@ -233,3 +234,20 @@ def test_on_two_gpus_that_are_none(composition: Path, monkeypatch: pytest.Monkey
         assert [one.parts.plan.spec.name for one in fleet.members] == [drivers[0].facts.name] * 2
         assert min(one.parts.engine.metrics.submitted for one in fleet.members) > 0
     assert drivers.keys() == {0, 1, 2}
+
+
+def test_a_query_that_a_model_routes_goes_on_where_its_expert_costs_least(tmp_path: Path) -> None:
+    """The router's model is asked on one device, and another one may answer; tokens are those of one device."""
+    asked = [
+        Query(Query.text(f"the {number}th of them").messages, sampling=PartialSampling(temperature=0.0), max_tokens=6)
+        for number in range(12)
+    ]
+    path = write(tmp_path)
+    with Coterie.open(path) as one:
+        expected = [(a.token_ids, a.expert) for a in one.ask_all(asked)]
+    with Fleet.open(path, TWO) as fleet:
+        assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
+        assert fleet.idle
+        assert fleet._board._asked == [Counter(), Counter()]
+        status = fleet.status()
+        assert status.running == status.waiting == 0

@@ -115,7 +115,7 @@ def test_who_looks_on_hears_of_each_end_while_a_model_is_asked(judge, monkeypatc
     happened = []
     judge.watch.follow(happened.append)
     judge.cancel(judge.submit(Query.text(BALANCED)))
-    judge._abandon([judge.submit(Query.text(BALANCED))])
+    judge.abandon([judge.submit(Query.text(BALANCED))])
     while not judge.idle:
         judge.step()
     monkeypatch.setattr(judge._parts.engine, "submit", refuse)
@@ -137,7 +137,7 @@ def test_leaving_a_stream_early_stops_what_was_asked(judge):
     next(stream)
     stream.close()
     asked = judge.submit(Query.text(BALANCED))
-    judge._abandon([asked])
+    judge.abandon([asked])
     while not judge.idle:
         assert judge.step() == []
     assert judge.ask(BALANCED).expert == "yes"

@@ -113,7 +113,7 @@ def test_of_several_caches_every_count_is_the_sum() -> None:
     one = Stats(1, 2, 3, 4, {"hbm": 5, "ddr": 6}, {"disk->ddr": 7})
     other = Stats(10, 20, 30, 40, {"hbm": 50}, {"ddr->hbm": 60})
     moved = {"disk->ddr": 7, "ddr->hbm": 60}
-    assert module._together([one, other]) == Stats(11, 22, 33, 44, {"hbm": 55, "ddr": 6}, moved)
+    assert module.sum_of([one, other]) == Stats(11, 22, 33, 44, {"hbm": 55, "ddr": 6}, moved)
     assert (one.evictions, other.evictions) == ({"hbm": 5, "ddr": 6}, {"hbm": 50})
 
 
