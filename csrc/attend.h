@@ -151,7 +151,7 @@ inline void add_values(const float* weights, Rows values, int64_t first, int64_t
 template <DType D, int M, class Rows, class Ask>
 inline void add_all_values(const float* weights, Rows values, int64_t first, int64_t last, int64_t C, const Query* queries, Ask ask) {
   constexpr int64_t kStep = 32;
-  constexpr int kWide = W == 4 || (W == 8 && M == kGroup) ? 2 : 4;  // as many sums as registers allow
+  constexpr int kWide = kRegisters == 16 && (W == 4 || M == kGroup) ? 2 : 4;  // as many sums as registers allow
   for (int64_t begin = first; begin < last; begin += kStep) {
     const int64_t end = smaller(begin + kStep, last);
     int64_t c = 0;

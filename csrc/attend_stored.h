@@ -94,7 +94,7 @@ inline void score_quads(const float* q, int64_t C, int64_t width, Rows keys, int
 // Scores of M queries (rows of `width`) with W keys, read as they lie.
 template <DType D, int M, bool kPart, class Rows, class Ask>
 inline void score_rows(const float* q, int64_t C, int64_t width, Rows keys, V scale, float* scores, Ask ask) {
-  constexpr int kQuads = W > 8 ? 1 : M == 1 ? 4 : M < 4 ? 2 : 1;  // as many sums as registers allow
+  constexpr int kQuads = W > 8 ? 1 : M == 1 || (W == 4 && kRegisters == 32) ? 4 : M < 4 ? 2 : 1;  // as many sums as registers allow
   V quads[M][4];
 #pragma GCC unroll 4
   for (int g = 0; g < 4; g += kQuads) score_quads<D, M, kQuads, kPart>(q, C, width, keys, g, quads, ask);

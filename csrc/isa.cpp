@@ -20,6 +20,13 @@ extern const Limits limits;
 }
 #endif
 
+#if defined(__aarch64__)
+namespace neon {
+const Kernel& kernel(int64_t opcode);
+extern const Limits limits;
+}
+#endif
+
 namespace {
 
 const Isa kIsas[] = {
@@ -38,6 +45,9 @@ const Isa kIsas[] = {
      },
      avx512::kernel,
      avx512::limits},
+#endif
+#if defined(__aarch64__)
+    {"neon", [] { return true; }, neon::kernel, neon::limits},  // every such CPU has it
 #endif
 };
 

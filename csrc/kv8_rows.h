@@ -54,6 +54,10 @@ inline V load_int8(bytes* at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 #elif defined(__AVX2__)
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+#elif defined(COTERIE_NEON)
+  int32_t four;  // a row ends behind them
+  std::memcpy(&four, at, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
 #else
   V v{};
   for (int i = 0; i < W; ++i) v[i] = static_cast<float>(static_cast<int8_t>(at[i]));

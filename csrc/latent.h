@@ -98,7 +98,7 @@ inline void dot_rows(const Ends& ends, bytes* rows, int64_t R, int64_t row_size,
 
 template <DType D, int M>
 inline void unfold(const Ends& ends, bytes* rows, int64_t count, int64_t R) {
-  constexpr int kRows = W == 16 || M == 1 ? 4 : 2;  // as many sums as registers allow
+  constexpr int kRows = kRegisters == 32 || M == 1 ? 4 : 2;  // as many sums as registers allow
   const int64_t row_size = R * size_of(static_cast<int64_t>(D));
   int64_t n = 0;
   for (; n + kRows <= count; n += kRows) dot_rows<D, M, kRows>(ends, rows + n * row_size, R, row_size, n);

@@ -10,7 +10,7 @@ namespace {
 constexpr int kVectors = 8;                  // in flight; more than a core needs to hide the latency of an addition
 constexpr int64_t kBytes = W * 4;            // of a vector
 constexpr int64_t kLineBytes = 64;
-constexpr int kChains = W == 16 ? 16 : 12;      // independent sums: enough for the latency on two units, and they fit the registers
+constexpr int kChains = kRegisters == 32 ? 16 : 12;  // independent sums: enough for the latency on two units (NEON: four), and they fit the registers
 constexpr int kUnroll = 16;
 
 template <bool kPrefetch, int kStreams>

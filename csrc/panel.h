@@ -15,7 +15,7 @@ namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kBlockRows = 32;             // times kBlockColumns of float32: in the second-level cache
 constexpr int64_t kGroupRows = 4;
-constexpr int kGroupTokens = W == 16 ? 6 : 3;   // with kGroupRows, as many sums as registers allow
+constexpr int kGroupTokens = kRegisters == 32 ? 6 : 3;   // with kGroupRows, as many sums as registers allow
 constexpr int64_t kBlockColumns = 576;          // times 4 rows and 6 tokens of float32: 22.5 KiB
 
 constexpr int64_t tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile; }

@@ -94,7 +94,7 @@ inline Rows<N> rows_apart(bytes* first, int64_t apart) {
 }
 
 // So many streams do few tokens meet at once: what registers allow.
-constexpr int64_t streams_of(int64_t tokens) { return W == 16 || tokens <= 2 ? 4 : 3; }
+constexpr int64_t streams_of(int64_t tokens) { return kRegisters == 32 || tokens <= 2 ? 4 : 3; }
 
 // Calls `body` with their number.
 template <class Body>
@@ -108,7 +108,7 @@ inline void with_streams(int64_t tokens, Body body) {
 template <class Form, int N>
 inline void dots_group(const typename Form::Number* x, int64_t tokens, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
                        int64_t ahead, bool at_once) {
-  constexpr int kTokens = W == 16 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
+  constexpr int kTokens = kRegisters == 32 || N < 4 ? kBeside : 2;  // what registers allow: 4 rows are for 2 tokens
   int64_t t = 0;
   const auto some = [&]<int M>() {
     const bool fetch = t == 0 ? at_once && tokens <= kTokens : t < 2 * kTokens;

@@ -9,6 +9,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(COTERIE_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef COTERIE_ISA
@@ -89,12 +91,23 @@ constexpr int W = 8;
 using V = __m256;
 using I = __m256i;
 inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+#elif defined(COTERIE_NEON)
+constexpr int W = 4;
+using V = float32x4_t;
+inline V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
 #else
 constexpr int W = 4;
 typedef float V __attribute__((vector_size(16)));
 inline V fma(V a, V b, V c) { return a * b + c; }
 #endif
 typedef int32_t VI __attribute__((vector_size(W * 4)));
+
+// Of vectors.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 inline V splat(float value) {
 #if defined(__AVX512F__)
@@ -118,6 +131,8 @@ inline void store(float* at, V v) { std::memcpy(at, &v, sizeof v); }
 inline V kept(V v) {
 #if defined(__GNUC__) && defined(__x86_64__)
   asm("" : "+v"(v));
+#elif defined(COTERIE_NEON)
+  asm("" : "+w"(v));
 #endif
   return v;
 }
@@ -138,6 +153,11 @@ inline V load_weights(bytes* at) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
     if constexpr (D == DType::f16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+#elif defined(COTERIE_NEON)
+    uint16x4_t half;
+    std::memcpy(&half, at, sizeof half);
+    if constexpr (D == DType::f16) return vcvt_f32_f16(vreinterpret_f16_u16(half));
+    return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
 #else
     V v{};
     for (int i = 0; i < W; ++i) v[i] = widen<D>(at + 2 * i);
@@ -190,6 +210,8 @@ inline float sum(V v) {
   return sum_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 #elif defined(__AVX2__)
   return sum_eight(v);
+#elif defined(COTERIE_NEON)
+  return vpadds_f32(vadd_f32(vget_low_f32(v), vget_high_f32(v)));
 #else
   return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
@@ -207,6 +229,12 @@ inline void sum4(V a, V b, V c, V d, float* out) {
   _mm_storeu_ps(out, _mm512_castps512_ps128(first));
 #elif defined(__AVX2__)
   sum4_eight(a, b, c, d, out);
+#elif defined(COTERIE_NEON)
+  const auto halves = [](V p, V q) {
+    const float64x2_t first = vreinterpretq_f64_f32(p), second = vreinterpretq_f64_f32(q);
+    return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(first, second)), vreinterpretq_f32_f64(vzip2q_f64(first, second)));
+  };
+  store(out, vpaddq_f32(halves(a, b), halves(c, d)));
 #else
   out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
 #endif
