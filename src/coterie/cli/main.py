@@ -25,6 +25,7 @@ COMMANDS = {
     "batch": "Answer a file of requests in OpenAI's batch format; run again, it goes on with those that are left.",
     "ps": "Show which experts a running server has where, and what they do.",
     "route": "Print where each prompt would go, without running any expert.",
+    "init": "Write a composition file of a folder's experts, with the beginnings of a router; nothing is overwritten.",
     "check": "Check a composition and print where the bytes go.",
     "eval": "Score experts, router, composition and the single fallback model on held-out questions (exact last "
     "lines).",
