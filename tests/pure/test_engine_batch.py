@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from engine_world import ask
@@ -12,7 +14,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event, Sampling
 from coterie.engine.batch import Decoding, Scored, build, common_steps, cut
-from coterie.engine.kv import KVPool
+from coterie.engine.kv import MOST_SHAPES, KVPool
 from coterie.engine.queue import Queue
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.engine.sequence import Sequence
@@ -192,6 +194,21 @@ def test_a_pool_refuses_what_can_never_fit():
         pool(block_bytes=4).blocks_for(1, KV)
     with pytest.raises(CapacityError, match="one KV block"):
         KVPool(Buffer(0, "dram", 0, 31), 32)
+
+
+def test_a_pool_remembers_so_many_shapes_and_lets_others_go():
+    """As experts come and go, whose models are opened anew, each with a shape of its own."""
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(one, KvShape) for one in gc.get_objects())
+
+    kv, before = pool(block_bytes=96), alive()
+    for number in range(3 * MOST_SHAPES):
+        width = 1 + number % 5
+        shape = KvShape(num_layers=1, num_kv_heads=1, head_dim=width, dtype=DType.F16)
+        assert kv.tokens_per_block(shape) == kv.tokens_per_block(shape) == 96 // (4 * width)
+    assert 0 < alive() - before <= MOST_SHAPES + 1
 
 
 def test_a_pool_notices_a_block_in_two_places():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from cached import A, B, C, expected, load, make, settle
 from fake_device import FakeDevice, fake_layout, fake_spec
@@ -34,6 +37,23 @@ def test_two_wants_share_one_load():
     assert (second.weights, second.gates) == (first.weights, first.gates)
     assert [lane for lane, _ in device.log] == ["disk->dram"] * 2
     assert (cache.stats.hits, cache.stats.joins, cache.stats.misses) == (1, 1, 1)
+
+
+def test_what_is_remembered_of_many_requests_takes_less_than_a_megabyte():
+    """An expert is wanted several times for each request: bytes count, of the newest decisions that are kept."""
+    device, cache = make(4)
+    load(device, cache, "a", A)
+    cache.want("a", A)
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            cache.want("a", A)
+        gc.collect()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (cache.stats.hits, cache.decisions[-1]) == (20_001, ("hit", "a", "dram"))
+    assert kept_bytes < 2**20
 
 
 def test_lru_evicts_and_copies_nothing_back():

@@ -64,7 +64,7 @@ class ExpertCache:
     """
 
     def __init__(
-        self, device: Device, tiers: Mapping[str, int], evict: str | Policy = "lru", max_decisions: int = 1 << 16
+        self, device: Device, tiers: Mapping[str, int], evict: str | Policy = "lru", max_decisions: int = 1 << 12
     ) -> None:
         self._device = device
         self._policy = policy_of(evict)
