@@ -8,7 +8,8 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError
 from coterie.core.shapes import Sizes
 from coterie.devices.modelled.price import roofline_s, step_time
-from coterie.models.model import synthetic_model
+from coterie.graph.compile import compile_graph
+from coterie.models.model import synthetic_model, with_kv_type
 from coterie.models.packing import KEY, Packing, packing_of
 from coterie.models.zoo import zoo_config
 from coterie.plan.known import known_by
@@ -17,6 +18,7 @@ from coterie.spec.load import load_machine
 from coterie.spec.measured import CARRIED, peaks
 
 ONE, MANY = Sizes.decode(8, 4096), Sizes.prefill(1, 4096)
+MANY_KEYS = Sizes.decode(32, 8192)
 
 
 def priced(machine, weights, sizes):
@@ -79,7 +81,7 @@ def test_fp8_has_twice_the_peak_where_it_was_measured():
         ("h100", DType.F8_E4M3, None),
         ("h100", DType.Q8, "kernels measured on h100; products with int8 weights by what others reach of their peaks"),
         ("dgx-a100", DType.Q4, None),
-        ("mi300x", DType.F8_E4M3, None),
+        ("mi300x", DType.F8_E4M3, "what others reach of their peaks, carried over"),
     ],
 )
 def test_a_plan_says_for_which_weights_nothing_was_measured(machine, weights, said):
@@ -95,3 +97,26 @@ def test_no_expert_with_bytes_is_of_fp8():
     with pytest.raises(CheckpointError, match="layers is 'fp8'; it must be one of"):
         packing_of(raw, "config.json")
     assert packing_of(raw, "m", has_bytes=False) == Packing(DType.F8_E4M3, None)
+
+
+def test_a_plan_says_that_fp8_is_computed_as_fast_as_16_bits():
+    raw = zoo_config("llama-3.1-8b")
+    whole, fp8 = synthetic_model(raw, "a"), synthetic_model({**raw, KEY: Packing(DType.F8_E4M3, None).to_config()}, "a")
+    says = "FP8 is computed as fast as 16 bits"
+    assert says in known_by(load_machine("mi300x"), [fp8])
+    assert says not in known_by(load_machine("mi300x"), [whole])
+    assert says not in known_by(load_machine("h100"), [fp8])
+
+
+def test_int8_keys_and_values_take_no_more_time_and_a_plan_says_what_was_measured():
+    """By bandwidth a token reads 34 bytes where it read 64; measured attention keeps its time."""
+    model = synthetic_model(zoo_config("llama-3.1-8b"), "a")
+    kept = with_kv_type(model, "int8")
+    for machine, gains in (("mi300x", True), ("h100", False)):
+        spec = load_machine(machine)
+        of_16, of_8 = (step_time(spec, compile_graph(m.graph, spec.rule_set), MANY_KEYS).seconds for m in (model, kept))
+        assert of_8 < 0.9 * of_16 if gains else of_8 == pytest.approx(of_16, rel=0.01)
+    says = "attention over int8 keys and values as over those of 16 bits"
+    assert says in known_by(load_machine("h100"), [kept])
+    assert says not in known_by(load_machine("h100"), [model])
+    assert says not in known_by(load_machine("mi300x"), [kept])

@@ -9,6 +9,7 @@ from tests.pure.counting import calls_of
 from tests.system.test_plan import run
 
 from coterie.plan.size import smallest
+from coterie.spec.load import load_machine
 
 CHECKED = ("--machine", "toy-tiers", "--slo", "ttft=12ms", "--prompt", 9, "--tokens", 5, "--requests", 300, "--check")
 
@@ -109,3 +110,16 @@ def test_mistakes_are_sentences(many, args, sentence):
     assert result.exit_code == 2, result.output
     assert sentence in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_keys_and_values_of_8_bits_leave_experts_more_room(tmp_path):
+    """34 bytes for 32 numbers and their scale, where 16 bits take 64."""
+    file, rooms = tmp_path / "few.toml", {}
+    file.write_text('name = "few"\n[[expert]]\nname = "e-{i}"\nconfig = "llama-3.1-8b"\ncount = 2\n')
+    for kind in ("auto", "int8"):
+        words = ("--machine", "mi300x", "--rate", 1, "--prompt", 1000, "--slo", "ttft=10s", "--kv-type", kind)
+        result = run(file, *words, "--json")
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads(result.stdout)["rows"]
+        rooms[kind] = load_machine("mi300x").tier("hbm").capacity_bytes - row["near_bytes"]
+    assert rooms["int8"] * 64 == pytest.approx(rooms["auto"] * 34)

@@ -33,7 +33,7 @@ from coterie.cli.options import (
 from coterie.composition.composition import Composition, load_composition
 from coterie.core.errors import UnsupportedError
 from coterie.engine.experts import open_experts, open_servable
-from coterie.models.model import AUTO, Model
+from coterie.models.model import AUTO, Model, with_kv_type
 
 T = TypeVar("T")
 
@@ -113,9 +113,13 @@ def opened_to_price(ref: str) -> tuple[Composition, dict[str, Model]]:
     return found, models
 
 
-def opened_to_answer(ref: str) -> tuple[Composition, dict[str, Model]]:
-    """As `opened_to_price`, of experts that are to answer. Raises UnsupportedError where one does not."""
-    found, models = opened_to_price(ref)
+def opened_to_answer(ref: str, kv_type: str = AUTO) -> tuple[Composition, dict[str, Model]]:
+    """As `opened_to_price`, of experts that are to answer, with keys and values of this type.
+
+    Raises UnsupportedError where one does not answer, or cannot keep these so, UsageError for an unknown type.
+    """
+    found, opened = opened_to_price(ref)
+    models = {name: with_kv_type(model, kv_type) for name, model in opened.items()}
     silent = [name for name in found.names if not models[name].draws]
     if silent:
         fact = f"has experts that give vectors (embeddings) or scores alone, and answer nothing: {', '.join(silent)}"

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from coterie.cli.opening import opened_to_answer
-from coterie.cli.options import CompositionArg, JsonOpt, err, out, picked, print_json, sentences
+from coterie.cli.options import CompositionArg, JsonOpt, KvTypeOpt, err, out, picked, print_json, sentences
 from coterie.cli.plan_print import plan_page, print_plan
 from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt, SeedOpt, TokensOpt, write_page
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
+from coterie.models.model import AUTO
 from coterie.plan.check import Check, check, follow
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
 from coterie.plan.known import known_by
@@ -73,6 +74,7 @@ def planning(
     max_power: Annotated[str, typer.Option(metavar="POWER", help="What all may draw: 20kW.")] = "",
     max_price: MaxPriceOpt = None,
     resident: ResidentOpt = False,
+    kv_type: KvTypeOpt = AUTO,
     checked: Annotated[bool, typer.Option("--check", help="Let the simulation find the answer.")] = False,
     requests: Annotated[int, typer.Option(help="Requests of the check; of a file, the first so many.")] = 1000,
     seed: SeedOpt = 7,
@@ -84,7 +86,7 @@ def planning(
         check_plots("--html")
     promised = _promised(slo, busy)
     limits = Limits(parse_power(max_power, "--max-power") if max_power else None, max_price)
-    found, models = opened_to_answer(composition)
+    found, models = opened_to_answer(composition, kv_type)
     mixed = mix_named(mix, found.names)
     if workload is not None:
         read = read_workload(workload, found.names, mixed, seed, None)

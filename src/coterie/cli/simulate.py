@@ -23,6 +23,7 @@ from coterie.cli.options import (
     CompositionArg,
     JsonOpt,
     KvOpt,
+    KvTypeOpt,
     NearOpt,
     err,
     out,
@@ -39,7 +40,7 @@ from coterie.core.trace import Trace
 from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.engine.bases import bases_of
 from coterie.engine.recording import MAX_WORKS
-from coterie.models.model import Model
+from coterie.models.model import AUTO, Model
 from coterie.plan.known import known_by
 from coterie.plan.mix import F64, MIXES, mix_named
 from coterie.plan.outcome import SYNTHETIC, outcome
@@ -93,6 +94,7 @@ def simulation(
     jobs: Annotated[int, typer.Option(min=1, help="Machines and policies simulated at once, one a process.")] = 1,
     near: NearOpt = None,
     kv: KvOpt = None,
+    kv_type: KvTypeOpt = AUTO,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What ran when, for Perfetto; a file a run.")
     ] = None,
@@ -105,7 +107,7 @@ def simulation(
     _check_once("--machine", machine)
     _check_once("--policy", policy or [])
     promised = parse_slo(slo) if slo else None
-    found, models = opened_to_answer(composition)
+    found, models = opened_to_answer(composition, kv_type)
     chosen = mix_named(mix, found.names)
     if workload is not None:
         _check_left_out(rate, in_flight, arrivals, prompt, tokens, behind)
