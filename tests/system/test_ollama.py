@@ -213,13 +213,16 @@ def test_texts_become_vectors_of_length_one_and_long_ones_are_cut(api: httpx.Cli
     assert api.post("/embed", json={"model": "plain", "input": ""}).json()["embeddings"] == []
 
 
-def test_who_leaves_is_cancelled(url: str, coterie: Coterie) -> None:
-    before = coterie.parts.engine.metrics.finished["cancelled"]
-    submitted = coterie.parts.engine.metrics.submitted
-    body = {"model": "tuned", "prompt": "x", "options": {"num_predict": 120, "temperature": 0}}
-    leaves(url, "/api/generate", body, lambda: coterie.parts.engine.metrics.submitted > submitted)
-    until(lambda: coterie.idle)
-    assert coterie.parts.engine.metrics.finished["cancelled"] in (before, before + 1)
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_cancelled(held: tuple[Held, Coterie], stream: bool) -> None:
+    disk, coterie = held
+    metrics = coterie.parts.engine.metrics
+    body = {"model": "four", "prompt": "for ada", "stream": stream, "options": {"num_predict": 2}}
+    with served(coterie) as url:
+        leaves(url, "/api/generate", body, lambda: metrics.submitted == 1)
+        until(lambda: coterie.idle)
+        disk.go.set()
+        assert (metrics.finished["cancelled"], metrics.finished.total()) == (1, 1)
 
 
 def test_a_router_is_asked_by_the_compositions_name_and_keys_are_heeded(composition: Path) -> None:

@@ -120,10 +120,19 @@ def test_what_no_answer_could_repeat_is_refused_by_its_place(url: str, body: byt
 
 
 def test_unknown_paths_and_methods_have_error_objects(url: str) -> None:
-    for path in ("/v1/nothing", "/chat/completions", "/v1"):
-        message = httpx.get(f"{url}{path}").json()["error"]["message"]
-        assert message.startswith(f"[GET {path}] Not Found")
-        assert "POST /v1/chat/completions" in message
+    for path, near in (
+        ("/nothing", "POST /v1/chat/completions or GET /v1/models"),
+        ("/chat/completions", "POST /v1/chat/completions or "),
+        ("/v1/embedding", "POST /v1/embeddings"),
+        ("/api/embedding", "POST /api/embeddings"),
+    ):
+        got = httpx.get(f"{url}{path}")
+        error = got.json()["error"]
+        message = error if path.startswith("/api") else error["message"]
+        assert message.startswith(f"[GET {path}] Not Found; did you mean {near}")
+        assert (got.status_code, len(message) < 200) == (404, True)
+    assert len(httpx.get(f"{url}/{'x' * 9000}").json()["error"]["message"]) < 1200
     refused = httpx.get(f"{url}/v1/chat/completions")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert refused.json()["error"]["message"].endswith("Method Not Allowed; it takes POST")
     assert httpx.get(f"{url}/health").json() == {"status": "ok", "composition": "four"}

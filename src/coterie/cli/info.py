@@ -92,8 +92,8 @@ def info(
         print_json(shown | more if model else shown)
         return
     out.print(f"coterie {__version__}, Python {here['python']}, {here['system']}, {cpus} CPUs ({escape(cpus_source)})")
-    built = f"kernels: {here['instruction_set']} (built: {', '.join(here['instruction_sets'])})"
-    out.print(f"{built}, {cores} compute threads ({escape(cores_source)})")
+    kinds = f"kernels: {here['instruction_set']} (this CPU runs {', '.join(here['instruction_sets'])})"
+    out.print(f"{kinds}, {cores} compute threads ({escape(cores_source)})")
     if (nodes := here["memory_nodes"]) > 1:
         out.print(f"memory: of {nodes} NUMA nodes, across which slabs are laid where the system allows it")
     out.print(f"gpu: {here['gpu']}", markup=False)

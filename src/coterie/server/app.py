@@ -6,6 +6,7 @@ Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 from coterie.api import Serving
 from coterie.api.together import metrics_of
-from coterie.core.errors import CoterieError
+from coterie.core.errors import CoterieError, one_line
 from coterie.server import events, metrics, models, page
 from coterie.server.body import written
 from coterie.server.choices import numbers, respond, vectors_of
@@ -49,6 +50,7 @@ PROMPTS = {
     EMBEDDINGS: "input",
     **dict.fromkeys(RERANK, "query"),
 }  # the fields that a model reads; elsewhere it is messages
+NEAR = 2  # endpoints that a 404 names
 T = TypeVar("T")
 
 
@@ -196,11 +198,15 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return JSONResponse(_own_form(request.url.path, 500, {"error": detail}), 500)
 
 
-def _paths(app: Starlette) -> str:
-    """What may be asked."""
-    asked = [route for route in app.routes if isinstance(route, Route) and route.methods]
-    asked = [route for route in asked if route.path not in ollama.REFUSED]
-    return ", ".join(f"{sorted(route.methods - {'HEAD'})[0]} {route.path_format}" for route in asked if route.methods)
+def _near(app: Starlette, path: str) -> str:
+    """What may be asked at paths like this one, the likest first, else where chats are asked."""
+    methods = {
+        route.path_format: sorted(route.methods - {"HEAD"})[0]
+        for route in app.routes
+        if isinstance(route, Route) and route.methods and route.path not in ollama.REFUSED
+    }
+    found = difflib.get_close_matches(path, methods, NEAR) or ["/v1/chat/completions", "/v1/models"]
+    return " or ".join(f"{methods[one]} {one}" for one in found)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -208,7 +214,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         raise error
     message = error.detail
     if error.status_code in (404, 405):
-        message = f"[{request.method} {request.url.path}] {message}; there are {_paths(request.app)}"
+        allowed = (error.headers or {}).get("Allow")
+        remedy = f"it takes {allowed}" if allowed else f"did you mean {_near(request.app, request.url.path)}?"
+        message = f"[{request.method} {one_line(request.url.path)}] {message}; {remedy}"
     kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     body = _own_form(request.url.path, error.status_code, body)

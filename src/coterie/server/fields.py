@@ -79,7 +79,9 @@ SHARED = (
 )
 IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
 SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
-NO_LIMIT = -1  # of top_k, as vLLM's clients say it, and of max_tokens, as llama-server's and LM Studio's do
+NO_LIMIT = -1  # of top_k, as vLLM's clients say it; of max_tokens, repeat_last_n, as llama-server's, LM Studio's do
+USUAL_LAST = 64  # `repeat_last_n` of Ollama and llama-server where nobody says
+PENALTIES_OFF = ("presence_penalty", "frequency_penalty")  # there they are of those last tokens, too
 MAX_STOP = 16
 _AS_IT_IS: Mapping[str, str] = MappingProxyType({})
 TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # OpenAI's, as priorities; 0: all others
@@ -96,7 +98,8 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
 def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
     """A body without synonyms of fields. Raises RequestError where both are given and differ.
 
-    `repeat_last_n` says of which tokens a penalty is: here of all, in prompt and answer.
+    `repeat_last_n` says of how many last tokens a penalty is. Here it is of all, in prompt and answer: so also with the
+    default, which clients write out that never chose it. 0 is of none.
     """
     found = dict(given)
     for name, ours in SYNONYMS.items():
@@ -105,10 +108,13 @@ def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
             raise RequestError(name, f"is {shown(said)}, while {ours} is {shown(found[ours])}", "give one of them")
         if said is not None:
             found[ours] = said
-    last, penalty = found.pop("repeat_last_n", None), found.get("repetition_penalty")
-    if last not in (None, -1) and penalty not in (None, 1):
-        fact = f"is {shown(last)}, but a repetition penalty is of all tokens in prompt and answer"
-        raise RequestError("repeat_last_n", fact, "leave it out, or give -1")
+    last, penalty = integer(found, "repeat_last_n"), found.get("repetition_penalty")
+    found.pop("repeat_last_n", None)
+    if last == 0:
+        found |= dict.fromkeys(PENALTIES_OFF, 0) | {"repetition_penalty": 1}
+    elif last not in (None, NO_LIMIT, USUAL_LAST) and penalty not in (None, 1):
+        fact = f"is {last}, but a repetition penalty is of all tokens in prompt and answer"
+        raise RequestError("repeat_last_n", fact, "leave it out, or give -1, or 0 for no penalty")
     return found
 
 
