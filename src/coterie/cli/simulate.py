@@ -95,9 +95,7 @@ def simulation(
     near: NearOpt = None,
     kv: KvOpt = None,
     kv_type: KvTypeOpt = AUTO,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What ran when, for Perfetto; a file a run.")
-    ] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="What ran when, for Perfetto; one a run.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with distributions.")] = None,
     json_: JsonOpt = False,
 ) -> None:
