@@ -160,7 +160,7 @@ def test_run_has_them_and_options_go_before(folder: Path) -> None:
 
 def test_a_rescan_finds_them(folder: Path, tmp_path: Path) -> None:
     write_expert(tmp_path / "one", 0)
-    for how, wanted in (("checkpoint", {"top_k": 2, "temperature": 1.0}), ("greedy", {})):
+    for how, wanted in (("checkpoint", {"top_k": 2, "temperature": 1.0}), ("greedy", {"temperature": 0.0})):
         with Coterie.open(tmp_path, Options(sampling=how)) as coterie:
             name = f"late-{how}"
             write_expert(tmp_path / name, 1)
@@ -170,7 +170,7 @@ def test_a_rescan_finds_them(folder: Path, tmp_path: Path) -> None:
 
 
 def test_made_up_tokens_are_drawn_by_none(file: Path) -> None:
-    """A device that computes nothing refuses penalties: a checkpoint's are none there."""
+    """A device that computes nothing refuses penalties: those of a checkpoint are none there, it is greedy."""
     with Coterie.open(file, Options(device="synthetic:a100")) as coterie:
         assert coterie.ask(replace(Query.text("x", "warm"), max_tokens=3)).synthetic
-        assert not coterie.models["warm"].advised.sampling.said
+        assert coterie.models["warm"].advised.sampling.said == {"temperature": 0.0}
