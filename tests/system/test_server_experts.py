@@ -45,7 +45,7 @@ def test_what_is_asked_is_done_and_shown(composition: Path) -> None:
         for path in ("eve/load", "eve/pin", "four/unload", "four/load?wait=1"):
             assert post(client, path, 404)["error"]["code"] == "model_not_found"
         assert post(client, "ada/load?wait=perhaps", 400)["error"]["param"] == "wait"
-        assert "POST /v1/models/{name}/pin" in client.get("/nothing").json()["error"]["message"]
+        assert "did you mean POST /v1/chat/completions" in client.get("/nothing").json()["error"]["message"]
 
 
 def test_rows_say_when_weights_were_written(tmp_path: Path) -> None:
