@@ -173,7 +173,7 @@ def test_the_line_to_try_names_an_expert_where_there_is_no_router(
 ) -> None:
     for ref, model in ((mixed, "ada"), (mixed / "bob", "bob"), ("demo", "demo")):
         with Coterie.open(ref) as coterie:
-            _say(coterie, "127.0.0.1", 8000, (), ())
+            _say(coterie, ("127.0.0.1", 8000), (), ())
         assert f'"model": "{model}"' in capsys.readouterr().out
 
 

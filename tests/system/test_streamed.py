@@ -243,7 +243,7 @@ def answering(stream: Stream, caller: Caller, n: int = 1) -> tuple[asyncio.Task[
         return None
 
     opening = Opening(stream, nothing)
-    response = EventStream(partial(_write, asked, opening, stream), lambda: told.append("end"))
+    response = EventStream(partial(_write, asked, opening, stream), lambda: told.append("end"), asked.media_type)
     return asyncio.ensure_future(response({}, caller.receive, caller.send)), told
 
 
