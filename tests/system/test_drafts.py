@@ -180,7 +180,7 @@ def test_a_draft_without_room_is_told_of_before_and_while_it_serves(
         assert f"set --near to at least {both} B" in lack
         assert caplog.messages == [f"nothing is drafted: {lack}"]
         status = {**coterie.status().to_dict(), "object": "status"}
-        _say(coterie, "127.0.0.1", 8000, ["key"], [])
+        _say(coterie, ("127.0.0.1", 8000), ["key"], [])
         with out.capture() as shown:
             out.print(show(status, "http://127.0.0.1:8000"))
         assert lack.partition(";")[0] in " ".join(shown.get().split())
