@@ -11,10 +11,10 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from coterie.api.coterie import Coterie
+from coterie.api.jobs import Job, fail_all
 from coterie.api.serving import WAIT_S
 from coterie.api.types import Chunk
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
@@ -33,12 +33,6 @@ class Board(Protocol):
         """It answers nothing any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    run: Callable[[], None]
-    fail: Callable[[CoterieError], None]
-
-
 class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
@@ -49,7 +43,7 @@ class Member:
     def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
         self.number, self.name, self.coterie = number, name, coterie
         self.broken: CoterieError | None = None
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._board, self._busy_s, self._changes = board, 0.0, -1
         self._there: tuple[frozenset[str], int] = frozenset(), 0
         self.seen = self._look()
@@ -67,7 +61,7 @@ class Member:
             self._thread.join()
         if self.broken is None:
             self.broken = ClosedError(self.name, "is closed and answers nothing any more", "open it anew")
-        self._drain(self.broken)
+        fail_all(self._inbox, self.broken)
         self.coterie.close()
 
     def post(self, function: Callable[[Coterie], T]) -> Future[T]:
@@ -82,10 +76,10 @@ class Member:
             except Exception as error:  # a bug of ours ends its caller's request and nobody else's
                 future.set_exception(DeviceError(self.name, f"failed: {error!r}", "report it"))
 
-        self._inbox.put(_Job(run, future.set_exception))
+        self._inbox.put(Job(run, future.set_exception))
         self.coterie.interrupt()  # after the put: whoever ends a run early finds the job
         if self.broken is not None:
-            self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
+            fail_all(self._inbox, self.broken)  # it broke in between, and nobody else empties the inbox any more
         return future
 
     def call(self, function: Callable[[Coterie], T]) -> T:
@@ -107,7 +101,7 @@ class Member:
             broken = DeviceError(self.name, f"stopped in the middle of a step: {error!r}", "restart the server")
             self.broken = broken
             self._board.broke(self, broken)
-            self._drain(broken)
+            fail_all(self._inbox, broken)
             if not isinstance(error, Exception):
                 raise
 
@@ -123,15 +117,6 @@ class Member:
                 return False
             job.run()
             block = False
-
-    def _drain(self, error: CoterieError) -> None:
-        while True:
-            try:
-                job = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                job.fail(error)
 
     def _look(self) -> Seen:
         """The device as it is, between two steps."""

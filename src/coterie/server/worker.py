@@ -14,11 +14,11 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Query, Serving
+from coterie.api.jobs import Job, fail_all
 from coterie.api.ready import Ready
 from coterie.api.serving import WAIT_S
 from coterie.api.texts import all_read
@@ -35,21 +35,13 @@ NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most 
 FREED_S = 2.0  # after what takes long its memory goes back; a megabyte of text takes up to 400 MB
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Something to do between two steps; `fail` tells whoever waits for it that it will not be done."""
-
-    run: Callable[[], None]
-    fail: Callable[[Exception], None]
-
-
 class Worker:
     """Runs what serves a composition in its own thread until `stop`."""
 
     def __init__(self, coterie: Serving, rest_s: float | None = None) -> None:
         """`rest_s`: after so long without work the memory of what is not pinned is given back."""
         self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
-        self._inbox: queue.Queue[_Job | None] = queue.Queue()
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
@@ -70,7 +62,7 @@ class Worker:
 
     def end(self) -> None:
         """After the step in flight, tell those who wait, and who comes later, that there will be no answer."""
-        self._put(_Job(self._end, _ignore))
+        self._put(Job(self._end, _ignore))
 
     def stop(self) -> None:
         """Finish the step in flight, then stop and close the device."""
@@ -112,7 +104,7 @@ class Worker:
             else:
                 loop.call_soon_threadsafe(_resolve, result, value)
 
-        self._put(_Job(run, fail))
+        self._put(Job(run, fail))
         return await result
 
     async def beside(self, function: Callable[[Serving], T], reads: bool = False) -> T:
@@ -130,7 +122,7 @@ class Worker:
 
     def soon(self, function: Callable[[Serving], None]) -> None:
         """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
-        self._put(_Job(lambda: function(self._coterie), _ignore))
+        self._put(Job(lambda: function(self._coterie), _ignore))
 
     def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give memory back, and once more later if something has ended meanwhile: its answer may be on its way."""
@@ -159,14 +151,14 @@ class Worker:
         await self.call(run)
         await end
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, job: Job) -> None:
         if self.broken is not None:
             job.fail(self.broken)
         else:
             self._inbox.put(job)
             self._coterie.interrupt()  # after the put: whoever ends a run early finds the job
             if self.broken is not None:
-                self._drain(self.broken)  # it broke in between, and nobody else empties the inbox any more
+                fail_all(self._inbox, self.broken)  # it broke in between, and nobody else empties the inbox any more
 
     async def _prepare(self, queries: Sequence[Query], stream: Stream, partly: bool) -> None:
         reads = not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
@@ -187,7 +179,7 @@ class Worker:
             except CoterieError as error:
                 refuse(error)
 
-        self._put(_Job(run, refuse))
+        self._put(Job(run, refuse))
 
     def _submit(self, queries: Sequence[Query | Ready], stream: Stream, partly: bool) -> None:
         if self.broken is not None:
@@ -208,7 +200,7 @@ class Worker:
 
     def _leave(self, stream: Stream) -> None:
         # Jobs run in order, so by then the queries were submitted or refused.
-        self._put(_Job(lambda: self._cancel(stream), _ignore))
+        self._put(Job(lambda: self._cancel(stream), _ignore))
 
     def _cancel(self, stream: Stream) -> None:
         for request_id in stream.request_ids:
@@ -224,7 +216,7 @@ class Worker:
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
             self._give_up(broken)
-            self._drain(broken)
+            fail_all(self._inbox, broken)
             raise
 
     def _end(self) -> None:
@@ -265,15 +257,6 @@ class Worker:
         if self._rest_s is None or self._worked_s == math.inf:
             return None
         return min(max(self._worked_s + self._rest_s - monotonic(), 0.0), threading.TIMEOUT_MAX)
-
-    def _drain(self, error: CoterieError) -> None:
-        while True:
-            try:
-                job = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
-                job.fail(error)
 
     def _deliver(self, chunks: Sequence[Chunk]) -> None:
         """Give out what a step brought: to wake a loop costs as much for one chunk as for those of a whole batch."""
