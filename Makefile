@@ -20,15 +20,18 @@ demo: setup
 setup: $(VENV)/.base
 setup-dev: $(VENV)/.dev
 
-$(BIN)/python:
+# By pip, which comes last: where Debian's python3-venv is missing, a python is left there.
+$(BIN)/pip:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and '$(PYTHON) is Python ' + sys.version.split()[0] \
+		+ ', and Coterie needs 3.11 or later: make serve PYTHON=python3.12, say')"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: $(BIN)/python $(NATIVE)
+$(VENV)/.base: $(BIN)/pip $(NATIVE)
 	@echo "compiles the kernels, once: this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.dev: $(BIN)/python $(NATIVE)
+$(VENV)/.dev: $(BIN)/pip $(NATIVE)
 	@echo "compiles the kernels, once: this takes minutes"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ $(VENV)/.base

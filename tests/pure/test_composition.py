@@ -12,7 +12,7 @@ from coterie.composition.composition import load_composition
 from coterie.composition.routers.language import LANGUAGES, guess_language
 from coterie.composition.routing import ROUTERS
 from coterie.composition.schema import ROUTER, json_schema, schema_text
-from coterie.core.errors import NotFoundError
+from coterie.core.errors import CompositionError, NotFoundError
 
 PACKAGE = Path(composition_module.__file__).parent
 
@@ -122,6 +122,17 @@ def test_unknown_expert_names_the_nearest(folder):
         composition.expert("Arith")  # a part of a name, which files of others make long
     with pytest.raises(NotFoundError, match=r"the experts are arithmetic, .* and 141 more"):
         composition.expert("zzz")
+
+
+def test_an_id_is_nothing_to_who_has_no_home(monkeypatch):
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(CompositionError, match="set HF_HOME"):
+        load_composition("team/model")
 
 
 def hub_model(cache, commit="0123abc"):

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from coterie.cli.main import app
 
-# Who starts tests in the background of a shell has SIGINT ignored, and so would the command.
+# Who starts tests in the background of a shell has SIGINT ignored, by nohup SIGHUP, and so would the command.
 MAIN = """
 import signal
 from coterie.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 main()
 """
 

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,10 @@ from coterie.server.shutdown import Server
 SERVE = command_of("serve", "demo", "--port", 0)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)],
+)
 def test_a_server_that_is_told_to_end_writes_its_trace(number: int, status: int, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     server = subprocess.Popen([*SERVE, "--trace", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -42,6 +46,51 @@ def test_a_server_that_is_told_to_end_writes_its_trace(number: int, status: int,
     assert server.returncode == status, errors
     assert "Traceback" not in errors
     assert "compute" in read_trace(path).lanes
+
+
+def test_a_terminal_that_is_gone_leaves_the_grace(composition: Path) -> None:
+    """The shell says so, and then the kernel: two signals that are one."""
+    coterie = Coterie.open(str(composition))
+    step, held = coterie.step, threading.Event()
+
+    def first_words(within_s: float) -> list[Chunk]:
+        return step(within_s) if held.is_set() or not coterie.parts.engine.metrics.drawn_tokens else []
+
+    coterie.step = first_words
+    server = Server(make_app(coterie), grace_s=60)
+    with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor() as pool:
+        listener.listen()  # the server does so too, but only once it runs
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        serving.start()
+        chat = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+        body = {"model": "ada", "messages": [{"role": "user", "content": "for ada"}], "max_tokens": 20}
+        waits = pool.submit(httpx.post, chat, json=body, timeout=30)
+        until(lambda: coterie.parts.engine.metrics.drawn_tokens)
+        server.handle_exit(signal.SIGHUP, None)
+        until(lambda: not server.servers[0].is_serving())
+        server.handle_exit(signal.SIGHUP, None)
+        server.handle_exit(signal.SIGHUP, None)
+        with pytest.raises(httpx.ConnectError):
+            until(lambda: httpx.get(f"{chat}/none").is_error)
+        held.set()
+        answer = waits.result()
+        serving.join(30)
+    assert not serving.is_alive()
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 20
+
+
+def test_a_server_that_ignores_its_terminal_goes_on_without_it() -> None:
+    server = subprocess.Popen(["nohup", sys.executable, "-m", "coterie", *SERVE[3:]], stdout=subprocess.PIPE, text=True)
+    try:
+        url = address_of(server)
+        server.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == -signal.SIGTERM
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @pytest.mark.parametrize(("signals", "grace_s"), [(1, 0.3), (2, 60.0), (3, 60.0)])

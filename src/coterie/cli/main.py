@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -113,12 +114,25 @@ def root(
 
 
 class _ToldToEnd(SystemExit):
-    """SIGTERM has come."""
+    """SIGTERM has come, or SIGHUP."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     """End as on Ctrl-C, so that what was made for a while is taken away: a bench's experts are gigabytes."""
-    raise _ToldToEnd
+    if number == signal.SIGHUP:  # a shell and then the kernel say it, and the second must not stop what takes away
+        signal.signal(number, signal.SIG_IGN)
+    raise _ToldToEnd(number)
+
+
+def _take_signals() -> None:
+    """End in order when told to, and when the terminal is gone, which `nohup` has ignored."""
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _leave)
 
 
 def _write_anywhere() -> None:
@@ -130,13 +144,14 @@ def _write_anywhere() -> None:
 def main() -> None:
     """Entry point of the `coterie` script."""
     _write_anywhere()
-    signal.signal(signal.SIGTERM, _leave)
+    _take_signals()
     try:
         app()
-    except _ToldToEnd:  # and then by the signal, as who sent it expects
-        sys.stdout.flush()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+    except _ToldToEnd as told:  # and then by the signal, as who sent it expects
+        with suppress(OSError):  # of a terminal that is gone
+            sys.stdout.flush()
+        signal.signal(told.number, signal.SIG_DFL)
+        signal.raise_signal(told.number)
     except import_module("coterie.core.errors").CoterieError as error:  # when something ends: help needs no more
         typer.echo(f"coterie: {error}", err=True)
         raise SystemExit(2) from None

@@ -52,7 +52,8 @@ def side_by_side(work: Callable[[int], T], count: int, jobs: int) -> Iterator[T]
 
 
 def _send(pipe: Connection, work: Callable[[int], T], number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the parent too, and the parent ends us
+    for told in (signal.SIGINT, signal.SIGHUP):  # by a terminal, which tells the parent too, and the parent ends us
+        signal.signal(told, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         pipe.send((work(number),))

@@ -36,11 +36,19 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub, the first that is set."""
+    """The Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub, the first that is set.
+
+    Raises CompositionError where nothing is set and who runs this has no home.
+    """
     if cache := os.environ.get("HF_HUB_CACHE"):
         return user_path(cache, "HF_HUB_CACHE")
-    home = os.environ.get("HF_HOME")
-    return (user_path(home, "HF_HOME") if home else Path.home() / ".cache" / "huggingface") / "hub"
+    if home := os.environ.get("HF_HOME"):
+        return user_path(home, "HF_HOME") / "hub"
+    try:
+        return Path.home() / ".cache" / "huggingface" / "hub"
+    except RuntimeError:  # so says pathlib, of an account without a name in a container
+        fact = "who runs this has no home folder, so no models by id"
+        raise CompositionError("HF_HOME", fact, "set HF_HOME, HF_HUB_CACHE or HOME, or give a folder") from None
 
 
 def find_checkpoint(

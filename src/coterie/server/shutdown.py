@@ -15,6 +15,8 @@ import logging
 import os
 import signal
 import socket
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
@@ -42,7 +44,10 @@ _LOG = logging.getLogger("uvicorn.error")
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace, a third cuts."""
+    """Serves an application of `make_app` until SIGINT, SIGTERM or SIGHUP; a second signal ends the grace, a third cuts.
+
+    SIGHUP, which says that the terminal is gone, comes twice then, and is one signal. Where it is ignored it stays so.
+    """
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
@@ -65,8 +70,24 @@ class Server(uvicorn.Server):
             self._watching = asyncio.create_task(self._say_it_works(every_s))
         notify(READY)
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGHUP too while it serves, and raise again what came."""
+        with super().capture_signals():
+            main = threading.current_thread() is threading.main_thread()
+            if not main or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
+        if sig == signal.SIGHUP and self.should_exit:
+            return
         if self._asked_again:
             self.force_exit = True
         elif self.should_exit:

@@ -86,7 +86,8 @@ def main(arguments: Sequence[str]) -> None:
     """The capability, as 9.0, and how many processes."""
     capability, processes = arguments
     major, _, minor = capability.partition(".")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
+    for told in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C is for whoever started this, and so is a terminal that is gone
+        signal.signal(told, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what compilers print is no answer
     compile_ahead.settle_keys()
