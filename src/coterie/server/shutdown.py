@@ -44,9 +44,9 @@ _LOG = logging.getLogger("uvicorn.error")
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `make_app` until SIGINT, SIGTERM or SIGHUP; a second signal ends the grace, a third cuts.
+    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace, a third cuts.
 
-    SIGHUP, which says that the terminal is gone, comes twice then, and is one signal. Where it is ignored it stays so.
+    SIGHUP, of a terminal that is gone, comes twice then, and counts once. Where it is ignored, by nohup, it stays so.
     """
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
