@@ -20,7 +20,7 @@ from coterie.dataflow.balance import Balance, balance
 from coterie.dataflow.chip import Chip
 from coterie.dataflow.legal import Walk, walk
 from coterie.dataflow.memory import Buffer, depths, flow_buffers, held_buffers
-from coterie.dataflow.network import Wire, network
+from coterie.dataflow.network import Transfers, Wire, network
 from coterie.dataflow.share import simulate_shared
 from coterie.dataflow.stage import Split, Stage, Unit, cycles
 from coterie.dataflow.stage_rows import stages_of
@@ -141,8 +141,8 @@ class Mapped:
     def machine(self, wires: Sequence[Wire] = ()) -> Network:
         """Stages, FIFOs as deep as their buffers, every transfer, and what `wires` draw of one link on the chip."""
         deep = depths(self.flows, len(self.stages))
-        rate = self.chip.memory_bytes_per_s
-        return network(self.stages, self.flows, self.service_s, deep, self.streams, self.streamed, rate, wires)
+        transfers = Transfers(self.streams, self.streamed, self.chip.memory_bytes_per_s)
+        return network(self.stages, self.flows, self.service_s, deep, transfers, wires)
 
     def l2_s(self, wires: Sequence[Wire] = ()) -> float:
         """Start, and the tile streams with shared bandwidth."""

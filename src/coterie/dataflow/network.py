@@ -31,12 +31,29 @@ class Wire:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """What passes between a section and the memory outside, at so many bytes per second.
+
+    `streamed`: values of which each tile transfers what it needs, again if need be; others pass once.
+    """
+
+    streams: Sequence[Stream] = ()
+    streamed: frozenset[str] = frozenset()
+    bytes_per_s: float = 0.0
+
+
+NO_TRANSFERS = Transfers()
+
+
 @dataclass(slots=True)
 class _Builder:
     """Actors by name in topological order, and FIFOs by the names of their ends."""
 
+    transfers: Transfers
     actors: list[Actor] = field(default_factory=list)
     fifos: list[tuple[str, str, str, int, int, int]] = field(default_factory=list)
+    last_weight: str = ""
 
     def actor(self, name: str, service_s: tuple[float, ...], resource: str = "") -> None:
         self.actors.append(Actor(name, len(service_s), service_s, resource))
@@ -44,10 +61,41 @@ class _Builder:
     def fifo(self, name: str, src: str, dst: str, depth: int, produce: int = 1, consume: int = 1) -> None:
         self.fifos.append((name, src, dst, depth, produce, consume))
 
+    def load(self, name: str, stage: Stage, stream: Stream, tiles: int) -> None:
+        """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
+        if (stream.kind == "input" and stream.by_tile) or stream.value in self.transfers.streamed:
+            self.actor(name, self._tile_s(stage, stream, tiles), MEMORY)
+            self.fifo(stream.value, name, stage.name, 2)
+            return
+        self.actor(name, (stream.size_bytes / self.transfers.bytes_per_s,), MEMORY)
+        self.fifo(stream.value, name, stage.name, tiles, tiles, 1)
+        if stream.kind == "weight":
+            if self.last_weight:
+                self.fifo(f"{self.last_weight} first", self.last_weight, name, 1)
+            self.last_weight = name
+
+    def store(self, name: str, stage: Stage, stream: Stream, tiles: int) -> None:
+        """A transfer out of a stage: a part of every tile, or all of it after the last.
+
+        Sums for which the chip has no room are written and read back.
+        """
+        if stream.by_tile or stream.value in self.transfers.streamed:
+            self.actor(name, self._tile_s(stage, stream, tiles), MEMORY)
+            self.fifo(stream.value, stage.name, name, 2)
+            return
+        self.actor(name, (stream.size_bytes / self.transfers.bytes_per_s,), MEMORY)
+        self.fifo(stream.value, stage.name, name, tiles, 1, tiles)
+
     def build(self) -> Network:
         at = {actor.name: n for n, actor in enumerate(self.actors)}
         fifos = (Fifo(name, at[src], at[dst], depth, p, c) for name, src, dst, depth, p, c in self.fifos)
         return Network(tuple(self.actors), tuple(fifos))
+
+    def _tile_s(self, stage: Stage, stream: Stream, tiles: int) -> tuple[float, ...]:
+        """Seconds that each tile's part of a stream takes."""
+        rate = self.transfers.bytes_per_s
+        again = streamed_bytes(stream, stage, tiles) if stream.value in self.transfers.streamed else ()
+        return tuple([size / rate for size in again]) or (stream.size_bytes / rate / tiles,) * tiles
 
 
 def network(
@@ -55,31 +103,27 @@ def network(
     flows: Sequence[Flow],
     service_s: Sequence[tuple[float, ...]],
     depths: Sequence[int] = (),
-    streams: Sequence[Stream] = (),
-    streamed: frozenset[str] = frozenset(),
-    bytes_per_s: float = 0.0,
+    transfers: Transfers = NO_TRANSFERS,
     wires: Sequence[Wire] = (),
 ) -> Network:
-    """The stages and their FIFOs; without `depths` no FIFO throttles, without `streams` no byte comes from outside.
+    """The stages and their FIFOs; without `depths` no FIFO throttles, and without `transfers` none is waited for.
 
     All `wires` are one link, which those that draw on it at once share.
     """
-    build = _Builder()
-    weights: list[str] = []
+    build = _Builder(transfers)
     for at, stage in enumerate(stages):
+        tiles = len(service_s[at])
         _joins(build, at, stages, flows, service_s)
-        mine = [s for s in streams if s.stage == at and s.size_bytes]
+        mine = [s for s in transfers.streams if s.stage == at and s.size_bytes]
         for n, stream in enumerate(s for s in mine if s.kind in ("weight", "input", "kv_read")):
-            _load(
-                build, f"load {stream.value} {n}", stage, stream, (streamed, len(service_s[at]), bytes_per_s), weights
-            )
+            build.load(f"load {stream.value} {n}", stage, stream, tiles)
         for n, wire in enumerate(w for w in wires if w.stage == at):
-            name, count = f"wire {wire.value} {at}.{n}", len(service_s[at])
-            build.actor(name, (wire.seconds / count,) * count, WIRE)
+            name = f"wire {wire.value} {at}.{n}"
+            build.actor(name, (wire.seconds / tiles,) * tiles, WIRE)
             build.fifo(name, name, stage.name, 2)
         build.actor(stage.name, service_s[at], LINKS if stage.unit is Unit.LINK else "")
         for n, stream in enumerate(s for s in mine if s.kind in ("output", "kv_write")):
-            _store(build, f"store {stream.value} {n}", stage, stream, (streamed, len(service_s[at]), bytes_per_s))
+            build.store(f"store {stream.value} {n}", stage, stream, tiles)
     for n, flow in enumerate(flows):
         src, dst = stages[flow.src].name, stages[flow.dst].name
         have, want = len(service_s[flow.src]), len(service_s[flow.dst])
@@ -101,38 +145,3 @@ def _joins(
 
 def _join(flow: Flow) -> str:
     return f"all of {flow.value} for {flow.dst}"
-
-
-def _load(
-    build: _Builder, name: str, stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float], order: list[str]
-) -> None:
-    """A transfer into a stage: once before its first tile, or a part for every tile; weights queue up."""
-    streamed, tiles, bytes_per_s = how
-    if (stream.kind == "input" and stream.by_tile) or stream.value in streamed:
-        build.actor(name, _tile_s(stage, stream, how), MEMORY)
-        build.fifo(stream.value, name, stage.name, 2)
-        return
-    build.actor(name, (stream.size_bytes / bytes_per_s,), MEMORY)
-    build.fifo(stream.value, name, stage.name, tiles, tiles, 1)
-    if stream.kind == "weight":
-        if order:
-            build.fifo(f"{order[-1]} first", order[-1], name, 1)
-        order.append(name)
-
-
-def _tile_s(stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float]) -> tuple[float, ...]:
-    """Seconds that each tile's part of a stream takes."""
-    streamed, tiles, bytes_per_s = how
-    again = streamed_bytes(stream, stage, tiles) if stream.value in streamed else ()
-    return tuple([size / bytes_per_s for size in again]) or (stream.size_bytes / bytes_per_s / tiles,) * tiles
-
-
-def _store(build: _Builder, name: str, stage: Stage, stream: Stream, how: tuple[frozenset[str], int, float]) -> None:
-    """A transfer out of a stage: a part of every tile, or all of it after the last; sums without room go to and fro."""
-    streamed, tiles, bytes_per_s = how
-    if stream.by_tile or stream.value in streamed:
-        build.actor(name, _tile_s(stage, stream, how), MEMORY)
-        build.fifo(stream.value, stage.name, name, 2)
-        return
-    build.actor(name, (stream.size_bytes / bytes_per_s,), MEMORY)
-    build.fifo(stream.value, stage.name, name, tiles, 1, tiles)
