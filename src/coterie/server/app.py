@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -30,28 +31,49 @@ from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
 from coterie.server.inputs import parse_response
 from coterie.server.log import log_refusal
 from coterie.server.ollama import routes as ollama
-from coterie.server.ollama.names import API, api_error
-from coterie.server.ollama.names import own_words as own_words_there
+from coterie.server.ollama.names import API, ollama_error, ollama_words
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.reading import read_body
 from coterie.server.rerank import parse_rerank, ranked
-from coterie.server.responses import ResponseAnswers, own_words
+from coterie.server.responses import ResponseAnswers, response_words
 from coterie.server.tokens import RUN, detokenize, tokenize
 from coterie.server.turn_blocks import TurnAnswers, turn_error
-from coterie.server.turns import count_tokens, own_turn_words, parse_turns
+from coterie.server.turns import count_tokens, parse_turns, turn_words
 from coterie.server.worker import Worker
 
 COMPLETIONS, RESPONSES, TURNS = "/v1/completions", "/v1/responses", "/v1/messages"
 EMBEDDINGS = "/v1/embeddings"
 RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's and vLLM's, that of Cohere's client, and llama.cpp's
-PROMPTS = {
-    COMPLETIONS: "prompt",
-    RESPONSES: "input",
-    EMBEDDINGS: "input",
-    **dict.fromkeys(RERANK, "query"),
-}  # the fields that a model reads; elsewhere it is messages
 NEAR = 2  # endpoints that a 404 names
 T = TypeVar("T")
+
+
+def _as_it_is(error: CoterieError) -> CoterieError:
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How an endpoint reports errors, where that is not as chat does.
+
+    `prompt_field`: the field of a body that a model reads. `words`: an error with chat's names of fields in its own.
+    `form`: its error object, of a status and a message; None: OpenAI's.
+    """
+
+    prompt_field: str = "messages"
+    words: Callable[[CoterieError], CoterieError] = _as_it_is
+    form: Callable[[int, str], dict[str, Any]] | None = None
+
+
+CHAT = Dialect()
+DIALECTS: Mapping[str, Dialect] = {  # by how the path begins
+    COMPLETIONS: Dialect("prompt"),
+    RESPONSES: Dialect("input", response_words),
+    EMBEDDINGS: Dialect("input"),
+    **dict.fromkeys(RERANK, Dialect("query")),
+    TURNS: Dialect(words=turn_words, form=turn_error),
+    API: Dialect(words=ollama_words, form=lambda _, message: ollama_error(message)),
+}
 
 
 def make_app(
@@ -169,13 +191,9 @@ def _json(text: bytes) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, CoterieError):
         raise error
-    if request.url.path == RESPONSES:
-        error = own_words(error)
-    if request.url.path.startswith(TURNS):
-        error = own_turn_words(error)
-    if request.url.path.startswith(API):
-        error = own_words_there(error)
-    status, body = error_body(error, PROMPTS.get(request.url.path, "messages"))
+    dialect = _dialect(request.url.path)
+    error = dialect.words(error)
+    status, body = error_body(error, dialect.prompt_field)
     body = _own_form(request.url.path, status, body)
     log_refusal(f"{request.method} {request.url.path}", status, error)
     so_far = metrics_of([one.parts.engine.metrics for one in request.app.state.coterie.members])
@@ -186,11 +204,14 @@ async def _on_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the access log's usual sign for a caller who left
 
 
+def _dialect(path: str) -> Dialect:
+    return next((dialect for begin, dialect in DIALECTS.items() if path.startswith(begin)), CHAT)
+
+
 def _own_form(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's error object, or that of the endpoint that has another."""
-    if path.startswith(API):
-        return api_error(body["error"]["message"])
-    return turn_error(status, body["error"]["message"]) if path.startswith(TURNS) else body
+    form = _dialect(path).form
+    return body if form is None else form(status, body["error"]["message"])
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

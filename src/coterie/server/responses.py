@@ -37,7 +37,7 @@ _OWN_PARTS = {
 }
 
 
-def own_words(error: CoterieError) -> CoterieError:
+def response_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of this endpoint."""
     return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
@@ -93,7 +93,7 @@ class ResponseAnswers(Streamed):
             if request_id:
                 self._head["id"] = f"resp_{request_id}"
             yield from self._opened()
-        status, body = error_body(own_words(error), self.prompt_field)
+        status, body = error_body(response_words(error), self.prompt_field)
         code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
         told = {"code": code, "message": body["error"]["message"]}
         made = self._response("failed", [] if self._items is None else self._items.output)

@@ -19,7 +19,7 @@ from coterie.core.errors import CoterieError
 from coterie.models.model import Model
 from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.tools import found_in, new_call_id
-from coterie.server.turns import TurnsBody, own_turn_words
+from coterie.server.turns import TurnsBody, turn_words
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _KINDS |= {409: "invalid_request_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
@@ -138,7 +138,7 @@ class TurnAnswers(Streamed):
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
         """The last event where there is no answer."""
-        status, body = error_body(own_turn_words(error), self.prompt_field)
+        status, body = error_body(turn_words(error), self.prompt_field)
         yield turn_error(status, body["error"]["message"])
 
     def _begin(self, expert: str) -> Blocks:

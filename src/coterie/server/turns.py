@@ -63,7 +63,7 @@ def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
     return {"input_tokens": len(text.encode(query, prompt_of(query)))}
 
 
-def own_turn_words(error: CoterieError) -> CoterieError:
+def turn_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of this endpoint."""
     return fields.renamed(error, _OWN, _OWN_PARTS)
 

@@ -16,7 +16,7 @@ from coterie.api.texts import Text
 from coterie.checkpoint.calls import Call, CallReader
 from coterie.core.errors import CoterieError
 from coterie.server.choosing import logprobs_of
-from coterie.server.ollama.names import api_error, own_words, timestamp
+from coterie.server.ollama.names import ollama_error, ollama_words, timestamp
 from coterie.server.openai import MARK, Frame, Streamed, details
 from coterie.server.tools import found_in, new_call_id
 
@@ -96,7 +96,7 @@ class OllamaAnswers(Streamed):
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
         """The last line where there is no answer."""
-        yield api_error(str(own_words(error)))
+        yield ollama_error(str(ollama_words(error)))
 
     def _calls(self, expert: str) -> Calls:
         if self._spoken is None:

@@ -83,12 +83,12 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def own_words(error: CoterieError) -> CoterieError:
+def ollama_words(error: CoterieError) -> CoterieError:
     """An error about what chat names otherwise, in the names of these endpoints."""
     return fields.renamed(error, _OWN, _OWN_PARTS)
 
 
-def api_error(message: str) -> dict[str, Any]:
+def ollama_error(message: str) -> dict[str, Any]:
     """The error object of these endpoints."""
     return {"error": message}
 
