@@ -49,20 +49,24 @@ def test_every_measured_gpu_is_of_one_architecture():
     assert sorted(device for devices in ARCHITECTURES.values() for device in devices) == sorted(measured_devices())
 
 
-# What docs/sizing.md says of all together, by family; it may get better, not worse.
-MOST_APART = {GEMM: 0.125, GEMM_FP8: 0.15, PREFILL: 0.17, DECODE: 0.26}
+# By family, of the eight GPUs that came first and of the GB300, which came later; it may get better, not worse.
+MOST_APART = {
+    "eight": {GEMM: 0.125, GEMM_FP8: 0.15, PREFILL: 0.17, DECODE: 0.26},
+    "gb300": {GEMM: 0.1, GEMM_FP8: 0.12, PREFILL: 0.22, DECODE: 0.34},
+}
 
 
-def test_a_gpus_kernels_are_predicted_from_other_architectures():
+@pytest.mark.parametrize("gpus", MOST_APART)
+def test_a_gpus_kernels_are_predicted_from_other_architectures(gpus):
     """Nearer than by the rule of before, 0.7 and 0.8 of the peaks."""
-    rows = list(carry_rows())
+    rows = [row for row in carry_rows() if (row.name.split()[0] == "gb300") == (gpus == "gb300")]
     errors = {
         (metric, family): mean(abs(row.error) for row in rows if row.metric == metric and row.dataset.endswith(family))
         for metric in (CARRIED_KERNEL, SPECIFIED_KERNEL)
         for family in FAMILIES
     }
     for family in FAMILIES:
-        assert errors[CARRIED_KERNEL, family] < min(MOST_APART[family], errors[SPECIFIED_KERNEL, family]), family
+        assert errors[CARRIED_KERNEL, family] < min(MOST_APART[gpus][family], errors[SPECIFIED_KERNEL, family]), family
 
 
 def test_no_gpu_is_predicted_from_its_own_architecture():

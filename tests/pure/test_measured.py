@@ -102,15 +102,29 @@ def test_calibration_rows_are_found_from_the_others(family, between, above):
     assert mean(errors[True]) < above
 
 
+LATER = ("b200", "b300", "gb200", "l40s", "rtx-pro-6000")
+
+
 @pytest.mark.parametrize(
-    ("family", "between", "above"),
-    [("gemm", 0.11, 0.12), ("attention-prefill", 0.14, 0.42), ("attention-decode", 0.06, 0.09)],
+    ("devices", "family", "between", "above"),
+    [
+        (LATER, "gemm", 0.11, 0.12),
+        (LATER, "attention-prefill", 0.14, 0.42),
+        (LATER, "attention-decode", 0.06, 0.09),
+        (("gb300",), "gemm", 0.06, 0.03),
+        (("gb300",), "attention-prefill", 0.19, 0.65),
+        (("gb300",), "attention-decode", 0.07, 0.12),
+    ],
 )
-def test_the_same_forms_serve_gpus_that_came_later(family, between, above):
+def test_the_same_forms_serve_gpus_that_came_later(devices, family, between, above):
     """Nothing was chosen by their rows; gemms of B200s jump with their tiles, attention of one token by waves."""
-    errors = left_out(family, [device for device in measured_devices() if device not in CHOSEN])
+    errors = left_out(family, devices)
     assert mean(errors[False]) < between
     assert mean(errors[True]) < above
+
+
+def test_every_gpu_is_one_of_these():
+    assert sorted((*CHOSEN, *LATER, "gb300")) == sorted(measured_devices())
 
 
 def left_out(family, devices):
@@ -183,6 +197,9 @@ def test_an_exchange_between_sizes_lies_between_their_times():
     assert 27.4e-6 < between.seconds < 53.7e-6
     assert known.all_reduce("a100/nccl", 8, 10).seconds == pytest.approx(21.3e-6), "a latency does not shrink"
     assert known.all_reduce("a100/custom", 8, 10**9).seconds == known.all_reduce("a100/nccl", 8, 10**9).seconds
+    assert known.all_reduce("a100/custom", 4, 10**9).seconds == known.all_reduce("a100/nccl", 4, 10**9).seconds
+    assert known.all_reduce("gb300/custom", 8, 536870912).provenance == "measured", "NCCL of 4 GPUs says nothing of 8"
+    assert known.all_reduce("gb300/custom", 8, 8192).seconds < known.all_reduce("gb300/nccl", 8, 8192).seconds / 3
     assert known.all_reduce("mi300x/nccl", 8, 8192) is None
     one = Exchanges([ExchangeRow("x", "nccl", 2, 1000, 1e-5), ExchangeRow("x", "nccl", 2, 2000, 2e-5)])
     assert one.all_reduce("x/nccl", 2, 4000).seconds == pytest.approx(4e-5)

@@ -71,10 +71,12 @@ class Exchanges:
         """Time of one; None for a library that was not measured.
 
         A library without rows for that many ranks answers for the nearest number: a latency hardly changes, and NCCL
-        is there for large messages.
+        is there for large messages. Where the library itself has rows for it NCCL needs them too.
         """
         device, _, name = library.partition("/")
-        found = [self._one(device, one, ranks, size_bytes) for one in _FALLBACK.get(name, ())]
+        own = (device, name, ranks) in self._tables
+        asked = [one for one in _FALLBACK.get(name, ()) if not own or (device, one, ranks) in self._tables]
+        found = [self._one(device, one, ranks, size_bytes) for one in asked]
         known = [time for time in found if time is not None]
         return min(known, key=lambda time: time.seconds, default=None)
 

@@ -31,7 +31,7 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "Ampere": ("a100",),
     "Hopper": ("h100", "h200"),
     "Ada": ("l40s",),
-    "Blackwell": ("b200", "b300", "gb200"),
+    "Blackwell": ("b200", "b300", "gb200", "gb300"),
     "Blackwell, workstation": ("rtx-pro-6000",),
 }
 _CACHED = ("Ada", "Blackwell, workstation")

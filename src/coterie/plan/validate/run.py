@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from coterie.core.grouped import grouped
 from coterie.plan.validate.called import called_bytes_per_s
 from coterie.plan.validate.carry import carry_rows
 from coterie.plan.validate.cpu import Shapes, cpu_rows, of_checkpoint, of_gpu, read_results
@@ -12,7 +13,7 @@ from coterie.plan.validate.gpu_kernels import gpu_kernel_rows
 from coterie.plan.validate.gpu_own import gpu_rows
 from coterie.plan.validate.gpu_serving import nemo_rows, splitwise_rows
 from coterie.plan.validate.published import published_rows
-from coterie.plan.validate.rows import Dropped, Outcome, Row
+from coterie.plan.validate.rows import GPU_KERNEL, VALIDATION, Dropped, Outcome, Row, summary
 from coterie.spec.measured import kernels_of, measured_devices
 
 CAVEATS = (
@@ -69,7 +70,16 @@ def validate(results: Path | None, shapes: Shapes) -> Outcome:
         if len(gpus) < len(found) or not found:
             mine, said = cpu_rows(results, shapes)
             rows += mine
-    return Outcome(tuple(rows), dropped, (*CAVEATS, *_fitted(), *said, *on_gpu))
+    return Outcome(tuple(rows), dropped, (*CAVEATS, by_gpu(rows), *_fitted(), *said, *on_gpu))
+
+
+def by_gpu(rows: Sequence[Row]) -> str:
+    """How far off the kernels and exchanges of each GPU are that did not calibrate: mean, median and number of rows."""
+    tables = [row for row in rows if row.metric == GPU_KERNEL and row.split == VALIDATION]
+    tables = [row for row in tables if row.dataset.startswith("AIConfigurator")]
+    found = {device: summary(device, mine) for device, mine in grouped((r.name.split()[0], r) for r in tables).items()}
+    each = (f"{device} {of.mean:.1%} (median {of.median:.1%}, {of.n} rows)" for device, of in found.items())
+    return f"AIConfigurator, held out, by GPU: {'; '.join(each)}."
 
 
 def _fitted() -> Iterator[str]:
