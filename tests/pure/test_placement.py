@@ -14,6 +14,7 @@ from coterie.engine.placement import (
     Prefixes,
     Seen,
     Standing,
+    cost_of,
     place,
     standing,
     switch_cost,
@@ -37,6 +38,7 @@ def test_a_busy_device_gets_nothing_new():
 def test_of_two_who_hold_it_the_idler_one():
     assert place([replace(HOLDER, load=5), replace(HOLDER, load=4)]) == 1
     assert place([replace(HOLDER, brought=3), replace(HOLDER, brought=2)]) == 0  # nothing is brought in
+    assert place([replace(HOLDER, load=4, free=False), IDLE], switch_requests=4) == 0  # nor must anybody go
 
 
 def test_where_nobody_must_go_then_where_the_fewest_came():
@@ -91,9 +93,19 @@ def test_it_is_the_least_cost_and_the_same_each_time():
 def test_what_a_switch_costs_is_measured_within_bounds():
     assert switch_cost(0, 0.0, 0, 0.0) == SWITCH_REQUESTS
     assert switch_cost(3, 6.0, 0, 1.0) == SWITCH_REQUESTS
+    assert switch_cost(3, 6.0, 5, 0.0) == SWITCH_REQUESTS
     assert switch_cost(10, 20.0, 100, 25.0) == 8.0
     assert switch_cost(10, 1e-9, 100, 25.0) == FEWEST_REQUESTS
     assert switch_cost(10, 1e9, 100, 25.0) == MOST_REQUESTS
+
+
+def test_what_a_switch_costs_is_measured_of_all_devices_together():
+    seen = [
+        replace(NEVER, switches=3, switch_s=5.0, finished=40, busy_s=8.0),
+        replace(NEVER, switches=1, switch_s=3.0, finished=10, busy_s=4.5),
+    ]
+    assert cost_of(seen) == switch_cost(4, 8.0, 50, 12.5) == 8.0
+    assert cost_of([]) == SWITCH_REQUESTS
 
 
 def test_how_a_device_stands():
@@ -104,6 +116,16 @@ def test_how_a_device_stands():
     assert standing(seen, "cyd", sizes, {"ada": 2, "bob": 0}) == Standing(True, False, 2, True, False, 0, 7)
     assert standing(seen, "bob", sizes, {"bob": 1}).holds  # it is coming
     assert not standing(seen, "bob", sizes, {"bob": 0}, serves=False).serves
+
+
+def test_who_has_ended_uses_nothing_and_what_just_fits_does():
+    sizes = {"ada": 60, "bob": 30, "cyd": 40}
+    ended = standing(NEVER, "cyd", sizes, {"ada": 0, "bob": 1, "cyd": 0})
+    assert (ended.holds, ended.crowded) == (False, False)
+    for near_bytes, free_bytes, found in ((100, 40, (False, True)), (99, 39, (True, False))):
+        seen = replace(NEVER, near_bytes=near_bytes, free_bytes=free_bytes)
+        one = standing(seen, "cyd", sizes, {"ada": 1})
+        assert (one.crowded, one.free) == found
 
 
 def test_prefixes_are_known_where_they_were_computed():
@@ -125,3 +147,27 @@ def test_the_oldest_prefixes_are_forgotten():
         assert len(prefixes) <= 4
     known = [prefixes.known("ada", [start] * PIECE_TOKENS, 1)[0] for start in range(6)]
     assert known == [0, 0, *[PIECE_TOKENS] * 4]
+
+
+def test_a_prefix_that_came_again_is_not_the_oldest():
+    prefixes = Prefixes(max_pieces=2)
+    for start in (0, 1, 0, 2):
+        prefixes.learn("ada", [start] * PIECE_TOKENS, 0)
+    known = [prefixes.known("ada", [start] * PIECE_TOKENS, 1)[0] for start in range(3)]
+    assert known == [PIECE_TOKENS, 0, PIECE_TOKENS]
+
+
+def test_a_piece_is_known_behind_what_came_before_it_alone():
+    first, second, other = ([start] * PIECE_TOKENS for start in range(3))
+    prefixes = Prefixes()
+    prefixes.learn("ada", first + second, 0)
+    prefixes.learn("ada", other, 0)
+    assert prefixes.known("ada", other + second, 1) == [PIECE_TOKENS]
+
+
+def test_who_is_forgotten_at_a_prompts_beginning_knows_nothing_of_its_end():
+    ids, prefixes = list(range(2 * PIECE_TOKENS)), Prefixes(max_pieces=2)
+    prefixes.learn("ada", ids, 1)
+    prefixes.learn("bob", ids[:PIECE_TOKENS], 1)  # ada's first piece goes
+    prefixes.learn("ada", ids, 0)
+    assert prefixes.known("ada", ids, 2) == [2 * PIECE_TOKENS, 0]

@@ -269,6 +269,6 @@ def float_of(body: Mapping[str, object], name: str) -> float | None:
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RequestError(name, f"is {shown(value)}", "give a number")
     return float(value)
