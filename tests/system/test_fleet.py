@@ -12,7 +12,7 @@ from tests.system.serving import served
 from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Options, Query
-from coterie.core.errors import ClosedError, CrowdedError, DeviceError, UsageError
+from coterie.core.errors import ClosedError, CrowdedError, UsageError
 from coterie.core.sampling import PartialSampling
 from coterie.engine.request import SamplingParams
 
@@ -81,31 +81,6 @@ def test_devices_that_do_not_go_together(composition: Path, devices: tuple[str, 
         Fleet.open(composition, Options(device=devices[0], beside=devices[1:], threads=threads))
     with pytest.raises(UsageError, match="2 devices are given"):
         Coterie.open(composition, TWO)
-
-
-def test_a_device_that_breaks_ends_its_own_queries_and_the_other_goes_on(composition: Path) -> None:
-    with Fleet.open(composition, TWO) as fleet:
-        broken = fleet.members[1]
-
-        def stops(within_s: float | None = None) -> list[object]:
-            raise MemoryError("a page is gone")
-
-        broken.step = stops  # type: ignore[method-assign, assignment]
-        ids = [fleet.submit(query) for query in queries()]
-        ends: Counter[str] = Counter()
-        failed = set[str]()
-        while not fleet.idle:
-            for chunk in fleet.step():
-                ends[chunk.request_id] += chunk.last
-                if chunk.error is not None:
-                    assert isinstance(chunk.error, DeviceError)
-                    assert chunk.error.where == "cpu#1"
-                    failed.add(chunk.request_id)
-        assert ends == dict.fromkeys(ids, 1)
-        assert 0 < len(failed) < len(ids)
-        answers = fleet.ask_all(queries())  # nobody is sent there any more
-        assert len(answers) == len(TEXTS)
-        assert "page is gone" in fleet.status().broken["cpu#1"]
 
 
 def test_closing_tells_everybody(composition: Path) -> None:

@@ -159,6 +159,7 @@ def test_nobody_is_told_once_who_looked_has_left(looking: tuple[Looking, str, Co
 def test_a_slow_reader_loses_the_oldest_and_is_told_how_many() -> None:
     async def read() -> list[bytes]:
         reader = Reader(asyncio.get_running_loop(), max_events=3)
+        reader.since("")
         for number in range(8):
             reader.put(encode("news", {"n": number}, number))
         reader.close()
@@ -169,11 +170,29 @@ def test_a_slow_reader_loses_the_oldest_and_is_told_how_many() -> None:
     assert [line for line in kept.splitlines() if line.startswith(b"id: ")] == [b"id: 5", b"id: 6", b"id: 7"]
 
 
+def test_a_snapshot_comes_first_and_then_what_each_device_told_since_its_part_of_it() -> None:
+    async def read() -> list[bytes]:
+        reader = Reader(asyncio.get_running_loop(), max_events=4)
+        reader.put(b"early ", "one")
+        reader.since("one")
+        reader.put(b"a ", "one")
+        reader.put(b"early ", "two")
+        reader.since("two")
+        reader.put(b"b ", "two")
+        reader.begin(b"snapshot ")
+        reader.put(b"c ", "three")  # nobody knows it: it has come since
+        reader.close()
+        return [part async for part in reader.read()]
+
+    assert asyncio.run(read()) == [b"snapshot a b c "]
+
+
 def test_a_sleeping_reader_is_woken_from_another_thread_and_a_quiet_one_says_so(monkeypatch) -> None:
     monkeypatch.setattr("coterie.server.events.ALIVE_S", 0.05)
 
     async def read() -> list[bytes]:
         reader = Reader(asyncio.get_running_loop())
+        reader.since("")
         parts = reader.read()
         found = [await anext(parts)]
         threading.Timer(0.02, reader.put, [b"news"]).start()
@@ -262,5 +281,7 @@ def test_a_snapshot_says_who_takes_a_conversation(folder: Path, tmp_path: Path) 
         if path.name in ("tokenizer_config.json", "chat_template.jinja"):
             path.unlink()
     with Coterie.open(tmp_path) as coterie:
-        said = {expert["name"]: expert["chat_template"] for expert in snapshot(coterie)["experts"]}
+        said = {
+            expert["name"]: expert["chat_template"] for expert in snapshot(coterie, coterie.status(), [])["experts"]
+        }
     assert said == {"ada": True, "bob": False}

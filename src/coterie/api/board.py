@@ -1,6 +1,7 @@
 """Board: who of a fleet has which query, what came of it, and where the next one goes.
 
     place -> Flight --> member --chunks--> news --take--> who asked         one lock; nobody waits here for a step
+               ^----------- it breaks: what has no chunk yet, once
 
 Each query that was placed ends once: by its last chunk, by its device's failure, or because who asked has left.
 Knows nothing about threads but that there are several.
@@ -10,32 +11,40 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 from coterie.api.coterie import Coterie
-from coterie.api.inflight import InFlight
-from coterie.api.member import Member
+from coterie.api.member import Member, ended_with, serving
 from coterie.api.ready import Ready
 from coterie.api.types import Chunk
-from coterie.composition.router import Route
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.expert_control import Told
 from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
-from coterie.engine.request import Request
+
+Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
+"""Told of a member that answers nothing any more, by which error and of what cause; on its thread, under the lock."""
 
 
 @dataclass(slots=True)
 class Flight:
-    """A query that has not ended: with whom it is, of which expert, by whom. `begun`: it has a chunk."""
+    """A query that has not ended: with whom it is, of which expert, since when by that one's clock.
+
+    `ready`: as it was asked; `able`: who could answer it then, None: anybody. `begun`: it has a chunk. `again`: the
+    first that had it has broken.
+    """
 
     member: Member
     expert: str
-    client: str = ""
+    ready: Ready
+    able: Collection[Member] | None = None
+    asked_s: float = 0.0
     begun: bool = False
     cancelled: bool = False
+    again: bool = False
 
 
 @dataclass(slots=True)
@@ -43,6 +52,7 @@ class Board:
     """The accounts of a fleet, under `lock`, on which `step` waits for news.
 
     `flights`: by id, in the order of their coming. `loads`: with whom is each that was asked for and not told of.
+    `at_break`: who is told of members that break.
     """
 
     members: tuple[Member, ...] = ()
@@ -50,6 +60,7 @@ class Board:
     loads: dict[Told, Member] = field(default_factory=dict)
     lock: threading.Condition = field(default_factory=threading.Condition)
     reuse: bool = True
+    at_break: list[Broke] = field(default_factory=list)
     _news: list[Chunk] = field(default_factory=list)
     _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
     _prefixes: Prefixes = field(default_factory=Prefixes)
@@ -62,17 +73,22 @@ class Board:
         self._asked.append(Counter())
         member.coterie.hand_over = self.hand_over
 
+    @property
+    def ended(self) -> CoterieError | None:
+        """What the first member has ended with, where all have."""
+        return ended_with(self.members)
+
     # ---- where to
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """Who is to answer; `able`: one of these. Raises the error that all of them have ended with."""
+        """Who is to answer; `able`: one of these. Raises DeviceError, or the error that all members have ended with."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self.reuse else ()
         found = place(
             [self._standing(member, expert, known, able) for member in self.members],
             cost_of([member.seen for member in self.members]),
         )
         if found is None:
-            raise self.members[0].broken or DeviceError("devices", "none of them serves this", "ask for another expert")
+            raise self.ended or DeviceError("devices", f"none that answers serves {expert}", "restart the server")
         if prompt_ids and self.reuse:
             self._prefixes.learn(expert, prompt_ids, found)
         return self.members[found]
@@ -86,33 +102,55 @@ class Board:
 
     # ---- queries come, move and end
 
-    def begin(self, request_id: str, flight: Flight, ready: Ready) -> None:
+    def begin(self, request_id: str, flight: Flight) -> None:
         """Hand a query to its member. What refuses it there is its last chunk."""
+        ready, flight.asked_s = flight.ready, flight.member.now()
         self.flights[request_id] = flight
         self._count(flight, 1)
         self._watch(flight.member.post(lambda coterie: coterie.take(ready, request_id)), flight.member, request_id)
 
-    def hand_over(self, request_id: str, pending: InFlight, route: Route, request: Request) -> bool:
-        """A query's router has been asked by one member: whether another one goes on with it. On the first's thread."""
+    def hand_over(self, request_id: str, ready: Ready, asked_s: float) -> bool:
+        """A query's router has been asked by one member, so long ago: whether another one goes on with it. On the
+        first's thread.
+        """
         with self.lock:
             flight = self.flights.get(request_id)
-            if flight is None or flight.cancelled:
+            if flight is None or flight.cancelled or ready.request is None:
                 return False
-            was = flight.member
-            able = [member for member in self.members if request.expert_id in member.coterie.composition.names]
+            expert, was = ready.request.expert_id, flight.member
+            ids = ready.request.prompt_ids if ready.request.reuse else ()
             self._count(flight, -1)
-            ids = request.prompt_ids if request.reuse else ()
-            flight.member = self.place(request.expert_id, ids, able) if able else was
-            flight.expert = request.expert_id
+            flight.member = self.place(expert, ids, [was, *serving(self.members, was.coterie, expert)])
+            flight.expert = expert
             self._count(flight, 1)
-            if flight.member is was:
-                return False
-            asked_s = was.coterie.parts.device.now() - (pending.asked_s or 0.0)
-            adopted = flight.member.post(
-                lambda coterie: coterie.adopt(request_id, pending, route, request, asked_s),
-            )
-            self._watch(adopted, flight.member, request_id)
-            return True
+            if flight.member is not was:
+                self._pass_on(request_id, flight, lambda _: ready, asked_s)
+            return flight.member is not was
+
+    def _ask_again(self, request_id: str, error: CoterieError) -> None:
+        """The member that has a query has broken: another one is asked it, if nothing came yet; else it ends so."""
+        flight = self.flights[request_id]
+        expert, request, was = flight.ready.expert, flight.ready.request, flight.member
+        if flight.begun or flight.cancelled or flight.again:
+            self._fail(request_id, error)
+            return
+        self._count(flight, -1)
+        try:
+            flight.member = self.place(expert, request.prompt_ids if request and request.reuse else (), flight.able)
+        except CoterieError:  # nobody is left, or nobody who could
+            self._count(flight, 1)
+            self._fail(request_id, error)
+            return
+        flight.expert, flight.again = expert, True
+        self._count(flight, 1)
+        query = flight.ready.query  # made ready anew: what reads tokens may have read some
+        self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
+
+    def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
+        """Hand a query that was asked so long ago to its new member."""
+        flight.asked_s = flight.member.now() - asked_s
+        posted = flight.member.post(lambda coterie: coterie.take(ready(coterie), request_id, asked_s))
+        self._watch(posted, flight.member, request_id)
 
     def cancel(self, request_id: str) -> None:
         """Stop a query; its last chunk says so."""
@@ -143,13 +181,15 @@ class Board:
                     self._end(chunk.request_id)
             self.lock.notify_all()
 
-    def broke(self, member: Member, error: CoterieError) -> None:
-        """All that a member had ends with this error."""
+    def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
+        """What a member had goes on with another one, if nothing came of it yet, or else ends with this error."""
         with self.lock:
             for request_id in [name for name, flight in self.flights.items() if flight.member is member]:
-                self._fail(request_id, error)
+                self._ask_again(request_id, error)
             for told in [told for told, its in self.loads.items() if its is member]:
                 told(error)
+            for tell in self.at_break:
+                tell(member, error, cause)
             self.lock.notify_all()
 
     def _watch(self, posted: Future[None], member: Member, request_id: str) -> None:
@@ -161,9 +201,13 @@ class Board:
                 return
             with self.lock:
                 flight = self.flights.get(request_id)
-                if flight is not None and flight.member is member:
+                if flight is None or flight.member is not member:
+                    return
+                if error is member.broken and isinstance(error, DeviceError):  # and not that it was closed
+                    self._ask_again(request_id, error)
+                else:
                     self._fail(request_id, error)
-                    self.lock.notify_all()
+                self.lock.notify_all()
 
         posted.add_done_callback(look)
 
@@ -244,7 +288,7 @@ class Board:
     def waiting(self, client: str) -> tuple[int, int]:
         """How many queries have no chunk yet, of all clients and of one."""
         waits = [flight for flight in self.flights.values() if not flight.begun]
-        return len(waits), sum([flight.client == client for flight in waits]) if client else 0
+        return len(waits), sum([flight.ready.query.client == client for flight in waits]) if client else 0
 
     def _has(self, wanted: Collection[str] | None) -> bool:
         return any(wanted is None or chunk.request_id in wanted for chunk in self._news)

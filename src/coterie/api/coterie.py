@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coterie.api.assemble import Options, assemble, check_alone
 from coterie.api.expert_commands import Controlled
@@ -20,12 +21,12 @@ from coterie.api.opened import OfFleet, open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, request_for, route_that_fits
 from coterie.api.rescan import Look, Rescan, look_again, rescan
 from coterie.api.routings import Routings, begun
-from coterie.api.serving import WAIT_S, Serving
+from coterie.api.serving import WAIT_S, Serving, Since
 from coterie.api.status import Status, look
 from coterie.api.touched import Touched
 from coterie.api.types import Chunk, Query
 from coterie.api.vector_cache import cache_folder
-from coterie.api.watch import Watch
+from coterie.api.watch import Sink, Watch
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending, Routing
@@ -67,7 +68,7 @@ class Coterie(Serving, Controlled):
         self.routing = (
             self._routings.use(taught) if taught is not None else self._routings.teach(options.device, cache_folder())
         )
-        self.hand_over: Callable[[str, InFlight, Route, Request], bool] = lambda *_: False
+        self.hand_over: Callable[[str, Ready, float], bool] = lambda *_: False
 
     @classmethod
     def open(cls, ref: str | Path, options: Options | None = None, leave_out: bool = False) -> Coterie:
@@ -100,11 +101,7 @@ class Coterie(Serving, Controlled):
         return self.idle and not self._parts.engine.loading
 
     def route(self, query: Query) -> Route:
-        """The router's decision for a query, without running its expert. A model that the router asks is run.
-
-        Other queries go on meanwhile, and their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
-        and ClosedError where a model must be asked.
-        """
+        """The router's decision for a query, without running its expert. A model that the router asks is run."""
         begun, request_id = self._begin(query), f"{next(self._numbers):08x}"
         if not begun.asks:
             return self._fitted(query, begun, self.routing.finish(begun))
@@ -130,11 +127,7 @@ class Coterie(Serving, Controlled):
             raise
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
-        """Queue a query and return its id, if there is room for it and for `more` of the same client right after it.
-
-        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, and queues nothing then. Where
-        the router asks a model first, the expert may still refuse: then the last chunk has the error.
-        """
+        """Queue a query and return its id, if there is room for it and for `more` of the same client right after it."""
         if isinstance(query, Query):
             self._check_room(query, more)  # before any work, as it may be refused
             query = self.ready(query)
@@ -144,14 +137,18 @@ class Coterie(Serving, Controlled):
             self.take(query, request_id)
         return request_id
 
-    def take(self, ready: Ready, request_id: str) -> None:
-        """Queue what is ready, by an id that nothing else has, however many wait. Raises as `submit`."""
+    def take(self, ready: Ready, request_id: str, asked_s: float | None = None) -> None:
+        """Queue what is ready, by an id that nothing else has, however many wait. Raises as `submit`.
+
+        `asked_s`: another one was asked it so many seconds ago.
+        """
         with self._opened():
             if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced since, or is gone
                 ready = self.ready(ready.query)
-            pending = InFlight(ready.query, ready.begun.prompt)
+            begun_s = self._parts.device.now() - (asked_s or 0.0)
+            pending = InFlight(ready.query, ready.begun.prompt, asked_s=None if asked_s is None else begun_s)
             if ready.route is None or ready.request is None:
-                pending.asked_s = self._parts.device.now()
+                pending.asked_s = begun_s
                 self.watch.routing(request_id)
                 try:
                     self._routings.begin(request_id, ready.begun, ready.query)
@@ -160,13 +157,6 @@ class Coterie(Serving, Controlled):
                     raise
             else:
                 self._to_expert(request_id, pending, ready.route, ready.request)
-            self._pending[request_id] = pending
-
-    def adopt(self, request_id: str, pending: InFlight, route: Route, request: Request, asked_s: float) -> None:
-        """Go on with a query that another one's router model routed, asked so long ago. Raises as `submit`."""
-        with self._opened():
-            pending.asked_s = self._parts.device.now() - asked_s
-            self._to_expert(request_id, pending, route, request)
             self._pending[request_id] = pending
 
     def check(self, ready: Ready) -> None:
@@ -211,6 +201,14 @@ class Coterie(Serving, Controlled):
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
         with self._opened():
             return look(self._parts, self.models, self.composition)
+
+    def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
+        """Tell `sink` what happens from now on; the status, and who lies in each tier."""
+        with self._opened():
+            self.watch.follow(sink)
+            found = self.status(), self.watch.residents()
+            since("")
+            return found
 
     def look_again(self) -> Look:
         """What is new in the file or folder, opened, in any thread. Raises what opening a composition does."""
@@ -302,10 +300,12 @@ class Coterie(Serving, Controlled):
         try:
             route = self._routings.route(request_id)
             if not pending.cancelled:
-                route, request, _ = request_for(
+                route, request, text = request_for(
                     pending.query, pending.prompt, route, self.routing.others, self._experts
                 )
-                if self.hand_over(request_id, pending, route, request):
+                ready = Ready(pending.query, Pending(pending.prompt, (), route, None), route, request, text)
+                asked_s = 0.0 if pending.asked_s is None else self._parts.device.now() - pending.asked_s
+                if self.hand_over(request_id, ready, asked_s):
                     del self._pending[request_id]
                     self.watch.handed_over(request_id)
                 else:

@@ -11,42 +11,47 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coterie.api.assemble import Options, each_device
 from coterie.api.board import Board, Flight
 from coterie.api.coterie import Coterie
+from coterie.api.fleet_experts import FleetExperts
 from coterie.api.fleet_watch import FleetWatch
-from coterie.api.member import Member, all_of, names_of
+from coterie.api.member import Member, all_of, each_of, names_of, same_files, serving
 from coterie.api.opened import OfFleet, Opened, open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, route_that_fits
 from coterie.api.rescan import Look, Rescan
 from coterie.api.routings import begun
-from coterie.api.serving import WAIT_S, Serving
+from coterie.api.serving import WAIT_S, Serving, Since
 from coterie.api.status import Status
 from coterie.api.together import together
 from coterie.api.types import Chunk, Query
+from coterie.api.watch import Sink
 from coterie.composition.composition import Composition, load_composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Pending
-from coterie.core.errors import ClosedError, ConflictError, ContextError, CoterieError, CrowdedError
+from coterie.core.errors import ClosedError, ContextError, CoterieError, CrowdedError
 from coterie.core.trace import Trace
 from coterie.engine.admission import check_room_among, places_among
 from coterie.engine.assembly import Plan
-from coterie.engine.expert_control import Told
 
 
-class Fleet(Serving):
+class Fleet(FleetExperts, Serving):
     """Owns several devices, each with a Coterie that a thread of its own steps. Threads may share it.
 
-    `composition`, `models`, `texts` and `routing` are the first device's; where a rescan could not renew an expert on
-    another one, that one is not asked for it. It closes when it is garbage collected, and when Python ends.
+    `composition`, `models`, `texts` and `routing` are those of the first device that answers; where a rescan could not
+    renew an expert on another one, that one is not asked for it. A device that breaks is asked nothing more; what it
+    had goes on with another one, once, unless some of an answer was given out. Where none is left, `step` raises what
+    the first has ended with. It closes when it is garbage collected, and when Python ends.
     """
 
     watch: FleetWatch
+    steps_itself = True
 
     def __init__(self, composition: Composition, options: Options) -> None:
         """Open every expert once and reserve memory on each of `options.devices`. Raises CoterieError."""
@@ -64,10 +69,7 @@ class Fleet(Serving):
             raise
         self._members = self._board.members
         self._close = weakref.finalize(self, _stop, self._members)
-        first = self._members[0].coterie
-        self.models, self.texts = first.models, first.texts
-        self.composition, self.routing = first.composition, first.routing
-        self._experts = Experts(self.texts, self.models, first.parts.kv.tokens_held)
+        self._follow(self._members[0])
         self.watch = FleetWatch(self._board)
         for member in self._members:
             member.start()
@@ -89,8 +91,19 @@ class Fleet(Serving):
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and there is no load to be told of."""
-        return self._board.quiet
+        """True when it is idle and there is no load to be told of; never where no device is left: `step` says why."""
+        return self._board.quiet and self._board.ended is None
+
+    @property
+    def broken(self) -> dict[str, CoterieError]:
+        """Why which devices answer nothing any more."""
+        return {member.name: member.broken for member in self._members if member.broken is not None}
+
+    def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+        """Call `tell` with a device's name, the error and its cause when one breaks, in its thread: it must return at
+        once.
+        """
+        self._board.at_break.append(lambda member, error, cause: tell(member.name, error, cause))
 
     def route(self, query: Query) -> Route:
         """The router's decision for a query. A model that the router asks is run where that costs least."""
@@ -125,10 +138,9 @@ class Fleet(Serving):
         with self._board.lock:
             self._check_room(ready.query, more)
             request_id = f"{next(self._numbers):08x}"
-            expert = ready.route.expert if ready.route is not None else ready.begun.asks[0].expert
             ids = ready.request.prompt_ids if ready.request is not None and ready.request.reuse else ()
-            member = self._board.place(expert, ids, able)
-            self._board.begin(request_id, Flight(member, expert, ready.query.client), ready)
+            member = self._board.place(ready.expert, ids, able)
+            self._board.begin(request_id, Flight(member, ready.expert, ready, able))
         return request_id
 
     def places(self, client: str = "") -> int | None:
@@ -139,9 +151,12 @@ class Fleet(Serving):
             return None if most is None else places_among(*self._board.waiting(client), client, most)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """What is new, per query. The devices step themselves; it waits for one of them, at most `within_s` seconds."""
-        self._check_open()
-        return self._board.take(WAIT_S if within_s is None else within_s)
+        """What is new, per query. The devices step themselves; it waits for one of them, at most `within_s` seconds.
+
+        Raises ClosedError, and where no device is left and all was given out, what they have ended with.
+        """
+        self._check_open(answers=False)
+        return self._left(self._board.take(WAIT_S if within_s is None else within_s))
 
     def interrupt(self) -> None:
         """End a `step` that waits. Any thread may call it."""
@@ -160,61 +175,33 @@ class Fleet(Serving):
         self._check_open()
         return tuple(dict.fromkeys([name for each in all_of(self._members, Coterie.resident) for name in each]))
 
-    def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, on the device where it is or where it costs least, but do not wait: a later `step` calls `tell`."""
-        self._check_open()
-        name = self.composition.expert(expert).name
-        with self._board.lock:
-            member = self._board.place(name, able=self._serving(name))
-        self._board.load(name, tell, member)
-
-    def unload(self, expert: str) -> None:
-        """Forget every copy of an expert on every device. Where one refuses, those before it have forgotten theirs."""
-        self._check_open()
-        name = self.composition.expert(expert).name
-        for member in self._serving(name):
-            try:
-                member.call(lambda coterie: coterie.unload(name))
-            except ConflictError as error:
-                raise ConflictError(f"{error.where} on {member.name}", error.fact, error.remedy) from error
-
-    def pin(self, expert: str) -> None:
-        """Never evict an expert from the devices that have it, or, where none has, from where it would come in."""
-        self._check_open()
-        name = self.composition.expert(expert).name
-        able = self._serving(name)
-        there = [member for member in able if name in member.seen.there]
-        with self._board.lock:
-            chosen = there or [self._board.place(name, able=able)]
-        for member in chosen:
-            member.call(lambda coterie: coterie.pin(name))
-
-    def unpin(self, expert: str) -> None:
-        """Let an expert be evicted again, on every device."""
-        self._check_open()
-        name = self.composition.expert(expert).name
-        for member in self._serving(name):
-            member.call(lambda coterie: coterie.unpin(name))
-
     def status(self) -> Status:
         """All devices as one, and each (`devices`); between two steps of each, not all at one instant."""
         self._check_open()
-        alive = [member for member in self._members if member.broken is None]
-        broken = {member.name: str(member.broken) for member in self._members if member.broken is not None}
-        return together([member.name for member in alive], all_of(alive, Coterie.status), broken)
+        return self._together(each_of(self._members, Coterie.status))
+
+    def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
+        """Tell `sink` what happens from now on; the status, and who lies in each tier of each device."""
+        self._check_open()
+        found, residents = self.watch.observe(sink, since)
+        return self._together(found), residents
 
     def look_again(self) -> Look:
         """What is new in the file or folder, opened once, in any thread."""
-        return self._members[0].coterie.look_again()
+        self._check_open()
+        return self._lead.coterie.look_again()
 
     def rescan(self, looked: Look | None = None) -> Rescan:
-        """Serve what another look found on every device. `kept` has those too that stay as they are on one of them."""
+        """Serve what another look found on every device: first where it was looked from, then what differs from there
+        elsewhere, also since an earlier one. `kept` has those too that stay as they are on one of them.
+        """
         self._check_open()
-        looked = looked or self.look_again()
-        found, *others = all_of(self._members, lambda coterie: coterie.rescan(_seen_by(coterie, looked)))
-        first = self._members[0].coterie
-        self.composition, self.routing = first.composition, first.routing
-        kept = {name: why for other in others for name, why in (*other.kept.items(), *other.left_out.items())}
+        looked, lead = looked or self.look_again(), self._lead
+        found = lead.call(lambda coterie: coterie.rescan(looked))
+        others = [member for member in self._members if member is not lead]
+        each = all_of(others, lambda coterie: coterie.rescan(_seen_by(coterie, looked, lead.coterie)))
+        self._follow(lead)
+        kept = {name: why for other in each for name, why in (*other.kept.items(), *other.left_out.items())}
         mine = {name: why for name, why in kept.items() if name not in found.left_out}
         return replace(found, kept={**mine, **found.kept})
 
@@ -225,7 +212,10 @@ class Fleet(Serving):
 
     def trace(self) -> Trace:
         """What ran when, as far as it was recorded, each lane with its device."""
-        traces = all_of(self._members, Coterie.trace)
+        traces = [
+            member.coterie.trace() if member.broken is not None else member.call(Coterie.trace)
+            for member in self._members  # also of those that have ended, whose threads are over
+        ]
         named = list(zip(self.names, traces, strict=True))
         slices = [replace(one, lane=f"{name} {one.lane}") for name, trace in named for one in trace.slices]
         asyncs = [replace(one, key=f"{name} {one.key}") for name, trace in named for one in trace.asyncs]
@@ -238,8 +228,8 @@ class Fleet(Serving):
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
         """News of these queries; those of others are kept."""
-        self._check_open()
-        return self._board.take(WAIT_S, wanted)
+        self._check_open(answers=False)
+        return self._left(self._board.take(WAIT_S, wanted))
 
     def _has_more(self, request_id: str) -> bool:
         return self._board.has_more(request_id)
@@ -248,18 +238,25 @@ class Fleet(Serving):
         return begun(self.routing, query, self.texts, self._residents)
 
     def _residents(self) -> frozenset[str]:
-        return frozenset().union(*[member.seen.there for member in self._members])
+        return frozenset().union(*[member.seen.there for member in self._members if member.broken is None])
 
-    def _serving(self, name: str) -> list[Member]:
-        """Those that serve an expert as the first device does: by the same files."""
-        text = self.texts[name]
-        return [
-            member
-            for member in self._members
-            if member.broken is None
-            and name in member.coterie.composition.names
-            and ((its := member.coterie.texts[name]) is text or its.files == text.files)
-        ]
+    def _follow(self, lead: Member) -> None:
+        """Serve what this one does."""
+        self._lead, coterie = lead, lead.coterie
+        self.models, self.texts = coterie.models, coterie.texts
+        self.composition, self.routing = coterie.composition, coterie.routing
+        self._experts = Experts(self.texts, self.models, coterie.parts.kv.tokens_held)
+
+    def _together(self, found: Sequence[tuple[Member, Status]]) -> Status:
+        if not found:  # all have ended since it was asked
+            self._check_open()
+        broken = {name: str(error) for name, error in self.broken.items()}
+        return together([member.name for member, _ in found], [status for _, status in found], broken)
+
+    def _left(self, chunks: list[Chunk]) -> list[Chunk]:
+        if not chunks and (ended := self._board.ended) is not None:
+            raise ended
+        return chunks
 
     def _able(self, ready: Ready) -> list[Member] | None:
         """Who can answer; None: any, as it is not known of whom it will be asked. Raises why nobody can."""
@@ -267,7 +264,7 @@ class Fleet(Serving):
         if ready.request is None:
             return None
         able, refused = [], list[CoterieError]()
-        for member in self._serving(ready.request.expert_id):
+        for member in serving(self._members, self._lead.coterie, ready.request.expert_id):
             try:
                 member.coterie.check(ready)
             except CoterieError as error:
@@ -280,7 +277,7 @@ class Fleet(Serving):
         return able
 
     def _check_room(self, query: Query, more: int) -> None:
-        """Raise ClosedError, or CrowdedError where too many wait, which the first device's metrics count."""
+        """Raise as `_check_open`, or CrowdedError where too many wait, which the first device's metrics count."""
         self._check_open()
         if (most := self._options.max_waiting) is None:
             return
@@ -288,13 +285,18 @@ class Fleet(Serving):
             try:
                 check_room_among(*self._board.waiting(query.client), query.client, most, 1 + more)
             except CrowdedError:
-                self._members[0].coterie.parts.engine.metrics.refused += 1 + more  # which nobody else changes here
+                self._lead.coterie.parts.engine.metrics.refused += 1 + more  # which nobody else changes here
                 raise
 
-    def _check_open(self) -> None:
+    def _check_open(self, answers: bool = True) -> None:
+        """Raise ClosedError; `answers`: or what the devices have ended with, where none is left."""
         if not self._close.alive:
             fact = "this Fleet is closed and answers nothing any more"
             raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+        if answers and (ended := self._board.ended) is not None:
+            raise ended
+        if self._lead.broken is not None:
+            self._follow(next((one for one in self._members if one.broken is None), self._lead))
 
 
 def opened_on(ref: str | Path, options: Options, leave_out: bool = False) -> Serving:
@@ -313,9 +315,19 @@ def _planned(opened: Opened, each: Sequence[Options]) -> tuple[Opened, list[Plan
             return opened, plans
 
 
-def _seen_by(coterie: Coterie, looked: Look) -> Look:
-    """The same look, as if this member had looked: what it serves now, and by which routing."""
-    return replace(looked, was={name: coterie.models.get(name) for name in looked.was}, before=coterie.routing)
+def _seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
+    """The same look, as if this member had looked: what it serves now, by which routing, and, from who led the way,
+    what differs here since earlier ones.
+    """
+    names = coterie.composition.names
+    apart = {
+        name: (lead.models[name], lead.texts[name])
+        for name in lead.composition.names
+        if name not in looked.was and not same_files(coterie, lead, name)
+    }
+    gone = frozenset(names).difference(looked.found.names, looked.found.left_out)
+    was = {name: coterie.models.get(name) for name in (*looked.was, *apart)}
+    return replace(looked, opened={**looked.opened, **apart}, was=was, gone=gone, before=coterie.routing)
 
 
 def _stop(members: Sequence[Member]) -> None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import threading
 from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from coterie.api.board import Board
 from coterie.api.coterie import Coterie
-from coterie.api.member import Member, all_of
-from coterie.api.serving import WAIT_S
-from coterie.api.watch import EngineEvent, Sink, Waiting
+from coterie.api.member import Member, all_of, each_of
+from coterie.api.serving import WAIT_S, Since
+from coterie.api.status import Status
+from coterie.api.watch import ON, EngineEvent, Sink, Waiting
 from coterie.core.errors import CoterieError
-
-ON = "on"  # the fact that names a device
 
 
 class FleetWatch:
@@ -26,46 +24,70 @@ class FleetWatch:
 
     def __init__(self, board: Board) -> None:
         self._board, self._lock = board, threading.Lock()
+        self._sink: Sink | None = None
+        board.at_break.append(self._stopped)
 
     def follow(self, sink: Sink | None) -> None:
         """Tell `sink` from now on, or nobody; one call at a time."""
-        for member in self._board.members:
-            if member.broken is None:
-                member.call(partial(_follow, None if sink is None else self._tagged(member.name, sink)))
+        self._sink = sink
+        all_of(self._board.members, lambda coterie: coterie.watch.follow(self._tagged(coterie)))
 
-    def residents(self) -> list[dict[str, Any]]:
-        """Who lies in each tier of each device."""
-        members = [member for member in self._board.members if member.broken is None]
-        each = all_of(members, lambda coterie: coterie.watch.residents())
-        return [{**tier, ON: member.name} for member, tiers in zip(members, each, strict=True) for tier in tiers]
+    def observe(self, sink: Sink, since: Since) -> tuple[list[tuple[Member, Status]], list[dict[str, Any]]]:
+        """As Serving.observe, the status of each."""
+
+        def begin(coterie: Coterie) -> tuple[Status, list[dict[str, Any]]]:
+            coterie.watch.follow(self._tagged(coterie))
+            found = coterie.status(), coterie.watch.residents()
+            with self._lock:
+                since(self._name_of(coterie))
+            return found
+
+        self._sink = sink
+        each = each_of(self._board.members, begin)
+        residents = [{**tier, ON: member.name} for member, (_, tiers) in each for tier in tiers]
+        return [(member, status) for member, (status, _) in each], residents
 
     def waiting(self, request_id: str) -> Waiting | None:
-        """What a query waits for; None also where its device is in a step that takes longer than anybody may wait."""
+        """What a query waits for; no bytes where its device is in a step that takes longer than anybody may wait."""
         with self._board.lock:
             flight = self._board.flights.get(request_id)
-        if flight is None:
+            count = sum([not one.begun for one in self._board.flights.values()])
+        if flight is None or flight.begun:
             return None
+        member = flight.member
         try:
-            return flight.member.post(lambda coterie: coterie.watch.waiting(request_id)).result(WAIT_S)
-        except (LateError, CoterieError):
+            return member.post(lambda coterie: coterie.watch.waiting(request_id)).result(WAIT_S)
+        except LateError:
+            asked = flight.ready.route is None and flight.expert == flight.ready.expert  # a model, where it goes
+            return Waiting(
+                "" if asked else flight.expert, False, flight.expert not in member.seen.there, False, 0, 0, count
+            )
+        except CoterieError:
             return None
 
     def refused(self, request_id: str, error: CoterieError, expert: str = "") -> None:
-        """It is known where a request goes, and there it is not taken: told by the first device."""
-        first: Member = self._board.members[0]
+        """It is known where a request goes, and there it is not taken: told by the first device that answers."""
 
         def tell(coterie: Coterie) -> None:
             coterie.watch.refused(request_id, expert or error.where, error)
 
-        first.post(tell)
+        next((member for member in self._board.members if member.broken is None), self._board.members[0]).post(tell)
 
-    def _tagged(self, name: str, sink: Sink) -> Sink:
+    def _stopped(self, member: Member, error: CoterieError, cause: BaseException) -> None:
+        if (sink := self._sink) is not None:
+            with self._lock:
+                sink(EngineEvent("stopped", member.now(), {ON: member.name, "error": str(error)}))
+
+    def _name_of(self, coterie: Coterie) -> str:
+        return next(member.name for member in self._board.members if member.coterie is coterie)
+
+    def _tagged(self, coterie: Coterie) -> Sink | None:
+        sink, name = self._sink, self._name_of(coterie)
+        if sink is None:
+            return None
+
         def told(happening: EngineEvent) -> None:
             with self._lock:
                 sink(replace(happening, facts={**happening.facts, ON: name}))
 
         return told
-
-
-def _follow(sink: Sink | None, coterie: Coterie) -> None:
-    coterie.watch.follow(sink)

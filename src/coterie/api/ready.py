@@ -36,6 +36,11 @@ class Ready:
     request: Request | None = None
     text: Text | None = None
 
+    @property
+    def expert(self) -> str:
+        """Who is asked first: the expert, or a model that its router asks."""
+        return self.begun.asks[0].expert if self.route is None else self.route.expert
+
     def is_current(self, texts: Mapping[str, Text], names: Collection[str]) -> bool:
         """Whether its expert is among those that are served and reads as it did: after a rescan the same name may have
         another tokenizer, or be nobody's."""

@@ -8,8 +8,8 @@ Knows nothing about devices, or how queries are answered.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from coterie.api.expert_commands import ExpertCommands
 from coterie.api.measuring import Measuring
@@ -22,7 +22,7 @@ from coterie.api.watch import Sink, Waiting
 from coterie.composition.composition import Composition
 from coterie.composition.router import Route
 from coterie.composition.routing import Routing
-from coterie.core.errors import fresh
+from coterie.core.errors import CoterieError, fresh
 from coterie.core.trace import Trace
 from coterie.models.model import Model
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from coterie.api.coterie import Coterie
 
 S = TypeVar("S", bound="Serving")
+Since: TypeAlias = Callable[[str], None]
 
 WAIT_S = 0.005  # a thread that waits for bytes lets others in this often: what they ask for may be there already
 
@@ -40,16 +41,18 @@ class Watching(Protocol):
     def follow(self, sink: Sink | None) -> None:
         """Tell `sink` from now on, or nobody."""
 
-    def residents(self) -> list[dict[str, object]]:
-        """Who lies in each tier."""
-
     def waiting(self, request_id: str) -> Waiting | None:
         """What a query waits for."""
 
 
 class Serving(Measuring, ExpertCommands):
     """Answers for a composition. Threads may share it. `models` and `texts` grow while a folder is served.
-    `names`: what its devices are called."""
+
+    `names`: what its devices are called. `steps_itself`: its devices step in threads of their own; so who asks what is
+    answered between two steps waits for them, and need not keep others from `step` meanwhile.
+    """
+
+    steps_itself = False
 
     composition: Composition
     models: dict[str, Model]
@@ -72,6 +75,16 @@ class Serving(Measuring, ExpertCommands):
     @abstractmethod
     def quiet(self) -> bool:
         """True when it is idle and no expert is being loaded: a step would change nothing."""
+
+    @property
+    def broken(self) -> Mapping[str, CoterieError]:
+        """Why which of several devices answer nothing any more."""
+        return {}
+
+    def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
+        """Call `tell` with a device's name, the error and its cause when one of several breaks, in any thread: it must
+        return at once.
+        """
 
     @abstractmethod
     def route(self, query: Query) -> Route:
@@ -119,6 +132,14 @@ class Serving(Measuring, ExpertCommands):
     @abstractmethod
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
+
+    @abstractmethod
+    def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
+        """Tell `sink` what happens from now on; the status, and who lies in each tier. Raises ClosedError.
+
+        `since` is called with each device's name (empty where there is one) as soon as what it tells is no part of
+        these any more.
+        """
 
     @abstractmethod
     def look_again(self) -> Look:

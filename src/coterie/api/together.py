@@ -84,9 +84,9 @@ def metrics_of(each: Sequence[Metrics]) -> Metrics:
             elif isinstance(other, Histogram):
                 _add(mine, other)
             elif isinstance(other, Counter):
-                mine.update(other)
+                mine.update(other.copy())  # at once: a device may count meanwhile
         for name, counts in metrics.by_expert.items():
-            total.by_expert[name].update(counts)
+            total.by_expert[name].update(counts.copy())
         for of, its_class in metrics.by_priority.items():
             _add_class(total.by_priority[of], its_class)
     return total

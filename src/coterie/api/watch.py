@@ -39,6 +39,7 @@ class EngineEvent:
     routing         a model is asked where the request goes
     routed          expert, confidence, is_fallback, runners_up
     queued, admitted, first_token
+    stopped         on, error: one of several devices, whose requests have ended, or go on elsewhere
     ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
                     total_s, cached_tokens
                     (or, refused or failed: error)
@@ -50,6 +51,7 @@ class EngineEvent:
 
 
 Sink: TypeAlias = Callable[[EngineEvent], None]
+ON = "on"  # the fact that names the device, where there are several
 
 
 @dataclass(slots=True)

@@ -102,7 +102,9 @@ def make_app(
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
-        return JSONResponse({"status": "ok", "composition": coterie.composition.name})
+        states = {name: "stopped" if name in coterie.broken else "answers" for name in coterie.names}
+        devices = {"devices": states} if len(states) > 1 else {}
+        return JSONResponse({"status": "ok", "composition": coterie.composition.name, **devices})
 
     app = Starlette(
         routes=[

@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from coterie.api import Serving
-from coterie.api.watch import EngineEvent
+from coterie.api import Serving, Status
+from coterie.api.watch import ON, EngineEvent
 from coterie.server.worker import Worker
 
 PATH = "/v1/events"
@@ -42,17 +42,31 @@ class Reader:
         self._events: deque[bytes] = deque(maxlen=max_events)
         self._lost, self._closed, self._asleep = 0, False, False
         self._news = asyncio.Event()
+        self._live: set[str] | None = set()  # the devices that its snapshot has already; None: it has been made
+
+    def since(self, device: str) -> None:
+        """What a device (no name: the only one) tells from now on is not in the snapshot. Any thread."""
+        with self._lock:
+            if self._live is not None:
+                self._live.add(device)
 
     def begin(self, event: bytes) -> None:
-        """Keep this one first: what came before it is in it. Any thread."""
+        """Put the snapshot before what is kept. Any thread."""
         with self._lock:
-            self._events.clear()
-            self._lost = 0
-        self.put(event)
+            self._live = None
+            if len(self._events) == self._events.maxlen:
+                self._events.popleft()
+                self._lost += 1
+            self._events.appendleft(event)
+            self._wake()
 
-    def put(self, event: bytes) -> None:
-        """Keep an event for it; the oldest goes where there are too many. Any thread."""
+    def put(self, event: bytes, device: str = "") -> None:
+        """Keep a device's event for it, unless the snapshot to come has it; the oldest goes where there are too many.
+        Any thread.
+        """
         with self._lock:
+            if self._live is not None and device not in self._live:
+                return
             self._lost += len(self._events) == self._events.maxlen
             self._events.append(event)
             self._wake()
@@ -121,9 +135,10 @@ class Hub:
             reader.close()
 
     def _begin(self, coterie: Serving, reader: Reader) -> None:
-        """On the engine's thread, so that nothing happens between the snapshot and what follows."""
-        coterie.watch.follow(self._tell)
-        reader.begin(encode("snapshot", snapshot(coterie), self._told))
+        """Between two steps of each device: what one does then it tells after its part of the snapshot, or before."""
+        number = self._told
+        status, residents = coterie.observe(self._tell, reader.since)
+        reader.begin(encode("snapshot", snapshot(coterie, status, residents), number))
         if self._closed:
             reader.close()
 
@@ -138,7 +153,7 @@ class Hub:
             facts["request"] = f"chatcmpl-{facts['request']}"  # as a chat's answer is named
         event = encode(happening.what, facts, self._told)
         for reader in tuple(self._readers):
-            reader.put(event)
+            reader.put(event, str(facts.get(ON, "")))
 
 
 def routes(hub: Hub) -> list[Route]:
@@ -161,12 +176,12 @@ def routes(hub: Hub) -> list[Route]:
     return [Route(PATH, events, methods=["GET"])]
 
 
-def snapshot(coterie: Serving) -> dict[str, Any]:
-    """The status, what experts are for and which have a chat template, who lies in each tier.
+def snapshot(coterie: Serving, found: Status, residents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The status as it was `found`, what experts are for and which have a chat template, who lies in each tier.
 
     `routes`: the composition's name names who chooses.
     """
-    status = coterie.status().to_dict()
+    status = found.to_dict()
     about = {expert.name: expert.description for expert in coterie.composition.experts}
     experts = [
         {**expert, "of": "experts" if expert["name"] in about else "router",
@@ -178,7 +193,7 @@ def snapshot(coterie: Serving) -> dict[str, Any]:
         **status,
         "time": round(time.time(), 3),
         "experts": experts,
-        "tiers": coterie.watch.residents(),
+        "tiers": residents,
         "routes": coterie.composition.router is not None or len(about) == 1,
     }
 

@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         """As long as the engine takes its turns; a step that never ends is for who watches to end."""
         with contextlib.suppress(CoterieError):
             while True:
-                await self._worker.call(lambda _: None)
+                await self._worker.turn()
                 notify(WORKS)
                 await asyncio.sleep(every_s)
 

@@ -1,7 +1,8 @@
 """One thread that owns the engine; asyncio tasks hand it requests and receive chunks.
 
     HTTP task --ask--> inbox --> engine thread --call_soon_threadsafe, once a step--> streams --> HTTP tasks
-        `-- what takes long and needs no engine --> a thread beside it
+        |-- what takes long and needs no engine --> threads beside it
+        `-- what waits for steps of several devices --> one more, in order
 
 Knows nothing about HTTP.
 """
@@ -9,8 +10,8 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from coterie.api import Chunk, Query, Serving
-from coterie.api.jobs import Job, fail_all
+from coterie.api.jobs import Inbox, Job
 from coterie.api.ready import Ready
 from coterie.api.serving import WAIT_S
 from coterie.api.texts import all_read
@@ -41,16 +42,19 @@ class Worker:
     def __init__(self, coterie: Serving, rest_s: float | None = None) -> None:
         """`rest_s`: after so long without work the memory of what is not pinned is given back."""
         self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inbox = Inbox(coterie.interrupt)
         self._streams: dict[str, Stream] = {}
         self._waiting: set[Told] = set()  # for loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
         self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
+        # Where devices step themselves the engine's thread waits for none of them: it gives out what the others bring.
+        self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
         self._giving_back: asyncio.TimerHandle | None = None
         self._num_ended = 0  # beside the engine, since the last time
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
+        coterie.at_break(self._device_broke)
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
@@ -62,17 +66,17 @@ class Worker:
 
     def end(self) -> None:
         """After the step in flight, tell those who wait, and who comes later, that there will be no answer."""
-        self._put(Job(self._end, _ignore))
+        self._inbox.put(Job(self._end, _ignore))
 
     def stop(self) -> None:
         """Finish the step in flight, then stop and close the device."""
-        self._inbox.put(None)
-        self._coterie.interrupt()
+        self._inbox.end()
         self._thread.join()
         if self._giving_back is not None:
             self._giving_back.cancel()
-        for pool in (self._beside, self._reading):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._beside, self._reading, self._between):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
 
     def ask(self, queries: Sequence[Query], partly: bool = False) -> Stream:
@@ -89,7 +93,22 @@ class Worker:
         return stream
 
     async def call(self, function: Callable[[Serving], T]) -> T:
-        """Run a function on the engine's thread, between two steps, and return its result or raise its error."""
+        """Run a function between two steps, in order, and return its result or raise its error: on the engine's thread,
+        or where devices step themselves, on one that may wait for them.
+        """
+        if self._between is None:
+            return await self._call(function)
+        if self.broken is not None:
+            raise self.broken
+        return await asyncio.get_running_loop().run_in_executor(self._between, _guarded, function, self._coterie)
+
+    async def turn(self) -> None:
+        """Return once the engine, and each device that steps itself, has taken a turn. Raises what they ended with."""
+        await self._call(lambda _: None)
+        if self._between is not None:
+            await self.call(lambda coterie: coterie.status())
+
+    async def _call(self, function: Callable[[Serving], T]) -> T:
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
@@ -104,7 +123,7 @@ class Worker:
             else:
                 loop.call_soon_threadsafe(_resolve, result, value)
 
-        self._put(Job(run, fail))
+        self._inbox.put(Job(run, fail))
         return await result
 
     async def beside(self, function: Callable[[Serving], T], reads: bool = False) -> T:
@@ -121,8 +140,17 @@ class Worker:
                 self._giving_back = loop.call_later(FREED_S, self._give_back, loop)
 
     def soon(self, function: Callable[[Serving], None]) -> None:
-        """Run a function on the engine's thread, between two steps, if there still are any; nobody waits for it."""
-        self._put(Job(lambda: function(self._coterie), _ignore))
+        """Run a function as `call`, if there still are any steps; nobody waits for it."""
+
+        def run() -> None:
+            with contextlib.suppress(CoterieError):  # logged, where it is a bug of ours
+                _guarded(function, self._coterie)
+
+        if self._between is None:
+            self._inbox.put(Job(run, _ignore))
+        elif self.broken is None:
+            with contextlib.suppress(RuntimeError):  # it was stopped
+                self._between.submit(run)
 
     def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give memory back, and once more later if something has ended meanwhile: its answer may be on its way."""
@@ -143,22 +171,17 @@ class Worker:
                 loop.call_soon_threadsafe(_fail, end, error)
 
         def run(coterie: Serving) -> None:
-            if self.broken is not None:  # since this was put into the inbox
-                raise self.broken
-            begin(coterie, tell)
-            self._waiting.add(tell)
+            self._waiting.add(tell)  # first: who gives up after the next line tells it
+            try:
+                if self.broken is not None:  # since this was put into the inbox
+                    raise self.broken
+                begin(coterie, tell)
+            except BaseException:
+                self._waiting.discard(tell)
+                raise
 
         await self.call(run)
         await end
-
-    def _put(self, job: Job) -> None:
-        if self.broken is not None:
-            job.fail(self.broken)
-        else:
-            self._inbox.put(job)
-            self._coterie.interrupt()  # after the put: whoever ends a run early finds the job
-            if self.broken is not None:
-                fail_all(self._inbox, self.broken)  # it broke in between, and nobody else empties the inbox any more
 
     async def _prepare(self, queries: Sequence[Query], stream: Stream, partly: bool) -> None:
         reads = not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
@@ -179,7 +202,7 @@ class Worker:
             except CoterieError as error:
                 refuse(error)
 
-        self._put(Job(run, refuse))
+        self._inbox.put(Job(run, refuse))
 
     def _submit(self, queries: Sequence[Query | Ready], stream: Stream, partly: bool) -> None:
         if self.broken is not None:
@@ -200,7 +223,7 @@ class Worker:
 
     def _leave(self, stream: Stream) -> None:
         # Jobs run in order, so by then the queries were submitted or refused.
-        self._put(Job(lambda: self._cancel(stream), _ignore))
+        self._inbox.put(Job(lambda: self._cancel(stream), _ignore))
 
     def _cancel(self, stream: Stream) -> None:
         for request_id in stream.request_ids:
@@ -209,15 +232,23 @@ class Worker:
 
     def _serve(self) -> None:
         try:
-            while self._take_jobs():
+            while self._inbox.work(self._coterie.quiet, self._awake_s, self._rest):
                 if not self._coterie.quiet:
                     self._deliver(self._coterie.step(WAIT_S))
                     self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
+            if self._coterie.steps_itself and isinstance(error, DeviceError):  # its last device's, which was told of
+                broken = error
             self._give_up(broken)
-            fail_all(self._inbox, broken)
-            raise
+            self._inbox.close(broken)
+            if error is not broken:
+                raise
+
+    def _device_broke(self, name: str, error: CoterieError, cause: BaseException) -> None:
+        """One of several: who sleeps is to see whether one is left. In any thread."""
+        LOG.error("the device %s has stopped", name, exc_info=cause)
+        self._inbox.put(Job(lambda: None, _ignore))
 
     def _end(self) -> None:
         for request_id in self._streams:
@@ -226,7 +257,7 @@ class Worker:
 
     def _give_up(self, error: CoterieError) -> None:
         """Every answer, from now on, is this error."""
-        self.broken = error
+        self.broken = self._inbox.refuses = error
         for request_id, stream in self._streams.items():
             stream.loop.call_soon_threadsafe(stream.put, Chunk(request_id, "", error=error))
         self._streams.clear()
@@ -235,22 +266,9 @@ class Worker:
         for end in self._at_end:
             end()
 
-    def _take_jobs(self) -> bool:
-        """Run the jobs that wait; with nothing to do or to come, sleep until there is one. False when told to stop."""
-        block = self._coterie.quiet
-        while True:
-            try:
-                job = self._inbox.get(block, self._awake_s())
-            except queue.Empty:
-                if block:
-                    self._coterie.release_idle()
-                    self._worked_s = math.inf  # until there is work again
-                    continue
-                return True
-            if job is None:
-                return False
-            job.run()
-            block = False
+    def _rest(self) -> None:
+        self._coterie.release_idle()
+        self._worked_s = math.inf  # until there is work again
 
     def _awake_s(self) -> float | None:
         """How much longer to keep what is in memory, if there is no work; None: as long as there is none."""
