@@ -56,6 +56,18 @@ def break_after(coterie: Coterie, count: int) -> None:
     coterie.step = fails  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def held(fleet: Fleet) -> Iterator[None]:
+    """No device takes a step meanwhile."""
+    goes = threading.Event()
+    for member in fleet._members:
+        member.post(lambda _: goes.wait(60))
+    try:
+        yield
+    finally:
+        goes.set()
+
+
 def ends_of(fleet: Fleet) -> dict[str, list[Chunk]]:
     """The last chunks of all that is asked, by query."""
     found: dict[str, list[Chunk]] = {}
@@ -90,7 +102,7 @@ def test_what_has_no_token_yet_is_answered_by_another_device(composition: Path, 
 def test_what_has_begun_ends_with_the_sentence(composition: Path) -> None:
     with Fleet.open(composition, TWO) as fleet:
         break_after(fleet.members[0], 6)
-        with fleet._board.lock:  # so that none is placed by what came of another one
+        with held(fleet):  # so that none is placed by what came of another one
             ids = [fleet.submit(replace(LONG, model=name)) for name in NAMES]
         on_first = [name for name in ids if fleet._board.flights[name].member.number == 0]
         begun = set[str]()
@@ -117,7 +129,7 @@ def test_a_query_is_asked_again_once_and_where_nobody_is_left_all_say_so(composi
         fleet.at_break(lambda name, error, cause: told.append((name, str(error), repr(cause))))
         for one in fleet.members:
             break_at(one)
-        with fleet._board.lock:  # so that none breaks before all were asked
+        with held(fleet):  # so that none breaks before all were asked
             ids = [fleet.submit(query) for query in queries()]
         ends = ends_of(fleet)
         assert {name: len(chunks) for name, chunks in ends.items()} == dict.fromkeys(ids, 1)
@@ -144,21 +156,11 @@ def test_what_breaks_one_device_does_not_break_a_third(composition: Path) -> Non
 
 def test_who_was_cancelled_is_not_asked_again(composition: Path) -> None:
     with Fleet.open(composition, TWO) as fleet:
-        held, goes = threading.Event(), threading.Event()
-        first = fleet.members[0]
-
-        def waits(within_s: float | None = None) -> list[Chunk]:
-            held.set()
-            goes.wait(60)
-            raise MemoryError("a page is gone")
-
-        first.step = waits  # type: ignore[method-assign]
-        with fleet._board.lock:
+        break_at(fleet.members[0])
+        with held(fleet):
             ids = [fleet.submit(replace(LONG, model=name)) for name in NAMES]
-        its = [name for name in ids if fleet._board.flights[name].member.number == 0]
-        held.wait(60)
-        fleet.cancel(its[0])
-        goes.set()
+            its = [name for name in ids if fleet._board.flights[name].member.number == 0]
+            fleet.cancel(its[0])
         ends = ends_of(fleet)
         assert {name: len(chunks) for name, chunks in ends.items()} == dict.fromkeys(ids, 1)
         assert [name for name, (chunk,) in ends.items() if chunk.error is not None] == [its[0]]

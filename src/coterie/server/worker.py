@@ -100,7 +100,10 @@ class Worker:
             return await self._call(function)
         if self.broken is not None:
             raise self.broken
-        return await asyncio.get_running_loop().run_in_executor(self._between, _guarded, function, self._coterie)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._between, _guarded, function, self._coterie)
+        finally:
+            self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
 
     async def turn(self) -> None:
         """Return once the engine, and each device that steps itself, has taken a turn. Raises what they ended with."""
