@@ -8,28 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.fleets import NAMES, TEXTS, TWO, queries
 from tests.system.serving import served
 from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Options, Query
 from coterie.core.errors import ClosedError, CrowdedError, UsageError
 from coterie.core.sampling import PartialSampling
-from coterie.engine.request import SamplingParams
-
-NAMES = ("ada", "bob", "cyd", "dan")
-TWO = Options(device="cpu", beside=("cpu",))
-TEXTS = [f"{name} says the {number}th thing" for number in range(5) for name in NAMES]
-
-
-def queries() -> list[Query]:
-    """Greedy ones and drawn ones, to every expert."""
-    asked = []
-    for number, text in enumerate(TEXTS):
-        sampling = PartialSampling(temperature=0.0) if number % 2 else SamplingParams(temperature=1.0, seed=number)
-        asked.append(
-            Query(Query.text(text).messages, NAMES[number % 4], sampling, max_tokens=4 + number % 5, ignore_end=True)
-        )
-    return asked
 
 
 def test_answers_are_those_of_one_device(composition: Path) -> None:

@@ -5,20 +5,18 @@ Faults are planted in one device's steps. None of these tests says how long anyt
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.system.fleets import NAMES, TWO, following, held, queries
 from tests.system.serving import served, until
-from tests.system.test_fleet import NAMES, TWO, queries
 from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Options, Query
@@ -54,18 +52,6 @@ def break_after(coterie: Coterie, count: int) -> None:
         return chunks
 
     coterie.step = fails  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def held(fleet: Fleet) -> Iterator[None]:
-    """No device takes a step meanwhile."""
-    goes = threading.Event()
-    for member in fleet._members:
-        member.post(lambda _: goes.wait(60))
-    try:
-        yield
-    finally:
-        goes.set()
 
 
 def ends_of(fleet: Fleet) -> dict[str, list[Chunk]]:
@@ -234,13 +220,6 @@ def test_the_server_goes_on_with_the_rest(composition: Path, caplog: pytest.LogC
     (line,) = [one for one in caplog.records if "the device cpu#0 has stopped" in one.getMessage()]
     assert line.exc_info is not None
     assert isinstance(line.exc_info[1], MemoryError)
-
-
-@contextlib.contextmanager
-def following(url: str) -> Iterator[Iterator[dict[str, object]]]:
-    """The events of a server, as they come."""
-    with httpx.stream("GET", f"{url}/v1/events", timeout=60) as events:
-        yield (json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: "))
 
 
 @pytest.mark.parametrize("asks", [True, False])
