@@ -17,7 +17,7 @@ from tests.system.test_reasoning import OPENS, TURNS
 from tests.system.test_server_stream_waits import Held, held
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie, Options, Query
+from coterie.api import Coterie, Fleet, Options, Query
 from coterie.api.sampling import settled
 from coterie.checkpoint.generation import advised
 from coterie.core.errors import RequestError
@@ -305,3 +305,40 @@ def test_aliases_and_adapters_are_asked_by_their_names(write: Write, experts: Pa
         for name in ADAPTERS:
             assert whole(api, "/generate", model=f"{name}:latest", **asked)["model"] == name
             assert rows[f"{name}:latest"]["details"]["parent_model"] == "base"
+
+
+def test_several_devices_answer_as_one_does(folder: Path) -> None:
+    """All that answers gives the same; who is in memory is listed once, and unloaded wherever it is."""
+    asked = {
+        "/chat": {"model": "ada", "messages": ASKED, "options": {**GREEDY, "num_predict": 6}, "stream": False},
+        "/generate": {
+            "model": "bob:latest",
+            "prompt": "Say it",
+            "options": {**GREEDY, "num_predict": 6},
+            "stream": False,
+        },
+        "/embed": {"model": "ada", "input": ["one", "another", "a third"]},
+        "/embeddings": {"model": "bob", "prompt": "one"},
+        "/show": {"model": "cyd"},
+        "/pull": {"model": "cyd", "stream": False},
+    }
+    said = []
+    for coterie in (Coterie.open(folder), Fleet.open(folder, Options(beside=("cpu",)))):
+        with served(coterie) as url, httpx.Client(base_url=f"{url}/api", timeout=60) as api:
+            found = {path: api.post(path, json=body).json() for path, body in asked.items()}
+            texts = found["/chat"]["message"]["content"], found["/generate"]["response"]
+            vectors = found["/embed"]["embeddings"], found["/embeddings"]["embedding"]
+            said.append((texts, vectors, found["/show"], found["/pull"], api.get("/tags").json()))
+            for device in coterie.members:  # on all of them
+                with device._lock:
+                    device.load("ada")
+            for _ in range(2):  # what a load began between steps of its own is seen by the next one
+                lines(api, "/generate", model="ada", prompt="x", options={"num_predict": 1})
+            assert sorted(row["name"] for row in api.get("/ps").json()["models"]) == ["ada:latest", "bob:latest"]
+            assert whole(api, "/generate", model="ada", keep_alive=0)["done_reason"] == "unload"
+            assert [row["name"] for row in api.get("/ps").json()["models"]] == ["bob:latest"]
+            assert all("ada" not in device.resident() for device in coterie.members)
+            last = lines(api, "/chat", model="bob", keep_alive=0, options={"num_predict": 1})[-1]
+            assert last["done"]
+            until(lambda api=api: api.get("/ps").json()["models"] == [])
+    assert said[0] == said[1]

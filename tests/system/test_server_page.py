@@ -101,7 +101,7 @@ def test_the_wheel_has_it() -> None:
 
 @needs_node
 def test_what_happens_is_shown(tmp_path: Path, coterie: Coterie) -> None:
-    first = snapshot(coterie)
+    first = snapshot(coterie, coterie.status(), coterie.watch.residents())
     first["experts"][1]["description"] = EVIL
     size = first["experts"][0]["size_bytes"]
     happened = (
@@ -136,14 +136,14 @@ def test_what_happens_is_shown(tmp_path: Path, coterie: Coterie) -> None:
 
 @needs_node
 def test_many_experts_can_be_looked_through(tmp_path: Path, coterie: Coterie) -> None:
-    many = snapshot(coterie)
+    many = snapshot(coterie, coterie.status(), coterie.watch.residents())
     first = many["experts"][0]
     many["experts"] = [{**first, "name": f"Qwen2.5-{n}b.q4_k_m", "description": "odd" * (n % 2)} for n in range(150)]
     answers = {"/v1/events": [stream(("snapshot", many))]}
     for sought, count in ((None, 150), ("2.5-14", 11), (" ODD ", 75), ("zz", 0)):
         found = play(tmp_path, answers, [["find", "input", sought]])
         assert (found["found"], found["sought"]) == (count, True)
-    answers = {"/v1/events": [stream(("snapshot", snapshot(coterie)))]}
+    answers = {"/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))]}
     assert play(tmp_path, answers, [["find", "input", "zz"]])["found"] == 4  # few are not looked through
 
 
@@ -172,11 +172,16 @@ def test_numbers_are_plain(tmp_path: Path, coterie: Coterie) -> None:
 @needs_node
 def test_tiles_stay_while_things_happen(tmp_path: Path, coterie: Coterie) -> None:
     """A tile that is replaced loses the focus, and a click that has begun."""
-    answers = {"/v1/events": [stream(("snapshot", snapshot(coterie))), stream(("pinned", {"expert": "ada"}))]}
+    answers = {
+        "/v1/events": [
+            stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents()))),
+            stream(("pinned", {"expert": "ada"})),
+        ]
+    }
     found = play(tmp_path, answers, [["model", "change", None]])
     assert "absent, pinned" in found["shown"]["experts"]
     assert found["filled"] == 0
-    whole = stream(("snapshot", snapshot(coterie)))
+    whole = stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))
     found = play(tmp_path, {"/v1/events": [whole, whole, stream(("pinned", {"expert": "ada"}))]}, [])
     assert "absent, pinned" in found["shown"]["experts"]
     assert found["made"] == 1  # the page asked anew: the same experts have the same tiles
@@ -184,16 +189,29 @@ def test_tiles_stay_while_things_happen(tmp_path: Path, coterie: Coterie) -> Non
 
 @needs_node
 def test_other_experts_have_other_tiles(tmp_path: Path, coterie: Coterie) -> None:
-    fewer = snapshot(coterie)
+    fewer = snapshot(coterie, coterie.status(), coterie.watch.residents())
     del fewer["experts"][1]
-    found = play(tmp_path, {"/v1/events": [stream(("snapshot", snapshot(coterie))), stream(("snapshot", fewer))]}, [])
+    found = play(
+        tmp_path,
+        {
+            "/v1/events": [
+                stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents()))),
+                stream(("snapshot", fewer)),
+            ]
+        },
+        [],
+    )
     assert (len(found["states"]), found["made"]) == (3, 2)
     assert "bob" not in found["shown"]["model"]
 
 
 @needs_node
 def test_a_key_is_asked_for_and_sent(tmp_path: Path, coterie: Coterie) -> None:
-    answers = {"/v1/events": [{"key": "secret", **stream(("snapshot", snapshot(coterie)))}]}
+    answers = {
+        "/v1/events": [
+            {"key": "secret", **stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))}
+        ]
+    }
     found = play(tmp_path, answers, [])
     assert (found["shown"]["link"], found["hidden"], len(found["asked"])) == ("no key", False, 1)
     assert play(tmp_path, answers, [["key-form", "submit", "wrong"]])["hidden"] is False

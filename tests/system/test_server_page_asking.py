@@ -34,7 +34,9 @@ def test_an_answer_is_shown_as_text_with_who_gave_it(tmp_path: Path, coterie: Co
     ]
     routed = {"expert": "bob", "request": "chatcmpl-1", "runners_up": [{"expert": "ada", "confidence": 0.15}]}
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)), ("routed", routed))],
+        "/v1/events": [
+            stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())), ("routed", routed))
+        ],
         "/v1/chat/completions": [{"body": "\n\n".join(parts) + "\n\n"}],
     }
     found = play(tmp_path, answers, [["ask", "submit", "which is less?"]])
@@ -52,7 +54,7 @@ def test_a_system_message_and_a_temperature_go_with_each_question(
     template: bool, tmp_path: Path, coterie: Coterie
 ) -> None:
     """As they stand then; a model that knows no conversation is sent the question alone."""
-    known = snapshot(coterie)
+    known = snapshot(coterie, coterie.status(), coterie.watch.residents())
     known = {**known, "experts": [{**expert, "chat_template": template} for expert in known["experts"]]}
     whole = {"body": 'data: {"id": "1", "model": "bob", "choices": []}\n\ndata: [DONE]\n\n'}
     answers = {"/v1/events": [stream(("snapshot", known))], "/v1/chat/completions": [whole, whole]}
@@ -70,7 +72,7 @@ def test_an_answer_that_fails_or_breaks_off_is_no_part_of_the_conversation(tmp_p
     begun = "data: " + json.dumps({"id": "1", "model": "bob", "choices": [{"delta": {"content": "half an"}}]}) + "\n\n"
     failed = "data: " + json.dumps({"error": {"message": EVIL}}) + "\n\n"
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [{"body": begun + failed}, {"body": begun}, {"body": begun + "data: [DONE]\n\n"}],
     }
     found = play(tmp_path, answers, [["ask", "submit", text] for text in ("one", "two", "three")])
@@ -86,7 +88,7 @@ def test_what_was_thought_stands_before_the_answer_and_goes_back(tmp_path: Path,
     head = {"id": "1", "model": "bob"}
     parts = [f"data: {json.dumps({**head, 'choices': [{'delta': delta}]})}\n\n" for delta in deltas]
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [{"body": "".join([*parts, "data: [DONE]\n\n"])}] * 2,
     }
     found = play(tmp_path, answers, [["ask", "submit", "2 + 2?"], ["ask", "submit", "sure?"]])
@@ -119,7 +121,7 @@ def f(a):
 def test_code_stands_apart_however_it_comes(tmp_path: Path, coterie: Coterie, size: int) -> None:
     pieces = [MARKDOWN[at : at + size] for at in range(0, len(MARKDOWN), size)]
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [answered(*pieces), answered("so")],
     }
     found = play(tmp_path, answers, [["ask", "submit", "how?"], ["ask", "submit", "and?"]])
@@ -141,7 +143,7 @@ def test_code_stands_apart_however_it_comes(tmp_path: Path, coterie: Coterie, si
 def test_a_block_that_does_not_end_is_shown(tmp_path: Path, coterie: Coterie) -> None:
     """Cut by a limit, which is told."""
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [answered("So:\n```\nx = ", "1", reason="length")],
     }
     details = {"expert": "bob", "confidence": 1, "hit": True, "ttft_s": 1, "tokens_per_s": 2, "reason": "it was named"}
@@ -159,7 +161,7 @@ def test_what_was_read_before_a_stop_may_be_asked_about(tmp_path: Path, coterie:
     failed = {"body": 'data: {"error": {"message": "no"}}\n\n'}
     begun, none = answered("It is ", "lo", done=False, hangs=True), answered(done=False, hangs=True)
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [begun, answered("Well."), none, failed],
     }
     stop = ["stop", "click", None]
@@ -179,14 +181,14 @@ def test_a_folder_without_a_router_asks_an_expert(tmp_path: Path, folder: Path) 
     """Its own name would be refused: nobody chooses there."""
     with Coterie.open(folder) as coterie:
         answers = {
-            "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+            "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
             "/v1/chat/completions": [answered("x")],
         }
         found = play(tmp_path, answers, [["ask", "submit", "hello"]])
     assert found["shown"]["model"] == "ada bob cyd dan"
     assert json.loads(next(ask["body"] for ask in found["asked"] if "body" in ask))["model"] == "ada"
     with Coterie.open(folder / "bob") as coterie:
-        answers = {"/v1/events": [stream(("snapshot", snapshot(coterie)))]}
+        answers = {"/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))]}
         found = play(tmp_path, answers, [])
     assert (found["shown"]["model"], found["chosen"]) == ("bob", "bob")
 
@@ -199,7 +201,7 @@ def messages_of(found: dict) -> list[list[str]]:
 @needs_node
 def test_an_expert_without_a_chat_template_is_asked_with_one_text(tmp_path: Path, coterie: Coterie) -> None:
     """It would refuse a conversation, of which it takes part all the same."""
-    said = snapshot(coterie)
+    said = snapshot(coterie, coterie.status(), coterie.watch.residents())
     said["experts"][0]["chat_template"] = False  # ada
     details = {"expert": "ada", "confidence": 1, "hit": True, "ttft_s": 1, "tokens_per_s": 2, "reason": "it was named"}
     last = f"data: {json.dumps({'id': '1', 'choices': [], 'coterie': details})}\n\n"
@@ -227,7 +229,7 @@ def test_an_expert_without_a_chat_template_is_asked_with_one_text(tmp_path: Path
 @needs_node
 def test_escape_stops(tmp_path: Path, coterie: Coterie) -> None:
     answers = {
-        "/v1/events": [stream(("snapshot", snapshot(coterie)))],
+        "/v1/events": [stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))],
         "/v1/chat/completions": [answered("It is ", done=False, hangs=True)],
     }
     asks, escapes = ["ask", "submit", "why?"], ["document", "keydown", "Escape"]
@@ -241,7 +243,7 @@ def test_escape_stops(tmp_path: Path, coterie: Coterie) -> None:
 @needs_node
 def test_a_server_that_is_away_is_told_in_words(tmp_path: Path, coterie: Coterie) -> None:
     """Browsers have others, each its own."""
-    whole = stream(("snapshot", snapshot(coterie)))
+    whole = stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents())))
     answers = {"/v1/events": [whole, "away", whole], "/v1/chat/completions": ["away", {"body": "<h1>", "status": 502}]}
     found = play(tmp_path, answers, [["ask", "submit", "one"], ["ask", "submit", "two"]])
     assert found["shown"]["talk"].startswith("one no connection to the server two the server answered HTTP 502")
@@ -253,7 +255,7 @@ def test_a_server_that_is_away_is_told_in_words(tmp_path: Path, coterie: Coterie
 @needs_node
 def test_a_page_that_nobody_sees_lets_its_stream_go(tmp_path: Path, coterie: Coterie) -> None:
     """A browser has six connections to a server for all tabs: a seventh would wait for ever."""
-    whole = {**stream(("snapshot", snapshot(coterie))), "hangs": True}
+    whole = {**stream(("snapshot", snapshot(coterie, coterie.status(), coterie.watch.residents()))), "hangs": True}
     hides, shows = ["document", "visibilitychange", "hidden"], ["document", "visibilitychange", "visible"]
     answers = {"/v1/events": [whole, whole, whole]}
     for does, asked, left in (([], 1, 0), ([hides], 1, 1), ([hides, shows], 2, 1), ([hides, shows, hides], 2, 2)):
