@@ -1,17 +1,17 @@
 """Everything that a first session on a GPU should run, what is worth most first, each part with a limit of its own.
 
     kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
-    measured   stored values beside the CPU's; decode, prefill, switch with a trace; the GPU as a machine file, and what
-               a model of it says about these; packed weights; ways to run a step beside each other; many experts in
-               small; fusion
-    correct    the driver and every promise of a device; then transformers beside the benches
+    aims       stored values beside the CPU's; decode, prefill, switch with a trace; the GPU as a machine file, and what
+               a model of it says about these; ways to run a step beside each other; many experts in small
+    correct    the driver and every promise of a device, before what else is measured
+    measured   packed weights, more ways; transformers beside the benches; fusion
     others     gated delta nets, latent attention and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones, and what was done stays whenever all of it is ended.
 Each prints a line of JSON: how it ended, and the numbers that it found. In the folder: NAME.txt is all that a part
-printed, NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part,
-cache/ what compilers keep for the parts and sessions that follow.
+printed, NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part that
+any session ran there, cache/ what compilers keep for the parts and sessions that follow.
 
     python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
 
@@ -33,14 +33,15 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 ROOT = Path(__file__).resolve().parents[1]
-COTERIE = (str(Path(sys.executable).with_name("coterie")),)
+COTERIE = (sys.executable, "-c", "from coterie.cli.main import main; main()")  # installed, or only on the path
 NO_GPU = "none for "
 # Limits, not estimates: on an H100 with 16 cores a bench took 20 to 25 s, most of it setting up, and all of the tests
 # that are not about runs in one launch 23 s in 7 processes. `coe`, `calibrate` and packed weights compile most: more
 # than 34, 80 and 42 to 80 s there, kernel by kernel. Since they are compiled at once no GPU has run them.
-MINUTES, INFO_S = 13.0, 60.0
+MINUTES, INFO_S = 13.0, 180.0  # on a machine that has just started PyTorch is read from a cold disk first
 COMPILE_S = 240.0  # of what may compile long: whole models, or a run in one launch, 10 to 40 s a bucket on two cores
 LEAST_S = 5.0  # a part that has less than this left is not begun
+ENDED = 128 + signal.SIGTERM  # the exit status of what was told to end
 GRACE_S = 3.0  # from the request to end to the end of asking
 STUCK_S = 60  # a test that takes longer shows what each of its threads does: compiles, or waits for the GPU
 STUCK = ("-o", f"faulthandler_timeout={STUCK_S}")
@@ -83,13 +84,12 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     decode = ("bench", "decode", *on, "--context", "512")
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
-    measured = {"decode": decode, "prefill": prefill, "switch": switch}
-    few = ("--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
+    coe = ("bench", "coe", *on, "--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
+    measured = {"coe": coe, "decode": decode, "prefill": prefill, "switch": switch}
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
     kernels = (sys.executable, "-m", "benchmarks.gpu_kernels", "--device", device, "--shape", shape)
     compared = (sys.executable, "-m", "benchmarks.gpu_ways", "--device", device, "--shape", shape)
-    ways = {"ways": compared, "ways-int4": (*compared, "--weights", "int4", "--batch", "4")}
-    ways["ways-batch"] = (*compared, "--batch", "8")
+    ways = {"ways-batch": (*compared, "--batch", "8"), "ways-int4": (*compared, "--weights", "int4", "--batch", "4")}
     first = {
         "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
         "decode": (decode, 60),
@@ -98,24 +98,25 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "trace": (("trace", str(trace)), 15),
         "calibrate": (calibrate, 150),
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
-        **{f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in DECODED},
     }
+    packed = {f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in DECODED}
     then = {
-        "coe": (("bench", "coe", *on, *few), 180),
+        **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
         **{f"prefill-{weights}": ((*prefill, "--weights", weights), 120) for weights in PACKED},
         "fusion": (("bench", "fusion", *on), 60),
     }
-    peers = {f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()}
     branches = ("bench", "decode", "--device", device, "--shape", "moe", "--context", "512")
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
     tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT))
     return (
         Part("kernels", kernels, 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in first.items()),
+        Part("ways", compared, 120),
+        Part("coe", (*coterie, *coe), 180),
+        Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in packed.items()),
         *(Part(name, command, 120) for name, command in ways.items()),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in then.items()),
-        Part("tests", (*tests, *TESTS, "-k", "gpu and not persistent"), 120),
-        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in peers.items()),
         Part("tests-nets", (*tests, TESTS_OF_NETS), 120),
         Part("tests-latent", (*tests, TESTS_OF_LATENT), 120),
         Part("tests-moe", (*tests, TESTS_OF_BRANCHES), 120),
@@ -128,7 +129,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
 def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callable[[str], None]) -> list[Outcome]:
     """Run them in order within `total_s`; what each printed and gave is in the folder, whatever happens to the next."""
     deadline, outcomes = monotonic() + total_s, []
-    with (folder / "summary.jsonl").open("w", encoding="utf-8") as summary:
+    with (folder / "summary.jsonl").open("a", encoding="utf-8") as summary:
         for part in chosen:
             left_s = deadline - monotonic()
             if left_s < min(LEAST_S, part.limit_s):
@@ -224,6 +225,11 @@ def _results(printed: str) -> Iterator[str]:
                 yield line
 
 
+def end_with_part() -> None:
+    """Let SIGTERM end the part under way too, as Ctrl-C does: it leads a group of its own, and would keep the GPU."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))
+
+
 def gpu_of(coterie: Sequence[str] = COTERIE) -> str:
     """What `coterie info` says about the GPU: its line, or `none for ...` and why."""
     try:
@@ -262,4 +268,5 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
 
 
 if __name__ == "__main__":
+    end_with_part()
     sys.exit(main())

@@ -6,7 +6,7 @@ A stand-in does its work at once, so this says nothing about order; tests/device
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -257,3 +257,98 @@ def test_the_device_runs_on_it(driver, fake, layout):
     with pytest.raises(DeviceError, match="no longer answers"):
         desk.tokens(desk.run(rows([([3, 14, 15], 0)])))
     device.close()
+
+
+class Current(threading.local):
+    """Each thread's current GPU: the first until it says otherwise."""
+
+    index = 0
+
+    @contextmanager
+    def at(self, device):
+        before, self.index = self.index, torch.device(device).index
+        try:
+            yield
+        finally:
+            self.index = before
+
+
+SECOND = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def amiss(fake, monkeypatch):
+    """Which calls were not for the second of two GPUs: they named another, or none while another was current."""
+    current, found = Current(), []
+
+    def without_name(name, call):
+        def asked(*given, **named):
+            if current.index != 1:
+                found.append(name)
+            return call(*given, **named)
+
+        return asked
+
+    def with_name(name, call):
+        def asked(*given, device, **named):
+            if torch.device(device) != SECOND:
+                found.append(name)
+            return call(*given, device=torch.device("cpu"), **named)
+
+        return asked
+
+    empty = torch.empty
+    pinned, there = without_name("pinned memory", empty), with_name("memory", empty)
+    monkeypatch.setattr(
+        torch, "empty", lambda size, device=None, **named: there(size, device=device, **named) if device else
+        pinned(size, **named)
+    )  # fmt: skip
+    monkeypatch.setattr(torch, "zeros", with_name("zeros", torch.zeros))
+    for name in ("current_stream", "set_stream", "cudart", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, without_name(name, getattr(torch.cuda, name)))
+    for name in ("mem_get_info", "memory_reserved", "memory_allocated", "get_device_properties"):
+        named = with_name(name, getattr(torch.cuda, name))
+        monkeypatch.setattr(torch.cuda, name, lambda device, named=named: named(device=device))
+    for name in ("__init__", "capture_begin", "capture_end"):
+        monkeypatch.setattr(Graph, name, without_name(name, getattr(Graph, name)))
+    monkeypatch.setattr(torch.cuda, "device", current.at)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return SimpleNamespace(calls=found, current=current)
+
+
+def test_every_call_of_a_second_gpu_is_for_it(amiss, monkeypatch):
+    """Also in a thread that has never named one; and afterwards the thread's own is current again."""
+    launched, driver = [], TorchDriver(1)
+
+    def use():
+        stream, memory = driver.stream(), np.zeros(16, np.uint8)
+        assert stream.device == SECOND
+        there, host = driver.device_memory(16), driver.pinned_memory(16)
+        driver.pin(memory)
+        driver.unpin(memory)
+        driver.copy(there, host, stream)
+        driver.copy_words([(there, host)], stream)
+        driver.launch(stream, [lambda: launched.append(amiss.current.index)])
+        driver.replay(stream, driver.capture(stream, [lambda: launched.append(amiss.current.index)]))
+        driver.wait(driver.mark(stream))
+        driver.trim()
+        assert driver.free_bytes() == GIB + 2
+        assert driver.lost() == ""
+        launched.append(amiss.current.index)  # the thread's own again
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for one in threads:
+        one.start()
+        one.join()
+    assert amiss.calls == []
+    assert launched == [1, 1, 0] * 2
+
+
+def test_a_device_on_a_second_gpu_asks_nothing_of_the_first(amiss, layout):
+    """In its lanes' threads too, which begin with the first as current."""
+    device = cuda("host", driver=TorchDriver(1))
+    desk = Desk(device, layout)
+    for gates in (desk.fetch(), {}):
+        desk.tokens(desk.run(rows([([3, 14, 15], 0)]), gates=gates))
+    device.close()
+    assert amiss.calls == []

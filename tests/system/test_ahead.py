@@ -101,6 +101,31 @@ def test_kernels_are_compiled_once_without_a_gpu(tmp_path: Path) -> None:
     assert json.loads(other.stdout)["there"] == 0
 
 
+STARTED = """
+import json
+from triton.backends.nvidia import driver
+from coterie.kernels.triton import compile_ahead, words
+told = []
+class Launcher:
+    def __init__(self, source, metadata):
+        told.append([source.fn.fn.__name__, metadata.name])
+        raise AssertionError("there is no CUDA driver to link")
+driver.make_launcher, driver.CudaLauncher = None, Launcher
+compile_ahead.compile_for((9, 0))
+one = compile_ahead.Wanted.of(words.launches()[0])
+print(json.dumps([one.compile(), one.compile(), told]))
+"""
+
+
+def test_what_starts_a_kernel_is_compiled_with_it_where_triton_does_so(tmp_path: Path) -> None:
+    """As Triton 3.6 does; where it cannot be, the kernel is compiled all the same."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTED], capture_output=True, text=True, env=environment(tmp_path), check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout) == [True, False, [["_move", "_move"]] * 2]
+
+
 def test_what_cannot_be_compiled_for_is_one_sentence(tmp_path: Path) -> None:
     write_expert(tmp_path / "office" / "one", 1)
     for words, sentence in (

@@ -118,6 +118,43 @@ def alive(pid: int) -> bool:
     return True
 
 
+def test_a_bench_needs_nothing_of_a_server() -> None:
+    """A machine that is lent for its GPU may have PyTorch and no HTTP."""
+    command = "import sys, coterie.cli.bench; print({'starlette', 'uvicorn', 'llguidance'} & set(sys.modules))"
+    done = subprocess.run(code(command), capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+HANGS = """
+import sys
+from pathlib import Path
+from benchmarks.first_gpu import Part, end_with_part, run_parts
+end_with_part()
+run_parts([Part("hangs", ("sh", "-c", sys.argv[2]), 600)], Path(sys.argv[1]), 600, print)
+"""
+
+
+def test_what_ends_a_session_ends_the_part_under_way(tmp_path: Path) -> None:
+    """A part leads a group of its own, which a signal to the session's does not reach."""
+    session = subprocess.Popen((sys.executable, "-c", HANGS, str(tmp_path), GRANDCHILD), cwd=ROOT)
+    said = tmp_path / "hangs.txt"
+    while not (said.is_file() and said.read_text().endswith("\n")):
+        assert session.poll() is None
+        time.sleep(0.05)
+    session.terminate()
+    assert session.wait(60) == first_gpu.ENDED
+    folder, pid = said.read_text().split()
+    assert not alive(int(pid))
+    assert not Path(folder).exists()
+
+
+def test_a_second_session_in_a_folder_adds_to_what_is_said_there(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run_parts((Part(name, code("print(1)"), 20),), tmp_path, 60, lambda line: None)
+    lines = (tmp_path / "summary.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["one", "two"]
+
+
 @pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # it is left behind on purpose
 def test_what_cannot_be_ended_is_left_behind_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process that waits in a driver: no signal reaches it."""
@@ -145,18 +182,9 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
     names = [part.name for part in every]
     assert names[:2] == ["kernels", "diff"]  # nothing waits for a compiler, and what is measured is right
     assert len(set(names)) == len(names)
-    order = [
-        "decode",
-        "prefill",
-        "switch",
-        "trace",
-        "calibrate",
-        "validate",
-        "decode-int8",
-        "decode-int4",
-        "decode-int6",
-    ]
-    order += [*WAYS, "coe", "prefill-int8", "prefill-int4", "fusion", "tests", "decode-peers"]
+    order = ["decode", "prefill", "switch", "trace", "calibrate", "validate", "ways", "coe", "tests"]
+    order += ["decode-int8", "decode-int4", "decode-int6", "ways-batch", "ways-int4", "coe-peers", "decode-peers"]
+    order += ["prefill-peers", "switch-peers", "prefill-int8", "prefill-int4", "fusion"]
     assert names[2 : 2 + len(order)] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
     assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
@@ -191,6 +219,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
         "coe",
         *(f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")),
         "decode-int6",
+        "coe-peers",
         "decode-peers",
         "prefill-peers",
         "switch-peers",

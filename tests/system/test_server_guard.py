@@ -25,6 +25,7 @@ from coterie.engine.metrics import Metrics
 from coterie.engine.request import Request, Timings
 from coterie.server import guard
 from coterie.server.app import make_app
+from coterie.server.keys import digests_of
 
 KEYS = ("first-key", "the-second-key")
 PATHS = ("/v1/models", "/v1/models/ada", "/v1/events", "/metrics", "/v1/status", "/nothing", "/health/", "//health")
@@ -102,7 +103,7 @@ def test_every_key_is_compared_whatever_is_shown(monkeypatch: pytest.MonkeyPatch
         return one == other
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    asked = guard.Guard(lambda *_: None, guard.digests_of(["a", "b" * 40, "c"]), lambda _, __, body: body)
+    asked = guard.Guard(lambda *_: None, digests_of(["a", "b" * 40, "c"]), lambda _, __, body: body)
     assert [guard._is_among(token, asked._digests) for token in (b"a", b"c", b"", b"b" * 39)] == [
         True,
         True,

@@ -36,7 +36,7 @@ from coterie.composition.composition import load_composition
 from coterie.core.errors import UsageError
 from coterie.plan.mix import mix_named
 from coterie.plan.workload import POISSON, Load, lengths_named
-from coterie.server.guard import bearer
+from coterie.server.keys import bearer
 
 IN_FLIGHT, EXPERTS = (1, 32, 128), 6
 LENGTHS = "uniform:16:64 and so on"

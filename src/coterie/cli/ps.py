@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
 from coterie.core.errors import UsageError
 from coterie.core.units import format_bytes, format_count, format_seconds
-from coterie.server.guard import bearer
+from coterie.server.keys import bearer
 
 TIMEOUT_S = 10.0
 TOKENS = "tokens"  # what experts give that were made for nothing else

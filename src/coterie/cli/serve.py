@@ -27,7 +27,8 @@ from coterie.core.errors import UsageError
 from coterie.core.units import format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
-from coterie.server.guard import ANY, digests_of, pages_of
+from coterie.server.guard import ANY, pages_of
+from coterie.server.keys import digests_of
 from coterie.server.log import open_log
 from coterie.server.shutdown import GRACE_S, Server
 

@@ -27,8 +27,9 @@ from coterie.server.body import written
 from coterie.server.choices import numbers, respond, vectors_of
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.embeddings import parse_embeddings, whole
-from coterie.server.guard import Guard, digests_of, pages_of, retry_headers
+from coterie.server.guard import Guard, pages_of, retry_headers
 from coterie.server.inputs import parse_response
+from coterie.server.keys import digests_of
 from coterie.server.log import log_refusal
 from coterie.server.ollama import routes as ollama
 from coterie.server.ollama.names import API, ollama_error, ollama_words

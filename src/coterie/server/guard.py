@@ -6,7 +6,6 @@ standard, "CORS protocol".
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 import re
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coterie.core.errors import UsageError
 from coterie.engine.metrics import Metrics
+from coterie.server.keys import digest_of
 
 OPEN_PATHS = frozenset({"/health", "/"})  # what watches a server has no key; the page asks for it
 ANY = "*"
@@ -46,7 +46,7 @@ class Guard:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http" and _is_among(_token(scope), self._digests):
             scope[URGENT] = not self._urgent or _is_among(_token(scope), self._urgent)
-            scope[SHOWN] = _digest(_token(scope)).hex()[:16]
+            scope[SHOWN] = digest_of(_token(scope)).hex()[:16]
         elif scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             await self._refuse(scope, receive, send)
             return
@@ -101,22 +101,6 @@ def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
         raise HTTPException(403, message)
 
 
-def digests_of(keys: Sequence[str]) -> list[bytes]:
-    """What is kept of keys. Raises UsageError for one that no header can carry."""
-    for key in keys:
-        if not key.isascii() or not key.isprintable() or not key or " " in key:
-            raise UsageError("--api-key", "a key is empty, or has spaces or accents", "give plain letters and digits")
-    # Digests are of one length, so that how long a comparison takes says nothing about a key, its length included.
-    return [_digest(key.encode()) for key in keys]
-
-
-def bearer(api_key: str | None) -> dict[str, str]:
-    """The header by which a client shows its key, none without one. Raises UsageError for what no header carries."""
-    keys = (api_key or "").split()
-    digests_of(keys)
-    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-
-
 def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
     """`Retry-After` where it may help to ask again: then as many more can be begun as run now.
 
@@ -139,10 +123,6 @@ def _token(scope: Scope) -> bytes:
 
 
 def _is_among(token: bytes, digests: Sequence[bytes]) -> bool:
-    shown = _digest(token)
+    shown = digest_of(token)
     # All of them, whichever it is.
     return sum([hmac.compare_digest(shown, digest) for digest in digests]) > 0
-
-
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()

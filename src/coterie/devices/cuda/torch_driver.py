@@ -161,11 +161,11 @@ class TorchDriver:
 
     def capture(self, stream: Stream, launches: Sequence[Launch]) -> Captured:
         """A CUDA graph. Other threads go on with copies and waits meanwhile, so only this one is being captured."""
-        graph = torch.cuda.CUDAGraph()
         collecting = gc.isenabled()
         gc.disable()  # a tensor freed meanwhile would call CUDA in the middle
         try:
             with self.on(stream):
+                graph = torch.cuda.CUDAGraph()  # of the current GPU
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     for start in launches:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -25,6 +26,7 @@ import triton
 from triton import knobs
 from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver
 from triton.compiler.compiler import ASTSource, make_backend
 from triton.runtime.cache import get_cache_key, get_cache_manager
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -71,9 +73,10 @@ class Wanted:
         heard: list[bool] = []
         before, knobs.compilation.listener = knobs.compilation.listener, lambda **told: heard.append(told["cache_hit"])
         try:
-            self.kernel.warmup(*self.args, grid=(1,), **dict(self.constants))
+            compiled = self.kernel.warmup(*self.args, grid=(1,), **dict(self.constants))
         finally:
             knobs.compilation.listener = before
+        _compile_start(compiled)
         return heard == [False]
 
     def key(self, capability: tuple[int, int]) -> str:
@@ -123,6 +126,16 @@ class NoGpu:
 def target_of(capability: tuple[int, int]) -> GPUTarget:
     """What Triton calls a GPU of a capability."""
     return GPUTarget("cuda", 10 * capability[0] + capability[1], WARP)
+
+
+def _compile_start(compiled: Any) -> None:
+    """Let what starts a kernel be compiled too, in C: Triton 3.6 does so for each list of parameters that it meets.
+
+    From 3.7 on one function starts all. Without a CUDA driver to link there is nothing that could be started either.
+    """
+    if hasattr(driver, "make_launcher"):
+        with suppress(Exception):  # the launch meets the same, and says so
+            driver.CudaLauncher(compiled.src, compiled.metadata)
 
 
 @cache
