@@ -33,7 +33,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 ROOT = Path(__file__).resolve().parents[1]
-COTERIE = (sys.executable, "-c", "from coterie.cli.main import main; main()")  # installed, or only on the path
+COTERIE = (sys.executable, "-m", "coterie")  # a script need not be there: the package may only be on the path
 NO_GPU = "none for "
 # Limits, not estimates: on an H100 with 16 cores a bench took 20 to 25 s, most of it setting up, and all of the tests
 # that are not about runs in one launch 23 s in 7 processes. `coe`, `calibrate` and packed weights compile most: more
