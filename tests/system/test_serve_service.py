@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import resource
@@ -179,3 +180,27 @@ def test_the_unit_of_the_examples_asks_for_what_there_is() -> None:
     assert given.keys() <= known
     assert float(unit["TimeoutStopSec"].removesuffix("s")) >= seconds(given["--grace"]) + 10
     assert unit["RestartPreventExitStatus"] == "2"
+
+
+def test_where_no_more_files_may_be_open_it_says_so_once_and_goes_on(tmp_path: Path) -> None:
+    """Who is let go makes room for who waits."""
+    said, limited = tmp_path / "stderr", ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh"]
+    with said.open("w") as errors, contextlib.ExitStack() as clients:
+        server = subprocess.Popen(
+            [*limited, *command_of("serve", "demo", "--port", 0)], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            url = httpx.URL(address_of(server))
+            for _ in range(60):
+                clients.enter_context(socket.create_connection((url.host, url.port), timeout=60))
+            until(lambda: "no more can be taken" in said.read_text())
+            clients.close()
+            assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == -signal.SIGTERM
+        finally:
+            server.kill()
+            server.communicate()
+    lines = said.read_text().splitlines()
+    assert len([line for line in lines if "raise ulimit -n" in line]) == 1
+    assert len(lines) == 2, lines  # that, and that it was told to end

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,7 +33,8 @@ class Patience:
         self._name, self._count = name, self._count + 1
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._tell, daemon=True).start()
+        with suppress(RuntimeError):  # where no thread may be started nothing is told, and others say why
+            threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:

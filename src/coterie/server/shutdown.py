@@ -18,6 +18,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -37,6 +38,11 @@ PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's: whose X-Forwarded-For is believed;
 # does (60). Who closed it first would now and then do so just when a request is on its way.
 IDLE_S = 75
 TAKE_S = 0.5  # who looks on has so long to take what is left
+WAITING = 2048  # who connects, and is not taken yet; uvicorn's
+# Where no more files may be open, asyncio (of Python 3.11 to 3.13) tries as often as its backlog says, logs each time and
+# begins again a second later for each: within seconds it does nothing else. So it takes one connection at a time.
+ONE = 1
+NO_MORE, AGAIN_S = "socket.accept() out of system resource", 60.0
 # Left to itself uvicorn takes httptools where that is installed, which holds as much of a head as anybody sends, and
 # drops the body of who would rather speak HTTP/2 and says so, as Java's own client does.
 HTTP: type[asyncio.Protocol] = Connection  # h11
@@ -52,20 +58,24 @@ class Server(uvicorn.Server):
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
         # Its lines go where ours do.
-        config = uvicorn.Config(app, http=HTTP, log_level="warning", log_config=None, access_log=False)
+        config = uvicorn.Config(app, http=HTTP, log_level="warning", log_config=None, access_log=False, backlog=ONE)
         config.timeout_keep_alive, config.timeout_graceful_shutdown = IDLE_S, cut_s
         super().__init__(config)
         _LOG.addFilter(_is_no_cut)
         self._worker: Worker = app.state.worker
         self._hub: Hub = app.state.hub
         self._grace_s, self._asked_again, self.failed = grace_s, False, False
+        self._full_until = 0.0
         self._worker.at_end(self._ended)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer from now on, and tell who waits for that."""
         if PROXIES not in os.environ and sockets and all(one.family == socket.AF_UNIX for one in sockets):
             self.config.forwarded_allow_ips = "*"  # at a file nobody asks but what stands before the server
+        asyncio.get_running_loop().set_exception_handler(self._go_wrong)
         await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(WAITING)
         if every_s := watched_s():
             self._watching = asyncio.create_task(self._say_it_works(every_s))
         notify(READY)
@@ -113,6 +123,15 @@ class Server(uvicorn.Server):
         """There will be no answers. Where nobody asked for that, whoever starts the server shall start it again."""
         if isinstance(self._worker.broken, DeviceError):
             self.failed = self.should_exit = True
+
+    def _go_wrong(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What happens behind all requests: that no more files may be open is told in a sentence, now and then."""
+        if context["message"] != NO_MORE:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._full_until:
+            self._full_until = loop.time() + AGAIN_S
+            count = len(self.server_state.connections)
+            LOG.error("with %d connections no more can be taken (%s); raise ulimit -n", count, context["exception"])
 
     async def _say_it_works(self, every_s: float) -> None:
         """As long as the engine takes its turns; a step that never ends is for who watches to end."""
