@@ -39,8 +39,8 @@ PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's: whose X-Forwarded-For is believed;
 IDLE_S = 75
 TAKE_S = 0.5  # who looks on has so long to take what is left
 WAITING = 2048  # who connects, and is not taken yet; uvicorn's
-# Where no more files may be open, asyncio (of Python 3.11 to 3.13) tries as often as its backlog says, logs each time and
-# begins again a second later for each: within seconds it does nothing else. So it takes one connection at a time.
+# Where no more files may be open, asyncio (of Python 3.11 to 3.13) tries as often as its backlog says, logs each time
+# and begins again a second later for each: within seconds it does nothing else. So it takes one connection at a time.
 ONE = 1
 NO_MORE, AGAIN_S = "socket.accept() out of system resource", 60.0
 # Left to itself uvicorn takes httptools where that is installed, which holds as much of a head as anybody sends, and
