@@ -36,7 +36,7 @@ MODULES = {
         "policy", "prefix", "queue", "request", "reuse", "routing", "runner", "scheduler", "sequence", "served",
         "stop_text", "timeline",
     ),
-    "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses"),
+    "memory": ("cache", "evict", "pins", "residency", "rows", "slab", "split", "tiers", "transfer", "uses", "victims"),
     "plan": ("simulate",),
 }  # fmt: skip
 # Not compiled, but with a class that inherits from a compiled one: slots of its own would hide what that one holds.

@@ -19,7 +19,7 @@ from engine_world import GuessedDevice, Words, alone, ask, settle, world
 from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.policy import Policy
 from coterie.engine.speculate.price import Price
-from coterie.memory.cache import Busy
+from coterie.memory.victims import Busy
 
 CLIENTS = ("", "", "a", "b")
 

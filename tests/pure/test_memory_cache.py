@@ -11,8 +11,9 @@ from fake_device import FakeDevice, fake_layout, fake_spec
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, TransferError, UsageError
-from coterie.memory.cache import Busy, ExpertCache
+from coterie.memory.cache import ExpertCache
 from coterie.memory.evict import belady
+from coterie.memory.victims import Busy
 
 
 def test_a_miss_brings_the_bytes_and_a_gate_for_each_stage():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, ConflictError
-from coterie.memory.cache import Busy
 from coterie.memory.pins import check_room, places_beside, places_with
+from coterie.memory.victims import Busy
 
 
 def test_experts_take_whole_blocks() -> None:

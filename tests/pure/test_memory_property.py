@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError, TransferError
-from coterie.memory.cache import Busy, ExpertCache
+from coterie.memory.cache import ExpertCache
 from coterie.memory.evict import belady
+from coterie.memory.victims import Busy
 
 NUM_EXPERTS = 7
 EXPERTS = st.integers(0, NUM_EXPERTS - 1)

@@ -8,7 +8,7 @@ from fake_device import fake_layout
 
 from coterie.checkpoint.layout import BLOCK_BYTES
 from coterie.core.errors import CapacityError
-from coterie.memory.cache import Busy
+from coterie.memory.victims import Busy
 
 
 def test_a_cold_expert_passes_through_both_and_each_copy_waits_for_its_range():

@@ -37,8 +37,8 @@ from coterie.engine.speculate.guess import keep_guesses
 from coterie.engine.variants import variant_groups_of
 from coterie.engine.vectors import take_vectors
 from coterie.engine.view import Fetch, Run, Wait
-from coterie.memory.cache import NOBODY
 from coterie.memory.split import Cache
+from coterie.memory.victims import NOBODY
 
 MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
 

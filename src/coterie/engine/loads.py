@@ -15,10 +15,10 @@ from coterie.core.errors import CapacityError, CoterieError, DeviceError
 from coterie.device import Device, Event, wait_for
 from coterie.engine.served import ServedExpert
 from coterie.engine.view import Residence
-from coterie.memory.cache import NOBODY, Busy
 from coterie.memory.residency import Residency
 from coterie.memory.slab import round_up
 from coterie.memory.split import Cache, side_of
+from coterie.memory.victims import NOBODY, Busy
 
 NO_FAILURES: Mapping[str, CoterieError] = MappingProxyType({})
 

@@ -12,37 +12,23 @@ Knows nothing about models, requests or the clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
-from coterie.core.errors import CapacityError
-from coterie.core.units import format_bytes
 from coterie.device import Device, Event
-from coterie.memory.evict import Entry, HoleError, Policy, Window, policy_of, whole_place
+from coterie.memory.evict import Policy, Window, policy_of
 from coterie.memory.links import fill_links, link_weights, managed_tiers
 from coterie.memory.residency import NO_GATES, Evicted, Residency
 from coterie.memory.rows import early_rows
-from coterie.memory.slab import round_up
 from coterie.memory.tiers import Changes, Copy, Ended, TierLedger
 from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
 from coterie.memory.uses import Uses
+from coterie.memory.victims import NOBODY, Busy, Victims
 
 Decision: TypeAlias = tuple[str, str, str]
 """(what, expert_id, where): hit, miss, evict, fetch, copy, drop. No times: a join is written as a hit."""
-
-NOBODY: frozenset[str] = frozenset()
-
-
-class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when an event has finished
-    """There is no room now, but there will be: wait for one of `events`, poll, and try again."""
-
-    def __init__(self, expert_id: str, need_bytes: int, tier: str, events: tuple[Event, ...]) -> None:
-        self.expert_id, self.need_bytes, self.tier, self.events = expert_id, need_bytes, tier, events
-        super().__init__(
-            f"{expert_id} needs {format_bytes(need_bytes)} of {tier}, which {len(events)} pending events keep busy"
-        )
 
 
 @dataclass(slots=True)
@@ -66,17 +52,15 @@ class ExpertCache:
     def __init__(
         self, device: Device, tiers: Mapping[str, int], evict: str | Policy = "lru", max_decisions: int = 1 << 12
     ) -> None:
-        self._device = device
-        self._policy = policy_of(evict)
+        self._device, policy = device, policy_of(evict)
         names = managed_tiers(device.spec, tiers)
         self._changes = Changes()
         self._ledgers = tuple(
             TierLedger(device.reserve(name, tiers[name] // BLOCK_BYTES * BLOCK_BYTES), self._changes) for name in names
         )
         self._near, self._links = self._ledgers[0], fill_links(device.spec, names)
-        self._weights = link_weights(device.spec, self._links)
-        self._pins: dict[str, int | None] = {}  # where it lies in the run tier, None: where it happens to
         self.uses = Uses()
+        self._victims = Victims(self._ledgers, link_weights(device.spec, self._links), policy, self.uses)
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
         self.follower: Callable[[Decision], None] | None = None  # is told of each as it is made; must return at once
@@ -116,12 +100,13 @@ class ExpertCache:
 
         `places`: the offsets at which pinned experts that are not there will be loaded.
         """
-        self._pins = {**self._pins, expert_id: self._pins.get(expert_id), **(places or {})}
+        pins = self._victims.pins
+        self._victims.pins = {**pins, expert_id: pins.get(expert_id), **(places or {})}
         self._changes.count += 1
 
     def unpin(self, expert_id: str) -> None:
         """Undo pin; nothing happens if it was not pinned."""
-        self._pins.pop(expert_id, None)
+        self._victims.pins.pop(expert_id, None)
         self._changes.count += 1
 
     def forget(self, expert_id: str) -> None:
@@ -178,7 +163,7 @@ class ExpertCache:
     @property
     def pinned(self) -> frozenset[str]:
         """Experts that the user pinned, resident or not."""
-        return frozenset(self._pins)
+        return frozenset(self._victims.pins)
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless free + used == total in every tier."""
@@ -217,7 +202,8 @@ class ExpertCache:
                 self.stats.evictions[ledger.tier] = self.stats.evictions.get(ledger.tier, 0) + 1
                 self._decide("evict", entry.expert_id, ledger.tier)
         self.uses.known(expert_id)
-        new = [ledger.admit(expert_id, layout, self._place(ledger, expert_id)) for ledger in self._ledgers[:depth]]
+        place = self._victims.place
+        new = [ledger.admit(expert_id, layout, place(ledger, expert_id)) for ledger in self._ledgers[:depth]]
         below = self._ledgers[depth].copies[expert_id] if depth < len(self._ledgers) else None
         if depth == 1 and (below is None or not below.arrivals):
             new[0].early = early_rows(layout, rows)
@@ -268,55 +254,12 @@ class ExpertCache:
             except Busy as wait:
                 busy.append(wait)
             try:
-                chosen.append(self._victims(ledger, expert_id, layout, protected))
+                chosen.append(self._victims.of(ledger, expert_id, layout, protected))
             except Busy as wait:
                 busy.append(wait)
         if busy:
             raise busy[0]
         return chosen
-
-    def _victims(self, ledger: TierLedger, expert_id: str, layout: Layout, protected: Set[str]) -> Window:
-        """Who leaves a tier so that this layout fits. Raises Busy or CapacityError."""
-        kept = protected | self._pins.keys() if ledger is self._near else protected
-        entries = self._entries(ledger, kept)
-        need, place = round_up(layout.size_bytes), self._place(ledger, expert_id)
-        try:
-            if place is not None:
-                return whole_place(entries, place, need)
-            return self._policy(entries, ledger.capacity_bytes, need, self.uses.wants)
-        except HoleError as hole:
-            if hole.waiting_helps:
-                busy = tuple(event for copy in ledger.copies.values() for event in copy.pending)
-                raise Busy(expert_id, need, ledger.tier, busy) from hole
-            in_the_way = sorted(self._pins.keys() & ledger.copies.keys()) if ledger is self._near else []
-            budget = "--near" if ledger is self._near else f"the budget of {ledger.tier}"
-            raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
-
-    def _place(self, ledger: TierLedger, expert_id: str) -> int | None:
-        return self._pins.get(expert_id) if ledger is self._near else None
-
-    def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
-        level, entries = self._ledgers.index(ledger), []
-        below = self._ledgers[level + 1].copies if level + 1 < len(self._ledgers) else {}
-        known, recently, weight = self.uses.known, self.uses.recent, self._weights[level]
-        for name, copy in ledger.copies.items():
-            use, extent, size_bytes = known(name), copy.extent, copy.extent.size_bytes
-            cost = size_bytes * (weight if name in below else self._refetch_weight(name, level))
-            kept_here, busy = name in kept and not copy.is_doomed, bool(copy.writers or copy.readers or copy.copied)
-            # In the order of the fields, and Copy.is_busy written out: this is half of what finding room takes.
-            entries.append(
-                Entry(name, extent.offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, busy)
-            )
-        return entries
-
-    def _refetch_weight(self, expert_id: str, level: int) -> int:
-        """Sum of the weights of the links that the bytes would cross again: a copy left below makes that cheaper."""
-        total = 0
-        for below in range(level, len(self._ledgers)):
-            total += self._weights[below]
-            if below + 1 < len(self._ledgers) and expert_id in self._ledgers[below + 1].copies:
-                break
-        return total
 
     def _decide(self, what: str, expert_id: str, where: str) -> None:
         self.decisions.append((what, expert_id, where))
@@ -337,14 +280,3 @@ def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency
         copy.gates = stage_gates(layout, events, copy.early), early_gate(layout, events, copy.early)
     gates, early = copy.gates
     return Residency(expert_id, copy.weights, gates, events[-1], hit, early, evicted or ())
-
-
-def _never_fits(
-    expert_id: str, ledger: TierLedger, hole: HoleError, budget: str, pinned: Sequence[str]
-) -> CapacityError:
-    need, room = hole.need_bytes, hole.reachable_bytes
-    levers = [f"raise {budget} by {format_bytes(need - room)}"]
-    if pinned and need <= ledger.capacity_bytes:
-        levers.append(f"unpin {', '.join(pinned)}")
-    levers.append("use a smaller expert")
-    return CapacityError(f"expert {expert_id}", f"its copy in {ledger.tier}", need, room, levers)

@@ -13,9 +13,10 @@ from typing import Literal, TypeAlias
 
 from coterie.checkpoint.layout import Layout
 from coterie.device import Event
-from coterie.memory.cache import NOBODY, ExpertCache
+from coterie.memory.cache import ExpertCache
 from coterie.memory.residency import Residency
 from coterie.memory.tiers import Ended
+from coterie.memory.victims import NOBODY
 
 Side: TypeAlias = Literal["experts", "bases", "router"]
 
