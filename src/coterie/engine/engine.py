@@ -40,7 +40,7 @@ from coterie.engine.view import Fetch, Run, Wait
 from coterie.memory.split import Cache
 from coterie.memory.victims import NOBODY
 
-MAX_ROWS = 4096  # of an embedding, to be asked for first: more are dearer than the table
+MAX_ROWS = 4096  # of an embedding that are loaded first: to load more takes longer than the whole table
 
 
 class Engine:
@@ -63,25 +63,25 @@ class Engine:
         self._runner = Runner(device, cache, kv_pool, recording)
         self._batcher = Batcher(kv_pool, self.policy, device)
         self.reuse = Reuse(kv_pool, self.policy.max_step_tokens, self.log, self.metrics)
-        self._queue = self.queue = Queue()
+        self.queue = Queue()
         self.drafts = Drafts(device, kv_pool, self._loads, self._runner, experts, self.policy, self.queue, self.log)
-        self.admission = Admission(self._queue, self.policy.max_batch)
-        self._ranks = Ranks(self._queue, self.reuse, self._batcher, self.drafts, self.log, self.policy)
-        self.control = ExpertControl(cache, self._loads, self._queue, self.admission, experts, self.log)
+        self.admission = Admission(self.queue, self.policy.max_batch)
+        self._ranks = Ranks(self.queue, self.reuse, self._batcher, self.drafts, self.log, self.policy)
+        self.control = ExpertControl(cache, self._loads, self.queue, self.admission, experts, self.log)
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}
-        self._groups = Groups(self._queue, self._loads, kv_pool, self.policy, variant_groups)
-        self._decided, self._repeats = Run("", ()), 0  # and in how many more steps the same would be decided
+        self._groups = Groups(self.queue, self._loads, kv_pool, self.policy, variant_groups)
+        self._decided, self._repeats = Run("", ()), 0  # the last decision, and for how many more steps it holds
         self.before_load: Callable[[str], object] = lambda name: None  # told of each that is about to be fetched
 
     def renewed(self, expert_id: str) -> None:
-        """An expert is served that was not, or in another form than before: what was found out of it is forgotten."""
+        """An expert is new, or has other weights than before: forget what is remembered about it."""
         for part in (self._batcher, self.drafts, self._runner):
             part.renewed(expert_id)
         self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
     def check(self, request: Request) -> Sequence:
-        """What a request would be here. Raises NotFoundError, RequestError or OversizeError if it can never run."""
+        """As it would be queued. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         self._runner.check(request, expert := served_as(request.expert_id, self._experts))
         sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, len(sequence.tokens), expert.kv, request.request_id)
@@ -160,7 +160,7 @@ class Engine:
             self.metrics.failed_fetches += 1
             self.log.add("fail", expert_id)
             self.log.tell("failed", expert_id, str(error))
-            self.fail(self._queue.of(expert_id), error)
+            self.fail(self.queue.of(expert_id), error)
             self.reuse.forget(expert_id)
             self.drafts.failed(expert_id)
         if self.control.open:
@@ -204,7 +204,7 @@ class Engine:
             self._bring(fetch)
 
     def _changed(self, *expert_ids: str) -> None:
-        """Something about an expert's requests, or where it is, is not as it was when the last decision was made."""
+        """An expert's requests, or where it is, are not those that the last decision was made on."""
         for expert_id in expert_ids:
             self._groups.changed(expert_id)
             self._repeats = 0
@@ -218,13 +218,13 @@ class Engine:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
         # Without overlap nothing runs before all of it is there, so no row is needed first.
         most = self.policy.max_batch if self.policy.overlap else 0
-        rows = self._queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
+        rows = self.queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
         try:
             residency = self._loads.bring(fetch.expert_id, fetch.keep, fetch.spare, rows)
         except CoterieError as error:
             self.log.add("refuse", fetch.expert_id)
             self.control.refuse(fetch.expert_id, error)
-            self.fail(self._queue.of(fetch.expert_id), error)
+            self.fail(self.queue.of(fetch.expert_id), error)
             return True
         if residency is None:
             return False
@@ -238,7 +238,7 @@ class Engine:
     # ---- run
 
     def _batch(self, run: Run, repeats: int) -> Batch:
-        expert, queue = self._experts[run.expert_id], self._queue
+        expert, queue = self._experts[run.expert_id], self.queue
         if run.admit:
             admitted = queue.waiting_numbers(run.admit)
             for sequence in admitted:
@@ -257,7 +257,7 @@ class Engine:
 
     def _admit(self, sequence: Sequence) -> None:
         self.reuse.admit(self._experts[sequence.request.expert_id], sequence)
-        self._queue.admit(sequence)
+        self.queue.admit(sequence)
         self._changed(sequence.request.expert_id)
         self._batcher.changed(sequence.request.expert_id)
         if sequence.scheduled_s is None:
@@ -330,15 +330,15 @@ class Engine:
         error: Exception | None = None,
     ) -> None:
         request = sequence.request
-        if self._queue.runs(sequence):
+        if self.queue.runs(sequence):
             self.reuse.end(sequence, error is not None)
             self._batcher.changed(request.expert_id)
             self.drafts.ended(sequence)
         if not self.admission.drop(sequence):
-            self._queue.drop(sequence)
+            self.queue.drop(sequence)
         self._changed(request.expert_id)
         del self._live[request.request_id]
-        if not self._queue.has(request.expert_id):
+        if not self.queue.has(request.expert_id):
             self._groups.new_turn(request.expert_id)
         ready_s = None if sequence.load is None else sequence.load.ended(self._device)
         timings = sequence.timings(self._device.now(), ready_s)
