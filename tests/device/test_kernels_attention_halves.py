@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.device.native import random, softcap, weight
 from tests.device.test_kernels_attention import EDGES, attend, filled, last_tokens
-from tests.device.test_kernels_halves import met
+from tests.device.test_kernels_halves import rounded
 
 from coterie.core.dtypes import DType
 from coterie.kernels import cpu as kernels
@@ -32,7 +32,9 @@ def rounding(rng, lengths, *, K, C, Z=16):
 def plain(q_THC, pages, positions, sequence, window=0, cap=0.0, growth=0.0, every=1, sinks=None):
     """One head of one token at a time, in float64 but for what is rounded; and each one's largest weight, [T, H, 1]."""
     y, most = np.zeros(q_THC.shape), np.zeros((*q_THC.shape[:2], 1))
-    q_THC = met((q_THC * (1 + growth * np.log(1 + np.asarray(positions) // every))[:, None, None]).astype(np.float32))
+    q_THC = rounded(
+        (q_THC * (1 + growth * np.log(1 + np.asarray(positions) // every))[:, None, None]).astype(np.float32)
+    )
     group, scale = q_THC.shape[1] // pages.K, q_THC.shape[2] ** -0.5
     for t, (position, s) in enumerate(zip(positions, sequence, strict=True)):
         k, v = pages.read(0, s, position + 1)
@@ -43,7 +45,7 @@ def plain(q_THC, pages, positions, sequence, window=0, cap=0.0, growth=0.0, ever
             weights, begin = np.zeros(position + 1), first
             for end in [*range((first // SPAN + 1) * SPAN, position + 1, SPAN), position + 1]:
                 highest = scores[begin:end].max()
-                weights[begin:end] = np.exp(highest) * met(np.exp(scores[begin:end] - highest).astype(np.float32))
+                weights[begin:end] = np.exp(highest) * rounded(np.exp(scores[begin:end] - highest).astype(np.float32))
                 begin = end
             total = weights.sum() + (0 if sinks is None else np.exp(sinks[head]))
             y[t, head] = weights @ v[:, head // group] / total

@@ -32,7 +32,7 @@ def halves(rng, shape):
     return Halves(w.values, w.dtype, w.memory)
 
 
-def as_bfloat16(x):
+def rounded(x):
     return to_f32(from_f32(x, DType.BF16), DType.BF16)
 
 
@@ -55,7 +55,7 @@ def of_lanes(x_TK, w_NK):
 def test_linear_multiplies_activations_of_bfloat16(team, rng, T, N, K):
     x, w, b = random(rng, T, K), halves(rng, (N, K)), weight(rng, (N,), DType.F32)
     y = linear(team, x, w, b)
-    expected = as_bfloat16(x).astype(np.float64) @ w.values.T + b.values
+    expected = rounded(x).astype(np.float64) @ w.values.T + b.values
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     if T > 0 and K > 7:
         assert not np.allclose(expected, x.astype(np.float64) @ w.values.T + b.values, rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_the_order_of_sums_is_the_one_that_is_said(team, rng, T, N, K):
     """By AVX-512 that of halves.h, whether the CPU has AVX512-BF16 or not; else that of weights that round nothing."""
     x, w = random(rng, T, K), halves(rng, (N, K))
     plain = Weight(w.values, w.dtype, w.memory)
-    wanted = of_lanes(as_bfloat16(x), w.values) if team.isa == "avx512" else linear(team, as_bfloat16(x), plain)
+    wanted = of_lanes(rounded(x), w.values) if team.isa == "avx512" else linear(team, rounded(x), plain)
     np.testing.assert_array_equal(linear(team, x, w), wanted)
 
 
