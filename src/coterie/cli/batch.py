@@ -41,8 +41,12 @@ Write = Callable[[str, int, Mapping[str, Any]], None]
 @opens("near", "kv", "kv_type", "speculate", "device", "threads", "activations", "sampling", "max_batch", several=True)
 def batch(
     composition: CompositionArg,
-    requests: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests: custom_id, url and body.")],
-    answers: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="What came of each; those there stay.")],
+    requests: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="Requests, one JSON object per line: custom_id, url and body.")
+    ],
+    answers: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="The answers; rows that are there already are kept.")
+    ],
     *,
     how: Options,
 ) -> None:

@@ -48,14 +48,16 @@ from coterie.models.model import AUTO, FLOAT32
 from coterie.plan.mix import MIXES
 from coterie.spec.machine import MachineSpec
 
-app = typer.Typer(invoke_without_command=True, help="Measure this machine; without a command, everything, in small.")
+app = typer.Typer(
+    invoke_without_command=True, help="Measure this machine; without a command, small versions of everything."
+)
 
 ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, moe, or the path of a config.json.")]
 PeersOpt = Annotated[
     list[str] | None,
     typer.Option("--peer", metavar="NAME", help="llama.cpp, transformers or openvino, side by side; repeatable."),
 ]
-PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of a prefill.")]
+PromptOpt = Annotated[int, typer.Option("--prompt", min=1, metavar="TOKENS", help="Tokens of the prompt.")]
 RealOpt = Annotated[str, typer.Option("--device", help="cpu, or cuda: a GPU.")]
 WeightsOpt = Annotated[str, typer.Option(help="bf16, int8, int6, int4 or int4z: how the random expert is stored.")]
 CheckpointOpt = Annotated[
@@ -63,13 +65,11 @@ CheckpointOpt = Annotated[
 ]
 DraftFolderOpt = Annotated[
     str | None,
-    typer.Option("--draft", metavar="FOLDER", help="A smaller one that guesses for that of --checkpoint."),
+    typer.Option("--draft", metavar="FOLDER", help="A smaller expert that drafts for that of --checkpoint."),
 ]
-GgufOpt = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for peers to run beside it.")
-]
-RoundsOpt = Annotated[int, typer.Option(min=1, help="Sample at least so many rounds.")]
-SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample at least so many seconds of each kind.")]
+GgufOpt = Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF file of --checkpoint, for peers to run.")]
+RoundsOpt = Annotated[int, typer.Option(min=1, help="Take at least this many samples.")]
+SecondsOpt = Annotated[float, typer.Option(min=0, help="Sample each kind for at least this many seconds.")]
 
 SHAPE, WEIGHTS, PROMPT_TOKENS, CONTEXT_TOKENS, EXPERTS = "demo", "bf16", 128, 64, 3
 PREFILL_TOKENS, BATCH = 512, 8
@@ -107,7 +107,9 @@ def bench_fusion(
     seconds: SecondsOpt = EFFORT.seconds,
     way: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"Of a GPU, {', '.join(gpu_bench.GPU_WAYS)}; repeatable. All but the last."),
+        typer.Option(
+            metavar="NAME", help=f"GPU only: {', '.join(gpu_bench.GPU_WAYS)}; repeatable. Default: all but the last."
+        ),
     ] = None,
     device: RealOpt = "cpu",
     threads: ThreadsOpt = None,
@@ -127,8 +129,10 @@ def bench_fusion(
 @sentences
 def bench_decode(
     shape: ShapeOpt = SHAPE,
-    context: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Tokens that a step sees.")] = CONTEXT_TOKENS,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch that batch 1 is compared with.")] = BATCH,
+    context: Annotated[
+        int, typer.Option(min=2, metavar="TOKENS", help="Context of a step, in tokens.")
+    ] = CONTEXT_TOKENS,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size to compare batch 1 with.")] = BATCH,
     weights: WeightsOpt = WEIGHTS,
     activations: ActivationsOpt = AUTO,
     peer: PeersOpt = None,
@@ -240,7 +244,7 @@ def bench_neighbour(
 @app.command("quality")
 @sentences
 def bench_quality(
-    questions: Annotated[int, typer.Option(min=1, help="Questions of each demo expert.")] = 10,
+    questions: Annotated[int, typer.Option(min=1, help="Questions per demo expert.")] = 10,
     shape: ShapeOpt = SHAPE,
     json_: JsonOpt = False,
 ) -> None:
@@ -257,18 +261,21 @@ def bench_coe(
     experts: Annotated[
         int | None, typer.Option(min=2, help=f"How many random experts; {COE_EXPERTS}, on a GPU by its host's memory.")
     ] = None,
-    requests: Annotated[int, typer.Option(min=1, help="Requests of a run.")] = 2000,
+    requests: Annotated[int, typer.Option(min=1, help="Requests per run.")] = 2000,
     mix: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MIXES)}; may be repeated.")] = None,
-    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated.")] = None,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Concurrent requests; may be repeated.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KNOWN)}; may be repeated.")] = None,
     near: NearOpt = None,
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens of a prompt.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="What the mixes are drawn from.")] = SEED,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the mixes.")] = SEED,
     behind: BehindOpt = 0.0,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     adapters: Annotated[
-        int, typer.Option(min=0, metavar="RANK", help="Experts are LoRA adapters of this rank of one base; 0: models.")
+        int,
+        typer.Option(
+            min=0, metavar="RANK", help="Rank of LoRA adapters of one base, used as experts; 0: whole models."
+        ),
     ] = 0,
     device: DeviceOpt = "cpu",
     threads: ThreadsOpt = None,

@@ -42,26 +42,27 @@ IN_FLIGHT, EXPERTS = (1, 32, 128), 6
 LENGTHS = "uniform:16:64 and so on"
 
 CompositionArg = Annotated[
-    str | None, typer.Argument(metavar="[COMPOSITION]", help="As for coterie serve; left out, random experts.")
+    str | None, typer.Argument(metavar="[COMPOSITION]", help="As for coterie serve; default: random experts.")
 ]
 UrlOpt = Annotated[
-    list[str] | None, typer.Option(help="A server that runs and has OpenAI's API, ours or another; repeatable.")
+    list[str] | None, typer.Option(help="A running server with OpenAI's API, ours or another; repeatable.")
 ]
 AgainstOpt = Annotated[
     list[str] | None,
-    typer.Option(metavar="COMMAND", help="Starts another server, on the port {port}; all in turns. Repeatable."),
+    typer.Option(
+        metavar="COMMAND",
+        help="Command that starts another server, on port {port}; servers are measured in turns. Repeatable.",
+    ),
 ]
 ColdOpt = Annotated[
     list[str] | None,
-    typer.Option(metavar="FOLDER", help="Keep its files out of the page cache meanwhile; repeatable."),
+    typer.Option(metavar="FOLDER", help="A folder whose files are kept out of the page cache meanwhile; repeatable."),
 ]
 ModelOpt = Annotated[
-    list[str] | None, typer.Option(help="Whom to ask there; repeatable. Left out, all that /v1/models names.")
+    list[str] | None, typer.Option(help="Models to ask there; repeatable. Default: all in /v1/models.")
 ]
-ApiKeyOpt = Annotated[str | None, typer.Option(envvar="COTERIE_API_KEY", help="That server's key, where it wants one.")]
-EndsOpt = Annotated[
-    bool, typer.Option("--ends", help="Answers end where their model ends them: for servers without ignore_eos.")
-]
+ApiKeyOpt = Annotated[str | None, typer.Option(envvar="COTERIE_API_KEY", help="That server's key, if it needs one.")]
+EndsOpt = Annotated[bool, typer.Option("--ends", help="Let models end their answers: for servers without ignore_eos.")]
 
 
 @sentences
@@ -73,19 +74,19 @@ def bench_serve(
     model: ModelOpt = None,
     api_key: ApiKeyOpt = None,
     ends: EndsOpt = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Text completions in place of chats.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Text completions instead of chats.")] = False,
     rate: RateOpt = None,
     in_flight: Annotated[
-        list[int] | None, typer.Option(help="Requests at once: a closed loop; repeatable. Left out, 1, 32 and 128.")
+        list[int] | None, typer.Option(help="Concurrent requests (closed loop); repeatable. Default: 1, 32 and 128.")
     ] = None,
     arrivals: ArrivalsOpt = POISSON,
-    requests: Annotated[int, typer.Option(help="Requests of a round.")] = 128,
+    requests: Annotated[int, typer.Option(help="Requests per round.")] = 128,
     mix: MixOpt = "uniform",
-    prompt: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of a prompt: 64, {LENGTHS}.")] = "64",
-    max_tokens: Annotated[str, typer.Option(metavar="TOKENS", help=f"Of an answer: 32, {LENGTHS}.")] = "32",
+    prompt: Annotated[str, typer.Option(metavar="TOKENS", help=f"Tokens of a prompt: 64, {LENGTHS}.")] = "64",
+    max_tokens: Annotated[str, typer.Option(metavar="TOKENS", help=f"Tokens of an answer: 32, {LENGTHS}.")] = "32",
     seed: SeedOpt = 7,
     behind: BehindOpt = 0.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, after a warm-up round.")] = 3,
     experts: Annotated[int | None, typer.Option(min=1, help=f"How many random experts; {EXPERTS}.")] = None,
     shape: Annotated[str, typer.Option(help="One shape for all, instead of three architectures of 50 to 100 MB.")] = "",
     near: NearOpt = None,

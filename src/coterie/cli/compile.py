@@ -36,17 +36,20 @@ def compile_(
     composition: CompositionArg,
     device: Annotated[str, typer.Option(help="The GPU to compile for: cuda, or cuda:NUMBER.")] = "cuda",
     capability: Annotated[
-        str, typer.Option(metavar="MAJOR.MINOR", help="Of a GPU that need not be here, e.g. 9.0: an H100's.")
+        str,
+        typer.Option(
+            metavar="MAJOR.MINOR", help="Compute capability of a GPU that need not be here, e.g. 9.0 for an H100."
+        ),
     ] = "",
     multiprocessors: Annotated[
-        int | None, typer.Option(min=1, help="How many that GPU has, where not 132: tiles go by it.")
+        int | None, typer.Option(min=1, help="Multiprocessors of that GPU, if not 132: tile sizes depend on it.")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="The most of a step.")] = POLICY.max_batch,
-    tokens: Annotated[int, typer.Option(min=1, help="The most of a step.")] = POLICY.max_step_tokens,
+    sequences: Annotated[int, typer.Option(min=1, help="Most sequences of a step.")] = POLICY.max_batch,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a step.")] = POLICY.max_step_tokens,
     context: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="The longest; as long as each expert's by default.")
+        int | None, typer.Option(min=1, metavar="TOKENS", help="The longest context; default: that of each expert.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="As many as there are cores by default.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     json_: JsonOpt = False,
 ) -> None:
     """Compile a GPU's kernels before it serves a composition, on a machine with or without a GPU."""

@@ -31,7 +31,7 @@ def delta(
     expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="The fine-tune's folder, unquantised.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
     bits: Annotated[
-        str, typer.Option(metavar="BITS", help="Bits of a difference: 4, 2, 8, or 4z: 4 with zero points.")
+        str, typer.Option(metavar="BITS", help="Bits of a difference: 4, 2, 8, or 4z (4 with zero points).")
     ] = DEFAULT,
     embedding_bits: Annotated[
         str | None,

@@ -23,7 +23,7 @@ from coterie.models.model import FLOAT32
 def diff(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a composition with --expert.")],
     expert: Annotated[str, typer.Option(help="Which expert of a composition.")] = "",
-    prompt: Annotated[str, typer.Option(help="The prompt, as it is.")] = "What is 47 plus 85?",
+    prompt: Annotated[str, typer.Option(help="The prompt, without a chat template.")] = "What is 47 plus 85?",
     rule_set: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(KERNEL_SETS)}; the default is all.")
     ] = None,

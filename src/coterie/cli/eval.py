@@ -37,7 +37,7 @@ NAME_CHARS = 16  # of experts, in a table that 80 letters hold; a longer one is 
 def evaluate(
     composition: CompositionArg,
     questions: Annotated[
-        Path | None, typer.Option(help="JSON lines; the default is questions.jsonl beside it.")
+        Path | None, typer.Option(help="JSON lines; default: questions.jsonl beside the composition.")
     ] = None,
     router_only: Annotated[bool, typer.Option("--router-only", help="Score the router alone; run no expert.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions per expert.")] = None,

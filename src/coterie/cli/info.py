@@ -46,11 +46,11 @@ def info(
     ] = "",
     host_links: Annotated[int | None, typer.Option(help="How many of a DGX's host links copy at once.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine and write its file.")] = False,
-    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where.")] = Path("this-machine.toml"),
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="Its name.")] = Path("this-machine.toml"),
     shape: Annotated[str, typer.Option(help=f"The model to calibrate with; {SHAPE}, on a GPU {GPU_SHAPE}.")] = "",
-    device: Annotated[str, typer.Option("--device", help="Calibrates: cpu, or cuda: a GPU and its host.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="To calibrate: cpu, or cuda (a GPU and its host).")] = "cpu",
     threads: ThreadsOpt = None,
-    model: Annotated[str, typer.Option("--sensitivity", metavar="MODEL", help="A model of the zoo: its steps.")] = "",
+    model: Annotated[str, typer.Option("--sensitivity", metavar="MODEL", help="Of a zoo model's step times.")] = "",
     json_: JsonOpt = False,
 ) -> None:
     """Show a machine: its tiers and links, with the source of each number, and what nobody published."""

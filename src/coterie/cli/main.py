@@ -46,7 +46,7 @@ COMMANDS = {
     "trace": "Show how busy each lane was; draw what ran when.",
     "validate": "Hold modelled times against measured ones: public data sets, and this machine's own benches.",
     "paper": "Compare the paper's tables and figures with its own arithmetic and with our models of its machines.",
-    "bench": "Measure this machine; without a command, everything, in small.",
+    "bench": "Measure this machine; without a command, small versions of everything.",
 }
 # Module and function, where these are not called as the command is: the names are Python's, or of what they use.
 _ELSEWHERE = {

@@ -65,7 +65,7 @@ def map_(
     ],
     machine: Annotated[str, typer.Option(help="A machine with a grid of units, or a .toml file.")] = "sn40l-node",
     phase: Annotated[Phase, typer.Option(help="The step to map.")] = Phase.prefill,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of the step.")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens (prefill) or context (decode) of each.")] = 4096,
     how: Annotated[
         str, typer.Option(help="best, stage, unfused, or none, cache, epilogue, served, section, o0.")

@@ -57,7 +57,10 @@ CompositionArg = Annotated[
     ),
 ]
 BehindOpt = Annotated[
-    float, typer.Option(metavar="SHARE", help="Of the requests, drawn: they have priority 1, the others 0.")
+    float,
+    typer.Option(
+        metavar="SHARE", help="Share of the requests, drawn at random, that have priority 1; the others have 0."
+    ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 NearOpt = Annotated[
@@ -70,7 +73,10 @@ KvOpt = Annotated[
     int | None, typer.Option("--kv", parser=size, metavar="SIZE", help="Memory for the KV cache, e.g. 256MiB.")
 ]
 ReuseOpt = Annotated[
-    bool, typer.Option("--reuse/--no-reuse", help="Prompts that begin as earlier ones share their KV state.")
+    bool,
+    typer.Option(
+        "--reuse/--no-reuse", help="Prefix caching: prompts that begin like earlier ones share their KV cache."
+    ),
 ]
 SpeculateOpt = Annotated[
     int | None,
@@ -78,7 +84,7 @@ SpeculateOpt = Annotated[
         "--speculate",
         min=0,
         metavar="COUNT",
-        help="Guess at most so many tokens ahead, by what a prompt and its answer repeat, and check them in one step: "
+        help="Speculative decoding: guess at most this many tokens from what repeats, and verify them in one step: "
         "no token changes. 0 guesses none; the default suits the machine.",
     ),
 ]
@@ -87,7 +93,7 @@ DraftOpt = Annotated[
     typer.Option(
         "--draft",
         metavar="EXPERT",
-        help="An expert that guesses ahead for those of its vocabulary, where that pays: no token changes.",
+        help="Speculative decoding: an expert that drafts for those with its vocabulary; no token changes.",
     ),
 ]
 DeviceOpt = Annotated[
@@ -105,12 +111,12 @@ DevicesOpt = Annotated[
 ]
 TraceOpt = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write what ran when, for chrome://tracing, Perfetto or coterie trace."),
+    typer.Option(metavar="FILE", help="Write a timeline for chrome://tracing, Perfetto or coterie trace."),
 ]
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What a CPU rounds activations to. bf16: to bfloat16 beside bfloat16 weights; float32 (or int16): to "
+        help="What a CPU rounds activations to. bf16: to bfloat16 for bfloat16 weights; float32 (or int16): to "
         "nothing there. int8: to 8 bits beside packed weights, less exact and faster with int4; else to 12 to 16 bits. "
         "auto: bf16 for dense experts on a CPU that has AVX512-BF16, else float32."
     ),

@@ -38,23 +38,31 @@ from coterie.spec.load import load_machine, without_setting
 from coterie.spec.machine import MachineSpec
 
 RateOpt = Annotated[
-    float | None, typer.Option(metavar="PER_S", help="Requests per second, all machines together; a file has its own.")
+    float | None,
+    typer.Option(metavar="PER_S", help="Requests per second, for all machines together; a --workload has its own."),
 ]
 WorkloadOpt = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Requests, as public LLM traces are: lengths, experts, the busiest minute."),
+    typer.Option(
+        metavar="FILE",
+        help="A .csv or .jsonl of requests, like public LLM traces: gives lengths, experts and the busiest minute.",
+    ),
 ]
 ReusedOpt = Annotated[
-    float, typer.Option(min=0, metavar="TOKENS", help="Of a prompt, those that began an earlier one: not computed.")
+    float, typer.Option(min=0, metavar="TOKENS", help="Tokens of a prompt that prefix caching finds computed.")
 ]
 BusyOpt = Annotated[
-    float, typer.Option(metavar="SHARE", help="Of the time, what steps may run and a link be used: 0.8 leaves room.")
+    float, typer.Option(metavar="SHARE", help="Highest utilisation of compute and of each link: 0.8 leaves headroom.")
 ]
 MaxPriceOpt = Annotated[
-    float | None, typer.Option(metavar="MONEY", help="What all may cost, by --machine NAME:price=... of each.")
+    float | None,
+    typer.Option(metavar="MONEY", help="Budget for all machines, by the price of each (--machine NAME:price=...)."),
 ]
 ResidentOpt = Annotated[
-    bool, typer.Option("--resident", help="Every expert in its machine's run tier, as in the paper's Figure 13.")
+    bool,
+    typer.Option(
+        "--resident", help="Keep every expert resident in its machine's run tier, as in the paper's Figure 13."
+    ),
 ]
 
 
@@ -68,17 +76,20 @@ def planning(
     prompt: PromptOpt = PROMPT,
     tokens: TokensOpt = TOKENS,
     workload: WorkloadOpt = None,
-    each: Annotated[bool, typer.Option("--apart", help="Machines of their own for the experts of each model.")] = False,
+    each: Annotated[bool, typer.Option("--apart", help="Separate machines for the experts of each model.")] = False,
     reused: ReusedOpt = 0.0,
     busy: BusyOpt = 1.0,
-    max_power: Annotated[str, typer.Option(metavar="POWER", help="What all may draw: 20kW.")] = "",
+    max_power: Annotated[str, typer.Option(metavar="POWER", help="Power budget for all machines, e.g. 20kW.")] = "",
     max_price: MaxPriceOpt = None,
     resident: ResidentOpt = False,
     kv_type: KvTypeOpt = AUTO,
-    checked: Annotated[bool, typer.Option("--check", help="Let the simulation find the answer.")] = False,
-    requests: Annotated[int, typer.Option(help="Requests of the check; of a file, the first so many.")] = 1000,
+    checked: Annotated[bool, typer.Option("--check", help="Check the answer by simulation.")] = False,
+    requests: Annotated[int, typer.Option(help="Requests to simulate with --check; of a file, its first ones.")] = 1000,
     seed: SeedOpt = 7,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the curve of machines over experts.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page with the number of machines over the number of experts."),
+    ] = None,
     json_: JsonOpt = False,
 ) -> None:
     """Find the smallest number of each machine that keeps a promise under a load, and where the experts go."""

@@ -36,10 +36,10 @@ def ps(
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
     json_: JsonOpt = False,
     watch: Annotated[
-        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Look again so often, until interrupted.")
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Refresh at this interval until interrupted.")
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="COTERIE_API_KEY", help="The server's key, where it wants one.")
+        str | None, typer.Option(envvar="COTERIE_API_KEY", help="The server's key, if it needs one.")
     ] = None,
 ) -> None:
     """Show which experts a running server has where, and what they do."""

@@ -44,48 +44,48 @@ KEYS_IN, URGENT_KEYS_IN = "COTERIE_API_KEY", "COTERIE_URGENT_KEY"
 def serve(
     composition: CompositionArg,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     *,
     how: Options,
     uds: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A Unix socket to listen on, in place of an address.")
+        Path | None, typer.Option(metavar="PATH", help="Unix socket to listen on, instead of an address.")
     ] = None,
     leave_out: LeaveOutOpt = False,
     trace: TraceOpt = None,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="While so many requests wait, others are told to come back later (429).")
+        int, typer.Option(min=1, help="While this many requests wait, others are refused with 429.")
     ] = 1024,
     idle_release: Annotated[
         float | None,
         typer.Option(
             parser=seconds,
             metavar="TIME",
-            help="Without work for so long (10m), give memory back; experts that are not pinned are read again.",
+            help="After this time without requests (10m), return the memory of experts that are not pinned.",
         ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar=KEYS_IN, help="Who asks must show it, or another one: it may be given again."),
+        typer.Option(envvar=KEYS_IN, help="Key that requests must have; repeatable."),
     ] = None,
     urgent_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar=URGENT_KEYS_IN, help="As --api-key; only who shows such a key may ask for a priority below 0."
+            envvar=URGENT_KEYS_IN, help="Like --api-key, but only these keys allow a priority below 0; repeatable."
         ),
     ] = None,
     grace: Annotated[
         float | None,
         typer.Option(
-            parser=seconds, metavar="TIME", help="When told to end, answers in flight may go on for so long; 5s."
+            parser=seconds, metavar="TIME", help="When told to end, let answers in flight go on for this long; 5s."
         ),
     ] = None,
     log_answers: Annotated[
-        bool, typer.Option("--log-answers", help="Write a line to stderr for each answer, and each refusal, too.")
+        bool, typer.Option("--log-answers", help="Log each answer and each refusal to stderr.")
     ] = False,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ORIGIN", help="Whose pages may ask from a browser, e.g. http://localhost:3000; * for all."
+            metavar="ORIGIN", help="Whose pages may use the API in a browser: http://localhost:3000, say; * for all."
         ),
     ] = None,
 ) -> None:

@@ -55,20 +55,28 @@ from coterie.spec.load import load_machine
 
 MachinesOpt = Annotated[
     list[str],
-    typer.Option("--machine", metavar="MACHINE", help="A machine's name, as in dgx-h100:host_links=8; repeatable."),
+    typer.Option(
+        "--machine",
+        metavar="MACHINE",
+        help="A machine's name, with settings if need be, as in dgx-h100:host_links=8; repeatable.",
+    ),
 ]
-RequestsOpt = Annotated[int | None, typer.Option(help="Requests; of a file, the first so many.")]
-RateOpt = Annotated[float | None, typer.Option(metavar="PER_S", help="Requests per second: an open loop.")]
-InFlightOpt = Annotated[int | None, typer.Option(help="Requests at once: a closed loop.")]
+RequestsOpt = Annotated[int | None, typer.Option(help="Number of requests; of a file, its first ones.")]
+RateOpt = Annotated[float | None, typer.Option(metavar="PER_S", help="Requests per second (open loop).")]
+InFlightOpt = Annotated[int | None, typer.Option(help="Concurrent requests (closed loop).")]
 ArrivalsOpt = Annotated[str, typer.Option(help=", ".join(ARRIVALS))]
 MixOpt = Annotated[str, typer.Option(help=f"{', '.join(MIXES)}, zipf:1.2, or a .csv or .json of measured counts.")]
-PromptOpt = Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="128, uniform:64:256, lognormal:128:0.8.")]
-TokensOpt = Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="Of an answer: 20, geometric:20 and so on.")]
+PromptOpt = Annotated[
+    str, typer.Option("--prompt", metavar="TOKENS", help="Tokens of a prompt: 128, uniform:64:256, lognormal:128:0.8.")
+]
+TokensOpt = Annotated[
+    str, typer.Option("--tokens", metavar="TOKENS", help="Tokens of an answer: 20, geometric:20 and so on.")
+]
 SloOpt = Annotated[str, typer.Option(metavar="LIMITS", help="ttft=1s,tpot=50ms,e2e=10s,share=0.95")]
 PROMPT, TOKENS = "128", "20"
 LONG = 50_000  # requests: from here on it takes minutes, and compiling first a minute
 COMPILER = Path(__file__).parents[3] / "benchmarks" / "compiled.py"  # beside sources, not beside what it made of them
-SeedOpt = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+SeedOpt = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 
 
 @sentences
@@ -84,18 +92,18 @@ def simulation(
     prompt: PromptOpt = PROMPT,
     tokens: TokensOpt = TOKENS,
     workload: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, as public LLM traces are.")
+        Path | None, typer.Option(metavar="FILE", help="A .csv or .jsonl of requests, like public LLM traces.")
     ] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Cut requests that are longer than the context.")] = False,
     behind: BehindOpt = 0.0,
     seed: SeedOpt = 7,
     slo: SloOpt = "",
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps of one run at most: faster to simulate.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Machines and policies simulated at once, one a process.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Most decode steps per run: more are faster to simulate.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes: each simulates one machine and policy.")] = 1,
     near: NearOpt = None,
     kv: KvOpt = None,
     kv_type: KvTypeOpt = AUTO,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="What ran when, for Perfetto; one a run.")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Timelines for Perfetto, a file per run.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with distributions.")] = None,
     json_: JsonOpt = False,
 ) -> None:

@@ -24,7 +24,7 @@ def trace(
     svg: Annotated[Path | None, typer.Option(metavar="OUT", help="Draw the lanes into this file.")] = None,
     start: Annotated[float, typer.Option("--from", min=0, metavar="SECONDS", help="First moment to draw.")] = 0.0,
     until: Annotated[float | None, typer.Option("--to", min=0, metavar="SECONDS", help="Last moment to draw.")] = None,
-    title: Annotated[str, typer.Option(help="A line above the picture.")] = "",
+    title: Annotated[str, typer.Option(help="Title of the picture.")] = "",
 ) -> None:
     """Show how busy each lane was; draw what ran when."""
     read = read_trace(file)

@@ -28,7 +28,7 @@ def validate(
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", help=f"This machine's benches; {RESULTS} where there is one.")
     ] = None,
-    rows: Annotated[bool, typer.Option("--rows", help="Print every row, not only what they say together.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every row, not only the summary.")] = False,
     json_: JsonOpt = False,
 ) -> None:
     """Hold modelled times against measured ones: public data sets, and this machine's own benches."""
