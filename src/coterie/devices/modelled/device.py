@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.checkpoint.layout import BLOCK_BYTES, FileRange
-from coterie.core.errors import CapacityError, DeviceError
+from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import F32, I32, Binding, Buffer, Device, Event, Executable, Span, copy_pieces
 from coterie.devices.modelled.behind import Behind, Drawn, computing
@@ -28,6 +28,7 @@ from coterie.devices.modelled.exe import ModelledExecutable, Prices, numerics_of
 from coterie.devices.modelled.fluid import Phase, Usage, Work
 from coterie.devices.modelled.price import StepPricer, gated, gated_by
 from coterie.devices.modelled.region import Pricing
+from coterie.devices.modelled.replay import Replay
 from coterie.devices.modelled.shard import rank_program
 from coterie.devices.modelled.tokens import synthetic_tokens
 from coterie.devices.modelled.transfer import Transfers, resources, route
@@ -67,12 +68,12 @@ class ModelledDevice(Device):
     ) -> None:
         self._spec = spec
         self._behind = None if numerics is None else Behind(numerics)
-        self._durations = None if durations is None else {lane: list(items) for lane, items in durations.items()}
+        self._replay = None if durations is None else Replay(f"{spec.name}: replay", durations)
         self._fail, self._kit = fail, kit
         self._clock = kit.clock(resources(spec) if durations is None else {})
         self._slabs, self._checked = dict[int, Buffer](), dict[int, Buffer]()
         self._transfers, self._pricing = Transfers(spec, kit), Pricing(orchestration, mapped=mapped)
-        self._used, self._issued = {tier.name: 0 for tier in spec.tiers}, dict[str, int]()
+        self._used = {tier.name: 0 for tier in spec.tiers}
         self._interrupted = self._closed = False
         self._ran: int | None = None  # the last run's number: who held its event would hold what it left
 
@@ -117,7 +118,7 @@ class ModelledDevice(Device):
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
         """Copy pieces one after the other, in one call of the clock where nothing has to be done for each."""
-        if not (self._behind is None and self._fail is None and self._durations is None):
+        if not (self._behind is None and self._fail is None and self._replay is None):
             copy_pieces(self, dst, src, pieces, issued)
             return
         self._check_buffers(dst, src)
@@ -178,7 +179,7 @@ class ModelledDevice(Device):
         else:
             tokens = partial(synthetic_tokens, rows, mine.vocab_size, steps, self._kit.draw)
             steps = len(tokens()) if steps > 1 and any(rows.end_ids) else steps
-        if self._durations is not None:
+        if self._replay is not None:
             gated_by = [self._kit.phase(gate=gate) for gate in gated(mine.program, awaited) if gate is not None]
             replayed = self._append(COMPUTE_LANE, mine.label, before, gated_by, failure, tokens)
             self._ran = replayed.event_id
@@ -275,7 +276,7 @@ class ModelledDevice(Device):
 
     def _transfer(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
         """Lane, label and phases of a transfer; what was recorded has no phases of its own."""
-        if self._durations is None:
+        if self._replay is None:
             return self._transfers.of(src, dst, size_bytes)
         route(self._spec, src, dst)
         return f"{src}->{dst}", f"copy {format_bytes(size_bytes)}", []
@@ -311,23 +312,11 @@ class ModelledDevice(Device):
         failure: Exception | None,
         tokens: Callable[[], I32] | None = None,
     ) -> Event:
-        if self._durations is not None:
-            gates = (phase.gate for phase in phases)
-            phases = [self._recorded(lane), *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
+        if self._replay is not None:
+            gates, recorded = (phase.gate for phase in phases), self._kit.phase(self._replay.next_s(lane))
+            phases = [recorded, *(self._kit.phase(gate=gate) for gate in gates if gate is not None)]
         work = self._clock.issue(lane, after, phases, failure)
         return ModelledEvent(work.number, lane, label, work, tokens)
-
-    def _recorded(self, lane: str) -> Phase:
-        index = self._issued.get(lane, 0)
-        recorded = (self._durations or {}).get(lane, [])
-        if index >= len(recorded):
-            raise DeviceError(
-                f"{self._spec.name}: replay",
-                f"lane {lane} has {len(recorded)} recorded durations but more work was issued",
-                "replay the workload and settings that were recorded",
-            )
-        self._issued[lane] = index + 1
-        return self._kit.phase(recorded[index])
 
     def _check_open(self) -> None:
         if self._closed:
