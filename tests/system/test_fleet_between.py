@@ -143,3 +143,13 @@ def test_what_ran_is_known_once_it_is_closed(composition: Path) -> None:
     with Fleet.open(composition, Options(device="cpu", beside=("cpu",), record=100)) as fleet:
         fleet.ask_all(queries())
     assert {lane.split()[0] for lane in {one.lane for one in fleet.trace().slices}} == {"cpu#0", "cpu#1"}
+
+
+def test_all_devices_are_told_to_end_before_one_is_waited_for(composition: Path) -> None:
+    fleet = Fleet.open(composition, TWO)
+    with ThreadPoolExecutor(1) as pool, held(fleet, [0]):
+        closing = pool.submit(fleet.close)
+        fleet._members[1]._thread.join(60)
+        assert not fleet._members[1]._thread.is_alive()
+        assert fleet._members[0]._thread.is_alive()
+        assert not closing.done()

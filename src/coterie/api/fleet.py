@@ -331,6 +331,8 @@ def _seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
 
 
 def _stop(members: Sequence[Member]) -> None:
+    for member in members:  # all first, so that their last steps end together
+        member.end()
     for member in members:
         with suppress(ClosedError):
             member.stop()

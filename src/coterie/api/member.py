@@ -58,9 +58,13 @@ class Member:
         """Start the thread."""
         self._thread.start()
 
+    def end(self) -> None:
+        """Take no step after the one in flight; `stop` waits for it."""
+        self._inbox.end()
+
     def stop(self) -> None:
         """After the step in flight end the thread and close the device. May be called again."""
-        self._inbox.end()
+        self.end()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         if self.broken is None:
