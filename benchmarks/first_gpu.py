@@ -87,8 +87,9 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     decode = ("bench", "decode", *on, "--context", "512")
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
-    coe = ("bench", "coe", *on, "--experts", "8", "--requests", "60", "--mix", "zipf", "--in-flight", "8")
-    measured = {"coe": coe, "decode": decode, "prefill": prefill, "switch": switch}
+    coe = ("bench", "coe", *on, "--experts", "8", "--mix", "zipf", "--in-flight", "8", "--requests")
+    # Theirs are asked again to choose how they take turns, and each of their tokens is launched op by op.
+    measured = {"coe": (*coe, "30"), "decode": decode, "prefill": prefill, "switch": switch}
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
     kernels = (sys.executable, "-m", "benchmarks.gpu_kernels", "--device", device, "--shape", shape)
     compared = (sys.executable, "-m", "benchmarks.gpu_ways", "--device", device, "--shape", shape)
@@ -115,7 +116,7 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         Part("kernels", kernels, 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in first.items()),
         Part("ways", compared, 120),
-        Part("coe", (*coterie, *coe), 180),
+        Part("coe", (*coterie, *coe, "60"), 180),
         Part("tests", (*tests, *SPREAD, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in packed.items()),
         *(Part(name, command, 120) for name, command in ways.items()),

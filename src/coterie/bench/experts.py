@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from math import floor, log2, prod
 from pathlib import Path
@@ -36,6 +37,7 @@ from coterie.models.model import FLOAT32, Model, open_model
 from coterie.models.packing import Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
+from coterie.spec.this_machine import allowed_cpus
 
 Bits: TypeAlias = npt.NDArray[np.uint16]
 
@@ -56,8 +58,12 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
     _check_room(root, count, need)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-", dir=root) as folder:
         try:
-            for seed in range(count):
-                write_expert(Path(folder) / f"random-{seed}", config, shapes, seed)
+            with ThreadPoolExecutor(int(allowed_cpus()[0])) as pool:  # numbers are drawn without the interpreter's lock
+                made = [
+                    pool.submit(write_expert, Path(folder) / f"random-{n}", config, shapes, n) for n in range(count)
+                ]
+            for one in made:
+                one.result()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _no_room(root, count, need) from error
