@@ -66,8 +66,9 @@ def test_an_expert_renewed_on_one_device_is_not_asked_by_older_weights_on_anothe
         fleet.ask_all(asked)
         assert min(one.coterie.parts.engine.metrics.submitted for one in fleet._members) > 0
         second.call(lambda coterie: coterie.pin("ada"))
-        shutil.rmtree(tmp_path / "ada")
-        write_expert(tmp_path / "ada", 5)
+        other = write_expert(tmp_path.parent / f"{tmp_path.name}-other", 5)
+        shutil.copyfile(other / "model.safetensors", other / "new")
+        (other / "new").replace(tmp_path / "ada" / "model.safetensors")  # and nothing beside the weights
         with Coterie.open(tmp_path) as one:
             expected = one.ask(query("ada")).token_ids
         found = fleet.rescan()
