@@ -16,7 +16,7 @@ X, WEIGHT, BIAS_AT, Y, T, EPS = places("layer_norm", "x", "weight", "bias", "y",
 
 
 @triton.jit
-def _norm(
+def _layer_norm(
     row,
     PER_TOKEN: tl.constexpr,
     C: tl.constexpr,
@@ -44,4 +44,4 @@ def launch(call: Call) -> None:
     per_token, C = call.integer("per_token"), call.integer("C")
     grid = (call.bucket.tokens * per_token,)
     types = {"TYPE": call.type("weight"), "BIAS": call.type("bias")}
-    call.launch(_norm, grid, call.row, PER_TOKEN=per_token, C=C, **types, STEP=call.tiles.step(C))
+    call.launch(_layer_norm, grid, call.row, PER_TOKEN=per_token, C=C, **types, STEP=call.tiles.step(C))
