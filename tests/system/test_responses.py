@@ -189,7 +189,10 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"text": {"format": {"type": "json_schema", "name": 3, "schema": {}}}}, "[text.format.name] is 3"),
         ({"max_output_tokens": 0}, "[max_output_tokens] is 0; allowed is 1 or more"),
         ({"max_output_tokens": 10**400}, "give a whole number of 64 bits"),
-        ({"text": {"verbosity": "low"}}, "[text.verbosity]"),
+        ({"text": {"verbosity": "loud"}}, "[text.verbosity]"),
+        ({"include": ["message.output_text.logprobs"]}, "[include] has 'message.output_text.logprobs'"),
+        ({"include": [[]]}, "[include] has []"),
+        ({"include": "all"}, "[include] is 'all'; give a list"),
         ({"max_tokens": 3}, "did you mean max_output_tokens?"),
         ({"stop": "x"}, "[stop] is not a known field"),
         ({"input": "x" * 5000}, "context"),
@@ -210,7 +213,8 @@ def test_what_asks_for_nothing_is_taken(url: str, http: httpx.Client) -> None:
     names += " tool_choice tools top_logprobs top_p truncation user"
     nothing = {"include": [], "reasoning": {"effort": "none", "summary": None}, "text": {"verbosity": "medium"}}
     nothing |= {"truncation": "disabled", "background": False, "prompt_cache_options": {"mode": "implicit"}}
-    for given in (dict.fromkeys(names.split()), nothing):
+    tools = {"include": ["reasoning.encrypted_content", "file_search_call.results"], "text": {"verbosity": "low"}}
+    for given in (dict.fromkeys(names.split()), nothing, tools):
         got = http.post(f"{url}/v1/responses", json={"model": "plain", "input": "hi", **given})
         assert got.status_code == 200, got.text
         made = got.json()
@@ -236,3 +240,19 @@ def test_what_fails_in_the_middle_of_a_stream_is_its_last_event(folder: Path) ->
     assert "response.output_text.delta" in [event.type for event in events]
     assert (events[-1].type, events[-1].response.status) == ("response.failed", "failed")
     assert "restart the server" in events[-1].response.error.message
+
+
+def test_tokens_of_an_input_are_counted(client: openai.OpenAI, url: str, http: httpx.Client) -> None:
+    """As many as the answer's usage has, with instructions and functions; refusals are in this endpoint's words."""
+    for more in ({}, {"instructions": "Be brief.", "tools": [ADD]}):
+        asked = {"model": "hermes", "input": "What is 2 + 3?", **more}
+        counted = client.responses.input_tokens.count(**asked)
+        assert counted.object == "response.input_tokens"
+        assert counted.input_tokens == client.responses.create(**asked).usage.input_tokens
+    for body, status, words in (
+        ({"model": "nobody", "input": "x"}, 404, "nobody"),
+        ({"model": "hermes", "input": "x", "text": {"format": {"type": "xml"}}}, 400, "[text.format]"),
+        ({"model": "hermes"}, 400, "[input] is missing"),
+    ):
+        got = http.post(f"{url}/v1/responses/input_tokens", json=body)
+        assert (got.status_code, words in got.json()["error"]["message"]) == (status, True), got.text

@@ -91,13 +91,13 @@ def test_answers_of_fixed_length_go_on_behind_an_end(client: openai.OpenAI, stre
 def test_what_clients_send_that_asks_for_nothing_is_taken(url: str, client: openai.OpenAI) -> None:
     """Null for what their user left out, and defaults."""
     body = {"model": "ada", "messages": [{"role": "user", "content": "x", "name": "me"}], "max_tokens": 2}
-    nothing = {"n": 1, "tools": [], "logit_bias": None, "frequency_penalty": 0.0, "verbosity": None, "newer": None}
+    nothing = {"n": 1, "tools": [], "logit_bias": None, "frequency_penalty": 0.0, "verbosity": "low", "newer": None}
     plain, more = (httpx.post(f"{url}/v1/chat/completions", json={**body, **extra}) for extra in ({}, nothing))
     assert plain.status_code == more.status_code == 200
     assert plain.json()["choices"] == more.json()["choices"]
     assert "text" not in plain.json()["coterie"]  # once is enough
     with pytest.raises(openai.BadRequestError, match="verbosity"):
-        ask(client, "for ada", extra_body={"verbosity": "high"})
+        ask(client, "for ada", extra_body={"verbosity": "loud"})
 
 
 def test_a_developers_words_are_the_systems() -> None:

@@ -54,10 +54,21 @@ def test_rows_say_when_weights_were_written(tmp_path: Path) -> None:
         file = write_expert(tmp_path / "office" / name, seed) / "model.safetensors"
         os.utime(file, (written_s, written_s))
     with Coterie.open(tmp_path / "office") as coterie:
-        created = {row["id"]: row["created"] for row in model_list(coterie)}
+        rows = model_list(coterie)
+    created = {row["id"]: row["created"] for row in rows}
     assert created == {"office": 1_700_000_000, "ada": 1_700_000_000, "bob": 1_600_000_000}
+    # The same in the words of Anthropic's API.
+    assert {row["display_name"]: row["created_at"] for row in rows}["bob"] == "2020-09-13T12:26:40Z"
+    assert all((row["type"], row["max_input_tokens"]) == ("model", row["max_model_len"]) for row in rows)
     with Coterie.open("samba-coe-150", Options(device="synthetic:sn40l-node")) as coterie:
         assert {row["created"] for row in model_list(coterie)} == {0}
+
+
+def test_the_list_is_one_page_of_anthropics(composition: Path) -> None:
+    with served(Coterie.open(composition)) as url:
+        found = httpx.get(f"{url}/v1/models").json()
+    assert not found["has_more"]
+    assert (found["first_id"], found["last_id"]) == (found["data"][0]["id"], found["data"][-1]["id"])
 
 
 def test_a_load_is_begun_or_waited_for_and_a_busy_one_is_not_unloaded(composition: Path) -> None:

@@ -239,7 +239,9 @@ def test_an_empty_last_turn_of_the_assistants_is_no_beginning() -> None:
         ({"max_tokens": None}, "[max_tokens] is missing"),
         ({"max_tokens": 0}, "[max_tokens] is 0"),
         ({"messages": []}, "[messages] is missing or empty"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "[messages[0]] has no known role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "[messages[0]] has no known role"),
+        ({"messages": [{"role": "system", "content": [{"type": "image"}]}]}, "[messages[0].content[0]] is no text"),
+        ({"thread": {"type": "create"}}, "[thread] is {'type': 'create'}, which Coterie does not implement"),
         (
             {"messages": [*ASKED, {"role": "assistant", "content": " "}]},
             "[messages] the last one is to be gone on with",
@@ -281,6 +283,21 @@ def test_errors_have_the_kinds_of_this_endpoint(http: httpx.Client) -> None:
     assert http.post("/v1/messages", content=b"{").json()["error"]["type"] == "invalid_request_error"
     unknown = http.post("/v1/messages/count_tokens", json={"model": "nobody", "messages": ASKED})
     assert unknown.json()["error"]["type"] == "not_found_error"
+
+
+def test_a_client_that_asks_the_server_to_keep_its_conversation_is_told_to_go_on_without(http: httpx.Client) -> None:
+    """Anthropic's tool runner begins so, and sends all of a conversation itself when it reads this."""
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        error = http.post(path, json={**BASE, "thread": {"type": "create"}}).json()["error"]
+        assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert "details" not in http.post("/v1/messages", json={**BASE, "container": "x"}).json()["error"]
+
+
+def test_a_system_message_may_stand_between_turns() -> None:
+    turns = [*ASKED, {"role": "assistant", "content": "4"}, {"role": "system", "content": "Be brief."}, *ASKED]
+    said = parse_turns({**BASE, "messages": turns, "diagnostics": {}, "output_config": {"effort": "max"}}).query
+    assert [one.role for one in said.messages] == ["user", "assistant", "system", "user"]
+    assert (said.messages[2].content, said.switches["reasoning_effort"]) == ("Be brief.", "high")
 
 
 def test_a_key_may_come_in_either_header(url: str) -> None:

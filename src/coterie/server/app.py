@@ -28,7 +28,7 @@ from coterie.server.choices import numbers, respond, vectors_of
 from coterie.server.completions import TextAnswers, parse_completion
 from coterie.server.embeddings import parse_embeddings, whole
 from coterie.server.guard import Guard, pages_of, retry_headers
-from coterie.server.inputs import parse_response
+from coterie.server.inputs import count_input, parse_response
 from coterie.server.keys import digests_of
 from coterie.server.log import log_refusal
 from coterie.server.ollama import routes as ollama
@@ -58,12 +58,12 @@ class Dialect:
     """How an endpoint reports errors, where that is not as chat does.
 
     `prompt_field`: the field of a body that a model reads. `words`: an error with chat's names of fields in its own.
-    `form`: its error object, of a status and a message; None: OpenAI's.
+    `form`: its error object, of a status, a message and the field that is to blame; None: OpenAI's.
     """
 
     prompt_field: str = "messages"
     words: Callable[[CoterieError], CoterieError] = _as_it_is
-    form: Callable[[int, str], dict[str, Any]] | None = None
+    form: Callable[[int, str, str | None], dict[str, Any]] | None = None
 
 
 CHAT = Dialect()
@@ -73,7 +73,7 @@ DIALECTS: Mapping[str, Dialect] = {  # by how the path begins
     EMBEDDINGS: Dialect("input"),
     **dict.fromkeys(RERANK, Dialect("query")),
     TURNS: Dialect(words=turn_words, form=turn_error),
-    API: Dialect(words=ollama_words, form=lambda _, message: ollama_error(message)),
+    API: Dialect(words=ollama_words, form=lambda _, message, __: ollama_error(message)),
 }
 
 
@@ -152,6 +152,9 @@ def _asking(coterie: Serving, worker: Worker) -> list[Route]:
         body = await read(request, parse_response)
         return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
 
+    async def input_counted(request: Request) -> Response:
+        return await read(request, lambda given: JSONResponse(count_input(given, coterie)))
+
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
         answers, text = await vectors_of(request, worker, coterie, body.queries)
@@ -178,6 +181,7 @@ def _asking(coterie: Serving, worker: Worker) -> list[Route]:
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route(COMPLETIONS, completions, methods=["POST"]),
         Route(RESPONSES, responses, methods=["POST"]),
+        Route(f"{RESPONSES}/input_tokens", input_counted, methods=["POST"]),
         Route(EMBEDDINGS, embeddings, methods=["POST"]),
         *[Route(path, reranked, methods=["POST"]) for path in RERANK],
         Route(TURNS, turns, methods=["POST"]),
@@ -213,8 +217,8 @@ def _dialect(path: str) -> Dialect:
 
 def _own_form(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's error object, or that of the endpoint that has another."""
-    form = _dialect(path).form
-    return body if form is None else form(status, body["error"]["message"])
+    form, error = _dialect(path).form, body["error"]
+    return body if form is None else form(status, error["message"], error.get("param"))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -77,6 +77,7 @@ SHARED = (
     "max_tokens",
     "stop",
 )
+VERBOSITY = ("low", "medium", "high")  # how much is said: a wish, which no chat template here has a variable for
 IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
 SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
 NO_LIMIT = -1  # of top_k, as vLLM's clients say it; of max_tokens, repeat_last_n, as llama-server's, LM Studio's do

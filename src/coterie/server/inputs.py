@@ -9,29 +9,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coterie.api import Message, Query
-from coterie.api.types import ToolCall
+from coterie.api import Message, Query, Serving
+from coterie.api.texts import speaker
+from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
 from coterie.server.messages import call, effort, message
+from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "background": (False,),
-    "include": ([], ["reasoning.encrypted_content"]),  # what was thought is sent as it is
     "max_tool_calls": (),
     "prompt": (),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+# More of what is not there: what was thought is sent as it is, and no tool is run here.
+INCLUDED = frozenset(
+    (
+        *("reasoning.encrypted_content", "message.input_image.image_url", "computer_call_output.output.image_url"),
+        *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
+        "code_interpreter_call.outputs",
+    )
+)
 # Nothing is summed up: an item of reasoning has all of it.
 OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
 KEPT = ("previous_response_id", "conversation")
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
     *KEPT,
+    "include",
     "input",
     "instructions",
     "max_output_tokens",
@@ -54,6 +64,14 @@ class ResponseBody:
     echoed: Mapping[str, Any] = field(default_factory=dict)
 
 
+def count_input(body: object, coterie: Serving) -> dict[str, Any]:
+    """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
+    query = parse_response(body).query
+    check_one_template(coterie, query.model)
+    text = speaker(coterie.texts, coterie.composition, query.model)
+    return {"object": "response.input_tokens", "input_tokens": len(text.encode(query, prompt_of(query)))}
+
+
 def parse_response(body: object) -> ResponseBody:
     """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
     given = fields.an_object(body, "model and input")
@@ -62,7 +80,7 @@ def parse_response(body: object) -> ResponseBody:
     for name in metadata:
         fields.get(metadata, name, str, "a text", "metadata.")
     text = fields.get(given, "text", dict, "an object") or {}
-    fields.check_names(text, ("format",), {"verbosity": ("medium",)}, "text.")
+    fields.check_names(text, ("format",), {"verbosity": fields.VERBOSITY}, "text.")
     chat = {**given, "tools": _tools(given), "tool_choice": _choice(given.get("tool_choice"))}
     tools, sampling, limit = offered(chat), fields.sampling(given), fields.integer(given, "max_output_tokens")
     query = Query(
@@ -98,6 +116,9 @@ def _check(given: Mapping[str, object]) -> None:
             fact = "is given, but this server keeps no responses"
             raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
     fields.flag(given, "store")
+    for name in fields.get(given, "include", list, "a list of texts") or []:
+        if not isinstance(name, str) or name not in INCLUDED:
+            raise RequestError("include", f"has {shown(name)}, which Coterie does not implement", "leave it out")
     fields.check_names(_reasoning(given), ("effort",), OF_REASONING, "reasoning.")
 
 

@@ -20,7 +20,8 @@ EFFORT = "reasoning_effort"
 PREDICTION = "prediction"
 CONTINUING = ("continue_final_message", "add_generation_prompt")  # as transformers, vLLM and SGLang call them
 # As templates know them: gpt-oss's has three. Most others only know whether to think, by either name.
-EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+EFFORTS |= {"xhigh": "high", "max": "high"}
 REASONING = ("reasoning_content", "reasoning")  # of a message: DeepSeek's name and vLLM's newer one
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ELSEWHERE = {"function_call": "send tool_calls", "audio": "send its transcript as content"}

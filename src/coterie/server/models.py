@@ -1,4 +1,5 @@
-"""The composition and its experts, as OpenAI lists models, each with its state; and load, unload, pin, unpin of one.
+"""The composition and its experts, as OpenAI and Anthropic list models, each with its state; and what is done to one:
+load, unload, pin, unpin.
 
 Knows nothing about how experts come in, or about threads beyond `Worker`.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.convertors import PathConvertor, register_url_convertor
@@ -40,7 +42,7 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
     `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes. LENGTH is
     how many tokens of prompt and answer it takes at most, of the composition the largest of any.
     """
-    head = {"object": "model", "owned_by": "coterie"}
+    head = {"object": "model", "type": "model", "owned_by": "coterie"}
     composition = coterie.composition
     most = most_tokens(coterie)
     created = {name: coterie.models[name].written_s for name in most}
@@ -67,7 +69,13 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
             rows.append({"id": expert.name, **head, **own})
             as_alias = {**own, "coterie": {**detail, "kind": "alias", "alias_of": expert.name}}
             rows += [{"id": alias, **head, **as_alias} for alias in expert.aliases]
-    return rows
+    return [_by_both(row) for row in rows]
+
+
+def _by_both(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what Anthropic's clients read of one too: its name, when it was made, and how much it takes."""
+    made = datetime.fromtimestamp(int(row["created"]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {**row, "display_name": row["id"], "created_at": made, "max_input_tokens": row[LENGTH]}
 
 
 def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
@@ -79,7 +87,9 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     one_at_a_time = asyncio.Lock()
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await worker.call(model_list)})
+        rows = await worker.call(model_list)
+        page = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"], "has_more": False}  # Anthropic's: all are on it
+        return JSONResponse({"object": "list", "data": rows, **page})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]

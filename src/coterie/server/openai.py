@@ -46,7 +46,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "function_call": ("none", "auto"),
-    "verbosity": ("medium",),
+    "verbosity": fields.VERBOSITY,
     "audio": (),
     "web_search_options": (),
 }

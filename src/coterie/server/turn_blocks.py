@@ -19,7 +19,7 @@ from coterie.core.errors import CoterieError
 from coterie.models.model import Model
 from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.tools import found_in, new_call_id
-from coterie.server.turns import TurnsBody, turn_words
+from coterie.server.turns import THREAD, TurnsBody, turn_words
 
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _KINDS |= {409: "invalid_request_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
@@ -27,9 +27,12 @@ _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "think
 _CALLED = ("input_json_delta", "partial_json")
 
 
-def turn_error(status: int, message: str) -> dict[str, Any]:
-    """The error object of this endpoint."""
-    return {"type": "error", "error": {"type": _KINDS.get(status, "api_error"), "message": message}}
+def turn_error(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """The error object of this endpoint; of the field THREAD, `param`, with what its clients go on without it by."""
+    error: dict[str, Any] = {"type": _KINDS.get(status, "api_error"), "message": message}
+    if param == THREAD:
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": [THREAD]}
+    return {"type": "error", "error": error}
 
 
 class Blocks:

@@ -21,10 +21,15 @@ from coterie.server.messages import effort
 from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 
+# A conversation that the server keeps: clients who are told so by `turn_error` send all of it with each turn.
+THREAD = "thread"
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
-REFUSED: Mapping[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
-# Beside these, hints on what of a conversation may be dropped: nothing is.
-IGNORED = ("context_management", "cache_control", "inference_geo", "speed")
+REFUSED: Mapping[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), THREAD: ()}
+# Beside these: hints on what of a conversation may be dropped (nothing is), where and for whom, why a cache missed.
+IGNORED = (
+    *("context_management", "cache_control", "inference_geo", "speed"),
+    *("diagnostics", "user_profile_id", "workspace_id"),
+)
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "seed")
 ASKED = ("model", "stream", "max_tokens", "messages", "system", "stop_sequences")
 SUPPORTED = (*SAMPLED, *IGNORED, *ASKED, "tools", "tool_choice", "thinking", "output_config")
@@ -117,8 +122,11 @@ def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
     for place, turn in enumerate(turns):
         where = f"messages[{place}]"
         role = turn.get("role") if isinstance(turn, dict) else None
+        if role == "system":  # behind the first one, which has its own field
+            said.append(Message("system", _text_of(turn.get("content"), f"{where}.content")))
+            continue
         if role not in ("user", "assistant"):
-            raise RequestError(where, "has no known role", "use user or assistant; what is system has its own field")
+            raise RequestError(where, "has no known role", "use user, assistant or system")
         blocks = _blocks(turn.get("content"), where)
         said += [_spoken(blocks, where, names)] if role == "assistant" else _asked(blocks, where, names)
     return tuple(said)
