@@ -71,6 +71,12 @@ def test_what_codex_sends_beside_its_items() -> None:
         ({"repeat_penalty": 1.5, "presence_penalty": 1, "repeat_last_n": 0},
          {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}),
         ({"n_predict": 7}, {"max_tokens": 7}),
+        ({"structured_outputs": {"json": {"type": "array"}, "disable_fallback": True}},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
+        ({"structured_outputs": {"json": '{"type": "array"}', "regex": None}},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
+        ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}}),
+        ({"structured_outputs": {"json_object": False}}, {}),
         ({"num_predict": 7, "max_tokens": None}, {"max_tokens": 7}),
         ({"max_completion_tokens": -1}, {}),
         ({"max_completion_tokens": 7, "num_predict": 7}, {"max_tokens": 7}),
@@ -108,6 +114,15 @@ def test_two_words_for_one_thing(theirs: dict, ours: dict) -> None:
         ({"reasoning": "high"}, r"\[reasoning\] is 'high'; give an object"),
         ({"stream_options": {"continuous_usage_stats": "x"}}, r"\[stream_options.continuous_usage_stats\] is 'x'"),
         ({"grammar": "root ::= x"}, r"\[grammar\] is not a known field"),
+        (
+            {"structured_outputs": {"choice": ["a"]}},
+            r"\[structured_outputs.choice\] is \['a'\], which Coterie does not",
+        ),
+        ({"structured_outputs": {"json": 3}}, r"\[structured_outputs.json\] is 3; give a schema"),
+        ({"structured_outputs": {"json": "{"}}, r"\[structured_outputs.json\] is not JSON"),
+        ({"structured_outputs": {"json": {}, "json_object": True}}, r"json\] and json_object were both given"),
+        ({"structured_outputs": {"json": {}}, "response_format": {"type": "text"}}, "response_format were both given"),
+        ({"structured_outputs": "json"}, r"\[structured_outputs\] is 'json'; give an object"),
     ],
 )
 def test_what_would_change_an_answer_is_refused(change: dict, words: str) -> None:
