@@ -68,6 +68,28 @@ def test_no_clock_says_how_far_the_solver_goes_and_nothing_that_it_writes_is_see
     assert capfd.readouterr().out == "ours"
 
 
+@given(st.integers(1, 10), st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_machine_that_is_split_has_less_to_do_and_nobody_more(experts, machines, seed):
+    rng = np.random.default_rng(seed)
+    load, room = rng.random(experts), 4 * experts
+    before = place([4] * experts, load, machines, room, solver=False)
+    busy = int(rng.integers(machines))
+    after = before.split_machine(busy, load)
+    check_legal(after, [4] * experts, room)
+    assert after.machines == machines + 1
+    others = [m for m in range(machines) if m != busy]
+    assert (after.share[:, others] == before.share[:, others]).all()
+    assert after.share[:, busy] + after.share[:, -1] == pytest.approx(before.share[:, busy])
+    assert (after.share <= np.column_stack([before.share, before.share[:, busy]])).all()
+    held = np.flatnonzero(before.share[:, busy])
+    if len(held) > 1:  # who had several experts has some of them, each as it was
+        assert not np.flatnonzero(after.share[:, busy] * after.share[:, -1]).size
+        assert max(after.loads(load)[[busy, -1]]) < before.loads(load)[busy]
+    elif len(held) == 1:
+        assert after.loads(load)[[busy, -1]] == pytest.approx(before.loads(load)[busy] / 2)
+
+
 def test_copies_cost_so_that_nobody_is_copied_for_nothing():
     placement = place([1] * 4, np.ones(4), 2, 4)
     assert placement.replicated == ()

@@ -16,6 +16,7 @@ from coterie.composition.composition import load_composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.engine.experts import open_experts
 from coterie.engine.policy import Policy
+from coterie.plan.candidates import Goal, by_rule, by_rules, enough, load_of_experts, most_of, room_for, worst_of
 from coterie.plan.capacity import state
 from coterie.plan.mix import mix_named
 from coterie.plan.outcome import tpots
@@ -23,7 +24,7 @@ from coterie.plan.place import Placement, place
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Goal, _by_rule, _most, _worst, fewest, load_of_experts, room_for, size
+from coterie.plan.size import fewest, size, smallest
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Load, lengths_named, make_workload
 from coterie.spec.load import load_machine
@@ -101,8 +102,69 @@ def test_a_few_machines_more_than_experts_do_not_mix_them(opened, experts, rate)
     composition, models = opened
     wanted = replace(goal(rate, experts), slo=Slo(ttft_s=0.1, tpot_s=0.01))
     machine = Pricer(composition, models, DEMAND).machine(load_machine("toy-tiers")).of(np.arange(experts))
-    found = [max(_most(machine, wanted, _by_rule(machine, wanted, experts + more)).values()) for more in range(6)]
+    found = [max(most_of(machine, wanted, by_rule(machine, wanted, experts + more)).values()) for more in range(6)]
     assert all(more <= found[0] * (1 + 1e-6) for more in found[1:])
+
+
+EIGHT_B = """
+name = "eight"
+[[expert]]
+name = "e-{i}"
+config = "llama-3.1-8b"
+count = 20
+"""
+# Experts, mix, requests per second and machines, at each of which a rule is worse than it is on one machine fewer.
+WORSE = [(8, "zipf:1.5", 8, 22), (12, "zipf", 16, 19), (12, "zipf:1.5", 16, 6), (12, "zipf:1.5", 4, 11)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Fewer or more experts, of twenty 8Bs on an MI300X, under a load."""
+    path = tmp_path_factory.mktemp("eight") / "eight.toml"
+    path.write_text(EIGHT_B)
+    composition, demand = load_composition(str(path)), Demand(1000, 250, 0, OURS.policy)
+    machine = Pricer(composition, open_experts(composition, synthetic=True), demand).machine(load_machine("mi300x"))
+
+    def of(experts, mix, rate):
+        shares = mix_named(mix).shares(experts, 7)
+        return machine.of(np.arange(experts)), Goal(shares, rate, Slo(ttft_s=1.0, tpot_s=0.04), demand)
+
+    return of
+
+
+def least_excess(machine, wanted, placements):
+    return min(max(most_of(machine, wanted, found).values()) for found in placements)
+
+
+@pytest.mark.parametrize(("experts", "mix", "rate", "count"), WORSE)
+def test_more_machines_are_never_judged_worse(loaded, experts, mix, rate, count):
+    """27 were judged worse than 25: no greedy rule is best at every count, and a placement on fewer can be split."""
+    machine, wanted = loaded(experts, mix, rate)
+    less = least_excess(machine, wanted, by_rules(machine, wanted, count - 1)) * (1 + 1e-6)
+    assert least_excess(machine, wanted, by_rules(machine, wanted, count)) > less, "or this shows nothing"
+    assert least_excess(machine, wanted, [by_rule(machine, wanted, count)]) <= less
+
+
+@pytest.mark.parametrize(("experts", "mix", "rate", "count"), [*WORSE, (12, "zipf:1.5", 8, 5), (20, "zipf:1.5", 8, 7)])
+def test_the_machine_nearest_to_a_limit_is_among_those_that_are_looked_at(loaded, experts, mix, rate, count):
+    """Where it was not, too few machines were enough: one with seven experts had neither most load nor most experts."""
+    machine, wanted = loaded(experts, mix, rate)
+    for placement in by_rules(machine, wanted, count):
+        every = []
+        for share in placement.share.T:
+            here = np.flatnonzero(share)
+            rates = wanted.rate * wanted.shares[here] * share[here]
+            every.append(state(machine.of(here), wanted.demand, rates, wanted.slo.share).excess(wanted.slo))
+        nearest = max(max(excess.values()) for excess in every)
+        assert max(worst_of(machine, wanted, placement).excess(wanted.slo).values()) > 0.93 * nearest
+
+
+@pytest.mark.parametrize(("experts", "mix", "rate"), [(20, "zipf", 20), (20, "zipf:1.5", 30), (12, "uniform", 40)])
+def test_no_smaller_count_will_do_than_the_one_that_is_found(loaded, experts, mix, rate):
+    machine, wanted = loaded(experts, mix, rate)
+    count = smallest(machine, wanted)
+    assert enough(machine, wanted, count, grown=True)
+    assert not any(enough(machine, wanted, fewer) for fewer in range(1, count))
 
 
 def test_memory_bounds_where_there_is_little(opened):
@@ -254,7 +316,7 @@ def test_a_machine_of_slow_experts_is_looked_at_however_little_it_has_to_do(uneq
     share = np.zeros((13, 3))
     share[0, 1] = share[1:7, 0] = share[7:, 2] = 1
     slow = state(machine.of(np.array([0])), demand, np.array([1e-3]), wanted.slo.share)
-    assert _worst(machine, wanted, Placement(share, "greedy")).tpot_s == pytest.approx(slow.tpot_s, rel=1e-9)
+    assert worst_of(machine, wanted, Placement(share, "greedy")).tpot_s == pytest.approx(slow.tpot_s, rel=1e-9)
 
 
 def test_the_check_of_unequal_experts_finds_what_the_simulation_keeps(unequal):

@@ -19,13 +19,14 @@ from coterie.core.errors import CapacityError
 from coterie.engine.experts import open_experts
 from coterie.memory.slab import round_up
 from coterie.models.model import Model
+from coterie.plan.candidates import Goal
 from coterie.plan.capacity import state
 from coterie.plan.mix import mix_named
 from coterie.plan.outcome import tpots
 from coterie.plan.prices import Demand, Pricer
 from coterie.plan.setups import APART, OURS, Setup
 from coterie.plan.simulate import Case, simulate
-from coterie.plan.size import Answer, Goal, size
+from coterie.plan.size import Answer, size
 from coterie.plan.slo import Slo
 from coterie.plan.together import groups_of
 from coterie.plan.workload import Load, lengths_named, make_workload

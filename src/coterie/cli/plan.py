@@ -20,6 +20,7 @@ from coterie.cli.simulate import PROMPT, TOKENS, MachinesOpt, MixOpt, PromptOpt,
 from coterie.composition.composition import Composition
 from coterie.core.errors import CapacityError, UsageError
 from coterie.models.model import AUTO
+from coterie.plan.candidates import Goal, load_of_experts, room_for
 from coterie.plan.check import Check, check, follow
 from coterie.plan.choose import Choice, Limits, Option, choices, parse_power
 from coterie.plan.known import known_by
@@ -30,7 +31,7 @@ from coterie.plan.partition import Part, by_model, whole
 from coterie.plan.prices import Demand
 from coterie.plan.setups import OURS
 from coterie.plan.simulate import Case, instruction_tokens, question_tokens
-from coterie.plan.size import Answer, Goal, fewest, load_of_experts, placed, room_for, size
+from coterie.plan.size import Answer, fewest, placed, size
 from coterie.plan.slo import Slo, parse_slo
 from coterie.plan.workload import Load, lengths_named
 from coterie.plan.workload_file import read_workload

@@ -67,7 +67,8 @@ def state(machine: Machine, demand: Demand, rates: F64, slo_share: float) -> Sta
         in_batch = _batches(router, demand.router_tokens, np.array([total]), stretch, most)
         routed_s = float(_service(router, demand.router_tokens, in_batch)[0])
         waits += routed_s
-    steps_s = min((stretch - 1) * waits / 2, _cycle(machine, demand, groups) / exponential_quantile(slo_share))
+    over = exponential_quantile(slo_share)
+    steps_s = _cycle(machine, demand, groups, (stretch - 1) * waits / 2 * over) / over
 
     def by_shape(of: F64) -> list[float]:
         return [float(sum_) for sum_ in np.bincount(machine.shape, of, len(machine.shape_bytes))]
@@ -131,8 +132,8 @@ def _link(switch_s: F64, missed: F64, service: F64) -> tuple[float, float]:
     return high, wait_s
 
 
-def _cycle(machine: Machine, demand: Demand, own: Groups) -> float:
-    """Seconds in which every group with work is served once, with all that came for it in the meantime.
+def _cycle(machine: Machine, demand: Demand, own: Groups, most_s: float) -> float:
+    """Seconds in which every group with work is served once, with all that came for it in the meantime; or `most_s`.
 
     This bounds the wait for a busy machine's steps: the longer a cycle is the more requests share a step.
     """
@@ -141,16 +142,22 @@ def _cycle(machine: Machine, demand: Demand, own: Groups) -> float:
         groups.append((machine.router, float(demand.router_tokens), np.array([own.rates.sum()])))
     most = demand.policy.max_batch
     own_s = sum(float(_service(g, n, np.ones(1)).max()) for g, n, _ in groups)
-    low, high = 0.0, 1e4
-    for _ in range(50):
-        cycle_s = (low + high) / 2
+
+    def longer(cycle_s: float) -> bool:
         found = own_s
         for steps, tokens, asked in groups:
             came = asked * cycle_s
             visits = np.maximum(-np.expm1(-came), came / most)
             batches = np.where(visits > 0, came / np.where(visits > 0, visits, 1), 1)
             found += float((visits * _service(steps, tokens, batches)).sum())
-        low, high = (cycle_s, high) if found > cycle_s else (low, cycle_s)
+        return found > cycle_s
+
+    if longer(most_s):
+        return most_s
+    low, high = 0.0, most_s
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if longer(middle) else (low, middle)
     return high
 
 

@@ -19,13 +19,14 @@ from coterie.composition.composition import Composition
 from coterie.core.errors import UsageError
 from coterie.devices.modelled.device import COMPUTE_LANE
 from coterie.models.model import Model
+from coterie.plan.candidates import Goal
 from coterie.plan.capacity import State
 from coterie.plan.mix import F64
 from coterie.plan.outcome import tpots
 from coterie.plan.place import Placement
 from coterie.plan.prices import Machine, Pricer
 from coterie.plan.simulate import Case, Served, simulate
-from coterie.plan.size import Answer, Goal, bound_by, curve_over, smallest, upgrades
+from coterie.plan.size import Answer, bound_by, curve_over, smallest, upgrades
 from coterie.plan.slo import Slo
 from coterie.plan.workload import Workload
 

@@ -17,7 +17,7 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -65,6 +65,24 @@ class Placement:
         """Each machine's part of the load."""
         parts: F64 = load @ self.share
         return parts
+
+    def split_machine(self, busy: int, load: F64) -> Placement:
+        """With one machine more, which takes half of what one of these does, and nobody has more to do by it.
+
+        Of several experts it takes some, the heaviest of them shared out in turns; of one, half of the requests.
+        """
+        share = np.column_stack([self.share, np.zeros(len(self.share))])
+        here = np.flatnonzero(self.share[:, busy] > SAME)
+        if len(here) == 1:
+            share[here, -1] = share[here, busy] = self.share[here, busy] / 2
+            return replace(self, share=share)
+        parts, sums = self.share[here, busy] * load[here], np.zeros(2)
+        for at in np.argsort(-parts, kind="stable"):
+            to = int(sums[1] < sums[0])
+            sums[to] += parts[at]
+            if to:
+                share[here[at], [busy, -1]] = 0.0, self.share[here[at], busy]
+        return replace(self, share=share)
 
     def split(self, workload: Workload) -> tuple[I64, ...]:
         """The requests of each machine: an expert's requests go to its machines in turn, in proportion."""
@@ -167,11 +185,11 @@ def _level(busy: F64, amount: float) -> F64:
     """Shares of an amount that bring several machines as near to one level as it goes."""
     if amount <= 0 or len(busy) == 1:
         return np.full(len(busy), 1 / len(busy))
-    low, high = float(busy.min()), float(busy.max()) + amount
-    for _ in range(60):
-        level = (low + high) / 2
-        low, high = (level, high) if np.maximum(level - busy, 0).sum() < amount else (low, level)
-    parts = np.maximum(high - busy, 0)
+    at = np.sort(busy)
+    # The level to which the amount fills the least busy 1, 2, ... of them; it is that of as many as lie below it.
+    levels = (amount + np.cumsum(at)) / np.arange(1, len(at) + 1)
+    level = levels[np.flatnonzero(levels > at)[-1]]
+    parts = np.maximum(level - busy, 0)
     # Every chosen machine serves a little, or its copy would be for nothing.
     parts = np.maximum(parts, amount * 1e-3)
     shares: F64 = parts / parts.sum()

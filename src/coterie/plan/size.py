@@ -8,7 +8,7 @@ Knows nothing about events: capacity.py's formulas answer, and `check` lets the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,31 +18,27 @@ from coterie.core.errors import CapacityError, UsageError
 from coterie.core.units import format_bytes, format_seconds
 from coterie.engine.policy import memories_below
 from coterie.models.model import Model
+from coterie.plan.candidates import (
+    Goal,
+    by_rule,
+    enough,
+    keeps,
+    load_of_experts,
+    most_of,
+    room_for,
+    worst_of,
+)
 from coterie.plan.capacity import State, state
 from coterie.plan.mix import F64
 from coterie.plan.place import SAME, Placement, place
-from coterie.plan.prices import Demand, Machine, Pricer
-from coterie.plan.slo import Slo
+from coterie.plan.prices import Machine, Pricer
 from coterie.spec.machine import MachineSpec
 
 MOST_MACHINES = 4096
+FEWER = 2  # how many counts below one that is enough are asked about; those below the last that will do, then
 BETTER = 1.5  # by which factor a part is improved to see what would help
 WORDS = {"steps": "the time of steps", "link": "the link by which experts come up"}  # what is not a promise
 CURVE = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 6.0)  # of the experts that were asked about
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What is wanted: each expert's share of the requests, requests per second, and a promise.
-
-    `resident`: every expert in the run tier of its machine, so that nobody ever waits for a switch.
-    """
-
-    shares: F64
-    rate: float
-    slo: Slo
-    demand: Demand
-    resident: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ def size(spec: MachineSpec, composition: Composition, models: Mapping[str, Model
     _check_possible(machine, goal)
     count = smallest(machine, goal)
     placement = placed(machine, goal, count)
-    worst = _worst(machine, goal, placement)
+    worst = worst_of(machine, goal, placement)
     helps = upgrades(pricer, machine, goal, placement)
     bound = bound_by(machine, goal, count, worst if count == 1 else _one_fewer(machine, goal, count))
     return Answer(count, machine, placement, worst, bound, helps, curve_over(machine, goal))
@@ -87,10 +83,10 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
     the greedy rule, by which they are counted. It evens out loads, which is not all that counts.
     """
     found = place(machine.sizes, load_of_experts(machine, goal), count, room_for(machine, goal))
-    greedy = _by_rule(machine, goal, count)
+    greedy = by_rule(machine, goal, count)
     if found.method == "greedy":
         return replace(greedy, why=found.why)
-    most, rule = (_most(machine, goal, placement) for placement in (found, greedy))
+    most, rule = (most_of(machine, goal, placement) for placement in (found, greedy))
     worse = [name for name in rule if name not in WORDS and most[name] > rule[name] * (1 + SAME)]
     if not worse:
         return found
@@ -100,24 +96,37 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
 def smallest(machine: Machine, goal: Goal) -> int:
     """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
     low = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
-    if _enough(machine, goal, low):
+    if enough(machine, goal, low):
         return low
     step, high = 1, low + 1
-    while not _enough(machine, goal, high):
+    while not enough(machine, goal, high):
         if high >= MOST_MACHINES:
             raise _never(machine, goal, high)
         low, step = high, 2 * step
         high = min(high + step, MOST_MACHINES)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _enough(machine, goal, middle) else (middle, high)
-    return high
+        low, high = (low, middle) if enough(machine, goal, middle) else (middle, high)
+    return _fewer(machine, goal, high)
+
+
+def _fewer(machine: Machine, goal: Goal, count: int) -> int:
+    """The least count at or below one that is enough: no rule is best at each, and halving may step over one that is.
+
+    The next few below are asked, by placements with machines split as well, until none will do.
+    """
+    found, below = count, count - 1
+    while below > 0 and found - below <= FEWER:
+        if enough(machine, goal, below, grown=True):
+            found = below
+        below -= 1
+    return found
 
 
 def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
     """So many machines are not enough, and nobody has more."""
-    placement = _by_rule(machine, goal, count)
-    name, factor = max(_worst(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
+    placement = by_rule(machine, goal, count)
+    name, factor = max(worst_of(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
     fact = f"{count} machines do not keep {goal.slo} at {goal.rate:g} requests/s"
     limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
     return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or promise less")
@@ -126,13 +135,6 @@ def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
 def least_for_memory(total_bytes: int, room_bytes: int) -> int:
     """How many machines hold these bytes, if they divide as one likes: Figure 13's rule."""
     return max(1, -(-total_bytes // room_bytes))
-
-
-def load_of_experts(machine: Machine, goal: Goal) -> F64:
-    """Each expert's part of the load: its requests by the seconds that one takes alone, next to the slowest shape's."""
-    alone_s = machine.steps.prefill_s + max(0.0, goal.demand.new_tokens - 1) * machine.steps.decode_s
-    found: F64 = goal.shares * (alone_s / alone_s[machine.shape].max())[machine.shape]
-    return found
 
 
 def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
@@ -145,69 +147,12 @@ def fewest(sizes: Sequence[int], load: F64, room_bytes: int) -> int:
     return count
 
 
-def room_for(machine: Machine, goal: Goal) -> int:
-    """Bytes for experts on a machine; where all are equal in whole experts: those that may be placed on it."""
-    room, sizes = machine.near_bytes if goal.resident else machine.home_bytes, machine.sizes
-    whole = room // sizes[0] * sizes[0] if 0 < min(sizes) == max(sizes) else room
-    return whole or max(room, 1)
-
-
 def _holds(sizes: Sequence[int], load: F64, count: int, room_bytes: int) -> bool:
     try:
         place(sizes, load, count, room_bytes, solver=False)
     except CapacityError:
         return False
     return True
-
-
-def _by_rule(machine: Machine, goal: Goal, count: int) -> Placement:
-    """The greedy placement that stays furthest from the limits."""
-    return min(_by_rules(machine, goal, count), key=lambda found: max(_most(machine, goal, found).values()))
-
-
-def _by_rules(machine: Machine, goal: Goal, count: int) -> Iterator[Placement]:
-    """Greedy placements by both counts of copies: with one alone, more machines may do worse than fewer."""
-    sizes, load, room = machine.sizes, load_of_experts(machine, goal), room_for(machine, goal)
-    found = place(sizes, load, count, room, solver=False)
-    yield found
-    if found.replicated:
-        yield place(sizes, load, count, room, solver=False, even=False)
-
-
-def _enough(machine: Machine, goal: Goal, count: int) -> bool:
-    try:
-        return any(_worst(machine, goal, found).kept(goal.slo) for found in _by_rules(machine, goal, count))
-    except CapacityError:
-        return False
-
-
-def _worst(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> State:
-    """The state of the machine that comes nearest to a limit."""
-    return max(_busy_states(machine, goal, placement, rate), key=lambda found: max(found.excess(goal.slo).values()))
-
-
-def _most(machine: Machine, goal: Goal, placement: Placement) -> dict[str, float]:
-    """By which factor each limit is exceeded or kept, on the machine where it is most."""
-    found = [busy.excess(goal.slo) for busy in _busy_states(machine, goal, placement)]
-    return {name: max(excess[name] for excess in found) for name in found[0]}
-
-
-def _busy_states(machine: Machine, goal: Goal, placement: Placement, rate: float | None = None) -> list[State]:
-    """Of the machines that have most to do: with most load, with most experts, with most of both; and with most load
-    of those that have an expert of a shape, whose steps may take longer than others'."""
-    loads = placement.loads(load_of_experts(machine, goal))
-    held = (placement.share > 0).sum(axis=0)
-    some = {int(loads.argmax()), int(held.argmax()), int((loads * held).argmax())}
-    for shape in np.unique(machine.shape):
-        has = (placement.share[machine.shape == shape] > 0).any(axis=0)
-        some.add(int(np.where(has, loads, -1).argmax()))
-    total = goal.rate if rate is None else rate
-    states = []
-    for m in some:
-        here = np.flatnonzero(placement.share[:, m] > 0)
-        rates = total * goal.shares[here] * placement.share[here, m]
-        states.append(state(machine.of(here), goal.demand, rates, goal.slo.share))
-    return states
 
 
 def _check_possible(machine: Machine, goal: Goal) -> None:
@@ -235,7 +180,7 @@ def _check_possible(machine: Machine, goal: Goal) -> None:
 def _one_fewer(machine: Machine, goal: Goal, count: int) -> State | None:
     """What the formulas say of one machine fewer; None where the experts do not fit."""
     try:
-        return _worst(machine, goal, _by_rule(machine, goal, count - 1))
+        return worst_of(machine, goal, by_rule(machine, goal, count - 1))
     except CapacityError:
         return None
 
@@ -270,14 +215,14 @@ def bound_by(machine: Machine, goal: Goal, count: int, other: State | None, besi
 
 def most_rate(machine: Machine, goal: Goal, placement: Placement) -> float:
     """The largest load, in requests per second, at which these machines keep the promise."""
-    if not _worst(machine, goal, placement, 1e-6).kept(goal.slo):
+    if not keeps(machine, goal, placement, 1e-6):
         return 0.0
     low, high = 1e-6, max(goal.rate, 1e-3)
-    while _worst(machine, goal, placement, high).kept(goal.slo) and high < 1e9:
+    while keeps(machine, goal, placement, high) and high < 1e9:
         low, high = high, high * 2
     for _ in range(9):
         middle = math.sqrt(low * high) if low > 1e-3 else (low + high) / 2
-        low, high = (middle, high) if _worst(machine, goal, placement, middle).kept(goal.slo) else (low, middle)
+        low, high = (middle, high) if keeps(machine, goal, placement, middle) else (low, middle)
     return low
 
 
