@@ -82,6 +82,7 @@ def _split(machine: Machine, goal: Goal, placement: Placement, more: int) -> Pla
 
 
 def enough(machine: Machine, goal: Goal, count: int, grown: bool = False) -> bool:
+    """Whether so many machines keep the promise, by any rule; False too where they do not hold the experts."""
     try:
         return any(keeps(machine, goal, found) for found in by_rules(machine, goal, count, grown))
     except CapacityError:
