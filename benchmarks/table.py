@@ -31,37 +31,38 @@ SHOWN = (
 )
 HEAD = """# Speed
 
-All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables, machine by machine, the
-README's (an EPYC of Zen 5, with AVX-512) first; what most ask first is at the end: [released models](#released-models)
-beside llama.cpp, [OpenVINO](#beside-openvino) and [other servers](#other-servers). Written by
-`python -m benchmarks.table`.
+All stored results (`benchmarks/results`, each with its machine, commit and workload) as tables, machine by machine,
+first the README's (an EPYC, Zen 5, with AVX-512). The comparisons that most readers look for are at the end:
+[released models](#released-models) and llama.cpp, [OpenVINO](#beside-openvino), [other servers](#other-servers).
+Written by `python -m benchmarks.table`.
 
-Limits (the memory's read rate, the cores' multiply-adds, the disk) were measured in the same rounds as what is compared
-with them, and so were peers, each at its fastest setting. [log.md](log.md) says how, what fell short and why.
+Limits (the memory's read rate, the cores' multiply-add rate, the disk) were measured in the same rounds as the results,
+and so were peers, each at its fastest setting. [log.md](log.md) says how, what missed its aim and why.
 
 ## How to read the tables
 
 - **Ratios** are their time over ours: below 1 the peer wins. An **aim** in brackets was set before it was measured.
-- **`135m`, `1b`, `llama-2-7b`** are Llamas with so many random weights, which take the time of trained ones.
-- **Activations** are float32 unless a row says otherwise, and where they meet packed weights 16 bits, 15 of int6,
-  12 of int4 and int4z (16 in rows of AVX2); llama.cpp rounds them to 8 bits there.
-- **Prefill**: the multiply-add rate is that of the type that most products have: bfloat16 where activations are, else
-  float32, packed weights among them.
-- **Decode**: a token reads every weight once, so 1 as *share of the read rate* is as fast as the memory.
-  *Batch 8 gains*: tokens a second of eight sequences together, over those of one.
+- **`135m`, `1b`, `llama-2-7b`** are Llamas of that size with random weights, which take as long as trained ones.
+- **Activations** are float32 unless a row says otherwise; for quantised (packed) weights they have 16 bits, 15 for
+  int6, 12 for int4 and int4z (16 in rows of AVX2), and 8 in llama.cpp.
+- **Prefill**: the multiply-add rate is that of the type of most products: bfloat16 if activations are, else float32,
+  also for quantised weights.
+- **Decode**: a token reads every weight once, so a *share of the read rate* of 1 is as fast as the memory allows.
+  *Batch 8 gains*: the throughput of eight sequences together, over that of one.
 - **Switch**: the time from files to the first token of an expert that is not in memory. *The ideal* reads at the disk's
-  rate and computes each layer as soon as it has come. Of peers there are three times: *cold* is the same, from an empty
-  page cache; *reload* is from files that are in the page cache; *both open* is one answer after another from two models
-  that are both in memory. On a GPU experts come from host memory: *arrival* is until the last byte is there, *resident*
-  the first token of an expert that is there already.
-- **Many experts** have more weights together than there is memory. Our way of taking turns stands beside another one in
-  the same memory, or beside llama.cpp with as many models open as fit; a row says how many sequences of one it batched.
-- **Gain by guesses**: for an answer of which as large a part as the column says repeats what stands before it.
+  rate and computes each layer as soon as it has arrived. Peers have three times: *cold* is the same, with an empty page
+  cache; *reload* is from files in the page cache; *both open* is alternating answers from two models that are both in
+  memory. On a GPU experts come from host memory: *arrival* is until the last byte is there, *resident* the first token
+  of an expert that is already there.
+- **Many experts** have more weights together than there is memory. Our scheduling is compared with another one in the
+  same memory, or with llama.cpp with as many models open as fit; a row says how many sequences of one model it batched.
+- **Speculative decoding** (prompt lookup): the speed-up for an answer of which the share in the column's head repeats
+  earlier text.
 """
 GPU_HEAD = """\
-Shares are of the fastest loop that only reads HBM, of a product of square bfloat16 matrices, of one copy of as much
-pinned memory, measured in the same rounds; the ideal is each stage of the warm prompt as soon as that copy has brought
-its bytes. In brackets: what was aimed at. [cuda.md](cuda.md) says what was run on it, and what was not.
+Shares are of the rate of the fastest loop that only reads HBM, of a product of square bfloat16 matrices, and of a
+single copy of as much pinned memory, measured in the same rounds; the ideal computes each stage of the warm prompt as
+soon as that copy has brought its bytes. Aims are in brackets. [cuda.md](cuda.md) says what was run on it, and what not.
 """
 PEERS, RARE_PEERS = ("llama.cpp", "transformers"), ("openvino",)  # the rare have a column where they were measured
 OURS = "coterie"
@@ -251,7 +252,7 @@ def _speculate(results: list[Result]) -> str:
         for r in results
     ]
     repeated = " | ".join([f"{share:.2f}" for share in shares])
-    return markdown.table(f"| gain by guesses (tokens a step), where so many came as before | {repeated} |", rows)
+    return markdown.table(f"| speculative decoding: speed-up (tokens a step), by repeated share | {repeated} |", rows)
 
 
 def _quality(results: list[Result]) -> str:
