@@ -65,7 +65,7 @@ def test_text_is_that_of_a_chat(client: openai.OpenAI, stream: bool) -> None:
     assert (got.incomplete_details and got.incomplete_details.reason) == ("max_output_tokens" if cut else None)
     assert (got.usage.input_tokens, got.usage.output_tokens) == (chat.usage.prompt_tokens, chat.usage.completion_tokens)
     assert (got.object, got.id[:5], got.model, got.temperature) == ("response", "resp_", "plain", 0.8)
-    assert (got.instructions, got.max_output_tokens, got.store) == ("Be brief.", 20, False)
+    assert (got.instructions, got.max_output_tokens, got.store) == ("Be brief.", 20, True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -158,8 +158,9 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"input": [{"role": "system", "content": "x"}]}, "[input] has no user message"),
         ({"input": [{**CAME, "call_id": None}]}, "[input[0]] says what came of a call, but not of which"),
         ({"input": 3}, "[input]"),
-        ({"previous_response_id": "resp_1"}, "[previous_response_id] is given, but this server keeps no responses"),
-        ({"conversation": "c"}, "[conversation]"),
+        ({"previous_response_id": "resp_1"}, "[previous_response_id] is 'resp_1', which is not kept"),
+        ({"previous_response_id": 3}, "[previous_response_id] is 3; give the id of a response"),
+        ({"conversation": "c"}, "[conversation] is given, but this server keeps no conversations"),
         ({"background": True}, "[background]"),
         ({"include": ["message.output_text.logprobs"]}, "[include]"),
         ({"truncation": "auto"}, "[truncation] is 'auto', which Coterie does not implement"),

@@ -66,6 +66,10 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of a t
 NearOpt = Annotated[
     int | None, typer.Option("--near", parser=size, metavar="SIZE", help="Memory for experts, e.g. 64MiB.")
 ]
+ResponseStoreOpt = Annotated[
+    int | None,
+    typer.Option(parser=size, metavar="SIZE", help="Memory for stored responses (64MiB); 0 stores none."),
+]
 PoolOpt = Annotated[
     int | None, typer.Option("--pool", parser=size, metavar="SIZE", help="Host memory for a GPU's experts, e.g. 64GiB.")
 ]

@@ -21,7 +21,16 @@ from coterie.api import Options, Serving, opened_on
 from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
 from coterie.cli.listening import listening, more_files
 from coterie.cli.opening import opens, options, say_left_out
-from coterie.cli.options import CompositionArg, LeaveOutOpt, TraceOpt, out, save_trace, seconds, sentences
+from coterie.cli.options import (
+    CompositionArg,
+    LeaveOutOpt,
+    ResponseStoreOpt,
+    TraceOpt,
+    out,
+    save_trace,
+    seconds,
+    sentences,
+)
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
 from coterie.core.units import format_count
@@ -63,6 +72,7 @@ def serve(
             help="After this time without requests (10m), return the memory of experts that are not pinned.",
         ),
     ] = None,
+    response_store: ResponseStoreOpt = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(envvar=KEYS_IN, help="Key that requests must have; repeatable."),
@@ -98,7 +108,7 @@ def serve(
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
         _say(coterie, listener.getsockname(), api_key or (), allow_origin or ())
         server = Server(
-            make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or ()),
+            make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or (), response_store),
             GRACE_S if grace is None else grace,
         )
         try:

@@ -6,7 +6,8 @@
     |   |-- CheckpointError      config.json, tokenizer.json, safetensors
     |   |-- UnsupportedError     valid, but a feature that Coterie does not run
     |   `-- RequestError         a prompt or a sampling value
-    |       `-- ContextError     a prompt that is longer than its expert's context
+    |       |-- ContextError     a prompt that is longer than its expert's context
+    |       `-- ForgottenError   an earlier response that is not kept, or no longer
     |-- CapacityError            it does not fit: demand, bound and the levers that would help (HTTP 503)
     |   |-- LargestExpertError   an expert alone is larger than the memory for experts
     |   `-- OversizeError        one request needs more than there is, so that waiting does not help (HTTP 400)
@@ -105,6 +106,10 @@ class RequestError(UsageError):
 
 class ContextError(RequestError):
     """A prompt is longer than its expert's context."""
+
+
+class ForgottenError(RequestError):
+    """An earlier response is not kept, or no longer."""
 
 
 class NotFoundError(CoterieError):

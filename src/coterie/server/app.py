@@ -36,7 +36,10 @@ from coterie.server.ollama.names import API, ollama_error, ollama_words
 from coterie.server.openai import ChatAnswers, error_body, parse_chat
 from coterie.server.reading import read_body
 from coterie.server.rerank import parse_rerank, ranked
+from coterie.server.response_store import DEFAULT_BYTES, ClientStore, ResponseStore
 from coterie.server.responses import ResponseAnswers, response_words
+from coterie.server.stored_responses import of_client
+from coterie.server.stored_responses import routes as stored
 from coterie.server.tokens import RUN, detokenize, tokenize
 from coterie.server.turn_blocks import TurnAnswers, turn_error
 from coterie.server.turns import count_tokens, parse_turns, turn_words
@@ -83,13 +86,16 @@ def make_app(
     origins: Sequence[str] = (),
     rest_s: float | None = None,
     urgent: Sequence[str] = (),
+    responses_bytes: int | None = None,
 ) -> Starlette:
     """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one.
 
     `urgent`: further keys; if there are any, only who shows one of them may go before others. `origins`: whose pages
-    browsers let ask, beside its own. `rest_s`: see Worker. Raises UsageError for a key or an origin that is none.
+    browsers let ask, beside its own. `rest_s`: see Worker. `responses_bytes`: of responses that clients have kept,
+    DEFAULT_BYTES where it is not given. Raises UsageError for a key or an origin that is none.
     """
     worker = Worker(coterie, rest_s)
+    store = ResponseStore(DEFAULT_BYTES if responses_bytes is None else responses_bytes)
     hub = events.Hub(worker)
 
     @contextlib.asynccontextmanager
@@ -110,10 +116,11 @@ def make_app(
     app = Starlette(
         routes=[
             *_asking(coterie, worker),
+            *_responding(coterie, worker, store),
             *models.routes(worker, origins),
             *ollama.routes(coterie, worker, origins),
             Route("/health", health, methods=["GET"]),
-            *metrics.routes(worker),
+            *metrics.routes(worker, store),
             *events.routes(hub),
             *page.routes(),
         ],
@@ -130,7 +137,7 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.worker, app.state.hub = worker, hub  # for who ends the server
-    app.state.coterie = coterie
+    app.state.coterie, app.state.responses = coterie, store
     return app
 
 
@@ -147,13 +154,6 @@ def _asking(coterie: Serving, worker: Worker) -> list[Route]:
     async def completions(request: Request) -> Response:
         body = await read(request, lambda given: parse_completion(given, coterie))
         return await respond(request, worker, TextAnswers(body, int(time.time())))
-
-    async def responses(request: Request) -> Response:
-        body = await read(request, parse_response)
-        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts))
-
-    async def input_counted(request: Request) -> Response:
-        return await read(request, lambda given: JSONResponse(count_input(given, coterie)))
 
     async def embeddings(request: Request) -> Response:
         body = await read(request, lambda given: parse_embeddings(given, coterie))
@@ -180,14 +180,34 @@ def _asking(coterie: Serving, worker: Worker) -> list[Route]:
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route(COMPLETIONS, completions, methods=["POST"]),
-        Route(RESPONSES, responses, methods=["POST"]),
-        Route(f"{RESPONSES}/input_tokens", input_counted, methods=["POST"]),
         Route(EMBEDDINGS, embeddings, methods=["POST"]),
         *[Route(path, reranked, methods=["POST"]) for path in RERANK],
         Route(TURNS, turns, methods=["POST"]),
         Route(f"{TURNS}/count_tokens", counted, methods=["POST"]),
         Route("/tokenize", tokenized, methods=["POST"]),
         Route("/detokenize", detokenized, methods=["POST"]),
+    ]
+
+
+def _responding(coterie: Serving, worker: Worker, store: ResponseStore) -> list[Route]:
+    """Responses, and what is kept of them."""
+
+    async def read(request: Request, parse: Callable[[object, ClientStore], T]) -> T:
+        mine = of_client(store, request)
+        return await read_body(request, worker, lambda given: parse(given, mine), mine.earlier_bytes)
+
+    async def responses(request: Request) -> Response:
+        body = await read(request, parse_response)
+        mine = of_client(store, request)
+        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts, mine))
+
+    async def counted(request: Request) -> Response:
+        return await read(request, lambda given, mine: JSONResponse(count_input(given, coterie, mine)))
+
+    return [
+        Route(RESPONSES, responses, methods=["POST"]),
+        Route(f"{RESPONSES}/input_tokens", counted, methods=["POST"]),
+        *stored(store, RESPONSES),
     ]
 
 

@@ -78,7 +78,7 @@ def pages_of(origins: Sequence[str]) -> list[Middleware]:
     allowed = Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "HEAD", "POST"),
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
         allow_headers=(ANY,),  # OpenAI's client for browsers sends a dozen of its own
         expose_headers=("Retry-After",),
         allow_private_network=True,

@@ -1,11 +1,13 @@
 """POST /v1/responses, on the way in: its body as a query, its items as messages, its flat tools as chat has them.
 
+    items of the turns that are kept, those of this input -> messages -> a query, as of the whole conversation
+
 Knows nothing about answers. Source: the OpenAI API reference, "Create a model response".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +17,9 @@ from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.choosing import form_of
+from coterie.server.input_items import kept_items
 from coterie.server.messages import call, effort, message
+from coterie.server.response_store import NONE_KEPT, PREVIOUS, ClientStore, Turn
 from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 
@@ -37,10 +41,11 @@ INCLUDED = frozenset(
 )
 # Nothing is summed up: an item of reasoning has all of it.
 OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
-KEPT = ("previous_response_id", "conversation")
+CONVERSATION = "conversation"
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
-    *KEPT,
+    CONVERSATION,
+    PREVIOUS,
     "include",
     "input",
     "instructions",
@@ -57,23 +62,29 @@ _PLAIN: Mapping[str, Any] = {"type": "function", "strict": False, "parameters": 
 
 @dataclass(frozen=True, slots=True)
 class ResponseBody:
-    """A validated request body; `echoed` is what a response repeats of it."""
+    """A validated request body; `echoed` is what a response repeats of it. `given`: its input items, to be kept, or
+    None; `earlier`: the turns before them.
+    """
 
     query: Query
     stream: bool
     echoed: Mapping[str, Any] = field(default_factory=dict)
+    given: bytes | None = None
+    earlier: tuple[Turn, ...] = ()
 
 
-def count_input(body: object, coterie: Serving) -> dict[str, Any]:
+def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -> dict[str, Any]:
     """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
-    query = parse_response(body).query
+    query = parse_response(body, mine).query
     check_one_template(coterie, query.model)
     text = speaker(coterie.texts, coterie.composition, query.model)
     return {"object": "response.input_tokens", "input_tokens": len(text.encode(query, prompt_of(query)))}
 
 
-def parse_response(body: object) -> ResponseBody:
-    """Turn a decoded JSON body into a Query. Raises RequestError naming the field and what to change."""
+def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
+    """Turn a decoded JSON body into a Query, with what is kept of the client's that it continues. Raises RequestError
+    naming the field and what to change.
+    """
     given = fields.an_object(body, "model and input")
     _check(given)
     metadata = fields.get(given, "metadata", dict, "an object of texts") or {}
@@ -83,8 +94,11 @@ def parse_response(body: object) -> ResponseBody:
     fields.check_names(text, ("format",), {"verbosity": fields.VERBOSITY}, "text.")
     chat = {**given, "tools": _tools(given), "tool_choice": _choice(given.get("tool_choice"))}
     tools, sampling, limit = offered(chat), fields.sampling(given), fields.integer(given, "max_output_tokens")
+    previous = fields.get(given, PREVIOUS, str, "the id of a response")
+    earlier = mine.find(previous).turns if previous is not None else ()
+    keeps = mine.keeps and (given.get("store") is None or fields.flag(given, "store"))
     query = Query(
-        messages=conversation(given),
+        messages=conversation(given, [item for turn in earlier for item in turn.items()]),
         model=fields.model(given),
         sampling=sampling,
         max_tokens=limit,
@@ -98,23 +112,25 @@ def parse_response(body: object) -> ResponseBody:
         "max_output_tokens": limit,
         "metadata": metadata,
         "parallel_tool_calls": given.get("parallel_tool_calls") is not False,
+        PREVIOUS: previous,
         "reasoning": {"effort": _reasoning(given).get("effort"), "summary": None},
+        "store": keeps,
         "temperature": sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": given.get("tool_choice") or "auto",
         "tools": [{**_PLAIN, **tool["function"]} for tool in chat["tools"]],
         "top_p": sampling.top_p,
     }
-    return ResponseBody(query, fields.streaming(given)[0], echoed)
+    kept = kept_items(given["input"]) if keeps else None
+    return ResponseBody(query, fields.streaming(given)[0], echoed, kept, earlier)
 
 
 def _check(given: Mapping[str, object]) -> None:
     """Refuse what is not implemented. Raises RequestError."""
     fields.check_names(given, SUPPORTED, REFUSED)
-    for name in KEPT:
-        if given.get(name) is not None:
-            fact = "is given, but this server keeps no responses"
-            raise RequestError(name, fact, "send the whole conversation as input: earlier output items belong to it")
+    if given.get(CONVERSATION) is not None:
+        fact, remedy = "is given, but this server keeps no conversations", f"continue one by {PREVIOUS}"
+        raise RequestError(CONVERSATION, fact, remedy)
     fields.flag(given, "store")
     for name in fields.get(given, "include", list, "a list of texts") or []:
         if not isinstance(name, str) or name not in INCLUDED:
@@ -126,21 +142,25 @@ def _reasoning(given: Mapping[str, object]) -> Mapping[str, object]:
     return fields.get(given, "reasoning", dict, "an object") or {}
 
 
-def conversation(body: Mapping[str, object]) -> tuple[Message, ...]:
-    """Instructions and input as messages. Raises RequestError that names the item and what to change.
+def conversation(body: Mapping[str, object], earlier: Sequence[object] = ()) -> tuple[Message, ...]:
+    """Instructions, earlier items and input as messages. Raises RequestError that names the item and what to change.
 
     Calls belong to the message before them, if it is the assistant's, as a chat has them, and so does what was thought
     to that behind it.
     """
     instructions, given = fields.get(body, "instructions", str, "a string"), body.get("input")
     said = [Message("system", instructions)] if instructions else []
-    if isinstance(given, str):
+    if isinstance(given, str) and not earlier:
         return (*said, Message("user", given))
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
     if not isinstance(given, list) or not given:
         raise RequestError("input", "is missing or empty", "give a string, or a list of items")
+    placed = [(item, f"{PREVIOUS}[{place}]") for place, item in enumerate(earlier)]
+    placed += [(item, f"input[{place}]") for place, item in enumerate(given)]
     names: dict[str, str] = {}
     thought = ""
-    for found in (_item(item, f"input[{place}]", names) for place, item in enumerate(given)):
+    for found in (_item(item, where, names) for item, where in placed):
         if isinstance(found, str):
             thought += found
             continue

@@ -27,6 +27,7 @@ from coterie import __version__
 from coterie.api import Status
 from coterie.engine.metrics import BUCKETS_S, PRIORITY_CLASSES, ExpertCount, Histogram
 from coterie.engine.request import FinishReason
+from coterie.server.response_store import ResponseStore
 from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
@@ -47,11 +48,15 @@ OF_EXPERTS: Mapping[ExpertCount, str] = {
 class StatusCollector(Collector):
     """The families of one Status, made when they are asked for."""
 
-    def __init__(self, status: Status) -> None:
-        self._status = status
+    def __init__(self, status: Status, store: ResponseStore | None = None) -> None:
+        self._status, self._store = status, store
 
     def collect(self) -> Iterator[Metric]:
-        """All families, each once; of several devices each sample with the label ON."""
+        """All families, each once; of several devices each sample with the label ON, but for what is of none."""
+        if self._store is not None:
+            about = "Responses that clients have kept."
+            yield _gauges("stored_responses", about, (), [((), len(self._store))])
+            yield _gauges("stored_responses_bytes", "Bytes of them.", (), [((), self._store.size_bytes)])
         if not self._status.devices:
             yield from self._families(self._status)
             return
@@ -74,13 +79,13 @@ class StatusCollector(Collector):
         yield from _memory(status)
 
 
-def routes(worker: Worker) -> list[Route]:
+def routes(worker: Worker, store: ResponseStore) -> list[Route]:
     """The endpoint. What is asked for by `Accept` is served, the older text format by default."""
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         status = await worker.call(lambda coterie: coterie.status())
-        return Response(encode(StatusCollector(status)), headers={"content-type": content_type})
+        return Response(encode(StatusCollector(status, store)), headers={"content-type": content_type})
 
     return [Route("/metrics", metrics, methods=["GET"])]
 

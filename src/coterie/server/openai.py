@@ -21,6 +21,7 @@ from coterie.core.errors import (
     ContextError,
     CoterieError,
     CrowdedError,
+    ForgottenError,
     NotFoundError,
     OversizeError,
     RequestError,
@@ -290,6 +291,7 @@ _ERRORS: Sequence[tuple[type[CoterieError], tuple[int, str, str]]] = (
     (CapacityError, (503, "server_error", "capacity_exceeded")),
     (ClosedError, (503, "server_error", "shutting_down")),
     (ContextError, (400, "invalid_request_error", TOO_LONG)),
+    (ForgottenError, (400, "invalid_request_error", "previous_response_not_found")),
     (UsageError, (400, "invalid_request_error", "invalid_value")),
     (CoterieError, (500, "server_error", "device_error")),
 )

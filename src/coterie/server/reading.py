@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,17 +23,28 @@ PART_S = 60.0  # so long a caller may send nothing in the middle of a body
 MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
 
 
-async def read_body(request: Request, worker: Worker, parse: Callable[[object], T]) -> T:
-    """What `parse` makes of a request's decoded body. Raises what that does, RequestError and HTTPException."""
+def _nothing(_: object) -> int:
+    return 0
+
+
+async def read_body(
+    request: Request, worker: Worker, parse: Callable[[object], T], more: Callable[[object], int] = _nothing
+) -> T:
+    """What `parse` makes of a request's decoded body; `more`: of such a body, how many bytes are read besides it.
+
+    Raises what `parse` does, RequestError and HTTPException.
+    """
     body = await _body(request)
-    if len(body) <= LONG_BYTES:
-        return _read(request, body, parse)
-    return await worker.beside(lambda _: _read(request, body, parse))
-
-
-def _read(request: Request, body: bytearray, parse: Callable[[object], T]) -> T:
-    """What a body says, and beside it, of the request, with which priority it is asked."""
+    if len(body) > LONG_BYTES:
+        return await worker.beside(lambda _: _read(request, parsed(body), parse))
     given = parsed(body)
+    if len(body) + more(given) > LONG_BYTES:
+        return await worker.beside(lambda _: _read(request, given, parse))
+    return _read(request, given, parse)
+
+
+def _read(request: Request, given: Any, parse: Callable[[object], T]) -> T:
+    """What a body says, and beside it, of the request, with which priority it is asked."""
     found = parse(given)
     request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
     return found

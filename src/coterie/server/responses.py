@@ -1,4 +1,4 @@
-"""POST /v1/responses, on the way out: an answer as a response, whole or as its events. Nothing is kept.
+"""POST /v1/responses, on the way out: an answer as a response, whole or as its events; it may be kept.
 
     response.created, .in_progress -> events of items (items.py) -> response.completed, .incomplete or .failed
 
@@ -7,6 +7,7 @@ Knows nothing about HTTP, threads or the engine. Source: the OpenAI API referenc
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,15 +18,13 @@ from coterie.server import fields
 from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import Streamed, details, error_body, named_event
-from coterie.server.tools import new_call_id
+from coterie.server.response_store import NONE_KEPT, ClientStore
 
-# What a response has in the place of what is not there, or not kept.
+# What a response has in the place of what is not there.
 _NOTHING: Mapping[str, Any] = {
     "background": False,
     "error": None,
     "incomplete_details": None,
-    "previous_response_id": None,
-    "store": False,
     "truncation": "disabled",
     "usage": None,
 }
@@ -43,18 +42,23 @@ def response_words(error: CoterieError) -> CoterieError:
 
 
 class ResponseAnswers(Streamed):
-    """A request's query, and its answer as a response."""
+    """A request's query, and its answer as a response, which `mine` keeps when it is whole or has failed."""
 
     prompt_field = "input"
     end = b""
     encode = staticmethod(named_event)
 
-    def __init__(self, body: ResponseBody, created: int, texts: Mapping[str, Text]) -> None:
+    def __init__(
+        self, body: ResponseBody, created: int, texts: Mapping[str, Text], mine: ClientStore = NONE_KEPT
+    ) -> None:
         self.queries: tuple[Query, ...] = (body.query,)
         self.stream = body.stream
         self._echoed, self._created, self._texts = body.echoed, created, texts
         self._items: Items | None = None
-        self._head: dict[str, Any] = {"id": f"resp_{new_call_id()}", "model": body.query.model}
+        self._mine, self._given, self._earlier = mine, body.given, body.earlier
+        # Requests are counted from 0 anew by each process: an id that is kept by a client must name no other response.
+        self._name = secrets.token_hex(12)
+        self._head: dict[str, Any] = {"id": f"resp_{self._name}", "model": body.query.model}
         self._number = 0
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -91,16 +95,17 @@ class ResponseAnswers(Streamed):
         """The last events where there is no answer."""
         if self._items is None:
             if request_id:
-                self._head["id"] = f"resp_{request_id}"
+                self._head["id"] = f"resp_{request_id}_{self._name}"
             yield from self._opened()
         status, body = error_body(response_words(error), self.prompt_field)
         code = {429: "rate_limit_exceeded"}.get(status, "server_error" if status >= 500 else "invalid_prompt")
         told = {"code": code, "message": body["error"]["message"]}
-        made = self._response("failed", [] if self._items is None else self._items.output)
-        yield self._numbered({"type": "response.failed", "response": {**made, "error": told}})
+        made = {**self._response("failed", [] if self._items is None else self._items.output), "error": told}
+        self._keep(made)
+        yield self._numbered({"type": "response.failed", "response": made})
 
     def _begin(self, request_id: str, expert: str) -> Items:
-        self._head = {"id": f"resp_{request_id}", "model": expert}
+        self._head = {"id": f"resp_{request_id}_{self._name}", "model": expert}
         text = self._texts.get(expert)
         self._items = Items(None if text is None else text.calls(self.queries[0]), request_id)
         return self._items
@@ -117,7 +122,14 @@ class ResponseAnswers(Streamed):
         used = {"input_tokens": prompt, "input_tokens_details": cached, "output_tokens": drawn}
         used |= {"output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens}}
         more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
-        return {**made, **more, "usage": {**used, "total_tokens": prompt + drawn}, "coterie": details(answer)}
+        made = {**made, **more, "usage": {**used, "total_tokens": prompt + drawn}, "coterie": details(answer)}
+        self._keep(made)
+        return made
+
+    def _keep(self, made: Mapping[str, Any]) -> None:
+        """Keep a response before its client can know that it has ended."""
+        if self._given is not None:
+            self._mine.put(made, self._given, self._earlier)
 
     def _response(self, status: str, output: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         about = {"object": "response", "created_at": self._created, "status": status}

@@ -1,0 +1,176 @@
+"""Responses that clients asked to have kept, in this process's memory alone: the least recently used leave first.
+
+    response 1: [turn 1]    response 2: [turn 1, turn 2]    response 3, of 1 too: [turn 1, turn 3]
+
+A turn is there once, whoever continues it, and as long as one of them is kept. Knows nothing about HTTP or models.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coterie.core.errors import ForgottenError, shown
+
+DEFAULT_BYTES = 64 * 2**20  # some thousand conversations of a few pages each
+ENTRY_BYTES = 1024  # of what Python has around the texts of one response
+LINK_BYTES = 8  # of each turn that a response continues
+PREVIOUS = "previous_response_id"
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One response's new input items and its output items, as JSON lists in UTF-8."""
+
+    given: bytes
+    output: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Of both."""
+        return len(self.given) + len(self.output)
+
+    def items(self) -> list[dict[str, Any]]:
+        """What a response that continues it reads of it: all but calls that were cut off, which were never made."""
+        made = [item for item in json.loads(self.output) if item["type"] != "function_call" or _is_whole(item)]
+        return [*json.loads(self.given), *made]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response without its output, as JSON, and the turns that it consists of; the last one is its own."""
+
+    body: bytes
+    turns: tuple[Turn, ...]
+
+    @property
+    def own_bytes(self) -> int:
+        """What leaves with it, its turns apart."""
+        return len(self.body) + LINK_BYTES * len(self.turns) + ENTRY_BYTES
+
+    def response(self) -> dict[str, Any]:
+        """The response as it was answered."""
+        return {**json.loads(self.body), "output": json.loads(self.turns[-1].output)}
+
+    def input_items(self) -> list[dict[str, Any]]:
+        """All that was read for it: the earlier items, then those of its request."""
+        earlier = [item for turn in self.turns[:-1] for item in turn.items()]
+        return [*earlier, *json.loads(self.turns[-1].given)]
+
+
+class ResponseStore:
+    """Responses by who asked for them and their ids, of `max_bytes` together; 0 keeps none. For any thread."""
+
+    def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
+        self.max_bytes, self.size_bytes = max_bytes, 0
+        self._lock = threading.Lock()
+        self._stored: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()  # the least recently used first
+        self._uses: Counter[Turn] = Counter()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._stored)
+
+    def put(self, owner: str, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
+        """Keep a response to the input items `given`, which continues earlier turns. Others leave where there is no
+        room, and where it is larger than all there is, so does it.
+        """
+        about = {name: value for name, value in response.items() if name != "output"}
+        turn = Turn(given, _TO_JSON(response["output"]).encode())
+        stored = StoredResponse(_TO_JSON(about).encode(), (*earlier, turn))
+        with self._lock:
+            self._stored[(owner, response["id"])] = stored
+            self.size_bytes += stored.own_bytes
+            for one in stored.turns:
+                self.size_bytes += 0 if self._uses[one] else one.size_bytes
+                self._uses[one] += 1
+            while self.size_bytes > self.max_bytes:
+                self._leave(self._stored.popitem(last=False)[1])
+
+    def find(self, owner: str, response_id: str) -> StoredResponse:
+        """One of `owner`'s, which is thereby used. Raises ForgottenError."""
+        with self._lock:
+            if (owner, response_id) not in self._stored:
+                raise self._unknown(response_id)
+            self._stored.move_to_end((owner, response_id))
+            return self._stored[(owner, response_id)]
+
+    def drop(self, owner: str, response_id: str) -> None:
+        """Forget one of `owner`'s; what continued it keeps its turn. Raises ForgottenError."""
+        with self._lock:
+            stored = self._stored.pop((owner, response_id), None)
+            if stored is None:
+                raise self._unknown(response_id)
+            self._leave(stored)
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless the bytes counted are those of what is there, and within the bound."""
+        with self._lock:
+            uses = Counter(turn for stored in self._stored.values() for turn in stored.turns)
+            own = sum(stored.own_bytes for stored in self._stored.values())
+            there = own + sum(turn.size_bytes for turn in uses)
+            if uses != self._uses or there != self.size_bytes or there > self.max_bytes:
+                raise RuntimeError(f"{there} bytes are kept, {self.size_bytes} counted, {self.max_bytes} allowed")
+
+    def _leave(self, stored: StoredResponse) -> None:
+        self.size_bytes -= stored.own_bytes
+        for turn in stored.turns:
+            self._uses[turn] -= 1
+            if not self._uses[turn]:
+                del self._uses[turn]
+                self.size_bytes -= turn.size_bytes
+
+    def _unknown(self, response_id: str) -> ForgottenError:
+        if not self.max_bytes:
+            fact = f"is {shown(response_id)}, but this server keeps no responses"
+            return ForgottenError(
+                PREVIOUS, fact, "send the whole conversation as input, or serve with --response-store 64MiB"
+            )
+        fact = f"is {shown(response_id)}, which is not kept: deleted, pushed out by newer ones, or never stored for you"
+        return ForgottenError(PREVIOUS, fact, "send the whole conversation as input")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStore:
+    """The part of a store that one client sees."""
+
+    store: ResponseStore
+    owner: str
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept."""
+        return self.store.max_bytes > 0
+
+    def find(self, response_id: str) -> StoredResponse:
+        """One of the client's. Raises ForgottenError."""
+        return self.store.find(self.owner, response_id)
+
+    def earlier_bytes(self, body: object) -> int:
+        """Of the turns that a request's body continues, if it names any that are kept."""
+        previous = body.get(PREVIOUS) if isinstance(body, dict) else None
+        try:
+            turns = self.find(previous).turns if isinstance(previous, str) else ()
+        except ForgottenError:
+            return 0
+        return sum(turn.size_bytes for turn in turns)
+
+    def put(self, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
+        """Keep one."""
+        self.store.put(self.owner, response, given, earlier)
+
+    def drop(self, response_id: str) -> None:
+        """Forget one of the client's. Raises ForgottenError."""
+        self.store.drop(self.owner, response_id)
+
+
+NONE_KEPT = ClientStore(ResponseStore(0), "")
+
+
+def _is_whole(item: Mapping[str, Any]) -> bool:
+    return item.get("status") == "completed"
