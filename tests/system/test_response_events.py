@@ -48,15 +48,17 @@ def written(asked: ResponseAnswers, pieces: list[str], reason: str = "stop") -> 
     """What a stream says of an answer in pieces, as OpenAI's client takes it, without its own fields."""
     chunks = [Chunk("7", "ada", piece) for piece in pieces]
     events = [event for chunk in chunks for event in asked.events(0, chunk)]
-    events = list(json.loads(json.dumps([*events, *asked.ending([an_answer(reason)])])))
+    events += asked.ending([an_answer(reason)])
+    drawn = re.fullmatch("resp_7(_[0-9a-f]{24})", events[0]["response"]["id"])
+    assert drawn
+    events = json.loads(json.dumps(events).replace(f"7{drawn[1]}", "7"))  # in ids of the response and its items
     for number, event in enumerate(events):
         EVENT.validate_python(event)
         assert event.pop("sequence_number") == number
         for part in (event, event.get("part", {})):
             assert part.pop("logprobs", []) == []
-    (response_id,) = {event["response"]["id"] for event in (*events[:2], events[-1])}
-    assert re.fullmatch("resp_7_[0-9a-f]{24}", response_id)
     for event in (*events[:2], events[-1]):
+        assert event["response"]["id"] == "resp_7"
         assert (event["response"]["model"], event["response"]["created_at"]) == ("ada", 1700000000)
     return events
 

@@ -142,7 +142,7 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
     [
         ({"input": None}, "[input] is missing or empty"),
         ({"input": []}, "[input] is missing or empty"),
-        ({"input": [{"type": "item_reference"}]}, "[input[0]] is of type 'item_reference'"),
+        ({"input": [{"type": "item_reference"}]}, "[input[0]] refers to None, which is no output item"),
         ({"input": [{"type": "reasoning"}]}, "[input] there is no message"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
@@ -163,7 +163,9 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"conversation": "c"}, "[conversation] is given, but this server keeps no conversations"),
         ({"background": True}, "[background]"),
         ({"include": ["message.output_text.logprobs"]}, "[include]"),
-        ({"truncation": "auto"}, "[truncation] is 'auto', which Coterie does not implement"),
+        ({"truncation": "middle"}, "[truncation] is 'middle'; use auto or disabled"),
+        ({"truncation": ["auto"]}, "[truncation] is ['auto']; use auto or disabled"),
+        ({"truncation": "auto", "input": "x" * 5000}, "context"),
         ({"reasoning": {"effort": "much"}}, "[reasoning.effort] is 'much'; use one of none, minimal, low"),
         ({"reasoning": {"summary": "detailed", "effort": "none"}}, "[reasoning.summary]"),
         ({"store": "yes"}, "[store] is 'yes'; give true or false"),

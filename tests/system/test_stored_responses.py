@@ -132,6 +132,26 @@ def test_input_items_are_those_that_were_read(client: openai.OpenAI, url: str, h
         assert (got.status_code, word in got.json()["error"]["message"]) == (400, True)
 
 
+def test_items_may_be_sent_by_their_ids(client: openai.OpenAI, url: str, http: httpx.Client) -> None:
+    """As clients do that take what is stored for granted; what is not there is named."""
+    asked = {"role": "user", "content": "What is 2 + 3?"}
+    first = client.responses.create(model="hermes", input=[asked], tools=[ADD])
+    came = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "5"}
+    references = [{"type": "item_reference", "id": item.id} for item in first.output]
+    again = client.responses.create(model="hermes", input=[asked, *references, came], tools=[ADD])
+    whole = [asked, *[item.model_dump(exclude_none=True) for item in first.output], came]
+    assert again.usage == client.responses.create(model="hermes", input=whole, tools=[ADD]).usage.model_copy(
+        update={"input_tokens_details": again.usage.input_tokens_details}
+    )
+    listed = client.responses.input_items.list(again.id, order="asc").data
+    assert [item.id for item in listed[1:3]] == [item.id for item in first.output]
+    client.responses.delete(first.id)
+    for gone in (first.output[0].id, "msg_1_0", "x", "", 3):
+        items = [asked, {"type": "item_reference", "id": gone}]
+        error = post(http, url, items, 400)["error"]
+        assert (error["param"], "is no output item that is kept" in error["message"]) == ("input[1]", True)
+
+
 def test_what_is_deleted_is_gone(client: openai.OpenAI, url: str, http: httpx.Client) -> None:
     """What has continued it goes on."""
     first = post(http, url, "hello")

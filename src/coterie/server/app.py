@@ -38,6 +38,7 @@ from coterie.server.reading import read_body
 from coterie.server.rerank import parse_rerank, ranked
 from coterie.server.response_store import DEFAULT_BYTES, ClientStore, ResponseStore
 from coterie.server.responses import ResponseAnswers, response_words
+from coterie.server.shortening import respond_within
 from coterie.server.stored_responses import of_client
 from coterie.server.stored_responses import routes as stored
 from coterie.server.tokens import RUN, detokenize, tokenize
@@ -199,7 +200,8 @@ def _responding(coterie: Serving, worker: Worker, store: ResponseStore) -> list[
     async def responses(request: Request) -> Response:
         body = await read(request, parse_response)
         mine = of_client(store, request)
-        return await respond(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts, mine))
+        answer = respond_within if body.truncates else respond
+        return await answer(request, worker, ResponseAnswers(body, int(time.time()), coterie.texts, mine))
 
     async def counted(request: Request) -> Response:
         return await read(request, lambda given, mine: JSONResponse(count_input(given, coterie, mine)))

@@ -29,7 +29,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "max_tool_calls": (),
     "prompt": (),
     "top_logprobs": (0,),
-    "truncation": ("disabled",),
 }
 # More of what is not there: what was thought is sent as it is, and no tool is run here.
 INCLUDED = frozenset(
@@ -41,7 +40,7 @@ INCLUDED = frozenset(
 )
 # Nothing is summed up: an item of reasoning has all of it.
 OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
-CONVERSATION = "conversation"
+CONVERSATION, TRUNCATION = "conversation", "truncation"
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
     CONVERSATION,
@@ -54,6 +53,7 @@ SUPPORTED = (
     "text",
     "tools",
     "tool_choice",
+    TRUNCATION,
     "parallel_tool_calls",
 )
 _NAMED = ("name", "description", "parameters", "strict")  # of a function
@@ -63,7 +63,7 @@ _PLAIN: Mapping[str, Any] = {"type": "function", "strict": False, "parameters": 
 @dataclass(frozen=True, slots=True)
 class ResponseBody:
     """A validated request body; `echoed` is what a response repeats of it. `given`: its input items, to be kept, or
-    None; `earlier`: the turns before them.
+    None; `earlier`: the turns before them. `truncates`: what is too long is shortened.
     """
 
     query: Query
@@ -71,6 +71,7 @@ class ResponseBody:
     echoed: Mapping[str, Any] = field(default_factory=dict)
     given: bytes | None = None
     earlier: tuple[Turn, ...] = ()
+    truncates: bool = False
 
 
 def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
     """
     given = fields.an_object(body, "model and input")
     _check(given)
+    given = _with_items(given, mine)
     metadata = fields.get(given, "metadata", dict, "an object of texts") or {}
     for name in metadata:
         fields.get(metadata, name, str, "a text", "metadata.")
@@ -96,6 +98,7 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
     tools, sampling, limit = offered(chat), fields.sampling(given), fields.integer(given, "max_output_tokens")
     previous = fields.get(given, PREVIOUS, str, "the id of a response")
     earlier = mine.find(previous).turns if previous is not None else ()
+    truncates = _truncates(given)
     keeps = mine.keeps and (given.get("store") is None or fields.flag(given, "store"))
     query = Query(
         messages=conversation(given, [item for turn in earlier for item in turn.items()]),
@@ -120,9 +123,10 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
         "tool_choice": given.get("tool_choice") or "auto",
         "tools": [{**_PLAIN, **tool["function"]} for tool in chat["tools"]],
         "top_p": sampling.top_p,
+        TRUNCATION: "auto" if truncates else "disabled",
     }
     kept = kept_items(given["input"]) if keeps else None
-    return ResponseBody(query, fields.streaming(given)[0], echoed, kept, earlier)
+    return ResponseBody(query, fields.streaming(given)[0], echoed, kept, earlier, truncates)
 
 
 def _check(given: Mapping[str, object]) -> None:
@@ -136,6 +140,31 @@ def _check(given: Mapping[str, object]) -> None:
         if not isinstance(name, str) or name not in INCLUDED:
             raise RequestError("include", f"has {shown(name)}, which Coterie does not implement", "leave it out")
     fields.check_names(_reasoning(given), ("effort",), OF_REASONING, "reasoning.")
+
+
+def _with_items(given: dict[str, Any], mine: ClientStore) -> dict[str, Any]:
+    """The body with the output items that its input refers to by their ids. Raises RequestError."""
+    items = given.get("input")
+    if not isinstance(items, list):
+        return given
+    found = list(items)
+    for place, item in enumerate(items):
+        if isinstance(item, dict) and item.get("type") == "item_reference":
+            item_id = item.get("id")
+            referred = mine.item(item_id) if isinstance(item_id, str) else None
+            if referred is None:
+                fact = f"refers to {shown(item_id)}, which is no output item that is kept"
+                raise RequestError(f"input[{place}]", fact, "send the item itself")
+            found[place] = referred
+    return {**given, "input": found}
+
+
+def _truncates(given: Mapping[str, object]) -> bool:
+    """Whether a conversation that is too long may be shortened. Raises RequestError."""
+    value = given.get(TRUNCATION)
+    if value not in (None, "auto", "disabled"):
+        raise RequestError(TRUNCATION, f"is {shown(value)}", "use auto or disabled")
+    return value == "auto"
 
 
 def _reasoning(given: Mapping[str, object]) -> Mapping[str, object]:

@@ -160,6 +160,15 @@ class ClientStore:
             return 0
         return sum(turn.size_bytes for turn in turns)
 
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """An output item of the client's; None where it is not kept. Its id has that of its response."""
+        name = item_id.rpartition("_")[0].partition("_")[2]
+        try:
+            output = self.find(f"resp_{name}").turns[-1].output
+        except ForgottenError:
+            return None
+        return next((item for item in json.loads(output) if item["id"] == item_id), None)
+
     def put(self, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
         """Keep one."""
         self.store.put(self.owner, response, given, earlier)

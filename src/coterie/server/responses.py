@@ -25,7 +25,6 @@ _NOTHING: Mapping[str, Any] = {
     "background": False,
     "error": None,
     "incomplete_details": None,
-    "truncation": "disabled",
     "usage": None,
 }
 _OWN = {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input", "prompt": "input"}
@@ -105,9 +104,10 @@ class ResponseAnswers(Streamed):
         yield self._numbered({"type": "response.failed", "response": made})
 
     def _begin(self, request_id: str, expert: str) -> Items:
-        self._head = {"id": f"resp_{request_id}_{self._name}", "model": expert}
+        name = f"{request_id}_{self._name}"
+        self._head = {"id": f"resp_{name}", "model": expert}
         text = self._texts.get(expert)
-        self._items = Items(None if text is None else text.calls(self.queries[0]), request_id)
+        self._items = Items(None if text is None else text.calls(self.queries[0]), name)
         return self._items
 
     def _opened(self) -> Iterator[dict[str, Any]]:

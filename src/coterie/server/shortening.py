@@ -1,0 +1,73 @@
+"""`truncation` `auto`: of a conversation that is longer than its expert's context the oldest exchanges are left out.
+
+    system | user 1, assistant 1 | user 2, call, result, assistant 2 | user 3    -> system | user 3
+
+It begins at a question then, so that no result is without its call, and no template meets an answer first. Knows
+nothing about how an answer is written.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import replace
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coterie.api import Query, Serving
+from coterie.api.types import prompt_of
+from coterie.core.errors import ContextError
+from coterie.server.choices import EndpointRequest, respond
+from coterie.server.worker import Worker
+
+USUAL_SHARE, MOST_SHARE = (
+    4,
+    2,
+)  # one part of so many of a context is left to the answer: where it is not bounded; at most
+
+
+async def respond_within(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
+    """As `respond`, for one query, which is shortened until its expert's context holds it. Raises CoterieError.
+
+    A router may choose another expert for what is left, and that be too long for it too.
+    """
+    while True:
+        try:
+            return await respond(request, worker, asked)
+        except ContextError as error:
+            (query,), expert = asked.queries, error.where
+            shorter = await worker.beside(partial(shortened, query, expert))
+            if shorter is None:
+                raise
+            asked.queries = (shorter,)
+
+
+def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
+    """The query without as few of its oldest exchanges, one at least, as leave room in an expert's context for the
+    answer, or else for one token of it; None where not even the last exchange has that.
+    """
+    text, model = coterie.texts.get(expert), coterie.models.get(expert)
+    said = query.messages
+    spoken = [place for place, message in enumerate(said) if message.role != "system"]
+    cuts = [place for place in spoken[1:] if said[place].role == "user"]
+    if text is None or model is None or not cuts:
+        return None
+    most = model.most_prompt_tokens
+    room = min(query.max_tokens or most // USUAL_SHARE, most // MOST_SHARE)
+
+    def cut(place: int) -> Query:
+        kept = [message for message in said[:place] if message.role == "system"]
+        return replace(query, messages=(*kept, *said[place:]))
+
+    def holds(place: int, limit: int) -> bool:
+        shorter = cut(place)
+        try:
+            return len(text.encode(shorter, prompt_of(shorter), limit=limit)) <= limit
+        except ContextError:
+            return False
+
+    found = bisect_left(cuts, True, key=lambda place: holds(place, most - room))
+    if found < len(cuts):
+        return cut(cuts[found])
+    return cut(cuts[-1]) if holds(cuts[-1], most) else None
