@@ -171,6 +171,14 @@ def test_what_is_deleted_is_gone(client: openai.OpenAI, url: str, http: httpx.Cl
     post(http, url, "more", previous_response_id=second["id"])
 
 
+def test_who_asks_amiss_is_not_told_to_delete(url: str, http: httpx.Client) -> None:
+    got = http.post(f"{url}/v1/responses/resp_1", json={})
+    assert got.status_code == 405
+    assert {name.strip() for name in got.headers["allow"].split(",")} >= {"GET", "DELETE"}
+    got = http.get(f"{url}/v1/responsez/resp_1")
+    assert (got.status_code, "GET /v1/responses/{response_id}" in got.text, "DELETE" in got.text) == (404, True, False)
+
+
 def test_what_is_not_to_be_stored_is_not(url: str, http: httpx.Client) -> None:
     first, before = post(http, url, "hello"), kept(http, url)
     for given in ({"store": False}, {"store": False, "previous_response_id": first["id"]}):

@@ -251,7 +251,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 def _near(app: Starlette, path: str) -> str:
     """What may be asked at paths like this one, the likest first, else where chats are asked."""
     methods = {
-        route.path_format: sorted(route.methods - {"HEAD"})[0]
+        route.path_format: sorted(route.methods - {"HEAD"})[-1]  # GET before DELETE
         for route in app.routes
         if isinstance(route, Route) and route.methods and route.path not in ollama.REFUSED
     }

@@ -2,8 +2,9 @@
 
     system | user 1, assistant 1 | user 2, call, result, assistant 2 | user 3    -> system | user 3
 
-It begins at a question then, so that no result is without its call, and no template meets an answer first. Knows
-nothing about how an answer is written.
+It begins at a question then, so that no result is without its call, and no template meets an answer first.
+
+Knows nothing about how an answer is written.
 """
 
 from __future__ import annotations

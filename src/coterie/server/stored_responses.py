@@ -59,9 +59,11 @@ def routes(store: ResponseStore, path: str) -> list[Route]:
         asked = request.query_params
         return respond(request, lambda mine, response_id: page_of(mine.find(response_id).input_items(), asked))
 
-    one = f"{path}/{{response_id}}"
+    async def one(request: Request) -> Response:
+        return await (delete if request.method == "DELETE" else retrieve)(request)
+
+    place = f"{path}/{{response_id}}"
     return [
-        Route(one, retrieve, methods=["GET"]),
-        Route(one, delete, methods=["DELETE"]),
-        Route(f"{one}/input_items", input_items, methods=["GET"]),
+        Route(place, one, methods=["GET", "DELETE"]),  # one route, so that a 405 names both
+        Route(f"{place}/input_items", input_items, methods=["GET"]),
     ]
