@@ -47,10 +47,15 @@ CHAT = {
 }
 FORM = {"type": "json_schema", "json_schema": {"name": "f", "schema": SCHEMA, "strict": True}}
 BODIES: dict[str, list[dict[str, Any]]] = {
-    "/v1/chat/completions": [CHAT, {"model": "ada", "messages": CHAT["messages"][:2], "response_format": FORM}],
+    "/v1/chat/completions": [
+        CHAT,
+        {"model": "ada", "messages": CHAT["messages"][:2], "response_format": FORM},
+        {"model": "ada", "messages": CHAT["messages"][:2], "structured_outputs": {"choice": ["a", "ab"]}},
+    ],
     "/v1/completions": [
         {"model": "ada", "prompt": ["a b", "c"], "max_tokens": 3, "logprobs": 2, "echo": True, **SAMPLING},
         {"model": "ada", "prompt": [1, 2, 3], "max_tokens": 2, "stop": "x", "suffix": None},
+        {"model": "ada", "prompt": "x", "max_tokens": 3, "guided_regex": "[ab]{1,2}", "grammar": None},
     ],
     "/v1/responses": [
         {

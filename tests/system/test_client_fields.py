@@ -12,6 +12,7 @@ from tests.system.scripted import write_scripted
 from tests.system.serving import served
 
 from coterie.api import Coterie
+from coterie.checkpoint.constraint import Constraint
 from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.inputs import parse_response
@@ -77,6 +78,10 @@ def test_what_codex_sends_beside_its_items() -> None:
          {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
         ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}}),
         ({"structured_outputs": {"json_object": False}}, {}),
+        ({"guided_json": {"type": "array"}, "guided_decoding_backend": "xgrammar"},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
+        ({"json_schema": {"type": "array"}, "grammar": ""},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
         ({"num_predict": 7, "max_tokens": None}, {"max_tokens": 7}),
         ({"max_completion_tokens": -1}, {}),
         ({"max_completion_tokens": 7, "num_predict": 7}, {"max_tokens": 7}),
@@ -113,11 +118,19 @@ def test_two_words_for_one_thing(theirs: dict, ours: dict) -> None:
         ({"reasoning": {"effort": "much"}}, r"\[reasoning.effort\] is 'much'"),
         ({"reasoning": "high"}, r"\[reasoning\] is 'high'; give an object"),
         ({"stream_options": {"continuous_usage_stats": "x"}}, r"\[stream_options.continuous_usage_stats\] is 'x'"),
-        ({"grammar": "root ::= x"}, r"\[grammar\] is not a known field"),
-        (
-            {"structured_outputs": {"choice": ["a"]}},
-            r"\[structured_outputs.choice\] is \['a'\], which Coterie does not",
-        ),
+        ({"structured_outputs": {"choice": []}}, r"\[structured_outputs.choice\] is \[\], which has no texts"),
+        ({"structured_outputs": {"choice": ["a", 3]}}, r"choice\] is \['a', 3\]; give a list of texts"),
+        ({"structured_outputs": {"choice": ["a", ""]}}, r"\[structured_outputs.choice\] has an empty text"),
+        ({"structured_outputs": {"choice": "ab"}}, r"\[structured_outputs.choice\] is 'ab'; give a list of texts"),
+        ({"structured_outputs": {"regex": ""}}, r"\[structured_outputs.regex\] is empty"),
+        ({"structured_outputs": {"regex": False}}, r"\[structured_outputs.regex\] is False; give a text"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, r"\[structured_outputs.regex\] and grammar were both"),
+        ({"structured_outputs": {"structural_tag": "a"}}, r"structural_tag\] is 'a', which Coterie does not implement"),
+        ({"guided_choice": []}, r"\[guided_choice\] is \[\], which has no texts"),
+        ({"guided_regex": "x" * 65_537}, r"\[guided_regex\] has 65537 characters; give at most 65536"),
+        ({"guided_regex": "\ud800"}, r"\[guided_regex\] character 0 is U\+D800"),
+        ({"regex": "a", "ebnf": "b"}, r"\[ebnf\] and regex were both given; give one of them"),
+        ({"guided_json": "{"}, r"\[guided_json\] is not JSON"),
         ({"structured_outputs": {"json": 3}}, r"\[structured_outputs.json\] is 3; give a schema"),
         ({"structured_outputs": {"json": "{"}}, r"\[structured_outputs.json\] is not JSON"),
         ({"structured_outputs": {"json": {}, "json_object": True}}, r"json\] and json_object were both given"),
@@ -128,6 +141,24 @@ def test_two_words_for_one_thing(theirs: dict, ours: dict) -> None:
 def test_what_would_change_an_answer_is_refused(change: dict, words: str) -> None:
     with pytest.raises(RequestError, match=words):
         parse_chat({**BASE, **change})
+
+
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, Constraint.regex("a+", "structured_outputs.regex")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Constraint.choice(["a", "b"], "structured_outputs.choice")),
+        ({"structured_outputs": {"grammar": "start: A"}}, Constraint.grammar("start: A", "structured_outputs.grammar")),
+        ({"guided_regex": "a+"}, Constraint.regex("a+", "guided_regex")),
+        ({"guided_choice": ["a", "b"]}, Constraint.choice(["a", "b"], "guided_choice")),
+        ({"guided_grammar": "start: A"}, Constraint.grammar("start: A", "guided_grammar")),
+        ({"regex": "a+", "json_schema": None}, Constraint.regex("a+", "regex")),
+        ({"ebnf": "root ::= a"}, Constraint.grammar("root ::= a", "ebnf")),
+        ({"grammar": "root ::= a"}, Constraint.grammar("root ::= a", "grammar")),
+    ],
+)
+def test_forms_of_other_servers(body: dict, form: Constraint) -> None:
+    assert parse_chat({**BASE, **body}).query.form == form
 
 
 def test_a_field_is_in_one_list() -> None:

@@ -14,6 +14,7 @@ from tests.system.tiny import write_expert
 
 from coterie.api.assemble import Options
 from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.constraint import Constraint
 from coterie.checkpoint.forms import FORMS
 from coterie.checkpoint.grammar import grammar_of
 from coterie.devices.cpu.device import CpuDevice
@@ -45,17 +46,23 @@ def random_schema(rng, depth=0):
 
 
 def requests(tokenizer, vocab_size, ends, seed):
-    """Asked at once: random schemas, calls of tools and an answer without a form, each with its own settings."""
+    """Asked at once: random schemas, calls of tools, an answer without a form, a choice and a regular expression, each
+    with its own settings.
+    """
     rng, made = np.random.default_rng(seed), []
     words = [tokenizer.encode(word, add_special_tokens=False) for word in LETTERS]
     prompt = [token for _ in range(12) for token in words[rng.integers(len(words))]]
-    for number in range(5):
+    for number in range(7):
         mask, grammar = None, grammar_of(tokenizer, vocab_size, ends)
         if number < 3:
             mask = grammar.mask(json.dumps(random_schema(rng)))
         elif number == 3:
             tools = [{"function": {"name": name, "strict": True, "parameters": random_schema(rng)}} for name in "ab"]
             mask = grammar.calls(FORMS[list(FORMS)[seed % 3]], tools, Calling(bool(seed % 2)))
+        elif number == 5:
+            mask = grammar.constrained(Constraint.choice([" ".join(rng.permutation(LETTERS)) for _ in range(4)]))
+        elif number == 6:
+            mask = grammar.constrained(Constraint.regex("(name: [a-c]{1,5}; tags: (alive|aa)\\.){4}"))
         blanks = [token for token in range(tokenizer.vocab_size) if tokenizer.token_bytes(token).isspace()]
         choice = ChoiceParams(
             top_logprobs=(None, 0, 3)[number % 3],

@@ -12,5 +12,18 @@ from coterie.api.fleet import Fleet, opened_on
 from coterie.api.serving import Serving
 from coterie.api.status import Status
 from coterie.api.types import Answer, Chunk, Message, Query
+from coterie.checkpoint.constraint import Constraint
 
-__all__ = ["Answer", "Chunk", "Coterie", "Fleet", "Message", "Options", "Query", "Serving", "Status", "opened_on"]
+__all__ = [
+    "Answer",
+    "Chunk",
+    "Constraint",
+    "Coterie",
+    "Fleet",
+    "Message",
+    "Options",
+    "Query",
+    "Serving",
+    "Status",
+    "opened_on",
+]

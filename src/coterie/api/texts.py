@@ -16,6 +16,7 @@ from coterie.checkpoint.calls import CallReader, CallText
 from coterie.checkpoint.channels import ChannelText
 from coterie.checkpoint.chat import MORE_TEMPLATES, ChatTemplate
 from coterie.checkpoint.constrained import ConstrainedCallText, is_constrained, is_strict
+from coterie.checkpoint.constraint import Constraint
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.grammar import grammar_of
 from coterie.checkpoint.infill import InfillMarks, infill_marks
@@ -150,7 +151,11 @@ class Text:
         held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice
-        field = "tools" if held else "response_format"
+        given = query.form if isinstance(query.form, Constraint) else None
+        if given is not None and query.tools:
+            fact = "holds a whole answer to a form, and tools are offered, whose calls have another"
+            raise RequestError(given.field, fact, 'leave one of the two out, or set tool_choice to "none"')
+        field = "tools" if held else "response_format" if given is None else given.field
         if query.continues:
             fact = "hold a whole answer to a form" if held else "holds a whole answer to a form"
             raise RequestError(field, f"{fact}, and its beginning is given", "leave one of the two out")
@@ -158,7 +163,9 @@ class Text:
             raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
         speech = self._speech(query, prompt_ids)
-        if form is None:
+        if isinstance(query.form, Constraint):
+            mask = grammar.constrained(query.form, speech)
+        elif form is None:
             mask = grammar.mask(query.form, speech)
         else:
             mask = grammar.calls(form, query.tools, query.calling, query.form, speech)

@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.calls import Calling
+from coterie.checkpoint.constraint import Constraint
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Prompt, Route
 from coterie.core.errors import CoterieError, RequestError
@@ -69,7 +70,8 @@ class Query:
     `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
     template: the last message is the text itself, and `prompt_ids`, where given, are its tokens. `previous_expert` is
     who answered this conversation before.
-    `form`: a JSON schema, as JSON, that the answer is held to; empty: none.
+    `form`: what the answer is held to, a JSON schema, as JSON, or a Constraint (a regular expression, a choice of
+    texts, a grammar), which takes no tools beside it; empty: nothing.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
     `prediction`: a text that the answer is expected to repeat, with changes: what it says right is guessed ahead.
@@ -99,7 +101,7 @@ class Query:
     prompt_ids: tuple[int, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ChoiceParams = field(default_factory=ChoiceParams)
-    form: str = ""
+    form: str | Constraint = ""
     calling: Calling = field(default_factory=Calling)
     switches: Mapping[str, Any] = field(default_factory=dict)
     prediction: str = ""

@@ -1,4 +1,4 @@
-"""Grammars: which tokens of a tokenizer keep an answer in the form of a JSON schema, or of calls, found by llguidance.
+"""Grammars: which tokens of a tokenizer keep an answer in its form: a JSON schema, calls or others; by llguidance.
 
     schema -> grammar (once a request) -> allowed tokens | accept a token | allowed tokens | ... | complete
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.constrained import argument_schema, is_strict
+from coterie.checkpoint.constraint import Constraint
 from coterie.checkpoint.forms import Form
 from coterie.checkpoint.speech import Speech
 from coterie.checkpoint.tokenizer import Tokenizer
@@ -32,6 +33,8 @@ GUARD = "\x02"  # a character that merges with no other
 KEPT = 16  # grammars
 MANY = 8  # where one of so many tokens of the vocabulary may come, the text is free
 MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,000 that are not, in two seconds
+# Of forms that are no schema, whose counts may be nested: else one of ((x{1000}){1000}){1000} takes 3 s and 240 MB.
+LEXER_FUEL, LEXER_STATES = 100_000, 50_000
 FIELD, TOOLS = "response_format", "tools"
 PLAIN = Speech()
 
@@ -90,9 +93,15 @@ class Grammar:
         self._tokens = llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
         # Kept for the next answer: a long list of tools takes a tenth of a second.
         limits = llguidance.LLParserLimits(max_grammar_size=MAX_SYMBOLS)
-        self._begin = lru_cache(KEPT)(
-            lambda grammar: self._llmatcher(self._tokens, grammar, log_level=0, limits=limits)
+        close = llguidance.LLParserLimits(
+            max_grammar_size=MAX_SYMBOLS, initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES
         )
+        self._begin = lru_cache(KEPT)(
+            lambda grammar, is_close=False: self._llmatcher(
+                self._tokens, grammar, log_level=0, limits=close if is_close else limits
+            )
+        )
+        self._lark = lru_cache(KEPT)(Constraint.lark)
 
     def mask(self, schema: str, speech: Speech = PLAIN) -> FormMask:
         """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
@@ -104,7 +113,20 @@ class Grammar:
         if speech.plain:
             return alone
         answer = {**_object_of(schema), "x-guidance": _how(True)}
-        return self._made(self._llmatcher.grammar_from_lark(speech.answer(answer, self._special)), FIELD)
+        lark = speech.answer(f"%json {json.dumps(answer)}", self._special)
+        return self._made(self._llmatcher.grammar_from_lark(lark), FIELD)
+
+    def constrained(self, constraint: Constraint, speech: Speech = PLAIN) -> FormMask:
+        """A mask for one answer in a form that is no schema. Raises RequestError for what cannot be enforced."""
+        own = {"name": "form", "lark_grammar": self._lark(constraint)}
+        around = [] if speech.plain else [{"name": "around", "lark_grammar": speech.answer("@form", self._special)}]
+        for parts in ([own], [*around, own])[: 1 + len(around)]:  # its own errors first
+            begun = self._begin(json.dumps({"grammars": parts}), True)
+            if begun.is_error():
+                raise constraint.refusal(begun.get_error())
+        mask = FormMask(begun.deep_copy(), self._vocab_size, constraint.field, "form")
+        mask.allowed()
+        return mask
 
     def calls(
         self,
@@ -158,10 +180,13 @@ class Grammar:
 
 
 class FormMask:
-    """Which tokens may come next in one answer: a `Mask` of the engine. `field`: which of a request's gave the form."""
+    """Which tokens may come next in one answer: a `Mask` of the engine.
 
-    def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
-        self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
+    `field`: which of a request's gave the form; `noun`: what that is.
+    """
+
+    def __init__(self, matcher: Any, vocab_size: int, field: str, noun: str = "schema") -> None:
+        self._matcher, self._vocab_size, self._field, self._noun = matcher, vocab_size, field, noun
         self._forced: tuple[int, ...] | None = None  # until somebody asks
         self._bits: bytes | None = None  # likewise
 
@@ -172,7 +197,7 @@ class FormMask:
         )
         if self._matcher.is_error() or not found.any():
             fact = f"leads to where no token may come: {_line(self._matcher.get_error())}"
-            raise RequestError(self._field, fact, "simplify the schema")
+            raise RequestError(self._field, fact, f"simplify the {self._noun}")
         return found
 
     def accept(self, token: int) -> None:
@@ -180,7 +205,7 @@ class FormMask:
         self._forced = self._bits = None
         if not self._matcher.consume_token(token):
             fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
-            raise RequestError(self._field, fact, "simplify the schema")
+            raise RequestError(self._field, fact, f"simplify the {self._noun}")
 
     def forced(self) -> tuple[int, ...]:
         """Tokens known to come next, in this order.
@@ -201,7 +226,7 @@ class FormMask:
 
     def copy(self) -> FormMask:
         """One of the same state, by which to see what may come later; takes 2 us."""
-        made = FormMask(self._matcher.deep_copy(), self._vocab_size, self._field)
+        made = FormMask(self._matcher.deep_copy(), self._vocab_size, self._field, self._noun)
         made._forced, made._bits = self._forced, self._bits
         return made
 

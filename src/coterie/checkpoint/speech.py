@@ -3,7 +3,8 @@
     marks       <think>Let me see.</think>  {"answer": 4}
     channels    <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>{"answer": 4}
 
-A form is an answer's JSON schema, or that of calls (constrained.py). Knows nothing about tokens but special ones.
+A form is a JSON schema, a constraint (constraint.py), or that of calls (constrained.py). Knows nothing about tokens
+but special ones.
 Source: github.com/guidance-ai/llguidance, docs/syntax.md.
 """
 
@@ -41,18 +42,19 @@ class Speech:
         """True when an answer is nothing but its form."""
         return self.marks is None and not self.channels
 
-    def answer(self, schema: Schema, special: Special) -> str:
-        """The grammar, in llguidance's Lark, of answers in the form of a JSON schema."""
+    def answer(self, form: str, special: Special) -> str:
+        """The grammar, in llguidance's Lark, of answers in a form, which is in Lark too: `%json ...` or another."""
         if self.channels:
-            return _in_channels({}, Calling(), special, schema)
-        return self._behind_thought(f"start: %json {json.dumps(schema)}", special)
+            return _in_channels({}, Calling(), special, form)
+        return self._behind_thought(f"start: {form}", special)
 
     def calls(
         self, form: Form, arguments: Mapping[str, Schema], calling: Calling, special: Special, answer: Schema | None
     ) -> str:
         """The same of answers that call tools, as `call_grammar` has it. Raises what that does."""
         if self.channels:
-            return _in_channels(arguments, calling, special, answer)
+            said = "ANYTHING" if answer is None else f"%json {json.dumps(answer)}"
+            return _in_channels(arguments, calling, special, said)
         return self._behind_thought(call_grammar(form, arguments, calling, special, answer), special)
 
     def _behind_thought(self, lark: str, special: Special) -> str:
@@ -70,10 +72,10 @@ class Speech:
         return "\n".join(rules)
 
 
-def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Special, answer: Schema | None) -> str:
+def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Special, form: str) -> str:
     """The grammar of answers in channels: a thought, then a call of one of some tools, or what is said at last.
 
-    `answer`: its form; None: any text. A call ends an answer, so there is one.
+    `form`: that of what is said, in Lark. A call ends an answer, so there is one.
     """
     channel, message, constrain, end, start = (
         marked(mark, special) for mark in (CHANNEL, MESSAGE, CONSTRAIN, END, START)
@@ -86,7 +88,6 @@ def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Spe
         to = json.dumps(f"commentary {TO}{name} ", ensure_ascii=False)
         rules.append(f'call_{number}: {channel} {to} {constrain} "json" {message} arguments_{number}')
         rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
-    form = "ANYTHING" if answer is None else f"%json {json.dumps(answer)}"
     rules += [f'final: {channel} "final" {message} answer', f"answer: {form}", "ANYTHING: /(?s:.*)/"]
     return "\n".join(rules)
 

@@ -6,23 +6,18 @@ Knows nothing about how tokens are chosen. Source: the OpenAI API reference, "Cr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from coterie.api.logprobs import TokenLogprob
-from coterie.checkpoint.grammar import ANY_OBJECT
 from coterie.core.errors import RequestError, shown
 from coterie.engine.request import MAX_BIAS, ChoiceParams
-from coterie.server.body import parsed
-from coterie.server.fields import check_names, flag, get, integer, number
+from coterie.server.fields import flag, get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
-STRUCTURED = "structured_outputs"  # vLLM's way to hold an answer to a form
-CHOOSING = (*PENALTIES, "logprobs", "top_logprobs", "response_format", STRUCTURED)
-_OTHER_FORMS = ("regex", "choice", "grammar", "structural_tag", "whitespace_pattern")
+CHOOSING = (*PENALTIES, "logprobs", "top_logprobs")
 LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
 QUICK_LOGPROBS = 2048  # which are written in some 5 ms
 
@@ -38,49 +33,6 @@ def choosing(body: Mapping[str, object]) -> ChoiceParams:
 def biased(body: Mapping[str, object]) -> ChoiceParams:
     """What is added to logits, without logprobs; penalties are settings (fields.py). Raises RequestError."""
     return ChoiceParams(logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}))
-
-
-def form_of(body: Mapping[str, object]) -> str:
-    """The JSON schema, as JSON, that `response_format` holds an answer to; empty: none. Raises RequestError."""
-    if structured := get(body, STRUCTURED, dict, "an object with json"):
-        if body.get("response_format") is not None:
-            raise RequestError(STRUCTURED, "and response_format were both given", "give one of them")
-        return _structured(structured)
-    given = get(body, "response_format", dict, "an object") or {"type": "text"}
-    kind = given.get("type")
-    if kind == "text":
-        return ""
-    if kind == "json_object":
-        return ANY_OBJECT
-    if kind != "json_schema":
-        raise RequestError("response_format", f"has type {shown(kind)}", "use text, json_object or json_schema")
-    named = given.get("json_schema")
-    named = named if isinstance(named, dict) else {}
-    schema = named.get("schema")
-    if not isinstance(schema, dict):
-        fact = "has no json_schema with a schema that is an object"
-        raise RequestError(
-            "response_format", fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
-        )
-    for word in ("name", "description"):
-        get(named, word, str, "a string", "response_format.json_schema.")
-    flag(named, "strict", "response_format.json_schema.")  # held either way
-    return json.dumps(schema)
-
-
-def _structured(given: Mapping[str, Any]) -> str:
-    """The same of vLLM's field, of whose ways there is JSON alone. Raises RequestError."""
-    within = f"{STRUCTURED}."
-    off = {"disable_any_whitespace": (False,), "disable_fallback": (False, True)}
-    check_names(given, ("json", "json_object"), {**dict.fromkeys(_OTHER_FORMS, ()), **off}, within)
-    schema, anything = given.get("json"), flag(given, "json_object", within)
-    if schema is None:
-        return ANY_OBJECT if anything else ""
-    found = parsed(schema, f"{within}json") if isinstance(schema, str) else schema
-    if not isinstance(found, dict) or anything:
-        fact = f"is {shown(schema)}" if not anything else "and json_object were both given"
-        raise RequestError(f"{within}json", fact, "give a schema that is an object")
-    return json.dumps(found)
 
 
 def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:

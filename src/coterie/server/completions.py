@@ -15,11 +15,15 @@ from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.choosing import PENALTIES, biased
 from coterie.server.openai import MARK, Frame, Streamed, details, own_details, usage
+from coterie.server.structured import STRUCTURING, form_of
 from coterie.server.text_logprobs import TextLogprobs, likeliest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
 MAX_ANSWERS = 1024  # of one request, all prompts and choices together
-SUPPORTED = (*fields.SHARED, fields.IGNORE_END, *PENALTIES, "logprobs", "prompt", "echo", "best_of", "suffix")
+SUPPORTED = (
+    *(*fields.SHARED, fields.IGNORE_END, *PENALTIES, *STRUCTURING),
+    *("logprobs", "prompt", "echo", "best_of", "suffix"),
+)
 _WORDS = "give a string, a list of strings, a list of token ids or a list of such lists"
 
 
@@ -45,8 +49,12 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     limit = DEFAULT_MAX_TOKENS if limit is None else limit
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
     echo, top = fields.flag(given, "echo"), likeliest(given)
-    ignore_end = fields.flag(given, fields.IGNORE_END)
+    form, ignore_end = form_of(given), fields.flag(given, fields.IGNORE_END)
     choice = replace(biased(given), top_logprobs=top, score_prompt=echo and top is not None)
+    if form and (ignore_end or choice.score_prompt):
+        name = fields.IGNORE_END if ignore_end else "echo"
+        fact = "is set though the answer has a form, which says where it ends"
+        raise RequestError(name, fact if ignore_end else "scores a prompt, and the answer has a form", "leave it out")
     prompts, suffix = _prompts(given.get("prompt"), n), fields.get(given, "suffix", str, "a text") or ""
     if suffix and not all(isinstance(prompt, str) for prompt in prompts):
         raise RequestError("suffix", "is given with a prompt of tokens", "give the prompt as text")
@@ -69,6 +77,7 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
             prompt_ids=() if isinstance(prompt, str) else prompt,
             ignore_end=ignore_end,
             suffix=suffix,
+            form=form,
         )
         for prompt in prompts
     )

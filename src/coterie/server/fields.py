@@ -30,8 +30,8 @@ IGNORED = frozenset(
         *("keep_alive", "ttl", "num_ctx", "num_thread", "num_gpu", "num_batch", "main_gpu", "use_mmap", "use_mlock"),
         # For llama-server: its cache, and what it reports beside an answer.
         *("cache_prompt", "n_cache_reuse", "id_slot", "timings_per_token", "return_progress"),
-        # For vLLM and SGLang: caches, and the names of requests.
-        *("cache_salt", "rid"),
+        # For vLLM and SGLang: caches, the names of requests, and by what library a form is kept.
+        *("cache_salt", "rid", "guided_decoding_backend"),
         # For OpenRouter: who may answer there, and what it cost.
         *("provider", "usage"),
         # Settings of samplers that are off (NEUTRAL).

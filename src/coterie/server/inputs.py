@@ -16,10 +16,10 @@ from coterie.api.texts import speaker
 from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
-from coterie.server.choosing import form_of
 from coterie.server.input_items import kept_items
 from coterie.server.messages import call, effort, message
 from coterie.server.response_store import NONE_KEPT, PREVIOUS, ClientStore, Turn
+from coterie.server.structured import form_of
 from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 

@@ -28,7 +28,7 @@ from coterie.core.errors import (
     UsageError,
 )
 from coterie.server import fields
-from coterie.server.choosing import CHOOSING, choosing, form_of, logprobs_of
+from coterie.server.choosing import CHOOSING, choosing, logprobs_of
 from coterie.server.messages import (
     CONTINUING,
     EFFORT,
@@ -40,6 +40,7 @@ from coterie.server.messages import (
     predicted,
     switches,
 )
+from coterie.server.structured import STRUCTURING, form_of
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -53,8 +54,8 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 LIMITS = ("max_completion_tokens", "max_tokens")
 SUPPORTED = (
-    *(*fields.SHARED, fields.IGNORE_END, *CHOOSING, "messages", LIMITS[0], SWITCHES, EFFORT, *TOOLS, PREDICTION),
-    *(*CONTINUING, REASONING[1]),
+    *(*fields.SHARED, fields.IGNORE_END, *CHOOSING, *STRUCTURING, "messages", LIMITS[0], SWITCHES, EFFORT),
+    *(*TOOLS, PREDICTION, *CONTINUING, REASONING[1]),
 )
 
 

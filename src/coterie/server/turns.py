@@ -16,8 +16,8 @@ from coterie.api.texts import speaker
 from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import CoterieError, RequestError, shown
 from coterie.server import fields
-from coterie.server.choosing import form_of
 from coterie.server.messages import effort
+from coterie.server.structured import form_of
 from coterie.server.tokens import check_one_template
 from coterie.server.tools import calling, offered
 
