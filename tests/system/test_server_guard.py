@@ -139,10 +139,16 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
     seen: list[tuple[tuple[str, ...], int | None]] = []
 
     def make(
-        coterie: Coterie, keys: Sequence[str], origins: Sequence[str], rest_s: float | None, urgent: Sequence[str]
+        coterie: Coterie,
+        keys: Sequence[str],
+        origins: Sequence[str],
+        rest_s: float | None,
+        urgent: Sequence[str],
+        responses_bytes: int | None,
     ) -> Starlette:
         assert not origins
         assert rest_s is None
+        assert responses_bytes == (3 * 2**20 if seen[4:] else None)
         assert list(urgent) == (["five"] if seen[3:] else [])
         seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)
@@ -161,7 +167,7 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
     assert not any(word in keyed.stdout for word in ("note: who", "one", "two"))
     assert serve(COTERIE_API_KEY="three four").exit_code == 0
     assert seen == [((), 1024), ((), 1024), (("one", "two"), 7), (("three", "four"), 1024)]
-    assert serve("--api-key", "one", COTERIE_URGENT_KEY="five").exit_code == 0
+    assert serve("--api-key", "one", "--response-store", "3MiB", COTERIE_URGENT_KEY="five").exit_code == 0
     assert seen[4:] == [(("one",), 1024)]
     refused = serve("--api-key", "two words")
     assert (refused.exit_code, len(seen)) == (2, 5)
