@@ -148,7 +148,7 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
     ) -> Starlette:
         assert not origins
         assert rest_s is None
-        assert responses_bytes == (3 * 2**20 if seen[4:] else None)
+        assert responses_bytes == (3 * 2**20 if seen[3:] else None)
         assert list(urgent) == (["five"] if seen[3:] else [])
         seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)
