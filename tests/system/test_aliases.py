@@ -74,7 +74,12 @@ def test_the_server_lists_each_alias_and_says_who_answered(write: Write) -> None
         assert list(rows) == ["office", "ada", "bob", SLASHED]
         own, other = rows["bob"], rows[SLASHED]
         assert own["coterie"]["aliases"] == [SLASHED]
-        assert other == own | {"id": SLASHED, "coterie": own["coterie"] | {"kind": "alias", "alias_of": "bob"}}
+        alias = {
+            "id": SLASHED,
+            "display_name": SLASHED,
+            "coterie": own["coterie"] | {"kind": "alias", "alias_of": "bob"},
+        }
+        assert other == own | alias
         assert client.get(f"/v1/models/{SLASHED}").json() == client.get("/v1/models/org%2Fmodel:tag").json() == other
         assert client.get("/v1/models/org/none").status_code == 404
         for name in ("bob", SLASHED, "eve"):
