@@ -6,7 +6,7 @@
 #include "whole_four.h"
 #include "whole_panel.h"
 #include "whole_panel_avx2.h"
-#include "whole_q6.h"
+#include "whole_rest.h"
 
 namespace coterie::COTERIE_ISA {
 
@@ -28,53 +28,6 @@ inline void put_lanes(const Lanes (&acc)[M][N], float* out, int64_t out_stride) 
   for (int i = M * N / 4 * 4; i < M * N; ++i) sums[i] = sum_lanes(at(i));
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) std::memcpy(out + m * out_stride, sums + m * N, N * sizeof(float));
-}
-
-template <DType D, bool kVnni, int M, int N>
-[[gnu::noinline]] inline void add_copied(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
-  if constexpr (Record<D>::kQ8) {
-    add_group_q8<D, kVnni>(x, w, scales, whole_parts(left, kBlockWeights), acc);
-  } else if constexpr (Record<D>::kQ6) {
-    add_block_q6<D, kVnni>(x, w, scales, whole_parts(left, kUnitQ6), acc);
-  } else {
-    for (int n = 0; n < N; ++n) add_few<D, kVnni>(x, w.of(n), whole_parts(left, kGroupQ4), scales + n * w.apart, to_zeros, n, acc);
-  }
-}
-
-// What `left` weights behind a row's whole records add. It works on a copy, so that callers may keep their sums in registers.
-template <DType D, bool kVnni, int M, int N>
-inline void add_rest(const Records& x, const Records& w, bytes* scales, int64_t to_zeros, int64_t left, Lanes (&acc)[M][N]) {
-  Lanes sums[M][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < M * N; ++i) sums[i / N][i % N] = acc[i / N][i % N];
-  add_copied<D, kVnni>(x, w, scales, to_zeros, left, sums);
-#pragma GCC unroll 8
-  for (int i = 0; i < M * N; ++i) acc[i / N][i % N] = sums[i / N][i % N];
-}
-
-// What whole pairs of groups of int4 and its like, or half a block of q6, that a row ends with add; false where it ends otherwise.
-template <DType D, bool kVnni, int M, int N>
-[[gnu::always_inline]] inline bool add_pairs_left([[maybe_unused]] const Records& x, [[maybe_unused]] const Records& w, [[maybe_unused]] bytes* scales,
-                                                  [[maybe_unused]] int64_t to_zeros, [[maybe_unused]] int64_t left,
-                                                  [[maybe_unused]] Lanes (&acc)[M][N]) {
-#if defined(__AVX2__)
-  if constexpr (Record<D>::kQ6) {
-    if (whole_parts(left, kUnitQ6) == 2) return add_block_q6<D, kVnni>(x, w, scales, 2, acc), true;
-  } else if constexpr (!Record<D>::kQ8) {
-    const auto add = [&]<int kPairs>() {
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) add_pairs<D, kVnni, kPairs>(x, w.of(n), scales + n * w.apart, to_zeros, n, acc);
-      return true;
-    };
-    switch (whole_parts(left, kGroupQ4)) {
-      case 2: return add.template operator()<1>();
-      case 4: return add.template operator()<2>();
-      case 6: return add.template operator()<3>();
-      default: break;
-    }
-  }
-#endif
-  return false;
 }
 
 // M tokens with the first N rows; out[m * out_stride + n]. With `fetches`, weights behind these are fetched meanwhile.
@@ -251,17 +204,29 @@ inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int6
   }
 }
 
-// The records of one token.
-template <DType D>
+// The records of one token; by NEON with kBytes for products of bytes.
+template <DType D, bool kBytes = false>
 inline void put_token(const float* x, int64_t K, uint8_t* record) {
   using R = Record<D>;
+#if defined(COTERIE_NEON)
+  const auto put = put_neon_record<D, kBytes>;
+#else
+  const auto put = put_record<D>;
+#endif
   int64_t k = 0;
-  for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put_record<D>(x + k, record);
+  for (; k + R::kWeights <= K; k += R::kWeights, record += R::kBytes) put(x + k, record);
   if (k == K) return;
   float rest[R::kWeights] = {};
   std::memcpy(rest, x + k, static_cast<size_t>(K - k) * sizeof(float));
-  put_record<D>(rest, record);
+  put(rest, record);
 }
+
+#if defined(COTERIE_NEON)
+// These of one token and a tile of them, with products of bytes that add or without them: tests ask for both.
+void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record) {
+  with_packed(dtype, [&]<DType D>() { dot ? put_token<D, true>(x, K, record) : put_token<D>(x, K, record); });
+}
+#endif
 
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[maybe_unused]] int64_t tokens, [[maybe_unused]] bool many,
                  uint8_t* records) {
@@ -275,6 +240,9 @@ void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[mayb
       if (place + 1 == kPanelTokens || token + 1 == tokens) put_side_by_side<D>(made, size_bytes, place + 1, records + first * size_bytes);
       return;
     }
+#endif
+#if defined(COTERIE_NEON)
+    if (has_narrow_products()) return put_token<D, true>(x, K, records + token * size_bytes);
 #endif
     put_token<D>(x, K, records + token * size_bytes);
   });
@@ -290,7 +258,7 @@ inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t toke
     for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
       whole_tokens<D, kVnni>(x, tokens, rows, smaller(together, N - n), out + n, out_stride);
   };
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(COTERIE_NEON)
   if (vnni) return run.template operator()<true>();
 #endif
   run.template operator()<false>();
@@ -324,6 +292,16 @@ void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dt
 
 #endif
 
+#if defined(COTERIE_NEON)
+
+void narrow_tile(bool dot, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride) {
+  with_packed(dtype, [&]<DType D>() {
+    rows_tile<D>(dot, {records, records_bytes(dtype, K)}, tokens, packed_rows<D>(w, K), N, out, out_stride);
+  });
+}
+
+#endif
+
 void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                 [[maybe_unused]] const Work& work) {
 #if defined(__AVX512F__)
@@ -336,6 +314,8 @@ void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t
   });
 #elif defined(__AVX2__)
   narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
+#elif defined(COTERIE_NEON)
+  narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride);
 #else
   with_packed(dtype, [&]<DType D>() {
     rows_tile<D>(false, {records, records_bytes(dtype, K)}, tokens, packed_rows<D>(w, K), N, out, out_stride);

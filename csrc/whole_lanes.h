@@ -1,18 +1,13 @@
 // What a record of a token's whole numbers (whole_record.h) adds to a packed row, in eight lanes: a group of int8, of others eight groups, each
-// in the lane that is its own. For AVX2 and for none.
+// in the lane that is its own. For AVX2 and for none; NEON's is whole_neon.h.
 // Knows nothing about how many rows or records there are.
 #pragma once
 
+#include "records.h"
+#include "whole_neon.h"
 #include "whole_parts.h"
 
 namespace coterie::COTERIE_ISA {
-
-// Records of tokens, or the weights of rows that meet them: where the first lies, and how far it is from one to the next.
-struct Records {
-  bytes* at;
-  int64_t apart;
-  bytes* of(int64_t m) const { return at + m * apart; }
-};
 
 #if defined(__AVX2__)
 
@@ -244,7 +239,7 @@ template <DType D, bool kVnni, int M, int N>
   }
 }
 
-#else
+#elif !defined(COTERIE_NEON)
 
 struct Lanes {
   float lane[kLanes];

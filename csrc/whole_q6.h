@@ -93,6 +93,50 @@ template <DType D, bool kVnni, int M, int N>
   }
 }
 
+#elif defined(COTERIE_NEON)
+
+// A unit of 64 weights as [numbers from 32 on][numbers 0..7 and 16..23, or 8..15 and 24..31].
+[[gnu::always_inline]] inline void codes_q6(bytes* low, bytes* high, int8x16_t (&codes)[2][2]) {
+  const uint8x16_t first = vld1q_u8(low), second = vld1q_u8(low + 16), four = vld1q_u8(high);
+  const auto code = [](uint8x16_t top, uint8x16_t rest) { return vshrq_n_s8(vreinterpretq_s8_u8(vbslq_u8(vdupq_n_u8(0xC0), top, rest)), 2); };
+  codes[0][0] = code(four, vshlq_n_u8(first, 2)), codes[0][1] = code(vshlq_n_u8(four, 2), vshlq_n_u8(second, 2));
+  codes[1][0] = code(vshlq_n_u8(four, 4), vshrq_n_u8(first, 2)), codes[1][1] = code(vshlq_n_u8(four, 6), vshrq_n_u8(second, 2));
+}
+
+// M tokens with N rows over a block of so many units. With its scale a weight is no byte, so products of 16 bits add whatever the CPU has.
+template <DType D, bool, int M, int N>
+[[gnu::always_inline]] inline void add_block_q6(const Records& x, const Records& w, bytes* scale, int64_t units, Lanes (&acc)[M][N]) {
+  int32x4_t whole[M][N][2] = {};
+#pragma GCC unroll 1
+  for (int64_t unit = 0; unit < units; ++unit) {
+    int8x16_t codes[N][2][2];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) codes_q6(w.of(n) + 32 * unit, w.of(n) + 32 * units + 16 * unit, codes[n]);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g)
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) {
+        const int8x8_t of_group = vdup_n_s8(static_cast<int8_t>(w.of(n)[48 * units + 4 * unit + g]));
+        const auto eight = [&](int i) {
+          const int8x16_t code = codes[n][g / 2][i];
+          return vmull_s8(g % 2 == 0 ? vget_low_s8(code) : vget_high_s8(code), of_group);
+        };
+        const int16x8_t low = eight(0), high = eight(1), even = vuzp1q_s16(low, high), odd = vuzp2q_s16(low, high);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          bytes* q = x.of(m) + 2 * place_q6(4 * unit + g);
+          add_even_odd(even, odd, load_eight(q), load_eight(q + 16), whole[m][n]);
+        }
+      }
+  }
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) {
+    const float32x4_t of_weight = splat(widen<DType::bf16>(scale + n * w.apart));
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) add_halves<D>(whole[m][n][0], whole[m][n][1], of_weight, x.of(m), acc[m][n]);
+  }
+}
+
 #else
 
 template <DType D, bool kVnni, int M, int N>

@@ -1,5 +1,6 @@
 // Packed weights, and activations rounded for them, on odd shapes, against plain loops.
 #include <array>
+#include <limits>
 
 #include "plain.h"
 #include "../../csrc/whole.h"
@@ -22,6 +23,16 @@ struct Work {
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride, const Work& work);
 }  // namespace coterie::avx512
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+// As above, by products of bytes that add (csrc/whole_neon.h) or without them.
+namespace coterie::neon {
+void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
+void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* record);
+void narrow_tile(bool dot, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride);
+}  // namespace coterie::neon
 #endif
 
 namespace testing {
@@ -230,6 +241,51 @@ void test_wide(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t 
   check(out == wanted, "AVX-512 by panels");
 }
 
+#elif defined(__aarch64__)
+
+// Bit for bit, but that one NaN is as good as another.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float p, float q) {
+    return std::isnan(p) ? std::isnan(q) : std::memcmp(&p, &q, sizeof p) == 0;
+  });
+}
+
+// NEON gives the bits of the plain loops, with products of bytes that add and without, and of the two records this CPU's. Buffers are as large as
+// what they are for.
+void test_neon(const std::vector<float>& x, int64_t T, const Tensor& w, int64_t N, int64_t K, bool int8) {
+  const integer type = type_of(w, int8);
+  const int64_t apart = plain::records_bytes(type, K), stride = N + 1;
+  std::vector<uint8_t> records(T * apart), dispatched(T * apart);
+  std::vector<float> wanted(T * stride, 0.5f), out(T * stride);
+  for (int64_t t = 0; t < T; ++t) {
+    plain::put_records(x.data() + t * K, K, type, t, T, false, records.data());
+    neon::put_records(x.data() + t * K, K, type, t, T, false, dispatched.data());
+  }
+  plain::whole_tile(records.data(), T, w.at(), type, N, K, wanted.data(), stride, {nullptr, nullptr});
+  const bool has_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  for (const bool dot : {false, true}) {
+    if (dot && !has_dot) continue;
+    std::fill(records.begin(), records.end(), uint8_t{0xFF});
+    std::fill(out.begin(), out.end(), 0.5f);
+    for (int64_t t = 0; t < T; ++t) neon::put_narrow(dot, x.data() + t * K, K, type, records.data() + t * apart);
+    if (dot == has_dot) check(records == dispatched, "the records that NEON's products on this CPU meet");
+    neon::narrow_tile(dot, records.data(), T, w.at(), type, N, K, out.data(), stride);
+    check(same_bits(out, wanted), dot ? "NEON, with products of bytes" : "NEON, without products of bytes");
+  }
+}
+
+// Every number of tokens and rows that is worked on at once, and what whole records leave; none; numbers that are none.
+void test_neon_shapes(DType dtype, bool int8) {
+  for (const int64_t K : {1, 31, 32, 33, 64, 96, 127, 128, 160, 192, 224, 256, 320, 416, 448, 640, 704, 1055})
+    for (const auto& [T, N] : {std::array<int64_t, 2>{1, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 7}, {2, 5}, {3, 4}, {4, 3}, {5, 2}, {11, 6}, {17, 5}})
+      test_neon(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
+  test_neon({}, 0, packed(3, 40, dtype), 3, 40, int8);
+  test_neon(random_floats(2 * 40), 2, packed(0, 40, dtype), 0, 40, int8);
+  std::vector<float> zeros(3 * 300), tiny(3 * 300, 1e-42f), none = random_floats(3 * 300);
+  none[17] = std::numeric_limits<float>::infinity(), none[300 + 299] = std::numeric_limits<float>::quiet_NaN();
+  for (const std::vector<float>& x : {zeros, tiny, none}) test_neon(x, 3, packed(7, 300, dtype), 7, 300, int8);
+}
+
 #endif
 
 // The greatest sums that there are: codes all as high or as low as they go, activations all as large, of one sign or with the halves of a group
@@ -245,6 +301,8 @@ void test_extremes(int64_t T, int64_t N, int64_t K, DType dtype, bool int8) {
 #if defined(__x86_64__)
         test_narrow(x, T, w, N, K, int8);
         test_wide(x, T, w, N, K, int8);
+#elif defined(__aarch64__)
+        test_neon(x, T, w, N, K, int8);
 #endif
       }
   }
@@ -265,6 +323,8 @@ void test_packed() {
         test_narrow(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
       for (const auto& [T, N, K] : {std::array<int64_t, 3>{1, 1, 1}, {2, 33, 31}, {3, 32, 256}, {4, 5, 1568}, {5, 64, 1537}, {6, 17, 129}, {7, 31, 3100}, {9, 33, 640}, {19, 35, 500}})
         test_wide(random_floats(T * K), T, packed(N, K, dtype), N, K, int8);
+#elif defined(__aarch64__)
+      test_neon_shapes(dtype, int8);
 #endif
       for (const int64_t T : {1, 6, 21}) test_extremes(T, 33, 300, dtype, int8);
       for (const DType other : {DType::q8, DType::q6, DType::q4, DType::q4z, DType::q2, DType::mx4}) {
