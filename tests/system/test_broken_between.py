@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.system.tiny import write_expert
 
 from coterie.api import Coterie
-from coterie.api.jobs import Job
+from coterie.api.jobs import Inbox, Job
 from coterie.api.member import Member
 from coterie.core.errors import DeviceError
 from coterie.server.worker import Worker
@@ -19,15 +19,15 @@ from coterie.server.worker import Worker
 ERROR = DeviceError("cpu", "broke", "restart the server")
 
 
-class Inbox(queue.SimpleQueue[Job | None]):
-    """One whose reader has emptied it for the last time, and goes, just before a job comes."""
+class Emptied(queue.SimpleQueue[Job | None]):
+    """Jobs whose reader has emptied them for the last time, and goes, just before one comes."""
 
-    def __init__(self, breaks: Callable[[], None]) -> None:
-        self._breaks = breaks
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
 
     def put(self, item: Job | None, block: bool = True, timeout: float | None = None) -> None:
         """Keep the job; nobody will read it."""
-        self._breaks()
+        self._inbox.close(ERROR)
         super().put(item)
 
 
@@ -49,18 +49,18 @@ def coterie(tmp_path: Path) -> Iterator[Coterie]:
 
 def test_a_member_of_a_fleet(coterie: Coterie) -> None:
     member = Member(0, "cpu#0", coterie, Nobody())
-    member._inbox = Inbox(lambda: setattr(member, "broken", ERROR))
+    jobs = member._inbox._jobs = Emptied(member._inbox)
     assert member.post(lambda one: one.quiet).exception(timeout=10) is ERROR
-    assert member._inbox.empty()
+    assert jobs.empty()
 
 
 def test_a_servers_worker(coterie: Coterie) -> None:
     worker = Worker(coterie)
-    worker._inbox = Inbox(lambda: setattr(worker, "broken", ERROR))
+    jobs = worker._inbox._jobs = Emptied(worker._inbox)
 
     async def asks() -> None:
         with pytest.raises(DeviceError, match="broke"):
             await asyncio.wait_for(worker.call(lambda one: one.composition), 10)
 
     asyncio.run(asks())
-    assert worker._inbox.empty()
+    assert jobs.empty()
