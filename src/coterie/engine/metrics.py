@@ -20,6 +20,11 @@ BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1
 ExpertCount = Literal["finished", "failed", "prompt_tokens", "drawn_tokens", "switches"]
 EXPERT_COUNTS: tuple[ExpertCount, ...] = get_args(ExpertCount)
 
+
+def _none_of_each() -> dict[ExpertCount, Counter[str]]:
+    return {of: Counter() for of in EXPERT_COUNTS}
+
+
 PriorityClass = Literal["urgent", "usual", "behind"]
 PRIORITY_CLASSES: tuple[PriorityClass, ...] = get_args(PriorityClass)
 
@@ -96,7 +101,7 @@ class Metrics:
     )
     tpot: Histogram = field(default_factory=Histogram)
     switch: Histogram = field(default_factory=Histogram)
-    by_expert: dict[ExpertCount, Counter[str]] = field(default_factory=lambda: {of: Counter() for of in EXPERT_COUNTS})
+    by_expert: dict[ExpertCount, Counter[str]] = field(default_factory=_none_of_each)
     last_end_s: dict[str, float] = field(default_factory=dict)
 
     @property
