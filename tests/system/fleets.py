@@ -33,6 +33,13 @@ def queries() -> list[Query]:
     return asked
 
 
+def routed(count: int) -> list[Query]:
+    """Greedy ones, of which a router's model says who answers."""
+    greedy = PartialSampling(temperature=0.0)
+    texts = [f"the {number}th of them" for number in range(count)]
+    return [Query(Query.text(text).messages, sampling=greedy, max_tokens=6) for text in texts]
+
+
 @contextlib.contextmanager
 def held(fleet: Fleet, which: Sequence[int] | None = None) -> Iterator[None]:
     """No device, or none of these, takes a step meanwhile."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.fleets import NAMES, TEXTS, TWO, queries
+from tests.system.fleets import NAMES, TEXTS, TWO, queries, routed
 from tests.system.serving import served
 from tests.system.test_llm_router import write
 
@@ -198,10 +198,7 @@ def test_on_two_gpus_that_are_none(composition: Path, monkeypatch: pytest.Monkey
 
 def test_a_query_that_a_model_routes_goes_on_where_its_expert_costs_least(tmp_path: Path) -> None:
     """The router's model is asked on one device, and another one may answer; tokens are those of one device."""
-    asked = [
-        Query(Query.text(f"the {number}th of them").messages, sampling=PartialSampling(temperature=0.0), max_tokens=6)
-        for number in range(12)
-    ]
+    asked = routed(12)
     path = write(tmp_path)
     with Coterie.open(path) as one:
         expected = [(a.token_ids, a.expert) for a in one.ask_all(asked)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.fleets import NAMES, TWO, following, held, queries
+from tests.system.fleets import NAMES, TWO, following, held, queries, routed
 from tests.system.serving import served, until
 from tests.system.test_llm_router import write
 
@@ -153,10 +153,7 @@ def test_who_was_cancelled_is_not_asked_again(composition: Path) -> None:
 
 
 def test_a_query_that_a_model_routes_is_routed_again(tmp_path: Path) -> None:
-    asked = [
-        Query(Query.text(f"the {number}th of them").messages, sampling=PartialSampling(temperature=0.0), max_tokens=6)
-        for number in range(8)
-    ]
+    asked = routed(8)
     path = write(tmp_path)
     with Coterie.open(path) as one:
         expected = [(a.token_ids, a.expert) for a in one.ask_all(asked)]

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,6 +28,16 @@ from coterie.server.app import make_app
 from coterie.server.shutdown import Server
 
 SERVE = command_of("serve", "demo", "--port", 0)
+
+
+@contextmanager
+def ran(server: Server) -> Iterator[tuple[threading.Thread, str]]:
+    """A server that runs in a thread of its own, and the address of its chats."""
+    with listen("127.0.0.1", 0) as listener:
+        listener.listen()  # the server does so too, but only once it runs
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        serving.start()
+        yield serving, f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
 
 
 @pytest.mark.parametrize(
@@ -58,11 +70,7 @@ def test_a_terminal_that_is_gone_leaves_the_grace(composition: Path) -> None:
 
     coterie.step = first_words
     server = Server(make_app(coterie), grace_s=60)
-    with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor() as pool:
-        listener.listen()  # the server does so too, but only once it runs
-        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        serving.start()
-        chat = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+    with ran(server) as (serving, chat), ThreadPoolExecutor() as pool:
         body = {"model": "ada", "messages": [{"role": "user", "content": "for ada"}], "max_tokens": 20}
         waits = pool.submit(httpx.post, chat, json=body, timeout=30)
         until(lambda: coterie.parts.engine.metrics.drawn_tokens)
@@ -109,11 +117,7 @@ def test_who_still_waits_when_a_server_ends_is_told(
 
     coterie.step = first_words
     server = Server(make_app(coterie), grace_s)
-    with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor() as pool:
-        listener.listen()  # the server does so too, but only once it runs
-        serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        serving.start()
-        chat = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/chat/completions"
+    with ran(server) as (serving, chat), ThreadPoolExecutor() as pool:
         body = {"model": "ada", "messages": [{"role": "user", "content": "for ada"}], "max_tokens": 100}
         with httpx.stream("POST", chat, json={**body, "stream": True}, timeout=30) as begun:
             lines = begun.iter_lines()
