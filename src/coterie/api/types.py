@@ -15,7 +15,7 @@ from coterie.checkpoint.calls import Calling
 from coterie.checkpoint.constraint import Constraint
 from coterie.composition.evaluate import last_line
 from coterie.composition.router import Prompt, Route
-from coterie.core.errors import CoterieError, RequestError
+from coterie.core.errors import CoterieError, RequestError, check_unicode
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
@@ -126,20 +126,11 @@ def prompt_of(query: Query) -> Prompt:
     if not any(m.role == "user" for m in query.messages):
         raise RequestError("messages", "has no user message", "add one: the router reads the last user message")
     prompt = Prompt.from_messages([m.to_dict() for m in query.messages])
-    _check_unicode(prompt)
+    for message in prompt.messages:
+        check_unicode(message["content"], "prompt")
     if not query.raw and not prompt.text.strip():
         raise RequestError("prompt", "the last user message has no text", "write a question")
     return prompt
-
-
-def _check_unicode(prompt: Prompt) -> None:
-    """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
-    for message in prompt.messages:
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            fact = f"character {error.start} is U+{ord(error.object[error.start]):04X}, which is no character by itself"
-            raise RequestError("prompt", fact, "send valid Unicode text") from error
 
 
 # Of an answer, what its JSON has beside text and route.

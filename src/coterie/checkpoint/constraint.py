@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coterie.core.errors import RequestError, shown
+from coterie.core.errors import RequestError, check_unicode, shown
 
 REGEX, CHOICE, GRAMMAR = "regex", "choice", "grammar"
 FIELD = "form"
@@ -104,11 +104,7 @@ def _checked(made: Constraint) -> Constraint:
     if size > MAX_CHARS:
         raise RequestError(made.field, f"has {size} characters", f"give at most {MAX_CHARS}")
     for text in made.texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            fact = f"character {error.start} is U+{ord(error.object[error.start]):04X}, which is no character by itself"
-            raise RequestError(made.field, fact, "send valid Unicode text") from error
+        check_unicode(text, made.field)
     return made
 
 

@@ -161,3 +161,12 @@ class DeviceError(CoterieError):
 
 class TransferError(DeviceError):
     """Bytes could not be moved between two tiers."""
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Refuse text that is not valid Unicode (half a surrogate pair). Raises RequestError with the place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        fact = f"character {error.start} is U+{ord(text[error.start]):04X}, which is no character by itself"
+        raise RequestError(where, fact, "send valid Unicode text") from error

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
-from coterie.core.errors import RequestError
+from coterie.core.errors import RequestError, check_unicode
 
 BODY = "body"
 MAX_DEPTH = 100  # of lists and objects within each other: beyond any schema, and far from where Python's stack ends
@@ -82,10 +82,8 @@ def _pieces(value: object, run: int, within: int) -> Iterator[bytes]:
 def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:
     """Raise RequestError for what is nested too deeply and, if `texts` are looked at, for those that are no Unicode."""
     if isinstance(value, str):
-        half = _half(value) if texts else None
-        if half is not None:
-            fact = f"character {half} is U+{ord(value[half]):04X}, which is no character by itself"
-            raise RequestError(where[:MAX_PLACE], fact, "send valid Unicode text")
+        if texts:
+            check_unicode(value, where[:MAX_PLACE])
         return
     if depth == MAX_DEPTH:
         raise RequestError(where[:MAX_PLACE], f"is nested too deeply, beyond {MAX_DEPTH} levels", "nest less")
@@ -98,15 +96,6 @@ def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:
         for place, item in enumerate(value):
             if isinstance(item, dict | list | str):
                 _check(item, f"{where}[{place}]", texts, depth + 1)
-
-
-def _half(text: str) -> int | None:
-    """Where half a surrogate pair stands."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
 
 
 def _no_number(word: str) -> NoReturn:
