@@ -78,6 +78,10 @@ def test_what_codex_sends_beside_its_items() -> None:
          {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
         ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}}),
         ({"structured_outputs": {"json_object": False}}, {}),
+        *[({"response_format": {"type": kind, "schema": {"type": "array"}}},
+           {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}})
+          for kind in ("json_object", "json_schema")],
+        ({"response_format": {"type": "json_object", "schema": {}}}, {"response_format": {"type": "json_object"}}),
         ({"guided_json": {"type": "array"}, "guided_decoding_backend": "xgrammar"},
          {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}}),
         ({"json_schema": {"type": "array"}, "grammar": ""},

@@ -185,6 +185,7 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ({"metadata": {"a": 1}}, "[metadata.a] is 1; give a text"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "name": "rm"}}, "names 'rm', which is not offered"),
         ({"text": {"format": {"type": "xml"}}}, "[text.format] has type 'xml'; use text, json_object or json_schema"),
+        ({"text": {"format": {"type": "json_object", "schema": 3}}}, "[text.format.schema] is 3"),
         (
             {"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
             "[text.format] has a schema that cannot",

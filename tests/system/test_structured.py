@@ -84,6 +84,14 @@ def test_any_object(client: openai.OpenAI) -> None:
             assert isinstance(json.loads(choice.message.content), dict)
 
 
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_schema_may_stand_beside_its_type(client: openai.OpenAI, kind: str) -> None:
+    form = {"type": kind, "schema": {"enum": [["x"], {"yy": 1}]}}
+    for model in ("bytes", "merged"):
+        choice = ask(client, model, response_format=form, temperature=1, seed=4)
+        assert json.loads(choice.message.content) in (["x"], {"yy": 1})
+
+
 def test_logprobs_are_the_models_whatever_the_form_allows(client: openai.OpenAI) -> None:
     choice = ask(client, "bytes", {"enum": ["x"]}, logprobs=True, top_logprobs=1)
     assert choice.message.content == '"x"'
@@ -121,6 +129,9 @@ def test_many_logprobs_are_written_beside_the_loop(
         ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}, "strange"),
         ({"type": "json_schema", "json_schema": {"name": "x"}}, "no json_schema with a schema"),
         ({"type": "xml"}, "json_object or json_schema"),
+        ({"type": "json_object", "schema": []}, r"\[response_format.schema\] is \[\]; give a schema that is an object"),
+        ({"type": "json_object", "schema": {"not": {}}}, "cannot be enforced"),
+        ({"type": "json_schema", "schema": {}, "json_schema": {"schema": {}}}, "both a schema and a json_schema"),
     ],
 )
 def test_a_form_that_cannot_be_kept_is_one_clear_400(client: openai.OpenAI, form: Any, said: str) -> None:

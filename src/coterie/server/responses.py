@@ -30,6 +30,7 @@ _NOTHING: Mapping[str, Any] = {
 _OWN = {"response_format": "text.format", "max_tokens": "max_output_tokens", "messages": "input", "prompt": "input"}
 _OWN_PARTS = {
     "response_format.json_schema.": "text.format.",
+    "response_format.": "text.format.",
     "].function.": "].",
     "tool_choice.allowed_tools": "tool_choice",
 }

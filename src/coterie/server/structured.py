@@ -4,6 +4,7 @@
     structured_outputs, guided_...      vLLM           those, regex, choice, grammar
     regex, ebnf, json_schema            SGLang
     grammar, json_schema                llama-server
+    response_format with a schema       Together, llama-server
 
 Knows nothing about how a form is kept. Sources: the OpenAI API reference, "Create chat completion"; the documents of
 those servers.
@@ -57,13 +58,16 @@ def _formatted(body: Mapping[str, object]) -> str:
     kind = given.get("type")
     if kind == "text":
         return ""
-    if kind == "json_object":
-        return ANY_OBJECT
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise RequestError(FORMAT, f"has type {shown(kind)}", "use text, json_object or json_schema")
+    beside = get(given, "schema", dict, "a schema that is an object", "response_format.")
+    if kind == "json_object":
+        return json.dumps(beside) if beside else ANY_OBJECT
     named = given.get("json_schema")
+    if named is not None and beside is not None:
+        raise RequestError(FORMAT, "has both a schema and a json_schema", "give one of them")
     named = named if isinstance(named, dict) else {}
-    schema = named.get("schema")
+    schema = named.get("schema") if beside is None else beside
     if not isinstance(schema, dict):
         fact = "has no json_schema with a schema that is an object"
         raise RequestError(FORMAT, fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}')
