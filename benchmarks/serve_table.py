@@ -102,10 +102,10 @@ the default then: ratios and CPU say more than times.
 | 128 | 351 : 384 | 556 | 6.15 : 2.71 s | 3.78 s | 160 : 251 ms | 4.1 : 2.3 s | 2.5 s |
 
 There vLLM was ahead by CPU with many in flight: an instruction multiplies twice as many bfloat16 numbers, its
-activations, as float32. Ours are bfloat16 by default since ([models.md](models.md#what-weights-meet)). vLLM takes all
-128 requests into a step, ours 64 (`--max-batch`), so each of its streams is slower. With both of its cores computing
-(`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU, its threads
-waiting for each other. Two processes of one core each, which would share the requests, were not tried.
+activations, as float32. Ours are bfloat16 by default since ([models.md](models.md#activation-precision)). vLLM takes
+all 128 requests into a step, ours 64 (`--max-batch`), so each of its streams is slower. With both of its cores
+computing (`0-1`, `KMP_BLOCKTIME=0`) vLLM had less: 22, 85, 228 and 327 tokens/s for 50.0, 10.8, 4.7 and 3.2 s of CPU,
+its threads waiting for each other. Two processes of one core each, which would share the requests, were not tried.
 
 - **Adapters**, 16 of rank 16 on all linear layers, zipf, one round each: with 8 in flight, alone, 309 : 63 tokens/s,
   5.5 : 29.9 s of CPU for 1000 tokens and a first token after 0.19 : 1.95 s; with other load, in float32, with 32 in

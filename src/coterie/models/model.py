@@ -44,7 +44,8 @@ from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 from coterie.models.text_model import text_model_of
 
 AUTO, FLOAT32 = "auto", "float32"
-# What weights meet: packed ones 16 bits with the first two, 8 with the third; bfloat16 ones float32 but for the last.
+# Rounding of activations: float32 and int16 (two names of one: 16 bits for quantised weights), int8 (8 bits for these),
+# bf16 (bfloat16 for bfloat16 weights).
 ACTIVATIONS = (FLOAT32, INT16, INT8, BF16)
 KV_TYPES = (AUTO, INT8)  # of keys and values that are kept: as the weights are, or 8 bits
 
