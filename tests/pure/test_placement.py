@@ -171,3 +171,12 @@ def test_who_is_forgotten_at_a_prompts_beginning_knows_nothing_of_its_end():
     prefixes.learn("bob", ids[:PIECE_TOKENS], 1)  # ada's first piece goes
     prefixes.learn("ada", ids, 0)
     assert prefixes.known("ada", ids, 2) == [2 * PIECE_TOKENS, 0]
+
+
+def test_who_is_avoided_is_asked_only_where_nobody_else_can_be() -> None:
+    failing = replace(IDLE, holds=True, known_tokens=4096, avoided=True)
+    busy = replace(IDLE, load=100, crowded=True, free=False)
+    assert place([failing, busy]) == 1
+    assert place([failing, replace(busy, serves=False)]) == 0
+    assert place([replace(failing, load=3), failing]) == 1  # among themselves as ever
+    assert standing(NEVER, "ada", {"ada": 1}, {}, avoided=True).avoided

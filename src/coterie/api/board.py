@@ -1,7 +1,7 @@
 """Board: who of a fleet has which query, what came of it, and where the next one goes.
 
     place -> Flight --> member --chunks--> news --take--> who asked         one lock; nobody waits here for a step
-               ^----------- it breaks: what has no chunk yet, once
+               ^----------- it breaks, or fails it: what has no chunk yet, once
 
 Each query that was placed ends once: by its last chunk, by its device's failure, or because who asked has left.
 Knows nothing about threads but that there are several.
@@ -23,10 +23,13 @@ from coterie.api.ready import Ready
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.expert_control import Told
+from coterie.engine.health import Health
 from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
 
 Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
 """Told of a member that answers nothing any more, by which error and of what cause; on its thread, under the lock."""
+Avoids: TypeAlias = Callable[[Member, CoterieError | None], None]
+"""Told of a member that is asked last from now on, and why; None: as others again. On any thread, under the lock."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class Flight:
     """A query that has not ended: with whom it is, of which expert, since when by that one's clock.
 
     `ready`: as it was asked; `able`: who could answer it then, None: anybody. `begun`: it has a chunk. `again`: the
-    first that had it has broken.
+    first that had it has broken, or failed it. `blamed`: that one, and for what, should another one answer it.
     """
 
     member: Member
@@ -45,6 +48,7 @@ class Flight:
     begun: bool = False
     cancelled: bool = False
     again: bool = False
+    blamed: tuple[Member, DeviceError] | None = None
 
 
 @dataclass(slots=True)
@@ -52,7 +56,8 @@ class Board:
     """The accounts of a fleet, under `lock`, on which `step` waits for news.
 
     `flights`: by id, in the order of their coming. `loads`: with whom is each that was asked for and not told of.
-    `at_break`: who is told of members that break.
+    `at_break`: who is told of members that break; `at_avoid`: of those that are asked last. `failing`: by which error
+    these fail.
     """
 
     members: tuple[Member, ...] = ()
@@ -61,16 +66,20 @@ class Board:
     lock: threading.Condition = field(default_factory=threading.Condition)
     reuse: bool = True
     at_break: list[Broke] = field(default_factory=list)
+    at_avoid: list[Avoids] = field(default_factory=list)
+    failing: dict[Member, DeviceError] = field(default_factory=dict)
     _news: list[Chunk] = field(default_factory=list)
     _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
     _prefixes: Prefixes = field(default_factory=Prefixes)
     _woken: bool = False
     _asked: list[Counter[str]] = field(default_factory=list)
+    _health: list[Health] = field(default_factory=list)
 
     def join(self, member: Member) -> None:
         """One more, before any is asked."""
         self.members = (*self.members, member)
         self._asked.append(Counter())
+        self._health.append(Health())
         member.coterie.hand_over = self.hand_over
 
     @property
@@ -83,14 +92,15 @@ class Board:
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
         """Who is to answer; `able`: one of these. Raises DeviceError, or the error that all members have ended with."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self.reuse else ()
-        found = place(
-            [self._standing(member, expert, known, able) for member in self.members],
-            cost_of([member.seen for member in self.members]),
-        )
+        each = [self._standing(member, expert, known, able) for member in self.members]
+        found = place(each, cost_of([member.seen for member in self.members]))
         if found is None:
             raise self.ended or DeviceError("devices", f"none that answers serves {expert}", "restart the server")
         if prompt_ids and self.reuse:
             self._prefixes.learn(expert, prompt_ids, found)
+        for number, (health, one) in enumerate(zip(self._health, each, strict=True)):
+            if one.serves:
+                health.asked() if number == found else health.passed_over()
         return self.members[found]
 
     def _standing(self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None) -> Standing:
@@ -98,7 +108,13 @@ class Board:
         asked = self._asked[member.number]
         sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
         serves = member.broken is None and (able is None or member in able)
-        return standing(member.seen, expert, sizes, asked, known[member.number] if known else 0, serves)
+        avoided = self._health[member.number].avoided
+        return standing(member.seen, expert, sizes, asked, known[member.number] if known else 0, serves, avoided)
+
+    def avoided(self) -> dict[str, CoterieError]:
+        """Why which members are asked last, by their names."""
+        with self.lock:
+            return {member.name: error for member, error in self.failing.items() if member.broken is None}
 
     # ---- queries come, move and end
 
@@ -115,8 +131,8 @@ class Board:
         """
         with self.lock:
             flight = self.flights.get(request_id)
-            if flight is None or flight.cancelled or ready.request is None:
-                return False
+            if flight is None or flight.cancelled or flight.again or ready.request is None:
+                return False  # who is asked again stays: the other one has failed it
             expert, was = ready.request.expert_id, flight.member
             ids = ready.request.prompt_ids if ready.request.reuse else ()
             self._count(flight, -1)
@@ -127,24 +143,29 @@ class Board:
                 self._pass_on(request_id, flight, lambda _: ready, asked_s)
             return flight.member is not was
 
-    def _ask_again(self, request_id: str, error: CoterieError) -> None:
-        """The member that has a query has broken: another one is asked it, if nothing came yet; else it ends so."""
-        flight = self.flights[request_id]
+    def _ask_again(self, end: Chunk) -> None:
+        """The member that has a query has broken, or failed it: another one is asked it, if nothing came yet; else, and
+        where nobody else could answer, it ends so.
+        """
+        flight = self.flights[end.request_id]
         expert, request, was = flight.ready.expert, flight.ready.request, flight.member
+        others = [one for one in self.members if one is not was and (flight.able is None or one in flight.able)]
         if flight.begun or flight.cancelled or flight.again:
-            self._fail(request_id, error)
+            self._fail(end)
             return
         self._count(flight, -1)
         try:
-            flight.member = self.place(expert, request.prompt_ids if request and request.reuse else (), flight.able)
+            flight.member = self.place(expert, request.prompt_ids if request and request.reuse else (), others)
         except CoterieError:  # nobody is left, or nobody who could
             self._count(flight, 1)
-            self._fail(request_id, error)
+            self._fail(end)
             return
         flight.expert, flight.again = expert, True
+        if type(end.error) is DeviceError and was.broken is None:  # a TransferError is a file's fault
+            flight.blamed = was, end.error
         self._count(flight, 1)
         query = flight.ready.query  # made ready anew: what reads tokens may have read some
-        self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
+        self._pass_on(end.request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
     def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
         """Hand a query that was asked so long ago to its new member."""
@@ -169,23 +190,49 @@ class Board:
                 self._end(request_id).member.post(partial(_abandon, request_id))
 
     def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
-        """What a member's step brought; of a query that is not with it any more, nothing."""
+        """What a member's step brought; of a query that is not with it any more, nothing. What it could not answer, as
+        it failed, another one is asked.
+        """
         with self.lock:
             for chunk in chunks:
                 flight = self.flights.get(chunk.request_id)
                 if flight is None or flight.member is not member:
                     continue
+                if isinstance(chunk.error, DeviceError):
+                    self._ask_again(chunk)
+                    continue
+                if chunk.error is None and (chunk.answer is None or chunk.answer.finish_reason != "cancelled"):
+                    self._answered(flight)
                 flight.begun = True
                 self._news.append(chunk)
                 if chunk.last:
                     self._end(chunk.request_id)
             self.lock.notify_all()
 
+    def _answered(self, flight: Flight) -> None:
+        """A query's member works; so whoever failed it before was at fault, and not the query."""
+        self._health[flight.member.number].answered()
+        if self.failing.pop(flight.member, None) is not None:
+            self._tell_avoided(flight.member, None)
+        if flight.blamed is not None:
+            (at_fault, error), flight.blamed = flight.blamed, None
+            health = self._health[at_fault.number]
+            health.failed()
+            if health.failing:
+                was = self.failing.get(at_fault)
+                self.failing[at_fault] = error
+                if was is None:
+                    self._tell_avoided(at_fault, error)
+
+    def _tell_avoided(self, member: Member, error: CoterieError | None) -> None:
+        for tell in self.at_avoid:
+            tell(member, error)
+
     def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
         """What a member had goes on with another one, if nothing came of it yet, or else ends with this error."""
         with self.lock:
             for request_id in [name for name, flight in self.flights.items() if flight.member is member]:
-                self._ask_again(request_id, error)
+                self._ask_again(Chunk(request_id, "", error=error))
             for told in [told for told, its in self.loads.items() if its is member]:
                 told(error)
             for tell in self.at_break:
@@ -204,16 +251,16 @@ class Board:
                 if flight is None or flight.member is not member:
                     return
                 if error is member.broken and isinstance(error, DeviceError):  # and not that it was closed
-                    self._ask_again(request_id, error)
+                    self._ask_again(Chunk(request_id, "", error=error))
                 else:
-                    self._fail(request_id, error)
+                    self._fail(Chunk(request_id, "", error=error))
                 self.lock.notify_all()
 
         posted.add_done_callback(look)
 
-    def _fail(self, request_id: str, error: CoterieError) -> None:
-        self._end(request_id)
-        self._news.append(Chunk(request_id, "", error=error))
+    def _fail(self, end: Chunk) -> None:
+        self._end(end.request_id)
+        self._news.append(end)
 
     def _end(self, request_id: str) -> Flight:
         flight = self.flights.pop(request_id)

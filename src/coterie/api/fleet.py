@@ -99,6 +99,17 @@ class Fleet(FleetExperts, Serving):
         """Why which devices answer nothing any more."""
         return {member.name: member.broken for member in self._members if member.broken is not None}
 
+    @property
+    def avoided(self) -> dict[str, CoterieError]:
+        """Why which devices are asked only where no other one can be: they fail what others answer."""
+        return self._board.avoided()
+
+    def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+        """Call `tell` with a device's name and why when it is avoided from now on, with None when it is no more, in any
+        thread: it must return at once.
+        """
+        self._board.at_avoid.append(lambda member, error: tell(member.name, error))
+
     def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Call `tell` with a device's name, the error and its cause when one breaks, in its thread: it must return at
         once.
@@ -251,7 +262,8 @@ class Fleet(FleetExperts, Serving):
         if not found:  # all have ended since it was asked
             self._check_open()
         broken = {name: str(error) for name, error in self.broken.items()}
-        return together([member.name for member, _ in found], [status for _, status in found], broken)
+        avoided = {name: str(error) for name, error in self.avoided.items()}
+        return together([member.name for member, _ in found], [status for _, status in found], broken, avoided)
 
     def _left(self, chunks: list[Chunk]) -> list[Chunk]:
         if not chunks and (ended := self._board.ended) is not None:

@@ -86,6 +86,16 @@ class Serving(Measuring, ExpertCommands):
         return at once.
         """
 
+    @property
+    def avoided(self) -> Mapping[str, CoterieError]:
+        """Why which of several devices are asked only where no other one can be: they fail what others answer."""
+        return {}
+
+    def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
+        """Call `tell` with a device's name and why when one of several is avoided from now on, with None when it is no
+        more, in any thread: it must return at once.
+        """
+
     @abstractmethod
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert. A model that the router asks is run.

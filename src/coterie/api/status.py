@@ -97,7 +97,8 @@ class Status:
 
     `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
 
-    `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more.
+    `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more;
+    `avoided`: why which of them is asked only where no other one can be.
 
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
@@ -118,6 +119,7 @@ class Status:
     left_out: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, Status] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    avoided: Mapping[str, str] = field(default_factory=dict)
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -149,7 +151,8 @@ class Status:
     def _several(self) -> dict[str, Any]:
         if not self.devices:
             return {}
-        return {"devices": {name: one.to_dict() for name, one in self.devices.items()}, "broken": dict(self.broken)}
+        devices = {name: one.to_dict() for name, one in self.devices.items()}
+        return {"devices": devices, "broken": dict(self.broken), "avoided": dict(self.avoided)}
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
         so_far = self.metrics.by_priority[of]

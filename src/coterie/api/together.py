@@ -18,8 +18,10 @@ from coterie.engine.metrics import Histogram, Metrics, PriorityMetrics
 _NEAREST: tuple[State, ...] = ("resident", "loading", "absent")
 
 
-def together(names: Sequence[str], each: Sequence[Status], broken: Mapping[str, str]) -> Status:
-    """Several devices' statuses as one. `names`: theirs; `broken`: why which others answer nothing any more."""
+def together(
+    names: Sequence[str], each: Sequence[Status], broken: Mapping[str, str], avoided: Mapping[str, str]
+) -> Status:
+    """Several devices' statuses as one. `names`: theirs; `broken` and `avoided` as in Status."""
     first = each[0]
     by_name = grouped((expert.name, (expert, status.now_s)) for status in each for expert in status.experts)
     tiers = grouped(((tier.tier, tier.of), tier) for status in each for tier in status.tiers)
@@ -43,6 +45,7 @@ def together(names: Sequence[str], each: Sequence[Status], broken: Mapping[str, 
         lacks=tuple(dict.fromkeys([lack for status in each for lack in status.lacks])),
         devices=dict(zip(names, each, strict=True)),
         broken=broken,
+        avoided=avoided,
     )
 
 

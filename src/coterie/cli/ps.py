@@ -115,6 +115,7 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     lacks = [escape(f"note: nothing is drafted: {lack}") for lack in status.get("lacks", ())]
     lacks += [escape(f"{name} is left out: {why}") for name, why in status.get("left_out", {}).items()]
     lacks += [escape(f"{name} answers nothing any more: {why}") for name, why in status.get("broken", {}).items()]
+    lacks += [escape(f"{name} is asked last: {why}") for name, why in status.get("avoided", {}).items()]
     return Group(first, *lacks, _experts(status, whole), *_priorities(status), _tiers(status))
 
 

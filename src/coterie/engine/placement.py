@@ -1,6 +1,7 @@
 """Placement: which of several equal devices behind one endpoint answers a request.
 
-    residency first      who has the expert, or has it coming, need not bring it in
+    health first         who fails or hangs is asked last
+    residency            who has the expert, or has it coming, need not bring it in
     but not for ever     a device with a shorter line brings it in too, once the line is longer than a switch costs
     prefix               tokens of the prompt that a device has computed need not be computed there again
 
@@ -33,7 +34,8 @@ class Standing:
     `serves`: it may be asked at all. `holds`: the expert is there or coming. `load`: requests that it has and that have
     not ended. `crowded`: the experts of these, with this one, are more than its near budget holds at once, so that to
     bring it in sends away one that is used. `free`: there is room without anybody's going. `known_tokens`: of the
-    prompt, those that it has computed before. `brought`: how many were brought in here so far.
+    prompt, those that it has computed before. `brought`: how many were brought in here so far. `avoided`: it fails or
+    hangs, and is asked where no other one can be.
     """
 
     serves: bool
@@ -43,6 +45,7 @@ class Standing:
     free: bool
     known_tokens: int
     brought: int
+    avoided: bool = False
 
 
 def place(devices: Sequence[Standing], switch_requests: float = SWITCH_REQUESTS) -> int | None:
@@ -51,8 +54,8 @@ def place(devices: Sequence[Standing], switch_requests: float = SWITCH_REQUESTS)
     `switch_requests`: what a switch costs, in requests. Of equal ones: where nobody has to go, then where the fewest
     were brought in, so that experts spread over all budgets; then the first.
     """
-    ranked = [(_rank(one, switch_requests), number) for number, one in enumerate(devices) if one.serves]
-    return min(ranked)[1] if ranked else None
+    ranked = [(one.avoided, _rank(one, switch_requests), number) for number, one in enumerate(devices) if one.serves]
+    return min(ranked)[2] if ranked else None
 
 
 def _rank(one: Standing, switch_requests: float) -> tuple[float, bool, int]:
@@ -96,6 +99,7 @@ def standing(
     asked: Mapping[str, int],
     known_tokens: int = 0,
     serves: bool = True,
+    avoided: bool = False,
 ) -> Standing:
     """How a device stands to a request for `expert`. `asked`: its requests that have not ended, by expert."""
     used = {name for name, count in asked.items() if count}
@@ -108,6 +112,7 @@ def standing(
         free=size_bytes.get(expert, 0) <= seen.free_bytes,
         known_tokens=known_tokens,
         brought=seen.brought,
+        avoided=avoided,
     )
 
 

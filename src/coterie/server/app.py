@@ -110,7 +110,8 @@ def make_app(
     async def health(_: Request) -> Response:
         if worker.broken is not None:
             raise worker.broken
-        states = {name: "stopped" if name in coterie.broken else "answers" for name in coterie.names}
+        known = dict.fromkeys(coterie.avoided, "avoided") | dict.fromkeys(coterie.broken, "stopped")
+        states = {name: known.get(name, "answers") for name in coterie.names}
         devices = {"devices": states} if len(states) > 1 else {}
         return JSONResponse({"status": "ok", "composition": coterie.composition.name, **devices})
 

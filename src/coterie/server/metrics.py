@@ -68,6 +68,9 @@ class StatusCollector(Collector):
             yield families[0]
         alive = dict.fromkeys(self._status.devices, 1.0) | dict.fromkeys(self._status.broken, 0.0)
         yield _gauges("device_answers", "1 where a device answers, 0 where it has stopped.", (ON,), _labelled(alive))
+        avoided = {name: float(name in self._status.avoided) for name in self._status.devices}
+        about = "1 where a device is asked only if no other one can be, as it fails what others answer."
+        yield _gauges("device_avoided", about, (ON,), _labelled(avoided))
 
     def _families(self, status: Status) -> Iterator[Metric]:
         about = {"version": __version__, "composition": status.composition, "device": status.device}

@@ -55,6 +55,7 @@ class Worker:
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
         coterie.at_break(self._device_broke)
+        coterie.at_avoid(_device_avoided)
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
@@ -291,6 +292,14 @@ class Worker:
                 parcels.setdefault(stream.loop, []).append((stream, chunk))
         for loop, parcel in parcels.items():
             loop.call_soon_threadsafe(_give, parcel)
+
+
+def _device_avoided(name: str, error: CoterieError | None) -> None:
+    """One of several: what it fails goes on elsewhere, and is in no other line."""
+    if error is None:
+        LOG.info("the device %s answers again", name)
+    else:
+        LOG.error("the device %s is avoided, as it fails what others answer: %s", name, error)
 
 
 def _takes_long(query: Query) -> bool:
