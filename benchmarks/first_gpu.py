@@ -1,19 +1,22 @@
 """Everything that a first session on a GPU should run, what is worth most first, each part with a limit of its own.
 
     kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
-    aims       stored values beside the CPU's; decode, prefill, switch with a trace; the GPU as a machine file, and what
-               a model of it says about these; ways to run a step beside each other; many experts in small
+    aims       stored values beside the CPU's; decode of a 1B and a 7B, prefill, switch with a trace; the GPU as a
+               machine file, and what a model of it says about these; ways to run a step beside each other; some experts
     correct    the driver and every promise of a device, before what else is measured
-    measured   packed weights, more ways; transformers beside the benches; fusion
+    beside     transformers beside the benches; fusion; as many experts as the host holds, beside transformers
+    measured   packed weights, more ways
     others     gated delta nets, latent attention and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
 A part that fails or takes too long does not stop the later ones, and what was done stays whenever all of it is ended.
 Each prints a line of JSON: how it ended, and the numbers that it found. In the folder: NAME.txt is all that a part
 printed, NAME.json the result of a bench, machine.toml the calibrated machine, summary.jsonl a line for each part that
-any session ran there, cache/ what compilers keep for the parts and sessions that follow.
+any session ran there, cache/ what compilers keep for the parts and sessions that follow. Parts of a session share the
+weights of experts (coterie.bench.kept), which are written once and removed at its end.
 
     python -m benchmarks.first_gpu --out gpu-results        exit 0: all parts ran; 1: some did not; 2: there is no GPU
+    python -m benchmarks.first_gpu --out gpu-results --rest           those that no session in the folder has seen run
 
 Knows nothing about how anything is measured.
 """
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,14 +37,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
+from coterie.bench import kept
+
 ROOT = Path(__file__).resolve().parents[1]
 COTERIE = (sys.executable, "-m", "coterie")  # a script need not be there: the package may only be on the path
-NO_GPU = "none for "
+NO_GPU, SUMMARY = "none for ", "summary.jsonl"
 # Limits, not estimates: on an H100 with 16 cores a bench took 20 to 25 s, most of it setting up, and all of the tests
 # that are not about runs in one launch 23 s in 7 processes. `coe`, `calibrate` and packed weights compile most: more
 # than 34, 80 and 42 to 80 s there, kernel by kernel. Since they are compiled at once no GPU has run them.
 MINUTES, INFO_S = 13.0, 180.0  # on a machine that has just started PyTorch is read from a cold disk first
 COMPILE_S = 240.0  # of what may compile long: whole models, or a run in one launch, 10 to 40 s a bucket on two cores
+# An expert of 7B: 13.5 GB to write, and to read again, in memory or at the rate of a disk that nobody has measured; the
+# rest of that part is as in a small one's, 25 s.
+LARGE_S, LARGE_BYTES = 120.0, 14 * 2**30
+MEMORY = Path("/dev/shm")  # files in memory, where a machine has any
 LEAST_S = 5.0  # a part that has less than this left is not begun
 ENDED = 128 + signal.SIGTERM  # the exit status of what was told to end
 GRACE_S = 3.0  # from the request to end to the end of asking
@@ -62,11 +72,15 @@ TESTS_OF_LATENT = str(DEVICE_TESTS / "test_gpu_latent.py")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command and the longest that it may take."""
+    """A command and the longest that it may take.
+
+    `own_bytes`: of files that no other part has a use for, and that need not be on a disk, whose rate is not measured.
+    """
 
     name: str
     command: tuple[str, ...]
     limit_s: float
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +101,21 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
     decode = ("bench", "decode", *on, "--context", "512")
     prefill = ("bench", "prefill", *on, "--prompt", "2048")
     switch = ("bench", "switch", *on, "--prompt", "512", "--experts", "2")
-    coe = ("bench", "coe", *on, "--experts", "8", "--mix", "zipf", "--in-flight", "8", "--requests")
+    served = ("bench", "coe", *on, "--mix", "zipf", "--in-flight", "8", "--requests")
+    coe = (*served, "60", "--experts", "8")
     # Theirs are asked again to choose how they take turns, and each of their tokens is launched op by op.
-    measured = {"coe": (*coe, "30"), "decode": decode, "prefill": prefill, "switch": switch}
+    some, all_that_fit = (*served, "30", "--experts", "8"), (*served, "40")
+    beside = {"decode": decode, "coe": some, "switch": switch, "prefill": prefill}
     calibrate = ("info", "--calibrate", "--device", device, "--out", str(machine), "--shape", shape)
     kernels = (sys.executable, "-m", "benchmarks.gpu_kernels", "--device", device, "--shape", shape)
     compared = (sys.executable, "-m", "benchmarks.gpu_ways", "--device", device, "--shape", shape)
     ways = {"ways-batch": (*compared, "--batch", "8"), "ways-int4": (*compared, "--weights", "int4", "--batch", "4")}
+    large = (*coterie, "bench", "decode", "--device", device, "--shape", "7b", "--context", "512")
     first = {
         "diff": (("diff", "demo", "--expert", "arithmetic", "--device", device), 40),
         "decode": (decode, 60),
+    }
+    later = {
         "prefill": (prefill, 60),
         "switch": ((*switch, "--trace", str(trace)), 60),
         "trace": (("trace", str(trace)), 15),
@@ -104,20 +123,21 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         "validate": (("validate", "--results", str(folder), "--rows"), 30),
     }
     packed = {f"decode-{weights}": ((*decode, "--weights", weights), 120) for weights in DECODED}
-    then = {
-        **{f"{name}-peers": ((*bench, *peer), COMPILE_S) for name, bench in measured.items()},
-        **{f"prefill-{weights}": ((*prefill, "--weights", weights), 120) for weights in PACKED},
-        "fusion": (("bench", "fusion", *on), 60),
-    }
+    then = {f"prefill-{weights}": ((*prefill, "--weights", weights), 120) for weights in PACKED}
     branches = ("bench", "decode", "--device", device, "--shape", "moe", "--context", "512")
     walked = ("bench", "fusion", *on, "--way", "fused/device", "--way", "fused/persistent")
     tests = (sys.executable, "-m", "pytest", "-v", *STUCK, "--rootdir", str(ROOT))
     return (
         Part("kernels", kernels, 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in first.items()),
+        Part("decode-7b", large, LARGE_S, LARGE_BYTES),
+        *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in later.items()),
         Part("ways", compared, 120),
-        Part("coe", (*coterie, *coe, "60"), 180),
+        Part("coe", (*coterie, *coe), 180),
         Part("tests", (*tests, *SPREAD, *TESTS, "-k", "gpu and not persistent"), 120),
+        *(Part(f"{name}-peers", (*coterie, *bench, *peer), COMPILE_S) for name, bench in beside.items()),
+        Part("fusion", (*coterie, "bench", "fusion", *on), 60),
+        Part("coe-all-peers", (*coterie, *all_that_fit, *peer), COMPILE_S),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in packed.items()),
         *(Part(name, command, 120) for name, command in ways.items()),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in then.items()),
@@ -133,13 +153,13 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
 def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callable[[str], None]) -> list[Outcome]:
     """Run them in order within `total_s`; what each printed and gave is in the folder, whatever happens to the next."""
     deadline, outcomes = monotonic() + total_s, []
-    with (folder / "summary.jsonl").open("a", encoding="utf-8") as summary:
+    with (folder / SUMMARY).open("a", encoding="utf-8") as summary, _room(0) as shared:
         for part in chosen:
             left_s = deadline - monotonic()
             if left_s < min(LEAST_S, part.limit_s):
                 outcome = Outcome(part.name, "not begun: no time left", 0.0, False, " ".join(part.command))
             else:
-                outcome = _run(part, folder, min(part.limit_s, left_s))
+                outcome = _run(part, folder, min(part.limit_s, left_s), Path(shared))
             told = _numbers(folder / f"{part.name}.json") if outcome.result else {}
             outcomes.append(outcome)
             summary.write(json.dumps(asdict(outcome)) + "\n")
@@ -148,15 +168,24 @@ def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callabl
     return outcomes
 
 
-def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
+def _room(own_bytes: int) -> TemporaryDirectory[str]:
+    """A folder of its own: in memory, where that is said to suffice and there is room."""
+    in_memory = own_bytes and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > own_bytes
+    where = MEMORY if in_memory else None
+    return TemporaryDirectory(prefix="coterie-first-gpu-", dir=where, ignore_cleanup_errors=True)
+
+
+def _run(part: Part, folder: Path, limit_s: float, shared: Path) -> Outcome:
     text, result, start = folder / f"{part.name}.txt", folder / f"{part.name}.json", monotonic()
     result.unlink(missing_ok=True)  # one of an earlier session would be taken for this one's
     # A folder for what it writes meanwhile: experts of many gigabytes are gone even where it could not remove them.
-    with TemporaryDirectory(prefix="coterie-first-gpu-", ignore_cleanup_errors=True) as room, text.open("wb") as log:
+    with _room(part.own_bytes) as room, text.open("wb") as log:
+        files = {"TMPDIR": room, kept.FOLDER: "" if part.own_bytes else str(shared)}
         try:
-            status = _wait(part.command, log.fileno(), limit_s, {**ENVIRONMENT, **_caches(folder), "TMPDIR": room})
+            status = _wait(part.command, log.fileno(), limit_s, {**ENVIRONMENT, **_caches(folder), **files})
         except OSError as error:
             status = f"cannot be started: {error.strerror}"
+    kept.clean(shared)
     printed = text.read_text(encoding="utf-8", errors="replace")
     found = next(_results(printed), None)
     if found is not None:
@@ -165,6 +194,13 @@ def _run(part: Part, folder: Path, limit_s: float) -> Outcome:
         said = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
         status = f"{status}; {text.name} ends with: {said}"
     return Outcome(part.name, status, monotonic() - start, found is not None, " ".join(part.command))
+
+
+def seen_to_run(folder: Path) -> set[str]:
+    """The parts that a session in this folder has seen run to their end, by what it wrote there."""
+    summary = folder / SUMMARY
+    lines = summary.read_text(encoding="utf-8").splitlines() if summary.is_file() else []
+    return {outcome["name"] for outcome in map(json.loads, lines) if outcome["status"] == "ok"}
 
 
 def _numbers(result: Path) -> dict[str, float]:
@@ -252,6 +288,7 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
     parser.add_argument("--shape", default="1b", help="What is measured; coe and calibrate too.")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="The longest that all of it may take.")
     parser.add_argument("--only", action="append", metavar="PART", help="Run this part; may be repeated.")
+    parser.add_argument("--rest", action="store_true", help="Only parts that have not run in this folder before.")
     given = parser.parse_args(arguments)
     every = parts(given.out.resolve(), given.device, given.shape, coterie)
     names = [part.name for part in every]
@@ -263,8 +300,9 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
         print(f"no GPU, so nothing was run: {gpu}")
         return 2
     (given.out / "trace").mkdir(parents=True, exist_ok=True)
-    print(f"{gpu}\n{len(every)} parts, results in {given.out}", flush=True)
-    chosen = [part for part in every if part.name in (given.only or names)]
+    done = seen_to_run(given.out) if given.rest else set()
+    chosen = [part for part in every if part.name in (given.only or names) and part.name not in done]
+    print(f"{gpu}\n{len(chosen)} of {len(every)} parts, results in {given.out}", flush=True)
     outcomes = run_parts(chosen, given.out.resolve(), 60 * given.minutes, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.status != "ok"]
     print(f"all {len(outcomes)} parts ran" if not failed else f"not all parts ran: {', '.join(failed)}")

@@ -1,6 +1,6 @@
 """The kernels that a first session's benches launch, compiled before them by all cores: no bench then waits for one.
 
-    bf16    calibration and decode, a prompt, what serving launches (switch, coe), the unfused ways of fusion
+    bf16    calibration and decode (of a 7B too), a prompt, what serving launches (switch, coe), unfused ways of fusion
     int8, int4    decode and a prompt; int6 decode          then the ways of gpu_ways.py, and the layers with branches
 
     python -m benchmarks.gpu_kernels                        for the GPU that is here
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from coterie.devices.cuda.dry_run import DryRun, Wanted
 
 SEEN, PROMPT, IN_FLIGHT = 512, 2048, 8  # tokens that a decode step sees, those of a prompt, requests at once
+LARGE = "7b"
 SERVED = 1024  # the longest context of the requests of switch and coe
 
 
@@ -63,6 +64,7 @@ def steps_of(shape: str) -> Iterator[Steps]:
     calibrated = ((256, 1, 256), (1, 1, CONTEXT + STEPS), (1, 1, CONTEXT + 1))
     grid = ((PROMPT_TOKENS, 1, PROMPT_TOKENS), (1, 1, PROMPT_TOKENS + STEPS))
     yield Steps(shape, "bf16", "cache", (alone, many, prompt, *calibrated, *grid))
+    yield Steps(LARGE, "bf16", "cache", (alone, many))
     yield Steps(TINY, "bf16", "cache", calibrated[1:])
     for weights in ("int8", "int4"):
         yield Steps(shape, weights, "cache", (alone, many, prompt))

@@ -13,7 +13,7 @@ from tests.system.test_bench import refused
 from tests.system.tiny import CONFIG
 
 from coterie.bench import experts as bench_experts
-from coterie.bench import shapes
+from coterie.bench import random_file, shapes
 from coterie.core.errors import CapacityError
 from coterie.graph.compile import compile_graph
 from coterie.models.model import load_weights_f32
@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch,
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(bench_experts, "_write_tensor", full)
+    monkeypatch.setattr(random_file, "_write_piece", full)
     with pytest.raises(CapacityError, match="TMPDIR"), bench_experts.random_experts(CONFIG, 1):
         pass
     assert not list(temporary.iterdir())
@@ -51,7 +51,7 @@ def test_experts_go_when_the_user_interrupts(temporary: Path) -> None:
 
 
 def test_random_weights_are_of_an_ordinary_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_experts, "PIECE_ELEMENTS", 1000)  # smaller than a tensor, and no divisor of one
+    monkeypatch.setattr(random_file, "PIECE_ELEMENTS", 1000)  # smaller than a tensor, and no divisor of one
     with bench_experts.random_experts(CONFIG, 2) as (first, second):
         weights, others = load_weights_f32(first), load_weights_f32(second)
         assert first.key == second.key
@@ -72,6 +72,7 @@ def test_the_shipped_shapes_open() -> None:
     assert 134e6 < sizes["135m"] < 135e6
     assert sizes["demo"] < 1e6
     assert 468e6 < sizes["moe"] < 470e6
+    assert 6.73e9 < sizes["7b"] < 6.75e9
 
 
 def bench_shapes(name: str) -> dict[str, tuple[int, ...]]:

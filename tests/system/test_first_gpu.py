@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAZY = (sys.executable, "-m", "tests.system.lazy_coterie")
 TESTS = ("tests", "tests-nets", "tests-latent", "tests-moe", "tests-persistent")
 WAYS = ("ways", "ways-int4", "ways-batch")
-LARGE = "decode-moe"  # of a fixed shape, and too much for a GPU that is none
+LARGE = ("decode-moe", "decode-7b")  # of a fixed shape, and too much for a GPU that is none
 
 
 def code(text: str) -> tuple[str, ...]:
@@ -154,6 +155,56 @@ def test_a_second_session_in_a_folder_adds_to_what_is_said_there(tmp_path: Path)
     assert [json.loads(line)["name"] for line in lines] == ["one", "two"]
 
 
+def test_the_rest_is_what_no_session_in_the_folder_has_seen_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = (Part("one", code("print(1)"), 20), Part("two", code("raise SystemExit(1)"), 20))
+    three += (Part("three", code("print(3)"), 20),)
+    monkeypatch.setattr(first_gpu, "parts", lambda *_: three)
+    words = ["--out", str(tmp_path), "--rest"]
+    assert main([*words, "--only", "one", "--only", "two"], said("a GPU")) == 1
+    capsys.readouterr()
+    assert main(words, said("a GPU")) == 1
+    ran = [json.loads(line)["part"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert ran == ["two", "three"]
+
+
+SHARES = """
+import os
+from pathlib import Path
+kept, own = os.environ["COTERIE_BENCH_KEEP"], os.environ["TMPDIR"]
+if kept:
+    print(kept, own, *sorted(file.name[-8:] for file in Path(kept).iterdir()))
+    Path(kept, os.environ["NAME"].rjust(64, "0")).touch()
+    Path(kept, "a" * 64 + ".begun").touch()
+    Path(kept, "half written").mkdir()
+else:
+    print("none", own)
+"""
+
+
+def test_parts_share_what_one_has_made_whole_until_the_session_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr(first_gpu, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    chosen = [
+        Part(name, ("env", f"NAME={n}", *code(SHARES)), 20, own_bytes)
+        for n, (name, own_bytes) in enumerate((("one", 0), ("own", 1), ("two", 0), ("too large", 2**60)), 10)
+    ]
+    run_parts(chosen, tmp_path, 60, lambda line: None)
+    one, own, two, large = ((tmp_path / f"{part.name}.txt").read_text().split() for part in chosen)
+    assert one[0] == two[0]
+    assert one[1] != two[1]
+    assert two[2:] == ["00000010"]  # nothing that was begun
+    assert (own[0], Path(own[1]).parent) == ("none", memory)
+    assert (large[0], Path(large[1]).parent) == ("none", disk)
+    assert [*memory.iterdir(), *disk.iterdir()] == []
+
+
 @pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")  # it is left behind on purpose
 def test_what_cannot_be_ended_is_left_behind_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a process that waits in a driver: no signal reaches it."""
@@ -181,16 +232,16 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
     names = [part.name for part in every]
     assert names[:2] == ["kernels", "diff"]  # nothing waits for a compiler, and what is measured is right
     assert len(set(names)) == len(names)
-    order = ["decode", "prefill", "switch", "trace", "calibrate", "validate", "ways", "coe", "tests"]
-    order += ["decode-int8", "decode-int4", "decode-int6", "ways-batch", "ways-int4", "coe-peers", "decode-peers"]
-    order += ["prefill-peers", "switch-peers", "prefill-int8", "prefill-int4", "fusion"]
+    order = ["decode", "decode-7b", "prefill", "switch", "trace", "calibrate", "validate", "ways", "coe", "tests"]
+    order += ["decode-peers", "coe-peers", "switch-peers", "prefill-peers", "fusion", "coe-all-peers"]
+    order += ["decode-int8", "decode-int4", "decode-int6", "ways-batch", "ways-int4", "prefill-int8", "prefill-int4"]
     assert names[2 : 2 + len(order)] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
     assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
     walks = [part.name for part in every if "fused/persistent" in part.command or "gpu-persistent" in part.command]
     assert walks == names[-2:]
     assert sum(part.limit_s for part in every[: names.index("validate") + 1]) <= 60 * first_gpu.MINUTES
-    late = ["tests-nets", "tests-latent", "tests-moe", LARGE]  # what no GPU has run may fault, but does not hang
+    late = ["tests-nets", "tests-latent", "tests-moe", "decode-moe"]  # what no GPU has run may fault, but does not hang
     assert names[-6:-2] == late
     packed = [part for part in every if part.name.endswith(first_gpu.DECODED) and "ways" not in part.name]
     assert len(packed) == 5
@@ -203,7 +254,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
     """Every command but the tests' own, in processes of their own; peers too, compiled for this processor: minutes."""
     config, out = tmp_path / "config.json", tmp_path / "out"
     config.write_text(json.dumps(CONFIG))
-    every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in (*TESTS, LARGE)]
+    every = [part.name for part in parts(out, "cuda", str(config)) if part.name not in (*TESTS, *LARGE)]
     every = [name for name in every if name not in ("kernels", *WAYS)]  # by Triton's own kernels
     only = [word for name in every for word in ("--only", name)]
     status = main(["--out", str(out), "--shape", str(config), "--minutes", "30", *only], LAZY)
@@ -219,6 +270,7 @@ def test_a_whole_session_on_a_gpu_that_is_none(tmp_path: Path, capsys: pytest.Ca
         *(f"{name}-{weights}" for name in ("decode", "prefill") for weights in ("int8", "int4")),
         "decode-int6",
         "coe-peers",
+        "coe-all-peers",
         "decode-peers",
         "prefill-peers",
         "switch-peers",

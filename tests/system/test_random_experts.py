@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from tests.system.tiny import CONFIG
 
-from coterie.bench import experts
+from coterie.bench import experts, random_file
 from coterie.core.errors import CapacityError
 from coterie.models.config import ModelConfig
 from coterie.models.registry import weight_shapes
@@ -25,17 +27,36 @@ def test_experts_that_are_written_at_once_have_the_bytes_of_each_alone(tmp_path:
     assert len(set(written)) == 5
 
 
+@pytest.mark.parametrize("piece", [7, 1000, 1 << 22])
+def test_a_file_has_the_same_bytes_by_however_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """In pieces that divide no tensor, and where the system writes less than it was given."""
+    monkeypatch.setattr(random_file, "PIECE_ELEMENTS", piece)
+    shapes = {"odd": (3, 5), "norm": (13,), "large": (61, 37), "one": (1,)}
+    for threads in (1, 3):
+        random_file.write_tensors(tmp_path / str(threads), shapes, 7, threads)
+    pwrite = os.pwrite
+    monkeypatch.setattr(random_file.os, "pwrite", lambda file, part, at: pwrite(file, part[:5], at))
+    random_file.write_tensors(tmp_path / "in bits", shapes, 7, 2)
+    one, *others = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+    assert others == [one, one]
+    assert len(one) == 8 + int.from_bytes(one[:8], "little") + random_file.weight_bytes(shapes)
+    random_file.write_tensors(tmp_path / "other", shapes, 8)
+    assert (tmp_path / "other").read_bytes() != one
+
+
 def test_a_disk_that_is_full_by_then_is_one_sentence_and_nothing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = experts.write_expert
+    write = experts.write_tensors
 
-    def full(folder: Path, config: object, shapes: object, seed: int) -> None:
+    def full(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, threads: int) -> None:
         if seed == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, CONFIG, weight_shapes(ModelConfig.from_hf(CONFIG, "--shape")), seed)
+        write(path, shapes, seed, threads)
 
-    monkeypatch.setattr(experts, "write_expert", full)
+    monkeypatch.setattr(experts, "write_tensors", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(CapacityError), experts.random_experts(CONFIG, 3):
         pass

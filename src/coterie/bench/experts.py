@@ -1,6 +1,7 @@
-"""Random experts as ordinary checkpoint folders in a temporary place: written in pieces, gone afterwards.
+"""Random experts as ordinary checkpoint folders in a temporary place, gone afterwards.
 
-And random LoRA adapters of one base, as PEFT saves them.
+And random LoRA adapters of one base, as PEFT saves them. Weights are links to what a session keeps, where it does
+(kept.py): models of one shape that differ in their config alone have the same.
 
 Knows nothing about what is measured with them.
 """
@@ -9,20 +10,19 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from math import floor, log2, prod
+from functools import partial
+from itertools import count as numbers
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TypeAlias
 
 from coterie.api.assemble import unmet
+from coterie.bench.kept import kept, kept_name, provide
+from coterie.bench.random_file import weight_bytes, write_tensors
 from coterie.checkpoint.folder import ADAPTER_CONFIG, CONFIG, SINGLE
 from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
@@ -34,16 +34,12 @@ from coterie.models.config import ModelConfig
 from coterie.models.fine_tunes.adapted import open_adapted
 from coterie.models.fine_tunes.adapter import ADAPTER_WEIGHTS
 from coterie.models.model import FLOAT32, Model, open_model
-from coterie.models.packing import Packing
+from coterie.models.packing import KEY, Packing
 from coterie.models.quantize import quantize_folder
 from coterie.models.registry import weight_shapes
 from coterie.spec.this_machine import allowed_cpus
 
-Bits: TypeAlias = npt.NDArray[np.uint16]
-
-PIECE_ELEMENTS = 1 << 22  # what is in memory at once while a file is written
-BF16_BYTES = 2
-_BIAS, _SIGN_AND_MANTISSA, _MANTISSA = 127, 0x807F, 0x7F
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @contextmanager
@@ -52,37 +48,74 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
 
     Raises CapacityError when the temporary folder has no room, and what ModelConfig.from_hf raises.
     """
-    shapes = weight_shapes(ModelConfig.from_hf(config, "--shape"))
-    need = count * BF16_BYTES * sum(prod(shape) for shape in shapes.values())
-    root = Path(tempfile.gettempdir())
-    _check_room(root, count, need)
+    shapes = _shapes_of(config)
+    root, missing = Path(tempfile.gettempdir()), count - _kept_count(shapes, count)
+    need, cpus = missing * weight_bytes(shapes), int(allowed_cpus()[0])
+    _check_room(root, missing, need)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-", dir=root) as folder:
+        threads = max(1, cpus // count)  # of each of those that are written at once
         try:
-            with ThreadPoolExecutor(int(allowed_cpus()[0])) as pool:  # numbers are drawn without the interpreter's lock
+            with ThreadPoolExecutor(cpus) as pool:
                 made = [
-                    pool.submit(write_expert, Path(folder) / f"random-{n}", config, shapes, n) for n in range(count)
+                    pool.submit(_random_expert, Path(folder) / f"random-{n}", config, shapes, n, threads)
+                    for n in range(count)
                 ]
             for one in made:
                 one.result()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(root, count, need) from error
+                raise _no_room(root, missing, need) from error
             raise
         yield tuple(open_model(Path(folder) / f"random-{seed}") for seed in range(count))
+
+
+def _random_expert(folder: Path, config: Mapping[str, Any], shapes: Shapes, seed: int, threads: int) -> None:
+    """Write config.json; its weights are kept, where anything is."""
+    folder.mkdir()
+    _write_config(folder, config)
+    write = partial(write_tensors, shapes=shapes, seed=seed, threads=threads)
+    provide(folder / SINGLE, _made_of(shapes, seed), write)
+
+
+def _made_of(shapes: Shapes, seed: int) -> dict[str, Any]:
+    return {"random": {name: list(shape) for name, shape in shapes.items()}, "seed": seed}
+
+
+def kept_experts(config: Mapping[str, Any]) -> int:
+    """How many random experts of a config need not be written any more."""
+    shapes = _shapes_of(config)
+    return next(seed for seed in numbers() if not _is_kept(shapes, seed))
+
+
+def _shapes_of(config: Mapping[str, Any]) -> Shapes:
+    return weight_shapes(ModelConfig.from_hf(config, "--shape"))
+
+
+def _kept_count(shapes: Shapes, experts: int) -> int:
+    """How many of the first so many are kept."""
+    return sum(_is_kept(shapes, seed) for seed in range(experts))
+
+
+def _is_kept(shapes: Shapes, seed: int) -> bool:
+    file = kept(_made_of(shapes, seed))
+    return file is not None and file.exists()
 
 
 @contextmanager
 def experts_in_turn(
     shapes: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None], copies: int = 0
 ) -> Iterator[list[Model]]:
-    """`count` random experts, of every shape in turn; `say` hears how many bytes are written.
+    """`count` random experts, of every shape in turn; `say` hears how many are written that are not kept.
 
     Raises CapacityError when the temporary folder has no room for them and for so many copies of all.
     """
     counts = [len(range(first, count, len(shapes))) for first in range(len(shapes))]
     kinds = [(shape, number) for shape, number in zip(shapes, counts, strict=True) if number]
-    need = check_room([(shape, number * (1 + copies)) for shape, number in kinds])
-    say(f"writing {count} random experts, {format_bytes(need)}")
+    written = [(shape, number - _kept_count(_shapes_of(shape), number)) for shape, number in kinds]
+    need = check_room(
+        [(shape, new + copies * number) for (shape, number), (_, new) in zip(kinds, written, strict=True)]
+    )
+    say(f"writing {sum(new for _, new in written)} random experts, {format_bytes(need)}")
     with ExitStack() as stack:
         made = [stack.enter_context(random_experts(shape, number)) for shape, number in kinds]
         yield [made[number % len(made)][number // len(made)] for number in range(count)]
@@ -90,11 +123,7 @@ def experts_in_turn(
 
 def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
     """The bytes of so many experts of each config. Raises CapacityError when the temporary folder has no room."""
-    sizes = [weight_shapes(ModelConfig.from_hf(config, "--shape")).values() for config, _ in kinds]
-    need = sum(
-        count * BF16_BYTES * sum(prod(shape) for shape in shapes)
-        for shapes, (_, count) in zip(sizes, kinds, strict=True)
-    )
+    need = sum(count * weight_bytes(_shapes_of(config)) for config, count in kinds)
     _check_room(Path(tempfile.gettempdir()), sum(count for _, count in kinds), need)
     return need
 
@@ -145,8 +174,29 @@ def packed_expert(model: Model, weights: str) -> Iterator[Model]:
     if packing is None:
         yield model
         return
-    with tempfile.TemporaryDirectory(prefix="coterie-bench-") as folder:
-        yield open_model(quantize_folder(model.checkpoint.path, Path(folder) / weights, packing).folder)
+    with tempfile.TemporaryDirectory(prefix="coterie-bench-") as root:
+        folder = Path(root) / weights
+        plain = kept_name(model.checkpoint.path / SINGLE)
+        if plain is None:
+            quantize_folder(model.checkpoint.path, folder, packing)
+        else:
+            _link_packed(model, plain, packing, folder)
+        yield open_model(folder)
+
+
+def _link_packed(model: Model, plain: str, packing: Packing, folder: Path) -> None:
+    """The packed weights of a model, whose own are kept by the name `plain`, are kept too."""
+
+    def pack(file: Path) -> None:
+        made = file.with_name(f"{file.name}.folder")
+        try:
+            (quantize_folder(model.checkpoint.path, made, packing).folder / SINGLE).rename(file)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    folder.mkdir()
+    provide(folder / SINGLE, {"packed": packing.to_config(), "plain": plain}, pack)
+    _write_config(folder, dict(model.checkpoint.config) | {KEY: packing.to_config()})
 
 
 def _check_stored(weights: str) -> None:
@@ -165,57 +215,16 @@ def _no_room(root: Path, count: int, need_bytes: int) -> CapacityError:
     return CapacityError(f"temporary folder {root}", what, need_bytes, shutil.disk_usage(root).free, levers)
 
 
-def write_expert(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """Write config.json and one safetensors file, and see them onto the disk."""
+def write_expert(folder: Path, config: Mapping[str, Any], shapes: Shapes, seed: int) -> None:
+    """Write config.json and one safetensors file that is the caller's own, and see them onto the disk."""
     folder.mkdir()
-    stored = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    (folder / CONFIG).write_text(json.dumps(stored | {"torch_dtype": "bfloat16"}), encoding="utf-8")
+    _write_config(folder, config)
     write_tensors(folder / SINGLE, shapes, seed)
 
 
-def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """Write one safetensors file of random bf16 numbers, and see it onto the disk."""
-    rng = np.random.default_rng(seed)
-    with path.open("wb") as file:
-        file.write(_header(shapes))
-        for name, shape in shapes.items():
-            _write_tensor(file, rng, name, shape)
-        file.flush()
-        os.fsync(file.fileno())  # pages that wait to be written cannot be dropped from the page cache
-
-
-def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    entries, offset = {}, 0
-    for name, shape in shapes.items():
-        end = offset + prod(shape) * BF16_BYTES
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_tensor(file: BinaryIO, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> None:
-    count, is_norm = prod(shape), len(shape) == 1 and "norm" in name
-    for start in range(0, count, PIECE_ELEMENTS):
-        size = min(PIECE_ELEMENTS, count - start)
-        bits = rng.integers(0, 1 << 16, size, dtype=np.uint16)
-        made = _near_one(bits) if is_norm else _scaled(bits, shape[-1])
-        file.write(made.astype("<u2", copy=False).data)
-
-
-def _near_one(bits: Bits) -> Bits:
-    """Random bits as bf16 from 1 to 2, in place."""
-    bits &= _MANTISSA
-    bits |= _BIAS << 7
-    return bits
-
-
-def _scaled(bits: Bits, fan_in: int) -> Bits:
-    """Random bits as bf16 of either sign, about fan_in ** -0.5 large: sign and mantissa stay, the exponent is set."""
-    bits &= _SIGN_AND_MANTISSA
-    bits |= _BIAS + floor(log2(fan_in**-0.5)) << 7
-    return bits
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    stored = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (folder / CONFIG).write_text(json.dumps(stored | {"torch_dtype": "bfloat16"}), encoding="utf-8")
 
 
 ADAPTED = "_proj.weight"  # what the weights of linear layers end in, but for the head

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coterie.bench.experts import kept_experts
 from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.engine.assembly import page_bytes, room_for_experts, work_bytes
@@ -46,11 +47,11 @@ def choose_sizes(
     reasons = []
     if experts is None:
         pool = memories_below(spec)[0]
+        folder = tempfile.gettempdir()
+        free = int(shutil.disk_usage(folder).free * FOLDER_SHARE)
         bounds = {
             f"the pinned pool of {format_bytes(spec.tier(pool).capacity_bytes)}": spec.tier(pool).capacity_bytes,
-            f"the temporary folder {tempfile.gettempdir()}": int(
-                shutil.disk_usage(tempfile.gettempdir()).free * FOLDER_SHARE
-            ),
+            f"the temporary folder {folder}": free + size * kept_experts(config),  # those take no more of it
         }
         where = min(bounds, key=lambda name: bounds[name])
         experts = bounds[where] // size

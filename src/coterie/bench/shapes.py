@@ -13,6 +13,7 @@ from coterie.checkpoint.folder import CONFIG
 from coterie.composition.composition import PRESETS
 from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
+from coterie.models.zoo import zoo_config
 
 COMMON: Mapping[str, Any] = {
     "max_position_embeddings": 2048,
@@ -72,6 +73,7 @@ SHAPES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "demo": _demo,
     "135m": lambda: dict(_135M),
     "1b": lambda: dict(_1B),
+    "7b": lambda: zoo_config("llama-2-7b"),
     "moe": lambda: dict(_MOE),
 }
 

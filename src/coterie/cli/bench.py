@@ -52,7 +52,7 @@ app = typer.Typer(
     invoke_without_command=True, help="Measure this machine; without a command, small versions of everything."
 )
 
-ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, moe, or the path of a config.json.")]
+ShapeOpt = Annotated[str, typer.Option(help="demo, 135m, 1b, 7b, moe, or the path of a config.json.")]
 PeersOpt = Annotated[
     list[str] | None,
     typer.Option("--peer", metavar="NAME", help="llama.cpp, transformers or openvino, side by side; repeatable."),
