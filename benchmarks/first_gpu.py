@@ -2,10 +2,10 @@
 
     kernels    what the benches launch, compiled by all cores: no part behind it waits for a compiler
     aims       stored values beside the CPU's; decode of a 1B and a 7B, prefill, switch with a trace; the GPU as a
-               machine file, and what a model of it says about these; ways to run a step beside each other; some experts
+               machine file, and what a model of it says about these; some experts
     correct    the driver and every promise of a device, before what else is measured
     beside     transformers beside the benches; fusion; as many experts as the host holds, beside transformers
-    measured   packed weights, more ways
+    measured   ways to run a step beside each other; packed weights
     others     gated delta nets, latent attention and layers with branches
     last       runs in one launch, tested and measured: programs that wait for each other may hang a GPU
 
@@ -132,12 +132,12 @@ def parts(folder: Path, device: str, shape: str, coterie: Sequence[str] = COTERI
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in first.items()),
         Part("decode-7b", large, LARGE_S, LARGE_BYTES),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in later.items()),
-        Part("ways", compared, 120),
         Part("coe", (*coterie, *coe), 180),
         Part("tests", (*tests, *SPREAD, *TESTS, "-k", "gpu and not persistent"), 120),
         *(Part(f"{name}-peers", (*coterie, *bench, *peer), COMPILE_S) for name, bench in beside.items()),
         Part("fusion", (*coterie, "bench", "fusion", *on), 60),
         Part("coe-all-peers", (*coterie, *all_that_fit, *peer), COMPILE_S),
+        Part("ways", compared, 120),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in packed.items()),
         *(Part(name, command, 120) for name, command in ways.items()),
         *(Part(name, (*coterie, *command), limit_s) for name, (command, limit_s) in then.items()),

@@ -232,9 +232,18 @@ def test_what_is_worth_most_comes_first_and_every_part_has_a_name_of_its_own(tmp
     names = [part.name for part in every]
     assert names[:2] == ["kernels", "diff"]  # nothing waits for a compiler, and what is measured is right
     assert len(set(names)) == len(names)
-    order = ["decode", "decode-7b", "prefill", "switch", "trace", "calibrate", "validate", "ways", "coe", "tests"]
+    order = ["decode", "decode-7b", "prefill", "switch", "trace", "calibrate", "validate", "coe", "tests"]
     order += ["decode-peers", "coe-peers", "switch-peers", "prefill-peers", "fusion", "coe-all-peers"]
-    order += ["decode-int8", "decode-int4", "decode-int6", "ways-batch", "ways-int4", "prefill-int8", "prefill-int4"]
+    order += [
+        "ways",
+        "decode-int8",
+        "decode-int4",
+        "decode-int6",
+        "ways-batch",
+        "ways-int4",
+        "prefill-int8",
+        "prefill-int4",
+    ]
     assert names[2 : 2 + len(order)] == order
     assert all("cuda:1" in part.command for part in every if part.name not in (*TESTS, "trace", "validate"))
     assert names[-2:] == ["tests-persistent", "fusion-persistent"]  # who may hang comes last, tests first
