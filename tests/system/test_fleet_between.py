@@ -23,23 +23,27 @@ def query(name: str, tokens: int = 4) -> Query:
     return Query(Query.text("go on").messages, name, max_tokens=tokens, ignore_end=True)
 
 
-def test_a_status_that_waits_for_one_device_keeps_no_answer_of_another_one(composition: Path) -> None:
+def test_what_waits_for_one_device_keeps_no_answer_of_another_one_and_no_status(composition: Path) -> None:
     fleet = Fleet.open(composition, TWO)
     with served(fleet) as url, ThreadPoolExecutor(4) as pool:
         fleet.load("ada")
         (holder,) = [member for member in fleet._members if "ada" in member.seen.there]
-        with held(fleet, [1 - holder.number]):
-            waiting = [pool.submit(httpx.get, f"{url}{path}", timeout=60) for path in ("/v1/status", "/v1/models")]
+        busy = fleet._members[1 - holder.number]
+        with held(fleet, [busy.number]):
+            until(lambda: busy.busy_s() > 0)
+            waiting = pool.submit(httpx.post, f"{url}/v1/models/rescan", timeout=60)
             until(lambda: not holder._inbox._jobs.qsize())
             for stream in (False, True):
                 body = {**BODY, "model": "ada", "stream": stream}
                 answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
                 assert (answer.status_code, "finish_reason" in answer.text) == (200, True)
             assert httpx.get(f"{url}/health").status_code == 200
-            assert not any(one.done() for one in waiting)
-        status, models = [one.result(60).json() for one in waiting]
-        assert status["devices"].keys() == {"cpu#0", "cpu#1"}
-        assert len(models["data"]) == 1 + len(NAMES)
+            status = httpx.get(f"{url}/v1/status", timeout=60).json()
+            assert (status["devices"].keys(), status["late"].keys()) == ({"cpu#0", "cpu#1"}, {busy.name})
+            assert len(httpx.get(f"{url}/v1/models", timeout=60).json()["data"]) == 1 + len(NAMES)
+            assert not waiting.done()
+        assert waiting.result(60).status_code == 200
+        assert httpx.get(f"{url}/v1/status").json()["late"] == {}
 
 
 def test_what_a_query_waits_for_is_known_while_its_device_is_in_a_step(composition: Path) -> None:

@@ -13,42 +13,25 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
+from coterie.api.avoiding import Avoiding
 from coterie.api.coterie import Coterie
+from coterie.api.flight import Flight
 from coterie.api.member import Member, ended_with, serving
 from coterie.api.ready import Ready
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.expert_control import Told
-from coterie.engine.health import Health
 from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
+
+GIVEN_UP = 10  # times as long as makes a step hang: then what has begun there ends too
 
 Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
 """Told of a member that answers nothing any more, by which error and of what cause; on its thread, under the lock."""
-Avoids: TypeAlias = Callable[[Member, CoterieError | None], None]
-"""Told of a member that is asked last from now on, and why; None: as others again. On any thread, under the lock."""
-
-
-@dataclass(slots=True)
-class Flight:
-    """A query that has not ended: with whom it is, of which expert, since when by that one's clock.
-
-    `ready`: as it was asked; `able`: who could answer it then, None: anybody. `begun`: it has a chunk. `again`: the
-    first that had it has broken, or failed it. `blamed`: that one, and for what, should another one answer it.
-    """
-
-    member: Member
-    expert: str
-    ready: Ready
-    able: Collection[Member] | None = None
-    asked_s: float = 0.0
-    begun: bool = False
-    cancelled: bool = False
-    again: bool = False
-    blamed: tuple[Member, DeviceError] | None = None
 
 
 @dataclass(slots=True)
@@ -56,8 +39,7 @@ class Board:
     """The accounts of a fleet, under `lock`, on which `step` waits for news.
 
     `flights`: by id, in the order of their coming. `loads`: with whom is each that was asked for and not told of.
-    `at_break`: who is told of members that break; `at_avoid`: of those that are asked last. `failing`: by which error
-    these fail.
+    `at_break`: who is told of members that break. `avoiding`: who is asked last.
     """
 
     members: tuple[Member, ...] = ()
@@ -66,20 +48,18 @@ class Board:
     lock: threading.Condition = field(default_factory=threading.Condition)
     reuse: bool = True
     at_break: list[Broke] = field(default_factory=list)
-    at_avoid: list[Avoids] = field(default_factory=list)
-    failing: dict[Member, DeviceError] = field(default_factory=dict)
+    avoiding: Avoiding = field(default_factory=Avoiding)
     _news: list[Chunk] = field(default_factory=list)
     _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
     _prefixes: Prefixes = field(default_factory=Prefixes)
     _woken: bool = False
     _asked: list[Counter[str]] = field(default_factory=list)
-    _health: list[Health] = field(default_factory=list)
 
     def join(self, member: Member) -> None:
         """One more, before any is asked."""
         self.members = (*self.members, member)
         self._asked.append(Counter())
-        self._health.append(Health())
+        self.avoiding.join(member)
         member.coterie.hand_over = self.hand_over
 
     @property
@@ -98,9 +78,9 @@ class Board:
             raise self.ended or DeviceError("devices", f"none that answers serves {expert}", "restart the server")
         if prompt_ids and self.reuse:
             self._prefixes.learn(expert, prompt_ids, found)
-        for number, (health, one) in enumerate(zip(self._health, each, strict=True)):
-            if one.serves:
-                health.asked() if number == found else health.passed_over()
+        others = [member for member, one in zip(self.members, each, strict=True) if one.serves]
+        others.remove(self.members[found])
+        self.avoiding.placed(self.members[found], others)
         return self.members[found]
 
     def _standing(self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None) -> Standing:
@@ -108,13 +88,8 @@ class Board:
         asked = self._asked[member.number]
         sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
         serves = member.broken is None and (able is None or member in able)
-        avoided = self._health[member.number].avoided
-        return standing(member.seen, expert, sizes, asked, known[member.number] if known else 0, serves, avoided)
-
-    def avoided(self) -> dict[str, CoterieError]:
-        """Why which members are asked last, by their names."""
-        with self.lock:
-            return {member.name: error for member, error in self.failing.items() if member.broken is None}
+        known_tokens = known[member.number] if known else 0
+        return standing(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
 
     # ---- queries come, move and end
 
@@ -148,24 +123,29 @@ class Board:
         where nobody else could answer, it ends so.
         """
         flight = self.flights[end.request_id]
-        expert, request, was = flight.ready.expert, flight.ready.request, flight.member
-        others = [one for one in self.members if one is not was and (flight.able is None or one in flight.able)]
+        was = flight.member
         if flight.begun or flight.cancelled or flight.again:
             self._fail(end)
             return
+        try:
+            self._place_again(end.request_id, flight, self._others(flight))
+        except CoterieError:  # nobody is left, or nobody who could
+            self._fail(end)
+            return
+        if type(end.error) is DeviceError and was.broken is None:  # a TransferError is a file's fault
+            flight.blamed = was, end.error
+
+    def _place_again(self, request_id: str, flight: Flight, others: Collection[Member]) -> None:
+        """Have one of the others answer a query of which nothing came. Raises as `place`, and changes nothing then."""
+        expert, request, was = flight.ready.expert, flight.ready.request, flight.member
         self._count(flight, -1)
         try:
             flight.member = self.place(expert, request.prompt_ids if request and request.reuse else (), others)
-        except CoterieError:  # nobody is left, or nobody who could
+            flight.expert, flight.again = expert, True
+        finally:
             self._count(flight, 1)
-            self._fail(end)
-            return
-        flight.expert, flight.again = expert, True
-        if type(end.error) is DeviceError and was.broken is None:  # a TransferError is a file's fault
-            flight.blamed = was, end.error
-        self._count(flight, 1)
         query = flight.ready.query  # made ready anew: what reads tokens may have read some
-        self._pass_on(end.request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
+        self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
     def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
         """Hand a query that was asked so long ago to its new member."""
@@ -209,32 +189,52 @@ class Board:
                     self._end(chunk.request_id)
             self.lock.notify_all()
 
+    def look(self) -> None:
+        """See whose step does not come back. What such a member has of which nothing came goes on with another one, if
+        one can that does not hang, and its loads end so. What has begun waits on, until it is given up.
+        """
+        with self.lock:
+            for member, error in self.avoiding.look(self.members):
+                for request_id in self._with(member):
+                    self._move(request_id)
+                self._end_loads(member, error)
+            for member in self.members:
+                if member.broken is None and member.hangs(GIVEN_UP):
+                    for request_id in self._with(member):
+                        self._fail(Chunk(request_id, self.flights[request_id].expert, error=member.hung()))
+                        member.post(partial(_abandon, request_id))
+
+    def _move(self, request_id: str) -> None:
+        """Ask another member than the one that has a query and hangs."""
+        flight = self.flights[request_id]
+        was = flight.member
+        others = [one for one in self._others(flight) if not one.hangs()]
+        if flight.begun or flight.cancelled or flight.again or not others:
+            return
+        with suppress(CoterieError):  # none of them can: it waits on
+            self._place_again(request_id, flight, others)
+            was.post(partial(_abandon, request_id))
+
+    def _others(self, flight: Flight) -> list[Member]:
+        able = self.members if flight.able is None else flight.able
+        return [one for one in self.members if one is not flight.member and one in able]
+
+    def _with(self, member: Member) -> list[str]:
+        return [request_id for request_id, flight in self.flights.items() if flight.member is member]
+
     def _answered(self, flight: Flight) -> None:
         """A query's member works; so whoever failed it before was at fault, and not the query."""
-        self._health[flight.member.number].answered()
-        if self.failing.pop(flight.member, None) is not None:
-            self._tell_avoided(flight.member, None)
+        self.avoiding.answered(flight.member)
         if flight.blamed is not None:
-            (at_fault, error), flight.blamed = flight.blamed, None
-            health = self._health[at_fault.number]
-            health.failed()
-            if health.failing:
-                was = self.failing.get(at_fault)
-                self.failing[at_fault] = error
-                if was is None:
-                    self._tell_avoided(at_fault, error)
-
-    def _tell_avoided(self, member: Member, error: CoterieError | None) -> None:
-        for tell in self.at_avoid:
-            tell(member, error)
+            self.avoiding.failed(*flight.blamed)
+            flight.blamed = None
 
     def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
         """What a member had goes on with another one, if nothing came of it yet, or else ends with this error."""
         with self.lock:
-            for request_id in [name for name, flight in self.flights.items() if flight.member is member]:
+            for request_id in self._with(member):
                 self._ask_again(Chunk(request_id, "", error=error))
-            for told in [told for told, its in self.loads.items() if its is member]:
-                told(error)
+            self._end_loads(member, error)
             for tell in self.at_break:
                 tell(member, error, cause)
             self.lock.notify_all()
@@ -281,6 +281,7 @@ class Board:
         def told(error: CoterieError | None) -> None:
             with self.lock:
                 if self.loads.pop(told, None) is not None:
+                    member.renew_known()  # who is told may ask, while the next step lasts
                     self._told.append((tell, error))
                     self.lock.notify_all()
 
@@ -292,6 +293,10 @@ class Board:
             with self.lock:
                 self.loads.pop(told, None)
             raise
+
+    def _end_loads(self, member: Member, error: CoterieError) -> None:
+        for told in [told for told, its in self.loads.items() if its is member]:
+            told(error)
 
     # ---- news
 
@@ -317,6 +322,7 @@ class Board:
         """The news, of the `wanted` or of all, in order; where there are none yet, those that come within a time. Tells
         who asked for loads."""
         with self.lock:
+            self.look()
             if not (self._has(wanted) or self._told or self._woken):
                 self.lock.wait(within_s)
             self._woken = False

@@ -237,6 +237,10 @@ class Coterie(Serving, Controlled):
         with self._lock:
             self._close()
 
+    def leave_open(self) -> None:
+        """Answer nothing any more, but close no device, not even when Python ends: a step that hangs has its memory."""
+        self._close.detach()
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[None]:
         with self._lock:

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from coterie.api.assemble import Options, each_device
-from coterie.api.board import Board, Flight
+from coterie.api.board import Board
 from coterie.api.coterie import Coterie
 from coterie.api.fleet_experts import FleetExperts
 from coterie.api.fleet_watch import FleetWatch
-from coterie.api.member import Member, all_of, each_of, names_of, same_files, serving
+from coterie.api.flight import Flight
+from coterie.api.member import Member, all_of, known_of, names_of, same_files, serving
 from coterie.api.opened import OfFleet, Opened, open_all, planned
 from coterie.api.ready import Experts, Ready, prepared, route_that_fits
 from coterie.api.rescan import Look, Rescan
@@ -101,14 +103,14 @@ class Fleet(FleetExperts, Serving):
 
     @property
     def avoided(self) -> dict[str, CoterieError]:
-        """Why which devices are asked only where no other one can be: they fail what others answer."""
-        return self._board.avoided()
+        """Why which devices are asked only where no other one can be: they fail what others answer, or hang."""
+        with self._board.lock:
+            self._board.look()
+            return self._board.avoiding.reasons()
 
     def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
-        """Call `tell` with a device's name and why when it is avoided from now on, with None when it is no more, in any
-        thread: it must return at once.
-        """
-        self._board.at_avoid.append(lambda member, error: tell(member.name, error))
+        """Call `tell` with the name of a device that is avoided from now on and why; with None, that it is no more."""
+        self._board.avoiding.tells.append(lambda member, error: tell(member.name, error))
 
     def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
         """Call `tell` with a device's name, the error and its cause when one breaks, in its thread: it must return at
@@ -148,6 +150,7 @@ class Fleet(FleetExperts, Serving):
         able = self._able(ready)
         with self._board.lock:
             self._check_room(ready.query, more)
+            self._board.look()
             request_id = f"{next(self._numbers):08x}"
             ids = ready.request.prompt_ids if ready.request is not None and ready.request.reuse else ()
             member = self._board.place(ready.expert, ids, able)
@@ -187,15 +190,21 @@ class Fleet(FleetExperts, Serving):
         return tuple(dict.fromkeys([name for each in all_of(self._members, Coterie.resident) for name in each]))
 
     def status(self) -> Status:
-        """All devices as one, and each (`devices`); between two steps of each, not all at one instant."""
+        """All devices as one, and each (`devices`); between two steps of each, not all at one instant. Of one that
+        is in a long step it is what was last known (`late`).
+        """
         self._check_open()
-        return self._together(each_of(self._members, Coterie.status))
+        return self._together(*known_of(self._members))
+
+    def turns(self) -> list[Future[None]]:
+        """A future of each that answers, which is over when it has taken a turn."""
+        return [member.post(lambda _: None) for member in self._members if member.broken is None]
 
     def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
         """Tell `sink` what happens from now on; the status, and who lies in each tier of each device."""
         self._check_open()
-        found, residents = self.watch.observe(sink, since)
-        return self._together(found), residents
+        found, late, residents = self.watch.observe(sink, since)
+        return self._together(found, late), residents
 
     def look_again(self) -> Look:
         """What is new in the file or folder, opened once, in any thread."""
@@ -258,12 +267,13 @@ class Fleet(FleetExperts, Serving):
         self.composition, self.routing = coterie.composition, coterie.routing
         self._experts = Experts(self.texts, self.models, coterie.parts.kv.tokens_held)
 
-    def _together(self, found: Sequence[tuple[Member, Status]]) -> Status:
+    def _together(self, found: Sequence[tuple[Member, Status]], late: Mapping[str, float]) -> Status:
         if not found:  # all have ended since it was asked
             self._check_open()
         broken = {name: str(error) for name, error in self.broken.items()}
         avoided = {name: str(error) for name, error in self.avoided.items()}
-        return together([member.name for member, _ in found], [status for _, status in found], broken, avoided)
+        names, each = [member.name for member, _ in found], [status for _, status in found]
+        return replace(together(names, each), broken=broken, avoided=avoided, late=late)
 
     def _left(self, chunks: list[Chunk]) -> list[Chunk]:
         if not chunks and (ended := self._board.ended) is not None:

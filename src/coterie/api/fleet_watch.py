@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 from coterie.api.board import Board
@@ -32,8 +33,12 @@ class FleetWatch:
         self._sink = sink
         all_of(self._board.members, lambda coterie: coterie.watch.follow(self._tagged(coterie)))
 
-    def observe(self, sink: Sink, since: Since) -> tuple[list[tuple[Member, Status]], list[dict[str, Any]]]:
-        """As Serving.observe, the status of each."""
+    def observe(
+        self, sink: Sink, since: Since
+    ) -> tuple[list[tuple[Member, Status]], dict[str, float], list[dict[str, Any]]]:
+        """As Serving.observe: the status of each, and as `known_of` how old it is of whom. Who hangs tells what happens
+        from when it does not any more.
+        """
 
         def begin(coterie: Coterie) -> tuple[Status, list[dict[str, Any]]]:
             coterie.watch.follow(self._tagged(coterie))
@@ -43,9 +48,14 @@ class FleetWatch:
             return found
 
         self._sink = sink
-        each = each_of(self._board.members, begin)
+        each, late = each_of(self._board.members, begin), dict[str, float]()
         residents = [{**tier, ON: member.name} for member, (_, tiers) in each for tier in tiers]
-        return [(member, status) for member, (status, _) in each], residents
+        found = {member: status for member, (status, _) in each}
+        for member in self._board.members:
+            if member.broken is None and member not in found:
+                member.post(begin)
+                found[member], late[member.name] = member.known, monotonic() - member.known_s
+        return list(found.items()), late, residents
 
     def waiting(self, request_id: str) -> Waiting | None:
         """What a query waits for; no bytes where its device is in a step that takes longer than anybody may wait."""

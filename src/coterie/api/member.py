@@ -2,26 +2,38 @@
 
     post(job) --> inbox --> [ jobs, then a step ] --chunks--> the fleet's board        one thread for each device
 
-What is posted happens between two steps, in order. Knows nothing about placement, or about who asks.
+What is posted happens between two steps, in order. Nobody waits for a step that does not come back: who asks is told
+so, and a status is then what was last known. Knows nothing about placement, or about who asks.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as LateError
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from time import monotonic
 from typing import Protocol, TypeVar
 
 from coterie.api.coterie import Coterie
 from coterie.api.jobs import Inbox, Job
 from coterie.api.serving import WAIT_S
+from coterie.api.status import Status
 from coterie.api.types import Chunk
 from coterie.core.errors import ClosedError, CoterieError, DeviceError, fresh
 from coterie.engine.placement import Seen
 from coterie.models.model import Model
 
 T = TypeVar("T")
+
+# Choices, not measurements. A step hangs once it has taken so long, and so many times as long as any before it: a
+# long prompt of a large expert takes minutes on a CPU.
+HANGS_S, HANGS_TIMES, LONGEST_S = 30.0, 4.0, 300.0
+SOON_S = 0.1  # how long a step may keep who asks for a status
+KNOWN_S = 1.0  # how old the status that is kept for them may be when a step begins
+LOOK_S = 0.02  # how often who waits for a member looks whether it is in such a step
 
 
 class Board(Protocol):
@@ -37,8 +49,8 @@ class Board(Protocol):
 class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
-    `name`: how people tell it from the others. `seen`: the device as of the last step. `broken`: why it answers nothing
-    any more; None: it does.
+    `name`: how people tell it from the others. `seen`: the device as of the last step. `known`: its status as of the
+    last step or a little before, and `known_s` when that was. `broken`: why it answers nothing any more; None: it does.
     """
 
     def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
@@ -48,6 +60,9 @@ class Member:
         self._board, self._busy_s, self._changes = board, 0.0, -1
         self._there: tuple[frozenset[str], int] = frozenset(), 0
         self.seen = self._look()
+        self._begun_s: float | None = None  # the step or job under way
+        self._longest_s, self._left = 0.0, False
+        self._know()
         self._thread = threading.Thread(target=self._serve, name=f"coterie-{name}", daemon=True)
 
     def now(self) -> float:
@@ -63,41 +78,105 @@ class Member:
         self._inbox.end()
 
     def stop(self) -> None:
-        """After the step in flight end the thread and close the device. May be called again."""
+        """After the step in flight end the thread and close the device; neither where that hangs. May come again."""
         self.end()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        while self._thread.is_alive() and self._thread is not threading.current_thread() and not self.hangs():
+            self._thread.join(LOOK_S)
         if self.broken is None:
             self.broken = ClosedError(self.name, "is closed and answers nothing any more", "open it anew")
         self._inbox.close(self.broken)
-        self.coterie.close()
+        if not self.hangs():
+            self.coterie.close()
+            return
+        self._left = True
+        self.coterie.leave_open()
+        self._inbox.end()  # should it come back
+
+    def renew_known(self) -> None:
+        """Put down the status before the next step, however new the last one is. Any thread."""
+        self._stale = True
+
+    def busy_s(self) -> float:
+        """How long the step, or the job, under way has lasted; 0 where there is none."""
+        begun_s = self._begun_s
+        return 0.0 if begun_s is None else monotonic() - begun_s
+
+    def hangs(self, times: float = 1.0) -> bool:
+        """Whether it has lasted longer than any should, or so many times as long."""
+        return self.busy_s() > times * max(HANGS_S, HANGS_TIMES * self._longest_s)
+
+    def hung(self) -> DeviceError:
+        """That it does, in a sentence."""
+        fact = f"has been in one step for {self.busy_s():.0f} s, and the longest before it took {self._longest_s:.1f} s"
+        return DeviceError(self.name, fact, "ask again later, or restart the server")
 
     def post(self, function: Callable[[Coterie], T]) -> Future[T]:
         """Have a function run between two steps. The future has its result or its error, a CoterieError if possible."""
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                future.set_result(function(self.coterie))
+                with self._timed():
+                    found = function(self.coterie)
             except CoterieError as error:
                 future.set_exception(error)
             except Exception as error:  # a bug of ours ends its caller's request and nobody else's
                 future.set_exception(DeviceError(self.name, f"failed: {error!r}", "report it"))
+            else:
+                future.set_result(found)
 
-        self._inbox.put(Job(run, future.set_exception))
+        def fail(error: Exception) -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+        self._inbox.put(Job(run, fail))
         return future
 
     def call(self, function: Callable[[Coterie], T]) -> T:
-        """As `post`, and wait. Raises the error. Not on the member's own thread."""
-        return self.post(function).result()
+        """As `change`, and wait. Raises the error. Not on the member's own thread."""
+        return self.wait(self.change(function))
+
+    def change(self, function: Callable[[Coterie], T]) -> Future[T]:
+        """As `post`; `known` has what it changes."""
+
+        def run(coterie: Coterie) -> T:
+            try:
+                return function(coterie)
+            finally:
+                self._know()
+
+        return self.post(run)
+
+    def wait(self, future: Future[T]) -> T:
+        """The result of what was posted. Raises its error, or that the device hangs; then it may not be done at all."""
+        while True:
+            with suppress(LateError):
+                return future.result(LOOK_S)
+            if self.hangs():
+                future.cancel()
+                raise self.hung()
+
+    def soon(self, future: Future[T]) -> T | None:
+        """As `wait`, but no longer than a step of SOON_S; None: it takes longer."""
+        while True:
+            with suppress(LateError):
+                return future.result(LOOK_S)
+            if self.busy_s() > SOON_S:
+                future.cancel()
+                return None
 
     def _serve(self) -> None:
         device = self.coterie.parts.device
         try:
             while self._inbox.work(sleeps=self.coterie.quiet):
                 if not self.coterie.quiet:
+                    if self._stale or monotonic() - self.known_s > KNOWN_S:
+                        self._know()
                     begun_s = device.now()
-                    chunks = self.coterie.step(WAIT_S)
+                    with self._timed():
+                        chunks = self.coterie.step(WAIT_S)
                     self._busy_s += device.now() - begun_s
                     self.seen = self._look()
                     if chunks:
@@ -109,6 +188,22 @@ class Member:
             self._inbox.close(broken)
             if not isinstance(error, Exception):
                 raise
+        if self._left:
+            device.close()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """A step, or a job, is under way."""
+        begun_s = self._begun_s = monotonic()
+        try:
+            yield
+        finally:
+            self._longest_s = max(self._longest_s, min(monotonic() - begun_s, LONGEST_S))
+            self._begun_s = None
+
+    def _know(self) -> None:
+        self._stale = False
+        self.known, self.known_s = self.coterie.status(), monotonic()
 
     def _look(self) -> Seen:
         """The device as it is, between two steps."""
@@ -165,19 +260,38 @@ def _weights(model: Model | None) -> object:
 
 
 def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[tuple[Member, T]]:
-    """What a function gives of each member that answers, all at work at once; who breaks meanwhile is left out.
-
-    Raises the first error of another kind.
+    """What a function gives of each member that answers, all at work at once; who breaks meanwhile, or hangs, is left
+    out. Raises the first error of another kind.
     """
-    asked = [(member, member.post(function)) for member in members if member.broken is None]
+    asked = [(member, member.change(function)) for member in members if member.broken is None and not member.hangs()]
     found = []
     for member, future in asked:
         try:
-            found.append((member, future.result()))
+            found.append((member, member.wait(future)))
+        except CoterieError as error:
+            if error is not member.broken and not member.hangs():
+                raise
+    return found
+
+
+def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], dict[str, float]]:
+    """The status of each member that answers, all asked at once; of which, by name, it is what was last known, as they
+    are in a step that takes long, and how many seconds ago that was. Raises the first error of another kind than that
+    one breaks.
+    """
+    asked = [(member, member.post(Coterie.status)) for member in members if member.broken is None]
+    found, late = list[tuple[Member, Status]](), dict[str, float]()
+    for member, future in asked:
+        try:
+            status = member.soon(future)
         except CoterieError as error:
             if error is not member.broken:
                 raise
-    return found
+            continue
+        if status is None:
+            status, late[member.name] = member.known, monotonic() - member.known_s
+        found.append((member, status))
+    return found, late
 
 
 def all_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[T]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from coterie.api.expert_commands import ExpertCommands
@@ -88,7 +89,8 @@ class Serving(Measuring, ExpertCommands):
 
     @property
     def avoided(self) -> Mapping[str, CoterieError]:
-        """Why which of several devices are asked only where no other one can be: they fail what others answer."""
+        """Why which of several devices are asked only where no other one can be: they fail what others answer, or
+        hang."""
         return {}
 
     def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
@@ -142,6 +144,12 @@ class Serving(Measuring, ExpertCommands):
     @abstractmethod
     def status(self) -> Status:
         """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
+
+    def turns(self) -> Sequence[Future[None]]:
+        """Of devices that step themselves a future each that is over when it has taken a turn: has ended a step, if it
+        was in one.
+        """
+        return ()
 
     @abstractmethod
     def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:

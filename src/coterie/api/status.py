@@ -98,7 +98,8 @@ class Status:
     `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
 
     `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more;
-    `avoided`: why which of them is asked only where no other one can be.
+    `avoided`: why which of them is asked only where no other one can be. `late`: of which of them this is what was last
+    known, since a step takes long there, and how many seconds ago that was.
 
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
@@ -120,6 +121,7 @@ class Status:
     devices: Mapping[str, Status] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     avoided: Mapping[str, str] = field(default_factory=dict)
+    late: Mapping[str, float] = field(default_factory=dict)
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -152,7 +154,8 @@ class Status:
         if not self.devices:
             return {}
         devices = {name: one.to_dict() for name, one in self.devices.items()}
-        return {"devices": devices, "broken": dict(self.broken), "avoided": dict(self.avoided)}
+        of_some = {"broken": dict(self.broken), "avoided": dict(self.avoided), "late": dict(self.late)}
+        return {"devices": devices, **of_some}
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
         so_far = self.metrics.by_priority[of]

@@ -8,7 +8,7 @@ Knows nothing about where they come from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from coterie.api.status import ExpertStatus, KvStatus, PriorityStatus, State, Status, TierStatus, sum_of
@@ -18,10 +18,8 @@ from coterie.engine.metrics import Histogram, Metrics, PriorityMetrics
 _NEAREST: tuple[State, ...] = ("resident", "loading", "absent")
 
 
-def together(
-    names: Sequence[str], each: Sequence[Status], broken: Mapping[str, str], avoided: Mapping[str, str]
-) -> Status:
-    """Several devices' statuses as one. `names`: theirs; `broken` and `avoided` as in Status."""
+def together(names: Sequence[str], each: Sequence[Status]) -> Status:
+    """Several devices' statuses as one. `names`: theirs."""
     first = each[0]
     by_name = grouped((expert.name, (expert, status.now_s)) for status in each for expert in status.experts)
     tiers = grouped(((tier.tier, tier.of), tier) for status in each for tier in status.tiers)
@@ -44,8 +42,6 @@ def together(
         },
         lacks=tuple(dict.fromkeys([lack for status in each for lack in status.lacks])),
         devices=dict(zip(names, each, strict=True)),
-        broken=broken,
-        avoided=avoided,
     )
 
 

@@ -149,7 +149,7 @@ async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end:
         """None while it is not submitted yet."""
         return coterie.watch.waiting(stream.request_ids[0]) if stream.request_ids else None
 
-    opening = Opening(stream, lambda: worker.call(look))
+    opening = Opening(stream, lambda: worker.look(look))
     try:
         # A refused request must get its status before any byte of a stream is sent.
         await opening.accepted()

@@ -69,8 +69,11 @@ class StatusCollector(Collector):
         alive = dict.fromkeys(self._status.devices, 1.0) | dict.fromkeys(self._status.broken, 0.0)
         yield _gauges("device_answers", "1 where a device answers, 0 where it has stopped.", (ON,), _labelled(alive))
         avoided = {name: float(name in self._status.avoided) for name in self._status.devices}
-        about = "1 where a device is asked only if no other one can be, as it fails what others answer."
+        about = "1 where a device is asked only if no other one can be, as it fails what others answer, or hangs."
         yield _gauges("device_avoided", about, (ON,), _labelled(avoided))
+        ages = dict.fromkeys(self._status.devices, 0.0) | dict(self._status.late)
+        about = "How old a device's other samples are, as it is in a step that takes long; else 0."
+        yield _gauges("device_status_age_seconds", about, (ON,), _labelled(ages))
 
     def _families(self, status: Status) -> Iterator[Metric]:
         about = {"version": __version__, "composition": status.composition, "device": status.device}
@@ -87,7 +90,7 @@ def routes(worker: Worker, store: ResponseStore) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        status = await worker.call(lambda coterie: coterie.status())
+        status = await worker.look(lambda coterie: coterie.status())
         return Response(encode(StatusCollector(status, store)), headers={"content-type": content_type})
 
     return [Route("/metrics", metrics, methods=["GET"])]

@@ -87,7 +87,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
     one_at_a_time = asyncio.Lock()
 
     async def models(_: Request) -> Response:
-        rows = await worker.call(model_list)
+        rows = await worker.look(model_list)
         page = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"], "has_more": False}  # Anthropic's: all are on it
         return JSONResponse({"object": "list", "data": rows, **page})
 
@@ -111,7 +111,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         return JSONResponse({"object": "rescan", **found.to_dict()})
 
     async def status(_: Request) -> Response:
-        found = await worker.call(lambda coterie: coterie.status())
+        found = await worker.look(lambda coterie: coterie.status())
         return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:
@@ -156,11 +156,11 @@ register_url_convertor("model", _Name())
 
 
 async def _row(worker: Worker, name: str) -> dict[str, Any]:
-    rows = await worker.call(model_list)
+    rows = await worker.look(model_list)
     for row in rows:
         if row["id"] == name:
             return row
-    if missing := await worker.call(lambda coterie: coterie.composition.missing(name)):
+    if missing := await worker.look(lambda coterie: coterie.composition.missing(name)):
         raise missing
     raise NotFoundError(name, f"no such model among {len(rows)}", "GET /v1/models names them")
 

@@ -2,7 +2,8 @@
 
     HTTP task --ask--> inbox --> engine thread --call_soon_threadsafe, once a step--> streams --> HTTP tasks
         |-- what takes long and needs no engine --> threads beside it
-        `-- what waits for steps of several devices --> one more, in order
+        |-- what waits for steps of several devices --> one more, in order
+        `-- what looks at several devices and waits for none --> one more
 
 Knows nothing about HTTP.
 """
@@ -50,6 +51,7 @@ class Worker:
         self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
         # Where devices step themselves the engine's thread waits for none of them: it gives out what the others bring.
         self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
+        self._looking = ThreadPoolExecutor(1, "coterie-looking") if coterie.steps_itself else None
         self._giving_back: asyncio.TimerHandle | None = None
         self._num_ended = 0  # beside the engine, since the last time
         self._at_end: list[Callable[[], None]] = []
@@ -75,7 +77,7 @@ class Worker:
         self._thread.join()
         if self._giving_back is not None:
             self._giving_back.cancel()
-        for pool in (self._beside, self._reading, self._between):
+        for pool in (self._beside, self._reading, self._between, self._looking):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._coterie.close()
@@ -97,22 +99,35 @@ class Worker:
         """Run a function between two steps, in order, and return its result or raise its error: on the engine's thread,
         or where devices step themselves, on one that may wait for them.
         """
-        if self._between is None:
-            return await self._call(function)
-        if self.broken is not None:
-            raise self.broken
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._between, _guarded, function, self._coterie)
+            return await self._call(function, self._between)
         finally:
-            self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
+            if self._between is not None:
+                self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
+
+    async def look(self, function: Callable[[Serving], T]) -> T:
+        """As `call`, of what changes nothing: where devices step themselves, it waits behind nothing that changes."""
+        return await self._call(function, self._looking)
 
     async def turn(self) -> None:
-        """Return once the engine, and each device that steps itself, has taken a turn. Raises what they ended with."""
+        """Return once the engine has taken a turn, and one at least of the devices that step themselves: the others may
+        hang, and it can go on without. Raises what they ended with.
+        """
         await self._call(lambda _: None)
-        if self._between is not None:
-            await self.call(lambda coterie: coterie.status())
+        turns = {asyncio.wrap_future(one) for one in self._coterie.turns()}
+        while turns:
+            over, turns = await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
+            if any(one.exception() is None for one in over):
+                break
+        for one in turns:
+            one.cancel()
 
-    async def _call(self, function: Callable[[Serving], T]) -> T:
+    async def _call(self, function: Callable[[Serving], T], pool: ThreadPoolExecutor | None = None) -> T:
+        """On a pool's thread, else on the engine's."""
+        if pool is not None:
+            if self.broken is not None:
+                raise self.broken
+            return await asyncio.get_running_loop().run_in_executor(pool, _guarded, function, self._coterie)
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
@@ -299,7 +314,7 @@ def _device_avoided(name: str, error: CoterieError | None) -> None:
     if error is None:
         LOG.info("the device %s answers again", name)
     else:
-        LOG.error("the device %s is avoided, as it fails what others answer: %s", name, error)
+        LOG.error("the device %s is avoided: %s", name, error)
 
 
 def _takes_long(query: Query) -> bool:

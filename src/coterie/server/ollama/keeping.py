@@ -36,7 +36,7 @@ class Keeper:
         Raises NotFoundError, ConflictError, RequestError for a name behind which a router chooses, HTTPException.
         """
         check_origin(request.scope, self._origins)
-        expert = await self._worker.call(lambda coterie: expert_of(model, coterie.composition))
+        expert = await self._worker.look(lambda coterie: expert_of(model, coterie.composition))
         if keep_s != 0:
             if expert is not None:  # else it is known with the prompt who is asked
                 await self._worker.told(lambda coterie, tell: coterie.load_soon(expert, tell))

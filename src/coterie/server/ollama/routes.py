@@ -98,10 +98,10 @@ def _embedding(coterie: Serving, worker: Worker, keeper: Keeper) -> list[Route]:
 
 def _listing(coterie: Serving, worker: Worker) -> list[Route]:
     async def tags(_: Request) -> Response:
-        return JSONResponse(await worker.call(all_models))
+        return JSONResponse(await worker.look(all_models))
 
     async def running(_: Request) -> Response:
-        return JSONResponse(await worker.call(loaded))
+        return JSONResponse(await worker.look(loaded))
 
     async def version(_: Request) -> Response:
         return JSONResponse({"version": VERSION, "coterie": __version__})

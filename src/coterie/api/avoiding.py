@@ -1,0 +1,81 @@
+"""Avoiding: which members of a fleet are asked last, and why: they fail what others answer, or hang in a step.
+
+    failed, answered --> engine/health.py --.
+    how long a step has lasted --look-------+--> avoids        who changes is told of, once
+
+Knows nothing about queries, or what becomes of those that a member has. Under its owner's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeAlias
+
+from coterie.api.member import Member
+from coterie.core.errors import CoterieError, DeviceError
+from coterie.engine.health import Health
+
+Avoids: TypeAlias = Callable[[Member, CoterieError | None], None]
+"""Told of a member that is asked last from now on, and why; None: as others again. On any thread, under the lock."""
+
+
+class Avoiding:
+    """The health of each member. `tells`: who is told of changes."""
+
+    def __init__(self) -> None:
+        self.tells: list[Avoids] = []
+        self._health: dict[Member, Health] = {}
+        self._failing: dict[Member, CoterieError] = {}
+        self._hanging: dict[Member, CoterieError] = {}
+
+    def join(self, member: Member) -> None:
+        """One more."""
+        self._health[member] = Health()
+
+    def avoids(self, member: Member) -> bool:
+        """Whether others are to be asked, where they can be."""
+        return member in self._hanging or self._health[member].avoided
+
+    def reasons(self) -> dict[str, CoterieError]:
+        """Why which members that answer are avoided, by their names."""
+        return {member.name: why for member, why in {**self._failing, **self._hanging}.items() if member.broken is None}
+
+    def placed(self, member: Member, others: Iterable[Member]) -> None:
+        """A request went to a member, which these `others` could have had."""
+        self._health[member].asked()
+        for other in others:
+            self._health[other].passed_over()
+
+    def answered(self, member: Member) -> None:
+        """A member has given out some of an answer."""
+        self._health[member].answered()
+        if self._failing.pop(member, None) is not None:
+            self._tell(member, None)
+
+    def failed(self, member: Member, error: CoterieError) -> None:
+        """A member has failed by `error` what another one has answered."""
+        health = self._health[member]
+        health.failed()
+        if not health.failing:
+            return
+        new, fact = member not in self._failing, f"fails what others answer: {error}"
+        self._failing[member] = DeviceError(member.name, fact, "look at the device; it is tried again now and then")
+        if new:
+            self._tell(member, self._failing[member])
+
+    def look(self, members: Collection[Member]) -> list[tuple[Member, CoterieError]]:
+        """Whose step has lasted so long since the last look that it hangs, and a sentence that says so."""
+        found = []
+        for member in members:
+            hangs = member.broken is None and member.hangs()
+            if hangs and member not in self._hanging:
+                self._hanging[member] = member.hung()
+                self._tell(member, self._hanging[member])
+                found.append((member, self._hanging[member]))
+            elif not hangs and self._hanging.pop(member, None) is not None and member.broken is None:
+                self._tell(member, self._failing.get(member))
+        return found
+
+    def _tell(self, member: Member, why: CoterieError | None) -> None:
+        for tell in self.tells:
+            tell(member, why)
