@@ -72,6 +72,8 @@ class Fleet(FleetExperts, Serving):
         self._members = self._board.members
         self._close = weakref.finalize(self, _stop, self._members)
         self._follow(self._members[0])
+        self._unpinned, self._at_repin = {}, []
+        self._board.at_break.append(self._keep_pins)
         self.watch = FleetWatch(self._board)
         for member in self._members:
             member.start()
@@ -272,8 +274,9 @@ class Fleet(FleetExperts, Serving):
             self._check_open()
         broken = {name: str(error) for name, error in self.broken.items()}
         avoided = {name: str(error) for name, error in self.avoided.items()}
+        unpinned = {name: str(error) for name, error in tuple(self._unpinned.items())}
         names, each = [member.name for member, _ in found], [status for _, status in found]
-        return replace(together(names, each), broken=broken, avoided=avoided, late=late)
+        return replace(together(names, each), broken=broken, avoided=avoided, late=late, unpinned=unpinned)
 
     def _left(self, chunks: list[Chunk]) -> list[Chunk]:
         if not chunks and (ended := self._board.ended) is not None:

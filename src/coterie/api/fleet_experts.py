@@ -2,6 +2,7 @@
 
     load    one: where it is, or where it costs least        pin           all that have it, else where it would come in
     unload  all                                              unpin         all
+                                                             device breaks: what only it had pinned, on another one
 
 Knows nothing about queries.
 """
@@ -9,6 +10,9 @@ Knows nothing about queries.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeAlias
 
 from coterie.api.board import Board
 from coterie.api.coterie import Coterie
@@ -19,13 +23,21 @@ from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.expert_control import Told
 from coterie.memory.split import side_of
 
+Repinned: TypeAlias = Callable[[str, str, CoterieError | None], None]
+"""Told of an expert that a device had pinned which broke: the device's name where it is pinned now, or that broke, and
+why it is pinned nowhere."""
+
 
 class FleetExperts(ExpertCommands):
-    """The part of a Fleet that loads, unloads and pins. `_lead`: the member whose files count."""
+    """The part of a Fleet that loads, unloads and pins. `_lead`: the member whose files count. `_unpinned`: whom nobody
+    has pinned any more, and why; `_at_repin`: who is told of pins that move.
+    """
 
     composition: Composition
     _board: Board
     _lead: Member
+    _unpinned: dict[str, CoterieError]
+    _at_repin: list[Repinned]
 
     @abstractmethod
     def _check_open(self) -> None:
@@ -58,6 +70,7 @@ class FleetExperts(ExpertCommands):
         self._check_open()
         name = self.composition.expert(expert).name
         able = serving(self._board.members, self._lead.coterie, name)
+        self._unpinned.pop(name, None)
         there = [member for member in able if name in member.seen.there]
         with self._board.lock:
             chosen = there or [self._board.place(name, able=able)]
@@ -76,12 +89,64 @@ class FleetExperts(ExpertCommands):
         """Let an expert be evicted again, on every device."""
         self._check_open()
         name = self.composition.expert(expert).name
+        self._unpinned.pop(name, None)
         for member in self._having(name):
             member.call(lambda coterie: coterie.unpin(name))
+
+    def at_repin(self, tell: Repinned) -> None:
+        """Call `tell` of each expert that only a device had pinned which broke."""
+        self._at_repin.append(tell)
+
+    def _keep_pins(self, member: Member, error: CoterieError, cause: BaseException) -> None:
+        """Pin what only a member had pinned that has just broken elsewhere. On its thread, under the board's lock."""
+        others = [one for one in self._board.members if one.broken is None]
+        if not others:
+            return
+        lead = self._lead if self._lead in others else others[0]
+        for name in member.coterie.composition.names:
+            if not _is_pinned(member.coterie, name) or any(_is_pinned(one.coterie, name) for one in self._having(name)):
+                continue
+            able = serving(others, lead.coterie, name)
+            if able:
+                first = self._board.place(name, able=able)
+                able.sort(key=lambda one: one is not first)
+            fact = f"was pinned on {member.name}, which has stopped, and no other device serves it"
+            self._pin_on_one_of(able, name, member, ConflictError(name, fact, "pin it again after a rescan"))
+
+    def _pin_on_one_of(self, able: Sequence[Member], name: str, was: Member, error: CoterieError) -> None:
+        """Have the first that takes it pin an expert, and bring it in if it was in; where none does, say why."""
+        if not able:
+            self._unpinned[name] = error
+            self._tell_repinned(name, was.name, error)
+            return
+        now = able[0]
+
+        def pin(coterie: Coterie) -> None:
+            coterie.pin(name)
+            if name in was.seen.there:
+                coterie.load_soon(name, _ignore)
+
+        def look(future: Future[None]) -> None:
+            refused = future.exception()
+            if refused is None:
+                self._tell_repinned(name, now.name, None)
+            elif isinstance(refused, CoterieError):
+                fact = f"was pinned on {was.name}, which has stopped, and no other device takes it: {refused.fact}"
+                self._pin_on_one_of(able[1:], name, was, ConflictError(name, fact, refused.remedy))
+
+        now.change(pin).add_done_callback(look)
+
+    def _tell_repinned(self, name: str, where: str, error: CoterieError | None) -> None:
+        for tell in self._at_repin:
+            tell(name, where, error)
 
     def _having(self, name: str) -> list[Member]:
         """Those that answer, and have an expert, by whatever files."""
         return [one for one in self._board.members if one.broken is None and name in one.coterie.composition.names]
+
+
+def _ignore(error: CoterieError | None) -> None:
+    """Of a load that nobody waits for: a request of that expert begins it again, or says why not."""
 
 
 def _is_pinned(coterie: Coterie, name: str) -> bool:

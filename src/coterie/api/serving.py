@@ -98,6 +98,11 @@ class Serving(Measuring, ExpertCommands):
         more, in any thread: it must return at once.
         """
 
+    def at_repin(self, tell: Callable[[str, str, CoterieError | None], None]) -> None:
+        """Call `tell` of each expert that only a device had pinned which broke, in any thread: with the name of where
+        it is pinned now, or with that of the one that broke and why it is pinned nowhere. It must return at once.
+        """
+
     @abstractmethod
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert. A model that the router asks is run.

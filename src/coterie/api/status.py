@@ -99,7 +99,8 @@ class Status:
 
     `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more;
     `avoided`: why which of them is asked only where no other one can be. `late`: of which of them this is what was last
-    known, since a step takes long there, and how many seconds ago that was.
+    known, since a step takes long there, and how many seconds ago that was. `unpinned`: why which experts are pinned
+    nowhere, though they were, on one that broke.
 
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
@@ -122,6 +123,7 @@ class Status:
     broken: Mapping[str, str] = field(default_factory=dict)
     avoided: Mapping[str, str] = field(default_factory=dict)
     late: Mapping[str, float] = field(default_factory=dict)
+    unpinned: Mapping[str, str] = field(default_factory=dict)
 
     def expert(self, name: str) -> ExpertStatus:
         """One expert. Raises KeyError."""
@@ -155,7 +157,7 @@ class Status:
             return {}
         devices = {name: one.to_dict() for name, one in self.devices.items()}
         of_some = {"broken": dict(self.broken), "avoided": dict(self.avoided), "late": dict(self.late)}
-        return {"devices": devices, **of_some}
+        return {"devices": devices, **of_some, "unpinned": dict(self.unpinned)}
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
         so_far = self.metrics.by_priority[of]

@@ -116,6 +116,7 @@ def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:
     lacks += [escape(f"{name} is left out: {why}") for name, why in status.get("left_out", {}).items()]
     lacks += [escape(f"{name} answers nothing any more: {why}") for name, why in status.get("broken", {}).items()]
     lacks += [escape(f"{name} is asked last: {why}") for name, why in status.get("avoided", {}).items()]
+    lacks += [escape(f"{name} is not pinned any more: {why}") for name, why in status.get("unpinned", {}).items()]
     ages = status.get("late", {}).items()
     lacks += [escape(f"note: {name} is as of {format_seconds(age)} ago: it is in a long step") for name, age in ages]
     return Group(first, *lacks, _experts(status, whole), *_priorities(status), _tiers(status))

@@ -58,6 +58,7 @@ class Worker:
         self.broken: CoterieError | None = None
         coterie.at_break(self._device_broke)
         coterie.at_avoid(_device_avoided)
+        coterie.at_repin(_repinned)
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
@@ -315,6 +316,14 @@ def _device_avoided(name: str, error: CoterieError | None) -> None:
         LOG.info("the device %s answers again", name)
     else:
         LOG.error("the device %s is avoided: %s", name, error)
+
+
+def _repinned(name: str, where: str, error: CoterieError | None) -> None:
+    """The device that had an expert pinned has stopped."""
+    if error is None:
+        LOG.info("%s was pinned on a device that has stopped, and is pinned on %s now", name, where)
+    else:
+        LOG.error("a pin is lost: %s", error)
 
 
 def _takes_long(query: Query) -> bool:
