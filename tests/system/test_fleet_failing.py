@@ -57,6 +57,10 @@ def failed_on(coterie: Coterie) -> int:
     return coterie.parts.engine.metrics.finished.get("error", 0)
 
 
+def failures_of(fleet: Fleet, number: int) -> int:
+    return fleet._board.avoiding._health[fleet._members[number]].failures
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_device_that_fails_all_is_no_black_hole(composition: Path, which: int) -> None:
     """Asked one after the other, it has never anything to do. Everybody gets the answer of a sound device."""
@@ -119,7 +123,7 @@ def test_a_request_that_fails_everywhere_is_nobodys_fault(composition: Path) -> 
         for _ in range(2 * FAILURES):
             with pytest.raises(DeviceError, match="an illegal memory access"):
                 fleet.ask(ONE)
-        assert (fleet.avoided, fleet._board._health[0].failures, fleet._board._health[1].failures) == ({}, 0, 0)
+        assert (fleet.avoided, [failures_of(fleet, number) for number in (0, 1)]) == ({}, [0, 0])
         assert [failed_on(coterie) for coterie in fleet.members] == [2 * FAILURES] * 2
         assert fleet.ask(replace(ONE, model="bob")).finish_reason == "length"
 
@@ -143,7 +147,7 @@ def test_a_damaged_file_is_no_devices_fault(folder: Path, tmp_path: Path) -> Non
         assert None not in ends.values()  # who has it answers
         assert fleet.members[1 - holder].parts.engine.metrics.failed_fetches > 0
         assert fleet.avoided == {}
-        assert fleet._board._health[1 - holder].failures == 0
+        assert failures_of(fleet, 1 - holder) == 0
         fleet.unload("ada")
         with pytest.raises(TransferError, match="ada"):
             fleet.ask(ONE)
@@ -189,5 +193,5 @@ def test_the_server_says_so(composition: Path, caplog: pytest.LogCaptureFixture)
             out.print(show(status, url))
         assert "cpu#0 is asked last" in captured.get()
     (line,) = [one.getMessage() for one in caplog.records if "cpu#0" in one.getMessage()]
-    assert "is avoided, as it fails what others answer" in line
+    assert "is avoided: [cpu#0] fails what others answer" in line
     assert "an illegal memory access" in line

@@ -216,8 +216,7 @@ class Board:
             was.post(partial(_abandon, request_id))
 
     def _others(self, flight: Flight) -> list[Member]:
-        able = self.members if flight.able is None else flight.able
-        return [one for one in self.members if one is not flight.member and one in able]
+        return [one for one in flight.able or self.members if one is not flight.member]
 
     def _with(self, member: Member) -> list[str]:
         return [request_id for request_id, flight in self.flights.items() if flight.member is member]

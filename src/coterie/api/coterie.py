@@ -51,8 +51,7 @@ class Coterie(Serving, Controlled):
         self._options = options = check_alone(options or Options())
         self.names = (options.device,)
         opened, made = planned(open_all(composition, options), options) if of is None else (of.opened, of.made)
-        self.composition = opened.composition
-        self.models, self.texts = dict(opened.models), dict(opened.texts)
+        self.composition, self.models, self.texts = opened.composition, dict(opened.models), dict(opened.texts)
         self.routing = Routing(self.composition)
         parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
@@ -64,6 +63,7 @@ class Coterie(Serving, Controlled):
         self._numbers = itertools.count() if of is None else of.numbers
         self._lock, self._synthetic = threading.RLock(), parts.device.synthetic()
         self._close = weakref.finalize(self, self._parts.device.close)
+        self._close.atexit = of is None  # of several the Fleet closes each that does not hang
         taught = None if of is None else of.routing
         self.routing = (
             self._routings.use(taught) if taught is not None else self._routings.teach(options.device, cache_folder())
@@ -236,10 +236,6 @@ class Coterie(Serving, Controlled):
         """Stop the device and give its memory back. Later calls, and those under way, get a ClosedError."""
         with self._lock:
             self._close()
-
-    def leave_open(self) -> None:
-        """Answer nothing any more, but close no device, not even when Python ends: a step that hangs has its memory."""
-        self._close.detach()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from coterie.api.fleet_experts import FleetExperts
 from coterie.api.fleet_watch import FleetWatch
 from coterie.api.flight import Flight
 from coterie.api.member import Member, all_of, known_of, names_of, same_files, serving
-from coterie.api.opened import OfFleet, Opened, open_all, planned
+from coterie.api.opened import OfFleet, open_all, planned_on_each
 from coterie.api.ready import Experts, Ready, prepared, route_that_fits
 from coterie.api.rescan import Look, Rescan
 from coterie.api.routings import begun
@@ -40,7 +40,6 @@ from coterie.composition.routing import Pending
 from coterie.core.errors import ClosedError, ContextError, CoterieError, CrowdedError
 from coterie.core.trace import Trace
 from coterie.engine.admission import check_room_among, places_among
-from coterie.engine.assembly import Plan
 
 
 class Fleet(FleetExperts, Serving):
@@ -58,7 +57,7 @@ class Fleet(FleetExperts, Serving):
     def __init__(self, composition: Composition, options: Options) -> None:
         """Open every expert once and reserve memory on each of `options.devices`. Raises CoterieError."""
         self._options, each = options, each_device(options)
-        opened, plans = _planned(open_all(composition, each[0]), each)
+        opened, plans = planned_on_each(open_all(composition, each[0]), each)
         self._board, self._numbers = Board(reuse=options.reuse), itertools.count()
         names = self.names = names_of(options.devices)
         try:
@@ -272,8 +271,7 @@ class Fleet(FleetExperts, Serving):
     def _together(self, found: Sequence[tuple[Member, Status]], late: Mapping[str, float]) -> Status:
         if not found:  # all have ended since it was asked
             self._check_open()
-        broken = {name: str(error) for name, error in self.broken.items()}
-        avoided = {name: str(error) for name, error in self.avoided.items()}
+        broken, avoided = ({name: str(why) for name, why in each.items()} for each in (self.broken, self.avoided))
         unpinned = {name: str(error) for name, error in tuple(self._unpinned.items())}
         names, each = [member.name for member, _ in found], [status for _, status in found]
         return replace(together(names, each), broken=broken, avoided=avoided, late=late, unpinned=unpinned)
@@ -327,17 +325,6 @@ class Fleet(FleetExperts, Serving):
 def opened_on(ref: str | Path, options: Options, leave_out: bool = False) -> Serving:
     """A composition on the device, or on the several devices, that the options name. Raises CoterieError."""
     return Fleet.open(ref, options, leave_out) if options.beside else Coterie.open(ref, options, leave_out)
-
-
-def _planned(opened: Opened, each: Sequence[Options]) -> tuple[Opened, list[Plan]]:
-    """What all devices have room for, where what has none may be left out, and where its bytes go on each."""
-    while True:
-        plans, before = list[Plan](), opened.composition.names
-        for options in each:
-            opened, made = planned(opened, options)
-            plans.append(made)
-        if opened.composition.names == before:
-            return opened, plans
 
 
 def _seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:

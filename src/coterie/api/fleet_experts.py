@@ -2,13 +2,14 @@
 
     load    one: where it is, or where it costs least        pin           all that have it, else where it would come in
     unload  all                                              unpin         all
-                                                             device breaks: what only it had pinned, on another one
+    who guesses for others: load and pin on all              device breaks: what only it had pinned, on another one
 
 Knows nothing about queries.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -44,12 +45,18 @@ class FleetExperts(ExpertCommands):
         """Raise ClosedError, or what the devices have ended with, where none is left."""
 
     def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, on the device where it is or where it costs least, but do not wait: a later `step` calls `tell`."""
+        """As load, on the device where it is or where it costs least, but do not wait: a later `step` calls `tell`. Who
+        guesses for others comes in on all, and `tell` is called once, with the first error of any.
+        """
         self._check_open()
         name = self.composition.expert(expert).name
-        with self._board.lock:
-            member = self._board.place(name, able=serving(self._board.members, self._lead.coterie, name))
-        self._board.load(name, tell, member)
+        able = serving(self._board.members, self._lead.coterie, name)
+        if not (able and self._guesses(name)):
+            with self._board.lock:
+                able = [self._board.place(name, able=able)]
+        told = _once(tell, len(able))
+        for member in able:
+            self._board.load(name, told(), member)
 
     def unload(self, expert: str) -> None:
         """Forget every copy of an expert on every device. Where some refuse, the others have forgotten theirs."""
@@ -64,14 +71,14 @@ class FleetExperts(ExpertCommands):
             raise refused[0]
 
     def pin(self, expert: str) -> None:
-        """Never evict an expert from the devices that have it, or, where none has, from where it would come in. Where
-        one refuses, no pin is set.
+        """Never evict an expert from the devices that have it, or, where none has, from where it would come in; who
+        guesses for others from any. Where one refuses, no pin is set.
         """
         self._check_open()
         name = self.composition.expert(expert).name
         able = serving(self._board.members, self._lead.coterie, name)
         self._unpinned.pop(name, None)
-        there = [member for member in able if name in member.seen.there]
+        there = able if self._guesses(name) else [member for member in able if name in member.seen.there]
         with self._board.lock:
             chosen = there or [self._board.place(name, able=able)]
         pinned = list[Member]()
@@ -140,9 +147,28 @@ class FleetExperts(ExpertCommands):
         for tell in self._at_repin:
             tell(name, where, error)
 
+    def _guesses(self, name: str) -> bool:
+        """Whether an expert guesses for others: then it is wanted wherever these are."""
+        return any(model.draft == name for model in self._lead.coterie.models.values())
+
     def _having(self, name: str) -> list[Member]:
         """Those that answer, and have an expert, by whatever files."""
         return [one for one in self._board.members if one.broken is None and name in one.coterie.composition.names]
+
+
+def _once(tell: Told, count: int) -> Callable[[], Told]:
+    """Makes listeners, so many in all, of whom the last one to be told tells, and the first error of any."""
+    errors, numbers = list[CoterieError | None](), itertools.count(1)
+
+    def made() -> Told:
+        def told(error: CoterieError | None) -> None:
+            errors.append(error)
+            if next(numbers) == count:  # in one thread, whoever told the others
+                tell(next((one for one in errors if one is not None), None))
+
+        return told
+
+    return made
 
 
 def _ignore(error: CoterieError | None) -> None:

@@ -89,7 +89,6 @@ class Member:
             self.coterie.close()
             return
         self._left = True
-        self.coterie.leave_open()
         self._inbox.end()  # should it come back
 
     def renew_known(self) -> None:
@@ -189,7 +188,7 @@ class Member:
             if not isinstance(error, Exception):
                 raise
         if self._left:
-            device.close()
+            self.coterie.close()
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ Knows nothing about queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coterie.api.assemble import Options, as_served, is_synthetic, make_spec, open_models
@@ -77,6 +77,17 @@ def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
             rest = {other: model for other, model in opened.models.items() if other != name}
             found, models = without(found, {**found.left_out, name: error}, rest)
             opened = Opened(found, models, {other: opened.texts[other] for other in models})
+
+
+def planned_on_each(opened: Opened, each: Sequence[Options]) -> tuple[Opened, list[Plan]]:
+    """Where the bytes of these go on each of several devices. What has no room on one is left out, as in `planned`."""
+    while True:
+        plans, before = list[Plan](), opened.composition.names
+        for options in each:
+            opened, made = planned(opened, options)
+            plans.append(made)
+        if opened.composition.names == before:
+            return opened, plans
 
 
 def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text], default: str = "") -> Model:

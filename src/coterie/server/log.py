@@ -47,3 +47,21 @@ def log_refusal(asked: str, status: int, error: CoterieError) -> None:
         LOG.error("%s %d: %s", one_line(asked), status, error)
     else:
         ANSWERS.info("%s %d: %s", one_line(asked), status, error)
+
+
+def log_avoided(device: str, error: CoterieError | None) -> None:
+    """One of several devices is asked last from now on, and why, or no more. What it fails and others answer is in no
+    other line.
+    """
+    if error is None:
+        LOG.info("the device %s answers again", device)
+    else:
+        LOG.error("the device %s is avoided: %s", device, error)
+
+
+def log_repinned(expert: str, device: str, error: CoterieError | None) -> None:
+    """A device that has stopped had an expert pinned: on which it is pinned now, or why on none."""
+    if error is None:
+        LOG.info("%s was pinned on a device that has stopped, and is pinned on %s now", expert, device)
+    else:
+        LOG.error("a pin is lost: %s", error)

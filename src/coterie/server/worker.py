@@ -27,8 +27,8 @@ from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.core.resident import give_back
 from coterie.engine.expert_control import Told
-from coterie.server.log import LOG, log_end
-from coterie.server.stream import Stream
+from coterie.server.log import LOG, log_avoided, log_repinned
+from coterie.server.stream import Stream, give_out
 
 T = TypeVar("T")
 LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next step would wait half a millisecond
@@ -57,8 +57,8 @@ class Worker:
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
         coterie.at_break(self._device_broke)
-        coterie.at_avoid(_device_avoided)
-        coterie.at_repin(_repinned)
+        coterie.at_avoid(log_avoided)
+        coterie.at_repin(log_repinned)
 
     def at_end(self, tell: Callable[[], None]) -> None:
         """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
@@ -254,7 +254,7 @@ class Worker:
         try:
             while self._inbox.work(self._coterie.quiet, self._awake_s, self._rest):
                 if not self._coterie.quiet:
-                    self._deliver(self._coterie.step(WAIT_S))
+                    give_out(self._coterie.step(WAIT_S), self._streams)
                     self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
@@ -296,35 +296,6 @@ class Worker:
             return None
         return min(max(self._worked_s + self._rest_s - monotonic(), 0.0), threading.TIMEOUT_MAX)
 
-    def _deliver(self, chunks: Sequence[Chunk]) -> None:
-        """Give out what a step brought: to wake a loop costs as much for one chunk as for those of a whole batch."""
-        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Chunk]]] = {}
-        for chunk in chunks:
-            ids = self._streams
-            stream = ids.pop(chunk.request_id, None) if chunk.last else ids.get(chunk.request_id)
-            if chunk.last:
-                log_end(chunk)
-            if stream is not None:
-                parcels.setdefault(stream.loop, []).append((stream, chunk))
-        for loop, parcel in parcels.items():
-            loop.call_soon_threadsafe(_give, parcel)
-
-
-def _device_avoided(name: str, error: CoterieError | None) -> None:
-    """One of several: what it fails goes on elsewhere, and is in no other line."""
-    if error is None:
-        LOG.info("the device %s answers again", name)
-    else:
-        LOG.error("the device %s is avoided: %s", name, error)
-
-
-def _repinned(name: str, where: str, error: CoterieError | None) -> None:
-    """The device that had an expert pinned has stopped."""
-    if error is None:
-        LOG.info("%s was pinned on a device that has stopped, and is pinned on %s now", name, where)
-    else:
-        LOG.error("a pin is lost: %s", error)
-
 
 def _takes_long(query: Query) -> bool:
     """Whether forms must be compiled, or much text be cut into tokens, before the engine can have a query."""
@@ -349,11 +320,6 @@ def _guarded(function: Callable[[Serving], T], coterie: Serving) -> T:
     except Exception as error:
         LOG.exception("a request failed")
         raise DeviceError("server", f"failed: {error!r}", "report it") from error
-
-
-def _give(parcel: Sequence[tuple[Stream, Chunk]]) -> None:
-    for stream, chunk in parcel:
-        stream.put(chunk)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
