@@ -40,7 +40,8 @@ QUICK_NUMBERS = 8192  # of vectors, which are written in some 4 ms
 class EndpointRequest(Protocol):
     """A request of one endpoint: what it asks, and how its answers are written. Choices are counted from 0.
 
-    `prompt_field` is the body's field that holds what a model reads; `media_type` that of a stream.
+    `prompt_field` is the body's field that holds what a model reads; `media_type` that of a stream; `within` how deep
+    in lists of a response that is not streamed its logprobs are.
     """
 
     prompt_field: str
@@ -48,12 +49,16 @@ class EndpointRequest(Protocol):
     queries: tuple[Query, ...]
     stream: bool
     end: bytes
+    within: int
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
 
     def waiting(self, words: str) -> bytes:
         """What a stream says before its first chunk, so that nothing on the way takes it for dead."""
+
+    def noted(self, chunk: Chunk) -> None:
+        """A chunk, which is no error, of a response that is not streamed."""
 
     def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
         """What a stream says of one choice's chunk, which is no error: events as they are sent."""
@@ -77,20 +82,29 @@ class SendPiece(Protocol):
 async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
     """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
     if not asked.stream:
-        answers = await answered(request, worker, asked.queries)
+        answers = await answered(request, worker, asked.queries, noted=asked.noted)
         if sum([num_logprobs((*one.prompt_logprobs, *one.logprobs)) for one in answers]) <= QUICK_LOGPROBS:
             return JSONResponse(asked.whole(answers))
-        body = await worker.beside(lambda _: written(asked.whole(answers), RUN, within=1), reads=True)
+        body = await worker.beside(lambda _: written(asked.whole(answers), RUN, within=asked.within), reads=True)
         return Response(body, media_type=JSONResponse.media_type)
     stream, end = _asked(request, worker, asked.queries)
     return await _streamed(worker, asked, stream, end)
 
 
-async def answered(request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False) -> list[Answer]:
-    """Ask, and wait for all answers; a caller who leaves cancels all. `partly`: as Worker.ask. Raises CoterieError."""
+async def answered(
+    request: Request,
+    worker: Worker,
+    queries: Sequence[Query],
+    partly: bool = False,
+    noted: Callable[[Chunk], None] | None = None,
+) -> list[Answer]:
+    """Ask, and wait for all answers; a caller who leaves cancels all. `partly`: as Worker.ask. `noted` gets each chunk.
+
+    Raises CoterieError.
+    """
     stream, end = _asked(request, worker, queries, partly)
     try:
-        return await _gather(stream)
+        return await _gather(stream, noted)
     finally:
         end()
 
@@ -170,13 +184,15 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _gather(stream: Stream) -> list[Answer]:
+async def _gather(stream: Stream, noted: Callable[[Chunk], None] | None) -> list[Answer]:
     """All answers, in order. Raises the first error."""
     answers: dict[str, Answer] = {}
     while not answers or len(answers) < len(stream.request_ids):  # which are all known when there are chunks
         for chunk in await stream.take():
             if chunk.error is not None:
                 raise chunk.error
+            if noted is not None:
+                noted(chunk)
             if chunk.answer is not None:
                 answers[chunk.request_id] = chunk.answer
     return [answers[request_id] for request_id in stream.request_ids]

@@ -60,12 +60,13 @@ def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams, whole: bool
     """
     if choice.top_logprobs is None:
         return None
-    content = map(_with_top, found)
+    content = map(with_top, found)
     is_many = whole and num_logprobs(found) > QUICK_LOGPROBS
     return {"content": content if is_many else list(content), "refusal": None}
 
 
-def _with_top(one: TokenLogprob) -> dict[str, Any]:
+def with_top(one: TokenLogprob) -> dict[str, Any]:
+    """A token's logprob, with those of the likeliest in its place."""
     return {**_written(one), "top_logprobs": [_written(other) for other in one.top]}
 
 

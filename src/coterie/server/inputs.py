@@ -15,6 +15,7 @@ from coterie.api import Message, Query, Serving
 from coterie.api.texts import speaker
 from coterie.api.types import ToolCall, prompt_of
 from coterie.core.errors import RequestError, shown
+from coterie.engine.request import ChoiceParams
 from coterie.server import fields
 from coterie.server.input_items import kept_items
 from coterie.server.messages import call, effort, message
@@ -28,7 +29,6 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "background": (False,),
     "max_tool_calls": (),
     "prompt": (),
-    "top_logprobs": (0,),
 }
 # More of what is not there: what was thought is sent as it is, and no tool is run here.
 INCLUDED = frozenset(
@@ -41,6 +41,7 @@ INCLUDED = frozenset(
 # Nothing is summed up: an item of reasoning has all of it.
 OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
 CONVERSATION, TRUNCATION = "conversation", "truncation"
+LOGPROBS, TOP = "message.output_text.logprobs", "top_logprobs"  # the one is included, of so many in each place
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
     CONVERSATION,
@@ -53,6 +54,7 @@ SUPPORTED = (
     "text",
     "tools",
     "tool_choice",
+    TOP,
     TRUNCATION,
     "parallel_tool_calls",
 )
@@ -107,6 +109,7 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
         max_tokens=limit,
         tools=tools,
         calling=calling(chat, tools),
+        choice=ChoiceParams(top_logprobs=_logprobs(given)),
         form=form_of({"response_format": _format(text.get("format"))}),
         switches=effort(_reasoning(given).get("effort"), "reasoning.effort"),
     )
@@ -121,6 +124,7 @@ def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
         "temperature": sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": given.get("tool_choice") or "auto",
+        TOP: fields.integer(given, TOP) or 0,
         "tools": [{**_PLAIN, **tool["function"]} for tool in chat["tools"]],
         "top_p": sampling.top_p,
         TRUNCATION: "auto" if truncates else "disabled",
@@ -137,9 +141,19 @@ def _check(given: Mapping[str, object]) -> None:
         raise RequestError(CONVERSATION, fact, remedy)
     fields.flag(given, "store")
     for name in fields.get(given, "include", list, "a list of texts") or []:
-        if not isinstance(name, str) or name not in INCLUDED:
+        if not isinstance(name, str) or name not in (*INCLUDED, LOGPROBS):
             raise RequestError("include", f"has {shown(name)}, which Coterie does not implement", "leave it out")
     fields.check_names(_reasoning(given), ("effort",), OF_REASONING, "reasoning.")
+
+
+def _logprobs(given: Mapping[str, object]) -> int | None:
+    """Of how many tokens in each place logprobs are wanted beside those of the text; None: of none at all. Raises
+    RequestError.
+    """
+    wanted, top = LOGPROBS in (given.get("include") or ()), fields.integer(given, TOP)
+    if top and not wanted:
+        raise RequestError(TOP, f"is {top}, but include has no {LOGPROBS}", "add that to include")
+    return (top or 0) if wanted else None
 
 
 def _with_items(given: dict[str, Any], mine: ClientStore) -> dict[str, Any]:

@@ -7,10 +7,13 @@ Knows nothing about responses around them. Source: the OpenAI API reference, "St
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from coterie.api.logprobs import TokenLogprob
 from coterie.checkpoint.calls import Call, CallReader, More
+from coterie.server.choosing import with_top
+from coterie.server.token_texts import TokenTexts
 from coterie.server.tools import found_in, new_call_id
 
 
@@ -19,6 +22,7 @@ class Items:
 
     def __init__(self, reader: CallReader | None, name: str) -> None:
         self._reader, self._name = reader, name
+        self._tokens = TokenTexts()
         self.output: list[dict[str, Any]] = []
 
     def think(self, text: str) -> Iterator[dict[str, Any]]:
@@ -30,8 +34,10 @@ class Items:
             self.output[-1]["content"][0]["text"] += text
             yield {"type": "response.reasoning_text.delta", **self._part(), "delta": text}
 
-    def push(self, text: str, last: bool = False) -> Iterator[dict[str, Any]]:
-        """What new text comes to."""
+    def push(self, text: str, last: bool = False, tokens: tuple[TokenLogprob, ...] = ()) -> Iterator[dict[str, Any]]:
+        """What new text comes to; `tokens`: where logprobs are wanted, those that it is of, one or few."""
+        if tokens:
+            self._tokens.put(text, tokens)
         for item in found_in(self._reader, text, last):
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
@@ -49,10 +55,14 @@ class Items:
         if not self.output or self.output[-1]["type"] != "message":
             yield from self._close("completed")
             yield from self._begin_message()
-        self.output[-1]["content"][0]["text"] += text
-        yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": []}
+        part = self.output[-1]["content"][0]
+        part["text"] += text
+        logprobs = [with_top(one) for _, tokens in self._tokens.take(text) for one in tokens]
+        part["logprobs"] += logprobs
+        yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": _streamed(logprobs)}
 
     def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
+        self._tokens.forget(last=1)  # which may be of what stands behind the call, too
         if isinstance(item, Call):
             yield from self._close("completed")
             made = {"type": "function_call", "id": self._id("fc"), "call_id": new_call_id(), "name": item.name}
@@ -89,7 +99,7 @@ class Items:
             (part,) = item["content"]
             said = item["type"] == "message"
             done = {"type": f"response.{part['type']}.done", **self._part(), "text": part["text"]}
-            yield {**done, "logprobs": []} if said else done
+            yield {**done, "logprobs": _streamed(part["logprobs"])} if said else done
             yield {"type": "response.content_part.done", **self._part(), "part": part}
         else:
             done = {"type": "response.function_call_arguments.done", **self._place()}
@@ -104,3 +114,13 @@ class Items:
 
     def _id(self, kind: str) -> str:
         return f"{kind}_{self._name}_{len(self.output)}"
+
+
+def _streamed(logprobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Logprobs of a part as events have them: without bytes."""
+    tops = [[_unspelled(other) for other in one["top_logprobs"]] for one in logprobs]
+    return [{**_unspelled(one), "top_logprobs": top} for one, top in zip(logprobs, tops, strict=True)]
+
+
+def _unspelled(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": one["token"], "logprob": one["logprob"]}

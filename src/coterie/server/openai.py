@@ -139,6 +139,10 @@ class Streamed:
     media_type = "text/event-stream"
     end = b"data: [DONE]\n\n"
     include_usage = False
+    within = 1
+
+    def noted(self, chunk: Chunk) -> None:
+        """A chunk of a response that is not streamed: the answer has all of it."""
 
     def waiting(self, words: str) -> bytes:
         """A comment, which clients skip."""

@@ -19,6 +19,7 @@ from coterie.server.inputs import ResponseBody
 from coterie.server.items import Items
 from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.response_store import NONE_KEPT, ClientStore
+from coterie.server.token_texts import Piece, TokenTexts
 
 # What a response has in the place of what is not there.
 _NOTHING: Mapping[str, Any] = {
@@ -41,11 +42,18 @@ def response_words(error: CoterieError) -> CoterieError:
     return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
 
+def _drain(events: Iterator[object]) -> None:
+    """Let items grow; a stream tells of the events."""
+    for _ in events:
+        pass
+
+
 class ResponseAnswers(Streamed):
     """A request's query, and its answer as a response, which `mine` keeps when it is whole or has failed."""
 
     prompt_field = "input"
     end = b""
+    within = 2
     encode = staticmethod(named_event)
 
     def __init__(
@@ -55,6 +63,7 @@ class ResponseAnswers(Streamed):
         self.stream = body.stream
         self._echoed, self._created, self._texts = body.echoed, created, texts
         self._items: Items | None = None
+        self._tokens = TokenTexts()
         self._mine, self._given, self._earlier = mine, body.given, body.earlier
         # Requests are counted from 0 anew by each process: an id that is kept by a client must name no other response.
         self._name = secrets.token_hex(12)
@@ -64,14 +73,18 @@ class ResponseAnswers(Streamed):
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         (answer,) = answers
-        items = self._begin(answer.request_id, answer.expert)
-        for _ in (
-            *items.think(answer.reasoning),
-            *items.push(answer.text),
-            *items.end(answer.finish_reason == "length"),
-        ):
-            pass  # a stream tells of these
+        items = self._items
+        if items is None:
+            items = self._begin(answer.request_id, answer.expert)
+            _drain(items.think(answer.reasoning))
+            _drain(items.push(answer.text))
+        _drain(items.end(answer.finish_reason == "length"))
         return self._ended(answer)
+
+    def noted(self, chunk: Chunk) -> None:
+        """A chunk of a response that is not streamed: its logprobs are of the text that came with it."""
+        if self.queries[0].choice.top_logprobs is not None:
+            _drain(self.events(0, chunk))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """What a stream says of a chunk."""
@@ -79,8 +92,21 @@ class ResponseAnswers(Streamed):
         if items is None:
             items = self._begin(chunk.request_id, chunk.expert)
             yield from self._opened()
-        for event in (*items.think(chunk.reasoning), *items.push(chunk.text)):
+        for event in items.think(chunk.reasoning):
             yield self._numbered(event)
+        for text, tokens in self._pieces(chunk):
+            for event in items.push(text, tokens=tokens):
+                yield self._numbered(event)
+
+    def _pieces(self, chunk: Chunk) -> Sequence[Piece]:
+        """A chunk's text, token by token where logprobs are wanted."""
+        if self.queries[0].choice.top_logprobs is None:
+            return ((chunk.text, ()),)
+        self._tokens.add(chunk.logprobs)
+        pieces = self._tokens.take(chunk.text, chunk.reasoning)
+        if chunk.reasoning and not chunk.text:
+            self._tokens.forget()
+        return pieces
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """The last events."""
