@@ -174,9 +174,12 @@ def test_what_is_deleted_is_gone(client: openai.OpenAI, url: str, http: httpx.Cl
 def test_who_asks_amiss_is_not_told_to_delete(url: str, http: httpx.Client) -> None:
     got = http.post(f"{url}/v1/responses/resp_1", json={})
     assert got.status_code == 405
-    assert {name.strip() for name in got.headers["allow"].split(",")} >= {"GET", "DELETE"}
+    assert {name.strip() for name in got.headers["allow"].split(",")} == {"GET", "HEAD", "DELETE"}
+    assert got.json()["error"]["message"].endswith("it takes GET, DELETE")
     got = http.get(f"{url}/v1/responsez/resp_1")
     assert (got.status_code, "GET /v1/responses/{response_id}" in got.text, "DELETE" in got.text) == (404, True, False)
+    got = http.delete(f"{url}/v1/responsez/resp_1")
+    assert (got.status_code, "DELETE /v1/responses/{response_id}" in got.text) == (404, True)
 
 
 def test_what_is_not_to_be_stored_is_not(url: str, http: httpx.Client) -> None:

@@ -17,6 +17,7 @@ from tests.system.serving import served
 from coterie.api import Coterie
 from coterie.checkpoint.chat import ChatTemplate
 from coterie.checkpoint.tokenizer import Tokenizer
+from coterie.server import tokens
 from coterie.server.body import written
 from coterie.server.tokens import RUN
 
@@ -137,6 +138,23 @@ def test_a_prompt_gets_its_tokenizers_special_tokens_and_a_conversation_its_temp
     with served(Coterie.open(tmp_path / "alone")) as url:
         assert post(url, "/tokenize", {"model": "one", "prompt": "ab"})["tokens"] == [257, 97, 98]
         assert post(url, "/tokenize", {"model": "one", "messages": SAID})["tokens"][0] != 257
+
+
+def test_no_more_is_cut_into_tokens_than_may_be_a_prompt(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And more than that only where a text may have fewer: 16 letters a token are looked at."""
+    monkeypatch.setattr(tokens, "LISTED", 5000)
+    said = "it is " * 20_000
+    whole = post(url, "/tokenize", {"model": "one", "prompt": said[: 16 * 5000]})
+    assert whole["count"] == 16 * 5000
+    for path, body, param in (
+        ("/tokenize", {"prompt": said}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "user", "content": said}]}, "prompt"),
+        ("/v1/responses/input_tokens", {"input": said}, "input"),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": said}]}, "messages"),
+    ):
+        got = httpx.post(f"{url}{path}", json={"model": "one", **body})
+        assert (got.status_code, got.json()["error"].get("param", param)) == (400, param), got.text
+        assert f"[{param}] has more than 5000 tokens" in got.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("count", [0, 1, RUN - 1, RUN, RUN + 1, 3 * RUN + 7])

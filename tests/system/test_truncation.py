@@ -87,6 +87,17 @@ def test_the_last_question_never_goes(coterie: Coterie, query: Query) -> None:
     assert shortened(query, "nobody", coterie) is None
 
 
+@pytest.mark.parametrize("count", [2, 40])
+def test_input_tokens_are_those_that_would_be_read(url: str, http: httpx.Client, count: int) -> None:
+    body = {"model": "ada", "input": items(count), "max_output_tokens": 4, "truncation": "auto"}
+    counted = http.post(f"{url}/v1/responses/input_tokens", json=body).json()["input_tokens"]
+    assert counted == http.post(f"{url}/v1/responses", json=body).json()["usage"]["input_tokens"]
+    whole = http.post(f"{url}/v1/responses/input_tokens", json={**body, "truncation": "disabled"}).json()
+    assert (whole["input_tokens"] > counted) == (count == 40)
+    alone = http.post(f"{url}/v1/responses/input_tokens", json={**body, "input": "x" * 600}).json()
+    assert alone["input_tokens"] > CONTEXT  # of what cannot be shortened
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_conversation_may_go_on_for_ever(url: str, http: httpx.Client, stream: bool) -> None:
     """By the store too, which has all of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -249,15 +249,22 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     return JSONResponse(_own_form(request.url.path, 500, {"error": detail}), 500)
 
 
-def _near(app: Starlette, path: str) -> str:
-    """What may be asked at paths like this one, the likest first, else where chats are asked."""
+def _near(app: Starlette, method: str, path: str) -> str:
+    """What may be asked at paths like this one, the likest first, else where chats are asked; by the same method where
+    it may, so that who reads is not told to delete.
+    """
     methods = {
-        route.path_format: sorted(route.methods - {"HEAD"})[-1]  # GET before DELETE
+        route.path_format: method if method in route.methods else max(route.methods - {"HEAD"})
         for route in app.routes
         if isinstance(route, Route) and route.methods and route.path not in ollama.REFUSED
     }
     found = difflib.get_close_matches(path, methods, NEAR) or ["/v1/chat/completions", "/v1/models"]
     return " or ".join(f"{methods[one]} {one}" for one in found)
+
+
+def _listed(methods: Iterable[str]) -> str:
+    """Methods as sentences name them, in one order; who may GET may ask for the HEAD."""
+    return ", ".join(sorted({*methods} - {"HEAD"}, reverse=True))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -266,7 +273,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
         allowed = (error.headers or {}).get("Allow")
-        remedy = f"it takes {allowed}" if allowed else f"did you mean {_near(request.app, request.url.path)}?"
+        near = _near(request.app, request.method, request.url.path)
+        remedy = f"it takes {_listed(allowed.split(', '))}" if allowed else f"did you mean {near}?"
         message = f"[{request.method} {one_line(request.url.path)}] {message}; {remedy}"
     kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}

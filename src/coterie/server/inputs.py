@@ -13,15 +13,16 @@ from typing import Any
 
 from coterie.api import Message, Query, Serving
 from coterie.api.texts import speaker
-from coterie.api.types import ToolCall, prompt_of
+from coterie.api.types import ToolCall
 from coterie.core.errors import RequestError, shown
 from coterie.engine.request import ChoiceParams
 from coterie.server import fields
 from coterie.server.input_items import kept_items
 from coterie.server.messages import call, effort, message
 from coterie.server.response_store import NONE_KEPT, PREVIOUS, ClientStore, Turn
+from coterie.server.shortening import as_read
 from coterie.server.structured import form_of
-from coterie.server.tokens import check_one_template
+from coterie.server.tokens import check_one_template, tokens_of
 from coterie.server.tools import calling, offered
 
 # Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
@@ -77,11 +78,16 @@ class ResponseBody:
 
 
 def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -> dict[str, Any]:
-    """How many tokens the prompt of such a body has. Raises RequestError, NotFoundError."""
-    query = parse_response(body, mine).query
+    """How many tokens the prompt of such a body has; of one that may be shortened, once it is.
+
+    Raises RequestError, NotFoundError.
+    """
+    parsed = parse_response(body, mine)
+    query = parsed.query
     check_one_template(coterie, query.model)
     text = speaker(coterie.texts, coterie.composition, query.model)
-    return {"object": "response.input_tokens", "input_tokens": len(text.encode(query, prompt_of(query)))}
+    query = as_read(query, text.expert, coterie) if parsed.truncates else query
+    return {"object": "response.input_tokens", "input_tokens": len(tokens_of(text, query, coterie))}
 
 
 def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
@@ -150,7 +156,8 @@ def _logprobs(given: Mapping[str, object]) -> int | None:
     """Of how many tokens in each place logprobs are wanted beside those of the text; None: of none at all. Raises
     RequestError.
     """
-    wanted, top = LOGPROBS in (given.get("include") or ()), fields.integer(given, TOP)
+    included = fields.get(given, "include", list, "a list of texts") or []
+    wanted, top = LOGPROBS in included, fields.integer(given, TOP)
     if top and not wanted:
         raise RequestError(TOP, f"is {top}, but include has no {LOGPROBS}", "add that to include")
     return (top or 0) if wanted else None

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coterie.api import Query, Serving
+from coterie.api.texts import Text
 from coterie.api.types import prompt_of
 from coterie.core.errors import ContextError
 from coterie.server.choices import EndpointRequest, respond
@@ -44,6 +45,21 @@ async def respond_within(request: Request, worker: Worker, asked: EndpointReques
             asked.queries = (shorter,)
 
 
+def as_read(query: Query, expert: str, coterie: Serving) -> Query:
+    """A query as its expert reads it: shortened if it is too long, and can be. Raises RequestError."""
+    if _holds(coterie.texts[expert], query, coterie.models[expert].most_prompt_tokens):
+        return query
+    return shortened(query, expert, coterie) or query
+
+
+def _holds(text: Text, query: Query, limit: int) -> bool:
+    """Whether a prompt has at most so many tokens."""
+    try:
+        return len(text.encode(query, prompt_of(query), limit=limit)) <= limit
+    except ContextError:
+        return False
+
+
 def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
     """The query without as few of its oldest exchanges, one at least, as leave room in an expert's context for the
     answer, or else for one token of it; None where not even the last exchange has that.
@@ -61,14 +77,8 @@ def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
         kept = [message for message in said[:place] if message.role == "system"]
         return replace(query, messages=(*kept, *said[place:]))
 
-    def holds(place: int, limit: int) -> bool:
-        shorter = cut(place)
-        try:
-            return len(text.encode(shorter, prompt_of(shorter), limit=limit)) <= limit
-        except ContextError:
-            return False
-
-    found = bisect_left(cuts, True, key=lambda place: holds(place, most - room))
+    found = bisect_left(cuts, True, key=lambda place: _holds(text, cut(place), most - room))
     if found < len(cuts):
         return cut(cuts[found])
-    return cut(cuts[-1]) if holds(cuts[-1], most) else None
+    last = cut(cuts[-1])
+    return last if _holds(text, last, most) else None

@@ -51,14 +51,15 @@ class TokenTexts:
             whole = (text, tuple([one for _, tokens in self._held for one in tokens]))
             self._held.clear()
             return (whole,)
-        end, found, behind, position = begin + len(text), list[Piece](), list[Piece](), 0
+        end, position = begin + len(text), 0
+        found, rest = list[Piece](), list[Piece]()
         for piece, tokens in self._held:
             first, position = position, position + len(piece)
             if first >= end:
-                behind.append((piece, tokens))
+                rest.append((piece, tokens))
             elif position > begin or (not piece and first == begin):
                 found.append((piece[max(begin - first, 0) : end - first], tokens))
                 if position > end:
-                    behind.append((piece[end - first :], ()))
-        self._held = behind
+                    rest.append((piece[end - first :], ()))
+        self._held = rest
         return found

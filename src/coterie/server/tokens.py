@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.api import Message, Query, Serving
-from coterie.api.texts import speaker
+from coterie.api.texts import Text, speaker
 from coterie.api.types import prompt_of
-from coterie.core.errors import RequestError
+from coterie.core.errors import ContextError, RequestError
 from coterie.server import fields
 from coterie.server.messages import CONTINUING, SWITCHES, continues, messages, switches
 from coterie.server.tools import offered
 
+LISTED = 65536  # tokens of a text that surely has more are not listed: a million letters take some 130 MB
 RUN = 4096  # tokens that are written at once: half a millisecond
 SKIPS = "skip_special_tokens"
 SUPPORTED = ("model", "prompt", "messages", "tools", SWITCHES)
@@ -45,8 +46,21 @@ def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
     else:
         query = _raw(given, model)
     text = speaker(coterie.texts, coterie.composition, model)
-    tokens = text.encode(query, prompt_of(query))
+    tokens = tokens_of(text, query, coterie)
     return {"count": len(tokens), "max_model_len": coterie.models[text.expert].max_context, "tokens": list(tokens)}
+
+
+def tokens_of(text: Text, query: Query, coterie: Serving) -> tuple[int, ...]:
+    """A prompt's tokens, of one that is looked at alone, and may be too long to be answered.
+
+    Raises RequestError, also for so long a text that it is not cut into tokens.
+    """
+    most = max(coterie.models[text.expert].max_context, LISTED)
+    try:
+        return text.encode(query, prompt_of(query), limit=most)
+    except ContextError:
+        fact = f"has more than {most} tokens, and no more are counted in one text"
+        raise RequestError("prompt", fact, "send it in parts") from None
 
 
 def check_one_template(coterie: Serving, model: str) -> None:

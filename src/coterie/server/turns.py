@@ -13,12 +13,12 @@ from typing import Any
 
 from coterie.api import Message, Query, Serving
 from coterie.api.texts import speaker
-from coterie.api.types import ToolCall, prompt_of
+from coterie.api.types import ToolCall
 from coterie.core.errors import CoterieError, RequestError, shown
 from coterie.server import fields
 from coterie.server.messages import effort
 from coterie.server.structured import form_of
-from coterie.server.tokens import check_one_template
+from coterie.server.tokens import check_one_template, tokens_of
 from coterie.server.tools import calling, offered
 
 # A conversation that the server keeps: clients who are told so by `turn_error` send all of it with each turn.
@@ -65,7 +65,7 @@ def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
     query = _query(fields.an_object(body, "model and messages"), None)
     check_one_template(coterie, query.model)
     text = speaker(coterie.texts, coterie.composition, query.model)
-    return {"input_tokens": len(text.encode(query, prompt_of(query)))}
+    return {"input_tokens": len(tokens_of(text, query, coterie))}
 
 
 def turn_words(error: CoterieError) -> CoterieError:
