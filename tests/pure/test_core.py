@@ -31,7 +31,13 @@ def test_times_are_read(text, expected):
     assert parse_seconds(text) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "10", "0s", "soon", "-1s", "1d", "1 S", "nan s"])
+@pytest.mark.parametrize(("text", "number"), [("30", "30"), (" 1.5 ", "1.5"), (".5", ".5")])
+def test_a_time_without_a_unit_says_how_to_write_it(text, number):
+    with pytest.raises(ValueError, match=rf"has no unit; write {number}s for seconds, or a number and us, ms, s, min"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "soon", "-1s", "1d", "1 S", "nan s"])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="is not a time above 0; write a number and us, ms, s"):
         parse_seconds(text)

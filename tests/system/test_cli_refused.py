@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_header_longer_than_the_file(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes((1 << 40).to_bytes(8, "little") + path.read_bytes()[8:])
     refused(run("run", copy, "hi"), "model.safetensors")
+
+
+def test_what_is_no_file_is_not_waited_for(copy: Path) -> None:
+    pipe, router = copy.parent / "c.toml", copy.parent / "router.npz"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        refused(run("check", path), f"[{path}] is a pipe or a device, where a file is wanted")
+    pipe.unlink()
+    text = 'name = "c"\n[router]\nkind = "lexical"\nweights = "router.npz"\nfallback = "ada"\n'
+    pipe.write_text(f'{text}[[expert]]\nname = "ada"\ncheckpoint = "ada"\n')
+    os.mkfifo(router)
+    refused(run("check", pipe), "router.npz")
+    (copy / "tokenizer.json").unlink()
+    os.mkfifo(copy / "tokenizer.json")
+    refused(run("check", copy), "tokenizer.json] is a pipe or a device")
 
 
 @pytest.mark.parametrize(

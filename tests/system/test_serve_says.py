@@ -17,6 +17,7 @@ from coterie.api import Coterie
 from coterie.cli.serve import DOCUMENTS, EXAMPLE, OF_DEMO, _say, example_of
 from coterie.composition.composition import load_composition
 from coterie.server.app import make_app
+from coterie.server.response_store import DEFAULT_BYTES
 
 TINY = {
     **{"vocab_size": 259, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
@@ -44,6 +45,16 @@ def test_the_line_asks_who_chooses_or_else_an_expert(
         assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/v1/chat/completions"]
         assert json.loads(words[-1]) == {"model": model, "messages": [{"role": "user", "content": EXAMPLE}]}
         assert "Authorization: Bearer $COTERIE_API_KEY" in words
+
+
+def test_memory_for_stored_responses_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the lines of the slabs: it is part of none of them."""
+    with Coterie.open(folder) as coterie:
+        for size, said in ((DEFAULT_BYTES, ["responses: at most 64.00 MiB of host memory besides"]), (0, [])):
+            _say(coterie, ("127.0.0.1", 8000), stored_bytes=size)
+            out = capsys.readouterr().out
+            assert "for KV" in out
+            assert re.findall("^(responses: .*) \\(--response-store\\)$", out, re.MULTILINE) == said
 
 
 def test_of_encoders_and_rerankers_it_asks_for_what_they_give(

@@ -33,12 +33,13 @@ from coterie.cli.options import (
 )
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
-from coterie.core.units import format_count
+from coterie.core.units import format_bytes, format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
 from coterie.server.guard import ANY, pages_of
 from coterie.server.keys import digests_of
 from coterie.server.log import open_log
+from coterie.server.response_store import DEFAULT_BYTES
 from coterie.server.shutdown import GRACE_S, Server
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -106,9 +107,10 @@ def serve(
     more_files()
     with listening(host, port, uds) as listener, opened_on(composition, how, leave_out) as coterie:
         listener.listen()  # whoever asks as soon as the address is printed waits for the server and is not refused
-        _say(coterie, listener.getsockname(), api_key or (), allow_origin or ())
+        stored = DEFAULT_BYTES if response_store is None else response_store
+        _say(coterie, listener.getsockname(), api_key or (), allow_origin or (), stored)
         server = Server(
-            make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or (), response_store),
+            make_app(coterie, api_key or (), allow_origin or (), idle_release, urgent_key or (), stored),
             GRACE_S if grace is None else grace,
         )
         try:
@@ -130,8 +132,14 @@ def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin
     pages_of(allow_origin or ())
 
 
-def _say(coterie: Serving, where: tuple[Any, ...] | str, keys: Sequence[str], origins: Sequence[str]) -> None:
-    """Where it is, what memory it has, how to ask, and who may."""
+def _say(
+    coterie: Serving,
+    where: tuple[Any, ...] | str,
+    keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    stored_bytes: int = 0,
+) -> None:
+    """Where it is, what memory it has, that for stored responses too, how to ask, and who may."""
     local = isinstance(where, str)
     host = "localhost" if local else str(where[0])
     url = "http://localhost" if local else f"http://{f'[{host}]' if ':' in host else host}:{where[1]}"
@@ -145,6 +153,8 @@ def _say(coterie: Serving, where: tuple[Any, ...] | str, keys: Sequence[str], or
     say_left_out(coterie.composition)
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(at)}")
     out.print(escape(budget_line(coterie)))
+    if stored_bytes:
+        out.print(f"responses: at most {format_bytes(stored_bytes)} of host memory besides (--response-store)")
     models = coterie.models
     for line in (*draft_lines(models, coterie.members[0].plan), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from coterie.checkpoint.files import MAX_BYTES, open_file
 from coterie.checkpoint.folder import GGUF, import_remedy
 from coterie.composition.examples import read_examples
 from coterie.composition.expert import NAME_RULE, Expert, is_expert_name, owners_of
@@ -21,7 +22,15 @@ from coterie.composition.routers.knn import NUM_NEIGHBOURS, SIMILARITY, Example
 from coterie.composition.routers.rules import Match, Rule, rule_of
 from coterie.composition.schema import COMPOSITION
 from coterie.composition.validate import name_hint, validate
-from coterie.core.errors import CompositionError, CoterieError, NotFoundError, RequestError, UsageError, shown
+from coterie.core.errors import (
+    CheckpointError,
+    CompositionError,
+    CoterieError,
+    NotFoundError,
+    RequestError,
+    UsageError,
+    shown,
+)
 from coterie.core.parsed import parse_toml
 from coterie.core.paths import user_path
 from coterie.core.sampling import PartialSampling
@@ -161,7 +170,10 @@ def read_file(path: Path) -> dict[str, Any]:
     """The tables of a composition file, checked against the schema. Raises CompositionError and UnsupportedError."""
     file = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # as editors on Windows begin files
+        with open_file(path, MAX_BYTES) as opened:
+            text = opened.read().decode("utf-8-sig")  # as editors on Windows begin files
+    except CheckpointError as error:
+        raise CompositionError(file, error.fact, error.remedy) from None
     except UnicodeDecodeError as error:
         raise CompositionError(file, f"byte {error.start} is not UTF-8", "save the file as UTF-8 text") from error
     except OSError as error:

@@ -27,6 +27,9 @@ def parse_seconds(text: str) -> float:
     """Turn "50ms", "30s", "10m" or "2h" into seconds. Raises ValueError on anything else, and for no time at all."""
     match = _NUMBER.fullmatch(text)
     scale = TIMES.get(match[2]) if match else None
+    if match is not None and not match[2] and float(match[1]):
+        number = match[1]
+        raise ValueError(f"{text!r} has no unit; write {number}s for seconds, or a number and {', '.join(TIMES)}")
     if match is None or scale is None or not (seconds := float(match[1]) * scale):
         raise ValueError(f"{text!r} is not a time above 0; write a number and {', '.join(TIMES)}")
     return seconds
