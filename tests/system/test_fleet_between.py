@@ -30,7 +30,7 @@ def test_what_waits_for_one_device_keeps_no_answer_of_another_one_and_no_status(
         (holder,) = [member for member in fleet._members if "ada" in member.seen.there]
         busy = fleet._members[1 - holder.number]
         with held(fleet, [busy.number]):
-            until(lambda: busy.busy_s() > 0)
+            until(lambda: busy.known.busy_s > 0)
             waiting = pool.submit(httpx.post, f"{url}/v1/models/rescan", timeout=60)
             until(lambda: not holder._inbox._jobs.qsize())
             for stream in (False, True):

@@ -19,7 +19,7 @@ from tests.system.fleets import NAMES, TWO, following, queries
 from tests.system.serving import served, until
 
 from coterie.api import Coterie, Fleet, Query
-from coterie.api import member as member_file
+from coterie.api import known as known_file
 from coterie.api.board import GIVEN_UP
 from coterie.api.member import HANGS_S, HANGS_TIMES, Member
 from coterie.api.types import Chunk
@@ -54,7 +54,7 @@ class Hang:
 
     def begin(self) -> None:
         """They hang from now on: each is in such a step."""
-        until(lambda: all(member.busy_s() > 0 for member in self.which))
+        until(lambda: all(member.known.busy_s > 0 for member in self.which))
         self.times = 1.5
 
 
@@ -63,7 +63,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
     found = Hang()
 
     def hangs(self: Member, times: float = 1.0) -> bool:
-        return self in found.which and self.busy_s() > 0 and found.times > times
+        return self in found.which and self.known.busy_s > 0 and found.times > times
 
     monkeypatch.setattr(Member, "hangs", hangs)
     yield found
@@ -171,7 +171,7 @@ def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang
         with ThreadPoolExecutor(2) as pool:
             first.coterie.load_soon("cyd", lambda _: None)  # a step to take
             first.post(lambda _: None)
-            until(lambda: first.busy_s() > 0)
+            until(lambda: first.known.busy_s > 0)
             pinning = pool.submit(fleet.pin, "ada")
             hang.begin()
             with pytest.raises(DeviceError, match=r"cpu#0.*in one step"):
@@ -223,8 +223,8 @@ def test_the_server_answers_meanwhile(composition: Path, hang: Hang, caplog: pyt
         assert ada["state"] == "resident"  # as it was before the step
         text = httpx.get(f"{url}/metrics", timeout=60).text
         assert 'coterie_device_avoided{on="cpu#0"} 1.0' in text
-        assert 'coterie_device_status_age_seconds{on="cpu#1"} 0.0' in text
-        assert 'coterie_device_status_age_seconds{on="cpu#0"} 0.0' not in text
+        assert 'coterie_status_age_seconds{on="cpu#1"} 0.0' in text
+        assert 'coterie_status_age_seconds{on="cpu#0"} 0.0' not in text
         for path in ("/v1/models", "/v1/models/bob", "/api/tags", "/api/ps"):
             assert httpx.get(f"{url}{path}", timeout=60).status_code == 200
         pinned = httpx.post(f"{url}/v1/models/bob/pin", timeout=60).json()
@@ -251,7 +251,7 @@ def test_signs_of_life_stop_only_where_no_device_takes_a_turn(composition: Path,
             asyncio.run(asyncio.wait_for(worker.turn(), 60))
             hang.plant(member)
             member.post(lambda coterie: coterie.load_soon("ada", lambda _: None))
-            until(lambda member=member: member.busy_s() > 0)
+            until(lambda member=member: member.known.busy_s > 0)
         with pytest.raises(TimeoutError):
             asyncio.run(asyncio.wait_for(worker.turn(), 0.5))
         hang.goes.set()
@@ -263,17 +263,17 @@ def test_signs_of_life_stop_only_where_no_device_takes_a_turn(composition: Path,
 
 def test_a_step_hangs_by_how_long_those_before_it_took(composition: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(member_file, "monotonic", lambda: now[0])
+    monkeypatch.setattr(known_file, "monotonic", lambda: now[0])
     with Fleet.open(composition, TWO) as fleet:
         member = fleet._members[0]
-        with member._timed():
+        with member.known.timed():
             now[0] += HANGS_S
             assert not member.hangs()
             now[0] += 1
             assert (member.hangs(), member.hangs(2.0)) == (True, False)
             assert "has been in one step for 31 s" in str(member.hung())
-        assert (member.hangs(), member.busy_s()) == (False, 0.0)
-        with member._timed():
+        assert (member.hangs(), member.known.busy_s) == (False, 0.0)
+        with member.known.timed():
             now[0] += HANGS_TIMES * (HANGS_S + 1)
             assert not member.hangs()  # one before it took that long
             now[0] += 1

@@ -23,7 +23,8 @@ from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.errors import RequestError
 from coterie.core.resident import resident_bytes
 from coterie.server import choices
-from coterie.server.worker import LONG_CHARS, NUM_BESIDE
+from coterie.server.lengths import LONG_CHARS
+from coterie.server.worker import NUM_BESIDE
 
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": ["a", "b"]}}}}
 TOOL = {"type": "function", "function": {"name": "add"}}

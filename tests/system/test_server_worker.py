@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from tests.system.tiny import write_expert
 
-from coterie.api import Coterie, Message, Query
+from coterie.api import Chunk, Coterie, Message, Query, Status
 from coterie.core.errors import ClosedError
+from coterie.server.metrics import StatusCollector
 from coterie.server.worker import Worker
 
 QUERY = Query((Message("user", "hello"),), raw=True, max_tokens=3, ignore_end=True)
@@ -73,3 +76,42 @@ def test_a_query_that_comes_in_while_the_server_ends_is_refused(worker: Worker) 
 
     asyncio.run(ask_late())
     worker.stop()
+
+
+def test_a_status_does_not_wait_for_a_long_step(tmp_path: Path) -> None:
+    """It is that of before the step, and says so; and between two steps it is the present one."""
+    coterie, goes = Coterie.open(write_expert(tmp_path / "ada", 1)), threading.Event()
+    worker, step = Worker(coterie), coterie.step
+
+    def waits(within_s: float | None = None) -> list[Chunk]:
+        goes.wait(60)
+        return step(within_s)
+
+    async def check() -> None:
+        fresh = await worker.status()
+        assert (fresh.metrics.submitted, fresh.late) == (0, {})
+        coterie.step = waits  # type: ignore[method-assign]
+        stream = worker.ask([QUERY])
+        late = await worker.status()
+        while not late.late:  # it had not begun
+            late = await worker.status()
+        assert late.late.keys() == {coterie.names[0]}
+        assert (late.metrics.submitted, late.running + late.waiting) in ((0, 0), (1, 1))
+        assert "coterie_status_age_seconds 0.0" not in written(late)
+        goes.set()
+        while not (await stream.take())[-1].last:
+            pass
+        fresh = await worker.status()
+        assert (fresh.metrics.submitted, fresh.metrics.finished.total(), fresh.late) == (1, 1, {})
+        assert "coterie_status_age_seconds 0.0" in written(fresh)
+
+    try:
+        run(worker, check)
+    finally:
+        goes.set()
+
+
+def written(status: Status) -> str:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(status))
+    return generate_latest(registry).decode()

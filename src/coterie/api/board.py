@@ -280,7 +280,7 @@ class Board:
         def told(error: CoterieError | None) -> None:
             with self.lock:
                 if self.loads.pop(told, None) is not None:
-                    member.renew_known()  # who is told may ask, while the next step lasts
+                    member.known.renew_soon()
                     self._told.append((tell, error))
                     self.lock.notify_all()
 

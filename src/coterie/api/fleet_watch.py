@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 from coterie.api.board import Board
@@ -54,7 +53,7 @@ class FleetWatch:
         for member in self._board.members:
             if member.broken is None and member not in found:
                 member.post(begin)
-                found[member], late[member.name] = member.known, monotonic() - member.known_s
+                found[member], late[member.name] = member.known.status, member.known.age_s
         return list(found.items()), late, residents
 
     def waiting(self, request_id: str) -> Waiting | None:

@@ -9,16 +9,16 @@ so, and a status is then what was last known. Knows nothing about placement, or 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from time import monotonic
 from typing import Protocol, TypeVar
 
 from coterie.api.coterie import Coterie
 from coterie.api.jobs import Inbox, Job
+from coterie.api.known import LOOK_S, Known
 from coterie.api.serving import WAIT_S
 from coterie.api.status import Status
 from coterie.api.types import Chunk
@@ -30,10 +30,7 @@ T = TypeVar("T")
 
 # Choices, not measurements. A step hangs once it has taken so long, and so many times as long as any before it: a
 # long prompt of a large expert takes minutes on a CPU.
-HANGS_S, HANGS_TIMES, LONGEST_S = 30.0, 4.0, 300.0
-SOON_S = 0.1  # how long a step may keep who asks for a status
-KNOWN_S = 1.0  # how old the status that is kept for them may be when a step begins
-LOOK_S = 0.02  # how often who waits for a member looks whether it is in such a step
+HANGS_S, HANGS_TIMES = 30.0, 4.0
 
 
 class Board(Protocol):
@@ -50,7 +47,7 @@ class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
     `name`: how people tell it from the others. `seen`: the device as of the last step. `known`: its status as of the
-    last step or a little before, and `known_s` when that was. `broken`: why it answers nothing any more; None: it does.
+    last step or a little before. `broken`: why it answers nothing any more; None: it does.
     """
 
     def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
@@ -60,9 +57,7 @@ class Member:
         self._board, self._busy_s, self._changes = board, 0.0, -1
         self._there: tuple[frozenset[str], int] = frozenset(), 0
         self.seen = self._look()
-        self._begun_s: float | None = None  # the step or job under way
-        self._longest_s, self._left = 0.0, False
-        self._know()
+        self.known, self._left = Known(coterie.status), False
         self._thread = threading.Thread(target=self._serve, name=f"coterie-{name}", daemon=True)
 
     def now(self) -> float:
@@ -91,22 +86,14 @@ class Member:
         self._left = True
         self._inbox.end()  # should it come back
 
-    def renew_known(self) -> None:
-        """Put down the status before the next step, however new the last one is. Any thread."""
-        self._stale = True
-
-    def busy_s(self) -> float:
-        """How long the step, or the job, under way has lasted; 0 where there is none."""
-        begun_s = self._begun_s
-        return 0.0 if begun_s is None else monotonic() - begun_s
-
     def hangs(self, times: float = 1.0) -> bool:
-        """Whether it has lasted longer than any should, or so many times as long."""
-        return self.busy_s() > times * max(HANGS_S, HANGS_TIMES * self._longest_s)
+        """Whether a step, or a job, has lasted longer than any should, or so many times as long."""
+        return self.known.busy_s > times * max(HANGS_S, HANGS_TIMES * self.known.longest_s)
 
     def hung(self) -> DeviceError:
         """That it does, in a sentence."""
-        fact = f"has been in one step for {self.busy_s():.0f} s, and the longest before it took {self._longest_s:.1f} s"
+        known = self.known
+        fact = f"has been in one step for {known.busy_s:.0f} s, and the longest before it took {known.longest_s:.1f} s"
         return DeviceError(self.name, fact, "ask again later, or restart the server")
 
     def post(self, function: Callable[[Coterie], T]) -> Future[T]:
@@ -117,7 +104,7 @@ class Member:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                with self._timed():
+                with self.known.timed():
                     found = function(self.coterie)
             except CoterieError as error:
                 future.set_exception(error)
@@ -144,7 +131,7 @@ class Member:
             try:
                 return function(coterie)
             finally:
-                self._know()
+                self.known.renew()
 
         return self.post(run)
 
@@ -158,11 +145,11 @@ class Member:
                 raise self.hung()
 
     def soon(self, future: Future[T]) -> T | None:
-        """As `wait`, but no longer than a step of SOON_S; None: it takes longer."""
+        """As `wait`, but not for a step that takes long; None: one does."""
         while True:
             with suppress(LateError):
                 return future.result(LOOK_S)
-            if self.busy_s() > SOON_S:
+            if self.known.late:
                 future.cancel()
                 return None
 
@@ -171,10 +158,9 @@ class Member:
         try:
             while self._inbox.work(sleeps=self.coterie.quiet):
                 if not self.coterie.quiet:
-                    if self._stale or monotonic() - self.known_s > KNOWN_S:
-                        self._know()
+                    self.known.before_step()
                     begun_s = device.now()
-                    with self._timed():
+                    with self.known.timed():
                         chunks = self.coterie.step(WAIT_S)
                     self._busy_s += device.now() - begun_s
                     self.seen = self._look()
@@ -189,20 +175,6 @@ class Member:
                 raise
         if self._left:
             self.coterie.close()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """A step, or a job, is under way."""
-        begun_s = self._begun_s = monotonic()
-        try:
-            yield
-        finally:
-            self._longest_s = max(self._longest_s, min(monotonic() - begun_s, LONGEST_S))
-            self._begun_s = None
-
-    def _know(self) -> None:
-        self._stale = False
-        self.known, self.known_s = self.coterie.status(), monotonic()
 
     def _look(self) -> Seen:
         """The device as it is, between two steps."""
@@ -288,7 +260,7 @@ def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], di
                 raise
             continue
         if status is None:
-            status, late[member.name] = member.known, monotonic() - member.known_s
+            status, late[member.name] = member.known.status, member.known.age_s
         found.append((member, status))
     return found, late
 

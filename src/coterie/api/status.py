@@ -97,10 +97,11 @@ class Status:
 
     `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
 
+    `late`: of which devices this is what was last known, since a step takes long there, and how many seconds ago.
+
     `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more;
-    `avoided`: why which of them is asked only where no other one can be. `late`: of which of them this is what was last
-    known, since a step takes long there, and how many seconds ago that was. `unpinned`: why which experts are pinned
-    nowhere, though they were, on one that broke.
+    `avoided`: why which of them is asked only where no other one can be. `unpinned`: why
+    which experts are pinned nowhere, though they were, on one that broke.
 
     `metrics` and `moves` (of all caches together) are copies: they do not change any more.
     """
@@ -149,6 +150,7 @@ class Status:
             "priorities": {of: self._of_class(of) for of in PRIORITY_CLASSES},
             "lacks": list(self.lacks),
             "left_out": dict(self.left_out),
+            "late": dict(self.late),
             **self._several(),
         }
 
@@ -156,8 +158,8 @@ class Status:
         if not self.devices:
             return {}
         devices = {name: one.to_dict() for name, one in self.devices.items()}
-        of_some = {"broken": dict(self.broken), "avoided": dict(self.avoided), "late": dict(self.late)}
-        return {"devices": devices, **of_some, "unpinned": dict(self.unpinned)}
+        why = {"broken": dict(self.broken), "avoided": dict(self.avoided), "unpinned": dict(self.unpinned)}
+        return {"devices": devices, **why}
 
     def _of_class(self, of: PriorityClass) -> dict[str, Any]:
         so_far = self.metrics.by_priority[of]

@@ -32,6 +32,7 @@ from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
 ON = "on"  # which of several devices
+AGE, ABOUT_AGE = "status_age_seconds", "How old a device's samples are, where it is in a step that takes long; else 0."
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 """Values of labels, in the order of their names, and what was counted for them."""
 
@@ -59,6 +60,7 @@ class StatusCollector(Collector):
             yield _gauges("stored_responses_bytes", "Bytes of them.", (), [((), self._store.size_bytes)])
         if not self._status.devices:
             yield from self._families(self._status)
+            yield _gauges(AGE, ABOUT_AGE, (), [((), sum(self._status.late.values()))])
             return
         each = [list(self._families(status)) for status in self._status.devices.values()]
         for families in zip(*each, strict=True):
@@ -72,8 +74,7 @@ class StatusCollector(Collector):
         about = "1 where a device is asked only if no other one can be, as it fails what others answer, or hangs."
         yield _gauges("device_avoided", about, (ON,), _labelled(avoided))
         ages = dict.fromkeys(self._status.devices, 0.0) | dict(self._status.late)
-        about = "How old a device's other samples are, as it is in a step that takes long; else 0."
-        yield _gauges("device_status_age_seconds", about, (ON,), _labelled(ages))
+        yield _gauges(AGE, ABOUT_AGE, (ON,), _labelled(ages))
 
     def _families(self, status: Status) -> Iterator[Metric]:
         about = {"version": __version__, "composition": status.composition, "device": status.device}
@@ -90,7 +91,7 @@ def routes(worker: Worker, store: ResponseStore) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        status = await worker.look(lambda coterie: coterie.status())
+        status = await worker.status()
         return Response(encode(StatusCollector(status, store)), headers={"content-type": content_type})
 
     return [Route("/metrics", metrics, methods=["GET"])]

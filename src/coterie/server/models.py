@@ -111,7 +111,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
         return JSONResponse({"object": "rescan", **found.to_dict()})
 
     async def status(_: Request) -> Response:
-        found = await worker.look(lambda coterie: coterie.status())
+        found = await worker.status()
         return JSONResponse({"object": "status", **found.to_dict()})
 
     async def load(request: Request) -> Response:

@@ -16,23 +16,24 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import monotonic
 from typing import Any, TypeVar
 
-from coterie.api import Chunk, Query, Serving
+from coterie.api import Chunk, Query, Serving, Status
 from coterie.api.jobs import Inbox, Job
+from coterie.api.known import LOOK_S, Known
 from coterie.api.ready import Ready
 from coterie.api.serving import WAIT_S
 from coterie.api.texts import all_read
 from coterie.core.errors import ClosedError, CoterieError, DeviceError
 from coterie.core.resident import give_back
 from coterie.engine.expert_control import Told
+from coterie.server.lengths import are_quick, takes_long
 from coterie.server.log import LOG, log_avoided, log_repinned
 from coterie.server.stream import Stream, give_out
 
 T = TypeVar("T")
-LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next step would wait half a millisecond
-QUICK_CHARS = 16 * LONG_CHARS  # that are read in milliseconds
 NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
 FREED_S = 2.0  # after what takes long its memory goes back; a megabyte of text takes up to 400 MB
 
@@ -51,6 +52,7 @@ class Worker:
         self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
         # Where devices step themselves the engine's thread waits for none of them: it gives out what the others bring.
         self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
+        self._known = None if coterie.steps_itself else Known(coterie.status)
         self._looking = ThreadPoolExecutor(1, "coterie-looking") if coterie.steps_itself else None
         self._giving_back: asyncio.TimerHandle | None = None
         self._num_ended = 0  # beside the engine, since the last time
@@ -90,7 +92,7 @@ class Worker:
         What takes long before that is done beside the engine. For a loop's thread, which gets the chunks.
         """
         stream = Stream(len(queries), self._leave)
-        if any(_takes_long(query) or not all_read(self._coterie.texts, query.model) for query in queries):
+        if any(takes_long(query) or not all_read(self._coterie.texts, query.model) for query in queries):
             stream.preparing = stream.loop.create_task(self._prepare(queries, stream, partly))
         else:
             self._hand_over(queries, stream, partly)
@@ -103,12 +105,25 @@ class Worker:
         try:
             return await self._call(function, self._between)
         finally:
+            if self._known is not None:
+                self._known.renew_soon()  # it may have changed something
             if self._between is not None:
                 self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
 
     async def look(self, function: Callable[[Serving], T]) -> T:
         """As `call`, of what changes nothing: where devices step themselves, it waits behind nothing that changes."""
         return await self._call(function, self._looking)
+
+    async def status(self) -> Status:
+        """The status; of a device that is in a long step what was last known, which says so (`late`)."""
+        if self._known is None:
+            return await self.look(lambda coterie: coterie.status())
+        asked = asyncio.ensure_future(self._call(lambda coterie: coterie.status()))
+        while not (await asyncio.wait({asked}, timeout=LOOK_S))[0]:
+            if self._known.late:
+                asked.cancel()
+                return replace(self._known.status, late={self._coterie.names[0]: self._known.age_s})
+        return asked.result()
 
     async def turn(self) -> None:
         """Return once the engine has taken a turn, and one at least of the devices that step themselves: the others may
@@ -204,7 +219,7 @@ class Worker:
         await end
 
     async def _prepare(self, queries: Sequence[Query], stream: Stream, partly: bool) -> None:
-        reads = not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
+        reads = are_quick(queries)
         try:
             ready = await self.beside(lambda coterie: [coterie.ready(query) for query in queries], reads)
         except CoterieError as error:
@@ -254,7 +269,9 @@ class Worker:
         try:
             while self._inbox.work(self._coterie.quiet, self._awake_s, self._rest):
                 if not self._coterie.quiet:
-                    give_out(self._coterie.step(WAIT_S), self._streams)
+                    with self._stepping():
+                        chunks = self._coterie.step(WAIT_S)
+                    give_out(chunks, self._streams)
                     self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
@@ -264,6 +281,12 @@ class Worker:
             self._inbox.close(broken)
             if error is not broken:
                 raise
+
+    def _stepping(self) -> contextlib.AbstractContextManager[None]:
+        if self._known is None:
+            return contextlib.nullcontext()
+        self._known.before_step()
+        return self._known.timed()
 
     def _device_broke(self, name: str, error: CoterieError, cause: BaseException) -> None:
         """One of several: who sleeps is to see whether one is left. In any thread."""
@@ -295,20 +318,6 @@ class Worker:
         if self._rest_s is None or self._worked_s == math.inf:
             return None
         return min(max(self._worked_s + self._rest_s - monotonic(), 0.0), threading.TIMEOUT_MAX)
-
-
-def _takes_long(query: Query) -> bool:
-    """Whether forms must be compiled, or much text be cut into tokens, before the engine can have a query."""
-    return _is_formed(query) or _chars(query) > LONG_CHARS
-
-
-def _is_formed(query: Query) -> bool:
-    return bool(query.form or query.tools)
-
-
-def _chars(query: Query) -> int:
-    """How much is read for it."""
-    return len(query.prompt_ids) + sum([len(message.content) for message in query.messages])
 
 
 def _guarded(function: Callable[[Serving], T], coterie: Serving) -> T:
