@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,12 @@ def test_a_stream_that_is_read_slowly_has_its_last_chunk(composition: Path) -> N
     assert all(lasts)
 
 
-def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie, threading.Event, threading.Event]:
-    """A Coterie whose reads of the disk wait while the first event is not set; the second says that one does."""
+def open_held(
+    ref: str | Path, options: Options | None = None, opens: Callable[..., Any] = Coterie.open
+) -> tuple[Any, threading.Event, threading.Event]:
+    """A Coterie, or what `opens` opens, whose reads of the disk wait while the first event is not set; the second says
+    that one does.
+    """
     arrives, waits = threading.Event(), threading.Event()
     arrives.set()
 
@@ -99,7 +104,7 @@ def open_held(ref: str | Path, options: Options | None = None) -> tuple[Coterie,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "CpuDevice", functools.partial(assemble.CpuDevice, read=read))
-        return Coterie.open(ref, options), arrives, waits
+        return opens(ref, options), arrives, waits
 
 
 def until_idle(coterie: Coterie) -> None:

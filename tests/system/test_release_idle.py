@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from tests.system.commands import run
+from tests.system.fleets import TWO
+from tests.system.test_python import open_held
 from tests.system.tiny import write_adapter_of, write_expert
 
-from coterie.api import Coterie, Query
+from coterie.api import Coterie, Options, Query, opened_on
 from coterie.core.errors import ClosedError
 from coterie.server.worker import Worker
 
@@ -108,6 +110,30 @@ def test_a_server_rests_once_after_its_work(office: Path, monkeypatch: pytest.Mo
     assert all(releases)
 
 
+@pytest.mark.parametrize("options", [Options(device="cpu"), TWO], ids=["one", "two"])
+def test_memory_of_a_load_that_nobody_waits_for_is_released_too(office: Path, options: Options) -> None:
+    coterie, arrives, waits = open_held(office, options, opened_on)
+    worker = Worker(coterie, rest_s=0.01)
+
+    async def leave_early() -> None:
+        arrives.clear()
+        stream = worker.ask([Query.text(PROMPT, "ada")])
+        while not waits.is_set():
+            await asyncio.sleep(0.01)
+        stream.leave()
+        await asyncio.sleep(0.2)  # of which it could rest many times
+        arrives.set()
+        while (await worker.call(lambda coterie: coterie.status())).expert("ada").state != "absent":
+            await asyncio.sleep(0.01)
+
+    worker.start()
+    try:
+        asyncio.run(asyncio.wait_for(leave_early(), 30))
+    finally:
+        arrives.set()
+        worker.stop()
+
+
 def test_a_server_may_keep_what_it_has_for_centuries(office: Path) -> None:
     """Longer than a thread can wait at once."""
     worker = Worker(Coterie.open(office), rest_s=1e12)
@@ -121,8 +147,11 @@ def test_a_server_may_keep_what_it_has_for_centuries(office: Path) -> None:
 RELEASE = Coterie.release_idle
 
 
-@pytest.mark.parametrize("given", ["0s", "soon", "10"])
-def test_what_is_no_time_is_refused(office: Path, given: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("0s", "is not a time above 0"), ("soon", "is not a time above 0"), ("10", "has no unit; write 10s")],
+)
+def test_what_is_no_time_is_refused(office: Path, given: str, said: str) -> None:
     done = run("serve", office, "--idle-release", given)
     assert done.exit_code == 2
-    assert "is not a time above 0" in done.stderr
+    assert said in done.stderr

@@ -21,7 +21,7 @@ from typing import TypeAlias
 from coterie.api.avoiding import Avoiding
 from coterie.api.coterie import Coterie
 from coterie.api.flight import Flight
-from coterie.api.member import Member, ended_with, serving
+from coterie.api.member import Member, ended_with, loading, serving
 from coterie.api.ready import Ready
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
@@ -307,9 +307,9 @@ class Board:
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and there is no load to be told of."""
+        """True when it is idle and no expert is being loaded, or is there and not told of."""
         with self.lock:
-            return not (self.flights or self._news or self.loads or self._told)
+            return not (self.flights or self._news or self.loads or self._told or loading(self.members))
 
     def wake(self) -> None:
         """Let who waits for news, or who comes next, go on without."""

@@ -94,7 +94,7 @@ class Fleet(FleetExperts, Serving):
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and there is no load to be told of; never where no device is left: `step` says why."""
+        """True when it is idle and no expert is being loaded; never where no device is left: `step` says why."""
         return self._board.quiet and self._board.ended is None
 
     @property

@@ -194,6 +194,7 @@ class Member:
             switch_s=metrics.switch.sum_s,
             finished=sum(metrics.finished.values()),
             busy_s=self._busy_s,
+            loading=parts.engine.loading,
         )
 
 
@@ -268,6 +269,11 @@ def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], di
 def all_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[T]:
     """As `each_of`, without who it is."""
     return [found for _, found in each_of(members, function)]
+
+
+def loading(members: Sequence[Member]) -> bool:
+    """Whether one that answers loads experts, also those that nobody waits for any more."""
+    return any(member.seen.loading for member in members if member.broken is None and not member.hangs())
 
 
 def ended_with(members: Sequence[Member]) -> CoterieError | None:

@@ -79,7 +79,8 @@ def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) ->
 class Seen:
     """What was seen of a device between two steps: who is `there` or coming, and the numbers that `switch_cost` takes.
 
-    `near_bytes`: its budget for experts; `free_bytes`: what of it is nobody's.
+    `near_bytes`: its budget for experts; `free_bytes`: what of it is nobody's. `loading`: experts are under way, also
+    those that nobody waits for any more.
     """
 
     there: frozenset[str]
@@ -90,6 +91,7 @@ class Seen:
     switch_s: float
     finished: int
     busy_s: float
+    loading: bool = False
 
 
 def standing(

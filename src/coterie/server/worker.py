@@ -311,7 +311,8 @@ class Worker:
 
     def _rest(self) -> None:
         self._coterie.release_idle()
-        self._worked_s = math.inf  # until there is work again
+        # Until there is work again; where one of several devices was not known to be at work, once more.
+        self._worked_s = math.inf if self._coterie.quiet else monotonic()
 
     def _awake_s(self) -> float | None:
         """How much longer to keep what is in memory, if there is no work; None: as long as there is none."""
