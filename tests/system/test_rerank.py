@@ -75,6 +75,37 @@ def test_the_best_come_first(path: str, url: str, http: httpx.Client, alone: lis
     assert all(0 < score < 1 for score in alone)
 
 
+def test_voyages_form(url: str, http: httpx.Client) -> None:
+    """By `top_k`, or `truncation`, which its client always sends; documents are texts."""
+    plain = ask(http, url).json()
+    found = ask(http, url, top_k=2, return_documents=True, truncation=True).json()
+    assert [(one["index"], one["relevance_score"]) for one in found["data"]] == [
+        (one["index"], one["relevance_score"]) for one in plain["results"][:2]
+    ]
+    assert [one["document"] for one in found["data"]] == [DOCUMENTS[one["index"]] for one in found["data"]]
+    assert (found["object"], found["model"], found["usage"]) == ("list", "judge", plain["usage"])
+    assert ask(http, url, truncation=True, top_k=None).json()["data"] == plain["results"]
+
+
+def test_the_form_of_text_embeddings_inference(folder: Path, url: str, http: httpx.Client) -> None:
+    """A list alone; no model is named, and that is the one that scores."""
+    for raw in (False, True):
+        plain = ask(http, url, raw_scores=raw).json()["results"]
+        body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": raw, "return_text": True}
+        for more in ({}, {"model": "judge", "truncate": True, "truncation_direction": "Right"}):
+            found = http.post(f"{url}/rerank", json={**body, **more}).json()
+            assert [(one["index"], one["score"]) for one in found] == [
+                (one["index"], one["relevance_score"]) for one in plain
+            ]
+            assert [one["text"] for one in found] == [DOCUMENTS[one["index"]] for one in found]
+    bare = http.post(f"{url}/rerank", json={"query": QUERY, "texts": ["x"]}).json()
+    assert [set(one) for one in bare] == [{"index", "score"}]
+    with Coterie.open(folder.parent / "ada") as coterie, served(coterie) as without:
+        refused = http.post(f"{without}/rerank", json={"query": QUERY, "texts": ["x"]})
+    assert refused.status_code == 400
+    assert "has 0 experts that score documents" in refused.json()["error"]["message"]
+
+
 def test_fewer_with_their_texts_and_scores_as_they_are(url: str, http: httpx.Client, alone: list[float]) -> None:
     best = ask(http, url, top_n=2, return_documents=True).json()["results"]
     assert [one["document"]["text"] for one in best] == [DOCUMENTS[one["index"]] for one in best]
@@ -102,7 +133,13 @@ def test_the_compositions_name_means_the_only_one(url: str, http: httpx.Client) 
         ({"documents": ["\ud800"]}, "documents[0]", "U+D800"),
         ({"top_n": 0}, "top_n", "1 or more"),
         ({"return_documents": "yes"}, "return_documents", "true or false"),
-        ({"top_k": 2}, "top_k", "did you mean top_n"),
+        ({"top_k": 2, "top_n": 3}, "top_k", "is 2, while top_n is 3; give one of them"),
+        ({"top_k": 0}, "top_k", "is 0; allowed is 1 or more"),
+        ({"truncation": False}, "truncation", "is False, which Coterie does not implement"),
+        ({"texts": ["a"], "documents": None, "truncation_direction": "left"}, "truncation_direction", "is 'left'"),
+        ({"texts": ["a"]}, "texts", "and documents were both given"),
+        ({"texts": ["a", 3], "documents": None}, "texts[1]", "is no text"),
+        ({"texts": ["a"], "documents": None, "top_n": 1}, "top_n", "is not a known field"),
         ({"prompt_name": "ask"}, "prompt_name", "prompts of this expert are: none"),
         ({"model": "ada"}, None, "was not made to score documents"),
         ({"model": "vec"}, None, "was not made to score documents"),

@@ -39,10 +39,10 @@ def reranker(texts: Mapping[str, Text], composition: Composition, model: str) ->
     return found[0]
 
 
-def check_top_n(top_n: int | None) -> None:
+def check_top_n(top_n: int | None, name: str = "top_n") -> None:
     """Raise RequestError where no document, or fewer than none, is asked for."""
     if top_n is not None and top_n < 1:
-        raise RequestError("top_n", f"is {top_n}", "allowed is 1 or more")
+        raise RequestError(name, f"is {top_n}", "allowed is 1 or more")
 
 
 def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:

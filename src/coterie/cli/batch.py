@@ -91,7 +91,7 @@ class _Form:
     """What a request asks, and the body of its response by the answers."""
 
     queries: Sequence[Query]
-    whole: Callable[[Sequence[Answer]], Mapping[str, Any]]
+    whole: Callable[[Sequence[Answer]], Any]
     stream: bool = False
 
 

@@ -1,13 +1,18 @@
 """POST /v1/rerank: a query and documents in, how well each answers it out, the best first.
 
-Knows nothing about the engine. Source: the common part of Jina's and Cohere's rerank endpoints (their API
-references); `raw_scores` is text-embeddings-inference's.
+    documents                     Jina, Cohere                      results
+    documents, top_k, truncation  Voyage                            data
+    texts, return_text            text-embeddings-inference         a list alone
+
+Knows nothing about the engine. Source: the common part of Jina's and Cohere's rerank endpoints, and Voyage's (their API
+references); text-embeddings-inference's (its OpenAPI description), whose `raw_scores` all take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from coterie.api import Answer, Query, Serving
@@ -17,7 +22,24 @@ from coterie.core.errors import RequestError
 from coterie.server import fields
 from coterie.server.embeddings import MAX_INPUTS, USE
 
-SUPPORTED = ("model", "query", "documents", "top_n", "return_documents", "raw_scores", USE)
+_SHARED = ("model", "query", "raw_scores", USE)
+TOP_N, TOP_K, TRUNCATION = "top_n", "top_k", "truncation"
+
+
+class Form(Enum):
+    """Whose form a body has, by the field of its documents, the one that says whether they come back, and others."""
+
+    JINA = ("documents", "return_documents", (TOP_N,))
+    VOYAGE = ("documents", "return_documents", (TOP_N, TOP_K))
+    TEI = ("texts", "return_text", ())
+
+
+# Documents that are too long are cut, and at their end: what says so is taken.
+_CUTTING: Mapping[Form, Mapping[str, tuple[object, ...]]] = {
+    Form.JINA: {},
+    Form.VOYAGE: {TRUNCATION: (True,)},
+    Form.TEI: {"truncate": (True,), "truncation_direction": ("right", "Right")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,50 +52,87 @@ class RerankBody:
     top_n: int | None
     returns_documents: bool
     raw_scores: bool
+    form: Form = Form.JINA
 
 
 def parse_rerank(body: object, coterie: Serving) -> RerankBody:
     """Turn a decoded JSON body into queries. Raises RequestError naming the field, NotFoundError."""
     given = fields.an_object(body, "model, query and documents")
-    fields.check_names(given, SUPPORTED, {})
+    form = _form_of(given)
+    holds, returning, more = form.value
+    fields.check_names(given, (*_SHARED, holds, returning, *more), _CUTTING[form])
     query = fields.get(given, "query", str, "a text")
     if not query:
         raise RequestError("query", "is missing or empty", "give the text that documents are to answer")
-    documents, top_n = _documents(given.get("documents")), fields.integer(given, "top_n")
-    check_top_n(top_n)
-    returns, raw = [fields.flag(given, name) for name in ("return_documents", "raw_scores")]
+    documents, top_n = _documents(given.get(holds), holds), _top_n(given)
+    returns, raw = [fields.flag(given, name) for name in (returning, "raw_scores")]
     use = fields.get(given, USE, str, "the name of a prompt") or ""
-    expert = reranker(coterie.texts, coterie.composition, fields.model(given))
+    expert = reranker(coterie.texts, coterie.composition, _model(given, form))
     scores_of((), coterie.texts[expert])  # before anything is asked
     coterie.texts[expert].embedding.before(use)
     queries = tuple([pair_of(query, document, expert, use) for document in documents])
-    return RerankBody(queries, documents, expert, top_n, returns, raw)
+    return RerankBody(queries, documents, expert, top_n, returns, raw, form)
 
 
-def ranked(body: RerankBody, answers: Sequence[Answer], text: Text) -> dict[str, Any]:
+def _form_of(given: Mapping[str, object]) -> Form:
+    if given.get("texts") is not None:
+        if given.get("documents") is not None:
+            raise RequestError("texts", "and documents were both given", "give one of them")
+        return Form.TEI
+    return Form.JINA if given.get(TOP_K) is None and given.get(TRUNCATION) is None else Form.VOYAGE
+
+
+def _model(given: Mapping[str, object], form: Form) -> str:
+    """Who is asked; text-embeddings-inference serves one model, so that its clients name none."""
+    return "" if form is Form.TEI and given.get("model") is None else fields.model(given)
+
+
+def _top_n(given: Mapping[str, object]) -> int | None:
+    """How many are wanted at most, by either name. Raises RequestError."""
+    top_n, top_k = [fields.integer(given, name) for name in (TOP_N, TOP_K)]
+    if None not in (top_n, top_k) and top_n != top_k:
+        raise RequestError(TOP_K, f"is {top_k}, while {TOP_N} is {top_n}", "give one of them")
+    if top_n is None:
+        check_top_n(top_k, TOP_K)
+        return top_k
+    check_top_n(top_n)
+    return top_n
+
+
+def ranked(body: RerankBody, answers: Sequence[Answer], text: Text) -> dict[str, Any] | list[dict[str, Any]]:
     """The response, by the answers of the expert that `text` is of."""
     found = best_first(scores_of(answers, text, body.raw_scores), body.top_n)
-    results = [
-        {"index": one.index, "relevance_score": one.score}
-        | ({"document": {"text": body.documents[one.index]}} if body.returns_documents else {})
-        for one in found
-    ]
+    score = "score" if body.form is Form.TEI else "relevance_score"
+    results = [{"index": one.index, score: one.score, **_returned(body, one.index)} for one in found]
+    if body.form is Form.TEI:
+        return results
     tokens = sum([answer.prompt_tokens for answer in answers])
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "model": body.expert, "results": results, "usage": usage}
+    name = "data" if body.form is Form.VOYAGE else "results"
+    return {"object": "list", "model": body.expert, name: results, "usage": usage}
 
 
-def _documents(given: object) -> tuple[str, ...]:
-    """Each document's text."""
+def _returned(body: RerankBody, index: int) -> dict[str, Any]:
+    """A document as its form gives it back, if it is wanted."""
+    if not body.returns_documents:
+        return {}
+    text = body.documents[index]
+    if body.form is Form.TEI:
+        return {"text": text}
+    return {"document": text if body.form is Form.VOYAGE else {"text": text}}
+
+
+def _documents(given: object, name: str) -> tuple[str, ...]:
+    """Each document's text, of the field of this name."""
     if not isinstance(given, list) or not given:
-        raise RequestError("documents", "is missing, empty or no list", "give a list of texts")
+        raise RequestError(name, "is missing, empty or no list", "give a list of texts")
     if len(given) > MAX_INPUTS:
-        raise RequestError("documents", f"has {len(given)} items", f"send at most {MAX_INPUTS} at once")
-    return tuple([_text(one, place) for place, one in enumerate(given)])
+        raise RequestError(name, f"has {len(given)} items", f"send at most {MAX_INPUTS} at once")
+    return tuple([_text(one, f"{name}[{place}]") for place, one in enumerate(given)])
 
 
-def _text(given: object, place: int) -> str:
+def _text(given: object, where: str) -> str:
     text = given.get("text") if isinstance(given, dict) else given
     if not isinstance(text, str):
-        raise RequestError(f"documents[{place}]", "is no text", "give a text, or an object with a text")
+        raise RequestError(where, "is no text", "give a text, or an object with a text")
     return text
