@@ -101,9 +101,10 @@ class StoredVectors {
   V scale_{};
 };
 
-// The last `count` < W of them; the other lanes are zero, but for channels of kv8 that are in the row all the same.
+// The last `count` < W of them; the other lanes are zero, but for channels of kv8 that are in the row all the same. By itself: few heads have
+// such channels, and there would be sixteen copies in every loop over keys.
 template <DType D>
-inline V load_stored_part(bytes* row, int64_t c, int64_t count) {
+[[gnu::noinline]] inline V load_stored_part(bytes* row, int64_t c, int64_t count) {
   if constexpr (D == kKv8) return load_stored<D>(row, c);
   else return load_weights_part<D>(row + c * stored_size<D>, count);
 }

@@ -8,6 +8,7 @@
 #include <bit>
 #include <initializer_list>
 
+#include "few.h"
 #include "halves.h"
 #include "panel.h"
 #include "scratch.h"
@@ -208,65 +209,7 @@ inline Input take_input(Scratch& scratch, const float* x, const Block& block, in
   return {tile, stride};
 }
 
-// acc[m * N + n] += the W products from column k on.
-template <DType D, int M, int N>
-inline void add_vectors(const float* x, const Rows<N>& rows, int64_t k, V (&acc)[M * N]) {
-  V wv[N];
-#pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) wv[n] = kept(load_weights<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D))));
-  add_products<M, N>(x, wv, acc);
-}
-
-// acc[m * N + n] += the last `count` < W products. It works on a copy, so that callers may keep their sums in registers.
-template <DType D, int M, int N>
-inline void add_last(const float* x, const Rows<N>& rows, int64_t k, int64_t count, V (&acc)[M * N]) {
-  V sums[M * N];
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; ++i) sums[i] = acc[i];
-#pragma GCC unroll 1
-  for (int n = 0; n < N; ++n) {
-    const V wv = load_weights_part<D>(rows.at[n] + k * size_of(static_cast<int64_t>(D)), count);
-#pragma GCC unroll 1
-    for (int m = 0; m < M; ++m) sums[m * N + n] = fma(load_part(x + m * W, count), wv, sums[m * N + n]);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < M * N; ++i) acc[i] = sums[i];
-}
-
-// Rows of a type as streams.h reads them.
-template <DType D>
-struct PlainRows {
-  using Number = float;
-  static int64_t row_bytes(int64_t K) { return coterie::row_bytes(static_cast<int64_t>(D), K); }
-  static int64_t token_numbers(int64_t K) { return whole_vectors(K); }
-
-  // out[m * out_stride + n * out_step] = dot(token m, row n), M tokens side by side by N rows at once.
-  // Rows `ahead` bytes behind these are fetched meanwhile, where it is not 0.
-  template <int M, int N>
-  [[gnu::noinline]] static void dots(const float* x, const Rows<N>& rows, int64_t K, float* out, int64_t out_stride, int64_t out_step,
-                                     int64_t ahead) {
-    constexpr int64_t size = size_of(static_cast<int64_t>(D)), line = static_cast<int64_t>(kLine) / size;
-    const Rows<N> at = rows;
-    V acc[M * N];
-#pragma GCC unroll 16
-    for (int i = 0; i < M * N; ++i) acc[i] = V{};
-    int64_t k = 0;
-    while (k + line <= K) {
-      if (ahead != 0)
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) fetch_ahead(at.at[n] + ahead + k * size);
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < line; i += W, x += M * W) add_vectors<D, M, N>(x, at, k + i, acc);
-      k += line;
-    }
-    for (; k + W <= K; k += W, x += M * W) add_vectors<D, M, N>(x, at, k, acc);
-    if (k < K) add_last<D, M, N>(x, at, k, K - k, acc);
-    put_sums<M, N>(acc, out, out_stride, out_step);
-  }
-};
-
 // A tile of `tokens` x N dot products with N rows of K weights that start at `w`.
-// The one place where kernels meet the type of a weight, with widen_columns().
 inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                      const Work& work) {
   if (is_packed(dtype)) return whole_tile(in.copies.records[packed_index(dtype)], tokens, w, dtype, N, K, out, out_stride, work);
@@ -276,12 +219,7 @@ inline void dot_tile(const Input& in, int64_t tokens, bytes* w, int64_t dtype, i
     const float* many = rounded ? in.copies.rounded : in.x;
     return panel_tile(many, rounded ? rounded_stride(K) : in.stride, tokens, w, dtype, N, K, out, out_stride, work);
   }
-  const float* few = in.few(tokens, dtype);
-  with_dtype(dtype, [&]<DType D>() {
-    with_streams(tokens, [&]<int Streams>() {
-      dots_streamed<PlainRows<D>, Streams>(few, tokens, w, N, K, out, out_stride);
-    });
-  });
+  few_tile(in.few(tokens, dtype), tokens, w, dtype, N, K, out, out_stride);
 }
 
 // `each` rows of every stream with few tokens, as dots_along of streams.h.
@@ -290,8 +228,7 @@ inline void tile_along(const Input& in, int64_t tokens, int64_t dtype, const Row
                        int64_t out_stride, int64_t out_step) {
   if constexpr (kHalves && Streams == 4)
     if (meets_bf16(dtype)) return halves_along(in.copies.rounded, tokens, rows, each, K, out, out_stride, out_step);
-  const float* few = in.few(tokens, dtype);
-  with_dtype(dtype, [&]<DType D>() { dots_along<PlainRows<D>>(few, tokens, rows, each, K, out, out_stride, out_step); });
+  few_along(in.few(tokens, dtype), tokens, dtype, rows, each, K, out, out_stride, out_step);
 }
 
 // out[t][n] += bias[first + n]; does nothing without a bias.

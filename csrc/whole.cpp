@@ -8,6 +8,15 @@
 #include "whole_panel_avx2.h"
 #include "whole_rest.h"
 
+#if defined(__AVX512F__)
+// What an AVX-512 without dot products of whole numbers runs: it has nothing that AVX2 lacks.
+namespace coterie::avx2 {
+void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
+void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
+                 float* panel, float* sums);
+}  // namespace coterie::avx2
+#endif
+
 namespace coterie::COTERIE_ISA {
 
 constexpr int64_t kPackedAheadBytes = 4096;
@@ -163,8 +172,7 @@ inline void whole_rows(const Records& x, PackedRows rows, int64_t N, float* out,
   constexpr int kRows = M == 1 && !Record<D>::kQ6 ? 4 : 2;
   int64_t n = 0;
 #if defined(__AVX512F__)
-  if constexpr (kInPairs<D>)
-    if (has_whole_products()) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
+  if constexpr (kInPairs<D>) n = wide_rows<D, M>(x, rows, N, out, out_stride, fetches);
 #endif
   for (; n + kRows <= N; n += kRows, rows.at += kRows * rows.apart) whole_dots<D, kVnni, M, kRows>(x, rows, out + n, out_stride, fetches);
   for (; n < N; ++n, rows.at += rows.apart) whole_dots<D, kVnni, M, 1>(x, rows, out + n, out_stride, fetches);
@@ -190,7 +198,7 @@ inline void whole_tokens(Records x, int64_t tokens, const PackedRows& rows, int6
   int64_t t = 0;
 #if defined(__AVX512F__)
   if constexpr (kInPairs<D>)
-    for (; has_whole_products() && t + kWideTokens <= tokens; t += kWideTokens, x.at += kWideTokens * x.apart, out += kWideTokens * out_stride)
+    for (; t + kWideTokens <= tokens; t += kWideTokens, x.at += kWideTokens * x.apart, out += kWideTokens * out_stride)
       wide_tokens<D>(x, rows, N, out, out_stride, t == 0);
 #endif
   for (; t < tokens; t += kWholeTokens, x.at += kWholeTokens * x.apart, out += kWholeTokens * out_stride) {
@@ -230,10 +238,13 @@ void put_narrow(bool dot, const float* x, int64_t K, int64_t dtype, uint8_t* rec
 
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, [[maybe_unused]] int64_t tokens, [[maybe_unused]] bool many,
                  uint8_t* records) {
+#if defined(__AVX512F__)
+  if (!has_whole_products()) return avx2::put_records(x, K, dtype, token, tokens, many, records);
+#endif
   const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
 #if defined(__AVX512F__)
-    if (many && has_whole_products()) {
+    if (many) {
       const int64_t place = token % kPanelTokens, first = token - place;
       uint8_t* made = records + whole_parts(tokens, kPanelTokens) * kPanelTokens * size_bytes;  // behind the tile, until they are eight
       put_token<D>(x, K, made + place * size_bytes);
@@ -258,33 +269,33 @@ inline void rows_tile([[maybe_unused]] bool vnni, const Records& x, int64_t toke
     for (int64_t n = 0; n < N; n += together, rows.at += together * rows.apart)
       whole_tokens<D, kVnni>(x, tokens, rows, smaller(together, N - n), out + n, out_stride);
   };
-#if defined(__AVX2__) || defined(COTERIE_NEON)
+#if (defined(__AVX2__) && !defined(__AVX512F__)) || defined(COTERIE_NEON)
   if (vnni) return run.template operator()<true>();
 #endif
   run.template operator()<false>();
 }
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 
 // A panel that is large or, where nobody kept room for one, holds one record.
 template <DType D>
 [[gnu::noinline]] inline void eight_tile(bool vnni, const Records& x, int64_t tokens, const PackedRows& rows, int64_t N, float* out,
-                                         int64_t out_stride, const Work& work) {
-  if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kHeld<D>});
+                                         int64_t out_stride, float* held, float* held_sums) {
+  if (held != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {held, held_sums, kHeld<D>});
   alignas(64) float panel[eight_panel_floats(1)], sums[eight_sums_floats(kFewWholeTokens)];
   for (int64_t t = 0; t < tokens; t += kFewWholeTokens)
     eight_panel<D>(vnni, {x.of(t), x.apart}, smaller(kFewWholeTokens, tokens - t), rows, N, out + t * out_stride, out_stride, {panel, sums, 1});
 }
 
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 const Work& work) {
+                 float* panel, float* sums) {
   const Records x{records, records_bytes(dtype, K)};
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
     if constexpr (D == DType::q8) {  // up to kFewWholeTokens are faster row by row
-      if (work.panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {work.panel, work.sums, kHeld<D>});
+      if (panel != nullptr) return eight_panel<D>(vnni, x, tokens, rows, N, out, out_stride, {panel, sums, kHeld<D>});
     } else if constexpr (D != DType::q8_int8) {  // with signs on both sides a panel of bytes would take as many instructions as rows do
-      if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, work);
+      if (tokens > kWholeTokens) return eight_tile<D>(vnni, x, tokens, rows, N, out, out_stride, panel, sums);
     }
     rows_tile<D>(vnni, x, tokens, rows, N, out, out_stride);
   });
@@ -305,7 +316,8 @@ void narrow_tile(bool dot, bytes* records, int64_t tokens, bytes* w, int64_t dty
 void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
                 [[maybe_unused]] const Work& work) {
 #if defined(__AVX512F__)
-  if (!has_whole_products()) return narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
+  if (!has_whole_products())
+    return avx2::narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work.panel, work.sums);
   const int64_t size_bytes = records_bytes(dtype, K);
   with_packed(dtype, [&]<DType D>() {
     const PackedRows rows = packed_rows<D>(w, K);
@@ -313,7 +325,7 @@ void whole_tile(bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t
     rows_tile<D>(false, {records, size_bytes}, tokens, rows, N, out, out_stride);
   });
 #elif defined(__AVX2__)
-  narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work);
+  narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride, work.panel, work.sums);
 #elif defined(COTERIE_NEON)
   narrow_tile(has_narrow_products(), records, tokens, w, dtype, N, K, out, out_stride);
 #else

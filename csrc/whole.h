@@ -17,7 +17,7 @@ namespace coterie::COTERIE_ISA {
 // A panel of packed rows, where many tokens meet one (whole_panel.h): so many rows, so many records of a token at once, and so many tokens.
 constexpr int64_t kPanelRows = 32, kPanelEights = 6, kPanelTokens = 8;
 
-// What such a panel needs, and the sums of so many tokens; by AVX2 that of whole_panel_avx2.h.
+// What such a panel needs, and the sums of so many tokens; by AVX2 that of whole_panel_avx2.h, for which AVX-512's has room too.
 #if defined(__AVX512F__)
 constexpr int64_t kWholePanelFloats = kPanelEights * kEight * (16 + 1) * kPanelRows;
 constexpr int64_t whole_sums_floats(int64_t tokens) { return tokens * kEight * kPanelRows; }

@@ -10,7 +10,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 
 constexpr int64_t kEightRows = 16, kPanelEights256 = 3;  // rows of a panel, and so many records of a token at once
 

@@ -10,7 +10,7 @@
 
 namespace coterie::COTERIE_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 
 constexpr int64_t kEightAheadBytes = 16384;  // at least so far ahead are weights fetched: rows are begun together, and fetched one after the other
 constexpr int64_t kEightTokens = 6;  // with the two vectors of a step, as many whole sums as registers allow
@@ -178,7 +178,7 @@ inline void eight_panel(bool vnni, const Records& x, int64_t tokens, const Packe
 
 // whole_tile() where there is nothing wider than 256 bits, by AVX-VNNI or without it: tests ask for both.
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 const Work& work);
+                 float* panel, float* sums);
 
 #endif
 

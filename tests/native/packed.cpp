@@ -8,12 +8,9 @@
 #if defined(__x86_64__)
 // Vectors of 256 bits (csrc/whole_panel_avx2.h), with the products that are asked for and not those of this CPU.
 namespace coterie::avx2 {
-struct Work {
-  float *panel, *sums;
-};
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
-                 const Work& work);
+                 float* panel, float* sums);
 }  // namespace coterie::avx2
 
 namespace coterie::avx512 {
@@ -212,12 +209,12 @@ void test_narrow(const std::vector<float>& x, int64_t T, const Tensor& w, int64_
   std::vector<float> wanted(T * stride), out(T * stride);
   std::vector<float> panel(3 * 8 * (16 + 2) * 16), sums(T * 8 * 16);  // as whole_fill_avx2.h has them
   for (int64_t t = 0; t < T; ++t)
-    avx2::narrow_tile(false, records.data() + t * apart, 1, w.at(), type, N, K, wanted.data() + t * stride, stride, {nullptr, nullptr});
+    avx2::narrow_tile(false, records.data() + t * apart, 1, w.at(), type, N, K, wanted.data() + t * stride, stride, nullptr, nullptr);
   for (const bool vnni : {false, true})
-    for (const avx2::Work& work : {avx2::Work{nullptr, nullptr}, {panel.data(), sums.data()}}) {
+    for (const bool held : {false, true}) {
       if (vnni && !__builtin_cpu_supports("avxvnni")) continue;
       std::fill(out.begin(), out.end(), 0.0f);
-      avx2::narrow_tile(vnni, records.data(), T, w.at(), type, N, K, out.data(), stride, work);
+      avx2::narrow_tile(vnni, records.data(), T, w.at(), type, N, K, out.data(), stride, held ? panel.data() : nullptr, held ? sums.data() : nullptr);
       check(out == wanted, vnni ? "vectors of 256 bits, with AVX-VNNI" : "vectors of 256 bits, without AVX-VNNI");
     }
 }
