@@ -68,11 +68,11 @@ def test_rounded_activations_are_refused_when_the_program_is_loaded(make):
     types = {name: DType.Q8 if len(shape) == 2 else DType.BF16 for name, shape in weight_shapes(config).items()}
     graph = decoder_graph(config, types)
     device.load(compile_graph(graph, "cache"))
-    with pytest.raises(UnsupportedError, match="Q8 that meets int8 activations; leave out --activations int8"):
+    with pytest.raises(UnsupportedError, match="Q8 with int8 activations; leave out --activations int8"):
         device.load(compile_graph(with_rounding(graph, INT8), "cache"))
     device.load(compile_graph(with_rounding(graph, INT8_OR_FINER), "cache"))
     plain = decoder_graph(config, dict.fromkeys(types, DType.BF16))
-    with pytest.raises(UnsupportedError, match="BF16 that meets bf16 activations; leave out --activations bf16"):
+    with pytest.raises(UnsupportedError, match="BF16 with bf16 activations; leave out --activations bf16"):
         device.load(compile_graph(with_rounding(plain, BF16), "cache"))
     six = decoder_graph(config, {name: DType.Q6 if dtype is DType.Q8 else dtype for name, dtype in types.items()})
     device.load(compile_graph(with_rounding(six, INT8), "cache"))  # which meet 15 bits, whatever is asked

@@ -158,7 +158,7 @@ WRONG = {
     "none": ({"num_local_experts": 0}, CheckpointError, "num_local_experts is 0"),
     "no layer": ({"mlp_only_layers": [0, 1, 2]}, UnsupportedError, "none of the 3 layers has branches"),
     "layers that are no list": ({"mlp_only_layers": 1}, CheckpointError, "mlp_only_layers is 1"),
-    "a window": ({"use_sliding_window": True}, UnsupportedError, "use_sliding_window = True is not run"),
+    "a window": ({"use_sliding_window": True}, UnsupportedError, "use_sliding_window = True is not supported"),
     "a shared branch": ({"shared_expert_intermediate_size": 8}, UnsupportedError, "a branch that all tokens take"),
     "shared branches": ({"n_shared_experts": 1}, UnsupportedError, "branches that all tokens take"),
     "groups": ({"n_group": 4}, UnsupportedError, "branches chosen by groups"),
@@ -180,7 +180,7 @@ def test_what_is_wrong_or_not_run_is_said(wrong, folder_of, tmp_path):
 
 def test_families_with_other_branches_are_refused_with_the_reason(folder_of, tmp_path):
     named = {"model_type": "phimoe", "architectures": ["Whatever"]}
-    check_refused(folder_of("qwen3-moe"), tmp_path / "changed", named, "architecture 'phimoe' is not run: ")
+    check_refused(folder_of("qwen3-moe"), tmp_path / "changed", named, "architecture 'phimoe' is not supported: ")
 
 
 def test_layers_without_branches_have_a_plain_block(folder_of):

@@ -162,7 +162,7 @@ def test_a_begun_answer_ends_as_that_of_transformers(pair, said):
     ],
 )
 def test_what_no_answer_can_go_on_with(tmp_path, template, last, fact):
-    with pytest.raises(RequestError, match=rf"\[messages\] the last one is to be gone on with.*{fact}"):
+    with pytest.raises(RequestError, match=rf"\[messages\] the last one is to be continued.*{fact}"):
         ChatTemplate.from_folder(save(tmp_path, {"chat_template": template})).render_begun([USER, last])
 
 

@@ -1,4 +1,4 @@
-"""Configs that are not run: each is refused by name, in a sentence, and none is misunderstood."""
+"""Configs that are not supported: each is refused by name, in a sentence, and none is misunderstood."""
 
 import math
 
@@ -18,11 +18,11 @@ from coterie.models.rope import KINDS
     ("model_type", "changes", "sentence"),
     [
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm = True means q and k norms chosen by config"),
-        ("stablelm", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
-        ("starcoder2", {"use_bias": False}, "use_bias = False is not run for starcoder2"),
-        ("starcoder2", {"hidden_act": "silu"}, "hidden_act 'silu' is not run for starcoder2"),
+        ("stablelm", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ("starcoder2", {"use_bias": False}, "use_bias = False is not supported for starcoder2"),
+        ("starcoder2", {"hidden_act": "silu"}, "hidden_act 'silu' is not supported for starcoder2"),
         ("phi", {"hidden_act": "gelu_new", "qk_layernorm": True}, "qk_layernorm = True means"),
-        ("phi", {"hidden_act": "relu"}, "hidden_act 'relu' is not run for phi"),
+        ("phi", {"hidden_act": "relu"}, "hidden_act 'relu' is not supported for phi"),
     ],
 )
 def test_what_families_with_layer_norms_do_not_run(model_type, changes, sentence):
@@ -54,24 +54,27 @@ STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
         ({"model_type": "mamba"}, "Coterie runs llama (LlamaForCausalLM), mistral"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'llama' with architectures ['LlamaForSequenceC"),
         ({"model_type": ["llama"]}, "architecture ['llama']"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not run"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not run for llama"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not run"),
-        ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not run; Coterie runs default, linear, "),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported for llama"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not supported"),
+        ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not supported; Coterie runs default, linear, "),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
-        ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias = True is not run for seed_oss"),
+        (
+            {"model_type": "seed_oss", "attention_out_bias": True},
+            "attention_out_bias = True is not supported for seed_oss",
+        ),
         (
             {"model_type": "gemma3", "architectures": ["Gemma3ForTokens"]},
             "runs the text model of Gemma3ForConditionalG",
         ),
-        ({**NO_CLASS, "model_type": "gemma", "hidden_act": "relu"}, "hidden_act 'relu' is not run for gemma"),
+        ({**NO_CLASS, "model_type": "gemma", "hidden_act": "relu"}, "hidden_act 'relu' is not supported for gemma"),
         ({**NO_CLASS, "model_type": "gemma", "hidden_activation": "gelu"}, "an activation named by a key of Gemma 2"),
-        ({**NO_CLASS, "model_type": "gemma2", "hidden_activation": "relu"}, "'relu' is not run for gemma2"),
+        ({**NO_CLASS, "model_type": "gemma2", "hidden_activation": "relu"}, "'relu' is not supported for gemma2"),
         ({**NO_CLASS, "model_type": "gemma2", "use_bidirectional_attention": True}, "bidirectional attention"),
-        ({**NO_CLASS, **STRANGE_ROPE, "model_type": "gemma3_text"}, "rope of layer type 'odd' is not run"),
+        ({**NO_CLASS, **STRANGE_ROPE, "model_type": "gemma3_text"}, "rope of layer type 'odd' is not supported"),
         ({"sliding_window": 8}, "a sliding window is not part of llama"),
-        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer type 'chunked_attention' is not run"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer type 'chunked_attention' is not supported"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "every layer must be full_attention"),
     ],
 )

@@ -149,14 +149,14 @@ NET, FULL, CONV = "linear_attention", "full_attention", "conv"
         ("qwen3.5", {"layer_types": ["mamba", FULL, NET, NET]}, "layer_types is .* 4 names, full_attention or"),
         ("qwen3.5", {"linear_num_value_heads": 3}, "linear_num_value_heads is 3; .* be a multiple of the 2 key heads"),
         ("qwen3.5", {"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; it must be from 2 to 96"),
-        ("qwen3.5", {"attn_output_gate": False}, "attn_output_gate = False is not run for qwen3_5_text"),
-        ("qwen3.5", {"num_experts": 4}, "mixture of experts inside a model, which is not run"),
+        ("qwen3.5", {"attn_output_gate": False}, "attn_output_gate = False is not supported for qwen3_5_text"),
+        ("qwen3.5", {"num_experts": 4}, "mixture of experts inside a model, which is not supported"),
         ("lfm2", {"layer_types": [CONV] * 4}, f"all of its 4 layers are {CONV}; use a model that has"),
         ("lfm2", {"layer_types": None, "full_attn_idxs": None}, f"all of its 4 layers are {FULL}"),
         ("lfm2", {"layer_types": None, "full_attn_idxs": ["0"]}, "full_attn_idxs is .* a list of numbers of layers"),
         ("lfm2", {"layer_types": [CONV, FULL, "mamba", CONV]}, "layer_types is .* names, full_attention or conv"),
         ("lfm2", {"conv_L_cache": 1}, "conv_L_cache is 1; it must be at least 2"),
-        ("lfm2", {"conv_bias": True}, "conv_bias = True is not run for lfm2"),
+        ("lfm2", {"conv_bias": True}, "conv_bias = True is not supported for lfm2"),
     ],
 )
 def test_what_is_refused(row, changes, sentence, folder_of, tmp_path):

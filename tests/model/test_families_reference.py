@@ -89,11 +89,15 @@ def test_a_checkpoint_is_refused_in_a_sentence(name, tmp_path):
     ("name", "change", "sentence"),
     [
         ("falcon", {"alibi": True}, "alibi"),
-        ("falcon", {"new_decoder_architecture": False}, "new_decoder_architecture = False is not run for falcon"),
-        ("opt", {"activation_function": "tanh"}, "activation_function 'tanh' is not run for opt"),
-        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False is not run for opt"),
-        ("opt", {"word_embed_proj_dim": 12}, "word_embed_proj_dim 12 beside hidden_size 24 is not run for opt"),
-        ("bloom", {"apply_residual_connection_post_layernorm": True}, "post_layernorm = True is not run for bloom"),
+        ("falcon", {"new_decoder_architecture": False}, "new_decoder_architecture = False is not supported for falcon"),
+        ("opt", {"activation_function": "tanh"}, "activation_function 'tanh' is not supported for opt"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False is not supported for opt"),
+        ("opt", {"word_embed_proj_dim": 12}, "word_embed_proj_dim 12 beside hidden_size 24 is not supported for opt"),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "post_layernorm = True is not supported for bloom",
+        ),
     ],
 )
 def test_what_changes_the_numbers_is_refused(name, change, sentence):

@@ -220,17 +220,20 @@ def test_the_scale_of_a_layers_inputs_is_rounded_to_the_type_of_their_table(fold
 REFUSED = [
     ({"num_kv_shared_layers": 5}, "num_kv_shared_layers is 5; it must be so few of the 6 layers that one of each type"),
     ({"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9"),
-    ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all' is not run"),
+    ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all' is not supported"),
     ({"per_layer_config": {"1": {"head_dim": 24}}}, "per_layer_config gives layers of one type different heads"),
-    ({"per_layer_config": {"1": {"sliding_window": 9}}}, "per_layer_config gives sliding_window, which is not run"),
+    (
+        {"per_layer_config": {"1": {"sliding_window": 9}}},
+        "per_layer_config gives sliding_window, which is not supported",
+    ),
     ({"per_layer_config": {str(i): {"num_key_value_heads": 3} for i in (1, 3, 5)}}, "3 key/value heads of 16 channels"),
     ({"per_layer_config": {"0": {"head_dim": 24}}}, "per_layer_config gives layers of one type different heads"),
     ({"per_layer_config": {str(i): {"head_dim": 15} for i in (1, 3, 5)}}, "key/value heads of 15 channels"),
     ({"vocab_size_per_layer_input": 100}, "vocab_size_per_layer_input is 100; it must be at least vocab_size 257"),
     ({"hidden_size_per_layer_input": 12}, "embed_tokens_per_layer.weight has shape .* but config.json wants .257, 72"),
     ({"enable_moe_block": True}, "num_experts is missing"),
-    ({"query_pre_attn_scalar": 4}, "attention scaling, which is not run"),
-    ({"attn_logit_softcapping": 50.0}, "attention logit softcapping, which is not run"),
+    ({"query_pre_attn_scalar": 4}, "attention scaling, which is not supported"),
+    ({"attn_logit_softcapping": 50.0}, "attention logit softcapping, which is not supported"),
 ]
 
 

@@ -162,7 +162,7 @@ WRONG = {
     "scales of others": (
         {f"{DOWN}_scales": torch.zeros(5, 64, 2, dtype=torch.uint8)},
         CheckpointError,
-        r"down_proj_scales.* U8 \[5, 64, 2\], where U8 \[5, 64, 3\] is wanted",
+        r"down_proj_scales.* U8 \[5, 64, 2\], where U8 \[5, 64, 3\] is expected",
     ),
     "no number": (
         {f"{DOWN}_scales": torch.full((5, 64, 3), 255, dtype=torch.uint8)},

@@ -181,7 +181,7 @@ def test_the_scale_of_yarn():
 @pytest.mark.parametrize(
     ("row", "changes", "sentence"),
     [
-        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not run for deepseek_v2"),
+        ("deepseek-v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not supported for deepseek_v2"),
         ("deepseek-v2", {"topk_method": "noaux_tc"}, "topk_method is 'noaux_tc'; it must be greedy or group_limited"),
         ("deepseek-v2", {"scoring_func": "sigmoid"}, "branches chosen by scores other than a softmax"),
         ("deepseek-v2", {"num_key_value_heads": 2}, "num_key_value_heads is 2; it must be 4 as num_attention_heads"),
@@ -189,11 +189,11 @@ def test_the_scale_of_yarn():
         ("deepseek-v2", {"moe_layer_freq": 2}, "branches in every so many layers"),
         ("deepseek-v2", {"kv_lora_rank": 21}, "kv_a_proj_with_mqa.weight has shape .* but config.json wants"),
         ("deepseek-v2", {"q_lora_rank": 8}, "q_a_proj.weight .* is missing"),
-        ("deepseek-v3", {"n_group": None}, "n_group is missing, which means what is not run for deepseek_v3"),
+        ("deepseek-v3", {"n_group": None}, "n_group is missing, and its default is not supported for deepseek_v3"),
         ("deepseek-v3", {"rope_interleave": 3}, "rope_interleave is 3"),
         ("glm4-moe-lite", {"mlp_layer_types": ["dense", "wide", "sparse"]}, "names, dense or sparse"),
-        ("minicpm3", {"scale_depth": None}, "scale_depth is missing, which means what is not run for minicpm3"),
-        ("youtu", {"n_routed_experts": 4}, "mixture of experts inside a model, which is not run"),
+        ("minicpm3", {"scale_depth": None}, "scale_depth is missing, and its default is not supported for minicpm3"),
+        ("youtu", {"n_routed_experts": 4}, "mixture of experts inside a model, which is not supported"),
     ],
 )
 def test_what_is_wrong_or_not_run_is_said(row, changes, sentence, folder_of, tmp_path):

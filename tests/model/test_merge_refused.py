@@ -255,7 +255,7 @@ def test_folders_that_are_missing(base, adapter, tmp_path):
 def test_families_that_are_not_run(base, adapter, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     configure(other, "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
-    refused(UnsupportedError, ["'gpt2'", "is not run"], other, adapter, tmp_path / "out")
+    refused(UnsupportedError, ["'gpt2'", "is not supported"], other, adapter, tmp_path / "out")
 
 
 def test_a_tokenizer_that_does_not_fit_is_told_when_it_is_merged(base, adapter, tmp_path):

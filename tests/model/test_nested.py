@@ -151,7 +151,7 @@ def test_what_is_refused(folder, tmp_path):
             ({"audio_config": {"a": 1}}, "audio_config = {'a': 1} means audio input"),
             (
                 {"architectures": ["Other"]},
-                r"with architectures \['Other'\] is not run; Coterie runs the text model of",
+                r"with architectures \['Other'\] is not supported; Coterie runs the text model of",
             ),
             ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config of 'fp8' means quantised weights"),
         ]

@@ -216,7 +216,7 @@ def check_packing_refused(folder, change, error, words):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"quant_method": "gptq"}, UnsupportedError, "'gptq' means quantised weights, which are not run"),
+        ({"quant_method": "gptq"}, UnsupportedError, "'gptq' means quantised weights, which are not supported"),
         ({"version": 3}, UnsupportedError, "version 3 of coterie"),
         ({"version": True}, UnsupportedError, "version True of coterie"),
         ({"bits": 3}, CheckpointError, "bits is 3"),

@@ -146,7 +146,7 @@ WRONG = {
     "scoring_func is 'softmax'; it must be sigmoid or": ("dots.llm1", {"scoring_func": "softmax"}, CheckpointError),
     "none of the 46 layers has branches": ("GLM-4.5-Air", {"first_k_dense_replace": 46}, UnsupportedError),
     "routed_scaling_factor = 2.5 means": ("Qwen1.5-MoE-A2.7B", {"routed_scaling_factor": 2.5}, UnsupportedError),
-    "use_routing_bias = False is not run": ("MiniMax-M2", {"use_routing_bias": False}, UnsupportedError),
+    "use_routing_bias = False is not supported": ("MiniMax-M2", {"use_routing_bias": False}, UnsupportedError),
     "layers of which tokens take different": ("Hunyuan-A13B", {"moe_topk": [8] * 31 + [4]}, UnsupportedError),
     "num_nextn_predict_layers = 1 means": ("dots.llm1", {"num_nextn_predict_layers": 1}, UnsupportedError),
     "n_routed_experts is missing": ("dots.llm1", {"n_routed_experts": None}, CheckpointError),

@@ -97,9 +97,11 @@ def test_neighbours_are_turned(name, biased, rotated, tied):
 def test_what_changes_the_numbers():
     assert opened("ERNIE-4.5-0.3B", use_bias=True).mlp_bias
     assert opened("ERNIE-4.5-0.3B", head_dim=None).head_dim == 64
-    with pytest.raises(UnsupportedError, match="rope_interleaved = False is not run for glm4"):
+    with pytest.raises(UnsupportedError, match="rope_interleaved = False is not supported for glm4"):
         opened("GLM-4-9B-0414", rope_interleaved=False)
-    with pytest.raises(UnsupportedError, match="rope_interleaved = True means interleaved rope, which is not run"):
+    with pytest.raises(
+        UnsupportedError, match="rope_interleaved = True means interleaved rope, which is not supported"
+    ):
         opened("glm-4-9b-chat-hf", model_type="llama", architectures=["LlamaForCausalLM"], rope_interleaved=True)
 
 
@@ -130,7 +132,7 @@ def test_granite_4_that_is_dense():
 def test_arcee():
     c = opened("AFM-4.5B")
     assert (c.feed_forward.value, c.rope.kind, c.max_context) == ("relu_squared", "yarn", 81_920)
-    with pytest.raises(UnsupportedError, match="hidden_act 'silu' is not run for arcee; Coterie runs relu2"):
+    with pytest.raises(UnsupportedError, match="hidden_act 'silu' is not supported for arcee; Coterie runs relu2"):
         opened("AFM-4.5B", hidden_act="silu")
 
 
@@ -141,5 +143,5 @@ def test_hunyuan():
     assert plain.rope.inv_freq[-1] == pytest.approx(last, rel=1e-6)
     assert c.rope.inv_freq[-1] == pytest.approx(last / 1000, rel=1e-6)  # 1000 ** (128 / 126 * 126 / 128)
     for off in ({"use_qk_norm": False}, {"use_cla": True}):
-        with pytest.raises(UnsupportedError, match="is not run for hunyuan_v1_dense"):
+        with pytest.raises(UnsupportedError, match="is not supported for hunyuan_v1_dense"):
             opened("Hunyuan-7B-Instruct", **off)

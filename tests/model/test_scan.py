@@ -194,15 +194,19 @@ def test_what_is_refused(folder_of, tmp_path):
             ("granite4-h", {"time_step_limit": "none"}, "time_step_limit is 'none'"),
             ("bamba", {"attn_layer_indices": ["1"]}, "attn_layer_indices is .* a list of numbers of layers"),
             ("falcon-h1", {"mamba_d_ssm": 64}, "mamba_n_heads is 6, of 10 channels each; .* all have 64 channels"),
-            ("falcon-h1", {"mamba_proj_bias": True}, "mamba_proj_bias = True is not run for falcon_h1"),
+            ("falcon-h1", {"mamba_proj_bias": True}, "mamba_proj_bias = True is not supported for falcon_h1"),
             ("falcon-h1", {"ssm_multipliers": [1.0]}, "ssm_multipliers is .* a list of 5 numbers"),
             ("falcon-h1", {"mlp_multipliers": [1.0, "2"]}, "mlp_multipliers is '2'; it must be a number above 0"),
             ("nemotron-h", {"layers_block_type": ["moe", "mamba"]}, "layer 0 is of type moe, whose branches have no"),
             ("nemotron-h", {"layers_block_type": None, "hybrid_override_pattern": "M?"}, "a word of the letters"),
             ("nemotron-h", {"layers_block_type": "M"}, "is 'M'; it must be a list of names"),
-            ("nemotron-h", {"attention_bias": True}, "attention_bias = True is not run for nemotron_h"),
-            ("nemotron-h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu' is not run behind a convolution"),
-            ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not run"),
+            ("nemotron-h", {"attention_bias": True}, "attention_bias = True is not supported for nemotron_h"),
+            (
+                "nemotron-h",
+                {"mamba_hidden_act": "gelu"},
+                "mamba_hidden_act 'gelu' is not supported behind a convolution",
+            ),
+            ("nemotron-h", {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not supported"),
         ]
     ):
         check_refused(folder_of(row), tmp_path / str(number), changes, sentence)

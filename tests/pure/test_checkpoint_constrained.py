@@ -228,7 +228,7 @@ def test_a_bare_call_may_have_its_mark_and_text_begins_with_no_brace(special: bo
 
 
 def test_a_call_and_an_answer_that_begin_alike_are_not_both_to_be_had() -> None:
-    with pytest.raises(RequestError, match="whose calls begin with a brace in this expert's form, as JSON does"):
+    with pytest.raises(RequestError, match="whose calls begin with a brace in this expert's format, as JSON does"):
         mask_of("llama", FREE, schema=SCHEMA)
     assert mask_of("llama", Calling(True), schema=SCHEMA).allowed().any()
 

@@ -70,7 +70,7 @@ DAMAGE = {
     "dtype no text": (entry(dtype=["F32"]), 16, "is not one of the safetensors format"),
     "incomplete": ({"a": {"dtype": "F32", "shape": [1]}}, 4, "lacks dtype, shape or data_offsets"),
     "entry no object": ({"a": [1]}, 4, "lacks dtype, shape or data_offsets"),
-    "no object": ([1, 2], 0, "holds a JSON list where an object is wanted"),
+    "no object": ([1, 2], 0, "holds a JSON list where an object is expected"),
     "bad JSON": (b'{"a": ', 0, "not valid JSON at line 1"),
     "not text": (b'{"\xff\xff": 1}', 0, "not UTF-8 text"),
     "twice": (b'{"a": 1, "a": 2}', 0, "'a' appears twice"),
@@ -130,7 +130,7 @@ def test_an_absurd_header_within_a_large_file_is_refused(tmp_path):
 
 def test_foreign_element_types_are_unsupported_not_damaged(tmp_path):
     path = write(tmp_path / "model.safetensors", entry(dtype="F8_E5M2", data_offsets=[0, 4]), 16)
-    with pytest.raises(UnsupportedError, match="F8_E5M2 is not run"):
+    with pytest.raises(UnsupportedError, match="F8_E5M2 is not supported"):
         read_header(path)
 
 

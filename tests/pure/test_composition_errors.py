@@ -148,7 +148,7 @@ BY_MEANING = {
     "duplicate name": ('name = "b"\nconfig', 'name = "a"\nconfig', "the name 'a' is already taken"),
     "fallback is no expert": ('fallback = "b"', 'fallback = "bb"', "router.fallback.* 'bb' is not an expert"),
     "draft is no expert": ('name = "a"', 'name = "a"\ndraft = "c"', r"expert 'a'.draft\] draft = 'c' is not an expert"),
-    "draft of its own": ('name = "a"', 'name = "a"\ndraft = "a"', r"'a'.draft\] an expert cannot guess for itself"),
+    "draft of its own": ('name = "a"', 'name = "a"\ndraft = "a"', r"'a'.draft\] an expert cannot be its own draft"),
     "rule's expert is none": ('expert = "a"', 'expert = "c"', r"rule\[1\].expert.* 'c' is not an expert"),
     "no such folder": ('checkpoint = "a"', 'checkpoint = "no"', "checkpoint = 'no': there is no folder"),
     "no such folder or model": (
@@ -279,7 +279,7 @@ def test_an_adapter_and_what_is_none(tmp_path):
     refused('checkpoint = "sql"\nbase = "none"\n', r"'sql'\.base\] base = 'none': there is no folder .*none")
     refused(
         'checkpoint = "sql"\nbase = "sql"\n',
-        r"'sql'\.base\] .* has an adapter, where a whole model is wanted; .* merge",
+        r"'sql'\.base\] .* has an adapter, where a whole model is expected; .* merge",
     )
     refused(
         'checkpoint = "base"\nbase = "base"\n', r"'sql'\.base\] .*checkpoint = 'base' is a whole model; leave it out"
@@ -294,4 +294,6 @@ def test_an_adapter_and_what_is_none(tmp_path):
     refused('config = "llama-2-7b"\nadapter = "sql"\n', r"adapter = \"sql\" has no meaning without checkpoint")
     refused('config = "llama-2-7b"\nbase = "base"\n', r"base = \"base\" has no meaning without checkpoint")
     router = '[router]\nkind = "llm"\nfallback = "sql"\ncheckpoint = "sql"\n'
-    refused('checkpoint = "base"\n' + router, r"router\.checkpoint\] .* has an adapter, where a whole model is wanted")
+    refused(
+        'checkpoint = "base"\n' + router, r"router\.checkpoint\] .* has an adapter, where a whole model is expected"
+    )

@@ -61,7 +61,7 @@ def test_guesses_save_steps_and_change_no_token():
         assert (timings.guessed_tokens, timings.accepted_tokens) == counted
         assert max([T for T, _ in several(w)], default=0) <= 1 + guesses
     assert steps[MAX_GUESSES] < steps[0] == 34
-    assert f"({counted[1]} of {counted[0]} guesses right)" in str(w.engine.metrics)
+    assert f"({counted[1]} of {counted[0]} drafts accepted)" in str(w.engine.metrics)
 
 
 @settings(max_examples=25, deadline=None)

@@ -167,7 +167,11 @@ def test_a_config_says_how_sparse_its_linears_are():
         (section(global_sparsity=1), CheckpointError, "global_sparsity is 1; it must be a number from 0 to 0.9999"),
         (section(global_sparsity="half"), CheckpointError, "global_sparsity is 'half'"),
         (section(global_sparsity=True), CheckpointError, "global_sparsity is True"),
-        ({"compression_config": {"quant_method": "other"}}, UnsupportedError, "compressed weights, which are not run"),
+        (
+            {"compression_config": {"quant_method": "other"}},
+            UnsupportedError,
+            "compressed weights, which are not supported",
+        ),
         ({"compression_config": 3}, CheckpointError, "compression_config is 3; it must be an object"),
         (
             {"compression_config": {**section()["compression_config"], "config_groups": {"group_0": {}}}},

@@ -192,7 +192,7 @@ def test_k_of_one_is_the_nearest_alone():
 def test_the_fallbacks_examples_are_out_of_scope():
     route = ROUTER.decide(Prompt("who wrote Macbeth?"))
     assert (route.expert, route.is_fallback) == ("general", True)
-    assert route.reason.startswith("it is like what no other expert answers: 'who wrote Hamlet?'")
+    assert route.reason.startswith("it resembles what no other expert answers: 'who wrote Hamlet?'")
     assert route.confidence > 0.5
 
 
@@ -203,7 +203,7 @@ def test_less_alike_than_asked_falls_back_and_shrinks_the_confidences():
     unsure = KnnRouter(EXAMPLES, "general", KnnSettings(similarity=2 * closest)).decide(prompt)
     assert (sure.expert, unsure.expert, unsure.is_fallback) == ("sums", "general", True)
     assert unsure.confidence_in("sums") == pytest.approx(sure.confidence / 2)
-    assert f"({closest:.2f}) of sums, is less alike than {2 * closest:.2f}" in unsure.reason
+    assert f"({closest:.2f}) of sums, is less similar than {2 * closest:.2f}" in unsure.reason
 
 
 def test_below_the_threshold_falls_back_and_says_so():

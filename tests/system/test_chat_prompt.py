@@ -102,7 +102,7 @@ def test_without_a_router_whoever_was_addressed_goes_on(chatty: Path, talk: Talk
 
 def test_who_has_no_chat_template_is_given_the_last_text_alone(chatty: Path, talk: Talk, asked: list[Query]) -> None:
     shown = talk(chatty, ["one", "two", EOFError], "--max-tokens", "2", "--expert", "old")
-    assert shown.startswith("old. /new begins anew")
+    assert shown.startswith("old. /new starts over")
     assert [query.messages for query in asked] == [(Message("user", "one"),), (Message("user", "two"),)]
 
 
@@ -115,7 +115,7 @@ def test_a_conversation_beyond_the_context_is_begun_anew(chatty: Path, talk: Tal
     lines = ["hello", "word " * 60, "/new", "hello", "/bye"]
     shown = talk(chatty, lines, "--max-tokens", "2", "--expert", "ada")
     assert "the context of this expert holds 128" in shown
-    assert "with all that was said before it; /new begins anew" in shown
+    assert "with all that was said before it; /new starts over" in shown
     assert [len(query.messages) for query in asked] == [1, 1]
 
 

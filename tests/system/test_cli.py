@@ -92,7 +92,7 @@ def test_run_guesses_what_is_repeated_and_answers_the_same(folder: Path) -> None
     assert guessed["token_ids"] == plain["token_ids"]
     assert plain["guessed_tokens"] == plain["accepted_tokens"] == 0
     assert 0 < guessed["accepted_tokens"] < guessed["guessed_tokens"]
-    told = f"{guessed['accepted_tokens']} of {guessed['guessed_tokens']} guesses right"
+    told = f"{guessed['accepted_tokens']} of {guessed['guessed_tokens']} drafts accepted"
     assert told in run(*words, "--speculate", 7).stdout
 
 

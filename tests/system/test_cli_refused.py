@@ -248,7 +248,7 @@ def test_quantize_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> Non
     refused(run("quantize", folder / "ada", tmp_path / "out", "--bits", "5"), "--bits", "5 bits", "4z, 2 or mxfp4")
     refused(run("quantize", folder / "ada", tmp_path / "out", "--embedding-bits", "3"), "--embedding-bits", "16")
     both = ("--bits", "16", "--embedding-bits", "8")
-    refused(run("quantize", folder / "ada", tmp_path / "out", *both), "--embedding-bits", "not packed anew")
+    refused(run("quantize", folder / "ada", tmp_path / "out", *both), "--embedding-bits", "not requantised")
     refused(run("quantize", tmp_path / "none", tmp_path / "out"), "does not exist", "check the path")
     refused(run("quantize", folder / "ada", folder / "bob"), "bob", "exists already")
     assert run("quantize", folder / "ada", tmp_path / "once").exit_code == 0

@@ -206,7 +206,7 @@ def test_where_one_prompt_is_refused_none_is_asked(composition: Path) -> None:
         ({"prompt": ["a"] * 1025}, "at most 1024 answers"),
         ({"prompt": ["a"] * 9, "n": 128}, "at most 1024 answers"),
         ({"prompt": [5, 259]}, "token 1 is 259"),
-        ({"prompt": "a", "suffix": "b"}, "[suffix] is given, but ada has no tokens to mark what is to be filled in"),
+        ({"prompt": "a", "suffix": "b"}, "[suffix] is given, but ada has no fill-in-the-middle tokens"),
         ({"prompt": [5], "suffix": "b"}, "[suffix] is given with a prompt of tokens"),
         ({"prompt": "a", "suffix": 3}, "[suffix] is 3"),
         ({"prompt": "a", "suffix": "b", "echo": True, "logprobs": 0}, "[suffix] is given with echo and logprobs"),

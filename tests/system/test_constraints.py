@@ -114,7 +114,7 @@ def test_beside_tools_it_is_refused_but_where_none_may_be_called(url: str) -> No
     body = {"model": "caller", "messages": ASKED, "tools": [TOOL], "guided_choice": ["yes", "no"], "max_tokens": 9}
     got = httpx.post(f"{url}/v1/chat/completions", json=body)
     assert got.status_code == 400
-    assert "[guided_choice] holds a whole answer to a form, and tools are offered" in got.json()["error"]["message"]
+    assert "[guided_choice] constrains the whole answer, but tools are offered" in got.json()["error"]["message"]
     ((said, why),) = asked(url, "chat/completions", {**body, "tool_choice": "none"})
     assert (said in ("yes", "no"), why) == (True, "stop")
 
@@ -123,7 +123,7 @@ def test_beside_tools_it_is_refused_but_where_none_may_be_called(url: str) -> No
     ("body", "said"),
     [
         ({"ignore_eos": True}, "[ignore_eos] is set though the answer has a form"),
-        ({"echo": True, "logprobs": 1}, "[echo] scores a prompt, and the answer has a form"),
+        ({"echo": True, "logprobs": 1}, "[echo] scores a prompt, but the answer is constrained"),
     ],
 )
 def test_what_a_text_completion_cannot_have_beside_a_form(url: str, body: dict, said: str) -> None:

@@ -117,9 +117,9 @@ def test_calls_are_found_behind_it_by_their_marks(http: httpx.Client) -> None:
         ({"add_generation_prompt": True}, "[add_generation_prompt] is True, while continue_final_message is True"),
         ({"continue_final_message": False, "add_generation_prompt": False}, "[add_generation_prompt] is False, while"),
         ({"continue_final_message": "yes"}, "[continue_final_message] is"),
-        ({"messages": ASKED}, "[messages] the last one is to be gone on with"),
-        ({"response_format": {"type": "json_object"}}, "[response_format] holds a whole answer to a form"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "[tools] hold a whole answer to a form"),
+        ({"messages": ASKED}, "[messages] the last one is to be continued"),
+        ({"response_format": {"type": "json_object"}}, "[response_format] constrains the whole answer"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "[tools] constrain the whole answer"),
     ],
 )
 def test_what_cannot_be_is_refused(http: httpx.Client, options: dict, fact: str) -> None:

@@ -128,9 +128,9 @@ def test_who_cannot_guess_is_refused_in_a_sentence(office: Path, tmp_path: Path)
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (root / "small" / "tokenizer.json").write_text(json.dumps(words))
     asked = ("--expert", "large", "x")
-    said = refused(run("run", composition(root, "small"), *asked), "large: draft", "small cannot guess for it")
+    said = refused(run("run", composition(root, "small"), *asked), "large: draft", "small cannot be its draft")
     assert "their vocabularies are not the same, as token" in said
-    said = refused(run("run", composition(root, "nets", "nets"), *asked), "large: draft", "nets cannot guess for it")
+    said = refused(run("run", composition(root, "nets", "nets"), *asked), "large: draft", "nets cannot be its draft")
     assert "a state of all its tokens together" in said
     refused(run("run", root, "--draft", "nobody", *asked), "--draft", "'nobody' is not an expert")
     # An option is for those whom it fits.
@@ -139,7 +139,7 @@ def test_who_cannot_guess_is_refused_in_a_sentence(office: Path, tmp_path: Path)
             "large": "same"
         }
     shutil.rmtree(root / "large")
-    with pytest.raises(UsageError, match="same can guess for no expert of this composition"):
+    with pytest.raises(UsageError, match="same cannot be the draft of any expert of this composition"):
         Coterie.open(root, Options(draft="same"))
 
 
@@ -167,7 +167,7 @@ def test_a_draft_without_room_is_told_of_before_and_while_it_serves(
     def said(near: int) -> str:
         return run("check", root, "--draft", "same", "--near", near).stdout.replace("\n", " ")
 
-    assert "draft same: guesses for large" in said(both)
+    assert "draft same: drafts for large" in said(both)
     assert "note: same" not in said(both)
     assert f"set --near to at least {both} B" in said(both - BLOCK_BYTES)
     options = Options(draft="same", policy=GUESSING, threads=1, near_bytes=both - BLOCK_BYTES)
@@ -193,8 +193,8 @@ def test_check_says_who_guesses_only_while_there_is_room(office: Path) -> None:
     sizes = {n: json.loads(run("check", office, "--json").stdout)["experts"][n]["weight_bytes"] for n in names}
     pair = round_up(sizes["large"]) + round_up(sizes["small"])
     printed = run("check", composition(office, "small"), "--near", pair).stdout.replace("\n", " ")
-    assert "draft small: guesses for large" in printed
-    assert "nobody is evicted for it; pin it" in printed
+    assert "draft small: drafts for large" in printed
+    assert "no expert is evicted for it; pin it" in printed
     assert f"at least {sum(map(round_up, sizes.values()))} B" in printed
 
 

@@ -246,7 +246,7 @@ def test_who_makes_tokens_up_gives_no_vectors(folder: Path) -> None:
 
 def test_whose_vectors_are_meant(folder: Path, tmp_path: Path) -> None:
     with Coterie.open(folder) as coterie:
-        with pytest.raises(RequestError, match="4 experts and none that gives vectors alone"):
+        with pytest.raises(RequestError, match="4 experts and none that only gives vectors"):
             coterie.embed("a")
         with pytest.raises(NotFoundError):
             coterie.embed("a", "eve")

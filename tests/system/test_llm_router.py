@@ -214,7 +214,7 @@ def test_real_tokens_in_modelled_time_route_alike_and_made_up_ones_are_refused(t
     with Coterie.open(write(tmp_path), Options(device="modelled:toy-tiers")) as coterie:
         assert coterie.ask(UNBALANCED).expert == "no"
     with Coterie.open(write(tmp_path), Options(device="synthetic:toy-tiers")) as coterie:
-        with pytest.raises(UnsupportedError, match="this device makes its answers up; name the expert"):
+        with pytest.raises(UnsupportedError, match="this device's tokens are synthetic; name the expert"):
             coterie.ask(BALANCED)
         assert coterie.ask(f"@yes {BALANCED}").expert == "yes"
 

@@ -148,7 +148,7 @@ def test_text_is_generated_raw_or_as_a_chat(api: httpx.Client) -> None:
         ("/chat", {"messages": [7]}, r"\[messages\[0\]\] is 7"),
         ("/generate", {"model": "plain", "prompt": "x", "context": [1]}, r"\[context\] is given"),
         ("/generate", {"model": "plain", "prompt": "x", "template": "{{ .Prompt }}"}, "template"),
-        ("/generate", {"model": "plain", "prompt": "x", "suffix": "y"}, "no tokens to mark"),
+        ("/generate", {"model": "plain", "prompt": "x", "suffix": "y"}, "no fill-in-the-middle tokens"),
         ("/generate", {"model": "plain", "prompt": "x", "raw": True, "system": "y"}, r"\[system\] is given with raw"),
         ("/embed", {"model": "plain", "input": [1, 2]}, r"\[input\] is \[1, 2\]"),
         ("/embeddings", {"model": "plain", "prompt": ["x"]}, r"\[prompt\] is"),

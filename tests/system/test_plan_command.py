@@ -71,7 +71,9 @@ def test_a_file_of_requests_says_what_is_asked(many, tmp_path):
     assert "priority" not in checked.stdout
     ranked = [f"{line},{number % 2}" for number, line in enumerate(lines[1:])]
     (tmp_path / "azure.csv").write_text("\n".join([f"{lines[0]},Priority", *ranked]) + "\n")
-    assumed = "the formulas promise to all requests, as if they had one priority, and --check to those of priority 0"
+    assumed = (
+        "the formulas apply the SLO to all requests, as if they had one priority, and --check to those of priority 0"
+    )
     for more in ((), ("--json",)):
         said = " ".join(run(many, *words[:-1], *more, "--workload", tmp_path / "azure.csv").stdout.split())
         assert f"{assumed}, who go first" in said

@@ -190,7 +190,7 @@ def test_lists_and_commands_say_what_an_expert_gives(url: str, http: httpx.Clien
     checked = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["check", str(folder)]).stdout
     assert all(word in checked for word in ("bert (scores)", "bert (vectors)"))
     priced = CliRunner().invoke(app, ["simulate", str(folder), "--machine", "toy"])
-    assert (priced.exit_code, "answer nothing: judge, vec" in " ".join(priced.stderr.split())) == (2, True)
+    assert (priced.exit_code, "generate no text: judge, vec" in " ".join(priced.stderr.split())) == (2, True)
 
 
 def test_in_python(folder: Path, alone: list[float]) -> None:

@@ -223,7 +223,7 @@ def test_an_adapter_of_a_base_that_was_replaced_waits_for_the_next_start(office:
         write_expert(office / "ada", 9)
         write_adapter_of(office / "ada", office / "tax", ("q_proj", "up_proj"), 6)
         found = coterie.rescan()
-        assert "is not in memory as it is now" in str(found.left_out["tax"])
+        assert "is not in memory in its present version" in str(found.left_out["tax"])
         assert "tax" not in coterie.composition.names
 
 
@@ -323,5 +323,5 @@ def test_one_checkpoint_and_the_demo_are_read_again(office: Path, tmp_path: Path
 
 def test_what_was_read_from_nowhere_cannot_be_read_again(office: Path) -> None:
     nowhere = replace(load_composition(office), source=None)
-    with Coterie(nowhere) as coterie, pytest.raises(UsageError, match="was read from no file or folder; open it anew"):
+    with Coterie(nowhere) as coterie, pytest.raises(UsageError, match="was read from no file or folder; open it again"):
         coterie.rescan()

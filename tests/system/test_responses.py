@@ -142,7 +142,10 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
     [
         ({"input": None}, "[input] is missing or empty"),
         ({"input": []}, "[input] is missing or empty"),
-        ({"input": [{"type": "item_reference"}]}, "[input[0]] refers to None, which is no output item"),
+        (
+            {"input": [{"type": "item_reference"}]},
+            "[input[0]] refers to None, which is not the id of a stored output item",
+        ),
         ({"input": [{"type": "reasoning"}]}, "[input] there is no message"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
@@ -156,11 +159,11 @@ def test_text_may_have_a_form(client: openai.OpenAI, stream: bool) -> None:
         ),
         ({"input": ""}, "[input] the last user message has no text"),
         ({"input": [{"role": "system", "content": "x"}]}, "[input] has no user message"),
-        ({"input": [{**CAME, "call_id": None}]}, "[input[0]] says what came of a call, but not of which"),
+        ({"input": [{**CAME, "call_id": None}]}, "[input[0]] is the result of a call, but does not say of which"),
         ({"input": 3}, "[input]"),
-        ({"previous_response_id": "resp_1"}, "[previous_response_id] is 'resp_1', which is not kept"),
+        ({"previous_response_id": "resp_1"}, "[previous_response_id] is 'resp_1', which is not stored"),
         ({"previous_response_id": 3}, "[previous_response_id] is 3; give the id of a response"),
-        ({"conversation": "c"}, "[conversation] is given, but this server keeps no conversations"),
+        ({"conversation": "c"}, "[conversation] is given, but this server stores no conversations"),
         ({"background": True}, "[background]"),
         ({"include": ["message.output_text.logits"]}, "[include] has 'message.output_text.logits', which"),
         ({"truncation": "middle"}, "[truncation] is 'middle'; use auto or disabled"),

@@ -161,10 +161,10 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
 
     plain, anywhere = serve(), serve("--host", "0.0.0.0")
     assert "Authorization" not in plain.stdout + anywhere.stdout
-    assert ["note: who reaches this address" in got.stdout for got in (plain, anywhere)] == [False, True]
+    assert ["note: anyone who reaches this address" in got.stdout for got in (plain, anywhere)] == [False, True]
     keyed = serve("--host", "0.0.0.0", "--api-key", "one", "--api-key", "two", "--max-waiting", "7")
     assert '-H "Authorization: Bearer $COTERIE_API_KEY"' in keyed.stdout
-    assert not any(word in keyed.stdout for word in ("note: who", "one", "two"))
+    assert not any(word in keyed.stdout for word in ("note: any", "one", "two"))
     assert serve(COTERIE_API_KEY="three four").exit_code == 0
     assert seen == [((), 1024), ((), 1024), (("one", "two"), 7), (("three", "four"), 1024)]
     assert serve("--api-key", "one", "--response-store", "3MiB", COTERIE_URGENT_KEY="five").exit_code == 0

@@ -107,7 +107,7 @@ def test_where_some_keys_may_go_first_others_may_not(server: tuple[str, list[int
         assert set(server[1]) == {0}  # a tier that is not theirs is the usual one
         got = post(server, path, KEYS[0], priority=-1)
         assert (got.status_code, server[1]) == (400, [])
-        fact = "is -1, and only who shows a key of --urgent-key may go before others; give 0 or more"
+        fact = "is -1, but only requests with a key of --urgent-key may be below 0; give 0 or more"
         assert got.json()["error"]["message"] == f"[priority] {fact}"
 
 
@@ -120,6 +120,7 @@ def test_without_such_keys_all_may(composition: Path) -> None:
 def test_urgent_keys_alone_would_leave_nobody_else() -> None:
     got = CliRunner().invoke(app, ["serve", "demo", "--urgent-key", "x"])
     assert got.exit_code == 2
-    assert "--urgent-key] is given without --api-key, so nobody else could ask; give --api-key too" in " ".join(
-        got.stderr.split()
+    assert (
+        "--urgent-key] is given without --api-key, so other clients would have no key to use; give --api-key too"
+        in " ".join(got.stderr.split())
     )

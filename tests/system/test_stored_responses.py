@@ -149,7 +149,7 @@ def test_items_may_be_sent_by_their_ids(client: openai.OpenAI, url: str, http: h
     for gone in (first.output[0].id, "msg_1_0", "x", "", 3):
         items = [asked, {"type": "item_reference", "id": gone}]
         error = post(http, url, items, 400)["error"]
-        assert (error["param"], "is no output item that is kept" in error["message"]) == ("input[1]", True)
+        assert (error["param"], "is not the id of a stored output item" in error["message"]) == ("input[1]", True)
 
 
 def test_what_is_deleted_is_gone(client: openai.OpenAI, url: str, http: httpx.Client) -> None:
@@ -162,7 +162,7 @@ def test_what_is_deleted_is_gone(client: openai.OpenAI, url: str, http: httpx.Cl
         client.responses.delete(first["id"])
     with pytest.raises(openai.NotFoundError) as missing:
         client.responses.retrieve(first["id"])
-    assert f"[response_id] is '{first['id']}', which is not kept" in missing.value.message
+    assert f"[response_id] is '{first['id']}', which is not stored" in missing.value.message
     assert http.get(f"{url}/v1/responses/{first['id']}/input_items").status_code == 404
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model="bob", input="x", previous_response_id=first["id"])
@@ -260,7 +260,7 @@ def test_a_server_may_keep_nothing(folder: Path) -> None:
     store = make_app(Coterie.open(folder), responses_bytes=0).state.responses
     body = parse_response({"model": "bob", "input": "x", "store": True}, ClientStore(store, ""))
     assert (body.echoed["store"], body.given) == (False, None)
-    with pytest.raises(ForgottenError, match=r"keeps no responses; .* --response-store"):
+    with pytest.raises(ForgottenError, match=r"stores no responses; .* --response-store"):
         parse_response({"model": "bob", "input": "x", "previous_response_id": "resp_1"}, ClientStore(store, ""))
 
 

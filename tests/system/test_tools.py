@@ -166,7 +166,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
     ("change", "words"),
     [
         ({"model": "plain"}, "plain has no chat template that takes tools"),
-        ({"model": "other"}, "other writes calls in a form that is not read here"),
+        ({"model": "other"}, "other writes tool calls in a format that is not supported"),
         ({"tool_choice": "always"}, "[tool_choice] is 'always'"),
         ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names 'rm', which is not offered"),
         ({"tool_choice": {"type": "function", "name": "add"}}, "[tool_choice] names no function"),
@@ -177,7 +177,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
         ),
         ({"tool_choice": "required", "tools": []}, "no tools are offered"),
         ({"tool_choice": "required", "model": "plain"}, "plain has no chat template that takes tools"),
-        ({"response_format": {"type": "json_object"}, "model": "llama"}, "[response_format] is given beside tools"),
+        ({"response_format": {"type": "json_object"}, "model": "llama"}, "[response_format] is given with tools"),
         ({"parallel_tool_calls": "no"}, "[parallel_tool_calls] is 'no'"),
         ({"tools": "add"}, "give a list of functions"),
         ({"tools": [{"type": "custom"}]}, "[tools[0]]"),

@@ -214,7 +214,7 @@ def test_an_answer_is_never_by_two_weights(office: Path, small: Coterie, tmp_pat
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     last = ended(small)
     assert isinstance(last[asking].error, TransferError)
-    assert "touched while it answered" in str(last[asking].error)
+    assert "changed while it answered" in str(last[asking].error)
     assert last[other].answer
     assert asked(small, "ada")
     small.parts.engine.check_integrity()

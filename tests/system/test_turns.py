@@ -244,7 +244,7 @@ def test_an_empty_last_turn_of_the_assistants_is_no_beginning() -> None:
         ({"thread": {"type": "create"}}, "[thread] is {'type': 'create'}, which Coterie does not implement"),
         (
             {"messages": [*ASKED, {"role": "assistant", "content": " "}]},
-            "[messages] the last one is to be gone on with",
+            "[messages] the last one is to be continued",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "[messages[0].content[0]] is no text"),
         ({"messages": [{"role": "user", "content": 3}]}, "[messages[0].content] is neither text nor blocks"),

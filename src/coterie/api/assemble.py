@@ -103,7 +103,7 @@ def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict
 
 def unmet(fact: str, activations: str, remedy: str = "") -> UsageError:
     """What is said where weights, of which `fact` says how they are stored, do not meet such activations."""
-    fact = f"{fact}, and only {MET_BY.get(activations, 'packed')} ones meet {activations} activations"
+    fact = f"{fact}, and {activations} activations are only for {MET_BY.get(activations, 'packed')} weights"
     return UsageError("--activations", fact, f"{remedy}{remedy and ', or '}leave the option out")
 
 

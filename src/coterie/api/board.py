@@ -75,7 +75,7 @@ class Board:
         each = [self._standing(member, expert, known, able) for member in self.members]
         found = place(each, cost_of([member.seen for member in self.members]))
         if found is None:
-            raise self.ended or DeviceError("devices", f"none that answers serves {expert}", "restart the server")
+            raise self.ended or DeviceError("devices", f"no working device serves {expert}", "restart the server")
         if prompt_ids and self.reuse:
             self._prefixes.learn(expert, prompt_ids, found)
         others = [member for member, one in zip(self.members, each, strict=True) if one.serves]

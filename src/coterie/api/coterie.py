@@ -241,8 +241,8 @@ class Coterie(Serving, Controlled):
     def _opened(self) -> Iterator[None]:
         with self._lock:
             if not self._close.alive:
-                fact = "this Coterie is closed and answers nothing any more"
-                raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+                fact = "this Coterie is closed"
+                raise ClosedError(self.composition.name, fact, "use it inside its with block, or open it again")
             yield
 
     @contextlib.contextmanager

@@ -28,9 +28,11 @@ def embedder(texts: Mapping[str, Text], composition: Composition, model: str) ->
     alone = [name for name, text in texts.items() if not (text.draws or text.scoring) and name in composition.names]
     found = alone or list(composition.names)
     if len(found) != 1:
-        whose = "that give vectors alone" if alone else "and none that gives vectors alone"
-        fact = f"{composition.name} has {len(found)} experts {whose}, and vectors of different experts do not compare"
-        raise RequestError("model", fact, "name the expert whose vectors are meant")
+        whose = "that give vectors alone" if alone else "and none that only gives vectors"
+        fact = (
+            f"{composition.name} has {len(found)} experts {whose}, and vectors of different experts are not comparable"
+        )
+        raise RequestError("model", fact, "name one of them")
     return found[0]
 
 

@@ -314,8 +314,8 @@ class Fleet(FleetExperts, Serving):
     def _check_open(self, answers: bool = True) -> None:
         """Raise ClosedError; `answers`: or what the devices have ended with, where none is left."""
         if not self._close.alive:
-            fact = "this Fleet is closed and answers nothing any more"
-            raise ClosedError(self.composition.name, fact, "ask inside its with block, or open it anew")
+            fact = "this Fleet is closed"
+            raise ClosedError(self.composition.name, fact, "use it inside its with block, or open it again")
         if answers and (ended := self._board.ended) is not None:
             raise ended
         if self._lead.broken is not None:

@@ -78,7 +78,7 @@ class Member:
         while self._thread.is_alive() and self._thread is not threading.current_thread() and not self.hangs():
             self._thread.join(LOOK_S)
         if self.broken is None:
-            self.broken = ClosedError(self.name, "is closed and answers nothing any more", "open it anew")
+            self.broken = ClosedError(self.name, "is closed", "open it again")
         self._inbox.close(self.broken)
         if not self.hangs():
             self.coterie.close()

@@ -103,19 +103,20 @@ def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text]
         raise UsageError("--draft", f"{draft!r} is not an expert of this composition", name_hint(draft, list(models)))
     why = _unfit(model, models[draft], texts[name].tokenizer, texts[draft].tokenizer)
     if why and model.draft:
-        remedy = "name an expert of the same tokenizer that answers, or leave draft out"
-        raise UnsupportedError(f"{name}: draft", f"{draft} cannot guess for it: {why}", remedy)
+        remedy = "name an expert with the same tokenizer that generates text, or leave draft out"
+        raise UnsupportedError(f"{name}: draft", f"{draft} cannot be its draft: {why}", remedy)
     return replace(model, draft="" if why else draft)
 
 
 def _unfit(model: Model, small: Model, its: Tokenizer | None, own: Tokenizer | None) -> str:
     """Why one model cannot guess for another; empty: it can."""
     if not (model.draws and small.draws):
-        return "one of them gives vectors (embeddings) alone"
+        return "one of them only gives embeddings"
     if model.kv.recurrent or small.kv.recurrent:
-        return "one of them has a state of all its tokens together, which cannot be taken back"
+        return "one of them has recurrent state, which cannot be rolled back"
     if its is None or own is None:
-        return "" if model.config.vocab_size == small.config.vocab_size else "their vocabularies have other sizes"
+        sizes = model.config.vocab_size, small.config.vocab_size
+        return "" if sizes[0] == sizes[1] else f"their vocabularies have {sizes[0]} and {sizes[1]} tokens"
     apart = own.differs(its)
     return f"their vocabularies are not the same, as {apart}" if apart else ""
 
@@ -123,7 +124,7 @@ def _unfit(model: Model, small: Model, its: Tokenizer | None, own: Tokenizer | N
 def _drafted(models: Mapping[str, Model], texts: Mapping[str, Text], default: str) -> dict[str, Model]:
     found = {name: with_draft(name, models, texts, default) for name in models}
     if default and not any(model.draft == default for model in found.values()):
-        fact = f"{default} can guess for no expert of this composition"
+        fact = f"{default} cannot be the draft of any expert of this composition"
         raise UsageError("--draft", fact, "name one that has the vocabulary of others, or leave it out")
     return found
 

@@ -35,7 +35,7 @@ def reranker(texts: Mapping[str, Text], composition: Composition, model: str) ->
     found = [name for name, text in texts.items() if text.scoring and name in composition.names]
     if len(found) != 1:
         fact = f"{composition.name} has {len(found)} experts that score documents (reranking)"
-        raise RequestError("model", fact, "name the one that is meant" if found else "add one to it")
+        raise RequestError("model", fact, "name one of them" if found else "add one to it")
     return found[0]
 
 

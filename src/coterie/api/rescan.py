@@ -78,12 +78,12 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
     """
     composition = routing.composition
     if composition.source is None:
-        raise UsageError(composition.name, "was read from no file or folder", "open it anew")
+        raise UsageError(composition.name, "was read from no file or folder", "open it again")
     found = load_composition(composition.source, composition.leaves_out)
     if (found.is_folder, found.name) != (composition.is_folder, composition.name):
         what = "folder" if found.is_folder else "file"
         fact = f"is the {what} {found.name} now, which was served as {composition.name}"
-        raise UsageError(str(composition.source), fact, "serve it again, so that clients ask for what there is")
+        raise UsageError(str(composition.source), fact, "restart the server, so that clients see its new name")
     before, models, texts = {expert.name: expert for expert in composition.experts}, dict(models), dict(texts)
     bases: dict[Path, Model] = {}
     opened: dict[str, tuple[Model, Text]] = {}
@@ -142,8 +142,8 @@ def _routing_now(
         same = (spec.kind, spec.fallback, spec.examples) == (before.kind, before.fallback, before.examples)
         if same and not _changed(models[ROUTER], texts[ROUTER]):
             return routing.tuned(spec).tuned_for(found)
-    fact = "its model, files of that, or examples that it knows by its model's vectors, are others"
-    return ConflictError("router", fact, "serve again; it is asked about these at start alone")
+    fact = "its model, files of that, or examples that its model embeds, have changed"
+    return ConflictError("router", fact, "restart the server: these are read only at start")
 
 
 def rescan(
@@ -190,7 +190,7 @@ def rescan(
         fact = f"{', '.join(sorted(must))} of the file cannot be served"
         then = ConflictError("router", fact, "mend that, and ask again")
     if looked.before is not routing and composition.router is not None:
-        then = ConflictError("router", "another rescan came between", "ask again")
+        then = ConflictError("router", "another rescan ran at the same time", "ask again")
     if isinstance(then, CoterieError):
         kept[ROUTER], gone, then = then, frozenset(), routing
     for name in gone:
@@ -224,7 +224,7 @@ def _aliases(stay: Mapping[str, Expert], owners: Mapping[str, str], names: Colle
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
     """An expert's model as its files are now. Raises UsageError."""
     if expert.checkpoint is None:
-        raise UsageError(expert.name, "has no bytes, so that it is opened at start alone", "serve again")
+        raise UsageError(expert.name, "has no weights, so it is opened only at start", "restart the server")
     model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)
     return with_defaults(rounded_for(model, options.activations, options.device), options.sampling)
 

@@ -127,7 +127,7 @@ class Routings:
         Raises RequestError or OversizeError, and UnsupportedError where answers are made up, with nothing queued.
         """
         if self._made_up:
-            fact = "its router asks a model, and this device makes its answers up"
+            fact = "its router asks a model, and this device's tokens are synthetic"
             raise UnsupportedError(self._routing.composition.name, fact, "name the expert, or use coterie simulate")
         job = RoutingJob(request_id, _Begun(self._routing, pending), pending.prompt)
         self._jobs[request_id] = job

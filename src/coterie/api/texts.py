@@ -38,8 +38,8 @@ from coterie.models.model import Model
 
 _BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # the last: 1_Pooling, 2_Dense
 USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
-GIVES_VECTORS = "gives vectors (embeddings) alone, and answers nothing"
-SCORES = "scores documents (reranking) alone, and answers nothing"
+GIVES_VECTORS = "only gives vectors (embeddings), and generates no text"
+SCORES = "only scores documents (reranking), and generates no text"
 _LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
 
 
@@ -141,7 +141,7 @@ class Text:
         if why := self._not_made_for(query):
             return why
         if query.raw:
-            return "has no tokens to mark what is to be filled in" if query.suffix and self._marks() is None else ""
+            return "has no fill-in-the-middle tokens" if query.suffix and self._marks() is None else ""
         if query.tools and (self.template is None or self.template.form is None):
             return "takes no tools"
         return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
@@ -153,14 +153,16 @@ class Text:
             return query.choice
         given = query.form if isinstance(query.form, Constraint) else None
         if given is not None and query.tools:
-            fact = "holds a whole answer to a form, and tools are offered, whose calls have another"
+            fact = "constrains the whole answer, but tools are offered, whose calls have another form"
             raise RequestError(given.field, fact, 'leave one of the two out, or set tool_choice to "none"')
         field = "tools" if held else "response_format" if given is None else given.field
         if query.continues:
-            fact = "hold a whole answer to a form" if held else "holds a whole answer to a form"
+            fact = "constrain the whole answer" if held else "constrains the whole answer"
             raise RequestError(field, f"{fact}, and its beginning is given", "leave one of the two out")
         if self.tokenizer is None:
-            raise UnsupportedError(field, f"{self.expert} has no tokenizer to keep to a form", "leave it out")
+            raise UnsupportedError(
+                field, f"{self.expert} has no tokenizer, without which answers cannot be constrained", "leave it out"
+            )
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
         speech = self._speech(query, prompt_ids)
         if isinstance(query.form, Constraint):
@@ -238,7 +240,7 @@ class Text:
     def _infill(self) -> InfillMarks:
         marks = self._marks()
         if marks is None:
-            fact = f"is given, but {self.expert} has no tokens to mark what is to be filled in"
+            fact = f"is given, but {self.expert} has no fill-in-the-middle tokens"
             raise RequestError("suffix", fact, "leave it out, or name an expert that was made for it")
         return marks
 
@@ -260,7 +262,11 @@ class Text:
             return self._infill().prompt(before, query.suffix) if query.suffix else before
         if query.tools and (self.template is None or self.template.form is None):
             takes = self.template is not None and self.template.takes_tools
-            fact = "writes calls in a form that is not read here" if takes else "has no chat template that takes tools"
+            fact = (
+                "writes tool calls in a format that is not supported"
+                if takes
+                else "has no chat template that takes tools"
+            )
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
             render = self.template.render_begun if query.continues else self.template.render

@@ -146,7 +146,7 @@ def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
     """The arguments of a text's method, or of a filter, that makes more of it than there was."""
     given = (*args, *kwargs.values())
     if name in _DROPPED_METHODS:
-        raise SecurityError(f"the template uses {name}, which is not run here")
+        raise SecurityError(f"the template uses {name}, which is not supported here")
     if name in _WIDTHS:
         width = max((abs(one) for one in given if isinstance(one, int)), default=0)
         _check(width, _MAX_WIDTH)

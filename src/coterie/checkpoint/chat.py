@@ -123,13 +123,13 @@ class ChatTemplate:
         *before, last = messages
         said = last["content"]
         if last["role"] != "assistant" or last.get("tool_calls") or not said.strip():
-            fact = "the last one is to be gone on with, and is no text of the assistant's without calls"
-            raise RequestError("messages", fact, "end with the assistant's text, or let it begin anew")
+            fact = "the last one is to be continued, but is not an assistant's text without calls"
+            raise RequestError("messages", fact, "end with the assistant's text, or let a new answer begin")
         marked = [*before, {**last, "content": said + _HERE}]
         text, mark, _ = self.render(marked, False, tools, switches).rpartition(_HERE)
         if not mark or not text.endswith(said.lstrip()):
-            fact = "the last one is to be gone on with, and the chat template does not write its text as it stands"
-            remedy = "send thoughts as reasoning_content, or let the answer begin anew"
+            fact = "the last one is to be continued, but the chat template does not write its text unchanged"
+            remedy = "send reasoning as reasoning_content, or let a new answer begin"
             raise RequestError("messages", fact, remedy)
         return text
 

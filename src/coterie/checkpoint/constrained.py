@@ -70,7 +70,7 @@ def call_grammar(
     call from an answer.
     """
     if form.bare and answer is not None and not calling.required:
-        fact = "is given beside tools, whose calls begin with a brace in this expert's form, as JSON does"
+        fact = "is given with tools, whose calls begin with a brace in this expert's format, as JSON does"
         raise RequestError("response_format", fact, "drop one, or ask for a call by tool_choice")
     rules = list(_call_rules(form, arguments, special))
     mark, opening = special(form.opening), marked(form.opening, special)

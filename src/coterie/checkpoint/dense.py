@@ -68,11 +68,11 @@ class Dense:
 
 
 def read_dense(folder: Path) -> Dense:
-    """The layer of a folder. Raises CheckpointError, and UnsupportedError for an activation that is not run."""
+    """The layer of a folder. Raises CheckpointError, and UnsupportedError for an activation that is not supported."""
     config = read_object(folder / "config.json")
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
-        fact = f"activation_function is {shown(name)}, which is not run"
+        fact = f"activation_function is {shown(name)}, which is not supported"
         raise UnsupportedError(str(folder), fact, f"Coterie runs {' and '.join(_ACTIVATIONS)}")
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(str(folder), f"has no {WEIGHTS}", "save it as safetensors, or download the folder again")

@@ -34,10 +34,10 @@ def open_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
     status = os.fstat(descriptor)
     if stat.S_ISDIR(status.st_mode):
         os.close(descriptor)
-        raise CheckpointError(str(path), "is a folder, where a file is wanted", "check the folder")
+        raise CheckpointError(str(path), "is a folder, where a file is expected", "check the folder")
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise CheckpointError(str(path), "is a pipe or a device, where a file is wanted", "put a file there")
+        raise CheckpointError(str(path), "is a pipe or a device, where a file is expected", "put a file there")
     if max_bytes is not None and status.st_size > max_bytes:
         os.close(descriptor)
         fact = f"has {format_bytes(status.st_size)}, and such a file has at most {format_bytes(max_bytes)}"
@@ -95,7 +95,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     except ValueError:
         raise CheckpointError(where, "holds a number of thousands of digits", "download the file again") from None
     if not isinstance(parsed, dict):
-        fact = f"holds a JSON {type(parsed).__name__} where an object is wanted"
+        fact = f"holds a JSON {type(parsed).__name__} where an object is expected"
         raise CheckpointError(where, fact, "download the file again")
     return parsed
 

@@ -42,13 +42,13 @@ class Checkpoint:
         if not folder.is_dir():
             fact = "is a file" if folder.exists() else "does not exist"
             remedy = import_remedy(folder) if folder.suffix == GGUF and folder.exists() else "check the path"
-            raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is wanted", remedy)
+            raise CheckpointError(str(folder), f"{fact}, where a checkpoint folder is expected", remedy)
         if not (folder / CONFIG).exists() and (files := gguf_files(folder)):
             raise CheckpointError(str(folder), f"has no {CONFIG}, but {brief(files)}", import_remedy(files[0]))
         if is_adapter(folder) or is_delta(folder):
             held = "a LoRA adapter" if is_adapter(folder) else "a fine-tune's difference from its base"
             remedy = "name it in a composition, with its base, or merge it into that with coterie merge"
-            raise CheckpointError(str(folder), f"holds {held}, where a whole model is wanted", remedy)
+            raise CheckpointError(str(folder), f"holds {held}, where a whole model is expected", remedy)
         config = read_object(folder / CONFIG)
         if (folder / SINGLE).exists():
             return Checkpoint(folder, config, read_header(folder / SINGLE))

@@ -181,7 +181,7 @@ def _check(schema: Schema, root: Schema, where: str, depth: int = 0) -> None:
     known = {"string", "integer", "number", "boolean", "null", "other", *_NESTED}
     loose = any(set(one) - {*OF_TEXT} or kinds_of(one) & {*_NESTED} for one in either)
     if loose or depth > _MAX_NESTED or not kinds <= known or not kinds:
-        fact = "is a choice, or nested, beyond what can be enforced in this expert's form of calls"
+        fact = "is a choice, or nested, beyond what can be enforced in this expert's tool-call format"
         raise RequestError(where, fact, "simplify it, or leave out the tool's strict")
     for key in named(schema.get("properties")):
         _check(property_of({**root, **schema}, key), root, f"{where}.properties.{key}", depth + 1)

@@ -70,7 +70,7 @@ def without_bytes(stored: Mapping[str, tuple[DType, tuple[int, ...]]]) -> dict[s
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a safetensors file by name. Raises CheckpointError, or UnsupportedError for a type that is not run."""
+    """Tensors of a safetensors file by name. Raises CheckpointError, or UnsupportedError for an unsupported type."""
     where = str(path)
     try:
         with open_file(path) as file:
@@ -130,7 +130,7 @@ def _dtype(name: Any, where: str) -> DType:
     if isinstance(name, str) and name in DType.__members__ and not DType[name].is_packed:
         return DType[name]
     if isinstance(name, str) and name in (*_FOREIGN, *_FOREIGN_INTEGERS):
-        raise UnsupportedError(where, f"element type {name} is not run", "use weights in F32, F16 or BF16")
+        raise UnsupportedError(where, f"element type {name} is not supported", "use weights in F32, F16 or BF16")
     raise CheckpointError(where, f"element type {shown(name)} is not one of the safetensors format", _AGAIN)
 
 

@@ -108,7 +108,7 @@ def read_scoring(
     run = ("Transformer", *(("LogitScore",) if of_tokens else ()))
     others = [kind for kind in module_kinds(folder) if kind not in run] if is_sentence_model(folder) else []
     if others:
-        fact = f"has a module {others[0]}, which is not run in a model that scores"
+        fact = f"has a module {others[0]}, which is not supported in a model that scores"
         raise UnsupportedError(str(folder / MODULES), fact, f"use a model of {' and '.join(run)} alone")
     says = read_object_if_present(folder / TOKENIZER_CONFIG)
     max_tokens, lowered = reading_of(folder / READING)
@@ -161,6 +161,6 @@ def _is_sigmoid(folder: Path, config: Mapping[str, Any]) -> bool:
         raise CheckpointError(str(folder), f"activation_fn is {shown(name)}", "it must be the name of a function")
     last = name.rpartition(".")[2]
     if last not in ("Sigmoid", "Identity"):
-        fact = f"activation_fn is {shown(name)}, which is not run"
+        fact = f"activation_fn is {shown(name)}, which is not supported"
         raise UnsupportedError(str(folder), fact, "use a model whose scores are given as they are, or their sigmoid")
     return last == "Sigmoid"

@@ -72,7 +72,7 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
     for module in _modules(folder / MODULES):
         kind, own = _kind(module, folder / MODULES), _own_folder(module, folder)
         if normalized and kind != "Normalize":
-            fact = f"has a module {kind} behind Normalize, which is not run"
+            fact = f"has a module {kind} behind Normalize, which is not supported"
             raise UnsupportedError(str(folder / MODULES), fact, "use a model that normalizes last")
         if kind == "Pooling":
             pooling = _pooling(own / "config.json")
@@ -81,7 +81,7 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
         elif kind == "Normalize":
             normalized = True
         elif kind != "Transformer":
-            fact = f"has a module {kind}, which is not run"
+            fact = f"has a module {kind}, which is not supported"
             raise UnsupportedError(
                 str(folder / MODULES), fact, "use a model of Transformer, Pooling, Dense and Normalize"
             )
@@ -151,14 +151,16 @@ def reading_of(where: Path) -> tuple[int, bool]:
 def _modules(where: Path) -> list[Any]:
     found = parse_object(f'{{"modules": {read_text(where)}}}', str(where))["modules"]
     if not isinstance(found, list):
-        raise CheckpointError(str(where), f"holds {shown(found)}, where a list is wanted", "download the folder again")
+        raise CheckpointError(
+            str(where), f"holds {shown(found)}, where a list is expected", "download the folder again"
+        )
     return found
 
 
 def _kind(module: Any, where: Path) -> str:
     """The class of a module, without where it is defined."""
     if not isinstance(module, dict) or not isinstance(module.get("type"), str):
-        raise CheckpointError(str(where), f"holds {shown(module)}, where a module with a type is wanted", "mend it")
+        raise CheckpointError(str(where), f"holds {shown(module)}, where a module with a type is expected", "mend it")
     return str(module["type"]).rpartition(".")[2]
 
 
@@ -169,10 +171,10 @@ def _pooling(where: Path) -> str:
     on = [key.removeprefix(_FLAG) for key, value in config.items() if key.startswith(_FLAG) and value is True]
     found = [word] if isinstance(word, str) else on
     if len(found) != 1 or found[0] not in POOLINGS:
-        fact = f"pools by {' and '.join(found) or 'nothing'}, which is not run"
+        fact = f"pools by {' and '.join(found) or 'nothing'}, which is not supported"
         raise UnsupportedError(str(where), fact, "use a model that pools by one token or the mean")
     if POOLINGS[found[0]] == "mean" and config.get("include_prompt", True) is not True:
-        fact = "include_prompt is false, so that the mean leaves tokens out, which is not run"
+        fact = "include_prompt is false, so that the mean leaves tokens out, which is not supported"
         raise UnsupportedError(str(where), fact, "use a model whose mean is of all tokens")
     return str(found[0])
 

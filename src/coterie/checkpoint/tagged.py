@@ -250,5 +250,5 @@ def refuse(schema: Schema, known: Sequence[str], where: str) -> None:
     """Raise RequestError naming `where` for a schema that has words beside the known ones."""
     for word in schema:
         if word not in known:
-            fact = f"has {word!r}, which cannot be enforced in this expert's form of calls"
+            fact = f"has {word!r}, which cannot be enforced in this expert's tool-call format"
             raise RequestError(where, fact, "leave it out, or the tool's strict")

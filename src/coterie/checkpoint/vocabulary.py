@@ -76,10 +76,8 @@ class Vocabulary:
                 data = read_bytes(file)
                 if digest(data) == self._content:
                     return read_tokenizer(data, self._content)
-        fact = "is another file than when it was opened, or gone"
-        raise CheckpointError(
-            str(next(iter(self.files))), fact, "let the folder be looked into again, or serve it again"
-        )
+        fact = "has changed since it was opened, or is gone"
+        raise CheckpointError(str(next(iter(self.files))), fact, "rescan, or restart the server")
 
 
 class _ReadCache:

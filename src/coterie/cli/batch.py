@@ -164,7 +164,7 @@ def _begin(coterie: Serving, row: Mapping[str, Any]) -> dict[str, tuple[_Asked, 
     """Ask what a row asks. Raises CoterieError where it is refused; then nothing of it is asked."""
     form, ids = _form(coterie, row.get("url"), row.get("body")), list[str]()
     if form.stream:
-        raise RequestError("stream", "is true, but nobody reads along", "leave it out")
+        raise RequestError("stream", "is true, but answers of a batch are not streamed", "leave it out")
     try:
         for query in form.queries:
             ids.append(coterie.submit(query))

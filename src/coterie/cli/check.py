@@ -119,7 +119,7 @@ def activation_lines(models: Mapping[str, Model]) -> list[str]:
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
     """Who guesses for whom, a line for each draft, and then which of them lack memory for that."""
     drafts = grouped((model.draft, name) for name, model in models.items() if model.draft)
-    lines = [f"draft {small}: guesses for {first_few(names)}" for small, names in drafts.items()]
+    lines = [f"draft {small}: drafts for {first_few(names)}" for small, names in drafts.items()]
     size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}
     room, all_bytes = made.near_bytes, sum(size.values())
     for small, names in drafts.items():
@@ -127,11 +127,12 @@ def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
         wide = [name for name, together in both.items() if together > room]
         if wide:
             need = max(both.values())
-            fact = f"{small} guesses nothing for {first_few(wide)}: together they take {format_bytes(need)}"
+            fact = f"{small} drafts nothing for {first_few(wide)}: together they need {format_bytes(need)}"
             fact += f" and experts have {format_bytes(room)}; set --near to at least {need + made.bases_bytes} B"
         elif room < all_bytes:
-            fact = f"{small} guesses while {format_bytes(size.get(small, 0))} of what experts have are free: nobody is"
-            fact += f" evicted for it; pin it, or set --near to at least {all_bytes + made.bases_bytes} B"
+            free = format_bytes(size.get(small, 0))
+            fact = f"{small} drafts only while {free} of the memory for experts are free, as no expert is evicted"
+            fact += f" for it; pin it, or set --near to at least {all_bytes + made.bases_bytes} B"
         else:
             continue
         lines.append(f"note: {fact}")

@@ -41,7 +41,7 @@ COMMANDS = {
     "info": "Show a machine: its tiers and links, with the source of each number, and what nobody published.",
     "simulate": "Serve a workload in modelled time with the engine that serves for real; several machines side by "
     "side.",
-    "plan": "Find the smallest number of each machine that keeps a promise under a load, and where the experts go.",
+    "plan": "Find the smallest number of each machine that meets an SLO under a load, and where the experts go.",
     "map": "Lay a model out in space: sections, units, times; draw a section or write its tile timeline.",
     "trace": "Show how busy each lane was; draw what ran when.",
     "validate": "Hold modelled times against measured ones: public data sets, and this machine's own benches.",

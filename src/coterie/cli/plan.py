@@ -93,7 +93,7 @@ def planning(
     ] = None,
     json_: JsonOpt = False,
 ) -> None:
-    """Find the smallest number of each machine that keeps a promise under a load, and where the experts go."""
+    """Find the smallest number of each machine that meets an SLO under a load, and where the experts go."""
     if html is not None:
         check_plots("--html")
     promised = _promised(slo, busy)

@@ -90,7 +90,7 @@ def _quantized(expert: Path, target: Path, bits: str | None, embedding_bits: str
     packed = _choice(TYPES)
     repacked = is_repacked(expert)
     if layers in ((None, DType.BF16) if repacked else (DType.BF16,)) and tables not in (None, DType.BF16):
-        fact = f"{embedding_bits} bits of embedding and head beside layers that are not packed anew"
+        fact = f"{embedding_bits} bits of embedding and head with layers that are not requantised"
         raise UsageError("--embedding-bits", fact, f"add --bits {packed}, or leave it out")
     if repacked:
         return repack_folder(expert, target, layers, _packed(tables))

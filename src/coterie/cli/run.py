@@ -31,7 +31,7 @@ from coterie.engine.recording import MAX_WORKS
 
 ENDS, ANEW, HELP = ("/bye", "/exit", "/quit"), "/new", ("/?", "/help")
 QUOTES = '"""'
-KEYS = f"{ANEW} begins anew, {QUOTES} begins and ends several lines, Ctrl-C stops an answer, {ENDS[0]} or Ctrl-D ends."
+KEYS = f"{ANEW} starts over, {QUOTES} begins and ends several lines, Ctrl-C stops an answer, {ENDS[0]} or Ctrl-D ends."
 MANY_NAMES = 12
 WAIT_S = 0.05  # a step that waits for bytes lets Ctrl-C be seen
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -147,7 +147,7 @@ def _detail(answer: Answer) -> str:
     confidence = f"confidence {answer.route.confidence:.2f}"
     first = f"first token {format_seconds(answer.ttft_s)}"
     cached = f" · {answer.cached_tokens} of {answer.prompt_tokens} prompt tokens cached" if answer.cached_tokens else ""
-    guessed = f" · {answer.accepted_tokens} of {answer.guessed_tokens} guesses right" if answer.guessed_tokens else ""
+    guessed = f" · {answer.accepted_tokens} of {answer.guessed_tokens} drafts accepted" if answer.guessed_tokens else ""
     cut = {"length": f" · cut: {len(answer.token_ids)} tokens are all it may have", "cancelled": " · stopped"}
     ended = cut.get(answer.finish_reason, "")
     return f"{answer.expert}{fallback} · {confidence} · {where} · {first} · {rate}{cached}{guessed}{made_up}{ended}"

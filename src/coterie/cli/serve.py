@@ -125,9 +125,13 @@ def serve(
 def _check(api_key: list[str] | None, urgent_key: list[str] | None, allow_origin: list[str] | None) -> None:
     """Raise UsageError for keys or origins that are none, before anything is opened."""
     if not api_key and KEYS_IN in os.environ:  # set from something that is empty, say: not meant to be open to all
-        raise UsageError(KEYS_IN, "is set but holds no key", "give it one, or unset it to answer whoever asks")
+        raise UsageError(KEYS_IN, "is set but holds no key", "give it a key, or unset it to require none")
     if urgent_key and not api_key:
-        raise UsageError("--urgent-key", "is given without --api-key, so nobody else could ask", "give --api-key too")
+        raise UsageError(
+            "--urgent-key",
+            "is given without --api-key, so other clients would have no key to use",
+            "give --api-key too",
+        )
     digests_of((*(api_key or ()), *(urgent_key or ())))
     pages_of(allow_origin or ())
 
@@ -160,9 +164,9 @@ def _say(
         out.print(line, markup=False)
     out.print(f"try: {escape(curl)}")
     if not keys and ANY in origins:
-        out.print("note: any page that a browser here shows may ask, load and unload; --api-key lets in who has a key")
+        out.print("note: any page open in a browser here can ask, load and unload; with --api-key a key is required")
     if not keys and host not in LOOPBACK:
-        out.print("note: who reaches this address may ask, load and unload; --api-key lets in who has a key")
+        out.print("note: anyone who reaches this address can ask, load and unload; with --api-key a key is required")
 
 
 def _example(coterie: Serving) -> tuple[str, dict[str, Any]]:

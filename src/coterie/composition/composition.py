@@ -226,7 +226,7 @@ def _experts(
         if expert.draft:
             _expect_expert(expert.draft, list(experts), where, "draft")
         if expert.draft == expert.name:
-            raise CompositionError(where, "an expert cannot guess for itself", "name a smaller one, or leave it out")
+            raise CompositionError(where, "an expert cannot be its own draft", "name a smaller one, or leave it out")
     return list(experts.values())
 
 

@@ -70,7 +70,7 @@ def find_checkpoint(
             if files := gguf_files(folder):
                 fact, remedy = f"{fact}, but {brief(files)}", import_remedy(files[0])
             if part:
-                fact = f"the folder {folder} has {part}, where a whole model is wanted"
+                fact = f"the folder {folder} has {part}, where a whole model is expected"
                 remedy = f"give one, as coterie merge BASE {folder} OUT writes it"
             raise CompositionError(place, f"{key} = {ref!r}: {fact}", remedy)
         return folder

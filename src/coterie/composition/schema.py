@@ -105,8 +105,8 @@ LLM = Table(
 KNN = Table(
     keys=(
         Key("examples", "string", 'examples beside those of the experts: JSON lines {"expert", "prompt"}, "" for none'),
-        Key("k", "integer", "so many of the nearest examples vote", minimum=1, maximum=1000),
-        Key("similarity", "number", "below this likeness to the nearest example the fallback answers",
+        Key("k", "integer", "how many of the nearest examples vote", minimum=1, maximum=1000),
+        Key("similarity", "number", "below this similarity to the nearest example the fallback answers",
             minimum=0, maximum=1),
         Key("checkpoint", "string", "the router's own model, whose vectors are compared: as an llm router's"),
         Key("revision", "string", "branch, tag or commit of the Hugging Face id; main if left out"),
@@ -162,7 +162,7 @@ EXPERT = Table(
         Key("count", "integer", "so many experts of this config", minimum=1, maximum=100_000),
         Key("description", "string", "what the expert is good at, in a few words", may_be_empty=True),
         Key("examples", "strings", "prompts that it should answer, for a knn router"),
-        Key("draft", "string", "an expert of the same tokens, and smaller, that guesses for it"),
+        Key("draft", "string", "a smaller expert with the same vocabulary, its draft in speculative decoding"),
         Key("sampling", "table", "how its tokens are drawn where a request does not say, before its checkpoint's",
             table=SAMPLING),
     ),

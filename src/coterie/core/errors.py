@@ -4,7 +4,7 @@
     |-- UsageError               a value given by the user is wrong (exit 2, HTTP 400)
     |   |-- CompositionError     the composition file or folder
     |   |-- CheckpointError      config.json, tokenizer.json, safetensors
-    |   |-- UnsupportedError     valid, but a feature that Coterie does not run
+    |   |-- UnsupportedError     valid, but a feature that Coterie does not support
     |   `-- RequestError         a prompt or a sampling value
     |       |-- ContextError     a prompt that is longer than its expert's context
     |       `-- ForgottenError   an earlier response that is not kept, or no longer
@@ -97,7 +97,7 @@ class CheckpointError(UsageError):
 
 
 class UnsupportedError(UsageError):
-    """A valid checkpoint or option that uses a feature which Coterie does not run."""
+    """A valid checkpoint or option that uses a feature which Coterie does not support."""
 
 
 class RequestError(UsageError):

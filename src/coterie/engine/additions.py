@@ -22,7 +22,7 @@ from coterie.memory.slab import round_up
 from coterie.memory.split import side_of
 from coterie.models.model import Model
 
-_AGAIN = "serve again, so that memory is shared out anew"
+_AGAIN = "restart the server, so that memory is divided again"
 
 
 def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> None:
@@ -101,7 +101,7 @@ def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
                 parts.engine.reuse.end(sequence, failed=True)
                 parts.engine.reuse.admit(served, sequence)
         else:
-            fact = "its files were touched while it answered, and its weights may be others"
+            fact = "its files changed while it answered, and its weights may have changed"
             parts.engine.fail([sequence], TransferError(name, fact, "ask again"))
 
 
@@ -114,7 +114,9 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
         its = other.base
         if its is not None and folder_of(its) == folder and its.layout.ranges == model.base.layout.ranges:
             return parts.served[name].base
-    raise ConflictError(model.name, f"its base {folder} is not in memory as it is now, for others to share", _AGAIN)
+    raise ConflictError(
+        model.name, f"its base {folder} is not in memory in its present version, for adapters to share", _AGAIN
+    )
 
 
 def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:

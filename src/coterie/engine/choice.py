@@ -135,8 +135,8 @@ def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
 def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
     """Raise RequestError for a token that the expert has not, UnsupportedError where there are no logits."""
     if params.asks and synthetic:
-        asked = "logprobs, penalties, logit_bias, response_format and calls that are held to a form"
-        fact = f"{asked} need logits, and this device makes its tokens up"
+        asked = "logprobs, penalties, logit_bias, response_format and constrained tool calls"
+        fact = f"{asked} need logits, and this device's tokens are synthetic"
         raise UnsupportedError("request", fact, "ask a real device, or leave them out")
     for token, _ in params.logit_bias:
         if token >= vocab_size:

@@ -162,7 +162,7 @@ class Metrics:
         return (
             f"requests {self.submitted} submitted, {self.admitted} admitted, ended: {ends}\n"
             f"tokens {self.prompt_tokens} of prompts ({self.cached_tokens} cached), {self.drawn_tokens} drawn, "
-            f"in {self.steps} steps ({self.accepted_tokens} of {self.guessed_tokens} guesses right)\n"
+            f"in {self.steps} steps ({self.accepted_tokens} of {self.guessed_tokens} drafts accepted)\n"
             f"experts {self.hits} hits, {self.misses} misses, {self.switches} switches ({self.switch}), "
             f"{self.failed_fetches} failed\n"
             f"TTFT {self.ttft}, TPOT {self.tpot}"

@@ -188,7 +188,9 @@ class Request:
             raise RequestError("types", fact, "give one for each token")
         if self.choice.mask is not None and self.ignore_end:
             raise RequestError(
-                "ignore_end", "is set though the answer has a form, which says where it ends", "leave it out"
+                "ignore_end",
+                "is set, but the answer is constrained, and the constraint says where it ends",
+                "leave it out",
             )
 
 

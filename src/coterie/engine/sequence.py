@@ -250,8 +250,6 @@ def drawn_again(sampled: Iterable[Sequence], by_row: list[list[int]]) -> dict[in
     failed: dict[int, CoterieError] = {}
     for row, sequence in enumerate(sampled):
         if sequence.owed and not sequence.draw_again(by_row[row]):
-            fact = (
-                "its files were touched while it answered, and by what they hold now it would have answered otherwise"
-            )
+            fact = "its files changed while it answered, and by what they hold now it would have answered otherwise"
             failed[row] = TransferError(sequence.request.expert_id, fact, "ask again")
     return failed

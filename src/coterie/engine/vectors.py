@@ -82,7 +82,7 @@ class Headless:
         """
         if request.pooling is None:
             if not expert.exe.program.draws:
-                fact = "this expert gives vectors (embeddings) alone, and answers nothing"
+                fact = "this expert only gives vectors (embeddings), and generates no text"
                 raise RequestError(expert.expert_id, fact, "ask it for embeddings, or another expert")
             return
         if self._device.synthetic():

@@ -159,7 +159,7 @@ def _taken(config: Fields, keys: BranchKeys) -> int:
     if not isinstance(said, list) or not said:
         return config.count(TAKEN, keys.taken)
     if any(one != said[0] for one in said):
-        fact = f"{TAKEN} is {said!r}: layers of which tokens take different numbers of branches are not run"
+        fact = f"{TAKEN} is {said!r}: layers of which tokens take different numbers of branches are not supported"
         raise UnsupportedError(config.where, fact, "use a model where all layers take as many")
     return Fields({TAKEN: said[0]}, config.where).count(TAKEN)
 

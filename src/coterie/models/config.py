@@ -116,7 +116,7 @@ class ModelConfig:
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
         """Translate the object in config.json, of the older or the newer key style.
 
-        Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming what Coterie does not run.
+        Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming an unsupported feature.
         """
         raw = text_config(raw, where)
         family = family_of(Fields(raw, where))
@@ -190,15 +190,15 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
     config = Fields({**raw, **{usual: raw[own] for usual, own in names.items() if own in raw}}, where, names)
     for key, wanted in family.required.items():
         if config.flag(key, wanted) is not wanted:
-            fact = f"{key} = {config.flag(key)} is not run for {family.model_type}"
+            fact = f"{key} = {config.flag(key)} is not supported for {family.model_type}"
             raise UnsupportedError(where, fact, f"use a model where it is {wanted}")
     for key in family.given:
         if config.get(key) is None:
-            fact = f"{key} is missing, which means what is not run for {family.model_type}"
+            fact = f"{key} is missing, and its default is not supported for {family.model_type}"
             raise UnsupportedError(where, fact, "use a config that says it")
     for key in family.same_as_hidden:
         if config.count(key, hidden := config.count("hidden_size")) != hidden:
-            fact = f"{key} {config.count(key)} beside hidden_size {hidden} is not run for {family.model_type}"
+            fact = f"{key} {config.count(key)} beside hidden_size {hidden} is not supported for {family.model_type}"
             raise UnsupportedError(where, fact, "use a model where they are equal")
     return config
 
@@ -210,7 +210,7 @@ def _feed_forward(config: Fields, family: Family) -> FeedForward:
     if not family.feed_forwards or name is None:
         return family.feed_forward
     if not isinstance(name, str) or name not in family.feed_forwards:
-        fact = f"{key} {name!r} is not run for {family.model_type}"
+        fact = f"{key} {name!r} is not supported for {family.model_type}"
         raise UnsupportedError(config.where, fact, f"Coterie runs {', '.join(family.feed_forwards)}")
     return family.feed_forwards[name]
 

@@ -92,7 +92,7 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
         return None
     for key, wanted in (keys.required or {}).items():
         if config.get(key, wanted) != wanted:
-            fact = f"{key} = {config.get(key)!r} is not run for {family.model_type}"
+            fact = f"{key} = {config.get(key)!r} is not supported for {family.model_type}"
             raise UnsupportedError(config.where, fact, f"use a model where it is {wanted!r}")
     type_rows = config.whole("type_vocab_size", 2) if keys.types else 0
     most_tokens = 0
@@ -125,7 +125,7 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scor
     own, classes = family.causal_class, config.get("architectures") or [family.causal_class]
     listed = classes if isinstance(classes, list) else [classes]
     if not scores and own not in listed and listed != [own.removesuffix("Model") + _MASKED]:
-        fact = f"architectures {classes} does more than give vectors, which is not run"
+        fact = f"architectures {classes} does more than give vectors, which is not supported"
         raise UnsupportedError(where, fact, f"use a model of {own}, which gives vectors")
     if (code := Fields(config, where).own_code()) and not keys.own_code:
         fact = f"is run by code of its own ({code}), which may do something else"

@@ -198,6 +198,6 @@ class Family:
     names: Names = NAMES
     keys: Mapping[str, str] = field(default_factory=dict)  # the usual key -> this family's
     usual_first: tuple[str, ...] = ()  # usual keys that count where a config has the family's own, too
-    given: tuple[str, ...] = ()  # keys that mean what is not run where they are left out
+    given: tuple[str, ...] = ()  # keys that mean what is not supported where they are left out
     required: Mapping[str, bool] = field(default_factory=dict)  # flags of the config that have one value only
     same_as_hidden: tuple[str, ...] = ()  # sizes that are run only where they are hidden_size

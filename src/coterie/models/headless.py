@@ -41,7 +41,9 @@ def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Chec
         return checkpoint, True
     where = str(checkpoint.path / CONFIG)
     if checkpoint.config.get("is_causal") is False:
-        raise UnsupportedError(where, "is_causal is false: tokens see those behind them, which is not run", _OTHER)
+        raise UnsupportedError(
+            where, "is_causal is false: tokens see those behind them, which is not supported", _OTHER
+        )
     if code := Fields(checkpoint.config, where).own_code():
         fact = f"is run by code of its own ({code}), which may let tokens see those behind them"
         raise UnsupportedError(where, fact, _OTHER)

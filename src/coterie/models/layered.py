@@ -71,7 +71,7 @@ def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
     Raises CheckpointError, UnsupportedError.
     """
     if config.get("use_bidirectional_attention") not in (None, "vision"):
-        fact = f"use_bidirectional_attention = {config.get('use_bidirectional_attention')!r} is not run"
+        fact = f"use_bidirectional_attention = {config.get('use_bidirectional_attention')!r} is not supported"
         raise UnsupportedError(config.where, fact, "use a model whose text attends to what is before it")
     shared, width = config.whole("num_kv_shared_layers", 0), config.count("intermediate_size")
     first = len(windows) - shared
@@ -111,6 +111,6 @@ def _full_heads(config: Fields, windows: Sequence[int], keys_are_values: bool) -
     full_heads = {found for found, window in zip(heads, windows, strict=True) if not window}
     others = {found for found, window in zip(heads, windows, strict=True) if window} - {(usual, usual_dim)}
     if odd or others or len(full_heads) > 1:
-        fact = f"{OWN_CONFIG} gives {', '.join(odd) or 'layers of one type different heads'}, which is not run"
+        fact = f"{OWN_CONFIG} gives {', '.join(odd) or 'layers of one type different heads'}, which is not supported"
         raise UnsupportedError(own.where, fact, "use a model whose layers differ by their window alone")
     return full_heads.pop() if full_heads else (usual, usual_dim)

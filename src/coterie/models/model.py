@@ -109,7 +109,7 @@ class Model:
 def open_model(path: str | Path, name: str = "") -> Model:
     """Open a checkpoint folder: headers, config, end tokens; no weights are read.
 
-    Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what Coterie does not run.
+    Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError naming an unsupported feature.
     """
     whole = Checkpoint.open(path)
     alone = text_model_of(whole)
@@ -168,7 +168,9 @@ def _sparse(
 ) -> dict[str, tuple[DType, tuple[int, ...]]]:
     """Sparse weights as bytes: the elements that there are, and their pattern. Raises UnsupportedError."""
     if is_packed:
-        raise UnsupportedError(where, "its weights are both sparse and packed, which is not run", "use one of the two")
+        raise UnsupportedError(
+            where, "its weights are both sparse and packed, which is not supported", "use one of the two"
+        )
     sparse = (value for value in decoder_graph(config, dtypes).weights if value.density != 1.0)
     return {value.name: (DType.U8, (value_bytes(value, Sizes.decode(1, 1)),)) for value in sparse}
 

@@ -91,7 +91,7 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         return _by_our_name(raw)
     nested, whole = NESTED[kind], Fields(raw, where)
     if (classes := whole.get("architectures")) not in (None, [], [nested.causal_class]):
-        fact = f"architecture {kind!r} with architectures {classes} is not run"
+        fact = f"architecture {kind!r} with architectures {classes} is not supported"
         raise UnsupportedError(where, fact, f"Coterie runs the text model of {nested.causal_class}")
     refuse_features(Fields({k: v for k, v in raw.items() if k not in (TEXT, *nested.others)}, where))
     text = whole.section(TEXT)

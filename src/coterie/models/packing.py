@@ -115,7 +115,7 @@ def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) ->
     version = section.get("version") if isinstance(section, dict) else None
     if method != METHOD or type(version) is not int or version not in VERSIONS:
         found = f"version {version!r} of {METHOD}" if method == METHOD else f"{method!r}"
-        fact = f"{KEY} of {found} means quantised weights, which are not run"
+        fact = f"{KEY} of {found} means quantised weights, which are not supported"
         remedy = "quantise the unquantised checkpoint with coterie quantize"
         if method in OTHERS:
             remedy = "make an expert of them: coterie quantize FOLDER OUT, which says whether that takes --bits"

@@ -1,4 +1,4 @@
-"""Features that would change the numbers and that Coterie does not run: each is refused by name, never ignored.
+"""Features that would change the numbers and that Coterie does not support: each is refused by name, never ignored.
 
 Knows nothing about the features that Coterie does run.
 """
@@ -84,11 +84,11 @@ def refuse_features(config: Fields, runs: Collection[str] = ()) -> None:
     for row in (row for row in REFUSED if row.key not in runs):
         value = config.get(row.key)
         if value and value not in row.off:
-            fact = f"{row.key} = {_short(value)} means {row.feature}, which is not run"
+            fact = f"{row.key} = {_short(value)} means {row.feature}, which is not supported"
             raise UnsupportedError(config.where, fact, "use a checkpoint without it")
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS and "hidden_act" not in runs:
-        raise UnsupportedError(config.where, f"hidden_act {activation!r} is not run", "Coterie runs silu")
+        raise UnsupportedError(config.where, f"hidden_act {activation!r} is not supported", "Coterie runs silu")
 
 
 def _short(value: Any) -> str:

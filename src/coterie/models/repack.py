@@ -42,7 +42,7 @@ from coterie.models.quantize import Quantized
 from coterie.models.tensors import kind_of, map_bytes
 from coterie.models.text_model import text_model_of
 
-REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then rounded anew, and what that adds is printed"
+REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then requantised, and the added error is printed"
 
 
 def repack_folder(

@@ -63,7 +63,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
     kind = rope.get("rope_type", rope.get("type", "default"))
     kind = family.rope_kinds.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
-        fact = f"rope type {kind!r} is not run"
+        fact = f"rope type {kind!r} is not supported"
         raise UnsupportedError(rope.where, fact, f"Coterie runs {', '.join(KINDS)}")
     max_positions = config.count("max_position_embeddings", family.max_positions)
     original = rope.count("original_max_position_embeddings", max_positions)
@@ -98,7 +98,7 @@ def _growth(rope: Fields, family: Family) -> dict[str, Any]:
     if not rope.get(GROWTH):
         return {}
     if not family.queries_grow:
-        fact = f"{GROWTH} = {rope.get(GROWTH)!r} means queries that grow with their position, which is not run"
+        fact = f"{GROWTH} = {rope.get(GROWTH)!r} means queries that grow with their position, which is not supported"
         raise UnsupportedError(rope.where, f"{fact} for {family.model_type}", "use a checkpoint without it")
     return {"growth": rope.number(GROWTH), "every": rope.count("original_max_position_embeddings")}
 
@@ -110,7 +110,7 @@ def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int
         unsaid = config.count(family.rotated_key) / head_dim
     part = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", unsaid))
     if part != 1.0 and not family.partial_rope:
-        fact = f"partial_rotary_factor {part:g} is not run for {family.model_type}"
+        fact = f"partial_rotary_factor {part:g} is not supported for {family.model_type}"
         raise UnsupportedError(rope.where, fact, "use a model that rotates whole heads")
     rotated = int(head_dim * part)
     if rotated % 2 or not 0 < rotated <= head_dim:
@@ -135,16 +135,14 @@ def _section(config: Fields, family: Family, local: bool) -> Fields:
     nested = [key for key, value in rope.raw.items() if isinstance(value, dict)]
     if not family.rope_by_window:
         if nested:
-            fact = (
-                f"rope parameters that differ by layer type ({', '.join(nested)}) are not run for {family.model_type}"
-            )
+            fact = f"rope parameters by layer type ({', '.join(nested)}) are not supported for {family.model_type}"
             raise UnsupportedError(rope.where, fact, "use a model with one rope")
         return rope
     if not nested:
         return Fields({}, config.where) if local else rope
     if unknown := [key for key in nested if key not in (FULL, SLIDING)]:
         raise UnsupportedError(
-            rope.where, f"rope of layer type {unknown[0]!r} is not run", f"name {FULL} and {SLIDING}"
+            rope.where, f"rope of layer type {unknown[0]!r} is not supported", f"name {FULL} and {SLIDING}"
         )
     return rope.section(SLIDING if local else FULL) or Fields({}, rope.where)
 
@@ -210,7 +208,7 @@ def _fixed_ntk(settings: _Settings) -> Rope:
     """A longer theta, and all frequencies divided, at all lengths. Source: the code of Alibaba's GTE."""
     factor = _factor(settings.rope)
     if settings.rope.get("mixed_b") is not None:
-        fact = "mixed_b means frequencies divided by numbers of their own, which is not run"
+        fact = "mixed_b means frequencies divided by numbers of their own, which is not supported"
         raise UnsupportedError(settings.rope.where, fact, "use a model without it")
     longer = _plain(replace(settings, theta=settings.theta * factor))
     divided = longer / np.float32(factor) ** np.float32(2 / settings.rotated)

@@ -126,7 +126,7 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
         return ScoreHead(where, classes[0], "last", found)
     pooling = str(config.get("classifier_pooling") or "cls") if keys.pools_by_config else "cls"
     if pooling not in POOLINGS:
-        fact = f"classifier_pooling is {pooling!r}, which is not run"
+        fact = f"classifier_pooling is {pooling!r}, which is not supported"
         raise UnsupportedError(where, fact, "use a model where it is cls or mean")
     return ScoreHead(where, classes[0], POOLINGS[pooling], found)
 
@@ -163,12 +163,12 @@ def _of_tokens(checkpoint: Checkpoint, said: Mapping[str, Any], name: str) -> Sc
 def _layer(
     keys: HeadKeys, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], eps: float, where: str
 ) -> HeadLayer:
-    """Raises CheckpointError for a tensor that is missing, UnsupportedError for an activation that is not run."""
+    """Raises CheckpointError for a tensor that is missing, UnsupportedError for an activation that is not supported."""
     activation = keys.activation
     if keys.activation_key:
         named = config.get(keys.activation_key) or activation
         if named != activation:
-            fact = f"{keys.activation_key} is {named!r}, which is not run"
+            fact = f"{keys.activation_key} is {named!r}, which is not supported"
             raise UnsupportedError(where, fact, f"use a model where it is {activation!r}")
     weight, norm = tensors.get(f"{keys.name}.weight"), tensors.get(f"{keys.norm}.weight")
     if weight is None or (keys.norm and norm is None):

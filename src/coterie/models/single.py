@@ -28,7 +28,7 @@ def with_types(config: Fields) -> Fields:
     if not isinstance(types, list):
         raise config.wrong(TYPES, f"is {types!r}", "a list of names")
     if "moe" in types:
-        fact = f"layer {types.index('moe')} is of type moe, whose branches have no gates, which is not run"
+        fact = f"layer {types.index('moe')} is of type moe, whose branches have no gates, which is not supported"
         raise UnsupportedError(config.where, fact, "use a model without such layers")
     return Fields({**config.raw, TYPES: types, "num_hidden_layers": len(types)}, config.where, config.names)
 

@@ -28,7 +28,7 @@ def density_of(config: Fields) -> float:
     if outer is None:
         return 1.0
     if inner is None or outer.get("quant_method", METHOD) != METHOD or outer.get("config_groups"):
-        fact = f"{KEY} means compressed weights, which are not run"
+        fact = f"{KEY} means compressed weights, which are not supported"
         raise UnsupportedError(config.where, fact, f"use a checkpoint without it, or with a {SECTION} alone")
     for key, wanted in WANTED.items():
         if inner.get(key) != wanted:

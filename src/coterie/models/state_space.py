@@ -122,7 +122,7 @@ def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpa
     if not layers:
         return None
     if config.get(keys.activation, ACTIVATIONS[0]) not in ACTIVATIONS:
-        fact = f"{keys.activation} {config.get(keys.activation)!r} is not run behind a convolution"
+        fact = f"{keys.activation} {config.get(keys.activation)!r} is not supported behind a convolution"
         raise UnsupportedError(config.where, fact, f"Coterie runs {ACTIVATIONS[0]}")
     heads, state, groups, taps = (config.count(*key) for key in (keys.heads, keys.state, keys.groups, keys.taps))
     inner = config.count(keys.expand[0], keys.expand[1]) * config.count("hidden_size")

@@ -66,7 +66,7 @@ class VisionConfig:
 def _form(config: Fields, key: str, default: str) -> str:
     name = config.get(key, default)
     if name not in FORMS:
-        raise UnsupportedError(config.where, f"{key} {name!r} is not run", f"use one of {', '.join(FORMS)}")
+        raise UnsupportedError(config.where, f"{key} {name!r} is not supported", f"use one of {', '.join(FORMS)}")
     return FORMS[name]
 
 

@@ -37,7 +37,7 @@ def windows_of(config: Fields, family: Family, num_layers: int) -> tuple[int, ..
         return tuple(window if kind == SLIDING else 0 for kind in types)
     uniform = SLIDING if window else FULL
     if types is not None and set(types) != {uniform}:
-        fact = f"layer_types {sorted(set(types))} with a window of {window} tokens is not run for {family.model_type}"
+        fact = f"layer_types {sorted(set(types))} with a window of {window} is not supported for {family.model_type}"
         raise UnsupportedError(config.where, fact, f"every layer must be {uniform}")
     return (window,) * num_layers
 
@@ -99,6 +99,6 @@ def _layer_types(config: Fields, num_layers: int) -> list[str] | None:
     for kind in types:
         if kind not in (FULL, SLIDING):
             raise UnsupportedError(
-                config.where, f"layer type {kind!r} is not run", f"Coterie runs {FULL} and {SLIDING}"
+                config.where, f"layer type {kind!r} is not supported", f"Coterie runs {FULL} and {SLIDING}"
             )
     return types

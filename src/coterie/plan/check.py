@@ -100,8 +100,8 @@ def check(
 
 def _unknown(judged: dict[int, Judged]) -> UsageError:
     tried = ", ".join(f"{n} keep it for {judged[n].kept:.1%}" for n in sorted(judged))
-    fact = f"after {TRIES} counts of machines the smallest that keeps the promise is not known: {tried}"
-    return UsageError("--check", fact, "promise less, or ask without --check")
+    fact = f"after {TRIES} counts of machines the smallest that meets the SLO is not known: {tried}"
+    return UsageError("--check", fact, "relax --slo, or leave out --check")
 
 
 def judge(case: Case, workload: Workload, slo: Slo, placement: Placement) -> Judged:

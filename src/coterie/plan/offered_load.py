@@ -41,7 +41,7 @@ class OfferedLoad:
         if ranks.min() == ranks.max():
             return ""
         best = f"those of priority {ranks.min()}, who go first"
-        return f"the formulas promise to all requests, as if they had one priority, and --check to {best}"
+        return f"the formulas apply the SLO to all requests, as if they had one priority, and --check to {best}"
 
     def of(self, numbers: Sequence[int], names: Sequence[str], most: int) -> Workload:
         """Some experts' requests, the first so many at most, under the numbers that these have among themselves."""

@@ -129,7 +129,7 @@ def _never(machine: Machine, goal: Goal, count: int) -> UsageError:
     name, factor = max(worst_of(machine, goal, placement).excess(goal.slo).items(), key=lambda item: item[1])
     fact = f"{count} machines do not keep {goal.slo} at {goal.rate:g} requests/s"
     limit = f"{WORDS.get(name, name)} of the busiest is {factor:.3g} times what it may be"
-    return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or promise less")
+    return UsageError(f"plan on {machine.spec.name}", f"{fact}: {limit}", "lower --rate or relax --slo")
 
 
 def least_for_memory(total_bytes: int, room_bytes: int) -> int:
@@ -170,7 +170,7 @@ def _check_possible(machine: Machine, goal: Goal) -> None:
         if value > limit:
             fact = (
                 f"{name} is {format_seconds(value)} on a machine that has nothing else to do, {value / limit:.2f} times"
-                f" the {format_seconds(limit)} that is promised; more machines do not change that"
+                f" the {format_seconds(limit)} that the SLO allows; more machines do not change that"
             )
             least = math.ceil(value * 1e6) / 1e6  # whole microseconds, rounded so that it can be kept
             remedy = f"promise {name}={least:g}s or more, or use smaller experts or a faster machine"

@@ -45,7 +45,7 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     fields.check_names(given, SUPPORTED, {})
     limit, n, best_of = fields.integer(given, "max_tokens"), fields.choices(given), fields.integer(given, "best_of")
     if best_of is not None and best_of != n:
-        raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices made are given out")
+        raise RequestError("best_of", f"is {best_of}, while n is {n}", "leave it out: all choices are returned")
     limit = DEFAULT_MAX_TOKENS if limit is None else limit
     model, sampling, stop = fields.model(given), fields.sampling(given), fields.stops(given)
     echo, top = fields.flag(given, "echo"), likeliest(given)
@@ -53,8 +53,10 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
     choice = replace(biased(given), top_logprobs=top, score_prompt=echo and top is not None)
     if form and (ignore_end or choice.score_prompt):
         name = fields.IGNORE_END if ignore_end else "echo"
-        fact = "is set though the answer has a form, which says where it ends"
-        raise RequestError(name, fact if ignore_end else "scores a prompt, and the answer has a form", "leave it out")
+        fact = "is set, but the answer is constrained, and the constraint says where it ends"
+        raise RequestError(
+            name, fact if ignore_end else "scores a prompt, but the answer is constrained", "leave it out"
+        )
     prompts, suffix = _prompts(given.get("prompt"), n), fields.get(given, "suffix", str, "a text") or ""
     if suffix and not all(isinstance(prompt, str) for prompt in prompts):
         raise RequestError("suffix", "is given with a prompt of tokens", "give the prompt as text")

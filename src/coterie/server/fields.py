@@ -184,7 +184,7 @@ def priority(body: Mapping[str, object], may_go_first: bool) -> int:
     """When it is answered: the lower, the sooner; below 0 before those who do not say. Raises RequestError."""
     said, tier = integer(body, "priority"), get(body, "service_tier", str, "a text")
     if said is not None and said < 0 and not may_go_first:
-        fact = f"is {said}, and only who shows a key of --urgent-key may go before others"
+        fact = f"is {said}, but only requests with a key of --urgent-key may be below 0"
         raise RequestError("priority", fact, "give 0 or more")
     return max(TIERS.get(tier, 0), 0 if not may_go_first else -1) if said is None else said
 

@@ -143,7 +143,7 @@ def _check(given: Mapping[str, object]) -> None:
     """Refuse what is not implemented. Raises RequestError."""
     fields.check_names(given, SUPPORTED, REFUSED)
     if given.get(CONVERSATION) is not None:
-        fact, remedy = "is given, but this server keeps no conversations", f"continue one by {PREVIOUS}"
+        fact, remedy = "is given, but this server stores no conversations", f"continue one by {PREVIOUS}"
         raise RequestError(CONVERSATION, fact, remedy)
     fields.flag(given, "store")
     for name in fields.get(given, "include", list, "a list of texts") or []:
@@ -174,7 +174,7 @@ def _with_items(given: dict[str, Any], mine: ClientStore) -> dict[str, Any]:
             item_id = item.get("id")
             referred = mine.item(item_id) if isinstance(item_id, str) else None
             if referred is None:
-                fact = f"refers to {shown(item_id)}, which is no output item that is kept"
+                fact = f"refers to {shown(item_id)}, which is not the id of a stored output item"
                 raise RequestError(f"input[{place}]", fact, "send the item itself")
             found[place] = referred
     return {**given, "input": found}
@@ -242,7 +242,7 @@ def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall
         names[made.call_id] = made.name
         return made
     if not isinstance(call_id, str) or not call_id:
-        raise RequestError(where, "says what came of a call, but not of which", "give the call's call_id")
+        raise RequestError(where, "is the result of a call, but does not say of which", "give the call's call_id")
     said = {"role": "tool", "content": _content(item.get("output")), "tool_call_id": call_id}
     return message({**said, "name": names.get(call_id)}, where)
 

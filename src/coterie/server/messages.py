@@ -70,7 +70,7 @@ def continues(body: Mapping[str, object]) -> bool:
     wanted, begins = fields.flag(body, CONTINUING[0]), body.get(CONTINUING[1])
     if begins is not None and fields.flag(body, CONTINUING[1]) == wanted:
         fact = f"is {shown(begins)}, while {CONTINUING[0]} is {shown(wanted)}"
-        raise RequestError(CONTINUING[1], fact, "leave it out: an answer begins anew, or goes on with the last message")
+        raise RequestError(CONTINUING[1], fact, "leave it out: an answer is new, or continues the last message")
     return wanted
 
 
@@ -94,7 +94,9 @@ def message(item: object, where: str) -> Message:
     if role == "tool":
         call_id, name = item.get("tool_call_id"), item.get("name")
         if not isinstance(call_id, str) or not call_id:
-            raise RequestError(where, "says what came of a call, but not of which", "give the call's id, tool_call_id")
+            raise RequestError(
+                where, "is the result of a call, but does not say of which", "give the call's id, tool_call_id"
+            )
         return Message(role, _content(content, where), call_id=call_id, name=name if isinstance(name, str) else "")
     if role == "assistant":
         calls = _calls(item.get("tool_calls"), where)

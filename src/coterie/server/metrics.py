@@ -120,11 +120,11 @@ def _requests(status: Status) -> Iterator[Metric]:
     yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
     yield _counter("cached_tokens", "Those of them that were not computed again.", metrics.cached_tokens)
     yield _counter("drawn_tokens", "Tokens of answers.", metrics.drawn_tokens)
-    yield _counter("guessed_tokens", "Tokens that were guessed ahead of answers.", metrics.guessed_tokens)
+    yield _counter("guessed_tokens", "Tokens drafted by speculative decoding.", metrics.guessed_tokens)
     yield _counter("accepted_tokens", "Those of them that were right.", metrics.accepted_tokens)
-    yield _counter("drafted_tokens", "Guessed tokens that a draft expert guessed.", metrics.drafted_tokens)
+    yield _counter("drafted_tokens", "Of these, the ones drafted by a draft expert.", metrics.drafted_tokens)
     yield _counter("accepted_drafted_tokens", "Those of them that were right.", metrics.accepted_drafted_tokens)
-    about = "Drafts that guess nothing for want of memory, weights and KV state apart."
+    about = "Draft experts that draft nothing for want of memory: weights and KV state count apart."
     yield _gauges("drafts_without_memory", about, (), [((), len(status.lacks))])
     yield _counter("steps", "Steps of the engine.", metrics.steps)
 

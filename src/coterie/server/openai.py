@@ -77,7 +77,7 @@ def parse_chat(body: object) -> ChatBody:
     tools = offered(given)
     called, form, ignore_end = calling(given, tools), form_of(given), fields.flag(given, fields.IGNORE_END)
     if ignore_end and (form or is_constrained(tools, called)):
-        fact = "is set though the answer has a form, which says where it ends"
+        fact = "is set, but the answer is constrained, and the constraint says where it ends"
         raise RequestError(fields.IGNORE_END, fact, "leave it out")
     query = Query(
         messages=messages(given),

@@ -127,11 +127,11 @@ class ResponseStore:
 
     def _unknown(self, response_id: str) -> ForgottenError:
         if not self.max_bytes:
-            fact = f"is {shown(response_id)}, but this server keeps no responses"
+            fact = f"is {shown(response_id)}, but this server stores no responses"
             return ForgottenError(
                 PREVIOUS, fact, "send the whole conversation as input, or serve with --response-store 64MiB"
             )
-        fact = f"is {shown(response_id)}, which is not kept: deleted, pushed out by newer ones, or never stored for you"
+        fact = f"is {shown(response_id)}, which is not stored: deleted, dropped for newer ones, or another client's"
         return ForgottenError(PREVIOUS, fact, "send the whole conversation as input")
 
 

@@ -168,7 +168,9 @@ def _asked(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, 
             continue
         call_id = block.get("tool_use_id")
         if not isinstance(call_id, str) or not call_id:
-            raise RequestError(at, "says what came of a call, but not of which", "give the call's id, tool_use_id")
+            raise RequestError(
+                at, "is the result of a call, but does not say of which", "give the call's id, tool_use_id"
+            )
         result = _text_of(block.get("content") or "", f"{at}.content")
         came.append(Message("tool", result, call_id=call_id, name=names.get(call_id, "")))
     return [*came, *([Message("user", "".join(said))] if said or not came else [])]

@@ -97,11 +97,11 @@ class KnnRouter:
         share, closest = confidences[best], nearest[0].similarity
         if closest < self.settings.similarity:
             whose, least = self._names[nearest[0].label], self.settings.similarity
-            reason = f"the nearest example, {_alike(nearest[0])} of {whose}, is less alike than {least:.2f}"
+            reason = f"the nearest example, {_alike(nearest[0])} of {whose}, is less similar than {least:.2f}"
             return fall_back(self.fallback, confidences, reason)
         told = ", ".join([_alike(found) for found in nearest if self._names[found.label] == best][:NUM_REASONS])
         if best == self.fallback:
-            return fall_back(self.fallback, confidences, f"it is like what no other expert answers: {told}")
+            return fall_back(self.fallback, confidences, f"it resembles what no other expert answers: {told}")
         if share < self.settings.threshold:
             reason = too_unsure(best, share, self.settings.threshold)
             return fall_back(self.fallback, confidences, f"{reason}; nearest: {told}")

@@ -29,7 +29,7 @@ Read: TypeAlias = Callable[[int, Sequence[memoryview], int], int]
 HUGE_PAGE_BYTES = 2 * 2**20
 # Linux 4.14 and later; Python 3.11 has no name for it. Source: madvise(2), and its number asm-generic/mman-common.h.
 WIPE_ON_FORK = 18 if sys.platform == "linux" else None
-_READ_AGAIN = "restore the file, or have headers read again: rescan what is served, or open it anew"
+_READ_AGAIN = "restore the file, or have headers read again: rescan what is served, or open it again"
 # (mbind, get_mempolicy), which the C library has no functions for. Source: the kernel's system call tables.
 _POLICY_CALLS = {"x86_64": (237, 239), "aarch64": (235, 236)}
 _MPOL_DEFAULT, _MPOL_INTERLEAVE = 0, 3  # source: the kernel's uapi/linux/mempolicy.h

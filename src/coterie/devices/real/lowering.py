@@ -86,7 +86,7 @@ class Lowering:
     def size(self, dim: Dim) -> Operand:
         """A dimension: a number, or what the run gives for its symbol."""
         if isinstance(dim, Times):
-            fact = f"rows of {dim} are not run by {self.device}"
+            fact = f"rows of {dim} are not supported by {self.device}"
             raise UnsupportedError(self.program.graph.name, fact, "use a text model")
         return dim if isinstance(dim, int) else Named(dim.value)
 

@@ -211,7 +211,7 @@ class Call:
         if number in _ROUNDED:
             dtype = _ROUNDED[number]
             met = "bf16" if dtype is DType.BF16 else "int8"
-            fact = f"{operand} of {self.name} is {dtype.value} that meets {met} activations"
+            fact = f"{operand} of {self.name} is {dtype.value} with {met} activations"
             raise UnsupportedError("the GPU's kernels", fact, f"leave out --activations {met}")
         return _DTYPES[number]
 

@@ -87,7 +87,7 @@ def family_of(config: Fields) -> Family:
     by_class = next((f.model_type for f in FAMILIES.values() if classes == [f.causal_class]), None)
     family = FAMILIES.get(model_type or by_class or "") if isinstance(model_type, str | None) else None
     if isinstance(model_type, str) and model_type in OTHER_BRANCHES:
-        fact = f"architecture {model_type!r} is not run: {OTHER_BRANCHES[model_type]}"
+        fact = f"architecture {model_type!r} is not supported: {OTHER_BRANCHES[model_type]}"
         with_branches = ", ".join(f.model_type for f in FAMILIES.values() if f.branches)
         raise UnsupportedError(config.where, fact, f"of models with branches Coterie runs {with_branches}")
     if family is None or (classes and classes != [family.causal_class]):
@@ -95,5 +95,5 @@ def family_of(config: Fields) -> Family:
         runs = [f for f in FAMILIES.values() if not f.modelled_only]
         priced = ", ".join(f.model_type for f in FAMILIES.values() if f.modelled_only)
         known = ", ".join(f"{f.model_type} ({f.causal_class})" for f in runs) + f"; {priced} on modelled machines only"
-        raise UnsupportedError(config.where, f"architecture {named} is not run", f"Coterie runs {known}")
+        raise UnsupportedError(config.where, f"architecture {named} is not supported", f"Coterie runs {known}")
     return family

@@ -138,7 +138,7 @@ def open_adapter(path: str | Path) -> Adapter:
     """
     folder = user_path(path)
     if not folder.is_dir():
-        fact = f"{'is a file' if folder.exists() else 'does not exist'}, where an adapter's folder is wanted"
+        fact = f"{'is a file' if folder.exists() else 'does not exist'}, where an adapter's folder is expected"
         raise CheckpointError(str(folder), fact, "check the path")
     if not (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(str(folder), f"has no {ADAPTER_CONFIG}", "give the folder that PEFT saved")
@@ -207,7 +207,7 @@ def _low_rank(module: str, parts: Mapping[str, TensorInfo], settings: _Settings)
     a, b, rank = parts[a_name], parts[b_name], settings.rank_of(module)
     for info, name, axis in ((a, a_name, 0), (b, b_name, 1)):
         if len(info.shape) != 2 or not info.dtype.is_float:
-            fact = f"{name} is {info.dtype.value} {list(info.shape)}, where a matrix of F32, F16 or BF16 is wanted"
+            fact = f"{name} is {info.dtype.value} {list(info.shape)}, where a matrix of F32, F16 or BF16 is expected"
             raise UnsupportedError(where, fact, "Coterie merges adapters of linear layers and embeddings")
         if info.shape[axis] != rank:
             fact = f"{name} is {list(info.shape)}, of rank {info.shape[axis]}, but {ADAPTER_CONFIG} says {rank}"
@@ -225,7 +225,7 @@ def _magnitude(where: str, parts: Mapping[str, TensorInfo], b: TensorInfo, setti
         fact = f"{_MAGNITUDE} is {'missing' if wanted else 'there'} but use_dora is {str(wanted).lower()}"
         raise CheckpointError(where, fact, "use the config that belongs to this adapter")
     if magnitude is not None and (magnitude.shape != b.shape[:1] or not magnitude.dtype.is_float):
-        fact = f"is {magnitude.dtype.value} {list(magnitude.shape)}, where {list(b.shape[:1])} floats are wanted"
+        fact = f"is {magnitude.dtype.value} {list(magnitude.shape)}, where {list(b.shape[:1])} floats are expected"
         raise CheckpointError(where, f"{_MAGNITUDE} {fact}", "save the adapter again")
     return magnitude
 

@@ -66,7 +66,7 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
     """Open a delta's folder as an expert beside a base that is open; no weights are read, but a few bytes of the base.
 
     Its layout has the delta's tensors alone. Raises CheckpointError where files are missing, damaged or do not belong
-    to the base, UnsupportedError for what is not run.
+    to the base, UnsupportedError for what is not supported.
     """
     folder = user_path(path)
     fields = Fields(read_object(folder / DELTA_CONFIG), str(folder / DELTA_CONFIG))
@@ -142,7 +142,7 @@ def _dtypes(
             fact = f"{weight} is {list(shape)} by {CONFIG}, but {there} in the base {base.name}, and not in the delta"
             raise CheckpointError(str(folder), fact, _AGAIN)
         if whole is not None and (whole.shape != shape or not whole.dtype.is_float):
-            fact = f"{weight} is {whole.dtype.value} {list(whole.shape)}, where floats {list(shape)} are wanted"
+            fact = f"{weight} is {whole.dtype.value} {list(whole.shape)}, where floats {list(shape)} are expected"
             raise CheckpointError(str(folder / DELTA_WEIGHTS), fact, _AGAIN)
         dtypes[weight] = of_base[weight] if whole is None else whole.dtype
     return dtypes

@@ -131,11 +131,13 @@ def _check(keys: Fields, row: Architecture, head_dim: int, where: str) -> None:
             fact = f"{key} = {str(value)[:60]} is not understood for {row.model_type}, and could change the answers"
             raise UnsupportedError(where, fact, "use a model without it")
     if keys.count("attention.value_length", head_dim) != head_dim:
-        fact = f"values of {keys.count('attention.value_length')} channels beside keys of {head_dim} are not run"
+        fact = f"values of {keys.count('attention.value_length')} channels beside keys of {head_dim} are not supported"
         raise UnsupportedError(where, fact, "use a model where they are equal")
     rotated = keys.count("rope.dimension_count", head_dim)
     if rotated != head_dim and not FAMILIES[row.model_type].partial_rope:
-        fact = f"rope.dimension_count {rotated} beside heads of {head_dim} channels is not run for {row.model_type}"
+        fact = (
+            f"rope.dimension_count {rotated} beside heads of {head_dim} channels is not supported for {row.model_type}"
+        )
         raise UnsupportedError(where, fact, "use a model that rotates whole heads")
 
 

@@ -88,7 +88,7 @@ class Job:
 def plan_import(source: str | Path, weights: str = KEEP) -> Job:
     """Open a GGUF file and decide what becomes of it; `weights` is one of WEIGHTS.
 
-    Raises UsageError, CheckpointError for a damaged file, UnsupportedError naming what Coterie does not run.
+    Raises UsageError, CheckpointError for a damaged file, UnsupportedError naming what Coterie does not support.
     """
     if weights not in WEIGHTS:
         raise UsageError("--weights", f"{weights!r} is not known", f"use one of {', '.join(WEIGHTS)}")

@@ -61,7 +61,7 @@ def _rows(source: Source, name: str) -> int:
 
 def _shared(source: Source) -> dict[str, Any]:
     if source.keys.get(CAUSAL, False):
-        fact = f"{CAUSAL} is true, so that tokens see those before them alone, which is not run of an encoder"
+        fact = f"{CAUSAL} is true, so that tokens see those before them alone, which is not supported for an encoder"
         raise UnsupportedError(source.keys.where, fact, "use a model that was made to give vectors")
     return {"layer_norm_eps": source.keys.number(EPS), "type_vocab_size": _rows(source, "token_types.weight")}
 

@@ -100,7 +100,7 @@ def open_gguf(source: str | Path) -> GgufFile:
     if path.is_dir():
         inside = sorted(found.name for found in path.glob("*.gguf"))
         remedy = f"name one of its files: {', '.join(inside[:3])}" if inside else "name a .gguf file"
-        raise UsageError(str(path), "is a folder, where a GGUF file is wanted", remedy)
+        raise UsageError(str(path), "is a folder, where a GGUF file is expected", remedy)
     if not path.is_file():
         raise UsageError(str(path), "does not exist", "check the path")
     metadata, tensors = _read(path)
@@ -113,7 +113,9 @@ def open_gguf(source: str | Path) -> GgufFile:
         size_bytes += part.stat().st_size
     wanted = metadata.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
-        raise CheckpointError(str(path), f"has {len(tensors)} tensors in its parts, where {wanted} are wanted", _AGAIN)
+        raise CheckpointError(
+            str(path), f"has {len(tensors)} tensors in its parts, where {wanted} are expected", _AGAIN
+        )
     return GgufFile(path, metadata, tensors, size_bytes)
 
 

@@ -30,7 +30,7 @@ def with_single_values(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor
     found = dict(keys)
     pattern, layers = keys.get(PATTERN), keys.get("block_count")
     if not isinstance(pattern, list) or len(pattern) != layers:
-        raise CheckpointError(where, f"{PATTERN} is {pattern!r}, where {layers!r} flags are wanted", "get it again")
+        raise CheckpointError(where, f"{PATTERN} is {pattern!r}, where {layers!r} flags are expected", "get it again")
     shared = keys.get(SHARED) or 0
     found[KV], found[FULL_KV] = _by_pattern(keys.get(KV), pattern, where)
     found[WIDTH], found[DOUBLE] = _widths(keys.get(WIDTH), len(pattern) - shared, where)

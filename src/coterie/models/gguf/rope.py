@@ -50,13 +50,15 @@ def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F3
             fact = f"{name} has a factor that is no positive number"
             raise CheckpointError(keys.where, fact, "download the file again")
     if FREQS in factors and kind not in ("none", "llama3"):
-        raise UnsupportedError(keys.where, f"{FREQS} beside rope of type {kind!r} is not run", "use a model with one")
+        raise UnsupportedError(
+            keys.where, f"{FREQS} beside rope of type {kind!r} is not supported", "use a model with one"
+        )
     if LONG in factors or SHORT in factors or kind == "longrope":
         return {"rope_theta": theta} | _longrope(keys, context, factors)
     if kind == "yarn":
         return {"rope_theta": theta, "rope_scaling": _yarn(keys, context)}
     if keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
-        fact = f"rope.scaling.attn_factor beside rope of type {kind!r} is not run"
+        fact = f"rope.scaling.attn_factor beside rope of type {kind!r} is not supported"
         raise UnsupportedError(keys.where, fact, "use a model without it")
     if FREQS in factors and (factors[FREQS] != 1).any():
         return {"rope_theta": theta, "rope_scaling": _by_factors(factors[FREQS], theta, context)}
@@ -65,7 +67,9 @@ def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F3
         return {"rope_theta": theta, "rope_scaling": {"rope_type": "linear", "factor": factor}}
     if kind == "none":
         return {"rope_theta": theta}
-    raise UnsupportedError(keys.where, f"rope of type {kind!r} is not run", "Coterie runs linear, yarn and longrope")
+    raise UnsupportedError(
+        keys.where, f"rope of type {kind!r} is not supported", "Coterie runs linear, yarn and longrope"
+    )
 
 
 def _longrope(keys: Fields, context: int, factors: Mapping[str, F32]) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _yarn(keys: Fields, context: int) -> dict[str, Any]:
     the first converter of OLMo 3 wrote config.json's there, and the model was trained with it once.
     """
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
-        fact = f"rope.scaling.yarn_ext_factor = {keys.get('rope.scaling.yarn_ext_factor')} is not run"
+        fact = f"rope.scaling.yarn_ext_factor = {keys.get('rope.scaling.yarn_ext_factor')} is not supported"
         raise UnsupportedError(keys.where, fact, "use a model where it is 1")
     factor = keys.number("rope.scaling.factor")
     more = keys.number("rope.scaling.attn_factor", 1.0)

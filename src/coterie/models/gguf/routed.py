@@ -55,7 +55,7 @@ def _routed(source: Source) -> dict[str, Any]:
 
 def _want_sigmoid(source: Source) -> None:
     if source.keys.get(_SCORES, _SIGMOID) != _SIGMOID:
-        fact = f"{_SCORES} = {source.keys.get(_SCORES)} is not run, where {_SIGMOID}, a sigmoid, is"
+        fact = f"{_SCORES} = {source.keys.get(_SCORES)} is not supported, where {_SIGMOID}, a sigmoid, is"
         raise UnsupportedError(source.keys.where, fact, "use a model as its authors released it")
 
 
@@ -117,7 +117,7 @@ def _with_types(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str
     said, layers = keys.get(_KV), keys.get(_LAYERS)
     heads = [count for count in said if isinstance(count, int) and count >= 0] if isinstance(said, list) else []
     if heads != said or len(heads) != layers or len(set(heads) - {0}) != 1:
-        fact = f"{_KV} is {said!r}, where {layers!r} numbers are wanted, 0 or one other"
+        fact = f"{_KV} is {said!r}, where {layers!r} numbers are expected, 0 or one other"
         raise CheckpointError(where, fact, _AGAIN)
     return {**keys, _KV: max(heads), _ATTENDS: [count > 0 for count in heads]}
 

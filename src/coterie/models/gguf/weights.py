@@ -90,7 +90,7 @@ def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bo
             raise CheckpointError(file.where, missing, _SAME_ANSWER)
         tensor = _in_rows(tensor, shape, config)
         if tensor.shape != (rows, *shape[1:]):
-            fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is wanted"
+            fact = f"tensor {theirs} has shape {list(tensor.shape)}, where {[rows, *shape[1:]]} is expected"
             raise CheckpointError(file.where, fact, _SAME_ANSWER)
         part = name.rpartition(".")[0]
         permuted_heads = next((count for end, count in heads.items() if part.endswith(f".{end}")), 0)

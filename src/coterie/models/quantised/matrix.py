@@ -174,7 +174,7 @@ def wanted(
     if info.dtype not in dtypes or not any(fits) or not info.size_bytes:
         types = " or ".join(dtype.value for dtype in dtypes)
         sizes = " or ".join(dict.fromkeys(str(list(shape)).replace("-1", "any") for shape in shapes))
-        fact = f"is {info.dtype.value} {list(info.shape)}, where {types} {sizes} is wanted"
+        fact = f"is {info.dtype.value} {list(info.shape)}, where {types} {sizes} is expected"
         raise CheckpointError(f"{info.shard.path}: {name}", fact, "check that config.json belongs to these weights")
     return info
 

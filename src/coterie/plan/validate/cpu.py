@@ -97,7 +97,7 @@ def not_a_result(where: str, file: str, error: Exception) -> UsageError:
     """The error for a result that lacks something, or has it of another type, in `file` if that is known."""
     at = f" in {file}" if file else ""
     fact = f"has no {error}{at}" if isinstance(error, KeyError) else f"has a value{at} that is none there ({error})"
-    return UsageError(where, f"{fact}, as coterie bench writes it", "make its results anew")
+    return UsageError(where, f"{fact}, as coterie bench writes it", "run it again")
 
 
 def _cpu_rows(results: Path, shapes: Shapes) -> tuple[list[Row], tuple[str, ...]]:

@@ -314,7 +314,7 @@ def _check_biased(call: Call, C: int) -> None:
     """Raise UnsupportedError where biases by distance would be left out: by wide heads, and by decode's kernels."""
     fact = ""
     if channels_of(C) > WIDE:
-        fact = f"heads of {C} channels with biases by distance are not run, {WIDE} are"
+        fact = f"heads of {C} channels with biases by distance are not supported, {WIDE} are"
     elif call.integer("window") >= 0:
         fact = "attention with biases by distance has tokens that see only what is before them, and whole texts are run"
     if fact:
