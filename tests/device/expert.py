@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coterie.device import Binding
 from coterie.graph.compile import compile_graph
-from coterie.memory.transfer import copy_layout, fetch_layout, stage_gates
+from coterie.memory.transfer import Below, copy_layout, fetch_layout, stage_gates
 
 
 class Expert:
@@ -21,7 +21,7 @@ class Expert:
         else:
             below, arrivals = device.reserve(tiers[1], layout.size_bytes), []
             fetch_layout(device, layout, below, arrivals)
-            copy_layout(device, layout, self.weights, below, arrivals, self.events)
+            copy_layout(device, layout, self.weights, Below(below, arrivals), self.events)
         self.kv = device.reserve(tiers[0], 8 * 4096)
 
     def binding(self, step):

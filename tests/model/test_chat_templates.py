@@ -145,9 +145,9 @@ def test_a_begun_answer_ends_as_that_of_transformers(pair, said):
 @pytest.mark.parametrize(
     ("template", "last", "fact"),
     [
-        (CHATML, {"role": "user", "content": "x"}, "no text of the assistant's"),
-        (CHATML, {"role": "assistant", "content": " \n"}, "no text of the assistant's"),
-        (CHATML, {"role": "assistant", "content": "x", "tool_calls": [{}]}, "no text of the assistant's"),
+        (CHATML, {"role": "user", "content": "x"}, "not an assistant's text without calls"),
+        (CHATML, {"role": "assistant", "content": " \n"}, "not an assistant's text without calls"),
+        (CHATML, {"role": "assistant", "content": "x", "tool_calls": [{}]}, "not an assistant's text without calls"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", {"role": "assistant", "content": "x"}, "does not write"),
         (
             "{% for m in messages %}{{ m.content.split('</t>')[-1] }}{% endfor %}",

@@ -58,7 +58,10 @@ STRANGE_ROPE = {"rope_parameters": {"odd": {"rope_type": "default"}}}
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported for llama"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25 is not supported"),
         ({"rope_scaling": {"type": "su"}}, "rope type 'su' is not supported; Coterie runs default, linear, "),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer type (full_attention)"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "by layer type (full_attention) are not supported",
+        ),
         ({"head_dim": 7}, "head_dim 7 is odd"),
         (
             {"model_type": "seed_oss", "attention_out_bias": True},

@@ -136,7 +136,7 @@ def test_the_tower_is_split_too(degree):
         ({"vision_feature_layer": 2}, CheckpointError, "vision_feature_layer is 2; it must be from -3 to -1"),
         ({"vision_feature_select_strategy": "full"}, UnsupportedError, "class row is kept"),
         ({"vision_config": {"model_type": "siglip"}}, UnsupportedError, "no clip_vision_model"),
-        ({"projector_hidden_act": "relu"}, UnsupportedError, "projector_hidden_act 'relu' is not run"),
+        ({"projector_hidden_act": "relu"}, UnsupportedError, "projector_hidden_act 'relu' is not supported"),
         ({"text_config": {}}, CheckpointError, "text_config is missing"),
     ],
 )

@@ -226,5 +226,5 @@ def test_what_an_expert_or_a_device_cannot_choose_is_refused():
     with pytest.raises(RequestError, match=f"token {V} but the vocabulary has {V}"):
         check_choice(ChoiceParams(logit_bias=((V, 1.0),)), V, False)
     check_choice(ChoiceParams(), V, True)
-    with pytest.raises(UnsupportedError, match="makes its tokens up"):
+    with pytest.raises(UnsupportedError, match="tokens are synthetic"):
         check_choice(ChoiceParams(top_logprobs=0), V, True)

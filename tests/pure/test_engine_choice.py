@@ -344,6 +344,6 @@ def test_a_failed_step_fails_who_is_chosen_for_too(small):
 
 def test_a_device_that_makes_tokens_up_refuses():
     made = world({"a": 4}, near_blocks=16)
-    with pytest.raises(UnsupportedError, match="makes its tokens up"):
+    with pytest.raises(UnsupportedError, match="tokens are synthetic"):
         made.engine.submit(ask("one", "a", choice=CHOSEN))
     assert made.engine.idle

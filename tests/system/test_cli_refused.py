@@ -259,7 +259,9 @@ def test_merge_refuses_with_one_sentence(folder: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", ("self_attn.q_proj",))
     refused(run("merge", folder / "ada", adapter, folder / "bob"), "bob", "exists already")
     refused(run("merge", folder / "ada", folder / "bob", tmp_path / "out"), "bob", "adapter_config.json")
-    refused(run("merge", adapter, folder / "ada", tmp_path / "out"), "holds a LoRA adapter", "a whole model is wanted")
+    refused(
+        run("merge", adapter, folder / "ada", tmp_path / "out"), "holds a LoRA adapter", "a whole model is expected"
+    )
     other = write_adapter(tmp_path / "other", ("self_attn.qkv_proj",))
     refused(run("merge", folder / "ada", other, tmp_path / "out"), "qkv_proj.weight", "does not have", "some/base")
 

@@ -122,7 +122,7 @@ def test_beside_tools_it_is_refused_but_where_none_may_be_called(url: str) -> No
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"ignore_eos": True}, "[ignore_eos] is set though the answer has a form"),
+        ({"ignore_eos": True}, "[ignore_eos] is set, but the answer is constrained"),
         ({"echo": True, "logprobs": 1}, "[echo] scores a prompt, but the answer is constrained"),
     ],
 )

@@ -141,6 +141,6 @@ def test_a_whole_conversation_is_reused(root: Path) -> None:
 def test_python_says_so_too(root: Path) -> None:
     query = Query((Message("user", "x"), Message("assistant", BEGUN)), "plain", continues=True)
     with Coterie.open(root) as coterie:
-        with pytest.raises(RequestError, match="holds a whole answer"):
+        with pytest.raises(RequestError, match="constrains the whole answer"):
             coterie.ask(replace(query, form='{"type": "object"}'))
         assert coterie.ask(query).text == " is four."

@@ -131,7 +131,7 @@ def test_who_cannot_guess_is_refused_in_a_sentence(office: Path, tmp_path: Path)
     said = refused(run("run", composition(root, "small"), *asked), "large: draft", "small cannot be its draft")
     assert "their vocabularies are not the same, as token" in said
     said = refused(run("run", composition(root, "nets", "nets"), *asked), "large: draft", "nets cannot be its draft")
-    assert "a state of all its tokens together" in said
+    assert "recurrent state, which cannot be rolled back" in said
     refused(run("run", root, "--draft", "nobody", *asked), "--draft", "'nobody' is not an expert")
     # An option is for those whom it fits.
     with Coterie.open(root, Options(draft="same")) as coterie:

@@ -167,7 +167,7 @@ def test_a_folder_that_is_gone_or_a_file_now_changes_nothing(office: Path) -> No
         with pytest.raises(UsageError):
             coterie.rescan()
         (office / "composition.toml").write_text('name = "office"\n[[expert]]\nname = "ada"\ncheckpoint = "ada"\n')
-        with pytest.raises(UsageError, match="is the file office now, which was served as office; serve it again"):
+        with pytest.raises(UsageError, match="is the file office now, which was served as office; restart the server"):
             coterie.rescan()
         shutil.rmtree(office)
         with pytest.raises(NotFoundError, match="there is no such file or folder"):

@@ -180,7 +180,7 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
 def test_a_variable_for_keys_without_one_does_not_open_the_server_to_all(composition: Path, keys: str) -> None:
     got = CliRunner(env={"COTERIE_API_KEY": keys}).invoke(app, ["serve", str(composition), "--port", "0"])
     assert (got.exit_code, got.stdout) == (2, "")
-    assert "[COTERIE_API_KEY] is set but holds no key; give it one, or unset it" in " ".join(got.stderr.split())
+    assert "[COTERIE_API_KEY] is set but holds no key; give it a key, or unset it" in " ".join(got.stderr.split())
 
 
 def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> None:

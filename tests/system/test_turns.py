@@ -248,7 +248,7 @@ def test_an_empty_last_turn_of_the_assistants_is_no_beginning() -> None:
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "[messages[0].content[0]] is no text"),
         ({"messages": [{"role": "user", "content": 3}]}, "[messages[0].content] is neither text nor blocks"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "but not of which"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "does not say of which"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
             "[tools[0]] is of type 'web_search_20250305'",

@@ -7,7 +7,6 @@ Who can be asked there is what its GET /v1/models names. Knows nothing about req
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -17,18 +16,17 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import perf_counter, sleep
 from typing import IO, Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from coterie.bench.http_stream import Origin, origin_of
 from coterie.bench.serve_own import no_start, own_server
 from coterie.bench.serve_processes import ProcessTree
 from coterie.core.errors import UsageError
+from coterie.core.http_get import get_json
 
 PORT = "{port}"
 # A server that compiles its models first takes minutes, on few cores and beside others.
@@ -117,25 +115,18 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-TIMEOUT_S = 10.0
 _BY_HAND = "say with --url where one is, or name who is asked with --model"
 
 
 def models_at(origin: Origin) -> list[str]:
     """The models of a server; of ours its experts, for their names bypass the router. Raises UsageError."""
-    try:
-        with urlopen(Request(f"{origin.url}/v1/models", headers=dict(origin.headers)), timeout=TIMEOUT_S) as answer:
-            body = json.load(answer)
-    except HTTPError as error:
-        remedy = "give --api-key" if error.code == 401 else _BY_HAND
-        raise UsageError(origin.url, f"GET /v1/models is answered with {error.code} {error.reason}", remedy) from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UsageError(
-            origin.url, f"no server answers: {reason}", "start one, or say with --url where it is"
-        ) from error
-    except ValueError as error:
-        raise UsageError(origin.url, "GET /v1/models is answered with what is no JSON", _BY_HAND) from error
+    answer = get_json(origin.url, "/v1/models", origin.headers)
+    if answer.status != HTTPStatus.OK:
+        remedy = "give --api-key" if answer.status == HTTPStatus.UNAUTHORIZED else _BY_HAND
+        raise UsageError(origin.url, f"GET /v1/models is answered with {answer.status} {answer.reason}", remedy)
+    body = answer.body
+    if body is None:
+        raise UsageError(origin.url, "GET /v1/models is answered with what is no JSON", _BY_HAND)
     rows = body.get("data") if isinstance(body, dict) else None
     found = [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else []
     if not found:

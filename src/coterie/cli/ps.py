@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from http.client import HTTPException
+from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -22,10 +20,10 @@ from rich.table import Column, Table
 
 from coterie.cli.options import JsonOpt, out, print_json, print_whole, sentences, short_base
 from coterie.core.errors import UsageError
+from coterie.core.http_get import Answer, get_json
 from coterie.core.units import format_bytes, format_count, format_seconds
 from coterie.server.keys import bearer
 
-TIMEOUT_S = 10.0
 TOKENS = "tokens"  # what experts give that were made for nothing else
 ORDER = ("resident", "loading", "absent")
 STYLES = {"resident": "green", "loading": "yellow", "absent": "dim"}
@@ -64,26 +62,10 @@ def ps(
 
 def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
     """The status of the server at `url`. Raises UsageError where there is none, or where it refuses."""
-    no_address = UsageError("--url", f"{url!r} is no address of a server", "give one like http://127.0.0.1:8000")
-    if not url.startswith(("http://", "https://")):
-        raise no_address
-    headers = bearer(api_key)
-    try:
-        with urlopen(Request(f"{url.rstrip('/')}/v1/status", headers=headers), timeout=TIMEOUT_S) as answer:
-            body = answer.read()
-    except HTTPError as error:
-        raise UsageError(url, *_refusal(error)) from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise UsageError(
-            url, f"no server answers: {reason}", "start one with coterie serve, or say with --url where it is"
-        ) from error
-    except ValueError as error:
-        raise no_address from error
-    try:
-        status = json.loads(body)
-    except ValueError as error:
-        raise UsageError(url, *_STRANGER) from error
+    answer = get_json(url, "/v1/status", bearer(api_key))
+    if answer.status != HTTPStatus.OK:
+        raise UsageError(url, *_refusal(answer))
+    status = answer.body
     if not isinstance(status, dict) or status.get("object") != "status":
         raise UsageError(url, *_STRANGER)
     return status
@@ -92,17 +74,17 @@ def ask(url: str, api_key: str | None = None) -> dict[str, Any]:
 _STRANGER = ("what answers there is no coterie server", "say with --url where one is")
 
 
-def _refusal(error: HTTPError) -> tuple[str, str]:
+def _refusal(answer: Answer) -> tuple[str, str]:
     """What to say of an answer that is no status: the server's own sentence, if it gave one."""
     try:
-        message = str(json.load(error)["error"]["message"])
-    except (ValueError, KeyError, TypeError, OSError):
-        message = error.reason
-    if error.code == 401:
+        message = str(answer.body["error"]["message"])
+    except (KeyError, TypeError):
+        message = answer.reason
+    if answer.status == HTTPStatus.UNAUTHORIZED:
         return f"the server wants a key: {message}", "give --api-key, or set COTERIE_API_KEY"
-    if error.code == 404:
+    if answer.status == HTTPStatus.NOT_FOUND:
         return _STRANGER
-    return f"the server answers {error.code}: {message}", "look at its log"
+    return f"the server answers {answer.status}: {message}", "look at its log"
 
 
 def show(status: dict[str, Any], url: str, whole: bool = False) -> Group:

@@ -23,7 +23,7 @@ from coterie.memory.links import fill_links, link_weights, managed_tiers
 from coterie.memory.residency import NO_GATES, Evicted, Residency
 from coterie.memory.rows import early_rows
 from coterie.memory.tiers import Changes, Copy, Ended, TierLedger
-from coterie.memory.transfer import copy_layout, early_gate, fetch_layout, stage_gates
+from coterie.memory.transfer import Below, copy_layout, early_gate, fetch_layout, stage_gates
 from coterie.memory.uses import Uses
 from coterie.memory.victims import NOBODY, Busy, Victims
 
@@ -226,9 +226,8 @@ class ExpertCache:
             if below is None:
                 fetch_layout(self._device, layout, copy.weights, copy.arrivals, copy.early)
             else:
-                copy_layout(
-                    self._device, layout, copy.weights, below.weights, below.arrivals, copy.arrivals, copy.early
-                )
+                source = Below(below.weights, below.arrivals)
+                copy_layout(self._device, layout, copy.weights, source, copy.arrivals, copy.early)
         finally:
             copy.writers = list(copy.arrivals)
             self._ledgers[level].watched.add(expert_id)

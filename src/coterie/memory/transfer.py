@@ -11,12 +11,21 @@ Knows nothing about who owns the extents or why they are filled.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from coterie.checkpoint.layout import Layout, PlacedRange, Table
 from coterie.device import Buffer, Device, Event
 from coterie.memory.residency import Early
 from coterie.memory.rows import EarlyRows
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Bytes of an expert in a tier below. `arrivals`: an event per range while they still come, then none."""
+
+    weights: Buffer
+    arrivals: Sequence[Event] = ()
 
 
 def fetch_layout(
@@ -40,27 +49,27 @@ def copy_layout(
     device: Device,
     layout: Layout,
     dst: Buffer,
-    src: Buffer,
-    arrivals: Sequence[Event],
+    below: Below,
     issued: list[Event],
     early: EarlyRows | None = None,
 ) -> None:
-    """Copy every range of `layout` from `src`, a copy in a tier below, into `dst`; `early` rows as in fetch_layout.
+    """Copy every range of `layout` from the tier below into `dst`; `early` rows as in fetch_layout.
 
-    `arrivals` has one event per range while `src` is itself still arriving, which it must not be with `early` rows,
-    and is empty once it is there. Appends one event for the rows and one per range to `issued` as it goes.
+    With `early` rows the copy below must have arrived. Appends one event for the rows and one per range to `issued` as
+    it goes.
     """
+    src = below.weights
     device.place(dst, layout.spans)
     table, ranges = _split(layout, early)
     if table is not None and early is not None:
         placed = layout.ranges[table.range_index]
         issued.append(device.copy(_view(dst, placed), _view(src, placed), (), early.parts))
-    if not arrivals:
+    if not below.arrivals:
         pieces = tuple([(placed.offset, placed.source.size_bytes) for placed in ranges])
         device.copy_all(dst, src, pieces, issued)
         return
     for index, placed in enumerate(ranges):
-        after = [*issued[-1:], *arrivals[index : index + 1]]
+        after = [*issued[-1:], *below.arrivals[index : index + 1]]
         issued.append(device.copy(_view(dst, placed), _view(src, placed), after))
 
 
