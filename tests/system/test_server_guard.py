@@ -26,6 +26,7 @@ from coterie.engine.request import Request, Timings
 from coterie.server import guard
 from coterie.server.app import make_app
 from coterie.server.keys import digests_of
+from coterie.server.response_store import DEFAULT_BYTES
 
 KEYS = ("first-key", "the-second-key")
 PATHS = ("/v1/models", "/v1/models/ada", "/v1/events", "/metrics", "/v1/status", "/nothing", "/health/", "//health")
@@ -144,11 +145,11 @@ def test_the_command_takes_keys_and_says_who_may_ask(composition: Path, monkeypa
         origins: Sequence[str],
         rest_s: float | None,
         urgent: Sequence[str],
-        responses_bytes: int | None,
+        responses_bytes: int,
     ) -> Starlette:
         assert not origins
         assert rest_s is None
-        assert responses_bytes == (3 * 2**20 if seen[3:] else None)
+        assert responses_bytes == (3 * 2**20 if seen[3:] else DEFAULT_BYTES)
         assert list(urgent) == (["five"] if seen[3:] else [])
         seen.append((tuple(keys), coterie._options.max_waiting))
         return make_app(coterie, keys, origins)

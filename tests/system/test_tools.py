@@ -166,7 +166,7 @@ CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": 
     ("change", "words"),
     [
         ({"model": "plain"}, "plain has no chat template that takes tools"),
-        ({"model": "other"}, "other writes tool calls in a format that is not supported"),
+        ({"model": "other"}, "other writes calls in an unsupported format"),
         ({"tool_choice": "always"}, "[tool_choice] is 'always'"),
         ({"tool_choice": {"type": "function", "function": {"name": "rm"}}}, "names 'rm', which is not offered"),
         ({"tool_choice": {"type": "function", "name": "add"}}, "[tool_choice] names no function"),

@@ -160,9 +160,7 @@ class Text:
             fact = "constrain the whole answer" if held else "constrains the whole answer"
             raise RequestError(field, f"{fact}, and its beginning is given", "leave one of the two out")
         if self.tokenizer is None:
-            raise UnsupportedError(
-                field, f"{self.expert} has no tokenizer, without which answers cannot be constrained", "leave it out"
-            )
+            raise UnsupportedError(field, f"{self.expert} has no tokenizer to constrain answers by", "leave it out")
         grammar, form = grammar_of(self.tokenizer, self.vocab_size, end_ids), self._calls_form(query)
         speech = self._speech(query, prompt_ids)
         if isinstance(query.form, Constraint):
@@ -262,11 +260,7 @@ class Text:
             return self._infill().prompt(before, query.suffix) if query.suffix else before
         if query.tools and (self.template is None or self.template.form is None):
             takes = self.template is not None and self.template.takes_tools
-            fact = (
-                "writes tool calls in a format that is not supported"
-                if takes
-                else "has no chat template that takes tools"
-            )
+            fact = "writes calls in an unsupported format" if takes else "has no chat template that takes tools"
             raise RequestError("tools", f"{self.expert} {fact}", "leave them out, or name an expert that has one")
         if self.template is not None:
             render = self.template.render_begun if query.continues else self.template.render
