@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from tests.system.commands import run
 from tests.system.tiny import write_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
@@ -50,11 +51,12 @@ def test_the_line_asks_who_chooses_or_else_an_expert(
 def test_memory_for_stored_responses_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside the lines of the slabs: it is part of none of them."""
     with Coterie.open(folder) as coterie:
-        for size, said in ((DEFAULT_BYTES, ["responses: at most 64.00 MiB of host memory besides"]), (0, [])):
+        for size, said in ((DEFAULT_BYTES, ["at most 64.00 MiB besides"]), (0, [])):
             _say(coterie, ("127.0.0.1", 8000), stored_bytes=size)
             out = capsys.readouterr().out
             assert "for KV" in out
-            assert re.findall("^(responses: .*) \\(--response-store\\)$", out, re.MULTILINE) == said
+            assert re.findall("^stored responses, .*: (.*) \\(--response-store\\)$", out, re.MULTILINE) == said
+    assert "at most 64.00 MiB besides" in run("check", folder).stdout
 
 
 def test_of_encoders_and_rerankers_it_asks_for_what_they_give(

@@ -39,6 +39,7 @@ from coterie.graph.ops import BF16
 from coterie.graph.program import KvShape
 from coterie.memory.slab import round_up
 from coterie.models.model import Model
+from coterie.server.response_store import DEFAULT_BYTES
 
 
 @sentences
@@ -83,6 +84,7 @@ def _print(found: Composition, models: dict[str, Model], made: Plan) -> None:
             markup=False,
         )
     out.print(plan_line(made))
+    out.print(stored_line(DEFAULT_BYTES))
     for line in (*draft_lines(models, made), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
     for expert in found.experts:
@@ -201,6 +203,11 @@ def plan_line(made: Plan) -> str:
     router = f"{format_bytes(made.router_bytes)} for the router's model, " if made.router_bytes else ""
     router += f"{format_bytes(made.bases_bytes)} for bases, " if made.base_bytes else ""
     return f"{tier}: {near} for experts ({held}), {router}{kv} for KV, {work} for the values of a step, of {capacity}"
+
+
+def stored_line(size_bytes: int) -> str:
+    """What a server may take besides, where it takes anything: it is part of no slab."""
+    return f"stored responses, while it serves: at most {format_bytes(size_bytes)} besides (--response-store)"
 
 
 def budget_line(coterie: Serving) -> str:

@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from coterie.api import Options, Serving, opened_on
-from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines
+from coterie.cli.check import activation_lines, budget_line, draft_lines, sampling_lines, stored_line
 from coterie.cli.listening import listening, more_files
 from coterie.cli.opening import opens, options, say_left_out
 from coterie.cli.options import (
@@ -33,7 +33,7 @@ from coterie.cli.options import (
 )
 from coterie.composition.composition import PRESETS, Composition
 from coterie.core.errors import UsageError
-from coterie.core.units import format_bytes, format_count
+from coterie.core.units import format_count
 from coterie.engine.recording import MAX_WORKS
 from coterie.server.app import make_app
 from coterie.server.guard import ANY, pages_of
@@ -158,7 +158,7 @@ def _say(
     out.print(f"coterie: {format_count(count, 'expert')} of [bold]{name}[/bold] at {escape(at)}")
     out.print(escape(budget_line(coterie)))
     if stored_bytes:
-        out.print(f"responses: at most {format_bytes(stored_bytes)} of host memory besides (--response-store)")
+        out.print(stored_line(stored_bytes))
     models = coterie.models
     for line in (*draft_lines(models, coterie.members[0].plan), *sampling_lines(models), *activation_lines(models)):
         out.print(line, markup=False)
