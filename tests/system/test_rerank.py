@@ -98,6 +98,7 @@ def test_the_form_of_text_embeddings_inference(folder: Path, url: str, http: htt
                 (one["index"], one["relevance_score"]) for one in plain
             ]
             assert [one["text"] for one in found] == [DOCUMENTS[one["index"]] for one in found]
+    assert http.post(f"{url}/rerank", json={**body, "top_n": 2}).json() == found[:2]
     bare = http.post(f"{url}/rerank", json={"query": QUERY, "texts": ["x"]}).json()
     assert [set(one) for one in bare] == [{"index", "score"}]
     with Coterie.open(folder.parent / "ada") as coterie, served(coterie) as without:
@@ -139,7 +140,6 @@ def test_the_compositions_name_means_the_only_one(url: str, http: httpx.Client) 
         ({"texts": ["a"], "documents": None, "truncation_direction": "left"}, "truncation_direction", "is 'left'"),
         ({"texts": ["a"]}, "texts", "and documents were both given"),
         ({"texts": ["a", 3], "documents": None}, "texts[1]", "is no text"),
-        ({"texts": ["a"], "documents": None, "top_n": 1}, "top_n", "is not a known field"),
         ({"prompt_name": "ask"}, "prompt_name", "prompts of this expert are: none"),
         ({"model": "ada"}, None, "was not made to score documents"),
         ({"model": "vec"}, None, "was not made to score documents"),

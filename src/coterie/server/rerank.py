@@ -31,7 +31,7 @@ class Form(Enum):
 
     JINA = ("documents", "return_documents", (TOP_N,))
     VOYAGE = ("documents", "return_documents", (TOP_N, TOP_K))
-    TEI = ("texts", "return_text", ())
+    TEI = ("texts", "return_text", (TOP_N,))  # which LiteLLM sends
 
 
 # Documents that are too long are cut, and at their end: what says so is taken.
