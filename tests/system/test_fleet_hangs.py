@@ -184,6 +184,10 @@ def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang
         assert fleet.status().expert("dan").pinned
         assert fleet.status().late.keys() == {"cpu#0"}
         assert "dan" in fleet.resident()
+        for undoes in (fleet.unpin, fleet.unload):
+            with pytest.raises(DeviceError, match=r"cpu#0.*in one step"):
+                undoes("dan")
+        assert "dan" not in fleet.resident()  # the other one has done it
         fleet.close()  # and does not wait for it either
         assert (first._thread.is_alive(), second._thread.is_alive()) == (True, False)
         hang.goes.set()

@@ -50,7 +50,7 @@ class FleetExperts(ExpertCommands):
         """
         self._check_open()
         name = self.composition.expert(expert).name
-        able = serving(self._board.members, self._lead.coterie, name)
+        able = [one for one in serving(self._board.members, self._lead.coterie, name) if not one.hangs()]
         if not (able and self._guesses(name)):
             with self._board.lock:
                 able = [self._board.place(name, able=able)]
@@ -61,14 +61,8 @@ class FleetExperts(ExpertCommands):
     def unload(self, expert: str) -> None:
         """Forget every copy of an expert on every device. Where some refuse, the others have forgotten theirs."""
         self._check_open()
-        name, refused = self.composition.expert(expert).name, list[ConflictError]()
-        for member in self._having(name):
-            try:
-                member.call(lambda coterie: coterie.unload(name))
-            except ConflictError as error:
-                refused.append(ConflictError(f"{error.where} on {member.name}", error.fact, error.remedy))
-        if refused:
-            raise refused[0]
+        name = self.composition.expert(expert).name
+        self._of_all(name, lambda coterie: coterie.unload(name))
 
     def pin(self, expert: str) -> None:
         """Never evict an expert from the devices that have it, or, where none has, from where it would come in; who
@@ -77,7 +71,6 @@ class FleetExperts(ExpertCommands):
         self._check_open()
         name = self.composition.expert(expert).name
         able = serving(self._board.members, self._lead.coterie, name)
-        self._unpinned.pop(name, None)
         there = able if self._guesses(name) else [member for member in able if name in member.seen.there]
         with self._board.lock:
             chosen = there or [self._board.place(name, able=able)]
@@ -91,14 +84,14 @@ class FleetExperts(ExpertCommands):
             for member in pinned:
                 member.call(lambda coterie: coterie.unpin(name))
             raise
+        self._unpinned.pop(name, None)
 
     def unpin(self, expert: str) -> None:
-        """Let an expert be evicted again, on every device."""
+        """Let an expert be evicted again, on every device, also where one of them hangs, which is the error then."""
         self._check_open()
         name = self.composition.expert(expert).name
         self._unpinned.pop(name, None)
-        for member in self._having(name):
-            member.call(lambda coterie: coterie.unpin(name))
+        self._of_all(name, lambda coterie: coterie.unpin(name))
 
     def at_repin(self, tell: Repinned) -> None:
         """Call `tell` of each expert that only a device had pinned which broke."""
@@ -146,6 +139,19 @@ class FleetExperts(ExpertCommands):
     def _tell_repinned(self, name: str, where: str, error: CoterieError | None) -> None:
         for tell in self._at_repin:
             tell(name, where, error)
+
+    def _of_all(self, name: str, function: Callable[[Coterie], None]) -> None:
+        """Have all that have an expert do something. Raises the first error, once all were asked."""
+        refused = list[CoterieError]()
+        for member in self._having(name):
+            try:
+                member.call(function)
+            except ConflictError as error:
+                refused.append(ConflictError(f"{error.where} on {member.name}", error.fact, error.remedy))
+            except CoterieError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     def _guesses(self, name: str) -> bool:
         """Whether an expert guesses for others: then it is wanted wherever these are."""
