@@ -329,9 +329,13 @@ def upload(driver: Driver, packets: Packets, dst: torch.Tensor, values: Array, s
     """Copy numbers to the GPU and wait for it; for what is written once."""
     if values.nbytes:
         packet = packets.take(values.nbytes, 0)
-        packet.put(0, values)
-        driver.copy_words([(dst, packet.down[: values.nbytes])], stream)
-        driver.wait(driver.mark(stream))
+        try:
+            packet.put(0, values)
+            driver.copy_words([(dst, packet.down[: values.nbytes])], stream)
+            driver.wait(driver.mark(stream))
+        except BaseException:
+            packets.abandon(packet, stream)
+            raise
         packets.give_back(packet)
 
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 
 from coterie.checkpoint.layout import FileRange
-from coterie.core.errors import CapacityError
 from coterie.core.units import format_bytes
 from coterie.device import Binding, Buffer, Event, Executable, Limits, copy_pieces, wait_for
 from coterie.devices.cuda.bound import Shared, upload
@@ -129,22 +128,27 @@ class CudaDevice(RealDevice):
         size = self._room(tier, size_bytes, f"reserve less in {tier}")
         if tier not in self._spec.weight_tiers[:2] or tier == self._spec.home_tier:
             raise ValueError(f"{tier} is not reserved; reserve {' or '.join(self._spec.weight_tiers[:2])}")
-        try:
+        with self._health.telling(f"reserving {format_bytes(size)} of {tier}"):
             buffer = self._memory.reserve(tier, size_bytes)
-        except Exception as error:
-            raise self._health.failure(f"reserving {format_bytes(size)} of {tier}", error) from error
         self._used_bytes[tier] += size
         return buffer
 
     def give_back(self, buffer: Buffer) -> None:
-        """Let a whole slab go until it is asked for again; of one that is used in part all stays."""
+        """Let a whole slab go until it is asked for again; of one that is used in part all stays.
+
+        What the GPU or the system does not take stays too: nobody asked for anything that could fail.
+        """
         self._check_open()
-        self._memory.give_back(buffer)
+        try:
+            self._memory.give_back(buffer)
+        except Exception as error:  # if the GPU is gone, this is known from here on
+            self._health.failure("giving memory back", error)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
         """Keep these tensors at multiples of 16 bytes when the buffer is filled from below."""
         self._check_open()
-        self._memory.place(dst, tensors)
+        with self._health.telling("placing tensors"):
+            self._memory.place(dst, tensors)
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -155,23 +159,24 @@ class CudaDevice(RealDevice):
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         spans = tuple(parts) or ((0, src.size_bytes),)
         lane, label = f"{src.tier}->{dst.tier}", f"copy {format_bytes(sum([size for _, size in spans]))}"
-        if dst.tier != self._spec.run_tier:
-            if src.tier == self._spec.run_tier:
-                raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
-            target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
-            return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, spans))
-        within = src.tier == dst.tier
-        pieces = self._memory.pieces(dst, src, spans) if parts and not within else None
-        if pieces is not None:
-            return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces), here=True)
-        views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
-        if within:
-            pairs = [(self._memory.tensor(to), of) for to, of in views]
-            self._memory.inherit(dst, src)
-        else:
-            pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
-        pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
-        return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
+        with self._health.telling(label):
+            if dst.tier != self._spec.run_tier:
+                if src.tier == self._spec.run_tier:
+                    raise ValueError(f"nothing is copied from {src.tier} down to {dst.tier}: weights are read-only")
+                target, source = self._memory.host_bytes(dst), self._memory.host_bytes(src)
+                return self._lanes.submit(lane, label, after, lambda: copy_parts(target, source, spans))
+            within = src.tier == dst.tier
+            pieces = self._memory.pieces(dst, src, spans) if parts and not within else None
+            if pieces is not None:
+                return self._lane(lane).submit(label, after, partial(self._copy_pieces, pieces), here=True)
+            views = [(dst.view(offset, size), self._memory.tensor(src.view(offset, size))) for offset, size in spans]
+            if within:
+                pairs = [(self._memory.tensor(to), of) for to, of in views]
+                self._memory.inherit(dst, src)
+            else:
+                pairs = [pair for to, of in views for pair in self._memory.pairs(to, of)]
+            pinned = self._memory.unpinned is None  # else CUDA keeps who asks for a copy waiting for its end
+            return self._lane(lane).submit(label, after, partial(self._copy, pairs), here=pinned)
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
         """Copy pieces one after the other."""
@@ -186,9 +191,10 @@ class CudaDevice(RealDevice):
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         lane, label = f"{self._spec.home_tier}->{dst.tier}", f"fetch {source.path}@{source.offset}"
         target = dst.view(0, source.size_bytes)
-        if dst.tier == self._spec.run_tier:
-            return self._staged.submit(lane, label, after, target, source, parts)
-        return self._disk.submit(lane, label, after, self._memory.host_bytes(target), source, parts)
+        with self._health.telling(label):
+            if dst.tier == self._spec.run_tier:
+                return self._staged.submit(lane, label, after, target, source, parts)
+            return self._disk.submit(lane, label, after, self._memory.host_bytes(target), source, parts)
 
     def load(self, program: Program) -> LoweredExecutable:
         """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
@@ -217,7 +223,9 @@ class CudaDevice(RealDevice):
         rows, label = StepRows.copy(mine.program, binding, steps), f"run {mine.program.graph.name}"
         try:
             run = Run.of(mine, rows, steps, self._places.of(mine, binding))
-        except CapacityError as error:  # a slab was given back, and others have its memory now
+        except ValueError:
+            raise
+        except Exception as error:  # a slab was given back, and others have its memory now, or the GPU gives none
             return self._lane(COMPUTE).submit(label, after, partial(fail, error))
 
         def issue(turn: Turn) -> Finish:
@@ -241,7 +249,8 @@ class CudaDevice(RealDevice):
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
         """Run one step alone and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
-        run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._places.of(mine, binding))
+        with self._health.telling("inspect"):
+            run = Run.of(mine, StepRows.copy(mine.program, binding, 1), 1, self._places.of(mine, binding))
         self._ran = None
         found: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -300,7 +309,8 @@ class CudaDevice(RealDevice):
     def memory(self, buffer: Buffer) -> torch.Tensor:
         """The bytes of a buffer where they lie, for tests and benchmarks."""
         self._check_open()
-        return self._memory.tensor(buffer)
+        with self._health.telling("looking at memory"):
+            return self._memory.tensor(buffer)
 
     def _lane(self, name: str) -> StreamLane:
         if name not in self._streams:
@@ -331,11 +341,9 @@ class CudaDevice(RealDevice):
 
     def _constant(self, values: F32) -> int:
         """Put a constant of a program on the GPU and say where."""
-        try:
+        with self._health.telling("loading a program"):
             self._loading = self._loading or self.driver.stream()
             memory = take(self.driver, "constants of a program", max(values.nbytes, 16), ("lower --near or --kv",))
             upload(self.driver, self._shared.packets, memory[: values.nbytes], values, self._loading)
-        except Exception as error:
-            raise self._health.failure("loading a program", error) from error
         self._constants.append(memory)
         return memory.data_ptr()

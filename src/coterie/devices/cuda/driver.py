@@ -9,8 +9,8 @@ Knows nothing about programs, lanes or files, and needs neither torch nor triton
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -130,6 +130,17 @@ class Health:
     def gone(self) -> DeviceError | None:
         """The failure of all work, once the GPU no longer answers."""
         return self._gone
+
+    @contextmanager
+    def telling(self, label: str) -> Iterator[None]:
+        """In it, what a driver raises in the thread of who asked for something is raised as such a failure."""
+        try:
+            yield
+        except Exception as error:
+            told = self.failure(label, error)
+            if told is error:
+                raise
+            raise told from error
 
     def failure(self, label: str, error: Exception) -> Exception:
         """What who waits for this work is told."""

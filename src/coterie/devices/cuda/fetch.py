@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from coterie.checkpoint.layout import FileRange
-from coterie.core.errors import DeviceError
 from coterie.device import Buffer, Event
 from coterie.devices.cuda.driver import Driver, take_pinned
 from coterie.devices.cuda.lanes import Finish, Issue, StreamLane, Turn, fail, nothing
@@ -142,7 +141,7 @@ class StagedLane:
             issue = partial(fail, error)  # in its turn: fetches end in order
         try:
             copied = self._copies.submit(label, () if read is None else (read,), issue)
-        except DeviceError as error:  # closed
+        except Exception as error:  # closed, or a GPU without a stream: the thread goes on to what was asked for next
             self._block_ended(fetch, block, read, error)
             return
         self._lanes.when_ended(copied, lambda _passed: self._block_ended(fetch, block, read, copied.state.failure))

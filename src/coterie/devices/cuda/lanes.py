@@ -142,8 +142,6 @@ class StreamLane:
 
     def _start(self) -> None:
         """Start what has not been started yet: the system may refuse a thread, and give it later."""
-        if self._stream is None:
-            self._stream = self._driver.stream()
         for part in (self._end, self._queue)[len(self._threads) :]:
             self._threads.append(self._lanes.start_thread(self.name, part))
 
@@ -175,7 +173,8 @@ class StreamLane:
 
     def _queue_one(self, work: _Work, queued: list[_Flight]) -> None:
         """Put work on the stream, and what it has become into `queued`: even where this thread is stopped behind it."""
-        turn, first, last, failure = Turn(self._lanes, self._driver, self._stream), None, None, self._refusal()
+        first, last, failure = None, None, self._refusal() or self._open()
+        turn = Turn(self._lanes, self._driver, self._stream)
         finish: Finish | None = None
         whole = False
         try:
@@ -192,6 +191,8 @@ class StreamLane:
                     last = self._driver.mark(self._stream, self._brief)
                 except Exception as error:  # the first failure is the cause
                     failure = failure or error
+                    with suppress(Exception):  # what is under way uses what is given back at its end
+                        last = self._driver.mark(self._stream, self._brief)
             if failure is None:
                 self._lanes.queued(work.event, last)
             whole = True
@@ -206,6 +207,14 @@ class StreamLane:
     def _refusal(self) -> Exception | None:
         """Why nothing more can be queued."""
         return self._lanes.closed() if self._closed else self._health.gone
+
+    def _open(self) -> Exception | None:
+        """Have a stream; why there is none, which the next work may have."""
+        try:
+            self._stream = self._stream or self._driver.stream()
+        except Exception as error:  # whatever it is, it belongs to who holds the event
+            return error
+        return None
 
     # ---- the thread that sees work end
 

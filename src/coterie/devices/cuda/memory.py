@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -145,11 +146,11 @@ class Memory:
         reserved = self._slabs[buffer.slab_id]
         if reserved.is_away or buffer.size_bytes < reserved.size_bytes:
             return
+        if reserved.slab is not None and reserved.is_pinned:
+            self._driver.unpin(reserved.slab.bytes)  # where that fails all of it stays
+            reserved.is_pinned = False
         reserved.is_away, reserved.placed, reserved.said = True, (), object()
         if reserved.slab is not None:
-            if reserved.is_pinned:
-                self._driver.unpin(reserved.slab.bytes)
-                reserved.is_pinned = False
             reserved.slab.give_back(0, len(reserved.slab.bytes))
         else:
             reserved.memory = None
@@ -259,7 +260,8 @@ class Memory:
         """Let all of it go."""
         for slab in self._slabs:
             if slab.slab is not None and slab.is_pinned:
-                self._driver.unpin(slab.slab.bytes)
+                with suppress(Exception):  # a GPU that is gone has pinned nothing
+                    self._driver.unpin(slab.slab.bytes)
         self._slabs.clear()
 
     def _placed(self, buffer: Buffer) -> Placed | None:

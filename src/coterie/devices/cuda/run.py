@@ -27,7 +27,7 @@ from coterie.devices.cuda.bound import STATE_WORDS, Bound, Ready, Shared
 from coterie.devices.cuda.driver import NAME, Driver, Mark, Stream, take_pinned
 from coterie.devices.cuda.inputs import Run
 from coterie.devices.cuda.lanes import Finish, Turn
-from coterie.devices.cuda.packet import Packet
+from coterie.devices.cuda.packet import Packet, Packets
 from coterie.devices.real.host_memory import Bytes
 from coterie.devices.real.lanes import LaneEvent
 from coterie.devices.real.step import check_drawn
@@ -47,8 +47,8 @@ class _UnderWay:
 class Interrupts:
     """Ends the run under way, or else the next one, by a word that another stream writes."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver, self._lock = driver, threading.Lock()
+    def __init__(self, driver: Driver, packets: Packets) -> None:
+        self._driver, self._packets, self._lock = driver, packets, threading.Lock()
         self._under_way: list[_UnderWay] = []
         self._next = False
         self._stream: Stream = None
@@ -65,7 +65,11 @@ class Interrupts:
                 self._driver.follow(turn.stream, self._written[0])
                 self._written = None
             packet = bound.put(ready, turn.stream, self._next)
-            under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+            try:
+                under_way = _UnderWay(bound.stop, self._driver.mark(turn.stream), self._next)
+            except BaseException:
+                self._packets.abandon(packet, turn.stream)
+                raise
             self._next = False
             self._under_way.append(under_way)
         return packet, under_way
@@ -104,7 +108,7 @@ class Runs:
         self._shared, self._driver = shared, shared.driver
         self._captures, self._walks = orchestration != "host", orchestration == "persistent"
         self.binder = Binder(shared)
-        self.interrupts = Interrupts(shared.driver)
+        self.interrupts = Interrupts(shared.driver, shared.packets)
 
     def is_ready(self, run: Run) -> bool:
         """Whether a run is queued in microseconds: nothing is compiled, captured or launched kernel by kernel.
