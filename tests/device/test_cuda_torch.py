@@ -82,8 +82,9 @@ class Cudart:
         return self.answer
 
     def cudaHostUnregister(self, address):  # noqa: N802
-        del self.pinned[address]
-        return 0
+        if not self.answer:
+            del self.pinned[address]
+        return self.answer
 
 
 @pytest.fixture
@@ -225,6 +226,18 @@ def test_refusals_are_no_room(driver, fake):
     fake.cudart.answer = 2
     with pytest.raises(NoRoomError, match="cudaHostRegister answers 2"):
         driver.pin(np.zeros(4, np.uint8))
+
+
+def test_memory_that_stays_pinned_is_no_memory_to_give_back(driver, fake):
+    """The GPU would go on to read the pages that were there."""
+    memory = np.zeros(4, np.uint8)
+    driver.pin(memory)
+    fake.cudart.answer = 4
+    with pytest.raises(RuntimeError, match="cudaHostUnregister answers 4"):
+        driver.unpin(memory)
+    fake.cudart.answer = 0
+    driver.unpin(memory)
+    assert not fake.cudart.pinned
 
 
 def test_a_gpu_that_is_gone_says_why(driver, fake):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from coterie.devices.cuda.driver import Driver, NoRoomError
-from coterie.devices.real.host_memory import Slab
+from coterie.devices.real.host_memory import Bytes, Slab
 
 ALIGN = 256  # bytes, at which tensors of any type may begin
 
@@ -26,7 +27,12 @@ class HostRoom:
             except NoRoomError:
                 return
             self.is_pinned = True
-            weakref.finalize(self, driver.unpin, self.bytes)
+            weakref.finalize(self, _unpin, driver, self.bytes)
+
+
+def _unpin(driver: Driver, memory: Bytes) -> None:
+    with suppress(Exception):  # at the end of a process CUDA may be gone before
+        driver.unpin(memory)
 
 
 class HostModule:

@@ -68,7 +68,7 @@ class Driver(Protocol):
         """Make memory that exists such memory; the tensor is the same bytes. Raises NoRoomError."""
 
     def unpin(self, memory: Bytes) -> None:
-        """Undo pin, before the memory goes."""
+        """Undo pin, before the memory goes. Raises where it stays pinned."""
 
     def trim(self) -> None:
         """Let other programs have what nobody here holds any more."""

@@ -86,9 +86,12 @@ class TorchDriver:
         return torch.from_numpy(memory)
 
     def unpin(self, memory: Bytes) -> None:
-        """Undo pin; a GPU that is gone has undone it."""
+        """Undo pin. Raises RuntimeError where CUDA does not: the GPU still reads these pages, whatever is put there."""
         with torch.cuda.device(self._device):
-            torch.cuda.cudart().cudaHostUnregister(kernels.address(memory))
+            code = int(torch.cuda.cudart().cudaHostUnregister(kernels.address(memory)))
+            if code:
+                self._forget_error()
+                raise RuntimeError(f"cudaHostUnregister answers {code}")
 
     def trim(self) -> None:
         """cudaFree of what torch keeps for later."""
