@@ -32,7 +32,7 @@ from coterie.spec.this_machine import allowed_cores, this_machine
 CPU_BATCH = 64
 HOST_TIER = "dram"  # what devices of one machine share
 _HERE = ("cpu", PREFIX)  # kinds of devices that are parts of this machine
-MET_BY = {INT8: "packed", BF16: "bfloat16"}  # which weights meet such activations
+MET_BY = {INT8: "packed", BF16: "bfloat16"}  # which weights such activations are for
 _FOUND = {INT8: "pack an expert with coterie quantize", BF16: "serve one whose matrices are stored so"}
 
 
@@ -42,11 +42,11 @@ class Options(Settings):
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
     numbers at all).
-    `activations`: float32, which bfloat16 weights meet as it is and packed ones rounded to 16 bits on a CPU (int16 is
-    the same); int8: packed ones meet 8 bits; bf16: bfloat16 ones meet bfloat16; auto: see `rounded_for`.
+    `activations`: what they are rounded to on a CPU. float32 (int16 is the same): not at all for bfloat16 weights, to
+    16 bits for packed ones; int8: 8 bits for packed ones; bf16: bfloat16 for bfloat16 ones; auto: see `rounded_for`.
     `kv_type`: how keys and values are kept: auto, as each model's weights are, or int8, which a CPU takes.
     `sampling`: whose defaults hold where a request does not say how to draw: checkpoint, or greedy.
-    `draft`: the expert that guesses ahead for all others of its vocabulary, unless they name one; empty: none.
+    `draft`: the draft expert of all others with its vocabulary, unless they name one; empty: none.
     `beside`: further devices of the same kind, behind one endpoint (fleet.py); those that are parts of this machine
     share its cores and its memory evenly, `threads` are of all of them together, and other budgets are of each.
     `shared_by`: how many devices do so, of which this is one.
@@ -87,7 +87,7 @@ def is_synthetic(device: str) -> bool:
 def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict[str, Model]:
     """The models of `whole` with the activations and the type of keys and values that the options say.
 
-    Raises UsageError where no expert has the weights that meet such activations, and for 8 bits of KV on a GPU,
+    Raises UsageError where no expert has the weights for such activations, and for 8 bits of KV on a GPU,
     UnsupportedError for these with latent attention.
     """
     activations, device = options.activations, options.device
@@ -102,7 +102,7 @@ def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict
 
 
 def unmet(fact: str, activations: str, remedy: str = "") -> UsageError:
-    """What is said where weights, of which `fact` says how they are stored, do not meet such activations."""
+    """What is said where weights, of which `fact` says how they are stored, are not for such activations."""
     fact = f"{fact}, and {activations} activations are only for {MET_BY.get(activations, 'packed')} weights"
     return UsageError("--activations", fact, f"{remedy}{remedy and ', or '}leave the option out")
 

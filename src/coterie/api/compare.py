@@ -35,7 +35,7 @@ from coterie.models.model import FLOAT32, Model, load_weights_f32
 
 # Of the largest value of a buffer: float32 sums of a few thousand terms in another order differ by less.
 TOLERANCE = 1e-4
-# A GPU rounds activations to the type of the weights that they meet, 2^-9 of each in bfloat16, where a step has more
+# A GPU rounds activations to the type of the weights, 2^-9 of each in bfloat16, where a step has more
 # than four tokens; a layer has four such products in a row, and errors add up from layer to layer (docs/triton.md).
 GPU_TOLERANCE = 0.03
 # A CPU does so with every number of tokens where it is asked to, and so does the reference beside it: but a number near
@@ -45,8 +45,8 @@ HALVES_TOLERANCE = GPU_TOLERANCE
 # that were; largest of two released models were 0.03 and 0.055 (docs/log.md, 2026-11-29). What reads it is as near as
 # other products are.
 ATTENTION_TOLERANCE = 3 * HALVES_TOLERANCE
-# A CPU rounds activations that meet packed weights to 16 bits, or 12 of these, and so does the reference beside it: but
-# one near the middle between two numbers to either of them, 2^-11 of the largest of a group apart.
+# A CPU rounds activations for packed weights to 16 bits, or 12 of these, and so does the reference beside it: but one
+# near the middle between two numbers to either of them, 2^-11 of the largest of a group apart.
 PACKED_TOLERANCE = 0.001
 # What meets a difference of a few bits is rounded to 8, and one near the middle between two numbers to either of them:
 # 1/127 of a group's largest apart, of which a product has as many terms as columns.
@@ -87,7 +87,7 @@ def open_one(
     ref: str, expert: str, prompt: str, activations: str = FLOAT32, device: str = "cpu"
 ) -> tuple[Model, tuple[int, ...]]:
     """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit, and
-    for activations that its weights do not meet.
+    for activations that none of its weights is multiplied with.
     """
     composition = load_composition(ref)
     if not expert and len(composition.experts) > 1:

@@ -109,7 +109,7 @@ def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text]
 
 
 def _unfit(model: Model, small: Model, its: Tokenizer | None, own: Tokenizer | None) -> str:
-    """Why one model cannot guess for another; empty: it can."""
+    """Why one model cannot be another's draft; empty: it can."""
     if not (model.draws and small.draws):
         return "one of them only gives embeddings"
     if model.kv.recurrent or small.kv.recurrent:

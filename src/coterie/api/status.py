@@ -95,7 +95,7 @@ class Status:
 
     `by_priority`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
 
-    `lacks`: for want of which memory drafts guess nothing, a sentence for each. `left_out`: why whom is not served.
+    `lacks`: for want of which memory nothing is drafted, a sentence for each. `left_out`: why whom is not served.
 
     `late`: of which devices this is what was last known, since a step takes long there, and how many seconds ago.
 

@@ -74,7 +74,7 @@ class Query:
     texts, a grammar), which takes no tools beside it; empty: nothing.
     `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
     `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
-    `prediction`: a text that the answer is expected to repeat, with changes: what it says right is guessed ahead.
+    `prediction`: a text that the answer is expected to repeat, with changes: it is used to draft the answer's tokens.
     `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
     `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
     expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
@@ -149,7 +149,7 @@ class Answer:
     `queued_s` behind that it waited for its turn.
     `tokens_per_s`: rate after the first token, 0 for a single token.
     `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
-    `guessed_tokens`: guessed ahead of the answer's, and checked; `accepted_tokens`: those that were right.
+    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were right.
     `predicted_tokens`: of the query's prediction, those that came; `unpredicted_tokens`: the others, where it was used.
     `synthetic`: the tokens are made up by a modelled device that computes no numbers.
     `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.

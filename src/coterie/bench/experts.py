@@ -154,7 +154,7 @@ def check_activations(weights: str, activations: str) -> None:
 def activation_type(dtype: DType, activations: str) -> str | None:
     """What weights of a type meet on a CPU with such an option: float32 without one, unless they are packed.
 
-    None where these weights do not meet such activations.
+    None where these weights are not multiplied with such activations.
     """
     if dtype.is_packed:
         return {BF16: None, FLOAT32: INT16}.get(activations, activations)

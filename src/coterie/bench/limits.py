@@ -59,7 +59,7 @@ class CachedProducts:
     Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
     what a step of one token waits for. What many tokens reach depends on their number (tiles, a kernel for few) and on
     the minute: whoever else is on a core takes from its instructions, but nothing from multiply-adds in registers.
-    `activations`: what the weights meet; int8 and bf16 ones are rounded further than they are by themselves.
+    `activations`: int8 and bf16 ones are rounded further than they are by themselves.
     """
 
     def __init__(self, threads: int, dtype: DType, columns: int, activations: str, tokens: int = 1) -> None:

@@ -22,7 +22,9 @@ from coterie.bench.subject import Target, subject
 from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
 
-WHOLE_NUMBERS = "packed weights meet whole numbers, of which a CPU multiplies more at once: a share above 1 is no error"
+WHOLE_NUMBERS = (
+    "for packed weights activations are integers, of which a CPU multiplies more at once: a share above 1 is no error"
+)
 OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
 

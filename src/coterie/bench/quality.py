@@ -2,8 +2,8 @@
 
     question -> the unquantised expert's answer -> each variant reads both, and says what would come next
 
-Each variant runs in the NumPy reference, so that nothing else differs. Activations that meet packed weights are rounded
-as a CPU rounds them, to 16 bits or 12, or to 8 where the name says so; those that meet bfloat16 weights are float32, or
+Each variant runs in the NumPy reference, so that nothing else differs. Activations for packed weights are rounded as
+a CPU rounds them, to 16 bits or 12, or to 8 where the name says so; those for bfloat16 weights are float32, or
 bfloat16 where the name says so. Where every next token agrees, greedy decoding gives the same answer. Knows nothing
 about speed.
 """
@@ -113,8 +113,8 @@ def quality(per_expert: int, shape: str) -> Report:
     workload = {"demo_experts": experts, "questions_per_expert": per_expert, "random_shape": shape}
     notes = (
         "the text judged is the unquantised expert's own greedy answer; of the random model, random tokens",
-        "activations that meet packed weights are rounded to 16 bits, 12 beside int4, or 8 where named",
-        "those that meet bfloat16 weights are float32, or bfloat16 where named",
+        "activations of products with packed weights are rounded to 16 bits, 12 for int4, or 8 where named",
+        "those of products with bfloat16 weights are float32, or bfloat16 where named",
         "agreement: the same most likely next token; answers equal: at every place, so greedy decoding gives the same",
     )
     return Report("quality", workload, results, tuple(_table(name, rows) for name, rows in results.items()), notes)

@@ -1,9 +1,9 @@
-"""Guessed tokens: what guessing ahead gives one user, end to end, where an answer repeats as much as is wanted, or has
-a form.
+"""Speculative decoding: what drafted tokens give one user, end to end, where an answer repeats as much as is wanted,
+or has a form.
 
-    round:  without | with guesses     of each share and form in turn: the same answer both times, to the token
+    round:  without | with drafts      of each share and form in turn: the same answer both times, to the token
 
-Knows nothing about how guesses are made.
+Knows nothing about how tokens are drafted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROMPTS = {
     "prose": "Describe how bread is made, from grain to loaf.",
     "a list": "Count from 1 to 60, separated by commas.",
 }
-COLUMNS = ("guesses", "right", "tokens a step", "tokens/s", "with guesses", "gain", "CPU time")
+COLUMNS = ("drafted", "accepted", "tokens a step", "tokens/s", "speculating", "gain", "CPU time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def drafted(checkpoint: Path, draft: Path, threads: int | None, effort: Effort) 
         rows = [{"prompt": kind, **_asked(ways, prompt, effort)} for kind, prompt in PROMPTS.items()]
     workload = {"checkpoint": checkpoint.name, "draft": draft.name, "answer": ANSWER_TOKENS, "threads": threads}
     table = _table(("prompt",), rows, lambda row: (row["prompt"],))
-    note = "one user, greedy, the same answer both ways; lookups guess in both, and are not counted here"
+    note = "one user, greedy, the same answer both ways; prompt lookup drafts in both, and is not counted here"
     return Report("draft", workload, {"prompts": rows}, (table,), (note,))
 
 
@@ -170,7 +170,7 @@ def _compared(
     samples = interleave({name: partial(seconds, name) for name in ways}, effort)
     tokens = {name: [answer.tokens for answer in each] for name, each in answers.items()}
     if tokens[PLAIN] != tokens[GUESSED]:
-        raise RuntimeError("an answer with guesses is another one")
+        raise RuntimeError("an answer with speculation differs from the one without")
     gain = paired_ratio(samples[PLAIN], samples[GUESSED])
     cpu = paired_ratio(*[[answer.cpu_s for answer in answers[name][1:]] for name in (PLAIN, GUESSED)])
     guessed, right, drawn, steps = (now - then for now, then in zip(counts(), before, strict=True))
@@ -238,7 +238,7 @@ def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     return (
         "form: of a schema, of which an expert that writes the longest token where few may come chooses the values",
         f"repeats: the share of tokens that came behind the same one before, in a ring of {FEW} that the prompt has",
-        "guesses: for each token; right: the share of them that was drawn. CPU time: with guesses, over without",
+        "drafted: tokens for each token; accepted: the share of them. CPU time: with speculation, over without",
         f"one user, {ANSWER_TOKENS} tokens, the same both ways; {min(row['rounds'] for row in rows)} rounds or more, "
-        "interleaved; gain: time without guesses over time with them, in brackets quartiles. Answers are no text",
+        "interleaved; gain: time without speculation over time with it, in brackets quartiles. Answers are no text",
     )

@@ -119,7 +119,7 @@ def activation_lines(models: Mapping[str, Model]) -> list[str]:
 
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:
-    """Who guesses for whom, a line for each draft, and then which of them lack memory for that."""
+    """The experts of each draft, a line for each draft, and then which of them lack memory for that."""
     drafts = grouped((model.draft, name) for name, model in models.items() if model.draft)
     lines = [f"draft {small}: drafts for {first_few(names)}" for small, names in drafts.items()]
     size = {name: round_up(size_bytes) for name, size_bytes in made.expert_bytes.items()}

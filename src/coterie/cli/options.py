@@ -88,8 +88,8 @@ SpeculateOpt = Annotated[
         "--speculate",
         min=0,
         metavar="COUNT",
-        help="Speculative decoding: guess at most this many tokens from what repeats, and verify them in one step: "
-        "no token changes. 0 guesses none; the default suits the machine.",
+        help="Speculative decoding by prompt lookup: draft at most this many tokens, and verify them in one step: no "
+        "token changes. 0 turns it off; the default suits the machine.",
     ),
 ]
 DraftOpt = Annotated[
@@ -136,15 +136,15 @@ LeaveOutOpt = Annotated[
     bool,
     typer.Option(
         "--leave-out",
-        help="Leave out experts of a composition file that cannot be served, as is done with a folder's, "
-        "where else one stops all.",
+        help="Leave out experts of a composition file that cannot be served, as in a folder; by default the first "
+        "such expert is an error.",
     ),
 ]
 SamplingOpt = Annotated[
     str,
     typer.Option(
-        help="How tokens are drawn where a request does not say: checkpoint (as each model's "
-        "generation_config.json or the composition file has it) or greedy."
+        help="Sampling settings that a request leaves out: checkpoint (from the composition file or each "
+        "model's generation_config.json) or greedy."
     ),
 ]
 MaxBatchOpt = Annotated[

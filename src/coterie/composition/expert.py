@@ -29,8 +29,8 @@ class Expert:
 
     `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
     checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs. `sampling`: how its tokens
-    are drawn where a request does not say; this goes before what its checkpoint says. `draft`: the name of the expert
-    that guesses for it. `aliases`: other names by which it is asked.
+    are drawn where a request does not say; this goes before what its checkpoint says. `draft`: the name of its
+    draft expert. `aliases`: other names by which it is asked.
 
     What an expert without bytes is besides its config: `packed`, the type of its weights, as `coterie quantize` names
     it; beside the config's model, which all such experts share, an adapter of a `rank` or a `delta` of this type.

@@ -13,7 +13,7 @@
 A weight is q * s, which float32 holds exactly; of MX4 q is twice the float, so whole, and s half its power of two. Of
 Q4Z it is (code - z) * s, a difference and then a product in float32, each rounded to nearest: both are exact where z is
 0 or of a magnitude from 2^-5 up to 2^16. Padding is zero (of Q4Z and Q2, code 0, whatever that means). A CPU's kernels
-round the activations that meet packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
+round the activations of products with packed weights to whole numbers of 16 bits in the same groups, at most 2^-16 of a
 group's largest apart (of Q4 and Q4Z 12 bits, 2^-11.8; of Q6 15 bits, 2^-15 of the largest of 256); or, by choice, of 8,
 but for Q6. Knows nothing about files or which tensors are packed.
 """

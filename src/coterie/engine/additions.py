@@ -74,7 +74,7 @@ def _shared(model: Model) -> tuple[str, str]:
 
 
 def draft_as(parts: Parts, name: str, draft: str) -> None:
-    """From now on this one guesses for an expert, or nobody where it is empty; also while that answers."""
+    """From now on this is an expert's draft, or none where it is empty; also while that answers."""
     if parts.served[name].draft != draft:
         parts.served[name] = replace(parts.served[name], draft=draft)
         parts.engine.renewed(name)

@@ -77,7 +77,7 @@ def open_servable(
 def without(
     composition: Composition, left_out: Mapping[str, CoterieError], models: Mapping[str, Model]
 ) -> tuple[Composition, dict[str, Model]]:
-    """A composition of those experts that have models, and these; who is left out guesses for nobody.
+    """A composition of those experts that have models, and these; who is left out drafts for nobody.
 
     Raises CompositionError, or the one reason, where none is left, and where the router's fallback is left out.
     """

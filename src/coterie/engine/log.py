@@ -20,7 +20,7 @@ class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
     ("pause", request) where it gives its KV blocks up and waits again, ("raise", request) to the priority of others,
     ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
-    ("draft", expert, tokens, sampled rows) where it guesses for another one,
+    ("draft", expert, tokens, sampled rows) where it drafts for another one,
     ("finish", request, reason), ("fail", expert), ("refuse", expert),
     and what else was asked for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
 

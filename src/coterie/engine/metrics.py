@@ -70,8 +70,8 @@ class Metrics:
     `refused`: not submitted, because too many waited. `fallbacks`: went to the router's fallback, as it was not sure.
 
     `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
-    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn;
-    `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones that a draft guessed.
+    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were drawn;
+    `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones by a draft expert.
     `by_priority`: by the kind of priority that requests were asked with.
     `by_expert`: of each count what it is for each expert that has any.
     `last_end_s`: when an answer of each expert ended last, on the device's clock.
@@ -131,7 +131,7 @@ class Metrics:
         self.fetched_bytes += size_bytes
 
     def count_guesses(self, guessed: int, accepted: int, drafted: bool = False) -> None:
-        """Count a step's guesses, and those of them that were drawn; `drafted`: a draft guessed them."""
+        """Count a step's guesses, and those of them that were drawn; `drafted`: by a draft expert."""
         self.guessed_tokens += guessed
         self.accepted_tokens += accepted
         if drafted:

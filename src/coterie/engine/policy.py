@@ -50,9 +50,9 @@ class Policy:
     share_steps: variants of one base (its adapters, or deltas) that have one program share steps.
     max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
         many bytes of weights, so that a large expert's tokens are not shown in bursts. None: by the machine, RUN_BYTES.
-    max_guesses: tokens of a sequence that are guessed ahead and checked in one step, where that is worth its price; 0
-        guesses none. None: none of a small expert, and on an accelerator, whose bits depend on how many a step has.
-    flops_per_byte: what the machine computes while it reads a byte, by which guesses are priced. None: by its spec.
+    max_guesses: tokens of a sequence that are drafted and verified in one step, where that is worth its price; 0: none.
+        None: none of a small expert, and on an accelerator, whose bits depend on how many a step has.
+    flops_per_byte: what the machine computes while it reads a byte, by which drafts are priced. None: by its spec.
     """
 
     schedule: str = "grouped"

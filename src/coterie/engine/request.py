@@ -201,7 +201,7 @@ class Timings:
     `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
     being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
     waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
-    `guessed_tokens`: guessed ahead of what was drawn; `accepted_tokens`: those of them that were drawn.
+    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were drawn.
     `reasoning_tokens`: of the answer's, those of what was thought before it.
     `predicted_tokens`: of a prediction's, those that came where it was followed; `unpredicted_tokens`: its others. Both
     are 0 where nothing is guessed.

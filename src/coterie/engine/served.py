@@ -45,7 +45,7 @@ def shared_places(names: Sequence[str], layout: Layout) -> tuple[int, ...]:
 class ServedExpert:
     """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture).
 
-    `base`: of an adapter, where the weights are that its layout does not have. `draft`: the expert that guesses for it,
+    `base`: of an adapter, where the weights are that its layout does not have. `draft`: its draft expert,
     whose tokens are the same; empty: none.
     """
 

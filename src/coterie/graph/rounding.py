@@ -1,4 +1,4 @@
-"""The graph whose weights meet activations rounded: packed ones to int8 or, said aloud, int16; bfloat16 ones to bf16.
+"""The graph whose products round activations: for packed weights to int8 or, said aloud, int16; for bfloat16 to bf16.
 
 And the graph that keeps keys and values in another type. Each is another architecture key, so experts with and without
 do not share programs.

@@ -81,8 +81,8 @@ OPCODES: Mapping[str, Opcode] = MappingProxyType({name: _opcode(*row) for name, 
 
 
 def dtype_number(dtype: DType, rounded: bool = False) -> int:
-    """The native number of a weight's or a page's type; `rounded`: of a packed one that meets activations of 8 bits,
-    or of bfloat16 that meets bfloat16.
+    """The native number of a weight's or a page's type; `rounded`: of a packed one with activations of 8 bits, or
+    of bfloat16 with bfloat16.
 
     Raises KeyError for types that are neither.
     """

@@ -60,7 +60,7 @@ class Model:
     larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
     its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
     draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors. `draft`:
-    the expert that guesses for it (engine/speculate/draft.py); empty: none.
+    its draft expert (engine/speculate/draft.py); empty: none.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Model:
 
     @property
     def activations(self) -> str:
-        """What its weights meet, by ACTIVATIONS: bf16 or int8 where any of its products is told so, else float32."""
+        """What its activations are rounded to: bf16 or int8 where any of its products is told so, else float32."""
         told = {op.attrs.get(ROUNDING) for op in self.graph.ops}
         return next((word for word in (BF16, INT8) if word in told), FLOAT32)
 
@@ -184,8 +184,8 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model as it is (float32, int16), or with activations rounded that meet packed weights (int8) or bfloat16 ones
-    (bf16). Raises UsageError for another word.
+    """The model as it is (float32, int16), or with activations rounded for products with packed weights (int8) or
+    bfloat16 ones (bf16). Raises UsageError for another word.
     """
     if activations not in ACTIVATIONS:
         fact = f"{activations!r} is not a type that activations can have"

@@ -39,7 +39,7 @@ Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
 
 OF_EXPERTS: Mapping[ExpertCount, str] = {
     "finished": "Requests of an expert that ended.",
-    "failed": "Those of them that ended with an error.",
+    "failed": "Requests of an expert that ended with an error.",
     "prompt_tokens": "Tokens of their prompts.",
     "drawn_tokens": "Tokens of their answers.",
     "switches": "Loads of an expert into the run tier that were begun.",
@@ -55,7 +55,7 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families, each once; of several devices each sample with the label ON, but for what is of none."""
         if self._store is not None:
-            about = "Responses that clients have kept."
+            about = "Stored responses."
             yield _gauges("stored_responses", about, (), [((), len(self._store))])
             yield _gauges("stored_responses_bytes", "Bytes of them.", (), [((), self._store.size_bytes)])
         if not self._status.devices:
@@ -99,31 +99,35 @@ def routes(worker: Worker, store: ResponseStore) -> list[Route]:
 
 def _requests(status: Status) -> Iterator[Metric]:
     metrics = status.metrics
-    yield _counter("requests_submitted", "Requests that were taken to be answered.", metrics.submitted)
-    yield _counter("requests_refused", "Requests that were not, because too many waited.", metrics.refused)
+    yield _counter("requests_submitted", "Requests that were accepted.", metrics.submitted)
+    yield _counter("requests_refused", "Requests that were refused because too many waited.", metrics.refused)
     yield _counter("requests_admitted", "Requests whose answer was begun.", metrics.admitted)
     ends = {reason: metrics.finished.get(reason, 0) for reason in get_args(FinishReason)}
-    yield _counters("requests_finished", "Requests that ended, by why.", ("reason",), _labelled(ends))
+    yield _counters("requests_finished", "Requests that ended, by reason.", ("reason",), _labelled(ends))
     now = {"running": status.running, "waiting": status.waiting}
-    yield _gauges("requests", "Requests that have not ended, by what they do.", ("state",), _labelled(now))
-    yield _gauges("held_requests", "Waiting ones that stand in line for their client's share.", (), [((), status.held)])
+    yield _gauges("requests", "Requests that run or wait.", ("state",), _labelled(now))
+    yield _gauges(
+        "held_requests", "Waiting requests in line for their client's share of the queue.", (), [((), status.held)]
+    )
     queued = {
         (expert.name, state): count
         for expert in status.experts
         for state, count in (("running", expert.running), ("waiting", expert.waiting))
     }
-    yield _gauges("expert_requests", "The same for each expert.", ("expert", "state"), queued.items())
+    yield _gauges("expert_requests", "Requests of each expert that run or wait.", ("expert", "state"), queued.items())
     about = "Requests that went to the router's fallback, as it was not sure of another expert."
     yield _counter("fallbacks", about, metrics.fallbacks)
     yield _counter("hits", "Requests that ended and whose expert was resident when they came.", metrics.hits)
     yield _counter("misses", "Requests that ended and whose expert was not resident when they came.", metrics.misses)
-    yield _counter("prompt_tokens", "Tokens of prompts whose answer was begun.", metrics.prompt_tokens)
-    yield _counter("cached_tokens", "Those of them that were not computed again.", metrics.cached_tokens)
-    yield _counter("drawn_tokens", "Tokens of answers.", metrics.drawn_tokens)
+    yield _counter("prompt_tokens", "Prompt tokens of requests that were admitted.", metrics.prompt_tokens)
+    yield _counter("cached_tokens", "Prompt tokens whose KV state was cached.", metrics.cached_tokens)
+    yield _counter("drawn_tokens", "Generated tokens.", metrics.drawn_tokens)
     yield _counter("guessed_tokens", "Tokens drafted by speculative decoding.", metrics.guessed_tokens)
-    yield _counter("accepted_tokens", "Those of them that were right.", metrics.accepted_tokens)
-    yield _counter("drafted_tokens", "Of these, the ones drafted by a draft expert.", metrics.drafted_tokens)
-    yield _counter("accepted_drafted_tokens", "Those of them that were right.", metrics.accepted_drafted_tokens)
+    yield _counter("accepted_tokens", "Drafted tokens that were accepted.", metrics.accepted_tokens)
+    yield _counter("drafted_tokens", "Tokens drafted by draft experts.", metrics.drafted_tokens)
+    yield _counter(
+        "accepted_drafted_tokens", "Tokens of draft experts that were accepted.", metrics.accepted_drafted_tokens
+    )
     about = "Draft experts that draft nothing for want of memory: weights and KV state count apart."
     yield _gauges("drafts_without_memory", about, (), [((), len(status.lacks))])
     yield _counter("steps", "Steps of the engine.", metrics.steps)
@@ -132,12 +136,17 @@ def _requests(status: Status) -> Iterator[Metric]:
 def _priorities(status: Status) -> Iterator[Metric]:
     so_far, now = status.metrics.by_priority, status.by_priority
     counts = {(r, state): getattr(now[r], state) for r in PRIORITY_CLASSES for state in ("running", "waiting")}
-    about = "The same by the priority that they were asked with: below 0 (urgent), 0 (usual), above (behind)."
+    about = "Requests that run or wait, by priority: below 0 (urgent), 0 (usual), above (behind)."
     yield _gauges("priority_requests", about, (PRIORITY, "state"), counts.items())
     paused = _labelled({of: now[of].paused for of in PRIORITY_CLASSES})
-    yield _gauges("preempted_requests", "Waiting ones that had begun, and gave KV state up.", (PRIORITY,), paused)
+    yield _gauges(
+        "preempted_requests",
+        "Waiting requests that were preempted: they had begun, and gave up KV state.",
+        (PRIORITY,),
+        paused,
+    )
     pauses = _labelled({of: so_far[of].pauses for of in PRIORITY_CLASSES})
-    about = "How often requests gave KV state up to ones of a better priority."
+    about = "Preemptions: how often requests gave up KV state to ones of a better priority."
     yield _counters("preemptions", about, (PRIORITY,), pauses)
     about = "From a request's arrival to its being admitted."
     yield _histograms("queue", about, {of: so_far[of].queued for of in PRIORITY_CLASSES})
@@ -175,14 +184,14 @@ def _memory(status: Status) -> Iterator[Metric]:
     capacities = {(tier.tier, tier.of): tier.capacity_bytes for tier in tiers}
     yield _gauges("tier_capacity_bytes", "Bytes for weights in a tier.", labels, capacities.items())
     used = {(tier.tier, tier.of): tier.used_bytes for tier in tiers}
-    yield _gauges("tier_used_bytes", "Bytes of them that are taken.", labels, used.items())
+    yield _gauges("tier_used_bytes", "Bytes for weights in a tier that are used.", labels, used.items())
     residents = {(tier.tier, tier.of): tier.experts for tier in tiers}
     yield _gauges("tier_experts", "Experts in a tier, those on their way too.", labels, residents.items())
     moves = status.moves
     gone = {tier.tier: moves.evictions.get(tier.tier, 0) for tier in tiers}
-    yield _counters("evictions", "Experts that had to go from a tier.", ("tier",), _labelled(gone))
+    yield _counters("evictions", "Experts evicted from a tier.", ("tier",), _labelled(gone))
     moved = _labelled(moves.moved_bytes)
-    yield _counters("moved_bytes", "Bytes of weights that were asked to move, by link.", ("link",), moved)
+    yield _counters("moved_bytes", "Bytes of weights moved, by link.", ("link",), moved)
     kv = status.kv
     blocks = {"used": kv.used, "cached": kv.cached, "free": kv.blocks - kv.used - kv.cached}
     yield _gauges("kv_blocks", "Blocks of the KV cache, by what they hold.", ("state",), _labelled(blocks))

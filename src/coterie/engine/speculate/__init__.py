@@ -1,4 +1,4 @@
-"""Tokens guessed ahead: by a form, by what came before, by a prediction, or by a small expert.
+"""Speculative decoding: tokens drafted by a grammar, by prompt lookup, by a prediction, or by a draft expert.
 
 Knows nothing about devices, or who answers what.
 """

@@ -1,9 +1,9 @@
-"""Drafts: a small expert guesses ahead for a large one of the same tokens, where that is worth what both take.
+"""Speculative decoding by a draft expert: a small one drafts for a large one with its vocabulary, where that pays.
 
     sequence   p p p p p a a a            its draft: the same tokens, in KV blocks of the small expert's own
     draft      p p p p p a a a g1 g2 g3   one step for what it has not seen, which draws g1, one run for the others
 
-What is guessed is checked as other guesses are (guess.py), so no token changes. Nobody waits for a draft: it guesses
+Drafted tokens are verified as other guesses are (guess.py), so no token changes. Nobody waits for a draft: it drafts
 only while its sequences are all there are, gives its blocks back when somebody lacks them, and is brought in where it
 evicts nobody. Knows nothing about clocks, or about what the tokens mean: prices are in bytes read.
 """
@@ -101,7 +101,7 @@ class _Pair:
 
 
 class Drafts:
-    """Guesses by small experts that the served ones name. It must be told of what ends, and of experts that change."""
+    """Drafts by small experts that the served ones name. It must be told of what ends, and of experts that change."""
 
     def __init__(
         self,

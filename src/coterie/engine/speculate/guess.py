@@ -1,4 +1,4 @@
-"""Guesses: how many tokens each sequence of a step is guessed ahead, and which of them are kept.
+"""Speculative decoding: how many tokens are drafted (guessed) for each sequence of a step, and which are accepted.
 
     last token, g1, g2, g3   one step computes them as a piece of a prompt, and draws after each:
     d1          d2  d3  d4   d1 is the next token. If it is g1, so is d2, and so on: here g1 = d1, g2 <> d2 keeps d1 d2
