@@ -302,7 +302,7 @@ def broken_tokenizer(**changes: Any) -> Tokenizer:
 
 def test_a_tokenizer_that_panics_is_an_error_of_its_caller() -> None:
     pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-    with pytest.raises(CheckpointError, match="fails on a text of 41 letters"):
+    with pytest.raises(CheckpointError, match="fails on a text of 41 characters"):
         broken_tokenizer(pre_tokenizer=pattern).encode("a" * 40 + "b")
 
 

@@ -63,7 +63,7 @@ def test_numbers_as_files_write_them(tmp_path, top_k, wanted):
         (
             "temperature",
             "warm",
-            "temperature is 'warm' in generation_config.json, which is passed over: it must",
+            "temperature is 'warm' in generation_config.json, which is ignored: it must",
         ),
         ("temperature", -1, "temperature is -1 in .* allowed is 0 .greedy. or 1e-06 to 100"),
         ("temperature", math.nan, "temperature is nan"),

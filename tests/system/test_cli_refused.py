@@ -81,7 +81,7 @@ def test_config_that_cannot_be_run(copy: Path, key: str, value: object, word: st
         (["--json-schema", ' {"a": NaN}'], ["[--json-schema] is not JSON: NaN is no number"]),
         (["--json-schema", "no.json"], ["[no.json] the file does not exist"]),
         (["--json-schema", ""], ["[--json-schema] is empty"]),
-        (["--json-schema", "{}", "--json-object"], ["[--json-schema] is given beside --json-object"]),
+        (["--json-schema", "{}", "--json-object"], ["[--json-schema] is given with --json-object"]),
     ],
 )
 def test_schemas_that_are_none(folder: Path, options: list[str], words: list[str]) -> None:

@@ -143,7 +143,7 @@ def test_models_and_check_show_them(http: httpx.Client, folder: Path, file: Path
     (tmp_path / "odd" / "generation_config.json").write_text('{"do_sample": true, "top_p": 7}')
     told = run("check", tmp_path).stdout
     assert "sampling of odd: temperature 1\n" in told
-    assert "note: odd: top_p is 7 in generation_config.json, which is passed over: allowed is above 0" in told
+    assert "note: odd: top_p is 7 in generation_config.json, which is ignored: allowed is above 0" in told
 
 
 def test_run_has_them_and_options_go_before(folder: Path) -> None:

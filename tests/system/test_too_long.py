@@ -86,7 +86,7 @@ def test_what_is_far_too_long_is_not_cut_into_tokens(
     letters = 100_000
     monkeypatch.setattr("coterie.checkpoint.tokenizer.Tokenizer._encoded", None)
     with pytest.raises(
-        ContextError, match=r"\[short\] the prompt has 1000\d\d letters, more than 63 tokens, but .* 64; "
+        ContextError, match=r"\[short\] the prompt has 1000\d\d characters, more than 63 tokens, but .* 64; "
     ):
         coterie.ready(few("x" * letters))
     with pytest.raises(ContextError, match=r"\[longest\] .* shorten it to 799 tokens or fewer"):

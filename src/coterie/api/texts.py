@@ -86,7 +86,7 @@ class Text:
         elif within:
             ids = tuple(tokenizer.encode_within(text, min(within)))
         elif limit and tokenizer.has_more(text, limit):
-            raise too_long(self.expert, f"{len(text)} letters, more than {limit} tokens,", limit + self.draws, limit)
+            raise too_long(self.expert, f"{len(text)} characters, more than {limit} tokens,", limit + self.draws, limit)
         else:
             ids = tuple(tokenizer.encode(text, query.embeds or query.raw or self.template is None))
         if not ids:

@@ -115,7 +115,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-_BY_HAND = "say with --url where one is, or name who is asked with --model"
+_BY_HAND = "say with --url where one is, or name its models with --model"
 
 
 def models_at(origin: Origin) -> list[str]:

@@ -66,7 +66,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for piece in template.generate(values):
             length += len(piece)
             if length > MAX_OUTPUT:
-                raise SecurityError(f"the template writes more than {MAX_OUTPUT} letters")
+                raise SecurityError(f"the template writes more than {MAX_OUTPUT} characters")
             pieces.append(piece)
         return "".join(pieces)
 

@@ -74,7 +74,7 @@ def advised(folder: Path) -> Advised | None:
             check_setting(name, number)
             said[name] = number
         except RequestError as error:
-            notes.append(f"{error.fact} in {GENERATION}, which is passed over: {error.remedy}")
+            notes.append(f"{error.fact} in {GENERATION}, which is ignored: {error.remedy}")
     if raw.get("do_sample") is True:
         said.setdefault("temperature", WARM)
     elif raw.get("do_sample") is False:

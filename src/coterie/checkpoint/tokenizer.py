@@ -196,7 +196,7 @@ class Tokenizer:
             return library.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except BaseException as error:
             _refuse_others(error)
-            fact = f"fails on a text of {len(text)} letters: {error}"
+            fact = f"fails on a text of {len(text)} characters: {error}"
             raise CheckpointError(TOKENIZER, fact, "use the tokenizer that belongs to the weights") from None
 
     def token_id(self, token: str) -> int | None:

@@ -115,7 +115,7 @@ def _drawn(model: Model) -> str:
 def activation_lines(models: Mapping[str, Model]) -> list[str]:
     """Whose activations are rounded to bfloat16, a line; none where nobody's are."""
     names = [name for name, model in models.items() if model.activations == BF16]
-    return [f"activations of {first_few(names)}: bfloat16 beside bfloat16 weights (--activations)"] if names else []
+    return [f"activations of {first_few(names)}: bfloat16 for bfloat16 weights (--activations)"] if names else []
 
 
 def draft_lines(models: Mapping[str, Model], made: Plan) -> list[str]:

@@ -22,7 +22,7 @@ def form_of(schema: str | None, any_object: bool) -> str:
     if schema is None:
         return ANY_OBJECT if any_object else ""
     if any_object:
-        raise RequestError(OPTION, "is given beside --json-object", "drop one of them")
+        raise RequestError(OPTION, "is given with --json-object", "drop one of them")
     given = schema.lstrip().startswith("{")
     where = OPTION if given else schema
     found = parsed(schema if given else _read(schema), where)

@@ -47,7 +47,7 @@ def hub_cache() -> Path:
     try:
         return Path.home() / ".cache" / "huggingface" / "hub"
     except RuntimeError:  # so says pathlib, of an account without a name in a container
-        fact = "who runs this has no home folder, so no models by id"
+        fact = "this user has no home folder, and so no cache of models by id"
         raise CompositionError("HF_HOME", fact, "set HF_HOME, HF_HUB_CACHE or HOME, or give a folder") from None
 
 

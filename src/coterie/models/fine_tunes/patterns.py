@@ -44,7 +44,7 @@ def matches(pattern: str, name: str, where: str, at_end: bool = False) -> bool:
         fact = f"{shown(pattern)} is not a regular expression: {error}"
         raise CheckpointError(where, fact, "mend it") from None
     if len(pattern) > MAX_PATTERN or len(name) > MAX_NAME:
-        fact = f"matches a pattern of {len(pattern)} letters with a name of {len(name)}"
+        fact = f"matches a pattern of {len(pattern)} characters with a name of {len(name)}"
         raise UnsupportedError(where, fact, f"at most {MAX_PATTERN} and {MAX_NAME} are read; list the names")
     if len(_REPEATED.findall(pattern)) > _MAX_GROUPS:
         raise _unread(where, pattern, f"more than {_MAX_GROUPS} groups that are repeated")
