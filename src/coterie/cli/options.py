@@ -120,9 +120,9 @@ TraceOpt = Annotated[
 ActivationsOpt = Annotated[
     str,
     typer.Option(
-        help="What a CPU rounds activations to. bf16: to bfloat16 for bfloat16 weights; float32 (or int16): to "
-        "nothing there. int8: to 8 bits beside packed weights, less exact and faster with int4; else to 12 to 16 bits. "
-        "auto: bf16 for dense experts on a CPU that has AVX512-BF16, else float32."
+        help="What a CPU rounds activations to. float32 (or int16): to 12 to 16 bits for quantised weights, else not "
+        "at all. int8: to 8 bits for quantised weights, less exact and faster with int4. bf16: as float32, but to "
+        "bfloat16 for bfloat16 weights. auto: bf16 for dense experts on a CPU with AVX512-BF16, else float32."
     ),
 ]
 KvTypeOpt = Annotated[
