@@ -16,6 +16,7 @@ import httpx
 import pytest
 from tests.system.fleets import NAMES, TWO, held, queries, routed
 from tests.system.serving import served
+from tests.system.test_fleet_breaks import break_at
 from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Query
@@ -113,6 +114,24 @@ def test_it_comes_back_once_it_answers(composition: Path) -> None:
         assert failed_on(fleet.members[0]) == before
         assert fleet.avoided == {}
         assert [error is None for error in told] == [False, True]
+
+
+def test_who_is_cancelled_on_it_does_not_clear_it(composition: Path) -> None:
+    with Fleet.open(composition, TWO) as fleet:
+        fail_steps(fleet.members[0])
+        for _ in range(FAILURES):
+            fleet.ask(ONE)
+        assert fleet.avoided.keys() == {"cpu#0"}
+        break_at(fleet.members[1])
+        with pytest.raises(DeviceError):  # by the second one, and then by the first
+            fleet.ask(ONE)
+        with held(fleet, [0]):
+            request_id = fleet.submit(ONE)
+            fleet.cancel(request_id)
+        (end,) = [chunk for _ in iter(lambda: fleet.idle, True) for chunk in fleet.step() if chunk.last]
+        assert end.answer is not None
+        assert end.answer.finish_reason == "cancelled"
+        assert fleet.avoided.keys() == {"cpu#0"}
 
 
 def test_a_request_that_fails_everywhere_is_nobodys_fault(composition: Path) -> None:

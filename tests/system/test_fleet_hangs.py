@@ -111,6 +111,7 @@ def test_what_waits_there_is_answered_elsewhere(composition: Path, hang: Hang, w
         idle_again(fleet)
         assert fleet.avoided == {}
         assert told == [(f"cpu#{which}", False), (f"cpu#{which}", True)]
+        assert fleet.members[which].parts.engine.metrics.finished["cancelled"] > 0  # what had gone elsewhere
 
 
 def test_what_has_begun_goes_on_if_the_step_comes_back_and_ends_if_it_lasts_too_long(
@@ -155,6 +156,7 @@ def test_where_all_hang_it_waits_for_who_comes_back(composition: Path, hang: Han
         assert fleet.step(0.0) == []
         assert fleet.avoided.keys() == set(fleet.names)
         assert set(fleet._board.flights) == set(ids)
+        assert not any(flight.again for flight in fleet._board.flights.values())
         hang.goes.set()
         assert [end.answer is None for end in ends_of(fleet).values()] == [False] * 4
         idle_again(fleet)
@@ -193,6 +195,29 @@ def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang
         hang.goes.set()
         first._thread.join(60)
         assert not first._thread.is_alive()
+
+
+def test_what_waits_for_a_device_when_it_begins_to_hang(composition: Path, hang: Hang) -> None:
+    """A pin that was not taken away so is not taken away later; what is asked of all is answered by the others."""
+    with Fleet.open(composition, TWO) as fleet:
+        first, second = fleet._members
+        for member in (second, first):
+            member.call(lambda coterie: coterie.load_soon("ada", lambda _: None))
+            until(lambda member=member: "ada" in member.call(Coterie.resident) and "ada" in member.seen.there)
+        fleet.pin("ada")
+        hang.plant(first)
+        first.post(lambda coterie: coterie.load_soon("cyd", lambda _: None))
+        until(lambda: first.known.busy_s > 0)
+        with ThreadPoolExecutor(2) as pool:
+            unpinning, looking = pool.submit(fleet.unpin, "ada"), pool.submit(fleet.resident)
+            until(lambda: first._inbox._jobs.qsize() == 2)
+            hang.begin()
+            with pytest.raises(DeviceError, match=r"cpu#0.*in one step"):
+                unpinning.result(60)
+            assert looking.result(60) == ("ada",)
+        hang.goes.set()
+        idle_again(fleet)
+        assert [one.expert("ada").pinned for one in fleet.status().devices.values()] == [True, False]
 
 
 def test_a_load_under_way_there_ends(composition: Path, hang: Hang) -> None:
@@ -240,6 +265,8 @@ def test_the_server_answers_meanwhile(composition: Path, hang: Hang, caplog: pyt
             assert next(event for event in events if event["event"] == "ended")["on"] == "cpu#1"
             hang.goes.set()
             until(lambda: httpx.get(f"{url}/health").json()["devices"]["cpu#0"] == "answers")
+            fleet._members[0].post(lambda coterie: coterie.load_soon("dan", lambda _: None))
+            assert next(event for event in events if event["on"] == "cpu#0" and event["event"] == "load_begun")
         assert httpx.get(f"{url}/v1/status").json()["late"] == {}
     said = [one.getMessage() for one in caplog.records if "cpu#0" in one.getMessage()]
     assert "is avoided: [cpu#0] has been in one step" in said[0]

@@ -111,6 +111,33 @@ def test_a_status_does_not_wait_for_a_long_step(tmp_path: Path) -> None:
         goes.set()
 
 
+def test_what_was_done_before_a_long_step_is_known_while_it_lasts(tmp_path: Path) -> None:
+    coterie, goes = Coterie.open(write_expert(tmp_path / "ada", 1)), threading.Event()
+    worker, step = Worker(coterie), coterie.step
+    (name,) = coterie.composition.names
+
+    def waits(within_s: float | None = None) -> list[Chunk]:
+        goes.wait(60)
+        return step(within_s)
+
+    async def check() -> None:
+        await worker.call(lambda coterie: coterie.pin(name))
+        coterie.step = waits  # type: ignore[method-assign]
+        stream = worker.ask([QUERY])
+        late = await worker.status()
+        while not late.late:
+            late = await worker.status()
+        goes.set()
+        while not (await stream.take())[-1].last:
+            pass
+        assert late.expert(name).pinned
+
+    try:
+        run(worker, check)
+    finally:
+        goes.set()
+
+
 def written(status: Status) -> str:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(status))
