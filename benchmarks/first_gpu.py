@@ -295,6 +295,7 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
     for name in given.only or ():
         if name not in names:
             parser.error(f"{name!r} is not a part; use one of {', '.join(names)}")
+    end_s = monotonic() + 60 * given.minutes  # to ask what GPU there is takes a minute on a cold disk
     gpu = gpu_of(coterie)
     if gpu.startswith(NO_GPU):
         print(f"no GPU, so nothing was run: {gpu}")
@@ -303,7 +304,7 @@ def main(arguments: Sequence[str] | None = None, coterie: Sequence[str] = COTERI
     done = seen_to_run(given.out) if given.rest else set()
     chosen = [part for part in every if part.name in (given.only or names) and part.name not in done]
     print(f"{gpu}\n{len(chosen)} of {len(every)} parts, results in {given.out}", flush=True)
-    outcomes = run_parts(chosen, given.out.resolve(), 60 * given.minutes, lambda line: print(line, flush=True))
+    outcomes = run_parts(chosen, given.out.resolve(), end_s - monotonic(), lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.status != "ok"]
     print(f"all {len(outcomes)} parts ran" if not failed else f"not all parts ran: {', '.join(failed)}")
     return 1 if failed else 0

@@ -169,6 +169,16 @@ def test_the_rest_is_what_no_session_in_the_folder_has_seen_run(
     assert ran == ["two", "three"]
 
 
+def test_the_minutes_are_those_of_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that has just started, most of a minute may pass before it is known what GPU there is."""
+    asked: list[float] = []
+    times = iter([100.0, 142.0])
+    monkeypatch.setattr(first_gpu, "monotonic", lambda: next(times))
+    monkeypatch.setattr(first_gpu, "run_parts", lambda chosen, folder, total_s, say: asked.append(total_s) or [])
+    assert main(["--out", str(tmp_path), "--minutes", "2"], said("a GPU")) == 0
+    assert asked == [78.0]
+
+
 SHARES = """
 import os
 from pathlib import Path
