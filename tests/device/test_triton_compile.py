@@ -211,6 +211,7 @@ def test_kernels_of_selective_state_spaces_compile_for_every_step(tmp_path):
 LATENT = {"append_row", "absorb", "absorb_many", "unfold", "unfold_many", "alone", "join", "together"}
 
 
+@pytest.mark.long
 def test_kernels_of_latent_attention_compile_for_every_step(tmp_path):
     """Nothing spills, though a row has 576 numbers; few tokens' weights are loaded before the wait."""
     found = compiled(tmp_path, "latent")
@@ -250,6 +251,7 @@ def test_products_whose_rows_are_one_step_compile(tmp_path):
         assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
 
 
+@pytest.mark.long
 def test_wide_heads_fit_a_multiprocessor(tmp_path):
     """A tile holds whole heads: more rows than other tiles, and so the most shared memory."""
     found = compiled(tmp_path, "wide")
@@ -314,7 +316,8 @@ def test_every_kernel_compiles(tmp_path, dtype):
     check(found)
 
 
-@pytest.mark.parametrize("tokens", ["one token", pytest.param("few tokens", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tokens", ["one token", "few tokens"])
 def test_few_tokens_meet_packed_weights_without_conversions(tmp_path, tokens):
     """Weights are asked for before the wait, and only sums of a few warps go through shared memory."""
     found = compiled(tmp_path, tokens)

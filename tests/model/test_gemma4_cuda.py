@@ -31,9 +31,8 @@ def test_every_orchestration_gives_the_cpus_bits(row, orchestration, folder_of, 
 @pytest.mark.parametrize(
     ("row", "orchestration"),
     [
-        ("gemma4", "host"),
         ("gemma4-moe", "persistent"),
-        pytest.param("gemma4", "persistent", marks=pytest.mark.long),
+        *(pytest.param("gemma4", how, marks=pytest.mark.long) for how in ("host", "persistent")),
         *(pytest.param(row, "host", marks=pytest.mark.long) for row in (*tiny.GEMMA4_ROWS, *tiny.GEMMA4_MOE)[1:]),
     ],
 )

@@ -97,7 +97,7 @@ def test_float32_by_tritons_kernels(row, folder_of, theirs_of, make_backend):
     check(row, "fp32", relative_error, FP32_TOLERANCE, folder_of, theirs_of, make_backend)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("row", long_but(("youtu",), (*ROUNDED, *tiny.LATENT_ROWS)))
 def test_rounded_types_by_tritons_kernels(row, dtype, folder_of, theirs_of, make_backend):
     theirs = theirs_of(row, "default", dtype)
@@ -130,7 +130,8 @@ def test_packed_weights_by_tritons_kernels(row, dtype, folder_of, make_backend, 
     check_packed(folder_of(row, dtype="bf16"), dtype, make_backend, tmp_path)
 
 
-@pytest.mark.parametrize("row", long_but(("deepseek-v2",)))
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS)
 def test_captured_steps_give_the_cpus_tokens(row, folder_of, make_backend):
     check_captured(open_model(folder_of(row)), make_backend)
 
