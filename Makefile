@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 COTERIE := $(BIN)/coterie
 PORT ?= 8000
-# Processes of tests.
-WORKERS ?= 2
+# Processes of tests: some wait for a socket or a clock while others compute.
+WORKERS ?= 3
 # Python changes need no install: it is editable. These do.
 NATIVE := pyproject.toml CMakeLists.txt src/coterie/core/built.py $(wildcard csrc/*.* csrc/kernels/*.* csrc/clock/*.*)
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tests.system.test_server import served
+from tests.system.serving import served, until
 from tests.system.tiny import CONFIG, write_adapter, write_delta_net, write_expert
 
 from coterie.api import Coterie, Message, Options, Query
@@ -302,8 +302,8 @@ def test_more_texts_than_may_wait_are_taken_as_they_find_places(composition: Pat
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         found = client.embeddings.create(model="ada", input=texts, encoding_format="float")
         np.testing.assert_array_equal(vectors(found), np.stack([alone(text) for text in texts]))
+        until(lambda: "coterie_requests_submitted_total 19.0" in httpx.get(f"{url}/metrics").text)
         assert "coterie_requests_refused_total 0.0" in httpx.get(f"{url}/metrics").text
-        assert "coterie_requests_submitted_total 19.0" in httpx.get(f"{url}/metrics").text
 
 
 def test_who_finds_no_place_is_refused_and_who_has_begun_waits_for_one(

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.system.fleets import NAMES, TEXTS, TWO, queries, routed
-from tests.system.serving import served
+from tests.system.serving import served, until
 from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Options, Query
@@ -160,7 +160,12 @@ def test_over_http(composition: Path) -> None:
         assert [ask(url, text) for text in TEXTS[:6]] == expected
         status = httpx.get(f"{url}/v1/status").json()
         assert status["devices"].keys() == {"cpu#0", "cpu#1"}
-        assert sum(one["metrics"]["submitted"] for one in status["devices"].values()) == 6
+
+        def submitted() -> int:
+            devices = httpx.get(f"{url}/v1/status").json()["devices"].values()
+            return sum(one["metrics"]["submitted"] for one in devices)
+
+        until(lambda: submitted() == 6)  # a status may be the last known one
         text = httpx.get(f"{url}/metrics").text
         assert 'coterie_requests_submitted_total{on="cpu#0"}' in text
         assert 'coterie_device_answers{on="cpu#1"} 1.0' in text

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.system.fleets import NAMES, TWO, held, queries, routed
-from tests.system.serving import served
+from tests.system.serving import served, until
 from tests.system.test_fleet_breaks import break_at
 from tests.system.test_llm_router import write
 
@@ -202,10 +202,11 @@ def test_the_server_says_so(composition: Path, caplog: pytest.LogCaptureFixture)
         answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60) for _ in range(2 * FAILURES)]
         assert {answer.status_code for answer in answers} == {200}
         assert httpx.get(f"{url}/health").json()["devices"] == {"cpu#0": "avoided", "cpu#1": "answers"}
+        failed = f'coterie_requests_finished_total{{on="cpu#0",reason="error"}} {FAILURES}.0'
+        until(lambda: failed in httpx.get(f"{url}/metrics").text)
         text = httpx.get(f"{url}/metrics").text
         assert 'coterie_device_avoided{on="cpu#0"} 1.0' in text
         assert 'coterie_device_avoided{on="cpu#1"} 0.0' in text
-        assert f'coterie_requests_finished_total{{on="cpu#0",reason="error"}} {FAILURES}.0' in text
         status = ask(url)
         assert "an illegal memory access" in status["avoided"]["cpu#0"]
         with out.capture() as captured:

@@ -75,7 +75,7 @@ def test_others_are_answered_meanwhile(composition: Path, slow: Slow, path: str,
         assert slow.waits.acquire(timeout=60)
         for _ in range(3):
             assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=10).status_code == 200
-        assert httpx.get(f"{url}/v1/status", timeout=10).json()["metrics"]["submitted"] == 3
+        until(lambda: httpx.get(f"{url}/v1/status", timeout=10).json()["metrics"]["submitted"] == 3)
         assert not late.done()
         slow.go.set()
         got = late.result()

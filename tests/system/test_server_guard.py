@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from starlette.applications import Starlette
-from tests.system.serving import ask, served
+from tests.system.serving import ask, served, until
 from tests.system.test_cli_ps import run as ps
 from tests.system.test_python import open_held
 from typer.testing import CliRunner, Result
@@ -204,7 +204,7 @@ def test_more_than_may_wait_are_told_when_to_come_back(composition: Path) -> Non
         arrives.set()
         assert [first.result(30).model, second.result(30).model] == ["ada", "bob"]
         assert ask(client, "for cyd").model == "cyd"
-        assert "coterie_requests_refused_total 2.0" in httpx.get(f"{url}/metrics").text
+        until(lambda: "coterie_requests_refused_total 2.0" in httpx.get(f"{url}/metrics").text)
 
 
 def test_several_answers_are_taken_together_or_not_at_all(composition: Path) -> None:
@@ -270,7 +270,7 @@ def test_who_asks_much_at_once_keeps_nobody_else_waiting_for_all_of_it(compositi
         finally:
             arrives.set()
         headers = {"Authorization": f"Bearer {KEYS[0]}"}
-        assert "coterie_held_requests 0.0" in httpx.get(f"{url}/metrics", headers=headers).text
+        until(lambda: "coterie_held_requests 0.0" in httpx.get(f"{url}/metrics", headers=headers).text)
     assert statuses == [200] * 100
     log, most = list(engine.decisions), engine.policy.max_batch
     asked, begun = log.index(("submit", other, "ada")), log.index(("admit", other))
