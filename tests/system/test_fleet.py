@@ -108,7 +108,7 @@ def test_cancelled_and_abandoned_ones_end_once(composition: Path) -> None:
         first = next(iter(fleet.stream(long)))
         assert not first.last
         assert fleet.ask(long).finish_reason == "length"
-        assert fleet._board._asked == [Counter(), Counter()]
+        assert fleet._board.placing.asked == [Counter(), Counter()]
 
 
 def test_too_many_wait_on_all_devices_together(composition: Path) -> None:
@@ -210,6 +210,6 @@ def test_a_query_that_a_model_routes_goes_on_where_its_expert_costs_least(tmp_pa
     with Fleet.open(path, TWO) as fleet:
         assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
         assert fleet.idle
-        assert fleet._board._asked == [Counter(), Counter()]
+        assert fleet._board.placing.asked == [Counter(), Counter()]
         status = fleet.status()
         assert status.running == status.waiting == 0

@@ -99,4 +99,4 @@ def test_a_device_that_breaks_or_fails_while_it_guesses(office: Path) -> None:
             plant(fleet.members[0])
             assert asked(fleet) == expected
             assert drafted(fleet)[1] > 0
-            assert fleet._board._asked == [Counter(), Counter()]
+            assert fleet._board.placing.asked == [Counter(), Counter()]

@@ -14,15 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.system.fleets import NAMES, TWO, held, queries, routed
+from tests.system.fleets import NAMES, TWO, following, held, queries, routed
 from tests.system.serving import served, until
 from tests.system.test_fleet_breaks import break_at
 from tests.system.test_llm_router import write
 
-from coterie.api import Coterie, Fleet, Query
+from coterie.api import Chunk, Coterie, Fleet, Query
 from coterie.cli.options import out
 from coterie.cli.ps import ask, show
-from coterie.core.errors import CoterieError, DeviceError, TransferError
+from coterie.core.errors import CoterieError, CrowdedError, DeviceError, TransferError
 from coterie.core.sampling import PartialSampling
 from coterie.engine.health import FAILURES, FIRST_WAIT
 
@@ -82,7 +82,7 @@ def test_a_device_that_fails_all_is_no_black_hole(composition: Path, which: int)
         assert failed_on(bad) == FAILURES
         assert fleet.avoided.keys() == fleet.status().avoided.keys() == {name}
         assert not fleet.broken
-        assert fleet._board._asked == [Counter(), Counter()]
+        assert fleet._board.placing.asked == [Counter(), Counter()]
         for coterie in fleet.members:
             coterie.parts.engine.check_integrity()
 
@@ -93,6 +93,60 @@ def test_many_at_once_are_answered_too(composition: Path) -> None:
     with Fleet.open(composition, TWO) as fleet:
         fail_steps(fleet.members[0])
         assert [(a.token_ids, a.text) for a in fleet.ask_all(queries())] == expected
+
+
+def test_a_step_that_fails_many_requests_is_one_failure(composition: Path) -> None:
+    with Fleet.open(composition, TWO) as fleet:
+        bad = fleet.members[0]
+        mend, step = fail_steps(bad), bad.step
+
+        def fails_once(within_s: float | None = None) -> list[Chunk]:
+            chunks = step(within_s)
+            if chunks:
+                mend()
+            return chunks
+
+        bad.step = fails_once  # type: ignore[method-assign]
+        with held(fleet):
+            ids = [fleet.submit(ONE) for _ in range(2 * FAILURES)]
+        ends = [chunk for _ in iter(lambda: fleet.idle, True) for chunk in fleet.step() if chunk.last]
+        assert sorted(end.request_id for end in ends) == sorted(ids)
+        assert all(end.answer is not None for end in ends)
+        assert failed_on(bad) >= FAILURES
+        assert (failures_of(fleet, 0), fleet.avoided) == (1, {})
+
+
+def test_who_waits_no_more_takes_nobody_s_place(composition: Path) -> None:
+    """Where the device is in a long step, and so has not heard yet that they are cancelled."""
+    with Fleet.open(composition, replace(TWO, max_waiting=2)) as fleet:
+        with held(fleet):
+            for request_id in [fleet.submit(ONE) for _ in range(2)]:
+                fleet.cancel(request_id)
+            ids = [fleet.submit(ONE) for _ in range(2)]
+            with pytest.raises(CrowdedError):
+                fleet.submit(ONE)
+        answered = [chunk for _ in iter(lambda: fleet.idle, True) for chunk in fleet.step() if chunk.token_ids]
+        assert {chunk.request_id for chunk in answered} == set(ids)
+
+
+def test_events_say_who_goes_on_with_what_failed(composition: Path) -> None:
+    body = {"model": "ada", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
+    fleet = Fleet.open(composition, TWO)
+    with served(fleet) as url:
+        fail_steps(fleet.members[0])
+        with following(url) as events:
+            assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+            told = [next(events) for _ in range(2)]
+            while (told[-1]["event"], told[-1].get("reason")) not in (("ended", "length"), ("ended", "stop")):
+                told.append(next(events))
+    ours = [(one["event"], one["on"]) for one in told if "request" in one]
+    moves = [number for number, (event, _) in enumerate(ours) if event == "moved"]
+    assert len({one["request"] for one in told if "request" in one}) == 1
+    (move,) = moves
+    assert [on for _, on in ours] == ["cpu#0"] * move + ["cpu#1"] * (len(ours) - move)
+    assert [event for event, _ in ours].count("ended") == 2
+    assert ours[move - 1][0] == "ended"
+    assert next(one for one in told if one["event"] == "moved")["from"] == "cpu#0"
 
 
 def test_it_comes_back_once_it_answers(composition: Path) -> None:
@@ -190,7 +244,8 @@ def test_a_query_that_a_model_routes_is_routed_by_a_sound_device(tmp_path: Path)
         everybody = tuple(one.models)
     with Fleet.open(path, TWO) as fleet:
         fail_steps(fleet.members[0], everybody)
-        assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
+        for _ in range(FAILURES):
+            assert [(a.token_ids, a.expert) for a in fleet.ask_all(asked)] == expected
         assert fleet.avoided.keys() == {"cpu#0"}
 
 

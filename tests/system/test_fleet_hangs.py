@@ -15,8 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.fleets import NAMES, TWO, following, queries
+from tests.system.fleets import NAMES, TWO, following, queries, routed
 from tests.system.serving import served, until
+from tests.system.test_fleet_failing import fail_steps
+from tests.system.test_llm_router import write
 
 from coterie.api import Coterie, Fleet, Query
 from coterie.api import known as known_file
@@ -42,9 +44,9 @@ class Hang:
         """The next step of a member, or if `begun` the one after chunks came, and all behind it wait until let go."""
         step, given = member.coterie.step, [not begun]
 
-        def waits(within_s: float | None = None) -> list[Chunk]:
+        def waits(within_s: float | None = None, goes: threading.Event = self.goes) -> list[Chunk]:
             if any(given):
-                self.goes.wait(120)
+                goes.wait(120)
             chunks = step(within_s)
             given.append(bool(chunks))
             return chunks
@@ -63,7 +65,8 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
     found = Hang()
 
     def hangs(self: Member, times: float = 1.0) -> bool:
-        return self in found.which and self.known.busy_s > 0 and found.times > times
+        planted = self in found.which and not found.goes.is_set()  # what comes after that is no hang
+        return planted and self.known.busy_s > 0 and found.times > times
 
     monkeypatch.setattr(Member, "hangs", hangs)
     yield found
@@ -86,7 +89,7 @@ def idle_again(fleet: Fleet) -> None:
         until(lambda member=member: member.call(lambda coterie: coterie.idle))
         member.call(lambda coterie: coterie.parts.engine.check_integrity())
         member.call(lambda coterie: coterie.parts.cache.check_integrity())
-    assert fleet._board._asked == [Counter(), Counter()]
+    assert fleet._board.placing.asked == [Counter(), Counter()]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -160,6 +163,63 @@ def test_where_all_hang_it_waits_for_who_comes_back(composition: Path, hang: Han
         hang.goes.set()
         assert [end.answer is None for end in ends_of(fleet).values()] == [False] * 4
         idle_again(fleet)
+
+
+def test_who_comes_back_takes_what_waits_where_others_still_hang(composition: Path, hang: Hang) -> None:
+    goes = hang.goes
+    with Fleet.open(composition, TWO) as fleet:
+        first, second = fleet._members
+        hang.plant(first)
+        hang.goes = threading.Event()
+        hang.plant(second)
+        ids = [fleet.submit(replace(ONE, model=name)) for name in NAMES]
+        hang.begin()
+        assert fleet.step(0.0) == []
+        assert {flight.member for flight in fleet._board.flights.values()} == {first, second}
+        hang.which.remove(second)
+        hang.goes.set()
+        hang.goes = goes
+        ends = ends_of(fleet)
+        assert ends.keys() == set(ids)
+        assert all(end.answer is not None for end in ends.values())
+        assert fleet.avoided.keys() == {first.name}
+        goes.set()
+        idle_again(fleet)
+
+
+def test_what_one_fails_while_the_other_hangs_ends_with_that_error(composition: Path, hang: Hang) -> None:
+    """To wait for the other one could take minutes, and has an answer already."""
+    with Fleet.open(composition, TWO) as fleet:
+        fail_steps(fleet.members[0])
+        hang.plant(fleet._members[1])
+        fleet._members[1].post(lambda coterie: coterie.load_soon("cyd", lambda _: None))
+        hang.begin()
+        request_id = fleet.submit(ONE)
+        (end,) = ends_of(fleet).values()
+        assert end.request_id == request_id
+        assert "an illegal memory access" in str(end.error)
+        hang.goes.set()
+        idle_again(fleet)
+
+
+def test_a_route_does_not_wait_for_it(tmp_path: Path, hang: Hang) -> None:
+    """Of a model that the router asks: the device's own thread steps for it, as for all others."""
+    with Fleet.open(write(tmp_path), TWO) as fleet:
+        query = routed(1)[0]
+        expected = fleet.route(query)
+        for member in fleet._members:
+            hang.plant(member)
+        with ThreadPoolExecutor(1) as pool:
+            routing = pool.submit(fleet.route, query)
+            until(lambda: any(member.known.busy_s > 0 for member in fleet._members))
+            hang.times = 1.5
+            with pytest.raises(DeviceError, match="in one step"):
+                routing.result(60)
+        hang.goes.set()
+        idle_again(fleet)
+        assert fleet.route(query) == expected
+        for member in fleet._members:
+            assert member.call(lambda coterie: coterie.routings._jobs) == {}
 
 
 def test_loads_pins_and_closing_do_not_wait_for_it(composition: Path, hang: Hang) -> None:

@@ -12,6 +12,7 @@ from tests.system.test_fleet_breaks import break_at
 
 from coterie.api import Fleet, Options, Query
 from coterie.api.member import Member
+from coterie.api.placing import Placing
 from coterie.cli.options import out
 from coterie.cli.ps import ask, show
 from coterie.core.errors import DeviceError
@@ -126,3 +127,25 @@ def test_where_nobody_is_left_nothing_is_pinned(composition: Path) -> None:
         with pytest.raises(DeviceError, match=r"cpu#0"):
             fleet.pin("ada")
         assert told == []
+
+
+def test_one_that_breaks_while_pins_go_to_it_keeps_nobody_waiting(
+    composition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for a place, and answers nothing any more by then: whoever waits for the first one is told so."""
+    told: list[str] = []
+    with Fleet.open(composition, TWO) as fleet:
+        first, second = fleet._members
+        first.call(lambda coterie: coterie.pin("ada"))
+        fleet.at_break(lambda name, error, cause: told.append(name))
+
+        def breaks(self: Placing, *asked: object, **others: object) -> Member:
+            second.broken = DeviceError(second.name, "has stopped too", "restart the server")
+            raise second.broken
+
+        monkeypatch.setattr(Placing, "place", breaks)
+        broken(fleet, 0)
+        with pytest.raises(DeviceError, match=r"cpu#0.*in the middle of a step"):
+            first.post(lambda _: None).result(60)
+        until(lambda: told == ["cpu#0"])
+        assert isinstance(fleet._board.ended, DeviceError)

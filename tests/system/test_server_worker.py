@@ -13,6 +13,7 @@ from tests.system.tiny import write_expert
 
 from coterie.api import Chunk, Coterie, Message, Query, Status
 from coterie.core.errors import ClosedError
+from coterie.engine.expert_control import Told
 from coterie.server.metrics import StatusCollector
 from coterie.server.worker import Worker
 
@@ -136,6 +137,78 @@ def test_what_was_done_before_a_long_step_is_known_while_it_lasts(tmp_path: Path
         run(worker, check)
     finally:
         goes.set()
+
+
+def test_a_change_is_known_at_once_though_a_long_step_follows_it(tmp_path: Path) -> None:
+    """The thread that steps has begun the next one before who asked for the change hears that it is done."""
+    coterie = Coterie.open(write_expert(tmp_path / "ada", 1))
+    worker, step = Worker(coterie), coterie.step
+    (name,) = coterie.composition.names
+    begun, goes = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+
+    def waits(within_s: float | None = None) -> list[Chunk]:
+        which = int(begun[0].is_set())
+        begun[which].set()
+        goes[which].wait(60)
+        return step(within_s)
+
+    async def check() -> None:
+        coterie.step = waits  # type: ignore[method-assign]
+        stream = worker.ask([LONG])
+        assert begun[0].wait(60)
+        pinning = asyncio.create_task(worker.call(lambda coterie: coterie.pin(name)))
+        await asyncio.sleep(0)  # it is asked for
+        goes[0].set()
+        assert begun[1].wait(60)
+        try:
+            await pinning
+            late = await worker.status()
+            assert late.late
+            assert late.expert(name).pinned
+        finally:
+            goes[1].set()
+        while not (await stream.take())[-1].last:
+            pass
+
+    run(worker, check)
+
+
+def test_what_a_step_brings_to_its_end_is_known_though_a_long_step_follows_it(tmp_path: Path) -> None:
+    """A load, for which a pin stands here: that has happened, or not."""
+    coterie = Coterie.open(write_expert(tmp_path / "ada", 1))
+    worker, step = Worker(coterie), coterie.step
+    (name,) = coterie.composition.names
+    begun, goes, tells = threading.Event(), threading.Event(), list[Told]()
+
+    def brings(within_s: float | None = None) -> list[Chunk]:
+        if tells:
+            coterie.pin(name)
+            tells.pop()(None)
+        else:
+            begun.set()
+            goes.wait(60)
+        return step(within_s)
+
+    async def check() -> None:
+        ending = asyncio.create_task(worker.told(lambda _, tell: tells.append(tell)))
+        stream = worker.ask([QUERY])
+        while not (await stream.take())[-1].last:
+            pass
+        assert not (await worker.status()).expert(name).pinned
+        coterie.step = brings  # type: ignore[method-assign]
+        stream = worker.ask([LONG])
+        assert begun.wait(60)
+        try:
+            await ending
+            late = await worker.status()
+            assert late.late
+            assert late.expert(name).pinned
+        finally:
+            goes.set()
+        while not (await stream.take())[-1].last:
+            pass
+
+    run(worker, check)
 
 
 def written(status: Status) -> str:

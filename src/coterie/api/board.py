@@ -10,7 +10,6 @@ Knows nothing about threads but that there are several.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,76 +19,60 @@ from typing import TypeAlias
 
 from coterie.api.avoiding import Avoiding
 from coterie.api.coterie import Coterie
-from coterie.api.flight import Flight
-from coterie.api.member import Member, ended_with, loading, serving
+from coterie.api.flight import Failure, Flight
+from coterie.api.member import Member, ended_with, loading
+from coterie.api.placing import Placing
 from coterie.api.ready import Ready
+from coterie.api.same_files import serving
 from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.expert_control import Told
-from coterie.engine.placement import Prefixes, Standing, cost_of, place, standing
 
 GIVEN_UP = 10  # times as long as makes a step hang: then what has begun there ends too
 
 Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
 """Told of a member that answers nothing any more, by which error and of what cause; on its thread, under the lock."""
+Moved: TypeAlias = Callable[[str, Flight, Member], None]
+"""Told of a query by its id that another member goes on with now, and which one it was; under the lock."""
 
 
 @dataclass(slots=True)
 class Board:
     """The accounts of a fleet, under `lock`, on which `step` waits for news.
 
-    `flights`: by id, in the order of their coming. `loads`: with whom is each that was asked for and not told of.
-    `at_break`: who is told of members that break. `avoiding`: who is asked last.
+    `placing`: who is asked next. `flights`: by id, in the order of their coming. `loads`: with whom is each that was
+    asked for and not told of. `at_break`: who is told of members that break, `at_move`: of queries that change theirs.
     """
 
-    members: tuple[Member, ...] = ()
+    placing: Placing = field(default_factory=Placing)
     flights: dict[str, Flight] = field(default_factory=dict)
     loads: dict[Told, Member] = field(default_factory=dict)
     lock: threading.Condition = field(default_factory=threading.Condition)
-    reuse: bool = True
     at_break: list[Broke] = field(default_factory=list)
-    avoiding: Avoiding = field(default_factory=Avoiding)
+    at_move: list[Moved] = field(default_factory=list)
     _news: list[Chunk] = field(default_factory=list)
     _told: list[tuple[Told, CoterieError | None]] = field(default_factory=list)
-    _prefixes: Prefixes = field(default_factory=Prefixes)
     _woken: bool = False
-    _asked: list[Counter[str]] = field(default_factory=list)
 
     def join(self, member: Member) -> None:
         """One more, before any is asked."""
-        self.members = (*self.members, member)
-        self._asked.append(Counter())
-        self.avoiding.join(member)
+        self.placing.join(member)
         member.coterie.hand_over = self.hand_over
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All that have joined."""
+        return self.placing.members
+
+    @property
+    def avoiding(self) -> Avoiding:
+        """Who is asked last."""
+        return self.placing.avoiding
 
     @property
     def ended(self) -> CoterieError | None:
         """What the first member has ended with, where all have."""
         return ended_with(self.members)
-
-    # ---- where to
-
-    def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """Who is to answer; `able`: one of these. Raises DeviceError, or the error that all members have ended with."""
-        known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self.reuse else ()
-        each = [self._standing(member, expert, known, able) for member in self.members]
-        found = place(each, cost_of([member.seen for member in self.members]))
-        if found is None:
-            raise self.ended or DeviceError("devices", f"no working device serves {expert}", "restart the server")
-        if prompt_ids and self.reuse:
-            self._prefixes.learn(expert, prompt_ids, found)
-        others = [member for member, one in zip(self.members, each, strict=True) if one.serves]
-        others.remove(self.members[found])
-        self.avoiding.placed(self.members[found], others)
-        return self.members[found]
-
-    def _standing(self, member: Member, expert: str, known: Sequence[int], able: Collection[Member] | None) -> Standing:
-        models = member.coterie.models
-        asked = self._asked[member.number]
-        sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
-        serves = member.broken is None and (able is None or member in able)
-        known_tokens = known[member.number] if known else 0
-        return standing(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
 
     # ---- queries come, move and end
 
@@ -111,40 +94,46 @@ class Board:
             expert, was = ready.request.expert_id, flight.member
             ids = ready.request.prompt_ids if ready.request.reuse else ()
             self._count(flight, -1)
-            flight.member = self.place(expert, ids, [was, *serving(self.members, was.coterie, expert)])
+            flight.member = self.placing.place(expert, ids, [was, *serving(self.members, was.coterie, expert)])
             flight.expert = expert
             self._count(flight, 1)
             if flight.member is not was:
                 self._pass_on(request_id, flight, lambda _: ready, asked_s)
             return flight.member is not was
 
-    def _ask_again(self, end: Chunk) -> None:
+    def _ask_again(self, end: Chunk, failure: Failure | None = None) -> None:
         """The member that has a query has broken, or failed it: another one is asked it, if nothing came yet; else, and
-        where nobody else could answer, it ends so.
+        where nobody else could answer, it ends so. `failure`: that of the step, of a member that goes on.
         """
         flight = self.flights[end.request_id]
-        was = flight.member
+        if flight.blamed is not None:
+            flight.blamed.counted = True  # who fails two is at fault itself, or was with it in the step
+        others = self._others(flight)
+        if failure is not None:  # its error says more than to wait for a step that may not come back
+            others = [one for one in others if not one.hangs()]
         if flight.begun or flight.cancelled or flight.again:
             self._fail(end)
             return
         try:
-            self._place_again(end.request_id, flight, self._others(flight))
+            self._place_again(end.request_id, flight, others)
         except CoterieError:  # nobody is left, or nobody who could
             self._fail(end)
             return
-        if type(end.error) is DeviceError and was.broken is None:  # a TransferError is a file's fault
-            flight.blamed = was, end.error
+        if type(end.error) is DeviceError:  # a TransferError is a file's fault
+            flight.blamed = failure
 
     def _place_again(self, request_id: str, flight: Flight, others: Collection[Member]) -> None:
         """Have one of the others answer a query of which nothing came. Raises as `place`, and changes nothing then."""
         expert, request, was = flight.ready.expert, flight.ready.request, flight.member
         self._count(flight, -1)
         try:
-            flight.member = self.place(expert, request.prompt_ids if request and request.reuse else (), others)
+            flight.member = self.placing.place(expert, request.prompt_ids if request and request.reuse else (), others)
             flight.expert, flight.again = expert, True
         finally:
             self._count(flight, 1)
         query = flight.ready.query  # made ready anew: what reads tokens may have read some
+        for tell in self.at_move:  # before what the new one tells
+            tell(request_id, flight, was)
         self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
     def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
@@ -174,12 +163,14 @@ class Board:
         it failed, another one is asked.
         """
         with self.lock:
+            failure = None
             for chunk in chunks:
                 flight = self.flights.get(chunk.request_id)
                 if flight is None or flight.member is not member:
                     continue
                 if isinstance(chunk.error, DeviceError):
-                    self._ask_again(chunk)
+                    failure = failure or Failure(member, chunk.error)
+                    self._ask_again(chunk, failure)
                     continue
                 if chunk.error is None and (chunk.answer is None or chunk.answer.finish_reason != "cancelled"):
                     self._answered(flight)
@@ -195,21 +186,25 @@ class Board:
         """
         with self.lock:
             for member, error in self.avoiding.look(self.members):
-                for request_id in self._with(member):
-                    self._move(request_id)
                 self._end_loads(member, error)
             for member in self.members:
-                if member.broken is None and member.hangs(GIVEN_UP):
-                    for request_id in self._with(member):
-                        self._fail(Chunk(request_id, self.flights[request_id].expert, error=member.hung()))
-                        member.post(partial(_abandon, request_id))
+                if member.broken is not None or not member.hangs():
+                    continue
+                for request_id in self._with(member):  # also of those that found all others hanging, when it came
+                    self._move(request_id)
+                if not member.hangs(GIVEN_UP):
+                    continue
+                for request_id in self._with(member):
+                    self._fail(Chunk(request_id, self.flights[request_id].expert, error=member.hung()))
+                    member.post(partial(_abandon, request_id))
 
     def _move(self, request_id: str) -> None:
         """Ask another member than the one that has a query and hangs."""
         flight = self.flights[request_id]
-        was = flight.member
-        others = [one for one in self._others(flight) if not one.hangs()]
-        if flight.begun or flight.cancelled or flight.again or not others:
+        if flight.begun or flight.cancelled or flight.again:
+            return
+        was, others = flight.member, [one for one in self._others(flight) if not one.hangs()]
+        if not others:
             return
         with suppress(CoterieError):  # none of them can: it waits on
             self._place_again(request_id, flight, others)
@@ -224,9 +219,10 @@ class Board:
     def _answered(self, flight: Flight) -> None:
         """A query's member works; so whoever failed it before was at fault, and not the query."""
         self.avoiding.answered(flight.member)
-        if flight.blamed is not None:
-            self.avoiding.failed(*flight.blamed)
-            flight.blamed = None
+        failure, flight.blamed = flight.blamed, None
+        if failure is not None and not failure.counted:
+            failure.counted = True
+            self.avoiding.failed(failure.member, failure.error)
 
     def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
         """What a member had goes on with another one, if nothing came of it yet, or else ends with this error."""
@@ -267,10 +263,7 @@ class Board:
         return flight
 
     def _count(self, flight: Flight, change: int) -> None:
-        asked = self._asked[flight.member.number]
-        asked[flight.expert] += change
-        if not asked[flight.expert]:
-            del asked[flight.expert]
+        self.placing.count(flight.member, flight.expert, change)
 
     # ---- loads
 
@@ -338,8 +331,8 @@ class Board:
             return request_id in self.flights or self._has({request_id})
 
     def waiting(self, client: str) -> tuple[int, int]:
-        """How many queries have no chunk yet, of all clients and of one."""
-        waits = [flight for flight in self.flights.values() if not flight.begun]
+        """How many queries have no chunk yet and wait for one, of all clients and of one."""
+        waits = [flight for flight in self.flights.values() if not (flight.begun or flight.cancelled)]
         return len(waits), sum([flight.ready.query.client == client for flight in waits]) if client else 0
 
     def _has(self, wanted: Collection[str] | None) -> bool:

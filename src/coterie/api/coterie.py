@@ -56,7 +56,7 @@ class Coterie(Serving, Controlled):
         parts = self._parts = assemble(self.models, made, options)
         self._experts = Experts(self.texts, self.models, parts.kv.tokens_held)
         self._touched = parts.engine.before_load = Touched(self.composition, parts, self.models, self.texts, options)
-        self._routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
+        self.routings = Routings(self.routing, self.texts, self.models, parts.engine, parts.device.synthetic())
         self._pending: dict[str, InFlight] = {}
         self.watch = Watch(self._parts, self.models, self._pending)
         self._unseen: list[Chunk] = []
@@ -66,7 +66,7 @@ class Coterie(Serving, Controlled):
         self._close.atexit = of is None  # of several the Fleet closes each that does not hang
         taught = None if of is None else of.routing
         self.routing = (
-            self._routings.use(taught) if taught is not None else self._routings.teach(options.device, cache_folder())
+            self.routings.use(taught) if taught is not None else self.routings.teach(options.device, cache_folder())
         )
         self.hand_over: Callable[[str, Ready, float], bool] = lambda *_: False
 
@@ -106,16 +106,16 @@ class Coterie(Serving, Controlled):
         if not begun.asks:
             return self._fitted(query, begun, self.routing.finish(begun))
         with self._opened():
-            self._routings.begin(request_id, begun, query)
+            self.routings.begin(request_id, begun, query)
         try:
             while True:
                 with self._opened():
-                    if self._routings.done(request_id):
-                        return self._fitted(query, begun, self._routings.route(request_id))
+                    if self.routings.done(request_id):
+                        return self._fitted(query, begun, self.routings.route(request_id))
                     self._unseen += self._advance(WAIT_S)
         finally:
             with self._lock:
-                self._routings.drop(request_id)
+                self.routings.drop(request_id)
 
     def ready(self, query: Query) -> Ready:
         """Do what of a query needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
@@ -151,7 +151,7 @@ class Coterie(Serving, Controlled):
                 pending.asked_s = begun_s
                 self.watch.routing(request_id)
                 try:
-                    self._routings.begin(request_id, ready.begun, ready.query)
+                    self.routings.begin(request_id, ready.begun, ready.query)
                 except CoterieError as error:
                     self.watch.unrouted(request_id, "refused", error)
                     raise
@@ -189,7 +189,7 @@ class Coterie(Serving, Controlled):
             pending = self._pending.get(request_id)
             if pending is not None and pending.route is None:
                 pending.cancelled = True
-                self._routings.cancel(request_id)
+                self.routings.cancel(request_id)
             elif pending is not None:
                 self._parts.engine.cancel(request_id)
 
@@ -219,7 +219,7 @@ class Coterie(Serving, Controlled):
         looked = looked or self.look_again()
         with self._opened():
             routing, found = rescan(self.routing, looked, self._parts, self.models, self.texts, self._options)
-            self.composition, self.routing = routing.composition, self._routings.use(routing)
+            self.composition, self.routing = routing.composition, self.routings.use(routing)
             self._touched.know(self.composition)
             return found
 
@@ -289,7 +289,7 @@ class Coterie(Serving, Controlled):
             self.watch.output(output)
             if output.request_id in self._pending:  # else its caller has left
                 chunks.append(self._chunk(output))
-            decided = self._routings.take(output)
+            decided = self.routings.take(output)
             if decided in self._pending:
                 chunks += self._decided(decided, output)
         return chunks
@@ -298,7 +298,7 @@ class Coterie(Serving, Controlled):
         """The router's model has answered: on to the expert. Chunks only where it ends here."""
         pending = self._pending[request_id]
         try:
-            route = self._routings.route(request_id)
+            route = self.routings.route(request_id)
             if not pending.cancelled:
                 route, request, text = request_for(
                     pending.query, pending.prompt, route, self.routing.others, self._experts
@@ -338,7 +338,7 @@ class Coterie(Serving, Controlled):
             for request_id in request_ids:
                 pending = self._pending.pop(request_id, None)
                 if pending is not None and pending.route is None:
-                    self._routings.drop(request_id)
+                    self.routings.drop(request_id)
                     self.watch.unrouted(request_id, "cancelled")
                 elif pending is not None:
                     self._parts.engine.cancel(request_id)

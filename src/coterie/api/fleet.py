@@ -24,11 +24,13 @@ from coterie.api.coterie import Coterie
 from coterie.api.fleet_experts import FleetExperts
 from coterie.api.fleet_watch import FleetWatch
 from coterie.api.flight import Flight
-from coterie.api.member import Member, all_of, known_of, names_of, same_files, serving
+from coterie.api.member import Member, all_of, known_of, names_of
 from coterie.api.opened import OfFleet, open_all, planned_on_each
+from coterie.api.placing import Placing
 from coterie.api.ready import Experts, Ready, prepared, route_that_fits
 from coterie.api.rescan import Look, Rescan
 from coterie.api.routings import begun
+from coterie.api.same_files import seen_by, serving
 from coterie.api.serving import WAIT_S, Serving, Since
 from coterie.api.status import Status
 from coterie.api.together import together
@@ -58,7 +60,7 @@ class Fleet(FleetExperts, Serving):
         """Open every expert once and reserve memory on each of `options.devices`. Raises CoterieError."""
         self._options, each = options, each_device(options)
         opened, plans = planned_on_each(open_all(composition, each[0]), each)
-        self._board, self._numbers = Board(reuse=options.reuse), itertools.count()
+        self._board, self._numbers = Board(Placing(options.reuse)), itertools.count()
         names = self.names = names_of(options.devices)
         try:
             for number, (its, made) in enumerate(zip(each, plans, strict=True)):
@@ -122,14 +124,7 @@ class Fleet(FleetExperts, Serving):
     def route(self, query: Query) -> Route:
         """The router's decision for a query. A model that the router asks is run where that costs least."""
         pending = self._begin(query)
-        if pending.asks:
-            with self._board.lock:
-                member = self._board.place(pending.asks[0].expert)
-            try:
-                return member.coterie.route(query)
-            finally:
-                member.post(lambda _: None)  # what its steps brought others is to be given out
-        route = self.routing.finish(pending)
+        route = self._asked_for(query, pending) if pending.asks else self.routing.finish(pending)
         if pending.route is not None:
             return route
         return route_that_fits(query, pending.prompt, route, self.routing.others, self._experts)[0]
@@ -154,7 +149,7 @@ class Fleet(FleetExperts, Serving):
             self._board.look()
             request_id = f"{next(self._numbers):08x}"
             ids = ready.request.prompt_ids if ready.request is not None and ready.request.reuse else ()
-            member = self._board.place(ready.expert, ids, able)
+            member = self._board.placing.place(ready.expert, ids, able)
             self._board.begin(request_id, Flight(member, ready.expert, ready, able))
         return request_id
 
@@ -220,7 +215,7 @@ class Fleet(FleetExperts, Serving):
         looked, lead = looked or self.look_again(), self._lead
         found = lead.call(lambda coterie: coterie.rescan(looked))
         others = [member for member in self._members if member is not lead]
-        each = all_of(others, lambda coterie: coterie.rescan(_seen_by(coterie, looked, lead.coterie)))
+        each = all_of(others, lambda coterie: coterie.rescan(seen_by(coterie, looked, lead.coterie)))
         self._follow(lead)
         kept = {name: why for other in each for name, why in (*other.kept.items(), *other.left_out.items())}
         mine = {name: why for name, why in kept.items() if name not in found.left_out}
@@ -257,6 +252,19 @@ class Fleet(FleetExperts, Serving):
 
     def _begin(self, query: Query) -> Pending:
         return begun(self.routing, query, self.texts, self._residents)
+
+    def _asked_for(self, query: Query, pending: Pending) -> Route:
+        """By what a model answers, on the device where that costs least. Raises also that this one hangs."""
+        request_id = f"{next(self._numbers):08x}"
+        with self._board.lock:
+            member = self._board.placing.place(pending.asks[0].expert)
+        member.wait(member.post(lambda coterie: coterie.routings.begin(request_id, pending, query)))
+        try:
+            while not member.wait(member.post(lambda coterie: coterie.routings.done(request_id))):
+                pass  # each time it has taken a step
+            return member.wait(member.post(lambda coterie: coterie.routings.route(request_id)))
+        finally:
+            member.post(lambda coterie: coterie.routings.drop(request_id))
 
     def _residents(self) -> frozenset[str]:
         return frozenset().union(*[member.seen.there for member in self._members if member.broken is None])
@@ -325,21 +333,6 @@ class Fleet(FleetExperts, Serving):
 def opened_on(ref: str | Path, options: Options, leave_out: bool = False) -> Serving:
     """A composition on the device, or on the several devices, that the options name. Raises CoterieError."""
     return Fleet.open(ref, options, leave_out) if options.beside else Coterie.open(ref, options, leave_out)
-
-
-def _seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
-    """The same look, as if this member had looked: what it serves now, by which routing, and, from who led the way,
-    what differs here since earlier ones.
-    """
-    names = coterie.composition.names
-    apart = {
-        name: (lead.models[name], lead.texts[name])
-        for name in lead.composition.names
-        if name not in looked.was and not same_files(coterie, lead, name)
-    }
-    gone = frozenset(names).difference(looked.found.names, looked.found.left_out)
-    was = {name: coterie.models.get(name) for name in (*looked.was, *apart)}
-    return replace(looked, opened={**looked.opened, **apart}, was=was, gone=gone, before=coterie.routing)
 
 
 def _stop(members: Sequence[Member]) -> None:

@@ -13,12 +13,14 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeAlias
 
 from coterie.api.board import Board
 from coterie.api.coterie import Coterie
 from coterie.api.expert_commands import ExpertCommands
-from coterie.api.member import Member, serving
+from coterie.api.member import Member
+from coterie.api.same_files import serving
 from coterie.composition.composition import Composition
 from coterie.core.errors import ConflictError, CoterieError
 from coterie.engine.expert_control import Told
@@ -53,7 +55,7 @@ class FleetExperts(ExpertCommands):
         able = [one for one in serving(self._board.members, self._lead.coterie, name) if not one.hangs()]
         if not (able and self._guesses(name)):
             with self._board.lock:
-                able = [self._board.place(name, able=able)]
+                able = [self._board.placing.place(name, able=able)]
         told = _once(tell, len(able))
         for member in able:
             self._board.load(name, told(), member)
@@ -73,7 +75,7 @@ class FleetExperts(ExpertCommands):
         able = serving(self._board.members, self._lead.coterie, name)
         there = able if self._guesses(name) else [member for member in able if name in member.seen.there]
         with self._board.lock:
-            chosen = there or [self._board.place(name, able=able)]
+            chosen = there or [self._board.placing.place(name, able=able)]
         pinned = list[Member]()
         try:
             for member in chosen:
@@ -107,8 +109,8 @@ class FleetExperts(ExpertCommands):
             if not _is_pinned(member.coterie, name) or any(_is_pinned(one.coterie, name) for one in self._having(name)):
                 continue
             able = serving(others, lead.coterie, name)
-            if able:
-                first = self._board.place(name, able=able)
+            with suppress(CoterieError):  # none is able, or those that were break meanwhile too
+                first = self._board.placing.place(name, able=able)
                 able.sort(key=lambda one: one is not first)
             fact = f"was pinned on {member.name}, which has stopped, and no other device serves it"
             self._pin_on_one_of(able, name, member, ConflictError(name, fact, "pin it again after a rescan"))

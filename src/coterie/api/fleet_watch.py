@@ -12,6 +12,7 @@ from typing import Any
 
 from coterie.api.board import Board
 from coterie.api.coterie import Coterie
+from coterie.api.flight import Flight
 from coterie.api.member import Member, all_of, each_of
 from coterie.api.serving import WAIT_S, Since
 from coterie.api.status import Status
@@ -26,6 +27,7 @@ class FleetWatch:
         self._board, self._lock = board, threading.Lock()
         self._sink: Sink | None = None
         board.at_break.append(self._stopped)
+        board.at_move.append(self._moved)
 
     def follow(self, sink: Sink | None) -> None:
         """Tell `sink` from now on, or nobody; one call at a time."""
@@ -86,6 +88,12 @@ class FleetWatch:
         if (sink := self._sink) is not None:
             with self._lock:
                 sink(EngineEvent("stopped", member.now(), {ON: member.name, "error": str(error)}))
+
+    def _moved(self, request_id: str, flight: Flight, was: Member) -> None:
+        if (sink := self._sink) is not None:
+            now = flight.member
+            with self._lock:
+                sink(EngineEvent("moved", now.now(), {"request": request_id, "from": was.name, ON: now.name}))
 
     def _name_of(self, coterie: Coterie) -> str:
         return next(member.name for member in self._board.members if member.coterie is coterie)

@@ -14,11 +14,20 @@ from coterie.core.errors import DeviceError
 
 
 @dataclass(slots=True)
+class Failure:
+    """A step that failed one or more queries of a member; `counted` against it: once, however many these are."""
+
+    member: Member
+    error: DeviceError
+    counted: bool = False
+
+
+@dataclass(slots=True)
 class Flight:
     """A query that has not ended: with whom it is, of which expert, since when by that one's clock.
 
     `ready`: as it was asked; `able`: who could answer it then, None: anybody. `begun`: it has a chunk. `again`: the
-    first that had it has broken, or failed it. `blamed`: that one, and for what, should another one answer it.
+    first that had it has broken, or failed it. `blamed`: that failure, should another one answer it.
     """
 
     member: Member
@@ -29,4 +38,4 @@ class Flight:
     begun: bool = False
     cancelled: bool = False
     again: bool = False
-    blamed: tuple[Member, DeviceError] | None = None
+    blamed: Failure | None = None

@@ -1,6 +1,6 @@
 """Known: the status of one device as it was before the step under way, for who does not wait for the end of that step.
 
-    [ jobs | before_step: a status, if the last is old | timed: a step ] [ jobs | ...        its one thread
+    [ jobs | step: a status, if the last is old | timed, a step ] [ jobs | ...        its one thread
                                                           late? status, age_s                 any thread
 
 Knows nothing about what is served, or who asks.
@@ -38,10 +38,13 @@ class Known:
         """Something has changed that who is told of it may ask about while the next step lasts. Any thread."""
         self._stale = True
 
-    def before_step(self) -> None:
-        """Put down the status if the last one is old."""
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step is under way, and before it the status is put down if the last one is old."""
         if self._stale or self.age_s > KNOWN_S:
             self.renew()
+        with self.timed():
+            yield
 
     @contextmanager
     def timed(self) -> Iterator[None]:

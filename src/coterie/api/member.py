@@ -9,11 +9,10 @@ so, and a status is then what was last known. Knows nothing about placement, or 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
 from contextlib import suppress
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from coterie.api.coterie import Coterie
@@ -24,7 +23,6 @@ from coterie.api.status import Status
 from coterie.api.types import Chunk
 from coterie.core.errors import ClosedError, CoterieError, DeviceError, fresh
 from coterie.engine.placement import Seen
-from coterie.models.model import Model
 
 T = TypeVar("T")
 
@@ -158,9 +156,8 @@ class Member:
         try:
             while self._inbox.work(sleeps=self.coterie.quiet):
                 if not self.coterie.quiet:
-                    self.known.before_step()
-                    begun_s = device.now()
-                    with self.known.timed():
+                    with self.known.step():
+                        begun_s = device.now()
                         chunks = self.coterie.step(WAIT_S)
                     self._busy_s += device.now() - begun_s
                     self.seen = self._look()
@@ -169,8 +166,10 @@ class Member:
         except BaseException as error:
             broken = DeviceError(self.name, f"stopped in the middle of a step: {error!r}", "restart the server")
             self.broken = broken
-            self._board.broke(self, broken, error)
-            self._inbox.close(broken)
+            try:
+                self._board.broke(self, broken, error)
+            finally:
+                self._inbox.close(broken)
             if not isinstance(error, Exception):
                 raise
         if self._left:
@@ -203,32 +202,6 @@ def names_of(devices: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         [device if devices.count(device) == 1 else f"{device}#{number}" for number, device in enumerate(devices)]
     )
-
-
-def serving(members: Iterable[Member], like: Coterie, expert: str) -> list[Member]:
-    """Those that answer, and serve an expert by the same files as `like` does."""
-    return [one for one in members if one.broken is None and same_files(one.coterie, like, expert)]
-
-
-def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
-    """Whether two serve an expert, and by the same files: a rescan may find it in use on one of them, and renew it on
-    the other.
-    """
-    text, its = one.texts.get(expert), other.texts.get(expert)
-    model, like = one.models.get(expert), other.models.get(expert)
-    if text is None or its is None or model is None or like is None:
-        return False
-    served = (expert in one.composition.names) == (expert in other.composition.names)
-    alike = (text is its or text.files == its.files) and (model is like or _weights(model) == _weights(like))
-    return served and alike
-
-
-def _weights(model: Model | None) -> object:
-    if model is None:
-        return None
-    sources = {placed.source for placed in model.layout.ranges}  # a status time says nothing of what is in a file
-    files = {(source.path, replace(source.identity, ctime_ns=0)) for source in sources if source.identity}
-    return model.key, model.path, files, _weights(model.base)
 
 
 def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[tuple[Member, T]]:

@@ -39,6 +39,8 @@ class EngineEvent:
     routing         a model is asked where the request goes
     routed          expert, confidence, is_fallback, runners_up
     queued, admitted, first_token
+    moved           from, on: of several devices one goes on with a request that another one failed, or hangs with; what
+                    that one has told of its end, or tells later, is none
     stopped         on, error: one of several devices, whose requests have ended, or go on elsewhere
     ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
                     total_s, cached_tokens

@@ -53,6 +53,8 @@ class Worker:
         # Where devices step themselves the engine's thread waits for none of them: it gives out what the others bring.
         self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
         self._known = None if coterie.steps_itself else Known(coterie.status)
+        # On the thread that steps: who hears that something has changed may hear it later than the next step begins.
+        self._changed = self._known.renew_soon if self._known is not None else lambda: None
         self._looking = ThreadPoolExecutor(1, "coterie-looking") if coterie.steps_itself else None
         self._giving_back: asyncio.TimerHandle | None = None
         self._num_ended = 0  # beside the engine, since the last time
@@ -102,11 +104,16 @@ class Worker:
         """Run a function between two steps, in order, and return its result or raise its error: on the engine's thread,
         or where devices step themselves, on one that may wait for them.
         """
+
+        def change(coterie: Serving) -> T:
+            try:
+                return function(coterie)
+            finally:
+                self._changed()
+
         try:
-            return await self._call(function, self._between)
+            return await self._call(change, self._between)
         finally:
-            if self._known is not None:
-                self._known.renew_soon()  # it may have changed something
             if self._between is not None:
                 self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
 
@@ -200,6 +207,7 @@ class Worker:
 
         def tell(error: CoterieError | None) -> None:
             self._waiting.discard(tell)
+            self._changed()
             if error is None:
                 loop.call_soon_threadsafe(_resolve, end, None)
             else:
@@ -269,7 +277,7 @@ class Worker:
         try:
             while self._inbox.work(self._coterie.quiet, self._awake_s, self._rest):
                 if not self._coterie.quiet:
-                    with self._stepping():
+                    with contextlib.nullcontext() if self._known is None else self._known.step():
                         chunks = self._coterie.step(WAIT_S)
                     give_out(chunks, self._streams)
                     self._worked_s = monotonic()
@@ -281,12 +289,6 @@ class Worker:
             self._inbox.close(broken)
             if error is not broken:
                 raise
-
-    def _stepping(self) -> contextlib.AbstractContextManager[None]:
-        if self._known is None:
-            return contextlib.nullcontext()
-        self._known.before_step()
-        return self._known.timed()
 
     def _device_broke(self, name: str, error: CoterieError, cause: BaseException) -> None:
         """One of several: who sleeps is to see whether one is left. In any thread."""

@@ -1,0 +1,55 @@
+"""Same files: which members of a fleet serve an expert by the same ones, and what a rescan changes where one does not.
+
+Knows nothing about who asks, or how files are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from coterie.api.coterie import Coterie
+from coterie.api.member import Member
+from coterie.api.rescan import Look
+from coterie.models.model import Model
+
+
+def serving(members: Iterable[Member], like: Coterie, expert: str) -> list[Member]:
+    """Those that answer, and serve an expert by the same files as `like` does."""
+    return [one for one in members if one.broken is None and same_files(one.coterie, like, expert)]
+
+
+def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
+    """Whether two serve an expert, and by the same files: a rescan may find it in use on one of them, and renew it on
+    the other.
+    """
+    text, its = one.texts.get(expert), other.texts.get(expert)
+    model, like = one.models.get(expert), other.models.get(expert)
+    if text is None or its is None or model is None or like is None:
+        return False
+    served = (expert in one.composition.names) == (expert in other.composition.names)
+    alike = (text is its or text.files == its.files) and (model is like or _weights(model) == _weights(like))
+    return served and alike
+
+
+def _weights(model: Model | None) -> object:
+    if model is None:
+        return None
+    sources = {placed.source for placed in model.layout.ranges}  # a status time says nothing of what is in a file
+    files = {(source.path, replace(source.identity, ctime_ns=0)) for source in sources if source.identity}
+    return model.key, model.path, files, _weights(model.base)
+
+
+def seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
+    """The same look, as if this member had looked: what it serves now, by which routing, and, from who led the way,
+    what differs here since earlier ones.
+    """
+    names = coterie.composition.names
+    apart = {
+        name: (lead.models[name], lead.texts[name])
+        for name in lead.composition.names
+        if name not in looked.was and not same_files(coterie, lead, name)
+    }
+    gone = frozenset(names).difference(looked.found.names, looked.found.left_out)
+    was = {name: coterie.models.get(name) for name in (*looked.was, *apart)}
+    return replace(looked, opened={**looked.opened, **apart}, was=was, gone=gone, before=coterie.routing)
