@@ -129,6 +129,19 @@ def test_who_waits_no_more_takes_nobody_s_place(composition: Path) -> None:
         assert {chunk.request_id for chunk in answered} == set(ids)
 
 
+def test_who_is_cancelled_before_the_second_device_answers_ends_once(composition: Path) -> None:
+    with Fleet.open(composition, TWO) as fleet:
+        fail_steps(fleet.members[0])
+        with held(fleet, [1]):
+            request_id = fleet.submit(ONE)
+            until(lambda: fleet._board.flights[request_id].again)
+            fleet.cancel(request_id)
+        (end,) = [chunk for _ in iter(lambda: fleet.idle, True) for chunk in fleet.step() if chunk.last]
+        assert end.answer is not None
+        assert end.answer.finish_reason == "cancelled"
+        assert failures_of(fleet, 0) == 0  # nobody has answered it
+
+
 def test_events_say_who_goes_on_with_what_failed(composition: Path) -> None:
     body = {"model": "ada", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
     fleet = Fleet.open(composition, TWO)

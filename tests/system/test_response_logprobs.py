@@ -137,3 +137,13 @@ def test_tokens_of_a_text_are_found_in_order() -> None:
     texts.forget(last=1)
     assert taken(texts, "other") == [("other", [3])]
     assert taken(texts, "z") == [("z", [])]
+
+
+def test_a_text_is_no_part_of_what_is_not_shown() -> None:
+    """Where it can be of tokens of its own."""
+    texts = TokenTexts()
+    texts.add(spelled(b"</think>", b"\n\n", b"think", b" so"))
+    assert taken(texts, "think") == [("think", [2])]
+    assert taken(texts, " so") == [(" so", [3])]
+    texts.add(spelled(b"</think>", b" a b", b" ab"))
+    assert taken(texts, "a b") == [("a b", [1])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import TypeAlias
 
 from coterie.api.logprobs import TokenLogprob
@@ -46,7 +47,7 @@ class TokenTexts:
             return ()
         spelled = "".join([piece for piece, _ in self._held])
         before = spelled.find(behind)
-        begin = spelled.find(text, before + len(behind) if before >= 0 else 0)
+        begin = self._begin_of(text, spelled, before + len(behind) if before >= 0 else 0)
         if begin < 0:
             whole = (text, tuple([one for _, tokens in self._held for one in tokens]))
             self._held.clear()
@@ -63,3 +64,11 @@ class TokenTexts:
                     rest.append((piece[end - first :], ()))
         self._held = rest
         return found
+
+    def _begin_of(self, text: str, spelled: str, start: int) -> int:
+        """Where a text stands behind `start`; -1: nowhere. First where a piece begins: "think" is not of "</think>"."""
+        begins = {0, *accumulate([len(piece) for piece, _ in self._held])}
+        first = found = spelled.find(text, start)
+        while found >= 0 and found not in begins:
+            found = spelled.find(text, found + 1)
+        return first if found < 0 else found
