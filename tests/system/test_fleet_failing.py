@@ -183,6 +183,23 @@ def test_it_comes_back_once_it_answers(composition: Path) -> None:
         assert [error is None for error in told] == [False, True]
 
 
+def test_a_load_is_no_trial(composition: Path) -> None:
+    """Only a request says whether the device answers again: the next one is the trial that was due."""
+    with Fleet.open(composition, TWO) as fleet:
+        fail_steps(fleet.members[0], {"ada"})
+        for _ in range(FAILURES + FIRST_WAIT):
+            fleet.ask(ONE)
+        health = fleet._board.avoiding._health[fleet._members[0]]
+        assert (health.failing, health.waits) == (True, 0)
+        with held(fleet, [1]):  # a line, so that the first one would be asked
+            for _ in range(8):
+                fleet._board.placing.count(fleet._members[1], "bob", 1)
+        fleet.load("dan")
+        assert "dan" in fleet._members[0].seen.there
+        assert health.waits == 0
+        fleet._board.placing.count(fleet._members[1], "bob", -8)
+
+
 def test_who_is_cancelled_on_it_does_not_clear_it(composition: Path) -> None:
     with Fleet.open(composition, TWO) as fleet:
         fail_steps(fleet.members[0])

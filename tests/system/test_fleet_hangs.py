@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.system.fleets import NAMES, TWO, following, queries, routed
+from tests.system.fleets import NAMES, TWO, following, held, queries, routed
 from tests.system.serving import served, until
 from tests.system.test_fleet_failing import fail_steps
 from tests.system.test_llm_router import write
@@ -200,6 +200,22 @@ def test_what_one_fails_while_the_other_hangs_ends_with_that_error(composition: 
         assert "an illegal memory access" in str(end.error)
         hang.goes.set()
         idle_again(fleet)
+
+
+def test_what_is_known_during_a_long_job_is_no_older_than_a_second_before_it(composition: Path) -> None:
+    """Though the last step was long ago: what that ended is known."""
+    with Fleet.open(composition, TWO) as fleet:
+        member = fleet._members[0]
+        assert fleet.ask(ONE).finish_reason == "length"
+        until(lambda: member.call(lambda coterie: coterie.quiet))
+        member.known.status = replace(member.known.status, running=1)  # as of before that step
+        member.known._known_s -= 1000.0
+        with held(fleet, [0]):
+            until(lambda: member.known.late)
+            status = fleet.status()
+        assert status.late.keys() == {member.name}
+        assert status.late[member.name] < 1000.0
+        assert status.devices[member.name].running == 0
 
 
 def test_a_route_does_not_wait_for_it(tmp_path: Path, hang: Hang) -> None:

@@ -143,7 +143,7 @@ def test_one_that_breaks_while_pins_go_to_it_keeps_nobody_waiting(
             second.broken = DeviceError(second.name, "has stopped too", "restart the server")
             raise second.broken
 
-        monkeypatch.setattr(Placing, "place", breaks)
+        monkeypatch.setattr(Placing, "cheapest", breaks)
         broken(fleet, 0)
         with pytest.raises(DeviceError, match=r"cpu#0.*in the middle of a step"):
             first.post(lambda _: None).result(60)

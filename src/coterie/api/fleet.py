@@ -257,7 +257,7 @@ class Fleet(FleetExperts, Serving):
         """By what a model answers, on the device where that costs least. Raises also that this one hangs."""
         request_id = f"{next(self._numbers):08x}"
         with self._board.lock:
-            member = self._board.placing.place(pending.asks[0].expert)
+            member = self._board.placing.cheapest(pending.asks[0].expert)
         member.wait(member.post(lambda coterie: coterie.routings.begin(request_id, pending, query)))
         try:
             while not member.wait(member.post(lambda coterie: coterie.routings.done(request_id))):

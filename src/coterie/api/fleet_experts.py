@@ -55,7 +55,7 @@ class FleetExperts(ExpertCommands):
         able = [one for one in serving(self._board.members, self._lead.coterie, name) if not one.hangs()]
         if not (able and self._guesses(name)):
             with self._board.lock:
-                able = [self._board.placing.place(name, able=able)]
+                able = [self._board.placing.cheapest(name, able=able)]
         told = _once(tell, len(able))
         for member in able:
             self._board.load(name, told(), member)
@@ -75,7 +75,7 @@ class FleetExperts(ExpertCommands):
         able = serving(self._board.members, self._lead.coterie, name)
         there = able if self._guesses(name) else [member for member in able if name in member.seen.there]
         with self._board.lock:
-            chosen = there or [self._board.placing.place(name, able=able)]
+            chosen = there or [self._board.placing.cheapest(name, able=able)]
         pinned = list[Member]()
         try:
             for member in chosen:
@@ -110,7 +110,7 @@ class FleetExperts(ExpertCommands):
                 continue
             able = serving(others, lead.coterie, name)
             with suppress(CoterieError):  # none is able, or those that were break meanwhile too
-                first = self._board.placing.place(name, able=able)
+                first = self._board.placing.cheapest(name, able=able)
                 able.sort(key=lambda one: one is not first)
             fact = f"was pinned on {member.name}, which has stopped, and no other device serves it"
             self._pin_on_one_of(able, name, member, ConflictError(name, fact, "pin it again after a rescan"))

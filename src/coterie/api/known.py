@@ -1,6 +1,6 @@
 """Known: the status of one device as it was before the step under way, for who does not wait for the end of that step.
 
-    [ jobs | step: a status, if the last is old | timed, a step ] [ jobs | ...        its one thread
+    [ a status, if the last is old | timed: a job, or a step ] [ a status, ...         its one thread
                                                           late? status, age_s                 any thread
 
 Knows nothing about what is served, or who asks.
@@ -40,7 +40,7 @@ class Known:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step is under way, and before it the status is put down if the last one is old."""
+        """A step, or a job, is under way, and before it the status is put down if the last one is old."""
         if self._stale or self.age_s > KNOWN_S:
             self.renew()
         with self.timed():
@@ -48,7 +48,7 @@ class Known:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """A step, or a job, is under way."""
+        """Something is under way."""
         begun_s = self._begun_s = monotonic()
         try:
             yield

@@ -102,7 +102,7 @@ class Member:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                with self.known.timed():
+                with self.known.step():
                     found = function(self.coterie)
             except CoterieError as error:
                 future.set_exception(error)

@@ -34,18 +34,22 @@ class Placing:
         self.avoiding.join(member)
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """Who is to answer; `able`: one of these. Raises DeviceError, or the error that all members have ended with."""
+        """Who is to answer a request; `able`: one of these. Raises DeviceError, or what all members have ended with."""
+        found = self.cheapest(expert, prompt_ids, able)
+        if prompt_ids and self._reuse:
+            self._prefixes.learn(expert, prompt_ids, found.number)
+        others = [one for one in self.members if one is not found and _serves(one, able)]
+        self.avoiding.placed(found, others)
+        return found
+
+    def cheapest(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
+        """The same of what is no request, a load or a pin, which says nothing of who answers."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self._reuse else ()
         each = [self._standing(member, expert, known, able) for member in self.members]
         found = place(each, cost_of([member.seen for member in self.members]))
         if found is None:
             fact = f"no working device serves {expert}"
             raise ended_with(self.members) or DeviceError("devices", fact, "restart the server")
-        if prompt_ids and self._reuse:
-            self._prefixes.learn(expert, prompt_ids, found)
-        others = [member for member, one in zip(self.members, each, strict=True) if one.serves]
-        others.remove(self.members[found])
-        self.avoiding.placed(self.members[found], others)
         return self.members[found]
 
     def count(self, member: Member, expert: str, change: int) -> None:
@@ -59,6 +63,9 @@ class Placing:
         models = member.coterie.models
         asked = self.asked[member.number]
         sizes = {name: models[name].layout.size_bytes for name in {expert, *asked} if name in models}
-        serves = member.broken is None and (able is None or member in able)
-        known_tokens = known[member.number] if known else 0
+        known_tokens, serves = known[member.number] if known else 0, _serves(member, able)
         return standing(member.seen, expert, sizes, asked, known_tokens, serves, self.avoiding.avoids(member))
+
+
+def _serves(member: Member, able: Collection[Member] | None) -> bool:
+    return member.broken is None and (able is None or member in able)
