@@ -31,6 +31,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -199,8 +200,13 @@ def _run(part: Part, folder: Path, limit_s: float, shared: Path) -> Outcome:
 def seen_to_run(folder: Path) -> set[str]:
     """The parts that a session in this folder has seen run to their end, by what it wrote there."""
     summary = folder / SUMMARY
-    lines = summary.read_text(encoding="utf-8").splitlines() if summary.is_file() else []
-    return {outcome["name"] for outcome in map(json.loads, lines) if outcome["status"] == "ok"}
+    seen = set()
+    for line in summary.read_text(encoding="utf-8").splitlines() if summary.is_file() else []:
+        with suppress(ValueError):  # one that was not written to its end says nothing
+            outcome = json.loads(line)
+            if outcome["status"] == "ok":
+                seen.add(outcome["name"])
+    return seen
 
 
 def _numbers(result: Path) -> dict[str, float]:

@@ -173,6 +173,39 @@ def test_a_lane_whose_threads_did_not_start_can_be_started_later(make, on_cpu, l
     )
 
 
+def test_a_block_that_is_being_read_is_nobody_elses_where_its_copy_has_no_thread(make, on_cpu, layout, monkeypatch):
+    asked, twice, go_on, real = [], threading.Event(), threading.Event(), threading.Thread.start
+
+    def slow(file, parts, at):
+        assert go_on.wait(60)
+        return os.preadv(file, parts, at)
+
+    def refuse(thread):
+        if thread.name != "coterie staging->hbm":
+            return real(thread)
+        asked.append(thread)
+        if len(asked) == 2:  # so the first block's copy was refused, and dealt with
+            twice.set()
+        raise RuntimeError("can't start new thread")
+
+    desk = Desk(make(read=slow), layout)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        gates = desk.fetch()
+        in_time = twice.wait(60)
+        free = len(desk.device._staged._free)
+        go_on.set()
+        desk.wait(*gates.values())
+    assert in_time
+    assert free < 16
+    for event in gates.values():
+        assert "the thread of lane staging->hbm could not be started" in str(desk.device.failure(event))
+    assert len(desk.device._staged._free) == 16
+    assert desk.tokens(desk.run(rows([(PROMPT, 0)]), gates=desk.fetch())) == on_cpu.tokens(
+        on_cpu.run(rows([(PROMPT, 0)]))
+    )
+
+
 def test_closing_with_work_queued_fails_it_and_ends_threads(layout):
     device = cuda(driver=LazyDriver(settle_s=0.02))
     desk = Desk(device, layout)

@@ -127,6 +127,30 @@ def test_what_was_begun_is_never_found(keep: Path, monkeypatch: pytest.MonkeyPat
     assert [file.read_bytes() for file in keep.iterdir()] == [whole]
 
 
+def test_two_processes_that_make_the_same_do_not_write_to_one_file(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another begins and ends while the first has written half, which goes on, and is stopped."""
+    write, mine, found = random_file.write_tensors, os.getpid(), []
+
+    def meanwhile(path: Path, *_: object, **__: object) -> None:
+        with path.open("wb", buffering=0) as file:
+            file.write(b"half of it")
+            with monkeypatch.context() as other:
+                other.setattr(kept.os, "getpid", lambda: mine + 1)
+                other.setattr(experts, "write_tensors", write)
+                with random_experts(MEASURED, 1) as (model,):
+                    found.append(weights(model))
+            file.write(b", and more")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experts, "write_tensors", meanwhile)
+    with pytest.raises(KeyboardInterrupt), random_experts(MEASURED, 1):
+        pass
+    monkeypatch.setattr(experts, "write_tensors", never)
+    with random_experts(MEASURED, 1) as (model,):
+        assert found == [weights(model)]
+    assert len(list(keep.iterdir())) == 1
+
+
 def test_room_is_needed_only_for_what_is_not_kept(keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with random_experts(MEASURED, 2):
         pass

@@ -163,6 +163,8 @@ def test_the_rest_is_what_no_session_in_the_folder_has_seen_run(
     monkeypatch.setattr(first_gpu, "parts", lambda *_: three)
     words = ["--out", str(tmp_path), "--rest"]
     assert main([*words, "--only", "one", "--only", "two"], said("a GPU")) == 1
+    with (tmp_path / "summary.jsonl").open("a") as summary:
+        summary.write('{"name": "three", "status": "o')  # a disk was full by then
     capsys.readouterr()
     assert main(words, said("a GPU")) == 1
     ran = [json.loads(line)["part"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]

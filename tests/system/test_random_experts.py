@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,4 +61,29 @@ def test_a_disk_that_is_full_by_then_is_one_sentence_and_nothing_stays(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(CapacityError), experts.random_experts(CONFIG, 3):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_interrupts_waits_for_none_that_was_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    told, shutdown = threading.Event(), experts.ThreadPoolExecutor.shutdown
+
+    def write(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, threads: int) -> None:
+        begun.append(seed)
+        if seed == 0:
+            raise KeyboardInterrupt
+        assert told.wait(60)
+
+    def end(pool: experts.ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        shutdown(pool, wait=False, cancel_futures=cancel_futures)
+        told.set()
+        shutdown(pool, wait=wait)
+
+    monkeypatch.setattr(experts.ThreadPoolExecutor, "shutdown", end)
+    monkeypatch.setattr(experts, "allowed_cpus", lambda: (1, "one"))
+    monkeypatch.setattr(experts, "write_tensors", write)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), experts.random_experts(CONFIG, 20):
+        pass
+    assert len(begun) <= 2
     assert list(tmp_path.iterdir()) == []

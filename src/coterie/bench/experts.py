@@ -60,8 +60,12 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
                     pool.submit(_random_expert, Path(folder) / f"random-{n}", config, shapes, n, threads)
                     for n in range(count)
                 ]
-            for one in made:
-                one.result()
+                try:
+                    for one in made:
+                        one.result()
+                except BaseException:  # nobody waits for those that were not begun
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _no_room(root, missing, need) from error

@@ -3,7 +3,7 @@
     COTERIE_BENCH_KEEP=FOLDER     unset: nothing is kept, and each bench makes what it needs anew
 
 A file is named by a digest of what it was made from, Coterie's own source included, and has that name only once it is
-whole: what is found is valid, whoever was stopped before. Whoever names the folder removes it.
+whole: what is found is valid, whoever was stopped before, or makes the same. Whoever names the folder removes it.
 Knows nothing about what is in a file.
 """
 
@@ -48,7 +48,7 @@ def provide(path: Path, made_of: Mapping[str, Any], make: Callable[[Path], objec
         return
     if not whole.exists():
         whole.parent.mkdir(parents=True, exist_ok=True)
-        begun = whole.with_name(whole.name + BEGUN)
+        begun = whole.with_name(f"{whole.name}.{os.getpid()}{BEGUN}")  # two processes never write to one
         try:
             make(begun)
             begun.rename(whole)

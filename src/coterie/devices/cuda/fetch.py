@@ -141,8 +141,12 @@ class StagedLane:
             issue = partial(fail, error)  # in its turn: fetches end in order
         try:
             copied = self._copies.submit(label, () if read is None else (read,), issue)
-        except Exception as error:  # closed, or a GPU without a stream: the thread goes on to what was asked for next
-            self._block_ended(fetch, block, read, error)
+        except Exception as error:  # closed, or no thread: this one goes on to what was asked for next
+            refused = partial(self._block_ended, fetch, block, read, error)
+            if read is None:
+                refused()
+            else:  # which writes to the block
+                self._lanes.when_ended(read, lambda _passed: refused())
             return
         self._lanes.when_ended(copied, lambda _passed: self._block_ended(fetch, block, read, copied.state.failure))
 
