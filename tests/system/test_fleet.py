@@ -213,3 +213,14 @@ def test_a_query_that_a_model_routes_goes_on_where_its_expert_costs_least(tmp_pa
         assert fleet._board.placing.asked == [Counter(), Counter()]
         status = fleet.status()
         assert status.running == status.waiting == 0
+
+
+def test_who_was_unloaded_is_placed_and_pinned_as_one_that_is_nowhere(composition: Path) -> None:
+    """Also where no step has followed: a later load spreads, and does not go where it was."""
+    with Fleet.open(composition, TWO) as fleet:
+        fleet.load("ada")
+        (first,) = [member for member in fleet._members if "ada" in member.seen.there]
+        fleet.unload("ada")
+        assert not any("ada" in member.seen.there for member in fleet._members)
+        fleet.load("ada")
+        assert "ada" not in first.seen.there

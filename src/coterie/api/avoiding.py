@@ -36,6 +36,10 @@ class Avoiding:
         """Whether others are to be asked, where they can be."""
         return member in self._hanging or self._health[member].avoided
 
+    def is_due(self, member: Member) -> bool:
+        """Whether the next request that it could have is to be its trial."""
+        return member not in self._hanging and self._health[member].due
+
     def reasons(self) -> dict[str, CoterieError]:
         """Why which members that answer are avoided, by their names."""
         return {member.name: why for member, why in {**self._failing, **self._hanging}.items() if member.broken is None}

@@ -44,8 +44,8 @@ class Board(Protocol):
 class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
-    `name`: how people tell it from the others. `seen`: the device as of the last step. `known`: its status as of the
-    last step or a little before. `broken`: why it answers nothing any more; None: it does.
+    `name`: how people tell it from the others. `seen`: the device as of the last step or change. `known`: its status as
+    of the last step or a little before. `broken`: why it answers nothing any more; None: it does.
     """
 
     def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
@@ -123,13 +123,14 @@ class Member:
         return self.wait(self.change(function))
 
     def change(self, function: Callable[[Coterie], T]) -> Future[T]:
-        """As `post`; `known` has what it changes."""
+        """As `post`; `known` and `seen` have what it changes."""
 
         def run(coterie: Coterie) -> T:
             try:
                 return function(coterie)
             finally:
                 self.known.renew()
+                self.seen = self._look()
 
         return self.post(run)
 

@@ -34,8 +34,11 @@ class Placing:
         self.avoiding.join(member)
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """Who is to answer a request; `able`: one of these. Raises DeviceError, or what all members have ended with."""
-        found = self.cheapest(expert, prompt_ids, able)
+        """Who is to answer a request; `able`: one of these. Where a trial is due it is that, whatever it costs: who has
+        nothing that others lack would never be asked again. Raises DeviceError, or what all members have ended with.
+        """
+        due = next((one for one in self.members if _serves(one, able) and self.avoiding.is_due(one)), None)
+        found = due or self.cheapest(expert, prompt_ids, able)
         if prompt_ids and self._reuse:
             self._prefixes.learn(expert, prompt_ids, found.number)
         others = [one for one in self.members if one is not found and _serves(one, able)]

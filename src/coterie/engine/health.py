@@ -36,6 +36,11 @@ class Health:
         """True where others are to be asked."""
         return self.failing and self.waits > 0
 
+    @property
+    def due(self) -> bool:
+        """True where one request is to show whether it answers again."""
+        return self.failing and not self.waits
+
     def answered(self) -> None:
         """It has answered a request, or begun to."""
         self.failures, self.waits, self._wait, self._on_trial = 0, 0, FIRST_WAIT, False
@@ -51,7 +56,7 @@ class Health:
 
     def asked(self) -> None:
         """A request went to it. Where that is a trial, it is the only one for a while."""
-        if self.failing and not self.waits:
+        if self.due:
             self.waits, self._on_trial = self._wait, True
 
     def passed_over(self) -> None:
