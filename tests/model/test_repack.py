@@ -162,17 +162,17 @@ def test_more_than_weights_and_several_ways(theirs, tmp_path):
         (
             CheckpointError,
             {f"{UP}.weight_scale": torch.ones(191, 2).bfloat16()},
-            ["BF16 [191, 2]", "[192, any] is wanted"],
+            ["BF16 [191, 2]", "[192, any] is expected"],
         ),
         (
             CheckpointError,
             {f"{UP}.weight_packed": torch.zeros(192, 7).int()},
-            ["I32 [192, 7]", "I32 [any, 8] is wanted"],
+            ["I32 [192, 7]", "I32 [any, 8] is expected"],
         ),
         (
             CheckpointError,
             {f"{UP}.weight_packed": torch.zeros(190, 8).int()},
-            ["BF16 [192, 2]", "[190, any] is wanted"],
+            ["BF16 [192, 2]", "[190, any] is expected"],
         ),
         (CheckpointError, {"model.norm.weight": None}, ["model.norm.weight [64] is missing"]),
     ],

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,12 @@ def unknown_imports(path: Path) -> list[str]:
         names = [name for name in names if not source_of(f"{node.module}.{name}", path.parent)]
         unknown += [f"{name_of(path)}: {name}" for name in names if not name.startswith("_")]
     return unknown
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Their folders are no packages, so pytest would find the first where the second is meant."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, files in names.items() if files > 1] == []
 
 
 def test_what_tests_and_benches_import_is_there() -> None:

@@ -44,7 +44,9 @@ def test_what_is_measured_is_the_folder_as_it_is(packed: Path, measured: Model) 
     with subject(replace(own, activations="bf16"), 9) as it:
         assert it.met == "bf16"
         assert it.model.key != open_model(measured.checkpoint.path).key
-    assert "are int4z, and only bfloat16 ones" in refused("decode", "--checkpoint", packed, "--activations", "bf16")
+    assert "are int4z, and bf16 activations are only for bfloat16 weights" in refused(
+        "decode", "--checkpoint", packed, "--activations", "bf16"
+    )
 
 
 def test_llama_cpp_opens_the_file_itself_and_draws_our_tokens(
@@ -92,7 +94,7 @@ def test_a_switch_is_between_names_of_one_checkpoint(packed: Path) -> None:
         (("switch", "--shape", "1b"), "--shape"),
         (("decode", "--gguf", "nowhere.gguf"), "nowhere.gguf"),
         (("decode", "--context", "4000"), "128"),
-        (("decode", "--activations", "int8"), "are bf16, and only packed ones"),
+        (("decode", "--activations", "int8"), "are bf16, and int8 activations are only for packed weights"),
     ],
 )
 def test_what_contradicts_itself_is_a_sentence(words: tuple[str, ...], said: str, measured: Model) -> None:

@@ -44,7 +44,7 @@ def test_what_is_no_file_is_not_waited_for(copy: Path) -> None:
     pipe, router = copy.parent / "c.toml", copy.parent / "router.npz"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
-        refused(run("check", path), f"[{path}] is a pipe or a device, where a file is wanted")
+        refused(run("check", path), f"[{path}] is a pipe or a device, where a file is expected")
     pipe.unlink()
     text = 'name = "c"\n[router]\nkind = "lexical"\nweights = "router.npz"\nfallback = "ada"\n'
     pipe.write_text(f'{text}[[expert]]\nname = "ada"\ncheckpoint = "ada"\n')

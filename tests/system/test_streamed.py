@@ -204,7 +204,7 @@ def test_whole_answers_are_in_the_order_of_their_queries_whoever_ends_first() ->
         stream.put(Chunk("b", NAME, "one", (1,), answer("one")))
         for one in last:
             stream.put(one)
-        return await _gather(stream)
+        return await _gather(stream, None)
 
     assert [one.text for one in asyncio.run(gathered(Chunk("a", NAME, "two", (1,), answer("two"))))] == ["two", "one"]
     with pytest.raises(ClosedError):
