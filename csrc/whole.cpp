@@ -9,7 +9,7 @@
 #include "whole_rest.h"
 
 #if defined(__AVX512F__)
-// What an AVX-512 without dot products of whole numbers runs: it has nothing that AVX2 lacks.
+// What an AVX-512 without its dot products of whole numbers runs: records are as large there, panels and sums no larger than here.
 namespace coterie::avx2 {
 void put_records(const float* x, int64_t K, int64_t dtype, int64_t token, int64_t tokens, bool many, uint8_t* records);
 void narrow_tile(bool vnni, bytes* records, int64_t tokens, bytes* w, int64_t dtype, int64_t N, int64_t K, float* out, int64_t out_stride,
