@@ -5,6 +5,7 @@ Knows nothing about what they test.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -33,3 +34,23 @@ def test_native_tests_pass(tmp_path):
     done = subprocess.run([program], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "0 failures" in done.stdout
+
+
+CHECKS = re.findall(r"^sanitize-\w+: CHECKS := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("checks", CHECKS)
+def test_what_make_sanitize_builds_can_be_configured(checks, tmp_path):
+    """Building it takes minutes, and is done seldom."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("no cmake")
+    options = ("-DCOTERIE_PYTHON=OFF", "-DCOTERIE_TESTS=ON", f"-DCOTERIE_SANITIZE={checks}")
+    done = subprocess.run(
+        [cmake, "-S", ROOT, "-B", tmp_path, *options], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_make_sanitize_has_checks():
+    assert CHECKS == ["thread", "address,undefined"]
