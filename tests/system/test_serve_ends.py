@@ -136,6 +136,45 @@ def test_who_still_waits_when_a_server_ends_is_told(
     assert capfd.readouterr().err == ""
 
 
+HANGS = """
+import sys, threading
+from coterie.api import Coterie
+from coterie.cli.listening import listen
+from coterie.server.app import make_app
+from coterie.server.shutdown import Server
+coterie = Coterie.open(sys.argv[1])
+def hang(within_s):
+    print("hangs", flush=True)
+    threading.Event().wait()
+coterie.step = hang
+with listen("127.0.0.1", 0) as listener:
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    Server(make_app(coterie), 0.0).run(sockets=[listener])
+"""
+
+
+def test_a_step_that_never_comes_back_is_not_stronger_than_a_fourth_signal(composition: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(composition)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, ThreadPoolExecutor() as pool:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            body = {"model": "ada", "messages": [{"role": "user", "content": "for ada"}]}
+            asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=60)
+            assert server.stdout.readline() == "hangs\n"
+
+            def ended() -> bool:
+                server.send_signal(signal.SIGTERM)
+                time.sleep(0.1)  # signals that come together are one
+                return server.poll() is not None
+
+            until(ended)
+            assert server.returncode == -signal.SIGTERM
+        finally:
+            server.kill()
+        assert asked.exception() is not None or asked.result().status_code == 503
+
+
 def test_who_asks_as_soon_as_the_address_is_printed_is_not_refused(
     composition: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,8 @@ _LOG = logging.getLogger("uvicorn.error")
 class Server(uvicorn.Server):
     """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace, a third cuts.
 
-    SIGHUP, of a terminal that is gone, comes twice then, and counts once. Where it is ignored, by nohup, it stays so.
+    A fourth kills. SIGHUP, of a terminal that is gone, comes twice then, and counts once. Where it is ignored, by
+    nohup, it stays so.
     """
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
@@ -100,6 +101,9 @@ class Server(uvicorn.Server):
             return
         if self._asked_again:
             self.force_exit = True
+            if threading.current_thread() is threading.main_thread():
+                # The end waits for the step under way, which may never come back. The next signal waits for nothing.
+                signal.signal(sig, signal.SIG_DFL)
         elif self.should_exit:
             self._asked_again = True
         else:
