@@ -84,6 +84,7 @@ def compile_(*words: str | Path, cache: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, env=environment(cache), check=False)
 
 
+@pytest.mark.long
 def test_kernels_are_compiled_once_without_a_gpu(tmp_path: Path) -> None:
     """Those of steps of up to two tokens, by two processes; then they are there, and for another GPU they are not."""
     write_expert(tmp_path / "office" / "one", 1)
