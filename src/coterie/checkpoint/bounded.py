@@ -8,6 +8,7 @@ Source: Jinja's documentation, "Sandbox", security considerations.
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import time
@@ -62,6 +63,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         """The text of a template. Raises what Jinja raises."""
         _running.until_s = time.thread_time() + MAX_S
+        collected = _Collected()
+        gc.callbacks.append(collected)
+        try:
+            return self._rendered(template, values)
+        finally:
+            gc.callbacks.remove(collected)
+
+    @staticmethod
+    def _rendered(template: jinja2.Template, values: Mapping[str, Any]) -> str:
         pieces, length = [], 0
         for piece in template.generate(values):
             length += len(piece)
@@ -102,6 +112,23 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif isinstance(__obj, Macro) and (__obj.catch_varargs or __obj.catch_kwargs):
             _sized([*args, *kwargs.values()])  # which it has as a list
         return _sized(super().call(__context, __obj, *args, **kwargs))
+
+
+class _Collected:
+    """Told of garbage collections while this thread renders. They are not the template's time: of a large process one
+    may take a second, whatever called for it.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._begun_s = threading.get_ident(), float("inf")
+
+    def __call__(self, phase: str, _: Mapping[str, int]) -> None:
+        if threading.get_ident() != self._thread:  # another one's, who is told too
+            return
+        if phase == "start":
+            self._begun_s = time.thread_time()
+        else:
+            _running.until_s += max(time.thread_time() - self._begun_s, 0.0)
 
 
 def _tick() -> None:
