@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as LateError
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from typing import Protocol, TypeVar
 
 from coterie.api.coterie import Coterie
@@ -136,21 +134,22 @@ class Member:
 
     def wait(self, future: Future[T]) -> T:
         """The result of what was posted. Raises its error, or that the device hangs; then it may not be done at all."""
-        while True:
-            with suppress(LateError):
-                return future.result(LOOK_S)
-            if self.hangs():
-                future.cancel()
-                raise self.hung()
+        if not self._comes(future, self.hangs):
+            raise self.hung()
+        return future.result()
 
     def soon(self, future: Future[T]) -> T | None:
         """As `wait`, but not for a step that takes long; None: one does."""
-        while True:
-            with suppress(LateError):
-                return future.result(LOOK_S)
-            if self.known.late:
+        return future.result() if self._comes(future, lambda: self.known.late) else None
+
+    @staticmethod
+    def _comes(future: Future[T], given_up: Callable[[], bool]) -> bool:
+        """Wait until it is done; False, and it is cancelled, where that is given up before."""
+        while not wait([future], LOOK_S).done:
+            if given_up():
                 future.cancel()
-                return None
+                return False
+        return True
 
     def _serve(self) -> None:
         device = self.coterie.parts.device
