@@ -52,7 +52,7 @@ COMPILE_S = 240.0  # of what may compile long: whole models, or a run in one lau
 # rest of that part is as in a small one's, 25 s.
 LARGE_S, LARGE_BYTES = 120.0, 14 * 2**30
 MEMORY = Path("/dev/shm")  # files in memory, where a machine has any
-LEAST_S = 5.0  # a part that has less than this left is not begun
+MIN_S = 5.0  # a part that has less than this left is not begun
 ENDED = 128 + signal.SIGTERM  # the exit status of what was told to end
 GRACE_S = 3.0  # from the request to end to the end of asking
 STUCK_S = 60  # a test that takes longer shows what each of its threads does: compiles, or waits for the GPU
@@ -157,7 +157,7 @@ def run_parts(chosen: Sequence[Part], folder: Path, total_s: float, say: Callabl
     with (folder / SUMMARY).open("a", encoding="utf-8") as summary, _room(0) as shared:
         for part in chosen:
             left_s = deadline - monotonic()
-            if left_s < min(LEAST_S, part.limit_s):
+            if left_s < min(MIN_S, part.limit_s):
                 outcome = Outcome(part.name, "not begun: no time left", 0.0, False, " ".join(part.command))
             else:
                 outcome = _run(part, folder, min(part.limit_s, left_s), Path(shared))

@@ -11,7 +11,7 @@ from .base import Problem, Task
 from .phrasing import cores
 from .words import draw_word, quoted
 
-_LARGEST_SHIFT = 13
+_MAX_SHIFT = 13
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -25,7 +25,7 @@ def draw(rng: Random) -> Problem:
     Shifting a letter at once is addition modulo 26, which a model this small does not learn; going on in the alphabet
     and looking a letter up in what it wrote, it does.
     """
-    word, by = draw_word(rng, 3, 9), rng.randint(1, _LARGEST_SHIFT)
+    word, by = draw_word(rng, 3, 9), rng.randint(1, _MAX_SHIFT)
     kind = rng.choice(("encode", "decode"))
     plain, secret = word, _shift(word, by)
     given, answer, sign = (plain, secret, "+") if kind == "encode" else (secret, plain, "-")
@@ -93,7 +93,7 @@ _DECODE = (("decode", "decoded"), ("decrypt", "decrypted"))
 TASK = Task(
     name="caesar-cipher",
     description="encrypts and decrypts words with the Caesar cipher",
-    range=f"words of 3 to 9 letters, shifts 1 to {_LARGEST_SHIFT}, both ways",
+    range=f"words of 3 to 9 letters, shifts 1 to {_MAX_SHIFT}, both ways",
     draw=draw,
     train_cores={"encode": cores(_with_verbs(_BLOCK, _ENCODE)), "decode": cores(_with_verbs(_BLOCK, _DECODE))},
     unseen_cores={

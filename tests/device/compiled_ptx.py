@@ -19,7 +19,7 @@ from coterie.kernels.triton.persistent import programs_that_fit
 
 CAPABILITY = int(os.environ.get("COMPILE_FOR", "90"))  # of the GPU that kernels are compiled for, times ten
 # Of a multiprocessor, and of a program: CUDA C++ Programming Guide, technical specifications of capability 9.0.
-MOST_REGISTERS, MOST_SHARED_BYTES = 65_536, 227 * 1024
+MAX_REGISTERS, MAX_SHARED_BYTES = 65_536, 227 * 1024
 OF_NETS = (": conv", ": delta_whole", ": delta_columns", ": gate", ": scan")
 OF_LATENT = (": absorb", ": absorb_many", ": unfold", ": unfold_many")
 HEAD = "| kernel | type | step | registers | spilled | shared | products by | widest load | copies ahead |\n"
@@ -100,7 +100,7 @@ class Compiled:
     def walk_row(self):
         """What decides how many programs of the walk are on a multiprocessor at once, and how many that is."""
         warps, most = H100.walk_warps, H100.walk_programs
-        fit = programs_that_fit(self.registers, self.shared_bytes, warps, MOST_REGISTERS, MOST_SHARED_BYTES)
+        fit = programs_that_fit(self.registers, self.shared_bytes, warps, MAX_REGISTERS, MAX_SHARED_BYTES)
         cells = (self.dtype, self.step, self.registers, self.spilled_bytes, self.shared_bytes, min(fit, most))
         return "| " + " | ".join(map(str, (*cells, self.widest_load_bits))) + " |\n"
 

@@ -18,8 +18,8 @@ import pytest
 if find_spec("torch") is None or find_spec("triton") is None:
     pytest.skip("the extra cuda is not installed: torch or triton is missing", allow_module_level=True)
 
-MOST_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
-MOST_SPILLED_BYTES = 16
+MAX_SHARED_BYTES = 227 * 1024  # of a program on an H100: CUDA C++ Programming Guide, table of technical specifications
+MAX_SPILLED_BYTES = 16
 # What launches do that begin before the last is over, in the letters of compiled_ptx.EARLY_ORDER.
 # Loops before the wait look for a token that is alone, and reduce an angle.
 EARLY = {"described": "NLL?W", "described_heads": "NLLLW"} | dict.fromkeys(
@@ -68,8 +68,8 @@ def is_sliced(one):
 def check(found):
     check_early(found)
     for one in found:
-        assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
-        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        assert one["spilled_bytes"] <= MAX_SPILLED_BYTES, one
+        assert one["shared_bytes"] <= MAX_SHARED_BYTES, one
         part = one["kernel"].rpartition(" ")[2]
         if part in ("few", "many", "together", "alone", "stage"):
             assert one["widest_load_bits"] == 128, one
@@ -148,7 +148,7 @@ def test_attention_of_512_channels_spills_nothing(tmp_path, heads):
     for one in found:
         wide = one["kernel"].endswith(("alone_wide", "together"))
         assert one["spilled_bytes"] == 0, one
-        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
+        assert one["shared_bytes"] <= MAX_SHARED_BYTES, one
         assert not wide or (one["products"], one["widest_load_bits"]) == ("wgmma", 128), one
 
 
@@ -247,8 +247,8 @@ def test_products_whose_rows_are_one_step_compile(tmp_path):
     assert sum("many_each" in one["kernel"] for one in found) == 2  # as changes of low rank are
     check_early(found)
     for one in found:
-        assert one["shared_bytes"] <= MOST_SHARED_BYTES, one
-        assert one["spilled_bytes"] <= MOST_SPILLED_BYTES, one
+        assert one["shared_bytes"] <= MAX_SHARED_BYTES, one
+        assert one["spilled_bytes"] <= MAX_SPILLED_BYTES, one
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from tests.device.interpreted import WIDE, call
 from tests.device.triton_cases import BF16, F16, Q4, Q4Z, Q8, gate_up, linear, qkv
 
 from coterie.kernels.triton.product import described
-from coterie.kernels.triton.product.descriptor_memory import MOST_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
+from coterie.kernels.triton.product.descriptor_memory import MAX_PROGRAMS, PROGRAM_BYTES, DescriptorMemory
 from coterie.kernels.triton.tiles import Many, tiles_for
 
 # Tiles so small that 4 multiprocessors have several each, and what is left is cut.
@@ -103,5 +103,5 @@ def test_places_of_launches_that_may_overlap_are_apart(programs):
         for (start, end), others in zip(reversed(spans[:-1]), reversed(programs[: len(spans) - 1]), strict=True):
             assert end <= spans[-1][0] or spans[-1][1] <= start
             waiting += others
-            if waiting > MOST_PROGRAMS * multiprocessors:
+            if waiting > MAX_PROGRAMS * multiprocessors:
                 break

@@ -14,7 +14,7 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, OversizeError
 from coterie.device import Buffer, Event, Sampling
 from coterie.engine.batch import Decoding, Scored, build, common_steps, cut
-from coterie.engine.kv import MOST_SHAPES, KVPool
+from coterie.engine.kv import MAX_SHAPES, KVPool
 from coterie.engine.queue import Queue
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.engine.sequence import Sequence
@@ -204,11 +204,11 @@ def test_a_pool_remembers_so_many_shapes_and_lets_others_go():
         return sum(type(one) is KvShape for one in gc.get_objects())  # isinstance asks proxies, which may warn
 
     kv, before = pool(block_bytes=96), alive()
-    for number in range(3 * MOST_SHAPES):
+    for number in range(3 * MAX_SHAPES):
         width = 1 + number % 5
         shape = KvShape(num_layers=1, num_kv_heads=1, head_dim=width, dtype=DType.F16)
         assert kv.tokens_per_block(shape) == kv.tokens_per_block(shape) == 96 // (4 * width)
-    assert 0 < alive() - before <= MOST_SHAPES + 1
+    assert 0 < alive() - before <= MAX_SHAPES + 1
 
 
 def test_a_pool_notices_a_block_in_two_places():

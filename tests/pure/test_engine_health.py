@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from coterie.engine.health import FAILURES, FIRST_WAIT, LONGEST_WAIT, Health
+from coterie.engine.health import FAILURES, FIRST_WAIT, MAX_WAIT, Health
 
 
 def failing() -> Health:
@@ -47,7 +47,7 @@ def test_a_trial_that_fails_makes_the_next_one_rarer_up_to_a_bound() -> None:
             health.passed_over()
         health.asked()
         health.failed()
-    assert waits == [16, 32, 64, 128, 256, 512, 1024, LONGEST_WAIT, LONGEST_WAIT]
+    assert waits == [16, 32, 64, 128, 256, 512, 1024, MAX_WAIT, MAX_WAIT]
 
 
 def test_failures_of_requests_that_it_had_before_are_no_trials() -> None:
@@ -85,4 +85,4 @@ def test_the_share_of_requests_that_a_device_which_always_fails_gets_is_bounded(
             asked += 1
             health.asked()
             health.failed()
-    assert FAILURES + 7 <= asked <= FAILURES + 7 + count // LONGEST_WAIT
+    assert FAILURES + 7 <= asked <= FAILURES + 7 + count // MAX_WAIT

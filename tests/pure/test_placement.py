@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 from coterie.engine.placement import (
-    FEWEST_REQUESTS,
-    MOST_REQUESTS,
+    MAX_REQUESTS,
+    MIN_REQUESTS,
     PIECE_TOKENS,
     SWITCH_REQUESTS,
     TOKENS_PER_REQUEST,
@@ -95,8 +95,8 @@ def test_what_a_switch_costs_is_measured_within_bounds():
     assert switch_cost(3, 6.0, 0, 1.0) == SWITCH_REQUESTS
     assert switch_cost(3, 6.0, 5, 0.0) == SWITCH_REQUESTS
     assert switch_cost(10, 20.0, 100, 25.0) == 8.0
-    assert switch_cost(10, 1e-9, 100, 25.0) == FEWEST_REQUESTS
-    assert switch_cost(10, 1e9, 100, 25.0) == MOST_REQUESTS
+    assert switch_cost(10, 1e-9, 100, 25.0) == MIN_REQUESTS
+    assert switch_cost(10, 1e9, 100, 25.0) == MAX_REQUESTS
 
 
 def test_what_a_switch_costs_is_measured_of_all_devices_together():

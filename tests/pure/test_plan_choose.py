@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coterie.core.errors import UsageError
-from coterie.plan.choose import CHEAPEST, LEAST_POWER, Choice, Limits, Option, choices, parse_power
+from coterie.plan.choose import CHEAPEST, MIN_POWER, Choice, Limits, Option, choices, parse_power
 from coterie.plan.offered_load import busiest_rate, from_file
 from coterie.plan.workload import Workload
 
@@ -21,12 +21,12 @@ OPTIONS = (
 
 def test_one_machine_for_all_parts_and_the_best_of_each():
     found = {choice.name: choice for choice in choices(OPTIONS)}
-    assert list(found) == ["large", CHEAPEST, LEAST_POWER]
+    assert list(found) == ["large", CHEAPEST, MIN_POWER]
     assert (found["large"].machines, found["large"].power_w, found["large"].price) == (2, 16000.0, 800000.0)
     assert [o.machine for o in found[CHEAPEST].options] == ["small", "large"]
     assert found[CHEAPEST].price == 481000.0
-    assert [o.machine for o in found[LEAST_POWER].options] == ["small", "many"]
-    assert found[LEAST_POWER].machines == 19
+    assert [o.machine for o in found[MIN_POWER].options] == ["small", "many"]
+    assert found[MIN_POWER].machines == 19
 
 
 def test_what_is_best_and_one_machine_is_said_once():
@@ -36,7 +36,7 @@ def test_what_is_best_and_one_machine_is_said_once():
 
 def test_nothing_is_cheapest_where_a_part_has_no_price():
     unpriced = [option(o.part, o.machine, o.machines, o.power_w, None) for o in OPTIONS]
-    assert [choice.name for choice in choices(unpriced)] == ["large", LEAST_POWER]
+    assert [choice.name for choice in choices(unpriced)] == ["large", MIN_POWER]
 
 
 def test_limits_say_by_how_much_or_that_it_is_not_known():

@@ -12,7 +12,7 @@ from tests.pure.graphs import STEADY
 from coterie.core.errors import UsageError
 from coterie.spec.kernel import Kernel
 from coterie.spec.load import load_machine, parse_machine
-from coterie.spec.waves import MOST_WAVES, Blocks, parts
+from coterie.spec.waves import MAX_WAVES, Blocks, parts
 
 
 def decode(batch: int, context: int, kv_heads: int = 8) -> Kernel:
@@ -37,7 +37,7 @@ def test_a_wave_that_is_hardly_begun_takes_as_long_as_a_full_one():
 def test_parts_leave_no_multiprocessor_more_than_the_most_waves_that_cutting_can_avoid(batch, heads, context, count):
     cut = parts(batch, heads, context, count)
     assert 1 <= cut <= max(1, context // 128)
-    assert cut == 1 or batch * heads * cut <= MOST_WAVES * count
+    assert cut == 1 or batch * heads * cut <= MAX_WAVES * count
 
 
 @settings(STEADY, max_examples=50)

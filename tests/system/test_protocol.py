@@ -18,7 +18,7 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 PIECE = 4096
-MOST_BYTES = 1 << 26  # far more than sockets themselves hold
+MAX_BYTES = 1 << 26  # far more than sockets themselves hold
 HEAD_BYTES = 16384  # what is held of a head that is not over
 
 
@@ -97,12 +97,12 @@ def test_what_is_neither_a_body_nor_a_whole_head_has_a_bound(
     def pieces() -> Iterator[bytes]:
         nonlocal taken
         yield before
-        while taken < MOST_BYTES:
+        while taken < MAX_BYTES:
             yield again
             taken += len(again)
 
     got = said(address, pieces())
-    assert taken < MOST_BYTES
+    assert taken < MAX_BYTES
     assert b" 200 OK" not in got
     assert not got or got.startswith(b"HTTP/1.1 400 Bad Request\r\n")
 

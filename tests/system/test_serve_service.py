@@ -164,7 +164,7 @@ def test_a_server_may_have_as_many_files_open_as_the_system_lets_it() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
         listening.more_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, listening.MOST_FILES)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, listening.MAX_FILES)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -18,7 +18,7 @@ from coterie.api.status import Status
 SOON_S = 0.1  # how long a step may keep who asks for a status
 KNOWN_S = 1.0  # how old the status that is kept for them may be when a step begins
 LOOK_S = 0.02  # how often who waits looks whether it is in such a step
-LONGEST_S = 300.0  # a longer step says nothing of how long others take
+MAX_S = 300.0  # a longer step says nothing of how long others take
 
 
 class Known:
@@ -53,7 +53,7 @@ class Known:
         try:
             yield
         finally:
-            self.longest_s = max(self.longest_s, min(monotonic() - begun_s, LONGEST_S))
+            self.longest_s = max(self.longest_s, min(monotonic() - begun_s, MAX_S))
             self._begun_s = None
 
     @property

@@ -30,7 +30,7 @@ LONG = 2048  # letters, or tokens, from which a list of one is taken: for lists 
 KEPT = 1 << 20  # tokens of the last text, at most
 _BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
 _LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
-_BROKEN_TOKENS, _MOST_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all
+_BROKEN_TOKENS, _MAX_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all
 
 
 BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
@@ -281,7 +281,7 @@ class Detokenizer:
         Then it never becomes a character, and each token would have all before it decoded again.
         """
         held = len(self._ids) - self._given
-        if held >= _MOST_BROKEN_TOKENS:
+        if held >= _MAX_BROKEN_TOKENS:
             return self._give(broken)
         for waiting in range(1, _LAST_BYTES + 1) if held >= _BROKEN_TOKENS else ():
             sure = self._tokenizer.decode(self._ids[:-waiting])

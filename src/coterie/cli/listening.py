@@ -16,7 +16,7 @@ from pathlib import Path
 from coterie.core.errors import UsageError
 
 FIRST_FD = 3  # that an inherited socket has
-MOST_FILES = 1 << 16
+MAX_FILES = 1 << 16
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def handed_over(variables: MutableMapping[str, str] = os.environ) -> socket.sock
 def more_files() -> None:
     """Let this process have as many files open as it may: each connection is one, and each file that is read."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -14,8 +14,8 @@ from coterie.core.errors import CompositionError
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.core.text import safe_name
 
-MOST_LETTERS = 64
-NAME_PATTERN = f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_LETTERS - 1}}}"  # safe in `@name`, in a URL path and as a model id
+MAX_LETTERS = 64
+NAME_PATTERN = f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_LETTERS - 1}}}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
 # What clients call models elsewhere: ORG/MODEL:TAG. The last letter is none that ends an address, as in "@name: ...".
 ALIAS_PATTERN = "[A-Za-z0-9](?:[A-Za-z0-9._/:-]{0,126}[A-Za-z0-9._-])?"
@@ -74,4 +74,4 @@ def is_expert_name(text: str) -> bool:
 
 def expert_name(text: str) -> str:
     """What an expert is called whose folder or file has this name: the same, or what of it a name may have."""
-    return text if is_expert_name(text) else safe_name(text)[:MOST_LETTERS]
+    return text if is_expert_name(text) else safe_name(text)[:MAX_LETTERS]

@@ -23,7 +23,7 @@ from coterie.composition.routers.knn import THRESHOLD, KnnRouter, KnnSettings
 from coterie.composition.routers.lexical import LexicalRouter, read_weights
 from coterie.composition.routers.llm import LlmRouter
 from coterie.composition.routers.rules import RulesRouter
-from coterie.composition.validate import MOST_NAMES, name_hint, nearest
+from coterie.composition.validate import MAX_NAMES, name_hint, nearest
 from coterie.core.errors import CompositionError, NotFoundError, RequestError, UnsupportedError, UsageError
 from coterie.core.text import first_few
 
@@ -178,7 +178,7 @@ class Routing:
             if len(names) == 1:
                 return Route(names[0], 1.0, (), "it is the only expert")
             fact = f"there is no router to choose among {len(names)} experts"
-            named = f"name an expert ({first_few(names, MOST_NAMES)})"
+            named = f"name an expert ({first_few(names, MAX_NAMES)})"
             raise UsageError(self.composition.name, fact, f"{named}, or start the prompt with @ and its name")
         route = _settled(
             self._there(self.router.decide(pending.prompt, results)), pending.previous, pending.resident, spec

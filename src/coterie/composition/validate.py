@@ -15,7 +15,7 @@ from coterie.composition.schema import Key, Table
 from coterie.core.errors import CompositionError
 from coterie.core.text import first_few
 
-MOST_NAMES, MOST_MEANT = 12, 3  # that an error lists: of all experts, and of those that may be meant
+MAX_NAMES, MAX_MEANT = 12, 3  # that an error lists: of all experts, and of those that may be meant
 _TYPE_WORDS = {
     "string": "text in quotes",
     "integer": "a whole number",
@@ -35,10 +35,10 @@ def nearest(word: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.6
 def name_hint(name: str, names: Sequence[str], aliases: Sequence[str] = ()) -> str:
     """What to say to someone who gave a name that no expert has."""
     known_as = (*names, *aliases)
-    close = nearest(name, known_as) or [known for known in known_as if name.casefold() in known.casefold()][:MOST_MEANT]
+    close = nearest(name, known_as) or [known for known in known_as if name.casefold() in known.casefold()][:MAX_MEANT]
     if name and close:
         return f"did you mean {' or '.join(close)}?"
-    return f"the experts are {first_few(names, MOST_NAMES)}"
+    return f"the experts are {first_few(names, MAX_NAMES)}"
 
 
 def validate(values: Mapping[str, Any], table: Table, file: str, at: str = "") -> None:

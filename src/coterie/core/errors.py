@@ -29,7 +29,7 @@ from reprlib import Repr
 
 from coterie.core.units import format_bytes
 
-LONGEST_PART = 1000  # letters of each of an error's three parts
+MAX_PART = 1000  # letters of each of an error's three parts
 _BRIEF = Repr()
 _BRIEF.maxlevel = 2
 _BRIEF.maxstring = _BRIEF.maxother = 80
@@ -51,8 +51,8 @@ def one_line(text: str) -> str:
     What is not for printing (ends of lines, a terminal's escapes, marks that turn the order of letters, half a
     surrogate pair) is shown as Python's escapes write it.
     """
-    if len(text) > LONGEST_PART:
-        half = LONGEST_PART // 2
+    if len(text) > MAX_PART:
+        half = MAX_PART // 2
         text = f"{text[:half]} ... {text[-half:]}"
     if text.isprintable():
         return text

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 # Choices, not measurements. One failure may be anything; a trial costs one request the time until another one answers.
 FAILURES = 3
-FIRST_WAIT, LONGEST_WAIT = 16, 1024
+FIRST_WAIT, MAX_WAIT = 16, 1024
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Health:
             self.failures += 1
             self.waits = self._wait if self.failing else 0
         elif self._on_trial:
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
+            self._wait = min(2 * self._wait, MAX_WAIT)
             self.waits, self._on_trial = self._wait, False
 
     def asked(self) -> None:

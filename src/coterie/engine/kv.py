@@ -17,7 +17,7 @@ from coterie.device import Buffer, Event
 from coterie.engine.prefix import Node, Prefixes
 from coterie.graph.program import KvShape
 
-MOST_SHAPES = 1024  # whose tokens per block are remembered: experts come and go, each with an object of its own
+MAX_SHAPES = 1024  # whose tokens per block are remembered: experts come and go, each with an object of its own
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class KVPool:
         """How many tokens of this architecture a block holds."""
         known = self._per_block.get(id(kv))
         if known is None:
-            if len(self._per_block) >= MOST_SHAPES:
+            if len(self._per_block) >= MAX_SHAPES:
                 self._per_block.clear()  # those that are asked for again come back
             known = self._per_block[id(kv)] = kv, kv.tokens_per_block(self.block_bytes)
         return known[1]

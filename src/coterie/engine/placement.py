@@ -22,7 +22,7 @@ from coterie.core.values import value
 TOKENS_PER_REQUEST = 512
 # What a switch costs until one was measured, and the bounds of what is measured, in requests. Without an upper bound a
 # slow disk would keep a second device idle; without a lower one every busy moment would copy an expert.
-SWITCH_REQUESTS, FEWEST_REQUESTS, MOST_REQUESTS = 4.0, 2.0, 32.0
+SWITCH_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 4.0, 2.0, 32.0
 PIECE_TOKENS = 32  # prefixes are told apart by pieces of so many tokens
 MAX_PIECES = 1 << 16  # that are remembered of all prompts together: some 10 MB
 
@@ -72,7 +72,7 @@ def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) ->
     """
     if not switches or not finished or busy_s <= 0:
         return SWITCH_REQUESTS
-    return min(max(switch_s / switches / (busy_s / finished), FEWEST_REQUESTS), MOST_REQUESTS)
+    return min(max(switch_s / switches / (busy_s / finished), MIN_REQUESTS), MAX_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)

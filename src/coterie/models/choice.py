@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coterie.graph.branch.ops import ADDED_SUM, GROUP_BEST, GROUPS, LEAST_SUM, SCORES, SIGMOID, TAKEN_GROUPS
+from coterie.graph.branch.ops import ADDED_SUM, GROUP_BEST, GROUPS, MIN_SUM, SCORES, SIGMOID, TAKEN_GROUPS
 from coterie.graph.ir import Attr
 from coterie.models.fields import Fields
 
@@ -67,7 +67,7 @@ class Choice:
         """Attributes of the op besides its scale; what changes nothing is left out."""
         attrs: dict[str, Attr] = {"normalise": int(self.normalised)}
         attrs |= {SCORES: SIGMOID} if self.sigmoid else {}
-        attrs |= {LEAST_SUM: self.least_sum} if self.least_sum else {}
+        attrs |= {MIN_SUM: self.least_sum} if self.least_sum else {}
         attrs |= {ADDED_SUM: self.added_sum} if self.added_sum and self.normalised else {}
         if self.groups:
             attrs |= {GROUPS: self.groups, TAKEN_GROUPS: self.taken_groups, GROUP_BEST: self.group_best}

@@ -14,7 +14,7 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.fields import Fields
 
 KEY, SECTION, METHOD, FORMAT = "compression_config", "sparsity_config", "compressed-tensors", "sparse-bitmask"
-LEAST_DENSITY = 1e-4  # a matrix with fewer elements than one in ten thousand is a damaged number
+MIN_DENSITY = 1e-4  # a matrix with fewer elements than one in ten thousand is a damaged number
 WANTED = {"format": FORMAT, "targets": ["Linear"], "ignore": ["lm_head"]}
 
 
@@ -35,6 +35,6 @@ def density_of(config: Fields) -> float:
             fact = f"{SECTION}: {key} is {inner.get(key)!r}"
             raise UnsupportedError(config.where, fact, f"Coterie runs {wanted!r}")
     sparsity = inner.get("global_sparsity")
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1 - LEAST_DENSITY:
-        raise inner.wrong("global_sparsity", f"is {sparsity!r}", f"a number from 0 to {1 - LEAST_DENSITY:g}")
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity <= 1 - MIN_DENSITY:
+        raise inner.wrong("global_sparsity", f"is {sparsity!r}", f"a number from 0 to {1 - MIN_DENSITY:g}")
     return 1.0 - sparsity

@@ -15,7 +15,7 @@ from coterie.core.errors import UsageError
 from coterie.core.grouped import grouped
 from coterie.spec.quantity import POWER
 
-CHEAPEST, LEAST_POWER = "cheapest", "least power"
+CHEAPEST, MIN_POWER = "cheapest", "least power"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def choices(options: Sequence[Option]) -> tuple[Choice, ...]:
     by_machine = grouped((option.machine, option) for option in options)
     found = [Choice(name, tuple(own)) for name, own in by_machine.items() if len(own) == len(parts)]
     bests: tuple[tuple[str, Callable[[Option], float | None]], ...] = (
-        (CHEAPEST, lambda option: option.price), (LEAST_POWER, lambda option: option.power_w),
+        (CHEAPEST, lambda option: option.price), (MIN_POWER, lambda option: option.power_w),
     )  # fmt: skip
     for name, value in bests:
         best = [_best([o for o in options if o.part == part], value) for part in parts]

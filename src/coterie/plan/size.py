@@ -34,7 +34,7 @@ from coterie.plan.place import SAME, Placement, place
 from coterie.plan.prices import Machine, Pricer
 from coterie.spec.machine import MachineSpec
 
-MOST_MACHINES = 4096
+MAX_MACHINES = 4096
 FEWER = 2  # how many counts below one that is enough are asked about; those below the last that will do, then
 BETTER = 1.5  # by which factor a part is improved to see what would help
 WORDS = {"steps": "the time of steps", "link": "the link by which experts come up"}  # what is not a promise
@@ -94,16 +94,16 @@ def placed(machine: Machine, goal: Goal, count: int) -> Placement:
 
 
 def smallest(machine: Machine, goal: Goal) -> int:
-    """The smallest number of machines by the formulas. Raises UsageError when MOST_MACHINES are not enough."""
+    """The smallest number of machines by the formulas. Raises UsageError when MAX_MACHINES are not enough."""
     low = fewest(machine.sizes, load_of_experts(machine, goal), room_for(machine, goal))
     if enough(machine, goal, low):
         return low
     step, high = 1, low + 1
     while not enough(machine, goal, high):
-        if high >= MOST_MACHINES:
+        if high >= MAX_MACHINES:
             raise _never(machine, goal, high)
         low, step = high, 2 * step
-        high = min(high + step, MOST_MACHINES)
+        high = min(high + step, MAX_MACHINES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(machine, goal, middle) else (middle, high)

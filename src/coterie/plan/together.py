@@ -15,7 +15,7 @@ import numpy as np
 from coterie.plan.mix import F64, I64
 from coterie.plan.prices import Machine, Steps
 
-_FEWEST = 2.0  # sequences of which the second may be another expert's
+_MIN_SEQUENCES = 2.0  # sequences of which the second may be another expert's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +40,7 @@ class Groups:
         """The same, whose further sequences cost what they do in batches of this size, on average."""
         more, prefill_more = self.steps.more_s.copy(), self.steps.prefill_more_s.copy()
         for group, shares in self.shares.items():
-            size = max(float(batches[group]), _FEWEST)
+            size = max(float(batches[group]), _MIN_SEQUENCES)
             experts = float((1 - (1 - shares) ** size).sum())  # that are in such a batch
             added = float(self.own_s[group]) * (experts - 1) / (size - 1)
             more[group] += added

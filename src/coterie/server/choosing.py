@@ -18,7 +18,7 @@ from coterie.server.fields import flag, get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
 CHOOSING = (*PENALTIES, "logprobs", "top_logprobs")
-LEAST_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
+MIN_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
 QUICK_LOGPROBS = 2048  # which are written in some 5 ms
 
 
@@ -76,4 +76,4 @@ def _written(one: TokenLogprob) -> dict[str, Any]:
 
 def finite(logprob: float) -> float:
     """A logprob that JSON can say."""
-    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
+    return logprob if math.isfinite(logprob) else MIN_LOGPROB

@@ -23,7 +23,7 @@ from coterie.core.errors import ContextError
 from coterie.server.choices import EndpointRequest, respond
 from coterie.server.worker import Worker
 
-USUAL_SHARE, MOST_SHARE = (
+USUAL_SHARE, MAX_SHARE = (
     4,
     2,
 )  # one part of so many of a context is left to the answer: where it is not bounded; at most
@@ -71,7 +71,7 @@ def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
     if text is None or model is None or not cuts:
         return None
     most = model.most_prompt_tokens
-    room = min(query.max_tokens or most // USUAL_SHARE, most // MOST_SHARE)
+    room = min(query.max_tokens or most // USUAL_SHARE, most // MAX_SHARE)
 
     def cut(place: int) -> Query:
         kept = [message for message in said[:place] if message.role == "system"]

@@ -19,15 +19,15 @@ import numpy as np
 from coterie.spec.kernel import Kernel
 
 PART_TOKENS = 128  # of a context, at least, in a part
-MOST_WAVES = 8
+MAX_WAVES = 8
 _ROUNDING = 1e-6
 
 
 def parts(batch: int, kv_heads: int, context: int, multiprocessors: int) -> int:
     """Into how many parts a context is cut, each of which is a thread block for each kv head."""
     cut = context // PART_TOKENS
-    cut = max(1, min(cut, round(sqrt(MOST_WAVES * cut))))
-    over = batch * kv_heads * cut / multiprocessors / MOST_WAVES
+    cut = max(1, min(cut, round(sqrt(MAX_WAVES * cut))))
+    over = batch * kv_heads * cut / multiprocessors / MAX_WAVES
     return max(1, floor(cut / over)) if over > 1 else cut
 
 

@@ -26,7 +26,7 @@ from coterie.kernels.triton.compile_ahead import Wanted, is_kept, wanted_by
 from coterie.spec.this_machine import allowed_cpus
 
 WORTH_IT = 3  # kernels: to start the processes takes as long as to compile two or three
-LONGEST_S = 180.0  # that a step waits for them
+MAX_S = 180.0  # that a step waits for them
 ENDED = "the compiler's processes have ended"
 
 
@@ -43,7 +43,7 @@ class AtOnce:
             keys = {one.key(self._compilers.capability): one for one in asked}
             missing = [one for key, one in keys.items() if not is_kept(key, one)]
             if len(missing) >= WORTH_IT:
-                wait(self._compilers.ask(missing, urgent=True), LONGEST_S)
+                wait(self._compilers.ask(missing, urgent=True), MAX_S)
             self._known.update(asked)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Tensor: TypeAlias = torch.Tensor
 
 NAME = "cuda"  # what failures call the device
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 WORD_BYTES = 4  # what kernels copy at least
 
 Launch: TypeAlias = Callable[[], object]
@@ -161,7 +161,7 @@ class Health:
 
 def check_capability(where: str, capability: tuple[int, int]) -> None:
     """Raise UsageError for a GPU that is older than those whose shared memory tiles are made for."""
-    if capability < LEAST_CAPABILITY:
+    if capability < MIN_CAPABILITY:
         fact = f"a GPU of capability {capability[0]}.{capability[1]} is older than kernels are made for"
         raise UsageError(where, fact, "use one of 8.0 (Ampere) or later, or --device cpu")
 

@@ -19,7 +19,7 @@ from coterie.devices.real.host_memory import Bytes
 from coterie.kernels.triton.tiles import power_of_two
 
 ALIGN_BYTES = 16
-LEAST_BYTES = 4096
+MIN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Packets:
 
     def take(self, down_bytes: int, up_bytes: int) -> Packet:
         """A packet with room for so much either way. Raises DeviceError when the system pins no more."""
-        size = max(power_of_two(down_bytes), LEAST_BYTES), max(power_of_two(up_bytes), LEAST_BYTES)
+        size = max(power_of_two(down_bytes), MIN_BYTES), max(power_of_two(up_bytes), MIN_BYTES)
         with self._lock:
             free = self._free.get(size)
             if free:

@@ -231,7 +231,7 @@ def _values(run: Run, memory: Bytes, stored: Mapping[str, int]) -> dict[str, npt
     return found
 
 
-MOST_BOUNDS = 64  # of either kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
+MAX_BOUNDS = 64  # of either kind; on an H100 one takes some 0.5 MB of the GPU (1.1B; 2.1 MB for four of its steps)
 
 
 class Binder:
@@ -240,7 +240,7 @@ class Binder:
     Apart, as prompts come in far more sizes, and one that is new would else take the place of a step that all use.
     """
 
-    def __init__(self, shared: Shared, most: int = MOST_BOUNDS) -> None:
+    def __init__(self, shared: Shared, most: int = MAX_BOUNDS) -> None:
         self._shared, self._most = shared, most
         self._kept: dict[bool, dict[tuple[object, ...], Bound]] = {True: {}, False: {}}  # by whether they decode
 

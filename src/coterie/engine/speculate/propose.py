@@ -17,7 +17,7 @@ from coterie.engine.speculate.last_choices import LastChoices
 
 Guesses: TypeAlias = list[tuple[int, float]]  # tokens, each with how likely it is right if those before it are
 
-LEAST_CHANCE = 0.1  # of a guess that no step is likely to pay for: what would come behind it is not looked for
+MIN_CHANCE = 0.1  # of a guess that no step is likely to pay for: what would come behind it is not looked for
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ def propose(
     copied, not changed.
     """
     seen, chance, ahead = Proposal([], []), 1.0, None
-    while len(seen.tokens) < most and chance >= LEAST_CHANCE:
+    while len(seen.tokens) < most and chance >= MIN_CHANCE:
         room, at = most - len(seen.tokens), mask if ahead is None else ahead
         forced = () if at is None else at.forced()[:room]
         run = [(token, 1.0) for token in forced]

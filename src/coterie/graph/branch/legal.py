@@ -20,9 +20,9 @@ from coterie.graph.branch.ops import (
     GELU_UP,
     GROUP_BEST,
     GROUPS,
-    LEAST_SUM,
     LIMIT,
     MATRICES_FROM,
+    MIN_SUM,
     SCORES,
     SIGMOID,
     TAKEN_GROUPS,
@@ -48,7 +48,7 @@ def _choose(row: Row) -> None:
         row.weight(2, (branches,))
     if row.op.attrs.get(SCORES, SIGMOID) != SIGMOID:
         raise row.wrong(f"{SCORES} is {row.op.attrs[SCORES]!r}", f"give {SIGMOID!r}, or nothing for a softmax")
-    for name in (LEAST_SUM, ADDED_SUM):
+    for name in (MIN_SUM, ADDED_SUM):
         least = row.op.attrs.get(name, 0.0)
         if not isinstance(least, int | float) or not 0 <= least < 1:
             raise row.wrong(f"{name} is {least!r}", "give a number from 0 to 1, or leave it out")

@@ -19,7 +19,7 @@ CLIPPED, ADD_BIAS = "branch_gate_up_clipped", "add_branch_bias"
 GELU_UP = "branch_gate_up_gelu"
 TOP_K = "top_k"  # how many branches a token takes
 SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
-LEAST_SUM = "least_sum"  # what normalised weights are divided by at least
+MIN_SUM = "least_sum"  # what normalised weights are divided by at least
 ADDED_SUM = "added_sum"  # what is added to that
 GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
 GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
@@ -80,7 +80,7 @@ def choice_of(op: Op) -> dict[str, int | float]:
     """How an op chooses, as numbers: 0 for each attribute that is left out."""
     whole = (TOP_K, "normalise", GROUPS, TAKEN_GROUPS, GROUP_BEST)
     numbers: dict[str, int | float] = {name: int(op.attrs.get(name, 0)) for name in whole}
-    sums = {name: float(op.attrs.get(name, 0)) for name in (LEAST_SUM, ADDED_SUM)}
+    sums = {name: float(op.attrs.get(name, 0)) for name in (MIN_SUM, ADDED_SUM)}
     return numbers | {"scale": op.scale, SIGMOID: int(SCORES in op.attrs), **sums}
 
 

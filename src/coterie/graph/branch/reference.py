@@ -25,9 +25,9 @@ from coterie.graph.branch.ops import (
     GELU_UP,
     GROUP_BEST,
     GROUPS,
-    LEAST_SUM,
     LIMIT,
     MATRICES_FROM,
+    MIN_SUM,
     SCORES,
     TAKEN_GROUPS,
     TOP_K,
@@ -37,7 +37,7 @@ from coterie.graph.ir import Op
 from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.step import F32, Array, Run, Step
 
-_LARGEST = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # of activations that meet packed weights
+_MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # of activations that meet packed weights
 LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
 
 
@@ -78,7 +78,7 @@ def round_activations(op: Op, x_TK: F32, dtype: DType) -> F32:
     if ROUNDING not in op.attrs:
         return x_TK
     to = str(op.attrs[ROUNDING])
-    return in_bf16(x_TK) if to == BF16 else rounded(x_TK, dtype, _LARGEST[to])
+    return in_bf16(x_TK) if to == BF16 else rounded(x_TK, dtype, _MAX_INT[to])
 
 
 def _round_activations(step: Step, op: Op, x: F32) -> F32:
@@ -95,7 +95,7 @@ def _choose(step: Step, op: Op, x: list[Any]) -> Array:
     chosen_TA = np.argsort(-rank_TE, axis=-1, kind="stable")[:, : op.integer(TOP_K)]
     weights_TA = np.take_along_axis(scores_TE, chosen_TA, axis=-1)
     if op.integer("normalise"):
-        least, added = (np.float32(op.attrs.get(name, 0.0)) for name in (LEAST_SUM, ADDED_SUM))
+        least, added = (np.float32(op.attrs.get(name, 0.0)) for name in (MIN_SUM, ADDED_SUM))
         weights_TA = weights_TA / (np.maximum(weights_TA.sum(axis=-1, keepdims=True), least) + added)
     weights_TA = weights_TA * np.float32(op.scale)
     weights_TA = weights_TA * factors_E[0][chosen_TA] if factors_E else weights_TA

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from coterie.kernels.triton.product.tile import (
     FOURS,
-    LEAST_COLUMNS,
-    LEAST_DOT,
-    MOST_PACKED_ROWS,
+    MAX_PACKED_ROWS,
+    MIN_COLUMNS,
+    MIN_DOT,
     OF_FOUR,
     OF_SIX,
     Few,
@@ -22,16 +22,16 @@ from coterie.kernels.triton.product.tile import (
     power_of_two,
 )
 
-__all__ = ["H100", "LEAST_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
+__all__ = ["H100", "MIN_DOT", "Few", "Many", "Tiles", "power_of_two", "tiles_for"]
 
 Choice = TypeVar("Choice")
 ANY = 1 << 62  # rows, columns, channels or tokens
 OF_TWO = 16  # columns that share a scale where each is two weights
 # Shared memory of a program at most, by capability. Source: CUDA C++ Programming Guide, technical specifications.
 SHARED_BYTES = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
-LEAST_SHARED_BYTES = 99 << 10  # of all others: what cards for games have, 8.6, 8.9 and 12.0
+MIN_SHARED_BYTES = 99 << 10  # of all others: what cards for games have, 8.6, 8.9 and 12.0
 OTHER_BYTES = 1024  # of a product's program beside its steps: scales, sums of warps
-LEAST_TOKENS = 8  # of a product on tensor cores whose left operand is the weight
+MIN_TOKENS = 8  # of a product on tensor cores whose left operand is the weight
 LOADED = 4  # values of a token, in float32, that a thread loads at once
 
 
@@ -201,11 +201,11 @@ class Tiles:
             one = _choose(self.one_heads, K) if heads else _choose(by_rows, rows)
             most = max(one.rows, least_rows)
             limit = one.registers if most == one.rows and not wide else None
-            least = LOADED * 32 * one.warps if most == one.rows else LEAST_COLUMNS
+            least = LOADED * 32 * one.warps if most == one.rows else MIN_COLUMNS
             columns = max(one.columns * one.rows // most // (1 + wide), least)
             return replace(one, rows=most, columns=columns, registers=limit)
         several = several and 1 < tokens <= self.packed_tokens and group > 1
-        if (tokens == 1 or several) and group != OF_FOUR and least_rows <= MOST_PACKED_ROWS:
+        if (tokens == 1 or several) and group != OF_FOUR and least_rows <= MAX_PACKED_ROWS:
             columns = K // (4 if group == OF_SIX else 1 + (group == OF_TWO))
             table = self.few_packed if several else tuple([(1, *one) for one in self.one_packed])
             table = self.six if group == OF_SIX else table
@@ -213,10 +213,10 @@ class Tiles:
             return replace(one, rows=max(one.rows, least_rows), several=several).for_row(columns, group)
         mine = _choose(self.few_rows, rows)
         # With more rows of six bits, threads would load two values of a token at once, where four are one load.
-        mine = max(min(mine, MOST_PACKED_ROWS) if group == OF_SIX else mine, least_rows)
+        mine = max(min(mine, MAX_PACKED_ROWS) if group == OF_SIX else mine, least_rows)
         # A column of four weights meets as many values of each token, for which there must be room.
         sums = self.few_sums // 2 if tokens > 1 and group in FOURS else self.few_sums
-        columns = max(sums // mine, group, LEAST_COLUMNS)
+        columns = max(sums // mine, group, MIN_COLUMNS)
         warps = self.few_warps * (2 if mine * columns > self.few_sums else 1)
         return Few(mine, columns, warps, max(self.few_unroll // (1 + (tokens > 1)) // (1 + wide), 1))
 
@@ -224,7 +224,7 @@ class Tiles:
         """As `few`, for a product that is a kernel by itself, and so may be half of a change of low rank."""
         few = self.few(rows, K, tokens, group, wide, several=several)
         if K <= self.low_rank:
-            columns = max(power_of_two(K), LEAST_DOT, group)
+            columns = max(power_of_two(K), MIN_DOT, group)
             return Few(max(self.low_weights // columns, 1), columns, self.low_warps)
         return Few(1, max(self.few_sums, group), self.few_warps, few.unroll) if rows <= self.low_rank else few
 
@@ -271,7 +271,7 @@ class Tiles:
         of_row = 4 if wide else 2 if group == 1 else 3 if group == OF_SIX else 1
         column_bytes = many.rows * of_row + many.tokens * weights * (4 if wide else 2)
         room = (self.shared_bytes - OTHER_BYTES) // column_bytes
-        columns, least = many.columns, max(LEAST_DOT, group)
+        columns, least = many.columns, max(MIN_DOT, group)
         while columns > room and columns > least:
             columns //= 2
         return replace(many, columns=columns, stages=max(min(many.stages, room // columns + 1), 2))
@@ -290,10 +290,10 @@ class Tiles:
         if min(rows, K) > self.low_rank:
             return self.of_branches(mean, group, wide)
         if K <= self.low_rank:
-            chosen = replace(_choose(self.low_columns, mean), columns=max(power_of_two(K), LEAST_DOT))
+            chosen = replace(_choose(self.low_columns, mean), columns=max(power_of_two(K), MIN_DOT))
         else:
             chosen = _choose(self.low_rows, mean)
-            chosen = replace(chosen, rows=max(min(chosen.rows, power_of_two(rows)), LEAST_DOT))
+            chosen = replace(chosen, rows=max(min(chosen.rows, power_of_two(rows)), MIN_DOT))
         if wide:
             most = self.many_float32
             chosen = replace(chosen, tokens=min(chosen.tokens, most.tokens), columns=min(chosen.columns, most.columns))
@@ -301,7 +301,7 @@ class Tiles:
 
     def many_of(
         self, rows: int, tokens: int, group: int, wide: bool, described: bool = False, zeros: bool = False,
-        least_rows: int = LEAST_DOT, of_head: int = 0,
+        least_rows: int = MIN_DOT, of_head: int = 0,
     ) -> Many:  # fmt: skip
         """For a weight with so many rows and a step with up to so many tokens.
 
@@ -311,7 +311,7 @@ class Tiles:
         """
         narrow = _choose(self.narrow if group == 1 else self.narrow_packed, rows)
         if tokens <= self.narrow_tokens and group not in FOURS and not wide and least_rows <= narrow.rows:
-            narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), LEAST_TOKENS)))
+            narrow = replace(narrow, tokens=min(narrow.tokens, max(power_of_two(tokens), MIN_TOKENS)))
             return self.fitted(narrow, 2 * OF_TWO if group == OF_TWO else group, False)  # a byte of two is read twice
         chosen = _choose(self.many if group == 1 else self.with_zeros if zeros else self.packed, tokens)
         if chosen is self.many[-1][1] and group == 1 and not wide:
@@ -339,8 +339,8 @@ EARLY_FROM = (9, 0)  # the first capability with programmatic dependent launch. 
 
 def tiles_for(capability: tuple[int, int], multiprocessors: int) -> Tiles:
     """Those for a GPU of a compute capability, with so many multiprocessors."""
-    described, shared = capability[0] == DESCRIBED, SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
+    described, shared = capability[0] == DESCRIBED, SHARED_BYTES.get(capability, MIN_SHARED_BYTES)
     # Tensor cores of 10.x would take 64 rows of both operands from shared memory, several times: 459 KB.
-    step = H100.wide_step if shared > LEAST_SHARED_BYTES and capability[0] != 10 else H100.wide_step // 2
+    step = H100.wide_step if shared > MIN_SHARED_BYTES and capability[0] != 10 else H100.wide_step // 2
     tiles = replace(H100, early=capability >= EARLY_FROM, descriptors=described, multiprocessors=multiprocessors)
     return replace(tiles, shared_bytes=shared, wide_step=step)

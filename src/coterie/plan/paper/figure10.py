@@ -109,7 +109,7 @@ def ranges() -> dict[str, tuple[float, float]]:
     }
 
 
-POINTS, SWEEPS, MOST_ROUNDS = 12, 4, 8
+POINTS, SWEEPS, MAX_ROUNDS = 12, 4, 8
 
 
 def fit(cases: tuple[Case, ...]) -> Shared:
@@ -119,7 +119,7 @@ def fit(cases: tuple[Case, ...]) -> Shared:
     """
     shared, priced = Shared.of_file(spec(NODE)), _priced(cases)
     least = _total(priced, shared)
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         better, total = _narrowed(priced, shared, least)
         if total >= least:
             break

@@ -14,7 +14,7 @@ from coterie.plan.paper.row import Chart, Exhibit, Kind, Method, Row, Series
 from coterie.plan.paper.samba import modelled_nodes
 
 NAME, TITLE = "figure-13", "Figure 13"
-MOST_EXPERTS = 900
+MAX_EXPERTS = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _row(footprint: Footprint, name: str) -> Row:
 
 def _chart(found: tuple[Footprint, ...]) -> Chart:
     every = int(data(NAME)["sampled_every"])
-    counts = tuple(float(e) for e in range(every, MOST_EXPERTS, every))
+    counts = tuple(float(e) for e in range(every, MAX_EXPERTS, every))
     series = [
         Series(f"{machine}, published", counts, _published_curve(machine, counts), is_published=True)
         for machine in ("DGX", "SN40L")

@@ -36,7 +36,7 @@ from coterie.kernels.triton.arithmetic import (
 )
 from coterie.kernels.triton.attention.attention_chunks import (
     CAP,
-    LEAST_DOT,
+    MIN_DOT,
     PAGES,
     SCALE,
     WINDOW,
@@ -295,8 +295,8 @@ def launch(call: Call) -> None:
         "GROWS": is_growing(call),
         "ONE": spans == 1,
         "SINK": sink if spans == 1 else None,
-        "QUERIES": max(group, LEAST_DOT),
-        "STEP": max(min(tiles.span_bytes // wide, span), LEAST_DOT),
+        "QUERIES": max(group, MIN_DOT),
+        "STEP": max(min(tiles.span_bytes // wide, span), MIN_DOT),
     }
     grid: tuple[int, ...] = (bucket.sequences, pages.K, spans)
     kernel, stages = _alone, 3

@@ -34,9 +34,9 @@ from coterie.kernels.triton.tiles import power_of_two
 Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = places(
     "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every", "sinks"
 )
-LEAST_DOT = 16  # rows and channels of the smallest product on tensor cores
+MIN_DOT = 16  # rows and channels of the smallest product on tensor cores
 NARROW = 64  # channels that the tiles are for; more of them take the registers of queries
-LEAST_QUERIES = 64  # of a product of Hopper's tensor cores
+MIN_QUERIES = 64  # of a product of Hopper's tensor cores
 WIDE = tl.constexpr(_WIDE)
 # Of heads that are wide: queries of a tile, positions that it reads at once, warps; of float32, which is larger, fewer.
 WIDE_QUERIES, WIDE_WARPS, WIDE_FLOAT32 = 32, 8, (16, 16, 8)
@@ -275,7 +275,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
     if channels > WIDE.value:
         queries, keys, warps = WIDE_FLOAT32 if float32 else (WIDE_QUERIES, tiles.wide_step, WIDE_WARPS)
     else:
-        queries = max(tiles.queries * NARROW // max(channels, NARROW), LEAST_QUERIES)
+        queries = max(tiles.queries * NARROW // max(channels, NARROW), MIN_QUERIES)
         keys, warps = tiles.keys // (4 if float32 else wide), wide * tiles.chunk_warps
     tokens = max(queries // group, 1)
     biased = call.type("bias") if call.name == BIASED else None
@@ -316,4 +316,4 @@ def is_growing(call: Call) -> bool:
 
 def channels_of(C: int) -> int:
     """How many channels a tile has, for tensor cores."""
-    return max(power_of_two(C), LEAST_DOT)
+    return max(power_of_two(C), MIN_DOT)

@@ -16,7 +16,7 @@ from coterie.kernels.triton.branch.branches import VALUES_OF_WARP, chosen_bytes,
 from coterie.kernels.triton.rows import Call, places
 from coterie.kernels.triton.tiles import power_of_two
 
-LOGITS, Y, T, SCALE, BIAS_AT, LEAST_SUM, ADDED_SUM, FACTORS_AT = places(
+LOGITS, Y, T, SCALE, BIAS_AT, MIN_SUM, ADDED_SUM, FACTORS_AT = places(
     "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "added_sum", "factors"
 )
 LEAST = tl.constexpr(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
@@ -105,7 +105,7 @@ def _choose(
             marked = marked | best
             key = tl.where(best, GONE, key)
         if NORMALISE:
-            total = tl.maximum(tl.sum(tl.where(marked, p, 0.0), axis=0), real(row, LEAST_SUM).to(tl.float32))
+            total = tl.maximum(tl.sum(tl.where(marked, p, 0.0), axis=0), real(row, MIN_SUM).to(tl.float32))
             total += real(row, ADDED_SUM).to(tl.float32)
         weight = p / total * real(row, SCALE).to(tl.float32)
         if FACTORS is not None:

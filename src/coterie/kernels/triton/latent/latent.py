@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import triton.language as tl
 
 from coterie.kernels.triton.rows import Call
-from coterie.kernels.triton.tiles import LEAST_DOT, power_of_two
+from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
 UNDER_WAY = 8192  # weights of a program with few tokens, in float32: 64 a thread
 WARPS, STAGES = 4, 3
@@ -40,7 +40,7 @@ class HeadTile:
         """More tokens on tensor cores; `wide` is float32."""
         most_kept, step = (KEPT_FLOAT32, STEP_FLOAT32) if wide else (KEPT, STEP)
         sizes = (call.bucket.tokens, MANY_TOKENS // (1 + wide)), (kept, most_kept), (summed, step)
-        return HeadTile(*(max(min(power_of_two(size), most), LEAST_DOT) for size, most in sizes))
+        return HeadTile(*(max(min(power_of_two(size), most), MIN_DOT) for size, most in sizes))
 
     def constants(self) -> dict[str, int]:
         """Names and values of the compile-time parameters."""

@@ -24,14 +24,14 @@ from coterie.kernels.triton.arithmetic import (
     wait_for_last,
 )
 from coterie.kernels.triton.attention.attention import join
-from coterie.kernels.triton.attention.attention_chunks import LEAST_DOT, PAGES, SCALE, Q, Y, channels_of
+from coterie.kernels.triton.attention.attention_chunks import MIN_DOT, PAGES, SCALE, Q, Y, channels_of
 from coterie.kernels.triton.attention.pages import SEQUENCE, Pages, block_of, latent_row_at
 from coterie.kernels.triton.latent.latent_chunks import launch_chunks
 from coterie.kernels.triton.product.single_token import add_exact_product, only_token
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
-MOST_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows
+MAX_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows
 STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 STAGES, WARPS = 2, 8
 
@@ -121,7 +121,7 @@ def launch(call: Call) -> None:
     spans, (span, _) = _spans(call), call.tiles.span(latent)
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPAN": span, "DECODES": bucket.decodes, "SEARCH": call.tiles.elements}
-    queries = max(min(power_of_two(H), MOST_QUERIES), LEAST_DOT)
+    queries = max(min(power_of_two(H), MAX_QUERIES), MIN_DOT)
     step = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else call.tiles.wide_step
     how = {"ONE": spans == 1, "QUERIES": queries, "STEP": step}
     grid: tuple[int, ...] = (bucket.sequences, triton.cdiv(H, queries), spans)

@@ -16,7 +16,7 @@ from coterie.kernels.triton.product.heads import WK, WQ, WV, finish_heads, part_
 from coterie.kernels.triton.rows import places
 
 WIDEST = 128  # channels of a head: a wider one spills
-LEAST_ROWS = tl.constexpr(64)  # of whole heads that are finished at once
+MIN_ROWS = tl.constexpr(64)  # of whole heads that are finished at once
 (T,) = places("norm_qkv_rope_append", "T")
 
 
@@ -116,7 +116,7 @@ def _finish(
     NEAR: tl.constexpr,
 ):
     """From products [tokens, rows] to q and pages, some whole heads at a time: registers have no room for all."""
-    if ROWS > PADDED and ROWS > LEAST_ROWS:
+    if ROWS > PADDED and ROWS > MIN_ROWS:
         half: tl.constexpr = ROWS // 2
         y, later = left_and_right(y)
         _finish(

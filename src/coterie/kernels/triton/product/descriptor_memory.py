@@ -5,7 +5,7 @@ all programs of the one before it have begun, and those wait: they are on the GP
 programs as a GPU has room for, nobody uses the first any more.
 
     | k in use | k+1 waits | ... | k+n waits | k+n+1 makes its own |  ->  from the front again
-               |<--- at most MOST_PROGRAMS --->|
+               |<--- at most MAX_PROGRAMS --->|
 
 Knows nothing about kernels.
 """
@@ -16,7 +16,7 @@ import torch
 
 PROGRAM_BYTES = 1024  # of descriptors of 128 bytes that a program makes, at most
 # On a multiprocessor at once: 2048 threads (CUDA C++ Programming Guide, technical specifications), 128 for a program.
-MOST_PROGRAMS = 16
+MAX_PROGRAMS = 16
 
 
 class DescriptorMemory:
@@ -30,7 +30,7 @@ class DescriptorMemory:
         """A place for a launch of up to a program for each multiprocessor."""
         if self._memory is None:
             # The one in use, those that wait, the new one, and what is left at the end where the new one finds no room.
-            size = (MOST_PROGRAMS + 3) * multiprocessors * PROGRAM_BYTES
+            size = (MAX_PROGRAMS + 3) * multiprocessors * PROGRAM_BYTES
             self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         size = programs * PROGRAM_BYTES
         if self._at + size > self._memory.numel():

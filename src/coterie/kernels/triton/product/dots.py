@@ -42,7 +42,7 @@ from coterie.kernels.triton.product.packed import (
     zeros_of,
 )
 from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
-from coterie.kernels.triton.product.slices import MOST_ROWS, slice_of, sliced_dots
+from coterie.kernels.triton.product.slices import MAX_ROWS, slice_of, sliced_dots
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
@@ -239,7 +239,7 @@ def launch_tiles(
     wave = call.tiles.multiprocessors
     how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
     if "LINES" in kernel.arg_names:
-        how["LINES"] = 32 * many.warps // many.rows if many.rows <= MOST_ROWS.value and call.tiles.narrow_ahead else 0
+        how["LINES"] = 32 * many.warps // many.rows if many.rows <= MAX_ROWS.value and call.tiles.narrow_ahead else 0
     grid = (many.programs(n_tiles, tokens, wave),)
     call.launch(kernel, grid, call.row, *args, **constants, **many.constants(), **how)
 

@@ -32,7 +32,7 @@ from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, 
 LINE_BYTES = tl.constexpr(128)  # of the second-level cache
 # Weights that are read once a step leave the caches first: rows, tables and activations stay.
 ONCE = tl.constexpr("evict_first")
-MOST_AHEAD = tl.constexpr(3)  # steps of a product whose weights wait in registers for the token
+MAX_AHEAD = tl.constexpr(3)  # steps of a product whose weights wait in registers for the token
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, let_next_begin, pointer, wait_for_last
 from coterie.kernels.triton.norms import norm_at
 from coterie.kernels.triton.product.dots import many_dots, rows_at, stage, staged_bytes
-from coterie.kernels.triton.product.few_tokens import MOST_AHEAD, ONCE, few_dots
+from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE, few_dots
 from coterie.kernels.triton.product.linear_put import put
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix
@@ -75,7 +75,7 @@ def _weights(rows_N, mask_N, first, K: tl.constexpr, STEP: tl.constexpr):
 def tiles_ahead(rows_N, mask_N, K: tl.constexpr, STEP: tl.constexpr):
     """Of rows of a weight, step by step, as much as registers hold: loaded before what they meet is there."""
     ahead = ()
-    for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+    for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
         ahead = and_one(ahead, _weights(rows_N, mask_N, first, K, STEP))
     return ahead
 

@@ -12,7 +12,7 @@ from coterie.kernels.triton.arithmetic import INTERPRETED, ask, gelu_of, pointer
 from coterie.kernels.triton.product.described import left_and_right
 from coterie.kernels.triton.product.few_tokens import LINE_BYTES
 
-MOST_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
+MAX_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def put_tile(
 ):
     """Store products [tokens, rows] of a tile that begins at token m and row n."""
     half: tl.constexpr = y.shape[1] // 2
-    if y.numel > MOST_ADDED:  # registers have no room for all of it and of what is added
+    if y.numel > MAX_ADDED:  # registers have no room for all of it and of what is added
         y, later = left_and_right(y)
         put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
         put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)

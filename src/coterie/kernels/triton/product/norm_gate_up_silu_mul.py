@@ -46,7 +46,7 @@ from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights
 from coterie.kernels.triton.product.staged_ahead import is_stored, stage_for_next, staged_ahead_bytes
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix, places
-from coterie.kernels.triton.tiles import LEAST_DOT
+from coterie.kernels.triton.tiles import MIN_DOT
 
 X, NORM_AT, EPS, GATE_AT, UP_AT, Y, T = places("norm_gate_up_silu_mul", "x", "norm", "eps", "gate", "up", "y", "T")
 GELU_MUL = "norm_gate_up_gelu_mul"
@@ -323,7 +323,7 @@ def launch(call: Call) -> None:
         call.launch(_few, grid, call.row, **shared, **norm, **few.constants(tokens, group))
         return
     staged = stage(call, [gate, up], normed=True)
-    zeros, least = gate.has_zeros or up.has_zeros, LEAST_DOT * (1 + (gate != up))
+    zeros, least = gate.has_zeros or up.has_zeros, MIN_DOT * (1 + (gate != up))
     many = call.tiles.many_of(2 * F, tokens, group, wide, takes([gate, up]), zeros, least)
     n_tiles = triton.cdiv(2 * F, many.rows)
     ahead, shared["AHEAD"] = stage_for_next(call, F)

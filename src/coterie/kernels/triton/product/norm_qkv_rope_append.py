@@ -53,7 +53,7 @@ from coterie.kernels.triton.product.heads import (
 from coterie.kernels.triton.product.one_token import one_dot, tokens_of, weights_ahead
 from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
-from coterie.kernels.triton.tiles import LEAST_DOT, power_of_two
+from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
 X, NORM_AT, EPS, T = places("norm_qkv_rope_append", "x", "norm", "eps", "T")
 PARTS = ("q", "k", "v")
@@ -312,7 +312,7 @@ def launch(call: Call) -> None:
         described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
         whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
         alike = staged_type(matrices) is matrix.dot_type
-        rows, least = sum(heads) * padded, LEAST_DOT if alike and not head_norm else padded
+        rows, least = sum(heads) * padded, MIN_DOT if alike and not head_norm else padded
         many = call.tiles.many_of(
             rows, tokens, matrix.group, matrix.is_wide, whole_heads, matrix.has_zeros, least, padded
         )

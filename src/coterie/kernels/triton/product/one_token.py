@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from coterie.kernels.triton.norms import moments, scaled_and_shifted
-from coterie.kernels.triton.product.few_tokens import MOST_AHEAD, ONCE
+from coterie.kernels.triton.product.few_tokens import MAX_AHEAD, ONCE
 from coterie.kernels.triton.product.one_token_packed import add_packed, bytes_ahead, own_of, packed_dots, worth
 from coterie.kernels.triton.product.packed import of_block
 from coterie.kernels.triton.product.sums import added_up, all_added_up, and_one, no_sums, stacked
@@ -32,7 +32,7 @@ def weights_ahead(
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
         ahead = bytes_ahead(rows, there, K, STRIDE, COLUMNS, STEP, M, NORM)
     else:
-        for first in tl.static_range(0, min(K, MOST_AHEAD * STEP), STEP):
+        for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
             for r in tl.static_range(len(rows)):
                 ahead = and_one(ahead, _weights(rows[r], there[r], first, K, STEP))
     return ahead

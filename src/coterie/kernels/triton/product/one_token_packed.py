@@ -23,9 +23,9 @@ from coterie.kernels.triton.product.packed import BLOCK, GROUP_Q4, GROUP_Q8, OF_
 from coterie.kernels.triton.product.six_bits import own_bytes, parts_above, weights_at, whole_scale
 from coterie.kernels.triton.product.sums import all_added_up, and_one, no_sums
 
-MOST_OWN = tl.constexpr(8)
+MAX_OWN = tl.constexpr(8)
 CODES = tl.constexpr(16.0)  # of 4 bits
-MOST_AHEAD = tl.constexpr(32)  # steps x rows whose bytes wait in registers for the tokens
+MAX_AHEAD = tl.constexpr(32)  # steps x rows whose bytes wait in registers for the tokens
 SIX_AHEAD = tl.constexpr(12)  # of Q6, which has three times as many bytes a step
 
 
@@ -35,9 +35,9 @@ def own_of(STRIDE, TYPE, NORM):
 
     Of Q6 8 even so where a norm of 16 bits is loaded, eight at once: others would change threads, and wait for that.
     """
-    whole = STRIDE * TYPE.primitive_bitwidth // 8 % MOST_OWN.value == 0
+    whole = STRIDE * TYPE.primitive_bitwidth // 8 % MAX_OWN.value == 0
     beside = TYPE == tl.uint16 and NORM is not None and NORM.primitive_bitwidth == 16
-    return MOST_OWN.value if whole or beside else MOST_OWN.value // 2
+    return MAX_OWN.value if whole or beside else MAX_OWN.value // 2
 
 
 @triton.constexpr_function
@@ -52,7 +52,7 @@ def bytes_ahead(
 ):  # fmt: skip
     """Of packed rows, step by step, what registers hold beside M tokens, with their scales: loaded before those."""
     N: tl.constexpr = len(rows)
-    MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MOST_AHEAD
+    MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
     ahead = ()
     for i in tl.static_range(min((COLUMNS + STEP - 1) // STEP, max(MOST // (N * M), 1))):
         for r in tl.static_range(N):

@@ -25,7 +25,7 @@ from coterie.kernels.triton.product.packed import (
 )
 from coterie.kernels.triton.product.sums import and_one
 
-MOST_ROWS, MOST_TOKENS = tl.constexpr(32), tl.constexpr(16)
+MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
 SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # of a step, one for each warp; columns of a product at least
 # Of four bytes, two words of two bfloat16 each. From 128 on the lowest 7 bits of a bfloat16 count in ones, so a byte's
 # 7 bits are 128 + q of them, and its sign is 128 or 256, which comes off.
@@ -73,7 +73,7 @@ SMALL_FLOATS = tl.constexpr(
 @triton.constexpr_function
 def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
     """Weights of a slice where N rows and M tokens are multiplied so; 0 where they are not."""
-    if N > MOST_ROWS.value or M > MOST_TOKENS.value or STAGED != DOT or DOT == tl.float32:
+    if N > MAX_ROWS.value or M > MAX_TOKENS.value or STAGED != DOT or DOT == tl.float32:
         return 0
     packed = of_block(TYPE, K, COLUMNS)
     if packed == 16:

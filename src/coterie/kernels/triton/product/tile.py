@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-MOST_ONE_ROWS, MOST_PACKED_ROWS = 4, 8  # of a program with one token, which keeps each row's sums by themselves
-LEAST_COLUMNS = 64  # of a step of a product
+MAX_ONE_ROWS, MAX_PACKED_ROWS = 4, 8  # of a program with one token, which keeps each row's sums by themselves
+MIN_COLUMNS = 64  # of a step of a product
 OF_FOUR = 8  # columns that share a scale where each is four weights
 OF_SIX = 4  # and where each is four weights of six bits; of no others are they so few
 FOURS = (OF_FOUR, OF_SIX)
-LEAST_DOT = 16  # rows, tokens and columns of a product on tensor cores
+MIN_DOT = 16  # rows, tokens and columns of a product on tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Few:
         """Whether threads have columns of one token, or of each of several (one_token.py): not where a column is four
         weights, nor of many rows.
         """
-        most = MOST_ONE_ROWS if group == 1 else MOST_PACKED_ROWS
+        most = MAX_ONE_ROWS if group == 1 else MAX_PACKED_ROWS
         return (tokens == 1 or self.several) and group != OF_FOUR and self.rows <= most
 
     def for_row(self, columns: int, group: int) -> Few:
         """For rows of so many columns, `group` of which share a scale: one shorter than a step has fewer threads."""
-        columns = min(self.columns, max(power_of_two(columns), LEAST_COLUMNS, group))
+        columns = min(self.columns, max(power_of_two(columns), MIN_COLUMNS, group))
         return replace(self, columns=columns, warps=max(self.warps * columns // self.columns, 1))
 
 
@@ -87,7 +87,7 @@ class Many:
         """For whole heads; `group` columns share a scale. More rows have fewer columns a step, or memory runs out."""
         rows = max(self.rows, least_rows)
         pieces = min(self.pieces, rows // least_rows) if self.described else self.pieces
-        least = LEAST_COLUMNS // 2 if group in FOURS else LEAST_COLUMNS
+        least = MIN_COLUMNS // 2 if group in FOURS else MIN_COLUMNS
         columns = max(self.columns * self.rows // rows, least, group)
         return replace(self, rows=rows, columns=columns, pieces=pieces)
 
@@ -95,7 +95,7 @@ class Many:
         """For columns of which `group` share a scale; half as many of four weights as of two."""
         columns = max(self.columns // 2 if group in FOURS else self.columns, group)
         if group == OF_SIX:  # a product has one weight of each column, and a thread three bytes
-            columns = min(max(columns, LEAST_DOT), LEAST_COLUMNS)
+            columns = min(max(columns, MIN_DOT), MIN_COLUMNS)
         return replace(self, columns=columns)
 
 

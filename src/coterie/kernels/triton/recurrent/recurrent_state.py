@@ -22,7 +22,7 @@ SEQUENCE, TABLES, WIDTH, KV, FIRST_UNIT = (
     for name in ("sequence", "state_tables", "table_width", "kv", "first_unit")
 )
 
-MOST_LOOKED = tl.constexpr(1024)  # tokens that are looked through at once for those of a sequence
+MAX_LOOKED = tl.constexpr(1024)  # tokens that are looked through at once for those of a sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def tokens_of(row, KEPT: tl.constexpr, sequence, count, TOKENS: tl.constexpr, SI
     if SINGLE:
         first, found = count * 0, count
     else:
-        STEP: tl.constexpr = min(TOKENS, MOST_LOOKED)
+        STEP: tl.constexpr = min(TOKENS, MAX_LOOKED)
         owners = pointer(row, KEPT + SEQUENCE, tl.int32)
         first, found = TOKENS, 0
         for start in tl.range(0, count, STEP):
