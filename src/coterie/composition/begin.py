@@ -1,4 +1,4 @@
-"""Begins a composition file: the experts of a folder as they are, and commented-out settings to go on from.
+"""Writes a first composition file for a folder: its experts, and commented-out settings to start from.
 
 Knows nothing about what a checkpoint holds, or where the file is written.
 """
@@ -30,13 +30,13 @@ ROUTER = """
 
 
 def begun(composition: Composition, answering: Collection[str], beside: Path | None) -> str:
-    """The text of a file that says what this composition of a folder is. `answering`: the experts that draw tokens.
+    """The text of a composition file for a folder's experts. `answering`: names of the experts that generate text.
 
-    Paths are relative to the folder `beside`, in which the file will be; None: they are whole. Raises CompositionError
-    where one cannot be written as text.
+    Paths are relative to `beside`, the folder in which the file will lie; absolute if that is None. Raises
+    CompositionError for a path that is not valid UTF-8.
     """
     name = composition.name
-    while name in composition.names:  # clients ask for both by the same field
+    while name in composition.names:  # a request names a composition and an expert in the same field
         name += "-experts"
     parts = [HEAD, "\n", to_toml({"name": name}), '#description = "what all of it is for"\n']
     fallback = next((one for one in composition.names if one in answering), "")
@@ -77,8 +77,8 @@ def _text(value: str) -> str:
 
 
 def _written(path: Path, beside: Path | None) -> str:
-    """A path as a file in the folder `beside` has it; whole where it would begin with ~, which is a user's folder."""
-    if ".." in path.parts:  # behind a link that leads elsewhere
+    """A path relative to `beside`; absolute where the relative one would begin with ~ and be read as a home folder."""
+    if ".." in path.parts:  # .. after a symbolic link must be resolved, not cut off
         path = path.resolve()
     if beside is None:
         return str(path.absolute())

@@ -42,13 +42,13 @@ DEFAULT_MARGIN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
-    """What the file says about the router. `threshold` None means the router's own default.
+    """The router's settings, as in the file. `threshold` None means the default of that kind of router.
 
-    `margin`: by how much confidence another expert must lead before a conversation moves to it. `prefer_resident`: by
-    how much an expert that is not in memory may lead one that is, and yet not be taken; 0 takes it always.
-    `rules` and `match` belong to kind "rules", `weights` (a file that exists) to kind "lexical"; `examples`, how many
-    of them vote (`num_neighbours`) and `similarity` to kind "knn"; `model`, whom to ask, `question` and `max_tokens`
-    to kind "llm"; a `model` of kind "knn" gives vectors.
+    `margin`: the lead in confidence that another expert needs before a conversation moves to it. `prefer_resident`:
+    an expert in memory is preferred to one that is not and leads by at most this; 0: residency does not matter.
+    By kind: "rules" uses `rules` and `match`; "lexical" uses `weights`, a file that exists; "knn" uses `examples`,
+    `num_neighbours` (how many of them vote), `similarity` and, to compare embeddings, `model`; "llm" uses `model`,
+    `question` and `max_tokens`.
     """
 
     kind: str
@@ -69,11 +69,11 @@ class RouterSpec:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A router and its experts. `root` is the folder from which relative paths are read.
+    """A router and its experts. `root` is the folder that relative paths start from.
 
-    `is_folder`: nobody named the experts, they are what a folder holds. `leaves_out`: what cannot be served stops
-    nobody, as in a folder, but is `left_out`, by its name, with the reason. `source`: what was read; None for nothing.
-    `owners`: whose each alias is by the file, of those who are left out too.
+    `is_folder`: the experts were found in a folder, not declared in a file. `leaves_out`: an expert that cannot be
+    served is not an error but is skipped and recorded in `left_out`, name -> reason. `source`: the file or folder that
+    was read, if any. `owners`: alias -> expert, including the aliases of experts that were left out.
     """
 
     name: str
@@ -94,16 +94,16 @@ class Composition:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """The other names by which they are asked."""
+        """All experts' aliases, in the order of the file."""
         return tuple(alias for expert in self.experts for alias in expert.aliases)
 
     def named(self, name: str) -> Expert | None:
-        """The expert of that name or alias, if there is one."""
+        """The expert with this name or alias, if there is one. A name takes precedence over an alias."""
         own = (expert for expert in self.experts if expert.name == name)
         return next(own, None) or next((expert for expert in self.experts if name in expert.aliases), None)
 
     def expert(self, name: str) -> Expert:
-        """The expert of that name or alias. Raises NotFoundError with the nearest names."""
+        """The expert with this name or alias. Raises NotFoundError, which suggests the nearest names."""
         if found := self.named(name):
             return found
         if missing := self.missing(name):
@@ -112,7 +112,7 @@ class Composition:
         raise NotFoundError(self.name, fact, name_hint(name, self.names, self.aliases))
 
     def missing(self, name: str) -> NotFoundError | None:
-        """Why the expert of that name or alias is not served, where it is left out."""
+        """Why the expert with this name or alias is not served, if it was left out."""
         own = self.owners.get(name, name)
         if (why := self.left_out.get(own)) is None:
             return None
@@ -123,10 +123,11 @@ class Composition:
 def load_composition(ref: str | Path, leave_out: bool = False) -> Composition:
     """Read a composition: the name of a preset ("demo"), a .toml file, a folder, or a Hugging Face id in the cache.
 
-    A folder with composition.toml is that file; a checkpoint, or an adapter, is a composition of one expert; in any
-    other folder, each subfolder that is one is an expert, without a router (folder.py). A preset's name goes before a
-    folder of that name (write ./demo for the folder); a Path is no preset's name. `leave_out`: experts of a file that
-    are not there are left out, as those of a folder are, where else they are an error.
+    A folder that contains composition.toml stands for that file. A folder that is itself a checkpoint or an adapter is
+    a composition of one expert. In any other folder, each subfolder that is a checkpoint or an adapter becomes an
+    expert, and there is no router (folder.py). A preset's name takes precedence over a folder of the same name (write
+    ./demo for the folder); a Path never names a preset. `leave_out`: experts of a file that cannot be found are left
+    out, as in a folder, instead of raising an error.
 
     Raises NotFoundError (nothing there), CompositionError (file, key, value, what to change).
     """
@@ -134,7 +135,7 @@ def load_composition(ref: str | Path, leave_out: bool = False) -> Composition:
     try:
         return _load(ref, leave_out)
     except (OSError, RuntimeError) as error:
-        # A prompt given in the place of the composition, links in a circle, what may not be read: all end here.
+        # For example a prompt given instead of a composition, a symlink loop, or a file without read permission.
         raise NotFoundError(ref[:60], f"it cannot be opened: {error}", "give a .toml file, a folder or demo") from error
 
 
@@ -171,7 +172,7 @@ def read_file(path: Path) -> dict[str, Any]:
     file = str(path)
     try:
         with open_file(path, MAX_BYTES) as opened:
-            text = opened.read().decode("utf-8-sig")  # as editors on Windows begin files
+            text = opened.read().decode("utf-8-sig")  # some editors on Windows write a byte order mark
     except CheckpointError as error:
         raise CompositionError(file, error.fact, error.remedy) from None
     except UnicodeDecodeError as error:
@@ -185,7 +186,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def composition_of(values: Mapping[str, Any], path: Path, leave_out: bool = False) -> Composition:
-    """The composition that the tables of a file say; `leave_out` as above. Raises CompositionError."""
+    """The composition described by a file's tables; `leave_out` as in load_composition. Raises CompositionError."""
     file, root = str(path), path.resolve().parent
     left_out: dict[str, CoterieError] | None = {} if leave_out else None
     told = _experts(values["expert"], root, file, left_out)
@@ -205,7 +206,7 @@ def composition_of(values: Mapping[str, Any], path: Path, leave_out: bool = Fals
 def _experts(
     tables: Sequence[Mapping[str, Any]], root: Path, file: str, left_out: dict[str, CoterieError] | None
 ) -> list[Expert]:
-    """All of a file; of who is left out no more than the names."""
+    """All experts of a file. Of those added to `left_out`, only the name and the aliases are kept."""
     experts: dict[str, Expert] = {}
     for number, table in enumerate(tables, start=1):
         where = f"{file}: expert[{number}] {table['name']!r}"
@@ -254,7 +255,7 @@ def _one_expert(table: Mapping[str, Any], root: Path, where: str) -> Expert:
 def _sampling(table: Mapping[str, Any], where: str) -> PartialSampling:
     try:
         return PartialSampling(**table.get("sampling", {}))
-    except RequestError as error:  # a value that the table of keys lets through, as a top_p of 0
+    except RequestError as error:  # a value that the schema accepts, such as top_p = 0
         raise CompositionError(f"{where}.sampling.{error.where}", error.fact, error.remedy) from error
 
 
@@ -307,7 +308,7 @@ def _router(table: Mapping[str, Any], names: Sequence[str], root: Path, file: st
 def _with_examples(
     router: RouterSpec | None, values: Mapping[str, Any], names: Sequence[str], root: Path, file: str
 ) -> RouterSpec | None:
-    """The router with all examples, those of the experts first. They are a knn router's; any other refuses them."""
+    """The router with all its examples, those in [[expert]] tables first. Only a knn router may have examples."""
     found: list[Example] = []
     for number, table in enumerate(values["expert"], start=1):
         where = f"{file}: expert[{number}] {table['name']!r}.examples"

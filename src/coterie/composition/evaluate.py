@@ -21,7 +21,7 @@ from coterie.core.lines import json_lines
 class Question:
     """A held-out question. `expert` and `answer` are None when it is out of scope: only the fallback may take it.
 
-    `answer` is None, too, where only the router is asked about.
+    `answer` is also None if only the routing of the question is scored.
     """
 
     text: str
@@ -34,8 +34,8 @@ class Question:
 class ExpertRow:
     """One line of the table: shares of the questions that belong to this expert, in [0, 1].
 
-    `alone`: the expert's exact match when every question of its skill is given to it. `routed`: the composition's.
-    `single_model`: the fallback's. None where those answers were not given.
+    `alone`: exact matches when this expert answers all of them. `routed`: when the routed expert answers.
+    `single_model`: when the fallback answers all of them. None if those answers were not given.
     """
 
     expert: str
@@ -48,9 +48,9 @@ class ExpertRow:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Shares over all in-scope questions, one row per expert, and what became of the rest.
+    """Shares over all in-scope questions, one row per expert, and where the out-of-scope questions went.
 
-    `router` is the share of in-scope questions that reached their expert, `router_unseen` that of phrasings never
+    `router` is the share of in-scope questions that reached their expert, `router_unseen` the same for phrasings never
     trained on (None without such questions). `confusions`: (right expert, chosen expert, count), most frequent first.
     """
 
@@ -82,7 +82,7 @@ class Score:
 
 
 def read_questions(path: Path) -> tuple[Question, ...]:
-    """Read questions, one JSON object a line: prompt, expert, and optionally answer and seen_phrasing.
+    """Read questions, one JSON object per line: prompt, expert, and optionally answer and seen_phrasing.
 
     An expert of null, or "", means out of scope. Raises NotFoundError, or CompositionError naming the line.
     """
@@ -101,7 +101,7 @@ def _question(values: Mapping[str, Any], where: str) -> Question:
 
 
 def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """At most `limit` questions of each expert, and out of scope; half in unseen phrasings if there are so many."""
+    """At most `limit` questions per expert, and out of scope; half of them in unseen phrasings, if there are enough."""
     if limit is None:
         return list(questions)
     there = Counter((question.expert, question.seen_phrasing) for question in questions)
@@ -123,7 +123,7 @@ def last_line(text: str) -> str:
 
 
 def is_exact(answer: str, expected: str) -> bool:
-    """Whether the last line of an answer is the expected one, letter by letter."""
+    """Whether the last line of an answer equals the expected one exactly."""
     return last_line(answer) == last_line(expected)
 
 
@@ -134,10 +134,10 @@ def score(
     alone: Sequence[str] | None = None,
     single_model: Sequence[str] | None = None,
 ) -> Score:
-    """Score routes and, where given, answers, all in the order of the questions (out-of-scope ones included).
+    """Score routes and, if given, answers, all in the order of the questions (out-of-scope ones included).
 
     `routed`: answers of the chosen experts. `alone`: answers of the experts that the questions belong to.
-    `single_model`: answers of the one model for everything.
+    `single_model`: answers of one model to all questions.
 
     Raises ValueError when the lengths differ or no question is in scope.
     """
@@ -169,7 +169,7 @@ def score(
 
 
 def confusions(questions: Sequence[Question], routes: Sequence[Route]) -> tuple[tuple[str, str, int], ...]:
-    """(right expert, chosen expert, count) of each kind of wrong decision in scope, most frequent first."""
+    """(right expert, chosen expert, count) for the in-scope questions routed wrongly, most frequent pair first."""
     pairs = zip(questions, routes, strict=True)
     wrong = Counter((q.expert, r.expert) for q, r in pairs if q.expert is not None and q.expert != r.expert)
     found = [(str(right), chosen, count) for (right, chosen), count in wrong.items()]
@@ -177,7 +177,7 @@ def confusions(questions: Sequence[Question], routes: Sequence[Route]) -> tuple[
 
 
 def share(outcomes: Iterable[bool]) -> float:
-    """The share that is true. Raises ValueError when there is nothing to count."""
+    """The share of outcomes that are true. Raises ValueError if there are none."""
     counted = list(outcomes)
     if not counted:
         raise ValueError("a share of nothing has no value")

@@ -1,4 +1,4 @@
-"""Reads a knn router's file of examples: JSON lines of an expert and a prompt that it should answer.
+"""Reads a knn router's examples: a JSON Lines file of experts, each with a prompt that it should answer.
 
 Knows nothing about routers.
 """
@@ -17,9 +17,9 @@ _REMEDY = 'write {"expert": "...", "prompt": "..."}, with an expert of "" where 
 
 
 def read_examples(path: Path, names: Sequence[str], fallback: str) -> tuple[Example, ...]:
-    """Read examples, one JSON object a line: expert and prompt; other keys are left alone.
+    """Read examples, one JSON object per line with expert and prompt; other keys are ignored.
 
-    An expert of "" or null is the fallback. Raises NotFoundError, or CompositionError naming the line.
+    An expert of "" or null means the fallback. Raises NotFoundError, or CompositionError naming the line.
     """
     known = set(names)
     examples = []

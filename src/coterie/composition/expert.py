@@ -17,7 +17,8 @@ from coterie.core.text import safe_name
 MAX_LETTERS = 64
 NAME_PATTERN = f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_LETTERS - 1}}}"  # safe in `@name`, in a URL path and as a model id
 NAME_RULE = "use letters, digits, dot, dash and underscore, 64 at most, beginning with a letter or a digit"
-# What clients call models elsewhere: ORG/MODEL:TAG. The last letter is none that ends an address, as in "@name: ...".
+# Covers ids that clients use elsewhere, such as ORG/MODEL:TAG. The last character cannot be a colon, which would be
+# ambiguous in "@name: ...".
 ALIAS_PATTERN = "[A-Za-z0-9](?:[A-Za-z0-9._/:-]{0,126}[A-Za-z0-9._-])?"
 ALIAS_RULE = "letters, digits, dot, dash, underscore, and inside / and :, 128 at most, beginning as a name does"
 _NAME = re.compile(NAME_PATTERN)
@@ -25,15 +26,16 @@ _NAME = re.compile(NAME_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One model. `checkpoint` is a Hugging Face folder; an expert without bytes has `config` instead.
+    """One model. `checkpoint` is a Hugging Face folder; an expert without weights has `config` instead.
 
-    `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. Where the
-    checkpoint is a LoRA adapter's folder, `base` is that of the model to which it belongs. `sampling`: how its tokens
-    are drawn where a request does not say; this goes before what its checkpoint says. `draft`: the name of its
-    draft expert. `aliases`: other names by which it is asked.
+    `config` is the path of a config.json or the name of a known shape. Exactly one of the two is given. If the
+    checkpoint is a LoRA adapter or a delta, `base` is the folder of the model that it applies to. `sampling`: defaults
+    for requests that do not set them; they override the checkpoint's own. `draft`: the expert that drafts tokens for
+    it in speculative decoding. `aliases`: other names that requests may use for it.
 
-    What an expert without bytes is besides its config: `packed`, the type of its weights, as `coterie quantize` names
-    it; beside the config's model, which all such experts share, an adapter of a `rank` or a `delta` of this type.
+    Further properties of an expert without weights: `packed`, the type of its weights, named as by `coterie quantize`;
+    `rank` makes it a LoRA adapter of that rank on the config's model, `delta` a delta stored in that type. All such
+    experts of one config share the base model.
     """
 
     name: str
@@ -50,9 +52,10 @@ class Expert:
 
 
 def owners_of(experts: Sequence[Expert], whole: str, file: str) -> dict[str, str]:
-    """Whose each alias is, by name.
+    """The experts' names by alias.
 
-    Raises CompositionError where an alias is one of two experts', an expert's name too, or that of the `whole`.
+    Raises CompositionError for an alias that two experts share, or that is also the name of an expert or of the
+    composition, `whole`.
     """
     taken = {expert.name: f"the name of the expert {expert.name}" for expert in experts}
     taken[whole] = "the name of the composition"
@@ -68,10 +71,10 @@ def owners_of(experts: Sequence[Expert], whole: str, file: str) -> dict[str, str
 
 
 def is_expert_name(text: str) -> bool:
-    """Whether `text` can name an expert: letters, digits, dot, dash and underscore, 64 at most, no leading mark."""
+    """Whether `text` can name an expert: at most 64 letters, digits, `.`, `-` and `_`; the first a letter or digit."""
     return _NAME.fullmatch(text) is not None
 
 
 def expert_name(text: str) -> str:
-    """What an expert is called whose folder or file has this name: the same, or what of it a name may have."""
+    """The name of the expert in a folder or file of this name; made a valid name if need be."""
     return text if is_expert_name(text) else safe_name(text)[:MAX_LETTERS]

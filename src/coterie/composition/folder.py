@@ -1,13 +1,13 @@
-"""Finds the experts of a folder: each of its subfolders that is a checkpoint, an adapter or a delta is one.
+"""Finds the experts of a folder: each subfolder that is a checkpoint, an adapter or a delta is an expert.
 
     models/sql/config.json                                          -> sql
     models/team/sql/config.json                                     -> sql, or team--sql where two have that name
     hub/models--team--name/snapshots/COMMIT/config.json             -> name, or team--name where two have that name
     (refs/main has the commit)
-    models/My Model (1)/config.json                                 -> My-Model-1, if no other folder is called so
+    models/My Model (1)/config.json                                 -> My-Model-1, if that name is free
 
-What cannot be one is left out, with the reason, so that the others can be served. Knows nothing about what a checkpoint
-holds, beyond that its folder has a config.json.
+A subfolder that cannot be served is left out, with the reason, so that the others can be. Knows nothing about what a
+checkpoint holds, beyond that its folder has a config.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from coterie.core.text import safe_name
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The experts of a folder, and what is no expert, by its name, with the reason. `name`: what to call all together.
+    """The experts of a folder, and what was left out, name -> reason. `name`: a name for the composition.
 
     `is_one`: the folder itself is the expert.
     """
@@ -40,7 +40,7 @@ class Found:
 
 
 def experts_of(folder: Path) -> Found:
-    """The experts of a folder. Raises CompositionError where there is none, and what a single one is refused for."""
+    """The experts of a folder. Raises CompositionError if there are none, or the error of a sole candidate's refusal."""
     root = folder.resolve()
     itself = main_snapshot(root) or root
     if is_checkpoint(itself):
@@ -56,7 +56,8 @@ def experts_of(folder: Path) -> Found:
     if not experts:
         raise none_left(folder, left_out)
     names = [expert.name for expert in experts]
-    # The folder's own name is only a label: made safe, and not an expert's, which clients ask for by the same field.
+    # The composition is named after the folder. The name must be valid, and must differ from every expert's: a request
+    # names either in the same field.
     label = safe_name(root.name) or "folder"
     while label in names:
         label += "-experts"
@@ -64,7 +65,7 @@ def experts_of(folder: Path) -> Found:
 
 
 def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieError:
-    """What to raise where a folder has no expert, by what was left out of it."""
+    """The error for a folder without experts, given what was left out of it."""
     if len(left_out) == 1:
         return next(iter(left_out.values()))
     if left_out:
@@ -76,13 +77,13 @@ def none_left(folder: Path, left_out: Mapping[str, CoterieError]) -> CoterieErro
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint, an adapter or a delta, whole or not: opening it says what is wrong."""
+    """Whether a folder holds a checkpoint, an adapter or a delta, perhaps incomplete: opening it says what is wrong."""
     config = folder / CONFIG
     return config.exists() or config.is_symlink() or bool(beside_a_base(folder))
 
 
 def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
-    """The folders that may be experts, by name, and what cannot be one."""
+    """The folders that may be experts, by name, and the reasons for those that cannot."""
     left_out: dict[str, UsageError] = {}
     within = _within(root, left_out)
     snapshots: dict[Path, Path | None] = {}
@@ -103,7 +104,7 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
         )
     short = Counter(_team_and_name(path, root)[1] for path in found)
     named: dict[str, Path] = {}
-    for path in sorted(found, key=lambda path: not is_expert_name(path.name)):  # a name is first whose own it is
+    for path in sorted(found, key=lambda path: not is_expert_name(path.name)):  # unchanged names take precedence
         place = found[path]
         team, name = _team_and_name(path, root)
         name = f"{team}--{name}" if team and short[name] > 1 else name
@@ -127,14 +128,14 @@ def _named(root: Path) -> tuple[dict[str, Path], dict[str, UsageError]]:
 
 
 def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
-    """The folders in a folder; in the place of a team's, the models in it. What cannot be read is left out."""
+    """The subfolders of a folder; one that contains models (a team's) is replaced by those. Unreadable: left out."""
     found: list[Path] = []
     inside = sorted(root.iterdir())
     for path in inside:
         if path.is_symlink() and not path.exists() and not path.name.startswith("."):
             fact = f"points to {path.readlink()}, which does not exist"
             left_out[path.name] = CompositionError(str(path), fact, "mend the link, or take it out of the folder")
-    around = {root, *root.parents}  # where links in a circle lead
+    around = {root, *root.parents}  # a symlink to one of these would loop
 
     def looked_into(path: Path) -> bool:
         return path.is_dir() and not path.name.startswith(".") and path.resolve() not in around
@@ -151,7 +152,10 @@ def _within(root: Path, left_out: dict[str, UsageError]) -> list[Path]:
 
 
 def _team_and_name(path: Path, root: Path) -> tuple[str, str]:
-    """A team and a name, by the folder in a cache, or by that in which it lies; no team for one beside others."""
+    """The team and the name of a model, from its Hugging Face cache folder or its parent folder.
+
+    The team is empty for a plain folder directly below `root`.
+    """
     team, name = named_in_cache(path.name) if path.parent == root else (path.parent.name, path.name)
     return expert_name(team), expert_name(name)
 
@@ -161,6 +165,6 @@ def _expert(name: str, path: Path, root: Path) -> Expert:
 
 
 def _name_alone(path: Path) -> str:
-    """A checkpoint's own name, as an expert's; of a snapshot in a cache, whose folder is a commit, the model's."""
+    """The expert's name for a single checkpoint. A cached snapshot's folder is named by a commit: the model's name."""
     in_cache = path.parent.name == "snapshots" and named_in_cache(path.parent.parent.name)
     return expert_name(in_cache[1] if in_cache and in_cache[0] else path.name) or "model"

@@ -1,10 +1,10 @@
-"""The GGUF files of a folder as the experts that they become: which there are, and what each is called.
+"""Finds the GGUF files below a folder, and names the expert that each is to become.
 
     models/Llama-3.2-1B-Q8_0.gguf   models/big-00001-of-00003.gguf   ->   out/Llama-3.2-1B-Q8_0/   out/big/
     models/a/x.gguf   models/b/x.gguf                                ->   out/a--x/   out/b--x/
     Ollama's store: manifests/.../llama3.2/1b -> blobs/sha256-...    ->   out/llama3.2-1b/
 
-Knows nothing about what is in a file, beyond that a later part goes with its first.
+Knows nothing about what is in a file, beyond that the parts of a split file belong together.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from coterie.core.errors import UsageError
 from coterie.core.paths import user_path
 
 MANIFESTS, BLOBS = "manifests", "blobs"  # of Ollama's store
-_WEIGHTS = "application/vnd.ollama.image.model"  # the layer of a manifest that is a GGUF file
+_WEIGHTS = "application/vnd.ollama.image.model"  # media type of the manifest's layer that is a GGUF file
 _DEFAULT_TAG = "latest"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFolder:
-    """Files to import by the names of their experts, the names of those that are there already, and what is neither."""
+    """`files` to import, by their experts' names; `there`: names that exist in `target` already; `refused`: files that
+    cannot be imported, and why."""
 
     target: Path
     files: Mapping[str, Path]
@@ -39,7 +40,7 @@ class GgufFolder:
 
 
 class _Named(NamedTuple):
-    """A file, what it is called, and what stands before that where others are called the same."""
+    """A file, its expert's name, and the team that is prefixed to the name where several files share it."""
 
     name: str
     team: str
@@ -47,10 +48,10 @@ class _Named(NamedTuple):
 
 
 def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
-    """Every GGUF file below a folder; a later part stands for a first one that is not there, and is refused with it.
+    """Every GGUF file below a folder, one per split file: its first part, or the next one there is if that is missing.
 
-    Where several have one name, their folders' stand before it; what has the same name all the same, or none, is
-    refused. Raises UsageError where there is no such file.
+    Files that share a name are prefixed with their folders' names; those that still collide, or whose name is not
+    valid, are refused. Raises UsageError if there is no GGUF file.
     """
     folder, out = user_path(source), user_path(target)
     refused: dict[Path, UsageError] = {}
@@ -73,9 +74,9 @@ def gguf_folder(source: str | Path, target: str | Path) -> GgufFolder:
 
 
 def _below(folder: Path) -> Iterator[_Named]:
-    """The files below a folder, but for later parts of those that are there."""
+    """The files below a folder, one for each split file."""
     stands_for: dict[Path, Path] = {}
-    # What cannot be read or leads nowhere is a file too: importing it says so.
+    # Unreadable files and broken links are kept: importing them reports what is wrong.
     for file in sorted(file for file in folder.rglob(f"*{GGUF}") if not os.path.isdir(file)):
         stands_for.setdefault(first_part(file), file)
     for file in stands_for.values():
@@ -83,16 +84,16 @@ def _below(folder: Path) -> Iterator[_Named]:
 
 
 def ollamas_store(folder: Path) -> Path | None:
-    """Where Ollama keeps its models: this folder, or `models` in it (as ~/.ollama has it); None: not here."""
+    """Ollama's model store: this folder, or `models` in it (as in ~/.ollama); None if it is neither."""
     places = (folder, folder / "models")
     return next((place for place in places if (place / MANIFESTS).is_dir() and (place / BLOBS).is_dir()), None)
 
 
 def _ollamas(store: Path, refused: dict[Path, UsageError]) -> Iterator[_Named]:
-    """Ollama's models whose files are there, by model and tag; tags of a model that mean one file are one.
+    """Ollama's models whose files exist, one per model and tag; tags of a model that share a file count once.
 
-    manifests/HOST/NAMESPACE/MODEL/TAG is JSON: layers, each with a mediaType and the digest (sha256:...) by which its
-    file is called; of several layers of weights the last counts. Damaged manifests are `refused`.
+    manifests/HOST/NAMESPACE/MODEL/TAG is JSON: layers, each with a mediaType and a digest (sha256:...), which names
+    its file; the last of several layers of weights counts. Damaged manifests are added to `refused`.
 
     Source: github.com/ollama/ollama, server/manifest.go, modelpath.go and images.go (GetModel).
     """

@@ -1,8 +1,8 @@
-"""Finds a checkpoint's folder, and an adapter's base: a path, or a Hugging Face id that is in the local cache.
+"""Finds the folders of checkpoints and of adapters' bases, from a path or a Hugging Face id in the local cache.
 
 Knows nothing about networks: what is not on this machine is an error that says so.
 
-Cache layout: <cache>/models--<owner>--<name>/snapshots/<commit>/, and refs/<branch or tag> whose text is the commit
+Cache layout: <cache>/models--<owner>--<name>/snapshots/<commit>/, and refs/<branch or tag>, which contains the commit
 (huggingface_hub, "Understand caching").
 """
 
@@ -38,7 +38,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 def hub_cache() -> Path:
     """The Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub, the first that is set.
 
-    Raises CompositionError where nothing is set and who runs this has no home.
+    Raises CompositionError if neither variable is set and the user has no home directory.
     """
     if cache := os.environ.get("HF_HUB_CACHE"):
         return user_path(cache, "HF_HUB_CACHE")
@@ -46,7 +46,7 @@ def hub_cache() -> Path:
         return user_path(home, "HF_HOME") / "hub"
     try:
         return Path.home() / ".cache" / "huggingface" / "hub"
-    except RuntimeError:  # so says pathlib, of an account without a name in a container
+    except RuntimeError:  # raised by pathlib, for example for a user id without an account in a container
         fact = "this user has no home folder, and so no cache of models by id"
         raise CompositionError("HF_HOME", fact, "set HF_HOME, HF_HUB_CACHE or HOME, or give a folder") from None
 
@@ -54,10 +54,10 @@ def hub_cache() -> Path:
 def find_checkpoint(
     ref: str, revision: str, root: Path, where: str, key: str = "checkpoint", adapters: bool = False
 ) -> Path:
-    """The folder of a checkpoint that is given as a path (relative to `root`) or as a Hugging Face id, by this key.
+    """The folder of a checkpoint, given as a path (relative to `root`) or as a Hugging Face id under the key `key`.
 
-    `adapters`: one of an adapter will do too. Raises CompositionError when there is no such folder, or it has no
-    config.json.
+    `adapters`: an adapter's or delta's folder is accepted too. Raises CompositionError if there is no such folder, or
+    if it has no config.json.
     """
     place = f"{where}.{key}"
     folder = root / user_path(ref, place)
@@ -87,9 +87,10 @@ def find_checkpoint(
 
 
 def find_base(adapter: Path, root: Path, where: str) -> Path:
-    """The folder of an adapter's base where nobody names it: the one that its config names, or one beside it so called.
+    """The base of an adapter or delta, if the composition does not name it: the path or id that its config names, or
+    a folder of that name next to it.
 
-    A delta's likewise. Raises CompositionError where there is none, CheckpointError for a damaged config.
+    Raises CompositionError if there is none, CheckpointError for a damaged config.
     """
     part, config = ("delta", DELTA_CONFIG) if is_delta(adapter) else ("adapter", ADAPTER_CONFIG)
     fields = read_object(adapter / config)
@@ -97,7 +98,7 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
     remedy = f'put it beside the {part}, or name it in a composition file: base = "its folder"'
     if not isinstance(named, str) or not named.strip():
         raise CompositionError(where, f"the {part} {adapter} does not say what its base is", remedy)
-    # A relative path was so to the folder from which it was trained, which nobody knows any more.
+    # A relative path was relative to the working directory of the training run, which is not recorded.
     folders = list(dict.fromkeys([root / user_path(named, where), adapter.resolve().parent / Path(named).name]))
     for folder in folders:
         if (folder / CONFIG).is_file() and not beside_a_base(folder):
@@ -114,9 +115,11 @@ def find_base(adapter: Path, root: Path, where: str) -> Path:
 
 
 def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) -> tuple[Path, Path | None]:
-    """An expert's checkpoint and, of an adapter, its base: named by either of two keys, or by the adapter itself.
+    """(checkpoint, None) of a whole model, or (adapter or delta, base) of an expert on a base.
 
-    `whole`: an adapter will not do. Raises CompositionError, and CheckpointError for a damaged adapter_config.json.
+    The file may write that as `checkpoint` and `adapter` (base first), as `checkpoint` and `base` (adapter first), or
+    as `checkpoint` alone: then the adapter's own config names its base. `whole`: an adapter is not accepted. Raises
+    CompositionError, and CheckpointError for a damaged adapter_config.json.
     """
     alone = not whole and "adapter" not in table
     found = find_checkpoint(table["checkpoint"], table.get("revision", "main"), root, where, adapters=alone)
@@ -142,23 +145,23 @@ def find_folders(table: Mapping[str, Any], root: Path, where: str, whole: bool) 
 
 
 def is_hub_id(ref: str) -> bool:
-    """Whether this may be a model's id, TEAM/NAME."""
+    """Whether this has the form of a Hugging Face model id, TEAM/NAME."""
     return _HUB_ID.fullmatch(ref) is not None
 
 
 def cached_model(hub_id: str) -> Path | None:
-    """The main revision of a model in the local cache; None where it is not there, or this is no id."""
+    """The main revision of a model in the local cache; None if it is not there or this is not an id."""
     return _snapshot(hub_id, "main", hub_id) if is_hub_id(hub_id) else None
 
 
 def named_in_cache(folder: str) -> tuple[str, str]:
-    """The team and the name of a model whose folder in the cache is called so; no team for any other folder."""
+    """The team and the name in a cache folder's name, models--TEAM--NAME; an empty team for any other folder."""
     kind, *rest = folder.split("--", 2)
     return (rest[0], rest[1]) if kind == "models" and len(rest) == 2 else ("", folder)
 
 
 def main_snapshot(model: Path) -> Path | None:
-    """Where the main revision of a model's folder in a cache is, or its only one; None for any other folder."""
+    """The main revision in a model's cache folder, or its only one; None for any other folder."""
     snapshots = model / SNAPSHOTS
     if not snapshots.is_dir() or not named_in_cache(model.name)[0]:
         return None
@@ -170,7 +173,7 @@ def main_snapshot(model: Path) -> Path | None:
 
 
 def _commit(ref: Path) -> str:
-    """The name of a snapshot's folder, which a file of the cache holds. Raises CheckpointError where it holds none."""
+    """The commit in a `refs` file of the cache: the name of its snapshot's folder. Raises CheckpointError."""
     commit = read_text(ref).strip()
     if _COMMIT.fullmatch(commit) is None:
         raise CheckpointError(str(ref), f"holds {shown(commit)}, which is no commit", "download the model again")

@@ -1,8 +1,9 @@
-"""Merges adapters and deltas of a composition file: a folder of the experts that they become, and a file of these.
+"""Merges the adapters and deltas of a composition into whole models, and writes a composition file for the result.
 
     office.toml   [[expert]] checkpoint = "base", adapter = "adapters/sql"    ->    out/sql/   out/composition.toml
 
-Experts that are whole are named where they are. Knows nothing about how an adapter or a delta is added.
+Whole experts are not copied: the new file refers to them where they are. Knows nothing about how an adapter or a delta
+is added.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from coterie.models.fine_tunes.merge import check_merge, merge_folder
 from coterie.models.fine_tunes.merged import Merged
 from coterie.models.new_folder import PARTIAL, free_path, new_folder
 
-# Keys of a router that name a file, and which one where the key is left out.
+# By kind of router: the key that names a file, and the file's name if the key is left out.
 _ROUTER_FILES: dict[str, tuple[str, str | None]] = {"lexical": ("weights", "router.npz"), "knn": ("examples", None)}
 
 
 @dataclass(frozen=True, slots=True)
 class MergedComposition:
-    """A written folder: the composition file and what became of each expert that was served beside a base, by name."""
+    """The folder that was written, and the result of each merged expert, by name."""
 
     folder: Path
     experts: Mapping[str, Merged]
 
 
 def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
-    """Merge each adapter and delta of a composition file into a folder below `target`, beside a file that names all.
+    """Merge each adapter and delta of a composition into a folder below `target`, next to a new composition.toml.
 
-    Raises CompositionError for a file that is wrong or has neither, and what `merge_folder` raises: before anything is
-    written where one does not fit. Nothing is left of what fails.
+    Raises CompositionError for an invalid file or one without adapters and deltas, and what `merge_folder` raises. An
+    adapter that does not fit its base is refused before anything is written; after a failure nothing is left behind.
     """
     out, path = free_path(target), user_path(ref, "composition")
     path = path / COMPOSITION_FILE if path.is_dir() else path
@@ -61,7 +62,7 @@ def merge_composition(ref: str | Path, target: str | Path) -> MergedComposition:
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
-    """Experts become folders of their names, beside the composition file and, while they are written, `.partial`."""
+    """Refuse experts whose folder would collide with composition.toml or another's temporary `.partial` folder."""
     begun = {name + PARTIAL: name for name in names}
     for name in names:
         if name == COMPOSITION_FILE or name in begun:
@@ -70,10 +71,10 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 
 def _moved(values: Mapping[str, Any], root: Path, merged: Collection[str]) -> dict[str, Any]:
-    """The tables of a file elsewhere: merged experts beside it, all other paths whole."""
+    """The tables for the new file: merged experts relative to it, all other paths absolute."""
     moved = dict(values) | {"expert": [_moved_expert(table, root, merged) for table in values["expert"]]}
     if "router" in values:
-        router = _moved_expert(values["router"], root, ())  # a model of its own is named by the same keys
+        router = _moved_expert(values["router"], root, ())  # a router's own model has the same keys as an expert
         key, left_out = _ROUTER_FILES.get(router["kind"], ("", None))
         name = router.get(key, left_out)
         moved["router"] = router | ({key: str(root / user_path(name))} if name else {})

@@ -1,4 +1,4 @@
-"""What a router is: two pure steps, `ask` and `decide`, with whatever the engine runs in between.
+"""The interface of a router: two pure steps, `ask` and `decide`; the engine answers what is asked in between.
 
     prompt -> ask -> (asks) -> the engine answers them -> decide(prompt, answers) -> Route
 
@@ -30,12 +30,12 @@ class Prompt:
 
 
 Result: TypeAlias = str | tuple[float, ...]
-"""What came of an Ask: an answer, or a vector."""
+"""The result of an Ask: a generated answer, or an embedding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something that a router wants to know from a model before it decides: an answer, or the text's vector."""
+    """What a router wants from a model before it decides: an answer to `text` or, if `embeds`, its embedding."""
 
     expert: str
     text: str
@@ -45,10 +45,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A decision. `confidence` is the router's own for `expert`, in [0, 1]; `reason` says in words why.
+    """A routing decision. `confidence` is the router's in `expert`, in [0, 1]; `reason` explains the choice in words.
 
     `runners_up` are the other experts and their confidences, best first, without those below UNLIKELY.
-    `is_fallback`: the router was unsure, or knew that no expert fits, and chose the fallback.
+    `is_fallback`: the fallback was chosen because the router was unsure or found that no expert fits.
     """
 
     expert: str
@@ -58,16 +58,16 @@ class Route:
     is_fallback: bool = False
 
     def confidence_in(self, expert: str) -> float:
-        """The router's confidence in that expert; 0 where it is too small to be listed."""
+        """The router's confidence in that expert; 0 if it is too small to be listed."""
         return self.confidence if expert == self.expert else dict(self.runners_up).get(expert, 0.0)
 
     def moved(self, expert: str, reason: str) -> Route:
-        """The same decision for another expert, which is nobody's fallback."""
+        """This route redirected to another expert, for `reason`; not a fallback."""
         confidences = {**dict(self.runners_up), self.expert: self.confidence}
         return Route(expert, self.confidence_in(expert), ranked(confidences, expert), reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """The route as plain values, for JSON."""
+        """The route as JSON-compatible values."""
         return {
             "expert": self.expert,
             "confidence": round(self.confidence, 4),
@@ -81,7 +81,7 @@ class Router(Protocol):
     """Chooses an expert for a prompt, in two steps without side effects: the same input gives the same Route."""
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
-        """What must be answered by models first; empty for routers that read the text alone."""
+        """Questions that models must answer first; empty for routers that only read the text."""
 
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
         """The decision, given the answers to `ask`, in its order."""
@@ -98,6 +98,6 @@ def too_unsure(best: str, share: float, threshold: float) -> str:
 
 
 def ranked(confidences: Mapping[str, float], chosen: str) -> tuple[tuple[str, float], ...]:
-    """All experts but the chosen one, best first, ties by name, without the unlikely ones: a Route's runners_up."""
+    """The runners_up of a Route: all experts but the chosen one and the unlikely ones, best first, ties by name."""
     others = [(name, share) for name, share in confidences.items() if name != chosen and share >= UNLIKELY]
     return tuple(sorted(others, key=lambda item: (-item[1], item[0])))

@@ -1,10 +1,11 @@
-"""From a prompt to a Route: makes the router, and wraps it with what holds for every kind of router.
+"""From a prompt to a Route: makes the router, and adds the rules that hold for every kind of router.
 
-    model = an expert's name ──▶ that expert, the prompt as it stands
-    "@expert ..."            ──▶ that expert, the address taken off; without a router it keeps the conversation
-    anything else            ──▶ the router, and a conversation stays with its expert unless another leads by the margin
-                                 where none stays, an expert in memory goes before one that is not and hardly leads
-                                 and one that can take the request before one that cannot
+    model = an expert's name ──▶ that expert, with the prompt unchanged
+    "@expert ..."            ──▶ that expert, with the address removed; without a router it keeps the conversation
+    anything else            ──▶ the router decides; then, in this order:
+                                 a conversation stays with its expert unless another leads by the margin;
+                                 otherwise an expert in memory is preferred to one that is not and hardly leads;
+                                 an expert that can take the request is preferred to one that cannot
 
 Knows nothing about engines: what a router asks of a model is answered by the caller, between `begin` and `finish`.
 """
@@ -28,13 +29,13 @@ from coterie.core.errors import CompositionError, NotFoundError, RequestError, U
 from coterie.core.text import first_few
 
 _ADDRESS = re.compile(r"\s*@([A-Za-z0-9][A-Za-z0-9._/:-]*?)([:,]?)(?=\s|$)\s*")
-_LIKE_A_NAME = 0.75  # similarity from which an unknown @name counts as a misspelt expert, not as part of the prompt
+_LIKE_A_NAME = 0.75  # from this similarity on, an unknown @name is a misspelt expert, not part of the prompt
 
 
 def make_router(composition: Composition) -> Router | None:
-    """The composition's router, or None when it has none.
+    """The composition's router, or None if it has none.
 
-    Raises CompositionError when the router's trained file is damaged or was trained for other experts.
+    Raises CompositionError if the file of a trained router is damaged or was trained for other experts.
     """
     if composition.router is None:
         return None
@@ -74,16 +75,16 @@ Unfit: TypeAlias = Callable[[str], str]
 
 
 def always_fits(expert: str) -> str:
-    """Nothing that was sent is wrong for any expert."""
+    """Every expert can take the request."""
     return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A routing that has begun. `prompt` is what the chosen expert gets (an address is taken off); `asks` want answers.
+    """A routing between its two steps. `prompt` is for the chosen expert, without the address; `asks` await answers.
 
-    `route` is there when the prompt or the model named the expert. `previous` is the expert that the conversation has,
-    `resident` those in memory. `unfit` says why an expert cannot take what was sent ("takes no tools"); empty: it can.
+    `route` is set if the request named the expert. `previous` is the expert of the conversation so far, `resident` are
+    those in memory. `unfit` says why an expert cannot take the request ("takes no tools"), or returns "" if it can.
     """
 
     prompt: Prompt
@@ -95,40 +96,40 @@ class Pending:
 
 
 class Routing:
-    """A composition's way of choosing an expert. Pure: an equal prompt, model, previous expert and equal resident
-    experts give an equal Route."""
+    """Chooses the expert for a prompt. Pure: the same prompt, model, previous expert and resident experts give the same
+    Route."""
 
     def __init__(self, composition: Composition, router: Router | None = None) -> None:
-        """`router`: the composition's, if it is made already."""
+        """`router`: the composition's router, if it was made before."""
         self.composition = composition
         self.router = router or make_router(composition)
 
     def tuned(self, spec: RouterSpec) -> Routing:
-        """The same with other settings of its router: what was made of a knn router's examples is used again."""
+        """A copy with other router settings; the index of a knn router's examples is reused."""
         composition = replace(self.composition, router=spec)
         router = self.router.tuned(_knn_settings(spec)) if isinstance(self.router, KnnRouter) else None
         return Routing(composition, router)
 
     def tuned_for(self, composition: Composition) -> Routing:
-        """The same router, as it is made, for a composition of which experts may be left out that it may choose: a
-        model is asked about the others.
+        """A copy for a composition in which experts may be left out. The router is reused, except that an llm router
+        asks only about the experts that are left.
         """
         router = self.router.among(composition.names) if isinstance(self.router, LlmRouter) else self.router
         return Routing(composition, router)
 
     def taught(self, vectors: Sequence[Sequence[float]]) -> Routing:
-        """The same where its router, a knn router, knows the vectors of its examples."""
+        """A copy whose knn router has the embeddings of its examples, in the order of `to_teach`."""
         router = self.router.taught(vectors) if isinstance(self.router, KnnRouter) else self.router
         return Routing(self.composition, router)
 
     @property
     def to_teach(self) -> tuple[Ask, ...]:
-        """What must be known before the first decision."""
+        """The embeddings that `taught` needs before the first decision; empty for most routers."""
         return self.router.asks_for_examples if isinstance(self.router, KnnRouter) else ()
 
     @property
     def prefers_resident(self) -> bool:
-        """Whether it matters which experts are in memory."""
+        """Whether the choice depends on which experts are in memory."""
         return self.composition.router is not None and self.composition.router.prefer_resident > 0
 
     def begin(
@@ -142,11 +143,11 @@ class Routing:
         """First step. `model` is the composition's name (or None) to let the router choose, or an expert's name
         or alias.
 
-        Without `previous`, a conversation's earlier user messages are routed in turn to know where it stands; only the
-        routers that ask nothing can do that. `resident`: the experts that are in memory now. `unfit`: see Pending.
+        Without `previous`, a conversation's earlier user messages are routed in turn to find its current expert; this
+        works only for routers that ask nothing. `resident`: the experts in memory. `unfit`: see Pending.
 
-        Raises NotFoundError (an unknown model or previous expert, or an @name that is nearly an expert's, or that of
-        one who is left out), RequestError (no text).
+        Raises NotFoundError (an unknown model or previous expert; an @name that is close to an expert's, or names an
+        expert that was left out), RequestError (no text).
         """
         if model is not None and model != self.composition.name:
             name = self._named(model)
@@ -167,9 +168,9 @@ class Routing:
         return Pending(addressed, asks, None, previous, resident, unfit)
 
     def finish(self, pending: Pending, results: Sequence[Result] = ()) -> Route:
-        """Second step, with the answers to `pending.asks` in their order.
+        """Second step: the route, given the answers to `pending.asks` in their order.
 
-        Raises UsageError when there is no router and more than one expert.
+        Raises UsageError if there is no router and more than one expert.
         """
         if pending.route is not None:
             return pending.route
@@ -186,7 +187,7 @@ class Routing:
         return with_capability(route, pending.unfit, self.others)
 
     def _there(self, route: Route) -> Route:
-        """The route among experts that are served: the fallback answers for one that is left out."""
+        """The route restricted to experts that are served: the fallback replaces one that was left out."""
         names = self.composition.names if self.composition.left_out else ()
         spec, there = self.composition.router, {name: share for name, share in route.runners_up if name in names}
         if not names or spec is None:
@@ -197,14 +198,14 @@ class Routing:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Who may take what the chosen expert cannot, if no runner-up can: the fallback first."""
+        """Candidates for a request that neither the chosen expert nor a runner-up can take: the fallback first."""
         spec = self.composition.router
         return self.composition.names if spec is None else (spec.fallback, *self.composition.names)
 
     def route(self, prompt: Prompt, model: str | None = None, previous: str | None = None) -> tuple[Route, Prompt]:
         """Both steps at once, for routers that ask nothing: the route, and the prompt for the expert.
 
-        Raises UnsupportedError where a model must be asked first.
+        Raises UnsupportedError if a model must be asked first.
         """
         pending = self.begin(prompt, model, previous)
         if pending.asks:
@@ -222,7 +223,7 @@ class Routing:
             raise NotFoundError(error.where, error.fact, f"{error.remedy}; {routed}") from None
 
     def _take_address(self, prompt: Prompt) -> tuple[Prompt, str | None]:
-        """The prompt without addresses, and the expert that its last user message is addressed to."""
+        """The prompt without @addresses, and the expert that its last user message is addressed to, if any."""
         text, name = self.split_address(prompt.text)
         if name is None:
             self._refuse_misspelt(prompt.text)
@@ -232,7 +233,7 @@ class Routing:
         return Prompt(text, messages), name
 
     def split_address(self, text: str) -> tuple[str, str | None]:
-        """A message without the @ and name before it, and that expert's name; None where it is addressed to nobody."""
+        """A message without a leading @name, and the name of that expert; None if it begins with no expert's @name."""
         match = _ADDRESS.match(text)
         expert = None if match is None else self.composition.named(match[1])
         if match is None or expert is None:
@@ -240,22 +241,22 @@ class Routing:
         return text[match.end() :], expert.name
 
     def _refuse_misspelt(self, text: str) -> None:
-        """An @name like no expert's is a part of the prompt (a handle, code); one much like it is a mistake."""
+        """Refuse an @name that is close to an expert's; any other unknown @name is part of the prompt (a handle, code)."""
         match, known = _ADDRESS.match(text), self.composition
         if match is None:
             return
         if missing := known.missing(match[1]):
             raise missing
-        # @scope/package is much like an expert called scope-package, and yet no mistake
+        # @scope/package resembles an expert called scope-package, but is not a misspelling
         alike = [n for n in (*known.names, *known.aliases) if is_expert_name(n) == is_expert_name(match[1])]
         if nearest(match[1], alike, cutoff=_LIKE_A_NAME):
             remedy = f"{name_hint(match[1], alike)} (with a space after the @ it is ordinary text)"
             raise NotFoundError("prompt", f"there is no expert @{match[1]}", remedy)
 
     def _replay(self, prompt: Prompt, resident: Collection[str]) -> str | None:
-        """The expert that the conversation has before its last user message: each earlier one is routed in turn.
+        """The expert of the conversation before its last user message, found by routing each earlier one in turn.
 
-        Without a router it is the one that was last addressed.
+        Without a router it is the expert addressed last.
         """
         spec, previous = self.composition.router, None
         for message in [m for m in prompt.messages if m["role"] == "user"][:-1]:
@@ -269,14 +270,14 @@ class Routing:
 
 def _settled(route: Route, previous: str | None, resident: Collection[str], spec: RouterSpec) -> Route:
     stayed = with_affinity(route, previous, spec.fallback, spec.margin)
-    # the expert that a conversation has keeps what it computed of it
+    # the conversation's own expert may still hold its KV cache, so residency does not count against it
     return stayed if stayed.expert == previous else with_residency(stayed, resident, spec.prefer_resident)
 
 
 def with_residency(route: Route, resident: Collection[str], margin: float) -> Route:
-    """The best runner-up that is in memory, if the chosen expert is not and leads it by at most `margin`.
+    """Redirect to the best runner-up in memory, if the chosen expert is not in memory and leads it by at most `margin`.
 
-    A fallback that was chosen for want of a better expert is left alone.
+    A route to the fallback because no expert fits is left unchanged.
     """
     if route.is_fallback or route.expert in resident or margin <= 0:
         return route
@@ -289,9 +290,9 @@ def with_residency(route: Route, resident: Collection[str], margin: float) -> Ro
 
 
 def with_capability(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
-    """The best runner-up that can take the request, or else the first of the `others` that can, if the chosen expert
-    cannot. Each is asked once, and nobody more than is needed. Where none can the route stays, and its expert says what
-    is wrong.
+    """Redirect a request that the chosen expert cannot take to the best runner-up that can, or else to the first of
+    `others` that can. `unfit` is called at most once per expert and stops at the first that fits. If none fits, the
+    route stays, and the chosen expert reports the error.
     """
     if not (why := unfit(route.expert)):
         return route
@@ -304,7 +305,7 @@ def with_capability(route: Route, unfit: Unfit, others: Sequence[str]) -> Route:
 def with_affinity(route: Route, previous: str | None, fallback: str, margin: float) -> Route:
     """Keep a conversation with its expert unless the new one leads by at least `margin` of confidence.
 
-    A conversation that the fallback has is free to move: the fallback was nobody's choice.
+    A conversation with the fallback is free to move: the fallback was not chosen for it.
     """
     if previous is None or previous in (route.expert, fallback):
         return route

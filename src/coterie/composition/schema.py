@@ -1,4 +1,4 @@
-"""The composition file's keys, in one table from which both the checks and the published JSON Schema are made.
+"""The keys of a composition file, in one table: validation and the published JSON Schema are both derived from it.
 
 Knows nothing about what the values mean to a router or a model.
 
@@ -24,7 +24,7 @@ SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its type, bounds, and what it means in half a line. `pattern` is matched against the whole string."""
+    """One key: its type, bounds and a short description. `pattern` must match the whole string."""
 
     name: str
     type: KeyType
@@ -43,8 +43,8 @@ class Key:
 class Table:
     """The keys that a TOML table may have.
 
-    `exactly_one`: of these keys one must be there. `at_least_one`: likewise, one or more. `needs`: a key -> the key
-    without which it has no meaning. `variants`: further keys, chosen by the value of the key `kind`.
+    `exactly_one`: exactly one of these keys must be present. `at_least_one`: one or more of these. `needs`: key -> the
+    key that it requires. `variants`: value of the key `kind` -> further keys.
     """
 
     keys: tuple[Key, ...]
@@ -54,7 +54,7 @@ class Table:
     variants: Mapping[str, Table] = field(default_factory=dict)
 
     def with_variant(self, more: Table) -> Table:
-        """This table with the keys and the conditions of one of its variants."""
+        """This table's keys with the keys and the conditions of one of its variants."""
         return replace(more, keys=self.keys + more.keys)
 
 
@@ -188,7 +188,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """schema.json, as published."""
+    """The text of schema.json, as published."""
     return json.dumps(json_schema(), indent=2) + "\n"
 
 

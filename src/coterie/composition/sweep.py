@@ -1,4 +1,4 @@
-"""What a router's settings do to questions with known experts: a point for each value that was tried.
+"""How a router's settings trade off on questions with known experts: one point per value tried.
 
 Knows nothing about routers: routes are given.
 """
@@ -17,8 +17,8 @@ SIMILARITIES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """A setting's value, and shares of questions: in scope and right, in scope and with the fallback instead, and out
-    of scope with the fallback (None without such questions)."""
+    """A setting's value and its outcome: the share of in-scope questions routed right, the share of them sent to the
+    fallback instead, and the share of out-of-scope questions sent to the fallback (None if there are none)."""
 
     setting: str
     value: float
@@ -28,7 +28,7 @@ class SweepPoint:
 
 
 def sweep_point(setting: str, value: float, questions: Sequence[Question], routes: Sequence[Route]) -> SweepPoint:
-    """The point that these routes, in the order of the questions, make. Raises ValueError with no question in scope."""
+    """The point for these routes, in the order of the questions. Raises ValueError if no question is in scope."""
     both = list(zip(questions, routes, strict=True))
     inside = [(question, route) for question, route in both if question.expert is not None]
     outside = [route.is_fallback for question, route in both if question.expert is None]
@@ -42,7 +42,7 @@ def sweep_point(setting: str, value: float, questions: Sequence[Question], route
 
 
 def sweep_thresholds(questions: Sequence[Question], routes: Sequence[Route], fallback: str) -> Iterator[SweepPoint]:
-    """The points of THRESHOLDS, from the routes that a threshold of 0 gives."""
+    """One point for each of THRESHOLDS, from routes made with a threshold of 0."""
     for threshold in THRESHOLDS:
         yield sweep_point("threshold", threshold, questions, [_at(route, threshold, fallback) for route in routes])
 

@@ -1,4 +1,4 @@
-"""Writes the tables of a composition file as TOML: texts, numbers, truth values, lists of texts, (lists of) tables.
+"""Writes tables of a composition file as TOML: strings, numbers, booleans, lists of strings, tables, lists of tables.
 
 Knows nothing about which keys there are. Source: TOML 1.0.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def to_toml(values: Mapping[str, Any], at: str = "") -> str:
-    """The text of a table; `at` is its own name. What is read back is equal."""
+    """A table as TOML; `at` is its dotted name. Parsing the result gives back equal values."""
     plain = {key: value for key, value in values.items() if not _is_table(value) and not _is_tables(value)}
     lines = [f"{key} = {_value(value)}\n" for key, value in plain.items()]
     for key, value in values.items():
@@ -34,6 +34,6 @@ def _is_tables(value: Any) -> bool:
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, which wants one more
+    if isinstance(value, str):  # JSON's escapes are valid in TOML, which also requires DEL to be escaped
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,4 +1,4 @@
-"""Checks a table read from a composition file against the table of keys: one clear sentence per mistake.
+"""Validates a table of a composition file against the schema; each mistake gives one clear sentence.
 
 Knows nothing about files, experts or routers.
 """
@@ -15,7 +15,7 @@ from coterie.composition.schema import Key, Table
 from coterie.core.errors import CompositionError
 from coterie.core.text import first_few
 
-MAX_NAMES, MAX_MEANT = 12, 3  # that an error lists: of all experts, and of those that may be meant
+MAX_NAMES, MAX_MEANT = 12, 3  # names that an error lists: of all experts, and as suggestions
 _TYPE_WORDS = {
     "string": "text in quotes",
     "integer": "a whole number",
@@ -27,13 +27,13 @@ _TYPE_WORDS = {
 
 
 def nearest(word: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.6) -> list[str]:
-    """The known names most like `word`, best first, upper and lower case the same; empty when nothing is like it."""
+    """The known names closest to `word`, best first, ignoring case; empty if none is close."""
     by_folded = {name.casefold(): name for name in known}
     return [by_folded[match] for match in difflib.get_close_matches(word.casefold(), by_folded, limit, cutoff)]
 
 
 def name_hint(name: str, names: Sequence[str], aliases: Sequence[str] = ()) -> str:
-    """What to say to someone who gave a name that no expert has."""
+    """The remedy in an error about an unknown expert: the closest names, or else a list of names."""
     known_as = (*names, *aliases)
     close = nearest(name, known_as) or [known for known in known_as if name.casefold() in known.casefold()][:MAX_MEANT]
     if name and close:
@@ -42,7 +42,7 @@ def name_hint(name: str, names: Sequence[str], aliases: Sequence[str] = ()) -> s
 
 
 def validate(values: Mapping[str, Any], table: Table, file: str, at: str = "") -> None:
-    """Check `values` and the tables inside it. `at` is the place in the file, for example `router` or `expert[2]`.
+    """Check `values` and the tables nested in it. `at` is the place in the file, for example `router` or `expert[2]`.
 
     Raises CompositionError naming file, key, value and what to change.
     """

@@ -1,9 +1,9 @@
-"""Turns a prompt into hashed character n-grams, the same way on every machine and in training as in serving.
+"""Turns a prompt into hashed character n-grams: the same on every machine, and in training and serving.
 
 Knows nothing about experts or weights.
 
     "What is 47 + 85?"  ->  " what is 00 + 00? "  ->  " ", "w", " w", .., "what ", .., "0 + 0"  ->  crc32 mod dimension
-                                                                                       or, in no buckets, 64 bits each
+                                                                                   or 64-bit hashes, without buckets
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-MAX_CHARS = 4096  # a prompt says what it wants at its ends: of a longer one the halves of this at both are read
-MAX_DIGITS = 4  # longer runs of digits look alike, and which digits they are never matters
+MAX_CHARS = 4096  # of a longer prompt, only the first and last halves of this are read: the task is stated at its ends
+MAX_DIGITS = 4  # longer runs of digits are treated alike; which digits they are never matters
 
 _DIGITS = re.compile(r"\d+")
 
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits evenly mixed: 2^64 over the golden ratio
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, made odd: spreads values evenly (Fibonacci hashing)
 
-_BATCH_BYTES = 1 << 20  # of texts that are hashed together
+_BATCH_BYTES = 1 << 20  # UTF-32 bytes of text hashed at once
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -33,7 +33,7 @@ U64 = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class HashSettings:
-    """How features are made: n-grams of `ngram_min` to `ngram_max` characters, in `dimension` buckets."""
+    """N-grams of `ngram_min` to `ngram_max` characters, hashed into `dimension` buckets."""
 
     ngram_min: int = 1
     ngram_max: int = 5
@@ -41,9 +41,9 @@ class HashSettings:
 
 
 def normalise(text: str) -> str:
-    """Lower case, one blank between words and at both ends, each digit 0, runs of digits cut to MAX_DIGITS.
+    """Lower case, one space between words and at both ends, each digit replaced by 0, runs of them cut to MAX_DIGITS.
 
-    Compatibility forms are folded (NFKC), so that full-width letters are letters.
+    Compatibility forms are folded (NFKC), so that full-width letters become plain ones.
     """
     if len(text) > MAX_CHARS:
         text = f"{text[: MAX_CHARS // 2]} {text[-MAX_CHARS // 2 :]}"
@@ -52,7 +52,7 @@ def normalise(text: str) -> str:
 
 
 def bucket_list(text: str, settings: HashSettings) -> I64:
-    """The buckets of a prompt's n-grams, each once, ascending; empty for a prompt without text."""
+    """The distinct buckets of a prompt's n-grams, ascending; empty for a prompt without text."""
     normal = normalise(text)
     lengths = range(settings.ngram_min, settings.ngram_max + 1)
     grams = {normal[i : i + n] for n in lengths for i in range(len(normal) - n + 1)}
@@ -62,7 +62,7 @@ def bucket_list(text: str, settings: HashSettings) -> I64:
 def gram_hashes(text: str, ngram_min: int, ngram_max: int) -> U64:
     """64-bit hashes of a prompt's distinct n-grams, ascending; empty for a prompt without text.
 
-    Much faster than `bucket_list`, and nothing shares a bucket; for features that no file keeps.
+    Much faster than `bucket_list`, and practically without collisions, but not for features that are stored in a file.
     """
     codes = np.frombuffer(_code_points(text), dtype=np.uint32)
     hashes, found = np.zeros(len(codes), dtype=np.uint64), []
@@ -77,7 +77,7 @@ def gram_hashes(text: str, ngram_min: int, ngram_max: int) -> U64:
 
 
 def gram_hashes_of(texts: Iterable[str], ngram_min: int, ngram_max: int) -> Iterator[U64]:
-    """`gram_hashes` of each prompt, many at once, which is several times as fast."""
+    """`gram_hashes` of each prompt, computed in batches, which is several times as fast."""
     batch: list[bytes] = []
     size_bytes = 0
     for text in texts:
@@ -94,10 +94,10 @@ def _code_points(text: str) -> bytes:
 
 
 def _hashed(batch: Sequence[bytes], ngram_min: int, ngram_max: int) -> Iterator[U64]:
-    """Those of texts, given as code points, all at once: what reaches into the next text is left out."""
+    """The hashes of a batch of texts, each UTF-32 code points. N-grams that reach into the next text are dropped."""
     codes = np.frombuffer(b"".join(batch), dtype=np.uint32)
     sizes = np.asarray([len(text) // 4 for text in batch], dtype=np.int64)
-    to_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(codes))  # characters from here on, this one too
+    to_end = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(codes))  # characters left in the text, inclusive
     lengths = range(ngram_min, ngram_max + 1)
     hashes, grams = np.zeros(len(codes), dtype=np.uint64), np.empty((len(codes), len(lengths)), dtype=np.uint64)
     for n in range(1, ngram_max + 1):
@@ -117,7 +117,7 @@ def _hashed(batch: Sequence[bytes], ngram_min: int, ngram_max: int) -> Iterator[
 
 
 def word_buckets(text: str, settings: HashSettings) -> dict[str, I64]:
-    """For each distinct word of a prompt, in order, the buckets of the n-grams whose middle lies in it."""
+    """For each distinct word of a prompt, in order, the buckets of the n-grams whose middle lies in that word."""
     normal = normalise(text)
     owner = np.cumsum([char == " " for char in normal]) - 1 if normal else np.zeros(0, dtype=np.int64)
     words = normal.split()
@@ -130,5 +130,5 @@ def word_buckets(text: str, settings: HashSettings) -> dict[str, I64]:
 
 
 def _bucket(gram: str, settings: HashSettings) -> int:
-    # surrogatepass: a lone surrogate is no valid text, but no reason to fail either
+    # surrogatepass: a lone surrogate is not valid text, but no reason to fail either
     return zlib.crc32(gram.encode("utf-8", "surrogatepass")) % settings.dimension

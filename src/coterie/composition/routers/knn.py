@@ -1,14 +1,13 @@
-"""The knn router: the k labelled examples that are most like the prompt vote for their experts.
+"""The knn router: the k labelled examples most similar to the prompt vote for their experts.
 
-Knows nothing about files, nor how likeness is found: by letters (neighbours.py), or by the vectors that a model of the
-router's own makes of the prompt and the examples (vector_neighbours.py).
+Knows nothing about files or about how similarity is computed: from character n-grams (neighbours.py), or from
+embeddings of the prompt and the examples by the router's own model (vector_neighbours.py).
 
-    votes        (similarity / the nearest one's)^6 of each of the k nearest, for its expert
-    confidence   an expert's share of all votes; all shares shrink in proportion where the nearest example is less alike
-                 than `similarity`: what is left over is nobody's
+    votes        each of the k nearest examples gives its expert (its similarity / that of the nearest)^6
+    confidence   an expert's share of all votes; if the nearest example is less similar than `similarity`, all shares
+                 are scaled down in proportion, so that they sum to less than 1
 
-Below `similarity` a prompt is like no example, and the fallback answers. The fallback's own examples say what is out of
-scope.
+If no example reaches `similarity`, the fallback answers. The fallback's own examples describe what is out of scope.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from coterie.composition.routers.vector_neighbours import VectorNeighbours
 NUM_NEIGHBOURS = 5
 SIMILARITY = 0.15
 THRESHOLD = 0.5
-VOTE_POWER = 6  # a tenth less alike counts about half, so that few near examples are not outvoted by many far ones
+VOTE_POWER = 6  # 10 % less similar counts about half, so that a few near examples are not outvoted by many far ones
 NUM_REASONS = 2
-MAX_CHARS = 4096  # of a prompt or an example, of which a model makes a vector; as many as count by letters
+MAX_CHARS = 4096  # characters of a prompt or example that are embedded, as many as are read for n-grams
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class KnnSettings:
-    """How many examples vote, how alike the nearest must be, and how sure the router. Shares in [0, 1]."""
+    """How many examples vote, and the minimum similarity and confidence, both in [0, 1], below which the fallback
+    answers."""
 
     num_neighbours: int = NUM_NEIGHBOURS
     similarity: float = SIMILARITY
@@ -50,12 +50,13 @@ class KnnSettings:
 
 
 class KnnRouter:
-    """Chooses the expert whose examples the prompt is most like, or the fallback when none is, or none clearly."""
+    """Chooses the expert whose examples are most similar to the prompt; the fallback if none is similar or the vote is
+    unclear."""
 
     def __init__(
         self, examples: Sequence[Example], fallback: str, settings: KnnSettings | None = None, by_vectors: bool = False
     ) -> None:
-        """`by_vectors`: a model is asked for them; those of the examples are given by `taught`, before any decision."""
+        """`by_vectors`: compare embeddings by a model; call `taught` with the examples' before the first decision."""
         self.fallback, self.settings, self.by_vectors = fallback, settings or KnnSettings(), by_vectors
         examples = [example for example in examples if example.text.strip()] if by_vectors else examples
         self._names = tuple(dict.fromkeys(example.expert for example in examples))
@@ -66,23 +67,23 @@ class KnnRouter:
 
     @property
     def asks_for_examples(self) -> tuple[Ask, ...]:
-        """What must be known before any decision, in the order in which `taught` is given it."""
+        """Requests for the examples' embeddings, in the order that `taught` expects."""
         return tuple([_ask(text) for text in self.texts]) if self.by_vectors else ()
 
     def taught(self, vectors: Sequence[Sequence[float]]) -> KnnRouter:
-        """A router that knows the vectors of its examples."""
+        """A copy of this router with the embeddings of its examples."""
         other = copy(self)
         other.vectors = VectorNeighbours(self.texts, self._labels, np.array(vectors, np.float32))
         return other
 
     def tuned(self, settings: KnnSettings) -> KnnRouter:
-        """A router of the same examples, which are not indexed again."""
+        """A copy with other settings, which shares the index of the examples."""
         other = copy(self)
         other.settings = settings
         return other
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
-        """Nothing where the text is enough; else its vector."""
+        """A request for the prompt's embedding if vectors are compared, else nothing."""
         return (_ask(prompt.text),) if self.by_vectors and prompt.text.strip() else ()
 
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:

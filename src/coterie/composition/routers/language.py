@@ -1,6 +1,6 @@
-"""Guesses the language of a prompt: by script where a script decides, else by the commonest words of seven languages.
+"""Guesses the language of a prompt: by script if that decides, else by the most common words of seven languages.
 
-Knows nothing about routers. Stated languages only; anything else, and anything too short to tell, is no guess at all.
+Knows nothing about routers. Only LANGUAGES are recognised; for any other, or too short a text, there is no guess.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _WORD = re.compile(r"[^\W\d_]+")
 def guess_language(text: str) -> str | None:
     """The language's two-letter code (one of LANGUAGES), or None when the text does not tell.
 
-    A script decides when at least a third of the letters are written in it; Japanese goes before Chinese, since it uses
-    both. Among Latin texts the language with the most common words wins; with a tie or no such word there is no guess.
+    A script decides if at least a third of the letters belong to it; Japanese is tried before Chinese, since it uses
+    both scripts. Otherwise the language with the most common words wins; a tie or no such word gives no guess.
     """
     letters = sum(char.isalpha() for char in text)
     if letters == 0:
         return None
     for language, pattern in _SCRIPT_PATTERNS.items():
         count = len(pattern.findall(text))
-        if language == "ja" and count:  # a few kana among many Han characters are enough to tell
+        if language == "ja" and count:  # a few kana among many Han characters suffice
             count += len(_SCRIPT_PATTERNS["zh"].findall(text))
         if 3 * count >= letters:
             return language

@@ -1,9 +1,9 @@
-"""The lexical router: a linear classifier over hashed character n-grams, scored with NumPy from stored arrays.
+"""The lexical router: a linear classifier over hashed character n-grams, evaluated in NumPy from stored arrays.
 
 Knows nothing about how it was trained (lexical_train.py does).
 
-x is 1/sqrt(n) in the prompt's n distinct buckets, so |x| = 1. Confidences are softmax((W x + b) / temperature). One
-class may stand for "no expert": its confidence counts for the fallback.
+The feature vector x is 1/sqrt(n) in the prompt's n distinct buckets and 0 elsewhere, so |x| = 1. Confidences are
+softmax((W x + b) / temperature). One class may stand for "no expert": its confidence is added to the fallback's.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from coterie.core.parsed import parse_json
 
 FORMAT_VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
-OTHER = "(other)"  # no expert can have this name
+OTHER = "(other)"  # the class for "no expert"; not a valid expert name
 NUM_REASONS = 3
-CLEAR_SHARE = 0.25  # a word is named as a reason when it spoke at least so much as the strongest, in proportion
+CLEAR_SHARE = 0.25  # a word is given as a reason if its lead is more than this share of the strongest word's
 _MARKS = ".,;:!?\"'()[]{}"
 
 F32 = npt.NDArray[np.float32]
@@ -38,10 +38,10 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class LexicalWeights:
-    """A trained classifier. `classes` are expert names, and OTHER where questions for no expert were trained.
+    """A trained classifier. `classes` are expert names, and OTHER if it was trained with out-of-scope questions.
 
     weights_XF: one row per class (X) over hash buckets (F). bias_X. `temperature` divides the scores. `threshold`
-    is the calibrated one. `settings` say how it was trained, as plain values.
+    was calibrated in training. `settings` record how it was trained, as JSON-compatible values.
     """
 
     classes: tuple[str, ...]
@@ -64,11 +64,11 @@ class LexicalWeights:
         return softmax(scores + self.bias_X, self.temperature)
 
     def _sums(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        # by buckets first: read_weights keeps the classes of one bucket next to each other
+        # read_weights stores the weights column-major, so that a bucket's classes are contiguous
         return np.asarray(self.weights_XF.T[buckets].sum(axis=0, dtype=np.float64), dtype=np.float64)
 
     def telling_words(self, text: str, chosen: int) -> tuple[str, ...]:
-        """The words that spoke most for the chosen class over the mean of all classes, strongest first, in quotes."""
+        """The words whose score for the chosen class exceeds the mean over classes most, strongest first, in quotes."""
         spoke: dict[str, float] = {}
         for word, buckets in word_buckets(text, self.hashing).items():
             lead_X = self._sums(buckets)
@@ -79,7 +79,7 @@ class LexicalWeights:
 
 
 def softmax(scores: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
-    """exp(scores / temperature), scaled to sum to one along the last axis."""
+    """softmax(scores / temperature) along the last axis."""
     scaled = scores / temperature
     shares = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=-1, keepdims=True), dtype=np.float64)
@@ -91,7 +91,7 @@ def _quoted(word: str) -> str:
 
 
 class LexicalRouter:
-    """Chooses the expert whose training questions the prompt resembles most, or the fallback when it is unsure."""
+    """Chooses the expert whose training questions the prompt resembles most, or the fallback if it is unsure."""
 
     def __init__(self, weights: LexicalWeights, fallback: str, threshold: float | None = None) -> None:
         self.weights, self.fallback = weights, fallback
@@ -121,7 +121,7 @@ class LexicalRouter:
 
 
 def write_weights(path: Path, weights: LexicalWeights) -> None:
-    """Write a classifier as a compressed .npz of plain arrays; weights are rounded to half precision."""
+    """Write a classifier as a compressed .npz of plain arrays; weights are rounded to float16."""
     with path.open("wb") as file:
         np.savez_compressed(
             file,
@@ -136,9 +136,9 @@ def write_weights(path: Path, weights: LexicalWeights) -> None:
 
 
 def read_weights(path: Path) -> LexicalWeights:
-    """Read a classifier written by `write_weights`. Nothing in the file is executed.
+    """Read a classifier written by `write_weights`. Nothing in the file is executed (no pickles).
 
-    Raises CompositionError when the file cannot be read, an array is missing, or shapes, version or values do not fit.
+    Raises CompositionError if the file cannot be read, an array is missing, or version, shapes or values are invalid.
     """
     stored = _read_arrays(path)
     missing = [name for name in _ARRAYS if name not in stored]
@@ -163,7 +163,7 @@ def read_weights(path: Path) -> LexicalWeights:
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        # opened here, since NumPy leaves a file open when it is a broken archive
+        # opened here, since np.load leaks the file of a broken archive
         with path.open("rb") as file:
             if file.read(4) != ZIP_MAGIC:
                 raise CompositionError(str(path), "this is not a router file: it is no archive", _TRAIN_AGAIN)
@@ -180,14 +180,14 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise CompositionError(str(path), f"this is not a router file: {error}", _TRAIN_AGAIN) from error
 
 
-# what NumPy and zipfile raise for damaged archives; RuntimeError: odd or encrypted zip files
+# what NumPy and zipfile raise for damaged archives; RuntimeError for encrypted or unsupported zip files
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, TypeError, OverflowError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-_MAX_BYTES = 256 << 20  # 500 experts of 2**16 buckets in float32 are half of it
+_MAX_BYTES = 256 << 20  # twice the size of 500 experts with 2**16 buckets in float32
 _TRAIN_AGAIN = "train the router again (demo/train_router.py)"
-# name -> shape in letters, and the kind of NumPy type; hashing comes first, since it says what F is
+# name -> shape in letters, and NumPy dtype kind
 _ARRAYS = {
     "version": ("", "i"),
     "classes": ("X", "U"),

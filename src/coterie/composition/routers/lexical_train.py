@@ -2,7 +2,7 @@
 
 Knows nothing about where the questions come from. Nothing that serves prompts imports this module.
 
-    folds by group -> out-of-fold scores -> temperature, threshold        a fit on everything -> weights
+    folds by group -> out-of-fold scores -> temperature, threshold        a fit on all questions -> weights
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ THRESHOLDS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.97, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class TrainingQuestion:
-    """A question for an expert, or for none (None).
+    """A question for an expert; None: out of scope.
 
-    A group is a wording. Groups are held out whole, so that calibration sees wordings that the fit has not seen.
+    `group` identifies its wording. Folds hold out whole groups, so that calibration uses wordings unseen in the fit.
     """
 
     text: str
@@ -43,7 +43,7 @@ class TrainingQuestion:
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """`inverse_penalty` is scikit-learn's C. `max_loss`: share of in-scope questions that the threshold may cost."""
+    """`inverse_penalty` is scikit-learn's C. `max_loss`: the share of in-scope questions that the threshold may lose."""
 
     hashing: HashSettings = field(default_factory=HashSettings)
     inverse_penalty: float = 100.0
@@ -55,16 +55,16 @@ class FitSettings:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The classifier, and what thresholds do, out of fold, from which its own was chosen."""
+    """The classifier, and the out-of-fold sweep of thresholds from which its own was chosen."""
 
     weights: LexicalWeights
     sweep: tuple[SweepPoint, ...]
 
 
 def train(questions: Sequence[TrainingQuestion], settings: FitSettings, notes: Mapping[str, Any]) -> Trained:
-    """Train on all questions, with temperature and threshold from out-of-fold scores; deterministic.
+    """Train on all questions; temperature and threshold come from out-of-fold scores. Deterministic.
 
-    `notes` are stored with the weights. Raises ValueError with fewer than two classes.
+    `notes` are stored with the weights. Raises ValueError if there are fewer than two classes.
     """
     names = [OTHER if q.expert is None else q.expert for q in questions]
     classes = tuple(sorted(set(names)))
@@ -96,7 +96,7 @@ def train(questions: Sequence[TrainingQuestion], settings: FitSettings, notes: M
 
 
 def choose_threshold(sweep: Sequence[SweepPoint], max_loss: float) -> float:
-    """The highest threshold that costs at most `max_loss` of the in-scope questions: it keeps out the most."""
+    """The highest threshold that loses at most `max_loss` of the in-scope questions: it rejects the most others."""
     best = max(point.in_scope_right for point in sweep)
     return max(point.value for point in sweep if point.in_scope_right >= best - max_loss)
 
@@ -113,7 +113,7 @@ def _fit(features: csr_matrix, labels: I64, num_classes: int, settings: FitSetti
     """Weights [X, F] and bias [X] of a multinomial logistic regression; a class without questions scores ABSENT."""
     model = LogisticRegression(C=settings.inverse_penalty, max_iter=settings.max_iterations, tol=settings.tolerance)
     model.fit(features, labels)
-    # of two classes scikit-learn keeps the second one's scores only
+    # for two classes, scikit-learn stores only the second one's coefficients
     two = len(model.classes_) == 2
     weights, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, ABSENT)
     weights[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2 if two else model.coef_
@@ -122,7 +122,7 @@ def _fit(features: csr_matrix, labels: I64, num_classes: int, settings: FitSetti
 
 
 def _temperature(scores: F64, labels: I64) -> float:
-    """The temperature that makes the labels most likely."""
+    """The temperature that maximises the likelihood of the labels."""
 
     def loss(log_temperature: float) -> float:
         shares = softmax(scores, float(np.exp(log_temperature)))

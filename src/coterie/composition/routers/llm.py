@@ -1,7 +1,7 @@
-"""The llm router: a model is asked which expert should answer, and the expert that its answer names is the route.
+"""The llm router: asks a model which expert should answer, and routes to the expert that its answer names.
 
     ask     the question, with the experts and the prompt filled in       one request to the router's own model
-    decide  the answer names an expert: that one; none, or two: the fallback
+    decide  the expert that the answer names; the fallback if it names none or several
 
 Knows nothing about engines or tokenizers: the caller runs what is asked.
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from coterie.composition.router import Ask, Prompt, Result, Route, fall_back
 
-ROUTER = "(router)"  # the router's own model, by a name that no expert can have
+ROUTER = "(router)"  # names the router's own model; not a valid expert name
 MAX_TOKENS = 20
 QUESTION = (
     "Which of these experts should answer the prompt?\n{experts}\n\nPrompt: {prompt}\n\n"
@@ -22,7 +22,7 @@ QUESTION = (
 
 
 class LlmRouter:
-    """Asks a model. `experts` are names and what each is good at, `question` a text with {experts} and {prompt}."""
+    """Asks a model. `experts`: name -> description. `question`: a text with {prompt} and, optionally, {experts}."""
 
     def __init__(
         self, experts: Mapping[str, str], fallback: str, question: str = QUESTION, max_tokens: int = MAX_TOKENS
@@ -30,19 +30,19 @@ class LlmRouter:
         self.fallback, self.max_tokens, self._experts, self._form = fallback, max_tokens, dict(experts), question
         lines = [f"{name}: {about}" if about else name for name, about in experts.items()]
         self._question = question.replace("{experts}", "\n".join(lines))
-        # Longer names first: "law" is not what "law-chat" means.
+        # Longer names first, so that "law-chat" does not match as "law".
         names = "|".join(re.escape(name) for name in sorted(experts, key=len, reverse=True))
         self._names = re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])", re.IGNORECASE)
         self._by_folded = {name.casefold(): name for name in experts}
 
     def among(self, names: Collection[str]) -> LlmRouter:
-        """The same, asking about those of its experts alone that are among these names."""
+        """A copy that asks only about those of its experts that are in `names`."""
         there = {name: about for name, about in self._experts.items() if name in names}
         return LlmRouter(there, self.fallback, self._form, self.max_tokens)
 
     @property
     def instructions(self) -> str:
-        """What the model reads besides the prompt."""
+        """The question without the prompt: the text that every prompt adds to."""
         return self._question.replace("{prompt}", "")
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
@@ -50,7 +50,7 @@ class LlmRouter:
         return (Ask(ROUTER, self._question.replace("{prompt}", prompt.text), self.max_tokens),)
 
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
-        """The expert that the answer names. Names say nothing of how sure the model was: confidence is 1 or 0."""
+        """The expert that the answer names. A name does not tell how sure the model was: confidence is 1 or 0."""
         answer = " ".join(map(str, results))
         named = dict.fromkeys(self._by_folded[match.casefold()] for match in self._names.findall(answer))
         if len(named) == 1:

@@ -2,12 +2,13 @@
 
 Knows nothing about experts, votes or routes: a label is a number.
 
-    text -> 64-bit hashes of its distinct n-grams -> per n-gram the texts that hold it -> a sum per text -> the k best
+    text -> 64-bit hashes of its distinct n-grams -> posting list of each n-gram -> a score per text -> the k best
 
-An n-gram weighs ln((X + 1) / m). X is the number of labels; m is among how many of them the n-gram is spread:
-exp(entropy) of the share of each label's texts that hold it, so 1 where one label has it and X where all have it alike.
-One that no text holds weighs as if one label had it. How alike a prompt and a text are is the geometric mean of two
-cosines of such vectors, in [0, 1]: with the text, and with all texts of its label (the sum of their unit vectors).
+The weight of an n-gram is ln((X + 1) / m), similar to an inverse document frequency. X is the number of labels; m is
+the effective number of labels that the n-gram is spread over: exp(entropy) of the shares of each label's texts that
+contain it, so 1 if only one label has it and X if all have it equally. An n-gram in no text counts as m = 1.
+The similarity of a prompt and a text, in [0, 1], is the geometric mean of two cosines of such weight vectors: with
+the text, and with its label (the sum of the unit vectors of the label's texts).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy.typing as npt
 from coterie.composition.routers.features import U64, gram_hashes, gram_hashes_of
 
 NGRAM_MIN, NGRAM_MAX = 2, 4
-MAX_POSTINGS = 2**20  # gathered at a time: what a search holds beside its sums stays below 24 MiB
-MAX_SHOWN = 80  # characters of a text that are kept, to be shown
+MAX_POSTINGS = 2**20  # gathered at a time, so that a search's temporary arrays stay below 24 MiB
+MAX_SHOWN = 80  # characters kept of each text, for display
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -31,7 +32,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A text that was found: its label, how alike it is in [0, 1], and its beginning."""
+    """A text that was found: its label, its similarity in [0, 1], and its beginning."""
 
     label: int
     similarity: float
@@ -39,19 +40,19 @@ class Neighbour:
 
 
 class Neighbours:
-    """Texts and their labels. Equal features under one label are one text: "add 1 and 2" is "add 3 and 4".
+    """An index of labelled texts. Texts with one label and equal features count once, as "add 1 and 2", "add 3 and 4".
 
-    Four bytes for each distinct n-gram of each text, 24 for each of all texts together, and 12 for each text; while it
-    is made, about 60 for each distinct n-gram of each text.
+    Memory: 4 bytes per distinct n-gram of each text, 24 per distinct n-gram overall, and 12 per text; while it is
+    built, about 60 bytes per distinct n-gram of each text.
     """
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-        """Texts without a character that is not blank are left out."""
+        """Blank texts are left out."""
         rows: dict[tuple[int, bytes], str] = {}
         for text, label, hashes in zip(texts, labels, gram_hashes_of(texts, NGRAM_MIN, NGRAM_MAX), strict=True):
             if len(hashes):
                 rows.setdefault((label, hashes.tobytes()), shown(text))
-        # by label, so that each n-gram's texts are too
+        # sorted by label, so that each posting list is sorted by label too
         ordered = sorted(rows, key=lambda row: row[0])
         self._texts = [rows[row] for row in ordered]
         self._labels = np.asarray([label for label, _ in ordered], dtype=np.int32)
@@ -65,16 +66,16 @@ class Neighbours:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the arrays, without the texts that are shown."""
+        """Bytes of the arrays, without the beginnings of texts."""
         by_gram, by_text = (self._grams, self._starts, self._squares), (self._texts_of, self._norms, self._labels)
         return sum(array.nbytes for array in by_gram + by_text)
 
     def nearest(self, text: str, count: int) -> tuple[Neighbour, ...]:
-        """The most similar texts, best first, at most `count`, equals by label, then as given; not those of 0."""
+        """The `count` most similar texts, best first, ties by label, then as given; none with a similarity of 0."""
         return nearest_of(self.similarities(text), count, self._labels, self._texts)
 
     def similarities(self, text: str) -> F64:
-        """How alike each text is [N]."""
+        """The similarity of each text [N]."""
         hashes = gram_hashes(text, NGRAM_MIN, NGRAM_MAX)
         if not len(hashes) or not len(self._grams):
             return np.zeros(len(self), dtype=np.float64)
@@ -83,19 +84,19 @@ class Neighbours:
         square = self._squares[known].sum() + (len(hashes) - len(known)) * self._unknown_square
         cosines = self._sums(known) / (self._norms * np.sqrt(square))
         by_label = np.bincount(self._labels, cosines) / self._label_norms
-        # rounding can make a text more than like itself
+        # rounding can exceed 1 for a text and itself
         similarities: F64 = np.minimum(np.sqrt(cosines * by_label[self._labels]), 1.0)
         return similarities
 
     def _index(self, held: U64, lengths: I64) -> None:
-        """Arrays over the distinct n-grams (G), their texts one after the other (P), and the texts (N)."""
+        """Build the arrays over distinct n-grams (G), their posting lists, concatenated (P), and texts (N)."""
         order = np.argsort(held, kind="stable")
         self._texts_of: I32 = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)[order]
         held = held[order]
         is_first = np.append(True, held[1:] != held[:-1])[: len(held)]
         self._grams = held[is_first]
         self._starts = np.append(np.flatnonzero(is_first), len(held))
-        # runs (R) of one n-gram's texts under one label
+        # runs (R): the stretch of an n-gram's posting list with one label
         labels_P = self._labels[self._texts_of]
         runs = np.flatnonzero(is_first | np.append(True, labels_P[1:] != labels_P[:-1])[: len(held)])
         labels_R, grams_R = labels_P[runs], np.cumsum(is_first[runs]) - 1
@@ -105,13 +106,13 @@ class Neighbours:
         self._squares, self._unknown_square = (unknown - np.log(spread_G)) ** 2, unknown**2
         squares_P = np.repeat(self._squares, np.diff(self._starts))
         self._norms: F64 = np.sqrt(np.bincount(self._texts_of, squares_P, minlength=len(lengths)))
-        # the vector of a label: at each n-gram the sum of what its texts' unit vectors have there
+        # a label's vector is the sum of its texts' unit vectors
         sums_R = np.add.reduceat((1 / self._norms)[self._texts_of], runs) if len(runs) else np.zeros(0)
         squares_X = np.bincount(labels_R, sums_R**2 * self._squares[grams_R], minlength=len(sizes))
-        self._label_norms: F64 = np.sqrt(np.where(sizes > 0, squares_X, 1.0))  # 1 for a number that labels nothing
+        self._label_norms: F64 = np.sqrt(np.where(sizes > 0, squares_X, 1.0))  # 1 for an unused label
 
     def _sums(self, grams: I64) -> F64:
-        """Squares of the weights of these n-grams, summed for each text that holds them [N]."""
+        """For each text, the sum of the squared weights of those of these n-grams that it contains [N]."""
         sums = np.zeros(len(self), dtype=np.float64)
         starts, ends = self._starts[grams], self._starts[grams + 1]
         for part in _parts(ends - starts):
@@ -123,7 +124,7 @@ class Neighbours:
 
 
 def nearest_of(similarities: F64, count: int, labels: I32, texts: Sequence[str]) -> tuple[Neighbour, ...]:
-    """The texts that are most alike, best first, at most `count`, equals in their order; not those of 0."""
+    """The `count` most similar texts, best first, ties in their order; none with a similarity of 0."""
     count = min(count, len(similarities))
     if not count:
         return ()
@@ -134,13 +135,13 @@ def nearest_of(similarities: F64, count: int, labels: I32, texts: Sequence[str])
 
 
 def _spread(grams_R: I64, shares_R: F64) -> F64:
-    """Among how many labels each n-gram is spread [G], 1 at least, from the shares of their texts that hold it."""
+    """The effective number of labels of each n-gram [G], at least 1, from the shares of their texts that contain it."""
     shares_R = shares_R / np.bincount(grams_R, shares_R)[grams_R]
     return np.maximum(np.exp(np.bincount(grams_R, -shares_R * np.log(shares_R))), 1.0)
 
 
 def _parts(lengths: I64) -> Iterator[slice]:
-    """Cuts a list of lengths so that each part sums to less than MAX_POSTINGS, or has one length."""
+    """Cut a list of lengths into parts that each sum to less than MAX_POSTINGS, or are a single length."""
     ends = np.cumsum(lengths)
     first = 0
     while first < len(lengths):

@@ -1,6 +1,6 @@
 """The rules router: keywords, regular expressions, length and language, in the order of the composition file.
 
-Knows nothing about files: rules come as tables of one.
+Knows nothing about files: each rule comes as a table that was read from one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Match = Literal["first", "weight"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule; it holds when every condition that is given holds. Lengths are in characters.
+    """One rule; it holds if all the conditions it gives hold. Lengths are in characters.
 
-    `keywords`: one of them occurs as a whole word or phrase. `weight` counts under match "weight", `confidence` under
-    match "first".
+    `keywords`: one of them must occur as a whole word or phrase. `weight` is used with match "weight", `confidence`
+    with match "first".
     """
 
     name: str
@@ -36,7 +36,7 @@ class Rule:
     confidence: float = 1.0
 
     def why(self, text: str) -> str | None:
-        """The conditions that hold, in words, or None when one does not."""
+        """The rule's conditions in words if all hold, else None."""
         reasons: list[str] = []
         for kind, pattern in (("the word", self.keywords), ("the pattern found", self.pattern)):
             if pattern is not None:
@@ -56,7 +56,7 @@ class Rule:
 
 
 def rule_of(table: Mapping[str, Any], number: str, where: str) -> Rule:
-    """The rule that a table of a composition file says. Raises CompositionError."""
+    """The rule in a table of a composition file. Raises CompositionError."""
     name, pattern = table.get("name", number), None
     if "pattern" in table:
         try:
@@ -82,15 +82,15 @@ def rule_of(table: Mapping[str, Any], number: str, where: str) -> Rule:
 
 
 def compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
-    """One pattern for all keywords: any case, whole words, any white space inside a phrase."""
+    """One pattern for all keywords: case-insensitive, whole words, any white space inside a phrase."""
     phrases = [r"\s+".join(map(re.escape, keyword.split())) for keyword in keywords]
     return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE)
 
 
 class RulesRouter:
-    """Chooses by the first rule that holds, or by the sum of the weights of all that hold; else the fallback.
+    """Chooses by the first rule that holds, or by the summed weights of all that hold; the fallback if none does.
 
-    With match "weight" an expert's confidence is its share of the weight of all rules that hold.
+    With match "weight" an expert's confidence is its share of the total weight of the rules that hold.
     """
 
     def __init__(self, rules: Sequence[Rule], fallback: str, threshold: float = 0.0, match: Match = "first") -> None:
@@ -117,7 +117,7 @@ class RulesRouter:
 
 
 def _shares(rules: Sequence[Rule]) -> dict[str, float]:
-    """Each expert's share of the weight of these rules."""
+    """Each expert's share of the total weight of these rules."""
     total = sum(rule.weight for rule in rules)
     weights: dict[str, float] = {}
     for rule in rules:

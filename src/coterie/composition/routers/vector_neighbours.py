@@ -1,15 +1,15 @@
-"""Nearest labelled texts by vectors that a model made of them: centred, whitened, and compared by cosine.
+"""Nearest labelled texts by a model's embeddings: centred, whitened, and compared by cosine.
 
 Knows nothing about models, experts, votes or routes: a label is a number.
 
-    vector -> less the examples' mean -> along each of their principal axes divided by sqrt(s^2 + l) -> cosine
+    vector -> minus the examples' mean -> divided by sqrt(s^2 + l) along each of their principal axes -> cosine
 
-s^2 is the examples' scatter along an axis, and l SHRINK times its mean; what is along none of their axes is divided by
-sqrt(l). Vectors of models that were not trained to compare texts lie close together, mostly along few axes that say
-little of what a text is about: without this their cosines tell texts apart badly (docs/log.md).
-How alike a prompt and a text are is the geometric mean of two cosines, none below 0: with the text, and with the sum of
-its label's. Source: Su et al., Whitening Sentence Representations (arXiv 2103.15316), with l added, so that a few
-examples will do.
+s^2 is the examples' scatter along an axis, l is SHRINK times its mean over the axes; the component outside all axes is
+divided by sqrt(l). Embeddings of models not trained to compare texts lie close together, and differ mostly along a few
+axes that tell little about a text's subject; without whitening, their cosines separate texts badly (docs/log.md).
+The similarity of a prompt and a text is the geometric mean of two cosines, negative ones counted as 0: with the text,
+and with the sum of its label's vectors. Source: Su et al., Whitening Sentence Representations (arXiv 2103.15316); the
+regularisation l is added so that a few examples suffice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHRINK = 0.3
 
 
 class VectorNeighbours:
-    """Texts [N], their labels and vectors [N, D]; 8 bytes for each of N x min(N, D) numbers, and of as many axes."""
+    """Texts [N] with labels and vectors [N, D]. Memory: 8 bytes x min(N, D) x (N + D), for examples and axes."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int], vectors_ND: npt.NDArray[np.float32]) -> None:
         vectors = _unit(vectors_ND.astype(np.float64))
@@ -44,11 +44,11 @@ class VectorNeighbours:
         return len(self._texts)
 
     def nearest(self, vector: Sequence[float], count: int) -> tuple[Neighbour, ...]:
-        """The most similar texts, best first, at most `count`, equals as given; not those of 0."""
+        """The `count` most similar texts, best first, ties as given; none with a similarity of 0."""
         return nearest_of(self.similarities(vector), count, self._labels, self._texts)
 
     def similarities(self, vector: Sequence[float]) -> F64:
-        """How alike each text is [N], in [0, 1]."""
+        """The similarity of each text [N], in [0, 1]."""
         away = _unit(np.asarray(vector, np.float64)[None])[0] - self._mean_D
         along = self._axes_ND @ away
         beside = max(float(away @ away - along @ along), 0.0) / self._least
