@@ -40,7 +40,7 @@ class Found:
 
 
 def experts_of(folder: Path) -> Found:
-    """The experts of a folder. Raises CompositionError if there are none, or the error of a sole candidate's refusal."""
+    """The experts of a folder. Raises CompositionError if there are none; for a sole candidate, why it was refused."""
     root = folder.resolve()
     itself = main_snapshot(root) or root
     if is_checkpoint(itself):

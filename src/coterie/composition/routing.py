@@ -241,7 +241,7 @@ class Routing:
         return text[match.end() :], expert.name
 
     def _refuse_misspelt(self, text: str) -> None:
-        """Refuse an @name that is close to an expert's; any other unknown @name is part of the prompt (a handle, code)."""
+        """Refuse an @name close to an expert's; any other unknown @name is part of the prompt (a handle, code)."""
         match, known = _ADDRESS.match(text), self.composition
         if match is None:
             return

@@ -43,7 +43,7 @@ class TrainingQuestion:
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """`inverse_penalty` is scikit-learn's C. `max_loss`: the share of in-scope questions that the threshold may lose."""
+    """`inverse_penalty` is scikit-learn's C. `max_loss`: share of in-scope questions that the threshold may lose."""
 
     hashing: HashSettings = field(default_factory=HashSettings)
     inverse_penalty: float = 100.0
