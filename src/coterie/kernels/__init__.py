@@ -1,4 +1,4 @@
 """Thin wrappers of native kernels: names, pointers and sizes.
 
-Knows nothing about graphs, experts or who calls.
+Knows nothing about graphs, experts or callers.
 """

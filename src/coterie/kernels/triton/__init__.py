@@ -1,5 +1,5 @@
-"""Kernels for GPUs, written in Triton: one op or fused region per file, with the names of csrc/kernels/.
+"""GPU kernels in Triton: one op or fused region per file, under the names of csrc/kernels/.
 
-Importing this package's modules needs the extra `cuda`; nothing else of Coterie imports them but the CUDA device.
-Knows nothing about graphs, experts or who calls.
+Importing these modules needs the extra `cuda`; in Coterie only the CUDA device imports them.
+Knows nothing about graphs, experts or callers.
 """

@@ -1,4 +1,4 @@
-"""Attention over pages of keys and values, and what writes these pages.
+"""Attention over KV pages, and the kernels that write these pages.
 
-Knows nothing about which families of models have these ops.
+Knows nothing about which model families have these ops.
 """

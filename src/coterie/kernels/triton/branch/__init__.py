@@ -1,4 +1,4 @@
-"""Layers with branches (mixtures of experts inside a model).
+"""Mixture-of-experts layers inside a model; its experts are called branches here.
 
-Knows nothing about which families of models have these ops.
+Knows nothing about which model families have these ops.
 """

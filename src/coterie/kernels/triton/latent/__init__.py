@@ -1,4 +1,4 @@
-"""Latent attention: its products, its pages, its attention.
+"""Multi-head latent attention (MLA): its projections, its pages, its attention.
 
-Knows nothing about which families of models have these ops.
+Knows nothing about which model families have these ops.
 """

@@ -1,4 +1,4 @@
-"""Products with weights, packed or not, alone or with what is fused into them.
+"""Matrix products with weights, packed or not, alone or with what is fused into them.
 
-Knows nothing about which families of models have these ops.
+Knows nothing about which model families have these ops.
 """

@@ -1,15 +1,14 @@
-"""Whole numbers out of packed bytes as float32, four bytes at a time: by their bits, without a conversion.
+"""Packed bytes as float32 whole numbers, four bytes at a time: by their bits, without a conversion.
 
-A conversion of whole numbers to float32 takes a multiprocessor eight times as long as a product where the number is a
-byte (CUDA C++ Programming Guide, throughput of arithmetic instructions). So bits of a byte become the fraction of a
-float whose exponent is known, for all four bytes of a word at once where that can be, and one `prmt` a weight puts the
-byte in its place (Q6: six_bits.py):
+Converting a byte to float32 takes a multiprocessor eight times as long as a multiplication (CUDA C++ Programming Guide,
+throughput of arithmetic instructions). So a byte's bits become the fraction of a float whose exponent is known, for all
+four bytes of a word at once where possible, and one `prmt` per weight puts the byte in its place (Q6: six_bits.py):
 
-    Q8         2^23 + 128 + q       an exact difference gives q
-    Q4, Q4Z    1 + code / 16        what it stands above 1.5, or above 1 + zero / 16, is taken off sums of products
-    MX4        1.5 + q / 32         looked up by `prmt` in two tables of eight bytes, for codes without and with a sign
+    Q8         2^23 + 128 + q       an exact subtraction gives q
+    Q4, Q4Z    1 + code / 16        the offset, 1.5 or 1 + zero / 16, is subtracted from sums of products
+    MX4        1.5 + q / 32         looked up by `prmt` in two tables of eight bytes, one for each sign
 
-Interpreted, the same numbers come by plain arithmetic; tests/device/test_bytes_to_floats.py reads the instructions.
+The interpreter gets the same numbers by plain arithmetic; tests/device/test_bytes_to_floats.py reads the instructions.
 Knows nothing about what weights are multiplied with.
 """
 
@@ -22,7 +21,7 @@ from coterie.kernels.triton.arithmetic import INTERPRETED
 from coterie.kernels.triton.product.packed import SIX_BITS, high_half, low_half
 from coterie.kernels.triton.product.six_bits import UNIT_OF_SUMS
 
-# Of four bytes, the floats of the first to the fourth; or of their lower halves, and then of their upper ones.
+# Four bytes to four floats; or to those of their lower halves, then of their upper halves.
 WHOLE = tl.constexpr("""{
     .reg .b32 biased;
     xor.b32 biased, $4, 0x80808080;
@@ -70,12 +69,12 @@ SMALL_FLOATS = tl.constexpr("""{
     prmt.b32 $3, second, 0x3F000000, 0x7244;
     prmt.b32 $7, second, 0x3F000000, 0x7344;
 }""")
-ABOVE = tl.constexpr(1.5)  # what floats of 4 bits are above their worth, in units of `unit_of`
+ABOVE = tl.constexpr(1.5)  # the offset of floats from 4 bits, in units of `unit_of`
 
 
 @triton.constexpr_function
 def unit_of(TYPE, OF_BLOCK):
-    """What a difference of 1 is worth, in whole numbers: of a row with so many bytes for 32 weights."""
+    """The number that a difference of 1 between these floats stands for; OF_BLOCK: bytes per 32 weights."""
     if OF_BLOCK == SIX_BITS.value:
         return UNIT_OF_SUMS.value
     return 1.0 if OF_BLOCK == 32 else 32.0 if TYPE == tl.int8 else 16.0
@@ -83,7 +82,7 @@ def unit_of(TYPE, OF_BLOCK):
 
 @triton.jit
 def whole_numbers(q):
-    """Bytes of Q8 as float32."""
+    """Q8 bytes as float32."""
     if INTERPRETED:
         y = q.to(tl.float32)
     else:
@@ -93,7 +92,9 @@ def whole_numbers(q):
 
 @triton.jit
 def halves_above(both, TYPE: tl.constexpr):
-    """The weights in the lower and in the upper halves of bytes, divided by `unit_of` and 1.5 above; Q4Z's as Q4's."""
+    """Weights from the lower and from the upper halves of bytes, divided by `unit_of`, plus 1.5;
+    Q4Z as if it were Q4.
+    """
     if INTERPRETED:
         unit: tl.constexpr = unit_of(TYPE, 16)
         wide = both.to(tl.int32)

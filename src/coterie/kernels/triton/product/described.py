@@ -1,9 +1,9 @@
 """Products of many tokens by tensor descriptors: the GPU copies whole tiles to shared memory by itself (TMA).
 
-Tokens are the left operand here, where dots.py has rows: each thread then has all rows of its tokens, so what pairs of
-rows make (gate and up, halves of a head) needs no other thread, wherever the rows lie in a tile. What lies beyond a
-tensor is 0 when copied. Programs stay: each walks tiles, as many programs as there are multiprocessors. Only steps
-within a tile are pipelined: loops over tiles have one stage.
+Tokens are the left operand here, not weights as in dots.py: each thread then has all rows of its tokens, so combining
+pairs of rows (gate and up, halves of a head) needs no other thread, wherever the rows lie in a tile. Elements outside a
+tensor load as 0. Programs are persistent: one per multiprocessor, each walking tiles. Only steps within a tile are
+pipelined: loops over tiles have one stage.
 
 Knows nothing about what becomes of the products.
 """
@@ -24,13 +24,13 @@ from coterie.kernels.triton.tiles import Many
 
 @triton.jit
 def described(at, COUNT, K: tl.constexpr, HEIGHT: tl.constexpr, STEP: tl.constexpr):
-    """What copies HEIGHT rows and STEP columns at once of [COUNT, K] values that lie at an address."""
+    """A descriptor of [COUNT, K] values at an address, for blocks of [HEIGHT, STEP]."""
     return tl.make_tensor_descriptor(at, [COUNT, K], [K, 1], [HEIGHT, STEP])
 
 
 @triton.jit
 def described_dots(x, w, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """[TOKENS, ROWS] products of tokens from m on with rows of a weight from n on, both described."""
+    """[TOKENS, ROWS] products, in float32, of tokens from m on with weight rows from n on; x and w are descriptors."""
     acc = tl.zeros([TOKENS, ROWS], tl.float32)
     for k in tl.range(0, K, STEP):
         acc = add_product(acc, x.load([m, k]), w.load([n, k]).T)
@@ -39,7 +39,7 @@ def described_dots(x, w, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.c
 
 @triton.jit
 def described_both(one, other, COUNT, K: tl.constexpr, HEIGHT: tl.constexpr, STEP: tl.constexpr, TYPE: tl.constexpr):
-    """Two weights of [COUNT, K] as one of three dimensions: how far they lie apart is the stride of the first.
+    """One descriptor of two weights [COUNT, K], as [2, COUNT, K]: their distance is the outer stride.
 
     The one at the lower address comes first.
     """
@@ -51,7 +51,9 @@ def described_both(one, other, COUNT, K: tl.constexpr, HEIGHT: tl.constexpr, STE
 
 @triton.jit
 def described_pair(x, both, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr):
-    """Products of tokens with rows of the first and of the second of two weights: one product of twice as many rows."""
+    """Products of tokens with the same rows of two weights, [TOKENS, ROWS] each: computed as one product of twice the
+    rows.
+    """
     acc = tl.zeros([TOKENS, 2 * ROWS], tl.float32)
     for k in tl.range(0, K, STEP):
         rows = tl.reshape(both.load([0, n, k]), [2 * ROWS, STEP])
@@ -61,13 +63,13 @@ def described_pair(x, both, m, n, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: t
 
 @triton.jit
 def left_and_right(y):
-    """Both halves of [M, N], cut along N."""
+    """The left and the right half of [M, N]."""
     return tl.split(tl.permute(tl.reshape(y, [y.shape[0], 2, y.shape[1] // 2]), [0, 2, 1]))
 
 
 @triton.jit
 def whole_of(tiles, PIECES: tl.constexpr, WAVE: tl.constexpr):
-    """How many of the tiles stay whole: as many as fill waves, where what is left is cut in pieces."""
+    """How many of the tiles stay whole: as many as fill waves, if the rest is cut into pieces."""
     whole = tiles
     if PIECES > 1:
         whole = tiles // WAVE * WAVE
@@ -76,13 +78,15 @@ def whole_of(tiles, PIECES: tl.constexpr, WAVE: tl.constexpr):
 
 @triton.jit
 def piece_at(i, whole, n_tiles, m_tiles, PIECES: tl.constexpr, GROUP: tl.constexpr):
-    """Where piece i lies, in pieces and in tiles: tiles from `whole` on are cut in PIECES of fewer rows each."""
+    """Place of piece i, in row pieces and token tiles: tiles from `whole` on are cut into PIECES along rows."""
     n_tile, m_tile = tile_at(whole + i // PIECES, n_tiles, m_tiles, GROUP)
     return n_tile * PIECES + i % PIECES, m_tile
 
 
 def takes(matrices: Sequence[Matrix]) -> bool:
-    """Whether a descriptor takes these weights, and tokens as staged for them: of one type, 16 whole bytes a row."""
+    """Whether descriptors can load these weights, and tokens staged for them: one 16-bit type, rows
+    of whole 16 bytes.
+    """
     one = matrices[0]
     alike = all(other.TYPE == one.TYPE for other in matrices)
     return alike and one.TYPE in TORCH and not one.is_wide and one.ALIGN == ALIGN_BYTES
@@ -91,9 +95,9 @@ def takes(matrices: Sequence[Matrix]) -> bool:
 def launch_described(
     call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
 ) -> None:
-    """Launch a kernel whose programs walk tiles, and then pieces of tiles, of rows and up to so many tokens.
+    """Launch a kernel whose programs walk tiles, then pieces, of rows x up to `tokens` tokens.
 
-    It is compiled for those constants that it names: how rows lie is told by descriptors.
+    It gets only the constants that it declares: descriptors carry the layout.
     """
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     wave = call.tiles.multiprocessors

@@ -1,4 +1,4 @@
-"""Products of many tokens with rows of q, k and v by tensor descriptors: norm_qkv_rope_append where these take weights.
+"""norm_qkv_rope_append for many tokens, where tensor descriptors can load the weights.
 
 A tile holds whole heads, in the order of the weight's rows.
 Knows nothing about how activations are normed and staged.
@@ -15,8 +15,8 @@ from coterie.kernels.triton.product.dots import tile_at
 from coterie.kernels.triton.product.heads import WK, WQ, WV, finish_heads, part_of, word_of
 from coterie.kernels.triton.rows import places
 
-WIDEST = 128  # channels of a head: a wider one spills
-MIN_ROWS = tl.constexpr(64)  # of whole heads that are finished at once
+WIDEST = 128  # channels of a head: wider ones spill registers
+MIN_ROWS = tl.constexpr(64)  # of whole heads that are finished at once; fewer need not be split
 (T,) = places("norm_qkv_rope_append", "T")
 
 
@@ -50,7 +50,10 @@ def described_heads(
     WAVE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """Heads are as wide as they are padded, and lie in a tile as in the weight: NEAR is half of their channels."""
+    """WAVE programs walk tiles of ROWS rows x TOKENS tokens, then pieces of fewer rows.
+
+    Heads need no padding and keep the weight's row order: NEAR is half of their channels.
+    """
     let_next_begin(WHEN)
     x = described(staged, most, D, TOKENS, STEP)
     q = described(pointer(row, WQ, TYPE), H * C, D, ROWS, STEP)
@@ -115,7 +118,7 @@ def _finish(
     TOKENS: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """From products [tokens, rows] to q and pages, some whole heads at a time: registers have no room for all."""
+    """Products [tokens, rows] to q and pages, a few whole heads at a time: registers cannot hold all."""
     if ROWS > PADDED and ROWS > MIN_ROWS:
         half: tl.constexpr = ROWS // 2
         y, later = left_and_right(y)

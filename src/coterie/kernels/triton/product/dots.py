@@ -1,9 +1,9 @@
-"""Dot products of many rows of activations with rows of a weight, in tiles of rows x tokens on tensor cores.
+"""Products of many tokens with a weight, in tiles of weight rows x tokens on tensor cores, accumulated in float32.
 
-Activations were rounded to scratch before (stage). Of few tokens: few_tokens.py.
-Weights are the left operand: packed ones come out of registers, where they are widened, and a batch of decode has few
-columns but never fewer rows than a tensor core takes. Pointers to the rows are given one by one, so the rows of a
-program may come from several places: gate and up, or both halves of a head, lie side by side in a tile.
+Activations were rounded to scratch before (stage). Few tokens: few_tokens.py.
+The weight is the left operand: packed weights are widened in registers, where a left operand may stay, and a decode
+batch may have few tokens but the weight always has enough rows for a tensor core. Pointers to rows are given one by
+one, so a tile may mix rows of several places: gate and up, or the two halves of a head.
 
 Knows nothing about what becomes of the products.
 """
@@ -46,7 +46,7 @@ from coterie.kernels.triton.product.slices import MAX_ROWS, slice_of, sliced_dot
 from coterie.kernels.triton.rows import TORCH, Call, Matrix
 from coterie.kernels.triton.tiles import Many
 
-# Rows of a tile that lie so far apart are in the same thread after a product on tensor cores: PTX, wgmma, figure of D.
+# Rows of a tile this far apart are in the same thread after a tensor-core product. Source: PTX ISA, wgmma, layout of D.
 NEAR = tl.constexpr(8)
 
 
@@ -72,7 +72,7 @@ def many_dots(
     N: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """[N, M] products of rows of a weight with rows m of staged activations x [T, K], in tiles on tensor cores."""
+    """[N, M] products of weight rows with rows m of staged activations x [T, K], in tiles on tensor cores."""
     SLICE: tl.constexpr = slice_of(TYPE, K, COLUMNS, M, N, STEP, x.dtype.element_ty, DOT)
     if SLICE:
         y = sliced_dots(x, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, M, N, STEP, SLICE)
@@ -86,7 +86,7 @@ def _tile_dots(
     x, m, mask_M, rows_N, mask_N, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
     DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """The same, where warps have rows of their own."""
+    """The same where warps split the rows. Packed weights are widened and scaled in registers, then rounded to DOT."""
     packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
     acc = tl.zeros([N, M], tl.float32)
     columns_M = x + m[None, :] * K
@@ -102,7 +102,7 @@ def _tile_dots(
         elif packed == GROUP_Q2:
             four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
-            k = 2 * first + tl.arange(0, 2 * STEP)  # side by side, two weights of a byte are in their order
+            k = 2 * first + tl.arange(0, 2 * STEP)  # interleaved, the two weights of a byte are in order
             k = k // (BLOCK // 2) * BLOCK + k % (BLOCK // 2)
             for half in tl.static_range(2):
                 w = tl.interleave(two_bits(four >> 2 * half, scale), two_bits(four >> 2 * half + 4, scale))
@@ -130,7 +130,7 @@ def _tile_dots(
 
 @triton.jit
 def in_turn(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
-    """Pointers to rows of two weights in turn, NEAR of each, and whether there are such: each has COUNT."""
+    """Pointers to rows of two weights with COUNT rows each, alternating NEAR rows of each, and which of them exist."""
     n = r // (2 * NEAR) * NEAR + r % NEAR
     rows = tl.where(r // NEAR % 2 == 0, rows_at(one, n, STRIDE, ALIGN), rows_at(other, n, STRIDE, ALIGN))
     return tl.multiple_of(rows, ALIGN), n < COUNT
@@ -138,16 +138,16 @@ def in_turn(one, other, r, COUNT, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEA
 
 @triton.jit
 def halves(both, ROWS: tl.constexpr, M: tl.constexpr, NEAR: tl.constexpr):
-    """Of [ROWS, M] where NEAR rows of one thing and NEAR of another lie in turn: the rows of each, [ROWS / 2, M]."""
+    """Split [ROWS, M], in which NEAR rows of one thing alternate with NEAR of another, into two [ROWS / 2, M]."""
     one, other = tl.split(tl.permute(tl.reshape(both, [ROWS // (2 * NEAR), 2, NEAR, M]), [0, 2, 3, 1]))
     return tl.reshape(one, [ROWS // 2, M]), tl.reshape(other, [ROWS // 2, M])
 
 
 @triton.jit
 def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
-    """Which tile of rows and which tile of tokens a program has: GROUP tiles of rows with all tokens, then the next.
+    """Row tile and token tile of a program: GROUP row tiles with all token tiles, then the next GROUP.
 
-    Programs that run together then share rows and tokens in the second-level cache.
+    Programs that run together thus share rows and tokens in the L2 cache.
     """
     each = GROUP * m_tiles
     first = pid // each * GROUP
@@ -157,9 +157,10 @@ def tile_at(pid, n_tiles, m_tiles, GROUP: tl.constexpr):
 
 @triton.jit
 def work_of(i, n_tiles, m_tiles, TOKENS: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr, WAVE: tl.constexpr):
-    """What program i has: a tile of rows, its first token, and whether all tokens of the tile, a piece, or neither.
+    """The work of program i: row tile, first token, and whether it is a whole tile, a piece of one, or (neither)
+    nothing.
 
-    Tiles are whole for as many full waves as there are; each of the others is that of PIECES programs.
+    Tiles are whole for as many full waves as there are; each of the others is split among PIECES programs.
     """
     tiles = n_tiles * m_tiles
     whole = tiles
@@ -210,7 +211,7 @@ def stage_row(
     TYPE: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to what tensor cores take."""
+    """y[t] = x[t], or x[rows[t]], normed where there is a norm, rounded to TYPE for tensor cores."""
     source = t
     if ROWS is not None:
         source = tl.load(pointer(row, ROWS, tl.int32) + t)
@@ -235,7 +236,7 @@ def stage_row(
 def launch_tiles(
     call: Call, kernel: Any, many: Many, n_tiles: int, tokens: int, *args: object, **constants: object
 ) -> None:
-    """Launch a kernel that has tiles of rows and tokens, as `work_of` deals them out."""
+    """Launch a kernel over tiles of rows x tokens, which `work_of` assigns to programs."""
     wave = call.tiles.multiprocessors
     how = {"GROUP": call.tiles.group, "WAVE": wave, "num_warps": many.warps, "num_stages": many.stages}
     if "LINES" in kernel.arg_names:
@@ -252,9 +253,9 @@ def stage(
     start: int = 0,
     each: int = 1,
 ) -> torch.Tensor:
-    """Round the activations of a call to scratch, for the weights that they are about to meet: a program a row.
+    """Round the activations of a call to scratch, for the weights that they are multiplied by: a program per row.
 
-    From byte `start` on, a multiple of 16; `each` token has so many rows.
+    They lie from byte `start` on, a multiple of 16; each token has `each` rows.
     """
     y, rows, how = staging(call, matrices, normed, gathered, start, each)
     words = OPCODES[call.name].words
@@ -267,7 +268,9 @@ def stage(
 def staging(
     call: Call, matrices: Sequence[Matrix], normed: bool, gathered: bool = False, start: int = 0, each: int = 1
 ) -> tuple[torch.Tensor, int, dict[str, object]]:
-    """Where activations are staged, how many rows at most, and what `stage_row` is compiled for but for words."""
+    """Where activations are staged, the most rows, and the compile-time parameters of `stage_row`, without operand
+    words.
+    """
     rows = each * (call.bucket.sampled if gathered else call.bucket.tokens)
     K, TYPE = matrices[0].K, staged_type(matrices)
     step, warps = call.tiles.row(K)
@@ -280,12 +283,12 @@ def staging(
 
 
 def staged_type(matrices: Sequence[Matrix]) -> tl.dtype:
-    """What activations are rounded to before they meet these weights; float32 where the weights differ."""
+    """What activations are rounded to for these weights; float32 where the weights' types differ."""
     types = [matrix.dot_type for matrix in matrices]
     return types[0] if all(one == types[0] for one in types) else tl.float32
 
 
 def staged_bytes(call: Call, matrices: Sequence[Matrix], gathered: bool = False) -> int:
-    """Scratch that `stage` takes; none where there are few tokens, which are multiplied as they are."""
+    """Scratch that `stage` takes; none for few tokens, which are multiplied unrounded."""
     count = call.bucket.sampled if gathered else call.bucket.tokens
     return 0 if count <= call.tiles.few_tokens else count * matrices[0].K * TORCH[staged_type(matrices)].itemsize

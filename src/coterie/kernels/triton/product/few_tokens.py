@@ -1,7 +1,7 @@
-"""Dot products of few rows of activations with rows of a weight, on ordinary cores, in float32.
+"""Products of few tokens with a weight, on CUDA cores, in float32.
 
-A program has a few rows of the weight and all tokens: each byte of the weight is read once. One token is a case of its
-own: see one_token.py.
+A program has a few weight rows and all tokens, so each byte of the weight is read once. A single token has kernels of
+its own: one_token.py.
 Knows nothing about what becomes of the products.
 """
 
@@ -29,16 +29,16 @@ from coterie.kernels.triton.product.packed import (
 )
 from coterie.kernels.triton.product.six_bits import PARTS, columns_of, part_of, weights_at
 
-LINE_BYTES = tl.constexpr(128)  # of the second-level cache
-# Weights that are read once a step leave the caches first: rows, tables and activations stay.
+LINE_BYTES = tl.constexpr(128)  # of the L2 cache
+# Weights are read once per step and evicted first; instruction rows, tables and activations stay cached.
 ONCE = tl.constexpr("evict_first")
-MAX_AHEAD = tl.constexpr(3)  # steps of a product whose weights wait in registers for the token
+MAX_AHEAD = tl.constexpr(3)  # steps whose weights are loaded to registers before the token is ready
 
 
 @triton.jit
 def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOLE: tl.constexpr = True):
-    """Ask for rows of a weight before what they meet is known. `LINES` of a row are asked for at once, and are all
-    where rows are not brought WHOLE. Nothing is asked for behind the weight, where nobody's memory may be.
+    """Prefetch weight rows to L2 before their activations are ready: LINES cache lines of each row at a time, all of it
+    if WHOLE, else only the first LINES. Never past the weight's end, where memory may not be mapped.
     """
     if not INTERPRETED:
         each: tl.constexpr = LINE_BYTES * 8 // rows_N.dtype.element_ty.primitive_bitwidth
@@ -49,7 +49,9 @@ def bring_nearer(rows_N, mask_N, STRIDE: tl.constexpr, LINES: tl.constexpr, WHOL
 
 @triton.jit
 def _read(x, mask_M, k, K: tl.constexpr, norm, mean, factor, NORM: tl.constexpr, SHIFT: tl.constexpr):
-    """Columns k of rows of x [M, len(k)] as they are, and as their norm has them; an RMS norm divides the products."""
+    """Columns k of rows of x [M, len(k)], raw and normed; for an RMS norm without the division,
+    which the products get.
+    """
     values = tl.load(x[:, None] + k[None, :], mask=mask_M[:, None] & (k < K)[None, :], other=0.0)
     scaled = values
     if SHIFT is not None:
@@ -64,10 +66,11 @@ def few_dots(
     x, mask_M, rows_N, mask_N, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
     NORM: tl.constexpr, SHIFT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """[M, N] products of rows x (pointers) with rows of a weight, of norm(x) where there is a norm.
+    """[M, N] products of M tokens with N weight rows (both pointers); of norm(x) where there is a norm (`norm_at`).
 
-    A row's root mean square divides all of its products alike, so one pass over the weight serves the norm as well. A
-    layer norm's mean and variance take two passes over the row before, so that nothing large is taken off the products.
+    Sums are [M, N, STEP], reduced once at the end. An RMS norm divides all products of a token alike, so one pass over
+    the weight serves the norm as well. For a layer norm, mean and variance take two passes over the token first:
+    subtracting the mean from the products would cancel large values.
     """
     packed: tl.constexpr = of_block(TYPE, K, COLUMNS)
     acc = tl.zeros([M, N, STEP], tl.float32)
@@ -87,7 +90,7 @@ def few_dots(
         elif packed == GROUP_Q2:
             four = tl.load(rows_N[:, None] + c[None, :], mask=mask, other=0, eviction_policy=ONCE).to(tl.int32)
             scale = scales_of(rows_N, mask_N, first, COLUMNS, N, STEP, GROUP_Q2)
-            k = 2 * first + tl.arange(0, 2 * STEP)  # two that follow one another meet a byte
+            k = 2 * first + tl.arange(0, 2 * STEP)  # each byte has two adjacent weights here
             k = k // (BLOCK // 2) * BLOCK + k % (BLOCK // 2)
             for half in tl.static_range(2):
                 raw, scaled = _read(x, mask_M, k + half * (BLOCK // 2), K, norm, mean, factor, NORM, SHIFT)

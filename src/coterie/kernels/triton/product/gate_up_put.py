@@ -1,4 +1,4 @@
-"""What becomes of products with gate and up: biases are added, the gate's activation is multiplied, and it is stored.
+"""The end of products with gate and up: biases, the gate's activation, their product, and the store.
 
 Knows nothing about how rows are multiplied.
 """
@@ -30,9 +30,10 @@ def put(
     ahead,
     AHEAD: tl.constexpr,
 ):
-    """Store the gated product from `to` on, each with its bias if it has one; rounded where the next takes that.
+    """Store activation(gate) * up at `to`, each with its bias if it has one; and rounded at `ahead` for the next
+    launch.
 
-    GELU is the form of gelu; without one it is silu.
+    GELU is the form of gelu; without one the activation is silu.
     """
     if GATE_BIAS is not None:
         gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + f, mask=f < F, other=0.0).to(tl.float32)
@@ -48,7 +49,7 @@ def put(
 
 @triton.jit
 def put_value(to, ahead, at, y, mask, AHEAD: tl.constexpr):
-    """Store values, rounded where the next takes that; where `to` is None no others."""
+    """Store values at `to` unless it is None, and rounded to AHEAD at `ahead` unless AHEAD is None."""
     if to is not None:
         tl.store(to + at, y, mask=mask)
     if AHEAD is not None:

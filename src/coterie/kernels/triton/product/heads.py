@@ -1,9 +1,10 @@
-"""Rows of q, k and v as norm_qkv_rope_append multiplies by them, and what becomes of the products: q, and pages.
+"""The row order of norm_qkv_rope_append, and what follows its products: bias, head norm, rotation, stores to q and
+pages.
 
-Rows are numbered so that NEAR first channels of what rope mixes and the NEAR second ones lie in turn; one of each,
-0, C/2, 1, C/2 + 1 ..., where there are few tokens. Heads are padded to a power of two. Where just the first TURNED
-channels are rotated, the pairs of these come first, and then pairs of those that pass, which are not turned. Where
-INTERLEAVED, the two channels of a pair that is turned are neighbours.
+Weight rows are renumbered so that NEAR first channels of rotated pairs alternate with NEAR second ones; with few tokens
+NEAR is 1: 0, C/2, 1, C/2 + 1 ... Heads are padded to a power of two. Where only the first TURNED channels are rotated,
+their pairs come first, then pairs of the others, which pass unchanged. INTERLEAVED: the two channels of a rotated pair
+are adjacent.
 Knows nothing about how rows are multiplied.
 """
 
@@ -25,13 +26,13 @@ Q_NORM, K_NORM, Q_EPS, K_EPS, OFFSET = places("norm_qkv_rope_append", "q_norm", 
 
 @triton.jit
 def word_of(part, OF_Q: tl.constexpr, OF_K: tl.constexpr, OF_V: tl.constexpr):
-    """The word of a part's operand."""
+    """The word of a part's operand; parts are 0 (q), 1 (k) and 2 (v)."""
     return tl.where(part == 0, OF_Q, tl.where(part == 1, OF_K, OF_V))
 
 
 @triton.jit
 def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Of the tiles of parts FIRST and later: which part a tile is of, its first row there, and the part's heads."""
+    """For a tile, counted from part FIRST on: its part, its first row within the part, and the part's heads."""
     q_tiles = tl.cdiv(H * PADDED, ROWS)
     k_tiles = tl.cdiv(K * PADDED, ROWS)
     if FIRST > 0:
@@ -47,7 +48,7 @@ def part_of(tile, FIRST: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PADDED:
 def channels_of(
     r, heads, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, PADDED: tl.constexpr, NEAR: tl.constexpr
 ):
-    """Of rows numbered as above: the row of the weight, the channel, and whether there is such a row."""
+    """For renumbered rows r: the weight row, its channel, and whether it exists."""
     i = r % PADDED // (2 * NEAR) * NEAR + r % NEAR
     if TURNED == C and INTERLEAVED:
         channel = 2 * i + r // NEAR % 2
@@ -68,7 +69,7 @@ def rows_of_part(row, part, n, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: 
 
 @triton.jit
 def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
-    """Of products [ROWS, M] from row `first` on, by pairs of channels that rope mixes: head, pair, what is there."""
+    """For products [ROWS, M] from row `first` on, by pairs of rotated channels: head, pair, mask [ROWS / 2, M]."""
     pair = first // 2 + tl.arange(0, ROWS // 2)
     head = pair // (PADDED // 2)
     i = pair % (PADDED // 2)
@@ -77,7 +78,7 @@ def pairs_of(first, heads, mask_M, C: tl.constexpr, PADDED: tl.constexpr, ROWS: 
 
 @triton.jit
 def in_q(row, head, i, m, H: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Where the first channels of pairs go among queries."""
+    """Pointers to the first channels of pairs in q."""
     at = (m.to(tl.int64)[None, :] * H + head[:, None]) * C
     return pointer(row, Q, tl.float32) + at + pair_first(i, C, TURNED, INTERLEAVED)[:, None]
 
@@ -99,7 +100,7 @@ def in_pages(
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
-    """Where the first channels of pairs go among keys or values."""
+    """Pointers to the first channels of pairs in the pages, among keys or values."""
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + m, mask=mask_M, other=0)
     block = block_of(row, PAGES, sequence, position, mask_M, Z)
     side = tl.maximum(part - 1, 0)
@@ -109,13 +110,13 @@ def in_pages(
 
 @triton.jit
 def angles_of(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
-    """Cosines and sines of pairs i of channels at positions, [len(i), len(position)]."""
+    """Cosines and sines of channel pairs i at positions, [len(i), len(position)]."""
     return angles_at(row, position[None, :], i[:, None], C, TURNED)
 
 
 @triton.jit
 def angles_at(row, position, i, C: tl.constexpr, TURNED: tl.constexpr):
-    """Cosines and sines that turn pairs i of channels at positions."""
+    """Cosines and sines of channel pairs i at positions, broadcast."""
     return angles_of_pairs(row, INV_FREQ, SCALE, position, i, C, TURNED)
 
 
@@ -136,7 +137,7 @@ def ends_of(
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
-    """Where pairs of channels go, as queries and as keys or values, and the angles that turn them."""
+    """Destinations of channel pairs, in q and in the pages, and their cosines and sines."""
     position = tl.load(pointer(row, PAGES, tl.int32) + m, mask=mask_M, other=0)
     page = in_pages(row, part, head, i, m, position, mask_M, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES)
     cosine, sine = angles_of(row, position, i, C, TURNED)
@@ -157,7 +158,7 @@ def put_pairs(
     TURNED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
-    """Store first and second channels of pairs among queries, or among keys or values."""
+    """Store the first and second channels of pairs to q, or to keys or values."""
     apart = pair_apart(i[:, None], C, TURNED, INTERLEAVED)
     if part == 0:
         tl.store(q, a, mask=mask)
@@ -184,7 +185,7 @@ def normed_heads(
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """Products [ROWS, M] with bias, and heads of q and k normed; where there are such."""
+    """Products [ROWS, M] with bias, and with heads of q and k normed, where there are such."""
     n, channel, there = channels_of(first + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
     if BIAS is not None:
         bias = tl.load(row + word_of(part, BQ, BK, BV)).to(tl.pointer_type(BIAS))
@@ -225,7 +226,9 @@ def finish_heads(
     M: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """From products [ROWS, M] to q and pages, by staged angles: C / 2 cosines of each token, and as many sines."""
+    """Products [ROWS, M] to q or pages: bias, head norm, rotation by staged angles, C / 2 cosines per token and as many
+    sines.
+    """
     y = normed_heads(row, y, part, first, heads, BIAS, HEAD_NORM, C, TURNED, INTERLEAVED, PADDED, ROWS, M, NEAR)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
     a, b = halves(y, ROWS, M, NEAR)

@@ -1,4 +1,5 @@
-"""linear: y = (x @ weight.T + bias) * scale; where fused, its kernels also gather and norm rows of x, add or do gelu.
+"""linear: y = (x @ weight.T + bias) * scale. Fused variants also gather and norm rows of x, add a residual, or apply
+gelu.
 
 Knows nothing about where x comes from.
 """
@@ -66,9 +67,13 @@ def _many(
     LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has one tile of ROWS weight rows x TOKENS tokens, or a piece of one (work_of), on tensor cores.
+
+    `staged` [T, K] has the type that they multiply; sums, residual and y [T, N] are float32.
+    """
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0:  # of the one tile of tokens that there is
+    if LINES > 0:  # there is one tile of tokens, so rows are known before their number is
         n = i * ROWS + tl.arange(0, ROWS)
         bring_nearer(rows_at(pointer(row, WEIGHT, TYPE), n, STRIDE, ALIGN), n < N, STRIDE, LINES, False)
     wait_for_last(WHEN)
@@ -113,7 +118,7 @@ def _tile(
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Products of a tile of rows with TOKENS tokens from `first` on."""
+    """Products of a row tile with TOKENS tokens from `first` on, finished and stored."""
     m = first + tl.arange(0, TOKENS)
     n = n_tile * ROWS + tl.arange(0, ROWS)
     mask_M = m < tokens
@@ -122,7 +127,7 @@ def _tile(
     if RESIDUAL is not None:
         ask_for(pointer(row, RESIDUAL, tl.float32), n_tile * ROWS, first, tokens, N, ROWS, TOKENS)
     y = many_dots(staged, m, mask_M, rows_N, mask_N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
-    if RESIDUAL is not None and TOKENS > 128:  # registers have no room for all of both
+    if RESIDUAL is not None and TOKENS > 128:  # registers cannot hold all sums and all of the residual
         half: tl.constexpr = TOKENS // 2
         y, later = tl.split(tl.permute(tl.reshape(y, [ROWS, 2, half]), [0, 2, 1]))
         m = first + tl.arange(0, half)
@@ -158,6 +163,11 @@ def _described(
     WAVE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """As _many, with weights and tokens loaded by tensor descriptors: WAVE programs walk tiles, then pieces of fewer
+    rows.
+
+    `most` is the height of `staged`.
+    """
     let_next_begin(WHEN)
     weight = pointer(row, WEIGHT, TYPE)
     x = described(staged, most, K, TOKENS, STEP)
@@ -182,7 +192,9 @@ def _described(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 where the step has few tokens, else on tensor cores; or as one share of many, of low rank."""
+    """Multiply in float32 for few tokens, else on tensor cores; a low-rank update of many tokens as linear_each's one
+    share.
+    """
     if _is_share(call):
         linear_each.launch(call)
     else:
@@ -190,14 +202,14 @@ def launch(call: Call) -> None:
 
 
 def _is_share(call: Call) -> bool:
-    """Whether many tokens have a change of low rank alike: one share of shares that others might have."""
+    """Whether this is a low-rank update of many tokens, to be run as a single share (linear_each.py)."""
     return call.bucket.tokens > call.tiles.few_tokens and is_low(call) and not staged_ahead_end(call)
 
 
 def multiply(call: Call, K: int, most: int) -> None:
-    """Launch a product of up to `most` rows of x, each of K values; gathered and normed where the instruction does so.
+    """Launch a product of up to `most` rows of x with K values each, gathered and normed where the instruction says so.
 
-    Few rows are normed and multiplied in one pass; of many, staging gathers and norms them first.
+    Few rows are normed and multiplied in one pass; many are first gathered and normed when they are staged.
     """
     N, words, matrix = call.integer("N"), OPCODES[call.name].words, call.matrix("weight", K)
     normed, gathered = "norm" in words, "rows" in words
@@ -234,7 +246,7 @@ def multiply(call: Call, K: int, most: int) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take."""
+    """Bytes of staged activations."""
     if _is_share(call):
         return linear_each.scratch_bytes(call)
     return staged_bytes(call, [call.matrix("weight", call.integer("K"))])

@@ -1,4 +1,4 @@
-"""linear_add: y = (x @ weight.T + bias) * scale + residual: linear's kernels with a residual.
+"""linear_add: y = (x @ weight.T + bias) * scale + residual, by linear's kernels.
 
 Knows nothing about what the residual is.
 """

@@ -1,11 +1,11 @@
-"""linear_each, linear_add_each: linear and linear_add of rows in shares, each of which has a weight of its own.
+"""linear_each, linear_add_each: linear and linear_add where each share of the rows of x has its own weight.
 
     rows      | 0 1 2 3 4 | 5       | 6 7     |        first 0 5 6 8
-    weight    | each[0]   | each[1] | each[2] |        tiles: those of a share's rows, behind those of the shares before
+    weight    | each[0]   | each[1] | each[2] |        tiles: a share's follow those of earlier shares
 
-How many shares there are, and where they begin, is known on the GPU alone, so a launch serves every way to share a
-step: grids are made for the most tiles that there can be, and programs look up what is theirs, or end. Changes of low
-rank that all rows of a step have alike are one share.
+How many shares there are, and where they begin, is known on the GPU alone, so one launch serves every split of a step:
+the grid has the most tiles that there can be, and programs look up their own, or end. A low-rank update common to all
+rows of a step is a single share.
 Knows nothing about whose weights these are.
 """
 
@@ -35,7 +35,7 @@ def tile_of(
     WIDE: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """The share of a tile; its first row, and where its rows end, not beyond the first where there are fewer tiles."""
+    """The share of a tile, its first row, and the end of the share's rows: an empty range beyond the last tile."""
     tokens = integer(row, COUNT)
     if FIRST is None:
         share, begin, end = 0, tile * TOKENS, tokens
@@ -55,7 +55,9 @@ def tile_of(
 
 @triton.jit
 def weight_of(row, share, there, WEIGHT: tl.constexpr, EACH: tl.constexpr, TYPE: tl.constexpr):
-    """The weight of a share that is there, out of the table of addresses that the row points to; or that of all."""
+    """The weight of a share, from the table of addresses at EACH; without a table, the one weight. `there`: whether it
+    exists.
+    """
     if EACH is None:
         weight = pointer(row, WEIGHT, TYPE)
     else:
@@ -73,7 +75,7 @@ def _weights(rows_N, mask_N, first, K: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def tiles_ahead(rows_N, mask_N, K: tl.constexpr, STEP: tl.constexpr):
-    """Of rows of a weight, step by step, as much as registers hold: loaded before what they meet is there."""
+    """The first weights of rows, as many steps as registers hold: loaded before the activations are ready."""
     ahead = ()
     for first in tl.static_range(0, min(K, MAX_AHEAD * STEP), STEP):
         ahead = and_one(ahead, _weights(rows_N, mask_N, first, K, STEP))
@@ -82,7 +84,7 @@ def tiles_ahead(rows_N, mask_N, K: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def dots_ahead(ahead, x, mask_M, rows_N, mask_N, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
-    """As few_dots, in the same order, with weights that are not packed and what tiles_ahead gave."""
+    """As few_dots, in the same order, for unpacked weights; `ahead` comes from tiles_ahead."""
     acc = tl.zeros([M, N, STEP], tl.float32)
     for i in tl.static_range((K + STEP - 1) // STEP):
         if i < len(ahead):
@@ -123,6 +125,7 @@ def _few_each(
     LOW: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has ROWS weight rows and a tile of up to M tokens of one share, in float32 on CUDA cores."""
     let_next_begin(WHEN)
     share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, M)
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -176,6 +179,7 @@ def _many_each(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has ROWS weight rows and a tile of TOKENS tokens of one share, on tensor cores."""
     let_next_begin(WHEN)
     share, begin, end = tile_of(row, tl.program_id(1), COUNT, FIRST, SHARES, WIDE, TOKENS)
     weight = weight_of(row, share, begin < end, WEIGHT, EACH, TYPE)
@@ -196,26 +200,26 @@ def _many_each(
 
 
 def most_shares(call: Call) -> int:
-    """The most that a step may have: sampled rows of a sequence need not follow one another, as its tokens do."""
+    """Most shares of a step. Sampled rows of a sequence need not be adjacent, as its tokens are."""
     bucket = call.bucket
     return min(bucket.tokens, max(bucket.sequences, bucket.sampled)) if "each" in OPCODES[call.name].words else 1
 
 
 def most_tiles(shares: int, rows: int, tile: int) -> int:
-    """The most tiles of so many rows in shares: one of each share may be filled by a single row."""
+    """Most tiles of `tile` rows each, given `rows` in `shares`: each share may have a tile with a single row."""
     return (rows + shares * (tile - 1)) // tile
 
 
 def is_low(call: Call) -> bool:
-    """Whether this is half of a change of low rank: a token is read by few programs, or is short.
+    """Whether this is half of a low-rank update: a token is read by few programs, or is short.
 
-    It is rounded where it is met then, if at all: a launch that stages it would cost more than it spares.
+    It is rounded as it is loaded then, if at all: a launch that stages it would cost more than it saves.
     """
     return min(call.integer("N"), call.integer("K")) <= call.tiles.low_rank
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 where a share has few tokens, else on tensor cores."""
+    """Multiply in float32 where shares have few tokens, else on tensor cores."""
     words, K, N, matrix = OPCODES[call.name].words, call.integer("K"), call.integer("N"), _matrix(call)
     bucket, shares = call.bucket, most_shares(call)
     named = {"COUNT": "T", "WEIGHT": "weight", "BIAS_AT": "bias", "RESIDUAL": "residual", "Y": "y"}
@@ -242,7 +246,7 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take; none where tiles take them as they are."""
+    """Bytes of staged activations; none where tiles load them as they are."""
     return 0 if is_low(call) else staged_bytes(call, [_matrix(call)])
 
 

@@ -1,4 +1,4 @@
-"""Products of few tokens: a program has a few rows of a weight; of neighbours that read the same x, all are one launch.
+"""linear for few tokens: a program has a few weight rows. Neighbouring products of the same x share one launch.
 
 Knows nothing about which products are neighbours (neighbours.py).
 """
@@ -30,7 +30,7 @@ ROW_WORDS = tl.constexpr(_ROW_WORDS)
 
 @triton.jit
 def _one_by_one(weight, first, count, ROWS: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to ROWS rows of a weight, each by itself, and whether there are such."""
+    """ROWS separate pointers to weight rows, and whether each row exists."""
     rows, there = (), ()
     for r in tl.static_range(ROWS):
         rows = and_one(rows, rows_at(weight, first + r, STRIDE, ALIGN))
@@ -40,7 +40,7 @@ def _one_by_one(weight, first, count, ROWS: tl.constexpr, STRIDE: tl.constexpr, 
 
 @triton.jit
 def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
-    """Which rows of x the products are of."""
+    """Rows of x to multiply, gathered where ROWS_AT is given."""
     if ROWS_AT is not None:
         m = tl.load(pointer(row, ROWS_AT, tl.int32) + m, mask=mask_M, other=0).to(tl.int64)
     return m
@@ -48,13 +48,13 @@ def _source(row, m, mask_M, ROWS_AT: tl.constexpr):
 
 @triton.jit
 def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constexpr):
-    """Pointers to each of M tokens; where rows are gathered, to theirs."""
+    """Separate pointers to M rows of x, gathered where ROWS_AT is given."""
     if ROWS_AT is None:
         each = tokens_of(x, count, K, M)
     else:
         each, places = (), tokens_of(pointer(row, ROWS_AT, tl.int32), count, 1, M)
         for t in tl.static_range(M):
-            own = tl.load(places[t], mask=count > 0, other=0)  # no rows, no memory that says which
+            own = tl.load(places[t], mask=count > 0, other=0)  # with no rows there may be no indices
             each = and_one(each, x + own.to(tl.int64) * K)
     return each
 
@@ -63,7 +63,7 @@ def _tokens(row, x, count, K: tl.constexpr, ROWS_AT: tl.constexpr, M: tl.constex
 def _own_of(
     row, place, N: tl.constexpr, N_AT: tl.constexpr, END_1: tl.constexpr, END_2: tl.constexpr, END_3: tl.constexpr
 ):
-    """The row that a program works for, its place among that row's programs, and how many rows its weight has."""
+    """The instruction row that a program works for, its place among that row's programs, and the rows of its weight."""
     if N is None:
         own = tl.where(place >= END_3, 3, tl.where(place >= END_2, 2, tl.where(place >= END_1, 1, 0)))
         row += own * ROW_WORDS
@@ -84,8 +84,10 @@ def few(
     ROWS: tl.constexpr, STEP: tl.constexpr, UNROLL: tl.constexpr, LINES: tl.constexpr, ONE: tl.constexpr,
     WHEN: tl.constexpr, unit=None,
 ):  # fmt: skip
-    """Products with N rows of a weight; or, where N is None, with those of up to four rows of a program: the weight of
-    the second has programs from END_1 on, and so on.
+    """y [T, N]: products with the N rows of one weight or, where N is None, with the weights of up to four instruction
+    rows in sequence: the second one's programs begin at END_1, and so on.
+
+    A program has ROWS weight rows and up to M tokens, in float32.
     """
     let_next_begin(WHEN)
     row, place, count = _own_of(row, along(unit, 0), N, N_AT, END_1, END_2, END_3)
@@ -115,7 +117,7 @@ def few(
     if RESIDUAL is not None:
         residual = pointer(row, RESIDUAL, tl.float32) + at
     wait_for_last(WHEN)
-    if RESIDUAL is not None:  # on its way while the weights are met
+    if RESIDUAL is not None:  # loads while the products are computed
         added = tl.load(residual, mask=mask, other=0.0)
     if ONE:
         dots = one_dot(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)

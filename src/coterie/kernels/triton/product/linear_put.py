@@ -1,4 +1,4 @@
-"""What becomes of products of linear and what is like it: bias, scale, residual or gelu, and then they are stored.
+"""The end of linear and its relatives: bias, scale, gelu or residual, and the store.
 
 Knows nothing about how rows are multiplied.
 """
@@ -12,12 +12,12 @@ from coterie.kernels.triton.arithmetic import INTERPRETED, ask, gelu_of, pointer
 from coterie.kernels.triton.product.described import left_and_right
 from coterie.kernels.triton.product.few_tokens import LINE_BYTES
 
-MAX_ADDED = tl.constexpr(128 * 128)  # sums of a tile to which something is added at once
+MAX_ADDED = tl.constexpr(128 * 128)  # elements of a tile that a residual is added to at once
 
 
 @triton.jit
 def ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """What a tile from token m and row n on is added to comes from memory while tensor cores work."""
+    """Prefetch the residual of a tile from token m and row n on, while tensor cores work."""
     if not INTERPRETED:
         line: tl.constexpr = LINE_BYTES // 4
         lines = tl.minimum(n + tl.arange(0, max(ROWS // line, 1)) * line, N - 1)
@@ -27,7 +27,7 @@ def ask_for(residual, n, m, tokens, N: tl.constexpr, ROWS: tl.constexpr, TOKENS:
 
 @triton.jit
 def scaled(row, y, SCALE: tl.constexpr):
-    """Products times what the row says, where it says something."""
+    """Products times the instruction's scale, if it has one."""
     if SCALE is not None:
         y *= real(row, SCALE).to(tl.float32)
     return y
@@ -49,7 +49,7 @@ def put(
     BIAS: tl.constexpr,
     GELU: tl.constexpr,
 ):
-    """Store products, with the bias, the scale and the residual, or through gelu in a form, where there are such."""
+    """Store products, after bias, scale, gelu in a form, and residual, each where there is one."""
     if BIAS is not None:
         y += tl.load(pointer(row, BIAS_AT, BIAS) + n, mask=mask_n, other=0.0).to(tl.float32)
     y = scaled(row, y, SCALE)
@@ -79,7 +79,7 @@ def put_tile(
 ):
     """Store products [tokens, rows] of a tile that begins at token m and row n."""
     half: tl.constexpr = y.shape[1] // 2
-    if y.numel > MAX_ADDED:  # registers have no room for all of it and of what is added
+    if y.numel > MAX_ADDED:  # registers cannot hold all of it and of the residual
         y, later = left_and_right(y)
         put_tile(row, y, n, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)
         put_tile(row, later, n + half, m, tokens, BIAS_AT, RESIDUAL, SCALE, Y, N, BIAS, GELU)

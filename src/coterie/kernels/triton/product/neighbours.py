@@ -1,8 +1,8 @@
-"""Neighbouring products that read the same x: one launch has those of few tokens, one staging serves those of more.
+"""Neighbouring products of the same x: with few tokens they share one launch, with more they share one staged x.
 
-    linear x W1^T | linear x W2^T | linear x W3^T     rows that follow one another, each with a y of its own
+    linear x W1^T | linear x W2^T | linear x W3^T     consecutive instruction rows, each with its own y
 
-Each row finds out which are its neighbours from the host's rows; the first of them launches for all.
+Each row finds its neighbours in the host's rows; the first of them launches for all.
 Knows nothing about how rows are multiplied.
 """
 
@@ -21,17 +21,17 @@ from coterie.kernels.triton.rows import Call, Matrix, name_of
 from coterie.kernels.triton.tiles import Few
 
 LINEAR = "linear"
-MOST = 4  # rows of one launch, as linear_few.py has ends for
+MOST = 4  # instruction rows per launch: linear_few.py has three END_ parameters
 _WORDS = OPCODES[LINEAR].words
-NEVER = 1 << 30  # programs
+NEVER = 1 << 30  # an end that no program reaches
 _ENDS = ("END_1", "END_2", "END_3")
-_READ = [_WORDS[name] for name in ("x", "K", "T")]  # what all neighbours have alike,
-_LAUNCHED = [_WORDS[name] for name in ("scale", "weight_dtype", "bias_dtype")]  # and those of one launch
+_READ = [_WORDS[name] for name in ("x", "K", "T")]  # operands that are equal among neighbours,
+_LAUNCHED = [_WORDS[name] for name in ("scale", "weight_dtype", "bias_dtype")]  # and those in one launch
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Rows of one launch: how many each weight has, and whether the call is the first of them."""
+    """The instruction rows of one launch: the height of each weight, and whether the call is the first of them."""
 
     counts: tuple[int, ...]
     few: Few
@@ -39,11 +39,11 @@ class Neighbours:
 
     @property
     def programs(self) -> int:
-        """Of the launch."""
+        """Programs of the launch."""
         return sum(-(-count // self.few.rows) for count in self.counts)
 
     def constants(self, word: int) -> dict[str, int | None]:
-        """Which programs each weight has, for a kernel that finds how many rows there are at a word of its row."""
+        """Compile-time parameters that assign programs to weights; `word` is where a row holds its weight's height."""
         if len(self.counts) == 1:
             return {"N": self.counts[0], "N_AT": None, **dict.fromkeys(_ENDS)}
         ends = [*accumulate(-(-count // self.few.rows) for count in self.counts[:-1]), *[NEVER] * len(_ENDS)]
@@ -51,7 +51,7 @@ class Neighbours:
 
 
 def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
-    """The rows that are launched with a product of up to `most` tokens: `linear` alone has others beside it."""
+    """The rows launched together with a product of up to `most` tokens; only `linear` has neighbours."""
     choose = call.tiles.few_by_itself if "norm" not in OPCODES[call.name].words else call.tiles.few
 
     def few_of(count: int) -> Few:
@@ -75,20 +75,22 @@ def neighbours(call: Call, most: int, matrix: Matrix) -> Neighbours:
 
 
 def staged_before(call: Call, matrix: Matrix) -> torch.Tensor | None:
-    """Where a neighbour before this call has staged the x of both; None where none has."""
+    """Where an earlier neighbour staged the x of both; None where none did."""
     if call.name != LINEAR or call.earlier is None:
         return None
     rows, at = _run(call, lambda one, other: _staged_alike(call, one, other))
     before = len(call.earlier) - at - 1
     if before >= 0 and stages_x(call.earlier[before], rows[0]):
         return None
-    if all(is_low(replace(call, host_row=row)) for row in rows[:at]):  # those round what they meet, and stage nothing
+    if all(
+        is_low(replace(call, host_row=row)) for row in rows[:at]
+    ):  # those round x as they load it, and stage nothing
         return None
     return call.scratch_as(matrix.dot_type, call.bucket.tokens * matrix.K)
 
 
 def _run(call: Call, alike: Callable[[I64, I64], bool]) -> tuple[Sequence[I64], int]:
-    """Rows around a call's of which each is like the one before it, and the call's place among them."""
+    """Consecutive rows around the call's, each alike the one before it, and the call's index among them."""
     earlier, later = (() if rows is None else [*rows] for rows in (call.earlier, call.later))
     before: list[I64] = []
     for row in reversed(earlier):
@@ -104,7 +106,7 @@ def _run(call: Call, alike: Callable[[I64, I64], bool]) -> tuple[Sequence[I64], 
 
 
 def _alike(one: I64, other: I64) -> bool:
-    """Whether two rows are products of the same x with weights of one type, both with a bias or none."""
+    """Whether two rows multiply the same x by weights of one type, both with a bias or both without."""
     if not _reads_alike(one, other) or any(one[word] != other[word] for word in _LAUNCHED):
         return False
     return (int(one[_WORDS["bias"]]) == 0) == (int(other[_WORDS["bias"]]) == 0)
@@ -115,7 +117,7 @@ def _reads_alike(one: I64, other: I64) -> bool:
 
 
 def _staged_alike(call: Call, one: I64, other: I64) -> bool:
-    """Whether what the one has staged is what the other would."""
+    """Whether both would stage the same values."""
     if not _reads_alike(one, other):
         return False
     types = [replace(call, name=LINEAR, host_row=row).matrix("weight", 1).dot_type for row in (one, other)]
@@ -123,7 +125,9 @@ def _staged_alike(call: Call, one: I64, other: I64) -> bool:
 
 
 def _sum_alike(one: Few, other: Few, most: int, matrix: Matrix) -> bool:
-    """Whether rows of a weight have the same bits by either tiles: one token's sums are each row's own."""
+    """Whether a weight's products have the same bits under either tile: with single sums per row,
+    rows do not matter.
+    """
     if one.is_one(most, matrix.group) and other.is_one(most, matrix.group):
         return (one.columns, one.warps, one.unroll) == (other.columns, other.warps, other.unroll)
     return one == other
@@ -134,6 +138,6 @@ def _count(row: I64) -> int:
 
 
 def _apart(one: I64, other: I64, tokens: int) -> bool:
-    """Whether neither stores where the other does."""
+    """Whether the two outputs do not overlap."""
     first, second = sorted((one, other), key=lambda row: int(row[_WORDS["y"]]))
     return int(first[_WORDS["y"]]) + 4 * tokens * _count(first) <= int(second[_WORDS["y"]])

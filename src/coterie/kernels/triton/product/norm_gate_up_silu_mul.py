@@ -1,8 +1,8 @@
 """norm_gate_up_silu_mul: y = silu(n @ gate.T) * (n @ up.T) with n = norm(x); gate and up stay in registers.
 
-Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu: its row has these words, and the form behind them.
-Rows of gate and up lie in turn in a tile, `NEAR` of each, so that both products of a value are in one program.
-Where the two weights are of different types, a program multiplies by one and then by the other.
+Without a norm, n is x. norm_gate_up_gelu_mul is the same with gelu: its row has the same words, then the form.
+A tile alternates `NEAR` rows of gate with `NEAR` rows of up, so both products of a value are in one program.
+Where the weights' types differ, a program multiplies by one and then by the other.
 Knows nothing about layers.
 """
 
@@ -54,7 +54,7 @@ GELU_MUL = "norm_gate_up_gelu_mul"
 
 @triton.jit
 def rows_in_turn(row, r, F, TYPE: tl.constexpr, STRIDE: tl.constexpr, ALIGN: tl.constexpr, NEAR: tl.constexpr):
-    """Pointers to rows of gate and up in turn, NEAR of each, and whether there are such."""
+    """Pointers to rows of gate and up, alternating NEAR of each, and which of them exist."""
     return in_turn(pointer(row, GATE_AT, TYPE), pointer(row, UP_AT, TYPE), r, F, STRIDE, ALIGN, NEAR)
 
 
@@ -85,6 +85,7 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program has ROWS / 2 rows of gate and of up, and all tokens, in float32 on CUDA cores."""
     let_next_begin(WHEN)
     first = along(unit, 0) * ROWS
     r = first + tl.arange(0, ROWS)
@@ -159,9 +160,10 @@ def _many(
     LINES: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has a tile of ROWS / 2 rows of gate and of up x TOKENS tokens, or a piece of one, on tensor cores."""
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # of the one tile of tokens that there is
+    if LINES > 0 and TYPE == UP_TYPE and STRIDE == UP_STRIDE:  # there is one tile of tokens
         rows, there = rows_in_turn(row, i * ROWS + tl.arange(0, ROWS), F, TYPE, STRIDE, ALIGN, NEAR)
         bring_nearer(rows, there, STRIDE, LINES, False)
     wait_for_last(WHEN)
@@ -211,7 +213,7 @@ def _tile(
     STEP: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """Values of a tile: half as many as rows, for TOKENS tokens from `first` on."""
+    """ROWS / 2 values of TOKENS tokens from `first` on."""
     m = first + tl.arange(0, TOKENS)
     mask_M = m < tokens
     f = n_tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
@@ -266,8 +268,9 @@ def _described(
     WAVE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """As _many, with operands loaded by tensor descriptors: WAVE programs walk tiles, then pieces of fewer rows."""
     let_next_begin(WHEN)
-    half: tl.constexpr = ROWS // 2  # as many of gate as of up
+    half: tl.constexpr = ROWS // 2  # rows of gate, and of up
     gate_at, up_at = tl.load(row + GATE_AT), tl.load(row + UP_AT)
     x = described(staged, most, K, TOKENS, STEP)
     w = described_both(gate_at, up_at, F, K, half, STEP, TYPE)
@@ -303,7 +306,7 @@ def _matrices(call: Call) -> tuple[Matrix, Matrix]:
 
 
 def launch(call: Call) -> None:
-    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    """Norm and multiply in one pass for few tokens; else norm to scratch, then multiply on tensor cores."""
     F, tokens, (gate, up) = call.integer("F"), call.bucket.tokens, _matrices(call)
     group, wide = max(gate.group, up.group), gate.is_wide or up.is_wide
     apart = {f"UP_{name}": value for name, value in up.constants().items() if name != "K"}
@@ -336,5 +339,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take, and what is staged ahead."""
+    """Bytes of staged activations, and of what is staged for the next launch."""
     return staged_ahead_bytes(call, call.integer("F"))

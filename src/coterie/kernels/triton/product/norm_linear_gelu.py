@@ -1,4 +1,4 @@
-"""norm_linear_gelu: y = gelu(n @ weight.T + bias) with n = norm(x), or x without a norm: linear's kernels, then gelu.
+"""norm_linear_gelu: y = gelu(n @ weight.T + bias) with n = norm(x), or x without a norm, by linear's kernels.
 
 Knows nothing about layers.
 """
@@ -11,10 +11,10 @@ from coterie.kernels.triton.rows import Call
 
 
 def launch(call: Call) -> None:
-    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    """Norm and multiply in one pass for few tokens; else norm to scratch, then multiply on tensor cores."""
     multiply(call, call.integer("D"), call.bucket.tokens)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take."""
+    """Bytes of staged activations."""
     return staged_bytes(call, [call.matrix("weight", call.integer("D"))])

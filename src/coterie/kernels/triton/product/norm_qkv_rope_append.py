@@ -1,8 +1,8 @@
 """norm_qkv_rope_append: q, k, v = linear(norm(x)), heads of q and k normed (optional) and rotated; k, v to pages.
 
-Rows of the three weights are numbered as heads.py says. A program has rows of one part: q, k or v; whole heads where
-heads are normed. Parts whose weights differ in type are launches of their own. With many tokens, angles are taken once
-for each token, when its activations are staged.
+Weight rows are renumbered as heads.py says. A program has rows of one part: q, k or v; whole heads where heads are
+normed. Parts whose weights differ in type are separate launches. With many tokens, the angles of a token are computed
+once, when its activations are staged.
 Knows nothing about attention.
 """
 
@@ -109,7 +109,7 @@ def _few(
     m = tl.arange(0, M)
     x, mask_M = x + m * D, m < integer(row, T)
     head, i, mask = pairs_of(first, heads, mask_M, C, PADDED, ROWS)
-    if WHEN == EARLY:  # while the launch before this one goes on
+    if WHEN == EARLY:  # overlaps with the previous launch
         q, page, cosine, sine = ends_of(
             row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
         )
@@ -118,7 +118,7 @@ def _few(
         y = one_dot(ahead, xs, each, have, norm, D, STRIDE, COLUMNS, NORM, SHIFT, STEP)
     else:
         y = few_dots(x, mask_M, rows, there, norm, D, STRIDE, COLUMNS, TYPE, NORM, SHIFT, M, ROWS, STEP, UNROLL)
-    if WHEN != EARLY:  # registers are short where kernels are walked
+    if WHEN != EARLY:  # the persistent kernel is short of registers
         q, page, cosine, sine = ends_of(
             row, part, head, i, m, mask_M, H, KV_TYPE, K, C, TURNED, INTERLEAVED, Z, BLOCK_BYTES
         )
@@ -147,7 +147,7 @@ def _stage(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """Beside what staging always does: C / 2 cosines of a token's angles, then as many sines."""
+    """Besides staging as in dots.py: C / 2 cosines of each token's angles, then as many sines."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = tl.program_id(0)
@@ -196,7 +196,7 @@ def _many(
 ):
     let_next_begin(WHEN)
     i = tl.program_id(0)
-    if LINES > 0:  # of the one tile of tokens that there is
+    if LINES > 0:  # there is one tile of tokens
         part, first_row, heads = part_of(i, FIRST, H, K, PADDED, ROWS)
         n, _, there = channels_of(first_row + tl.arange(0, ROWS), heads, C, TURNED, INTERLEAVED, PADDED, NEAR)
         bring_nearer(rows_of_part(row, part, n, TYPE, STRIDE, ALIGN), there, STRIDE, LINES, False)
@@ -249,7 +249,7 @@ def _tile(
     STEP: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """A tile of rows for TOKENS tokens from the first one on."""
+    """A tile of rows for TOKENS tokens from `first_token` on."""
     part, first, heads = part_of(tile, FIRST, H, K, PADDED, ROWS)
     m = first_token + tl.arange(0, TOKENS)
     mask_M = m < tokens
@@ -267,7 +267,7 @@ def _matrices(call: Call) -> list[Matrix]:
 
 
 def _launches(call: Call) -> list[tuple[int, ...]]:
-    """The parts of each launch: neighbours whose types are alike."""
+    """The parts of each launch: neighbours of equal types."""
     found: list[tuple[int, ...]] = []
     for part in range(len(PARTS)):
         if found and _types(call, part) == _types(call, part - 1):
@@ -278,13 +278,13 @@ def _launches(call: Call) -> list[tuple[int, ...]]:
 
 
 def _types(call: Call, part: int) -> tuple[object, ...]:
-    """What a part's kernel is compiled for; heads of v are not normed, but may go with those of k."""
+    """What a part's kernel is compiled for; heads of v are not normed, but may share a launch with those of k."""
     norm = "q_norm" if part == 0 else "k_norm"
     return call.dtype(f"w{PARTS[part]}"), call.type(f"b{PARTS[part]}"), call.type(norm)
 
 
 def launch(call: Call) -> None:
-    """Norm and multiply in one pass where the step has few tokens; else norm to scratch, then on tensor cores."""
+    """Norm and multiply in one pass for few tokens; else norm to scratch, then multiply on tensor cores."""
     tokens, matrices, pages = call.bucket.tokens, _matrices(call), Pages.of(call)
     H, padded, rotated = call.integer("H"), power_of_two(pages.C), call.integer("rotated")
     interleaved = call.integer("interleaved")
@@ -309,7 +309,7 @@ def launch(call: Call) -> None:
                 **few.constants(tokens, matrix.group),
             )
             continue
-        described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # other parts may want them in float32
+        described = takes([matrix]) and staged_type(matrices) is matrix.TYPE  # float32 if types of parts differ
         whole_heads = described and pages.C == padded <= WIDEST and rotated in (0, pages.C) and not interleaved
         alike = staged_type(matrices) is matrix.dot_type
         rows, least = sum(heads) * padded, MIN_DOT if alike and not head_norm else padded
@@ -325,7 +325,7 @@ def launch(call: Call) -> None:
 
 
 def _staged(call: Call, matrices: list[Matrix], C: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normed and rounded activations, and angles."""
+    """Stage activations, normed and rounded, and angles."""
     y, rows, how = staging(call, matrices, normed=True)
     angles = call.scratch_as(tl.float32, rows * C, _angles_at(call, matrices))
     call.launch(
@@ -339,11 +339,11 @@ def _angles_at(call: Call, matrices: list[Matrix]) -> int:
 
 
 def _head_norm(call: Call, parts: tuple[int, ...]) -> object:
-    """The type of the norm of the heads of q and k among these parts, or None."""
+    """The type of the norm of q's or k's heads among these parts, or None."""
     return call.type(f"{PARTS[parts[0]]}_norm") if parts[0] < 2 else None
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations and angles take."""
+    """Bytes of staged activations and angles."""
     start = _angles_at(call, _matrices(call))
     return start + 4 * call.bucket.tokens * call.integer("C") if start else 0

@@ -1,8 +1,8 @@
-"""Dot products of one token with rows of a weight, on ordinary cores, in float32: the first weights before the token.
-Of packed weights up to four tokens are met so.
+"""Products of one token with a weight, on CUDA cores, in float32; for packed weights, of up to four tokens.
 
-A program has a few rows of the weight, and each thread the same columns of all of them: what its weights meet it loads
-once for all rows, as wide as those, and nothing but sums goes through shared memory.
+A program has a few weight rows, and each thread the same columns of all of them: it loads an activation once for all
+rows, in loads as wide as the weights', and only sums go through shared memory. The first weights are loaded before the
+token is ready.
 Knows nothing about what becomes of the products.
 """
 
@@ -24,9 +24,9 @@ def weights_ahead(
     rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr = 1,
     NORM: tl.constexpr = None,
 ):  # fmt: skip
-    """Of rows of a weight that meet M tokens, step by step, as much as registers hold: loaded before the tokens are.
+    """The first weights of rows, as many steps as registers hold beside M tokens: loaded before the tokens are ready.
 
-    As they are: a thread that widened them would wait for them. `NORM` is the norm that tokens will have.
+    They stay unconverted: a thread that widened them would wait for the load. `NORM` is the type of the tokens' norm.
     """
     ahead = ()
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
@@ -46,7 +46,7 @@ def _weights(row, there, first, K: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def tokens_of(x, count, K: tl.constexpr, M: tl.constexpr):
-    """Pointers to M tokens of x, [count, K]; of more than one, the last stands for those that are not there."""
+    """Pointers to M tokens of x [count, K]; those past the end point to the last one."""
     each = (x,)
     for t in tl.static_range(1, M):
         each = and_one(each, x + tl.maximum(tl.minimum(count - 1, t), 0).to(tl.int64) * K)
@@ -58,10 +58,9 @@ def one_dot(
     ahead, xs, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
     SHIFT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """[M, N] products of M tokens (pointers) with N rows (pointers) of a weight; norm as few_dots. M is 1 where the
-    weight is not packed.
+    """[M, N] products of M tokens with N weight rows (both pointers); norm as in few_dots. M is 1 for unpacked weights.
 
-    `ahead` is what weights_ahead gave.
+    `ahead` comes from weights_ahead.
     """
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
         y = packed_dots(ahead, xs, rows, there, norm, K, STRIDE, COLUMNS, NORM, SHIFT, STEP)
@@ -72,7 +71,7 @@ def one_dot(
 
 @triton.jit
 def _dot(ahead, x, rows, there, norm, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr):
-    """Those of rows that are not packed."""
+    """The same for one token and unpacked rows."""
     N: tl.constexpr = len(rows)
     sums = no_sums(N, STEP)
     squares = tl.zeros([STEP], tl.float32)
@@ -109,7 +108,7 @@ def sums_of(
     N: tl.constexpr, TYPE: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
 ):  # fmt: skip
-    """Sums of N rows by threads, for add_products."""
+    """Zeroed partial sums of N rows, for add_products."""
     if of_block(TYPE, K, COLUMNS):
         sums = no_sums(N, STEP // own_of(STRIDE, TYPE, None))
     else:
@@ -121,9 +120,9 @@ def sums_of(
 def add_products(
     sums, x, rows, there, times, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Sums of each row by threads, as those of one_dot, and the products of `times` a token x with them."""
+    """Partial sums of each row, plus the products of `times` x (one token) with the rows."""
     if of_block(rows[0].dtype.element_ty, K, COLUMNS):
-        sums, _ = add_packed(  # sums stand for squares, which nobody adds up
+        sums, _ = add_packed(  # sums stand in for squares, which are not used
             sums, sums, (), (x,), rows, there, None, (), times, K, STRIDE, COLUMNS, None, None, STEP
         )  # fmt: skip
     else:
@@ -140,7 +139,7 @@ def add_products(
 
 @triton.jit
 def added_products(sums, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
-    """[1, N] of what add_products gave."""
+    """[1, N] totals of the sums that add_products returned."""
     if of_block(TYPE, K, COLUMNS):
         y = worth(all_added_up(sums), TYPE, K, COLUMNS)[None, :]
     else:

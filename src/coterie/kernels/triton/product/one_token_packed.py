@@ -1,12 +1,12 @@
-"""Dot products of tokens with packed rows of a weight: sums over a thread's own weights, scaled once for each group.
+"""Products of tokens with packed weight rows: a thread sums over its own weights, then applies their scale once.
 
-    bytes of a row    | 0 .. OWN-1 | OWN .. 2 OWN-1 | ...      a thread has OWN that lie side by side, and their scale
+    bytes of a row    | 0 .. OWN-1 | OWN .. 2 OWN-1 | ...      a thread has OWN adjacent bytes, and their scale
 
-Of Q6 these are bytes with upper bits (six_bits.py), and it has as many with lower bits twice, and two scales.
-A thread has a part of a group, so a scale multiplies a sum of OWN or 2 OWN products. What floats of 4 bits are too
-large by (bytes_to_floats.py) is taken off such sums as well: it needs the sum of what the weights meet, which all rows
-share. OWN is 8, not 16: of the 16 or 32 values that 16 bytes meet, threads would read 4 at once that lie 64 or 128
-bytes apart, and so as many lines of the cache as there are threads or half of that.
+In Q6 these bytes hold upper bits (six_bits.py); a thread also has two runs of OWN bytes of lower bits, and two scales.
+A thread's bytes lie within a group, so a scale multiplies a sum of OWN or 2 OWN products. The offset of 4-bit floats
+(bytes_to_floats.py) is subtracted from such sums as well: it needs the sum of the activations, which all rows share.
+OWN is 8, not 16: 16 bytes are multiplied by 16 or 32 activations, which threads would load 4 at a time from places 64
+or 128 bytes apart, touching as many cache lines as there are threads, or half of that.
 Knows nothing about what becomes of the products.
 """
 
@@ -24,16 +24,16 @@ from coterie.kernels.triton.product.six_bits import own_bytes, parts_above, weig
 from coterie.kernels.triton.product.sums import all_added_up, and_one, no_sums
 
 MAX_OWN = tl.constexpr(8)
-CODES = tl.constexpr(16.0)  # of 4 bits
-MAX_AHEAD = tl.constexpr(32)  # steps x rows whose bytes wait in registers for the tokens
-SIX_AHEAD = tl.constexpr(12)  # of Q6, which has three times as many bytes a step
+CODES = tl.constexpr(16.0)  # number of 4-bit codes
+MAX_AHEAD = tl.constexpr(32)  # steps x rows x tokens whose bytes are loaded before the tokens are ready
+SIX_AHEAD = tl.constexpr(12)  # the same for Q6, which has three times as many bytes per step
 
 
 @triton.constexpr_function
 def own_of(STRIDE, TYPE, NORM):
-    """How many bytes that lie side by side are a thread's: 4 where rows begin at odd places, which load in pieces.
+    """Adjacent bytes per thread: 4 where rows begin unaligned, since their loads are split, else 8.
 
-    Of Q6 8 even so where a norm of 16 bits is loaded, eight at once: others would change threads, and wait for that.
+    Q6 keeps 8 where a 16-bit norm is loaded, eight at once: else values would move between threads, and wait for that.
     """
     whole = STRIDE * TYPE.primitive_bitwidth // 8 % MAX_OWN.value == 0
     beside = TYPE == tl.uint16 and NORM is not None and NORM.primitive_bitwidth == 16
@@ -50,7 +50,9 @@ def bytes_ahead(
     rows, there, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, M: tl.constexpr,
     NORM: tl.constexpr,
 ):  # fmt: skip
-    """Of packed rows, step by step, what registers hold beside M tokens, with their scales: loaded before those."""
+    """The first bytes and scales of packed rows, as many as registers hold beside M tokens: loaded before these are
+    ready.
+    """
     N: tl.constexpr = len(rows)
     MOST: tl.constexpr = SIX_AHEAD if of_block(rows[0].dtype.element_ty, K, COLUMNS) == SIX_BITS else MAX_AHEAD
     ahead = ()
@@ -65,7 +67,9 @@ def _bytes(
     row, there, first, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     NORM: tl.constexpr,
 ):  # fmt: skip
-    """Of a row: bytes [STEP], the scales of each OWN of them, and of Q4Z their zeros; of Q6 what own_bytes gives."""
+    """One step of a row: bytes [STEP], a scale for each OWN of them, and Q4Z's zero points; for Q6, what own_bytes
+    returns.
+    """
     OWN: tl.constexpr = own_of(STRIDE, row.dtype.element_ty, NORM)
     if of_block(row.dtype.element_ty, K, COLUMNS) == SIX_BITS:
         found = own_bytes(row, there, first, STRIDE, COLUMNS, STEP, OWN, ONCE)
@@ -86,7 +90,7 @@ def _bytes(
 
 @triton.jit
 def _own_sums(x, OWN: tl.constexpr):
-    """[STEP // OWN]: the sums of each OWN neighbours, which one thread has."""
+    """[STEP // OWN]: sums of OWN adjacent values, which one thread has."""
     return tl.sum(tl.reshape(x, [x.shape[0] // OWN, OWN]), axis=1)
 
 
@@ -94,7 +98,9 @@ def _own_sums(x, OWN: tl.constexpr):
 def _met(
     x, k, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
-    """What weights k of a row meet of a token x; and its squares, added up."""
+    """The activations of token x that weights k multiply, scaled and normed; and the sums of
+    squares with theirs added.
+    """
     values = tl.load(x + k, mask=k < K, other=0.0)
     if times is not None:
         values *= times
@@ -110,7 +116,9 @@ def _met(
 def _met_of_six(
     x, c, norm, moments, times, squares, K: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr
 ):  # fmt: skip
-    """What the four parts of columns c meet, with the sums of the first two and of the last; and the squares."""
+    """The activations for the four parts of columns c, the sums of parts 0 and 1 and of parts 2 and
+    3; and the squares.
+    """
     one, squares = _met(x, weights_at(c, 0), norm, moments, times, squares, K, NORM, SHIFT, OWN)
     two, squares = _met(x, weights_at(c, 1), norm, moments, times, squares, K, NORM, SHIFT, OWN)
     three, squares = _met(x, weights_at(c, 2), norm, moments, times, squares, K, NORM, SHIFT, OWN)
@@ -120,9 +128,9 @@ def _met_of_six(
 
 @triton.jit
 def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.constexpr):
-    """A sum of products for each scale of a step of a row that `_bytes` gave, with what it meets of one token or more.
+    """For each token, sums of products for each scale in one step of a row, scaled. `found` comes from `_bytes`.
 
-    `met` is for each token what the bytes meet, or what their lower and upper halves do, and the sums of both.
+    `met` has for each token its activations for the bytes, or for their lower and upper halves, and the sums of both.
     """
     products = ()
     scale = found[1].to(tl.float32)
@@ -143,7 +151,7 @@ def _products(found, met, TYPE: tl.constexpr, HALVES: tl.constexpr, OWN: tl.cons
 
 @triton.jit
 def _products_of_six(found, met, OWN: tl.constexpr):
-    """The same of Q6, with what `_met_of_six` gave of each token."""
+    """The same for Q6; `met` comes from `_met_of_six`."""
     products, w = (), parts_above(found[0], found[1], found[2])
     first, second, block = whole_scale(found[3]), whole_scale(found[4]), found[5].to(tl.float32)
     for t in tl.static_range(len(met)):
@@ -159,10 +167,10 @@ def add_packed(
     sums, squares, ahead, xs, rows, there, norm, moments, times, K: tl.constexpr, STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Sums [STEP // OWN] of a token and a row each, in units of `unit_of`, and `times` the products of both.
+    """Partial sums [STEP // OWN] for each row and token, in units of `unit_of`, plus `times` their products.
 
-    Tokens xs are pointers; a token's squares [STEP // OWN] are added up for an RMS norm, a layer norm takes its
-    `moments`. `ahead` is what bytes_ahead gave, and `times` a number or None.
+    xs are pointers to tokens. For an RMS norm their squares [STEP // OWN] are added up, a layer norm uses `moments`.
+    `ahead` comes from bytes_ahead; `times` is a number or None.
     """
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
@@ -179,7 +187,7 @@ def add_packed(
         met, more_squares = (), ()
         c = i * STEP + tl.arange(0, STEP)
         for t in tl.static_range(M):
-            moment = norm  # stands for none: Triton 3.6 has no tuples of empty ones
+            moment = norm  # a placeholder: Triton 3.6 has no tuples of empty tuples
             if SHIFT is not None:
                 moment = moments[t]
             if SIX:
@@ -212,7 +220,7 @@ def packed_dots(
     ahead, xs, rows, there, norm, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, NORM: tl.constexpr,
     SHIFT: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """[M, N] products of M tokens (pointers) with N packed rows (pointers); norm as few_dots."""
+    """[M, N] products of M tokens with N packed rows (both pointers); norm as in few_dots."""
     M: tl.constexpr = len(xs)
     N: tl.constexpr = len(rows)
     OWN: tl.constexpr = own_of(STRIDE, rows[0].dtype.element_ty, NORM)
@@ -232,5 +240,5 @@ def packed_dots(
 
 @triton.jit
 def worth(y, TYPE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
-    """What sums of products are, in units of one."""
+    """Sums of products, converted from units of `unit_of`."""
     return y * unit_of(TYPE, of_block(TYPE, K, COLUMNS))

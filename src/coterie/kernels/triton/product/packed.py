@@ -1,14 +1,14 @@
-"""Weights out of the bytes of packed rows (core/packed.py), in a few operations on registers each.
+"""Weights from the bytes of packed rows (core/packed.py), in a few register operations each.
 
-    TYPE    bytes of 32 weights
+    TYPE    bytes per 32 weights
     int8    32   q * scale                                                   Q8
-    uint8   16   (code - 8) * scale; with zeros, (code - zero) * scale       Q4, Q4Z
-    int8    16   (twice a float with a sign, 2 bits of exponent, 1 of fraction) * scale      MX4
+    uint8   16   (code - 8) * scale; with zero points, (code - zero) * scale       Q4, Q4Z
+    int8    16   (twice a float: sign, 2 bits of exponent, 1 of fraction) * scale      MX4
     uint8    8   (2 * code - 3) * scale                                      Q2
-    uint16  26   six_bits.py has it                                          Q6
+    uint16  26   see six_bits.py                                             Q6
 
-So rows are told apart by their type and by how long their parts are: those of Q4Z are Q4's with a zero for each scale
-behind the scales.
+So a row's format follows from its type and the lengths of its parts: rows of Q4Z are those of Q4 with a zero point per
+group after the scales.
 Knows nothing about what weights are multiplied with.
 """
 
@@ -19,25 +19,25 @@ import triton.language as tl
 
 from coterie.core.dtypes import BLOCK_WEIGHTS, PACKED, SCALE_BYTES, UNIT_Q6, UNIT_Q6_BYTES, DType
 
-# Elements of a packed row that share a scale: 128 bytes of Q8, 16 bytes of Q4, which hold weight i low and 16 + i high.
+# Elements per scale: 128 bytes of Q8; 16 bytes of Q4, with weight i in the lower half and 16 + i in the upper.
 GROUP_Q8 = tl.constexpr(PACKED[DType.Q8][1])
 GROUP_Q4 = tl.constexpr(PACKED[DType.Q4][1] // 2)
-# And 8 bytes of Q2, which hold weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on.
+# 8 bytes of Q2, with weights 2i, 16 + 2i, 2i + 1 and 17 + 2i from the lowest bits on.
 GROUP_Q2 = tl.constexpr(PACKED[DType.Q2][1] // 4)
-OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero
+OF_GROUP = tl.constexpr(SCALE_BYTES)  # bytes of a scale, and of a zero point
 BLOCK = tl.constexpr(BLOCK_WEIGHTS)
 SIX_BITS = tl.constexpr(BLOCK_WEIGHTS * UNIT_Q6_BYTES // UNIT_Q6)  # bytes of 32 weights of Q6
-# A float of 4 bits in float32: its sign, and the rest where exponent and fraction meet. Such a float32 is one without
-# an exponent where the small one is, and normal where that is, 2^-127 of twice its worth: so a product is all it takes.
+# A 4-bit float placed in a float32: its sign, and the rest across exponent and fraction. The float32 is denormal where
+# the small float is, and 2^-127 times twice its value in either case: one multiplication completes it.
 PLACED = tl.constexpr(-(2**31) + (7 << 22))
 TO_TWICE = tl.constexpr(2.0**127)
-# A code of 2 bits as the highest of the fraction of a float32 from 8 on: 8, 10, 12 or 14.
+# A 2-bit code as the highest fraction bits of a float32 in [8, 16): 8, 10, 12 or 14.
 EIGHT = tl.constexpr(130 << 23)
 
 
 @triton.constexpr_function
 def of_block(TYPE, K, COLUMNS):
-    """The bytes of a row that hold 32 weights; 0 where they are not packed."""
+    """Bytes of a row that hold 32 weights; 0 for unpacked rows."""
     if TYPE == tl.uint16:
         return SIX_BITS.value
     return COLUMNS // triton.cdiv(K, BLOCK_WEIGHTS) if TYPE in (tl.int8, tl.uint8) else 0
@@ -45,13 +45,13 @@ def of_block(TYPE, K, COLUMNS):
 
 @triton.constexpr_function
 def no_weights(TYPE):
-    """A byte that holds two weights of 4 bits which are 0 whatever their scale, but for those that have zeros."""
+    """A byte of two 4-bit weights that are 0 whatever their scale (but not with zero points)."""
     return 0 if TYPE == tl.int8 else 0x88
 
 
 @triton.jit
 def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr):
-    """The scales of elements [first, first + STEP) of packed rows [N, STEP]; each is loaded once and spread."""
+    """The scales of elements [first, first + STEP) of packed rows, [N, STEP]; each is loaded once and broadcast."""
     g = first // GROUP + tl.arange(0, STEP // GROUP)
     at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)
     mask = mask_N[:, None] & (g * GROUP < COLUMNS)[None, :]
@@ -61,7 +61,7 @@ def scales_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, N: tl.constexpr, STE
 
 @triton.jit
 def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr):
-    """The zeros of elements of rows of Q4Z, as scales_of gives scales; None where rows have no room for them."""
+    """The zero points of elements of Q4Z rows, as scales_of has scales; None for rows without them."""
     scales: tl.constexpr = COLUMNS // GROUP_Q4 * OF_GROUP
     zeros = None
     if STRIDE > COLUMNS + scales:
@@ -71,7 +71,7 @@ def zeros_of(rows_N, mask_N, first, COLUMNS: tl.constexpr, STRIDE: tl.constexpr,
 
 @triton.jit
 def four_bits(codes, scale, zero):
-    """Weights whose codes are 0 to 15: of Q4, which has no zeros, 8 stands for 0."""
+    """Weights from codes 0 to 15; without zero points, as in Q4, code 8 is weight 0."""
     if zero is None:
         weights = (codes - 8).to(tl.float32)
     else:
@@ -81,13 +81,13 @@ def four_bits(codes, scale, zero):
 
 @triton.jit
 def small_floats(placed, scale):
-    """Weights of MX4: of each its sign in bit 31, its other bits in 24 to 22, and anything elsewhere."""
+    """Weights of MX4; `placed` has the sign in bit 31, the other bits in 24 to 22, and anything elsewhere."""
     return (placed & PLACED).to(tl.float32, bitcast=True) * TO_TWICE * scale
 
 
 @triton.jit
 def low_half(both, scale, zero, TYPE: tl.constexpr):
-    """Weights in the lower 4 bits of bytes, which were widened from TYPE."""
+    """Weights from the lower 4 bits of bytes, which were widened from TYPE."""
     if TYPE == tl.int8:
         weights = small_floats(both << 28 >> 6, scale)
     else:
@@ -97,7 +97,7 @@ def low_half(both, scale, zero, TYPE: tl.constexpr):
 
 @triton.jit
 def high_half(both, scale, zero, TYPE: tl.constexpr):
-    """Weights in the upper 4 bits of bytes. A byte with a sign has it in bit 31 when widened, and in those before."""
+    """Weights from the upper 4 bits of bytes. A widened int8 is sign-extended: all bits from 7 to 31 are the sign."""
     if TYPE == tl.int8:
         weights = small_floats(both << 18, scale)
     else:
@@ -107,6 +107,6 @@ def high_half(both, scale, zero, TYPE: tl.constexpr):
 
 @triton.jit
 def two_bits(codes, scale):
-    """Weights of Q2, whose codes are the lowest two bits."""
+    """Weights of Q2 from the lowest two bits of `codes`."""
     eight_on = (codes & 3) << 21 | EIGHT
     return (eight_on.to(tl.float32, bitcast=True) - 11.0) * scale

@@ -1,6 +1,6 @@
-"""What kernels for tokens that are alone share: the search for such a token, and products that round nothing.
+"""For attention kernels that handle lone tokens: finding one, and products with a float32 operand.
 
-Alone is a token whose sequence has no other token beside it in the step. Knows nothing about pages.
+A token is alone if its sequence has no other token in this step. Knows nothing about pages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from coterie.kernels.triton.attention.pages import SEQUENCE
 
 @triton.jit
 def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
-    """The token of sequence i (in decode: token i), and whether it is alone; looks through the step if it must."""
+    """The token of sequence i (in decode: token i), and whether it is alone. Outside decode this searches the step."""
     tokens = integer(row, T)
     found = i
     alone = i < tokens
@@ -34,7 +34,7 @@ def only_token(row, i, DECODES: tl.constexpr, SEARCH: tl.constexpr):
 
 @triton.jit
 def add_exact_product(acc, a, b, TYPE: tl.constexpr):
-    """acc + a @ b where b is float32: as the sum of two numbers of the type of a."""
+    """acc + a @ b for float32 b, split in two values of a's type: its rounding and what that leaves."""
     upper = narrow(b, TYPE)
     acc = add_product(acc, a, upper)
     if TYPE != tl.float32:

@@ -1,13 +1,13 @@
-"""Rows of Q6 (core/six_bits.py) on a GPU: where their parts lie, and weights out of them without a conversion.
+"""Q6 rows (core/six_bits.py) on a GPU: where their parts lie, and how weights are unpacked without a conversion.
 
-    column c     a byte with the upper bits of four weights, of 16 for each 64 weights
-    part p       of a column's four weights, 2 h + b: weight 64 (c // 16) + 32 h + 16 (c % 16 // 8) + 8 b + c % 8
-    its lower    half h of byte 16 b + c % 16 of the 32 of those 64 weights
+    column c     a byte with the upper bits of four weights; 16 columns for each 64 weights
+    part p       of a column's four weights, p = 2 h + b: weight 64 (c // 16) + 32 h + 16 (c % 16 // 8) + 8 b + c % 8
+    lower bits   half h of byte 16 b + c % 16 of the 32 bytes of those 64 weights
 
-So eight columns are two whole groups, one of each h, and three runs of eight bytes. Blocks have 208 bytes, the last of
-a row as many fewer as it has weights. A weight's six bits become the fraction of a float, 1.5 + q / 64, of which an
-exact difference is left; or, where threads add up products of a group, of the sum.
-Rows begin at any even place, so their type in a kernel is one of two bytes, which no other packed row has.
+So eight columns are two whole groups, one for each h, and three runs of eight bytes. Blocks have 208 bytes; a row's
+last block may be shorter. A weight's six bits become the fraction of a float, 1.5 + q / 64, and 1.5 is subtracted,
+exactly: from each weight or, where threads add up the products of a group, from their sum.
+Rows begin at any even address, so their type in a kernel has two bytes, as no other packed row's has.
 Knows nothing about what weights are multiplied with.
 """
 
@@ -19,27 +19,27 @@ import triton.language as tl
 from coterie.core.dtypes import BLOCK_Q6, UNIT_Q6, UNIT_Q6_BYTES
 from coterie.kernels.triton.arithmetic import INTERPRETED
 
-WEIGHTS = tl.constexpr(UNIT_Q6)  # of a unit
+WEIGHTS = tl.constexpr(UNIT_Q6)  # per unit
 OF_UNIT, OF_BLOCK = tl.constexpr(UNIT_Q6 // 4), tl.constexpr(BLOCK_Q6 // 4)  # columns
 OF_GROUPS = tl.constexpr(8)  # columns that share two scales
-UNITS = tl.constexpr(BLOCK_Q6 // UNIT_Q6)  # of a block
+UNITS = tl.constexpr(BLOCK_Q6 // UNIT_Q6)  # per block
 UNIT_BYTES = tl.constexpr(UNIT_Q6_BYTES)
 PARTS = tl.constexpr(4)
 UNIT_OF_SUMS = tl.constexpr(64.0)
-# In float32: where six bits stand, and what makes 1 + (32 + q) / 64 of them; the byte of a scale as 2^23 + 128 + s.
+# In float32: the places of six bits, and what turns them into 1 + (32 + q) / 64; a scale's byte s as 2^23 + 128 + s.
 LOWER, UPPER, ONE_AND_A_HALF = tl.constexpr(15 << 17), tl.constexpr(3 << 21), tl.constexpr(0x3F800000 | 1 << 22)
 OF_BYTE, BYTE_BIAS = tl.constexpr(0x4B000080), tl.constexpr(2.0**23 + 128)
 
 
 def _floats_of(part: int, lower: str, upper: str) -> str:
-    """Instructions for a part of four columns: its bits at their places in bytes, and a float for each of these."""
+    """PTX for one part of four columns: its bits to their places within bytes, and a float from each byte."""
     lines = [lower, upper, "lop3.b32 codes, codes, 0x1E1E1E1E, 0xC0C0C0C0, 0x6A"]
     lines += ["lop3.b32 codes, upper, 0x60606060, codes, 0x6A"]
     lines += [f"prmt.b32 ${4 * part + i}, codes, 0x3F000000, 0x7{i}44" for i in range(4)]
     return "\n".join(f"{line};" for line in lines)
 
 
-# Of bytes of four columns in three words (upper, lower of b 0, of b 1): the floats of part 0, then of 1, 2 and 3.
+# Bytes of four columns in three words (upper bits, lower bits of b 0, of b 1) to the floats of part 0, then 1, 2 and 3.
 SIX = tl.constexpr(
     "\n".join(
         (
@@ -57,7 +57,7 @@ ABOVE = tl.constexpr(1.5)
 
 @triton.constexpr_function
 def align_of(STRIDE):
-    """Bytes that every row's begin is a multiple of, up to 16; `STRIDE` is in pairs of bytes."""
+    """Alignment of every row in bytes, up to 16; `STRIDE` is in pairs of bytes."""
     return min(2 * STRIDE & -2 * STRIDE, 16)
 
 
@@ -68,7 +68,7 @@ def _units_of(COLUMNS):
 
 @triton.constexpr_function
 def _is_cut(COLUMNS):
-    """Whether a row's last block has fewer weights than others."""
+    """Whether a row's last block is shorter than others."""
     return COLUMNS % OF_BLOCK.value != 0
 
 
@@ -79,9 +79,9 @@ def _bytes_of(rows, STRIDE: tl.constexpr):
 
 @triton.jit
 def _places(c, COLUMNS: tl.constexpr):
-    """Where a row has columns c, the lower halves of their parts 0 and 2, and the scale of these: bytes.
+    """Byte offsets in a row for columns c: upper bits, lower bits of parts 0 and 2, and the scale of these.
 
-    Without remainders of quotients, of which Triton does not see that bytes side by side are asked for.
+    Without remainders of quotients, where Triton would not see that the bytes are contiguous.
     """
     block, units = c // OF_BLOCK, UNITS
     if _is_cut(COLUMNS):
@@ -95,20 +95,20 @@ def _places(c, COLUMNS: tl.constexpr):
 
 @triton.jit
 def weights_at(c, PART: tl.constexpr):
-    """Which weights of a row are part PART of columns c."""
+    """Indices of the weights that are part PART of columns c."""
     first = c // OF_UNIT * (WEIGHTS // 2) + c // OF_GROUPS * (2 * OF_GROUPS) + c % OF_GROUPS
     return first + (PART // 2 * (WEIGHTS // 2) + PART % 2 * OF_GROUPS)
 
 
 @triton.jit
 def whole_scale(byte):
-    """A group's scale of its byte, in units of its block's: exact, as is the product of both."""
+    """A group's scale from its byte, in units of the block's scale: exact, as is the product of both."""
     return (byte.to(tl.int32) ^ OF_BYTE).to(tl.float32, bitcast=True) - BYTE_BIAS
 
 
 @triton.jit
 def _of_block(row, c, COLUMNS: tl.constexpr):
-    """Where the scales of the blocks of columns c are, of rows' bytes."""
+    """Pointers to the block scales of columns c; `row` points to bytes."""
     at = (row + _units_of(COLUMNS) * UNIT_BYTES).to(tl.pointer_type(tl.bfloat16), bitcast=True)
     return at + c // OF_BLOCK
 
@@ -118,7 +118,9 @@ def own_bytes(
     row, there, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, OWN: tl.constexpr,
     KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Of a row: columns [STEP], both bytes with their lower halves, two scales' bytes of each OWN, and the block's."""
+    """One step of a row: upper bits [STEP], both bytes of lower bits, two scale bytes for each OWN columns, and block
+    scales.
+    """
     row = _bytes_of(row, STRIDE)
     c = first + tl.arange(0, STEP)
     mask = there & (c < COLUMNS)
@@ -135,7 +137,7 @@ def own_bytes(
 
 @triton.jit
 def parts_above(upper, lower, other):
-    """The four parts of columns, divided by UNIT_OF_SUMS and ABOVE above."""
+    """The four parts of columns, divided by UNIT_OF_SUMS, plus ABOVE."""
     if INTERPRETED:
         wide, both, then = upper.to(tl.int32), lower.to(tl.int32), other.to(tl.int32)
         a = _raised(wide, both, 0)
@@ -152,7 +154,7 @@ def parts_above(upper, lower, other):
 
 @triton.jit
 def _raised(upper, lower, PART: tl.constexpr):
-    """Part PART of columns, widened, as parts_above has it."""
+    """Part PART of columns, from bytes widened to int32, in the form of parts_above."""
     if PART < 2:
         code = lower << 17
     else:
@@ -166,7 +168,7 @@ def columns_of(
     rows_N, mask_N, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr,
     KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Columns [first, first + STEP) of rows [N, STEP], for part_of."""
+    """Columns [first, first + STEP) of N rows, loaded for part_of."""
     rows = _bytes_of(rows_N, STRIDE)
     c = first + tl.arange(0, STEP)
     mask = mask_N[:, None] & (c < COLUMNS)[None, :]
@@ -187,14 +189,14 @@ def columns_of(
 
 @triton.jit
 def _spread(byte, of_block, N: tl.constexpr, STEP: tl.constexpr):
-    """Scales of weights in units of 1 / 64, for each column of a group."""
+    """Scales of weights in units of 1 / 64, broadcast to the columns of a group."""
     scales = whole_scale(byte) * (of_block.to(tl.float32) * UNIT_OF_SUMS)
     return tl.reshape(tl.broadcast_to(scales[:, :, None], [N, STEP // OF_GROUPS, OF_GROUPS]), [N, STEP])
 
 
 @triton.jit
 def part_of(columns, PART: tl.constexpr):
-    """Weights: part PART of what columns_of gave."""
+    """Weights: part PART of the columns that columns_of loaded."""
     return (_raised(columns[0], columns[1 + PART % 2], PART) - ABOVE) * columns[3 + PART // 2]
 
 

@@ -1,11 +1,12 @@
-"""Products of few rows of a weight with up to 16 tokens on tensor cores: warps have slices of columns, not of rows.
+"""Tensor-core products of few weight rows with up to 16 tokens: warps split the columns, not the rows.
 
-    columns of a step   | slice 0 | slice 1 | .. | slice S-1 |     of all N rows; each slice has sums [N, M] of its own
+    columns of a step   | slice 0 | slice 1 | .. | slice S-1 |     of all N rows; each slice has its own sums [N, M]
 
-So a tile of 16 rows has work for eight warps, and a weight of 2048 rows has 128 such tiles: enough for all
-multiprocessors, where tiles of 64 rows are 32. Sums of slices are added up once, at the end, always in one order.
-A slice of a packed row lies in a group: its bytes become whole numbers in bfloat16, which holds them exactly, and the
-group's scale multiplies the sum of products. So nothing of a weight is rounded.
+A tile of 16 rows thus keeps eight warps busy, and a weight of 2048 rows has 128 such tiles: enough for all
+multiprocessors, where tiles of 64 rows would be 32. The slices' sums are added once, at the end, always in the same
+order.
+A slice of a packed row lies within one group: its codes become whole numbers in bfloat16, which holds them exactly, and
+the group's scale multiplies the sum of products. So no weight is rounded.
 Knows nothing about what becomes of the products.
 """
 
@@ -26,9 +27,9 @@ from coterie.kernels.triton.product.packed import (
 from coterie.kernels.triton.product.sums import and_one
 
 MAX_ROWS, MAX_TOKENS = tl.constexpr(32), tl.constexpr(16)
-SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # of a step, one for each warp; columns of a product at least
-# Of four bytes, two words of two bfloat16 each. From 128 on the lowest 7 bits of a bfloat16 count in ones, so a byte's
-# 7 bits are 128 + q of them, and its sign is 128 or 256, which comes off.
+SLICES, LEAST = tl.constexpr(8), tl.constexpr(16)  # slices per step, one per warp; smallest K that tl.dot accepts
+# Four bytes to two words of two bfloat16 each. From 128 to 255 the fraction of a bfloat16 counts in ones, so a byte's
+# lower 7 bits under 0x43 are 128 plus their value. Its sign bit makes 128 or 256 of the exponent: what to subtract.
 WHOLE = tl.constexpr("""{
     .reg .b32 first, second, sign, minus;
     mov.b32 minus, 0xBF80BF80;
@@ -44,8 +45,8 @@ WHOLE = tl.constexpr("""{
 
 
 def _halves(first: str, given: tuple[str, str, str], selectors: tuple[str, str], *then: str) -> str:
-    """Instructions for a half of each of four bytes, the lower ones `by` 0 and the upper ones by 4: `first` puts it in
-    its place, and bytes go `beside` what is `given`; then each two are times, and less, what is given.
+    """PTX for one half of each of four bytes, the lower where `by` is 0, the upper where it is 4. `first` moves it into
+    place, bytes of `beside` complete it; each two bfloat16 are multiplied by `times`, and `less` is added (`given`).
     """
     lines = [f"mov.b32 {name}, {value}" for name, value in zip(("beside", "times", "less"), given, strict=True)]
     lines += ["and.b32 by, $3, 4", first]
@@ -54,14 +55,14 @@ def _halves(first: str, given: tuple[str, str, str], selectors: tuple[str, str],
     return "{ .reg .b32 by, word, at, rest, beside, times, less;\n" + "".join(f"{line};\n" for line in lines) + "}"
 
 
-# 128 + code, less 136.
+# Q4: 128 + code - 136.
 CODES = tl.constexpr(
     _halves(
         "shr.u32 word, $2, by", ("0x43434343", "0x3F803F80", "0xC308C308"), ("0x4140", "0x4342"),
         "and.b32 at, at, 0xFF0FFF0F",
     )
 )  # fmt: skip
-# The sign, and three bits where exponent and fraction meet, times 2^127 (packed.py).
+# MX4: the sign, and three bits across exponent and fraction, times 2^127 (packed.py).
 SMALL_FLOATS = tl.constexpr(
     _halves(
         "xor.b32 by, by, 4;\nshl.b32 word, $2, by", ("0", "0x7F007F00", "0"), ("0x1404", "0x3424"),
@@ -72,18 +73,18 @@ SMALL_FLOATS = tl.constexpr(
 
 @triton.constexpr_function
 def slice_of(TYPE, K, COLUMNS, M, N, STEP, STAGED, DOT):
-    """Weights of a slice where N rows and M tokens are multiplied so; 0 where they are not."""
+    """Weights per slice, where N rows and M tokens are multiplied in slices; 0 where they are not."""
     if N > MAX_ROWS.value or M > MAX_TOKENS.value or STAGED != DOT or DOT == tl.float32:
         return 0
     packed = of_block(TYPE, K, COLUMNS)
     if packed == 16:
-        return 2 * GROUP_Q4.value  # as many bytes, each of them twice
+        return 2 * GROUP_Q4.value  # from half as many bytes, each read twice
     return min(max(STEP // SLICES.value, LEAST.value), {0: STEP, 32: GROUP_Q8.value}.get(packed, 0))
 
 
 @triton.jit
 def whole(q):
-    """Bytes of Q8 as bfloat16."""
+    """Q8 bytes as bfloat16."""
     if INTERPRETED:
         y = narrow(q.to(tl.float32), tl.bfloat16)
     else:
@@ -93,8 +94,8 @@ def whole(q):
 
 @triton.jit
 def halves_by(both, by, TYPE: tl.constexpr):
-    """The weights in the lower halves of bytes, by 0, or in the upper ones, by 4, in units of their scale; Q4Z's as
-    Q4's.
+    """Weights in the lower halves of bytes (`by` 0) or in the upper ones (`by` 4), in units of their scale; Q4Z as if
+    it were Q4.
     """
     if INTERPRETED:
         wide = both.to(tl.int32)
@@ -112,8 +113,8 @@ def _scales(
     rows_N, mask_N, first, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr, SLICE: tl.constexpr,
     GROUP: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """[S, N] scales of the slices of a step, and zeros of those that have them; 0 of what is not there, whatever its
-    bytes are. A group is of GROUP weights.
+    """[S, N] scales of the slices of a step, and zero points where there are any; 0 outside the row, whatever its bytes
+    are. GROUP is in weights.
     """
     g = (first + tl.arange(0, S) * SLICE) // GROUP
     at = (rows_N + COLUMNS).to(tl.pointer_type(tl.bfloat16), bitcast=True)[None, :] + g[:, None]
@@ -130,9 +131,9 @@ def sliced_dots(
     x, m, mask_M, rows_N, mask_N, K: tl.constexpr, STRIDE: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
     DOT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """[N, M] products as many_dots has them, in slices of SLICE weights.
+    """[N, M] products as in many_dots, in slices of SLICE weights; accumulates [S, N, M] in float32.
 
-    A byte of two weights is read for each: a load whose bytes went into two products would not be copied ahead.
+    A byte of two weights is loaded once for each: Triton does not pipeline a load that feeds two products.
     """
     PACKED: tl.constexpr = of_block(TYPE, K, COLUMNS)
     HALVES: tl.constexpr = PACKED == 16
@@ -152,7 +153,7 @@ def sliced_dots(
         w = tl.load(rows_N[None, :, None] + c, mask=mask_N[None, :, None] & (c < COLUMNS), other=0)
         met = tl.load(x_M + k, mask=mask_M & (k < K), other=0.0)
         if PACKED:
-            # Asked for a step before they are needed: a pipeline has only what goes into a product.
+            # Loaded a step ahead: Triton pipelines only the operands of a product.
             following = _scales(rows_N, mask_N, first + STEP, STRIDE, COLUMNS, S, SLICE, GROUP, HALVES)
             if HALVES:
                 by = tl.broadcast_to((across // GROUP_Q4 * 4).to(tl.int8), [S, N, SLICE])

@@ -1,12 +1,12 @@
-"""Values that a launch stages for the next one: rounded into scratch where they are made, as that would do itself.
+"""Outputs that a launch stages for the next one: rounded into scratch, as the next launch would do itself.
 
     norm_gate_up_.._mul     or   attention of one sequence's chunk     or   branch_gate_up..
-                            or   what a gate opened, or a head's values (GATED)
-        y, float32  -> where it is stored, unless another row writes there before any reads it again
-        y, rounded  -> scratch, behind its own ---> x of linear, linear_add or branch_down, on tensor cores
+                            or   a gated output, or a head's values (GATED)
+        y, float32  -> its place, unless another row overwrites it before any reads it
+        y, rounded  -> scratch, after the launch's own ---> x of linear, linear_add or branch_down, on tensor cores
 
-Both sides look at both rows and find the same place. Nothing is launched between two rows of a step, so scratch holds.
-Of programs whose values share no memory, all are stored: who inspects a step finds them.
+Both sides look at both instruction rows and derive the same place. Nothing is launched between two rows of a step, so
+scratch holds. In programs whose values share no memory, every y is stored: an inspector of the step finds it.
 Knows nothing about what is computed.
 """
 
@@ -36,14 +36,14 @@ _WRITTEN = {
 
 
 def stage_for_next(call: Call, width: int) -> tuple[torch.Tensor, tl.dtype | None]:
-    """Where this call leaves its y [T, width] rounded, and to what type; anywhere, and None, where none takes it."""
+    """Where this call puts its y [T, width] rounded, and the type; any tensor, and None, if no next call takes it."""
     if call.after is None or not _stages(call, call.after, width):
         return call.scratch, None
     return _staged(call, call.after)
 
 
 def staged_by_last(call: Call) -> torch.Tensor | None:
-    """The rounded x of this call where the one before it left it."""
+    """The rounded x of this call, if the previous one left it."""
     before = call.before
     if before is None or not _stages(before, call, _matrix(call).K * _rows(call)):
         return None
@@ -51,14 +51,14 @@ def staged_by_last(call: Call) -> torch.Tensor | None:
 
 
 def stages_x(row: I64, then: I64) -> bool:
-    """Whether what a row stores is x of another and might be staged ahead, in another place than where x is staged."""
+    """Whether `row` stores the x of `then` and may stage it ahead, in another place than `then` itself would."""
     name = name_of(row)
     may = name == "attention" or name in (*GATES, *GATED, *OF_BRANCHES)
     return may and row[OPCODES[name].words["y"]] == then[OPCODES[name_of(then)].words["x"]]
 
 
 def staged_ahead_end(call: Call) -> int:
-    """Where in scratch that ends; 0 where the call before it left nothing."""
+    """Where in scratch that x ends; 0 if the previous call left nothing."""
     before, width = call.before, _matrix(call).K * _rows(call)
     if before is None or not _stages(before, call, width):
         return 0
@@ -66,17 +66,17 @@ def staged_ahead_end(call: Call) -> int:
 
 
 def is_stored(call: Call, width: int) -> bool:
-    """Whether anyone can see float32 values of y [T, width]: not where the next row alone reads them, rounded."""
+    """Whether y [T, width] is needed in float32: not if the next row alone reads it, rounded."""
     return call.after is None or not _stages(call, call.after, width) or is_read_later(call, width)
 
 
 def is_read_later(call: Call, width: int) -> bool:
-    """Whether anyone may find y [T, width] in memory, but for the next row as its x: a later row, or who inspects."""
+    """Whether y [T, width] may be read in memory other than as x of the next row: by a later row, or an inspector."""
     if call.later is None:
         return True
     start = call.integer("y")
     end = start + 4 * call.bucket.tokens * width
-    taken = {"x"}  # of the next row, which reads that rounded
+    taken = {"x"}  # the next row reads its x rounded, from scratch
     for row in call.later:
         opcode = OPCODES[name_of(row)]
         there = {operand for operand in opcode.addresses if start <= int(row[opcode.words[operand]]) < end} - taken
@@ -90,7 +90,7 @@ def is_read_later(call: Call, width: int) -> bool:
 
 
 def staged_ahead_bytes(call: Call, width: int) -> int:
-    """Scratch that the call needs with what it stages ahead; its own where that is nothing."""
+    """Scratch that the call needs, with what it stages ahead."""
     own = _own_bytes(call)
     if call.after is None or not _stages(call, call.after, width):
         return own
@@ -98,7 +98,7 @@ def staged_ahead_bytes(call: Call, width: int) -> int:
 
 
 def _stages(first: Call, then: Call, width: int) -> bool:
-    """Whether y of the first is x of the other, for tensor cores."""
+    """Whether y of `first` is staged ahead as x of `then`, for tensor cores."""
     takers = TAKERS_OF_BRANCHES if first.name in OF_BRANCHES else TAKERS
     if then.name not in takers or first.bucket.tokens <= first.tiles.few_tokens or not first.tiles.stages_ahead:
         return False
@@ -117,19 +117,19 @@ def _width(first: Call) -> int:
 
 
 def _rows(call: Call) -> int:
-    """Of a token in what is staged ahead: one for each branch that it takes."""
+    """Rows per token of what is staged ahead: one for each branch that the token takes."""
     return call.integer("taken") if call.name in (*OF_BRANCHES, *TAKERS_OF_BRANCHES) else 1
 
 
 def _matrix(then: Call) -> Matrix:
-    """What the values that are staged ahead meet."""
+    """The weight that multiplies what is staged ahead."""
     if then.name in TAKERS_OF_BRANCHES:
         return then.matrix("branches", then.integer("F"))
     return then.matrix("weight", then.integer("K"))
 
 
 def _own_bytes(first: Call) -> int:
-    """What a call that stages ahead has in scratch itself: staged activations, or nothing."""
+    """Scratch that a call which stages ahead needs itself: staged activations, or nothing."""
     if first.name not in (*GATES, *OF_BRANCHES):
         return 0
     K = first.integer("D")

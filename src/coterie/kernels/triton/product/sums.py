@@ -1,4 +1,4 @@
-"""Sums that threads have each of their own columns, of several rows, and what they come to.
+"""Partial sums that threads keep of their own columns, for several rows, and their reduction.
 
 Knows nothing about what is added.
 """
@@ -13,14 +13,14 @@ from coterie.kernels.triton.arithmetic import INTERPRETED
 
 @triton.jit
 def and_one(those, one):
-    """A tuple, and one more."""
+    """The tuple with one more element."""
     those += (one,)
     return those
 
 
 @triton.jit
 def no_sums(N: tl.constexpr, STEP: tl.constexpr):
-    """Sums of N rows by threads, to be added to."""
+    """Zeroed partial sums [STEP] of each of N rows."""
     sums = ()
     for _r in tl.static_range(N):
         sums = and_one(sums, tl.zeros([STEP], tl.float32))
@@ -29,13 +29,13 @@ def no_sums(N: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def added_up(sums):
-    """[1, N] of sums by threads."""
+    """[1, N] totals of partial sums."""
     return stacked(totals(sums), len(sums))[None, :]
 
 
 @triton.jit
 def stacked(totals, N: tl.constexpr):
-    """The first N as one tensor."""
+    """The first N scalars as one tensor."""
     y = tl.zeros([N], tl.float32)
     for r in tl.static_range(N):
         y = tl.where(tl.arange(0, N) == r, totals[r], y)
@@ -44,7 +44,7 @@ def stacked(totals, N: tl.constexpr):
 
 @triton.jit
 def totals(sums):
-    """The sums of up to five tensors [STEP], all at once: each by itself would wait for all threads."""
+    """Totals of up to five tensors [STEP], in one reduction: separate ones would synchronise all threads each time."""
     totals = ()
     if INTERPRETED or len(sums) == 1:
         for i in tl.static_range(len(sums)):
@@ -82,13 +82,13 @@ def _add_5(a, b, c, d, e, p, q, r, s, t):
 
 @triton.jit
 def all_added_up(sums):
-    """[N] of sums by threads, N a power of two: as one tensor of several columns, whose totals are taken at once."""
+    """[N] totals of partial sums, N a power of two: reduced at once, as columns of one tensor."""
     return tl.sum(_side_by_side(sums), axis=0)
 
 
 @triton.jit
 def _side_by_side(sums):
-    """[.., N] of N tensors, in their order."""
+    """[.., N] of N tensors, in order."""
     if len(sums) == 1:
         y = sums[0][:, None]
     else:

@@ -1,6 +1,6 @@
-"""take_norm_linear: y = (norm(x[rows]) @ weight.T + bias) * scale: linear's, on rows gathered and normed.
+"""take_norm_linear: y = (norm(x[rows]) @ weight.T + bias) * scale, by linear's kernels.
 
-Knows nothing about what the products are: logits, as a rule.
+Knows nothing about what the products are: usually logits.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from coterie.kernels.triton.rows import Call
 
 
 def launch(call: Call) -> None:
-    """Norm and multiply in one pass where the step samples few rows; else norm to scratch, then on tensor cores."""
+    """Norm and multiply in one pass for few sampled rows; else norm to scratch, then multiply on tensor cores."""
     multiply(call, call.integer("D"), call.bucket.sampled)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What staged activations take."""
+    """Bytes of staged activations."""
     return staged_bytes(call, [call.matrix("weight", call.integer("D"))], gathered=True)

@@ -1,4 +1,4 @@
-"""Recurrences (gated delta nets, selective state spaces) and what stands around them.
+"""Recurrences (gated delta nets, selective state spaces) and the small kernels around them.
 
-Knows nothing about which families of models have these ops.
+Knows nothing about which model families have these ops.
 """
