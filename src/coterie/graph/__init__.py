@@ -1,4 +1,4 @@
-"""What is computed: ops, their legality, fusion, buffers, cost, the frozen program, and the NumPy reference.
+"""The computation: ops and their legality, fusion, buffer planning, cost, the frozen program, and the NumPy reference.
 
 Knows nothing about experts, files or real devices.
 """

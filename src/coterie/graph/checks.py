@@ -1,4 +1,4 @@
-"""Row: one op under examination, the checks that many ops share, and the sentence for what is wrong.
+"""Row: one op under verification, with the checks that many ops share and the error that they raise.
 
 Knows nothing about which op needs which checks (legal.py, eager/legal.py).
 """
@@ -19,33 +19,33 @@ from coterie.graph.ops import ATTENTION, BF16, CAP, EVERY, GROWTH, HORIZON, OPS,
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 GELU_FORMS = ("erf", "tanh", "sigmoid")
-INSTEAD: Mapping[tuple[str, str], tuple[str, ...]] = {  # row inputs that an operand may be besides that of its name
+INSTEAD: Mapping[tuple[str, str], tuple[str, ...]] = {  # row inputs allowed for an operand besides its namesake
     ("embed", "tokens"): ("positions", TYPES),
     ("attention", "positions"): (HORIZON,),
     ("relative_attention", "positions"): (HORIZON,),
 }
-ROWS = (T, R, Symbol.S, Symbol.TS)  # what the rows of an activation may be, besides rows for each sequence
+ROWS = (T, R, Symbol.S, Symbol.TS)  # allowed first dimensions of an activation, besides rows per sequence
 
 
 def int_dims(shape: Shape) -> tuple[int, int]:
-    """The second and third dimension, which are numbers."""
+    """The second and third dimensions; 0 for a symbolic one."""
     first, second = (dim if isinstance(dim, int) else 0 for dim in shape[1:3])
     return first, second
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One op under examination: operands by position, and the sentence for what is wrong."""
+    """One op under verification. The checks raise UsageError; each docstring states what must hold."""
 
     graph: Graph
     op: Op
 
     def wrong(self, fact: str, remedy: str) -> UsageError:
-        """The error that names the graph and the op."""
+        """The error to raise, which names the graph and the op."""
         return UsageError(f"{self.graph.name}: {self.op.name}", f"{self.op.kind}: {fact}", remedy)
 
     def check_signature(self) -> None:
-        """The op is in the table, with as many operands and just the attributes that the table says."""
+        """The op is in the table, and has the operands and attributes that the table says."""
         spec = OPS.get(self.op.kind)
         if spec is None:
             raise self.wrong("this op is not in the table", f"use one of {', '.join(OPS)}")
@@ -67,9 +67,9 @@ class Row:
             raise self.wrong(f"its attributes are {found}", f"give {', '.join(spec.attrs) or 'none'}")
 
     def check_layer_order(self, appended: set[tuple[str, int, int]]) -> None:
-        """The state is threaded through: a layer's k and v are appended once, and attended to only after that.
+        """The state is threaded through: a layer's k and v are appended once, and read only after that.
 
-        A layer of a recurrent state is changed once.
+        A layer of a recurrent state is changed once. `appended` collects what this step has stored so far.
         """
         if self.op.inputs and self.op.inputs[-1] in STATES:
             changed = self.op.inputs[-1], self.op.integer("layer"), 0
@@ -92,26 +92,26 @@ class Row:
             fact = f"layer {layer} of {state} is read before this step's tokens are in it"
             raise self.wrong(fact, "store them first")
         elif HORIZON in self.op.inputs:
-            appended -= parts  # nobody reads them later, so the next layer may store in their place
+            appended -= parts  # never read again, so the next layer may overwrite them
 
     def gelu_form(self) -> None:
-        """The form of a gelu is one that there is."""
+        """The form of a gelu is one of GELU_FORMS."""
         if (form := self.op.attrs["form"]) not in GELU_FORMS:
             raise self.wrong(f"its form is {form!r}", f"give one of {', '.join(GELU_FORMS)}")
 
     def eps(self) -> None:
-        """What a norm adds to a mean square is not negative."""
+        """A norm's eps is not negative."""
         if self.op.number("eps") < 0:
             raise self.wrong(f"eps is {self.op.number('eps')}", "it must not be negative")
 
     def cap(self) -> None:
-        """Where the op has a cap, it is a number above 0."""
+        """The cap, if there is one, is a number above 0."""
         cap = self.op.attrs.get(CAP, 1.0)
         if not isinstance(cap, int | float) or not 0 < cap < math.inf:
             raise self.wrong(f"its cap is {cap!r}", "give a number above 0")
 
     def growth(self) -> None:
-        """Where queries grow, by a number above 0, in steps of a number of tokens."""
+        """The growth of queries, if there is one, is a number above 0, in steps of a whole number of tokens."""
         if {GROWTH, EVERY}.isdisjoint(self.op.attrs):
             return
         growth, every = self.op.attrs.get(GROWTH), self.op.attrs.get(EVERY)
@@ -121,16 +121,16 @@ class Row:
             raise self.wrong(fact, "give a number above 0 and a number of tokens, or neither")
 
     def input(self, position: int) -> Value:
-        """The value of an operand."""
+        """The operand at this position."""
         return self.graph.values[self.op.inputs[position]]
 
     @property
     def output(self) -> Value:
-        """The value that the op makes, the first of several."""
+        """The op's first output."""
         return self.graph.values[self.op.outputs[0]]
 
     def activations(self, *values: Value) -> None:
-        """Activations are of one float type."""
+        """All values have the same float type."""
         first = values[0]
         for value in values:
             if value.dtype is not first.dtype or not value.dtype.is_float:
@@ -138,7 +138,7 @@ class Row:
                 raise self.wrong(fact, "give the activations of an op one type, F32, F16 or BF16")
 
     def rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
-        """The first dimension is a symbol (or, where it is free, rows for each sequence), the rest are numbers."""
+        """The first dimension is one of `first` (by default also rows per sequence), the others are numbers."""
         for value in values:
             free = first is ROWS and value.shape and isinstance(value.shape[0], Times)
             if not value.shape or not (free or value.shape[0] in first):
@@ -147,18 +147,18 @@ class Row:
             self.fixed(value.shape[1:], value)
 
     def float_rows(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
-        """Rows, and activations of one float type."""
+        """`rows` and `activations`, both."""
         self.rows(*values, first=first)
         self.activations(*values)
 
     def like(self, *values: Value, first: tuple[Symbol, ...] = ROWS) -> None:
-        """The output has rows as all of `values` have, as many, as long and of one type."""
+        """The output and all `values` have the same shape and the same float type."""
         self.float_rows(*values, self.output, first=first)
         for value in (*values[1:], self.output):
             self.same(value.shape, values[0].shape, value.name)
 
     def grouped(self, value: Value, group: int) -> int:
-        """The rows of `value` come in groups of `group`, a whole number of them for each sequence: how many."""
+        """The rows of `value` come in groups of `group`, a whole number per sequence, which is returned."""
         rows = value.shape[0].rows if isinstance(value.shape[0], Times) else 0
         if group < 1 or not rows or rows % group:
             fact = f"{value.name} has shape {value.shape}, which is not in groups of {group} rows"
@@ -166,19 +166,19 @@ class Row:
         return rows // group
 
     def heads(self, *values: Value) -> tuple[int, int]:
-        """Values [rows, heads, channels]: the heads and channels of the last of them."""
+        """All values are [rows, heads, channels]; returns heads and channels of the last one."""
         for value in values:
             if len(value.shape) != 3:
                 raise self.wrong(f"{value.name} has shape {value.shape}", "give rows, heads and channels")
         return int_dims(values[-1].shape)
 
     def fixed(self, dims: Shape, value: Value) -> None:
-        """Sizes that no step changes."""
+        """All `dims` are positive numbers."""
         if not all(isinstance(dim, int) and dim > 0 for dim in dims):
             raise self.wrong(f"{value.name} has shape {value.shape}", "its sizes must be numbers above zero")
 
     def weight(self, position: int, shape: Shape, matrix: bool = False, sparse: bool = False) -> None:
-        """A weight of exactly this shape, of a type that kernels read; only a matrix may be packed, or be sparse."""
+        """The operand is a weight of this shape, of a type that kernels read; only a matrix may be packed or sparse."""
         value = self.input(position)
         if value.density != 1.0 and not (sparse and value.dtype.is_float and 0 < value.density < 1):
             fact = f"{value.name}, {value.dtype.value}, has a density of {value.density:g}"
@@ -191,7 +191,7 @@ class Row:
         self.same(value.shape, shape, value.name)
 
     def weight_or_constant(self, position: int, shape: Shape) -> None:
-        """A weight of exactly this shape, or a constant of as many numbers in its place."""
+        """The operand is a weight or a constant of this shape."""
         value = self.input(position)
         if value.kind is not Kind.CONSTANT:
             self.weight(position, shape)
@@ -200,9 +200,9 @@ class Row:
         self.constant(position, trailing((T, *shape)))
 
     def row_input(self, position: int, symbol: Symbol, dtype: DType = DType.I32) -> None:
-        """A row of the step. Its name is the operand's: devices and the reference bind rows by name (ROW_INPUTS).
+        """The operand is the row input of the same name: devices and the reference bind rows by name (ROW_INPUTS).
 
-        An embedding looks up other rows too, and attention that sees all of a sequence reads its horizon.
+        Embeddings may also look up other rows, and bidirectional attention reads the horizon (INSTEAD).
         """
         value = self.input(position)
         label, _, _ = OPS[self.op.kind].inputs[position].partition(":")
@@ -213,20 +213,20 @@ class Row:
         self.same(value.shape[:1], (symbol,), value.name)
 
     def same(self, found: tuple[Dim, ...], wanted: tuple[Dim, ...], name: str) -> None:
-        """The shape of the value `name` is the one that is wanted."""
+        """The value `name` has the wanted shape."""
         if found != wanted:
             raise self.wrong(f"{name} has shape {found}, wanted is {wanted}", "make them agree")
 
     def scale(self) -> None:
-        """Where the op has a scale, it is a number that does not make all results equal."""
+        """The scale, if there is one, is a finite number other than 0."""
         scale = self.op.attrs.get(SCALE, 1.0)
         if not isinstance(scale, int | float) or not math.isfinite(scale) or not scale:
             raise self.wrong(f"its scale is {scale!r}", "give a number other than 0, or leave it out")
 
     def rounding(self, weight: Value, *packed: str) -> None:
-        """Where the op says what it rounds to, it is one of `packed` beside a packed weight, BF16 beside bfloat16.
+        """The rounding, if there is one, is one of `packed` for a packed weight, and BF16 for a bfloat16 one.
 
-        So it is beside kept keys and values.
+        `weight` may also be the state of cached keys and values.
         """
         said = self.op.attrs.get(ROUNDING)
         fits = said in packed if weight.dtype.is_packed else said == BF16 and weight.dtype is DType.BF16
@@ -237,13 +237,13 @@ class Row:
             raise self.wrong(fact, f"give {beside}{BF16!r}, where it is BF16")
 
     def constant(self, position: int, count: int) -> None:
-        """A constant of that many numbers."""
+        """The operand is a constant of `count` numbers."""
         value = self.input(position)
         if value.kind is not Kind.CONSTANT or len(value.data) != count:
             raise self.wrong(f"{value.name} has {len(value.data)} numbers", f"give a constant of {count}")
 
     def state(self, position: int) -> tuple[int, int]:
-        """The KV state [L, 2, K, C]: its heads and channels; the op's layer is one of its layers."""
+        """The operand is a KV state [L, 2, K, C] that has the op's layer; returns its heads and channels."""
         value = self.input(position)
         if value.kind is not Kind.STATE or len(value.shape) != 4 or value.shape[1] != 2 or not value.dtype.is_kept:
             raise self.wrong(f"{value.name} is {value.kind.value} {value.shape}", "give a float state [L, 2, K, C]")
@@ -251,7 +251,7 @@ class Row:
         return heads, channels
 
     def layer_shape(self, state: Value) -> tuple[int, ...]:
-        """The dimensions of a state behind its layers; the op's layer is one of these."""
+        """The state has the op's layer; returns its dimensions after the layers."""
         self.fixed(state.shape, state)
         layers, *rest = fixed(state.shape)
         if not 0 <= self.op.integer("layer") < layers:
@@ -260,17 +260,17 @@ class Row:
         return tuple(rest)
 
     def appends(self, position: int) -> None:
-        """The op puts out the state that it changes: this operand."""
+        """The op's last output is the state that it changes, this operand."""
         if self.op.outputs[-1] != self.op.inputs[position]:
             fact = f"it puts out {self.op.outputs[-1]} but appends to {self.op.inputs[position]}"
             raise self.wrong(fact, "thread it through")
 
 
 def unary(row: Row) -> None:
-    """A result of the shape and type of the first operand."""
+    """Check that the result has the shape and type of the first operand."""
     row.like(row.input(0))
 
 
 def binary(row: Row) -> None:
-    """Two activations and a result of one shape."""
+    """Check that two operands and the result have the same shape and type."""
     row.like(row.input(0), row.input(1))

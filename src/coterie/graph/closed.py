@@ -1,11 +1,11 @@
-"""The cost of a region as a closed form: worked out once by `region_cost` on traced sizes, then a few products.
+"""The cost of a region in closed form: derived once by running `region_cost` on traced sizes, then a few products.
 
     traced sizes -> region_cost -> each count as    constant + a T + b B + c R + d context_tokens + e pairs
-                                   and each comparison on the way (of windows, say): a form is good for the sizes for
-                                   which all of them come out as they did; for others there is another form
+                                   and each comparison made on the way (of windows, say): a form is valid for sizes
+                                   for which all of them have the same outcome; other sizes get another form
 
-Whole numbers, so a form gives just what counting gives. What is not of that form (a product of two sizes, a share that
-is rounded) is counted anew each time. Knows nothing about what is counted, or about machines.
+All numbers are integers, so a form gives exactly what counting gives. Costs that are not linear in the sizes (a product
+of two sizes, a rounded share) are counted anew each time. Knows nothing about what is counted, or about machines.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from coterie.core.shapes import Sizes
 from coterie.graph.cost import Cost, region_cost
 from coterie.graph.program import Program, Region
 
-MAX_FORMS = 16  # of a region; one that has more is counted anew
+MAX_FORMS = 16  # per region; one that needs more is counted anew each time
 _Linear: TypeAlias = tuple[int, int, int, int, int, int]
 _Compare: TypeAlias = Callable[[int, int], bool]
 _Check: TypeAlias = tuple[_Linear, _Compare, bool]
 
 
 class _NoFormError(Exception):
-    """A count is no sum of multiples of sizes."""
+    """A count is not linear in the sizes."""
 
 
 class _Traced:
-    """A whole number that follows from the sizes as `linear` says. What it is compared with goes to `checks`.
+    """An integer and its linear dependence on the sizes. Comparisons with it are recorded in `checks`.
 
-    No number of Python's own: what cannot be traced, such as rounding, is a TypeError and not a wrong form.
+    Not a subclass of int: an operation that cannot be traced, such as rounding, is a TypeError and not a wrong form.
     """
 
     def __init__(self, number: int, linear: _Linear, checks: list[_Check]) -> None:
@@ -87,14 +87,14 @@ class _Traced:
     def __ne__(self, other: object) -> bool:
         return self._compared(other, operator.ne) if isinstance(other, int | _Traced) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # a look-up by number is no comparison: TypeError
+    __hash__ = None  # type: ignore[assignment]  # a dict look-up would go unrecorded: TypeError
 
     def __bool__(self) -> bool:
         return self._compared(0, operator.ne)
 
 
 class ClosedCost:
-    """The cost of one region of a program in any step. `is_counted`: it has no form, or too many."""
+    """The cost of one region of a program in any step. `is_counted`: it has no closed form, or too many."""
 
     def __init__(self, program: Program, region: Region) -> None:
         self._program, self._region = program, region
@@ -102,7 +102,7 @@ class ClosedCost:
         self.is_counted = False
 
     def of(self, sizes: Sizes) -> Cost:
-        """As `region_cost`."""
+        """The same as `region_cost`."""
         if self.is_counted:
             return region_cost(self._program, self._region, sizes)
         numbers = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs)

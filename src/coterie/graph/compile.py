@@ -20,7 +20,7 @@ from coterie.graph.verify import verify
 
 
 def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Program:
-    """Compile. `share_buffers=False` keeps every stored value (coterie diff). Raises UsageError (verify, fuse)."""
+    """Compile. `share_buffers=False` keeps all stored values (for coterie diff). Raises UsageError (verify, fuse)."""
     verify(graph)
     regions = fuse(graph, rule_set)
     plan = plan_buffers(tuple(_lifetimes(graph, regions)), share_buffers)
@@ -29,9 +29,10 @@ def compile_graph(graph: Graph, rule_set: str, share_buffers: bool = True) -> Pr
 
 
 def kv_shape(graph: Graph) -> KvShape:
-    """The KV state that the graph declares; an empty one for a plain computation, which also samples nothing.
+    """The KV state that the graph declares; an empty one if it has none and samples nothing.
 
-    Raises UsageError where it samples and has none besides those of recurrent layers, or has some of several types.
+    Raises UsageError if it samples without a KV state (recurrent states do not count), or has KV states of several
+    types.
     """
     states = kv_states(graph)
     if not states and not _samples(graph):
@@ -49,7 +50,7 @@ def kv_shape(graph: Graph) -> KvShape:
 
 
 def _recurrent_units(graph: Graph) -> tuple[int, int]:
-    """Units of a sequence's recurrent state, and the bytes of one."""
+    """Number of units of a sequence's recurrent state, and bytes per unit."""
     if CONV_STATE not in graph.values:
         return 0, 0
     conv = fixed(graph.values[CONV_STATE].shape)
@@ -57,7 +58,7 @@ def _recurrent_units(graph: Graph) -> tuple[int, int]:
 
 
 def _lifetimes(graph: Graph, regions: tuple[Region, ...]) -> Iterator[Lifetime]:
-    """Stored values: what regions put out, from the region that writes them to the last that reads them."""
+    """Stored values: the outputs of regions, each from the region that writes it to the last that reads it."""
     last_read: dict[str, int] = {}
     for region in regions:
         last_read.update(dict.fromkeys(region.inputs, region.index))
@@ -89,7 +90,7 @@ def _vocab_size(graph: Graph) -> int:
 
 
 def _looked_up(graph: Graph) -> int:
-    """Of a graph that gives vectors in place of tokens the rows of its embedding, or of a rank's part; else 0."""
+    """Embedding rows (of this rank, if sharded) of a graph that returns vectors instead of tokens; otherwise 0."""
     lookups = [op for op in graph.ops if op.kind in ("embed", "embed_part") and op.inputs[0] == "tokens"]
     tables = [graph.values[op.inputs[1]].shape[0] for op in lookups]
     return tables[0] if row_values(graph) and tables and isinstance(tables[0], int) else 0

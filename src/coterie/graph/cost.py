@@ -26,7 +26,7 @@ from coterie.graph.stored import elements, pattern_bytes, value_bytes
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a kernel must do and move. Input and output bytes are those that cross the kernel's border."""
+    """What a kernel must compute and move. Input and output bytes are those that cross the kernel's border."""
 
     flops: int = 0
     weight_bytes: int = 0
@@ -53,11 +53,11 @@ class Cost:
 
 # An exponential, a root or a comparison counts as one flop. Per score of a softmax: scale, max, exp, sum, divide.
 SOFTCAP_FLOPS = 5  # two products and a tanh
-CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost more in longer contexts
+CONTEXT_READERS = (*KV_READERS, "scores", "alibi_scores", "mix", "attention_grad")  # cost grows with the context
 
 
 def _scaling_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """A flop for each number that is put out, where the op has a scale."""
+    """One flop per output number if the op has a scale."""
     return sizes.count(graph.values[op.outputs[0]].shape) if SCALE in op.attrs else 0
 
 
@@ -78,7 +78,7 @@ def _group_attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _scores_flops(per_score: int, channels_of: int) -> Flops:
-    """Products of queries and keys, or of probabilities and values: two flops a channel, and `per_score` more."""
+    """Products of queries and keys, or of probabilities and values: two flops per channel, plus `per_score`."""
 
     def flops(graph: Graph, op: Op, sizes: Sizes) -> int:
         scores = sizes.of(Symbol.TS)
@@ -94,16 +94,16 @@ def _group_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _all_reduce_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """One rank's share of the sums: each rank adds up its part of the ring."""
+    """One rank's share of the additions in a ring all-reduce."""
     ranks = op.integer("ranks")
     return elements(graph.values[op.outputs[0]], sizes) * (ranks - 1) // ranks
 
 
 def pairs_of(op: Op, sizes: Sizes) -> int:
-    """Pairs of a token and a position that it sees, of an attention or its gradient: those before it and its own.
+    """Pairs of a token and a visible position, its own or an earlier one, in an attention or its gradient.
 
     Sizes hold no pairs per window, so with a window this is an upper bound: every token sees the whole window.
-    Where all of a sequence is seen and in the step, each other token is seen once from before and once from behind.
+    In bidirectional attention every two tokens see each other, so all pairs but those of a token with itself double.
     """
     window = int(op.attrs.get("window", 0))
     if HORIZON in op.inputs:
@@ -113,7 +113,7 @@ def pairs_of(op: Op, sizes: Sizes) -> int:
 
 
 def _attention_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Of each pair: q @ k and p @ v, and the softmax."""
+    """Per pair: q @ k, p @ v and the softmax; per query: growth and sinks."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[0]].shape[1:])
     per_pair = 4 * channels + SOFTMAX_FLOPS + (SOFTCAP_FLOPS if CAP in op.attrs else 0)
     per_query = (channels if op.growth else 0) + (SOFTMAX_FLOPS if op.sinks else 0)
@@ -128,9 +128,9 @@ def _biased_flops(per_pair: int) -> Flops:
     return flops
 
 
-# Flops per number that is put out. Of a sigmoid and a tanh: the exponential, a sum and a quotient.
+# Flops per output number. A sigmoid or a tanh: exponential, sum and quotient.
 PER_ELEMENT: Mapping[str, int] = {
-    **dict.fromkeys(("embed", "embed_part"), 0),  # without a scale; a graph's are counted by FLOPS
+    **dict.fromkeys(("embed", "embed_part"), 0),  # without a scale; FLOPS counts the scale too
     **dict.fromkeys(("take_rows", "take_heads", "first_row", "drop_first", "merge_rows"), 0),
     **dict.fromkeys(("swap", "all_gather", "kv_append", "cast", "copy", "cat", "slice", "heads_first"), 0),
     **dict.fromkeys(("to_float", "kv_cat", "repeat_heads", "mask"), 0),
@@ -142,7 +142,7 @@ PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(("sigmoid", "tanh"), 3),
     "rms_norm": NORM_FLOPS,
     "silu": 4,
-    **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide: scaled already
+    **dict.fromkeys(("softmax", "context_softmax"), SOFTMAX_FLOPS - 1),  # max, exp, sum, divide; already scaled
     **{"relu_squared": 2, "layer_norm": 6, "gelu": 8, "xielu": 8},
     "softcap": SOFTCAP_FLOPS,
 }
@@ -154,7 +154,7 @@ def _linear_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _attention_grad_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Five products: the scores again, and those for dp, dv, dq, dk; the softmax, and its slope (three a score)."""
+    """Five products: scores (recomputed), dp, dv, dq, dk; the softmax and its derivative (three flops per score)."""
     heads, channels = (sizes.of(dim) for dim in graph.values[op.inputs[1]].shape[1:])
     return pairs_of(op, sizes) * heads * (10 * channels + SOFTMAX_FLOPS + 3)
 
@@ -200,7 +200,7 @@ FLOPS: Mapping[str, Flops] = {
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """An exchange among ranks: `bytes` are those of the whole result, which every rank holds in the end."""
+    """A collective among ranks: `bytes` is the size of the full result, which every rank ends up with."""
 
     kind: str
     bytes: int
@@ -208,7 +208,7 @@ class Collective:
 
 
 def collectives(program: Program, region: Region, sizes: Sizes) -> tuple[Collective, ...]:
-    """The exchanges of a region, in order."""
+    """The collectives of a region, in order."""
     values = program.graph.values
     return tuple(
         Collective(op.kind, value_bytes(values[op.outputs[0]], sizes), op.integer("ranks"))
@@ -228,19 +228,19 @@ def region_cost(program: Program, region: Region, sizes: Sizes) -> Cost:
 
 
 def reads_context(program: Program, region: Region) -> bool:
-    """False where a region costs the same whatever `context_tokens` and `pairs` are."""
+    """Whether a region's cost depends on `context_tokens` or `pairs`."""
     by_context = not _dims(program, region).isdisjoint((Symbol.S, Symbol.TS))
     return by_context or any(op.kind in CONTEXT_READERS for op in region.ops)
 
 
 def reads_batch(program: Program, region: Region) -> tuple[bool, bool]:
-    """Whether a region's cost depends on B, and on R, where it `reads_context` not; on T it may always depend."""
+    """Whether the cost of a region that does not read context depends on B, and on R; it may always depend on T."""
     dims = _dims(program, region)
     return Symbol.B in dims, Symbol.R in dims
 
 
 def _dims(program: Program, region: Region) -> set[Dim]:
-    """All dimensions of the values of a region's ops; B for rows of each sequence."""
+    """All dimensions of the values of a region's ops; rows per sequence (`Times`) count as B."""
     values = program.graph.values
     names = (name for op in region.ops for name in (*op.inputs, *op.outputs) if name in values)
     return {Symbol.B if isinstance(dim, Times) else dim for name in names for dim in values[name].shape}
@@ -279,14 +279,16 @@ def ops_cost(graph: Graph, ops: tuple[Op, ...], inputs: Iterable[str], outputs: 
 
 
 def input_bytes(graph: Graph, ops: tuple[Op, ...], value: Value, sizes: Sizes) -> int:
-    """A gather reads the rows it takes, a view what it shows, at most the whole; all else once (see branch/cost.py)."""
+    """Bytes read of an input: gathers read the rows they take, views the part they expose, together never more than
+    the whole; any other op reads all of it, once (see branch/cost.py).
+    """
     whole = value_bytes(value, sizes)
     taken = [_taken_bytes(graph, op, value, sizes) for op in ops if value.name in op.inputs]
     return whole if None in taken else min(whole, sum(filter(None, taken)))
 
 
 def _taken_bytes(graph: Graph, op: Op, value: Value, sizes: Sizes) -> int | None:
-    """Bytes of a value that an op reads, None for all of them."""
+    """Bytes of a value that an op reads; None for all of them."""
     gathered = {
         **dict.fromkeys(("embed", "embed_part"), (1, Symbol.T)),
         "add_positions": (2, Symbol.T),

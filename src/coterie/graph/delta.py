@@ -1,10 +1,10 @@
-"""The graph of a model of which some matrices are a sum of two: a base's and a difference, each where it lies.
+"""The graph of a model in which some matrices are the sum of a base's matrix and a difference, stored separately.
 
-    y = x W^T           y = x W^T + x D^T             also of tokens' rows: table[tokens] + D[tokens]
-    r + x W^T           (r + x W^T) + x D^T           where a residual is all that reads the product
+    y = x W^T           y = x W^T + x D^T             embeddings too: table[tokens] + D[tokens]
+    r + x W^T           (r + x W^T) + x D^T           if only a residual add reads the product
 
-Ops are those that there are, and each product with a difference is followed by its sum, which is one kernel of a fused
-graph. What meets a difference of a few bits is rounded to 8. Knows nothing about files, or how a difference is stored.
+It needs no new ops. Each product with a difference is followed by its sum, and fusion makes these one kernel. Inputs of
+a difference of few bits are rounded to 8 bits. Knows nothing about files, or how a difference is stored.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from coterie.core.dtypes import PACKED
 from coterie.graph.ir import Attr, Graph, Kind, Op, Value
 from coterie.graph.ops import INT8_OR_FINER, ROUNDING
 
-_READERS = ("linear", "embed")  # ops whose result is a sum where their matrix, input 1, is one
-# What 8 bits of activations lose, 0.5 % of a product, is a fifteenth of what 4 bits of a difference have lost already.
+_READERS = ("linear", "embed")  # ops that are linear in their matrix, input 1
+# Rounding activations to 8 bits costs 0.5 % of a product, a fifteenth of what 4 bits of a difference have lost already.
 _FEW_BITS = 4
 
 
 def summable(graph: Graph) -> set[str]:
-    """The weights that may be a sum: matrices that nothing reads but products, and tables of tokens' rows."""
+    """The weights that may be a sum: those read only as a product's matrix or as an embedding table."""
     reads = [(name, op.kind in _READERS and at == 1) for op in graph.ops for at, name in enumerate(op.inputs) if name]
     otherwise = {name for name, as_matrix in reads if not as_matrix}
     return {name for name, _ in reads if graph.values[name].kind is Kind.WEIGHT} - otherwise
 
 
 def with_differences(graph: Graph, differences: Mapping[str, Value]) -> Graph:
-    """The graph in which each weight of these names has a matrix of its shape added to it, by adding what it gives.
+    """The graph in which each named weight has a difference of its shape added, by adding the two products.
 
     Raises ValueError for a weight that may not be a sum.
     """
@@ -41,7 +41,7 @@ def with_differences(graph: Graph, differences: Mapping[str, Value]) -> Graph:
     def change(grown: Grown, product: Op, y: str) -> None:
         difference = differences[product.inputs[1]]
         grown.values[difference.name] = difference
-        inputs = (product.inputs[0], difference.name, *("" for _ in product.inputs[2:]))  # the bias is there already
+        inputs = (product.inputs[0], difference.name, *("" for _ in product.inputs[2:]))  # the base adds the bias
         attrs = MappingProxyType({**product.attrs, **_rounding(product, difference)})
         grown.ops.append(replace(product, name=y, inputs=inputs, outputs=(y,), attrs=attrs))
 
@@ -54,13 +54,13 @@ def _rounding(product: Op, difference: Value) -> dict[str, Attr]:
 
 
 def with_changes(graph: Graph, changed: Callable[[Op], bool], change: Change) -> Graph:
-    """The graph in which products that are `changed` have a change added to what they give.
+    """The graph in which a change is added to the result of each product for which `changed` is true.
 
-    Where a residual is all that reads a product, the change is added behind their sum, so that these stay one kernel.
-    `change` appends the ops that compute a product's change, of the name that it is given.
+    If only a residual add reads a product, the change is added after it, so that product and residual stay one kernel.
+    `change` appends the ops that compute a product's change, under the name that it is given.
     """
     grown = Grown(dict(graph.values))
-    held: Op | None = None  # a product whose residual comes next
+    held: Op | None = None  # a product whose residual add comes next
     for at, op in enumerate(graph.ops):
         if held is not None:
             grown.add_change(op, held, change)
@@ -76,7 +76,7 @@ def with_changes(graph: Graph, changed: Callable[[Op], bool], change: Change) ->
 
 
 def _has_residual(graph: Graph, at: int) -> bool:
-    """Whether the op behind a product adds it to something, and nothing else reads it: these are one kernel."""
+    """Whether the op after a product adds it to something and is its only reader: the two are one kernel."""
     op = graph.ops[at]
     (y,), following = op.outputs, graph.ops[at + 1 : at + 2]
     readers = [reader for reader in graph.ops if y in reader.inputs]
@@ -86,13 +86,13 @@ def _has_residual(graph: Graph, at: int) -> bool:
 
 @dataclass(slots=True)
 class Grown:
-    """Values and ops of a graph that grows, op by op."""
+    """Values and ops of a graph under construction."""
 
     values: dict[str, Value]
     ops: list[Op] = field(default_factory=list)
 
     def add_change(self, last: Op, product: Op, change: Change) -> None:
-        """Append `last`, which puts out the product or its sum with a residual, and then that with the change added."""
+        """Append `last`, which outputs the product or its sum with a residual, then the change and their sum."""
         (y,) = last.outputs
         before, added = self._like(y, f"{y}.base"), self._like(y, f"{product.outputs[0]}.change")
         self.ops.append(replace(last, name=f"{last.name}.base", outputs=(before,)))

@@ -1,8 +1,8 @@
-"""Fusion as data: named rule sets, a row per rule, and the cut of a graph into regions by them.
+"""Fusion as data: named rule sets with one row per rule, and the function that cuts a graph into regions by them.
 
-A rule matches ops that follow one another in the graph's order; optional ones may be missing. The edges among them
-must be exactly the rule's, and no value that the region would hide may be read outside it. A graph that only looks
-alike is left unfused.
+A rule matches consecutive ops of the graph; optional ones may be missing. The edges among them must be exactly the
+rule's, and a value that is read inside the region must not be read outside it as well. A graph that only resembles the
+pattern is left unfused.
 
 Knows nothing about kernels or cost.
 """
@@ -25,13 +25,13 @@ class Part:
     """One op of a pattern.
 
     role: its name within the rule.
-    kind: the op's kind, or several of which it must have one: "rms_norm|layer_norm".
-    reads: (input position, role of the op that makes that input). "q_norm|q" is q where the optional q_norm is missing;
-        "norm|" is a value from outside the region where norm is missing.
+    kind: the op's kind, or alternatives: "rms_norm|layer_norm".
+    reads: (input position, role of the op that produces that input). "q_norm|q" means q if the optional q_norm is
+        missing; "norm|" means a value from outside the region if norm is missing.
     optional: the op may be missing.
     dims: the number of dimensions of input 0 and of the output; 0: any.
     by_head: a norm within each head, not across heads.
-    scaled: a linear may have a scale, as the rule's kernel has an operand for it.
+    scaled: a linear that may have a scale, because the rule's kernel has an operand for it.
     """
 
     role: str
@@ -47,9 +47,9 @@ class Part:
 class Rule:
     """A row of a rule set. `name`: the kernel's; `reason`: why these ops belong in one kernel.
 
-    alike: roles whose ops have equal attributes and equal inputs but for the first; all of them are there, or none.
+    alike: roles whose ops must have equal attributes and, except for the first, equal inputs; all are present or none.
     share: roles whose ops read the same first input.
-    heads: roles whose outputs [T, heads, C] have equal T and C, with C even, since kernels take channels in pairs.
+    heads: roles whose outputs [T, heads, C] have equal T and C, with C even, since kernels process channels in pairs.
     """
 
     name: str
@@ -211,10 +211,10 @@ ROPES = Rule(
 
 # "none" is the unfused baseline: every op a kernel. "cache" is for CPUs and GPUs: five regions a layer.
 # "section" is for dataflow machines: a whole stage (embedding, a decoder layer, head) is one region, mapped in space.
-# "epilogue" is what a GPU compiler makes of the paper's Figure 3, the middle row of its Table I.
-# "served" is what serving software of 2023 launched (vLLM 0.1 and 0.2, models/llama.py): merged projections, the rest
-# kernels of their own.
-# A view joins the op behind it, which reads through it; "o0" is the exception: every op is a kernel, views copy.
+# "epilogue" is how a GPU compiler fuses the paper's Figure 3 (the middle row of its Table I).
+# "served" is what serving software of 2023 launched (vLLM 0.1 and 0.2, models/llama.py): merged projections, SiLU with
+# its product, q and k in one rope; every other op is a kernel of its own.
+# A view joins the op after it, which reads through it; "o0" is the exception: every op is a kernel, views copy.
 SECTION, O0 = "section", "o0"
 RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
@@ -228,11 +228,11 @@ RULE_SETS: Mapping[str, tuple[Rule, ...]] = {
     SECTION: (),
     O0: (),
 }
-KERNEL_SETS = ("none", "cache")  # those whose regions real devices have kernels for
+KERNEL_SETS = ("none", "cache")  # rule sets whose regions real devices have kernels for
 
 
 def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
-    """Cut a verified graph into regions, in execution order; the first rule that matches at an op takes it.
+    """Cut a verified graph into regions, in execution order; at each op, the first matching rule wins.
 
     Raises UsageError for an unknown rule set.
     """
@@ -256,7 +256,7 @@ def fuse(graph: Graph, rule_set: str) -> tuple[Region, ...]:
 
 
 def _views(graph: Graph, at: int) -> tuple[Op, ...]:
-    """The views that begin at `at` and have an op of the same stage after them, which reads through them."""
+    """The run of views that starts at `at`, if an op of the same stage follows that reads through them."""
     end = at
     while (
         end + 1 < len(graph.ops) and OPS[graph.ops[end].kind].view and graph.ops[end + 1].stage == graph.ops[at].stage
@@ -297,7 +297,7 @@ def _match(graph: Graph, rule: Rule, at: int, readers: Mapping[str, set[int]]) -
 
 
 def _agree(graph: Graph, rule: Rule, bound: Mapping[str, Op]) -> bool:
-    """Whether the ops fit each other as the rule says; norms have one offset, for which a kernel has one operand."""
+    """Whether the ops agree as the rule demands, and all norms share one offset (a kernel has one operand for it)."""
     alike, share, heads = (
         [op for role, op in bound.items() if role in roles] for roles in (rule.alike, rule.share, rule.heads)
     )
@@ -311,7 +311,7 @@ def _agree(graph: Graph, rule: Rule, bound: Mapping[str, Op]) -> bool:
 
 
 def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
-    """Whether an op has the part's kind and dimensions, and reads exactly what the part does of the ops so far."""
+    """Whether an op has the part's kind and dimensions, and reads from the ops matched so far exactly as it says."""
     if op.kind not in part.kind.split("|") or (op.kind == "linear" and SCALE in op.attrs and not part.scaled):
         return False
     made = {o.outputs[0] for o in bound.values()}
@@ -332,7 +332,7 @@ def _fits(graph: Graph, part: Part, op: Op, bound: Mapping[str, Op]) -> bool:
 def _region(
     graph: Graph, index: int, kernel: str, ops: tuple[Op, ...], readers: Mapping[str, set[int]], num_views: int = 0
 ) -> Region:
-    """`num_views` ops at the front are views that the others read through; the region is named after the others."""
+    """The first `num_views` ops are views that the others read through; the region is named after the others."""
     made = {name for op in ops for name in op.outputs if graph.values[name].kind is not Kind.STATE}
     inputs = tuple(dict.fromkeys(name for op in ops for name in op.inputs if name and name not in made))
     names = {op.name for op in ops}

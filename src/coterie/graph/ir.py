@@ -22,20 +22,20 @@ Attr: TypeAlias = int | float | str
 class Kind(Enum):
     """Where a value lives."""
 
-    INPUT = "input"  # rows of the step: tokens, positions, ...
+    INPUT = "input"  # per-step rows: tokens, positions, ...
     WEIGHT = "weight"  # a tensor of the checkpoint, named as in the file
-    CONSTANT = "constant"  # known when the graph is built (rope frequencies)
-    STATE = "state"  # survives the step: the KV pages
+    CONSTANT = "constant"  # known when the graph is built, e.g. rope frequencies
+    STATE = "state"  # persists across steps: the KV pages
     TENSOR = "tensor"  # an intermediate
-    OUTPUT = "output"  # leaves the step: sampled tokens
+    OUTPUT = "output"  # a result of the step, e.g. sampled tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor of the graph. `data` holds a constant's numbers, row-major.
 
-    `density`: the share of a matrix's elements that is stored and computed, in a weight's own fixed pattern; all other
-    elements are zero. A weight holds its pattern beside them, its gradient has the same one.
+    `density`: the fraction of a matrix's elements that is stored and computed; the others are zero. The sparsity
+    pattern is fixed for each weight and stored with it; its gradient has the same pattern.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Value:
 
 
 def signature(value: Value | None) -> object:
-    """What costs and mappings depend on: all of a value but its name and numbers; None where there is none."""
+    """What costs and mappings depend on: everything about a value except its name and data; None for None."""
     return None if value is None else (value.shape, value.dtype, value.kind, value.density)
 
 
@@ -55,7 +55,7 @@ def signature(value: Value | None) -> object:
 class Op:
     """One operator: `kind` is a row of ops.OPS; inputs and outputs are value names; `stage` names its layer.
 
-    An optional input that is absent is the empty string, so that positions keep their meaning.
+    An absent optional input is the empty string, so that positions keep their meaning.
     """
 
     kind: str
@@ -75,37 +75,37 @@ class Op:
 
     @property
     def scale(self) -> float:
-        """What the result is multiplied by; 1 where the attribute is left out."""
+        """Factor that multiplies the result; 1 if the attribute is absent."""
         return float(self.attrs.get("scale", 1.0))
 
     @property
     def offset(self) -> float:
-        """What is added to a norm's weight; 0 where the attribute is left out."""
+        """Number added to a norm's weight; 0 if the attribute is absent."""
         return float(self.attrs.get("offset", 0.0))
 
     @property
     def interleaved(self) -> bool:
-        """Whether pairs of a rope are neighbours; halves where the attribute is left out."""
+        """Whether a rope pairs adjacent channels; if the attribute is absent, it pairs channels of the two halves."""
         return bool(self.attrs.get("interleaved", 0))
 
     @property
     def cap(self) -> float:
-        """The bound of attention scores; 0, for none, where the attribute is left out."""
+        """Bound of a soft cap; 0 (no cap) if the attribute is absent."""
         return float(self.attrs.get("cap", 0.0))
 
     @property
     def growth(self) -> float:
-        """By how much queries grow with the logarithm of their position; 0 where the attribute is left out."""
+        """Rate at which queries grow with the logarithm of their position; 0 if the attribute is absent."""
         return float(self.attrs.get("growth", 0.0))
 
     @property
     def every(self) -> int:
-        """In steps of how many tokens they do."""
+        """Length, in tokens, of the steps in which queries grow; 1 if the attribute is absent."""
         return int(self.attrs.get("every", 1))
 
     @property
     def sinks(self) -> str:
-        """The name of an attention's sinks, empty where it has none."""
+        """The name of an attention's sinks; empty if it has none."""
         return self.inputs[5] if self.kind == "attention" and len(self.inputs) > 5 else ""
 
 
@@ -139,12 +139,12 @@ class Graph:
 
 
 def state_of(graph: Graph, op: Op) -> Value:
-    """The KV state that an op reads or appends to, one of its operands."""
+    """The KV state that an op reads or appends to."""
     return next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
 
 
 def norms_all_heads(graph: Graph, op: Op) -> bool:
-    """Whether an rms_norm of heads [T, H, C] divides all of a token's by one root mean square."""
+    """Whether an rms_norm of [T, H, C] takes one root mean square over all heads of a token, not one per head."""
     shape, weight = graph.values[op.inputs[0]].shape, graph.values[op.inputs[1]].shape
     return len(shape) == 3 and weight != shape[-1:] and weight == (numbers_in(shape[1:]),)
 
@@ -177,5 +177,5 @@ class GraphBuilder:
         self._ops.append(Op(kind, full, self.stage, inputs, outputs, MappingProxyType(dict(attrs))))
 
     def build(self) -> Graph:
-        """Freeze. Callers then `verify` it."""
+        """Freeze the graph; the caller then verifies it."""
         return Graph(self.name, MappingProxyType(dict(self._values)), tuple(self._ops))

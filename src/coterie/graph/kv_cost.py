@@ -1,4 +1,4 @@
-"""Bytes of keys and values that ops store and read, and which ops do.
+"""Bytes of keys and values that ops store and read, and which ops these are.
 
 Knows nothing about machines, or about the costs of other ops (cost.py).
 """
@@ -15,14 +15,14 @@ KV_WRITERS = ("kv_append", APPEND)
 
 
 def layer_bytes(kv: Value) -> int:
-    """Bytes of one token in one layer of a state of keys and values."""
+    """Bytes of one token in one layer of a KV state."""
     return kv.dtype.tensor_bytes(fixed(kv.shape[1:]))
 
 
 def kv_bytes(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Bytes of K and V of one layer: of this step's tokens, where they are stored, or of the contexts that are read.
+    """Bytes of K and V of one layer: those stored for this step's tokens, or those read from the contexts.
 
-    A cat reads the context before this step, of K or V; what it writes, the whole context anew, is its output.
+    A kv_cat reads the context before this step, of K or V; what it writes, a copy of the whole context, is its output.
     """
     per_token = layer_bytes(state_of(graph, op))
     if op.kind in KV_WRITERS:

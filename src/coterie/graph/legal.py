@@ -1,4 +1,4 @@
-"""What is legal for each op of a model: a row per op. The kernels of PyTorch are in eager/legal.py.
+"""The legality rules of a model's ops, a row per op. Those of PyTorch's kernels are in eager/legal.py.
 
 Knows nothing about fusion or devices. The meaning of each op is in ops.py.
 """
@@ -37,7 +37,7 @@ def _rms_norm(row: Row) -> None:
 
 
 def norm_weight(row: Row) -> Shape:
-    """The shape of a norm's weight: that of the last axis, or as long as all heads together."""
+    """The shape of a norm's weight: the length of the last axis, or of all heads together."""
     x = row.input(0).shape
     return (trailing(x),) if norms_all_heads(row.graph, row.op) else x[-1:]
 
@@ -68,7 +68,7 @@ def _rope(row: Row) -> None:
 
 
 def check_rope(row: Row, x: Value, frequencies: Value) -> None:
-    """Heads of an even number of channels, and a constant of a frequency for each pair, or for the first of them."""
+    """Check for an even number of channels per head, and a constant with a frequency for each pair or the first few."""
     channels = x.shape[-1]
     if len(x.shape) != 3 or not isinstance(channels, int) or channels % 2:
         raise row.wrong(f"{x.name} has shape {x.shape}", "give [T, heads, channels] with an even number of channels")
@@ -80,7 +80,7 @@ def check_rope(row: Row, x: Value, frequencies: Value) -> None:
 
 
 def interleaved(row: Row) -> None:
-    """Where the op says how pairs lie, it is 0 or 1."""
+    """Check that the attribute `interleaved` is 0, 1 or absent."""
     if (said := row.op.attrs.get(INTERLEAVED, 0)) not in (0, 1) or type(said) is not int:
         raise row.wrong(f"{INTERLEAVED} is {said!r}", "give 0 or 1, or leave it out")
 
@@ -109,7 +109,7 @@ def _attention(row: Row) -> None:
 
 
 def pages(row: Row, first: int) -> None:
-    """Positions, sequences and block tables, from operand `first` on."""
+    """Check positions, sequences and block tables, from operand `first` on."""
     for position, symbol in ((first, T), (first + 1, T), (first + 2, B)):
         row.row_input(position, symbol)
 
@@ -176,7 +176,7 @@ def _relative_attention(row: Row) -> None:
 
 
 def _query_heads(row: Row, state: int) -> int:
-    """How many query heads an attention has, whose KV state is that operand: what all kinds of it have in common."""
+    """The checks common to all kinds of attention, with the KV state at operand `state`; returns the query heads."""
     q = row.input(0)
     queries, _ = row.heads(q)
     heads, channels = row.state(state)
@@ -232,7 +232,7 @@ def _table(row: Row) -> None:
 
 
 def _table_rows(table: Value) -> int:
-    """0 where the first dimension is no number."""
+    """The number of rows; 0 if the first dimension is symbolic."""
     return table.shape[0] if table.shape and isinstance(table.shape[0], int) else 0
 
 
@@ -242,7 +242,7 @@ def _first_row(row: Row) -> None:
 
 
 def _regrouped(row: Row, more: int) -> None:
-    """Each group has so many rows more in the result."""
+    """Check that each group of rows grows by `more` (-1: shrinks by one) in the result."""
     x, y, group = row.input(0), row.output, row.op.integer("group")
     row.float_rows(x, y)
     row.same(y.shape, (Times(row.grouped(x, group) * (group + more)), *x.shape[1:]), y.name)
@@ -281,7 +281,7 @@ def _ranks(row: Row) -> int:
 
 
 def _all_reduce(row: Row) -> None:
-    """Of rows, or of a weight's gradient, which has the weight's shape."""
+    """Check a reduction of rows, or of a weight's gradient, which has the weight's shape."""
     if row.output.kind is Kind.OUTPUT:
         row.activations(row.input(0), row.output)
         row.fixed(row.output.shape, row.output)

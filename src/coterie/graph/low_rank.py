@@ -1,10 +1,10 @@
-"""The graph of a model with a low-rank change beside some of its products: what an adapter computes, unmerged.
+"""The graph of a model with a low-rank change added to some of its products: an adapter, unmerged.
 
     y = x W^T         u = x A^T        z = y + scale * u B^T          z takes the place of y
-    r + x W^T         u = x A^T        (r + x W^T) + scale * u B^T    where a residual is all that reads the product
+    r + x W^T         u = x A^T        (r + x W^T) + scale * u B^T    if only a residual add reads the product
 
-Ops are those that there are: fusion rules and kernels need not know. What a product was fused with is fused as before
-where it is not between the product and its sum.
+It needs no new ops, so neither fusion rules nor kernels know about it. Ops fused with a product stay fused with it
+unless the sum comes between them.
 Knows nothing about adapters' files.
 """
 
@@ -22,7 +22,7 @@ from coterie.graph.ops import SCALE
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Two matrices, `a` [rank, in] and `b` [out, rank], and what their product is multiplied by."""
+    """Two matrices, `a` [rank, in] and `b` [out, rank], and the factor that multiplies their product."""
 
     a: Value
     b: Value
@@ -35,18 +35,18 @@ class LowRank:
 
 
 def linear_weights(graph: Graph) -> dict[str, Op]:
-    """The weights of products, in their order, each with its op."""
+    """The weights of linear ops, in execution order, each with its op."""
     return {op.inputs[1]: op for op in graph.ops if op.kind == "linear"}
 
 
 def with_low_rank(graph: Graph, changes: Mapping[str, LowRank]) -> Graph:
-    """The graph in which the products with the weights of these names have a change beside them.
+    """The graph in which a low-rank change is added to the products with these weights, given by name.
 
-    What else reads such a weight, an embedding say, stays as it is. Raises ValueError for one that no `linear` reads.
+    Other readers of such a weight, an embedding say, are unchanged. Raises ValueError for one that no `linear` reads.
     """
     if unread := changes.keys() - linear_weights(graph).keys():
         raise ValueError(f"no linear op of {graph.name} reads {', '.join(sorted(unread))}")
-    low: dict[tuple[str, str], str] = {}  # input and A -> their product, of parts of one
+    low: dict[tuple[str, str], str] = {}  # (input, A) -> their product, computed once
 
     def change(grown: Grown, product: Op, y: str) -> None:
         found, x = changes[product.inputs[1]], grown.values[product.inputs[0]]

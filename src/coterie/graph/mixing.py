@@ -1,6 +1,6 @@
-"""Which weights may differ among the sequences of a step: those that a product reads which is a kernel of its own.
+"""Which weights may differ among the sequences of a step: only those read by a matrix product that is its own kernel.
 
-What an adapter has beside its base's weights is such. Knows nothing about adapters, or about who mixes what.
+The weights that an adapter adds to its base are of this kind. Knows nothing about adapters, or about what is mixed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from coterie.graph.fuse import KERNEL_SETS, fuse
 from coterie.graph.program import Program
 from coterie.graph.stored import value_bytes
 
-PRODUCTS = ("linear", "linear_add")  # kernels that take rows in shares
+PRODUCTS = ("linear", "linear_add")  # kernels that can use different weights for different rows
 CACHE = "cache"
 NO_STEP = Sizes(0, 0, 0, 0, 0)  # a weight's bytes are the same in every step
 
 
 def mixes(program: Program, shared: Collection[int]) -> bool:
-    """Whether all weights but those at these places, one at least, may differ among sequences."""
+    """Whether all weights other than `shared` (places in program.weights) may differ; False if there are none."""
     own = {name for place, name in enumerate(program.weights) if place not in set(shared)}
     # No real device has kernels for whole sections: it would fuse by its own rules.
     regions = program.regions if program.rule_set in KERNEL_SETS else fuse(program.graph, CACHE)
@@ -31,6 +31,6 @@ def mixes(program: Program, shared: Collection[int]) -> bool:
 
 
 def own_bytes(program: Program, shared: Collection[int]) -> int:
-    """Bytes of all weights but those at these places."""
+    """Bytes of all weights other than `shared` (places in program.weights)."""
     values, kept = [program.graph.values[name] for name in program.weights], set(shared)
     return sum(value_bytes(value, NO_STEP) for place, value in enumerate(values) if place not in kept)

@@ -1,10 +1,10 @@
-"""The closed table of ops: half a line of meaning, the operands and the attributes of each.
+"""The closed table of ops: what each computes, its operands and its attributes.
 
 Shapes use the letters of core.shapes. T is always the first dimension of an activation; KV is the paged state.
-The activations of an op are of one type, float32 on every real device; weights are as in the file.
-`?` marks an optional operand or attribute, `??` an operand at the end that ops without it leave out altogether, `+` one
-that is there once for each branch.
-Adding an op: a row here, in legal.py, cost.py and reference.py, or in those of its own folder; kernels where wanted.
+All activations of an op have one type, float32 on every real device; weights are as in the file.
+`?` marks an optional operand or attribute; `??` a last operand that may be missing from the list altogether; `+` an
+operand that is repeated for each branch (expert of a mixture).
+To add an op: a row here, in legal.py, cost.py and reference.py, or in those of its own folder; kernels where wanted.
 
 Knows nothing about how ops are computed or fused.
 """
@@ -175,23 +175,23 @@ OPS: dict[str, OpSpec] = {
     **BACKWARD_OPS,
 }
 
-# Attention over keys and values of heads, which pages hold.
+# Attention over per-head keys and values in KV pages (latent attention is apart: latent/ops.py).
 ATTENTION = ("attention", "alibi_attention", "relative_attention")
-# Ops that move bytes between ranks; all else is done by each rank alone.
+# The only ops that communicate between ranks.
 COLLECTIVES = ("all_reduce", "all_gather")
-ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # an attribute of linear; a CPU rounds to 16 bits without it too
-BF16 = "bf16"  # of ROUNDING: to bfloat16, where weights or kept keys are; without it a CPU rounds nothing there
-INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits, and a device that rounds to none may multiply
-OFFSET, CAP = "offset", "cap"  # where these may be left out, that is none
-GROWTH, EVERY = "growth", "every"  # of attention: there both or not at all
-INTERLEAVED = "interleaved"  # an attribute of rope; where it is left out, pairs are halves
-SCALE = "scale"  # an attribute of many ops; where it may be left out, that is a scale of 1
+ROUNDING, INT8, INT16 = "rounding", "int8", "int16"  # of linear with packed weights; without it a CPU uses int16
+BF16 = "bf16"  # of ROUNDING: to bfloat16, beside bfloat16 weights or cached keys; without it a CPU keeps float32
+INT8_OR_FINER = "int8 or finer"  # of ROUNDING: a CPU rounds to 8 bits; a device that never rounds may run it
+OFFSET, CAP = "offset", "cap"  # optional attributes; absent means none
+GROWTH, EVERY = "growth", "every"  # of attention: both or neither
+INTERLEAVED = "interleaved"  # of rope; absent means pairs of halves, not adjacent channels
+SCALE = "scale"  # of many ops; where it is optional, absent means 1
 
-HORIZON = "horizon"  # for each token the last position of its sequence, all of which is in the step
-TYPES = "types"  # for each token which text of a pair it is of, 0 or 1
+HORIZON = "horizon"  # row input: for each token, the last position of its sequence, which is whole in the step
+TYPES = "types"  # row input: for each token of a pair of texts, the text it belongs to: 0 or 1
 
-# The inputs that every decoder graph declares: rows of the step, made by the engine and passed in a Binding. Those that
-# only some graphs declare follow from these: see graph/rows.py.
+# Row inputs of every decoder graph, which the engine fills and passes in a Binding. MORE_ROWS, declared only by some
+# graphs, are derived from these: see graph/rows.py.
 MORE_ROWS = (HORIZON, TYPES)
-KV_ROWS = ("positions", "sequence", "block_tables")  # what says where a token's state lies
+KV_ROWS = ("positions", "sequence", "block_tables")  # together they locate a token's KV state
 ROW_INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows", "sampling")

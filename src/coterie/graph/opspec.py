@@ -1,6 +1,6 @@
-"""OpSpec: what a row of the table of ops says.
+"""OpSpec: a row of the table of ops.
 
-Knows nothing about which ops there are (ops.py, eager/ops.py).
+Knows nothing about which ops exist (ops.py, eager/ops.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OpSpec:
-    """What one row of the table says.
+    """One row of the table.
 
-    An operand marked + stands for as many as an op has of it, and all that are marked for equally many, group by group.
+    An operand marked + is repeated; all such operands equally often, all copies of one before those of the next.
     The last one may be marked ??: an op without it has one operand fewer.
-    `view`: it computes nothing, it only says how its reader finds the numbers. A spatial machine and PyTorch read
-    through it; a machine that runs every op as a kernel copies.
+    `view`: the op computes nothing, it only describes how its reader finds the numbers. A spatial machine and PyTorch
+    read through it; a machine that runs every op as a kernel copies.
     """
 
     meaning: str
@@ -25,7 +25,7 @@ class OpSpec:
     view: bool = False
 
     def operands(self, given: int) -> tuple[str, ...]:
-        """The inputs of an op that has so many; more or fewer than that where no number of groups is right."""
+        """Names of the inputs of an op with `given` operands; not `given` names if no repetition count fits."""
         marked = [name for name in self.inputs if "+" in name]
         each = max(1, (given - len(self.inputs) + len(marked)) // len(marked)) if marked else 1
         named = tuple(name for name in self.inputs for _ in range(each if name in marked else 1))

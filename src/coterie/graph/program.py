@@ -19,7 +19,7 @@ from coterie.graph.vectors import draws, row_values
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The ops of one kernel. `inputs` and `outputs` cross its border; all else stays inside, never beyond a tile.
+    """The ops of one kernel. `inputs` and `outputs` cross its border; other values are never stored beyond a tile.
 
     `kernel` is the op kind of a single op, or the name of the fusion rule that made the region.
     """
@@ -35,7 +35,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class KvLayers:
-    """Layers whose keys and values, or other parts, are of one shape."""
+    """Layers whose KV entries have the same shape. `parts`: 2 for K and V, 1 for latent attention."""
 
     num_layers: int
     parts: int
@@ -43,21 +43,22 @@ class KvLayers:
     head_dim: int
 
     def layer_bytes(self, dtype: DType) -> int:
-        """Bytes of one token in one of these layers."""
+        """Bytes of one token's entry in one of these layers."""
         return self.parts * self.num_kv_heads * dtype.row_bytes(self.head_dim)
 
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """The KV state of one token: both K and V of every layer that attends.
+    """The shape of a sequence's state: K and V of every attention layer per token, and any recurrent state.
 
-    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]; where attention is latent a row is
-    both (`parts` 1), and all heads share it. A sequence of a recurrent
-    architecture has `state_units` units of `unit_bytes` besides, each whole in a block (delta_net/ops.py):
+    A block (page) of Z tokens is laid out [layer][k or v][kv head][Z][head channel]. In latent attention one row serves
+    as key and value (`parts` is 1) and is shared by all heads. A sequence of a recurrent architecture also has
+    `state_units` units of `unit_bytes`, none of which straddles two blocks (delta_net/ops.py):
 
         block table   | state | state | tokens 0 .. Z-1 | tokens Z .. 2Z-1 | ...
 
-    Layers of other heads lie behind, each at a multiple of its own size, so that its place is a number of such layers.
+    `others`: layers with other head shapes. They follow the first group, and each starts at a multiple of its own size,
+    so that its offset is a whole number of layers of that size.
     """
 
     num_layers: int
@@ -68,7 +69,7 @@ class KvShape:
     unit_bytes: int = 0
     parts: int = 2
     others: tuple[KvLayers, ...] = ()
-    bytes_per_token: int = field(init=False, compare=False, repr=False)  # of K and V over all layers
+    bytes_per_token: int = field(init=False, compare=False, repr=False)  # K and V of all layers
 
     def __post_init__(self) -> None:
         last = self.layers[-1]
@@ -78,12 +79,12 @@ class KvShape:
 
     @property
     def layers(self) -> tuple[KvLayers, ...]:
-        """All of them, by shape, in the order of memory."""
+        """All layers, grouped by shape, in memory order."""
         return (KvLayers(self.num_layers, self.parts, self.num_kv_heads, self.head_dim), *self.others)
 
     @property
     def first_layers(self) -> tuple[int, ...]:
-        """Of each shape how many layers of its own size have room before its first one."""
+        """For each group, the offset of its first layer, counted in layers of that group's size."""
         first, end = [], 0
         for found in self.layers:
             layer_bytes = found.layer_bytes(self.dtype)
@@ -93,39 +94,39 @@ class KvShape:
 
     @property
     def recurrent(self) -> bool:
-        """Whether what a sequence keeps is of all its tokens together: it cannot be shared, nor rolled back."""
+        """Whether sequences have a state that summarises all their tokens: it can be neither shared nor rolled back."""
         return self.state_units > 0
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of recurrent state of one sequence, however long it is."""
+        """Bytes of recurrent state of one sequence, whatever its length."""
         return self.state_units * self.unit_bytes
 
     @property
     def least_block_bytes(self) -> int:
-        """The smallest block that holds a token, and a unit of state."""
+        """The smallest usable block size: room for one token, and for one unit of state."""
         return max(self.bytes_per_token, self.unit_bytes)
 
     def sequence_bytes(self, tokens: float) -> float:
-        """Bytes of K, V and recurrent state of a sequence of so many tokens, which may be a mean."""
+        """Bytes of K, V and recurrent state of a sequence with this many tokens (a float, as it may be a mean)."""
         return tokens * self.bytes_per_token + self.state_bytes
 
     def tokens_per_block(self, block_bytes: int) -> int:
-        """How many tokens a block of equal bytes holds for this architecture (page size Z); 0: it is too small."""
+        """Tokens per block of `block_bytes` for this architecture (page size Z); 0 if the block is too small."""
         return block_bytes // self.bytes_per_token if block_bytes >= self.least_block_bytes else 0
 
     def state_blocks(self, block_bytes: int) -> int:
-        """How many blocks the recurrent state of a sequence takes, before those of its tokens."""
+        """Number of blocks that hold a sequence's recurrent state, at the start of its block table."""
         return -(-self.state_units // (block_bytes // self.unit_bytes)) if self.state_units else 0
 
     def blocks_for(self, tokens: int, block_bytes: int) -> int:
-        """How many blocks a sequence of so many tokens has."""
+        """Number of blocks of a sequence with this many tokens, those of its recurrent state included."""
         return self.state_blocks(block_bytes) - (-tokens // self.tokens_per_block(block_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A graph, cut into regions by a rule set. A Binding gives the offsets of `weights` in this order, of first use."""
+    """A graph cut into regions by a rule set. `weights` are in order of first use; a Binding lists their offsets so."""
 
     graph: Graph
     rule_set: str
@@ -137,28 +138,28 @@ class Program:
 
     @property
     def draws(self) -> bool:
-        """Whether its steps draw tokens; else they give vectors."""
+        """Whether its steps sample tokens; otherwise they return vectors."""
         return draws(self.graph)
 
     @property
     def sees_all(self) -> bool:
-        """Whether tokens see those behind them too, so that a step has all tokens of a sequence or none."""
+        """Whether attention is bidirectional, so that a step must hold all tokens of a sequence or none."""
         return sees_all(self.graph)
 
     @property
     def row_numbers(self) -> int:
-        """How many numbers a step leaves for each row: as many as the vocabulary, or as vectors have."""
+        """Length of a step's result per row: the vocabulary size, or the length of a vector."""
         name = row_values(self.graph)
         return trailing(self.graph.values[name].shape) if name else 0
 
     def page_layer(self, op: Op) -> int:
-        """The place of an op's layer in a block, as a number of layers of its size."""
+        """The offset of an op's layer within a block, counted in layers of its size."""
         states = [value.name for value in kv_states(self.graph)]
         return self.kv.first_layers[states.index(state_of(self.graph, op).name)] + op.integer("layer")
 
 
 def kv_states(graph: Graph) -> tuple[Value, ...]:
-    """The states of a graph that are keys and values, in the order of memory."""
+    """The key/value states of a graph (no recurrent ones), in memory order."""
     return tuple(v for v in graph.values.values() if v.kind is Kind.STATE and v.name not in STATES)
 
 

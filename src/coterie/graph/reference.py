@@ -1,6 +1,6 @@
 """The slow, plain NumPy interpreter of a graph. It defines what is correct; every device is tested against it.
 
-Float32 throughout; only the KV state is rounded to its own type, and what an op says that it rounds.
+Float32 throughout, except that the KV state is rounded to its own type, and operands as an op's `rounding` says.
 Knows nothing about devices or speed.
 """
 
@@ -33,9 +33,9 @@ __all__ = ["KvState", "Reference", "Step", "exchanged", "run_op", "run_ranks"]
 
 
 class Reference:
-    """Interprets one graph with weights given as float32 arrays by name; a sparse one whole, with its zeros.
+    """Interprets one graph. Weights are float32 arrays by name; sparse ones are dense arrays with their zeros.
 
-    Raises UsageError when a weight of the graph is missing, has another shape, or more elements than its density says.
+    Raises UsageError if a weight is missing, has the wrong shape, or more nonzero elements than its density allows.
     """
 
     def __init__(self, graph: Graph, weights: Mapping[str, F32]) -> None:
@@ -53,8 +53,8 @@ class Reference:
         self.fixed: dict[str, Array] = {**constants, **weights}
 
     def run(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> dict[str, Array]:
-        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows; of
-        pairs of texts types too.
+        """Run a step and return every value by name. `rows` has tokens, positions, sequence, block_tables and rows, and
+        for pairs of texts also types.
         """
         step = self.begun(rows, sampling, state)
         for op in self.graph.ops:
@@ -62,7 +62,7 @@ class Reference:
         return step.values
 
     def begun(self, rows: Mapping[str, Array], sampling: Sequence[Settings], state: KvState) -> Step:
-        """The step of `run`, of which no op has run."""
+        """The step that `run` executes, before its first op."""
         types_T = np.asarray(rows.get(TYPES, ())).tolist()
         positions_T, sequence_T = [np.asarray(rows.get(name, ())) for name in ("positions", "sequence")]
         more = more_rows(self.graph, positions_T, sequence_T, types_T)
@@ -71,7 +71,7 @@ class Reference:
     def run_region(
         self, region: Region, values: Mapping[str, Array], sampling: Sequence[Settings], state: KvState
     ) -> dict[str, Array]:
-        """Run the ops of one region on its inputs, found in `values` with the step's rows; return what it puts out."""
+        """Run one region's ops and return its outputs. `values` holds its inputs and the step's rows."""
         known = {name: values[name] for name in (*region.inputs, *ROW_INPUTS, *MORE_ROWS) if name in values}
         step = Step(self.graph, {**self.fixed, **known}, state, sampling)
         for op in region.ops:
@@ -85,7 +85,7 @@ def run_ranks(
     sampling: Sequence[Settings],
     states: Sequence[KvState],
 ) -> list[dict[str, Array]]:
-    """Run a step of a sharded graph on all its ranks, op by op: every value of each rank by name.
+    """Run a step of a sharded graph on all its ranks, op by op; return every value of each rank by name.
 
     Each rank has its own graph (shard.py), weights and KV state, and the same rows.
     """
@@ -102,7 +102,7 @@ def run_ranks(
 
 
 def exchanged(op: Op, parts: Sequence[Array]) -> list[Array]:
-    """What every rank has after an exchange of the parts of all: each `ranks` neighbours have theirs together."""
+    """Each rank's result of a collective, given all ranks' inputs; every `ranks` neighbouring ranks form a group."""
     found: list[Array] = []
     for first in range(0, len(parts), op.integer("ranks")):
         group = parts[first : first + op.integer("ranks")]
@@ -119,7 +119,7 @@ def run_op(step: Step, op: Op) -> None:
 
 
 def _operand(step: Step, name: str) -> Array | None:
-    """The value of an operand; None where it is left out, or where the op finds it in the step itself."""
+    """The value of an operand; None if it is absent, or if the op finds it in the step itself."""
     if not name or name == "sampling" or step.graph.values[name].kind is Kind.STATE:
         return None
     return step.values[name]
@@ -185,7 +185,7 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array
     q, y = grown(op, q, limits), np.empty_like(q)
     rounds = ROUNDING in op.attrs
     for t, limit in enumerate(limits):
-        position = int(step.values["positions"][t])  # the limit is another where those behind are seen too
+        position = int(step.values["positions"][t])  # differs from `limit` in bidirectional attention
         first = max(0, position + 1 - window) if window else 0
         length = min(int(limit), position + window - 1 if window else int(limit)) + 1
         k, v = (step.state.context(op, i, tables[sequence[t]], length)[first:] for i in (0, 1))
@@ -201,8 +201,8 @@ def _attend(step: Step, op: Op, x: list[Any], window: int, bias: Callable[[Array
 
 
 def _weights(scores: Array, count: int, rounds: bool) -> Array:
-    """What the first `count` values are weighed by. Rounded beside the largest of their scores, where a CPU has that of
-    each span.
+    """Softmax weights of the first `count` values. Rounding applies to exponentials relative to the largest of their
+    scores; a CPU uses the largest of each span of keys instead.
     """
     if not rounds:
         return softmax(scores)[:, :count]
@@ -243,7 +243,7 @@ def _take_heads(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _table(x: list[Any]) -> Array:
-    """The table once for each group of rows."""
+    """The table, repeated for each group of rows."""
     return np.tile(x[1], (len(x[0]) // len(x[1]), 1))
 
 

@@ -1,4 +1,4 @@
-"""What positions do to heads: a rope turns pairs of channels, forth and back; queries may grow.
+"""Position-dependent changes to heads: rope, forward and inverse, and the growth of queries.
 
 Knows nothing about graphs or what is rotated.
 """
@@ -14,7 +14,7 @@ from coterie.graph.step import Array
 
 
 def rotate(op: Op, x: list[Any], way: int = 1) -> Array:
-    """Heads x[0] [T, H, C] at positions x[1] [T] rotated by frequencies x[2]; back where way is -1."""
+    """Heads x[0] [T, H, C] at positions x[1] [T], rotated by frequencies x[2]; the inverse if `way` is -1."""
     angles = x[1].astype(np.float32)[:, None, None] * x[2]
     cos, sin = (np.asarray(f(angles) * np.float32(op.number("scale")), np.float32) for f in (np.cos, np.sin))
     first, second = _pairs(op, len(x[2]))
@@ -25,7 +25,7 @@ def rotate(op: Op, x: list[Any], way: int = 1) -> Array:
 
 
 def grown(op: Op, q: Array, positions: Array) -> Array:
-    """Queries [T, H, C] of an attention, larger as their position says; as they are without a growth."""
+    """Queries [T, H, C] of an attention, scaled up with their position; unchanged without growth."""
     if not op.growth:
         return q
     factors = 1.0 + op.growth * np.log(1.0 + positions // op.every)

@@ -1,7 +1,7 @@
-"""The graph whose products round activations: for packed weights to int8 or, said aloud, int16; for bfloat16 to bf16.
+"""Graphs whose products round activations: to int8 or explicitly int16 for packed weights, to bf16 for bfloat16 ones.
 
-And the graph that keeps keys and values in another type. Each is another architecture key, so experts with and without
-do not share programs.
+Also graphs that keep keys and values in another type. Each variant has its own architecture key, so experts with and
+without it do not share programs.
 
 Knows nothing about how numbers are rounded (core.packed, core.scales, core.dtypes) or when that is asked for.
 """
@@ -19,15 +19,15 @@ from coterie.graph.ops import BF16, INT16, ROUNDING
 from coterie.graph.program import kv_states
 from coterie.graph.rows import sees_all
 
-_WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # a weight's position, if all are of its type
-_KEPT = {"attention": 4}  # the position of kept keys and values
+_WEIGHT = {"linear": 1, **dict.fromkeys(MATRIX_READERS, MATRICES_FROM)}  # operand of a weight (the first)
+_KEPT = {"attention": 4}  # operand of the cached keys and values
 
 
 def with_rounding(graph: Graph, to: str) -> Graph:
-    """Every product with packed weights rounds what it reads `to` INT8 or INT16, or with bfloat16 ones to BF16.
+    """Make products round their activations `to` INT8 or INT16 (those with packed weights) or BF16 (bfloat16 weights).
 
-    Products with other weights stay as they are. Where some round to BF16 and no weights are packed, so does attention
-    over keys and values that are kept in bfloat16.
+    Products with other weights are unchanged. If some round to BF16 and no weights are packed, attention over keys and
+    values cached in bfloat16 rounds too.
     """
     products = tuple(_rounding(graph, op, to) for op in graph.ops)
     is_packed = any(weight.dtype.is_packed for weight in graph.weights)
@@ -37,18 +37,18 @@ def with_rounding(graph: Graph, to: str) -> Graph:
 
 
 def as_a_cpu_rounds(graph: Graph, attention: bool) -> Graph:
-    """Every product with packed weights that does not say what it rounds to says INT16, which is what a CPU does.
+    """Make a CPU's rounding explicit: products with packed weights that name no rounding use INT16.
 
-    `attention`: whether the CPU rounds there what the graph says (kernels/cpu.py: `rounds_attention`).
+    `attention`: whether the CPU's attention rounds as the graph says (kernels/cpu.py: `rounds_attention`).
     """
     ops = (op if ROUNDING in op.attrs else _rounding(graph, op, INT16) for op in graph.ops)
     return replace(graph, ops=tuple(op if attention or op.kind != "attention" else _exact(op) for op in ops))
 
 
 def with_kept_kv(graph: Graph, dtype: DType) -> Graph:
-    """Keys and values are kept as rows of this type.
+    """The graph that caches keys and values in this type.
 
-    A graph stays as it is where no step reads what another kept: no layer attends, or tokens see all of their text.
+    Unchanged if no step reads what another one stored: no layer attends, or attention is bidirectional.
     """
     if sees_all(graph) or not any(op.kind == "kv_append" for op in graph.ops):
         return graph

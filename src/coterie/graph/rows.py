@@ -1,10 +1,10 @@
-"""Rows of a step that only some graphs declare: they follow from those that the engine gives.
+"""Row inputs that only some graphs declare; they are derived from those that the engine provides.
 
     positions   0 1 2 3   0 1       two sequences, all of each in the step
     horizon     3 3 3 3   1 1       the last position that a token sees
-    types       0 0 1 1   0 0       which text of a pair it is of, if the engine gives it; else 0
+    types       0 0 1 1   0 0       which text of a pair it belongs to, if the engine says so; else 0
 
-`seeing_all` makes of a graph whose tokens see those before them one whose tokens see all of their sequence.
+`seeing_all` turns a graph with causal attention into one with bidirectional attention.
 Knows nothing about devices.
 """
 
@@ -30,15 +30,15 @@ I32: TypeAlias = npt.NDArray[np.int32]
 
 
 def sees_all(graph: Graph) -> bool:
-    """Whether a token sees all of its sequence, those behind it too: then a step must have all of it."""
+    """Whether attention is bidirectional: then a step must hold all of a sequence."""
     return HORIZON in graph.values
 
 
 def seeing_all(graph: Graph) -> Graph:
-    """The graph whose tokens see those behind them too; windows reach as far behind a token as before it.
+    """The graph with bidirectional attention; windows reach equally far in both directions.
 
-    Keys and values are read in the step that stores them and never again, so all layers store them in one place, and
-    in float32. Raises UnsupportedError for a graph whose layers keep something else.
+    Keys and values are read only in the step that stores them, so all layers store them in the same place, and in
+    float32. Raises UnsupportedError for a graph with any other state or kind of attention.
     """
     states = [value for value in graph.values.values() if value.kind is Kind.STATE]
     if [state.name for state in states] != [_KV] or not all(_may_see_all(op) for op in graph.ops if _KV in op.inputs):
@@ -63,9 +63,9 @@ def _seeing_all(op: Op) -> Op:
 def more_rows(
     graph: Graph, positions_T: npt.NDArray[Any], sequence_T: npt.NDArray[Any], types_T: Sequence[int] = ()
 ) -> dict[str, I32]:
-    """The rows [T] that this graph declares besides the usual ones, by name. `types_T`: of pairs; none: all are 0.
+    """The rows [T] that this graph declares besides the usual ones, by name. `types_T`: for pairs; empty: all are 0.
 
-    Raises ValueError for types that are not one for each token, or that the graph's table has no row for.
+    Raises ValueError unless there is one type per token, each with a row in the graph's table.
     """
     found: dict[str, I32] = {}
     if HORIZON in graph.values:
@@ -83,6 +83,6 @@ def more_rows(
 
 
 def rows_of_tables(graph: Graph, name: str) -> int | None:
-    """How many rows the smallest table has in which a row input is looked up; None where it is in none."""
+    """Rows of the smallest table in which a row input is looked up; None if there is no such table."""
     tables = [graph.values[op.inputs[1]].shape[0] for op in graph.ops if op.kind == "embed" and op.inputs[0] == name]
     return min([rows for rows in tables if isinstance(rows, int)], default=None)

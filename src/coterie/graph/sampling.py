@@ -1,7 +1,8 @@
-"""What `sample` means, in NumPy: from a row of logits and its settings to a token. Every device must draw the same.
+"""Defines `sample`, in NumPy: from a row of logits and its settings to a token. Every device must draw the same one.
 
-    logits -> repetition -> presence, frequency -> bias                                 where somebody asks for changes
-    z = logits / temperature -> order (z down, index up) -> top-k -> p = softmax -> min-p, top-p -> first cumulative > u
+    logits -> repetition -> presence, frequency -> bias                            if the settings have `changes`
+    z = logits / temperature -> sort by z descending, then index ascending -> top-k -> p = softmax -> min-p, top-p
+      -> first token whose cumulative p > u
 
 Knows nothing about graphs or requests. The random number depends on (seed, position) alone.
 """
@@ -15,22 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 _MASK = 2**64 - 1
-_MANY = 4096  # fewer are sorted sooner than they are counted
-_STEPS, _FAR = 16.0, 64  # likelihoods are counted in steps of e^(1/16), those below e^-64 together
+_MANY = 4096  # for fewer, sorting is faster than counting
+_STEPS, _FAR = 16.0, 64  # bins of likelihood are e^(1/16) wide; the last one holds all below e^-64
 
 
 Ids: TypeAlias = npt.NDArray[np.int32]
-BIAS_ONLY = -1  # in place of a count: the token has not come
+BIAS_ONLY = -1  # in place of a count: the token has not occurred
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Changes:
-    """How a row's logits are changed before its token is drawn, by what came before and by biases.
+    """Penalties and biases that change a row's logits before its token is drawn.
 
-    Of N tokens, each named once: `ids_N`; `times_N`, how often it came in the answer (0: in the prompt alone;
-    BIAS_ONLY: not at all); `bias_N`, what is added. `behind`: tokens that came after those, in order. `repetition`
-    divides the logits of tokens that came where they are above 0, and multiplies them elsewhere (1: none); `presence`
-    and, for each time, `frequency` are taken from those of the answer (0: none).
+    For N distinct tokens: `ids_N`; `times_N`, how often each occurs in the answer (0: only in the prompt; BIAS_ONLY:
+    nowhere); `bias_N`, what is added to its logit. `behind`: later tokens of the answer, in order, not yet counted.
+    `repetition` divides positive logits of tokens that occurred and multiplies negative ones (1: none). `presence`, and
+    `frequency` once per occurrence, are subtracted from the logits of tokens in the answer (0: none).
     """
 
     repetition: float
@@ -51,15 +52,15 @@ class Settings(Protocol):
 
     @property
     def top_k(self) -> int:
-        """Keep so many."""
+        """Keep the k likeliest tokens."""
 
     @property
     def top_p(self) -> float:
-        """Keep the shortest prefix with this mass."""
+        """Keep the shortest prefix with at least this probability mass."""
 
     @property
     def min_p(self) -> float:
-        """Drop what is less likely than this share of the likeliest."""
+        """Drop tokens less likely than this fraction of the likeliest one."""
 
     @property
     def seed(self) -> int:
@@ -67,7 +68,7 @@ class Settings(Protocol):
 
     @property
     def changes(self) -> Changes | None:
-        """What comes before all that; None: nothing."""
+        """Penalties and biases, applied before all of the above; None: none."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -96,18 +97,18 @@ def changed(logits_V: npt.NDArray[np.float32], changes: Changes) -> npt.NDArray[
 
 
 def repeat(z_V: npt.NDArray[np.float32], ids: npt.NDArray[np.intp], penalty: float) -> None:
-    """Divide the logits of these tokens where they are above 0 and multiply them elsewhere, in place.
+    """Divide positive logits of these tokens by `penalty` and multiply negative ones by it, in place.
 
-    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; as transformers has it for logits below 0.
+    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; for negative logits, as transformers does it.
     """
     was, by = z_V[ids], np.float32(penalty)
     z_V[ids] = np.where(was < 0, was * by, was / by)
 
 
 def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -> int:
-    """Draw a token id from one row of logits; `position` is that of the token whose logits these are.
+    """Draw a token id from one row of logits; `position` is that of the token that produced these logits.
 
-    A row that holds a NaN has no order and draws -1, which is no token; devices turn it into an error.
+    A row that contains a NaN has no order and yields -1, which is no token; devices turn it into an error.
     """
     if settings.changes is not None:
         logits_V = changed(logits_V, settings.changes)
@@ -125,7 +126,7 @@ def draw(logits_V: npt.NDArray[np.float32], settings: Settings, position: int) -
 
 
 def _among_all(z: npt.NDArray[np.float32], settings: Settings, u: float) -> int:
-    """The definition: everything in order, then the limits."""
+    """The definition: sort everything, then apply the limits."""
     order = _order(z, settings.top_k)
     kept = z[order].astype(np.float64)
     p = np.exp(kept - kept[0])
@@ -141,11 +142,11 @@ def _among_all(z: npt.NDArray[np.float32], settings: Settings, u: float) -> int:
 
 
 def _by_count(z_V: npt.NDArray[np.float32], settings: Settings, u: float) -> int | None:
-    """The same token without top-k, with hardly anything sorted; None where rounding may decide.
+    """The same token, when there is no top-k, almost without sorting; None if rounding could decide.
 
-    Tokens are counted by likelihood, in steps of e^(1/16): a step's sum needs no order, and only the step that holds a
-    border is sorted. Sums in another order differ by less than `margin`; what is nearer to a border is left to the
-    definition.
+    Tokens are binned by likelihood, in steps of e^(1/16): the sum of a bin needs no order, so only the bin in which a
+    boundary falls is sorted. Summing in another order changes a sum by less than `margin`; a boundary that close is
+    left to the definition.
     """
     largest = z_V.max()
     if not np.isfinite(largest):
@@ -157,7 +158,7 @@ def _by_count(z_V: npt.NDArray[np.float32], settings: Settings, u: float) -> int
     margin = len(z_V) * 2.0**-50 * float(reached[-1])
 
     def find(wanted: float, side: Literal["left", "right"]) -> tuple[int, float] | None:
-        """The token whose sum reaches (left) or passes (right) `wanted`, and that sum."""
+        """The token at which the cumulative sum reaches (left) or passes (right) `wanted`, and that sum."""
         step = int(np.searchsorted(reached, wanted, side)) - 1
         tokens = np.flatnonzero(step_V == max(step, 0))
         order = tokens[np.argsort(-z_V[tokens], kind="stable")]
@@ -182,11 +183,11 @@ def _by_count(z_V: npt.NDArray[np.float32], settings: Settings, u: float) -> int
 
 
 def _order(z_V: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
-    """Token ids by z down, then index up: the first `top_k`, or all. Sorts only those that can be among them."""
+    """Token ids by descending z, then ascending index: the first `top_k`, or all. Sorts only possible candidates."""
     least = np.float32(-np.inf)
     if 0 < top_k < len(z_V):
         least = np.partition(z_V, len(z_V) - top_k)[len(z_V) - top_k]
-    # What has no chance at all, as where a mask forbids it, would add nothing but zeros.
+    # Logits of -inf, from a mask for instance, would contribute only zeros.
     candidates = np.flatnonzero((z_V >= least) & (z_V > -np.inf))
     if not len(candidates):
         candidates = np.arange(len(z_V))

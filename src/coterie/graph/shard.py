@@ -2,17 +2,17 @@
 
     q, k, v, gate, up    split by heads or rows: each rank computes its part from the whole hidden state
     o, down              split by columns: each rank's sum is partial, all_reduce completes it, then the bias is added
-    embedding            split by vocabulary: a rank's row is 0 for tokens of others, all_reduce completes it
+    embedding            split by vocabulary: rows are 0 for tokens of other ranks, all_reduce completes them
     head                 split by vocabulary: all_gather joins the logits, which every rank samples alike
-    KV heads             split; fewer than ranks: each is held by ranks / heads neighbouring ranks
-    branches             of each, gate and up by rows, down by columns; every rank chooses alike
+    KV heads             split; if fewer than ranks, each is held by ranks / heads neighbouring ranks
+    branches             gate and up of each by rows, down by columns; every rank makes the same choice of branches
     sinks                split by heads
-    norm of all heads    all_gather joins the heads, each rank norms them all and takes its own
-    low-rank change      B is split as the rows of what it changes, A as its columns; what lies between is every rank's
+    norm of all heads    all_gather joins the heads; each rank norms them all and keeps its own
+    low-rank change      B is split like the rows of the weight it changes, A like its columns; x A^T is whole on all
 
-All else (norms, residuals, tables of positions and of types, a vision tower's patches) is done by every rank alike. A
-linear is split only where what follows it, up to the next linear, works per head or per column.
-Knows nothing about machines, nor about how an exchange is carried out.
+Everything else (norms, residuals, tables of positions and types, a vision tower's patches) is replicated on all ranks.
+A linear is split only if what follows it, up to the next linear, works per head or per column.
+Knows nothing about machines, or about how a collective is carried out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from coterie.graph.layer.ops import LAYER_OPS
 from coterie.graph.ops import ATTENTION, SCALE
 from coterie.graph.program import kv_states
 
-# Ops that work on each head, or each column, by itself: their output is split as their input is.
+# Ops that process each head or column independently: their output is split like their input.
 _PER_COLUMN = (
     *("silu", "gelu", "relu", "relu_squared", "xielu", "softcap"),
     *("add", "mul", "rope", "take_heads", "group_attention"),
@@ -48,7 +48,7 @@ class Split:
     parts: int
 
     def of_rank(self, shape: Shape, rank: int, ranks: int) -> tuple[slice, ...]:
-        """The part of a tensor of this whole shape that a rank holds."""
+        """A rank's slice of a tensor with this full shape."""
         size = shape[self.axis]
         step = (size if isinstance(size, int) else 0) // self.parts
         part = rank * self.parts // ranks
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
-    """One rank's graph, and how each weight that is not whole is split."""
+    """One rank's graph, and the split of each weight that a rank does not hold whole."""
 
     graph: Graph
     splits: Mapping[str, Split]
@@ -66,15 +66,15 @@ class Sharded:
 def shard(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool = False) -> Graph:
     """The graph of one rank of `degree`; at degree 1, the graph itself.
 
-    Ranks differ in numbers only (their part of each weight), not in shapes. With `odd_vocabulary` every rank has the
-    whole of a vocabulary that cannot be split: embedding and head are then done by each.
-    Raises UsageError for a degree that heads, columns or vocabulary cannot be split by.
+    Ranks differ only in numbers (their part of each weight), not in shapes. With `odd_vocabulary`, a vocabulary that
+    does not divide evenly stays whole, and every rank computes all of embedding and head.
+    Raises UsageError if heads, columns or vocabulary cannot be split by the degree.
     """
     return split_graph(graph, degree, rank, odd_vocabulary).graph
 
 
 def split_graph(graph: Graph, degree: int, rank: int = 0, odd_vocabulary: bool = False) -> Sharded:
-    """As `shard`, with the splits of the weights."""
+    """Like `shard`; also returns how the weights are split."""
     if degree < 1 or not 0 <= rank < degree:
         raise UsageError(graph.name, f"rank {rank} of {degree} ranks does not exist", "give a degree of at least 1")
     if any(op.kind in ("all_reduce", "all_gather") for op in graph.ops):
@@ -97,7 +97,7 @@ class _Sharding:
     splits: dict[str, Split] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
-    split: dict[str, int] = field(default_factory=dict)  # activations of which a rank holds one of so many parts
+    split: dict[str, int] = field(default_factory=dict)  # split activations -> number of parts; a rank holds one
     readers: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
     known: dict[str, bool] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ class _Sharding:
             self.ops.append(op)
 
     def _per_column(self, op: Op) -> None:
-        """Heads and columns of its own are all that this op needs."""
+        """Append an op that needs only this rank's heads or columns."""
         self.ops.append(op)
         if op.kind == "kv_append":
             return
@@ -176,7 +176,7 @@ class _Sharding:
             self._split(name, axis, self.degree)
 
     def _norm_of_all_heads(self, op: Op) -> None:
-        """Each rank norms the heads of all, and goes on with its own."""
+        """Each rank norms all heads, then keeps its own."""
         (x, weight), y = op.inputs, op.outputs[0]
         shape, parts = self.graph.values[y].shape, self._parts(y)
         whole_x = self._exchange("all_gather", op, x, shape) if x in self.split else x
@@ -189,7 +189,7 @@ class _Sharding:
         self._add("take_heads", op, (whole_y,), y, {"of": heads, "first": first, "count": count})
 
     def _biases(self, op: Op) -> None:
-        """Each rank has the slopes, or the columns of the table, of its own heads."""
+        """Each rank holds the slopes, or the table columns, of its own heads."""
         biases = self.graph.values[op.inputs[4]]
         if biases.kind is Kind.WEIGHT:
             self._split(biases.name, 1, self.degree)
@@ -224,18 +224,18 @@ class _Sharding:
             self.ops.append(op)
 
     def _is_low(self, y: str) -> bool:
-        """Whether it is read by products alone: it lies between the two of a low-rank change (low_rank.py)."""
+        """Whether only products read it: it lies between the two matrices of a low-rank change (low_rank.py)."""
         return bool(self.readers[y]) and all(op.kind == "linear" for op in self.readers[y])
 
     def _is_head(self, y: str) -> bool:
-        """Whether nothing but draws tokens from it, changed, capped or as it is."""
+        """Whether it is used only for sampling, possibly after additions and a soft cap."""
         return all(
             op.kind == "sample" or (op.kind in ("softcap", "add") and self._is_head(op.outputs[0]))
             for op in self.readers[y]
         )
 
     def _stays_whole(self, table: str) -> bool:
-        """Whether a table with a row for each token is left to every rank."""
+        """Whether every rank holds all of this table with a row per token."""
         rows = self.graph.values[table].shape[0]
         return self.odd_vocabulary and isinstance(rows, int) and rows % self.degree != 0
 
@@ -253,7 +253,7 @@ class _Sharding:
             self._add("add_bias", op, (whole, bias), y, {})
 
     def _exchange(self, kind: str, op: Op, x: str, shape: Shape, y: str = "") -> str:
-        """Append an exchange of `x` among the ranks; the name of its result."""
+        """Append a collective on `x`; returns the name of its result."""
         made = y or f"{x}/whole"
         self.values.setdefault(made, replace(self.values[x], name=made, shape=shape))
         self._add(kind, op, (x,), made, {"ranks": self.degree})
@@ -268,12 +268,12 @@ class _Sharding:
         return name
 
     def _split(self, weight: str, axis: int, parts: int) -> None:
-        """The rank's part of a weight, and how all of it is cut."""
+        """Narrow a weight to the rank's part, and record how it is cut."""
         self._narrow(weight, axis, parts)
         self.splits[weight] = Split(axis, parts)
 
     def _narrow(self, name: str, axis: int, parts: int) -> None:
-        """The rank's part of a value in place of the whole."""
+        """Replace a value by the rank's part of it."""
         whole = self.graph.values[name]
         size = whole.shape[axis]
         own = (size if isinstance(size, int) else 0) // parts
@@ -290,11 +290,11 @@ class _Sharding:
             return op.inputs[0] == name or op.kind == "kv_append"
         head_norm = op.kind == "rms_norm" and len(self.graph.values[name].shape) == 3
         if head_norm and norms_all_heads(self.graph, op) and self._parts(name) < self.degree:
-            return False  # ranks that share a head cannot join what they have
+            return False  # ranks that share a head would gather it twice
         return (op.kind in (*_PER_COLUMN, *_ATTENTION, *OF_HEADS) or head_norm) and self._splittable(op.outputs[0])
 
     def _parts(self, y: str) -> int:
-        """How many parts the second axis of a linear's output is cut into; decided by what reads it."""
+        """Number of parts of the second axis of a linear's output, which its readers determine."""
         op, size = self.readers[y][0], self.graph.values[y].shape[1]
         while op.kind in ("rope", "rms_norm", "add"):
             op = self.readers[op.outputs[0]][0]

@@ -1,4 +1,4 @@
-"""What the reference interpreter holds in a step: values by name, the KV pages, and what else sequences keep.
+"""The reference interpreter's state: values of a step by name, the KV pages, and sequences' recurrent state.
 
 Knows nothing about what ops mean.
 """
@@ -23,11 +23,11 @@ F32: TypeAlias = npt.NDArray[np.float32]
 
 
 class KvState:
-    """KV pages of a graph: [blocks, L, 2, K, Z, C], in float32 but holding only numbers that the KV type can hold.
+    """KV pages of a graph: [blocks, L, 2, K, Z, C], stored as float32 but rounded to the KV type.
 
-    Layers of other heads have pages of their own; `pages` are those of the first.
+    Layers with other head shapes have pages of their own; `pages` are those of the first shape.
 
-    A sequence's table begins with `state_blocks` blocks of recurrent state, which is kept here by the first of them.
+    A sequence's block table begins with `state_blocks` blocks of recurrent state, kept here under the first one's id.
     """
 
     def __init__(self, graph: Graph, num_blocks: int, tokens_per_block: int, state_blocks: int = 0) -> None:
@@ -49,7 +49,7 @@ class KvState:
         return int(table[self.state_blocks + position // self.tokens_per_block])
 
     def recurrent(self, op: Op, table: Array, position: int) -> F32:
-        """A sequence's part of an op's recurrent state, the last operand, to read and write; 0 before position 0."""
+        """A sequence's slice of an op's recurrent state (its last operand), to read and write; zeroed at position 0."""
         key = op.inputs[-1], int(table[0])
         if key not in self._kept:
             self._kept[key] = np.zeros(self._shapes[op.inputs[-1]], np.float32)
@@ -59,12 +59,12 @@ class KvState:
         return part
 
     def append(self, op: Op, which: int, table: Array, position: int, heads_KC: F32) -> None:
-        """Store one token's K (which 0) or V (1) where the op has its layer, rounded to nearest even."""
+        """Store one token's K (`which` 0) or V (1) in the op's layer, rounded to nearest even."""
         pages, block = self._pages[state_of(self._graph, op).name], self.block(table, position)
         pages[block, op.integer("layer"), which, :, position % self.tokens_per_block] = rounded_to(heads_KC, self.dtype)
 
     def context(self, op: Op, which: int, table: Array, length: int) -> F32:
-        """K or V of the first `length` tokens of a sequence, of the op's layer: [length, K, C]."""
+        """K or V of a sequence's first `length` tokens in the op's layer: [length, K, C]."""
         used = table[self.state_blocks :][: -(-length // self.tokens_per_block)]
         pages = self._pages[state_of(self._graph, op).name][used, op.integer("layer"), which]
         flat: F32 = pages.transpose(0, 2, 1, 3).reshape(-1, pages.shape[1], pages.shape[3])[:length]
@@ -82,7 +82,7 @@ class Step:
 
 
 Run: TypeAlias = Callable[[Step, Op, list[Any]], Array | None]
-"""What an op means: from its inputs, in order, to its output; None where it puts what it makes by itself.
+"""Computes an op: from its inputs, in order, to its output, or None if it stores its results itself.
 
-An input that is left out, or that the op finds in the step itself, is None: so they are of any type.
+An input is None if it is absent or if the op finds it in the step itself; hence `Any`.
 """

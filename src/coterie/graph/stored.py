@@ -1,4 +1,4 @@
-"""How many elements and bytes a value has in a step; of a sparse one those that are stored.
+"""Elements and bytes of a value in a step; for a sparse one, those that are stored.
 
 Knows nothing about which op reads how much of it (cost.py).
 """
@@ -10,7 +10,7 @@ from coterie.graph.ir import Kind, Value
 
 
 def value_bytes(value: Value, sizes: Sizes) -> int:
-    """Bytes of a whole value in this step; of a sparse one what is stored, of a sparse weight its pattern too."""
+    """Bytes of a whole value in this step; if sparse, those that are stored, including a weight's pattern."""
     if value.density == 1.0:
         return value.dtype.tensor_bytes([sizes.of(dim) for dim in value.shape])
     pattern = pattern_bytes(value, sizes) if value.kind is Kind.WEIGHT else 0
@@ -24,5 +24,5 @@ def elements(value: Value, sizes: Sizes) -> int:
 
 
 def pattern_bytes(value: Value, sizes: Sizes) -> int:
-    """A bit for each element says which ones a sparse weight has."""
+    """Bytes of a sparse weight's pattern, one bit per element; 0 for a dense value."""
     return -(-sizes.count(value.shape) // 8) if value.density != 1.0 else 0

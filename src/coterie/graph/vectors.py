@@ -1,9 +1,9 @@
-"""The graph of a model without its head: a step gives the vectors of its rows in place of tokens.
+"""The graph of a model without its head: a step returns a vector for each of its rows instead of a token.
 
-    ... x -> take_rows -> norm -> linear (-> softcap) -> sample -> next_tokens        tokens are drawn
-    ... x -> take_rows -> norm                                                        rows of the last norm leave
+    ... x -> take_rows -> norm -> linear (-> softcap) -> sample -> next_tokens        tokens are sampled
+    ... x -> take_rows -> norm                                                        rows of the last norm are returned
 
-All before the head is the same, op by op, so both leave the same KV state. Knows nothing about what vectors are for.
+Up to the head both are the same, op by op, so both produce the same KV state. Knows nothing about what vectors are for.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from coterie.graph.ir import Graph, Kind, Op
 
 
 def draws(graph: Graph) -> bool:
-    """Whether a step draws tokens."""
-    return any(op.kind == "sample" for op in reversed(graph.ops))  # it is among the last ones, if there is one
+    """Whether a step samples tokens."""
+    return any(op.kind == "sample" for op in reversed(graph.ops))  # it is near the end, if there is one
 
 
 def row_values(graph: Graph) -> str:
-    """The value [R, *] that a step leaves for each row: logits, or vectors; empty where it has none."""
+    """The name of the value [R, *] that a step computes per row: logits or vectors; empty if there is none."""
     sampled = next((op.inputs[0] for op in graph.ops if op.kind == "sample"), "")
     left = (v.name for v in graph.values.values() if v.kind is Kind.OUTPUT and v.dtype is not DType.I32)
     return sampled or next(left, "")
 
 
 def vectors_graph(graph: Graph) -> Graph:
-    """The graph up to the last norm, whose rows [R, D] leave the step; one that draws nothing as it is.
+    """The graph up to the last norm, whose rows [R, D] become its output; unchanged if the graph samples nothing.
 
-    Raises UnsupportedError where no norm of the rows stands before the head.
+    Raises UnsupportedError if there is no norm of the rows before the head.
     """
     if not draws(graph):
         return graph
@@ -43,14 +43,14 @@ def vectors_graph(graph: Graph) -> Graph:
     ops = graph.ops[: norm + 1]
     (made,) = ops[-1].outputs
     used = {name for op in ops for name in (*op.inputs, *op.outputs)} | {"rows", "sampling"}
-    kept = {name for name, value in graph.values.items() if value.kind is Kind.STATE}  # read or not: pages lie by it
+    kept = {name for name, value in graph.values.items() if value.kind is Kind.STATE}  # even if unread: page layout
     values = {name: value for name, value in graph.values.items() if name in used | kept}
     values[made] = replace(values[made], kind=Kind.OUTPUT)
     return Graph(graph.name, MappingProxyType(values), ops)
 
 
 def _norm_behind(graph: Graph, place: int) -> int | None:
-    """Where the norm is that reads what the op at `place` makes."""
+    """Index of the norm that reads the result of the op at `place`; None if there is none."""
     (taken,) = graph.ops[place].outputs
     return next((at for at, op in enumerate(graph.ops) if _norms(op, taken)), None)
 

@@ -1,4 +1,4 @@
-"""Legality: graphs are checked first of all, op by op. What each op takes is in legal.py and eager/legal.py.
+"""Verification of a graph, op by op, before anything else is done with it. The rules of each op are in the legal.py's.
 
 Knows nothing about fusion or devices.
 """

@@ -1,4 +1,4 @@
-"""Training graphs: their ops, what is legal, the reference, and the rules that build them.
+"""Training graphs: their ops, legality, reference, and the rules that build them.
 
 Knows nothing about devices, or which families of models have these ops.
 """

@@ -1,14 +1,15 @@
-"""Training graphs: the forward pass of a decoder, then gradients of the mean cross-entropy by a rule per op.
+"""Training graphs: the forward pass of a decoder, then gradients of the mean cross-entropy, by a rule per op.
 
-    y = op(a, b)     a rule makes, from dy and what the forward pass has, the gradients of a and b
-    several readers  their gradients are added up
-    a weight shared  by heads on several ranks (a key/value head's, a norm's): each rank has a summand of its gradient,
-                     which an all_reduce among just these ranks adds up
-    one rank's part  where the forward pass reads a whole value and each rank computes its own columns, ranks' gradients
-                     of it are added up by an all_reduce: before each block, where the forward pass has one behind it
+    y = op(a, b)     a rule computes the gradients of a and b from dy and values of the forward pass
+    several readers  their gradients are added
+    shared weights   a weight used on several ranks (of a key/value head, of a norm of heads): each rank has a partial
+                     gradient, which an all_reduce among just these ranks completes
+    split outputs    where the forward pass reads a whole value and each rank computes its own columns, the ranks'
+                     gradients of that value are partial: an all_reduce at the start of a block, where the forward pass
+                     has one at the end
 
-Logits stay in parts: ranks exchange a maximum and a sum for each row. Weights' gradients leave the step; there is no
-optimiser, and nothing of the forward pass is computed again but attention's scores. Knows nothing about machines.
+Logits stay split: ranks exchange a maximum and a sum per row. Gradients of weights are outputs of the step; there is no
+optimiser, and only attention scores are recomputed. Knows nothing about machines.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ TARGETS = "targets"
 def training_graph(graph: Graph, degree: int = 1) -> Graph:
     """Forward and backward of a decoder: stages `layers.0.grad` and so on follow the forward ones, last layer first.
 
-    Every row is a target: give Sizes with R = T. With a degree, what the first of so many ranks computes (shard.py).
-    Raises UnsupportedError for an op that has no rule, UsageError for a degree that the graph cannot be split by,
+    Every row is a target: give Sizes with R = T. With a degree, the graph of the first of that many ranks (shard.py).
+    Raises UnsupportedError for an op that has no rule, and UsageError for a degree by which the graph cannot be split,
     or a graph without logits.
     """
     return split_training_graph(graph, degree).graph
 
 
 def split_training_graph(graph: Graph, degree: int, rank: int = 0) -> Sharded:
-    """As `training_graph`, with the splits of the weights, which are those of their gradients."""
+    """Like `training_graph`; also returns the splits of the weights, which apply to their gradients too."""
     whole = split_graph(graph, degree, rank)
     return Sharded(_Backward(whole.graph, degree, rank, whole.splits).run(), whole.splits)
 
@@ -52,12 +53,12 @@ class _Backward:
     splits: Mapping[str, Split]
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
-    parts: dict[str, list[str]] = field(default_factory=dict)  # gradients of a value that are the same on every rank
-    shares: dict[str, list[str]] = field(default_factory=dict)  # and those of which every rank has a summand
+    parts: dict[str, list[str]] = field(default_factory=dict)  # terms of a gradient that are equal on every rank
+    shares: dict[str, list[str]] = field(default_factory=dict)  # terms to be summed over the ranks
     stage: str = ""
 
     def run(self) -> Graph:
-        """Build it."""
+        """Build the training graph."""
         self.values = {n: v for n, v in self.graph.values.items() if n not in ("sampling", "next_tokens")}
         self.values[TARGETS] = Value(TARGETS, (Symbol.R,), DType.I32, Kind.INPUT)
         logits = next((op.inputs[0] for op in self.graph.ops if op.kind == "sample"), None)
@@ -80,7 +81,7 @@ class _Backward:
         return Graph(f"{self.graph.name}-train", MappingProxyType(self.values), tuple(self.ops))
 
     def _loss(self, logits: str, split: bool) -> None:
-        """The slope of the loss in a rank's logits; of all, it needs each row's maximum and sum of exponentials."""
+        """The loss gradient in a rank's logits; it needs every rank's maximum and sum of exponentials per row."""
         shape = self.values[logits].shape
         if not split:
             self._give(logits, self._op("loss_dx", "loss", (logits, TARGETS), shape))
@@ -91,7 +92,7 @@ class _Backward:
         self._give(logits, self._op("loss_part_dx", "loss", (logits, every, TARGETS), shape, first_row=first))
 
     def gradient(self, name: str) -> str:
-        """The gradient of a value: the sum of what its readers gave, on all ranks where each gave its share."""
+        """The gradient of a value: the sum of its readers' terms, those in `shares` summed over the ranks first."""
         parts, shares = self.parts.get(name, []), self.shares.get(name, [])
         if shares:
             own = self._sum(name, shares, " own")
@@ -116,7 +117,7 @@ class _Backward:
         return full
 
     def _weight(self, kind: str, op: Op, weight: str, inputs: tuple[str, ...], sharing: int = 1, **attrs: Attr) -> None:
-        """The gradient of a weight, summed over the ranks that share it; a tied weight has one from each use."""
+        """Output the gradient of a weight, summed over the ranks that share it; a tied weight has one per use."""
         name, shape = f"{_short(op)}.{weight}", self.values[weight].shape
         density = self.values[weight].density
         made = self._op(kind, name if sharing == 1 else f"{name} own", inputs, shape, **attrs)
@@ -126,9 +127,9 @@ class _Backward:
         self.values[made] = replace(self.values[made], kind=Kind.OUTPUT, density=density)
 
     def linear(self, op: Op) -> None:
-        """dx = dy w, dw = dy^T x. A rank that has some of the columns has a share of dx.
+        """dx = dy w, dw = dy^T x. A rank with only some of the output columns has a partial dx.
 
-        So it has where several have the same columns, those of a key/value head: its own queries' part of their slopes.
+        So has one of several ranks with the same columns (a shared key/value head): dy is from its own queries only.
         """
         x, weight, bias = op.inputs
         dy, split = self._scaled(op, self.gradient(op.outputs[0])), self.splits.get(weight)
@@ -142,13 +143,13 @@ class _Backward:
             self._weight("bias_dw", op, bias, (dy,), sharing)
 
     def _scaled(self, op: Op, dy: str) -> str:
-        """The slope before what the op multiplies its result by."""
+        """The gradient before the op's scale."""
         if SCALE not in op.attrs:
             return dy
         return self._op("scale", f"{_short(op)}.dy", (dy,), self.values[dy].shape, factor=op.scale)
 
     def norm(self, op: Op) -> None:
-        """Of x, of the weight and of the bias; a norm of heads has summands on all ranks."""
+        """Gradients of x, weight and bias; those of a norm of heads are partial on every rank."""
         x, weight, *bias = op.inputs
         if norms_all_heads(self.graph, op) or op.offset:
             fact = "a norm over all heads together, or with an offset, has no gradient"
@@ -164,13 +165,13 @@ class _Backward:
             self._weight("bias_dw", op, bias[0], (dy,), sharing)
 
     def rope(self, op: Op) -> None:
-        """Turned back."""
+        """Rotate back."""
         dy = self.gradient(op.outputs[0])
         shape = self.values[op.inputs[0]].shape
         self._give(op.inputs[0], self._op("rope_dx", f"{_short(op)}.dx", (dy, *op.inputs[1:]), shape, **op.attrs))
 
     def attention(self, op: Op) -> None:
-        """Of q, k and v; k and v are those that this layer appended."""
+        """Gradients of q, k and v; k and v are those that this layer appended."""
         if op.cap or op.growth or op.sinks:
             of_sinks = "attention with sinks" if op.sinks else "attention whose queries grow"
             what = "capped attention" if op.cap else of_sinks
@@ -190,51 +191,51 @@ class _Backward:
         self.ops.append(Op("attention_grad", f"{self.stage}/attention.grad", self.stage, inputs, tuple(outputs), attrs))
 
     def add(self, op: Op) -> None:
-        """The same for both."""
+        """dy for both operands."""
         dy = self.gradient(op.outputs[0])
         for name in op.inputs:
             self._give(name, dy)
 
     def mul(self, op: Op) -> None:
-        """Each times the other."""
+        """dy times the other operand."""
         dy, (a, b) = self.gradient(op.outputs[0]), op.inputs
         for name, other, side in ((a, b, "da"), (b, a, "db")):
             self._give(name, self._op("mul", f"{_short(op)}.{side}", (dy, other), self.values[name].shape))
 
     def activation(self, op: Op) -> None:
-        """By its slope."""
+        """dy times the derivative."""
         dy, x = self.gradient(op.outputs[0]), op.inputs[0]
         self._give(x, self._op(f"{op.kind}_dx", f"{_short(op)}.dx", (dy, x), self.values[x].shape, **op.attrs))
 
     def take_rows(self, op: Op) -> None:
-        """Put back."""
+        """Scatter the rows back."""
         dy, (x, rows) = self.gradient(op.outputs[0]), op.inputs
         self._give(x, self._op("take_rows_dx", f"{_short(op)}.dx", (dy, rows), self.values[x].shape))
 
     def embed(self, op: Op) -> None:
-        """Rows of the table: all, or a rank's own."""
+        """Gradient of the table: all rows, or the rank's own."""
         tokens, table = op.inputs
         self._weight("embed_dw", op, table, (self.gradient(op.outputs[0]), tokens), 1, **op.attrs)
 
     def all_reduce(self, op: Op) -> None:
-        """Each rank's summand counts as much as the sum."""
+        """dy for each rank's summand."""
         self._give(op.inputs[0], self.gradient(op.outputs[0]))
 
     def add_bias(self, op: Op) -> None:
-        """The same for x; the sum over rows for the bias."""
+        """dy for x; its sum over rows for the bias."""
         dy, (x, bias) = self.gradient(op.outputs[0]), op.inputs
         self._give(x, dy)
         self._weight("bias_dw", op, bias, (dy,))
 
     def add_positions(self, op: Op) -> None:
-        """The same for x; rows of the table."""
+        """dy for x; scattered rows for the table."""
         x, positions, table = op.inputs
         dy = self.gradient(op.outputs[0])
         self._give(x, dy)
         self._weight("positions_dw", op, table, (dy, positions), offset=op.integer("offset"))
 
     def nothing(self, op: Op) -> None:
-        """What it stores is attended to by an op that has its operands."""
+        """No gradient: the rule of attention takes the operands of kv_append directly."""
 
 
 def _short(op: Op) -> str:

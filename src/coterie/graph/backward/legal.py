@@ -1,4 +1,4 @@
-"""What the ops of a backward pass take, a row each.
+"""The legality rules of the ops of a backward pass, a row each.
 
 Knows nothing about which rule makes which op (backward/build.py).
 """
@@ -15,7 +15,7 @@ from coterie.graph.legal import check_rope
 
 
 def _gradient(row: Row, shape: Shape) -> None:
-    """The result is the gradient of a weight: numbers only, and it leaves the step, perhaps after an exchange."""
+    """Check that the result is a weight's gradient of this shape: an output, or completed to one by an all_reduce."""
     row.same(row.output.shape, shape, row.output.name)
     name, kind = row.output.name, row.output.kind
     completed = (op for op in row.graph.ops if name in op.inputs and op.kind == "all_reduce")

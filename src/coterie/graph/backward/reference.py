@@ -58,7 +58,7 @@ def _layer_norm_dx(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _norm_dw(normed: Callable[[Op, Array], tuple[Array, Array]]) -> Run:
-    """By what makes of x the numbers that the weight multiplies."""
+    """The weight gradient of a norm, given the function that normalises x."""
 
     def run(step: Step, op: Op, x: list[Any]) -> Array:
         y, _ = normed(op, x[1])
@@ -73,7 +73,7 @@ def _silu_dx(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _gelu_dx(step: Step, op: Op, x: list[Any]) -> Array:
-    """x * Phi(x) has the slope Phi(x) + x * Phi'(x)."""
+    """The derivative of x * Phi(x) is Phi(x) + x * Phi'(x)."""
     wide, form = x[1].astype(np.float64), str(op.attrs["form"])
     phi = normal_cdf(wide, form)
     if form == "erf":

@@ -1,4 +1,4 @@
-"""Layers with branches (mixtures of experts inside a model): ops, what is legal, cost, reference.
+"""Layers with branches (the experts of a mixture inside one model): ops, legality, cost, reference.
 
 Knows nothing about devices, or which families of models have these ops.
 """

@@ -1,7 +1,7 @@
-"""What layers with branches cost: flops of the branches that tokens take, bytes of those that any of them takes.
+"""Cost of layers with branches: flops for each token's branches, bytes for those that at least one token takes.
 
-Which branches these are is not known before a step is run: each token is taken to choose alike among all of them, and
-by itself. What a trained model chooses is more alike, so it reads somewhat less.
+Which branches these are is not known before a step runs, so tokens are assumed to choose uniformly and independently.
+The choices of a trained model are correlated, so it reads somewhat less.
 Knows nothing about machines.
 """
 
@@ -25,20 +25,20 @@ from coterie.graph.branch.ops import (
 from coterie.graph.flops import Flops
 from coterie.graph.ir import Graph, Op, Value
 
-SCORES_FLOPS = 4  # max, exp, sum, divide; or for a sigmoid sign, exp, add, divide
+SCORES_FLOPS = 4  # softmax: max, exp, sum, divide; sigmoid: sign, exp, add, divide
 SILU_MUL_FLOPS, GELU_MUL_FLOPS = 5, 9
 CLIPPED_FLOPS = 12  # two biases, three comparisons, a factor, a sigmoid, a sum and two products
 
 
 def branches_read(tokens: int, branches: int, taken: int) -> float:
-    """How many of the branches are taken by at least one of so many tokens, in the mean: E (1 - (1 - A / E) ** T)."""
+    """Expected number of branches taken by at least one of `tokens` tokens: E (1 - (1 - A / E) ** T)."""
     return float(branches * (1 - (1 - taken / branches) ** tokens))
 
 
 def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
-    """Bytes that an op reads of a matrix of one of its branches, or of biases of all, in the mean over these.
+    """Expected bytes that an op reads of one branch's matrix, averaged over branches, or of the biases of all.
 
-    What is but added is looked up by each token.
+    Biases that are only added (ADD_BIAS) are gathered per token.
     """
     if op.kind == ADD_BIAS:
         return sizes.T * op.integer(TOP_K) * matrix.dtype.row_bytes(trailing(matrix.shape))
@@ -48,7 +48,7 @@ def matrix_bytes(op: Op, matrix: Value, sizes: Sizes) -> int:
 
 
 def _choose_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """The scores, their bias, and a comparison of each for each that is taken, in its group and in all."""
+    """Scores, bias, factors, and one comparison per score for each selection, within its group and overall."""
     of_group = op.integer(GROUP_BEST) if GROUPS in op.attrs else 0
     each = SCORES_FLOPS + bool(op.inputs[1]) + len(op.inputs[2:]) + of_group + op.integer(TOP_K)
     return each * sizes.count(graph.values[op.outputs[0]].shape)
@@ -61,7 +61,7 @@ def _gate_up_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _down_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Two for each product, and two to weigh and add up what comes out of each branch."""
+    """Two per product, and two to weigh and sum the output of each branch."""
     taken = op.integer(TOP_K)
     columns = trailing(graph.values[op.inputs[0]].shape) // taken
     return taken * (2 * columns + 2) * sizes.count(graph.values[op.outputs[0]].shape)

@@ -1,4 +1,4 @@
-"""What is legal for the ops of layers with branches, a row each.
+"""The legality rules of the ops of layers with branches, a row each.
 
 Knows nothing about which families have such layers. The meaning of each op is in branch/ops.py.
 """
@@ -58,7 +58,7 @@ def _choose(row: Row) -> None:
 
 
 def _groups(row: Row, branches: int, top_k: int) -> None:
-    """Groups are equal, and those that are taken have as many branches as a token takes."""
+    """Check that groups are of equal size, and that the groups taken hold at least top_k branches."""
     found = [row.op.attrs.get(name) for name in (GROUPS, TAKEN_GROUPS, GROUP_BEST)]
     groups, taken, best = (value if isinstance(value, int) else 0 for value in found)
     if found == [None, None, None]:
@@ -75,7 +75,7 @@ def _groups(row: Row, branches: int, top_k: int) -> None:
 
 
 def _taken(row: Row, groups: int) -> int:
-    """How many branches a token takes; there are as many matrices of each of the groups as there are weights."""
+    """Check for `groups` matrices (gate and up, or down) per branch; returns how many branches a token takes."""
     found, matrices = trailing(row.input(1).shape), len(matrices_of(row.op.kind, row.op.inputs))
     if matrices != groups * found:
         raise row.wrong(f"it has {matrices} matrices for {found} branches", f"give {groups} for each")
@@ -83,7 +83,7 @@ def _taken(row: Row, groups: int) -> int:
 
 
 def _chosen(row: Row) -> int:
-    """How many branches a token takes, as the op that chose them says."""
+    """Check that the weights come from CHOOSE with the same top_k; returns it."""
     weights = row.input(1)
     chosen = next((op for op in row.graph.ops if weights.name in op.outputs), None)
     if chosen is None or chosen.kind != CHOOSE:
@@ -96,7 +96,7 @@ def _chosen(row: Row) -> int:
 
 
 def _matrices(row: Row, shape: Shape) -> None:
-    """All of one shape and type, since one instruction reads them."""
+    """Check that all matrices have one shape and type, since one instruction reads them."""
     first = row.input(MATRICES_FROM)
     for position in range(MATRICES_FROM, MATRICES_FROM + len(matrices_of(row.op.kind, row.op.inputs))):
         row.weight(position, shape, matrix=True)

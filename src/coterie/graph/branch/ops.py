@@ -1,7 +1,7 @@
-"""The ops of layers with branches (mixture of experts inside a model), of which each token takes a few.
+"""The ops of layers with branches (the experts of a mixture inside one model), of which each token takes a few.
 
-E branches of F numbers each; of them a token takes A (top_k), those whose weight is not 0, in their order. The operands
-marked + are there once for each branch. Knows nothing about which families have such layers.
+There are E branches with F hidden units each. A token takes A of them (top_k), in ascending order: those with a nonzero
+weight. Operands marked + are repeated for each branch. Knows nothing about which families have such layers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ CHOOSE, GATE_UP, DOWN = "choose_branches", "branch_gate_up", "branch_down"
 CLIPPED, ADD_BIAS = "branch_gate_up_clipped", "add_branch_bias"
 GELU_UP = "branch_gate_up_gelu"
 TOP_K = "top_k"  # how many branches a token takes
-SCORES, SIGMOID = "scores", "sigmoid"  # of the logits; a softmax where the attribute is left out
-MIN_SUM = "least_sum"  # what normalised weights are divided by at least
-ADDED_SUM = "added_sum"  # what is added to that
-GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # of equally many branches; those from which a token takes
-GROUP_BEST = "group_best"  # of how many of its best branches a group's rank is the sum: 1 or 2
-ALPHA, LIMIT = "alpha", "limit"  # of a clipped gate
+SCORES, SIGMOID = "scores", "sigmoid"  # how logits become scores; softmax if the attribute is absent
+MIN_SUM = "least_sum"  # lower bound of the sum by which normalised weights are divided
+ADDED_SUM = "added_sum"  # added to that sum
+GROUPS, TAKEN_GROUPS = "groups", "taken_groups"  # groups of equal size; how many of them a token may use
+GROUP_BEST = "group_best"  # a group is ranked by the sum of this many best branches: 1 or 2
+ALPHA, LIMIT = "alpha", "limit"  # parameters of a clipped gate
 BOTH_UP = (GATE_UP, CLIPPED, GELU_UP)
 MATRIX_READERS = (*BOTH_UP, DOWN)
-TAKEN_READERS = (*MATRIX_READERS, ADD_BIAS)  # of whose weights as much is read as tokens take branches
-MATRICES_FROM = 2  # the position of the first matrix of a branch among the operands of these
-_BIASES = 2  # behind the matrices of a clipped gate and up
+TAKEN_READERS = (*MATRIX_READERS, ADD_BIAS)  # ops that read only the weights of branches taken
+MATRICES_FROM = 2  # operand position of their first branch matrix
+_BIASES = 2  # operands after the matrices of CLIPPED
 
 _GROUPED = ("groups?", "taken_groups?", "group_best?")
 BRANCH_OPS: dict[str, OpSpec] = {
@@ -77,7 +77,7 @@ BRANCH_OPS: dict[str, OpSpec] = {
 
 
 def choice_of(op: Op) -> dict[str, int | float]:
-    """How an op chooses, as numbers: 0 for each attribute that is left out."""
+    """The parameters of a CHOOSE op as numbers; 0 for an absent attribute (scale: 1)."""
     whole = (TOP_K, "normalise", GROUPS, TAKEN_GROUPS, GROUP_BEST)
     numbers: dict[str, int | float] = {name: int(op.attrs.get(name, 0)) for name in whole}
     sums = {name: float(op.attrs.get(name, 0)) for name in (MIN_SUM, ADDED_SUM)}
@@ -85,5 +85,5 @@ def choice_of(op: Op) -> dict[str, int | float]:
 
 
 def matrices_of(kind: str, operands: Sequence[T]) -> Sequence[T]:
-    """The matrices of branches among the operands of an op that reads them: all of gate, then all of up, or of down."""
+    """The branch matrices among an op's operands: all gates, then all ups; or all downs."""
     return operands[MATRICES_FROM : len(operands) - (_BIASES if kind == CLIPPED else 0)]

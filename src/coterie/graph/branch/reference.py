@@ -37,8 +37,8 @@ from coterie.graph.ir import Op
 from coterie.graph.ops import BF16, INT8, INT8_OR_FINER, INT16, ROUNDING
 from coterie.graph.step import F32, Array, Run, Step
 
-_MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # of activations that meet packed weights
-LEAST = np.float32(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
+_MAX_INT = {INT16: MAX_INT16, INT8: MAX_INT8, INT8_OR_FINER: MAX_INT8}  # for activations beside packed weights
+LEAST = np.float32(1e-30)  # smallest weight of a taken branch: 0 would mean not taken
 
 
 def sigmoid(x: Array) -> F32:
@@ -53,13 +53,13 @@ def silu(x: Array) -> F32:
 
 
 def gelu(x: Any, form: str) -> F32:
-    """x * Phi(x), by one of its forms."""
+    """x * Phi(x), with Phi as `form` says."""
     wide: Any = x.astype(np.float64)
     return np.asarray(wide * normal_cdf(wide, form), np.float32)
 
 
 def normal_cdf(wide: Any, form: str) -> Any:
-    """Phi, in float64: by erf, or nearly so by tanh or sigmoid."""
+    """Phi in float64: by erf, or approximated by tanh or sigmoid."""
     if form == "erf":
         return 0.5 * (1 + np.frompyfunc(math.erf, 1, 1)(wide / math.sqrt(2)).astype(np.float64))
     if form == "tanh":
@@ -68,13 +68,13 @@ def normal_cdf(wide: Any, form: str) -> Any:
 
 
 def softmax(x: Array, axis: int = -1) -> F32:
-    """Over one axis."""
+    """Softmax over one axis."""
     p = np.exp(x - x.max(axis=axis, keepdims=True))
     return np.asarray(p / p.sum(axis=axis, keepdims=True), np.float32)
 
 
 def round_activations(op: Op, x_TK: F32, dtype: DType) -> F32:
-    """Activations as the op has them meet a weight of this type: as they are, or rounded as it says."""
+    """Activations, rounded as the op says for a product with a weight of this type."""
     if ROUNDING not in op.attrs:
         return x_TK
     to = str(op.attrs[ROUNDING])
@@ -105,7 +105,7 @@ def _choose(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _in_best_groups(op: Op, rank_TE: F32) -> Array:
-    """Which branches are in the groups from which a token takes."""
+    """Which branches are in the groups that a token may use."""
     groups = op.integer(GROUPS)
     by_group = rank_TE.reshape(len(rank_TE), groups, -1)
     rank_TG = np.sort(by_group, axis=-1)[:, :, -op.integer(GROUP_BEST) :].sum(axis=-1)
@@ -116,7 +116,7 @@ def _in_best_groups(op: Op, rank_TE: F32) -> Array:
 
 
 def _pairs(weights_TE: F32) -> Iterator[tuple[int, Array, Array]]:
-    """Each branch that is taken, by which tokens, and its place among those of each."""
+    """Each taken branch, the tokens that take it, and its place among the branches of each."""
     places_TE = np.cumsum(weights_TE != 0, axis=-1) - 1
     for branch in range(weights_TE.shape[1]):
         tokens = np.flatnonzero(weights_TE[:, branch])

@@ -1,4 +1,4 @@
-"""Gated delta nets (linear attention): ops, what is legal, cost, reference.
+"""Gated delta nets (linear attention): ops, legality, cost, reference.
 
 Knows nothing about devices, or which families of models have these ops.
 """

@@ -12,13 +12,13 @@ from coterie.graph.delta_net.ops import CONV, DELTA, PARTS, PLAIN, STATES
 from coterie.graph.flops import Flops, per_output, per_state_number
 from coterie.graph.ir import Graph, Op
 
-# Of each number of a head's matrix: its decay, k S, the change (a product and a sum each) and q S. The lengths of q and
-# k and the two gates are lost in that.
+# Per number of a head's matrix: decay, k S, the update (a product and a sum each) and q S. The normalisation of q and k
+# and the two gates are negligible beside that.
 _PER_NUMBER = 7
 
 
 def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Two of each tap, one of a bias, four of silu."""
+    """Two per tap, one for a bias, four for silu."""
     taps = numbers_in(graph.values[op.inputs[1]].shape[-1:])
     return (2 * taps + bool(op.inputs[2]) + (0 if PLAIN in op.attrs else 4)) * sizes.count(
         graph.values[op.outputs[0]].shape
@@ -26,7 +26,7 @@ def _conv_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def states_bytes(graph: Graph, ops: Iterable[Op], sizes: Sizes) -> int:
-    """Bytes of the states that these ops read, and as many that they write: of each sequence once a step."""
+    """Bytes of recurrent state that these ops read, and write as well: once per sequence and step."""
     found = 0
     for op in ops:
         if op.inputs and op.inputs[-1] in STATES:

@@ -1,4 +1,4 @@
-"""What is legal for the ops of gated delta nets, a row each.
+"""The legality rules of the ops of gated delta nets, a row each.
 
 Knows nothing about which families have such layers. The meaning of each op is in delta_net/ops.py.
 """
@@ -16,7 +16,7 @@ from coterie.graph.legal import pages
 
 
 def kept_state(row: Row, position: int, dims: int) -> tuple[int, ...]:
-    """A float32 state [L, ...] of so many dimensions: those behind the layers; the op's layer is one of these."""
+    """Check for a float32 state [L, ...] of `dims` dimensions that has the op's layer; returns those after L."""
     value = row.input(position)
     if value.kind is not Kind.STATE or value.dtype is not DType.F32 or len(value.shape) != dims:
         fact = f"{value.name} is {value.kind.value} {value.dtype.value} {value.shape}"

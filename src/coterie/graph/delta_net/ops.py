@@ -1,10 +1,10 @@
-"""The ops of gated delta nets (linear attention): a convolution and a recurrence, whose states a sequence keeps.
+"""The ops of gated delta nets (linear attention): a convolution and a recurrence, both with a state per sequence.
 
-Selective state spaces (scan/ops.py) have the same convolution, and keep their states alike.
+Selective state spaces (scan/ops.py) use the same convolution, and store their states in the same way.
 
-    state of a sequence   units of equal size: of each layer, a matrix for each value head, then the last inputs of the
-                          convolution, cut into as many channels as fit (`conv_channels`); of layers that have the
-                          convolution alone, its last inputs are the unit
+    state of a sequence   units of equal size: for each layer, a matrix per value head, then the last inputs of the
+                          convolution, cut into units of as many channels as fit (`conv_channels`); in layers with a
+                          convolution only, its last inputs are the unit
 
 Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
 Knows nothing about which families have such layers, or where a device keeps the units.
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from coterie.graph.opspec import OpSpec
 
 CONV, DELTA, PARTS = "causal_conv", "gated_delta", "net_parts"
-CONV_STATE, DELTA_STATE = "conv_state", "delta_state"  # the values of a graph that are these states
+CONV_STATE, DELTA_STATE = "conv_state", "delta_state"  # names of the state values in a graph
 STATES = (CONV_STATE, DELTA_STATE)
-KEY_HEADS = "key_heads"  # so many heads of queries and keys; neighbouring value heads share one
-PLAIN = "plain"  # 1 where no silu is behind the sum
+KEY_HEADS = "key_heads"  # number of query and key heads, each shared by neighbouring value heads
+PLAIN = "plain"  # 1: no silu after the sum
 UNIT_TYPE_BYTES = 4  # states are float32
 
 DELTA_OPS: dict[str, OpSpec] = {
@@ -53,7 +53,7 @@ DELTA_OPS: dict[str, OpSpec] = {
 
 
 def state_units(conv: Sequence[int], delta: Sequence[int] | None) -> tuple[int, int]:
-    """Units of a sequence's whole state, and bytes of one, by the shapes of both states; None without a recurrence."""
+    """Units of a sequence's state and bytes per unit, from the shapes of both states; `delta` None: no recurrence."""
     layers, past, channels = conv
     if delta is None:
         return layers, past * channels * UNIT_TYPE_BYTES
@@ -63,10 +63,10 @@ def state_units(conv: Sequence[int], delta: Sequence[int] | None) -> tuple[int, 
 
 
 def conv_channels(key_dim: int, value_dim: int, taps: int) -> int:
-    """Channels of the convolution whose last inputs fit in a unit, which is as large as a head's matrix."""
+    """How many channels' last inputs of the convolution fit in a unit, which has the size of a head's matrix."""
     return key_dim * value_dim // (taps - 1)
 
 
 def units_of_layer(value_heads: int, key_dim: int, value_dim: int, taps: int, channels: int) -> int:
-    """Units of one sequence's state in one layer."""
+    """Units of a sequence's state in one layer."""
     return value_heads + -(-channels // conv_channels(key_dim, value_dim, taps))

@@ -1,4 +1,4 @@
-"""What is legal for each kernel of PyTorch: a row per op of eager/ops.py.
+"""The legality rules of PyTorch's kernels: a row per op of eager/ops.py.
 
 Knows nothing about which kernels an op of a model becomes (eager/rewrite.py).
 """
@@ -29,7 +29,7 @@ def _mean(row: Row) -> None:
 
 
 def _mean_shape(x: Shape, mean: Shape) -> Shape:
-    """That of a mean over the last axis, or over all but the first where the mean is of such a shape."""
+    """The expected shape of a mean: over all axes but the first if `mean` has that shape, else over the last axis."""
     all_but_first: Shape = (x[0], *(1,) * (len(x) - 1))
     return mean if mean == all_but_first else (*x[:-1], 1)
 
@@ -187,7 +187,7 @@ def _group_mix(row: Row) -> None:
 
 
 def _tokens(row: Row, first: int) -> None:
-    """Positions and sequences: which part of the contexts belongs to which token."""
+    """Check positions and sequences, which say what part of the contexts belongs to each token."""
     row.row_input(first, T)
     row.row_input(first + 1, T)
 

@@ -1,6 +1,7 @@
 """The kernels that PyTorch launches for a decoder run op by op; eager/rewrite.py rewrites a graph into them.
 
-S counts the positions of all contexts, TS a score per token and position of its (padded) context: nothing is skipped.
+S counts the positions of all contexts; TS counts one score per token and position of its (padded) context, since eager
+kernels skip none.
 Knows nothing about which kernels an op becomes (eager/rewrite.py).
 """
 

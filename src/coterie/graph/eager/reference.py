@@ -17,13 +17,13 @@ from coterie.graph.step import Array, Run, Step
 
 
 def _lengths(positions: Array, sequence: Array) -> list[int]:
-    """The length of each sequence's context after this step; sequences are numbered as they come."""
+    """The length of each sequence's context after this step, by sequence number."""
     count = int(sequence.max(initial=-1)) + 1
     return [int(positions[sequence == row].max(initial=-1)) + 1 for row in range(count)]
 
 
 def _spans(positions: Array, sequence: Array) -> Iterator[tuple[int, slice, slice]]:
-    """For each token: its number, its part of the flat scores, and its sequence's part of the contexts."""
+    """For each token: its index, its slice of the flat scores, and its sequence's slice of the contexts."""
     lengths = _lengths(positions, sequence)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
     at = 0
@@ -130,7 +130,7 @@ def _unary(function: Callable[[Array], Array]) -> Run:
 
 
 EAGER_RUN: Mapping[str, Run] = {
-    # Numbers stay float32 here: which type a machine stores them in is a matter of bytes.
+    # Numbers stay float32 here: the storage type matters only for byte counts.
     "cast": _unary(lambda x: x),
     "copy": _unary(np.copy),
     "square": _unary(np.square),

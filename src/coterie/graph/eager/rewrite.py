@@ -6,8 +6,8 @@
 
 Every score of the padded rectangle is computed, then masked. What PyTorch runs as one kernel stays one op (linear,
 silu, layer_norm, exact gelu). Under the rule set "none" a region is a kernel of PyTorch; under "o0" views are kernels.
-The mask, some ten kernels on a token's positions, is one op here; the last norm works on sampled rows only.
-Knows nothing about machines, nor how many kernels a model launches: the op table says that.
+Two simplifications: the mask, some ten kernels on positions, is one op; the last norm works on sampled rows only.
+Knows nothing about machines, or how many kernels a model launches: the op table says that.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ T, S, TS = Symbol.T, Symbol.S, Symbol.TS
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Habits of a family's modelling file.
+    """What differs between the modelling files of families.
 
     `wide_softmax`: scores are cast to float32 for the softmax. `repeats_first`: heads of k and v are repeated for the
-    query heads that share them before they are cached, not after. `scales_queries`: queries are scaled, and the scores
-    once more, by 1.
+    query heads that share them before caching, not after. `scales_queries`: queries are scaled, and the scores are
+    scaled again, by 1.
     """
 
     wide_softmax: bool = True
@@ -48,7 +48,7 @@ DIALECTS: Mapping[str, Dialect] = {
 def expand(graph: Graph) -> Graph:
     """The same computation, kernel by kernel; the values of the graph keep their names.
 
-    Raises UnsupportedError for an op that no rule is for.
+    Raises UnsupportedError for attention with growth or sinks.
     """
     return _Expansion(graph, DIALECTS.get(graph.name, Dialect())).run()
 
@@ -59,8 +59,8 @@ class _Expansion:
     dialect: Dialect
     values: dict[str, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
-    contexts: dict[int, tuple[str, str]] = field(default_factory=dict)  # keys and values of a layer's whole contexts
-    pending: dict[str, Op] = field(default_factory=dict)  # views that nothing has read yet, by what they show
+    contexts: dict[int, tuple[str, str]] = field(default_factory=dict)  # layer -> its whole contexts, keys and values
+    pending: dict[str, Op] = field(default_factory=dict)  # views without a reader so far, by output name
     stage: str = ""
 
     def run(self) -> Graph:
@@ -77,9 +77,9 @@ class _Expansion:
     def emit(
         self, kind: str, name: str, inputs: tuple[str, ...], like: str, shape: Shape | None = None, **attrs: Attr
     ) -> str:
-        """Append a kernel whose result is of the type of `like`, and of its shape unless one is given.
+        """Append a kernel whose result has the type of `like`, and its shape unless one is given.
 
-        A name that the graph has already is the value that the kernel makes, else it is that of a new one.
+        `name` is a value of the original graph, which the kernel then produces, or a new intermediate.
         """
         made = replace(self.values[like], name=name, shape=shape or self.values[like].shape)
         kind_of = self.graph.values[name].kind if name in self.graph.values else Kind.TENSOR
@@ -88,12 +88,12 @@ class _Expansion:
         return name
 
     def append(self, op: Op) -> None:
-        """Append an op, behind the views that it is the first to read."""
+        """Append an op, after the pending views that it reads."""
         self.ops += [self.pending.pop(name) for name in op.inputs if name in self.pending]
         self.ops.append(op)
 
     def cast(self, name: str, x: str, dtype: DType) -> str:
-        """`x` in another type; `x` itself where it is of that type."""
+        """`x` cast to `dtype`; `x` itself if it has that type already."""
         if self.values[x].dtype is dtype:
             return x
         self.emit("cast", name, (x,), x)
@@ -108,7 +108,7 @@ class _Expansion:
         return dim if isinstance(dim, int) else 0
 
     def _once_per_step(self) -> None:
-        """What all layers share: tables of cos and sin, masks, biases of positions."""
+        """Emit what all layers share: tables of cos and sin, masks, position biases."""
         x = next(op.outputs[0] for op in self.graph.ops if op.stage == self.stage)
         for op in self.graph.ops:
             if op.kind == "rope" and _table(op, "cos") not in self.values:
@@ -141,7 +141,7 @@ def _table(op: Op, wave: str) -> str:
 
 
 def _in_turn(op: Op) -> dict[str, Attr]:
-    """How what belongs to pairs of channels is joined."""
+    """The attribute of `cat` that interleaves the two channels of each pair, if the rope does."""
     return {"in_turn": 1} if op.interleaved else {}
 
 
@@ -163,7 +163,7 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
     shifted = e.emit("shift", f"{y}/shifted", (mean,), mean, number=op.number("eps"))
     r = e.emit("rsqrt", f"{y}/rsqrt", (shifted,), shifted)
     normed = e.emit("mul_last", f"{y}/normed", (wide, r), wide)
-    if op.offset:  # the weight is added to and multiplied in float32, before the cast
+    if op.offset:  # offset and weight are applied in float32, before the cast
         _narrowed(e, y, e.emit("mul_weight", f"{y}/scaled", (normed, weight), normed, offset=op.offset), x)
         return
     narrow = e.cast(f"{y}/narrow", normed, e.values[x].dtype)
@@ -171,7 +171,7 @@ def _rms_norm(e: _Expansion, op: Op) -> None:
 
 
 def _scaled_apart(e: _Expansion, op: Op) -> None:
-    """What an op multiplies its result by is an op of its own."""
+    """The op's scale becomes an op of its own."""
     if SCALE not in op.attrs:
         e.append(op)
         return
@@ -182,7 +182,7 @@ def _scaled_apart(e: _Expansion, op: Op) -> None:
 
 
 def _narrowed(e: _Expansion, y: str, wide: str, like: str) -> None:
-    """`wide` as the value y, of the type of `like`."""
+    """Produce y from `wide`, in the type of `like`."""
     kind = "copy" if e.values[wide].dtype is e.values[like].dtype else "cast"
     e.emit(kind, y, (wide,), like)
 
@@ -198,7 +198,7 @@ def _capped(e: _Expansion, y: str, x: str, cap: float) -> str:
 
 
 def _rope(e: _Expansion, op: Op) -> None:
-    """Where heads are rotated in part, that part and what passes are taken apart first, and joined again."""
+    """If only part of each head is rotated, heads are sliced first and joined again afterwards."""
     x, y = op.inputs[0], op.outputs[0]
     channels, rotated = e.size(x, -1), 2 * len(e.graph.values[op.inputs[2]].data)
     if rotated == channels:
@@ -269,7 +269,7 @@ def _attention(e: _Expansion, op: Op) -> None:
 
 
 def _softmax(e: _Expansion, op: Op, x: str, rows: tuple[str, ...] = ()) -> str:
-    """Over the contexts of tokens (`rows`), else over the last axis; in float32 where the dialect casts."""
+    """Over each token's context if `rows` are given, else over the last axis; in float32 if the dialect casts."""
     y, kind = op.outputs[0], "context_softmax" if rows else "softmax"
     wide = e.cast(f"{y}/wide", x, DType.F32) if e.dialect.wide_softmax else x
     p = e.emit(kind, f"{y}/p", (wide, *rows), wide)
@@ -277,7 +277,7 @@ def _softmax(e: _Expansion, op: Op, x: str, rows: tuple[str, ...] = ()) -> str:
 
 
 def _repeated(e: _Expansion, name: str, x: str, heads: int) -> str:
-    """A view that shows each head several times, then a copy of what it shows."""
+    """A view that repeats each head, then a copy that materialises it."""
     own, channels = e.size(x, 1), e.size(x, 2)
     if own == heads:
         return x
@@ -287,7 +287,7 @@ def _repeated(e: _Expansion, name: str, x: str, heads: int) -> str:
 
 
 def _take_heads(e: _Expansion, op: Op) -> None:
-    """A view; where heads are repeated before they are cached, copies: q made contiguous, k and v gathered first."""
+    """A view. If heads are repeated before caching, copies instead: q made contiguous, k and v gathered and repeated."""
     x, y = op.inputs[0], op.outputs[0]
     if not e.dialect.repeats_first:
         e.pending[y] = op

@@ -1,4 +1,4 @@
-"""Latent attention, whose keys and values all heads share: ops, what is legal, cost, reference.
+"""Latent attention, whose cached rows are shared by all heads: ops, legality, cost, reference.
 
 Knows nothing about devices, or which families of models have these ops.
 """

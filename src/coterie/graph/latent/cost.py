@@ -1,4 +1,4 @@
-"""Flops of the ops of latent attention, and the bytes of the part of a weight that each of them reads.
+"""Flops of the latent attention ops, and the bytes of the part of the weight that each of them reads.
 
 Knows nothing about machines, or about the costs of other ops (cost.py).
 """
@@ -26,7 +26,7 @@ def _queries_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def _attend_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
-    """Of each pair of a token and a position that it sees: q . row, the softmax, and p times what is taken of a row."""
+    """For each pair of a token and a visible position: q . row, the softmax, and p times the latent part of the row."""
     heads, numbers = (numbers_in((dim,)) for dim in graph.values[op.inputs[0]].shape[1:])
     taken = numbers_in(graph.values[op.outputs[0]].shape[2:])
     return sizes.pairs * heads * (2 * numbers + 2 * taken + SOFTMAX_FLOPS)
@@ -38,7 +38,7 @@ def _values_flops(graph: Graph, op: Op, sizes: Sizes) -> int:
 
 
 def head_bytes(graph: Graph, op: Op, weight: Value) -> int:
-    """Bytes of the rows of all heads that an op reads: those for keys, or those for values."""
+    """Bytes of the weight's rows that an op reads: of every head, those for keys or those for values."""
     each, keys = head_rows(graph, op), key_rows(graph, op)
     whole = weight.dtype.tensor_bytes([numbers_in((dim,)) for dim in weight.shape])
     return whole // each * (keys if op.kind == QUERIES else each - keys)

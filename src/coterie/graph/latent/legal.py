@@ -1,6 +1,6 @@
-"""What is legal for the ops of latent attention, a row each.
+"""The legality rules of the latent attention ops, a row each.
 
-Knows nothing about which families attend so. The meaning of each op is in latent/ops.py.
+Knows nothing about which families use them. The meaning of each op is in latent/ops.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from coterie.graph.legal import interleaved, pages
 
 
 def _state(row: Row, position: int) -> int:
-    """The state [L, 1, 1, N]: the numbers of a row; the op's layer is one of the layers."""
+    """Check for a state [L, 1, 1, N] that has the op's layer; returns N."""
     value = row.input(position)
     fits = value.kind is Kind.STATE and len(value.shape) == 4 and value.shape[1:3] == (1, 1) and value.dtype.is_float
     if not fits:
@@ -25,7 +25,7 @@ def _state(row: Row, position: int) -> int:
 
 
 def _rotated(row: Row, position: int) -> int:
-    """How many numbers the frequencies rotate."""
+    """How many channels the frequencies rotate."""
     value = row.input(position)
     if value.kind is not Kind.CONSTANT or not value.data:
         raise row.wrong(f"{value.name} is {value.kind.value} of {len(value.data)} numbers", "give frequencies")
@@ -44,7 +44,7 @@ def _append(row: Row) -> None:
 
 
 def _head_weight(row: Row) -> tuple[int, int]:
-    """The rows of a head for its keys, and all of them; the weight has these of every head."""
+    """Check the weight [heads * rows per head, R]; returns a head's rows for keys, and all of its rows."""
     x, weight = row.input(0), row.input(1)
     heads, _ = row.heads(x)
     each, keys = head_rows(row.graph, row.op), key_rows(row.graph, row.op)

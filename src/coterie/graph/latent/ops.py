@@ -1,13 +1,13 @@
-"""The ops of latent attention: one row a position, which all heads share, in the place of keys and values.
+"""The ops of latent attention: one cached row per position, shared by all heads, instead of keys and values.
 
-    row       | R latent numbers, normed | P of a key, rotated |      what a sequence keeps of a token
-    key       a head's N rows of the weight times the latent numbers, and the rotated numbers
-    value     its V rows of the weight times the latent numbers
+    row       | R latent numbers, normed | P of a key, rotated |      what is cached per token
+    key       a head's N key rows of the weight times the latent numbers, then the rotated numbers
+    value     its V value rows of the weight times the latent numbers
 
-Scores are (q W) . row, so a head's query is multiplied by its rows of the weight once, and no key or value is ever
-made; a head's sum of rows, multiplied by its other rows, is its sum of values.
+Scores are (q W) . row: the weight is absorbed into the query, and keys and values are never materialised. A head's
+weighted sum of rows, multiplied by its value rows of the weight, is its weighted sum of values.
 Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), section 2.1.
-Knows nothing about which families attend so.
+Knows nothing about which families use them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from coterie.graph.ir import Graph, Op
 from coterie.graph.opspec import OpSpec
 
 APPEND, QUERIES, ATTEND, VALUES = "latent_append", "latent_queries", "latent_attention", "latent_values"
-OF_HEADS = (QUERIES, VALUES)  # those that read a head's rows of the weight
+OF_HEADS = (QUERIES, VALUES)  # ops that read each head's rows of the weight
 
 LATENT_OPS: dict[str, OpSpec] = {
     APPEND: OpSpec(
@@ -46,7 +46,7 @@ LATENT_OPS: dict[str, OpSpec] = {
 
 
 def key_rows(graph: Graph, op: Op) -> int:
-    """How many rows a head has for its keys, of an op that reads a head's rows: the first of its rows."""
+    """How many of a head's rows of the weight are for its keys, in an op of OF_HEADS; they come first."""
     if op.kind == QUERIES:
         channels, rotated = graph.values[op.inputs[0]].shape[-1:], 2 * len(graph.values[op.inputs[3]].data)
         return numbers_in(channels) - rotated
@@ -54,6 +54,6 @@ def key_rows(graph: Graph, op: Op) -> int:
 
 
 def head_rows(graph: Graph, op: Op) -> int:
-    """How many rows a head has of the weight, for keys and values together; 0 where heads do not divide its rows."""
+    """Rows of the weight per head, for keys and values together; 0 if they do not divide evenly among heads."""
     rows, heads = numbers_in(graph.values[op.inputs[1]].shape[:1]), numbers_in(graph.values[op.inputs[0]].shape[1:2])
     return rows // heads if heads and rows % heads == 0 else 0

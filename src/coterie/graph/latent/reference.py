@@ -1,6 +1,6 @@
-"""The ops of latent attention in NumPy, a row each, for the reference interpreter.
+"""The latent attention ops in NumPy, a row each, for the reference interpreter.
 
-Knows nothing about which families attend so.
+Knows nothing about which families use them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _values(step: Step, op: Op, x: list[Any]) -> Array:
 
 
 def _by_head(x_THC: F32, weight_NR: F32) -> F32:
-    """The rows of each head [H, rows of a head, R]."""
+    """The weight by head: [H, rows per head, R]."""
     return weight_NR.reshape(x_THC.shape[1], -1, weight_NR.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""What each layer has by itself: ops and what is legal.
+"""Per-layer inputs and scalars: ops and legality.
 
 Knows nothing about devices, or which families of models have these ops.
 """

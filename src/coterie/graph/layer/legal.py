@@ -1,4 +1,4 @@
-"""What is legal for the ops of what each layer has by itself, a row each.
+"""The legality rules of the ops of per-layer inputs and scalars, a row each.
 
 Knows nothing about which families have them. The meaning of each op is in layer/ops.py.
 """

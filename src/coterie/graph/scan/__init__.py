@@ -1,4 +1,4 @@
-"""Selective state spaces (Mamba-2): ops, what is legal, cost, reference.
+"""Selective state spaces (Mamba-2): ops, legality, cost, reference.
 
 Knows nothing about devices, or which families of models have these ops.
 """

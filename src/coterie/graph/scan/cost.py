@@ -1,4 +1,4 @@
-"""Flops of the ops of selective state spaces. Bytes of their states are counted with those of delta nets.
+"""Flops of the ops of selective state spaces. The bytes of their states are counted in delta_net/cost.py.
 
 Knows nothing about machines, or about the costs of other ops (cost.py).
 """
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from coterie.graph.flops import NORM_FLOPS, Flops, per_output, per_state_number
 from coterie.graph.scan.ops import GROUP_NORM, MUL_ROW, SCAN
 
-# Of each number of a head's matrix: its decay, what is written and what is read (a product and a sum each). The steps
-# and what passes by are lost in that.
+# Per number of a head's matrix: decay, write and read (a product and a sum each). Step sizes and the skip connection are
+# negligible beside that.
 _PER_NUMBER = 5
 
 

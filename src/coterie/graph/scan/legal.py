@@ -1,4 +1,4 @@
-"""What is legal for the ops of selective state spaces, a row each.
+"""The legality rules of the ops of selective state spaces, a row each.
 
 Knows nothing about which families have such layers. The meaning of each op is in scan/ops.py.
 """

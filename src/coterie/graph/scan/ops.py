@@ -1,6 +1,7 @@
-"""The ops of selective state spaces (Mamba-2): a recurrence behind a convolution, a norm in groups.
+"""The ops of selective state spaces (Mamba-2): a recurrence after a convolution, and a norm within groups.
 
-A head's matrix [K, C] and the last inputs of the convolution are kept as those of a gated delta net (delta_net/ops.py).
+A head's matrix [K, C] and the last inputs of the convolution are stored like those of a gated delta net
+(delta_net/ops.py).
 Source: Dao, Gu 2024, Transformers are SSMs (arXiv 2405.21060), section 7.
 Knows nothing about which families have such layers, or where a device keeps states.
 """
@@ -11,7 +12,7 @@ from coterie.graph.opspec import OpSpec
 
 SCAN, GROUP_NORM, MUL_ROW = "selective_scan", "group_norm", "mul_row"
 GROUPS = "head_groups"
-LEAST, MOST = "least", "most"  # bounds of a step, where there are any
+LEAST, MOST = "least", "most"  # optional bounds of a step size
 
 SCAN_OPS: dict[str, OpSpec] = {
     SCAN: OpSpec(
