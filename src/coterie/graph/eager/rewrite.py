@@ -287,7 +287,7 @@ def _repeated(e: _Expansion, name: str, x: str, heads: int) -> str:
 
 
 def _take_heads(e: _Expansion, op: Op) -> None:
-    """A view. If heads are repeated before caching, copies instead: q made contiguous, k and v gathered and repeated."""
+    """A view; if heads are repeated before caching, copies: q made contiguous, k and v gathered and repeated."""
     x, y = op.inputs[0], op.outputs[0]
     if not e.dialect.repeats_first:
         e.pending[y] = op
