@@ -1,6 +1,6 @@
 """Coterie serves a composition of experts: one endpoint in front of many whole language models, on one machine.
 
-Knows nothing about how: it only names the public face.
+This module only names the public API; it knows nothing about the implementation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "SamplingParams",
     "load_composition",
 ]
-# All else is in coterie.api. Imported when it is asked for: a help page needs no engine.
+# Everything else lives in coterie.api. Imported lazily, so that a help page does not load the engine.
 _ELSEWHERE = {
     "CoterieError": "coterie.core.errors",
     "Policy": "coterie.engine.policy",

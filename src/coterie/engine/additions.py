@@ -1,8 +1,8 @@
-"""Experts that are served besides those with which an engine began, or in another form than they were.
+"""Experts added or changed after the engine has started.
 
     model -> does it fit what was reserved at start? -> its program, compiled if its architecture is new -> served
 
-Nothing is reserved anew, so what needs more memory is refused. Knows nothing about where models come from.
+Reserves nothing, so an expert that needs more memory is refused. Knows nothing about where models come from.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _AGAIN = "restart the server, so that memory is divided again"
 
 
 def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> None:
-    """Serve a model under a name, between two steps; in the place of what has this name, which must be unused.
+    """Serve a model under a name, between two steps, replacing any unused expert of that name.
 
-    `models`: those that are served. Raises CapacityError where it needs more than was reserved, ConflictError where its
-    base is not in memory, where what has its name is used, loading or pinned, or where pins leave it no room. Then all
-    is as it was.
+    `models`: those served now. Raises CapacityError if it needs more than was reserved, ConflictError if its base is
+    not in memory, if the expert it replaces is in use, loading or pinned, or if pins leave it no room. On an error
+    nothing has changed.
     """
     base = _base(parts, models, model)
     cache = side_of(parts.all_weights, name)
@@ -49,10 +49,10 @@ def serve_more(parts: Parts, models: Mapping[str, Model], name: str, model: Mode
 
 
 def forget_retired(parts: Parts, models: Mapping[str, Model], back: Collection[str]) -> tuple[str, ...]:
-    """Know nothing more of who is retired, has no requests left and is not coming `back`; who they are.
+    """Drop all state of retired experts that have no requests left and are not coming `back`; returns them.
 
-    Between two steps. The last of an architecture stays known, and the last of a base: what comes later is served by
-    their program, or shares their weights.
+    Call between two steps. The last expert of an architecture stays, as does the last of a base: later ones are served
+    by its program, or share its base's weights.
     """
     control, gone, known = parts.engine.control, list[str](), dict(models)
     for name in sorted((control.retired & models.keys()).difference(back)):
@@ -69,27 +69,27 @@ def forget_retired(parts: Parts, models: Mapping[str, Model], back: Collection[s
 
 
 def _shared(model: Model) -> tuple[str, str]:
-    """What several experts have one of: a program, and weights of a base."""
+    """What experts may share: a program, and the weights of a base."""
     return model.key, "" if model.base is None else folder_of(model.base)
 
 
 def draft_as(parts: Parts, name: str, draft: str) -> None:
-    """From now on this is an expert's draft, or none where it is empty; also while that answers."""
+    """Set or (empty) unset an expert's draft, even while it answers."""
     if parts.served[name].draft != draft:
         parts.served[name] = replace(parts.served[name], draft=draft)
         parts.engine.renewed(name)
 
 
 def is_there(parts: Parts, name: str) -> bool:
-    """Whether some memory has an expert's weights."""
+    """Whether any memory has an expert's weights."""
     return any(name in ledger.copies for ledger in side_of(parts.all_weights, name).ledgers)
 
 
 def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
-    """Serve an expert that is nowhere by a layout of the same form, from files that may be others. Before its load.
+    """Give an expert that is in no memory a layout of the same form, whose files may differ. Call before its load.
 
-    Its requests that run begin again, and go on where the weights that come draw what they have drawn already; those
-    that cannot begin again end.
+    Its running requests begin again, and continue if the new weights reproduce the tokens drawn so far; those that
+    cannot begin again end with an error.
     """
     parts.kv.forget_all(name)  # what other weights have computed
     served = parts.served[name] = replace(parts.served[name], layout=layout)
@@ -106,7 +106,7 @@ def serve_touched(parts: Parts, name: str, layout: Layout) -> None:
 
 
 def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | None:
-    """The weights of an adapter's base, as another one beside it has them."""
+    """The weights of an adapter's base, as another adapter of it has them."""
     if model.base is None:
         return None
     folder = folder_of(model.base)
@@ -120,7 +120,9 @@ def _base(parts: Parts, models: Mapping[str, Model], model: Model) -> Base | Non
 
 
 def _program(parts: Parts, models: Mapping[str, Model], name: str, model: Model, settings: Settings) -> Executable:
-    """A model's program: another one's of its architecture, or a new one. Raises CapacityError where it has no room."""
+    """A model's program: that of an expert of the same architecture, or a new one. Raises CapacityError if it does not
+    fit.
+    """
     made, need = parts.plan, round_up(model.layout.size_bytes)
     room = side_of(parts.all_weights, name).ledgers[0].capacity_bytes
     if need > room:

@@ -1,10 +1,10 @@
-"""Admission: what one client asks beyond its share waits here, so that who asks much at once keeps nobody else out.
+"""Admission: a client's requests beyond its share wait here, so that a client with many requests locks no other out.
 
-    one client      ------------------------------> queue        all of it at once: more to group by expert
-    several         --share--> queue, the rest in line           each one's first few wait together, in order of arrival
+    one client      ------------------------------> queue        everything at once: more to group by expert
+    several         --share--> queue, the rest held              each client's first few compete, in order of arrival
                     one of a client's leaves the queue: its next enters
 
-Knows nothing about who the clients are, or about what is decided.
+Knows nothing about who the clients are, or about scheduling decisions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from coterie.engine.sequence import Sequence
 
 
 class Admission:
-    """Lets sequences into the queue. While several clients wait, each has at most `share` there.
+    """Lets sequences into the queue. While several clients wait, each has at most `share` waiting there.
 
-    What stands in line when another client comes is not let in at once when that one has gone: it would have to leave
-    again with the next. A sequence without a client never stands in line. A client's own go by priority, and its share
-    is without those behind. `held`: who stands there, by client, then by request, in that order.
+    When the other client is gone, held requests still enter only as places free up: if released all at once, they would
+    be withdrawn again when the next client comes. Sequences without a client are never held. A client's own requests go
+    by priority, and only those of equal or better priority count against a request's share. `held`: held sequences by
+    client, then request id, in the order in which they will enter.
     """
 
     def __init__(self, queue: Queue, share: int) -> None:
@@ -34,7 +35,9 @@ class Admission:
         return sum([len(held) for held in self.held.values()])
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence into the queue, or stand in line. Who is there beyond his share now leaves."""
+        """Let a new sequence into the queue, or hold it. Other clients' waiting sequences beyond their share are
+        withdrawn.
+        """
         client = sequence.request.client
         shares = bool(client) and self._is_other(client)
         for other in [name for name in self._queue.clients if name != client] if shares else ():
@@ -46,7 +49,7 @@ class Admission:
             self._enter(sequence)
 
     def refill(self) -> None:
-        """Let those in who have places again, one of each client in turn."""
+        """Let held sequences in as far as their clients have places, one of each client in turn."""
         entered = True
         while entered and self.held:
             entered = False
@@ -57,7 +60,7 @@ class Admission:
                     entered = True
 
     def drop(self, sequence: Sequence) -> bool:
-        """Take a sequence out of the line; False where it does not stand there."""
+        """Remove a held sequence; False if it is not held."""
         client, request_id = sequence.request.client, sequence.request.request_id
         if request_id not in self.held.get(client, ()):
             return False
@@ -65,20 +68,20 @@ class Admission:
         return True
 
     def take_changed(self) -> Collection[str]:
-        """The experts whose part of the queue has changed since this was asked last."""
+        """The experts whose part of the queue has changed since the last call."""
         taken, self._changed = self._changed, []
         return taken
 
     def check_room(self, client: str, most: int, count: int = 1) -> None:
-        """As `check_room_among`."""
+        """See `check_room_among`."""
         check_room_among(self._all_waiting, self._own(client), client, most, count)
 
     def places(self, client: str, most: int) -> int:
-        """As `places_among`."""
+        """See `places_among`."""
         return places_among(self._all_waiting, self._own(client), client, most)
 
     def by_expert(self) -> Counter[str]:
-        """How many stand in line for each expert."""
+        """How many sequences are held for each expert."""
         return Counter([s.request.expert_id for held in self.held.values() for s in held.values()])
 
     @property
@@ -86,33 +89,33 @@ class Admission:
         return self._queue.num_waiting + len(self)
 
     def _own(self, client: str) -> int:
-        """How many of a client's wait, in line or in the queue."""
+        """How many of a client's sequences wait, held or in the queue."""
         return self._waiting(client) + len(self.held.get(client, ())) if client else 0
 
     def _is_other(self, client: str) -> bool:
-        """Whether another client waits, in line or in the queue."""
+        """Whether another client has sequences waiting, held or in the queue."""
         return any(name != client for part in (self.held, self._queue.clients) for name in part)
 
     def _waiting(self, client: str, priority: int | None = None) -> int:
-        """How many of a client's wait in the queue, of this priority or a better one."""
+        """How many of a client's sequences wait in the queue, optionally only those of this priority or better."""
         its = self._queue.clients.get(client, {})
         return len(its) if priority is None else sum([sequence.priority <= priority for sequence in its.values()])
 
     def _stands_behind(self, sequence: Sequence) -> bool:
-        """Whether somebody of its client stands in line who goes before it."""
+        """Whether its client has a held sequence that goes before this one."""
         first = next(iter(self.held.get(sequence.request.client, {}).values()), None)
         return first is not None and first.priority <= sequence.priority
 
     def _hold(self, client: str, more: Mapping[str, Sequence], first: bool = False) -> None:
-        """Let more of a client's stand in line: by priority, and of one priority behind those there, or `first`."""
+        """Hold more of a client's sequences: by priority, and within one priority last, or `first`."""
         there = self.held.get(client, {})
         line = {**more, **there} if first else {**there, **more}
         self.held[client] = dict(sorted(line.items(), key=lambda item: item[1].priority))
 
     def _withdraw(self, client: str) -> None:
-        """Put what a client has in the queue beyond its share before what it has in line already."""
+        """Move a client's queued sequences beyond its share to the front of its held ones."""
         its = list(self._queue.clients[client].values())
-        surplus = [sequence for sequence in its[self._share :] if not sequence.paused]  # whose answers have begun
+        surplus = [sequence for sequence in its[self._share :] if not sequence.paused]  # these have begun to answer
         if not surplus:
             return
         for sequence in surplus:
@@ -134,9 +137,9 @@ class Admission:
 
 
 def check_room_among(waiting: int, own: int, client: str, most: int, count: int = 1) -> None:
-    """Raise CrowdedError where a client, of whom `own` wait, may not let `count` more wait, of `most` of all clients.
+    """Raise CrowdedError if a client with `own` waiting requests may not add `count` more, with `most` allowed in all.
 
-    Raises RequestError where so many at once may not wait even where nobody does.
+    Raises RequestError if that many would be refused even with an empty queue.
     """
     at_most = (most + 1) // 2 if client else most
     if count > at_most:
@@ -147,10 +150,10 @@ def check_room_among(waiting: int, own: int, client: str, most: int, count: int 
 
 
 def places_among(waiting: int, own: int, client: str, most: int) -> int:
-    """How many more a client may let wait now, of `most` of all clients; below 1: none.
+    """How many more requests a client may add, with `most` waiting allowed over all clients; below 1: none.
 
-    When the last of them comes, the client has fewer than there are places left: so there is always one for who has
-    none. Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
+    After adding them it has fewer than there are places left, so there is always a place for a client that has none.
+    Source: A. K. Choudhury, E. L. Hahne, IEEE/ACM Transactions on Networking 6(2), 1998: dynamic thresholds.
     """
     left = most - waiting
     return (left - own + 1) // 2 if client else left

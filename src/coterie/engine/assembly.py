@@ -1,4 +1,4 @@
-"""From models to an engine on a device that is given: what memory each part gets, one program per architecture, wiring.
+"""From models to an engine on a given device: how memory is divided, one program per architecture, and the wiring.
 
     models -> Plan (who needs what, does it fit) -> wire on a device -> Parts (cache, KV pool, engine)
 
@@ -33,20 +33,20 @@ from coterie.memory.split import Cache, Side, SplitCache
 from coterie.models.model import Model
 from coterie.spec.machine import MachineSpec
 
-PAGE_TOKENS = 16  # tokens of the largest architecture in one KV block; smaller ones get more
+PAGE_TOKENS = 16  # tokens per KV block of the largest architecture; smaller ones get more
 KV_SEQUENCES = 16  # the default KV budget holds this many sequences of the longest default context
-KV_CONTEXT = 4096  # contexts above this are possible, but the default budget is not sized for many of them
-KV_SHARE = 0.2  # of the run tier, at most, by default
-EXPERTS_SHARE = 0.5  # of a run tier that is the system's own memory; the rest is left to everybody else
+KV_CONTEXT = 4096  # longer contexts are possible, but the default budget is not sized for many of them
+KV_SHARE = 0.2  # default upper bound, as a share of the run tier
+EXPERTS_SHARE = 0.5  # of a run tier that is system memory; the rest is left to other processes
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to serve, whatever the device. None means: chosen by `plan`, which says what it chose.
+    """How to serve, on any device. None means: chosen by `plan`, which reports its choice.
 
-    `pool_bytes`: of each tier between the run tier and the files, at most; None: all experts, as far as there is room.
-    `record`: how much work to remember for a trace or a replay (pieces of work, the last ones); 0 keeps no record.
-    `reuse`: whether prompts that begin as earlier ones share their KV state.
+    `pool_bytes`: upper bound for each tier between the run tier and the disk; None: all experts, as far as there is
+    room. `record`: how many pieces of work to remember for a trace or a replay (the latest); 0: none. `reuse`: whether
+    prompts with equal prefixes share KV state.
     """
 
     near_bytes: int | None = None
@@ -61,12 +61,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the bytes go: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
+    """How memory is divided: `near_bytes` for experts in the run tier, `kv_bytes` in blocks of `block_bytes`.
 
-    `router_bytes` of the run tier are the router's own model's, 0 where it has none; `work_bytes` hold what the largest
-    step stores. `expert_bytes`: of experts that come and go; `base_bytes`: of bases that adapters share, which stay in
-    the run tier beside `near_bytes`; `base_of`: each adapter's. `programs`: what was compiled to know all that, by
-    architecture key.
+    `router_bytes`: for the router's own model in the run tier, 0 without one; `work_bytes`: for the stored values of
+    the largest step. `expert_bytes`: of the experts that come and go; `base_bytes`: of bases that adapters share, kept
+    in the run tier in addition to `near_bytes`; `base_of`: each adapter's base. `programs`: those compiled for
+    planning, by architecture key.
     """
 
     spec: MachineSpec
@@ -82,21 +82,21 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """All experts that come and go, together."""
+        """The bytes of all experts that come and go."""
         return sum(self.expert_bytes.values())
 
     @property
     def bases_bytes(self) -> int:
-        """What bases take of the run tier, together."""
+        """The bytes of all bases in the run tier."""
         return sum(round_up(size) for size in self.base_bytes.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A running assembly. `device` decides as of one instant (engine/timeline.py).
+    """A running assembly. `device` sees single instants (engine/timeline.py).
 
-    `cache` holds the experts; `all_weights` also the router's own model, and bases that adapters share. `served`: what
-    the engine serves, which may grow (engine/additions.py).
+    `cache` holds the experts; `all_weights` also the router's own model and the bases that adapters share. `served`:
+    the experts that the engine serves, which may grow (engine/additions.py).
     """
 
     device: Device
@@ -116,13 +116,13 @@ class Parts:
         return self.recording
 
     def trace(self) -> Trace:
-        """What is remembered of the work that has ended. Raises UsageError without Options.record."""
+        """The remembered work as a trace. Raises UsageError without Options.record."""
         name, made_up = self.device.spec.name, int(self.device.synthetic())
         return self.recorded().trace(device=name, synthetic_tokens=made_up)
 
 
 def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> Plan:
-    """Split the run tier. Raises CapacityError when the largest expert or one full context does not fit."""
+    """Divide the run tier. Raises CapacityError if the largest expert or one full context does not fit."""
     capacity = spec.tier(spec.run_tier).capacity_bytes
     router = round_up(models[ROUTER].layout.size_bytes) if ROUTER in models else 0
     bases = bases_of(models)
@@ -134,7 +134,7 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
     work = _work_bytes(programs, models, settings.policy)
     if settings.near_bytes is not None:
         near = plan_budget(settings.near_bytes, sizes, shared)
-    else:  # the usual share, or what the largest expert needs, as far as there is so much
+    else:  # the default share, or what the largest expert needs if that is more and available
         largest = shared + round_up(max(sizes.values(), default=0))
         room = max(room_for_experts(spec, kv + router + work), min(capacity - kv - router - work, largest))
         near = plan_budget(room, sizes, shared, spec.run_tier, "lower --kv")
@@ -148,18 +148,18 @@ def plan(models: Mapping[str, Model], spec: MachineSpec, settings: Settings) -> 
 
 
 def _programs(models: Mapping[str, Model], rule_set: str) -> dict[str, Program]:
-    """One program for each architecture key."""
+    """One program per architecture key."""
     graphs = {model.key: model.graph for model in models.values()}
     return {key: compile_graph(graph, rule_set) for key, graph in graphs.items()}
 
 
 def work_bytes(models: Mapping[str, Model], rule_set: str, policy: Policy) -> int:
-    """What the stored values of the largest step of any of these models take."""
+    """Bytes of the stored values of the largest step of any of these models."""
     return _work_bytes(_programs(models, rule_set), models, policy)
 
 
 def _work_bytes(programs: Mapping[str, Program], models: Mapping[str, Model], policy: Policy) -> int:
-    """What the stored values of the largest step take on a device that grows their place by doubling it."""
+    """Bytes of the stored values of the largest step, on a device that grows its buffer by doubling."""
     needed = 0
     for key, limits in _limits(models, programs, policy).items():
         tokens, rows = limits.tokens, limits.tokens if programs[key].sees_all else limits.sequences
@@ -169,11 +169,11 @@ def _work_bytes(programs: Mapping[str, Program], models: Mapping[str, Model], po
 
 
 def room_for_experts(spec: MachineSpec, taken_bytes: int, alone: bool = False) -> int:
-    """What experts get of the run tier by default, beside KV, the router and the values of a step.
+    """The default budget for experts in the run tier, next to KV, the router and the values of a step.
 
-    With host memory below it the run tier (HBM) is ours alone, and what is free there helps nobody: experts get all
-    that is left. What code and scratch need, a real device's spec has kept back. Without, the tier is the system's
-    memory, and a share of it is theirs, unless the machine does nothing else: `alone`.
+    If there is host memory below it, the run tier (HBM) is used by us alone, so experts get all that is left; a real
+    device's spec has already deducted code and scratch space. Otherwise the tier is system memory and experts get a
+    share of it, or, on a dedicated machine (`alone`), all that is left.
     """
     capacity = spec.tier(spec.run_tier).capacity_bytes
     return capacity - taken_bytes if alone or memories_below(spec) else int(capacity * EXPERTS_SHARE)
@@ -185,7 +185,7 @@ def _default_kv(models: Mapping[str, Model], block: int, capacity: int) -> int:
 
 
 def block_bytes_for(models: Mapping[str, Model], kv_bytes: int | None) -> int:
-    """The size of a KV block that suits all of these. Raises CapacityError where a KV cache of this size has none."""
+    """A KV block size for all of these. Raises CapacityError if a KV cache of this size holds no such block."""
     block = max(page_bytes(model.kv) for model in models.values())
     if kv_bytes is not None and kv_bytes < block:
         raise CapacityError("--kv", "one KV block", block, kv_bytes, [f"set --kv to at least {block} B"])
@@ -193,9 +193,9 @@ def block_bytes_for(models: Mapping[str, Model], kv_bytes: int | None) -> int:
 
 
 def page_bytes(kv: KvShape) -> int:
-    """The size of a KV block that suits this architecture: PAGE_TOKENS tokens or a little more, in whole 4096s.
+    """A KV block size for this architecture: PAGE_TOKENS tokens or slightly more, a multiple of BLOCK_BYTES.
 
-    A unit of recurrent state fits too.
+    Large enough for a unit of recurrent state, too.
     """
     return -(-max(kv.bytes_per_token * PAGE_TOKENS, kv.unit_bytes) // BLOCK_BYTES) * BLOCK_BYTES
 
@@ -205,11 +205,11 @@ def _blocks(model: Model, block: int, tokens: int) -> int:
 
 
 def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: Device) -> Parts:
-    """Compile and wire on a device that is given. Raises CapacityError, UnsupportedError."""
+    """Compile and wire everything on a given device. Raises CapacityError, UnsupportedError."""
     recording = Recording(settings.record) if settings.record else None
     device = Timeline(device, recording)
     spec = device.spec
-    between = memories_below(spec)  # they keep every expert that fits there
+    between = memories_below(spec)  # these keep every expert that fits
     if settings.pool_bytes is not None and not between:
         fact = f"{spec.name} has no memory between {spec.run_tier} and the files"
         raise UsageError("--pool", fact, "leave it out, or serve on a device that has")
@@ -225,7 +225,7 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
         own = ExpertCache(device, dict.fromkeys((spec.run_tier, *between), made.router_bytes))
         others["router"] = own, {ROUTER}
     all_weights: Cache = SplitCache(cache, others) if others else cache
-    # Conversations write it step by step: where it is the system's memory, what they do not need stays the system's.
+    # Sequences fill it gradually: where it is system memory, untouched pages stay with the system.
     kv = KVPool(device.reserve(spec.run_tier, made.kv_bytes, touched=False), made.block_bytes, settings.reuse)
     programs = made.programs or _programs(models, settings.rule_set or spec.rule_set)
     loaded = {key: device.load(program) for key, program in programs.items()}
@@ -239,15 +239,15 @@ def wire(models: Mapping[str, Model], made: Plan, settings: Settings, device: De
 
 
 def served_of(name: str, model: Model, exe: Executable, base: Base | None) -> ServedExpert:
-    """What the engine must know of a model."""
+    """The ServedExpert of a model."""
     limits = model.max_context, model.config.vocab_size
     return ServedExpert(name, model.layout, exe, model.kv, *limits, base, model.draft)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What steps may be asked of a program: its architecture key, and the most that one has. `shared`: those of several
-    experts at once, which have the weights at these places in common; None: those of one.
+    """What a program may be asked to run: its architecture key, and the limits of a step. `shared`: for steps of
+    several experts, the weights (by index) that they have in common; None: steps of one expert.
     """
 
     key: str
@@ -258,7 +258,7 @@ class Asked:
 def asked_of(
     models: Mapping[str, Model], programs: Mapping[str, Program], base_of: Mapping[str, str], policy: Policy
 ) -> tuple[Asked, ...]:
-    """What serving these models may ask of their programs, each once. `base_of`: each adapter's."""
+    """What serving these models may require of their programs, without duplicates. `base_of`: each adapter's base."""
     limits = _limits(models, programs, policy)
     variants = Counter(
         (model.key, base_of[name], shared_places(programs[model.key].weights, model.layout))
@@ -270,13 +270,13 @@ def asked_of(
 
 
 def limits_of(program: Program, max_context: int, policy: Policy) -> Limits:
-    """The most of one step: of tokens more than the policy says where a step must have all of a text."""
+    """The limits of one step; if a step must hold a whole text, it may have more tokens than the policy says."""
     tokens = max(policy.max_step_tokens, max_context) if program.sees_all else policy.max_step_tokens
     return Limits(policy.max_batch, tokens, max_context)
 
 
 def _limits(models: Mapping[str, Model], programs: Mapping[str, Program], policy: Policy) -> dict[str, Limits]:
-    """The most of a step of each program, by architecture key."""
+    """The limits of a step of each program, by architecture key."""
     contexts: dict[str, int] = {}
     for model in models.values():
         contexts[model.key] = max(contexts.get(model.key, 0), model.max_context)
@@ -284,7 +284,7 @@ def _limits(models: Mapping[str, Model], programs: Mapping[str, Program], policy
 
 
 def warm_up(parts: Parts, models: Mapping[str, Model], order: Iterable[str]) -> float:
-    """Bring experts up one after the other, as at registration: then each tier holds what fits. Returns the seconds.
+    """Load experts one after the other, so that each tier ends up as full as it gets. Returns the seconds taken.
 
     Raises CapacityError for one that will never fit, and the failure of a load.
     """

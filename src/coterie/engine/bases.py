@@ -1,7 +1,7 @@
-"""The bases that adapters share: which there are, and how they come into the run tier before anything is asked.
+"""The bases that adapters share: which ones there are, and how they are loaded into the run tier at start.
 
     models -> bases_of: name -> model          name: that of the expert whose folder it is, else the folder
-           -> load_bases: all of them, once, to stay
+           -> load_bases: all of them, once, never evicted
 
 Knows nothing about requests, or about what an adapter computes.
 """
@@ -19,7 +19,7 @@ from coterie.models.model import Model
 
 
 def bases_of(models: Mapping[str, Model]) -> dict[str, Model]:
-    """The bases of all adapters; where several experts are a base by themselves, the first of them is it."""
+    """The bases of all adapters; a base that is itself served has the name of the first expert with its folder."""
     found = {folder_of(model.base): model.base for model in models.values() if model.base is not None}
     names: dict[str, str] = {}
     for name, model in models.items():
@@ -29,7 +29,7 @@ def bases_of(models: Mapping[str, Model]) -> dict[str, Model]:
 
 
 def base_of(model: Model, bases: Mapping[str, Model]) -> str:
-    """Which of the bases is this adapter's; empty for a model that is no adapter."""
+    """The name of this adapter's base; empty for a model that is not an adapter."""
     if model.base is None:
         return ""
     folder = folder_of(model.base)
@@ -42,7 +42,7 @@ def size_of(bases: Mapping[str, Model]) -> int:
 
 
 def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache, dict[str, Base]]:
-    """Bring all bases into a part of the run tier of their own, and wait.
+    """Load all bases into their own part of the run tier, and wait.
 
     Raises CapacityError, and the failure of a load.
     """
@@ -60,5 +60,5 @@ def load_bases(device: Device, bases: Mapping[str, Model]) -> tuple[ExpertCache,
 
 
 def folder_of(model: Model) -> str:
-    """Where a model's files are, by which bases are told apart; its name where it has none."""
+    """The folder that identifies a base; the model's name if it has no files."""
     return model.name if model.path is None else str(model.path.resolve())

@@ -4,7 +4,7 @@
     tokens_T   a7             b3             c4 c5 c6 c7                       c's last token does not fit:
     rows_R     ^              ^                                                c is not sampled in this step
 
-Knows nothing about experts, scheduling or devices, except the form of Rows.
+Knows nothing about experts, scheduling or devices, except the layout of Rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from coterie.device import Rows, Sampling
 from coterie.engine.sequence import Sequence
 from coterie.engine.variants import Mix
 
-GREEDY = Sampling()  # of rows whose token nobody wants
+GREEDY = Sampling()  # for rows whose drawn token is discarded
 
 
 @value
 class Part:
-    """A sequence's share of a step: `count` tokens from the first one that is not computed on."""
+    """A sequence's share of a step: `count` tokens, starting at its first uncomputed one."""
 
     sequence: Sequence
     count: int
@@ -30,8 +30,8 @@ class Part:
 
 @value
 class Scored:
-    """Rows whose logits say what a prompt's tokens were worth: `count` of them from row `first_row` of rows_R on, which
-    stand at `position` and behind it.
+    """Rows whose logits score prompt tokens: `count` rows of rows_R from `first_row` on, for the tokens at `position`
+    onwards.
     """
 
     sequence: Sequence
@@ -42,7 +42,7 @@ class Scored:
 
 @value
 class Guessed:
-    """Guesses of a sequence that is sampled in `row`: what is drawn behind them is in the rows from `first_row` on."""
+    """Guesses for the sequence sampled in `row`; what is drawn after them is in the rows from `first_row` on."""
 
     sequence: Sequence
     row: int
@@ -54,11 +54,10 @@ class Guessed:
 class Batch:
     """The parts of a step (or of `steps` equal ones) and their rows; `sampled` get a token, in the order of rows_R.
 
-    `owners` are the numbers of the sequences, by which KV blocks are owned. `chosen` are the rows of `sampled` whose
-    token is chosen on the host. Behind the rows that are sampled, `scored` has those of prompts that are scored, and
-    `guessed` those of guesses. `mix`: whose the parts are, where they are several experts'.
-    `drafted`: the guesses are a draft's.
-    `gives_vectors`: nothing is drawn, and `sampled` and `scored` are rows of vectors.
+    `owners`: the sequences' numbers, under which they own KV blocks. `chosen`: the rows of `sampled` whose token is
+    chosen on the host. After the sampled rows come those of `scored` prompts and of `guessed` tokens. `mix`: which
+    expert each part belongs to, if there are several. `drafted`: the guesses come from a draft expert. `gives_vectors`:
+    nothing is drawn; `sampled` and `scored` are rows of vectors.
     """
 
     parts: tuple[Part, ...]
@@ -75,7 +74,7 @@ class Batch:
 
     @property
     def what(self) -> str:
-        """What the parts do, in words."""
+        """A short description of the parts."""
         if self.gives_vectors:
             return f"vectors {len(self.parts)}"
         decoding = sum(part.sequence.decoding for part in self.parts)
@@ -84,15 +83,15 @@ class Batch:
 
 
 def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part, ...]:
-    """Share `max_tokens` tokens out: one to each decoding sequence, then prompts first come, first served; those of the
-    best priority alone, so that a first token waits for no other prompt.
+    """Share out `max_tokens` tokens: one to each decoding sequence, the rest to prompts, first come, first served. Only
+    prompts of the best priority are served, so that their first tokens wait for no other prompt.
 
-    Of the `max_rows` rows of logits each sequence has one; what is left goes to prompts that need one for each token.
+    Each sequence gets one of the `max_rows` rows of logits; the others go to prompts that need a row for each token.
     """
     parts: list[Part] = []
     left, rows = max_tokens, max(max_rows - len(sequences), 0)
     order = sorted(sequences, key=lambda s: (len(s.tokens) - s.computed != 1, s.order)) if sequences[1:] else sequences
-    best: int | None = None  # of the prompts
+    best: int | None = None  # the best priority among the prompts
     for sequence in order:
         if not sequence.decoding:
             best = sequence.priority if best is None else best
@@ -109,7 +108,7 @@ def cut(sequences: Seq[Sequence], max_tokens: int, max_rows: int) -> tuple[Part,
 
 
 def cut_whole(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
-    """Whole prompts, first come, first served, within `max_tokens` together; the first one however long it is."""
+    """Whole prompts, first come, first served, of `max_tokens` tokens together; the first one whatever its length."""
     parts: list[Part] = []
     left = max_tokens
     for sequence in sorted(sequences, key=lambda s: s.order):
@@ -121,7 +120,7 @@ def cut_whole(sequences: Seq[Sequence], max_tokens: int) -> tuple[Part, ...]:
 
 
 def common_steps(parts: Seq[Part], max_steps: int) -> int:
-    """How many steps may run without coming back: all parts decode, none can end in between but by an end token."""
+    """How many steps may run in one device call: only if all parts decode, and only an end token can end one early."""
     steps = max_steps
     for part in parts:
         if not part.sequence.decoding or part.sequence.steps_alone:
@@ -138,9 +137,9 @@ def build(
     mix: Mix | None = None,
     state_blocks: int = 0,
 ) -> Batch:
-    """Lay the parts out as Rows. `tables` maps sequence numbers to their KV blocks, enough for `steps` steps.
+    """Lay the parts out as Rows. `tables`: each sequence number's KV blocks, enough for `steps` steps.
 
-    `state_blocks` of them, the first ones, hold no tokens.
+    The first `state_blocks` of them hold recurrent state, no tokens.
     """
     lengths = [part.sequence.computed + part.count for part in parts]
     columns = state_blocks - (-(max(lengths) + steps - 1) // tokens_per_block)
@@ -176,7 +175,7 @@ def build(
 
 
 def _types_of(parts: Seq[Part]) -> tuple[int, ...]:
-    """Which text of a pair each token is of; none where nobody has a second one."""
+    """The type id of each token (which text of a pair it belongs to); empty if no part has a second text."""
     if not any(part.sequence.request.types for part in parts):
         return ()
     of = [(part.sequence.request.types, part.sequence.computed, part.count) for part in parts]
@@ -189,9 +188,9 @@ def chosen_of(sampled: Seq[Sequence]) -> tuple[int, ...]:
 
 
 class Decoding:
-    """Sequences that all decode, for as long as nobody joins or leaves: a step takes the newest token of each.
+    """A fixed set of sequences that all decode: each step takes the newest token of each.
 
-    Gives the batches that `cut`, `common_steps` and `build` would, and keeps what is the same from step to step.
+    Gives the same batches as `cut`, `common_steps` and `build`, but keeps what does not change from step to step.
     """
 
     def __init__(
@@ -216,12 +215,12 @@ class Decoding:
         self._columns, self._tables = 0, list[Seq[int]]()
 
     def batch(self, max_steps: int) -> Batch:
-        """The next step, or as many of `max_steps` as may run without coming back."""
+        """The next step, or as many of `max_steps` as may run in one device call."""
         sequences, steps, longest = self.sequences, max_steps, 0
         tokens: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
-        for sequence in sequences:  # one loop: most batches are of one or two, and are made for every run
+        for sequence in sequences:  # one loop, for speed: batches are small, and one is made for every run
             known, position = sequence.tokens, sequence.computed
             length = position + 1
             tokens.append(known[-1])
@@ -237,7 +236,7 @@ class Decoding:
         return Batch(self._parts, self._owners, rows, sequences, steps, self._chosen, (), self._mix)
 
     def ahead(self, guesses: Seq[tuple[int, ...]]) -> Batch:
-        """The next step, with these guesses of each sequence behind its newest token; they have the last rows."""
+        """The next step, with these guesses appended to each sequence's newest token; rows of guesses come last."""
         tokens: list[int] = []
         positions: list[int] = []
         sequence_T: list[int] = []
@@ -261,13 +260,13 @@ class Decoding:
         return Batch(self._parts, self._owners, rows, self.sequences, 1, self._chosen, (), self._mix, tuple(guessed))
 
     def _settings(self) -> tuple[Sampling, ...]:
-        """How each draws now."""
+        """The current sampling settings of each sequence."""
         if self._changing:
             self._sampling = tuple([sequence.sampling for sequence in self.sequences])
         return self._sampling
 
     def _tables_up_to(self, length: int) -> Seq[Seq[int]]:
-        """Block tables with room for so many positions."""
+        """Block tables with room for this many positions."""
         columns = self._state_blocks - (-length // self._tokens_per_block)
         if columns != self._columns:
             self._columns, self._tables = columns, [_row(blocks, columns) for blocks in self._owned]
@@ -275,6 +274,6 @@ class Decoding:
 
 
 def _row(blocks: tuple[int, ...], columns: int) -> Seq[int]:
-    """A sequence's row of the block table."""
+    """A sequence's row of the block table, zero-padded."""
     used = blocks[:columns]
     return used if len(used) == columns else [*used, *[0] * (columns - len(used))]

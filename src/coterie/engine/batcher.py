@@ -1,6 +1,6 @@
-"""Batcher: makes the next batch of an expert's running sequences; those that only decode are kept from step to step.
+"""Batcher: makes the next batch of an expert's running sequences, and reuses the layout while they only decode.
 
-Knows nothing about who is chosen, or about weights.
+Knows nothing about scheduling decisions, or about weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coterie.engine.vectors import apart
 
 
 class Batcher:
-    """Makes batches of at most as many tokens, and rows of logits, as the policy allows.
+    """Makes batches within the policy's limits on tokens and rows of logits.
 
     It must be told when an expert's sequences change.
     """
@@ -36,19 +36,19 @@ class Batcher:
         self._mixed: dict[tuple[str, ...], Decoding] = {}
 
     def renewed(self, expert_id: str) -> None:
-        """An expert is another one now: what was found out of it is forgotten."""
+        """An expert was replaced: drop everything derived from the old one."""
         self._most_steps.pop(expert_id, None)
         self._guesser.renewed(expert_id)
         self.changed(expert_id)
 
     def most_steps(self, expert: ServedExpert) -> int:
-        """How many steps of an expert may be one run, by the policy."""
+        """How many steps of an expert the policy allows in one run."""
         if expert.expert_id not in self._most_steps:
             self._most_steps[expert.expert_id] = self._policy.steps_of(expert.weight_bytes, self._spec)
         return self._most_steps[expert.expert_id]
 
     def changed(self, expert_id: str) -> None:
-        """One of the expert's running sequences came or went."""
+        """An expert gained or lost a running sequence."""
         self._decoding.pop(expert_id, None)
         if self._mixed:
             self._mixed = {names: known for names, known in self._mixed.items() if expert_id not in names}
@@ -56,10 +56,10 @@ class Batcher:
     def next(
         self, expert: ServedExpert, running: Mapping[int, Sequence], max_steps: int, drafts: Drafts | None = None
     ) -> Batch:
-        """The next step of these sequences, or as many of `max_steps` as may run without coming back.
+        """The next step of these sequences, or as many of `max_steps` as may run in one device call.
 
-        Of more than a full batch has, the first take part: the others, of a worse priority, pause.
-        `drafts`: who guesses where nothing else does.
+        If there are more than fit in a batch, the first ones take part; the others, of worse priority, sit out.
+        `drafts`: guesses where no other source does.
         """
         known = self._decoding.get(expert.expert_id)
         if known is None:
@@ -76,9 +76,9 @@ class Batcher:
         max_steps: int,
         begin: Callable[[ServedExpert, Mapping[int, Sequence]], None],
     ) -> Batch:
-        """The same of several variants: the sequences that came first take part, as many as a full batch has.
+        """The same for several variants: a full batch of the sequences that come first in order.
 
-        Those of one expert stand side by side. `begin` gives an expert's sequences their blocks.
+        Sequences of one expert are adjacent. `begin` gives an expert's sequences their blocks.
         """
         names = tuple(running)
         for expert in variants:
@@ -97,9 +97,10 @@ class Batcher:
     def _first(
         self, experts: Seq[ServedExpert], chosen: Seq[Sequence], max_steps: int, names: tuple[str, ...] = ()
     ) -> Batch | Decoding:
-        """The next step of these sequences, made anew; or where all of them decode, what makes their next steps too.
+        """A new batch of these sequences; or, if all of them decode, the Decoding that makes this and the following
+        ones.
 
-        `names`: of variants, in the order in which their sequences stand in a step.
+        `names`: for variants, the order in which their sequences are laid out.
         """
         drawing, wants = apart([sequence for sequence in chosen if sequence.begun])
         if wants:
@@ -115,26 +116,26 @@ class Batcher:
         return build(parts, tables, tokens_per_block, common_steps(parts, max_steps), mix, state_blocks)
 
     def _blocks(self, sequences: Seq[Sequence], expert: ServedExpert) -> tuple[dict[int, tuple[int, ...]], int, int]:
-        """Their KV blocks by their numbers, the tokens that one holds, and how many hold a recurrent state."""
+        """The sequences' KV blocks by number, tokens per block, and how many leading blocks hold recurrent state."""
         tables = {sequence.number: self._kv.blocks(sequence.number) for sequence in sequences}
         return tables, self._kv.tokens_per_block(expert.kv), self._kv.state_blocks(expert.kv)
 
     def _turn_of_vectors(self, wants: Seq[Sequence], drawing: Seq[Sequence]) -> bool:
-        """Whether the next step gives vectors: where others draw tokens every second one, or by the best priority."""
+        """Whether the next step computes vectors: the better priority decides; at equal ones the two alternate."""
         best, other = ([sequence.priority for sequence in its] for its in (wants, drawing))
         differs = bool(other) and min(best) != min(other)
         self._gave_vectors = min(best) < min(other) if differs else not (self._gave_vectors and bool(other))
         return self._gave_vectors
 
     def _vectors_of_first(self, variants: Seq[ServedExpert], wants: Seq[Sequence]) -> Batch:
-        """The next step of the expert of the first of these sequences: a step that gives vectors is one expert's."""
+        """The next step for the expert of the first of these sequences: a step of vectors serves a single expert."""
         name = wants[0].request.expert_id
         (expert,) = [variant for variant in variants if variant.expert_id == name]
         found = self._vectors(expert, [sequence for sequence in wants if sequence.request.expert_id == name])
         return replace(found, mix=Mix((name,), (0,) * len(found.parts)))
 
     def _vectors(self, expert: ServedExpert, wants: Seq[Sequence]) -> Batch:
-        """The next step of those that want vectors; of whole texts, where tokens see those behind them."""
+        """The next step of sequences that want vectors; whole texts where attention is bidirectional."""
         if expert.exe.program.sees_all:
             parts = cut_whole(wants, self._max_step_tokens)
         else:
@@ -143,7 +144,7 @@ class Batcher:
         return replace(build(parts, tables, tokens_per_block, state_blocks=state_blocks), gives_vectors=True)
 
     def _decode(self, expert: ServedExpert, known: Decoding, max_steps: int, drafts: Drafts | None) -> Batch:
-        """One step with guesses where these are worth it, else as many of `max_steps` as may run in one call."""
+        """One step with guesses where these pay, else as many of `max_steps` as may run in one device call."""
         steps = 1 if known.one_by_one else max_steps
         guesses = self._guesser.guess(expert, known.sequences, steps)
         if guesses is not None:
@@ -153,7 +154,7 @@ class Batcher:
 
 
 def _side_by_side(parts: Seq[Part], names: tuple[str, ...]) -> tuple[tuple[Part, ...], Mix]:
-    """The parts in the order of their experts' names, and which expert each is of."""
+    """The parts ordered by expert, in the order of `names`, and which expert each belongs to."""
     ordered = sorted(parts, key=lambda part: names.index(part.sequence.request.expert_id))
     of_each = [part.sequence.request.expert_id for part in ordered]
     there = tuple(dict.fromkeys(of_each))

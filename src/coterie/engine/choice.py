@@ -1,14 +1,13 @@
-"""Choice: the next token of a sequence that asks for more than drawing, made on the host from its row of logits.
+"""Choice: chooses tokens on the host, from a sequence's row of logits, where a request asks for more than sampling.
 
-    logits -> penalties -> bias -> mask -> draw -> token            (graph/sampling.py says what all but masks are)
+    logits -> penalties -> bias -> mask -> draw -> token            (graph/sampling.py defines all but masks)
        `----> log-softmax -> logprobs of the token and of the likeliest
 
-A device that changes logits by itself draws from them, and then only masks and logprobs are left to do here.
+A device that applies penalties and biases itself draws from the changed logits; only masks and logprobs then remain.
 
-Its batch runs one step at a time, as those with stop strings do; the others of that batch keep the device's tokens.
-What was guessed ahead is gone through token by token, as far as it is what is chosen: so mask, penalties and logprobs
-are those of one token a step.
-Knows nothing about clocks, requests' texts or what a mask stands for.
+Such a sequence's batch runs one step at a time, as with stop strings; other sequences keep the device's tokens.
+Speculated tokens are walked through one by one, as far as they match what is chosen, so masks, penalties and logprobs
+come out as without speculation. Knows nothing about clocks, requests' texts or what a mask stands for.
 """
 
 from __future__ import annotations
@@ -33,44 +32,44 @@ if TYPE_CHECKING:
 
 
 class Chooser:
-    """Chooses the tokens of one answer, in order; `logprobs` are those to report since they were taken last."""
+    """Chooses the tokens of one answer, in order. `logprobs`: those not yet taken for reporting."""
 
     def __init__(self, params: ChoiceParams, sampling: Sampling, prompt_ids: Seq[int], end_ids: Seq[int]) -> None:
         self._params, self._sampling, self._end_ids = params, sampling, end_ids
         self._history = History(params, prompt_ids)
         self._before = prompt_ids[-1]
-        self.last_choices: LastChoices | None = None  # that of the answer, if somebody wants to know
+        self.last_choices: LastChoices | None = None  # set by the guesser, to learn this answer's choices
         self.logprobs: tuple[TokenLogprobs, ...] = ()
 
     def anew(self, prompt_ids: Seq[int]) -> Chooser:
-        """One for the same answer, to be chosen from its beginning; not beside a mask, which has gone on."""
+        """A chooser for the same answer from its beginning. Not for one with a mask, whose state has advanced."""
         return Chooser(self._params, self._sampling, prompt_ids, self._end_ids)
 
     @property
     def complete(self) -> bool:
-        """True when nothing may follow the last token."""
+        """True if the answer must end after the last token."""
         mask = self._params.mask
         return mask is not None and mask.complete
 
     def take_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """The logprobs to report, each once."""
+        """The logprobs to report; each is returned once."""
         taken, self.logprobs = self.logprobs, ()
         return taken
 
     def drop_logprobs(self, count: int) -> None:
-        """Report none of the last `count` tokens: the answer has ended before them."""
+        """Discard those of the last `count` tokens: the answer ended before them."""
         self.logprobs = self.logprobs[: len(self.logprobs) - count]
 
     @property
     def reads(self) -> bool:
-        """True when the next token depends on logits, or they are reported."""
+        """True if the next token depends on the logits, or logprobs are reported."""
         mask = self._params.mask
         return mask is None or self._params.top_logprobs is not None or not mask.forced()
 
     def choose(self, logits_V: F32 | None, drawn: int, position: int) -> int:
-        """The token after `position`, whose logits these are; `drawn` is what the device drew from them.
+        """The token after `position`, given the logits there; `drawn` is what the device drew from them.
 
-        None: it reads none. Raises CoterieError when the mask allows no token.
+        `logits_V` may be None if `reads` is False. Raises CoterieError if the mask allows no token.
         """
         params, token = self._params, drawn
         if params.changes_logits:
@@ -88,7 +87,7 @@ class Chooser:
         return token
 
     def _drawn(self, logits_V: F32, position: int) -> int:
-        """What is drawn from `changed`, but only from those that may come: a fifth of the work, or none to speak of."""
+        """A draw from `changed`, restricted to allowed tokens beforehand: a fifth of the work, or far less."""
         z, mask = changed(logits_V, self._history.changes()), self._params.mask
         if mask is None:
             return draw(z, self._sampling, position)
@@ -97,18 +96,18 @@ class Chooser:
         return place if place < 0 else int(ids[place])
 
     def score(self, logits_RV: F32, tokens: Seq[int]) -> None:
-        """Report what tokens of the prompt were worth where they came: row by row, by the logits before each."""
+        """Report the logprobs of prompt tokens; row i holds the logits that precede token i."""
         top = self._params.top_logprobs or 0
         self.logprobs += tuple([logprobs_of(row, token, top) for row, token in zip(logits_RV, tokens, strict=True)])
 
     def changed(self, logits_V: F32) -> F32:
-        """The logits that the next token is drawn from; -inf where it may not be."""
+        """The logits that the next token is drawn from; -inf for tokens that the mask forbids."""
         z, mask = changed(logits_V, self._history.changes()), self._params.mask
         return z if mask is None else masked(z, mask)
 
 
 def masked(z_V: F32, mask: Mask) -> F32:
-    """The logits of tokens that may come, and -inf for others."""
+    """The logits of allowed tokens, and -inf for all others."""
     allowed = mask.allowed()[: len(z_V)]
     found = np.full_like(z_V, -np.inf)
     found[: len(allowed)][allowed] = z_V[: len(allowed)][allowed]
@@ -116,7 +115,7 @@ def masked(z_V: F32, mask: Mask) -> F32:
 
 
 def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
-    """log softmax, in float64, of a token and of the `count` likeliest: those first, then the lower id."""
+    """log softmax, in float64, of a token and of the `count` likeliest ones: best first, ties by lower id."""
     most = float(logits_V.max())
     z = logits_V.astype(np.float64)
     z -= most
@@ -133,7 +132,7 @@ def logprobs_of(logits_V: F32, token: int, count: int) -> TokenLogprobs:
 
 
 def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None:
-    """Raise RequestError for a token that the expert has not, UnsupportedError where there are no logits."""
+    """Raise RequestError for a token outside the vocabulary, UnsupportedError if the device has no logits."""
     if params.asks and synthetic:
         asked = "logprobs, penalties, logit_bias, response_format and constrained tool calls"
         fact = f"{asked} need logits, and this device's tokens are synthetic"
@@ -145,16 +144,16 @@ def check_choice(params: ChoiceParams, vocab_size: int, synthetic: bool) -> None
 
 
 def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[int]]) -> dict[int, CoterieError]:
-    """Replace what was drawn in a step by what is chosen, where a sequence asks for it; errors by row, if any.
+    """Replace the device's draws by chosen tokens, where sequences ask for it; returns errors by row.
 
-    Before that, prompts of the step are scored.
+    Also scores the prompts in the batch.
     """
     failed: dict[int, CoterieError] = {}
     for scored in batch.scored:
         rows, first = range(scored.first_row, scored.first_row + scored.count), scored.position + 1
         tokens = scored.sequence.tokens[first : first + scored.count]
         _chooser(scored.sequence).score(device.logits(event, rows), tokens)
-    if not batch.chosen:  # a prompt may go on
+    if not batch.chosen:  # only prompts were scored
         return failed
     reading = [row for row in batch.chosen if _chooser(batch.sampled[row]).reads]
     logits = dict(zip(reading, device.logits(event, reading), strict=True)) if reading else {}
@@ -173,9 +172,9 @@ def choose_rows(device: Device, event: Event, batch: Batch, by_row: list[list[in
 
 
 def _choose_behind(device: Device, event: Event, guess: Guessed, token: int, by_row: Seq[Seq[int]]) -> list[int]:
-    """The tokens behind right guesses, the first of which is right if it is `token`.
+    """The tokens that follow correct guesses; `token` is the one that the first guess must match.
 
-    What cannot be chosen is left: the next step begins with it, and says why.
+    Stops at the first token that cannot be chosen: the next step begins there, and reports the error.
     """
     sequence, chooser, found = guess.sequence, _chooser(guess.sequence), list[int]()
     for place, guessed in enumerate(guess.tokens):

@@ -1,8 +1,8 @@
-"""Engine: requests in, tokens out, one step at a time. It only connects: decide (scheduler), compute (runner), account.
+"""Engine: requests in, tokens out, one step at a time. Connects the parts that decide, compute and account.
 
     submit -> [queue] -> step: settle -> decide -> run -> account -> outputs
 
-Knows nothing about clocks, threads, text models or which device works; not for use by several threads at once.
+Knows nothing about clocks, threads, text models or which device works. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from coterie.engine.view import Fetch, Run, Wait
 from coterie.memory.split import Cache
 from coterie.memory.victims import NOBODY
 
-MAX_ROWS = 4096  # of an embedding that are loaded first: to load more takes longer than the whole table
+MAX_ROWS = 4096  # rows of an embedding loaded ahead: fetching more takes longer than the whole table
 
 
 class Engine:
-    """Serves requests for many experts on one device. `queue` says who waits and who runs, for others to look at."""
+    """Serves requests for many experts on one device. `queue` is public: the waiting and running requests."""
 
     def __init__(
         self,
@@ -71,24 +71,24 @@ class Engine:
         self._live, self._cancelled, self._outputs = dict[str, Sequence](), list[str](), list[Output]()
         variant_groups = variant_groups_of(experts) if self.policy.share_steps else {}
         self._groups = Groups(self.queue, self._loads, kv_pool, self.policy, variant_groups)
-        self._decided, self._repeats = Run("", ()), 0  # the last decision, and for how many more steps it holds
-        self.before_load: Callable[[str], object] = lambda name: None  # told of each that is about to be fetched
+        self._decided, self._repeats = Run("", ()), 0  # the last decision, and for how many more steps it stands
+        self.before_load: Callable[[str], object] = lambda name: None  # called with each expert about to be fetched
 
     def renewed(self, expert_id: str) -> None:
-        """An expert is new, or has other weights than before: forget what is remembered about it."""
+        """An expert was added, or its weights changed: drop all state cached about it."""
         for part in (self._batcher, self.drafts, self._runner):
             part.renewed(expert_id)
         self._groups.renewed(variant_groups_of(self._experts) if self.policy.share_steps else {})
 
     def check(self, request: Request) -> Sequence:
-        """As it would be queued. Raises NotFoundError, RequestError or OversizeError if it can never run."""
+        """The sequence made of a request. Raises NotFoundError, RequestError or OversizeError if it can never run."""
         self._runner.check(request, expert := served_as(request.expert_id, self._experts))
         sequence = Sequence(request, expert.most_prompt_tokens + 1, self._device.now(), self._device.changes_logits())
         sequence.blocks = self._kv.check_fits(sequence.kv_tokens, len(sequence.tokens), expert.kv, request.request_id)
         return sequence
 
     def submit(self, request: Request) -> None:
-        """Let a request wait for its turn. Raises what `check` does."""
+        """Queue a request. Raises what `check` does, and RequestError if its id is in use."""
         if request.request_id in self._live:
             raise RequestError(request.request_id, "a request of that id is being served", "choose another id")
         self._live[request.request_id] = sequence = self.check(request)
@@ -98,7 +98,7 @@ class Engine:
         self.log.add("submit", request.request_id, request.expert_id)
 
     def check_room(self, client: str, most: int, count: int = 1) -> None:
-        """As Admission.check_room, and count the requests that are refused for now."""
+        """As Admission.check_room; also counts the requests refused for now."""
         try:
             self.admission.check_room(client, most, count)
         except CrowdedError:
@@ -106,7 +106,7 @@ class Engine:
             raise
 
     def cancel(self, request_id: str) -> None:
-        """End a request at the next step; one that has ended already is left as it is."""
+        """End a request at the next step; no effect if it has already ended."""
         self._cancelled += [request_id] if request_id in self._live else []
 
     @property
@@ -116,18 +116,18 @@ class Engine:
 
     @property
     def loading(self) -> bool:
-        """True while experts are under way, also those that nobody waits for any more."""
+        """True while experts are loading, even if no request waits for them any more."""
         return self._loads.under_way > 0
 
     @property
     def decisions(self) -> deque[tuple[str | int, ...]]:
-        """What was decided, in order, without times: submit, fetch, evict, admit, reuse, run, finish."""
+        """The decision log, in order, without times: submit, fetch, evict, admit, reuse, run, finish."""
         return self.log.entries
 
     def step(self, until: float | None = None, arrival_s: float | None = None) -> list[Output]:
-        """Settle, decide, run one step and account for it; or wait for bytes, at most `until` (device clock).
+        """Settle, decide, run one step and account for it; or wait for a load, at most until `until` (device clock).
 
-        `arrival_s`, where it is known: a run of several steps ends after the one in which something new will come.
+        `arrival_s`: the next arrival, if known; a run of several steps ends after the step during which it comes.
         """
         self._settle()
         if self.admission.held:
@@ -149,7 +149,7 @@ class Engine:
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise an error of Python's own unless every KV block has one place, and is shared by whom it says."""
+        """Raise ValueError unless each KV block is in exactly one place and its recorded owners are the actual ones."""
         self._kv.check_integrity()
 
     # ---- settle: what has finished, failed or was cancelled since the last step
@@ -178,12 +178,12 @@ class Engine:
     # ---- decide
 
     def _decide(self) -> tuple[Run | Wait, int]:
-        """What to do, and in how many steps in a row the same would be decided."""
+        """The decision for now, and for how many consecutive steps it stands."""
         yielded = self.drafts.yield_blocks()
         self._changed(*self._ranks.make_room(self._kv.free_blocks))
         if self._repeats > 0 and self._groups.unmoved and not yielded:
             return self._decided, self._repeats
-        refused, self._repeats = NOBODY, 0  # what is decided now may be to wait
+        refused, self._repeats = NOBODY, 0  # the decision below may be to wait
         while True:
             view = self._groups.view(refused)
             decision = self._schedule(view, self.policy)
@@ -197,26 +197,26 @@ class Engine:
                 refused |= {decision.expert_id}
 
     def _grant(self) -> None:
-        """Begin a load that somebody asked for, if one may begin."""
+        """Start an explicitly requested load, if one may start now."""
         if not self._groups.unmoved:
-            self._repeats = 0  # the view below is not a decision's, which must see the moves too
+            self._repeats = 0  # the view below consumes the moves, which the next decision must see too
         if (fetch := self.control.next(self._groups.view(NOBODY), self.policy)) is not None:
             self._bring(fetch)
 
     def _changed(self, *expert_ids: str) -> None:
-        """An expert's requests, or where it is, are not those that the last decision was made on."""
+        """These experts' requests or residence changed since the last decision: do not repeat it."""
         for expert_id in expert_ids:
             self._groups.changed(expert_id)
             self._repeats = 0
 
     def _bring(self, fetch: Fetch) -> bool:
-        """Start a fetch; False when there is no room now. Where there never will be, the expert's requests end."""
+        """Start a fetch; False if there is no room now. If there can never be, the expert's requests end."""
         if self._loads.refuses(fetch.expert_id, fetch.keep, fetch.spare):
             return False
         self.before_load(fetch.expert_id)
         if self._recording is not None:
             self._recording.about(fetch.expert_id, "fetch", self._experts[fetch.expert_id].layout)
-        # Without overlap nothing runs before all of it is there, so no row is needed first.
+        # Without overlap nothing runs before the whole expert is there, so no row is needed early.
         most = self.policy.max_batch if self.policy.overlap else 0
         rows = self.queue.next_tokens(fetch.expert_id, most, MAX_ROWS)
         try:
@@ -228,7 +228,7 @@ class Engine:
             return True
         if residency is None:
             return False
-        if not residency.hit:  # a hit: another caller began the load
+        if not residency.hit:  # on a hit another caller had started the load
             self.log.add_fetch(fetch.expert_id, residency.evicted)
             self.metrics.count_switch(fetch.expert_id, self._experts[fetch.expert_id].layout.size_bytes)
         self._groups.new_turn(fetch.expert_id)
@@ -272,7 +272,7 @@ class Engine:
         failure = self._device.failure(event)
         if failure is not None:
             self._count_steps(lead, names, batch, 1)
-            if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else no step can be done again
+            if len(names) > 1 and not self._experts[lead].kv.recurrent:  # else the step cannot be done again
                 self._groups.part(names)
                 self._repeats = 0
                 return
@@ -317,7 +317,7 @@ class Engine:
             self._outputs.append(sequence.output(tuple(tokens), text))
 
     def fail(self, sequences: Iterable[Sequence], error: Exception) -> None:
-        """End these with an error, between two steps."""
+        """End these sequences with an error; call only between steps."""
         for sequence in sequences:
             self._end(sequence, (), sequence.flush(), "error", error)
 

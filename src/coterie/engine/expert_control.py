@@ -1,10 +1,10 @@
-r"""Expert control: what whoever runs the experts asks for, besides the requests: load, unload, pin, unpin.
+r"""Expert control: what an operator requests directly: load, unload, pin and unpin an expert.
 
-    load -> open --next--> Fetch, as for a request -> under way -> there        told to who asked, or why not
+    load -> open --next--> Fetch, as for a request -> under way -> resident     the caller is told, or why not
                    \---> not now: some must stay, or there is no room yet
 
-A load takes the place of an expert that does not run, or whose turn is over. All of it happens between two steps.
-Knows nothing about prompts or threads.
+A load may displace an expert that does not run, or whose turn is over. All of it happens between two steps. Knows
+nothing about prompts or threads.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from coterie.memory.pins import check_room, places_with
 from coterie.memory.split import Cache, side_of, stays
 
 Told: TypeAlias = Callable[[CoterieError | None], None]
-"""Called once, between two steps: with None when all of the expert is there, else with why it is not."""
+"""Called once, between two steps: with None when the expert is fully loaded, else with the error."""
 
 
 class ExpertControl:
-    """Experts that somebody wants to have in, or gone, or kept. `open`: the loads that were asked for and not told of.
-    `retired`: who is asked nothing more, and still answers what it was asked before.
+    """Explicit loading, unloading and pinning. `open`: loads requested and not yet reported. `retired`: experts that
+    accept no new requests but finish the ones they have.
 
     Every method but `next`, `settle`, `refuse` and `counts` raises NotFoundError for an unknown expert.
     """
@@ -50,7 +50,7 @@ class ExpertControl:
         self.retired: set[str] = set()
 
     def load(self, expert_id: str, tell: Told) -> None:
-        """Bring an expert in, or join what does. Raises ConflictError where pinned ones leave it no room."""
+        """Load an expert, or join a load under way. Raises ConflictError if pinned experts leave no room for it."""
         served = served_as(expert_id, self._experts)
         if self._loads.residence(expert_id) is Residence.ABSENT:
             check_room(side_of(self._cache, expert_id), expert_id, served.layout.size_bytes)
@@ -58,7 +58,7 @@ class ExpertControl:
         self._log.add("load", expert_id)
 
     def unload(self, expert_id: str) -> None:
-        """Forget every copy of an expert; nothing happens where there is none.
+        """Drop every copy of an expert; no effect if there is none.
 
         Raises ConflictError while it is pinned, has requests, or is being loaded or read.
         """
@@ -79,9 +79,10 @@ class ExpertControl:
         self._log.add("unload", expert_id)
 
     def pin(self, expert_id: str) -> None:
-        """Never evict an expert, from now or from when it comes in; pinned ones that are not there have their places.
+        """Never evict an expert, from now on or once it is loaded; room for pinned experts is kept even while they are
+        absent.
 
-        Raises ConflictError where the largest of those not pinned would never have room beside it.
+        Raises ConflictError if that would leave no room for the largest expert that is not pinned.
         """
         served_as(expert_id, self._experts)
         cache = side_of(self._cache, expert_id)
@@ -90,20 +91,22 @@ class ExpertControl:
         self._log.add("pin", expert_id)
 
     def unpin(self, expert_id: str) -> None:
-        """Let an expert be evicted again; nothing happens where it was not pinned."""
+        """Let an expert be evicted again; no effect if it was not pinned."""
         served_as(expert_id, self._experts)
         side_of(self._cache, expert_id).unpin(expert_id)
         self._log.add("unpin", expert_id)
 
     def retire(self, expert_id: str) -> None:
-        """Let an expert's memory go, now or, where it is used, as others need it; nobody asks it any more."""
+        """Free an expert's memory, now or, if it is in use, when others need it; it gets no new requests."""
         self.unpin(expert_id)
         self.retired.add(expert_id)
         with contextlib.suppress(ConflictError):
             self.unload(expert_id)
 
     def forget(self, expert_id: str) -> bool:
-        """Know nothing more of one that is retired, if nobody waits for it and no memory has it. Whether that is so."""
+        """Drop all state of a retired expert, if it has no requests and no copy in memory. Returns whether it was
+        dropped.
+        """
         if any(self._requests(expert_id)) or expert_id in self.open:
             return False
         with contextlib.suppress(ConflictError):
@@ -117,18 +120,19 @@ class ExpertControl:
         return True
 
     def counts(self, expert_id: str) -> bool:
-        """Whether an expert may want memory yet."""
+        """Whether an expert may still need memory."""
         return expert_id not in self.retired or any(self._requests(expert_id))
 
     def next(self, view: View, policy: Policy) -> Fetch | None:
-        """The load to begin now, if there is one: no more are under way at once than for requests."""
+        """The load to start now, if any; it counts towards the same limit of loads under way as those for requests."""
         ahead = policy.prefetch if policy.overlap else 0
         if view.under_way > ahead:
             return None
         for expert_id in self.open:
             if self._loads.residence(expert_id) is Residence.ABSENT:
                 there = [group for group in view.groups if group.residence is not Residence.ABSENT]
-                # Not those that only wait: by turns they come so often that there would be no end of it.
+                # Experts that merely have requests waiting may go: they come in turns, so the load might otherwise
+                # never start.
                 stay = [
                     g for g in there if g.residence is not READY or (g.running and g.turn_steps < policy.turn_steps)
                 ]
@@ -137,7 +141,7 @@ class ExpertControl:
         return None
 
     def settle(self, failed: Mapping[str, CoterieError]) -> None:
-        """Tell of the loads that are done, and of those whose load failed."""
+        """Report the loads that are done, and those that failed."""
         for expert_id in list(self.open):
             if expert_id in failed:
                 self.refuse(expert_id, failed[expert_id])
@@ -146,11 +150,11 @@ class ExpertControl:
                     tell(None)
 
     def _requests(self, expert_id: str) -> tuple[int, int]:
-        """How many of an expert run and wait."""
+        """How many of an expert's requests are running, and how many waiting."""
         running, waiting = (len(part.get(expert_id, ())) for part in (self._queue.running, self._queue.waiting))
         return running, waiting + self._admission.by_expert()[expert_id]
 
     def refuse(self, expert_id: str, error: CoterieError) -> None:
-        """Tell who asked for an expert, if anybody did, why it does not come in."""
+        """Report a failed load to its callers, if any."""
         for tell in self.open.pop(expert_id, ()):
             tell(error)

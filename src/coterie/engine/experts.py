@@ -25,17 +25,18 @@ from coterie.models.model import Model, declared_dtype, open_model, synthetic_mo
 from coterie.models.packing import BY_NAME, KEY, WITHOUT_BYTES, Packing
 from coterie.models.zoo import model_names, zoo_config
 
-Shape: TypeAlias = tuple[str, str, int, str]  # config, type of its weights, rank of an adapter, type of a delta
-TABLES_TYPE = DType.Q8  # of embedding and head, as `coterie quantize` has it
+Shape: TypeAlias = tuple[str, str, int, str]  # config, weight type, adapter rank, type of a delta
+TABLES_TYPE = DType.Q8  # for embedding and head, as in `coterie quantize`
 _BASE = "base"
 
 
 def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
-    """Open every expert, and the router's own model as ROUTER where it has one: headers and configs, no weights.
+    """Open every expert, and the router's own model, if any, as ROUTER: headers and configs, no weights.
 
-    `synthetic`: one without bytes will do.
+    `synthetic`: models without bytes are acceptable.
 
-    Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where they are needed.
+    Raises CheckpointError and UnsupportedError, and CompositionError for an expert without bytes where bytes are
+    needed.
     """
     opened: dict[Path, Model] = {}
     shapes: dict[Shape, Model] = {}
@@ -52,9 +53,9 @@ def open_experts(composition: Composition, synthetic: bool) -> dict[str, Model]:
 def open_servable(
     composition: Composition, also: Callable[[Model], None] = lambda model: None, synthetic: bool = False
 ) -> tuple[Composition, dict[str, Model]]:
-    """As `open_experts`, but without the experts that cannot be opened: the composition says why it is without them.
+    """As `open_experts`, but leaves out experts that cannot be opened; the composition records why.
 
-    `also` reads what else is wanted of each. Raises what `without` does, and why the router's own model is not opened.
+    `also` reads further files of each model. Raises what `without` does, and any error about the router's own model.
     """
     models, left_out = dict[str, Model](), dict(composition.left_out)
     opened, shapes = dict[Path, Model](), dict[Shape, Model]()
@@ -77,9 +78,9 @@ def open_servable(
 def without(
     composition: Composition, left_out: Mapping[str, CoterieError], models: Mapping[str, Model]
 ) -> tuple[Composition, dict[str, Model]]:
-    """A composition of those experts that have models, and these; who is left out drafts for nobody.
+    """The composition reduced to experts with models, and those models; drafts that were left out are unset.
 
-    Raises CompositionError, or the one reason, where none is left, and where the router's fallback is left out.
+    Raises CompositionError (or the only expert's error) if none is left, and if the router's fallback is left out.
     """
     kept = tuple([expert for expert in composition.experts if expert.name in models])
     if not kept:
@@ -94,14 +95,14 @@ def without(
 
 
 def _folders(experts: Iterable[Expert]) -> dict[str, Path]:
-    """Where the bytes of those are that have any."""
+    """The folders of those experts that have weights."""
     return {expert.name: expert.checkpoint for expert in experts if expert.checkpoint is not None}
 
 
 def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | None = None) -> Model:
-    """Open an expert that has bytes; of an adapter or a delta, its base too.
+    """Open an expert that has bytes; for an adapter or a delta, also its base.
 
-    `opened`: the checkpoints that are, by their folders. Raises CheckpointError and UnsupportedError.
+    `opened`: caches opened checkpoints by folder. Raises CheckpointError and UnsupportedError.
     """
     opened = {} if opened is None else opened
     folder = (expert.base or checkpoint).resolve()
@@ -114,7 +115,7 @@ def open_expert(expert: Expert, checkpoint: Path, opened: dict[Path, Model] | No
 
 
 def _with_settings(model: Model, expert: Expert) -> Model:
-    """The model with what the composition says of it: who drafts for it, and sampling, before the checkpoint's own."""
+    """The model with the composition's settings: its draft expert, and sampling, which overrides the checkpoint's."""
     model = replace(model, draft=expert.draft)
     if not expert.sampling.said:
         return model
@@ -122,9 +123,9 @@ def _with_settings(model: Model, expert: Expert) -> Model:
 
 
 def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[Shape, Model], opened: dict[Path, Model]) -> Model:
-    """Open an expert from its folder, or make a model without bytes from its config where `synthetic` ones will do.
+    """Open an expert from its folder, or make a model without bytes from its config where `synthetic` allows it.
 
-    `shapes`: the models without bytes made so far; experts of one shape differ by name alone, and share their base.
+    `shapes`: caches models without bytes; experts of one shape differ only by name, and share their base.
     """
     if expert.checkpoint is not None:
         return open_expert(expert, expert.checkpoint, opened)
@@ -138,11 +139,11 @@ def _open(expert: Expert, synthetic: bool, where: str, shapes: dict[Shape, Model
 
 
 def _synthetic(expert: Expert, shape: Shape, where: str, shapes: dict[Shape, Model]) -> Model:
-    """A model without bytes: a whole one, or an adapter or a delta beside a base without bytes."""
+    """A model without bytes: a whole one, or an adapter or delta on a base without bytes."""
     config, packed, rank, delta = shape
     if not (rank or delta):
         return _synthetic_whole(config, packed, expert.name, where)
-    own = (config, packed, 0, _BASE)  # not a whole expert of this config, whose weights are its own
+    own = (config, packed, 0, _BASE)  # distinct from a whole expert of this config, which has weights of its own
     if own not in shapes:
         shapes[own] = _synthetic_whole(
             config, packed, f"{Path(config).name.removesuffix('.json')} {packed}".strip(), where
@@ -164,6 +165,6 @@ def _synthetic_whole(config: str, packed: str, name: str, where: str) -> Model:
         if raw.get(KEY):
             fact = f"packed = {packed!r}, but {config} has a {KEY} of its own"
             raise CompositionError(f"{where}: {name}", fact, "leave packed out")
-        tables = None if packed in WITHOUT_BYTES else TABLES_TYPE  # others leave embedding and head as they are
+        tables = None if packed in WITHOUT_BYTES else TABLES_TYPE  # other types leave embedding and head as they are
         raw = {**raw, KEY: Packing({**BY_NAME, **WITHOUT_BYTES}[packed], tables).to_config()}
     return synthetic_model(raw, name, activations)

@@ -1,8 +1,8 @@
-"""Groups: what a decision may depend on, kept from step to step; only what has changed is looked at anew.
+"""Groups: what a decision may depend on, kept from step to step; only what has changed is rebuilt.
 
     queue, loads, KV pool --view--> View --scheduler--> Decision
 
-Knows nothing about how it is decided, or about who computes.
+Knows nothing about how the decision is made, or what carries it out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_VARIANTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Groups:
-    """Makes views. It must be told when an expert's requests change, and what ran."""
+    """Builds views. It must be told when an expert's requests change, and what ran."""
 
     def __init__(
         self,
@@ -47,40 +47,42 @@ class Groups:
         self._streak = 0
 
     def renewed(self, variant_groups: Mapping[str, str]) -> None:
-        """Other experts can share steps now."""
+        """Replace the variant groups: which experts can share steps has changed."""
         self._variant_groups, self._num_firsts = variant_groups, max(2, 1 + largest(variant_groups.values()))
         self._apart, self._first = frozenset(), None
         self._of.clear()
 
     @property
     def unmoved(self) -> bool:
-        """Whether every expert is where it was in the last view."""
+        """Whether every expert's residence is as in the last view."""
         return self._loads.moves == self._looked
 
     def changed(self, expert_id: str) -> None:
-        """Something about an expert's requests, or where it is, is not as it was in the last view."""
+        """An expert's requests or residence changed since the last view."""
         self._of.pop(expert_id, None)
         self._first = None
 
     def new_turn(self, expert_id: str) -> None:
-        """An expert has come in, or has nothing left to do: its next step is the first of a turn."""
+        """An expert was loaded, or ran out of work: its next step starts a new turn."""
         self._turn_steps.pop(expert_id, None)
 
     def part(self, expert_ids: Iterable[str]) -> None:
-        """A step of several failed. Whose fault it was shows when each runs alone, until a step of it does not fail."""
+        """A step shared by these experts failed. Each runs alone until a step of its own succeeds, which exposes the
+        culprit.
+        """
         self._apart |= frozenset(expert_ids)
         for expert_id in expert_ids:
             self.changed(expert_id)
 
     def rejoin(self, expert_ids: Iterable[str]) -> None:
-        """A step of these did not fail."""
+        """A step of these experts succeeded."""
         if self._apart:
             for expert_id in self._apart.intersection(expert_ids):
                 self.changed(expert_id)
             self._apart -= frozenset(expert_ids)
 
     def ran(self, lead: str, expert_ids: Seq[str], steps: int, all_steps: int) -> None:
-        """These experts ran so many steps, of so many since the start, when it was the turn of the first one."""
+        """Count a run of `steps` steps of these experts, in the turn of `lead`; `all_steps`: total since the start."""
         self._streak = steps + (self._streak if lead == self._current else 0)
         self._current = lead
         for expert_id in expert_ids:
@@ -90,11 +92,11 @@ class Groups:
         self._last_run[expert_id] = all_steps
         turn_steps = self._turn_steps[expert_id] = self._turn_steps.get(expert_id, 0) + steps
         known = self._of.get(expert_id)
-        if known is not None:  # nothing else of it has changed
+        if known is not None:  # running changes nothing else of it
             self._of[expert_id] = known.after_run(all_steps, turn_steps)
 
     def view(self, refused: frozenset[str]) -> View:
-        """As things are now."""
+        """The current state."""
         self._looked = self._loads.moves
         known = self._of
         for expert_id in self._loads.take_moved():
@@ -102,14 +104,14 @@ class Groups:
         groups = tuple([known.get(expert_id) or self._group(expert_id) for expert_id in self._queue.experts])
         first = self._firsts() if self._first is None else self._first
         queue, under_way = self._queue, self._loads.under_way
-        # In the order of the fields: it is made for every decision.
+        # Positional arguments, for speed: a view is built for every decision.
         free, has_variants = self._kv.free_blocks, bool(self._variant_groups)
         return View(groups, free, first, queue.arrived, self._current, self._streak, under_way, refused, has_variants)
 
     def _firsts(self) -> tuple[First, ...]:
         """The first waiting requests of the experts that have waited longest, kept until the queue changes.
 
-        Of two, or of one more than can share a step: so one of them is not in it.
+        Two of them, or one more than can share a step, so that at least one is of an expert outside the step.
         """
         found, overtaken = self._queue.firsts(self._num_firsts), self._queue.overtaken
         self._first = tuple(
@@ -125,7 +127,7 @@ class Groups:
         residence = self._loads.residence(expert_id)
         waiting = self._queue.waiting.get(expert_id, NO_SEQUENCES)
         running = self._queue.running.get(expert_id, NO_SEQUENCES)
-        # Of an absent expert only the first request and their number matter.
+        # Of an absent expert, only the first request and the number of requests matter.
         shown = 1 if residence is Residence.ABSENT else self._policy.max_batch
         first = tuple([Waiting(s.number, s.blocks, s.priority) for s in islice(waiting.values(), shown)])
         priority, oldest = min([next(iter(side.values())).order for side in (waiting, running) if side])

@@ -1,25 +1,27 @@
-"""Health: whether what a device answers says that requests should go to others, where these can answer.
+"""Health: whether requests should avoid a device because it fails, as long as other devices can serve them.
 
     answers --FAILURES of its own in a row--> avoided --some requests went to others--> on trial, by one request
        ^------------------- it answers any request -------------------------------------------'    it fails: avoided,
                                                                                          for twice as many requests
 A device that fails every request at once has no load and looks free; without this it would get most of them. The way
-back is counted in requests, not seconds: so a bounded share of them is risked, on clocks of any kind.
-Knows nothing about devices, or why a failure is a device's own.
+back is counted in requests, not seconds, so a bounded share of them is risked, whatever the clock. Knows nothing about
+devices, or what makes a failure a device's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Choices, not measurements. One failure may be anything; a trial costs one request the time until another one answers.
+# Choices, not measurements. A single failure may have any cause; a trial costs one request the time of a retry.
 FAILURES = 3
 FIRST_WAIT, MAX_WAIT = 16, 1024
 
 
 @dataclass(slots=True)
 class Health:
-    """One device's. `failures`: of its own, in a row, up to FAILURES. `waits`: so many requests go to others first."""
+    """The health of one device. `failures`: its own, in a row, up to FAILURES. `waits`: requests to send elsewhere
+    first.
+    """
 
     failures: int = 0
     waits: int = 0
@@ -33,20 +35,20 @@ class Health:
 
     @property
     def avoided(self) -> bool:
-        """True where others are to be asked."""
+        """True if requests should go to other devices."""
         return self.failing and self.waits > 0
 
     @property
     def due(self) -> bool:
-        """True where one request is to show whether it answers again."""
+        """True if one request should test whether it answers again."""
         return self.failing and not self.waits
 
     def answered(self) -> None:
-        """It has answered a request, or begun to."""
+        """It answered a request, or began to."""
         self.failures, self.waits, self._wait, self._on_trial = 0, 0, FIRST_WAIT, False
 
     def failed(self) -> None:
-        """It has failed a request, and by its own fault. While it is avoided only a trial counts."""
+        """It failed a request by its own fault. While it is avoided, only a trial counts."""
         if not self.failing:
             self.failures += 1
             self.waits = self._wait if self.failing else 0
@@ -55,10 +57,10 @@ class Health:
             self.waits, self._on_trial = self._wait, False
 
     def asked(self) -> None:
-        """A request went to it. Where that is a trial, it is the only one for a while."""
+        """A request went to it; if it is a trial, it is the only one for a while."""
         if self.due:
             self.waits, self._on_trial = self._wait, True
 
     def passed_over(self) -> None:
-        """A request that it could have had went to another device."""
+        """A request that it could have served went to another device."""
         self.waits -= self.waits > 0

@@ -1,4 +1,4 @@
-"""History: which tokens came before in one answer, as penalties and biases need it; a device changes logits by it.
+"""History: an answer's tokens so far, as penalties and biases need them; a device changes its logits accordingly.
 
 Knows nothing about logits or devices.
 """
@@ -12,11 +12,11 @@ import numpy as np
 from coterie.engine.request import ChoiceParams
 from coterie.graph.sampling import BIAS_ONLY, Changes
 
-ROOM = 64  # tokens, at first
+ROOM = 64  # tokens, initially
 
 
 class History:
-    """Of an answer to this prompt. Only what a penalty or a bias looks at is kept."""
+    """The history of one answer to a prompt. Keeps only the tokens that a penalty or a bias concerns."""
 
     def __init__(self, params: ChoiceParams, prompt_ids: Seq[int]) -> None:
         self._params = params
@@ -25,27 +25,27 @@ class History:
         self._bias = np.zeros(ROOM, np.float32)
         self._counts = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
         for token, bias in params.logit_bias:
-            place = self._of(token)  # before the array is named: it may be another one then
+            place = self._of(token)  # first, since it may replace the array
             self._bias[place] = bias
         for token in dict.fromkeys(prompt_ids) if params.repetition_penalty != 1 else ():
             place = self._of(token)
             self._times[place] = 0
 
     def note(self, token: int) -> None:
-        """This token of the answer has come."""
+        """Record a token of the answer."""
         if self._counts:
             place = self._of(token)
             self._times[place] = max(self._times[place], 0) + 1
 
     def changes(self, behind: tuple[int, ...] = ()) -> Changes:
-        """How the logits of the next token are changed, or of the one `behind` these; good until a token is noted."""
+        """Changes to the next token's logits, or to those of the token after `behind`; valid until the next `note`."""
         params, known = self._params, len(self._place)
         penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
         each = self._ids[:known], self._times[:known], self._bias[:known]
         return Changes(*penalties, *each, behind)
 
     def _of(self, token: int) -> int:
-        """The token's place, from now on."""
+        """The token's index, assigned on first use."""
         place = self._place.get(token)
         if place is None:
             place = self._place[token] = len(self._place)

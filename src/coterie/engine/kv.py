@@ -1,8 +1,8 @@
-"""KVPool: who owns which KV block. Blocks are equal in bytes; tokens per block follow from the expert's KvShape.
+"""KVPool: which sequence owns which KV block. Blocks have equal bytes; their tokens follow from the expert's KvShape.
 
     slab   | 0 | 1 | 2 | 3 | 4 | ...  free + owned + retiring + unused == all, a shared block counted once
-             a  a,b  -   b   ~        a block is free, or `~` unused but known by its tokens (prefix.py), only when the
-                                      last step that uses it is finished; unused ones are taken when no free one is left
+             a  a,b  -   b   ~        a block becomes free (-), or unused (~) but known by its tokens (prefix.py), once
+                                      the last step that uses it is finished; unused ones go when none is free
 
 Knows nothing about experts, requests or what the bytes mean.
 """
@@ -17,14 +17,14 @@ from coterie.device import Buffer, Event
 from coterie.engine.prefix import Node, Prefixes
 from coterie.graph.program import KvShape
 
-MAX_SHAPES = 1024  # whose tokens per block are remembered: experts come and go, each with an object of its own
+MAX_SHAPES = 1024  # bound on remembered shapes: each expert has an object of its own, and experts come and go
 
 
 @dataclass(slots=True)
 class _Sharing:
-    """An owner that shares: with whom (those of its key), tokens of a block, and the nodes of its first blocks.
+    """An owner that shares: its key, tokens per block, and the prefix nodes of its leading blocks.
 
-    `tokens`: once it goes, those whose KV state its blocks hold.
+    `tokens`: set when it is freed: the tokens whose KV state its blocks hold.
     """
 
     key: str
@@ -34,12 +34,14 @@ class _Sharing:
 
 
 def tokens_held(num_blocks: int, block_bytes: int, kv: KvShape) -> int:
-    """How many tokens of one sequence of this architecture so many blocks hold."""
+    """How many tokens of one sequence of this architecture `num_blocks` blocks hold."""
     return max(num_blocks - kv.state_blocks(block_bytes), 0) * kv.tokens_per_block(block_bytes)
 
 
 class KVPool:
-    """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: what they hold is remembered."""
+    """Hands out blocks of a KV slab to sequences and takes them back. `reuses`: released blocks stay known by their
+    tokens.
+    """
 
     def __init__(self, buffer: Buffer, block_bytes: int, reuses: bool = True) -> None:
         self.buffer, self.block_bytes, self.reuses = buffer, block_bytes, reuses
@@ -49,35 +51,35 @@ class KVPool:
             raise CapacityError("kv", "one KV block", block_bytes, buffer.size_bytes, levers)
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._owned: dict[int, tuple[int, ...]] = {}
-        self._reserved: dict[int, int] = {}  # owners whose blocks are not chosen yet
-        self._promised = 0  # to owners, and what retires
+        self._reserved: dict[int, int] = {}  # blocks promised to owners that have not begun
+        self._promised = 0  # all blocks promised to owners, or retiring
         self._sharing: dict[int, _Sharing] = {}
         self._prefixes = Prefixes()
         self._uses: list[tuple[Event, Collection[int]]] = []
         self._retiring: list[tuple[Event, tuple[int, ...], _Sharing | None]] = []
-        self._per_block: dict[int, tuple[KvShape, int]] = {}  # by identity: asked for with every request and batch
+        self._per_block: dict[int, tuple[KvShape, int]] = {}  # keyed by identity: looked up for every request and batch
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that can be handed out now: free and unused ones, and those that are spared because owners share.
+        """Blocks not promised to anyone.
 
-        So a shared block counts for each of its owners, and whether another one fits does not depend on who shares.
+        A shared block counts once for each of its owners, so whether another sequence fits does not depend on sharing.
         """
         return self.num_blocks - self._promised
 
     @property
     def cached_blocks(self) -> int:
-        """Blocks that nobody uses and whose tokens are known."""
+        """Unused blocks whose tokens are known."""
         return self._prefixes.unused
 
     @property
     def used_blocks(self) -> int:
-        """Blocks that somebody reads or writes, a shared one counted once."""
+        """Blocks in use, a shared one counted once."""
         return self.num_blocks - len(self._free) - self._prefixes.unused
 
     @property
     def reserved(self) -> int:
-        """Owners that have not begun."""
+        """How many owners have a reservation but have not begun."""
         return len(self._reserved)
 
     def tokens_per_block(self, kv: KvShape) -> int:
@@ -85,14 +87,14 @@ class KVPool:
         known = self._per_block.get(id(kv))
         if known is None:
             if len(self._per_block) >= MAX_SHAPES:
-                self._per_block.clear()  # those that are asked for again come back
+                self._per_block.clear()  # entries still in use are recreated
             known = self._per_block[id(kv)] = kv, kv.tokens_per_block(self.block_bytes)
         return known[1]
 
     def blocks_for(self, tokens: int, kv: KvShape) -> int:
-        """How many blocks a sequence of `tokens` tokens needs, its recurrent state included.
+        """How many blocks a sequence of `tokens` tokens needs, including its recurrent state.
 
-        Raises CapacityError when one token, or a unit of state, is larger than a block.
+        Raises CapacityError when one token, or one unit of state, is larger than a block.
         """
         per_block = self.tokens_per_block(kv)
         if per_block == 0:
@@ -103,7 +105,7 @@ class KVPool:
         return self.state_blocks(kv) - (-tokens // per_block)
 
     def state_blocks(self, kv: KvShape) -> int:
-        """How many blocks at the beginning of a sequence's hold its recurrent state."""
+        """How many leading blocks of a sequence hold its recurrent state."""
         return kv.state_blocks(self.block_bytes)
 
     def tokens_held(self, kv: KvShape) -> int:
@@ -111,7 +113,7 @@ class KVPool:
         return tokens_held(self.num_blocks, self.block_bytes, kv)
 
     def check_fits(self, tokens: int, prompt_tokens: int, kv: KvShape, where: str) -> int:
-        """The blocks that `tokens` tokens need, the prompt's among them. Raises OversizeError: more than there are."""
+        """The blocks that `tokens` tokens need, including the prompt's. Raises OversizeError if the pool has fewer."""
         blocks = self.blocks_for(tokens, kv)
         if blocks > self.num_blocks:
             held = self.tokens_held(kv)
@@ -126,27 +128,27 @@ class KVPool:
         return blocks
 
     def lack(self, blocks: int, whose: str, where: str) -> CapacityError:
-        """That there are not so many free blocks for a sequence of this expert, for who asked at `where`."""
+        """The error for a lack of `blocks` free blocks, for a sequence of expert `whose`; `where`: what needs them."""
         size, free = self.block_bytes, self.free_blocks
         levers = (f"set --kv to at least {(self.num_blocks + blocks - free) * size} B", "ask with a smaller max_tokens")
         return CapacityError(where, f"the KV state of {whose}", blocks * size, free * size, levers)
 
     def allocate(self, owner: int, blocks: int) -> tuple[int, ...]:
-        """Give `blocks` blocks to a new owner, of its own. The caller has checked `free_blocks`."""
+        """Give `blocks` unshared blocks to a new owner. The caller has checked `free_blocks`."""
         self._promise(owner, blocks)
         taken = self._owned[owner] = tuple(self._take(blocks))
         return taken
 
     def reserve(self, owner: int, blocks: int) -> None:
-        """Promise `blocks` blocks to a new owner. Which ones, `begin` says. The caller has checked `free_blocks`."""
+        """Promise `blocks` blocks to a new owner; `begin` chooses them. The caller has checked `free_blocks`."""
         self._promise(owner, blocks)
         self._reserved[owner] = blocks
 
     def begin(self, owner: int, key: str, tokens: Sequence[int], kv: KvShape) -> int:
-        """Choose a reserved owner's blocks; returns for how many of its tokens they hold the KV state already.
+        """Choose a reserved owner's blocks; returns how many of its leading tokens already have KV state there.
 
-        These are whole blocks that an owner of the same key computed for the same tokens at the same places. Never all:
-        the last token is computed again, for what follows it.
+        These are whole blocks that an owner of the same key computed for the same tokens at the same positions. Never
+        all of them: the last token is always computed, to get its logits.
         """
         size = self.tokens_per_block(kv)
         chain = self._prefixes.find(key, tokens, size)
@@ -157,47 +159,48 @@ class KVPool:
         return len(chain) * size
 
     def known(self, key: str, tokens: Sequence[int], kv: KvShape) -> int:
-        """For how many of its tokens an owner would find the KV state, if it began now."""
+        """How many leading tokens of an owner would find their KV state, if it began now."""
         size = self.tokens_per_block(kv)
         return len(self._prefixes.find(key, tokens, size)) * size
 
     def keep(self, owner: int, tokens: Sequence[int]) -> None:
-        """Let others share what a running owner has computed: the state of these tokens, whose steps are finished."""
+        """Publish the blocks a running owner has filled: the state of these tokens, whose steps are finished."""
         sharing = self._sharing.get(owner)
         if sharing is not None:
             self._prefixes.extend(sharing.chain, sharing.key, tokens, sharing.size, self._owned[owner])
 
     def forget(self, owner: int) -> None:
-        """Let nobody share what an owner has computed or was given, nor what others computed behind that."""
+        """Stop sharing what an owner computed or was given, and everything computed after it in the tree."""
         sharing = self._sharing.get(owner)
         if sharing is not None:
             self._free += self._prefixes.forget(sharing.chain[:1])
 
     def forget_all(self, key: str) -> None:
-        """Let nobody share what was computed by owners of this key until now."""
+        """Stop sharing everything computed so far by owners of this key."""
         self._free += self._prefixes.forget(self._prefixes.of(key))
 
     def forget_unused(self) -> bool:
-        """Forget what nobody uses; whether nothing is left in any block then."""
+        """Drop all unused blocks; returns whether no block is in use then."""
         self._free += self._prefixes.evict(self._prefixes.unused)
         return not self.used_blocks
 
     def blocks(self, owner: int) -> tuple[int, ...]:
-        """The owner's blocks, in the order of their tokens."""
+        """The owner's blocks, in token order."""
         return self._owned[owner]
 
     def use(self, owners: Collection[int], event: Event) -> None:
-        """Say that a step which reads or writes the blocks of these owners is done with `event`."""
+        """Record that a step which reads or writes the blocks of these owners is done with `event`."""
         self._uses.append((event, owners))
 
     def finished(self, event: Event) -> None:
-        """Say that a step is done, which a poll would find out too."""
+        """Report that a step is done, ahead of the next poll."""
         self._uses = [use for use in self._uses if use[0] is not event]
 
     def free(self, owner: int, tokens: Sequence[int] = ()) -> None:
-        """Take the owner's blocks back, as soon as the last step that uses them is finished.
+        """Take the owner's blocks back as soon as the last step that uses them is finished.
 
-        Where it shares, others may then share those that hold the KV state of these tokens, whose steps are finished.
+        If it shares, the blocks that hold the KV state of these tokens, whose steps are finished, stay available to
+        others.
         """
         if owner in self._reserved:
             self._promised -= self._reserved.pop(owner)
@@ -226,7 +229,9 @@ class KVPool:
                 self._retiring.append((event, blocks, sharing))
 
     def check_integrity(self) -> None:
-        """Raise ValueError unless every block has exactly one place, is known once, and is used by whom it says."""
+        """Raise ValueError unless each block is in exactly one place, is known once, and its use counts match its
+        owners.
+        """
         known = self._prefixes.nodes()
         held = [(self._owned[owner], self._sharing.get(owner)) for owner in self._owned]
         held += [(blocks, sharing) for _, blocks, sharing in self._retiring]
@@ -254,7 +259,7 @@ class KVPool:
         self._promised += blocks
 
     def _take(self, count: int) -> list[int]:
-        """Blocks to write into. There are so many, for nobody owns more than he was promised."""
+        """Blocks to write into. There are always enough: no owner takes more than it was promised."""
         free = self._free
         if count > len(free):
             free += self._prefixes.evict(count - len(free))

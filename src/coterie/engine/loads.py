@@ -1,8 +1,8 @@
-"""Loads: which experts are under way, what of them is there already, and how long they took.
+"""Loads: which experts are loading, how much of them has arrived, and how long they took.
 
     absent -> bring -> arriving -> started (first stage there) -> ready          a failed load: absent again
 
-Knows nothing about requests or schedules; who is evicted is the cache's affair.
+Knows nothing about requests or schedules; the cache decides what is evicted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_FAILURES: Mapping[str, CoterieError] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Load:
-    """One expert's way into the run tier: wanted at `want_s`, all there at `ready_s` (None: not yet), device clock."""
+    """One expert's load into the run tier: wanted at `want_s`, complete at `ready_s` (None: not yet), device clock."""
 
     residency: Residency
     want_s: float
@@ -34,14 +34,14 @@ class Load:
     ready_s: float | None = None
 
     def ended(self, device: Device) -> float | None:
-        """When all of it was there, or None while it is not."""
+        """When it was complete, or None if it is not."""
         if self.ready_s is None and device.done(self.ready):
             self.ready_s = device.span(self.ready).end_s
         return self.ready_s
 
 
 class Loads:
-    """Asks the cache for experts and follows their loads. What is finished is learnt in `poll` alone."""
+    """Requests experts from the cache and follows their loads. Completion is noticed only in `poll`."""
 
     def __init__(self, device: Device, cache: Cache, experts: Mapping[str, ServedExpert]) -> None:
         self._device, self._cache, self._experts = device, cache, experts
@@ -49,16 +49,16 @@ class Loads:
         self._started: set[str] = set()
         self._resident = cache.residents
         self._changes = -1
-        self._refused: tuple[object, ...] | None = None  # what was asked for last, if it was refused
-        self.moves = 0  # counts what may have changed where experts are
+        self._refused: tuple[object, ...] | None = None  # the last question, if it was refused
+        self.moves = 0  # incremented whenever an expert's residence may have changed
         self._moved: set[str] = set()
         self._residencies: dict[str, Residency] = {}
         self._durations_s: list[tuple[str, float]] = []
         self.latest: dict[str, Load] = {}
 
     def poll(self) -> Mapping[str, CoterieError]:
-        """Learn what has finished since the last poll; return the experts whose load failed, and why."""
-        # The cache alone looks for ends: a load that it holds to be over and we do not would be begun a second time.
+        """Notice what has finished since the last poll; returns the experts whose load failed, and why."""
+        # Only the cache detects completion: if it saw a load as over and we did not, we would start it a second time.
         ended = self._cache.poll()
         if not (ended or self._under_way) and self._cache.changes == self._changes:
             return NO_FAILURES
@@ -81,7 +81,7 @@ class Loads:
     def bring(self, expert_id: str, keep: Set[str], spare: Set[str], rows: Collection[int] = ()) -> Residency | None:
         """Start a load that evicts none of `keep`, and none of `spare` if that can be avoided. None: no room now.
 
-        `rows` of its embedding are needed first. Raises CapacityError when there will never be room.
+        `rows` of its embedding are needed first. Raises CapacityError if there will never be room.
         """
         self._refused = None
         try:
@@ -99,13 +99,13 @@ class Loads:
             self._refresh()
 
     def refuses(self, expert_id: str, keep: Set[str], spare: Set[str]) -> bool:
-        """Whether just this was refused last, and nothing has changed since: then it would be again."""
+        """Whether exactly this was refused last and nothing has changed since, so that it would be refused again."""
         return self._refused is not None and self._refused == self._question(expert_id, keep, spare)
 
     def lack(self, expert_id: str, where: str) -> CapacityError | None:
-        """That there is no room for an expert that is away beside those that are there, for who asked at `where`.
+        """The error if an absent expert does not fit next to what is resident; `where`: what needs it.
 
-        None where it is only waited for: a copy of it that was given up is still being written.
+        None if room is only a matter of time: an evicted copy of it is still being written.
         """
         ledgers, need = side_of(self._cache, expert_id).ledgers, round_up(self._experts[expert_id].layout.size_bytes)
         option = {ledger.tier: "--pool" if place else "--near" for place, ledger in enumerate(ledgers)}
@@ -128,64 +128,64 @@ class Loads:
         return self._residencies[expert_id]
 
     def forget(self, expert_id: str) -> None:
-        """Know nothing more of an expert that is nowhere."""
+        """Drop all state of an expert that is in no memory."""
         self._residencies.pop(expert_id, None)
         self.latest.pop(expert_id, None)
 
     def touch(self, requests: Mapping[str, int]) -> None:
-        """Tell the cache that so many new requests use these resident experts."""
+        """Report new requests for these resident experts to the cache."""
         for expert_id, count in requests.items():
             self._join(expert_id, uses=count)
 
     def residence(self, expert_id: str) -> Residence:
-        """How much of the expert is there, as of the last poll."""
+        """How much of the expert is in the run tier, as of the last poll."""
         if expert_id in self._under_way:
             return Residence.STARTED if expert_id in self._started else Residence.ARRIVING
         return Residence.READY if expert_id in self._resident else Residence.ABSENT
 
     def take_moved(self) -> Collection[str]:
-        """The experts whose residence may have changed since this was asked last."""
+        """The experts whose residence may have changed since the last call."""
         if not self._moved:
             return ()
         taken, self._moved = self._moved, set()
         return taken
 
     def take_durations(self) -> Sequence[tuple[str, float]]:
-        """Experts whose loads ended since this was asked last, and seconds from want to ready."""
+        """Loads that ended since the last call: the expert, and seconds from want to ready."""
         if not self._durations_s:
             return ()
         taken, self._durations_s = self._durations_s, []
         return taken
 
     def wait_out(self, expert_id: str) -> None:
-        """Wait for the end of an expert's load, if there is one: after a failed gate the rest of it fails at once."""
+        """Wait until an expert's load, if any, ends: after a failed gate the rest of it fails at once."""
         load = self._under_way.get(expert_id)
         if load is not None:
             wait_for(self._device, load.ready)
 
     @property
     def resident(self) -> frozenset[str]:
-        """The experts that are there or under way, as of the last poll."""
+        """The experts resident or loading, as of the last poll."""
         return self._resident
 
     @property
     def under_way(self) -> int:
-        """How many loads are not finished."""
+        """How many loads are unfinished."""
         return len(self._under_way)
 
     def awaited(self) -> list[Event]:
-        """What to wait for when nothing can run: the next event of each load, and what keeps the cache busy."""
+        """What to wait for when nothing can run: the next event of each load, and those that block the cache."""
         pending = self._cache.pending()
         if not self._under_way:
             return list(pending)
-        # A first stage that failed is done, but not what follows it: who waited for it again would wait for nothing.
+        # A failed first stage counts as done although the load is not: waiting for it again would never block.
         nexts = [load.ready if self._device.done(load.first) else load.first for load in self._under_way.values()]
         return list({event.event_id: event for event in (*nexts, *pending)}.values())
 
     def _join(
         self, expert_id: str, protected: Set[str] = NOBODY, rows: Collection[int] = (), uses: int = 0
     ) -> Residency:
-        want_s = self._device.now()  # before the transfers are issued: that is a part of the wait
+        want_s = self._device.now()  # before issuing the transfers, whose time is a part of the wait
         residency = self._cache.want(expert_id, self._experts[expert_id].layout, rows, protected, uses)
         self._residencies[expert_id] = residency
         first, ready = residency.first, residency.ready
@@ -210,7 +210,7 @@ class Loads:
         self._durations_s += [] if ready_s is None else [(expert_id, ready_s - load.want_s)]
 
     def _refresh(self) -> None:
-        """Notice evictions, and loads that others began (a preload, say)."""
+        """Notice evictions, and loads started by others (a preload, say)."""
         if self._cache.changes == self._changes:
             return
         self._changes = self._cache.changes
@@ -225,7 +225,7 @@ class Loads:
 
 
 def as_error(expert_id: str, failure: Exception) -> CoterieError:
-    """The failure of a device as an error that can be shown, and says which expert it was working for."""
+    """A device's failure as a presentable error that names the expert it was working for."""
     if type(failure) is DeviceError and failure.where != expert_id:
         return DeviceError(expert_id, f"{failure.fact} ({failure.where})", failure.remedy)
     if isinstance(failure, CoterieError):

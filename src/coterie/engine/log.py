@@ -1,6 +1,6 @@
-"""The decision log: what was decided, in order, without times, so that two runs can be compared line by line.
+"""The decision log: decisions in order, without times, so that two runs can be compared line by line.
 
-Knows nothing about why.
+Knows nothing about the reasons.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from coterie.memory.residency import Evicted
 
 Told: TypeAlias = tuple[str | int | float, ...]
 
-MAX_ENTRIES = 1 << 18  # a bound on memory; the oldest entries go first
+MAX_ENTRIES = 1 << 18  # bounds memory; the oldest entries are dropped
 
 
 class DecisionLog:
     """Entries are tuples: ("submit", request, expert), ("fetch", expert), ("evict", expert, tier), ("admit", request),
-    ("pause", request) where it gives its KV blocks up and waits again, ("raise", request) to the priority of others,
-    ("reuse", request, tokens that it need not compute), ("run", expert, tokens, sampled rows),
-    ("draft", expert, tokens, sampled rows) where it drafts for another one,
-    ("finish", request, reason), ("fail", expert), ("refuse", expert),
-    and what else was asked for: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
+    ("pause", request) when it gives up its KV blocks and waits again, ("raise", request) to a better priority,
+    ("reuse", request, tokens found in the prefix cache), ("run", expert, tokens, sampled rows), ("draft", expert,
+    tokens, sampled rows) when it drafts for another expert, ("finish", request, reason), ("fail", expert), ("refuse",
+    expert), and explicit commands: ("load", expert), ("unload", expert), ("pin", expert), ("unpin", expert).
 
-    `follower`, while there is one, is told of each as it is added (not of fetches and evictions, which the cache tells
-    of itself, nor of runs), and of what is no decision: ("loaded", expert, seconds), ("failed", expert, why). It must
-    return at once and ask for nothing.
+    `follower`, if set, is called with each entry as it is added (except fetches and evictions, which the cache reports
+    itself, and runs), and with events that are not decisions: ("loaded", expert, seconds), ("failed", expert, why). It
+    must return at once and must not call back.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class DecisionLog:
             self.follower(entry)
 
     def tell(self, *entry: str | int | float) -> None:
-        """Tell who follows of what is no decision: when a load ends depends on the device, so logs go without it."""
+        """Report an event that is no decision to the follower. Not logged: when a load ends depends on the device."""
         if self.follower is not None:
             self.follower(entry)
 

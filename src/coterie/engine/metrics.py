@@ -1,4 +1,4 @@
-"""Metrics: what the engine has done so far, as plain numbers that print.
+"""Metrics: what the engine has done so far, as plain printable numbers.
 
 Knows nothing about who reads them.
 """
@@ -13,10 +13,10 @@ from typing import Literal, get_args
 from coterie.core.units import format_seconds
 from coterie.engine.request import FinishReason, Request, Timings
 
-# Upper ends of the histogram's buckets in seconds: a decade in three steps, from 0.1 ms to 100 s.
+# Upper bounds of the histogram's buckets in seconds: three per decade, from 0.1 ms to 100 s.
 BUCKETS_S = (*(base * 10.0**exponent for exponent in range(-4, 2) for base in (1, 2, 5)), 100.0)
 
-# What is counted for each expert, by requests that ended, but for the switches.
+# Counted per expert, by the requests that ended, except for switches.
 ExpertCount = Literal["finished", "failed", "prompt_tokens", "drawn_tokens", "switches"]
 EXPERT_COUNTS: tuple[ExpertCount, ...] = get_args(ExpertCount)
 
@@ -30,13 +30,13 @@ PRIORITY_CLASSES: tuple[PriorityClass, ...] = get_args(PriorityClass)
 
 
 def priority_class(priority: int) -> PriorityClass:
-    """Accounts tell three kinds of priorities apart, below 0, 0 and above, as there may be any number of them."""
+    """Metrics group priorities into three classes (below 0, 0, above 0), since their number is unbounded."""
     return PRIORITY_CLASSES[1 + (priority > 0) - (priority < 0)]
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts of durations per bucket; `counts` has one more than BUCKETS_S, for all that is longer."""
+    """Counts of durations per bucket; `counts` has one entry more than BUCKETS_S, for longer ones."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     total: int = 0
@@ -54,8 +54,8 @@ class Histogram:
 
 @dataclass(slots=True)
 class PriorityMetrics:
-    """Of requests that were asked with one kind of priority: from arrival until they were admitted, and to the first
-    token; and how often one that had begun gave its KV state up to a better one.
+    """For requests of one priority class: time in the queue, time to first token, and how often a started request gave
+    up its KV state to one of better priority.
     """
 
     queued: Histogram = field(default_factory=Histogram)
@@ -65,16 +65,14 @@ class PriorityMetrics:
 
 @dataclass(slots=True)
 class Metrics:
-    """Totals since the start. A switch is a fetch that was begun; a hit, a request whose expert was resident.
+    """Totals since the start. A switch is a fetch that was started; a hit, a request whose expert was resident.
 
-    `refused`: not submitted, because too many waited. `fallbacks`: went to the router's fallback, as it was not sure.
+    `refused`: not submitted, because the queue was full. `fallbacks`: the router was unsure and used its fallback.
 
-    `cached_tokens`: of those of prompts, the ones that were not computed, as their KV state was there already.
-    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were drawn;
-    `drafted_tokens` and `accepted_drafted_tokens`: of these, the ones by a draft expert.
-    `by_priority`: by the kind of priority that requests were asked with.
-    `by_expert`: of each count what it is for each expert that has any.
-    `last_end_s`: when an answer of each expert ended last, on the device's clock.
+    `cached_tokens`: prompt tokens found in the prefix cache. `guessed_tokens`: drafted by speculative decoding;
+    `accepted_tokens`: how many of them were accepted; `drafted_tokens` and `accepted_drafted_tokens`: the part due to
+    draft experts. `by_priority`: by the class of the requested priority. `by_expert`: each count by expert, for experts
+    that have any. `last_end_s`: when each expert's last answer ended, on the device's clock.
     """
 
     submitted: int = 0
@@ -106,32 +104,32 @@ class Metrics:
 
     @property
     def ttft(self) -> Histogram:
-        """Times to the first token, of all requests."""
+        """Time to first token over all requests."""
         each = [its.ttft for its in self.by_priority.values()]
         counts = [sum(of) for of in zip(*[one.counts for one in each], strict=True)]
         return Histogram(counts, sum([one.total for one in each]), sum([one.sum_s for one in each]))
 
     def count_admitted(self, request: Request, overtaken: int, queued_s: float) -> None:
-        """Count a request that was admitted, after so long, and overtaken so often."""
+        """Count a request admitted after `queued_s`, having been overtaken `overtaken` times."""
         self.admitted += 1
         self.by_priority[priority_class(request.priority)].queued.add(queued_s)
         self.prompt_tokens += len(request.prompt_ids)
         self.max_overtaken = max(self.max_overtaken, overtaken)
 
     def forget(self, expert_id: str) -> None:
-        """Keep no account of an expert that is no more; those of all together stay."""
+        """Drop the per-expert figures of a removed expert; the totals stay."""
         self.last_end_s.pop(expert_id, None)
         for counts in self.by_expert.values():
             counts.pop(expert_id, None)
 
     def count_switch(self, expert_id: str, size_bytes: int) -> None:
-        """Count a fetch of an expert that was begun, of so many bytes."""
+        """Count a started fetch of an expert of `size_bytes`."""
         self.switches += 1
         self.by_expert["switches"][expert_id] += 1
         self.fetched_bytes += size_bytes
 
     def count_guesses(self, guessed: int, accepted: int, drafted: bool = False) -> None:
-        """Count a step's guesses, and those of them that were drawn; `drafted`: by a draft expert."""
+        """Count a step's guesses, and how many were accepted; `drafted`: they came from a draft expert."""
         self.guessed_tokens += guessed
         self.accepted_tokens += accepted
         if drafted:
@@ -139,7 +137,7 @@ class Metrics:
             self.accepted_drafted_tokens += accepted
 
     def count_end(self, request: Request, reason: FinishReason, timings: Timings, tokens: int) -> None:
-        """Count a request that ended, with so many tokens of prompt and answer."""
+        """Count an ended request; `tokens`: of prompt and answer together."""
         self.finished[reason] += 1
         prompt = len(request.prompt_ids)
         counts = self.by_expert

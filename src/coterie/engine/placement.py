@@ -1,13 +1,13 @@
 """Placement: which of several equal devices behind one endpoint answers a request.
 
-    health first         who fails or hangs is asked last
-    residency            who has the expert, or has it coming, need not bring it in
-    but not for ever     a device with a shorter line brings it in too, once the line is longer than a switch costs
-    prefix               tokens of the prompt that a device has computed need not be computed there again
+    health first         a device that fails or hangs is asked last
+    residency            a device that has the expert, or is loading it, avoids a switch
+    load balance         a device with a shorter queue loads it too, once the queue is longer than a switch costs
+    prefix               prompt tokens that a device has computed need not be computed there again
 
-All in one unit, an ordinary request's share of a device's time. It is decided when a request comes, from what is known
-then, and stays. plan/place.py answers another question: who is to hold what for a load that is known beforehand.
-Knows nothing about devices, threads or clocks.
+All costs are in one unit: an ordinary request's share of a device's time. The decision is made when a request arrives
+and is final. plan/place.py answers another question: where to hold which experts for a load known in advance. Knows
+nothing about devices, threads or clocks.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from dataclasses import dataclass
 
 from coterie.core.values import value
 
-# A choice, not a measurement: so many tokens of a prompt cost what an ordinary request does.
+# A choice, not a measurement: this many prompt tokens cost as much as an ordinary request.
 TOKENS_PER_REQUEST = 512
-# What a switch costs until one was measured, and the bounds of what is measured, in requests. Without an upper bound a
-# slow disk would keep a second device idle; without a lower one every busy moment would copy an expert.
+# The cost of a switch in requests: before any is measured, and the bounds on measured values. Without the upper bound a
+# slow disk would keep a second device idle; without the lower one every busy moment would copy an expert.
 SWITCH_REQUESTS, MIN_REQUESTS, MAX_REQUESTS = 4.0, 2.0, 32.0
-PIECE_TOKENS = 32  # prefixes are told apart by pieces of so many tokens
-MAX_PIECES = 1 << 16  # that are remembered of all prompts together: some 10 MB
+PIECE_TOKENS = 32  # granularity of prefix matching
+MAX_PIECES = 1 << 16  # pieces remembered over all prompts: about 10 MB
 
 
 @value
 class Standing:
-    """One device, as a request for an expert finds it.
+    """How one device stands to a request for an expert.
 
-    `serves`: it may be asked at all. `holds`: the expert is there or coming. `load`: requests that it has and that have
-    not ended. `crowded`: the experts of these, with this one, are more than its near budget holds at once, so that to
-    bring it in sends away one that is used. `free`: there is room without anybody's going. `known_tokens`: of the
-    prompt, those that it has computed before. `brought`: how many were brought in here so far. `avoided`: it fails or
-    hangs, and is asked where no other one can be.
+    `serves`: it can serve the expert at all. `holds`: the expert is resident or loading. `load`: its unfinished
+    requests. `crowded`: the experts of those requests and this one exceed its near budget, so that loading this one
+    evicts one in use. `free`: it fits without an eviction. `known_tokens`: prompt tokens computed there before.
+    `brought`: experts loaded there so far. `avoided`: it fails or hangs, and is asked only if no other device can be.
     """
 
     serves: bool
@@ -49,10 +48,10 @@ class Standing:
 
 
 def place(devices: Sequence[Standing], switch_requests: float = SWITCH_REQUESTS) -> int | None:
-    """The number of the device where a request costs least; None where no device serves it.
+    """The index of the device where a request costs least; None if no device serves it.
 
-    `switch_requests`: what a switch costs, in requests. Of equal ones: where nobody has to go, then where the fewest
-    were brought in, so that experts spread over all budgets; then the first.
+    `switch_requests`: the cost of a switch, in requests. Ties: a device where nothing is evicted, then the one with the
+    fewest loads, so that experts spread over all budgets; then the first.
     """
     ranked = [(one.avoided, _rank(one, switch_requests), number) for number, one in enumerate(devices) if one.serves]
     return min(ranked)[2] if ranked else None
@@ -62,13 +61,13 @@ def _rank(one: Standing, switch_requests: float) -> tuple[float, bool, int]:
     cost = one.load - one.known_tokens / TOKENS_PER_REQUEST
     if not one.holds:
         cost += switch_requests * (1 + one.crowded)
-    # Where it is, nothing is brought in, so that room there says nothing.
+    # If it is already there nothing is loaded, so free room is irrelevant.
     return cost, not (one.holds or one.free), 0 if one.holds else one.brought
 
 
 def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) -> float:
-    """What a switch costs, in requests: `switches` took `switch_s` altogether, and devices were at work for `busy_s`
-    while so many requests `finished`.
+    """The cost of a switch, in requests: `switches` took `switch_s` in all, and `finished` requests kept devices busy
+    for `busy_s`.
     """
     if not switches or not finished or busy_s <= 0:
         return SWITCH_REQUESTS
@@ -77,10 +76,10 @@ def switch_cost(switches: int, switch_s: float, finished: int, busy_s: float) ->
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a device between two steps: who is `there` or coming, and the numbers that `switch_cost` takes.
+    """A snapshot of a device between two steps: the experts `there` or loading, and the inputs of `switch_cost`.
 
-    `near_bytes`: its budget for experts; `free_bytes`: what of it is nobody's. `loading`: experts are under way, also
-    those that nobody waits for any more.
+    `near_bytes`: its budget for experts; `free_bytes`: the unused part of it. `loading`: experts are being loaded, even
+    if no request waits for them any more.
     """
 
     there: frozenset[str]
@@ -103,7 +102,7 @@ def standing(
     serves: bool = True,
     avoided: bool = False,
 ) -> Standing:
-    """How a device stands to a request for `expert`. `asked`: its requests that have not ended, by expert."""
+    """A device's Standing for a request for `expert`. `asked`: its unfinished requests by expert."""
     used = {name for name, count in asked.items() if count}
     needed = sum([size_bytes.get(name, 0) for name in used | {expert}])
     return Standing(
@@ -119,7 +118,7 @@ def standing(
 
 
 def cost_of(seen: Iterable[Seen]) -> float:
-    """As `switch_cost`, of several devices together."""
+    """`switch_cost` over several devices."""
     each = tuple(seen)
     return switch_cost(
         sum([one.switches for one in each]),
@@ -130,9 +129,9 @@ def cost_of(seen: Iterable[Seen]) -> float:
 
 
 class Prefixes:
-    """Which devices have computed the beginnings of which prompts: the last ones, as far as anybody remembers.
+    """Which devices have computed which prompt prefixes; the least recently learnt are forgotten.
 
-    A device may have given them up meanwhile. Then the prompt is computed again there: no token depends on it.
+    A device may have evicted them since. Then it computes the prompt again: only time is lost, no token changes.
     """
 
     def __init__(self, max_pieces: int = MAX_PIECES) -> None:
@@ -143,7 +142,7 @@ class Prefixes:
         return len(self._pieces)
 
     def known(self, expert: str, prompt_ids: Sequence[int], devices: int) -> list[int]:
-        """How many of a prompt's first tokens each device has computed for this expert, in whole pieces."""
+        """How many leading tokens of a prompt each device has computed for this expert, in whole pieces."""
         found, still = [0] * devices, (1 << devices) - 1
         for end, key in _pieces_of(expert, prompt_ids):
             still &= self._pieces.get(key, 0)
@@ -155,7 +154,7 @@ class Prefixes:
         return found
 
     def learn(self, expert: str, prompt_ids: Sequence[int], device: int) -> None:
-        """A device computes this prompt. The oldest are forgotten where there are too many."""
+        """Record that a device computes this prompt, and forget the oldest pieces beyond the limit."""
         for _, key in _pieces_of(expert, prompt_ids):
             self._pieces[key] = self._pieces.get(key, 0) | 1 << device
             self._pieces.move_to_end(key)
@@ -164,7 +163,7 @@ class Prefixes:
 
 
 def _pieces_of(expert: str, prompt_ids: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
-    """Each piece's end, and a key of all tokens up to it."""
+    """Each piece's end, with a key that covers all tokens up to it."""
     chain = 0
     for end in range(PIECE_TOKENS, len(prompt_ids) + 1, PIECE_TOKENS):
         chain = hash((chain, tuple(prompt_ids[end - PIECE_TOKENS : end])))

@@ -10,20 +10,20 @@ from dataclasses import dataclass, fields
 from coterie.core.errors import UsageError
 from coterie.spec.machine import MachineSpec
 
-# What a run may read, where the run tier is the system's memory and where it is an accelerator's own: some 40 ms of
-# 25 GB/s and of 1.6 TB/s. A run that is not several steps costs an H100 0.2 ms and the engine 0.3 ms for each token.
+# Bytes of weights that one run may read, where the run tier is system memory or an accelerator's own: about 40 ms at 25
+# GB/s and at 1.6 TB/s. Running step by step instead costs an H100 0.2 ms and the engine 0.3 ms per token.
 RUN_BYTES, ACCELERATOR_RUN_BYTES = 2**30, 2**36
 
-# Tokens guessed ahead in the system's memory: of up to 16 in a step a CPU uses weights as they are read. Experts below
-# GUESSED_BYTES lie in caches, where a step does not wait for bytes. What a CPU computes while it reads a byte, where
-# nobody says: two cores did 2 to 4, by the rows of steps of all weight types.
+# MAX_GUESSES: a CPU kernel multiplies up to 16 tokens by the weights as it reads them. Experts below GUESSED_BYTES fit
+# in the caches, where decoding is not bound by memory. CPU_FLOPS_PER_BYTE is the fallback where the spec gives no
+# figure: two cores did 2 to 4, depending on weight type.
 MAX_GUESSES, GUESSED_BYTES, CPU_FLOPS_PER_BYTE = 15, 2**25, 2.0
-FEW_ROWS = 4  # of a step: kernels that take so many rows of packed weights at a time have one reading of them for these
+FEW_ROWS = 4  # rows of a step for which kernels of packed weights read the weights once
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Flops in the time in which a byte of weights is read: of a step's first FEW_ROWS rows, and of more."""
+    """Flops in the time of reading one byte of weights: for a step's first FEW_ROWS rows, and for further rows."""
 
     few: float
     more: float
@@ -34,25 +34,27 @@ class Policy:
     """The settings of the scheduler.
 
     schedule: a name in scheduler.SCHEDULES.
-    patience: times the requests that are here, in arrivals, that one waits before age alone decides between experts.
-        As requests gather more are answered in the time of an arrival than first come first served: above that gain
-        (some 1.4 with 32 in flight) the last first tokens come later than its do.
-    age_bound: no waiting request is overtaken by more than this many that came later.
+    patience: a request that has waited for more arrivals than this times the requests present goes before all weights.
+        The grouped schedule answers more requests per arrival than first come first served; above that gain (about 1.4
+        with 32 in flight) the slowest first tokens come later than under it.
+    age_bound: at most this many later requests overtake a waiting one.
     max_batch, max_step_tokens: sequences and tokens of one step.
-    turn_steps: steps for which an expert that has work keeps its memory, once it was brought in.
-    quantum_steps: steps in a row that one resident expert runs before another resident one with work.
-    overlap: run other experts while one is being fetched, and start it when its first stage is there. Without it each
-        wanted expert is waited for at once, and no decision depends on how long a fetch takes.
-    turns: experts that share the steps; the work of others is not begun before one of them has none left.
-    prefetch: how many experts may be under way, or there with work that is not begun, beside the one wanted next.
-    leap: several steps at once also while others wait or something comes up, for as many as would be decided alike; a
-        run ends early when something changes. Modelled time tells of that at once; a real device is better without.
-    share_steps: variants of one base (its adapters, or deltas) that have one program share steps.
-    max_steps, max_run_bytes: steps that a device may take without coming back, when nothing waits; as many as read this
-        many bytes of weights, so that a large expert's tokens are not shown in bursts. None: by the machine, RUN_BYTES.
-    max_guesses: tokens of a sequence that are drafted and verified in one step, where that is worth its price; 0: none.
-        None: none of a small expert, and on an accelerator, whose bits depend on how many a step has.
-    flops_per_byte: what the machine computes while it reads a byte, by which drafts are priced. None: by its spec.
+    turn_steps: steps for which an expert with work keeps its memory after it was loaded.
+    quantum_steps: consecutive steps of one resident expert before another resident one with work runs.
+    overlap: run other experts during a fetch, and start the new one when its first stage has arrived. Without it the
+        engine waits for each wanted expert at once, and no decision depends on how long a fetch takes.
+    turns: experts that share the steps; the work of further ones starts when one of these has none left.
+    prefetch: how many experts beyond the next one may be loading, or resident with unstarted work.
+    leap: run several steps at once even while other requests wait or a fetch is under way, for as many steps as would
+        be decided alike; the run ends early when something changes. Modelled time reports changes at once; a real
+        device does better without.
+    share_steps: let variants of one base (its adapters, or deltas) that have one program share steps.
+    max_steps, max_run_bytes: bounds on the steps of one device run when nothing waits: their number, and the bytes of
+        weights that they read, so that a large expert's tokens are not shown in bursts. None: RUN_BYTES or
+        ACCELERATOR_RUN_BYTES, by the machine.
+    max_guesses: tokens of a sequence drafted and verified in one step, where that pays; 0 disables it. None: disabled
+        for small experts, and on accelerators, where results depend bit by bit on the number of tokens in a step.
+    flops_per_byte: flops the machine does while it reads a byte, for pricing drafts. None: from its spec.
     """
 
     schedule: str = "grouped"
@@ -78,23 +80,24 @@ class Policy:
         return min(self.max_steps, max(1, most // max(expert_bytes, 1)))
 
     def guesses_of(self, expert_bytes: int, spec: MachineSpec) -> int:
-        """How many tokens of a sequence may be guessed ahead in one step of an expert of this size."""
+        """How many tokens of a sequence may be guessed in one step of an expert of this size."""
         if self.max_guesses is not None:
             return self.max_guesses
         return 0 if memories_below(spec) or expert_bytes < GUESSED_BYTES else MAX_GUESSES
 
     def guesses_by_form_of(self, spec: MachineSpec) -> int:
-        """How many tokens may be guessed ahead in one step of an answer that has a form, from what that allows.
+        """How many tokens a constrained answer may have guessed in one step from its constraint.
 
-        Of a small expert as many as of a large one: most are certain, and what the host chooses in a step costs more
-        than the step's rows.
+        As many for small experts as for large ones: most of these guesses are certain, and a step's choice of tokens on
+        the host costs more than its extra rows.
         """
         return self.guesses_of(GUESSED_BYTES, spec)
 
     def balance_of(self, spec: MachineSpec, of_kernels: bool = False) -> Balance:
-        """Flops per byte: the policy's, else by the machine's speeds, else a cautious constant.
+        """Flops per byte: the policy's setting, else from the machine's achieved speeds, else a cautious constant.
 
-        `of_kernels`: before that constant, what kernels on such a machine have been seen to do.
+        `of_kernels`: prefer the measured figures of kernels on such a machine, where the spec has them, to that
+        constant.
         """
         flops_per_s, bytes_per_s = spec.achieved_flops_per_s, spec.tier(spec.run_tier).achieved_bytes_per_s
         found = self.flops_per_byte or (flops_per_s / bytes_per_s if flops_per_s and bytes_per_s else 0.0)
@@ -115,5 +118,5 @@ class Policy:
 
 
 def memories_below(spec: MachineSpec) -> tuple[str, ...]:
-    """Tiers between the run tier and the files; a CPU has none."""
+    """Tiers between the run tier and the disk; a CPU has none."""
     return tuple(name for name in spec.weight_tiers[1:] if name != "disk")

@@ -1,10 +1,11 @@
-"""Prefixes: KV blocks whose tokens are known, as a tree for each key, so that what begins alike can share them.
+"""Prefix cache: KV blocks whose tokens are known, as one tree per key, so that sequences with equal prefixes share
+them.
 
-    key a   [5 9 2 7] -- [1 1 3 0] -- [4 4 8 6]     a node: one whole block, its tokens, how many use it
-                     \\- [2 0 0 1]                  nobody uses it: it waits, least recently used first
+    key a   [5 9 2 7] -- [1 1 3 0] -- [4 4 8 6]     a node: one whole block, its tokens, its number of users
+                     \\- [2 0 0 1]                  no users: may be evicted, least recently used first
 
-Who uses a node uses those before it, and who leaves gives back his last one first: so what waits longest has nothing
-behind it. Knows nothing about requests, events or what the bytes mean.
+A user of a node uses its ancestors too, and releases its nodes from the last to the first, so the least recently used
+unused node is always a leaf. Knows nothing about requests, events or what the bytes mean.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TypeAlias
 
 Level: TypeAlias = "dict[tuple[int, ...], Node]"
-"""The nodes behind one node, or the first ones of a key, by their tokens: these are compared, not a digest of them."""
+"""The children of one node, or the roots of a key, by their tokens: compared token by token, not by a digest."""
 
 
 class Node:
-    """A whole block that holds the KV state of `tokens` behind those of the nodes before it. `known`: in the tree."""
+    """A whole block with the KV state of `tokens`, which follow those of its ancestors. `known`: still in the tree.
+    `behind`: its children; `beside`: the level it is in.
+    """
 
     __slots__ = ("behind", "beside", "block", "known", "tokens", "uses")
 
@@ -30,7 +33,7 @@ class Node:
 
 
 class Prefixes:
-    """The trees, and the order in which unused nodes go."""
+    """The trees, and the eviction order of unused nodes."""
 
     def __init__(self) -> None:
         self._first: dict[str, Level] = {}
@@ -38,11 +41,11 @@ class Prefixes:
 
     @property
     def unused(self) -> int:
-        """How many known blocks nobody uses."""
+        """How many known blocks have no user."""
         return len(self._unused)
 
     def find(self, key: str, tokens: Sequence[int], size: int) -> list[Node]:
-        """The longest chain that these tokens begin with and do not end with; a block holds `size` tokens."""
+        """The longest chain of nodes that is a proper prefix of these tokens; a block holds `size` tokens."""
         chain: list[Node] = []
         level = self._first.get(key, {})
         for number in range((len(tokens) - 1) // size):
@@ -54,17 +57,17 @@ class Prefixes:
         return chain
 
     def take(self, chain: Sequence[Node]) -> None:
-        """One more uses this chain."""
+        """Add a user to this chain."""
         for node in chain:
             if node.uses == 0:
                 del self._unused[node]
             node.uses += 1
 
     def extend(self, chain: list[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]) -> None:
-        """Make the user's next blocks known, as far as these tokens fill them.
+        """Make a user's next blocks known, as far as these tokens fill them.
 
-        It ends where another block is known for the same tokens: whoever shared what is behind that one would use
-        nodes, but not those before them.
+        Stops where another block is already known for the same tokens: nodes below that one would have users that do
+        not use their ancestors.
         """
         level = self._behind(chain, key)
         if level is None:
@@ -79,9 +82,9 @@ class Prefixes:
     def leave(
         self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
     ) -> list[int]:
-        """The user of a chain goes, and those of his blocks behind it that these tokens fill become known.
+        """Remove a user from its chain, and make those of its further blocks known that these tokens fill.
 
-        Returns the others: those not full, copies of what is known already, and forgotten ones that nobody uses.
+        Returns the blocks to free: partly filled ones, duplicates of known ones, and forgotten ones without users.
         """
         behind, own = self._fill(chain, key, tokens, size, blocks), blocks[len(chain) :]
         free = [block for block, node in zip(own, behind, strict=False) if node.block != block]
@@ -98,7 +101,7 @@ class Prefixes:
         return free
 
     def evict(self, count: int) -> list[int]:
-        """Forget so many unused nodes, those used longest ago; returns their blocks."""
+        """Forget the `count` least recently used unused nodes; returns their blocks."""
         blocks = []
         for _ in range(count):
             node, _none = self._unused.popitem(last=False)
@@ -108,7 +111,7 @@ class Prefixes:
         return blocks
 
     def forget(self, first: Collection[Node]) -> list[int]:
-        """Forget these nodes and all behind them; returns the blocks of those that nobody uses."""
+        """Forget these nodes and their descendants; returns the blocks of those without users."""
         blocks = []
         for node in [found for top in first if top.known for found in (top, *_all(top.behind))]:
             del node.beside[node.tokens]
@@ -119,15 +122,15 @@ class Prefixes:
         return blocks
 
     def of(self, key: str) -> tuple[Node, ...]:
-        """The first nodes of a key."""
+        """The roots of a key."""
         return tuple(self._first.get(key, {}).values())
 
     def nodes(self) -> list[Node]:
-        """All that are known."""
+        """All known nodes."""
         return [node for level in self._first.values() for node in _all(level)]
 
     def check_order(self) -> None:
-        """Raise ValueError unless just the unused nodes wait, each behind all that are behind it in the tree."""
+        """Raise ValueError unless exactly the unused nodes are queued for eviction, each after all its descendants."""
         nodes = self.nodes()
         places = {node: place for place, node in enumerate(self._unused)}
         if set(places) != {node for node in nodes if node.uses == 0}:
@@ -139,7 +142,7 @@ class Prefixes:
     def _fill(
         self, chain: Sequence[Node], key: str, tokens: Sequence[int], size: int, blocks: Sequence[int]
     ) -> list[Node]:
-        """The nodes of the tokens behind a chain; where there are none, made of these blocks."""
+        """The nodes for the tokens after a chain; missing ones are made of these blocks."""
         found: list[Node] = []
         level = self._behind(chain, key)
         if level is None:
@@ -158,19 +161,19 @@ class Prefixes:
         self._unused.move_to_end(node)
 
     def _behind(self, chain: Sequence[Node], key: str) -> Level | None:
-        """Where the node after a chain is looked for; None when the chain was forgotten."""
+        """The level below a chain; None if the chain was forgotten."""
         if not chain:
             return self._first.setdefault(key, {})
         return chain[-1].behind if chain[-1].known else None
 
 
 def _part(tokens: Sequence[int], number: int, size: int) -> tuple[int, ...]:
-    """The tokens of a block."""
+    """The tokens of block `number`."""
     return tuple(tokens[number * size : (number + 1) * size])
 
 
 def _all(level: Level) -> Iterator[Node]:
-    """The nodes of a level and all behind them. With a stack: a chain may have more nodes than Python calls."""
+    """The nodes of a level and all their descendants. Iterative: chains can be longer than Python's recursion limit."""
     stack = list(level.values())
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""The queue: who waits and who runs, per expert, by priority and in order of arrival, and who overtook whom.
+"""The queue: waiting and running requests per expert, by priority and arrival, and how often each was overtaken.
 
 Knows nothing about devices, residency or policy.
 """
@@ -11,43 +11,43 @@ from collections.abc import Iterable
 
 from coterie.engine.sequence import Sequence
 
-FEW = 2  # of so many experts, the first ones are found sooner among all that wait than expert by expert
+FEW = 2  # up to this many experts, a scan of all waiting requests finds the firsts sooner than one expert by expert
 
 
 class Queue:
     """Sequences by expert: waiting (not admitted yet) and running (they own KV blocks).
 
-    All are kept in the order in which they go: by priority, and of one priority as they came. `priorities` counts those
-    of each.
+    All are kept in the order in which they are served: by priority, then by arrival. `priorities` counts the sequences
+    of each priority.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[str, dict[int, Sequence]] = {}
         self.running: dict[str, dict[int, Sequence]] = {}
-        self.clients: dict[str, dict[int, Sequence]] = {}  # those of them that wait, by who asked
+        self.clients: dict[str, dict[int, Sequence]] = {}  # waiting ones, by client
         self.admitted = 0
         self._order: dict[int, Sequence] = {}
-        self._overtakers: dict[int, list[int]] = {}  # by the priority that they were asked with
-        self._experts: tuple[str, ...] | None = None  # kept until somebody comes, starts or goes
+        self._overtakers: dict[int, list[int]] = {}  # admitted numbers, sorted, by requested priority
+        self._experts: tuple[str, ...] | None = None  # kept until a sequence is added, admitted or dropped
         self.arrived = 0  # sequences so far
         self.priorities: Counter[int] = Counter()
 
     def take_number(self) -> int:
-        """The next place in the order of arrival."""
+        """The next arrival number."""
         self.arrived += 1
         return self.arrived - 1
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence wait."""
+        """Add a new waiting sequence."""
         sequence.admissions_at_arrival = self.admitted
         self.priorities[sequence.priority] += 1
         self._wait(sequence)
 
     def admit(self, sequence: Sequence) -> None:
-        """Move a waiting sequence to the running ones and count whom it overtook."""
+        """Move a waiting sequence to the running ones, and record how many overtook it while it waited."""
         self._experts = None
         self._stop_waiting(sequence)
-        if sequence.scheduled_s is None:  # else it has paused, and these are of when it came
+        if sequence.scheduled_s is None:  # else it has paused, and keeps the counts from its first admission
             sequence.queue_admissions = self.admitted - sequence.admissions_at_arrival
             sequence.overtaken = self.overtaken(sequence.number, sequence.request.priority)
         self.admitted += 1
@@ -56,12 +56,12 @@ class Queue:
         put(self.running.setdefault(sequence.request.expert_id, {}), sequence)
 
     def withdraw(self, sequence: Sequence) -> None:
-        """Let a running sequence wait again, in its place."""
+        """Return a running sequence to the waiting ones, at its old place."""
         _leave(self.running, sequence.request.expert_id, sequence)
         self._wait(sequence)
 
     def raise_to(self, sequence: Sequence, priority: int) -> None:
-        """Give a sequence another priority."""
+        """Change a sequence's priority."""
         self._uncount(sequence)
         sequence.priority = priority
         self.priorities[priority] += 1
@@ -76,7 +76,7 @@ class Queue:
                 put(line, sequence)
 
     def drop(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is."""
+        """Remove a sequence, waiting or running."""
         self._experts = None
         self._uncount(sequence)
         if sequence.number in self._order:
@@ -86,8 +86,8 @@ class Queue:
             _leave(self.running, sequence.request.expert_id, sequence)
 
     def firsts(self, count: int) -> tuple[Sequence, ...]:
-        """The first waiting sequences of the `count` experts whose first one came first, in order of arrival; of each
-        priority with which an expert's line begins so many.
+        """The first waiting sequences of the `count` experts whose first one is oldest, in order of arrival; `count` of
+        them for each priority that leads some expert's line.
         """
         if self.several:
             first = {next(iter(line.values())).priority: dict[str, Sequence]() for line in self.waiting.values()}
@@ -108,30 +108,30 @@ class Queue:
         return tuple(found.values())
 
     def waiting_numbers(self, numbers: Iterable[int]) -> list[Sequence]:
-        """The waiting sequences of these numbers."""
+        """The waiting sequences with these numbers."""
         return [self._order[number] for number in numbers]
 
     @property
     def oldest(self) -> Sequence | None:
-        """The waiting sequence that goes first."""
+        """The waiting sequence that is served first."""
         return next(iter(self._order.values()), None)
 
     @property
     def several(self) -> bool:
-        """Whether its sequences have several priorities."""
+        """Whether sequences of more than one priority are present."""
         return len(self.priorities) > 1
 
     def runs(self, sequence: Sequence) -> bool:
-        """Whether it was admitted."""
+        """Whether a sequence is running."""
         return sequence.number in self.running.get(sequence.request.expert_id, ())
 
     def holds(self, sequence: Sequence) -> bool:
-        """Whether it waits or runs."""
+        """Whether a sequence is waiting or running."""
         return sequence.number in self._order or self.runs(sequence)
 
     def overtaken(self, number: int, asked: int = 0) -> int:
-        """How many later ones, of no better priority, were admitted before the waiting sequence of that number, which
-        was asked with this one.
+        """How many later sequences, requested with no better priority than `asked`, were admitted ahead of waiting
+        sequence `number`. `asked`: the priority that it was requested with.
         """
         found = 0
         for priority, numbers in self._overtakers.items():
@@ -150,7 +150,7 @@ class Queue:
 
     @property
     def num_waiting(self) -> int:
-        """How many sequences wait, of all experts."""
+        """How many sequences wait, over all experts."""
         return len(self._order)
 
     def has(self, expert_id: str) -> bool:
@@ -163,11 +163,11 @@ class Queue:
         return (*running.values(), *waiting.values())
 
     def running_of(self, expert_ids: Iterable[str]) -> dict[str, dict[int, Sequence]]:
-        """The running sequences of those of these experts that have any, by name."""
+        """The running sequences of these experts, by name; experts without any are left out."""
         return {expert_id: self.running[expert_id] for expert_id in sorted(expert_ids) if expert_id in self.running}
 
     def next_tokens(self, expert_id: str, max_sequences: int, max_tokens: int) -> frozenset[int]:
-        """The tokens that its first sequences have not computed, of whole sequences and at most so many different."""
+        """The distinct uncomputed tokens of an expert's first sequences: whole sequences, up to `max_tokens` in all."""
         found: frozenset[int] = frozenset()
         for sequence in self.of(expert_id)[:max_sequences]:
             more = found.union(sequence.tokens[sequence.computed :])
@@ -199,7 +199,7 @@ class Queue:
             _leave(self.clients, sequence.request.client, sequence)
 
     def _forget_past(self) -> None:
-        """Admissions that came before the oldest waiting one overtook nobody who still waits."""
+        """Drop admissions older than the oldest waiting sequence: they overtook none that still waits."""
         if not self._order:
             self._overtakers.clear()
             return
@@ -211,7 +211,7 @@ class Queue:
 
 
 def put(line: dict[int, Sequence], sequence: Sequence) -> None:
-    """Put a sequence into a line: mostly it goes behind all that are there."""
+    """Insert a sequence into a line, in order; usually it belongs at the end."""
     last = next(reversed(line.values())) if line else None
     line[sequence.number] = sequence
     if last is not None and sequence.order < last.order:

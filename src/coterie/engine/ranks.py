@@ -1,7 +1,7 @@
-"""Ranks: what requests of a better priority take from those behind them, and what keeps these from waiting for ever.
+"""Ranks: what requests of better priority take from the others, and what keeps the others from starving.
 
-    KV blocks short   the youngest running ones of the worst priority give theirs up, and wait in their place again
-    turn_steps long   somebody stood behind others: the oldest such one is raised to their priority, one at a time
+    KV blocks short   the youngest running ones of the worst priority give theirs up and wait again, at their old place
+    turn_steps long   requests were passed over: the oldest one is raised to the better priority, one at a time
 
 Knows nothing about residency, or how much anybody computes.
 """
@@ -21,10 +21,10 @@ from coterie.engine.speculate.draft import Drafts
 
 
 class Ranks:
-    """Does nothing as long as all have one priority. The policy says how many of an expert share a step, and for how
-    long (`turn_steps`) others go before somebody is raised.
+    """No effect while all requests have one priority. The policy says how many sequences of an expert share a step, and
+    how long (`turn_steps`) better ones run before another is raised.
 
-    What changes something returns the experts whose requests are not as they were.
+    Methods that change something return the experts whose requests changed.
     """
 
     def __init__(
@@ -36,11 +36,13 @@ class Ranks:
         self._raised: Sequence | None = None
 
     def repeats(self, steps: int) -> int:
-        """So many steps, or as many as there are until somebody may be raised."""
+        """`steps`, or fewer: until a request may be raised."""
         return min(steps, max(1, self._turn_steps - self._passed)) if self._queue.several else steps
 
     def make_room(self, free_blocks: int) -> list[str]:
-        """Let running ones wait again, so that the first in line has enough KV blocks; or nobody, if that fails."""
+        """Make running sequences wait again so that the first in line gets enough KV blocks; none, if that would not
+        suffice.
+        """
         paused = self._yielding(free_blocks) if self._queue.several else []
         for sequence in paused:
             self._reuse.pause(sequence)
@@ -50,7 +52,7 @@ class Ranks:
         return [sequence.request.expert_id for sequence in paused]
 
     def passed(self, ran: Collection[Part], steps: int) -> list[str]:
-        """These were in so many steps: after enough of them one that stands behind is raised to their best priority."""
+        """Count steps in which these ran; after enough of them, raise a passed-over sequence to their best priority."""
         if not self._queue.several:
             return []
         best = min([part.sequence.priority for part in ran])
@@ -60,7 +62,7 @@ class Ranks:
         if self._passed < self._turn_steps:
             return []
         there, last = {part.sequence.number for part in ran}, self._raised
-        # Who was raised, and stands behind still better ones by now, is raised again before another is.
+        # A sequence that was raised, but is behind still better ones by now, is raised again before another is.
         may = self._queue.all() if last is None or not self._queue.holds(last) else (last,)
         behind = [s for s in may if s.priority > best and s.number not in there]
         if not behind:
@@ -72,17 +74,17 @@ class Ranks:
         return [self._raised.request.expert_id]
 
     def _yielding(self, free_blocks: int) -> list[Sequence]:
-        """The youngest of the worst priority first."""
+        """The sequences to pause, youngest of the worst priority first; empty if that frees too little."""
         first, running = self._queue.oldest, self._queue.running
         if first is None or first.blocks <= free_blocks:
             return []
         beside = running.get(first.request.expert_id, {}).values()
-        if sum([sequence.priority <= first.priority for sequence in beside]) >= self._max_batch:  # no place either
+        if sum([sequence.priority <= first.priority for sequence in beside]) >= self._max_batch:  # no place
             return []
         behind = [s for its in running.values() for s in its.values() if s.priority > first.priority]
         found: list[Sequence] = []
         for sequence in sorted(behind, key=lambda one: one.order, reverse=True):
-            if sequence.scored and sequence.computed:  # what was looked at is not looked at again
+            if sequence.scored and sequence.computed:  # rows already scored cannot be scored again
                 continue
             found.append(sequence)
             free_blocks += sequence.blocks

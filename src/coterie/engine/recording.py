@@ -1,6 +1,6 @@
-"""Recording: which work was issued for whom and how long it took; for traces, for link use, and for exact replay.
+"""Recording: which work was issued, for which expert, and how long it took; for traces, link use and exact replay.
 
-    issued -> [pending per lane, in order] -> done: a plain value, and no event is held any longer
+    issued -> [pending per lane, in order] -> done: a plain value; its event is released
 
 Knows nothing about schedules. Times are the device's.
 """
@@ -17,14 +17,14 @@ from coterie.core.trace import Async, Slice, Trace, Value
 from coterie.device import Device, Event
 from coterie.engine.request import Timings
 
-MAX_WORKS = 1 << 18  # a bound on memory: some 100 MB when full
+MAX_WORKS = 1 << 18  # bounds memory: about 100 MB when full
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Work that ended. It could start at `ready_s`: decided on, its lane free and what it waits for done.
+    """Work that ended. `ready_s`: the earliest it could start: issued, its lane free and its dependencies done.
 
-    `expert_id` is whom it was for, `what` a word for it; `load` numbers the switch that it belongs to (0: none).
+    `what`: a label; `load`: the number of the switch it belongs to (0: none).
     """
 
     lane: str
@@ -51,7 +51,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class LaneUse:
-    """What a lane did in all: seconds in which it worked, works, and bytes that they moved."""
+    """A lane's totals: busy seconds, pieces of work, and bytes moved."""
 
     busy_s: float = 0.0
     works: int = 0
@@ -60,7 +60,7 @@ class LaneUse:
 
 @dataclass(slots=True)
 class _Subject:
-    """Whom the engine works for just now."""
+    """What the engine is issuing work for at the moment."""
 
     expert_id: str = ""
     what: str = ""
@@ -69,7 +69,9 @@ class _Subject:
 
 
 class Recording:
-    """Remembers the last `max_works` works, requests and switches. The totals per lane, `use`, forget nothing."""
+    """Remembers the last `max_works` pieces of work, and as many requests and switches. `use`: totals per lane,
+    complete.
+    """
 
     def __init__(self, max_works: int = MAX_WORKS) -> None:
         self.use: dict[str, LaneUse] = {}
@@ -81,15 +83,15 @@ class Recording:
         self._subject = _Subject()
         self._loads = 0
 
-    # ---- what the engine says
+    # ---- called by the engine
 
     def about(self, expert_id: str, what: str, layout: Layout | None = None, **args: Value) -> None:
-        """What is issued from now on is for this expert; with a `layout`, a switch to it begins."""
+        """Attribute work issued from now on to this expert; a `layout` starts a switch to it."""
         self._loads += layout is not None
         self._subject = _Subject(expert_id, what, args, layout)
 
     def request(self, request_id: str, expert_id: str, timings: Timings) -> None:
-        """A request ended."""
+        """Record a request that ended."""
         args: dict[str, Value] = {"hit": int(timings.hit), "overtaken": timings.overtaken}
         if timings.cached_tokens:
             args["cached_tokens"] = timings.cached_tokens
@@ -102,7 +104,7 @@ class Recording:
         self._asyncs.append(item)
         self._seen_asyncs += 1
 
-    # ---- what the device was told
+    # ---- called by the device's wrapper
 
     def issued(
         self,
@@ -113,7 +115,7 @@ class Recording:
         source: FileRange | None = None,
         size_bytes: int = 0,
     ) -> None:
-        """Work was issued; what ended meanwhile on its lane is settled."""
+        """Record issued work; also settles what has ended on its lane."""
         subject = self._subject
         what, args, load = subject.what, subject.args, 0
         if size_bytes:
@@ -124,7 +126,7 @@ class Recording:
         self._settle(device, event.lane)
 
     def settle(self, device: Device) -> None:
-        """Take in everything that has ended."""
+        """Collect everything that has ended."""
         for lane in self._pending:
             self._settle(device, lane)
 
@@ -158,23 +160,23 @@ class Recording:
         use.works += 1
         use.moved_bytes += int(item.args.get("bytes", 0))
 
-    # ---- what it comes to
+    # ---- results
 
     @property
     def works(self) -> tuple[Done, ...]:
-        """The works that are remembered, in the order in which they were settled: by lane, in order of issue."""
+        """The remembered work, in the order in which it was settled: by lane, in order of issue."""
         return tuple(self._works)
 
     @property
     def dropped(self) -> int:
-        """Works, requests and switches that are no longer remembered: the oldest."""
+        """How many pieces of work, requests and switches were dropped, oldest first."""
         return self._seen_works - len(self._works) + self._seen_asyncs - len(self._asyncs)
 
     def durations(self) -> dict[str, list[float]]:
-        """Seconds of each finished work by lane, in order of issue: from when it could start to its end.
+        """Seconds of each finished piece of work by lane, in order of issue: from when it could start to its end.
 
-        The time that the host took to issue it counts as its own. A modelled device takes this form. Raises UsageError
-        when works were dropped: a part cannot be replayed.
+        The time the host took to issue it is included. This is the form that a modelled device replays. Raises
+        UsageError if work was dropped: a part cannot be replayed.
         """
         if self._seen_works > len(self._works):
             fact = f"{self._seen_works} works were issued but {len(self._works)} are remembered"
@@ -185,7 +187,7 @@ class Recording:
         return lanes
 
     def trace(self, **notes: Value) -> Trace:
-        """Everything that is remembered, as a trace; its notes say what was dropped."""
+        """Everything remembered, as a trace; its notes include the number of dropped items."""
         slices = [
             Slice(work.lane, _kind(work), f"{work.expert_id} {work.what}".strip(), work.start_s, work.end_s, work.args)
             for work in self._works
@@ -193,7 +195,7 @@ class Recording:
         return Trace(slices, (*self._switches(), *self._asyncs), {**notes, "dropped": self.dropped})
 
     def _switches(self) -> list[Async]:
-        """From the issue of a switch's first transfer to the end of its last."""
+        """One span per switch: from the issue of its first transfer to the end of its last."""
         loads: dict[int, list[Done]] = {}
         for work in self._works:
             if work.load:
@@ -216,7 +218,7 @@ def _kind(work: Done) -> str:
 
 
 def _stage(layout: Layout | None, source: FileRange) -> str:
-    """The stage whose bytes are read. A range of a layout may be read in pieces."""
+    """The stage that these bytes belong to. A range of a layout may be read in pieces."""
     for placed in layout.ranges if layout is not None else ():
         inside = placed.source.offset <= source.offset < placed.source.offset + placed.source.size_bytes
         if inside and placed.source.path == source.path:

@@ -1,9 +1,9 @@
-"""Releases idle memory: what is kept for later and not pinned goes, until it is needed again.
+"""Releases idle memory: whatever is cached and not pinned goes, until it is needed again.
 
-    pinned experts, bases                               stay
-    other experts, their copies below, KV of ended ones go; they come back from files, or are computed again
+    pinned experts, bases                                           stay
+    other experts, their copies below, KV state of ended sequences  go; reloaded from files, or recomputed
 
-Knows nothing about when: whoever has a clock says so.
+Knows nothing about when: its caller has the clock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from coterie.memory.split import sides_of
 
 
 def release_idle(parts: Parts) -> int:
-    """Give back what nobody uses, while nothing runs or is under way; how many bytes of slabs that leaves unused."""
+    """Give unused memory back to the system, while nothing runs or loads; returns how many bytes of slabs are now
+    unused.
+    """
     pieces = []
     for side, cache in sides_of(parts.all_weights).items():
         if side != "bases":

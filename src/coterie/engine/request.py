@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 
 MAX_TOP_LOGPROBS = 20
-MAX_BIAS = 100.0  # either way: enough to forbid a token, or to leave no other
+MAX_BIAS = 100.0  # in both directions: enough to forbid a token, or to exclude all others
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
+    """How tokens are sampled. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 mean no limit.
 
     Raises RequestError naming the field and its range.
     """
@@ -46,43 +46,47 @@ class SamplingParams:
 
 
 class Mask(Protocol):
-    """Which tokens may come next in one answer. It is told of each token that did; it has the state of that answer.
+    """The constraint on one answer's tokens. It is stateful: it must be told of each token that was chosen.
 
-    Once it has raised an error it raises one whenever it is asked again.
+    Once it has raised an error, every later call raises one.
     """
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """For each token whether it may come next [V or fewer: those beyond may not]. Raises CoterieError for none."""
+        """Which tokens may come next, as a boolean vector [V or shorter: tokens beyond it may not]. Raises CoterieError
+        if none.
+        """
 
     def accept(self, token: int) -> None:
-        """This token has come. Raises CoterieError when it might not."""
+        """Advance past this token. Raises CoterieError if it was not allowed."""
 
     def forced(self) -> tuple[int, ...]:
-        """Tokens known to come next, in this order: `allowed` leaves no other than the first, and so on behind it."""
+        """The next tokens, as far as they are determined: at each of them `allowed` leaves no alternative."""
 
     def few(self) -> bytes | None:
-        """Which tokens may come next, to be compared; None where so many may that what came before tells nothing."""
+        """A comparable key of the set of allowed tokens; None if the set is too large to predict the next token from
+        it.
+        """
 
     def copy(self) -> Mask:
-        """One of the same state, by which to see what may come later."""
+        """An independent copy in the same state, for looking ahead."""
 
     def take(self, tokens: Sequence[int]) -> int:
-        """Accept these tokens, in order, up to the first one that may not come; how many."""
+        """Accept these tokens in order, up to the first one not allowed; return how many were accepted."""
 
     @property
     def complete(self) -> bool:
-        """True when nothing may follow."""
+        """True when the answer must end here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceParams:
-    """What is asked of the choice of tokens beyond how they are drawn; by default nothing.
+    """What a request asks of the choice of tokens beyond sampling; by default nothing.
 
-    `top_logprobs`: report the logprob of each token, and those of so many likeliest ones (0 to 20; None: report none).
-    Penalties lower the logits of tokens that came before: `presence_penalty` once and `frequency_penalty` for each time
-    in the answer so far; `repetition_penalty` divides those above 0, and multiplies those below, of the prompt too.
-    `logit_bias`: (token id, number) pairs, each added to that token's logit. `mask`: which tokens may come at all.
-    `score_prompt`: report the logprobs of the prompt's tokens too, but for its first; then all of it is computed.
+    `top_logprobs`: report each token's logprob and those of this many likeliest tokens (0 to 20; None: report none).
+    Penalties lower the logits of tokens that already occurred: `presence_penalty` once and `frequency_penalty` per
+    occurrence in the answer so far; `repetition_penalty` divides positive logits and multiplies negative ones, counting
+    the prompt too. `logit_bias`: (token id, bias) pairs, added to the logits. `mask`: which tokens are allowed at all.
+    `score_prompt`: also report the logprobs of the prompt's tokens except the first; the whole prompt is then computed.
     Raises RequestError naming the field and its range.
     """
 
@@ -109,26 +113,26 @@ class ChoiceParams:
 
     @property
     def changes_logits(self) -> bool:
-        """True when tokens are drawn from other logits than the model's."""
+        """True if tokens are not drawn from the model's unmodified logits."""
         penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
         return penalties != (0, 0, 1) or bool(self.logit_bias) or self.mask is not None
 
     @property
     def unchanged(self) -> ChoiceParams:
-        """What is left to ask where a device changes logits by the penalties and biases."""
+        """What remains to be done by the host where the device applies penalties and biases."""
         return replace(self, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0, logit_bias=())
 
     @property
     def asks(self) -> bool:
-        """True when tokens must be chosen by the logits of each step, or these are reported."""
+        """True if the host needs each step's logits, to choose tokens or to report logprobs."""
         return self.top_logprobs is not None or self.changes_logits
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A token of an answer, the natural logarithm of its probability, and the same of the likeliest, best first.
+    """A token of an answer, its natural-log probability, and those of the likeliest tokens, best first.
 
-    The model's own: the softmax of its logits, before bias, penalties, mask and temperature.
+    These are the model's own: the softmax of its logits, before bias, penalties, mask and temperature.
     """
 
     token: int
@@ -138,16 +142,15 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for one expert. Generation ends at an id of `end_ids`, at a `stop` string, or after `max_tokens`.
+    """One prompt for one expert. Generation ends at a token in `end_ids`, at a `stop` string, or after `max_tokens`.
 
-    `ignore_end` draws exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no text,
-    and then no stop strings either. `reuse` False: its tokens are made up and stand for others, so that it shares no KV
-    state, neither what is there nor its own. `client`: who asks, for a share of the queue (admission.py);
-    "" has none. `priority`: the lower, the sooner; of equal ones the first comes first. `prediction`: tokens that the
-    answer is expected to repeat, with changes; none of it changes by them.
-    `pooling`: no tokens are drawn, but the prompt's vector is given: of its first or last token, or the mean of all.
-    `types`: which text of a pair each token of the prompt is of, for who tells them apart; empty: there is one text.
-    Raises RequestError naming the field.
+    `ignore_end` generates exactly `max_tokens` (for workloads of fixed length). Without a `detokenizer` there is no
+    text, and so no stop strings. `reuse` False: share no KV state in either direction, as for made-up tokens that stand
+    for others. `client`: the requester, for its share of the queue (admission.py); "" is exempt. `priority`: lower goes
+    first; ties in order of arrival. `prediction`: tokens that the answer is expected to repeat, with changes; it
+    affects speed only, never the answer. `pooling`: generate nothing and return a vector of the prompt: of its first or
+    last token, or the mean of all. `types`: token type ids, for models that distinguish the two texts of a pair; empty:
+    a single text. Raises RequestError naming the field.
     """
 
     request_id: str
@@ -198,13 +201,12 @@ class Request:
 class Timings:
     """When things happened, in seconds on the device's clock.
 
-    `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting it to all of it
-    being there, or to the end of the answer where that came first. `queue_admissions`: requests admitted while this one
-    waited; `overtaken`: those of them that came later. `cached_tokens`: of the prompt, those whose KV state was there.
-    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were drawn.
-    `reasoning_tokens`: of the answer's, those of what was thought before it.
-    `predicted_tokens`: of a prediction's, those that came where it was followed; `unpredicted_tokens`: its others. Both
-    are 0 where nothing is guessed.
+    `hit`: the expert was resident when the request arrived; else `switch_s` is the time from wanting the expert to its
+    full arrival, or to the end of the answer if that came first. `queue_admissions`: requests admitted while this one
+    waited; `overtaken`: how many of them arrived later. `cached_tokens`: prompt tokens found in the prefix cache.
+    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: how many of them were accepted.
+    `reasoning_tokens`: tokens of the reasoning that precedes the answer. `predicted_tokens`: tokens of the prediction
+    that the answer repeated; `unpredicted_tokens`: its other ones. Both are 0 if nothing is guessed.
     """
 
     arrival_s: float
@@ -224,18 +226,18 @@ class Timings:
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to the first token, from arrival."""
+        """Time to first token, from arrival."""
         return None if self.first_token_s is None else self.first_token_s - self.arrival_s
 
 
 @value
 class Output:
-    """What one step made for one request. The last one has a `finish_reason` and the timings.
+    """What one step produced for one request. The last output has a `finish_reason` and the timings.
 
-    `token_ids` are the new tokens, an end token included; `text` is the new text, without end tokens and stop strings.
-    `reasoning` is new text that was thought before the answer, and is no part of it.
-    `logprobs`, where they were asked for: one for each of `token_ids`; before the first one, those of the prompt, if
-    it is scored. `vector`: of the last one, where a vector was asked for in place of tokens.
+    `token_ids` are the new tokens, including an end token; `text` is the new text, without end tokens and stop strings.
+    `reasoning` is new text of the reasoning that precedes the answer; it is not part of the answer. `logprobs`, if
+    requested: one for each of `token_ids`, preceded in the first output by the prompt's if it is scored. `vector`: set
+    on the last output if a vector was requested instead of tokens.
     """
 
     request_id: str

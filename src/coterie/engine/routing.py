@@ -1,8 +1,9 @@
-"""RoutingJob: a router that must ask models first, as a small state machine that the engine's caller drives.
+"""RoutingJob: routes one prompt with a router that may query models first; a state machine driven by the engine's
+caller.
 
     RoutingJob(router, prompt) -> asks --(run by the engine, outputs given back)--> route
 
-Knows nothing about engines or tokenizers: the caller turns an Ask into a Request of that id, and outputs come back.
+Knows nothing about engines or tokenizers: the caller turns an Ask into a Request of that id, and returns its outputs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from coterie.engine.request import Output
 
 
 class RoutingJob:
-    """One prompt on its way to a route. Routers that ask nothing have it at once."""
+    """The routing of one prompt. Without asks, it is done at once."""
 
     def __init__(self, job_id: str, router: Router, prompt: Prompt) -> None:
         self._router, self._prompt = router, prompt
@@ -25,7 +26,7 @@ class RoutingJob:
         self.error: CoterieError | None = None
 
     def take(self, output: Output) -> bool:
-        """Take an output if it answers one of the asks; False if it is somebody else's."""
+        """Take an output if it answers one of the asks; False if it belongs to another request."""
         if output.request_id not in self.asks:
             return False
         self._answers[output.request_id] += output.text
@@ -42,7 +43,7 @@ class RoutingJob:
         return self.error is not None or not self._open
 
     def route(self) -> Route:
-        """The decision. Raises the failure of an ask; ValueError when it is not `done`."""
+        """The decision. Raises the error of a failed ask; ValueError if it is not `done`."""
         if self.error is not None:
             raise fresh(self.error)
         if self._open:

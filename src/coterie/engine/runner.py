@@ -1,4 +1,4 @@
-"""Runner: runs batches on the device; the weights and KV blocks that they use stay in place until they are done.
+"""Runner: runs batches on the device, and holds the weights and KV blocks that they use until they are done.
 
 Knows nothing about why this batch was chosen.
 """
@@ -28,11 +28,11 @@ class Runner:
         self._headless = Headless(device)
 
     def renewed(self, expert_id: str) -> None:
-        """An expert is another one now, or none."""
+        """An expert was replaced or removed: drop what is cached about it."""
         self._places.pop(expert_id, None)
 
     def check(self, request: Request, expert: ServedExpert) -> None:
-        """Raise RequestError or UnsupportedError for a request that this expert, or this device, cannot serve."""
+        """Raise RequestError or UnsupportedError for a request that this expert or this device cannot serve."""
         expert.check_prompt(request.prompt_ids)
         check_choice(request.choice, expert.vocab_size, self._device.synthetic())
         self._headless.check(request, expert)
@@ -46,7 +46,7 @@ class Runner:
         others: Collection[Event] = (),
         what: str = "",
     ) -> Event:
-        """Run a batch to its end, or from several steps fewer, where one of `others` ends or a request arrives."""
+        """Run a batch to its end, or fewer of several steps: until one of `others` is done or a request arrives."""
         event = self.start(experts, residencies, batch, what)
         self.wait(event, arrival_s, others)
         for expert in experts:
@@ -57,10 +57,11 @@ class Runner:
     def start(
         self, experts: Sequence[ServedExpert], residencies: Sequence[Residency], batch: Batch, what: str = ""
     ) -> Event:
-        """Issue the steps of a batch; a layer runs when its gate opens. Weights and KV stay until the event is done.
+        """Issue the steps of a batch; each layer runs when its gate opens. Weights and KV stay held until the event is
+        done.
 
-        Where there are several experts, all of which must be there, `batch.mix` says whose each sequence is. `what`: a
-        word for the recording; empty: what its parts do.
+        With several experts, which must all be resident, `batch.mix` says which expert each sequence belongs to.
+        `what`: a label for the recording; empty: derived from the batch.
         """
         if self._recording is not None:
             sizes, names = batch.rows.sizes, ", ".join([expert.expert_id for expert in experts])
@@ -80,7 +81,7 @@ class Runner:
         return event
 
     def wait(self, event: Event, arrival_s: float | None, others: Collection[Event]) -> None:
-        """Wait for a run; of several steps, it ends early when one of `others` does or somebody arrives."""
+        """Wait for a run; interrupt one of several steps when one of `others` is done or at `arrival_s`."""
         while True:
             self._device.wait_any([event, *others], arrival_s)
             if self._device.done(event):

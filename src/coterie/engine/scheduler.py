@@ -1,6 +1,6 @@
-"""Which expert runs next, who is admitted, what is fetched: pure functions from a View to a Decision.
+"""Which expert runs next, which requests are admitted, what is fetched: pure functions from a View to a Decision.
 
-    View -> Fetch(expert)   start bringing it up, then decide again (a refusal is in the next View)
+    View -> Fetch(expert)   start loading it, then decide again (the next View records a refusal)
          -> Run(expert)     one step of its running sequences and the newly admitted ones
          -> Wait            nothing can run until a fetch is done
 
@@ -30,16 +30,16 @@ from coterie.engine.view import (
     Waiting,
 )
 
-ROUNDS = 2  # of quanta of all that have begun: else requests that come without end would stop others' answers
+ROUNDS = 2  # rounds of quanta for which a started expert may be passed over; unbounded, new requests could starve it
 
 
 def grouped(view: View, policy: Policy) -> Decision:
-    """Run what is resident, a few experts in turn; bring the expert in whose work weighs most.
+    """Run what is resident, a few experts in turn; fetch the absent expert whose work has the largest weight.
 
     Admission is first come first served within an expert. Across experts a later request may go first, but no request
-    is overtaken more than `age_bound` times. An expert's work weighs more with every request and with the age of its
-    oldest: so requests of one expert gather and share its switch, and still every expert gets its turn. All that holds
-    among requests of one priority; who has a better one goes before others.
+    is overtaken more than `age_bound` times. An expert's weight grows with each request and with the age of its oldest
+    one, so requests for one expert gather and share its switch, and still every expert gets its turn. All this holds
+    among requests of equal priority; requests of a better priority always go first.
     """
     working, weight = _working(view, policy), Weight(view, policy)
     fetch = _next_fetch(working, view, policy, weight)
@@ -50,9 +50,10 @@ def grouped(view: View, policy: Policy) -> Decision:
 
 
 def fcfs(view: View, policy: Policy) -> Decision:
-    """First come first served, the baseline: the oldest request's expert runs, with those right behind it in line.
+    """First come first served, the baseline: runs the expert of the oldest request, with the requests next in line for
+    it.
 
-    Another expert is brought in only when the one before has finished all its sequences.
+    Another expert is fetched only when the current one has finished all its sequences.
     """
     first = view.firsts[0].expert_id if view.firsts else None
     group = next((g for g in view.groups if g.running), None) or _named(view, first)
@@ -71,10 +72,11 @@ def fcfs(view: View, policy: Policy) -> Decision:
 
 
 def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
-    """For how many steps in a row `grouped` decides this, as long as nobody arrives or ends and nothing comes up.
+    """For how many consecutive steps `grouped` would decide the same, while no request arrives or ends and no load
+    finishes.
 
-    Then weights, places and residences stay, and only the expert's streak and its turn grow. What was refused is so
-    again until the turn is over: only then need the expert not stay.
+    Weights, places and residences then stay the same; only the expert's streak and its turn grow. A refused fetch stays
+    refused until the turn of an expert it would displace is over, because only then may that one be evicted.
     """
     if run.admit:
         return 1
@@ -88,7 +90,7 @@ def grouped_repeats(view: View, run: Run, policy: Policy) -> int:
 
 
 def fcfs_repeats(view: View, run: Run, policy: Policy) -> int:
-    """As `grouped_repeats`: whoever runs goes on until one of its sequences ends."""
+    """As `grouped_repeats`: the running expert continues until one of its sequences ends."""
     return 1 if run.admit else policy.max_steps
 
 
@@ -108,14 +110,16 @@ def schedule_named(name: str) -> Schedule:
 def _rival(group: Group, firsts: Iterable[First]) -> First | None:
     """The oldest waiting request of another expert.
 
-    It alone can reach the age bound first: who overtakes a later one overtakes it too.
+    Only this one needs checking against the age bound: whatever overtakes a later request overtakes it too.
     """
     its = (group.expert_id, *group.beside)
     return next((first for first in firsts if first.expert_id not in its), None)
 
 
 def _free_for(priority: int, view: View) -> int:
-    """The KV blocks that such requests may have: what the first in line needs is kept from those behind it."""
+    """KV blocks available to requests of this priority: those that the first in line needs are withheld from worse
+    ones.
+    """
     first = view.firsts[0] if view.firsts else None
     return view.free_blocks - (0 if first is None or first.priority >= priority else first.blocks)
 
@@ -138,8 +142,8 @@ def _admissible(group: Group, view: View, policy: Policy) -> tuple[int, ...]:
 
 
 def _working(view: View, policy: Policy) -> list[Group]:
-    """The groups with running requests, and those of which one more may be admitted, once they are resident."""
-    # The oldest request of a priority may always go; any other one of it overtakes it.
+    """The groups with running requests, and those that could admit one more request once they are resident."""
+    # The oldest request of a priority may always be admitted; admitting any other of that priority overtakes it.
     oldest = {first.priority: first for first in reversed(view.firsts)}
     closed = {priority: its.expert_id for priority, its in oldest.items() if its.overtaken >= policy.age_bound}
     free = {priority: _free_for(priority, view) for priority in oldest}
@@ -155,7 +159,7 @@ def _working(view: View, policy: Policy) -> list[Group]:
 
 
 def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tuple[int, ...]:
-    """As many of them, in order, as there are places and KV blocks for."""
+    """The longest prefix of these requests for which there are places and KV blocks."""
     admitted = []
     for request in waiting[: max(places, 0)]:
         free_blocks -= request.blocks
@@ -166,14 +170,14 @@ def _that_fit(waiting: tuple[Waiting, ...], free_blocks: int, places: int) -> tu
 
 
 def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight) -> Fetch | None:
-    """The absent expert that should come in now, and those that must stay for it.
+    """The absent expert to fetch now, and the experts that must stay resident meanwhile.
 
-    When it is refused no other is tried: a large expert gets its hole because nobody smaller takes the room before it.
+    If its fetch is refused, no other is tried: otherwise smaller experts would keep taking the space a large one needs.
     """
     ahead = policy.prefetch if policy.overlap else 0
     if view.under_way > ahead:
         return None
-    for group in view.groups:  # mostly nobody is absent
+    for group in view.groups:  # usually every expert is resident
         if group.residence is ABSENT:
             break
     else:
@@ -196,18 +200,20 @@ def _next_fetch(working: list[Group], view: View, policy: Policy, weight: Weight
 
 
 def _there_before(wanted: Group, working: list[Group], weight: Weight) -> int:
-    """How many experts are there, or under way, with work that is not begun and weighs no less."""
+    """How many experts, resident or loading, have unstarted work of at least this one's weight."""
     there = [g for g in working if g.residence is not ABSENT and not g.running]
     least = weight.of(wanted)
     return sum([weight.of(group) >= least for group in there])
 
 
 def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight) -> Group | None:
-    """The expert to run: one that is wholly there if any, else one that is arriving, at the speed of the wire.
+    """The expert to run: a fully resident one if any, else one still arriving, which runs as fast as its weights
+    arrive.
 
-    `turns` experts share the steps in quanta; another one begins when one of them has nothing left to do. Behind each
-    quantum whoever has requests that can be admitted goes first, one that has begun too: the others wait for a quantum
-    more, where a first token would wait for a round of them. Who has begun is passed for so many ROUNDS at most.
+    Up to `turns` experts share the steps in quanta; another starts when one of them runs out of work. After each
+    quantum an expert with admissible requests goes first, even one already started: that costs the others one more
+    quantum, where a first token would have to wait for a whole round. A started expert is passed over for at most
+    ROUNDS rounds.
     """
     ready = [g for g in working if g.residence is READY]
     if policy.overlap:
@@ -231,7 +237,7 @@ def _next_group(working: list[Group], view: View, policy: Policy, weight: Weight
 
 
 def _in_front(candidates: list[Group], view: View, policy: Policy) -> list[Group]:
-    """Those of the best priority of which one can go."""
+    """The groups of the best priority that has any work that can proceed."""
     able = [group for group in candidates if group.running or _admissible(group, view, policy)]
     best = min([group.priority for group in able], default=0)
     return [group for group in able if group.priority == best]
@@ -249,22 +255,23 @@ def _heaviest(groups: list[Group], weight: Weight) -> Group | None:
 
 
 class Weight:
-    """What a switch to an expert is worth: requests times the square of the oldest one's age, in arrivals; above all,
-    the best priority among them.
+    """The value of running or fetching an expert: its requests times the square of the oldest one's age, counted in
+    arrivals. The best priority among its requests comes first.
 
-    Requests alone save the most switches and let single ones wait for the age bound; age alone is first come first
-    served. Who has waited for more arrivals than `patience` times the requests that are here (with first come first
-    served it would be once) goes before all others, the oldest first: so the longest waits stay near theirs.
+    The number of requests alone would save the most switches but leave single requests to the age bound; age alone is
+    first come first served. A request that has waited for more arrivals than `patience` times the requests present
+    (under first come first served: once) beats all weights, oldest first, which keeps the longest waits close to that
+    baseline.
     """
 
     __slots__ = ("_limit", "_policy", "_view")
 
     def __init__(self, view: View, policy: Policy) -> None:
         self._view, self._policy = view, policy
-        self._limit: float | None = None  # most decisions weigh nobody
+        self._limit: float | None = None  # computed on demand: most decisions compare no weights
 
     def of(self, group: Group) -> tuple[int, bool, int]:
-        """Weights compare: the larger goes first."""
+        """Comparable weight; the larger goes first."""
         if self._limit is None:
             requests = sum([group.num_waiting + group.running for group in self._view.groups])
             self._limit = self._policy.patience * requests

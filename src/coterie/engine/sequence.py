@@ -1,4 +1,4 @@
-"""Sequence: a request on its way, from submission to its last token.
+"""Sequence: a request in progress, from submission to its last token.
 
     tokens     | prompt ............ | generated ... |
                | cached | computed (in KV) ->         next step takes tokens[computed:...]
@@ -26,18 +26,19 @@ from coterie.engine.vectors import Pool
 class Sequence:
     """A request with its tokens so far, its place in the KV cache and what chooses its tokens.
 
-    number: its place in the order of arrival, which the queue gives.
-    priority: the request's, or a better one that the queue has raised it to. paused: it gave KV state up, to one of a
+    number: its place in the order of arrival, assigned by the queue.
+    priority: the request's, or a better one that it was raised to. paused: it gave up its KV state to a sequence of
         better priority.
-    computed: so many of its tokens are in the KV cache; cached_tokens: of these, so many were there when it began.
-    begun: it has its KV blocks.
-    scored: of so many of the prompt's tokens the logits, or vectors, are looked at. pool: it wants a vector.
+    computed: how many of its tokens are in the KV cache; cached_tokens: how many of these were there when it began.
+    begun: its KV blocks have been chosen.
+    scored: how many leading prompt tokens need their logits (or vectors) read. pool: collects the vector, if one is
+        wanted.
     end_ids: the tokens that end it.
-    guessed, accepted: tokens that were guessed ahead, and those of them that were drawn.
-    owed: tokens that it drew by weights that may have changed since, and must draw again.
-    history: how penalties and biases change its logits, where the device does that (`changes_logits`) and they are
-        asked for; not beside a mask, which only the host knows.
-    chooser: chooses its tokens on the host, where it asks for more than drawing.
+    guessed, accepted: speculated tokens, and how many of them were accepted.
+    owed: tokens drawn with weights that may have changed since; they must be drawn again, and come out the same.
+    history: turns penalties and biases into changes of the logits, if requested and if the device applies them
+        (`changes_logits`). Not used together with a mask, which only the host can apply.
+    chooser: chooses its tokens on the host, if the request asks for more than sampling.
     """
 
     def __init__(self, request: Request, max_context: int, arrival_s: float, changes_logits: bool = False) -> None:
@@ -46,8 +47,8 @@ class Sequence:
         self.tokens = list(request.prompt_ids)
         self.computed = self.cached_tokens = 0
         self.begun = False
-        self.lookup: Lookup | None = None  # until somebody looks
-        self.prediction: Prediction | None = None  # likewise, if there is one
+        self.lookup: Lookup | None = None  # created on first use
+        self.prediction: Prediction | None = None  # likewise, if the request has one
         self.guessed = self.accepted = 0
         self.owed: list[int] = []
         self.max_length = min(len(self.tokens) + request.max_tokens, max_context)
@@ -66,44 +67,44 @@ class Sequence:
         self.history: History | None = None
         if changes_logits and choice.changes_logits and choice.mask is None:
             self.history, choice = History(choice, request.prompt_ids), choice.unchanged
-        # What a device draws from logits that are to be changed here is not looked at: the largest is found soonest.
+        # The host changes these logits, so the device's draw is discarded: draw greedily, which is cheapest.
         self._sampling = Sampling() if choice.changes_logits else own
         self.chooser = Chooser(choice, own, request.prompt_ids, self.end_ids) if choice.asks else None
         scores_all = request.choice.score_prompt or request.pooling == "mean"
         self.scored = min(len(self.tokens) - 1, len(self.tokens) if scores_all else int(request.pooling == "first"))
         self.pool = None if request.pooling is None else Pool(request.pooling)
         self._text = StopText(request.stop)
-        # Without text and ends only the length counts. Stop strings need a detokenizer.
+        # Without text or end tokens, only the length can end it. (Stop strings need a detokenizer.)
         self._only_length = request.detokenizer is None and not self.end_ids and self.chooser is None
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sequences compare: the lesser goes first."""
+        """Sort key: the lesser goes first."""
         return self.priority, self.number
 
     @property
     def sampling(self) -> Sampling:
-        """How the next token is drawn; with a history, good until there is one."""
+        """How the next token is drawn. With a history, valid for one token only."""
         return self.sampling_behind(())
 
     def sampling_behind(self, guesses: tuple[int, ...]) -> Sampling:
-        """How the token behind these is drawn."""
+        """How the token after these guesses is drawn."""
         return (
             self._sampling if self.history is None else replace(self._sampling, changes=self.history.changes(guesses))
         )
 
     def draw_as(self, other: Sequence) -> None:
-        """Draw the next tokens as another sequence, of the same tokens, would."""
+        """Use the sampling of another sequence that has the same tokens."""
         self._sampling = other.sampling
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens whose KV state may have to be held: all but the last drawn one, which is never fed back."""
+        """Upper bound on tokens with KV state: all but the last drawn one, which is never fed back."""
         return self.max_length - 1
 
     @property
     def decoding(self) -> bool:
-        """True when all but the newest token are in the KV cache, so that a step takes one token."""
+        """True if all but the newest token are in the KV cache, so that a step takes one token."""
         return len(self.tokens) - self.computed == 1
 
     @property
@@ -113,18 +114,20 @@ class Sequence:
 
     @property
     def steps_alone(self) -> bool:
-        """True when something is decided on the host after each of its steps."""
+        """True if the host decides something after each of its steps."""
         return bool(self.request.stop) or self.chooser is not None
 
     def pause(self) -> None:
-        """Go on later, in other KV blocks: what is not found there is computed again, and nothing drawn again."""
+        """Give up the KV state, to continue later in other blocks: tokens not found in the prefix cache are recomputed,
+        none redrawn.
+        """
         self.paused |= self.computed > 0
         self.computed, self.begun = 0, False
 
     def begin_again(self) -> bool:
-        """Forget the KV state: all is computed again, and what was drawn is drawn again, of which nothing is shown.
+        """Drop the KV state and the drawn tokens: everything is recomputed and drawn again, without showing it again.
 
-        False, and all is as it was, where a form has gone on or the prompt is scored, which cannot be taken back.
+        Returns False and changes nothing if a mask has advanced or the prompt is scored: neither can be undone.
         """
         request, drawn = self.request, self.tokens[len(self.request.prompt_ids) :] + self.owed
         if request.choice.score_prompt or (self.mask is not None and drawn):
@@ -140,7 +143,7 @@ class Sequence:
         return True
 
     def draw_again(self, tokens: list[int]) -> bool:
-        """Take what is owed from the front of these tokens; False where they are others."""
+        """Take owed tokens from the front of `tokens`; False if they differ."""
         count = min(len(tokens), len(self.owed))
         if tokens[:count] != self.owed[:count]:
             return False
@@ -160,7 +163,7 @@ class Sequence:
         error: CoterieError | None = None,
         timings: Timings | None = None,
     ) -> Output:
-        """What a step made: logprobs, where they were asked for, and reasoning are taken once."""
+        """The output of a step. Takes pending logprobs, if requested, and pending reasoning."""
         request, detokenizer = self.request, self.request.detokenizer
         logprobs = () if self.chooser is None else self.chooser.take_logprobs()
         reasoning = "" if detokenizer is None else detokenizer.take_reasoning()
@@ -168,7 +171,9 @@ class Sequence:
         return Output(request.request_id, request.expert_id, *said, () if self.pool is None else self.pool.vector)
 
     def accept_all(self, tokens: list[int]) -> tuple[int, str, FinishReason | None]:
-        """Append drawn tokens up to the one that ends it; how many these are, the text to show, and why it ends."""
+        """Append drawn tokens up to one that ends the sequence; returns how many, the text to show, and the finish
+        reason.
+        """
         if self._only_length:
             left = self.tokens_left
             for token in tokens[:left] if self.history is not None else ():
@@ -190,9 +195,9 @@ class Sequence:
         return len(tokens), "".join(shown), None
 
     def accept(self, token: int, is_newest: bool = True) -> tuple[str, FinishReason | None]:
-        """Append a drawn token; return the text that can be shown now, and why the sequence ends if it does.
+        """Append a drawn token; returns the text that can be shown now, and the finish reason if it ends the sequence.
 
-        `is_newest`: no more have been drawn, so that what the chooser says is said of this one.
+        `is_newest`: no later token was drawn, so that the chooser's state applies to this one.
         """
         self.tokens.append(token)
         self._note(token)
@@ -207,7 +212,7 @@ class Sequence:
         return text, None
 
     def timings(self, end_s: float, ready_s: float | None) -> Timings:
-        """When what happened, now that it has ended; `ready_s` is when its expert's load, if it had one, was over."""
+        """Timings of an ended sequence; `ready_s`: when its expert's load, if any, was over."""
         load, predicted = self.load, (0, 0)
         if self.prediction is not None:
             self.prediction.catch_up()
@@ -231,7 +236,7 @@ class Sequence:
         )
 
     def flush(self) -> str:
-        """The text that was held back; no more tokens will come."""
+        """The text still held back, once no more tokens will come."""
         detokenizer = self.request.detokenizer
         tail = self._text.push(detokenizer.flush()) if detokenizer is not None else ""
         return tail + self._text.flush()
@@ -246,7 +251,7 @@ class Sequence:
 
 
 def drawn_again(sampled: Iterable[Sequence], by_row: list[list[int]]) -> dict[int, CoterieError]:
-    """Take what sequences owe from the tokens that their rows drew; by row, why one of them ends."""
+    """Settle what sequences owe with the tokens drawn in their rows; returns, by row, errors that end a sequence."""
     failed: dict[int, CoterieError] = {}
     for row, sequence in enumerate(sampled):
         if sequence.owed and not sequence.draw_again(by_row[row]):

@@ -1,4 +1,4 @@
-"""ServedExpert: what the engine must know of an expert to run it.
+"""ServedExpert: what the engine must know about an expert to run it.
 
 Knows nothing about checkpoints or model families; the api builds these from models.
 """
@@ -17,18 +17,18 @@ from coterie.graph.program import KvShape
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The weights of a base in the run tier, which stay where they are."""
+    """A base's weights in the run tier, which are never evicted."""
 
     layout: Layout
     weights: Buffer
 
 
 Places: TypeAlias = tuple[tuple[int, ...], Shared | None]
-"""Offsets of weights in the program's order, and which of them are in a second extent."""
+"""Offsets of the weights in the program's order, and which of them are in a second extent."""
 
 
 def places_of(names: Sequence[str], layout: Layout, base: Base | None = None) -> Places:
-    """Where weights of these names are: in the layout's extent, or where it does not have them in the base's."""
+    """Where the weights of these names are: in the layout's extent, or, if it lacks them, in the base's."""
     if base is None:
         return layout.offsets(tuple(names)), None
     shared = shared_places(names, layout)
@@ -37,16 +37,16 @@ def places_of(names: Sequence[str], layout: Layout, base: Base | None = None) ->
 
 
 def shared_places(names: Sequence[str], layout: Layout) -> tuple[int, ...]:
-    """Which of the weights of these names a base has, as the layout does not."""
+    """The indices of those weights that come from the base, because the layout lacks them."""
     return tuple([place for place, name in enumerate(names) if name not in layout.tensors])
 
 
 @dataclass(frozen=True, slots=True)
 class ServedExpert:
-    """An expert that can be asked: where its bytes go, and its program (shared by experts of one architecture).
+    """An expert that can serve requests: where its bytes go, and its program (shared by experts of one architecture).
 
-    `base`: of an adapter, where the weights are that its layout does not have. `draft`: its draft expert,
-    whose tokens are the same; empty: none.
+    `base`: for an adapter, holds the weights that its layout lacks. `draft`: its draft expert, which has the same
+    tokens; empty: none.
     """
 
     expert_id: str
@@ -65,17 +65,17 @@ class ServedExpert:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether what a sequence leaves of its KV state is of use to one that begins alike."""
+        """Whether a sequence's KV state is valid for other sequences with the same prefix."""
         return not (self.kv.recurrent or self.exe.program.sees_all)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, those of the base too."""
+        """Bytes of all weights, including the base's."""
         return self.layout.size_bytes + (self.base.layout.size_bytes if self.base else 0)
 
     @property
     def most_prompt_tokens(self) -> int:
-        """Where a token is drawn, there must be room for it too."""
+        """The longest prompt; if tokens are drawn, one position is left for the first."""
         return self.max_context - self.exe.program.draws
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class ServedExpert:
 
 
 def too_long(expert_id: str, has: str, max_context: int, most: int) -> ContextError:
-    """That a prompt `has` more than an expert of such a context takes, which is `most` tokens."""
+    """The error for a prompt that `has` more than the `most` tokens that an expert of this context takes."""
     fact = f"the prompt has {has} but the context of this expert holds {max_context}"
     return ContextError(expert_id, fact, f"shorten it to {most} tokens or fewer")
 

@@ -1,11 +1,11 @@
-"""Timeline: a device whose `done` answers as of the last wait, so that a decision sees one instant.
+"""Timeline: a device whose `done` answers as of the last wait, so that a decision sees a single instant.
 
     real time    |-- run --|..host works..|          a fetch ends while the host works: the decision made
                            ^ as of here   ^ asked    here does not know it yet, however slow the host is
 
-With it a log depends on when work ended, not on how fast Python is; so the durations of a real run, replayed on a
-modelled device, give the same log. `now` is the device's own: reports are of real moments, and nothing is decided by
-them. Knows nothing about schedules.
+The decision log then depends on when work ended, not on how fast Python is, so the durations of a real run, replayed on
+a modelled device, give the same log. `now` is the device's own: it serves reports, and no decision depends on it. Knows
+nothing about schedules.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from coterie.spec.machine import MachineSpec
 
 
 class Timeline(Device):
-    """Wraps a device; everything but time passes through. The cache and the engine must be given the same one.
+    """Wraps a device; everything but time passes through. The cache and the engine must share one instance.
 
-    `recording`, where there is one, is told of all work; without one nothing is kept.
+    `recording`, if given, is told of all work.
     """
 
     def __init__(self, device: Device, recording: Recording | None = None) -> None:
         self._device, self._recording = device, recording
         self._as_of = device.now()
-        self._last: Event | None = None  # was found done last: the end of a run is asked for by several
+        self._last: Event | None = None  # the event last found done: several callers ask about the end of a run
 
     def now(self) -> float:
         """As the device's."""
@@ -58,7 +58,7 @@ class Timeline(Device):
         return self._device.span(event)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Wait as the device does; the time is then that of the first of the events to end, or `until`."""
+        """Wait as the device does; the instant is then the end of the first of the events to end, or `until`."""
         device = self._device
         device.wait_any(events, until)
         moment: float | None = None
@@ -72,7 +72,7 @@ class Timeline(Device):
         self._as_of = max(self._as_of, moment)
 
     def done(self, event: Event) -> bool:
-        """True when the event had ended by the end of the last wait."""
+        """True if the event had ended by the instant of the last wait."""
         if event is self._last:
             return True
         found = self._device.done(event) and self._device.span(event).end_s <= self._as_of

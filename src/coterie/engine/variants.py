@@ -1,6 +1,6 @@
-"""Variants: adapters or deltas of one base and one program, whose sequences share steps: a base is read once for all.
+"""Variants: adapters or deltas of one base and one program, whose sequences share steps: the base is read once for all.
 
-    groups    sql 3 running | tax 1 waiting | poems 2 running        sql and tax are variants, and both are there
+    groups    sql 3 running | tax 1 waiting | poems 2 running        sql and tax are variants, both resident
     together  sql + tax: 3 running, 1 waiting | poems                one of these runs next, as if it were one expert
 
 Knows nothing about how a step is computed, or what variants have in common.
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @value
 class Mix:
-    """Whose sequences are in a step of several experts: these, and for each sequence its place among them."""
+    """Which expert each sequence of a shared step belongs to: the experts, and each sequence's index among them."""
 
     experts: tuple[str, ...]
     of_B: tuple[int, ...]
 
 
 def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
-    """Those that can share steps with others, and the name of who can: that of the first of them."""
+    """The experts that can share steps with others, each mapped to its group, named after the group's first expert."""
     alike: dict[object, list[str]] = {}
     for expert_id, expert in experts.items():
         shared = expert.places[1] if expert.base is not None else None
@@ -38,17 +38,16 @@ def variant_groups_of(experts: Mapping[str, ServedExpert]) -> dict[str, str]:
 
 
 def together(groups: list[Group], current: str | None) -> list[Group]:
-    """The groups, with one in place of all variants that can share a step now. It goes by the name of one of them.
+    """The groups, with all variants that can share a step now joined into one, under the name of one of them.
 
-    That is the one which ran last, as long as it is there; else one that has begun, the one with the oldest request of
-    the best priority.
+    That is the variant that ran last, if present; else a running one, by best priority, then oldest request.
     """
     found: dict[str, list[Group]] = {}
     for group in groups:
         if group.variant_group:
             found.setdefault(group.variant_group, []).append(group)
     of = {group.expert_id: _one(its, current) for its in found.values() if len(its) > 1 for group in its}
-    # A group stands where the first of its variants stood.
+    # A joined group takes the position of its first variant.
     return list({joined.expert_id: joined for joined in [of.get(g.expert_id, g) for g in groups]}.values())
 
 
@@ -71,7 +70,7 @@ def _one(variants: Sequence[Group], current: str | None) -> Group:
 
 
 def largest(variant_groups: Iterable[str]) -> int:
-    """How many variants the largest of these groups has; 0 where there are none."""
+    """The size of the largest of these groups; 0 if there are none."""
     counts: dict[str, int] = {}
     for name in variant_groups:
         counts[name] = counts.get(name, 0) + 1

@@ -1,9 +1,9 @@
-"""Vectors: what becomes of a prompt where no tokens are wanted: the first or last row of the last norm, or the mean.
+"""Vectors: prompts whose result is a vector, not tokens: the first or last row of the last norm, or the mean of all.
 
     pieces of a prompt -> steps of the program without a head -> rows -> Pool -> vector
 
-Neither how a prompt is cut nor who else is in a step changes a row's bits on a CPU, nor a sum in the order of tokens.
-Knows nothing about schedules or what vectors are for.
+On a CPU, a row's bits depend neither on how the prompt is cut nor on the rest of the batch, and sums are in token
+order. Knows nothing about schedules or what vectors are for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Pooling: TypeAlias = Literal["first", "last", "mean"]
 
 
 class Pool:
-    """Makes the vector of one prompt from its rows, in the order of its tokens; `vector` is there at the end."""
+    """Reduces one prompt's rows to its vector, in token order; `vector` is set by `end`."""
 
     def __init__(self, pooling: Pooling) -> None:
         self._pooling = pooling
@@ -39,13 +39,13 @@ class Pool:
         self.vector: tuple[float, ...] = ()
 
     def add(self, rows_RD: F32) -> None:
-        """The next rows; a row at a time, so that it does not matter where they are cut."""
+        """The next rows; added one at a time, so that the result does not depend on where they are cut."""
         for row_D in rows_RD[: 1 - self._count] if self._pooling == "first" else rows_RD:
             self._sum_D = row_D.astype(np.float64) if self._count == 0 else self._sum_D + row_D
             self._count += 1
 
     def end(self, last_D: F32) -> None:
-        """The last row. Raises DeviceError where numbers are none."""
+        """The last row. Raises DeviceError if the vector is not finite."""
         if self._pooling != "last":
             self.add(last_D[None])
             last_D = (self._sum_D / self._count).astype(np.float32)
@@ -56,19 +56,19 @@ class Pool:
 
 
 def without_head(program: Program) -> Program:
-    """The program that gives vectors by the same weights. Raises UnsupportedError where there can be none."""
+    """The program that gives vectors from the same weights. Raises UnsupportedError if the model has none."""
     return compile_graph(vectors_graph(program.graph), program.rule_set)
 
 
 class Headless:
-    """Experts under their programs without a head, each made when it is asked for first."""
+    """Experts with their programs stripped of the head, each compiled on first use."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._made: dict[int, tuple[Executable, Executable]] = {}  # by whose heads they lack, which must stay
+        self._made: dict[int, tuple[Executable, Executable]] = {}  # by id of the full executable, which must stay alive
 
     def of(self, expert: ServedExpert) -> ServedExpert:
-        """The same weights, and the program that gives vectors. Raises UnsupportedError."""
+        """The expert with the program that gives vectors. Raises UnsupportedError."""
         exe = expert.exe
         if not exe.program.draws:
             return expert
@@ -77,8 +77,8 @@ class Headless:
         return replace(expert, exe=self._made[id(exe)][1])
 
     def check(self, request: Request, expert: ServedExpert) -> None:
-        """Raise RequestError where tokens are wanted of an expert without a head, UnsupportedError where vectors are
-        and there can be none.
+        """Raise RequestError if tokens are wanted from an expert without a head, UnsupportedError if vectors are wanted
+        and are not available.
         """
         if request.pooling is None:
             if not expert.exe.program.draws:
@@ -92,7 +92,7 @@ class Headless:
 
 
 def apart(sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
-    """Those that draw tokens, and those that want vectors."""
+    """Split sequences into those that draw tokens and those that want vectors."""
     found: tuple[list[Sequence], list[Sequence]] = [], []
     for sequence in sequences:
         found[sequence.pool is not None].append(sequence)
@@ -100,7 +100,9 @@ def apart(sequences: Iterable[Sequence]) -> tuple[list[Sequence], list[Sequence]
 
 
 def take_vectors(device: Device, event: Event, batch: Batch) -> Iterator[tuple[Sequence, CoterieError | None]]:
-    """Give the rows of a step to whose they are; whose last one was among them, and why there is no vector if so."""
+    """Hand a step's rows to their sequences; yields those that are complete, each with an error if it has no valid
+    vector.
+    """
     rows_RD = device.vectors(event, range(len(batch.rows.rows_R)))
     for scored in batch.scored:
         _pool(scored.sequence).add(rows_RD[scored.first_row : scored.first_row + scored.count])

@@ -16,9 +16,9 @@ class Residence(Enum):
     """How much of an expert is in the tier from which it runs."""
 
     ABSENT = 0
-    ARRIVING = 1  # under way, nothing can run yet
-    STARTED = 2  # its first stage is there: it can run, at the speed of the wire
-    READY = 3  # all of it is there
+    ARRIVING = 1  # loading, nothing can run yet
+    STARTED = 2  # its first stage has arrived: it can run, as fast as the rest arrives
+    READY = 3  # fully loaded
 
 
 ABSENT: Final = Residence.ABSENT
@@ -28,8 +28,8 @@ READY: Final = Residence.READY
 
 @value
 class Waiting:
-    """A request that is not admitted: its place in the order of arrival, and the KV blocks that it needs at worst. Of
-    two the one of the lower `priority` goes first.
+    """A request not admitted yet: its place in the order of arrival, and an upper bound on the KV blocks it needs.
+    Lower `priority` goes first.
     """
 
     number: int
@@ -39,11 +39,11 @@ class Waiting:
 
 @value
 class Group:
-    """An expert and its work. `waiting` are the first few of its `num_waiting` requests, `running` counts its admitted
-    ones. `oldest`: the least number among waiting and running, of those of the best `priority`. `last_run`: the step in
-    which it ran last (-1: never). `turn_steps`: the steps that it ran since it was brought in. `variant_group`:
-    those that are there and of one such group can share steps (variants.py); `beside`: of a group of several, who is in
-    it besides `expert_id`. `ranks`: the priorities of its running ones.
+    """An expert and its work. `waiting`: the first few of its `num_waiting` requests; `running`: how many are admitted.
+    `oldest`: the least number among the waiting and running requests of its best `priority`. `last_run`: the step in
+    which it last ran (-1: never). `turn_steps`: steps it has run since it was loaded. `variant_group`: fully loaded
+    experts of the same group can share steps (variants.py); `beside`: for a joined group, its members other than
+    `expert_id`. `ranks`: the priorities of its running requests.
     """
 
     expert_id: str
@@ -60,7 +60,7 @@ class Group:
     ranks: tuple[int, ...] = ()
 
     def after_run(self, last_run: int, turn_steps: int) -> Group:
-        """The same after it ran, when nobody came, was admitted or ended."""
+        """A copy after a run during which no request arrived, was admitted or ended."""
         return Group(
             self.expert_id,
             self.residence,
@@ -77,14 +77,16 @@ class Group:
         )
 
     def places(self, max_batch: int) -> int:
-        """How many more may be admitted of the priority of its first waiting one: others of the same fill a batch."""
+        """How many more requests of its first waiting one's priority may be admitted; running ones of worse priority
+        are not counted, because they sit out when the batch is full.
+        """
         first = self.waiting[0].priority
         return max_batch - self.running + sum([rank > first for rank in self.ranks])
 
 
 @value
 class First:
-    """The first waiting request of an expert, and how many later ones were admitted before it."""
+    """The first waiting request of an expert, and how many later requests were admitted ahead of it."""
 
     expert_id: str
     number: int
@@ -97,10 +99,10 @@ class First:
 class View:
     """What a decision may depend on.
 
-    `firsts`: of the experts that wait, the two (more where it `has_variants`) whose first request is oldest, that one
-    first; of each priority so many, the best first. `arrived` counts all requests so far. `current` is the expert of
-    the last step and `streak` the steps that it ran in a row; `under_way` counts the fetches that are not finished.
-    `refused`: experts that could not be brought in just now, because all that would have to go is in use.
+    `firsts`: the first waiting requests of the two experts (more if `has_variants`) that have waited longest, oldest
+    first; as many for each priority, the best first. `arrived`: requests so far. `current`: the expert of the last
+    step; `streak`: how many consecutive steps it has run. `under_way`: unfinished fetches. `refused`: experts that
+    could not be fetched just now, because everything that would have to be evicted is in use.
     """
 
     groups: tuple[Group, ...]
@@ -116,7 +118,7 @@ class View:
 
 @value
 class Fetch:
-    """Bring an expert in. The experts in `keep` must stay; those in `spare` go only if it does not fit otherwise."""
+    """Load an expert. Those in `keep` must stay; those in `spare` are evicted only if it does not fit otherwise."""
 
     expert_id: str
     keep: frozenset[str] = frozenset()
@@ -125,7 +127,7 @@ class Fetch:
 
 @value
 class Run:
-    """Admit these waiting requests, then run one step of the expert, and of those `beside` it."""
+    """Admit these waiting requests, then run one step of the expert, together with the variants `beside` it."""
 
     expert_id: str
     admit: tuple[int, ...]

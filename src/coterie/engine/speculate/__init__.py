@@ -1,4 +1,4 @@
-"""Speculative decoding: tokens drafted by a grammar, by prompt lookup, by a prediction, or by a draft expert.
+"""Speculative decoding: tokens drafted by a grammar, prompt lookup, a supplied prediction, or a draft expert.
 
-Knows nothing about devices, or who answers what.
+Knows nothing about devices, or which expert serves a request.
 """

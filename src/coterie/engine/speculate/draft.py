@@ -1,11 +1,11 @@
-"""Speculative decoding by a draft expert: a small one drafts for a large one with its vocabulary, where that pays.
+"""Speculative decoding with a draft expert: a small one drafts for a large one with its vocabulary, where that pays.
 
     sequence   p p p p p a a a            its draft: the same tokens, in KV blocks of the small expert's own
-    draft      p p p p p a a a g1 g2 g3   one step for what it has not seen, which draws g1, one run for the others
+    draft      p p p p p a a a g1 g2 g3   one step reads what it has not seen and draws g1, one run draws the others
 
-Drafted tokens are verified as other guesses are (guess.py), so no token changes. Nobody waits for a draft: it drafts
-only while its sequences are all there are, gives its blocks back when somebody lacks them, and is brought in where it
-evicts nobody. Knows nothing about clocks, or about what the tokens mean: prices are in bytes read.
+Drafts are verified like other guesses (guess.py), so they change no token. Drafting never delays other work: it happens
+only while its sequences are the only ones, gives its KV blocks back when others lack them, and loads the draft expert
+only where that evicts nothing. Knows nothing about clocks, or about what the tokens mean: prices are in bytes read.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from coterie.engine.served import ServedExpert
 from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price, best_count
 from coterie.engine.view import ABSENT, READY, Fetch
 
-MAX_DRAFTED = 7  # guesses of a sequence in a step: what is drafted further ahead is seldom right
-CHUNK_TOKENS = 128  # of a prompt, in one step of a draft: so long does the next token of the others wait at most
-EXPECTED = 4  # times as many tokens as an answer has may be to come: then a draft reads its prompt, if that pays
-# How often a drafted token is right: before it is known, and for so many guesses as if they had been counted. A 0.5B
-# model for a 1.5B one: 0.6 to 0.7 in prose, 0.9 in code. Of more guesses, those long ago count less and less.
+MAX_DRAFTED = 7  # guesses per sequence and step; further ones are rarely right
+CHUNK_TOKENS = 128  # prompt tokens per draft step: bounds how long the others' next token waits for it
+EXPECTED = 4  # a draft reads its prompt only if it pays within this many times the answer's length so far
+# RIGHT: prior acceptance rate, with the weight of COUNTED guesses. A 0.5B model for a 1.5B one: 0.6 to 0.7 in prose,
+# 0.9 in code. Beyond REMEMBERED guesses, old ones are decayed.
 RIGHT, COUNTED, REMEMBERED = 0.8, 8.0, 64.0
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Share:
-    """How often guesses were right, of those whose predecessors were."""
+    """Acceptance rate: how often a guess was right, given that all guesses before it were."""
 
     right: float = COUNTED * RIGHT
     tries: float = COUNTED
@@ -52,20 +52,20 @@ class Share:
         return self.right / self.tries
 
     def count(self, right: int, tries: int) -> None:
-        """So many guesses more."""
+        """Count `tries` more guesses, `right` of them accepted."""
         self.right, self.tries = self.right + right, self.tries + tries
         if self.tries > REMEMBERED:
             self.right, self.tries = self.right / 2, self.tries / 2
 
     def again(self) -> Share:
-        """Of another answer: what is known counts as a few guesses, and a bad answer before it is held against none."""
+        """The estimate for a new answer: this rate, but at least RIGHT, with the weight of COUNTED guesses."""
         return Share(COUNTED * max(self.value, RIGHT))
 
 
 @dataclass(slots=True)
 class Draft:
-    """What a small expert has of an expert's sequence: `own`, with the same tokens up to `agreed` and behind these what
-    it drew. The `guessed` tokens from `base` on were given to be checked.
+    """A small expert's counterpart of a sequence: `own` has the same tokens up to `agreed`, followed by what it
+    drafted. The `guessed` tokens from `base` on were submitted for verification.
     """
 
     expert_id: str
@@ -76,7 +76,7 @@ class Draft:
     guessed: int = 0
 
     def follow(self, tokens: Seq[int]) -> tuple[int, int]:
-        """Take in what the sequence has by now; how many of the last guesses were right, of how many that tells of."""
+        """Adopt the sequence's tokens; returns how many of the last guesses were right, and how many are decided."""
         mine, known = self.own.tokens, min(len(tokens), len(self.own.tokens))
         while self.agreed < known and mine[self.agreed] == tokens[self.agreed]:
             self.agreed += 1
@@ -93,7 +93,7 @@ class Draft:
 
 @dataclass(slots=True)
 class _Pair:
-    """An expert and who drafts for it: what their steps take, and how often drafts were right."""
+    """An expert and its draft expert: the prices of their steps, and the acceptance rate."""
 
     price: Price
     drafting: Price
@@ -101,7 +101,7 @@ class _Pair:
 
 
 class Drafts:
-    """Drafts by small experts that the served ones name. It must be told of what ends, and of experts that change."""
+    """Drafts by the small experts that served ones name. Must be told of ended sequences and changed experts."""
 
     def __init__(
         self,
@@ -117,22 +117,23 @@ class Drafts:
         self._device, self._kv, self._loads, self._runner = device, kv, loads, runner
         self._experts, self._policy, self._queue = experts, policy, queue
         self._log, self._made_up = log, device.synthetic()
-        self._of, self._pairs = dict[int, Draft](), dict[str, _Pair]()  # by numbers of sequences; by experts
-        # Experts that draft for nobody until they are loaded again, and of which lack it was logged.
+        self._of, self._pairs = dict[int, Draft](), dict[str, _Pair]()  # by sequence number; by expert
+        # Experts that must be loaded again before they draft; (what, expert) pairs whose lack of memory has been
+        # logged.
         self._failed, self._told = set[str](), set[tuple[str, str]]()
-        self._asked: dict[str, int] = {}  # experts that found no room -> the moves until then
-        self.lacks: dict[tuple[str, str], CapacityError] = {}  # (what of, whose) lacks memory now, and how much
+        self._asked: dict[str, int] = {}  # experts that found no room -> Loads.moves at the time
+        self.lacks: dict[tuple[str, str], CapacityError] = {}  # (what, expert) -> the memory that it lacks now
 
-    # ---- what others tell
+    # ---- notifications
 
     def ended(self, sequence: Sequence) -> None:
-        """A sequence has ended: what its draft has computed may be shared."""
+        """A sequence has ended: publish what its draft has computed."""
         draft = self._of.pop(sequence.number, None) if self._of else None
         if draft is not None:
             self._kv.free(draft.own.number, draft.own.tokens[: min(draft.own.computed, draft.agreed)])
 
     def yield_blocks(self) -> bool:
-        """Give all blocks back if somebody waits for some; whether that was so."""
+        """Give all blocks back if a waiting request lacks some; returns whether it did."""
         if not self._of or not self._queue.num_waiting:
             return False
         firsts = [next(iter(waiting.values())) for waiting in self._queue.waiting.values()]
@@ -142,25 +143,25 @@ class Drafts:
         return True
 
     def renewed(self, expert_id: str) -> None:
-        """What is served under this name is another expert, whose sequences may begin again."""
+        """An expert was replaced; its sequences may begin again."""
         self._failed.discard(expert_id)
         self._pairs = {name: pair for name, pair in self._pairs.items() if expert_id not in (name, self._named(name))}
         self._drop_all(expert_id)
 
     def failed(self, expert_id: str) -> None:
-        """It could not be loaded, or a step of it failed: nothing more is asked of it until somebody has loaded it."""
+        """An expert's load or step failed: do not use it for drafting until it is loaded again."""
         self._failed.add(expert_id)
         self._drop_all(expert_id)
 
     def loaded(self, expert_id: str) -> None:
-        """A load of it has ended well, whoever asked for that."""
+        """An expert was loaded successfully, on whoever's behalf."""
         self._failed.discard(expert_id)
 
-    # ---- what is guessed
+    # ---- guessing
 
     def ready(self, expert: ServedExpert, bring: Callable[[Fetch], bool]) -> bool:
-        """Whether somebody drafts for an expert that runs alone. Who could and is not there is brought in, if `bring`
-        finds room that nobody has.
+        """Whether the draft expert is resident, for an expert that runs alone. If it is absent, it is fetched where
+        `bring` finds unused room.
         """
         small = self._drafter(expert)
         if small is None:
@@ -177,9 +178,11 @@ class Drafts:
         return residence is READY
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
-        """What is guessed of each of these, all of which decode; None where `steps` steps without are better.
+        """The guesses for each of these sequences, all of which decode; None if `steps` steps without guesses are
+        better.
 
-        Who drafts for the expert is `ready`. While the small expert has not read all of what they have, it reads on.
+        The draft expert must be `ready`. Until it has read all tokens of these sequences, it reads on and guesses
+        nothing.
         """
         small = self._experts[expert.draft]
         if any(sequence.mask is not None or not _fits(sequence, small, expert) for sequence in sequences):
@@ -195,7 +198,7 @@ class Drafts:
             return None
         found = [draft for draft in begun if draft is not None]
         for draft, sequence in zip(found, sequences, strict=True):
-            if small.vocab_size >= expert.vocab_size:  # else penalties may name tokens that it has not
+            if small.vocab_size >= expert.vocab_size:  # else penalties may name tokens outside its vocabulary
                 draft.own.draw_as(sequence)
         if not self._run(small, found, count):
             return None
@@ -206,7 +209,7 @@ class Drafts:
         return self._experts[expert_id].draft if expert_id in self._experts else ""
 
     def _drafter(self, expert: ServedExpert) -> ServedExpert | None:
-        """Who may draft for an expert."""
+        """The expert that may draft for this one, if any."""
         small = self._experts.get(expert.draft) if expert.draft else None
         if small is None or self._made_up or small.expert_id in self._failed:
             return None
@@ -217,7 +220,8 @@ class Drafts:
     def _pair(self, expert: ServedExpert, small: ServedExpert) -> _Pair:
         pair = self._pairs.get(expert.expert_id)
         if pair is None:
-            # A row's price decides it all here; lookups, whose chances are guessed too, have the cautious one.
+            # The price per row decides here, so use measured figures; lookups, whose chances are estimates, use a
+            # cautious one.
             balance = self._policy.balance_of(self._device.spec, of_kernels=True)
             pair = self._pairs[expert.expert_id] = _Pair(Price.of(expert, balance), Price.of(small, balance))
         return pair
@@ -230,9 +234,9 @@ class Drafts:
         drafts: Seq[Draft | None],
         steps: int,
     ) -> int:
-        """How many guesses of each sequence to draft; 0 where `steps` steps without any are better.
+        """How many guesses per sequence to draft; 0 if `steps` steps without any are better.
 
-        A draft that has most of its prompt to read begins only when the answer is so long that reading will pay.
+        A draft with most of its prompt unread starts only if the answer is long enough for the reading to pay.
         """
         most = min(MAX_DRAFTED, self._policy.max_batch // len(sequences) - 1, *[s.tokens_left - 1 for s in sequences])
         if self._policy.max_guesses is not None:
@@ -243,15 +247,15 @@ class Drafts:
         if not count:
             return 0
         unread = sum([self._unread(small, s, draft) for s, draft in zip(sequences, drafts, strict=True)])
-        if unread <= len(sequences) * (MAX_DRAFTED + 1):  # no more than a step of drafts reads in any case
+        if unread <= len(sequences) * (MAX_DRAFTED + 1):  # no more than a drafting step reads anyway
             return count if gain >= 1 + (MIN_GAIN - 1) * (None in drafts) else 0
         drawn = [len(s.tokens) - len(s.request.prompt_ids) for s in sequences]
         to_come = sum([min(EXPECTED * d, s.tokens_left) for s, d in zip(sequences, drawn, strict=True)])
-        saved = plain * (1 - 1 / gain) / len(sequences)  # by each token to come
+        saved = plain * (1 - 1 / gain) / len(sequences)  # per token to come
         return count if gain >= MIN_GAIN and unread * pair.drafting.row <= to_come * saved else 0
 
     def _unread(self, small: ServedExpert, sequence: Sequence, draft: Draft | None) -> int:
-        """How many of a sequence's tokens but its newest a small expert has to read."""
+        """How many of a sequence's tokens, without the newest, the small expert has yet to read."""
         if draft is not None:
             return len(sequence.tokens) - 1 - draft.own.computed
         shares = self._kv.reuses and sequence.request.reuse and small.keeps_state
@@ -259,7 +263,7 @@ class Drafts:
         return len(sequence.tokens) - 1 - known
 
     def _begin(self, small: ServedExpert, pair: _Pair, sequence: Sequence) -> Draft | None:
-        """A sequence's draft; None where there are no blocks for it."""
+        """A sequence's draft; None if there are no blocks for it."""
         draft = self._of.get(sequence.number)
         if draft is not None:
             return draft
@@ -284,14 +288,14 @@ class Drafts:
         return draft
 
     def _lacking(self, what: str, name: str, lack: CapacityError) -> None:
-        """For want of memory nothing is guessed: that is logged once."""
+        """Record that drafting lacks memory; logged once."""
         self.lacks[what, name] = lack
         if (what, name) not in self._told:
             self._told.add((what, name))
             _LOGGER.warning("nothing is drafted: %s", lack)
 
     def _drop_all(self, expert_id: str) -> None:
-        """What an expert has, what others have of it, and what was said of the memory that it lacked."""
+        """Drop an expert's drafts, drafts for it, and what was recorded about the memory it lacked."""
         self.lacks = {about: lack for about, lack in self.lacks.items() if about[1] != expert_id}
         self._drop([n for n, draft in self._of.items() if expert_id in (draft.expert_id, draft.own.request.expert_id)])
 
@@ -299,12 +303,12 @@ class Drafts:
         for number in numbers:
             self._kv.free(self._of.pop(number).own.number)
 
-    # ---- what is run
+    # ---- running
 
     def _run(self, small: ServedExpert, drafts: Seq[Draft], count: int) -> bool:
-        """Draw `count` tokens behind each; False where a prompt is not read so far, or a step failed."""
+        """Draft `count` tokens for each; False if a prompt is not fully read yet, or a step failed."""
         own = [draft.own for draft in drafts]
-        # Those that decode go first, and with as many again none of the others waits for good.
+        # Decoding ones come first, with a token each; twice as many tokens ensure progress for the others.
         tokens = min(max(CHUNK_TOKENS, 2 * len(own)), self._policy.max_step_tokens)
         if not self._step(small, own, tokens, 1) or not all(sequence.decoding for sequence in own):
             return False
@@ -329,7 +333,7 @@ class Drafts:
 
 
 def _fits(sequence: Sequence, small: ServedExpert, expert: ServedExpert) -> bool:
-    """Whether a small expert can read what an expert has of a sequence, and go on."""
+    """Whether the small expert can read a sequence's tokens, and continue it."""
     tokens = sequence.tokens
     if sequence.tokens_left < 2 or len(tokens) + MAX_DRAFTED >= small.max_context:
         return False
@@ -337,7 +341,7 @@ def _fits(sequence: Sequence, small: ServedExpert, expert: ServedExpert) -> bool
 
 
 def _given(draft: Draft, sequence: Sequence, count: int, expert: ServedExpert) -> tuple[int, ...]:
-    """The guesses of a draft, as far as they are tokens of the expert's."""
+    """A draft's guesses, up to the first that is not in the expert's vocabulary."""
     base, drawn = len(sequence.tokens), draft.own.tokens[len(sequence.tokens) :][:count]
     beyond = next((place for place, token in enumerate(drawn) if not 0 <= token < expert.vocab_size), len(drawn))
     draft.base, draft.guessed = base, beyond

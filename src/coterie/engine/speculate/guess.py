@@ -1,11 +1,11 @@
 """Speculative decoding: how many tokens are drafted (guessed) for each sequence of a step, and which are accepted.
 
-    last token, g1, g2, g3   one step computes them as a piece of a prompt, and draws after each:
+    last token, g1, g2, g3   one step computes them like a piece of a prompt, and draws after each:
     d1          d2  d3  d4   d1 is the next token. If it is g1, so is d2, and so on: here g1 = d1, g2 <> d2 keeps d1 d2
 
-What is drawn after a token depends on those before it, the seed and the position alone, so with and without guesses
-the tokens are the same; what is chosen on the host is chosen in this order too (choice.py). Knows nothing about what
-the tokens mean, or about clocks: prices are in bytes read.
+A drawn token depends only on the tokens before it, the seed and the position, so the output is the same with and
+without guesses; tokens chosen on the host are chosen in this order too (choice.py). Knows nothing about what the tokens
+mean, or about clocks: prices are in bytes read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from coterie.engine.speculate.prediction import Prediction
 from coterie.engine.speculate.price import BETWEEN_RUNS_BYTES, MIN_GAIN, Price
 from coterie.engine.speculate.propose import Proposal, propose
 
-TOGETHER = 4  # rows; steps have one guess, or all that are certain, or fill so many: a device keeps few sizes ready
+TOGETHER = 4  # a step has one guess, or all certain ones, or a multiple of so many rows: devices keep few sizes ready
 NOTHING = Proposal([], [])
-MAX_SLOWER = 1.5  # how much longer a step may take for those that gain nothing by it
+MAX_SLOWER = 1.5  # bound on how much longer a step may take while some sequences gain nothing from it
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Of an expert: what guesses take, and how often they were right."""
+    """Of an expert: the price of its steps and guesses, and its acceptance rates."""
 
     price: Price
     tally: Tally
@@ -39,17 +39,17 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Of an expert: how many guesses a sequence may have, and how many one whose answer has a form (a grammar)."""
+    """Of an expert: the most guesses for an unconstrained sequence, and for one constrained by a grammar."""
 
     free: int
     formed: int
 
 
 class Guesser:
-    """Guesses by looking up, by predictions and by forms, where that is worth what it takes.
+    """Guesses by prompt lookup, predictions and grammars, where that pays.
 
-    Of small experts only what a form leaves few tokens for is guessed. Where tokens are made up there is nothing to
-    guess, and a state of all tokens together cannot be taken back.
+    For small experts it guesses only from grammars. It guesses nothing for synthetic tokens, nor for recurrent models,
+    whose state cannot be rolled back.
     """
 
     def __init__(self, policy: Policy, device: Device) -> None:
@@ -59,7 +59,9 @@ class Guesser:
         self._limits: dict[str, _Limits] = {}
 
     def guess(self, expert: ServedExpert, sequences: Seq[Sequence], steps: int) -> list[tuple[int, ...]] | None:
-        """What is guessed of each of these, all of which decode; None where `steps` steps without are better."""
+        """The guesses for each of these sequences, all of which decode; None if `steps` steps without guesses are
+        better.
+        """
         limits = self._limits.get(expert.expert_id) or self._limits_of(expert)
         if not limits.formed or len(sequences) >= self._max_rows:
             return None
@@ -77,7 +79,7 @@ class Guesser:
         return [tuple(its.tokens[:count]) for its, count in zip(seen, counts, strict=True)] if any(counts) else None
 
     def renewed(self, expert_id: str) -> None:
-        """What is served under this name is another expert."""
+        """An expert was replaced: forget what is known about it."""
         self._experts.pop(expert_id, None)
         self._limits.pop(expert_id, None)
 
@@ -99,10 +101,10 @@ class Guesser:
     def _counts(
         self, price: Price, sequences: Seq[Sequence], chances: Seq[tuple[float, int, int]], steps: int
     ) -> list[int]:
-        """How many guesses for each sequence give the most tokens for their price; all 0 where none are better.
+        """The number of guesses for each sequence that gives the most tokens for their price; all 0 if none pay.
 
-        Guesses are added one by one, the likeliest first; what counts is the best number on that way.
-        `chances`: of each guess (chance, -place in its sequence, sequence), sorted so that a sequence's are in order.
+        Greedy: guesses are added one by one, likeliest first, and the best count on the way is kept. `chances`: for
+        each guess (chance, -place in its sequence, sequence), sorted so that a sequence's are in order.
         """
         tokens, taken = float(len(sequences)), price.step(sequences) + BETWEEN_RUNS_BYTES
         plain = taken - BETWEEN_RUNS_BYTES * (1 - 1 / steps)
@@ -136,7 +138,7 @@ def _propose(sequence: Sequence, tally: Tally, limits: _Limits) -> Proposal:
 
 
 def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:
-    """What says what may come next; what is equally sure of it is asked in this order."""
+    """The sources of guesses; ties in confidence go to the first."""
     tokens, request = sequence.tokens, sequence.request
     if sequence.lookup is None:
         sequence.lookup = Lookup(tokens, len(request.prompt_ids), tally)
@@ -148,13 +150,13 @@ def _sources(sequence: Sequence, tally: Tally) -> Seq[Lookup | Prediction]:
 
 
 def keep_guesses(batch: Batch, by_row: list[list[int]]) -> tuple[int, int]:
-    """Give each sequence that was guessed for the tokens that were drawn behind right guesses; how many were guessed,
-    and how many of these were right.
+    """Append to each sequence's drawn token those drawn after correct guesses; returns how many tokens were guessed,
+    and how many of them accepted.
     """
     guessed = right = 0
     for guess in batch.guessed:
         drawn, sequence = by_row[guess.row], guess.sequence
-        # Of those chosen on the host this has been done, row by row.
+        # For sequences with a chooser, choose_rows has done this already.
         for row, token in enumerate(guess.tokens if sequence.chooser is None else (), start=guess.first_row):
             if drawn[-1] != token or token in sequence.end_ids:
                 break

@@ -1,10 +1,10 @@
-"""LastChoices: guesses what an answer held to a form (a grammar) does next from what it did in the same place before.
+"""LastChoices: in an answer constrained by a grammar, guesses the token chosen the last time in the same place.
 
     {"first_name": "ann", "last_name": ?     after the last name came `":`, out of the same few tokens; so guess `":`
 
-A place is the set of tokens that the form allows there, where these are few, or the token before. So from the second
-property on the punctuation is known, though each name is new. Each token costs two look-ups. Knows nothing about what
-a form is, or about devices.
+A place is identified by the set of tokens that the grammar allows, if they are few, and by the token before. So from
+the second property on the punctuation is known, though each name is new. Each token costs two look-ups. Knows nothing
+about what a grammar is, or about devices.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from coterie.engine.request import Mask
 
-KEPT = 1024  # places of one answer: each has a bit for every token
-EXPECTED, COUNTED = 0.7, 2.0  # how often it does so again: at first, as if it had been counted in so many
+KEPT = 1024  # places per answer; a key has one bit per token of the vocabulary
+EXPECTED, COUNTED = 0.7, 2.0  # prior rate of repetition, and its weight in observations
 
 
 @dataclass(slots=True)
 class _Done:
-    """The token that came last, how often it could have been guessed, and how often that would have been right."""
+    """The latest token in a place, how often a guess could be made there, and how often it would have been right."""
 
     token: int
     tries: float = COUNTED
@@ -32,13 +32,13 @@ class _Done:
 
 
 class LastChoices:
-    """An answer's last choice in each place: by the few tokens that could come (`Mask.few`), and by the one before."""
+    """The latest choice in each place of an answer: by the few allowed tokens (`Mask.few`), and by the token before."""
 
     def __init__(self) -> None:
         self._done: dict[bytes | int, _Done] = {}
 
     def learn(self, few: bytes | None, before: int, token: int) -> None:
-        """This token came behind `before`, where it was a choice."""
+        """Record that `token` was chosen after `before`, where there was a choice."""
         for key in () if few is None else (few, before):
             done = self._done.get(key)
             if done is not None:
@@ -47,7 +47,7 @@ class LastChoices:
                 self._done[key] = _Done(token)
 
     def next(self, mask: Mask, before: int) -> list[tuple[int, float]]:
-        """The token that may come next, and how likely; none where nothing is known. The mask may not allow it."""
+        """The likely next token and its chance; empty if nothing is known. The mask may not allow it."""
         few = mask.few()
         found = [] if few is None else [self._done[key] for key in (few, before) if key in self._done]
         best = max(found, key=lambda done: done.right / done.tries, default=None)

@@ -1,9 +1,10 @@
-"""Lookup: what followed the last time that a sequence's newest tokens came, in its prompt or its answer.
+"""Prompt lookup: guesses what followed the latest earlier occurrence of a sequence's newest tokens.
 
-    tokens   .. 7 3 9 4 1 .. | .. 3 9 ?        at: what followed [3 9] before, 4; match: so many tokens before it and
-                    ^ at            ^ end      before the end are the same. The guess is [4 1 ..], and on through itself
+    tokens   .. 7 3 9 4 1 .. | .. 3 9 ?        at: what followed [3 9] before, here 4; match: how many tokens before
+                    ^ at            ^ end      `at` equal those up to the end. The guess is [4 1 ..], and may go on
+                                               into itself
 
-Each token costs one look at a table, however long the sequence. Knows nothing about devices, prices or who draws.
+Each token costs one table look-up, however long the sequence. Knows nothing about devices, prices or sampling.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-MIN_MATCH = 2  # tokens: after one that came before, one of five is right, and no step gains by that
-MAX_MATCH = 32  # as far back as a match is measured; longer ones are as good
-MATCHES = (2, 3, 4, 5, 7, 9, 13, 17, 25)  # matches from each of these up to the next are counted together
-# How often the token behind such a match is right: measured in 100 000 tokens of manuals, prose, source code, edited
-# source code and JSON. What is known before counts as so many guesses.
+MIN_MATCH = 2  # tokens; after a match of one token a fifth of the guesses are right, too few to pay
+MAX_MATCH = 32  # cap on the measured match length; longer ones predict no better
+MATCHES = (2, 3, 4, 5, 7, 9, 13, 17, 25)  # lower bounds of the match lengths that are counted together
+# Prior acceptance rate per class of match length: measured on 100 000 tokens of manuals, prose, source code, edited
+# source code and JSON. It has the weight of COUNTED guesses.
 RIGHT, COUNTED = (0.45, 0.55, 0.6, 0.75, 0.8, 0.85, 0.87, 0.9, 0.92), 8
-REMEMBERED = 256  # guesses; of more, those long ago count less and less
+REMEMBERED = 256  # guesses; beyond this number old ones are decayed
 
 
 class Tally:
-    """How often guesses were right, by the match before them; at first, as `shares` say."""
+    """Acceptance rates by match length, starting from `shares`."""
 
     def __init__(self, shares: Sequence[float] = RIGHT) -> None:
         self._tries, self._right = [float(COUNTED)] * len(RIGHT), [COUNTED * share for share in shares]
 
     def count(self, match: int, right: bool) -> None:
-        """One guess more, behind a match of so many tokens."""
+        """Count a guess made after a match of this length."""
         kind = bisect_right(MATCHES, match) - 1
         self._tries[kind] += 1
         self._right[kind] += right
@@ -37,31 +38,31 @@ class Tally:
             self._right[kind] /= 2
 
     def share(self, match: int) -> float:
-        """How likely a guess behind such a match is right."""
+        """The acceptance rate after a match of this length."""
         kind = bisect_right(MATCHES, match) - 1
         return self._right[kind] / self._tries[kind]
 
     def shares(self) -> list[float]:
-        """The same for each of MATCHES."""
+        """The acceptance rate of each class in MATCHES."""
         return [right / tries for right, tries in zip(self._right, self._tries, strict=True)]
 
 
 class Lookup:
-    """Follows a list of tokens as it grows. The first `prompt` of them are not counted as guesses that were right.
+    """Follows a growing list of tokens. Its first `prompt` tokens do not count towards acceptance rates.
 
-    `known`: what others like it have counted. It begins with that, and adds what it counts.
+    `known`: rates of the expert's sequences so far: the starting point here, and updated with what is counted here.
     """
 
     def __init__(self, tokens: Sequence[int], prompt: int, known: Tally) -> None:
         self._tokens = tokens
-        self._behind: dict[int, int] = {}  # two tokens, as one number -> the position after where they came last
+        self._behind: dict[int, int] = {}  # two tokens, packed -> the position after their latest occurrence
         self._at, self._match = -1, 0
         self._tally, self._known = Tally(known.shares()), known
         self._seen = min(prompt, len(tokens))
         self._read_prompt()
 
     def catch_up(self) -> None:
-        """Take in what the sequence has drawn since, and count what would have been guessed right."""
+        """Process tokens drawn since the last call, and count which guesses would have been right."""
         tokens, behind = self._tokens, self._behind
         for end in range(self._seen, len(tokens)):
             token = tokens[end]
@@ -83,19 +84,19 @@ class Lookup:
 
     @property
     def found(self) -> bool:
-        """True when there is anything to guess."""
+        """True if there is anything to guess."""
         return self._at >= 0
 
     def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
-        """Up to so many tokens that may come next, each with how likely it is right if those before it are.
+        """Up to `most` tokens that may come next, each with the chance that it is right if all before it are.
 
-        `tail`: tokens taken to come before them.
+        `tail`: tokens assumed to come before them.
         """
         at, match = self._follow(tail) if tail else (self._at, self._match)
         if at < 0:
             return []
         tokens, known, found = self._tokens, len(self._tokens), list[tuple[int, float]]()
-        behind = list(tail)  # what repeats may be shorter than what is asked for
+        behind = list(tail)  # the repeating part may be shorter than `most`
         for place in range(at, at + most):
             token = tokens[place] if place < known else behind[place - known]
             behind.append(token)
@@ -103,7 +104,7 @@ class Lookup:
         return found
 
     def _follow(self, tail: Sequence[int]) -> tuple[int, int]:
-        """Where it would be behind these tokens, and the match before that."""
+        """The position and match length after `tail`."""
         tokens, at, match = self._tokens, self._at, self._match
         known, before = len(tokens), tokens[-1]
         for token in tail:
@@ -125,7 +126,7 @@ class Lookup:
         self._behind[newest] = last + 1
 
     def _find(self, at: int, end: int) -> None:
-        """Begin to follow what came behind position `at`, before which the same stands as up to `end`."""
+        """Start following position `at`, the continuation of an earlier occurrence of the tokens up to `end`."""
         self._at = at
         if at < 0:
             return

@@ -1,9 +1,9 @@
-"""Prediction: a text that its caller expects an answer to repeat, with changes; followed as the answer grows.
+"""Prediction: a text that the caller expects the answer to repeat, with changes; followed as the answer grows.
 
-    prediction   a b c d e f g h       a b: as expected; x is not; after d e it is found again, ahead of where it was
+    prediction   a b c d e f g h       a b: as expected; x is not; d e occurs again further on and is picked up there
     answer       a b x d e ?   the guess is f g h
 
-Each token costs one look, however long the text is. Knows nothing about devices, prices or who draws.
+Each token costs one look-up, however long the text is. Knows nothing about devices, prices or sampling.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from itertools import pairwise
 
 from coterie.engine.speculate.lookup import MIN_MATCH, Tally
 
-BEGUN = 7  # at first it is expected as much as what stands behind a match of so many tokens
+BEGUN = 7  # initial confidence: that of a match of this many tokens
 
 
 class Prediction:
-    """Follows a list of tokens as it grows, from number `begins` on, by a prediction, which has a token or more."""
+    """Follows a growing list of tokens, from index `begins` on, along a non-empty prediction."""
 
     def __init__(self, prediction: Sequence[int], tokens: Sequence[int], begins: int) -> None:
         self._source, self._tokens, self._seen, self._begins = prediction, tokens, begins, begins
-        self._at, self._match = 0, BEGUN  # -1: nowhere
-        self._last = 0  # where it was last
-        self._behind: dict[int, list[int]] = {}  # two tokens, as one number -> the positions after where they stand
+        self._at, self._match = 0, BEGUN  # -1: lost
+        self._last = 0  # last known position
+        self._behind: dict[int, list[int]] = {}  # two tokens, packed -> the positions after their occurrences
         self._came = bytearray(len(prediction))
         self._tally = Tally()
 
     def catch_up(self) -> None:
-        """Take in what the sequence has drawn since, and count what was predicted right."""
+        """Process tokens drawn since the last call, and count which predictions were right."""
         for end in range(max(self._seen, 1), len(self._tokens)):
             at, (before, token) = self._at, self._tokens[end - 1 : end + 1]
             right = self._expects(at, token)
@@ -45,13 +45,13 @@ class Prediction:
 
     @property
     def found(self) -> bool:
-        """True when there is anything to guess."""
+        """True if there is anything to guess."""
         return self._at >= 0
 
     def after(self, most: int, tail: Sequence[int] = ()) -> list[tuple[int, float]]:
-        """Up to so many tokens that may come next, each with how likely it is right if those before it are.
+        """Up to `most` tokens that may come next, each with the chance that it is right if all before it are.
 
-        `tail`: tokens taken to come before them.
+        `tail`: tokens assumed to come before them.
         """
         at, match, before = self._at, self._match, self._tokens[-1]
         for token in tail:
@@ -62,7 +62,7 @@ class Prediction:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many of the prediction's tokens came, where it was followed, and how many did not."""
+        """How many of the prediction's tokens the answer repeated where it followed it, and how many it did not."""
         came = sum(self._came)
         return came, len(self._came) - came
 
@@ -70,13 +70,13 @@ class Prediction:
         return 0 <= at < len(self._source) and self._source[at] == token
 
     def _step(self, at: int, match: int, before: int, token: int) -> tuple[int, int]:
-        """Where it is behind `token`, which came behind `before`, if it was at `at` before; and the match there."""
+        """The position and match length after `token`, which followed `before`, given those before it."""
         if self._expects(at, token):
             return at + 1, match + 1
         return self._find(before, token), MIN_MATCH
 
     def _find(self, before: int, token: int) -> int:
-        """Behind where these two stand, next after where it was last; else where they stand last."""
+        """The position after this pair's next occurrence beyond the last known position, else after its last one."""
         if not self._behind:
             for place, pair in enumerate(pairwise(self._source), start=2):
                 self._behind.setdefault(pair[0] << 32 | pair[1], []).append(place)

@@ -1,4 +1,4 @@
-"""What guesses cost and give: steps as bytes that could be read meanwhile, tokens by how likely they are.
+"""The price and gain of guesses: steps as bytes that could be read in the same time, tokens by their chances.
 
 Knows nothing about where guesses come from, or about clocks.
 """
@@ -14,16 +14,16 @@ from coterie.engine.sequence import Sequence
 from coterie.engine.served import ServedExpert
 from coterie.graph.cost import program_cost
 
-# What lies between two runs, in the engine and the device, as bytes that could be read: some 0.25 ms of 35 GB/s.
+# Overhead between two runs, in engine and device, as bytes that could be read meanwhile: about 0.25 ms at 35 GB/s.
 BETWEEN_RUNS_BYTES = 2**23
-MIN_GAIN = 1.1  # tokens for their price, over those of steps without guesses: the chances are estimates
+MIN_GAIN = 1.1  # required tokens per price relative to plain steps, as a margin: the chances are estimates
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a step of an expert takes, as bytes read meanwhile: of the first row, of each other one (`few`: of one that
-    makes FEW_ROWS or less), for each position that a row sees, and of the KV state of each position, which is read
-    once for all rows of a sequence.
+    """What a step of an expert costs, in bytes read in the same time: its first row, each further row (`few`: among the
+    first FEW_ROWS), each position that a row attends to, and the KV state of each position, which is read once for all
+    rows of a sequence.
     """
 
     first: float
@@ -34,7 +34,7 @@ class Price:
 
     @classmethod
     def of(cls, expert: ServedExpert, balance: Balance) -> Price:
-        """By what the program computes and reads."""
+        """From the program's flops and bytes."""
         program, of_few, of_more = expert.exe.program, balance.few, balance.more
         one, two, far = (program_cost(program, s) for s in (_sizes(1, 1), _sizes(2, 3), _sizes(1, 1025)))
         first = one.weight_bytes + one.flops / of_more
@@ -43,13 +43,13 @@ class Price:
         return cls(first, read + flops / of_more, read + flops / of_few, seen, expert.kv.bytes_per_token)
 
     def step(self, sequences: Seq[Sequence]) -> float:
-        """Of a step that draws one token for each of them."""
+        """The price of a step that draws one token for each sequence."""
         context, few = sum([len(sequence.tokens) for sequence in sequences]), min(len(sequences), FEW_ROWS)
         rows = (few - 1) * self.few + (len(sequences) - few) * self.row
         return self.first + rows + context * (self.seen + self.kv)
 
     def guess(self, sequence: Sequence, rows: int) -> float:
-        """Of one guess more for this sequence, which makes so many rows of the step."""
+        """The price of one more guess for this sequence, in a step that then has this many rows."""
         return (self.few if rows <= FEW_ROWS else self.row) + len(sequence.tokens) * self.seen
 
 
@@ -60,10 +60,10 @@ def _sizes(rows: int, pairs: int) -> Sizes:
 def best_count(
     price: Price, drafting: Price, sequences: Seq[Sequence], shares: Seq[float], most: int, plain: float
 ) -> tuple[int, float]:
-    """How many drafted guesses of each sequence, up to `most`, give most tokens for their price; and their gain.
+    """How many drafted guesses per sequence, up to `most`, give the most tokens for their price; and their speed-up.
 
-    0 and 1.0 where none are better. `price`: of the expert whose tokens they are; `drafting`: of the one that drafts,
-    which has read all prompts. `shares`: how often a sequence's guess is right; `plain`: a step without guesses.
+    (0, 1.0) if none pay. `price`: of the target expert; `drafting`: of the draft expert, which has read all prompts.
+    `shares`: each sequence's acceptance rate; `plain`: the price of a step without guesses.
     """
     best, found, tokens, chances = len(sequences) / plain, 0, float(len(sequences)), [1.0] * len(sequences)
     own, taken = drafting.step(sequences), plain + BETWEEN_RUNS_BYTES

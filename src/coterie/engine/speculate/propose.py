@@ -1,9 +1,9 @@
-"""Proposes the next tokens of a sequence, from its form (a grammar) and from what came before, each with its chance.
+"""Proposes the next tokens of a sequence, from its grammar and from what came before, each with its chance.
 
-    newest ..  F F F  s s  F F  s       F: the form leaves no other; s: what a source says, and the form allows
+    newest ..  F F F  s s  F F  s       F: forced by the grammar; s: from a source, and allowed by the grammar
                chance 1  falls with each s
 
-Knows nothing about devices or prices, or about what a form is.
+Knows nothing about devices or prices, or about what a grammar is.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from coterie.core.values import value
 from coterie.engine.request import Mask
 from coterie.engine.speculate.last_choices import LastChoices
 
-Guesses: TypeAlias = list[tuple[int, float]]  # tokens, each with how likely it is right if those before it are
+Guesses: TypeAlias = list[tuple[int, float]]  # tokens, each with the chance that it is right if all before it are
 
-MIN_CHANCE = 0.1  # of a guess that no step is likely to pay for: what would come behind it is not looked for
+MIN_CHANCE = 0.1  # guesses below this chance hardly ever pay, so the search stops there
 
 
 class Source(Protocol):
-    """Says what may come next."""
+    """Predicts the next tokens."""
 
     def after(self, most: int, tail: Sequence[int] = ()) -> Guesses:
-        """Up to so many tokens, behind `tail`, each with how likely it is right if those before it are."""
+        """Up to `most` tokens that may follow `tail`, each with the chance that it is right if all before it are."""
 
 
 @value
 class Proposal:
-    """Tokens that may come next, and the chance that each, and all before it, do."""
+    """Tokens that may come next, each with the chance that it and all before it are right."""
 
     tokens: list[int]
     chances: list[float]
@@ -38,10 +38,10 @@ class Proposal:
 def propose(
     sources: Sequence[Source], mask: Mask | None, most: int, last_choices: LastChoices | None = None, newest: int = -1
 ) -> Proposal:
-    """Propose at most `most` tokens: those that the mask forces; else those of the source surest of its next token.
+    """Propose at most `most` tokens: those that the mask forces, else those of the source surest of its next token.
 
-    `last_choices`: of the answer, whose newest token is `newest`; where it is surest, it gives one token. The mask is
-    copied, not changed.
+    `last_choices`: of an answer whose newest token is `newest`; if surest, it contributes one token. The mask is
+    copied, never changed.
     """
     seen, chance, ahead = Proposal([], []), 1.0, None
     while len(seen.tokens) < most and chance >= MIN_CHANCE:
