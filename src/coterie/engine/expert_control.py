@@ -3,8 +3,8 @@ r"""Expert control: what an operator requests directly: load, unload, pin and un
     load -> open --next--> Fetch, as for a request -> under way -> resident     the caller is told, or why not
                    \---> not now: some must stay, or there is no room yet
 
-A load may displace an expert that does not run, or whose turn is over. All of it happens between two steps. Knows
-nothing about prompts or threads.
+A load may displace an expert that does not run, or whose turn is over. All of it happens between two steps.
+Knows nothing about prompts or threads.
 """
 
 from __future__ import annotations

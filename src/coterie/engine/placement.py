@@ -6,8 +6,8 @@
     prefix               prompt tokens that a device has computed need not be computed there again
 
 All costs are in one unit: an ordinary request's share of a device's time. The decision is made when a request arrives
-and is final. plan/place.py answers another question: where to hold which experts for a load known in advance. Knows
-nothing about devices, threads or clocks.
+and is final. plan/place.py answers another question: where to hold which experts for a load known in advance.
+Knows nothing about devices, threads or clocks.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                            ^ as of here   ^ asked    here does not know it yet, however slow the host is
 
 The decision log then depends on when work ended, not on how fast Python is, so the durations of a real run, replayed on
-a modelled device, give the same log. `now` is the device's own: it serves reports, and no decision depends on it. Knows
-nothing about schedules.
+a modelled device, give the same log. `now` is the device's own: it serves reports, and no decision depends on it.
+Knows nothing about schedules.
 """
 
 from __future__ import annotations
