@@ -2,9 +2,9 @@
 
 Nobody above this file asks which kind of device it has. Only a device knows the time.
 
-    reserve -> Buffer        a slab, once, at start        place      where tensors will be in a piece of it
-    fetch, copy -> Event     on a link's lane          load -> Executable
-    run -> Event             on the compute lane       wait_any, done, failure, span: ask about events
+    reserve -> Buffer        a slab, once, at start     place     declares the tensors of a buffer about to be filled
+    fetch, copy -> Event     on a link's lane           load -> Executable
+    run -> Event             on the compute lane        wait_any, done, failure, span: query events
 
 Knows nothing about models, experts or requests.
 """
@@ -32,7 +32,7 @@ Ints: TypeAlias = Sequence[int] | I32
 
 @value
 class Buffer:
-    """A piece of a slab: `slab_id` is the reserving device's name for it; `offset` and `size_bytes` are inside it."""
+    """A byte range of a slab. `slab_id`: the device's number for the slab; `offset`: from the slab's start."""
 
     slab_id: int
     tier: str
@@ -40,7 +40,7 @@ class Buffer:
     size_bytes: int
 
     def view(self, offset: int, size_bytes: int) -> Buffer:
-        """A piece of this piece. Raises ValueError when it reaches outside."""
+        """A sub-range; `offset` is relative to this buffer. Raises ValueError when it is out of bounds."""
         if offset < 0 or size_bytes < 0 or offset + size_bytes > self.size_bytes:
             raise ValueError(f"[{offset}, {offset + size_bytes}) is outside a buffer of {self.size_bytes} bytes")
         return Buffer(self.slab_id, self.tier, self.offset + offset, size_bytes)
@@ -48,7 +48,7 @@ class Buffer:
 
 @value
 class Event:
-    """When something on a lane is done; ask the device that made it. `lane` is `compute` or `src->dst`."""
+    """The completion of one piece of work, queried on the device that issued it. `lane`: `compute` or `src->dst`."""
 
     event_id: int
     lane: str
@@ -57,10 +57,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One sampled row's settings. The random number is a function of (seed, position) alone.
+    """Sampling settings of one row. The random number is a function of (seed, position) alone.
 
-    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 mean no limit. `changes`: what is done to its logits
-    before, where the device does that (`changes_logits`); in a run of several steps what one drew counts in the next.
+    temperature 0 means greedy; top_k 0, top_p 1 and min_p 0 disable that filter. `changes`: penalties and biases
+    applied to the logits first, on devices that support it (`changes_logits`); a multi-step run updates their counts.
     """
 
     temperature: float = 0.0
@@ -73,14 +73,14 @@ class Sampling:
 
 @value
 class Rows:
-    """The rows of a step. T tokens, flat and ragged, of B sequences; R of them are sampled.
+    """The inputs of one step: T tokens of B sequences, flattened without padding; R of them are sampled.
 
-    Numbers come as lists or arrays; a device converts them to the form that it needs.
-    tokens_T, positions_T: token ids and their positions. sequence_T: the row of block_tables that the token belongs to.
-    block_tables_BM: KV block numbers of each sequence (M columns, unused ones 0). lengths_B: context after this step.
-    rows_R: indices into T of the tokens whose logits are sampled, in any order; a sequence may have none or several.
-    sampling: R settings. end_ids: for each of the R rows, the ids that end it. types_T: which text of a pair each token
-    is of; empty: all are of the first, or the graph does not ask.
+    Values may be lists or arrays; the device converts them.
+    tokens_T, positions_T: token ids and their positions. sequence_T: each token's row in block_tables.
+    block_tables_BM: KV block numbers per sequence, padded with 0. lengths_B: context length after this step.
+    rows_R: indices into T of the tokens to sample from, in any order; a sequence may have none or several.
+    sampling: settings per sampled row. end_ids: stop token ids per sampled row. types_T: token type (segment) ids, for
+    encoders that take a pair of texts; empty means all 0, or that the graph has no such input.
     """
 
     tokens_T: Ints
@@ -95,14 +95,14 @@ class Rows:
 
     @property
     def sizes(self) -> Sizes:
-        """The numbers of this step that programs are symbolic in."""
+        """The values, for this step, of the sizes that programs are symbolic in."""
         tokens = len(self.tokens_T)
         context_tokens, pairs = int(sum(self.lengths_B)), int(sum(self.positions_T)) + tokens
         return Sizes(tokens, len(self.lengths_B), len(self.rows_R), context_tokens, pairs)
 
 
 def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False) -> Rows:
-    """One sequence's tokens from position `first` on, greedy: the last is sampled, or each of them where `scored`."""
+    """Rows of a single greedy sequence that starts at position `first`; samples its last token, or all if `scored`."""
     tokens_T, end = np.asarray(ids, np.int32), first + len(ids)
     positions_T = np.arange(first, end, dtype=np.int32)
     rows_R = np.arange(0 if scored else len(ids) - 1, len(ids), dtype=np.int32)
@@ -112,8 +112,8 @@ def prompt_rows(ids: Ints, num_blocks: int, first: int = 0, scored: bool = False
 
 @value
 class Shared:
-    """A second extent of a run's weights, which experts share: the weights at these `places` of the program's order
-    are there, all others in the expert's own.
+    """An extent with weights that several experts share. `places`: indices, in the program's weight order, of the
+    weights that are in it; all others are in the expert's own extent.
     """
 
     weights: Buffer
@@ -122,8 +122,8 @@ class Shared:
 
 @value
 class Variants:
-    """The own weights of the other experts whose sequences are in a run: their extents and offsets. All share the same
-    base (`Shared`). `of_B`: whose weights each sequence has: 0, those of the binding itself; n, those of number n - 1.
+    """Further experts in a mixed run, all on the same base (`Shared`): the extents and offsets of their own weights.
+    `of_B`: each sequence's expert: 0 is the binding's own, n is entry n - 1 here.
     """
 
     weights: tuple[Buffer, ...]
@@ -133,11 +133,11 @@ class Variants:
 
 @value
 class Binding:
-    """What fixes a Program for one run: weights (extent and offsets in the program's order), KV blocks, rows.
+    """The arguments of one run of a Program: weights (an extent, and offsets in the program's order), KV cache, rows.
 
-    `kv` is the whole KV slab, cut into blocks of `block_bytes`, numbered from 0. `shared`: where some of the weights
-    are not in `weights` but in another extent of the same tier; their offsets are in that one. `variants`: where
-    sequences differ in the others, which is for executables that mix them.
+    `kv` is the whole KV slab, divided into blocks of `block_bytes`, numbered from 0. `shared`: set when some weights
+    are in another extent of the same tier; their `offsets` are relative to that one. `variants`: set when sequences
+    use different experts' weights; needs an executable that `mixes`.
     """
 
     weights: Buffer
@@ -150,7 +150,7 @@ class Binding:
 
     @property
     def extents(self) -> tuple[Buffer, ...]:
-        """All memory that a run is given."""
+        """Every buffer that the run may touch."""
         given: tuple[Buffer, ...] = self.weights, self.kv
         if self.shared is not None:
             given = (*given, self.shared.weights)
@@ -159,7 +159,7 @@ class Binding:
 
 @value
 class Limits:
-    """The most that a step may have: sequences, tokens, and positions of one sequence."""
+    """Upper bounds on a step: sequences, tokens, and context length of any one sequence."""
 
     sequences: int
     tokens: int
@@ -174,7 +174,7 @@ class Executable(Protocol):
         """The program that was loaded."""
 
     def mixes(self, shared: Sequence[int]) -> bool:
-        """Whether sequences of one run may differ in all weights but those at these places of the program's order."""
+        """Whether one run may mix experts that have only the weights at these indices in common (see `Variants`)."""
 
 
 @value
@@ -189,7 +189,7 @@ class Device(Protocol):
     """Holds tiers and runs programs. Calls return at once; work happens on lanes, in order within a lane.
 
     Work starts when its lane is free and every event in `after` is done; if one of those failed, it fails too, with the
-    same failure. An event is pending, then done or failed, for ever.
+    same exception. An event is pending until it is done or failed, and never changes again.
     """
 
     @property
@@ -197,55 +197,55 @@ class Device(Protocol):
         """Tiers nearest first, links, launch costs; frozen."""
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """Take memory once, at start, aligned to 4096 bytes. Raises CapacityError.
+        """Allocate a slab, once, at start, aligned to 4096 bytes. Raises CapacityError.
 
-        `touched`: its pages are there at once. Else it counts as taken, but where it is the system's memory pages come
-        when they are first written, each at the cost of a page fault.
+        `touched`: fault in all pages now. Otherwise the bytes count as reserved, but pages of host memory are faulted
+        in by the first write to each.
         """
 
     def give_back(self, buffer: Buffer) -> None:
-        """Return unused memory to the system until it is written again; its contents are lost, and it stays reserved.
+        """Return a buffer's physical memory to the system until its next use. It stays reserved; its contents are lost.
 
-        Nobody may read or write it meanwhile. A GPU gives back whole slabs alone; where others have its memory when it
-        is needed again, `place` raises CapacityError, and a run's event fails with one.
+        No work that uses it may be in flight. A GPU gives back only whole slabs. If another process has taken
+        the memory by the next use, `place` raises CapacityError and the event of a `run` fails with one.
         """
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """Say which tensors, (offset, size) in order, a buffer will hold that is about to be filled.
+        """Declare the tensors, (offset, size) by offset, of a buffer that is about to be filled.
 
-        A device whose kernels need aligned weights may put them elsewhere in the buffer; runs go on naming these
-        offsets. Holds until an overlapping buffer is placed. Raises ValueError when not all can be aligned.
+        A device whose kernels need aligned weights may move them within the buffer; bindings still use these offsets.
+        Valid until an overlapping buffer is placed. Raises ValueError when the buffer has no room to align them.
         """
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Copy between tiers on that link's lane; of `parts`, as fetch has them, only those.
+        """Copy between tiers on that link's lane; with `parts`, only those (see `fetch`).
 
-        Sizes must be equal (ValueError).
+        Raises ValueError unless the sizes are equal.
         """
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
-        """Copy pieces, (offset, size) in both, one by one: each waits for the one before, the first for the last
-        of `issued`. Appends an event for each to `issued` as it goes, as `copy_pieces` does.
+        """Copy the same pieces, (offset, size), of both buffers in sequence: each waits for its predecessor, the first
+        for the last event of `issued`. Appends one event per piece to `issued` as it goes, like `copy_pieces`.
         """
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Read a file range into a slab on the disk lane; of `parts`, offsets and sizes in whole blocks, only those.
+        """Read a file range into a slab on the disk lane; with `parts`, only those: (offset, size), in whole blocks.
 
-        The event fails with TransferError if the file is not as the range describes it or the read fails.
+        The event fails with TransferError when the read fails, or when the file has changed since its header was read.
         """
 
     def load(self, program: Program) -> Executable:
         """Bind kernels or price regions. Raises UnsupportedError naming the op that this device has no kernel for."""
 
     def expect(self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None) -> None:
-        """Announce steps within these limits, on KV blocks of this size, so that a device can compile for them.
+        """Hint that steps within these limits will follow, so that a device can compile for them ahead of time.
 
-        `shared`: steps of several experts at once, which have the weights at these places of the program's order in
-        common. Returns at once; only the first such step's time depends on it.
+        `shared`: they will mix experts that have the weights at these indices in common. Returns at once; affects only
+        how long the first such step takes.
         """
         return
 
@@ -257,45 +257,45 @@ class Device(Protocol):
         steps: int = 1,
         after: Iterable[Event] = (),
     ) -> Event:
-        """Run up to `steps` steps. A gate makes every region of that stage wait for an event.
+        """Run up to `steps` steps. `gates` maps a stage to an event that its regions wait for.
 
-        With steps > 1 (only when T == B == R, all decoding) each next step feeds the sampled tokens back; it stops
-        early after a step in which any row drew one of its end_ids, or when it is interrupted.
+        With steps > 1 (only when T == B == R, all decoding) each step feeds its sampled tokens to the next; the run
+        ends early after a step in which any row drew one of its end_ids, or when interrupted.
         """
 
     def interrupt(self) -> None:
-        """End the run under way, or else the next one, after the step that it is in: something new is to be decided.
+        """End the current run (if none, the next one) after its current step, so that the scheduler can act.
 
-        The only method that any thread may call at any time. Modelled: that step is the one which modelled time is in.
+        The only method that may be called from any thread at any time. Modelled: the step at the current modelled time.
         """
 
     def tokens(self, event: Event) -> I32:
-        """Sampled tokens [steps done, R] of a finished run; [1, 0] of a program that draws none. Raises its failure."""
+        """Sampled tokens [steps done, R] of a finished run; [1, 0] if the program draws none. Raises its failure."""
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
-        """Logits [rows, V], as the model gave them, of these sampled rows (0 to R - 1) of a finished run of one step.
+        """Unmodified logits [rows, V] of these sampled rows (0 to R - 1) of a finished single-step run.
 
-        They are there until the next run or inspection is asked for: of any other run, and of one of several steps,
-        ValueError. Raises the event's failure, UnsupportedError on a device that computes no numbers.
+        Valid only until the next run or inspection is issued: raises ValueError for any older run and for multi-step
+        runs. Raises the event's failure, and UnsupportedError on a device that computes no values.
         """
 
     def vectors(self, event: Event, rows: Sequence[int]) -> F32:
-        """Vectors [rows, D] that a program without a head gives of the same rows, under the same conditions: what its
-        last norm made of them. Of a program that draws tokens ValueError, as there for logits of one that does not.
+        """Hidden states [rows, D] after the last norm, from a program without a head; conditions as for `logits`.
+        Each of the two raises ValueError on the other's kind of program.
         """
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Run one step with nothing else going on and return every value that the program stores, by name, as float32.
+        """Run one step on an otherwise idle device and return every value that the program stores, by name, as float32.
 
         For `coterie diff` and tests. Load the program with unshared buffers (compile_graph(share_buffers=False)).
-        Raises UnsupportedError on a device that computes no numbers.
+        Raises UnsupportedError on a device that computes no values.
         """
 
     def synthetic(self) -> bool:
-        """True when tokens are made up because this device computes no numbers. Reports must say so."""
+        """True when this device computes no values and makes tokens up. Reports must say so."""
 
     def changes_logits(self) -> bool:
-        """True when it heeds `Sampling.changes`; else a run that has any is refused with ValueError."""
+        """Whether the device applies `Sampling.changes`; if not, a run that has any is refused with ValueError."""
 
     def now(self) -> float:
         """Seconds on this device's clock."""
@@ -307,23 +307,23 @@ class Device(Protocol):
         """Why a finished event failed, or None."""
 
     def span(self, event: Event) -> Span:
-        """When a finished event's work began and ended."""
+        """Start and end of a finished event's work."""
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Return when an event is finished or the clock reaches `until`. Real: block. Modelled: move the clock."""
+        """Return once any event has finished or the clock reaches `until`. Real: block. Modelled: move the clock."""
 
     def close(self) -> None:
-        """Stop lanes and give memory back."""
+        """Stop the lanes and free all memory."""
 
 
 class Waits(Protocol):
-    """What events can be waited for on."""
+    """The part of a Device that waiting for events needs."""
 
     def done(self, event: Event) -> bool:
         """As Device.done."""
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """As Device.wait_any, which may return early."""
+        """As Device.wait_any, but may return early."""
 
 
 def wait_for(device: Waits, event: Event) -> None:
@@ -333,7 +333,7 @@ def wait_for(device: Waits, event: Event) -> None:
 
 
 class Copies(Protocol):
-    """What can copy."""
+    """The part of a Device that `copy_pieces` needs."""
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
@@ -344,6 +344,6 @@ class Copies(Protocol):
 def copy_pieces(
     device: Copies, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]
 ) -> None:
-    """Device.copy_all by one call of `copy` for each piece."""
+    """Implements Device.copy_all with one call of `copy` per piece."""
     for offset, size_bytes in pieces:
         issued.append(device.copy(dst.view(offset, size_bytes), src.view(offset, size_bytes), issued[-1:]))

@@ -1,4 +1,4 @@
-"""Concrete devices behind the seam: cpu, cuda and modelled. They do not know each other; real ones share `real`.
+"""Concrete devices behind the seam: cpu, cuda, modelled. None imports another; code common to real ones is in `real`.
 
 Knows nothing about models, routers or requests.
 """

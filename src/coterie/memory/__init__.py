@@ -1,4 +1,4 @@
-"""Tiers, slabs, eviction, transfers and the expert cache: which expert's bytes are where.
+"""The expert cache: tiers, slabs, transfers and eviction. It decides where each expert's weights are.
 
 Knows nothing about models, routers or what a device really is.
 """

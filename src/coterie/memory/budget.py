@@ -1,4 +1,4 @@
-"""The budget of the near tier in bytes: whether the experts fit it, and how much of it they need.
+"""The near tier's budget in bytes: whether each expert fits, and how much of the budget is needed.
 
 Knows nothing about devices: numbers in, numbers or a LargestExpertError out.
 """
@@ -16,10 +16,10 @@ from coterie.memory.slab import round_up
 def plan_budget(
     budget_bytes: int, expert_bytes: Mapping[str, int], base_bytes: int = 0, where: str = "--near", lever: str = ""
 ) -> int:
-    """The bytes to reserve for experts of these sizes: the budget, or less when all of them fit in less.
+    """The bytes to reserve for experts of these sizes: the budget, or less if all experts together fit in less.
 
-    `base_bytes` of the budget are those of bases that they share, which stay. Raises LargestExpertError, naming the
-    expert and both sizes, when the largest one does not fit beside them: `where`, and what can be done (`lever`).
+    `base_bytes` are taken off first, for shared base models, which are never evicted. Raises LargestExpertError when
+    the largest expert does not fit in the rest; `where` and `lever` are its location and suggested remedy.
     """
     usable = (budget_bytes - base_bytes) // BLOCK_BYTES * BLOCK_BYTES
     if not expert_bytes:
@@ -31,5 +31,5 @@ def plan_budget(
         had = budget_bytes // BLOCK_BYTES * BLOCK_BYTES
         lever = lever or f"set --near to at least {base_bytes + need} B"
         raise LargestExpertError(where, largest, beside, base_bytes + need, had, lever)
-    # Reserved memory is touched at start, so more than all experts together would be paid for and never used.
+    # Reserved memory is touched at start, so anything beyond the sum of all experts would be committed in vain.
     return min(usable, sum(round_up(size) for size in expert_bytes.values()))

@@ -1,10 +1,10 @@
-"""ExpertCache: loads experts up the tiers within byte budgets, each once at a time, and evicts by forgetting.
+"""ExpertCache: loads experts up the tiers within byte budgets, one load per expert at a time; eviction writes nothing.
 
-        want ---- resident? ---- yes: hit (perhaps still loading: the same gates)
-                     | no: victims in every tier above the nearest copy, all chosen before any goes
-                     `---> evict -> take extents -> fetch from disk, copy upwards -> gates per stage
+        want ---- resident? ---- yes: a hit; if the load is still in flight, the caller joins it (same gates)
+                     | no: choose victims in every tier above the nearest copy, before evicting any of them
+                     `---> evict -> allocate extents -> fetch from disk, copy upwards -> one gate per stage
 
-Only poll() learns what has finished, so decisions depend on what the last poll saw and on the order of calls alone.
+Only poll() observes completions, so decisions are a function of what the last poll saw and of the order of calls.
 
 Knows nothing about models, requests or the clock.
 """
@@ -28,12 +28,15 @@ from coterie.memory.uses import Uses
 from coterie.memory.victims import NOBODY, Busy, Victims
 
 Decision: TypeAlias = tuple[str, str, str]
-"""(what, expert_id, where): hit, miss, evict, fetch, copy, drop. No times: a join is written as a hit."""
+"""(what, expert_id, where); `what` is hit, miss, evict, fetch, copy or drop.
+
+Independent of timing: joining a load in flight is logged as a hit.
+"""
 
 
 @dataclass(slots=True)
 class Stats:
-    """Counts since the start. `joins`: hits on a load in flight; evictions per tier; bytes asked to move per link."""
+    """Counters since start. `joins`: hits on a load in flight; `evictions` per tier; `moved_bytes` issued per link."""
 
     hits: int = 0
     joins: int = 0
@@ -44,9 +47,9 @@ class Stats:
 
 
 class ExpertCache:
-    """Owns the slabs for weights. `tiers` maps each managed tier (all but the files' own) to its budget in bytes.
+    """Owns the weight slabs. `tiers` maps each managed tier (all but the one that holds the files) to its byte budget.
 
-    Raises UsageError for an unknown policy or a tier that the device lacks, CapacityError when memory cannot be had.
+    Raises UsageError for an unknown policy or tier, CapacityError when the memory cannot be reserved.
     """
 
     def __init__(
@@ -63,17 +66,17 @@ class ExpertCache:
         self._victims = Victims(self._ledgers, link_weights(device.spec, self._links), policy, self.uses)
         self.stats = Stats()
         self.decisions: deque[Decision] = deque(maxlen=max_decisions)
-        self.follower: Callable[[Decision], None] | None = None  # is told of each as it is made; must return at once
+        self.follower: Callable[[Decision], None] | None = None  # called on each decision; must return at once
 
     def want(
         self, expert_id: str, layout: Layout, rows: Collection[int] = (), protected: Set[str] = NOBODY, uses: int = 1
     ) -> Residency:
-        """Make an expert resident, or join the load that does, and say where its weights are and what to await.
+        """Start loading an expert, unless it is resident or loading; return where its weights are and what to await.
 
-        uses: how many requests want it now; 0 where it is prefetched, or asked for again.
-        protected: experts that are not evicted for it.
-        rows: of its embedding, loaded first where it crosses one link only (from its files, or from a copy below).
-        Raises Busy where work in flight must end first, CapacityError where there never is room; then evicts nobody.
+        uses: number of requests that caused this call; 0 for a prefetch or a retry.
+        protected: experts that must not be evicted for it.
+        rows: embedding rows to load first, where the load crosses a single link (from disk, or from a copy below).
+        Raises Busy if work in flight must finish first, CapacityError if there can never be room; both evict nothing.
         """
         evicted = self._load(expert_id, layout, protected, rows)
         copy = self._near.copies[expert_id]
@@ -87,30 +90,33 @@ class ExpertCache:
         return _residency(expert_id, copy, evicted)
 
     def hold(self, expert_id: str, event: Event) -> None:
-        """Keep a resident expert where it is until `event`, which reads its weights, is finished. Raises KeyError."""
+        """Protect a resident expert from eviction until `event`, which reads its weights, has finished.
+
+        Raises KeyError if it is not resident.
+        """
         self._near.copies[expert_id].readers.append(event)
         self._near.watched.add(expert_id)
 
     def release(self, expert_id: str, event: Event) -> None:
-        """Say that the event of a `hold` is finished, so that the next poll need not ask."""
+        """Declare the event of a `hold` finished, which saves the next poll from querying it."""
         self._near.release(expert_id, event)
 
     def pin(self, expert_id: str, places: Mapping[str, int] | None = None) -> None:
-        """Never evict this expert from the run tier, from now or from when it becomes resident, until unpin.
+        """Never evict this expert from the run tier until `unpin`; if it is not resident, from when it becomes so.
 
-        `places`: the offsets at which pinned experts that are not there will be loaded.
+        `places`: fixed offsets, by expert, at which pinned experts will be loaded.
         """
         pins = self._victims.pins
         self._victims.pins = {**pins, expert_id: pins.get(expert_id), **(places or {})}
         self._changes.count += 1
 
     def unpin(self, expert_id: str) -> None:
-        """Undo pin; nothing happens if it was not pinned."""
+        """Undo `pin`. No effect if the expert was not pinned."""
         self._victims.pins.pop(expert_id, None)
         self._changes.count += 1
 
     def forget(self, expert_id: str) -> None:
-        """Drop every copy of an expert, pinned or not; one that is busy goes at the poll that finds it idle."""
+        """Drop every copy of an expert, pinned or not; a busy copy is dropped by the first poll that finds it idle."""
         for ledger in self._ledgers:
             if expert_id in ledger.copies:
                 copy = ledger.doom(expert_id)
@@ -121,7 +127,7 @@ class ExpertCache:
     def poll(self) -> tuple[Ended, ...]:
         """Retire finished events and drop experts whose load failed; return the loads into the run tier that ended.
 
-        Each load is told of by one poll only, so whoever follows loads must be the one who polls.
+        A load is reported by one poll only: there should be a single poller.
         """
         ended: tuple[Ended, ...] = ()
         for ledger in self._ledgers:
@@ -131,12 +137,12 @@ class ExpertCache:
         return ended
 
     def resident(self) -> tuple[str, ...]:
-        """Experts in the run tier, also those still loading, least recently used first."""
+        """Experts in the run tier, including those still loading, least recently used first."""
         return tuple(sorted(self.residents, key=lambda name: (self.uses.known(name).last_used, name)))
 
     @property
     def residents(self) -> frozenset[str]:
-        """As `resident`, in no order."""
+        """As `resident`, unordered."""
         return frozenset([name for name, copy in self._near.copies.items() if not copy.is_doomed])
 
     def loading(self) -> tuple[str, ...]:
@@ -145,19 +151,19 @@ class ExpertCache:
 
     @property
     def changes(self) -> int:
-        """As long as this number stays, `resident` and `loading` answer the same but for the order of use.
+        """A version number: while it is unchanged, so are `loading` and, but for its order, `resident`.
 
-        And as long as `pending` stays too, a want that was refused is refused again.
+        While `pending` is unchanged too, a `want` that was refused would be refused again.
         """
         return self._changes.count
 
     def pending(self) -> tuple[Event, ...]:
-        """Events that a poll waits for: the last arrival of each load, and what reads extents."""
+        """Events worth a poll when they finish: the last arrival of each load, and the readers of extents."""
         return tuple([event for ledger in self._ledgers if ledger.watched for event in ledger.pending()])
 
     @property
     def ledgers(self) -> tuple[TierLedger, ...]:
-        """One per managed tier, nearest first: capacity, used bytes, residents."""
+        """One per managed tier, nearest first."""
         return self._ledgers
 
     @property
@@ -171,7 +177,7 @@ class ExpertCache:
             ledger.check_integrity()
 
     def _usable(self, ledger: TierLedger, expert_id: str, layout: Layout) -> bool:
-        """True when the tier has this very layout; an outdated copy goes first. Raises Busy while it cannot."""
+        """Whether the tier has a copy with this layout. Drops an outdated copy; raises Busy while that is in use."""
         copy = ledger.copies.get(expert_id)
         if copy is None:
             return False
@@ -185,7 +191,10 @@ class ExpertCache:
         return False
 
     def _load(self, expert_id: str, layout: Layout, protected: Set[str], rows: Collection[int]) -> Evicted | None:
-        """Evict, take an extent in every tier above the nearest copy, and issue the transfers; None if it is here."""
+        """Evict, allocate an extent in every tier above the nearest copy, and issue the transfers.
+
+        Returns what was evicted, or None if the expert is in the run tier already.
+        """
         here = self._near.copies.get(expert_id)
         if here is not None and here.layout is layout and not here.is_doomed:
             return None
@@ -212,15 +221,15 @@ class ExpertCache:
                 self._fill(level, expert_id, new[level], below)
                 below = new[level]
         except Exception:
-            # The device refused halfway: what is in flight keeps its extents until it has finished, then they go.
-            # Without arrivals: nobody is told of the end of a load that never was whole.
+            # The device refused halfway: the extents are freed once the transfers already issued have finished.
+            # Clearing the arrivals keeps poll from reporting the end of a load that was never fully issued.
             for ledger in self._ledgers[:depth]:
                 ledger.doom(expert_id).arrivals = []
             raise
         return tuple(evicted)
 
     def _fill(self, level: int, expert_id: str, copy: Copy, below: Copy | None) -> None:
-        """Issue the transfers of one copy: from the copy below, or from the files when there is none."""
+        """Issue the transfers that fill one copy, from the copy below or else from the files."""
         layout, link = copy.layout, self._links[level]
         try:
             if below is None:
@@ -240,9 +249,9 @@ class ExpertCache:
         self._decide("fetch" if below is None else "copy", expert_id, link)
 
     def _choose(self, expert_id: str, layout: Layout, protected: Set[str]) -> list[Window]:
-        """Victims in each tier above the nearest copy, all before any goes: a refusal leaves the tiers as they were.
+        """Victims in each tier above the nearest copy. Chosen before any is evicted, so a refusal changes nothing.
 
-        A tier that can never make room wins over one that cannot yet: nobody shall wait for what will be refused.
+        CapacityError in any tier takes precedence over Busy in another: never wait only to be refused.
         """
         chosen: list[Window] = []
         busy: list[Busy] = []
@@ -271,7 +280,7 @@ class ExpertCache:
 
 
 def _residency(expert_id: str, copy: Copy, evicted: Evicted | None) -> Residency:
-    """Where a copy is; `evicted` is what its load answered, None for a hit."""
+    """The Residency of a copy; `evicted` is the result of `_load`: None for a hit."""
     layout, events, hit = copy.layout, copy.arrivals, evicted is None
     if not events:
         return Residency(expert_id, copy.weights, NO_GATES, None, hit)

@@ -1,11 +1,11 @@
-"""Who goes: pure functions that pick victims such that one contiguous hole of the needed size opens.
+"""Eviction policies: pure functions that choose victims so that one contiguous hole of the needed size opens.
 
-        |  A  |..|  B  | C |.....|   D   |        a window is a run of neighbours; what it opens reaches from the end of
-              <---window---->                     the extent before it to the start of the extent behind it
+        |  A  |..|  B  | C |.....|   D   |        a window is a run of adjacent extents; evicting it opens the bytes
+              <---window---->                     from the end of its left neighbour to the start of its right one
 
-Every policy looks at the smallest window from each possible start, so experts of different sizes never deadlock by
-fragmentation: with nothing pinned or busy the widest window is the whole slab. With equal sizes a window is one expert,
-and each policy is the plain one of its name.
+Every policy considers the smallest sufficient window from each starting extent, so mixed sizes cannot deadlock through
+fragmentation: with nothing pinned or busy, the largest window is the whole slab. With equal sizes a window is a single
+expert, and each policy is the textbook one of its name.
 
 Knows nothing about devices, events or files.
 """
@@ -27,9 +27,9 @@ from coterie.core.values import value
 class Entry:
     """An expert's copy in a tier, as a policy sees it.
 
-    `last_used` is the number of the want that used it last, `uses` how many requests wanted it in all, `recent` the
-    same but fading with the requests that follow; `refetch_cost` is what bringing it back would cost, in bytes over the
-    fastest link. `pinned` never goes; `busy` may go once its events are finished.
+    `last_used`: sequence number of its latest want. `uses`: requests for it so far; `recent`: the same with exponential
+    decay. `refetch_cost`: cost of loading it again, in bytes over the fastest link. A `pinned` copy is never evicted; a
+    `busy` one cannot be until its events have finished.
     """
 
     expert_id: str
@@ -46,11 +46,11 @@ class Entry:
 Window: TypeAlias = tuple[Entry, ...]
 Score: TypeAlias = tuple[float, ...]
 Policy: TypeAlias = Callable[[Sequence[Entry], int, int, int], Window]
-"""(entries, capacity_bytes, need_bytes, now) -> victims. `now` counts the wants so far. Raises HoleError."""
+"""(entries, capacity_bytes, need_bytes, now) -> victims. `now` is the number of wants so far. Raises HoleError."""
 
 
 class HoleError(Exception):
-    """No window opens a hole of `need_bytes` now; `reachable_bytes` is the largest once nothing is busy any more."""
+    """No window opens `need_bytes` now; `reachable_bytes` is the largest possible hole once nothing is busy."""
 
     def __init__(self, need_bytes: int, reachable_bytes: int) -> None:
         self.need_bytes, self.reachable_bytes = need_bytes, reachable_bytes
@@ -58,14 +58,14 @@ class HoleError(Exception):
 
     @property
     def waiting_helps(self) -> bool:
-        """True when the hole can open once work in flight has finished; False when pins, or the size, forbid it."""
+        """Whether the hole can open once work in flight has finished; False when pins or its size prevent that."""
         return self.reachable_bytes >= self.need_bytes
 
 
 def _best(
     score: Callable[[Window, int], Score], entries: Sequence[Entry], capacity_bytes: int, need_bytes: int, now: int
 ) -> Window:
-    """The window of least score, then fewest bytes, then lowest offset; empty when a hole is there already."""
+    """The window with the lowest score, then fewest bytes, then lowest offset; empty if a large enough hole exists."""
     placed = sorted(entries, key=_offset)
     if _largest_hole(placed, capacity_bytes) >= need_bytes:
         return ()
@@ -79,27 +79,27 @@ def _best(
 
 
 lru: Policy = partial(_best, lambda window, _: (max([e.last_used for e in window]),))
-"""Least recently used: the window whose youngest victim is the oldest. Source: the paper's runtime."""
+"""Least recently used: the window whose most recently used expert was used longest ago. Source: the paper's runtime."""
 
 lfu: Policy = partial(_best, lambda window, _: (max([e.uses for e in window]), max([e.last_used for e in window])))
-"""Least frequently used: the window whose most wanted victim was wanted least often, the older one on ties."""
+"""Least frequently used: minimises the use count of a window's most used expert; ties go to the less recently used."""
 
 recent: Policy = partial(_best, lambda window, _: (sum([e.recent for e in window]),))
-"""Least used of late: the window with the least sum of recent uses.
+"""Least frequently used, with decay: the window with the smallest sum of recent uses.
 
-Who was used often lately is soon wanted again, and every victim of a window is: so the sum is what the hole costs in
-switches. An old favourite fades, one quiet spell does not cost a favourite its place, and two do not go where one like
-them would do.
+Recent use predicts reuse, and each victim would have to be loaded again, so the sum estimates the switches that the
+hole will cost. Formerly popular experts fade, a short lull does not evict a popular one, and one victim is preferred
+to two of the same popularity.
 """
 
 cost: Policy = partial(_best, lambda window, now: (sum(e.refetch_cost / (now - e.last_used + 1) for e in window),))
-"""Cost-aware: the window with the least sum of (cost to bring back / wants since the last use)."""
+"""Cost-aware: the window with the smallest sum of (refetch cost / wants since the last use)."""
 
 
 def belady(order: Sequence[str]) -> Policy:
-    """Belady's rule on the known order of all wants: the window whose earliest needed victim is needed last.
+    """Belady's rule, given the order of all wants: the window whose soonest next use is furthest in the future.
 
-    The fewest misses possible, where sizes are equal; with different sizes a rule of thumb, not a bound.
+    Optimal (fewest misses) where sizes are equal; with mixed sizes a heuristic, not a bound.
     Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
     """
     wants: dict[str, list[int]] = {}
@@ -118,7 +118,7 @@ EVICTION: Mapping[str, Policy] = MappingProxyType({"lru": lru, "lfu": lfu, "cost
 
 
 def policy_of(evict: str | Policy) -> Policy:
-    """The policy of a name, or the policy itself. Raises UsageError for an unknown name."""
+    """Look a policy up by name; a policy is returned as is. Raises UsageError for an unknown name."""
     if not isinstance(evict, str):
         return evict
     if evict not in EVICTION:
@@ -127,9 +127,9 @@ def policy_of(evict: str | Policy) -> Policy:
 
 
 def whole_place(entries: Sequence[Entry], offset: int, need_bytes: int) -> Window:
-    """All that lies in [offset, offset + need_bytes), whoever used it last: for an expert with a place of its own.
+    """Every entry that overlaps [offset, offset + need_bytes): victims for an expert with a fixed offset.
 
-    Raises HoleError: while some of it is busy, or where some of it is pinned, which no wait helps.
+    Raises HoleError if any of them is busy (waiting helps) or pinned (it does not).
     """
     end = offset + need_bytes
     inside = sorted([e for e in entries if e.offset < end and offset < e.offset + e.size_bytes], key=_offset)
@@ -143,7 +143,7 @@ _offset = attrgetter("offset")
 
 
 def _windows(placed: Sequence[Entry], capacity_bytes: int, need_bytes: int) -> Iterator[Window]:
-    """For each start the smallest run of neighbours that may go and that opens `need_bytes`."""
+    """For each starting extent, the shortest run of evictable neighbours that opens `need_bytes`."""
     starts = [e.offset for e in placed] + [capacity_bytes]
     for first in range(len(placed)):
         left = placed[first - 1].offset + placed[first - 1].size_bytes if first else 0
@@ -156,7 +156,7 @@ def _windows(placed: Sequence[Entry], capacity_bytes: int, need_bytes: int) -> I
 
 
 def _largest_hole(placed: Sequence[Entry], capacity_bytes: int) -> int:
-    """Bytes of the largest hole between these extents, which are sorted by offset."""
+    """Bytes of the largest hole between these extents, sorted by offset."""
     ends = [0] + [e.offset + e.size_bytes for e in placed]
     starts = [e.offset for e in placed] + [capacity_bytes]
     return max([start - end for start, end in zip(starts, ends, strict=True)])

@@ -1,4 +1,4 @@
-"""The way up: which tiers are managed, by which link each is filled, and what the links cost next to each other.
+"""The path weights take: which tiers are managed, which link fills each, and the links' relative costs.
 
 Knows nothing about experts or extents; reads a MachineSpec.
 """
@@ -13,7 +13,9 @@ from coterie.spec.machine import MachineSpec
 
 
 def managed_tiers(spec: MachineSpec, tiers: Mapping[str, int]) -> tuple[str, ...]:
-    """The budgeted tiers, nearest first: the run tier and those below it, without a gap."""
+    """The tiers that have a budget, nearest first. Raises UsageError unless they are the run tier and those directly
+    below it, CapacityError for a budget below one block.
+    """
     names = tuple(name for name in spec.weight_tiers if name in tiers)
     if len(names) != len(tiers) or names != spec.weight_tiers[: len(names)] or not names:
         has, given = ", ".join(spec.weight_tiers), ", ".join(tiers) or "none"
@@ -29,13 +31,13 @@ def managed_tiers(spec: MachineSpec, tiers: Mapping[str, int]) -> tuple[str, ...
 
 
 def fill_links(spec: MachineSpec, names: Sequence[str]) -> tuple[str, ...]:
-    """The link by which each managed tier is filled, `src->dst`; the lowest is filled from the files."""
+    """The link that fills each managed tier, as `src->dst`; the lowest is filled from the files."""
     lowest = spec.weight_tiers[len(names)] if len(names) < len(spec.weight_tiers) else "disk"
     return tuple(f"{src}->{dst}" for src, dst in zip([*names[1:], lowest], names, strict=True))
 
 
 def link_weights(spec: MachineSpec, links: Sequence[str]) -> tuple[int, ...]:
-    """How many times slower than the fastest each link is; whole numbers, so that small differences decide nothing."""
+    """How many times slower than the fastest each link is, rounded so that small differences do not sway eviction."""
     rates = {f"{link.src}->{link.dst}": link.bytes_per_s for link in spec.links}
     fastest = max((rates.get(link, 0.0) for link in links), default=0.0)
     return tuple(max(1, round(fastest / rates[link])) if rates.get(link, 0.0) > 0 else 1 for link in links)

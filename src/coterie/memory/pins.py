@@ -1,9 +1,9 @@
-"""Pins: where pinned experts lie in the run tier, so that the others keep one piece of it before anybody waits for it.
+"""Pins: fixed offsets in the run tier for pinned experts, so that a hole for every other expert is always left.
 
-        | A there |......| B there |  C's place  |..........|      the piece for the largest that is not pinned
+        | A loaded |......| B loaded |  C reserved  |..........|      a hole for the largest expert that is not pinned
 
-What is not there when it is pinned gets its place at once: where it came in would else cut the memory in two.
-Knows nothing about requests: sizes in, and places or a ConflictError out.
+An expert that is not resident when it is pinned gets its offset at once: wherever it happened to be loaded later, it
+might split the remaining memory. Knows nothing about requests: sizes in, offsets or a ConflictError out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coterie.memory.tiers import TierLedger
 
 
 def check_room(cache: ExpertCache, expert_id: str, size_bytes: int) -> None:
-    """Raise ConflictError where an expert of this size has no room beside those that are pinned and there."""
+    """Raise ConflictError if an expert of this size does not fit next to the pinned experts that are resident."""
     near = cache.ledgers[0]
     room, need = _hole(near, cache.pinned), round_up(size_bytes)
     if room < need:
@@ -30,11 +30,10 @@ def check_room(cache: ExpertCache, expert_id: str, size_bytes: int) -> None:
 
 
 def places_with(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Where each pinned expert lies, or will when it comes in, with this one pinned too: offsets in the run tier.
+    """Run-tier offsets of all pinned experts if this one is pinned too; empty if it is pinned already.
 
-    `sizes`: of all experts of the cache, in bytes. What is there stays where it is. The others get places, the larger
-    first, each in the smallest hole that fits, and so does a piece for the largest expert that is not pinned.
-    Nothing changes for one that is pinned already. Raises ConflictError where that piece or a place is not to be had.
+    `sizes`: bytes of every expert of the cache. Resident experts stay where they are. The others, and a hole for the
+    largest unpinned expert, are placed best fit, largest first. Raises ConflictError if one of them does not fit.
     """
     if expert_id in cache.pinned:
         return {}
@@ -46,10 +45,10 @@ def places_with(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) ->
 
 
 def places_beside(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The same with an expert that is new or has another size, and is not pinned; `sizes` has it.
+    """As `places_with`, when an unpinned expert is added or its size changes (`sizes` includes it).
 
-    Raises ConflictError where pins leave no piece for it: it would be refused whenever it is asked. One that is larger
-    than all there is is not looked at.
+    Empty unless it is now the largest unpinned expert, or if it exceeds the tier. Raises ConflictError if the pins
+    leave no hole for it: every request for it would be refused.
     """
     near, pinned = cache.ledgers[0], cache.pinned
     need = round_up(sizes[expert_id])
@@ -64,7 +63,7 @@ def places_beside(cache: ExpertCache, expert_id: str, sizes: Mapping[str, int]) 
 
 
 def _places(near: TierLedger, pinned: Set[str], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Raises SlabFullError."""
+    """Offsets of the pinned experts. Raises SlabFullError."""
     there, slab = _there(near, pinned), Slab(near.capacity_bytes)
     taken = [(name, slab.alloc(extent.size_bytes, extent.offset)) for name, extent in there.items()]
     taken += [(name, slab.alloc(sizes[name])) for name in _wanted(near, pinned, sizes)]
@@ -72,18 +71,18 @@ def _places(near: TierLedger, pinned: Set[str], sizes: Mapping[str, int]) -> dic
 
 
 def _wanted(near: TierLedger, pinned: Set[str], sizes: Mapping[str, int]) -> list[str]:
-    """Who needs a piece besides those that are there: pinned ones, and the largest that is not; the larger first."""
+    """Experts still to be placed: pinned but not resident, and the largest unpinned one; largest first."""
     absent = pinned & sizes.keys() - _there(near, pinned).keys()
     return sorted([*absent, *_largest(sizes, pinned)], key=lambda name: (-sizes[name], name))
 
 
 def _largest(sizes: Mapping[str, int], pinned: Set[str]) -> list[str]:
-    """The largest expert that is not pinned, if there is one."""
+    """The largest unpinned expert, as a list of one; empty if all are pinned."""
     return sorted(sizes.keys() - pinned, key=lambda name: (-sizes[name], name))[:1]
 
 
 def _cannot_pin(near: TierLedger, expert_id: str, pinned: Set[str], sizes: Mapping[str, int]) -> ConflictError:
-    """Why one more cannot be pinned, and what would help: more memory, or another place for what is there."""
+    """The error for a pin that does not fit, with its remedy: more memory, or unloading experts to place them anew."""
     wanted, others = _wanted(near, pinned, sizes), _largest(sizes, pinned)
     taken, need = (sum([round_up(sizes[name]) for name in names]) for names in (pinned & sizes.keys(), others))
     lacking = taken + need - near.capacity_bytes
@@ -103,12 +102,12 @@ def _cannot_pin(near: TierLedger, expert_id: str, pinned: Set[str], sizes: Mappi
 
 
 def _there(near: TierLedger, names: Set[str]) -> dict[str, Extent]:
-    """Where those of these that are there lie; without what is told to go."""
+    """Extents of those of `names` that are resident and not doomed."""
     return {name: copy.extent for name, copy in near.copies.items() if name in names and not copy.is_doomed}
 
 
 def _hole(near: TierLedger, kept: Set[str]) -> int:
-    """Bytes of the largest expert that would fit if only these were there."""
+    """Bytes of the largest hole if only the experts in `kept` were resident."""
     extents = sorted(_there(near, kept).values())
     starts = [*[extent.offset for extent in extents], near.capacity_bytes]
     ends = [0, *[extent.end for extent in extents]]

@@ -1,6 +1,6 @@
-"""Residency: where a resident expert's weights are, and what a run of them must await.
+"""Residency: where a resident expert's weights are, and which events a run on them must await.
 
-Knows nothing about how they came there.
+Knows nothing about how they got there.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from coterie.core.values import value
 from coterie.device import Buffer, Event
 
 Evicted: TypeAlias = tuple[tuple[str, str], ...]
-"""(expert_id, tier) of each copy that a load made room by evicting, in the order in which they went."""
+"""(expert_id, tier) of each copy that a load evicted, in order."""
 
 NO_GATES: Mapping[str, Event] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Early:
-    """A stage that needs, for tokens that are all among `rows`, no more than what is there after `gate`."""
+    """A weaker gate for the stage that reads the embedding: enough for batches whose tokens are all among `rows`."""
 
     stage: str
     rows: frozenset[int]
@@ -30,11 +30,11 @@ class Early:
 
 @value
 class Residency:
-    """An expert in the run tier. `gates`: stage -> event; `ready`: the last, None once a poll has seen the load finish.
+    """An expert in the run tier. `gates`: stage -> event; `ready`: the last event, None once a poll saw the load end.
 
-    `hit` is False only for the want that started the load; one that joins a load in flight has hit and is_loading.
-    `evicted`: who had to go for that load; nobody for a hit.
-    It is good until the next want or forget, and longer only if `hold` was called for the work that reads it.
+    `hit` is False only for the want that started the load; joining a load in flight gives hit and is_loading.
+    `evicted`: the copies evicted for this load; empty for a hit.
+    Valid until the next `want` or `forget`; beyond that only while a `hold` protects it.
     """
 
     expert_id: str
@@ -47,16 +47,16 @@ class Residency:
 
     @property
     def is_loading(self) -> bool:
-        """True while ranges are still arriving, as far as the last poll knows."""
+        """True until a poll has seen the load finish."""
         return self.ready is not None
 
     @property
     def first(self) -> Event | None:
-        """After this something can run; None once all is there."""
+        """The event after which the first stage can run; None once everything has arrived."""
         return self.early.gate if self.early is not None else next(iter(self.gates.values()), None)
 
     def gates_of(self, tokens: Iterable[int], steps: int) -> Mapping[str, Event]:
-        """What a run of these tokens awaits. Tokens that it draws itself, with several steps, are not known before."""
+        """The gates for a run of these tokens. A multi-step run needs all rows: the tokens it will draw are unknown."""
         early = self.early
         if early is None or steps > 1 or not early.rows.issuperset(tokens):
             return self.gates

@@ -1,10 +1,10 @@
-"""Which blocks of an embedding a prompt reads: they come first, and the rest of the table behind everything else.
+"""Which blocks of an embedding table a prompt reads: these are loaded first, the whole table after everything else.
 
         table      |  r  |     |r r  |     |     |    |       blocks; r: rows of the prompt; x: another tensor's bytes
         range   x x|                                  |x
-        parts   [        ]     [     ]                [ ]     what the table's range holds beside it comes first too
+        parts   [        ]     [     ]                [ ]     other tensors in the table's range are loaded first too
 
-The table's range is read whole later: it writes the bytes of these rows again, which are the same for who reads them.
+The table's range is later read whole, which overwrites these rows with identical bytes; concurrent reads are safe.
 Knows nothing about requests, devices or tiers.
 """
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from coterie.checkpoint.layout import BLOCK_BYTES, Layout
 
-# What a link carries in the time that one more part takes, estimates. A disk: a small read, some 25 us with several at
-# once, of 3 GB/s. A pinned pool below a GPU: the host, which takes 1 to 2 us to find a part's place, of some 50 GB/s.
+# Estimated cost of one more part, in bytes that the link could move meanwhile. Disk: a small read takes some 25 us with
+# several in flight, at 3 GB/s. Pinned pool below a GPU: 1 to 2 us on the host to locate a part, at some 50 GB/s.
 PART_COST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class EarlyRows:
-    """Rows of a table that are fetched first, by these parts (offset, size) of the table's range, of so many bytes."""
+    """Rows of a table that are fetched first. `parts`: (offset, size) in the table's range; `size_bytes`: their sum."""
 
     rows: frozenset[int]
     parts: tuple[tuple[int, int], ...]
@@ -30,7 +30,7 @@ class EarlyRows:
 
 
 def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
-    """The parts to fetch first, or None where that takes more than half the time of the whole table."""
+    """The parts to fetch first, or None if that is estimated to take over half the time of the table's whole range."""
     table = layout.table
     if table is None or not rows:
         return None
@@ -38,7 +38,7 @@ def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
     first, size_bytes = table.offset - placed.offset, placed.source.size_bytes
     row_bytes = table.row_bytes
     end = first + table.num_rows * row_bytes
-    # What is beside the table lies before all rows, or behind them.
+    # Other tensors in the range lie before the first row or after the last.
     spans = [(0, first)] if first > 0 else []
     spans += [(first + row * row_bytes, first + (row + 1) * row_bytes) for row in sorted(rows)]
     spans += [(end, size_bytes)] if end < size_bytes else []
@@ -49,8 +49,8 @@ def early_rows(layout: Layout, rows: Collection[int]) -> EarlyRows | None:
 
 
 def _merged(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Whole blocks, (offset, size), that cover spans, none of which starts or stops before the one in front of it; what
-    lies between two is read too where that costs no more.
+    """Whole blocks, (offset, size), that cover `spans` [start, stop), which are sorted by both. Bridges a gap where
+    reading it costs no more than one more part.
     """
     merged: list[tuple[int, int]] = []
     first = spans[0][0] // BLOCK_BYTES * BLOCK_BYTES

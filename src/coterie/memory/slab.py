@@ -1,4 +1,4 @@
-"""A slab cut into extents: which bytes of a reserved buffer are free, and which are taken.
+"""The allocator of a slab: which extents of a reserved buffer are free and which are in use.
 
         0        used        free      used         free         size
         |---------A---------|.........|---B---|....................|      extents are half open, in blocks of 4096
@@ -15,7 +15,7 @@ from coterie.checkpoint.layout import BLOCK_BYTES
 
 
 def round_up(size_bytes: int) -> int:
-    """The smallest multiple of BLOCK_BYTES that is not below `size_bytes`."""
+    """Round up to a multiple of BLOCK_BYTES."""
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
@@ -28,16 +28,16 @@ class Extent:
 
     @property
     def end(self) -> int:
-        """The first byte behind the extent."""
+        """One past the extent's last byte."""
         return self.offset + self.size_bytes
 
 
 class SlabFullError(Exception):
-    """No hole of the slab is large enough. Callers open one first, so this reaches users only through a bug."""
+    """No hole of the slab is large enough. Callers make room first, so users see this only through a bug."""
 
 
 class Slab:
-    """Hands out extents, best fit first, and joins free neighbours. A tail that is no whole block stays unused."""
+    """A best-fit allocator of extents that coalesces free neighbours. A partial block at the end stays unused."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes // BLOCK_BYTES * BLOCK_BYTES
@@ -48,28 +48,29 @@ class Slab:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in extents that are taken."""
+        """Bytes in allocated extents."""
         return sum(extent.size_bytes for extent in self._used.values())
 
     @property
     def free_bytes(self) -> int:
-        """Bytes in holes, of whatever size."""
+        """Bytes in all holes together."""
         return sum(hole.size_bytes for hole in self._free)
 
     @property
     def holes(self) -> tuple[Extent, ...]:
-        """What is not taken, joined, in order."""
+        """Free extents, coalesced, by offset."""
         return tuple(self._free)
 
     @property
     def largest_hole(self) -> int:
-        """Bytes of the largest extent that `alloc` could give now."""
+        """Bytes of the largest extent that `alloc` could return now."""
         return max((hole.size_bytes for hole in self._free), default=0)
 
     def alloc(self, size_bytes: int, at: int | None = None) -> Extent:
-        """Take the smallest hole that fits (the lowest on ties), rounded up to blocks; or from offset `at`.
+        """Allocate whole blocks from the smallest hole that fits (the lowest on ties), or at offset `at` if given.
 
-        Raises SlabFullError when no hole fits, or what is taken lies there, ValueError when the size is not positive.
+        Raises SlabFullError when no hole fits or the bytes at `at` are in use, ValueError for a size that is not
+        positive.
         """
         if size_bytes <= 0:
             raise ValueError(f"an extent of {size_bytes} bytes was asked for but it must have at least one")
@@ -90,7 +91,7 @@ class Slab:
         return extent
 
     def free(self, extent: Extent) -> None:
-        """Give an extent back. Raises ValueError when it is not taken (a second free, or a piece of one)."""
+        """Free an extent. Raises ValueError if it is not allocated (a double free, or only part of an extent)."""
         if self._used.get(extent.offset) != extent:
             raise ValueError(f"{extent} is given back but it is not taken")
         del self._used[extent.offset]
@@ -103,7 +104,7 @@ class Slab:
         insort(self._free, Extent(first, last - first))
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless extents and holes tile the slab: sorted, joined, nothing twice, nothing lost."""
+        """Raise RuntimeError unless extents and holes tile the slab: no gap, no overlap, holes sorted and coalesced."""
         if self._free != sorted(self._free):
             raise RuntimeError(f"holes are not sorted: {self._free}")
         holes = set(self._free)

@@ -1,9 +1,9 @@
-"""SplitCache: weights of a router, and bases that adapters share, in slabs of their own beside the experts'.
+"""SplitCache: separate caches for experts, for the base models that adapters share, and for the router's weights.
 
-        run tier   | experts ............ | bases | router |      each side is an ExpertCache with its budgets, so none
-        below      | experts ............ |       | router |      evicts what is on another; bases have room for all
+        run tier   | experts ............ | bases | router |      each side is an ExpertCache with its own budgets and
+        below      | experts ............ |       | router |      evicts only its own; the bases' side holds all of them
 
-Knows nothing about models, or about which side a name should be on: it is told.
+Knows nothing about models, or how names are assigned to sides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Side: TypeAlias = Literal["experts", "bases", "router"]
 
 
 class SplitCache:
-    """Several caches as one. `others`: the sides beside the experts', with who lives there; everybody else: experts."""
+    """Several caches as one. `others`: the other sides' caches and the ids on each; all other ids are experts."""
 
     def __init__(self, experts: ExpertCache, others: Mapping[Side, tuple[ExpertCache, Set[str]]]) -> None:
         self.experts = experts
@@ -32,11 +32,11 @@ class SplitCache:
         self._side_of: dict[str, Side] = {name: side for side, (_, names) in others.items() for name in names}
 
     def name_of_side(self, expert_id: str) -> Side:
-        """The side on which this one lives."""
+        """The side that this id is on."""
         return self._side_of.get(expert_id, "experts")
 
     def side(self, expert_id: str) -> ExpertCache:
-        """The cache in which this one lives."""
+        """The cache that this id belongs to."""
         return self.sides[self.name_of_side(expert_id)]
 
     def want(
@@ -62,7 +62,7 @@ class SplitCache:
         return found
 
     def resident(self) -> tuple[str, ...]:
-        """As ExpertCache.resident: the experts, then the others."""
+        """As ExpertCache.resident: experts first, then the other sides."""
         return tuple([name for cache in self._caches for name in cache.resident()])
 
     @property
@@ -93,15 +93,15 @@ Cache: TypeAlias = ExpertCache | SplitCache
 
 
 def side_of(cache: Cache, expert_id: str) -> ExpertCache:
-    """The cache in which this one lives."""
+    """The cache that this id belongs to."""
     return cache.side(expert_id) if isinstance(cache, SplitCache) else cache
 
 
 def sides_of(cache: Cache) -> dict[Side, ExpertCache]:
-    """All caches that there are, by whose weights they hold."""
+    """Every ExpertCache, by side."""
     return cache.sides if isinstance(cache, SplitCache) else {"experts": cache}
 
 
 def stays(cache: Cache, expert_id: str) -> bool:
-    """Whether this one is the base of others, which is there from the start to the end."""
+    """Whether this is a shared base model, which stays resident from start to end."""
     return isinstance(cache, SplitCache) and cache.name_of_side(expert_id) == "bases"

@@ -1,7 +1,7 @@
-r"""The ledger of one tier: its slab, the copies of experts in it, and which of them are loading, read or doomed.
+r"""The ledger of one tier: its slab, the copies of experts in it, and which of them are loading, in use or doomed.
 
-        admit -> loading -> there -> drop            doomed (its load failed, or it was told to go): dropped by the poll
-                    \________/ \--> doomed           that finds none of its events pending
+        admit -> loading -> loaded -> drop           doomed (the load failed, or doom was called): dropped by the first
+                    \________/ \--> doomed           poll that finds none of its events pending
 
 Knows nothing about policies, other tiers, or how bytes are moved.
 """
@@ -19,17 +19,17 @@ from coterie.memory.rows import EarlyRows
 from coterie.memory.slab import Extent, Slab
 
 Ended: TypeAlias = tuple[str, Exception | None]
-"""(expert_id, failure) of a load that is over; None: every range arrived, though the copy may have been told to go."""
+"""(expert_id, failure) of a load that ended. None: every range arrived, even if the copy has been doomed meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
 class Copy:
     """An expert's bytes in one tier.
 
-    `arrivals`: one event per range (with `early` rows in the order of fetch_layout), until a poll has seen all of them
-    finish; `writers`: those not finished as of the last poll; `readers`: unfinished events of programs that read it;
-    `copied`: of each copy into the tier above that is under way, its events in order, each waiting for the one before.
-    `gates`: what these arrivals open, once somebody asked for that.
+    `arrivals`: one event per range (with `early` rows, in the order of fetch_layout), cleared once a poll has seen all
+    of them finish. `writers`: those unfinished as of the last poll. `readers`: unfinished runs that read it. `copied`:
+    for each copy in flight to the tier above, its chain of events, each waiting for its predecessor. `gates`: the gates
+    of these arrivals, computed on first use.
     """
 
     layout: Layout
@@ -57,22 +57,22 @@ class Copy:
 
     @property
     def pending(self) -> tuple[Event, ...]:
-        """Unfinished events to wait for; the last of those that wait for each other stands for all."""
+        """Unfinished events to wait for; of each chain, only the last."""
         return (*self.writers[-1:], *[chain[-1] for chain in self.copied], *self.readers)
 
 
 @dataclass(slots=True)
 class Changes:
-    """A count that several write, so that who asks every step whether anything changed looks at one number."""
+    """A version counter shared by the tiers of a cache, so that a check for changes in every step reads one number."""
 
     count: int = 0
 
 
 class TierLedger:
-    """Owns a tier's slab and says who is in it, which changes by admit, drop, doom and poll only.
+    """Owns a tier's slab and the record of its copies, which only admit, drop, doom and poll change.
 
-    `changes` counts what changed who is there or under way, in all tiers of a cache together. `watched`: whose events
-    must be looked at, because something reads or writes them; who issues such work adds to it.
+    `changes`: incremented when a copy comes, goes, is doomed or finishes loading; shared by all tiers of a cache.
+    `watched`: experts whose events a poll must check; callers that issue work on a copy add its id.
     """
 
     def __init__(self, buffer: Buffer, changes: Changes) -> None:
@@ -86,28 +86,28 @@ class TierLedger:
 
     @property
     def capacity_bytes(self) -> int:
-        """Bytes that extents may take in all."""
+        """Bytes that can be allocated in all."""
         return self._slab.size_bytes
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that extents take now."""
+        """Bytes allocated now."""
         return self._slab.used_bytes
 
     @property
     def holes(self) -> tuple[Buffer, ...]:
-        """The pieces in which no expert is, nor is about to be."""
+        """The free extents: neither occupied nor being loaded into."""
         return tuple([self._buffer.view(hole.offset, hole.size_bytes) for hole in self._slab.holes])
 
     @property
     def largest_hole(self) -> int:
-        """Bytes of the largest expert that fits without an eviction."""
+        """Bytes of the largest expert that fits without eviction."""
         return self._slab.largest_hole
 
     def admit(self, expert_id: str, layout: Layout, at: int | None = None) -> Copy:
-        """Take an extent for an expert, at this offset where one is given; its bytes are the caller's to bring.
+        """Allocate an extent for an expert, at offset `at` if given; the caller fills it.
 
-        Raises SlabFullError: this is where capacity is checked again, whatever a policy promised.
+        Raises SlabFullError: capacity is checked again here, whatever the eviction policy promised.
         """
         if expert_id in self.copies:
             raise ValueError(f"{expert_id} is in {self.tier} already")
@@ -120,7 +120,7 @@ class TierLedger:
         return copy
 
     def release(self, expert_id: str, event: Event) -> None:
-        """Say that a reader of a copy is finished: then there is one event less to be looked at."""
+        """Declare a reader of a copy finished, which saves a query in the next poll."""
         copy = self.copies.get(expert_id)
         if copy is not None and event in copy.readers:
             copy.readers.remove(event)
@@ -128,14 +128,14 @@ class TierLedger:
                 self.watched.discard(expert_id)
 
     def pending(self) -> list[Event]:
-        """The pending events of all copies, in the order in which these were admitted."""
+        """The pending events of all copies, in order of admission."""
         found = [self.copies[name] for name in self.watched]
         if len(found) > 1:
             found.sort(key=_number)
         return [event for copy in found for event in copy.pending]
 
     def doom(self, expert_id: str) -> Copy:
-        """Tell a copy to go: at the poll that finds it idle, unless it is dropped before."""
+        """Mark a copy to be dropped by the first poll that finds it idle, unless it is dropped earlier."""
         copy = self.copies[expert_id]
         copy.is_doomed = True
         self.changes.count += 1
@@ -143,7 +143,7 @@ class TierLedger:
         return copy
 
     def drop(self, expert_id: str) -> None:
-        """Give an expert's extent back. Raises RuntimeError while it is busy: bytes in use are never handed on."""
+        """Free an expert's extent. Raises RuntimeError while it is busy: bytes in use are never reallocated."""
         copy = self.copies[expert_id]
         if copy.is_busy:
             raise RuntimeError(f"{expert_id} in {self.tier} is dropped while {copy.pending} are pending")
@@ -153,9 +153,9 @@ class TierLedger:
         self._slab.free(copy.extent)
 
     def poll(self, device: Device, on_drop: Callable[[str, str, bool], None]) -> tuple[Ended, ...]:
-        """Retire finished events; return the loads that this look saw end, each once.
+        """Retire finished events; return the loads that this poll found ended, each exactly once.
 
-        Tells `on_drop(expert_id, tier, load failed)` of each doomed copy that went.
+        Calls `on_drop(expert_id, tier, load failed)` for each doomed copy that it drops.
         """
         if not self.watched:
             return ()
@@ -179,7 +179,7 @@ class TierLedger:
         return tuple(ended)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless free + used == total and every copy has exactly its own extent."""
+        """Raise RuntimeError unless free + used == total, each copy owns one extent and busy copies are watched."""
         self._slab.check_integrity()
         unwatched = [name for name, copy in self.copies.items() if copy.is_busy and name not in self.watched]
         if unwatched or not self.watched <= self.copies.keys():
@@ -194,20 +194,20 @@ def _number(copy: Copy) -> int:
 
 
 def _unfinished(device: Device, chain: list[Event]) -> list[Event]:
-    """What is left of events that wait for each other."""
-    # The last one may fail, because something below did, while an earlier one still reads; so then ask them all.
+    """The unfinished events of a chain, in which each waits for its predecessor."""
+    # A failure in the tier below can fail the last event while an earlier one still reads; then check every event.
     if not device.done(chain[-1]):
         return chain
     return [] if device.failure(chain[-1]) is None else [event for event in chain if not device.done(event)]
 
 
 def _retire_arrivals(device: Device, copy: Copy) -> Event | None:
-    """Forget arrivals that are finished, and doom the copy as soon as one is known to have failed.
+    """Retire finished arrivals; doom the copy as soon as one is known to have failed.
 
-    Returns the last arrival when it is this look that found it finished: then the load is over.
+    Returns the last arrival if this poll is the one that found it finished, which ends the load; else None.
     """
-    # Asking the last one first keeps a poll cheap. It may fail, because a range below did, while an earlier one still
-    # writes; so then ask them all.
+    # Checking the last event first keeps a poll cheap. A failure in the tier below can fail it while an earlier one
+    # still writes; then check every event.
     last = copy.writers[-1]
     if not device.done(last):
         return None

@@ -1,9 +1,9 @@
-r"""A layout as device calls: fetches and copies in execution order, and the gate of each stage.
+r"""Issues the transfers of a layout: fetches and copies in execution order, and the gate of each stage.
 
-        disk lane     r0 -> r1 -> r2 -> ...         each range waits for its predecessor, so the event of a range stands
-                       \     \     \                for all before it, and a failure stops what would come after it
-        copy lane       r0 -> r1 -> r2 -> ...       with several tiers the copy of a range waits for its arrival below
-        early rows      rows -> r1 -> r2 ... -> r0  where r0 has the embedding, of which some rows do for a first batch
+        disk lane     r0 -> r1 -> r2 -> ...         each range waits for its predecessor, so its event implies all
+                       \     \     \                earlier ones, and a failure cancels everything after it
+        copy lane       r0 -> r1 -> r2 -> ...       with several tiers, a range's copy waits for its arrival below
+        early rows      rows -> r1 -> r2 ... -> r0  r0 holds the embedding, of which a first batch needs only some rows
 
 Knows nothing about who owns the extents or why they are filled.
 """
@@ -22,7 +22,7 @@ from coterie.memory.rows import EarlyRows
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """Bytes of an expert in a tier below. `arrivals`: an event per range while they still come, then none."""
+    """An expert's copy in the tier below. `arrivals`: one event per range while it is still loading, else none."""
 
     weights: Buffer
     arrivals: Sequence[Event] = ()
@@ -31,10 +31,10 @@ class Below:
 def fetch_layout(
     device: Device, layout: Layout, dst: Buffer, issued: list[Event], early: EarlyRows | None = None
 ) -> None:
-    """Read every range of `layout` from its file into `dst`; with `early` rows those first, and their table last.
+    """Read every range of `layout` from its file into `dst`; `early` rows first, and the range with their table last.
 
-    Appends one event for the rows and one per range to `issued` as it goes: the caller knows what is in flight even if
-    the device raises.
+    Appends one event for the rows, if any, and one per range to `issued` as it goes, so that the caller knows what is
+    in flight even if the device raises.
     """
     device.place(dst, layout.spans)
     table, ranges = _split(layout, early)
@@ -55,8 +55,7 @@ def copy_layout(
 ) -> None:
     """Copy every range of `layout` from the tier below into `dst`; `early` rows as in fetch_layout.
 
-    With `early` rows the copy below must have arrived. Appends one event for the rows and one per range to `issued` as
-    it goes.
+    With `early` rows the copy below must be complete. Appends events to `issued` as fetch_layout does.
     """
     src = below.weights
     device.place(dst, layout.spans)
@@ -74,9 +73,9 @@ def copy_layout(
 
 
 def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> Mapping[str, Event]:
-    """Stage -> the event after which all that the stage reads is there; `events` as fetch_layout or copy_layout issued.
+    """Stage -> the event after which all its weights are there; `events` as issued by fetch_layout or copy_layout.
 
-    With `early` rows this is for any batch: the stage of their table, and those that read it again, await all of it.
+    Valid for any batch: with `early` rows, every stage that reads their table awaits the whole of it.
     """
     table, ranges = _split(layout, early)
     by_range = {placed.stage: event for placed, event in zip(ranges, events[table is not None :], strict=True)}
@@ -88,7 +87,7 @@ def stage_gates(layout: Layout, events: Sequence[Event], early: EarlyRows | None
 
 
 def early_gate(layout: Layout, events: Sequence[Event], early: EarlyRows | None) -> Early | None:
-    """The gate of the table's stage for a batch whose tokens are all among the early rows."""
+    """The weaker gate of the table's stage, for batches whose tokens are all among the early rows."""
     table, ranges = _split(layout, early)
     if table is None or early is None:
         return None
@@ -98,7 +97,7 @@ def early_gate(layout: Layout, events: Sequence[Event], early: EarlyRows | None)
 
 
 def arrived_bytes(device: Device, layout: Layout, events: Sequence[Event], early: EarlyRows | None = None) -> int:
-    """Bytes that are there of a load under way; `events` as fetch_layout or copy_layout issued."""
+    """Bytes of a load that have arrived so far; `events` as issued by fetch_layout or copy_layout."""
     table, ranges = _split(layout, early)
     sizes = [placed.source.size_bytes for placed in ranges]
     if table is not None and early is not None:
@@ -107,12 +106,12 @@ def arrived_bytes(device: Device, layout: Layout, events: Sequence[Event], early
 
 
 def _view(buffer: Buffer, placed: PlacedRange) -> Buffer:
-    """Where a range is in an extent."""
+    """The part of an extent that a range fills."""
     return buffer.view(placed.offset, placed.source.size_bytes)
 
 
 def _split(layout: Layout, early: EarlyRows | None) -> tuple[Table | None, tuple[PlacedRange, ...]]:
-    """The table whose rows come first, if any do, and the ranges in the order in which they are fetched."""
+    """The table that has early rows, if any, and the ranges in the order of transfer."""
     table = layout.table
     if early is None or table is None:
         return None, layout.ranges

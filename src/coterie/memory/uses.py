@@ -1,8 +1,8 @@
-"""Uses: how often, and how lately, each expert was wanted.
+"""Uses: how often, and how recently, each expert was wanted.
 
-        count   1 .. 0.6 .. 0.4 + 1 .. 0.9 ..        fades with every request of anybody, grows by one's own
+        count   1 .. 0.6 .. 0.4 + 1 .. 0.9 ..        decays with every request to any expert, +1 for one of its own
 
-Knows nothing about tiers, bytes or the clock: the number of requests so far is its time.
+Knows nothing about tiers, bytes or the clock: time is the number of requests so far.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp
 
-# A request fades to 1/e over this many requests for each known expert. So an average one has this count: with less
-# memory the counts say little, with more an old favourite stays after its time.
+# The time constant, in requests per known expert: an expert of average popularity has this count. Smaller values make
+# the counts noisy; larger ones keep formerly popular experts too long.
 MEMORY_USES = 8
 
 
 @dataclass(slots=True)
 class Use:
-    """What is known of one expert. `last_used` is the number of its last want; `faded` its count as of `as_of`."""
+    """One expert's counts. `last_used`: number of its last want; `faded`: its decayed count as of request `as_of`."""
 
     last_used: int = 0
     uses: int = 0
@@ -26,7 +26,7 @@ class Use:
 
 
 class Uses:
-    """Counts for each expert that was ever wanted, resident or not. `wants` and `requests` are those so far, of all."""
+    """Counts per expert ever wanted, resident or not. `wants` and `requests`: totals over all experts so far."""
 
     def __init__(self) -> None:
         self.wants = self.requests = 0
@@ -34,7 +34,7 @@ class Uses:
         self._memory = MEMORY_USES
 
     def known(self, expert_id: str) -> Use:
-        """What is known of an expert, from now on if it is new."""
+        """An expert's counts; registers it if it is new."""
         found = self._of.get(expert_id)
         if found is None:
             found = self._of[expert_id] = Use()
@@ -42,22 +42,22 @@ class Uses:
         return found
 
     def forget(self, expert_id: str) -> None:
-        """It is no more among those whose requests there may be."""
+        """Remove an expert that can no longer be requested."""
         if self._of.pop(expert_id, None) is not None:
             self._memory = MEMORY_USES * max(len(self._of), 1)
 
     def add(self, expert_id: str, count: int) -> None:
-        """It was wanted for so many requests, which count as if one came after the other; none: ahead of them."""
+        """Record a want on behalf of `count` consecutive requests; 0 is a prefetch, which updates only `last_used`."""
         use = self.known(expert_id)
         use.last_used, use.uses = self.wants, use.uses + count
         self.wants += 1
         if count:
-            # Each fades what was before it by one request: a geometric series.
+            # Each request decays the ones before it by one step: a geometric series.
             one, all_ = exp(-1 / self._memory), exp(-count / self._memory)
             use.faded = self.recent(use) * all_ + (1 - all_) / (1 - one)
             self.requests += count
             use.as_of = self.requests
 
     def recent(self, use: Use) -> float:
-        """How often it was used lately: every request counts, less the more requests of anybody came after it."""
+        """The decayed count as of now: each of its requests, weighted by how many requests of any expert followed."""
         return use.faded * exp((use.as_of - self.requests) / self._memory)

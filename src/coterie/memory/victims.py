@@ -1,8 +1,8 @@
-"""Who leaves a tier so that an expert fits: what the policies of evict.py are asked, and what their refusal means.
+"""Chooses victims: builds the input of the eviction policies (evict.py) and interprets their refusals.
 
     copies in a tier, their uses, pins --entries--> policy --> victims, or Busy (wait), or CapacityError (never)
 
-Knows nothing about transfers, and moves nothing: it only chooses.
+Knows nothing about transfers, and evicts nothing itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOBODY: frozenset[str] = frozenset()
 
 
 class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when an event has finished
-    """There is no room now, but there will be: wait for one of `events`, poll, and try again."""
+    """There is no room yet: wait for one of `events`, poll, and try again."""
 
     def __init__(self, expert_id: str, need_bytes: int, tier: str, events: tuple[Event, ...]) -> None:
         self.expert_id, self.need_bytes, self.tier, self.events = expert_id, need_bytes, tier, events
@@ -32,9 +32,9 @@ class Busy(Exception):  # noqa: N818 - not an error: the caller tries again when
 
 
 class Victims:
-    """Chooses for the tiers of `ledgers`, nearest first; `weights` are those of the links that fill them.
+    """Chooses victims in the tiers of `ledgers`, nearest first; `weights`: relative costs of the links that fill them.
 
-    `pins`: experts that never leave the nearest tier, with the offset at which each is to be there, None: any.
+    `pins`: experts never evicted from the nearest tier, and the offset reserved for each there, or None.
     """
 
     def __init__(self, ledgers: Sequence[TierLedger], weights: Sequence[int], policy: Policy, uses: Uses) -> None:
@@ -43,7 +43,7 @@ class Victims:
         self.pins: dict[str, int | None] = {}
 
     def of(self, ledger: TierLedger, expert_id: str, layout: Layout, protected: Set[str]) -> Window:
-        """Who leaves a tier so that this layout fits. Raises Busy or CapacityError."""
+        """The copies to evict from a tier so that this layout fits. Raises Busy or CapacityError."""
         kept = protected | self.pins.keys() if ledger is self._near else protected
         entries = self._entries(ledger, kept)
         need, place = round_up(layout.size_bytes), self.place(ledger, expert_id)
@@ -60,7 +60,7 @@ class Victims:
             raise _never_fits(expert_id, ledger, hole, budget, in_the_way) from hole
 
     def place(self, ledger: TierLedger, expert_id: str) -> int | None:
-        """The offset that an expert has of its own in a tier, or None."""
+        """The offset reserved for an expert in a tier, or None."""
         return self.pins.get(expert_id) if ledger is self._near else None
 
     def _entries(self, ledger: TierLedger, kept: Set[str]) -> list[Entry]:
@@ -71,14 +71,14 @@ class Victims:
             use, extent, size_bytes = known(name), copy.extent, copy.extent.size_bytes
             cost = size_bytes * (weight if name in below else self._refetch_weight(name, level))
             kept_here, busy = name in kept and not copy.is_doomed, bool(copy.writers or copy.readers or copy.copied)
-            # In the order of the fields, and Copy.is_busy written out: this is half of what finding room takes.
+            # Positional arguments and an inlined Copy.is_busy, for speed: this loop is half the cost of finding room.
             entries.append(
                 Entry(name, extent.offset, size_bytes, use.last_used, use.uses, recently(use), cost, kept_here, busy)
             )
         return entries
 
     def _refetch_weight(self, expert_id: str, level: int) -> int:
-        """Sum of the weights of the links that the bytes would cross again: a copy left below makes that cheaper."""
+        """Sum of the weights of the links that a reload would cross; a copy in a tier below shortens the way."""
         total = 0
         for below in range(level, len(self._ledgers)):
             total += self._weights[below]

@@ -1,4 +1,4 @@
-"""The CPU device: experts in reserved memory, programs on a team of native threads.
+"""The CPU device: experts in preallocated memory, programs executed by a team of native threads.
 
 Knows nothing about other devices.
 """

@@ -1,7 +1,7 @@
-"""A program's rows with every address in place, kept for the next step of the same sizes; and steps executed with them.
+"""Instruction rows with all addresses filled in, cached per step size, and host-side execution of steps with them.
 
     Bound      rows | tokens positions sequence block_tables rows | settings ends | feed          one per (T, B, R)
-    put(...)   copies what this run gives into these arrays, and rewrites addresses only where they have changed
+    put(...)   copies a run's inputs into these arrays, and rewrites only the addresses that have changed
 
 Knows nothing about lanes, events or files.
 """
@@ -24,22 +24,22 @@ from coterie.devices.real.step import INPUTS, LoweredExecutable, StepRows, encod
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
-MAX_BOUND = 64  # sizes of steps whose rows are kept; each takes about 400 bytes a region, and 8 a matrix of a branch
+MAX_BOUND = 64  # step sizes cached; each takes about 400 bytes per region, plus 8 per matrix of a branch
 
 Ends: TypeAlias = tuple[tuple[int, ...], ...]
 Bases: TypeAlias = tuple[int, int, int, tuple[int, ...]]
-"""Addresses of the weights' extent, of the shared one (0 where there is none), of the KV slab and of variants."""
+"""Base addresses: the weights' extent, the shared extent (0 if none), the KV slab, and the extents of variants."""
 
 
 class Workspace:
-    """Memory for stored values, grown by powers of two and reused by every run."""
+    """Scratch memory for stored values, grown in powers of two and reused by every run."""
 
     def __init__(self) -> None:
         self._slab = Slab(0)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes taken so far."""
+        """Bytes allocated."""
         return len(self._slab.bytes)
 
     def at_least(self, size_bytes: int) -> Slab:
@@ -50,7 +50,7 @@ class Workspace:
 
 
 class Bound:
-    """Rows of an executable for steps of one size. Used by one run at a time."""
+    """An executable's rows and input arrays for one step size. Used by one run at a time."""
 
     def __init__(self, exe: LoweredExecutable, sizes: Sizes) -> None:
         self._exe, self._sizes = exe, sizes
@@ -65,15 +65,15 @@ class Bound:
         self._changes: tuple[I64 | None, ...] = ()
         self._ends: Ends | None = None
         self._end_arrays = np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self._weights: tuple[object, ...] | None = None  # what the addresses of weights were made of
-        self._held: I64 | None = None  # what rows in shares point to,
-        self._shares: tuple[object, ...] | None = None  # and what that was made of
+        self._weights: tuple[object, ...] | None = None  # key of the weight addresses now in the rows
+        self._held: I64 | None = None  # keeps the tables alive that rows in shares point to
+        self._shares: tuple[object, ...] | None = None  # and their key
         self._pages: tuple[int, int, int] | None = None
         self._slab: Slab | None = None
         self.drawn_R: I32 = np.zeros(0, np.int32)
 
     def put(self, binding: Binding, step: StepRows, bases: Bases, workspace: Workspace) -> None:
-        """Make everything ready for a run."""
+        """Bind a run's inputs, weights and settings."""
         weights_at, shared_at, kv_at, _ = bases
         self._put_inputs(step, kv_at, binding.block_bytes)
         made_of = binding.offsets, binding.shared, weights_at, shared_at
@@ -96,14 +96,14 @@ class Bound:
             self._put_ends(ends)
 
     def keep(self, steps: int) -> I32:
-        """Let the feed run this many steps; returns where it will keep the tokens drawn, [steps, R]; [steps, 0] where
-        none are."""
+        """Set the number of steps; returns the array that will receive the sampled tokens: [steps, R], or [steps, 0] if
+        the program draws none."""
         kept = np.empty((steps, self._sizes.R if self._exe.drawn else 0), np.int32)
         self.feed[kernels.FEED["steps"]], self.feed[kernels.FEED["kept"]] = steps, kernels.address(kept)
         return kept
 
     def stored_values(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Copies, as float32, of every value that the program stored in the workspace."""
+        """Copies of every value in the workspace, converted to float32, by name."""
         found = {}
         for name in self._plan:
             value = self._exe.program.graph.values[name]
@@ -111,7 +111,7 @@ class Bound:
         return found
 
     def _put_shares(self, binding: Binding, step: StepRows, bases: Bases) -> None:
-        """Let the rows of each share have weights of their own, or all rows the same again."""
+        """Give each share of the rows its own weights, or go back to one set of weights for all rows."""
         shareable = self._exe.shareable
         if shareable is None:
             raise RuntimeError("variants are refused where nothing takes rows in shares")
@@ -165,13 +165,13 @@ class Bound:
         self._put_feed({"drawn": slab.address + self._plan[self._exe.drawn]})
 
     def note(self, drawn_R: I32) -> None:
-        """Count tokens that were drawn where changes depend on them, before the next step."""
+        """Count the sampled tokens in the rows' penalties, before the next step."""
         for block, token in zip(self._changes, drawn_R.tolist(), strict=False):
             if block is not None:
                 note(block, token)
 
     def _put_changes(self, changes: tuple[I64 | None, ...]) -> None:
-        """Let rows change their logits by these blocks, which are kept, or none do."""
+        """Point the settings at these blocks, which are kept alive here; empty clears them."""
         self._changes = changes
         self._put_feed({"settings": kernels.address(self.settings) if changes else 0})
         words = [0 if block is None else kernels.address(block) for block in changes]
@@ -196,7 +196,7 @@ class Bound:
 
 
 class Binder:
-    """Keeps bound rows by executable and size of step, those used last, and the workspace that all of them store to."""
+    """An LRU cache of bound rows by executable and step size, and the workspace that they share."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int, int, int], Bound] = {}
@@ -204,26 +204,26 @@ class Binder:
 
     @property
     def workspace_bytes(self) -> int:
-        """Memory for stored values, as far as runs have needed it."""
+        """Bytes of workspace allocated so far."""
         return self._workspace.size_bytes
 
     @property
     def workspace(self) -> Bytes:
-        """That memory, with what the last run has stored and not overwritten."""
+        """The workspace, which still holds the values of the latest run except where buffers were reused."""
         return self._workspace.at_least(0).bytes
 
     def bind(self, exe: LoweredExecutable, binding: Binding, step: StepRows, bases: Bases) -> Bound:
-        """Rows for this run, good until the next call."""
+        """Rows bound for this run; valid until the next call."""
         key = id(exe), step.sizes.T, step.sizes.B, step.sizes.R
         bound = self._kept.pop(key, None) or Bound(exe, step.sizes)
-        self._kept[key] = bound  # the last in order
+        self._kept[key] = bound  # most recently used last
         if len(self._kept) > MAX_BOUND:
             del self._kept[next(iter(self._kept))]
         bound.put(binding, step, bases, self._workspace)
         return bound
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Free all memory."""
         self._kept.clear()
         self._workspace = Workspace()
 
@@ -231,9 +231,9 @@ class Binder:
 def run_stepwise(
     bound: Bound, step: StepRows, kept: I32, start: Callable[[I64, bool], None], interrupted: Callable[[], bool]
 ) -> int:
-    """Run steps one by one and feed each one's tokens back here; return how many were done.
+    """Run steps one at a time, feeding sampled tokens back on the host; return how many were done.
 
-    `start` executes the rows of one step; it is told whether that is the first. What csrc/feed.h does, in plain words.
+    `start(rows, is_first)` executes one step. Python equivalent of csrc/feed.h.
     """
     for i in range(len(kept)):
         start(bound.rows, i == 0)

@@ -1,9 +1,9 @@
-"""The CPU device: slabs in memory, experts from disk by direct I/O, programs on a team of native threads.
+"""The CPU device: slabs in host memory, weights read by direct I/O, programs executed by a team of native threads.
 
     lane disk->dram   reads file ranges into slabs            lane compute   executes programs
-    lane dram->dram   copies                                  all others     do not exist: the spec has two tiers
+    lane dram->dram   copies                                  no others:     the spec has two tiers
 
-Knows nothing about models, requests or why it is asked.
+Knows nothing about models or requests.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Orchestration = Literal["host", "device"]
 class CpuDevice(RealDevice):
     """This machine's memory, disk and processors.
 
-    `spec`: by default what this process may use. `threads`: by default the cores that it may use.
-    `orchestration`: `device` hands the threads all steps of a run at once, `host` starts each region by a call.
-    `isa`: the instruction set, by default the fastest. `read`: preads into buffers; tests inject failures by it.
+    `spec`: defaults to the resources this process may use; `threads`: to its allowed cores.
+    `orchestration`: `device` hands the threads all steps of a run in one call, `host` makes one call per region.
+    `isa`: the instruction set, by default the fastest. `read`: replaces `preadv`; tests use it to inject failures.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class CpuDevice(RealDevice):
 
     @property
     def workspace_bytes(self) -> int:
-        """Memory that runs have needed so far for stored values."""
+        """Bytes of workspace that runs have needed so far."""
         return self._binder.workspace_bytes
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """Take memory of the run tier: aligned to 2 MiB, and touched, or the system's until it is written.
+        """Allocate in the run tier, aligned to 2 MiB; faulted in now if `touched`, else page by page when written.
 
-        Raises CapacityError beyond the tier's capacity, ValueError for a tier that is not memory, KeyError for none.
+        Raises CapacityError beyond the tier's capacity, ValueError for the tier of files, KeyError for an unknown one.
         """
         self._check_open()
         if tier == self._spec.home_tier:
@@ -96,16 +96,16 @@ class CpuDevice(RealDevice):
         return Buffer(slab_id, tier, 0, size_bytes)
 
     def give_back(self, buffer: Buffer) -> None:
-        """Let the system have the whole pages of it."""
+        """Release the whole pages of a buffer to the system."""
         self._slabs[buffer.slab_id].give_back(buffer.offset, buffer.size_bytes)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """Nothing to do: kernels take weights at any address."""
+        """Nothing to do: kernels accept unaligned weights."""
 
     def copy(
         self, dst: Buffer, src: Buffer, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Copy between two pieces of memory, or parts of them. Raises ValueError when sizes differ."""
+        """Copy a buffer, or only `parts` of it, within memory. Raises ValueError when sizes differ."""
         if dst.size_bytes != src.size_bytes:
             raise ValueError(f"a copy of {src.size_bytes} bytes into {dst.size_bytes}; sizes must be equal")
         target, source = self.memory(dst), self.memory(src)
@@ -114,13 +114,13 @@ class CpuDevice(RealDevice):
         return self._lanes.submit(f"{src.tier}->{dst.tier}", label, after, lambda: copy_parts(target, source, spans))
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
-        """Copy pieces one after the other."""
+        """See Device.copy_all."""
         copy_pieces(self, dst, src, pieces, issued)
 
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Read a file range into a slab on the disk lane; see read_piece for how it fails."""
+        """Read a file range into a slab on the disk lane; see read_piece for the failures."""
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
         target = self.memory(dst)[: source.size_bytes]
@@ -129,7 +129,7 @@ class CpuDevice(RealDevice):
         return self._disk.submit(lane, label, after, target, source, parts)
 
     def load(self, program: Program) -> LoweredExecutable:
-        """Encode a program's rows, once per architecture and rule set. Raises UnsupportedError."""
+        """Encode a program, once per architecture key and rule set. Raises UnsupportedError."""
         return self._once(program, lambda: LoweredExecutable(program, NAME, "the CPU", shares=True))
 
     def run(
@@ -142,7 +142,7 @@ class CpuDevice(RealDevice):
     ) -> Event:
         """Run up to `steps` steps on the compute lane. Raises ValueError for rows, gates or offsets that do not fit.
 
-        The event fails with DeviceError when logits are not numbers.
+        The event fails with DeviceError when a sampled row's logits are NaN.
         """
         mine = self._own(exe)
         waits = waits_of(mine, gates)
@@ -168,12 +168,12 @@ class CpuDevice(RealDevice):
         return True
 
     def interrupt(self) -> None:
-        """End the run under way, or else the next one, after the step that it is in. Any thread may call it."""
+        """End the current run (if none, the next one) after its current step. May be called from any thread."""
         self._interrupted = True
         self._team.interrupt()
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Run one step alone and return a copy of every stored value by name, as float32."""
+        """Run one step and return a copy of every stored value by name, as float32."""
         mine = self._own(exe)
         step, bases = self._prepare(mine, binding, 1)
         self._ran = None
@@ -181,7 +181,7 @@ class CpuDevice(RealDevice):
 
         def body() -> None:
             bound = self._binder.bind(mine, binding, step, bases)
-            self._team.run(bound.rows)  # values that are not numbers are shown, not refused
+            self._team.run(bound.rows)  # NaNs are returned, not refused
             found.update(bound.stored_values())
 
         failure = self._lanes.wait(self._lanes.submit(COMPUTE, "inspect", (), body))
@@ -190,7 +190,7 @@ class CpuDevice(RealDevice):
         return found
 
     def close(self) -> None:
-        """Stop lanes, fail what has not begun, and let memory go. May be called again."""
+        """Stop the lanes, fail work that has not begun, and free all memory. Idempotent."""
         self._disk.cancel()
         self._lanes.close()
         self._disk.join()
@@ -205,11 +205,11 @@ class CpuDevice(RealDevice):
         return self._slabs[buffer.slab_id].bytes[buffer.offset : buffer.offset + buffer.size_bytes]
 
     def counters(self) -> kernels.Counters:
-        """What the kernels did since they were reset: bytes stored, scratch, launches, instructions."""
+        """Kernel counters since the last reset: bytes stored, scratch, launches, instructions."""
         return self._team.counters()
 
     def reset_counters(self) -> None:
-        """Count from zero."""
+        """Reset the kernel counters."""
         self._team.reset_counters()
 
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> F32:
@@ -218,7 +218,7 @@ class CpuDevice(RealDevice):
         return stored.view(np.float32).reshape(ran.rows, row_bytes // 4)[list(rows)]
 
     def _prepare(self, exe: LoweredExecutable, binding: Binding, steps: int) -> tuple[StepRows, Bases]:
-        """Check everything now, on the caller's thread, and copy the rows."""
+        """Validate on the caller's thread, and copy the rows."""
         exe.offsets(binding)
         exe.variants(binding)
         extents = (binding.weights, binding.shared.weights if binding.shared else None, binding.kv)
@@ -233,7 +233,7 @@ class CpuDevice(RealDevice):
         return interrupted
 
     def _start(self, waits: Mapping[int, Event], rows: I64, first: bool) -> None:
-        """Execute the rows of one step, a call each; the first awaits `waits`, events by row."""
+        """Execute one step, one call per row; the first step awaits `waits`, events by row."""
         for i in range(len(rows)):
             failure = self._lanes.wait(waits[i]) if first and i in waits else None
             if failure is not None:
@@ -241,7 +241,7 @@ class CpuDevice(RealDevice):
             self._team.run(rows[i : i + 1])
 
     def _run_at_once(self, bound: Bound, waits: Mapping[int, Event]) -> int:
-        """One call for all steps: the threads wait for native flags, which lanes set when events are finished."""
+        """Execute all steps in one call: the threads wait on native flags, which lanes set when events finish."""
         flags = np.zeros(len(waits), dtype=np.int32)
         for flag, (i, event) in enumerate(waits.items()):
             bound.rows[i, kernels.GATE_WORD] = kernels.address(flags) + flag * flags.itemsize
@@ -256,7 +256,7 @@ class CpuDevice(RealDevice):
 
 
 def _team(threads: int | None, isa: str) -> kernels.Team:
-    """Start the threads. Raises UsageError for a number out of range, DeviceError when the system gives fewer."""
+    """Start the threads. Raises UsageError for a number out of range, DeviceError when the system refuses."""
     wanted = min(allowed_cores()[0], kernels.MAX_THREADS) if threads is None else threads
     if not 1 <= wanted <= kernels.MAX_THREADS:
         raise UsageError("--threads", f"{wanted} is not among 1 to {kernels.MAX_THREADS}", "give one of these")

@@ -1,4 +1,4 @@
-"""The modelled device: the seam on a machine that need not exist, on a clock that only waiting moves.
+"""The modelled device: simulates a machine that need not exist, on a clock that only waiting advances.
 
-Knows nothing about threads, files or kernels, nor about real devices but the one that may compute behind it.
+Knows nothing about threads, files or kernels, nor about real devices except the one that may compute its values.
 """

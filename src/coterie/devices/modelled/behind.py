@@ -1,7 +1,7 @@
-"""Behind: a real device that computes what a modelled one is asked for, in the order of issue, one work at a time.
+"""Behind: the real device that computes a modelled device's values, one operation at a time, in order of issue.
 
     modelled   slab 0, slab 1 ..           copy, fetch, run: priced
-    behind     memory for each slab        the same works, done before they are priced
+    behind     memory for each slab        the same operations, executed synchronously before they are priced
 
 Knows nothing about prices or modelled time.
 """
@@ -22,13 +22,13 @@ from coterie.graph.program import Program
 
 @dataclass(slots=True)
 class Drawn:
-    """What a run drew [steps done, R]; None before it ran, and when it failed."""
+    """The tokens a run sampled, [steps done, R]; None before it ran, and if it failed."""
 
     tokens: I32 | None = None
 
 
 class Behind:
-    """The works of a modelled device on a real one. Each returns how it failed, or None."""
+    """Executes a modelled device's operations on a real one. Copy, fetch and run return their failure, or None."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -40,12 +40,12 @@ class Behind:
         self._slabs[slab_id] = self.device.reserve(self.device.spec.run_tier, size_bytes, touched)
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """As the device does it."""
+        """See Device.place."""
         self.device.place(self._view(dst), tensors)
 
     def load(self, program: Program) -> Executable:
-        """The program, in kernels that the device has; weights keep their order."""
-        # No real device has kernels for whole sections: it fuses by its own rules.
+        """Load the program, recompiled by the device's own rule set if need be; the order of weights is unchanged."""
+        # No real device has kernels for whole sections.
         runs = program.rule_set in KERNEL_SETS
         return self.device.load(program if runs else compile_graph(program.graph, self.device.spec.rule_set))
 
@@ -58,7 +58,7 @@ class Behind:
         return self._wait(self.device.fetch(self._view(dst), source, (), parts))
 
     def run(self, exe: Executable, binding: Binding, steps: int, drawn: Drawn) -> Exception | None:
-        """Run, and wait for it; what it drew is put into `drawn`."""
+        """Run, and wait for it; its tokens are stored in `drawn`."""
         event = self._ran = self.device.run(exe, self.bind(binding), steps=steps)
         failure = self._wait(event)
         if failure is None:
@@ -66,11 +66,11 @@ class Behind:
         return failure
 
     def logits(self, event: Event, last: int | None, rows: Sequence[int]) -> F32:
-        """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
+        """Logits of the modelled run `event`. Raises ValueError unless that is `last`, the latest run."""
         return self.device.logits(self._last(event, last, "logits"), rows)
 
     def vectors(self, event: Event, last: int | None, rows: Sequence[int]) -> F32:
-        """Of a run of the modelled device, whose `last` it must be. Raises ValueError."""
+        """Hidden states of the modelled run `event`; as `logits`."""
         return self.device.vectors(self._last(event, last, "vectors"), rows)
 
     def _last(self, event: Event, last: int | None, what: str) -> Event:
@@ -79,7 +79,7 @@ class Behind:
         return self._ran
 
     def bind(self, binding: Binding) -> Binding:
-        """The binding in the device's own memory."""
+        """Translate a binding to the real device's buffers."""
         shared = binding.shared and replace(binding.shared, weights=self._view(binding.shared.weights))
         weights, kv, variants = self._view(binding.weights), self._view(binding.kv), binding.variants
         if variants is not None:
@@ -95,7 +95,7 @@ class Behind:
 
 
 def computing(behind: Behind | None, where: str, ran: Event | None = None) -> Behind:
-    """The works behind a device. Raises the failure of what `ran`, UnsupportedError for a device without numerics."""
+    """Narrow `behind` to not None, else raise UnsupportedError; first raises the failure of the run `ran`, if given."""
     if ran is not None:
         passed(ran)
     if behind is None:

@@ -1,6 +1,6 @@
-"""Which clock a modelled device has: the native one where it was built, else the Python one, which says what it does.
+"""Selects the clock of modelled devices: the native one if it was built, else the Python one, its reference.
 
-Both give the same times, to the bit. Knows nothing about what is timed.
+Both give bit-identical times. Knows nothing about what is timed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from coterie.devices.modelled.work import Flow, Parts, Phase
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """A clock's class, and those of what it times: no other clock's will do. Native ones look like the Python ones.
-
-    `draw` makes synthetic tokens.
+    """A clock implementation and the classes it works with, which cannot be mixed with another kit's. The native
+    classes have the interface of the Python ones. `draw` makes synthetic tokens.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Kit:
 def _native() -> Kit | None:
     try:
         built: Any = import_module("coterie.devices._clock")
-    except ImportError:  # a checkout that runs from its sources
+    except ImportError:  # a source checkout without the native extension
         return None
     check_sources(built)
     return Kit("native", built.FluidClock, built.Flow, built.Phase, built.Parts, built.draw)

@@ -1,10 +1,10 @@
-"""ModelledDevice: the seam on a machine that need not exist. Lanes hold active work; only `wait_any` moves its time.
+"""ModelledDevice: implements the seam by simulation. Lanes hold pending work; only `wait_any` advances the clock.
 
     ModelledDevice(spec)                       prices, no bytes, synthetic tokens
     ModelledDevice(spec, numerics=cpu)         prices, real bytes and tokens, computed when the work is issued
-    ModelledDevice(spec, durations=recorded)   what a real run took, in place of prices
+    ModelledDevice(spec, durations=recorded)   durations recorded on a real device instead of prices
 
-Knows nothing about how time is shared (fluid.py) or what work costs (price.py).
+Knows nothing about how concurrent work shares resources (fluid.py) or what work costs (price.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
 COMPUTE_LANE: Final = "compute"
-MAX_CHECKED: Final = 1024  # buffers that are known to be of this device; a bound on memory, not on use
+MAX_CHECKED: Final = 1024  # cache of buffers already validated; bounds memory, not use
 NO_GATES: Final[Mapping[str, Work]] = MappingProxyType({})
 
 Orchestration = Literal["host", "device"]
@@ -45,15 +45,15 @@ Compute = Callable[[], Exception | None]
 
 
 class ModelledDevice(Device):
-    """A device whose clock is computed from a MachineSpec.
+    """A device whose timing is computed from a MachineSpec.
 
-    `numerics`: a real device that computes; it sees the same work in the order of issue, and closes with this one.
-    `durations`: seconds of each work by lane, in order of issue, used instead of prices (a gate is still awaited).
-    `orchestration`: who starts regions, `host` or `device`; `spec.gated_launch` says it of a step at a gate.
-    `fail`: asked with each label; when it gives an exception, that work fails with it.
-    `mapped`: sections are laid out on the machine's grid: exact and slow, so for short runs.
-    `kit`: the clock that it has; none gives other times.
-    Raises UsageError when a number that prices need is unknown.
+    `numerics`: a real device that computes values, in order of issue; closed together with this one.
+    `durations`: recorded seconds per lane, in order of issue, used instead of prices (gates are still awaited).
+    `orchestration`: what launches regions, `host` or `device`; `spec.gated_launch` overrides it for steps with gates.
+    `fail`: called with each work's label; if it returns an exception, the work fails with it.
+    `mapped`: place sections on the machine's grid, which is exact but slow: for short runs.
+    `kit`: the clock implementation; times do not depend on it.
+    Raises UsageError when the spec lacks a number that pricing needs.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ModelledDevice(Device):
         self._transfers, self._pricing = Transfers(spec, kit), Pricing(orchestration, mapped=mapped)
         self._used = {tier.name: 0 for tier in spec.tiers}
         self._interrupted = self._closed = False
-        self._ran: int | None = None  # the last run's number: who held its event would hold what it left
+        self._ran: int | None = None  # the latest run's number, not its event, which would keep its tokens alive
 
     @property
     def spec(self) -> MachineSpec:
@@ -83,7 +83,7 @@ class ModelledDevice(Device):
         return self._spec
 
     def reserve(self, tier: str, size_bytes: int, touched: bool = True) -> Buffer:
-        """Take memory of a tier, in multiples of 4096 bytes. Raises CapacityError; KeyError for an unknown tier."""
+        """Reserve bytes of a tier, rounded up to 4096. Raises CapacityError; KeyError for an unknown tier."""
         self._check_open()
         size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
         free = self._spec.tier(tier).capacity_bytes - self._used[tier]
@@ -97,10 +97,10 @@ class ModelledDevice(Device):
         return self._slabs.setdefault(slab_id, Buffer(slab_id, tier, 0, size_bytes))
 
     def give_back(self, buffer: Buffer) -> None:
-        """Nothing: memory is modelled, and what lies behind it keeps what it has."""
+        """No effect, not even on the numerics device's memory."""
 
     def place(self, dst: Buffer, tensors: Sequence[tuple[int, int]]) -> None:
-        """As the device behind does it, if there is one."""
+        """Forwarded to the numerics device, if there is one."""
         if self._behind is not None:
             self._behind.place(dst, tensors)
 
@@ -117,7 +117,7 @@ class ModelledDevice(Device):
         return self._issue(lane, label, after, phases, compute)
 
     def copy_all(self, dst: Buffer, src: Buffer, pieces: Sequence[tuple[int, int]], issued: list[Event]) -> None:
-        """Copy pieces one after the other, in one call of the clock where nothing has to be done for each."""
+        """See Device.copy_all. A single call of the clock, unless numerics, failures or a replay need each piece."""
         if not (self._behind is None and self._fail is None and self._replay is None):
             copy_pieces(self, dst, src, pieces, issued)
             return
@@ -132,7 +132,7 @@ class ModelledDevice(Device):
     def fetch(
         self, dst: Buffer, source: FileRange, after: Iterable[Event] = (), parts: Sequence[tuple[int, int]] = ()
     ) -> Event:
-        """Read a file range. Without numerics no file is looked at, so that it cannot have changed."""
+        """Model the reading of a file range. Without numerics the file is not opened, so changes go unnoticed."""
         self._check_buffers(dst)
         if source.size_bytes > dst.size_bytes:
             raise ValueError(f"a range of {source.size_bytes} bytes into a buffer of {dst.size_bytes}")
@@ -143,7 +143,7 @@ class ModelledDevice(Device):
         return self._issue(lane, f"fetch {source.path}@{source.offset}", after, phases, compute)
 
     def load(self, program: Program) -> ModelledExecutable:
-        """Make a program ready; regions, of one rank where units share the work, are priced when sizes are known."""
+        """Prepare a program (one rank's shard if the machine has several units); steps are priced on first use."""
         self._check_open()
         numerics = None if self._behind is None else self._behind.load(program)
         priced = rank_program(self._spec, program)
@@ -159,7 +159,8 @@ class ModelledDevice(Device):
         steps: int = 1,
         after: Iterable[Event] = (),
     ) -> Event:
-        """Run up to `steps` steps on the compute lane; it stalls at a gate and goes on. Raises ValueError on misuse."""
+        """Run up to `steps` steps on the compute lane, stalling at gates. Raises ValueError for arguments that do not
+        fit the executable."""
         before = [own(event).work for event in after] if after else []
         awaited = {stage: own(gate).work for stage, gate in gates.items()} if gates else NO_GATES
         rows, weights, kv = binding.rows, binding.weights, binding.kv
@@ -190,9 +191,9 @@ class ModelledDevice(Device):
         return ModelledEvent(work.number, COMPUTE_LANE, mine.label, work, tokens)
 
     def interrupt(self) -> None:
-        """End the run under way after the step that modelled time is in, or else let the next run take one step.
+        """End the current run after its step at the modelled time; if there is none, limit the next run to one step.
 
-        A run whose duration was recorded is one piece: what interrupted it is part of the record.
+        A replayed run cannot be cut: the recording already reflects its interruptions.
         """
         run = self._clock.head(COMPUTE_LANE)
         self._interrupted = run is None
@@ -204,26 +205,26 @@ class ModelledDevice(Device):
         return drawn_by(event)
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
-        """Those of the numerics device, of the run that was issued last. Raises UnsupportedError without one."""
+        """Logits of the latest run, from the numerics device. Raises UnsupportedError without one."""
         return computing(self._behind, self._spec.name, event).logits(event, self._ran, rows)
 
     def vectors(self, event: Event, rows: Sequence[int]) -> F32:
-        """As logits."""
+        """As `logits`."""
         return computing(self._behind, self._spec.name, event).vectors(event, self._ran, rows)
 
     def inspect(self, exe: Executable, binding: Binding) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Every stored value of one step, from the numerics device. Raises UnsupportedError without one."""
+        """Every stored value of one step, computed by the numerics device. Raises UnsupportedError without one."""
         self._check_buffers(*binding.extents)
         mine = own_executable(exe, binding, binding.rows.sizes, (), 1)
         behind, self._ran = computing(self._behind, self._spec.name), None
         return behind.device.inspect(numerics_of(mine), behind.bind(binding))
 
     def synthetic(self) -> bool:
-        """True without a numerics device: tokens are made up."""
+        """True unless a numerics device computes the tokens."""
         return self._behind is None or self._behind.device.synthetic()
 
     def changes_logits(self) -> bool:
-        """As the numerics device, if there is one."""
+        """As the numerics device; False without one."""
         return self._behind is not None and self._behind.device.changes_logits()
 
     def now(self) -> float:
@@ -231,7 +232,7 @@ class ModelledDevice(Device):
         return self._clock.now
 
     def done(self, event: Event) -> bool:
-        """True when the event is done or failed; asking moves no time."""
+        """True when the event is done or failed. Does not advance the clock."""
         if not isinstance(event, ModelledEvent):
             raise not_ours(event)
         return event.work.end_s is not None
@@ -241,14 +242,14 @@ class ModelledDevice(Device):
         return finished(event).failure
 
     def span(self, event: Event) -> Span:
-        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        """Start and end of a finished event's work. Raises ValueError if it is not finished."""
         start_s, end_s = (work := finished(event)).start_s, work.end_s
         if start_s is None or end_s is None:
             raise RuntimeError(f"{event.label} is finished but has no times")
         return Span(start_s, end_s)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
-        """Move the clock until one of the events is finished or it reads `until`. Raises ValueError given neither."""
+        """Advance the clock until an event is finished or the time is `until`. Raises ValueError given neither."""
         if not events and until is None:
             raise ValueError("no events and no moment to wait for")
         works = []
@@ -260,22 +261,22 @@ class ModelledDevice(Device):
             raise RuntimeError(f"nothing is active but {events[0].label} is not finished")
 
     def usage(self) -> Mapping[str, Usage]:
-        """What each resource (compute, tiers, links) gave so far; empty when durations are replayed."""
+        """Use of each resource (compute, tiers, links) so far; empty in a replay."""
         return {name: Usage(given.drawn, given.busy_s) for name, given in self._clock.usage.items()}
 
     def lane_busy_s(self) -> Mapping[str, float]:
-        """Seconds for which each lane was occupied by works that have ended, waits at gates included."""
+        """Seconds for which finished work occupied each lane, including stalls at gates."""
         return dict(self._clock.lane_busy_s)
 
     def close(self) -> None:
-        """Give memory back, and close the numerics device. Closing again does nothing."""
+        """Free all memory and close the numerics device. Idempotent."""
         if not self._closed and self._behind is not None:
             self._behind.device.close()
         self._closed = True
         self._slabs.clear()
 
     def _transfer(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
-        """Lane, label and phases of a transfer; what was recorded has no phases of its own."""
+        """Lane, label and phases of a transfer; no phases in a replay."""
         if self._replay is None:
             return self._transfers.of(src, dst, size_bytes)
         route(self._spec, src, dst)
@@ -293,7 +294,10 @@ class ModelledDevice(Device):
         return self._append(lane, label, works, phases, self._compute(label, works, compute))
 
     def _compute(self, label: str, causes: Iterable[Work], compute: Compute | None) -> Exception | None:
-        """Let the numerics device work now, unless it is bound to fail; every dependency was issued before."""
+        """Execute on the numerics device now, unless a failure is injected or inherited; returns the failure.
+
+        All dependencies were issued earlier, so their failures are known.
+        """
         if self._fail is not None:
             injected = self._fail(label)
             if injected is not None:

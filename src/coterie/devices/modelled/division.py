@@ -1,10 +1,10 @@
-"""Into how many units of work the CPU's kernels divide a region, and how much the busiest thread has over the mean.
+"""Load imbalance of the CPU's kernels: how many units of work a region is divided into, and the busiest thread's share.
 
-    products       rows of the weight by 32, of narrow ones by 16 (csrc/tile.h); q, k and v by whole heads
+    products       32 weight rows per unit, 16 for narrow weights (csrc/tile.h); q, k and v in whole heads
     attention      key/value heads times spans of 256 positions (csrc/attend_pages.h)
-    many tokens    tiles of TILE_TOKENS, each times those rows
+    many tokens    the above, for each tile of TILE_TOKENS tokens
 
-The sizes and the counts are held against csrc by tests/pure/test_cores.py. Knows nothing about rates.
+tests/pure/test_cores.py checks these sizes and counts against csrc. Knows nothing about rates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNIT_ROWS, NARROW_UNITS, FEW_TOKENS, TILE_TOKENS, SPAN = 32, 32, 16, 132, 256
 
 
 class Division:
-    """Of one region. A region of other work than products and attention is taken to be divided evenly."""
+    """The division of one region. Work other than products and attention is assumed to be balanced."""
 
     def __init__(self, graph: Graph, region: Region) -> None:
         rows = [fixed(graph.values[op.inputs[1]].shape[0]) for op in region.ops if op.kind == "linear"]
@@ -34,11 +34,11 @@ class Division:
             pass
         elif rows and heads:
             self._heads = sum(rows) // fixed(graph.values[heads[0].inputs[0]].shape[-1])
-        elif rows:  # gate and up are one unit's
+        elif rows:  # a unit has the same rows of gate and up
             self._rows = rows[0] if len(rows) == 2 and rows[0] == rows[1] else sum(rows)
 
     def units(self, sizes: Sizes) -> int:
-        """Units of a step; 0 where that is not reckoned."""
+        """Units of work in a step; 0 where the work is assumed to be balanced."""
         few = sizes.T <= FEW_TOKENS
         tiles = 1 if few else -(-sizes.T // TILE_TOKENS)
         if self._attends:
@@ -50,6 +50,6 @@ class Division:
         return -(-self._rows // rows) * tiles
 
     def longest_over_mean(self, sizes: Sizes, threads: int) -> float:
-        """The busiest thread's share over the mean one: at least 1."""
+        """The busiest thread's work over the mean, at least 1."""
         units = self.units(sizes)
         return -(-units // threads) * threads / units if units else 1.0

@@ -1,4 +1,4 @@
-"""Events of the modelled device: each carries its own work, so that nothing is kept of an event that nobody holds.
+"""Events of the modelled device. Each carries its own work, so the device keeps no record of unreferenced events.
 
 Knows nothing about what the work costs or computes.
 """
@@ -15,21 +15,21 @@ from coterie.devices.modelled.fluid import Work
 
 @value
 class ModelledEvent(Event):
-    """An event with its work on the clock. `tokens` tells what a run drew; None for other work and for a failed run."""
+    """An event with its work on the clock. `tokens` returns a run's tokens; None for other work and failed runs."""
 
     work: Work = field(compare=False, repr=False)
     tokens: Callable[[], I32] | None = field(default=None, compare=False, repr=False)
 
 
 def own(event: Event) -> ModelledEvent:
-    """The event as one of ours. Raises ValueError for another device's."""
+    """Narrow to our event type. Raises ValueError for another device's event."""
     if not isinstance(event, ModelledEvent):
         raise not_ours(event)
     return event
 
 
 def finished(event: Event) -> Work:
-    """The work of an event of ours. Raises ValueError if it is not finished."""
+    """The work of a finished event. Raises ValueError if it is not finished or another device's."""
     if not isinstance(event, ModelledEvent):
         raise not_ours(event)
     if event.work.end_s is None:
@@ -38,7 +38,7 @@ def finished(event: Event) -> Work:
 
 
 def passed(event: Event) -> Work:
-    """The work of an event of ours that did not fail. Raises its failure, ValueError if it is not finished."""
+    """As `finished`, for work that succeeded; else raises its failure."""
     work = finished(event)
     if work.failure is not None:
         raise work.failure
@@ -56,5 +56,5 @@ def drawn_by(event: Event) -> I32:
 
 
 def not_ours(event: Event) -> ValueError:
-    """What is raised for an event of another device."""
+    """The error for an event of another device."""
     return ValueError(f"event {event.event_id} ({event.label}) is of another device")

@@ -1,4 +1,4 @@
-"""What an exchange among a machine's units costs: measured where the machine names a library, else by formula.
+"""The time of a collective among a machine's units: from measurements if the machine names a library, else a formula.
 
 Knows nothing about regions.
 """
@@ -17,7 +17,7 @@ from coterie.spec.measured import ANALYTIC, TRANSFERRED
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Seconds of latency that nothing can hide, seconds in which bytes move, and how they are known."""
+    """Latency, which cannot be overlapped, the time in which bytes move, and the provenance of both."""
 
     latency_s: float
     bytes_s: float
@@ -25,14 +25,14 @@ class Exchange:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Total time."""
         return self.latency_s + self.bytes_s
 
 
 def exchange(spec: MachineSpec, wanted: Collective, tokens: int = 0) -> Exchange:
-    """The time of a collective on a machine, in a step of so many tokens; without these, of one by itself.
+    """The time of a collective in a step of `tokens` tokens; 0: of the collective by itself.
 
-    Raises UsageError when units cannot reach each other.
+    Raises UsageError if the machine's file has no `[peers]` bandwidth.
     """
     if wanted.ranks <= 1:
         return Exchange(0.0, 0.0, ANALYTIC)
@@ -53,7 +53,7 @@ def _alone(spec: MachineSpec, wanted: Collective) -> Exchange:
 
 
 def _measured(name: str, peers: Peers, wanted: Collective) -> Exchange:
-    """An all-gather moves half of what an all-reduce of its result does."""
+    """From measured all-reduces. An all-gather moves half the bytes of an all-reduce of the same result."""
     found = all_exchanges().all_reduce(peers.library, wanted.ranks, wanted.bytes)
     if found is None:
         known = ", ".join(all_exchanges().libraries)

@@ -1,6 +1,6 @@
-"""A program loaded by a modelled device, the phases of its runs, and what a run must fit.
+"""A program loaded by a modelled device: its cached prices, the phases of its runs, and the validation of a run.
 
-Knows nothing about how prices are made or how time passes; prices found are kept here.
+Knows nothing about how prices are computed or how time passes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from coterie.devices.modelled.work import Parts
 from coterie.graph.mixing import mixes, own_bytes
 from coterie.graph.program import Program
 
-MAX_PRICED_STEPS = 4096  # sizes of steps whose prices are kept; a bound on memory, not on use
+MAX_PRICED_STEPS = 4096  # cache entries: priced step sizes; bounds memory, not use
 
 
 class StepPhases:
-    """The phases of a step of given sizes: as one piece, and cut where gates are awaited.
+    """The phases of a step of given sizes: as a single merged phase, or split at gates.
 
-    `begins_s` is what the first region costs more in the first step of a run. `runs` keeps, by the number of steps, the
-    phases of runs that begin with this step.
+    `begins_s`: extra cost of the first region in a run's first step. `runs`: a cache of the phases of whole runs that
+    start with this step, by number of steps.
     """
 
     def __init__(self, regions: Parts, begins_s: float) -> None:
@@ -36,13 +36,13 @@ class StepPhases:
 
     @property
     def later(self) -> Phase:
-        """A step that does not begin a run."""
+        """Any step of a run but the first."""
         if self._later is None:
             self._later = self._regions.merged()
         return self._later
 
     def first(self, waits: Sequence[Work | None]) -> list[Phase]:
-        """The first step of a run; `waits` gives each region the work that it must await, or is empty."""
+        """The first step of a run; `waits`: the gate of each region or None, or empty if there are no gates."""
         if not waits:
             if self._whole is None:
                 self._whole = self._regions.merged(head=self._head)
@@ -60,7 +60,7 @@ class StepPhases:
 
 
 class Prices:
-    """The prices found so far, by sizes and the tiers of weights and KV; `program` is that of one machine's unit."""
+    """A cache of step prices, by sizes and tiers of weights and KV; `program` is what a single unit executes."""
 
     def __init__(self, pricer: StepPricer) -> None:
         self.program = pricer.program
@@ -68,7 +68,7 @@ class Prices:
         self._known: dict[tuple[int, int, int, int, int, tuple[str, str], int], StepPhases] = {}
 
     def of(self, sizes: Sizes, tiers: tuple[str, str], more_bytes: int = 0) -> StepPhases:
-        """A step of these sizes, which reads so many bytes more of weights than those of one expert."""
+        """The phases of a step. `more_bytes`: weights it reads beyond those of a single expert."""
         key = (sizes.T, sizes.B, sizes.R, sizes.context_tokens, sizes.pairs, tiers, more_bytes)
         found = self._known.get(key)
         if found is None:
@@ -80,9 +80,9 @@ class Prices:
 
 @dataclass(slots=True)
 class ModelledExecutable:
-    """A program with its prices, and the numerics device's own executable where there is one.
+    """A program with its prices, and the numerics device's executable if there is one.
 
-    `gated` are the prices of a step whose weights are still coming; the same object where nothing else is known.
+    `gated`: prices of steps whose weights are still arriving; the same object as `prices` unless the spec differs.
     """
 
     program: Program
@@ -101,11 +101,11 @@ class ModelledExecutable:
         self.stages = frozenset(region.stage for region in self.program.regions)
 
     def mixes(self, shared: Sequence[int]) -> bool:
-        """As the device behind; without one, wherever there could be kernels that do."""
+        """As the numerics device; without one, whether kernels could exist that do."""
         return self._own_of(tuple(shared))[0]
 
     def more_bytes(self, binding: Binding) -> int:
-        """What a run reads of its variants' weights in each step. Raises ValueError where it does not mix them."""
+        """Bytes of its variants' weights that each step reads. Raises ValueError if they cannot be mixed."""
         variants = binding.variants
         if variants is None:
             return 0
@@ -117,7 +117,7 @@ class ModelledExecutable:
         return size_bytes * len(variants.weights)
 
     def _own_of(self, shared: tuple[int, ...]) -> tuple[bool, int]:
-        """Whether all weights but these may differ, and their bytes."""
+        """Whether experts that share only these weights can be mixed, and the bytes of all other weights."""
         found = self._own.get(shared)
         if found is None:
             numerics, program = self.numerics, self.program
@@ -134,12 +134,12 @@ def run_phases(
     gates: Mapping[str, Work],
     more_bytes: int = 0,
 ) -> tuple[list[Phase], tuple[int, ...]]:
-    """The phases of a run, and after how many of them each step ends; a step without gates is one phase.
+    """The phases of a run, and the number of phases after which each step ends; a step without gates is one phase.
 
-    `sizes` are those of the first step, `tiers` where weights and KV lie, `more_bytes` what a step reads of variants.
+    `sizes`: of the first step; `tiers`: of weights and KV; `more_bytes`: bytes of variants' weights read per step.
     """
     if gates:
-        # A gate that is open already would only cost time to look at; one that failed must still fail the run.
+        # Gates that are already open are dropped for speed; one that failed must still fail the run.
         awaited = {stage: gate for stage, gate in gates.items() if not gate.finished or gate.failure is not None}
         if awaited:
             begins = exe.gated.of(sizes, tiers, more_bytes).first(gated(exe.gated.program, awaited))
@@ -159,7 +159,7 @@ def _steps(
     phases: list[Phase],
     more_bytes: int,
 ) -> tuple[list[Phase], tuple[int, ...]]:
-    """The first step's phases and those of the steps behind it."""
+    """Append the phases of the later steps to those of the first; returns them with the ends of all steps."""
     cuts = [len(phases)]
     for step in range(1, steps):
         context_tokens, pairs = sizes.context_tokens + step * sizes.B, sizes.pairs + step * sizes.T
@@ -172,7 +172,7 @@ def _steps(
 def own_executable(
     exe: Executable, binding: Binding, sizes: Sizes, gates: Collection[str], steps: int
 ) -> ModelledExecutable:
-    """The executable as one of ours. Raises ValueError for another device's, or a run that does not fit it."""
+    """Narrow to our executable type. Raises ValueError for another device's, or arguments that do not fit it."""
     if not isinstance(exe, ModelledExecutable):
         raise ValueError(f"{type(exe).__name__} was not loaded by this device")
     if steps != 1:
@@ -186,7 +186,7 @@ def own_executable(
 
 
 def numerics_of(exe: ModelledExecutable) -> Executable:
-    """What the device behind loaded. Raises RuntimeError where there is none."""
+    """The numerics device's executable. Raises RuntimeError if there is none."""
     if exe.numerics is None:
         raise RuntimeError(f"{exe.program.graph.name} was loaded without numerics")
     return exe.numerics

@@ -1,11 +1,11 @@
-"""Modelled time as a fluid: work that draws on one resource shares it, re-timed at each start and end.
+"""A fluid model of time: concurrent work shares resources, and rates are recomputed whenever work starts or ends.
 
-    lane    compute  [ phase | phase | gate... phase ]      a phase: a delay, then flows that drain at the same time
+    lane    compute  [ phase | phase | gate... phase ]      a phase: a delay, then flows that drain concurrently
             a->b     [ phase ]                              a flow: an amount, drained at one rate from all it uses
 
-    merged phases   are taken in one piece while nothing else is active, one by one otherwise: the same to rounding
+    merged phases   are processed as a whole while nothing else is active, else part by part; equal up to rounding
 
-    rate of a flow = its max-min fair share: all rates rise together until a resource is full; its flows stop there
+    rate of a flow = its max-min fair share: all rates rise together until a resource is full, which fixes its flows
 
 Knows nothing about programs, bytes or tiers: resources are names with a capacity per second.
 """
@@ -24,19 +24,19 @@ from coterie.devices.modelled.work import Flow, Parts, Phase, Work, merged
 
 __all__ = ["Flow", "FluidClock", "Phase", "Usage", "Work", "fair_rates", "merged"]
 
-ROUNDING = 1e-12  # relative: what would end within this share of a step ends with it; the difference is rounding
+ROUNDING = 1e-12  # relative tolerance: whatever would end this close to the end of a step ends with it
 
 
 @dataclass(slots=True)
 class Usage:
-    """What one resource gave: the amount drawn, and the seconds in which anything drew on it."""
+    """Use of one resource: the amount drawn, and the seconds in which anything drew on it."""
 
     drawn: float = 0.0
     busy_s: float = 0.0
 
 
 def _drain(work: Work, columns: Sequence[int], seconds: float, free: tuple[float, ...], drawn: list[float]) -> None:
-    """Let a work's phase go on for less than it needs; `columns` has the places of its flows in `free` and `drawn`."""
+    """Advance a work's phase by less than it needs; `columns`: index of each of its flows in `free` and `drawn`."""
     waited = min(work._delay_s, seconds)
     work._delay_s -= waited
     work._fresh = False
@@ -49,10 +49,10 @@ def _drain(work: Work, columns: Sequence[int], seconds: float, free: tuple[float
 
 
 class FluidClock:
-    """Lanes of work over shared resources, and the time. Issuing never moves time; `advance` does."""
+    """Lanes of work over shared resources, and the current time, which only `advance` moves."""
 
     def __init__(self, capacity: Mapping[str, float]) -> None:
-        """`capacity` gives each resource's units per second, all above zero."""
+        """`capacity`: units per second of each resource, all positive."""
         self.now = 0.0
         self.usage = {resource: Usage() for resource in capacity}
         self.lane_busy_s: dict[str, float] = {}
@@ -69,24 +69,24 @@ class FluidClock:
         failure: Exception | None = None,
         cuts: tuple[int, ...] = (),
     ) -> Work:
-        """Append a work to a lane. `after` and gates are works issued before."""
+        """Append a work to a lane. `after` and gates must have been issued earlier."""
         work = Work(next(self._numbers), tuple(after), tuple(phases), failure, cuts)
         waiting = self._lanes.setdefault(lane, deque())
         waiting.append(work)
-        # Everything else is settled, and what is behind others changes nothing.
+        # All else is settled, and work queued after other work changes nothing yet.
         if len(waiting) == 1:
             self._settle()
         return work
 
     def issue_chain(self, lane: str, after: Iterable[Work], phases: Iterable[Phase]) -> list[Work]:
-        """Append works of one phase each to a lane; each waits for the one before, the first for `after`."""
+        """Append works of one phase each to a lane; each waits for its predecessor, the first for `after`."""
         works: list[Work] = []
         for phase in phases:
             works.append(self.issue(lane, works[-1:] or after, (phase,)))
         return works
 
     def advance(self, until: float | None = None) -> bool:
-        """Move to the next moment of change, or to `until` if that comes first. False: nothing is active."""
+        """Advance to the next change, or to `until` if that comes first. False: nothing is active."""
         active = [lane[0] for lane in self._lanes.values() if lane and lane[0]._entered]
         if len(active) == 1 and active[0]._fresh and active[0]._part == 0 and self._advance_alone(active[0], until):
             return True
@@ -119,7 +119,7 @@ class FluidClock:
         return True
 
     def wait(self, works: Sequence[Work], until: float | None = None) -> bool:
-        """Advance until one of the works is finished or it is `until`; False: nothing is active, and no end given."""
+        """Advance until one of the works is finished or the time is `until`; False if that would never happen."""
         while until is None or self.now < until:
             for work in works:
                 if work.end_s is not None:
@@ -131,18 +131,18 @@ class FluidClock:
         return True
 
     def head(self, lane: str) -> Work | None:
-        """The work that a lane is at, None when it has none."""
+        """A lane's current work, or None."""
         works = self._lanes.get(lane)
         return works[0] if works else None
 
     def idle_until(self, moment: float) -> None:
-        """Let time pass to `moment` while nothing is active; earlier moments change nothing."""
+        """Set the time to `moment`, if that is later; only while nothing is active."""
         self.now = max(self.now, moment)
 
     def _advance_alone(self, work: Work, until: float | None) -> bool:
-        """Take whole phases of the only active work, which is at the start of one; False where none ends by `until`.
+        """Process whole phases of the only active work, which is at the start of one; False if none ends by `until`.
 
-        Others wait for it, so nothing else can change meanwhile.
+        All other work waits for it, so nothing else can change meanwhile.
         """
         phases, index = work.phases, work._index
         while True:
@@ -166,10 +166,10 @@ class FluidClock:
         return True
 
     def _advance_beside(self, work: Work, parts: Parts, others: Sequence[Work], until: float | None) -> bool:
-        """Take parts of a merged phase up to the next change among others; False where they would slow each other.
+        """Process parts of a merged phase up to the next change in other work; False if they would slow each other.
 
-        As long as every flow of the others gets what it would get alone, each part has the rest of what it uses: then
-        how long each takes is known at once.
+        While every other flow keeps the rate it has without this work, each part gets the remaining capacity, so all
+        parts' durations are known in closed form.
         """
         delayed, draining, uses = self._active(others)
         shared = self._shares.of(uses)
@@ -198,9 +198,9 @@ class FluidClock:
     def _take_parts(
         self, work: Work, parts: Parts, free: tuple[float, ...], limit: float, beside: Mapping[str, float]
     ) -> float:
-        """Let parts pass for at most `limit` seconds, account for them, and return how long it was.
+        """Process parts for at most `limit` seconds, account for them, and return the seconds taken.
 
-        `free` is what is left of each of the table's resources, `beside` what others draw on.
+        `free`: remaining capacity of each of the table's resources; `beside`: what other work draws, by resource.
         """
         table, at, left = parts.table, work._part, work._left
         columns = table.columns[table.places[at]]
@@ -239,7 +239,7 @@ class FluidClock:
         return step
 
     def _draw(self, phase: Phase) -> None:
-        """Account for a phase that was alone."""
+        """Account for a phase that ran with nothing else active."""
         if phase.parts is not None:
             for resource, amount in phase.drawn:
                 usage = self.usage[resource]
@@ -273,10 +273,10 @@ class FluidClock:
             usage.drawn += per_s * step
 
     def _settle(self) -> None:
-        """Take every transition that needs no time, until none is left."""
+        """Take all transitions that need no time."""
         ended = True
         while ended:
-            # Only what ends lets other lanes go on.
+            # Only the end of a work can unblock other lanes.
             ended = False
             for name, lane in self._lanes.items():
                 while lane:
@@ -289,7 +289,7 @@ class FluidClock:
                         ended = True
 
     def _step(self, work: Work) -> bool:
-        """Take one transition of a lane's head; False if it must wait."""
+        """Take one transition of a lane's current work; False if it must wait."""
         if work._entered:
             if work._delay_s > 0 or (work._left and max(work._left) > 0):
                 return False

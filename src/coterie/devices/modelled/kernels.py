@@ -1,8 +1,8 @@
-"""Which measured kernels a region is made of, and how fast it runs where they were measured.
+"""Decomposes a region into kernels that were measured on GPUs, and estimates its speed from the measurements.
 
-    region   [linear linear linear]  [attention]  rest         linears that read one input are one gemm
-    time     gemm                  + attention  + rest bytes at the achieved share of bandwidth
-    share    what the peaks allow for the whole region / that time
+    region   [linear linear linear]  [attention]  rest         linears that read the same input count as one GEMM
+    time     GEMM                  + attention  + remaining bytes / achieved bandwidth
+    share    roofline time of the whole region / that time
 
 Knows nothing about lanes, launches or links.
 """
@@ -37,8 +37,8 @@ from coterie.spec.measured import (
     one_unit,
 )
 
-ELEMENT_WISE_FLOPS = 8  # a byte, at most, of a kernel that only goes over its operands
-_FAMILIES = {  # of products, by the weights' type; whole numbers with a scale for each group go as those with fewer
+ELEMENT_WISE_FLOPS = 8  # upper bound on FLOPs per byte of an element-wise kernel
+_FAMILIES = {  # GEMM family by weight type; group-quantised integers use the measurements of coarser scales
     **{DType.BF16: GEMM, DType.F16: GEMM, DType.F8_E4M3: GEMM_FP8},
     **{DType.Q8: GEMM_INT8, DType.Q4: GEMM_INT4, DType.Q4Z: GEMM_INT4},
 }
@@ -46,9 +46,9 @@ _RANK = (MEASURED, INTERPOLATED, TRANSFERRED, ANALYTIC)
 
 
 class RegionKernels:
-    """The gemms and attentions of a region, and how fast it runs. `kernels` in place of all of the machine's GPU.
+    """The GEMMs and attentions of a region, and its speed. `kernels`: replaces the measurements of the machine's GPU.
 
-    Raises UsageError for a set that does not exist.
+    Raises UsageError if the machine names unknown measurements.
     """
 
     def __init__(self, spec: MachineSpec, program: Program, region: Region, kernels: Kernels | None = None) -> None:
@@ -59,14 +59,14 @@ class RegionKernels:
         self._attentions = [_Attention.of(program.graph, op) for op in region.ops if op.kind in ATTENTION]
 
     def of(self, sizes: Sizes) -> tuple[Kernel, ...] | None:
-        """As kernels that may have been measured; None where one has weights of a type that none has."""
+        """The region's kernels in a step of these sizes; None if a product is of a kind that was never measured."""
         if self._gemms is None:
             return None
         gemms = [Kernel(family, (sizes.of(rows), n, k)) for (family, _, rows, k), n in self._gemms.items()]
         return (*gemms, *[attention.of_sizes(sizes) for attention in self._attentions])
 
     def speed(self, cost: Cost, sizes: Sizes) -> Speed | None:
-        """The share of the machine's physical peaks that it reaches; None where nothing like it was measured."""
+        """The share of the machine's physical peaks that it reaches; None if nothing comparable was measured."""
         parts, total_bytes = self.of(sizes), cost.total_bytes
         if parts is None or total_bytes == 0 or (not parts and cost.flops > ELEMENT_WISE_FLOPS * total_bytes):
             return None
@@ -87,14 +87,14 @@ class RegionKernels:
 
 
 def is_fp8(graph: Graph, region: Region) -> bool:
-    """Whether all of a region's matrices are of FP8, which machines that can compute in FP8."""
+    """Whether all of a region's matrices are FP8, so that FP8 arithmetic can be used; never with attention."""
     weights = [graph.values[name] for op in region.ops for name in op.inputs if name]
     types = {one.dtype for one in weights if one.kind is Kind.WEIGHT and len(one.shape) > 1}
     return types == {DType.F8_E4M3} and not any(op.kind in ATTENTION for op in region.ops)
 
 
 def not_measured(spec: MachineSpec, graphs: Iterable[Graph]) -> tuple[DType, ...]:
-    """Types of weights with which the machine's GPU has measured kernels for no product; none without measured ones."""
+    """Weight types for which the machine's GPU has no measured GEMM; empty if the machine names no measurements."""
     if not spec.kernels:
         return ()
     known = {row.kernel.family for row in measured_rows(spec.kernels)}
@@ -105,9 +105,9 @@ def not_measured(spec: MachineSpec, graphs: Iterable[Graph]) -> tuple[DType, ...
 
 
 def _gemms(graph: Graph, region: Region) -> dict[tuple[str, str, Dim, int], int] | None:
-    """By family, input, its rows and columns: the columns that come out. None for weights of a type that none has.
+    """Output columns of each GEMM, by (family, input, rows, input columns). None for a weight type that no family has.
 
-    None for those of branches too: what tokens take of them is no gemm that was measured.
+    None for mixture-of-experts products too, which were not measured.
     """
     found: dict[tuple[str, str, Dim, int], int] = {}
     for op in region.ops:
@@ -126,7 +126,7 @@ def _gemms(graph: Graph, region: Region) -> dict[tuple[str, str, Dim, int], int]
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
-    """All sequences are taken to be of the mean length; prefill where any has more than one token."""
+    """An attention op as a measured kernel: all sequences get the mean length; prefill if T > B."""
 
     heads: int
     kv_heads: int
@@ -136,27 +136,27 @@ class _Attention:
 
     @classmethod
     def of(cls, graph: Graph, op: Op) -> _Attention:
-        """The attention that an op is."""
+        """From an op of the graph."""
         heads, channels = (fixed(dim) for dim in graph.values[op.inputs[0]].shape[1:])
         state = next(graph.values[name] for name in op.inputs if name and graph.values[name].kind is Kind.STATE)
         window = op.integer("window") if op.kind == "attention" else 0  # others see every position
         return cls(heads, fixed(state.shape[2]), channels, window, op)
 
     def of_sizes(self, sizes: Sizes) -> Kernel:
-        """In a step."""
+        """The kernel for a step of these sizes."""
         batch, window = max(1, sizes.B), self.window
         if batch >= sizes.T:
             context = max(1, round(sizes.context_tokens / batch))
             length = min(context, window) if window else context
             return Kernel("attention-decode", (self.heads, self.kv_heads, self.channels, batch, length))
-        # As long as a fresh prompt with as many pairs of a token and a position that it sees.
+        # The length of a prompt without cached context that has as many (query, key) pairs.
         pairs = pairs_of(self.op, sizes) / batch
         length = max(1, round(sqrt(2 * pairs + 0.25) - 0.5))
         return Kernel("attention-prefill", (self.heads, self.kv_heads, self.channels, batch, length))
 
 
 def fixed(dim: Dim) -> int:
-    """A dimension of a weight, of heads or of channels: no step changes it."""
+    """Narrow to a dimension that does not depend on the step. Raises ValueError."""
     if not isinstance(dim, int):
         raise ValueError(f"dimension {dim!r} is not fixed")
     return dim

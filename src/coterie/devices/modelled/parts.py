@@ -1,7 +1,7 @@
-"""The parts of a merged phase: how many of them pass in a given time, with so much of each resource left.
+"""The parts of a merged phase: prefix sums that tell how many parts complete in a given time, at given free capacity.
 
-    unique   a b c          parts repeat (the layers of a model), so each is looked at once
-    places   0 1 2 1 2 1 2  the parts in order
+    unique   a b c          parts repeat (the layers of a model), so each distinct one is processed once
+    places   0 1 2 1 2 1 2  the parts in order, as indices into `unique`
 
 Knows nothing about lanes or clocks.
 """
@@ -18,36 +18,36 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-MANY = 64  # parts: fewer are summed faster one by one
-MAX_ENDS = 16  # of what is left that ends are kept for; a bound on memory, not on use
+MANY = 64  # parts from which NumPy is faster than a Python loop
+MAX_ENDS = 16  # cache entries: free capacities; bounds memory, not use
 
 
 class Flowing(Protocol):
-    """A flow."""
+    """The part of a Flow that is needed here."""
 
     @property
     def amount(self) -> float:
-        """What drains."""
+        """The amount that drains."""
 
     @property
     def uses(self) -> Mapping[str, float]:
-        """From what: one resource, for flows of parts."""
+        """Resources it draws on; a single one in flows of parts."""
 
 
 class Part(Protocol):
-    """A phase that is a part."""
+    """The part of a Phase that is needed here."""
 
     @property
     def delay_s(self) -> float:
-        """Before its flows drain."""
+        """Seconds before its flows drain."""
 
     @property
     def flows(self) -> Sequence[Flowing]:
-        """They drain together."""
+        """Flows that drain concurrently."""
 
 
 def running(each: Sequence[float], places: tuple[int, ...]) -> array[float]:
-    """Sums of what `each` kind of part has, over the first one, two, ... all of the parts, added in their order."""
+    """Prefix sums over the parts of a value given for `each` unique part, added strictly in order."""
     if len(places) < MANY:
         return array("d", accumulate([each[place] for place in places]))
     return array("d", np.cumsum(np.array(each)[_index(places)]).tobytes())
@@ -60,8 +60,8 @@ def _index(places: tuple[int, ...]) -> npt.NDArray[np.intp]:
 
 @dataclass(slots=True, eq=False)
 class Table:
-    """What parts draw, part by part. `columns` has the place in `resources` of each flow of each unique part; `sums` of
-    a resource has what the first n parts draw of it, for n from 0.
+    """What parts draw from resources. `columns`: index in `resources` of each flow of each unique part; `sums`: per
+    resource, the total drawn by the first n parts, for n from 0.
     """
 
     places: tuple[int, ...]
@@ -74,7 +74,7 @@ class Table:
 
     @classmethod
     def of(cls, unique: Sequence[Part], places: tuple[int, ...]) -> Table:
-        """`places` says which of the `unique` parts each part is."""
+        """Tabulate parts given as indices (`places`) into `unique`."""
         resources = tuple(dict.fromkeys(name for part in unique for flow in part.flows for name in flow.uses))
         column_of = {name: number for number, name in enumerate(resources)}
         amounts = [[0.0] * len(resources) for _ in unique]
@@ -88,7 +88,7 @@ class Table:
         return cls(places, [part.delay_s for part in unique], amounts, resources, columns, sums)
 
     def ends_s(self, free: tuple[float, ...]) -> Sequence[float]:
-        """When each part would end, one after the other, from 0, with so much of each resource left."""
+        """End time of each part, starting at 0, if executed in sequence with this free capacity per resource."""
         found = self._ends.get(free)
         if found is None:
             if len(self._ends) >= MAX_ENDS:

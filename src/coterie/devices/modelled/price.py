@@ -1,6 +1,6 @@
-"""What a step costs on a modelled machine, region by region: `step_time` for reports, phases for the device's clock.
+"""Prices a step on a modelled machine: `step_time` for reports, `StepPricer` as phases for the device's clock.
 
-    software between two steps, then region by region (region.py); equal layers are priced once
+    host software between steps, then the regions in sequence (region.py); identical layers are priced once
 
 Knows nothing about lanes, events or what is computed.
 """
@@ -24,7 +24,7 @@ from coterie.graph.ops import COLLECTIVES
 from coterie.graph.program import Program
 from coterie.spec.machine import MachineSpec
 
-MAX_PRICED_REGIONS = 1 << 15  # whose phases are kept; a bound on memory, not on use
+MAX_PRICED_REGIONS = 1 << 15  # cache entries: phases of regions; bounds memory, not use
 
 
 def step_time(
@@ -37,12 +37,12 @@ def step_time(
     allow_analytic: bool = True,
     mapped: bool = False,
 ) -> StepTime:
-    """What a step with nothing beside it takes on a machine, region by region; weights and KV lie in the run tier.
+    """The time of a step on an otherwise idle machine, region by region, with weights and KV in the run tier.
 
-    `starts_run`: software starts the first region even where the device starts the others; `mapped`: sections are laid
-    out on the machine's grid (dataflow/), and priced as whole regions only where they do not fit.
-    Raises UsageError when a needed number of the machine is unknown, or a region is outside what was measured and
-    `allow_analytic` is False.
+    `starts_run`: the step is a run's first, whose start the host launches in any case; `mapped`: place sections on the
+    machine's grid (dataflow/), and price them as whole regions only if they do not fit.
+    Raises UsageError when the spec lacks a number that pricing needs, or when `allow_analytic` is False and a region
+    is outside the measured range.
     """
     resources(spec)
     where = spec.run_tier, spec.run_tier
@@ -59,7 +59,7 @@ def step_time(
 
 
 def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
-    """A lower bound of a step: per region the larger of flops and bytes over physical peaks, nothing else."""
+    """A lower bound on a step: per region, the longest of its flops and bytes per tier at physical peak rates."""
     total, own, same = 0.0, rates(spec, program), facts(program).same
     for index in dict.fromkeys(same):
         region = program.regions[index]
@@ -74,9 +74,9 @@ def roofline_s(spec: MachineSpec, program: Program, sizes: Sizes) -> float:
 
 
 class StepPricer:
-    """Prices the steps of one program on a machine: `step_time` as flows that others can slow down.
+    """Prices the steps of one program on a machine: `step_time`, but as flows that concurrent work can slow down.
 
-    Keeps the phases of regions that cost the same in any context.
+    Caches the phases of regions whose cost does not depend on context lengths.
     """
 
     def __init__(self, spec: MachineSpec, program: Program, pricing: Pricing, kit: Kit = PLAIN) -> None:
@@ -87,10 +87,10 @@ class StepPricer:
         self._known: dict[tuple[int, int, int, int, tuple[str, str]], Phase] = {}
 
     def phases(self, sizes: Sizes, tiers: tuple[str, str], more_bytes: int = 0) -> Parts:
-        """Each region of a step that does not begin a run, as a phase; `tiers`: where weights and KV lie.
+        """The regions of a step (not the first of a run) as phases; `tiers`: of weights and of KV.
 
-        Where a step reads `more_bytes` of weights than one expert has, a part at its end is for these.
-        Raises ValueError when one of these tiers has no known bandwidth.
+        `more_bytes`: weights read beyond those of a single expert, as one more part at the end.
+        Raises ValueError when a tier's bandwidth is unknown.
         """
         unique, known, kit = [], self._known, self._kit
         if len(known) >= MAX_PRICED_REGIONS:
@@ -115,12 +115,12 @@ class StepPricer:
         return kit.parts([*unique, begins], order.headed)
 
     def _reading(self, tier: str, size_bytes: int) -> Phase:
-        """Reading so much of a tier, and nothing else."""
+        """A phase that only reads from a tier."""
         flow = self._kit.flow(float(size_bytes), alone(tier_name(tier)))
         return self._kit.phase(0.0, (flow,), alone_s=size_bytes / self._spec.tier(tier).achieved_bytes_per_s)
 
     def _look_at(self, tiers: tuple[str, str]) -> list[tuple[RegionPricer, tuple[bool, bool] | None]]:
-        """Each kind of region, and of one that reads no context whether it depends on B, and on R."""
+        """A pricer per distinct region; for those that read no context, also whether their cost depends on B and R."""
         spec, program = self._spec, self.program
         for name in tiers:
             if spec.tier(name).bytes_per_s <= 0:
@@ -133,7 +133,9 @@ class StepPricer:
 
 
 class _Order(NamedTuple):
-    """Kinds of regions, and which of them each is; `headed`: with the first region a kind of its own behind them."""
+    """`kinds`: the distinct regions. `places`: which of them each region is. `headed`: the same, but with the first
+    region as one more kind at the end.
+    """
 
     kinds: tuple[int, ...]
     places: tuple[int, ...]
@@ -141,7 +143,7 @@ class _Order(NamedTuple):
 
     @classmethod
     def of(cls, same: tuple[int, ...]) -> _Order:
-        """From the first region that costs the same as each."""
+        """`same`: for each region, the index of the first that costs the same."""
         kinds = tuple(dict.fromkeys(same))
         number = {index: place for place, index in enumerate(kinds)}
         places = tuple([number[index] for index in same])
@@ -149,27 +151,29 @@ class _Order(NamedTuple):
 
 
 def host_s(spec: MachineSpec, sizes: Sizes) -> float:
-    """Software's work between two steps, and what a step takes besides its regions if it reads prompts."""
+    """Host time between two steps, plus the fixed cost of a step that contains prefill."""
     return spec.step_host_s + sizes.B * spec.step_sequence_s + (spec.prompt_start_s if sizes.T > sizes.B else 0.0)
 
 
 def floor_s(spec: MachineSpec, sizes: Sizes) -> float:
-    """The least that software takes to issue a step, in which the device works too."""
+    """Minimum host time to issue a step, which overlaps with the device's work."""
     return max(spec.step_floor_s, spec.prompt_floor_s) if sizes.T > sizes.B else spec.step_floor_s
 
 
 def begins_s(spec: MachineSpec, orchestration: str) -> float:
-    """Seconds that beginning a run costs more: `device`: software starts it; `host`: it starts every region anyway."""
+    """Extra seconds at the start of a run. With `device` orchestration that includes a host launch; with `host`, every
+    region has one anyway.
+    """
     return spec.run_start_s + (spec.launch_s("host") if orchestration == "device" else 0.0)
 
 
 def gated_by(spec: MachineSpec, pricing: Pricing) -> Pricing:
-    """How a step is priced whose weights are still coming: its kernels may be started by somebody else."""
+    """The pricing of steps whose weights are still arriving, where the spec names another orchestration for these."""
     same = spec.gated_launch in ("", pricing.orchestration)
     return pricing if same else replace(pricing, orchestration=spec.gated_launch)
 
 
 def gated(program: Program, gates: Mapping[str, Work]) -> list[Work | None]:
-    """For each region of the first step, the work it must await: a stage's gate stands before its first region."""
+    """The gate, if any, of each region of the first step: a stage's gate applies to its first region."""
     waiting = dict(gates)
     return [waiting.pop(region.stage, None) for region in program.regions]

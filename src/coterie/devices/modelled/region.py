@@ -1,14 +1,14 @@
-"""What one region costs on a modelled machine in any step: what no sizes change is looked up once.
+"""Prices a region on a modelled machine, in any step; what does not depend on sizes is computed once.
 
-    region   launch, then compute and each tier's bytes at once: max(flops / rate, bytes / rate), then exchanges
-    rate     where kernels were measured: the physical peak times the share reached near there (kernels.py)
-             else where the file carries over what other machines reach: a fixed time, and shares by family of kernels
-             elsewhere: the machine file's own achieved shares ("analytic")
-    cores    a machine without GPU: the thread that has most to do is waited for, and reads what one core can
-    grid     a dataflow machine: intermediates stay in SRAM, exchanges stream beside the work, a pipeline fills
+    region   launch, then compute and memory traffic overlapped: max(flops / rate, bytes / rate), then exchanges
+    rate     if its kernels were measured: the physical peak times the share reached at similar sizes (kernels.py)
+             else if the machine file carries over efficiencies of other machines: a fixed time, and shares per family
+             else the machine file's own achieved shares ("analytic")
+    cores    a machine without GPU: the busiest thread sets the time, and its bandwidth is limited to one core's
+    grid     a dataflow machine: intermediates stay in SRAM, exchanges overlap with the work, a pipeline has to fill
 
-A program of one rank (graph/shard.py) is priced on one unit's rates and exchanges; a whole one on all units as if
-they were one. Knows nothing about steps, lanes, events or what is computed.
+One rank's program (graph/shard.py) is priced at one unit's rates plus exchanges; a whole program as if all units were
+a single one. Knows nothing about steps, lanes, events or what is computed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FULL_SECTION_OPS = 20  # ops that fill a grid: fused pipelines commonly hold 20 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """How regions are priced. `kernels`: speeds in place of all that were measured on the machine's GPU.
+    """How regions are priced. `kernels`: replaces the measurements of the machine's GPU.
 
-    Without `analytic` a region that no measured kernel is near is refused. `mapped` lays sections out on the machine's
-    grid, stage by stage: up to a second for each new section, so for reports, not for the steps of a simulation.
+    Without `analytic`, a region outside the measured range is refused. `mapped` places sections on the machine's grid,
+    stage by stage: up to a second per new section, so for reports, not for the steps of a simulation.
     """
 
     orchestration: str = "device"
@@ -56,7 +56,10 @@ class Pricing:
 
 
 class RegionPricer:
-    """Prices a region that does not begin a run; weights and KV are charged to `tiers`, the rest to the run tier."""
+    """Prices one region, without the extra cost of a run's start.
+
+    Traffic of weights and KV is charged to `tiers`, all other to the run tier.
+    """
 
     def __init__(
         self, spec: MachineSpec, program: Program, index: int, tiers: tuple[str, str], pricing: Pricing
@@ -82,12 +85,12 @@ class RegionPricer:
             self._achieved[name] = spec.tier(name).achieved_bytes_per_s, alone(tier_name(name))
 
     def time(self, sizes: Sizes) -> RegionTime:
-        """What it takes in a step with nothing beside it."""
+        """Its time in a step on an otherwise idle machine."""
         spec, region, run_tier = self._spec, self._region, self._charged[2]
         exchanges = []
         if self._exchanges:
             exchanges = [exchange(spec, wanted, sizes.T) for wanted in collectives(self._program, region, sizes)]
-        # The time of an exchange by itself has the reading and writing of its operands in it.
+        # The time of a lone exchange includes reading and writing its operands.
         cost = Cost() if self._only_exchanges else self._cost.of(sizes)
         rates, provenance = self._rates(cost, sizes)
         over = self._division.longest_over_mean(sizes, spec.cores.threads) if self._division and spec.cores else 1.0
@@ -104,8 +107,8 @@ class RegionPricer:
             exposed_s = sum([item.latency_s for item in exchanges])
             if exchanges:
                 memory_s[PEERS] = sum(item.bytes_s for item in exchanges)
-            # A pipeline of one stage per op takes tiles of as many tokens as a PCU has lanes; the first fills it, while
-            # weights arrive: T = (tiles + stages - 1) * compute / tiles, of which the part above memory's time shows.
+            # A pipeline with one stage per op processes tiles of as many tokens as a PCU has lanes. It fills while
+            # weights arrive: T = (tiles + stages - 1) * compute / tiles, of which the excess over memory time shows.
             filled_s = compute_s * (1 + (len(region.ops) - 1) / max(1.0, sizes.T / spec.grid.lanes))
             fill_s = max(0.0, filled_s - max(compute_s, *memory_s.values()))
         laid_out = section_price(spec, self._program.graph, region.ops, sizes) if self._is_laid_out else None
@@ -123,9 +126,9 @@ class RegionPricer:
         return RegionTime(region.name, region.kernel, region.stage, *found)
 
     def _rates(self, cost: Cost, sizes: Sizes) -> tuple[KernelRates, str]:
-        """What the region's kernel reaches of the peaks, besides a fixed time, and how that is known.
+        """The shares of the peaks that the region's kernel reaches, its fixed time, and their provenance.
 
-        Raises UsageError for matrices that no measured kernel is near, unless prices may be analytic.
+        Raises UsageError for products outside the measured range, unless analytic prices are allowed.
         """
         spec, region, carried = self._spec, self._region, self._spec.carried
         speed = self._kernels.speed(cost, sizes) if self._kernels is not None else None
@@ -142,7 +145,7 @@ class RegionPricer:
         return carried.prefill if sizes.T > sizes.B else carried.decode, CARRIED
 
     def phase(self, sizes: Sizes, kit: Kit = PLAIN) -> Phase:
-        """The same as a phase: a flow is as much of its resource as the region keeps busy."""
+        """`time` as a phase: each flow's amount is its time at the resource's achieved rate."""
         row = self.time(sizes)
         flows = [kit.flow(row.compute_s * self._spec.achieved_flops_per_s, alone(COMPUTE))]
         for name, seconds in row.memory_s.items():
@@ -152,30 +155,34 @@ class RegionPricer:
 
     @property
     def _is_laid_out(self) -> bool:
-        """One socket's section, on a machine with a grid, where mapping is asked for."""
+        """Whether to place it on the grid: a section of a socket's program, when mapping was requested."""
         spec, grid = self._spec, self._spec.grid is not None
         return self._pricing.mapped and grid and self._region.kernel == SECTION and self._units == spec.units
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Physical rates that one program sees: of one unit for a rank's program, of all otherwise."""
+    """Peak rates for a program: a rank's program gets one unit's, any other those of all units together.
+
+    `units` divides the machine's totals: 1 for the latter.
+    """
 
     units: int
     flops_per_s: float
 
     def bytes_per_s(self, spec: MachineSpec, tier: str) -> float:
-        """Of a tier."""
+        """A tier's peak bandwidth."""
         found = spec.tier(tier)
         return found.bytes_per_s / (self.units if found.per_unit else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a program's prices need of it whatever the sizes: the first region that costs the same as each; of how many
-    ranks the program is one's (1: a whole program); of those first regions that cost the same in any context, whether
-    they depend on B, and on R. `costs` of the first regions,
-    and how many of their ops exchange.
+    """Size-independent facts about a program. `same`: for each region, the first region that costs the same.
+
+    `ranks`: the ranks that it was sharded for; 1 for a whole program. The rest is by those first regions:
+    `context_free`: for those whose cost does not depend on context lengths, whether it depends on B, and on R; `costs`;
+    `exchanging`: number of collective ops.
     """
 
     program: Program
@@ -187,7 +194,7 @@ class Facts:
 
 
 def facts(program: Program) -> Facts:
-    """The program's facts, kept for the programs asked about last (a program cannot be hashed, so by identity)."""
+    """The program's facts, cached by identity, since programs are not hashable."""
     found = _FACTS.get(id(program))
     if found is None or found.program is not program:
         if len(_FACTS) >= MAX_FACTS:
@@ -204,7 +211,7 @@ def facts(program: Program) -> Facts:
 
 
 def rates(spec: MachineSpec, program: Program) -> Rates:
-    """The rates that a program sees."""
+    """The peak rates for a program."""
     units = spec.units if facts(program).ranks > 1 or spec.units == 1 else 1
     return Rates(units, spec.flops_per_s / units)
 
@@ -214,7 +221,7 @@ def _has_matrices(region: Region) -> bool:
 
 
 def moved_bytes(tiers: tuple[str, str, str], cost: Cost) -> dict[str, float]:
-    """Bytes that a kernel moves, by tier; `tiers` are those of weights, of KV and of all else."""
+    """Bytes that a kernel moves, by tier; `tiers`: of weights, of KV and of everything else."""
     moved: dict[str, float] = {}
     for tier, size_bytes in (
         (tiers[0], cost.weight_bytes),
@@ -226,7 +233,7 @@ def moved_bytes(tiers: tuple[str, str, str], cost: Cost) -> dict[str, float]:
 
 
 def alike(program: Program) -> tuple[int, ...]:
-    """For each region, the first region that costs the same: equal but for the layer and the names of values."""
+    """For each region, the first that costs the same: equal up to the layer number and the names of values."""
     values = program.graph.values
     first: dict[object, int] = {}
     found = []
@@ -243,6 +250,6 @@ def alike(program: Program) -> tuple[int, ...]:
 
 
 def launch_s(spec: MachineSpec, orchestration: str, region: Region) -> float:
-    """Seconds before a region that does not begin a run starts; a dataflow machine is configured for its ops first."""
+    """Launch time of a region, without a run's start; on a dataflow machine it includes reconfiguration, by ops."""
     configured = min(1.0, len(region.ops) / FULL_SECTION_OPS) if spec.grid is not None else 0.0
     return spec.launch_s(orchestration, configured)

@@ -1,4 +1,4 @@
-"""What the work of a real run took, lane by lane, in the order of issue: a modelled device takes it in place of prices.
+"""Replays durations recorded on a real device, per lane in order of issue, instead of prices.
 
 Knows nothing about what the work was.
 """
@@ -11,7 +11,7 @@ from coterie.core.errors import DeviceError
 
 
 class Replay:
-    """Hands out recorded seconds. `where`: what an error names."""
+    """Hands out recorded durations. `where`: the location that errors name."""
 
     def __init__(self, where: str, durations: Mapping[str, Sequence[float]]) -> None:
         self._where = where
@@ -19,7 +19,7 @@ class Replay:
         self._issued = dict.fromkeys(durations, 0)
 
     def next_s(self, lane: str) -> float:
-        """What the next work on a lane took. Raises DeviceError where more is issued than was recorded."""
+        """Duration of the next work on a lane. Raises DeviceError if more is issued than was recorded."""
         recorded, index = self._durations.get(lane, ()), self._issued.get(lane, 0)
         if index >= len(recorded):
             fact = f"lane {lane} has {len(recorded)} recorded durations but more work was issued"

@@ -1,4 +1,4 @@
-"""The program that a machine's units run together: one rank's, where the machine has units that reach each other.
+"""The program that each unit of a machine executes: one rank's shard, if the units are connected.
 
 Knows nothing about prices.
 """
@@ -13,10 +13,10 @@ from coterie.spec.machine import MachineSpec
 
 
 def rank_program(spec: MachineSpec, program: Program) -> Program:
-    """One rank's program, over as many units as the model can be split by: the largest divisor that will do.
+    """One rank's program, sharded over the largest divisor of the unit count that the model allows.
 
-    A vocabulary that does not divide is every unit's. Raises UsageError where nothing else can be split either: many
-    units that share nothing would be priced as one large one.
+    A vocabulary that does not divide is replicated. Raises UsageError if no divisor works: units that share nothing
+    would be priced as one large unit.
     """
     if spec.peers is None or spec.units == 1:
         return program
@@ -26,7 +26,7 @@ def rank_program(spec: MachineSpec, program: Program) -> Program:
             continue
         try:
             return compile_graph(shard(program.graph, degree, odd_vocabulary=True), program.rule_set)
-        except UsageError as error:  # heads or columns do not divide: fewer units, then
+        except UsageError as error:  # heads or columns do not divide: try fewer units
             refusal = refusal or error.fact
     fact = f"{program.graph.name} cannot be shared by {spec.units} units: {refusal}"
     raise UsageError(f"machine {spec.name}: units", fact, "give units=1, or as many as divide its heads")

@@ -1,4 +1,4 @@
-"""How flows share resources: max-min fair rates, and what is left of each resource for one flow more.
+"""How flows share resources: max-min fair rates, and the capacity left over for one more flow.
 
 Knows nothing about work, lanes or the time.
 """
@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-MAX_SHARED = 256  # sets of flows whose shares are kept; a bound on memory, not on use
+MAX_SHARED = 256  # cache entries: sets of flows; bounds memory, not use
 
 
 def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, float]) -> list[float]:
-    """Max-min fair rates of flows, each given by what it uses, under capacities per second (progressive filling).
-
-    What uses nothing is bounded by nothing: its rate is infinite.
+    """Max-min fair rates by progressive filling. Each flow maps resources to the units of them that one unit of it
+    uses; `capacity` is per second. A flow that uses nothing has an infinite rate.
     """
     rates = [0.0 if uses else inf for uses in flows]
     left = dict(capacity)
@@ -43,7 +42,7 @@ def fair_rates(flows: Sequence[Mapping[str, float]], capacity: Mapping[str, floa
 def left_over(
     capacity: Mapping[str, float], names: Sequence[str], uses: Sequence[Mapping[str, float]], rates: Sequence[float]
 ) -> dict[str, float] | None:
-    """What these flows leave of each resource to one flow more; None if that one's fair share would slow them."""
+    """Capacity that these flows leave on each resource; None if the fair share of one more flow would slow them."""
     taken: dict[str, float] = {}
     fastest: dict[str, float] = {}
     for used, rate in zip(uses, rates, strict=True):
@@ -57,7 +56,7 @@ def left_over(
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """How flows, given by what each uses, share: their rates, and how fast all together draw on each resource."""
+    """The shares of a set of flows: their rates, and the total draw on each resource."""
 
     uses: Sequence[Mapping[str, float]]
     rates: Sequence[float]
@@ -66,8 +65,8 @@ class Shared:
 
 
 class Shares:
-    """Fair rates and what they leave, kept for the sets of flows seen last. Who shares one object for equal `uses` is
-    answered at once: flows are told apart by that object's identity.
+    """A cache of fair rates and left-over capacity by set of flows. Flows are compared by the identity of their `uses`,
+    so callers should reuse one object for equal `uses`.
     """
 
     def __init__(self, capacity: Mapping[str, float]) -> None:
@@ -75,13 +74,13 @@ class Shares:
         self._known: dict[tuple[int, ...], Shared] = {}
 
     def of(self, uses: Sequence[Mapping[str, float]]) -> Shared:
-        """How these flows share."""
+        """The shares of these flows."""
         key = tuple(map(id, uses))
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= MAX_SHARED:
                 self._known.clear()
-            # `uses` are held, so that no other object gets their identities.
+            # `uses` are kept alive, so that no other object can reuse their ids.
             rates = fair_rates(uses, self._capacity)
             drawn_per_s: dict[str, float] = {}
             for used, rate in zip(uses, rates, strict=True):
@@ -91,7 +90,7 @@ class Shares:
         return found
 
     def left(self, names: tuple[str, ...], shared: Shared) -> tuple[float, ...] | None:
-        """As `left_over`, in the order of names."""
+        """As `left_over`, in the order of `names`."""
         if names not in shared.left:
             free = left_over(self._capacity, names, shared.uses, shared.rates)
             shared.left[names] = None if free is None else tuple([free[name] for name in names])

@@ -1,4 +1,4 @@
-"""What a step takes, region by region: launches, work, what nothing hides; in sum, and with layers in a loop.
+"""The time of a step, region by region: launch, overlapped work, exposed parts; in total, and with layers looped.
 
 Knows nothing about how a region is priced (price.py).
 """
@@ -12,15 +12,15 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class RegionTime:
-    """One region of a step: launch, then the longest of compute and each tier's bytes, then what nothing hides.
+    """One region of a step: launch, then the longest of compute and each tier's traffic, then what is not overlapped.
 
-    `memory_s` is by tier, and `peers` for bytes that stream between units meanwhile; `fill_s` fills and drains a
-    pipeline, and waits in it; `collective_s` is what exchanges expose. `bound` names what takes longest; `provenance`
-    says where its speed is from: measured, interpolated, transferred, carried over (from other machines) or analytic
-    (the machine file's own numbers).
+    `memory_s`: by tier, with `peers` for overlapped traffic between units. `fill_s`: filling and draining a pipeline,
+    and stalls in it. `collective_s`: the exposed time of exchanges. `bound`: what takes longest. `provenance` of its
+    speed: measured, interpolated, transferred, carried over (from other machines) or analytic (the machine file's own
+    numbers).
 
-    `again_s` is all of a mapped section behind an equal one, where the kernel loops over layers (arXiv 2410.23668): no
-    launch, and its first tiles fill the pipeline meanwhile.
+    `again_s`: total time of a mapped section that repeats the one before it, if the kernel loops over layers (arXiv
+    2410.23668): no launch, and the pipeline is refilled while the previous section drains.
     """
 
     region: str
@@ -36,12 +36,12 @@ class RegionTime:
 
     @property
     def work_s(self) -> float:
-        """Compute and memory at once."""
+        """Compute and memory, overlapped."""
         return max(self.compute_s, *self.memory_s.values())
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Total time."""
         return self.launch_s + self.work_s + self.fill_s + self.collective_s
 
     @property
@@ -54,7 +54,7 @@ class RegionTime:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """A step: its regions in order, what software does between two steps, and how long it takes to issue one."""
+    """A step: its regions in order, host time between steps, and the minimum host time to issue a step."""
 
     rows: tuple[RegionTime, ...]
     host_s: float
@@ -62,12 +62,12 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """All of it: the device runs beside the software that issues its kernels, and waits for it at the end."""
+        """Total time. The device's work overlaps with the host's issuing of it; the longer one counts."""
         return self.host_s + max(self.floor_s, sum(row.seconds for row in self.rows))
 
     @property
     def looped_s(self) -> float:
-        """All of it where kernels loop over equal mapped sections that follow each other."""
+        """Total time if kernels loop over consecutive identical mapped sections."""
         total = self.rows[0].seconds
         for before, row in pairwise(self.rows):
             equal = row.again_s is not None and replace(row, region=before.region, stage=before.stage) == before

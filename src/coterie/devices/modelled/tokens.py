@@ -1,4 +1,4 @@
-"""Synthetic tokens: what a device without numbers answers, the same on every run.
+"""Synthetic tokens: what a device that computes no values returns; deterministic.
 
 Knows nothing about time, programs or devices.
 """
@@ -15,16 +15,16 @@ from coterie.device import I32, Rows
 
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the constants of splitmix64
 _MASK = 2**64 - 1
-BLOCK = 64  # neighbouring tokens that are made at once
-KEPT = 1 << 10  # blocks of tokens: a bound on memory, not on use
+BLOCK = 64  # consecutive tokens generated together
+KEPT = 1 << 10  # blocks cached; bounds memory, not use
 
 
 Draw: TypeAlias = Callable[[Sequence[int], Sequence[int], int, int], I32]
-"""(seeds, positions, vocab_size, steps) -> tokens [steps, R]; a row's first one is behind the token at its position."""
+"""(seeds, positions, vocab_size, steps) -> tokens [steps, R]; a row's first token follows the one at its position."""
 
 
 def draw(seeds: Sequence[int], positions: Sequence[int], vocab_size: int, steps: int) -> I32:
-    """What Draw is, in Python; it says what the native one does."""
+    """Reference implementation of Draw."""
     by_row = []
     for seed, position in zip(seeds, positions, strict=True):
         number, first = divmod(position, BLOCK)

@@ -1,8 +1,8 @@
-"""What a copy costs on a modelled machine, and everything that work can draw on.
+"""Prices copies on a modelled machine, and lists the resources that work can draw on.
 
-    transfer  latency, then bytes of the link and of both its tiers at the slowest of their rates
+    transfer  latency, then the bytes, which draw on the link and on the tiers at both ends; the slowest sets the rate
 
-All rates are achieved ones: the physical number times the share that software was seen to reach.
+All rates are achieved ones: the physical rate times the share that software was observed to reach.
 Knows nothing about programs.
 """
 
@@ -20,13 +20,13 @@ from coterie.devices.modelled.fluid import Flow, Phase
 from coterie.spec.machine import Link, MachineSpec
 
 COMPUTE, PEERS = "compute", "peers"
-MAX_TRANSFERS = 4096  # sizes whose phases are kept, and layouts; a bound on memory, not on use
+MAX_TRANSFERS = 4096  # cache entries: transfer sizes, and layouts; bounds memory, not use
 
 
 def resources(spec: MachineSpec) -> dict[str, float]:
-    """Units per second of everything that work can draw on; tiers of unknown bandwidth bound nothing.
+    """Capacity per second of every resource; tiers of unknown bandwidth are left out and so limit nothing.
 
-    Raises UsageError when a number without which nothing can be priced is unknown.
+    Raises UsageError when the spec lacks a number that pricing needs.
     """
     where = f"machine {spec.name}"
     remedy = "give a measured or published number with its source, or replay recorded durations"
@@ -41,12 +41,12 @@ def resources(spec: MachineSpec) -> dict[str, float]:
             raise UsageError(where, f"the bandwidth of the link {link.src} -> {link.dst} is unknown", remedy)
         found[link_name(link)] = link.achieved_bytes_per_s
     if spec.peers is not None:
-        found[PEERS] = 1.0  # seconds of every unit's links
+        found[PEERS] = 1.0  # measured in seconds during which the links between units are busy
     return found
 
 
 def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
-    """The links that bytes take: the direct one, else tier by tier. Raises KeyError if one is missing."""
+    """The links from `src` to `dst`: the direct one, else tier by tier. Raises KeyError if one is missing."""
     names = [tier.name for tier in spec.tiers]
     if src == dst or any((link.src, link.dst) == (src, dst) for link in spec.links):
         return () if src == dst else (spec.link(src, dst),)
@@ -57,7 +57,7 @@ def route(spec: MachineSpec, src: str, dst: str) -> tuple[Link, ...]:
 
 
 def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
-    """A copy of `size_bytes`: a tier in between is written and read; within one tier, the same.
+    """A copy of `size_bytes`. Intermediate tiers are written and read, as is the tier of a copy within one.
 
     Raises UsageError within a tier of unknown bandwidth, KeyError when no links lead from `src` to `dst`.
     """
@@ -76,8 +76,8 @@ def transfer(spec: MachineSpec, src: str, dst: str, size_bytes: int) -> Phase:
 
 
 class Transfers:
-    """The transfers of one machine. What they use is one object for each pair of tiers, as shares want it; the same
-    range of another expert is the same transfer.
+    """A cache of one machine's transfers, by tiers and size. All transfers between two tiers share one `uses` object,
+    which Shares compares by identity.
     """
 
     def __init__(self, spec: MachineSpec, kit: Kit = PLAIN) -> None:
@@ -87,7 +87,7 @@ class Transfers:
         self._pieces: dict[tuple[str, str, tuple[tuple[int, int], ...]], tuple[str, list[str], list[Phase]]] = {}
 
     def of(self, src: str, dst: str, size_bytes: int) -> tuple[str, str, list[Phase]]:
-        """A copy's lane and what it is called; its phases as `transfer` has them, in a list that nobody may change."""
+        """A copy's lane, label and phases (see `transfer`). The list is shared: do not modify it."""
         found = self._known.get((src, dst, size_bytes))
         if found is None:
             if len(self._known) >= MAX_TRANSFERS:
@@ -100,7 +100,7 @@ class Transfers:
         return found
 
     def of_pieces(self, src: str, dst: str, pieces: Sequence[tuple[int, int]]) -> tuple[str, list[str], list[Phase]]:
-        """Of copies of pieces, (offset, size): their lane, and what each is called and its one phase."""
+        """For copies of pieces, (offset, size): their lane, and each one's label and single phase."""
         key = src, dst, tuple(pieces)
         found = self._pieces.get(key)
         if found is None:
@@ -114,15 +114,15 @@ class Transfers:
 
 @cache
 def alone(resource: str) -> Mapping[str, float]:
-    """What a flow uses that draws on one resource: one object for each, so that shares are known by identity."""
+    """The `uses` of a flow on a single resource: always the same object, since Shares compares by identity."""
     return MappingProxyType({resource: 1.0})
 
 
 def tier_name(name: str) -> str:
-    """The resource that is a tier."""
+    """The name of a tier's resource."""
     return f"tier {name}"
 
 
 def link_name(link: Link) -> str:
-    """The resource that is a link."""
+    """The name of a link's resource."""
     return f"link {link.src}->{link.dst}"

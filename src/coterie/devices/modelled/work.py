@@ -1,4 +1,4 @@
-"""Work on a modelled lane: phases, each a delay and flows that drain together; merged phases; where a work is.
+"""Work on a modelled lane: phases (a delay, then flows that drain concurrently), merged phases, and a work's progress.
 
 Knows nothing about lanes, resources' capacities or the time.
 """
@@ -13,7 +13,7 @@ from coterie.devices.modelled.parts import Table, running
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """An amount that drains at one rate. `uses` says how much of each resource one unit of it takes."""
+    """An amount that drains at one rate. `uses`: units of each resource that one unit of it takes."""
 
     amount: float
     uses: Mapping[str, float]
@@ -21,11 +21,11 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A step of a work: await `gate` where there is one, then the delay, then drain every flow.
+    """A step of a work: await `gate` if there is one, then the delay, then drain all flows.
 
-    `alone_s` only saves work: how long draining takes when nothing else is active. Give it where each flow uses one
-    resource and no two the same. `parts` are what a merged phase is made of; it has no delay and no flows of its own,
-    and `drawn` is what it draws of each resource.
+    `alone_s` is an optimisation: the draining time when nothing else is active. Set it only if each flow uses a single
+    resource and no two the same one. `parts`: what a merged phase consists of; it has no delay or flows of its own, and
+    `drawn` is its total use of each resource.
     """
 
     delay_s: float = 0.0
@@ -36,16 +36,16 @@ class Phase:
     drawn: tuple[tuple[str, float], ...] = ()
 
     def delayed(self, seconds: float) -> Phase:
-        """The same after so much more delay."""
+        """A copy with `seconds` more delay."""
         return replace(self, delay_s=self.delay_s + seconds)
 
     def gated(self, gate: Work) -> Phase:
-        """The same behind a gate."""
+        """A copy that awaits a gate."""
         return replace(self, gate=gate)
 
 
 class Parts:
-    """Plain phases without gates, one after the other: `places` says which of the `unique` ones each is."""
+    """A sequence of plain phases without gates: `places` are indices into `unique`."""
 
     __slots__ = ("_table", "places", "unique")
 
@@ -64,15 +64,15 @@ class Parts:
 
     @property
     def table(self) -> Table:
-        """What they draw, part by part."""
+        """Prefix sums of what the parts draw; computed once."""
         if self._table is None:
             self._table = Table.of(self.unique, self.places)
         return self._table
 
     def merged(self, begin: int = 0, end: int | None = None, head: Phase | None = None) -> Phase:
-        """Those from `begin` to `end` as one phase; `head`, where there is one, stands in the place of the first.
+        """Merge parts [begin, end) into one phase; `head`, if given, replaces the first.
 
-        Raises ValueError unless each part knows `alone_s`.
+        Raises ValueError unless every part has `alone_s`.
         """
         places = self.places[begin:end]
         if head is not None:
@@ -94,7 +94,7 @@ class Parts:
 
 
 def merged(parts: Sequence[Phase]) -> Phase:
-    """Phases, at least one, as one. Parts have no gates and each knows `alone_s`; ValueError otherwise."""
+    """Merge phases, at least one. Raises ValueError unless all are without gates and have `alone_s`."""
     first: dict[int, int] = {}
     unique: list[Phase] = []
     places = []
@@ -108,10 +108,10 @@ def merged(parts: Sequence[Phase]) -> Phase:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """What a lane holds: phases done in order. `failure` is how it ends (None: well); read it when finished.
+    """A unit of work on a lane: phases executed in order. `failure`: how it ends (None: success); valid once finished.
 
-    `cuts` are the numbers of phases after which it can be cut short; `pieces` is to how many of these pieces it was.
-    Once finished it holds no other work, and the clock does not hold it.
+    `cuts`: numbers of phases after which it can be cut short; `pieces`: how many of these pieces were left if it was.
+    Once finished it references no other work, and the clock does not reference it.
     """
 
     number: int
@@ -136,22 +136,22 @@ class Work:
 
     @property
     def took_s(self) -> float:
-        """From its start to its end; 0 before."""
+        """Seconds from start to end; 0 until finished."""
         return 0.0 if self.start_s is None or self.end_s is None else self.end_s - self.start_s
 
     def cut_short(self) -> None:
-        """End after the piece that it is in; after the first if it has not begun."""
+        """End after the current piece; after the first if it has not begun."""
         if self.cuts and not self.finished:
             self.pieces = next(i for i, end in enumerate(self.cuts, 1) if self._index < end or i == len(self.cuts))
             self.phases = self.phases[: self.cuts[self.pieces - 1]]
 
     def _leaf(self) -> Phase:
-        """The plain phase that it is at."""
+        """The current plain phase."""
         phase = self.phases[self._index]
         return phase if phase.parts is None else phase.parts[self._part]
 
     def _leave(self) -> None:
-        """Go on to the next plain phase, not yet entered."""
+        """Advance to the next plain phase, without entering it."""
         parts = self.phases[self._index].parts
         if parts is not None and self._part + 1 < len(parts):
             self._part += 1

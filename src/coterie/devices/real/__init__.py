@@ -1,4 +1,4 @@
-"""What the real devices share: host memory, files by direct I/O, lanes with threads, instructions from regions.
+"""Code common to the real devices: host memory, direct file I/O, worker lanes, lowering of regions to instructions.
 
-Knows nothing about which kernels there are.
+Knows nothing about how kernels are implemented.
 """

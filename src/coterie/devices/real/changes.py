@@ -1,8 +1,8 @@
-"""Changes of logits as the CPU's sampler reads them (csrc/changes.h), with room for the tokens of a run's steps.
+"""Encodes penalties and biases for the CPU's sampler (csrc/changes.h), with room for the tokens a run will draw.
 
     repetition presence frequency | known capacity | ids[capacity] | times[capacity] | bias[capacity]
 
-Knows nothing about who asks for them.
+Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from coterie.device import I32
 from coterie.graph.sampling import Changes
 from coterie.kernels.cpu import I64
 
-SETTING = 5  # the word of a row of settings that has the address of its changes, or 0
-KNOWN, CAPACITY, WORDS = 3, 4, 5  # words of a block before its lists, and how many these are
+SETTING = 5  # index of the word in a settings row that holds the address of its block of changes, or 0
+KNOWN, CAPACITY, WORDS = 3, 4, 5  # indices of header words, and the header's length
 
 
 def encode_changes(changes: Changes, steps: int) -> I64:
-    """A block of our own, what came behind counted in, with room for the tokens that all but the last step draw."""
+    """A new block with `changes.behind` counted in, and room for the tokens of all steps but the last."""
     known = len(changes.ids_N)
     capacity = known + len(changes.behind) + steps - 1
     block = np.zeros(WORDS + -(-3 * capacity // 2), np.int64)
@@ -33,12 +33,12 @@ def encode_changes(changes: Changes, steps: int) -> I64:
 
 
 def ids_of(block: I64) -> I32:
-    """The tokens that are known."""
+    """The token ids listed so far."""
     return _lists(block)[0][: block[KNOWN]]
 
 
 def note(block: I64, token: int) -> None:
-    """A token of the answer has come: what csrc/changes.h does between steps, in plain words."""
+    """Count a token that was drawn. Python equivalent of what csrc/changes.h does between steps."""
     ids, times, _ = _lists(block)
     found, place = np.flatnonzero(ids_of(block) == token), int(block[KNOWN])
     if len(found):
@@ -50,7 +50,7 @@ def note(block: I64, token: int) -> None:
 
 
 def _lists(block: I64) -> tuple[I32, I32, npt.NDArray[np.float32]]:
-    """Ids, times and biases, views."""
+    """Views of a block's ids, counts and biases."""
     capacity, lists = int(block[CAPACITY]), block[WORDS:].view(np.int32)
     ids, times, bias = (lists[i * capacity : (i + 1) * capacity] for i in range(3))
     return ids, times, bias.view(np.float32)

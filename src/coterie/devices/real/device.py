@@ -1,4 +1,4 @@
-"""What the real devices share: lanes whose events carry their state, programs encoded once, the host's clock.
+"""Base class of the real devices: lanes whose events carry their state, programs encoded once, the host's clock.
 
 Knows nothing about memory, kernels or how a step runs.
 """
@@ -26,7 +26,7 @@ F32_BYTES = 4
 
 @value
 class Ran:
-    """The run that was asked for last: what is left of it in the workspace, and the sizes by which that is laid out."""
+    """The latest run issued, and the sizes that determine where its values are in the workspace."""
 
     event: Event
     exe: LoweredExecutable
@@ -36,12 +36,12 @@ class Ran:
 
     @property
     def rows_at(self) -> tuple[int, int]:
-        """Where logits or vectors begin in the workspace, and the bytes of a row."""
+        """Offset of the logits or vectors in the workspace, and bytes per row."""
         return self.exe.plan(self.sizes)[0][self.exe.row_values], F32_BYTES * self.exe.program.row_numbers
 
 
 class RealDevice(ABC):
-    """The part of a device that is the same on all hardware. `name`: what failures and executables call it."""
+    """The hardware-independent part of a device. `name` identifies it in failures and executables."""
 
     def __init__(self, name: str, spec: MachineSpec) -> None:
         self._lanes = Lanes(name)
@@ -61,11 +61,11 @@ class RealDevice(ABC):
         return state.result
 
     def logits(self, event: Event, rows: Sequence[int]) -> F32:
-        """Logits [rows, V] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        """Logits [rows, V] of the latest run. Raises its failure, ValueError for any other run."""
         return self._rows_of(event, rows, "logits")
 
     def vectors(self, event: Event, rows: Sequence[int]) -> F32:
-        """Vectors [rows, D] of the run that was asked for last. Raises its failure, ValueError for any other run."""
+        """Hidden states [rows, D] of the latest run. Raises its failure, ValueError for any other run."""
         return self._rows_of(event, rows, "vectors")
 
     def _rows_of(self, event: Event, rows: Sequence[int], what: str) -> F32:
@@ -87,10 +87,10 @@ class RealDevice(ABC):
 
     @abstractmethod
     def _read_rows(self, ran: Ran, rows: Sequence[int]) -> F32:
-        """A copy of what is left of a run."""
+        """Copy these rows of a run's logits or vectors out of the workspace."""
 
     def _room(self, tier: str, size_bytes: int, *levers: str) -> int:
-        """So many bytes in whole blocks. Raises CapacityError where the tier has no room for them."""
+        """`size_bytes` rounded up to whole blocks. Raises CapacityError if the tier does not have that many left."""
         size = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
         free = self._spec.tier(tier).capacity_bytes - self._used_bytes[tier]
         if size > free:
@@ -100,14 +100,14 @@ class RealDevice(ABC):
     def expect(  # noqa: B027
         self, exe: Executable, limits: Limits, block_bytes: int, shared: Sequence[int] | None = None
     ) -> None:
-        """Nothing: all that steps need is there."""
+        """Nothing to prepare by default."""
 
     def synthetic(self) -> bool:
-        """False: the numbers are real."""
+        """False: values are computed."""
         return False
 
     def changes_logits(self) -> bool:
-        """False: its kernels draw from logits as they are."""
+        """False by default: the sampler uses unmodified logits."""
         return False
 
     def now(self) -> float:
@@ -123,7 +123,7 @@ class RealDevice(ABC):
         return self._lanes.finished(event).state.failure
 
     def span(self, event: Event) -> Span:
-        """When a finished event's work began and ended. Raises ValueError if it is not finished."""
+        """Start and end of a finished event's work. Raises ValueError if it is not finished."""
         return self._lanes.span(event)
 
     def wait_any(self, events: Sequence[Event], until: float | None = None) -> None:
@@ -137,7 +137,7 @@ class RealDevice(ABC):
             raise self._lanes.closed()
 
     def _once(self, program: Program, encode: Callable[[], LoweredExecutable]) -> LoweredExecutable:
-        """The program's rows, encoded once per architecture, rule set and plan of stored values."""
+        """The encoded program, cached per architecture key, rule set and buffer assignment."""
         self._check_open()
         plan = tuple(sorted(program.buffers.slot_of.items()))
         key = (architecture_key(program.graph), program.rule_set, plan)
@@ -146,14 +146,14 @@ class RealDevice(ABC):
         return self._loaded[key]
 
     def _own(self, exe: Executable) -> LoweredExecutable:
-        """The executable as one of ours. Raises ValueError for another device's."""
+        """Narrow to an executable of this device. Raises ValueError for another device's."""
         if not isinstance(exe, LoweredExecutable) or exe.device != self._lanes.device:
             raise ValueError(f"{exe.program.graph.name} was loaded by another device")
         return exe
 
 
 def waits_of(exe: LoweredExecutable, gates: Mapping[str, Event] | None) -> dict[int, LaneEvent]:
-    """Events by the first row of the stage that awaits them. Raises ValueError for a stage that is not there."""
+    """Gates keyed by the first row of their stage, instead of its name. Raises ValueError for an unknown stage."""
     gates = gates or {}
     unknown = gates.keys() - exe.first_rows.keys()
     if unknown:

@@ -1,14 +1,15 @@
-"""The disk lane of a real device: several reads at once, so that the disk always has some waiting; ranges end in order.
+"""The disk lane of a real device: many reads in flight, so that the disk is never idle; ranges complete in order.
 
-        queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are handed out in order, on through the ranges
-        reading       . . 2 3       0 1         0 1          so r1 and r2 are being read before r0 has ended
-        ends      r0, then r1, then r2                       each when its own pieces are there, after the one before
+        queue     r0 [p p p p]   r1 [p p]   r2 [p p p]       pieces are issued in order, across ranges
+        reading       . . 2 3       0 1         0 1          so reads of r1 and r2 start before r0 has completed
+        ends      r0, then r1, then r2                       each when its own pieces have arrived and its predecessor
+                                                             has completed
 
-Files that can be read by direct I/O are read by the system, to which one thread hands them (`DirectReads`); others, and
-all where a `read` is given, by several readers, which take a piece each. A range waits to begin for what it must follow
-on other lanes, and for a range before it that writes the same bytes. Scattered parts are waited for before a read
-behind them begins, by readers here and by the system's queue in csrc/reads.h: among reads of megabytes each small one
-would take milliseconds. They do begin beside reads of ranges before them.
+Files that support direct I/O are submitted to the kernel by a single thread (`DirectReads`); all others, and every file
+if `read` is given, are read by a pool of reader threads, a piece at a time. A range starts after its dependencies on
+other lanes, and after any earlier range whose target overlaps its own. Small scattered parts may run next to earlier
+ranges, but later reads start only after them (here and in csrc/reads.h): among reads of megabytes, each would take
+milliseconds.
 Knows nothing about what the bytes mean.
 """
 
@@ -35,17 +36,17 @@ from coterie.kernels import cpu as kernels
 
 Piece: TypeAlias = Sequence[tuple[int, int]]
 
-PARTS_AT_ONCE = 4  # small parts that one reader takes, so that readers seldom meet at the lock
+PARTS_AT_ONCE = 4  # small parts per piece, to reduce lock contention
 
-READERS = 8  # reads that the disk has at once; measured: with 4 it idles for a tenth of the time
-BEGIN_S = 1e-3  # how long who ends the lane's idleness waits for its range to be begun
+READERS = 8  # reads in flight; measured: with 4 the disk idles a tenth of the time
+BEGIN_S = 1e-3  # upper bound on how long `submit` to an idle lane waits for its range to start
 
-FIRST_READERS, MORE_EVERY = 2, 2  # after idleness so many at first, and one more with so many pieces
+FIRST_READERS, MORE_EVERY = 2, 2  # an idle lane starts with 2 concurrent reads and adds one per 2 pieces issued
 
 
 @dataclass(slots=True, eq=False)
 class _Fetch:
-    """A range on its way, in pieces, each of parts (start, stop): the first `at` are read or being read by readers."""
+    """A queued range in pieces, each a list of parts (start, stop). Pieces before `at` have been issued."""
 
     event: LaneEvent
     after: tuple[LaneEvent, ...]
@@ -63,14 +64,14 @@ class _Fetch:
 
     @property
     def is_issued(self) -> bool:
-        """True when no more of it will be read."""
+        """True when no further piece will be issued."""
         return self.failure is not None or (self.start_s is not None and self.at >= len(self.pieces))
 
 
 class FetchLane:
-    """Reads file ranges into memory. Failures belong to their range and to those that were told to come after it.
+    """Reads file ranges into memory. A failure affects its range and the ranges that depend on it.
 
-    `read`: preads into buffers, in place of the system's.
+    `read`: replaces `os.preadv`, and disables the direct path.
     """
 
     def __init__(self, lanes: Lanes, read: Read | None = None) -> None:
@@ -78,12 +79,12 @@ class FetchLane:
         self._may_be_direct = read is None
         self._direct: DirectReads[_Fetch] | None = None
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # readers wait here
-        self._waiting = threading.Condition(self._lock)  # who hands ranges to the system waits here
-        self._begun = threading.Condition(self._lock)  # and here who queued one to an idle lane
+        self._changed = threading.Condition(self._lock)  # awaited by readers
+        self._waiting = threading.Condition(self._lock)  # awaited by the thread that submits direct reads
+        self._begun = threading.Condition(self._lock)  # awaited by `submit` to an idle lane
         self._queue: deque[_Fetch] = deque()
-        self._here: set[int] = set()  # event ids of the queue
-        self._files: dict[tuple[str, FileIdentity], SourceFile] = {}  # one that was replaced is another file
+        self._here: set[int] = set()  # event ids in the queue
+        self._files: dict[tuple[str, FileIdentity], SourceFile] = {}  # keyed so that a replaced file is a new entry
         self._threads: list[threading.Thread] = []
         self._lane = ""
         self._free_s = 0.0
@@ -99,7 +100,7 @@ class FetchLane:
         source: FileRange,
         parts: Sequence[tuple[int, int]] = (),
     ) -> LaneEvent:
-        """Queue a range; its event, on the lane of that name, ends after those of all ranges queued before."""
+        """Queue a range; its event, on the lane of that name, completes after those of all ranges queued earlier."""
         awaited = tuple(own(event) for event in after)
         with self._changed:
             if self._closed:
@@ -125,7 +126,7 @@ class FetchLane:
         return event
 
     def cancel(self) -> None:
-        """Fail what is not wholly being read yet. The readers end when their reads do."""
+        """Fail every range that is not fully issued. Threads exit once their reads in flight have finished."""
         with self._changed:
             self._closed = True
             for fetch in self._queue:
@@ -136,7 +137,7 @@ class FetchLane:
             self._waiting.notify_all()
 
     def join(self) -> None:
-        """Wait for the readers, after cancel."""
+        """Wait for the threads to exit, after `cancel`."""
         for thread in self._threads:
             thread.join()
         self._threads.clear()
@@ -150,7 +151,7 @@ class FetchLane:
             self._threads.append(self._lanes.start_thread(lane, partial(self._serve_direct, self._direct)))
 
     def _start_readers(self) -> None:
-        """Start the readers, once; the system may give fewer, but none is an error."""
+        """Start the reader threads, once. Raises DeviceError only if not even one can be started."""
         for number in range(self._readers, READERS):
             try:
                 self._threads.append(self._lanes.start_thread(self._lane, self._serve, number))
@@ -161,7 +162,7 @@ class FetchLane:
                 raise
 
     def _look(self, passed: bool) -> None:
-        """Something was queued, or something awaited has ended."""
+        """Re-examine the queue: a range was added, or a dependency has completed (`passed`) or failed."""
         with self._changed:
             if not passed:
                 self._inherit(self._queue)
@@ -169,12 +170,12 @@ class FetchLane:
             self._wake()
 
     def _let_begin(self, fetch: _Fetch) -> None:
-        """Let the lane's thread have the interpreter, which it would get only when all of an expert is queued."""
+        """Yield the GIL to the lane's thread, which would otherwise get it only once a whole expert is queued."""
         with self._begun:
             self._begun.wait_for(lambda: fetch.is_issued or fetch.by_readers, BEGIN_S)
 
     def _wake(self) -> None:
-        """Let one who may begin something look for it; called with the lock held."""
+        """Wake one reader and the submitting thread; called with the lock held."""
         self._changed.notify()
         self._waiting.notify()
 
@@ -183,7 +184,7 @@ class FetchLane:
             pass
 
     def _read_one(self) -> bool:
-        """Read the next piece, waiting for one; False when the lane is closed. Keeps nothing of what was read."""
+        """Wait for a piece and read it; False when the lane is closed. Holds no reference to the range afterwards."""
         taken = self._take()
         if taken is None:
             return False
@@ -192,7 +193,7 @@ class FetchLane:
         try:
             for start, stop in piece:
                 read_piece(fetch.target, fetch.source, start, stop, fetch.file, self._read)
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # any failure is reported through the event
             failure = error
         with self._changed:
             fetch.reading -= 1
@@ -214,13 +215,13 @@ class FetchLane:
                     fetch.start_s = perf_counter() if fetch.start_s is None else fetch.start_s
                     self._reading += 1
                     self._taken += not fetch.is_scattered
-                    self._wake()  # one more may look; who has no place goes back to sleep
+                    self._wake()  # the next reader checks for more; if the limit is reached it sleeps again
                     return fetch, piece
                 self._changed.wait()
             return None
 
     def _at_once(self, fetch: _Fetch) -> int:
-        """How many reads may be under way: of many at once each takes long, and the first layers are waited for."""
+        """Limit on reads in flight. It starts low: concurrency raises latency, and the first layers are urgent."""
         return READERS if fetch.is_scattered else min(READERS, FIRST_READERS + self._taken // MORE_EVERY)
 
     def _serve_direct(self, direct: DirectReads[_Fetch]) -> None:
@@ -228,7 +229,7 @@ class FetchLane:
             self._hear(direct)
 
     def _hand_over(self, direct: DirectReads[_Fetch]) -> bool:
-        """Hand the system what may begin, waiting for something if it has nothing; False when the lane is closed."""
+        """Submit all ranges that may start; if none is in flight, wait for one. False when the lane is closed."""
         while True:
             with self._lock:
                 fetch = None if direct.is_full else self._next(by_readers=False)
@@ -244,7 +245,7 @@ class FetchLane:
                 self._begin(direct, fetch)
 
     def _begin(self, direct: DirectReads[_Fetch], fetch: _Fetch) -> None:
-        """Hand a range to the system, or to the readers if its file cannot be read so."""
+        """Submit a range for direct reads, or leave it to the reader threads if its file does not support them."""
         failure: Exception | None = None
         start_s = perf_counter()
         try:
@@ -256,7 +257,7 @@ class FetchLane:
                 return
             with self._lock:
                 self._start_readers()
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # any failure is reported through the event
             failure = error
         with self._lock:
             fetch.at, fetch.reading, fetch.by_readers = 0, 0, True
@@ -266,7 +267,7 @@ class FetchLane:
             self._changed.notify()
 
     def _hear(self, direct: DirectReads[_Fetch]) -> None:
-        """Wait for the end of a range that was handed over. Keeps nothing of it."""
+        """Wait for one submitted range to complete. Holds no reference to it afterwards."""
         fetch, failure = direct.next()
         with self._lock:
             fetch.reading, fetch.failure = 0, fetch.failure or failure
@@ -274,7 +275,7 @@ class FetchLane:
             self._changed.notify()
 
     def _next(self, by_readers: bool) -> _Fetch | None:
-        """The first range with pieces left, if it is read so and may begin: the lane is in order."""
+        """The first range with pieces left, if it is for this kind of reader and may start; the lane is in order."""
         for index, fetch in enumerate(self._queue):
             if fetch.is_issued:
                 if fetch.reading and fetch.is_scattered and fetch.by_readers:
@@ -293,7 +294,7 @@ class FetchLane:
         return not any(_overlap(fetch, other) for other in before)
 
     def _settle(self) -> None:
-        """End what has arrived or failed, from the front on; called with the lock held."""
+        """Complete ranges that have arrived or failed, from the front of the queue; called with the lock held."""
         while self._queue and self._queue[0].is_issued and not self._queue[0].reading:
             fetch = self._queue.popleft()
             self._here.discard(fetch.event.event_id)
@@ -304,7 +305,7 @@ class FetchLane:
                 self._inherit(self._queue)
 
     def _inherit(self, fetches: Iterable[_Fetch]) -> None:
-        """What comes after a failure fails with it."""
+        """Propagate failures to the ranges that depend on them."""
         for fetch in fetches:
             if fetch.failure is None:
                 failures = (event.state.failure for event in fetch.after if event.state.finished)
@@ -318,7 +319,7 @@ class FetchLane:
 
 
 def _direct_reads() -> DirectReads[_Fetch] | None:
-    """None where the system does not read so."""
+    """None if the system does not support this."""
     try:
         return DirectReads()
     except RuntimeError:
@@ -326,7 +327,7 @@ def _direct_reads() -> DirectReads[_Fetch] | None:
 
 
 def _pieces(size_bytes: int, parts: Sequence[tuple[int, int]]) -> list[Piece]:
-    """What readers take one at a time: a chunk of the range, or some of its parts; never nothing at all."""
+    """Split a range into units of work for readers: chunks, or groups of parts; at least one, even if empty."""
     if parts:
         spans = [(offset, offset + size) for offset, size in parts]
         return [spans[at : at + PARTS_AT_ONCE] for at in range(0, len(spans), PARTS_AT_ONCE)]

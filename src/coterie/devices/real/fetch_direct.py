@@ -1,7 +1,7 @@
-"""Ranges by direct I/O, handed to the system many reads at once by one thread: csrc/reads.h says in which order.
+"""Direct reads of file ranges: one thread keeps many in flight (csrc/reads.h, which also defines their order).
 
-What the system did not read whole is read again by `read_piece`, which says what is wrong with it.
-Knows nothing about queues, events or who waits.
+A range that was not read completely is read again by `read_piece`, which reports the error.
+Knows nothing about queues or events.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from coterie.kernels import cpu as kernels
 
 Owner = TypeVar("Owner")
 
-AHEAD_BYTES = 64 * 2**20  # handed over before it is read: the disk goes on while the interpreter is busy elsewhere
+AHEAD_BYTES = 64 * 2**20  # submitted ahead, so that the disk stays busy while other threads hold the GIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class _Begun(Generic[Owner]):
     size_bytes: int
 
     def finish(self, whole: bool) -> None:
-        """Make sure that all of it is there. Raises TransferError."""
+        """Check a complete read, or redo an incomplete one. Raises TransferError."""
         if whole:
             check_unchanged(self.descriptor, self.source)
             return
@@ -42,9 +42,9 @@ class _Begun(Generic[Owner]):
 
 
 class DirectReads(Generic[Owner]):
-    """Ranges under way, each with its owner. Used by one thread.
+    """Ranges in flight, each with its owner. Not thread-safe.
 
-    Raises RuntimeError where the system does not read this way.
+    Raises RuntimeError if the system does not support this way of reading.
     """
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class DirectReads(Generic[Owner]):
 
     @property
     def is_busy(self) -> bool:
-        """True while something is under way."""
+        """True while a range is in flight."""
         return bool(self._begun)
 
     @property
     def is_full(self) -> bool:
-        """True while enough is handed over behind the range that ends next, however long that one is."""
+        """True while AHEAD_BYTES are in flight beyond the oldest range, whatever that one's size."""
         oldest = next(iter(self._begun.values()), None)
         return oldest is not None and self._ahead_bytes - oldest.size_bytes >= AHEAD_BYTES
 
@@ -73,11 +73,11 @@ class DirectReads(Generic[Owner]):
         parts: Sequence[tuple[int, int]],
         is_scattered: bool,
     ) -> bool:
-        """Hand over parts (start, stop) of a range; False if it cannot be read this way. Raises TransferError."""
+        """Submit parts (start, stop) of a range; False if it cannot be read this way. Raises TransferError."""
         try:
             descriptor, direct, there = open_range(target, source, file)
         except OSError:
-            return False  # who reads it another way says why
+            return False  # the fallback path will report why
         if direct:
             tag, spans = next(self._tags), np.array(parts, dtype=np.int64)
             size_bytes = sum(stop - start for start, stop in parts)
@@ -87,7 +87,7 @@ class DirectReads(Generic[Owner]):
         return direct
 
     def next(self) -> tuple[Owner, Exception | None]:
-        """Wait until a range is over; return whose it was, and its failure. Raises RuntimeError when none is busy."""
+        """Wait for a range to complete; return its owner and failure. Raises RuntimeError if none is in flight."""
         ended = self._reads.next()
         if ended is None:
             raise RuntimeError("no reads are under way")
@@ -96,6 +96,6 @@ class DirectReads(Generic[Owner]):
         self._ahead_bytes -= begun.size_bytes
         try:
             begun.finish(whole)
-        except Exception as error:  # whatever it is, it belongs to the owner
+        except Exception as error:  # any failure is the owner's to handle
             return begun.owner, error
         return begun.owner, None

@@ -1,4 +1,4 @@
-"""Memory of the host: slabs that are reserved once, and file ranges read straight into them.
+"""Host memory: slabs that are reserved once, and file ranges read directly into them.
 
 Knows nothing about what the bytes mean.
 """
@@ -30,19 +30,19 @@ HUGE_PAGE_BYTES = 2 * 2**20
 # Linux 4.14 and later; Python 3.11 has no name for it. Source: madvise(2), and its number asm-generic/mman-common.h.
 WIPE_ON_FORK = 18 if sys.platform == "linux" else None
 _READ_AGAIN = "restore the file, or have headers read again: rescan what is served, or open it again"
-# (mbind, get_mempolicy), which the C library has no functions for. Source: the kernel's system call tables.
+# System call numbers of (mbind, get_mempolicy), which libc does not wrap. Source: the kernel's system call tables.
 _POLICY_CALLS = {"x86_64": (237, 239), "aarch64": (235, 236)}
 _MPOL_DEFAULT, _MPOL_INTERLEAVE = 0, 3  # source: the kernel's uapi/linux/mempolicy.h
-CHUNK_BYTES = 8 * 2**20  # one read: long enough for the disk's rate, short enough for several to share a range
+CHUNK_BYTES = 8 * 2**20  # one read: large enough for full disk bandwidth, small enough to split a range over readers
 
 
 class Slab:
-    """Anonymous memory, aligned to 2 MiB; `touched` at once, so that no page fault is left for later.
+    """Anonymous memory, aligned to 2 MiB; `touched`: all pages are faulted in now, so that none faults later.
 
-    `nodes`: NUMA nodes to lay its pages across in turns, where there are several. Else who touches a page has it on its
-    own node, and as one thread touches them all, threads of every node would read from the memory of one.
-    A forked child sees zeros: before Linux 6.5 what a disk wrote during a fork could reach the child's copy alone.
-    Raises DeviceError where the system gives no such memory.
+    `nodes`: if several, NUMA nodes to interleave its pages across. By default a page is on the node of the thread that
+    first touches it; one thread touches them all, so every thread would read from a single node's memory.
+    A forked child sees zeros: before Linux 6.5, direct I/O during a fork could land in the child's copy only.
+    Raises DeviceError if the memory cannot be mapped.
     """
 
     def __init__(self, size_bytes: int, touched: bool = True, nodes: Sequence[int] = ()) -> None:
@@ -51,7 +51,7 @@ class Slab:
         except OSError as error:
             fact = f"{format_bytes(size_bytes)} in one piece cannot be had: {error.strerror}"
             raise DeviceError("memory", fact, "lower --near or --kv, or end what else takes the memory") from error
-        # Without the first, the child has no such memory at all, and must not free it.
+        # Fallback: with MADV_DONTFORK the child lacks the mapping altogether, and must not unmap it.
         if not self._advise(WIPE_ON_FORK):
             self._advise(getattr(mmap, "MADV_DONTFORK", None))
         self._advise(getattr(mmap, "MADV_HUGEPAGE", None))
@@ -65,14 +65,14 @@ class Slab:
         self.address, self._start = kernels.address(whole) + start, start
 
     def give_back(self, offset: int, size_bytes: int) -> None:
-        """Let the system have the whole pages of these bytes; they are zeros, or what they were, when read again."""
+        """Release the whole pages within these bytes; they read as zeros, or as before, until written again."""
         first, last = -(-offset // mmap.PAGESIZE), (offset + size_bytes) // mmap.PAGESIZE
         if first < last:
             place = self._start + first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
             self._advise(getattr(mmap, "MADV_DONTNEED", None), *place)
 
     def _advise(self, advice: int | None, *place: int) -> bool:
-        """Whether the system took the advice, of all or of a place (offset, size): it may know no such thing."""
+        """madvise the mapping, or a part (offset, size) of it; False if the system does not support this advice."""
         if advice is None:
             return False
         try:
@@ -85,9 +85,9 @@ class Slab:
 
 
 def interleave(address: int, size_bytes: int, nodes: Sequence[int]) -> bool:
-    """Have the system lay whole pages that nobody has touched yet across nodes in turns; whether it does.
+    """Interleave pages that have not been touched yet across NUMA nodes; returns whether that succeeded.
 
-    It is not asked where a memory policy was set (numactl), and refuses within most containers. Source: mbind(2).
+    Not attempted if a memory policy is set (numactl); most containers forbid it. Source: mbind(2).
     """
     calls = _POLICY_CALLS.get(platform.machine()) if sys.platform == "linux" else None
     if calls is None:
@@ -100,20 +100,20 @@ def interleave(address: int, size_bytes: int, nodes: Sequence[int]) -> bool:
     mask = (ctypes.c_ulong * (max(nodes) // word_bits + 1))()
     for node in nodes:
         mask[node // word_bits] |= 1 << node % word_bits
-    size, bits = ctypes.c_ulong(size_bytes), ctypes.c_ulong(len(mask) * word_bits + 1)  # the kernel takes one off
+    size, bits = ctypes.c_ulong(size_bytes), ctypes.c_ulong(len(mask) * word_bits + 1)  # the kernel subtracts one
     how = ctypes.c_ulong(_MPOL_INTERLEAVE)
     done = call(ctypes.c_long(calls[0]), ctypes.c_void_p(address), size, how, mask, bits, zero)
     return bool(done == 0)
 
 
 def copy_parts(dst: Bytes, src: Bytes, parts: Sequence[tuple[int, int]]) -> None:
-    """Copy parts (offset, size) of memory to the same places of as much other memory."""
+    """Copy parts (offset, size) from `src` to the same offsets of `dst`."""
     for offset, size in parts:
         dst[offset : offset + size] = src[offset : offset + size]
 
 
 class SourceFile:
-    """A file to read pieces of, opened when first needed: for direct I/O, unless the file system refuses it."""
+    """A lazily opened file; with O_DIRECT unless the file system refuses that."""
 
     def __init__(self, path: str) -> None:
         self.users = 0
@@ -123,7 +123,7 @@ class SourceFile:
         self._direct = getattr(os, "O_DIRECT", 0)
 
     def descriptor(self, direct: bool) -> tuple[int, bool]:
-        """A descriptor, and whether its reads are direct, which they never are unless asked for. Raises OSError."""
+        """A descriptor, and whether its reads are direct (only if `direct` is requested). Raises OSError."""
         with self._lock:
             if direct and self._direct:
                 try:
@@ -135,12 +135,12 @@ class SourceFile:
             return self._opened(0), False
 
     def refuse_direct(self) -> None:
-        """Read the ordinary way from now on."""
+        """Use buffered reads from now on."""
         with self._lock:
             self._direct = 0
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close all descriptors."""
         with self._lock:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
@@ -153,10 +153,10 @@ class SourceFile:
 
 
 def read_piece(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read = os.preadv) -> None:
-    """Read bytes [start, stop) of a file range into the same bytes of `dst`, with direct I/O where that is possible.
+    """Read bytes [start, stop) of a file range into the same bytes of `dst`, with direct I/O where possible.
 
     `dst` is source.size_bytes long, and `start` a multiple of BLOCK_BYTES. Raises TransferError when the file is
-    missing, is not what its header's reader saw, or cannot be read to the end.
+    missing, has changed since its header was read, or cannot be read completely.
     """
     if not source.path:
         fact = "there is no file to read"
@@ -169,22 +169,22 @@ def read_piece(dst: Bytes, source: FileRange, start: int, stop: int, file: Sourc
 
 
 def open_range(dst: Bytes, source: FileRange, file: SourceFile) -> tuple[int, bool, int]:
-    """A descriptor to read a range by into `dst`, whether its reads are direct, and how much of it is in the file.
+    """A descriptor for reading a range into `dst`, whether its reads are direct, and the range's bytes in the file.
 
-    Raises OSError, and TransferError when the file is not what its header's reader saw.
+    Raises OSError, and TransferError when the file has changed since its header was read.
     """
     aligned = kernels.address(dst) % BLOCK_BYTES == 0
     descriptor, direct = file.descriptor(aligned)
     check_unchanged(descriptor, source)
     want = min(source.size_bytes, source.identity.size_bytes - source.offset)
-    if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file's last one is cut
+    if not max(0, source.size_bytes - BLOCK_BYTES) < want:  # ranges are whole blocks; the file may end within the last
         fact = f"{max(want, 0)} of {source.size_bytes} bytes at {source.offset} are in the file"
         raise TransferError(source.path, fact, _READ_AGAIN)
     return descriptor, direct, want
 
 
 def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile, read: Read) -> None:
-    """Read one piece; a read that comes short is continued, the ordinary way once its alignment is lost."""
+    """Read one piece; continue after short reads, with buffered I/O once alignment is lost."""
     descriptor, direct, want = open_range(dst, source, file)
     view, got = dst.data, start
     while got < min(stop, want):
@@ -206,7 +206,10 @@ def _read(dst: Bytes, source: FileRange, start: int, stop: int, file: SourceFile
 
 
 def check_unchanged(descriptor: int, source: FileRange) -> None:
-    """Compare the file with what its header's reader saw. Times can be set back; the status time and inode cannot."""
+    """Raise TransferError if the file has changed since its header was read.
+
+    The modification time can be set back; the status change time and the inode cannot.
+    """
     now = FileIdentity.of(os.fstat(descriptor))
     if now == source.identity:
         return

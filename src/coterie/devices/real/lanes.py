@@ -1,4 +1,4 @@
-"""Lanes of a real device: a worker thread each, work in order, and the events that say when it is done.
+"""Lanes of a real device: one worker thread each, executing work in order, and its completion events.
 
 Knows nothing about what the work is.
 """
@@ -18,7 +18,7 @@ from coterie.core.values import value
 from coterie.device import I32, Event, Span
 from coterie.kernels import cpu as kernels
 
-COMPUTE = "compute"  # the lane on which programs run
+COMPUTE = "compute"  # the lane that runs programs
 
 
 @dataclass(slots=True)
@@ -30,14 +30,14 @@ class _State:
     result: object = None
     mark: object = None
     watchers: list[Callable[[bool], None]] = field(default_factory=list)
-    awaited: bool = False  # a thread waits, or has waited: only then it is woken
+    awaited: bool = False  # some thread waits or has waited: only then does completion notify
 
 
 @value
 class LaneEvent(Event):
-    """An event that carries its own state, so that the device keeps nothing of an event that nobody holds.
+    """An event that carries its own state, so that the device keeps no record of events that are no longer referenced.
 
-    `state.mark` is not None once its work is queued where others can wait for it without the host: on a stream.
+    `state.mark`: set once the work is queued on a stream, where other streams can await it without the host.
     """
 
     state: _State = field(compare=False, repr=False)
@@ -55,21 +55,21 @@ class _Work:
 class _Lane:
     ready: threading.Condition
     queue: deque[_Work] = field(default_factory=deque)
-    busy: bool = False  # somebody does this lane's work
+    busy: bool = False  # some thread is executing this lane's work
 
 
 class Lanes:
-    """Worker threads by lane name, started when first used. One lock guards every event and every queue.
+    """Worker threads by lane name, started on first use. One lock guards all events and queues.
 
-    `brief` work, which waits for nothing but `after`, may also be done by a thread that waits for it alone: a hand-over
-    from thread to thread takes a good part of a small expert's decode step. So the lane's thread is not woken for it
-    before somebody asks for its end in another way, or there is more to do.
+    `brief` work, which blocks on nothing but `after`, may be executed by the thread that waits for it: handing it to
+    another thread costs a good part of a small expert's decode step. So the lane's thread is woken for it only when its
+    event is queried in another way, or more work is queued.
     """
 
     def __init__(self, device: str) -> None:
-        self.device = device  # what failures call it
+        self.device = device  # its name in failures
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # an event is finished
+        self._changed = threading.Condition(self._lock)  # an event has finished or was queued on a stream
         self._lanes: dict[str, _Lane] = {}
         self._threads: list[threading.Thread] = []
         self._ids = count()
@@ -78,7 +78,7 @@ class Lanes:
     def submit(
         self, lane: str, label: str, after: Iterable[Event], body: Callable[[], object], brief: bool = False
     ) -> LaneEvent:
-        """Queue work; `body` runs on the lane's thread when `after` is done, and its result belongs to the event."""
+        """Queue work; `body` runs on the lane's thread once `after` is done, and its result is stored in the event."""
         awaited = tuple(own(event) for event in after)
         with self._lock:
             self._check_open()
@@ -92,7 +92,7 @@ class Lanes:
         return event
 
     def done(self, event: Event) -> bool:
-        """Whether an event is finished; if not, its work is begun as soon as its lane comes to it."""
+        """Whether an event is finished; if not, makes sure that its lane's thread is awake."""
         state = own(event).state
         if not state.finished:
             with self._lock:
@@ -100,7 +100,7 @@ class Lanes:
         return state.finished
 
     def wait(self, event: Event) -> Exception | None:
-        """Block until an event is finished; return its failure. Raises DeviceError when the device is closed first."""
+        """Block until an event is finished; return its failure. Raises DeviceError if the device is closed first."""
         state = own(event).state
         with self._changed:
             state.awaited = True
@@ -111,7 +111,7 @@ class Lanes:
         return state.failure
 
     def wait_any(self, events: Sequence[Event], until: float | None) -> None:
-        """Block until one of the events is finished or the clock is at `until`."""
+        """Block until one of the events is finished or the clock reaches `until`."""
         states = [own(event).state for event in events]
         if len(events) == 1 and until is None and self._help(own(events[0])):
             return
@@ -126,11 +126,11 @@ class Lanes:
                 self._changed.wait(left)
 
     def pass_on(self, event: Event, flags: I32, index: int) -> None:
-        """Set the native flag `flags[index]` when the event is finished: passed, or failed."""
+        """Set the native flag `flags[index]` to passed or failed when the event is finished."""
         self.when_ended(event, lambda passed: kernels.signal(kernels.address(flags) + index * flags.itemsize, passed))
 
     def when_ended(self, event: Event, call: Callable[[bool], None]) -> None:
-        """Call when the event is finished, with True if it passed: at once, or from the thread that ends it."""
+        """Invoke `call(passed)` when the event is finished: immediately, or from the thread that completes it."""
         state = own(event).state
         with self._changed:
             if not state.finished:
@@ -140,7 +140,7 @@ class Lanes:
         call(state.failure is None)
 
     def new_event(self, lane: str, label: str) -> LaneEvent:
-        """An event of work that is done elsewhere, which must `end` it. Raises DeviceError when closed."""
+        """An event for work done outside the lanes, which must call `end`. Raises DeviceError when closed."""
         with self._changed:
             self._check_open()
             return LaneEvent(next(self._ids), lane, label, _State())
@@ -148,9 +148,9 @@ class Lanes:
     def end(
         self, event: LaneEvent, failure: Exception | None, start_s: float | None, lane: _Lane | None = None
     ) -> float:
-        """Say that work is done or has failed; return when. `start_s`: None if it never began; `lane`: it was busy.
+        """Mark work done or failed; return the time. `start_s`: None if it never began; `lane`: to be marked idle.
 
-        The time is taken under the lock of all lanes: who sees an event finished sees those that ended before it too.
+        The time is taken under the lock shared by all lanes, so events become visible in the order of their end times.
         """
         state = event.state
         with self._lock:
@@ -169,7 +169,7 @@ class Lanes:
         return end_s
 
     def queued(self, event: LaneEvent, mark: object) -> None:
-        """Say that the work of an event is queued on a stream, which has passed `mark` when it is done."""
+        """Record that an event's work is queued on a stream; the stream passes `mark` once it is done."""
         with self._changed:
             event.state.mark = mark
             if event.state.awaited:
@@ -181,9 +181,9 @@ class Lanes:
             return event.state.finished or event.state.mark is not None
 
     def wait_queued(self, event: LaneEvent) -> object:
-        """Block until an event's work is queued or finished; return its mark, None if there is nothing to wait for.
+        """Block until an event's work is queued or finished; return its mark, or None if it is finished.
 
-        Raises its failure, and DeviceError when the device is closed first.
+        Raises its failure, and DeviceError if the device is closed first.
         """
         state = event.state
         with self._changed:
@@ -197,7 +197,10 @@ class Lanes:
             return None if state.finished else state.mark
 
     def ended(self, event: LaneEvent) -> Exception | None:
-        """Block until an event whose work has been done is finished, closed or not; return its failure."""
+        """Block until an event is finished, even if the device was closed; return its failure.
+
+        Only for work that has begun: nothing else is sure to end.
+        """
         with self._changed:
             event.state.awaited = True
             self._begin(event)
@@ -205,19 +208,19 @@ class Lanes:
         return event.state.failure
 
     def finished(self, event: Event) -> LaneEvent:
-        """The same event, with its state. Raises ValueError if it is not finished."""
+        """Narrow to our event type. Raises ValueError if it is not finished."""
         mine = own(event)
         if not mine.state.finished:
             raise ValueError(f"event {event.event_id} ({event.label}) is not finished; wait for it first")
         return mine
 
     def span(self, event: Event) -> Span:
-        """When finished work began and ended; work that never began has an empty span."""
+        """Start and end of finished work; empty if it never began."""
         state = self.finished(event).state
         return Span(state.start_s, state.end_s)
 
     def close(self) -> None:
-        """Fail what has not begun, let what has begun end, and stop the threads. May be called again."""
+        """Fail work that has not begun, wait for work that has, and stop the threads. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -229,11 +232,11 @@ class Lanes:
         self._threads.clear()
 
     def closed(self) -> DeviceError:
-        """What work meets when the device was closed before it began."""
+        """The failure of work that had not begun when the device was closed."""
         return DeviceError(self.device, "the device was closed", "make a new one")
 
     def start_thread(self, lane: str, work: Callable[[], None], number: int | None = None) -> threading.Thread:
-        """Start a thread of a lane, of several its `number`. Raises DeviceError when the system gives none."""
+        """Start a lane's thread, `number` if it has several. Raises DeviceError if the system refuses."""
         name = f"coterie {lane}" if number is None else f"coterie {lane} {number}"
         thread = threading.Thread(target=work, name=name, daemon=True)
         try:
@@ -248,13 +251,13 @@ class Lanes:
             raise self.closed()
 
     def _start(self, name: str) -> _Lane:
-        """Start a lane's thread and return the lane; it exists only if that worked."""
+        """Start a lane's thread and return the lane."""
         lane = _Lane(threading.Condition(self._lock))
         self._threads.append(self.start_thread(name, partial(self._serve, lane)))
         return lane
 
     def _begin(self, event: Event) -> None:
-        """Wake the thread whose work an event is, under the lock, as who asks will not help."""
+        """Wake the thread of the event's lane, since the caller will not execute the work itself. Needs the lock."""
         lane = self._lanes.get(event.lane)
         if lane is not None and lane.queue:
             lane.ready.notify()
@@ -270,7 +273,7 @@ class Lanes:
             self._do(lane, work)
 
     def _help(self, event: LaneEvent) -> bool:
-        """Do the work of an event here, if it is brief, can begin now and nobody has begun it."""
+        """Execute an event's work on this thread if it is brief, next in its lane and ready; whether that was so."""
         with self._lock:
             lane = self._lanes.get(event.lane)
             if lane is None or lane.busy or not lane.queue or lane.queue[0].event is not event:
@@ -290,16 +293,16 @@ class Lanes:
         try:
             if failure is None:
                 state.result = work.body()
-        except Exception as error:  # whatever it is, it belongs to who holds the event
+        except Exception as error:  # any failure is reported through the event
             failure = error
-        except BaseException as error:  # whoever helps may be stopped from outside
+        except BaseException as error:  # a helping thread may be interrupted (KeyboardInterrupt)
             failure = DeviceError(self.device, f"{work.event.label} was stopped: {error!r}", "run it again")
             raise
         finally:
             self.end(work.event, failure, state.start_s, lane)
 
     def _await(self, events: tuple[LaneEvent, ...]) -> Exception | None:
-        """The first failure among events, once those before it are done; an error when the device is closed."""
+        """Wait for events in order; return the first failure, or an error if the device is closed meanwhile."""
         with self._changed:
             for event in events:
                 event.state.awaited = True
@@ -312,7 +315,7 @@ class Lanes:
 
 
 def own(event: Event) -> LaneEvent:
-    """The event as one of ours. Raises ValueError for another device's."""
+    """Narrow to an event of a real device. Raises ValueError for any other."""
     if not isinstance(event, LaneEvent):
         raise ValueError(f"event {event.event_id} ({event.label}) is of another device")
     return event

@@ -1,8 +1,8 @@
-"""Regions to instructions, on every real device: which operand is which value, constant or size of a program.
+"""Lowers regions to instructions, for every real device: maps operands to a program's values, constants and sizes.
 
-    region -> {operand: number | Weight(s) | Stored | Named}         once, at load; template.py writes rows of them
+    region -> {operand: number | Weight(s) | Stored | Named}         once, at load; template.py encodes them as rows
 
-Knows nothing about threads, lanes, memory or whose kernels walk the rows.
+Knows nothing about threads, lanes, memory or which device's kernels execute the rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _embed(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _one_norm(low: Lowering, ops: Sequence[Op]) -> Operands:
-    """rms_norm, or layer_norm, which has a bias in place of an offset and reads through no view."""
+    """rms_norm or layer_norm; the latter has a bias instead of an offset, and does not read through views."""
     seen, (op,) = low.seen(ops)
     shape = low.value(op.outputs[0]).shape
     C = trailing((0, *low.value(op.inputs[1]).shape))
@@ -87,7 +87,7 @@ def _kv_append(low: Lowering, ops: Sequence[Op]) -> Operands:
 def _attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     (op,) = ops
     window = op.integer("window")
-    return _attended(low, op, -window if HORIZON in op.inputs else window)  # below 0: behind a token too
+    return _attended(low, op, -window if HORIZON in op.inputs else window)  # negative: later tokens are visible too
 
 
 def _relative_attention(low: Lowering, ops: Sequence[Op]) -> Operands:
@@ -95,7 +95,7 @@ def _relative_attention(low: Lowering, ops: Sequence[Op]) -> Operands:
     buckets = op.inputs[5]
     bias = low.weight("bias", op.inputs[4]) | {"buckets": low.at(buckets)}
     bias["reach"] = len(low.value(buckets).data) // 2 if buckets else 0
-    return _attended(low, op, -1 if HORIZON in op.inputs else 0) | bias  # below 0: it sees all
+    return _attended(low, op, -1 if HORIZON in op.inputs else 0) | bias  # negative: not causal
 
 
 def _attended(low: Lowering, op: Op, window: int) -> Operands:
@@ -126,7 +126,7 @@ def _xielu(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _form(op: Op) -> Operands:
-    """What an activation has besides its values."""
+    """Attributes of an activation: the form of a gelu, the cap of a softcap."""
     if op.kind == "gelu":
         return {"form": kernels.GELU_FORMS.index(str(op.attrs["form"]))}
     return {"cap": op.cap} if op.kind == "softcap" else {}
@@ -169,7 +169,7 @@ def _norm_qkv_rope_append(low: Lowering, ops: Sequence[Op]) -> Operands:
     first = None if ops[0].kind == "linear" else ops[0]
     q, k, v, *rest, append = ops[first is not None :]
     norms = [op for op in rest if op.kind == "rms_norm"]
-    rope = next((op for op in rest if op.kind == "rope"), None)  # that of q: the rule wants the same of k, or none
+    rope = next((op for op in rest if op.kind == "rope"), None)  # q's; the fusion rule requires k's to be the same
     operands = low.norm_of(first, q.inputs[0])
     for name, op in (("q", q), ("k", k), ("v", v)):
         operands |= low.projection(f"w{name}", f"b{name}", op)

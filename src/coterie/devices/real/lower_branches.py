@@ -1,4 +1,4 @@
-"""Instructions of layers with branches: which operand is which value, constant or size of a program.
+"""Lowers mixture-of-experts layers ("branches"): maps operands to a program's values, constants and sizes.
 
 Knows nothing about which families have such layers.
 """

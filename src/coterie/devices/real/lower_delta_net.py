@@ -1,4 +1,4 @@
-"""Instructions of gated delta nets and gated attention: which operand is which value, constant or size of a program.
+"""Lowers gated delta nets and gated attention: maps operands to a program's values, constants and sizes.
 
 Knows nothing about which families have such layers.
 """
@@ -13,11 +13,11 @@ from coterie.devices.real.operands import Named, Operands
 from coterie.graph.delta_net.ops import CONV, CONV_STATE, DELTA, DELTA_STATE, KEY_HEADS, PARTS, PLAIN
 from coterie.graph.ir import Op
 
-STATE_TABLES = "state_tables"  # what each run gives: block tables from their first column on
+STATE_TABLES = "state_tables"  # bound per run: the block tables from their first column on
 
 
 def kept(low: Lowering, op: Op) -> Operands:
-    """Where the state of the op's layer is: the units of a layer are its matrices, then what the convolution keeps."""
+    """Operands that locate a layer's recurrent state: its units are the matrices, then the convolution's state."""
     positions, sequence, _, _ = op.inputs[-4:]
     layers = fixed(low.value(CONV_STATE).shape)[0]
     has_matrices = op.kind == CONV and DELTA_STATE in low.program.graph.values
@@ -49,7 +49,7 @@ def _parts(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _delta(low: Lowering, ops: Sequence[Op]) -> Operands:
-    """The recurrence, alone or with the norm and the gate behind it."""
+    """The recurrence, alone or fused with the norm and gate that follow it."""
     op, *rest = ops
     x, a, b, a_log, dt_bias = op.inputs[:5]
     T, H, C = low.value(op.outputs[0]).shape
@@ -66,7 +66,7 @@ def _delta(low: Lowering, ops: Sequence[Op]) -> Operands:
 
 
 def _sigmoid(low: Lowering, ops: Sequence[Op]) -> Operands:
-    """The gate, alone or multiplied with what it opens; a view may stand before it."""
+    """A sigmoid, alone or fused with the multiplication that it gates; may read through a view."""
     seen, (op, *muls) = low.seen(ops)
     shape = low.value(op.outputs[0]).shape
     sizes: Operands = {"T": low.size(shape[0]), "N": trailing(shape), "C": low.size(shape[-1])}
@@ -86,4 +86,4 @@ DELTA_LOWER: Mapping[str, Callable[[Lowering, Sequence[Op]], Operands]] = {
     "sigmoid": _sigmoid,
     "sigmoid_mul": _sigmoid,
 }
-READ_THROUGH = ("rms_norm", "norm_rope_append", "sigmoid", "sigmoid_mul")  # kernels that read some heads of more
+READ_THROUGH = ("rms_norm", "norm_rope_append", "sigmoid", "sigmoid_mul")  # kernels that can read a view of heads

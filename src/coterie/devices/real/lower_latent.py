@@ -1,6 +1,6 @@
-"""Instructions of latent attention: which operand is which value, constant or size of a program.
+"""Lowers multi-head latent attention: maps operands to a program's values, constants and sizes.
 
-Knows nothing about which families attend so.
+Knows nothing about which families use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Instructions of selective state spaces: which operand is which value, constant or size of a program.
+"""Lowers selective state spaces (Mamba): maps operands to a program's values, constants and sizes.
 
 Knows nothing about which families have such layers.
 """
@@ -17,7 +17,7 @@ from coterie.graph.scan.ops import GROUP_NORM, GROUPS, LEAST, MOST, MUL_ROW, SCA
 
 
 def _scan(low: Lowering, ops: Sequence[Op]) -> Operands:
-    """The recurrence, alone or with the gate behind it."""
+    """The recurrence, alone or fused with the gate that follows it."""
     op, *rest = ops
     x, dt, a_log, dt_bias, skip = op.inputs[:5]
     T, H, C = low.value(op.outputs[0]).shape

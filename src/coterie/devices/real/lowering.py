@@ -1,4 +1,4 @@
-"""Where operands of instructions are found in a program: addresses of values, sizes, and what several regions share.
+"""Helpers for lowering: addresses and sizes of a program's values, and groups of operands that several regions share.
 
 Knows nothing about which operands an instruction has (lower.py, lower_branches.py, lower_delta_net.py).
 """
@@ -22,7 +22,7 @@ from coterie.kernels import cpu as kernels
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an op reads: a value from a number on, in rows so far apart; 0: they follow each other."""
+    """What an op reads: a value from element `first` on, with a row stride of `step` elements; 0: contiguous."""
 
     name: str
     first: int = 0
@@ -31,10 +31,10 @@ class Seen:
 
 @dataclass(slots=True)
 class Lowering:
-    """Finds operands in a program, for a device that its refusals call `device`.
+    """Resolves operands in a program. `device`: its name in error messages.
 
-    `address` says where the device finds a constant; `constants` are kept alive by whoever runs the rows.
-    `rounds`: activations are rounded to 8 bits where the graph lets a device do so.
+    `address` maps a constant to its device address; the user of the rows must keep `constants` alive.
+    `rounds`: round activations to 8 bits where the graph permits that.
     """
 
     program: Program
@@ -66,9 +66,9 @@ class Lowering:
         return Stored(name)
 
     def seen(self, ops: Sequence[Op]) -> tuple[Seen, Sequence[Op]]:
-        """What the first op reads that is no view, through the one that may stand before it, and the ops without that.
+        """Resolve a leading view: what the first other op reads through it, and the ops without the view.
 
-        Raises UnsupportedError for a view whose rows are not equally far apart.
+        Raises UnsupportedError for a view that has no single row stride.
         """
         view = ops[0]
         if not OPS[view.kind].view:
@@ -80,18 +80,18 @@ class Lowering:
         return Seen(view.inputs[0], view.integer("first") * channels, view.integer("of") * channels), ops[1:]
 
     def table(self, names: Sequence[str]) -> Weights:
-        """The addresses of weights, in this order."""
+        """A table of weight addresses, in this order."""
         return Weights(tuple(self._index[name] for name in names))
 
     def size(self, dim: Dim) -> Operand:
-        """A dimension: a number, or what the run gives for its symbol."""
+        """A dimension: a number, or a symbol that the run binds."""
         if isinstance(dim, Times):
             fact = f"rows of {dim} are not supported by {self.device}"
             raise UnsupportedError(self.program.graph.name, fact, "use a text model")
         return dim if isinstance(dim, int) else Named(dim.value)
 
     def weight(self, operand: str, name: str, rounded: bool = False) -> Operands:
-        """The address of a weight and its type; `rounded`: what it is multiplied with is rounded first."""
+        """A weight's address and dtype; `rounded`: the activations it is multiplied by are rounded first."""
         if name and self.value(name).density != 1.0:
             fact = f"{name} is sparse ({self.value(name).density:.1%} of its elements), which no real kernel reads"
             raise UnsupportedError(self.program.graph.name, fact, "use a modelled machine, or dense weights")
@@ -99,7 +99,7 @@ class Lowering:
         return {operand: self.at(name), f"{operand}_dtype": dtype}
 
     def pages(self, append: Op, positions: str, sequence: str, tables: str) -> Operands:
-        """The operands that say where keys and values are."""
+        """The operands that locate keys and values in the paged KV cache."""
         names = {"positions": positions, "sequence": sequence, "block_tables": tables}
         paged: Operands = {operand: self.at(name) for operand, name in names.items()}
         paged |= {name: Named(name) for name in PAGE_NAMES}
@@ -108,22 +108,22 @@ class Lowering:
         return paged | {"kv_dtype": kernels.dtype_number(self.program.kv.dtype, rounded), "layer": layer}
 
     def kv_heads(self, op: Op) -> Operand:
-        """Heads of keys and values where an op has its layer."""
+        """Number of KV heads of the op's layer."""
         return self.size(state_of(self.program.graph, op).shape[2])
 
     def rotated(self, rope: Op) -> int:
-        """How many channels of each head are rotated."""
+        """Number of channels per head that are rotated."""
         return 2 * len(self.value(rope.inputs[2]).data)
 
     def turns(self, rope: Op | None) -> Operands:
-        """How a fused region rotates heads; without a rope not at all."""
+        """A fused region's rotation operands; zeros without a rope."""
         if rope is None:
             return {"inv_freq": 0, "scale": 1.0, "rotated": 0, "interleaved": 0}
         how = {"rotated": self.rotated(rope), "interleaved": int(rope.interleaved)}
         return {"inv_freq": self.at(rope.inputs[2]), "scale": rope.number("scale"), **how}
 
     def linear(self, op: Op) -> Operands:
-        """x, weight, bias, y and sizes."""
+        """All operands of a linear: x, weight, bias, y and sizes."""
         x = op.inputs[0]
         shape = self.value(op.outputs[0]).shape
         sizes: Operands = {"T": self.size(shape[0]), "N": trailing(shape), "K": trailing(self.value(x).shape)}
@@ -132,14 +132,14 @@ class Lowering:
         return ends | self.projection("weight", "bias", op) | sizes
 
     def norm(self, op: Op) -> Operands:
-        """The norm that begins a fused region."""
+        """Operands of the norm at the start of a fused region."""
         centred = op.kind == "layer_norm"
         how = {"eps": op.number("eps"), "offset": op.offset, "centred": int(centred)}
         weights = self.weight("norm", op.inputs[1]) | self.weight("norm_bias", op.inputs[2] if centred else "")
         return {"x": self.at(op.inputs[0]), **how, **weights}
 
     def norm_of(self, op: Op | None, x: str) -> Operands:
-        """The norm that may begin a fused region; without one, `x` is read as it is."""
+        """As `norm`, for an optional norm; without one, `x` is read unnormalised."""
         if op is not None:
             return self.norm(op)
         none = {"eps": 0.0, "offset": 0.0, "centred": 0} | self.weight("norm", "") | self.weight("norm_bias", "")

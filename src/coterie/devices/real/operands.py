@@ -1,6 +1,6 @@
-"""What an operand of an instruction may be before a run gives it a number.
+"""Symbolic operands of instructions, which become numbers when a run binds them.
 
-Knows nothing about which operand is which value (lower.py) or where it goes in a row (template.py).
+Knows nothing about which operand is which value (lower.py) or where it is in a row (template.py).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """The address of a weight: its place in the program's order."""
+    """The address of a weight, given by its index in the program's order."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The address of a table of addresses: those of weights, each by its place in the program's order."""
+    """The address of a table of weight addresses, given by their indices in the program's order."""
 
     indices: tuple[int, ...]
 
@@ -34,7 +34,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A number that each run gives: the address of a row input, a size (T, B, R), or one of PAGE_NAMES."""
+    """A number that each run supplies: the address of a row input, a size (T, B, R), or one of PAGE_NAMES."""
 
     name: str
 

@@ -1,9 +1,9 @@
-"""Rows of a step in shares, each with weights of its own: which instructions can take them, and how their rows say it.
+"""Mixed batches: the rows of a step divided into shares, each multiplied by a different expert's weights.
 
-    linear       weight                       ->   linear_each       each: address of a table | first | how many
-    linear_add   weight, residual             ->   linear_add_each   as often as the step has weights
+    linear       weight                       ->   linear_each       each: address of a weight table | first: where
+    linear_add   weight, residual             ->   linear_add_each   shares begin | shares: how many there are
 
-An instruction of all rows becomes one of shares and back again; what they have in common is in the same words.
+Instructions are switched between the two forms in place; operands that both have are in the same words.
 Knows nothing about graphs, or about how a share is computed.
 """
 
@@ -23,12 +23,15 @@ from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
 EACH = {product: f"{product}_each" for product in PRODUCTS}
-ROWS = ("T", "R")  # what the rows of such an instruction are
+ROWS = ("T", "R")  # an instruction's rows are a step's tokens, or its sampled rows
 
 
 @value
 class Shares:
-    """Rows [first[s], first[s + 1]) of a step have the weights of number of_S[s], of its tokens and of sampled rows."""
+    """Share s is rows [first[s], first[s + 1]) and uses the weights of expert of[s] (numbered as in Variants.of_B).
+
+    Given separately for a step's tokens (`_T`) and its sampled rows (`_R`).
+    """
 
     first_T: I32
     of_T: I32
@@ -37,17 +40,17 @@ class Shares:
 
     @property
     def key(self) -> tuple[bytes, ...]:
-        """Equal for equal shares."""
+        """A hashable key, equal for equal shares."""
         return tuple([numbers.tobytes() for numbers in (self.first_T, self.of_T, self.first_R, self.of_R)])
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many shares tokens have, and sampled rows."""
+        """Number of shares of the tokens, and of the sampled rows."""
         return len(self.of_T), len(self.of_R)
 
     @staticmethod
     def of(of_B: npt.ArrayLike, sequence_T: I32, rows_R: I32) -> Shares:
-        """The shares of a step whose sequences have these weights: rows of one number that follow one another."""
+        """The shares of a step: maximal runs of consecutive rows whose sequences use the same expert."""
         number_T = np.asarray(of_B, np.int32)[sequence_T]
         return Shares(*_runs(number_T), *_runs(number_T[rows_R]))
 
@@ -59,8 +62,8 @@ def _runs(numbers: I32) -> tuple[I32, I32]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kind:
-    """The instructions of one kind of rows: their places among all, the weight that each reads, and of each the number
-    that it has and the one that it gets, and the words for a table of weights, for where shares begin and how many.
+    """The switchable instructions over one kind of rows. For each: its row (`at`), the index of its weight, its opcode
+    in `plain` and `each` form, and the positions of the words (table of weights, share starts, number of shares).
     """
 
     at: I64
@@ -80,7 +83,7 @@ class _Kind:
 
 
 class Shareable:
-    """The instructions of a program that can take rows in shares."""
+    """The instructions of a program that have a form for shares."""
 
     def __init__(self, names: Sequence[str], instructions: Sequence[Operands]) -> None:
         found: dict[str, list[tuple[int, int, str]]] = {rows: [] for rows in ROWS}
@@ -92,18 +95,19 @@ class Shareable:
         self._kinds: tuple[_Kind, ...] | None = None
 
     def words(self, tokens: int, sampled: int) -> int:
-        """The most words of tables in a step with up to so many shares of its tokens and of sampled rows."""
+        """Upper bound on the words of tables, given the number of shares of tokens and of sampled rows."""
         each = zip(self._found, (tokens, sampled), strict=True)
         return sum([_even(1 + shares // 2) + len(found) * _even(shares) for found, shares in each])
 
     def put(
         self, rows: I64, addresses_GW: I64, is_shared_W: npt.NDArray[np.bool_], shares: Shares, tables: I64, at: int
     ) -> None:
-        """Let instructions that read weights which are not shared take them from `addresses_GW`, by number of weights.
+        """Switch every instruction whose weight is not shared to its form for shares.
 
-        What these rows point to is written into `tables`, which has `words` and which kernels find at the address `at`.
+        `addresses_GW`: address of each weight of each expert. `tables`: an array of at least `words` words, at device
+        address `at`, that is filled with what the rows point to.
         """
-        self.take_back(rows)  # those whose weights were not shared, and are now
+        self.take_back(rows)  # for weights that were not shared last time but now are
         sides = (shares.first_T, shares.of_T), (shares.first_R, shares.of_R)
         end = 0
         for kind, (first, of_S) in zip(self._kinds_of(), sides, strict=True):
@@ -119,7 +123,7 @@ class Shareable:
             rows[places, each] = at + tables.itemsize * (start + width * np.arange(len(places)))
 
     def take_back(self, rows: I64) -> None:
-        """Let all instructions have one weight for all rows again."""
+        """Switch all instructions back to one weight for all rows."""
         for kind in self._kinds_of():
             rows[kind.at, kernels.OPCODE_WORD] = kind.plain
 
@@ -130,5 +134,5 @@ class Shareable:
 
 
 def _even(words: int) -> int:
-    """So that what lies behind is at a multiple of 16 bytes, as all that a GPU reads."""
+    """Round up to a multiple of 16 bytes, the alignment that GPU kernels need."""
     return words + words % 2

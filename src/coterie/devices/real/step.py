@@ -1,4 +1,4 @@
-"""What a run of a program on a real device is made of: the program, its rows encoded, and the run's own rows, checked.
+"""The parts of a run on a real device: the encoded program, and the validated copy of the run's inputs.
 
 Knows nothing about lanes, files or addresses.
 """
@@ -31,13 +31,13 @@ from coterie.graph.vectors import row_values
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
-INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # names of the row inputs of every program
-MAX_KEPT = 256  # sizes of steps, and experts, whose offsets are kept; a bound on memory, not on use
+INPUTS = ("tokens", "positions", "sequence", "block_tables", "rows")  # the row inputs that every program has
+MAX_KEPT = 256  # cache entries: step sizes, and experts' weight offsets; bounds memory, not use
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offsets:
-    """Where weights begin, each in its extent. `is_shared`: those in the second one. `ends`: how far each reaches."""
+    """Weight offsets, each in its extent. `is_shared`: which are in the shared extent; `ends`: bytes used of both."""
 
     array: I64
     is_shared: npt.NDArray[np.bool_]
@@ -45,7 +45,7 @@ class Offsets:
 
     @staticmethod
     def of(offsets: tuple[int, ...], places: tuple[int, ...], sizes: I64) -> Offsets:
-        """Of weights of these sizes, of which those at `places` are in the second extent. Raises ValueError."""
+        """Validate the offsets of weights of these sizes; those at indices `places` are shared. Raises ValueError."""
         array = np.array(offsets, dtype=np.int64)
         if len(array) != len(sizes):
             raise ValueError(f"{len(array)} offsets are given for {len(sizes)} weights")
@@ -60,15 +60,15 @@ class Offsets:
         return Offsets(array, is_shared, (own, of_base))
 
     def addresses(self, weights_at: int, shared_at: int) -> I64:
-        """Addresses, with the extents at these."""
+        """Absolute addresses, given the addresses of both extents."""
         return self.array + np.where(self.is_shared, shared_at, weights_at)
 
 
 class LoweredExecutable:
-    """A program with its rows encoded. Raises UnsupportedError when made from an op without a kernel.
+    """A program encoded as rows. Raises UnsupportedError for an op without a kernel.
 
-    `device`: whose it is, as a word; `called`: what refusals call it. `address` puts a constant where the device reads.
-    `shares`: the device has instructions of rows in shares. `rounds`: see Lowering.
+    `device`: name of the owning device; `called`: its name in error messages. `address` makes a constant accessible to
+    the device. `shares`: the device's kernels support shares (mixed batches). `rounds`: see Lowering.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LoweredExecutable:
         rounds: bool = True,
     ) -> None:
         self._program, self.device = program, device
-        # It owns the constants, whose addresses are in the rows.
+        # Kept because it owns the constants whose addresses are in the rows.
         self._lowering = Lowering(program, called, address, rounds=rounds)
         operands = [lower(self._lowering, region) for region in program.regions]
         names = [region.kernel for region in program.regions]
@@ -92,7 +92,7 @@ class LoweredExecutable:
             self.first_rows.setdefault(region.stage, i)
         values = program.graph.values
         (left,) = [name for name, value in values.items() if value.kind is Kind.OUTPUT]
-        self.drawn = left if values[left].dtype is DType.I32 else ""  # empty: it draws nothing
+        self.drawn = left if values[left].dtype is DType.I32 else ""  # name of the sampled tokens; "" if none
         self.row_values = row_values(program.graph)
         sizes = [values[name].dtype.tensor_bytes(_fixed(values[name].shape)) for name in program.weights]
         self._weight_bytes = np.array(sizes, dtype=np.int64)
@@ -106,7 +106,7 @@ class LoweredExecutable:
         return self._program
 
     def mixes(self, shared: Sequence[int]) -> bool:
-        """Whether sequences of a run may differ in all weights but these."""
+        """See Executable.mixes."""
         if self.shareable is None:
             return False
         key = tuple(shared)
@@ -115,7 +115,7 @@ class LoweredExecutable:
         return self._mixes[key]
 
     def plan(self, sizes: Sizes) -> tuple[dict[str, int], int]:
-        """Offset of each stored value in the workspace, and the workspace's bytes, in a step of these sizes."""
+        """Offset of each stored value in the workspace, and the workspace's size, for these step sizes."""
         key = (sizes.T, sizes.B, sizes.R)
         if key not in self._plans:
             if len(self._plans) >= MAX_KEPT:
@@ -128,11 +128,11 @@ class LoweredExecutable:
         return self._plans[key]
 
     def offsets(self, binding: Binding) -> Offsets:
-        """The binding's weight offsets as arrays. Raises ValueError when one is missing or outside its extent."""
+        """The binding's weight offsets. Raises ValueError when one is missing or outside its extent."""
         return self._offsets_in(binding.offsets, binding.weights, binding.shared)
 
     def variants(self, binding: Binding) -> tuple[Offsets, ...]:
-        """The same of its variants. Raises ValueError too where their sequences cannot be in one run."""
+        """The weight offsets of its variants. Also raises ValueError if they cannot be mixed in one run."""
         variants, shared = binding.variants, binding.shared
         if variants is None:
             return ()
@@ -156,9 +156,9 @@ class LoweredExecutable:
 
 @value
 class StepRows:
-    """The rows of a run, our own copies: the caller may change his. T tokens, B sequences, R sampled rows.
+    """A copy of a run's inputs, independent of the caller's arrays. T tokens, B sequences, R sampled rows.
 
-    `shares`: where sequences have different weights. `changes`: of each row, or of none, how its logits are changed.
+    `shares`: set for mixed batches. `changes`: encoded penalties and biases per sampled row; empty if no row has any.
     """
 
     inputs: Mapping[str, I32]
@@ -170,11 +170,11 @@ class StepRows:
 
     @staticmethod
     def copy(program: Program, binding: Binding, steps: int) -> StepRows:
-        """Copy and check. Raises ValueError when a row would make a kernel read outside its memory."""
+        """Copy and validate. Raises ValueError for any value that would make a kernel access memory out of bounds."""
         rows = binding.rows
         named = (rows.tokens_T, rows.positions_T, rows.sequence_T, rows.block_tables_BM, rows.rows_R)
         inputs = {name: np.array(array, np.int32, order="C") for name, array in zip(INPUTS, named, strict=True)}
-        # Only T, B and R decide what is stored and where; the others take time to count.
+        # Only T, B and R affect the workspace; the other sizes would take time to compute.
         sizes = Sizes(len(rows.tokens_T), len(rows.lengths_B), len(rows.rows_R), 0, 0)
         changes = _changes(rows.sampling, steps)
         step = StepRows(inputs, rows.sampling, rows.end_ids, sizes, None, changes)
@@ -188,14 +188,14 @@ class StepRows:
 
 
 def check_drawn(drawn_R: I32, device: str) -> None:
-    """Raise DeviceError naming the first row that drew -1: no token, see graph.sampling."""
+    """Raise DeviceError naming the first row that drew -1, which means NaN logits (see graph.sampling)."""
     if not kernels.within(drawn_R, 2**31):
         fact = f"the logits of row {int(np.argmin(drawn_R >= 0))} hold values that are not numbers"
         raise DeviceError(device, fact, "the weights are damaged or overflow: get the checkpoint again")
 
 
 def encode_sampling(sampling: Sequence[Sampling]) -> I64:
-    """[R, SETTING_WORDS] words as the kernels' samplers read them."""
+    """Sampling settings [R, SETTING_WORDS] in the format of the sampling kernels."""
     table = np.zeros((len(sampling), kernels.SETTING_WORDS), dtype=np.int64)
     reals = table.view(np.float64)
     for i, s in enumerate(sampling):
@@ -205,7 +205,7 @@ def encode_sampling(sampling: Sequence[Sampling]) -> I64:
 
 
 def _changes(sampling: Sequence[Sampling], steps: int) -> tuple[I64 | None, ...]:
-    """Of each row; empty where none has any, as nearly always."""
+    """Encoded changes per row; empty if no row has any, the usual case."""
     for one in sampling:
         if one.changes is not None:
             break
@@ -222,7 +222,7 @@ def _fixed(shape: Shape) -> tuple[int, ...]:
 
 
 def _checked(variants: Variants, sequences: int) -> I32:
-    """Whose weights each sequence has. Raises ValueError for a number that is nobody's."""
+    """Each sequence's expert number. Raises ValueError for a number out of range."""
     of_B = np.array(variants.of_B, np.int32)
     if of_B.shape != (sequences,) or not kernels.within(of_B, 1 + len(variants.weights)):
         fact = f"{len(of_B)} sequences have the weights {of_B.min(initial=0)} to {of_B.max(initial=0)}"

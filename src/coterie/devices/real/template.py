@@ -1,6 +1,6 @@
-"""Rows of instructions by their operands, and where what changes goes in them.
+"""A program's instruction rows, encoded once, and the positions of the words that vary from run to run.
 
-    template.put_...(rows, addresses)     when they change: one assignment, whatever the depth of the program
+    template.put_...(rows, addresses)     rewrites one kind of word in a single NumPy assignment, at any model depth
 
 Knows nothing about which operand is which value (lower.py).
 """
@@ -15,11 +15,11 @@ from coterie.devices.real.operands import Named, Operand, Operands, Stored, Weig
 from coterie.kernels import cpu as kernels
 from coterie.kernels.cpu import I64
 
-TABLE_WORDS = 2  # each table begins at a multiple of 16 bytes, as all that a GPU reads
+TABLE_WORDS = 2  # tables are padded to multiples of 16 bytes, the alignment that GPU kernels need
 
 
 class Template:
-    """Rows of a program with everything in place that is the same in every run, and where the rest goes."""
+    """The rows of a program with all constant words filled in, and the positions of the rest."""
 
     def __init__(self, names: Sequence[str], instructions: Sequence[Operands]) -> None:
         self._rows = np.zeros((len(names), kernels.ROW_WORDS), dtype=np.int64)
@@ -48,21 +48,21 @@ class Template:
         self._listed = np.array([index for indices in padded for index in indices], dtype=np.int64)
 
     def rows(self) -> I64:
-        """New rows, to be completed by the methods below."""
+        """A copy of the rows, to be completed by the `put_` methods."""
         return self._rows.copy()
 
     @property
     def table_words(self) -> int:
-        """How many words all tables of weights have."""
+        """Words in all weight tables together."""
         return len(self._listed)
 
     def put_tables(self, rows: I64, address: int) -> None:
-        """Write into rows where their tables will be, one behind another from an address on."""
+        """Write the tables' addresses into rows; the tables are contiguous from `address` on."""
         at, starts = self._tables
         rows.reshape(-1)[at] = address + rows.itemsize * starts
 
     def put_weights(self, rows: I64, addresses: I64, tables: I64) -> None:
-        """Write the addresses of weights, given in the program's order, into rows and their tables."""
+        """Write weight addresses, given in the program's order, into rows and tables."""
         _put(rows, self._weights, addresses)
         tables[:] = addresses[self._listed]
 
@@ -71,7 +71,7 @@ class Template:
         _put(rows, self._stored, addresses)
 
     def put_named(self, rows: I64, numbers: I64) -> None:
-        """Write what each run gives, in the order of `named`."""
+        """Write the numbers that vary per run, given in the order of `named`."""
         _put(rows, self._named, numbers)
 
 
@@ -81,6 +81,6 @@ def _put(rows: I64, places: tuple[I64, I64], values: I64) -> None:
 
 
 def _places(pairs: Sequence[tuple[int, int]]) -> tuple[I64, I64]:
-    """Where to write, and which of the values."""
+    """Split (word, index of its value) pairs into two arrays."""
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0].copy(), table[:, 1].copy()
