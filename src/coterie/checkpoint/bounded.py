@@ -1,8 +1,8 @@
-"""A Jinja environment for templates that strangers wrote: they cannot escape, run on without end, or fill the memory.
+"""A Jinja environment for untrusted templates: they cannot escape the sandbox, loop forever or exhaust memory.
 
-Jinja's sandbox keeps them from Python's internals. Here a template also has `MAX_S` of processor time, and no text or
-list that it makes is longer than `MAX_LENGTH`, a list with all that is nested in it (deep_size.py): what multiplies is
-looked at before it is done, the rest behind it. Knows nothing about chats.
+Jinja's own sandbox keeps them from Python's internals. In addition, a template has `MAX_S` of CPU time, and no string
+or list that it makes may be longer than `MAX_LENGTH`, where a list counts with all that is nested in it (deep_size.py).
+Operations that can multiply a size are checked before they run, all others by their result. Knows nothing about chats.
 Source: Jinja's documentation, "Sandbox", security considerations.
 """
 
@@ -26,34 +26,34 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coterie.checkpoint.deep_size import deep_size, sized
 
-MAX_S = 1.0  # of processor time; real templates take milliseconds
-MAX_LENGTH = 1 << 24  # letters or elements
-MAX_OUTPUT = 1 << 26  # letters of a whole prompt
+MAX_S = 1.0  # of CPU time; real templates take milliseconds
+MAX_LENGTH = 1 << 24  # characters or elements
+MAX_OUTPUT = 1 << 26  # characters of a whole prompt
 _MAX_WIDTH, _MAX_BITS = 1000, 1 << 14
-_WIDE = re.compile(r"\d{5}|\*")  # in a format: a width that no text needs, or one that comes with the values
+_WIDE = re.compile(r"\d{5}|\*")  # in a format string: an absurd width, or one taken from the arguments
 _WIDTHS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "tojson", "batch", "slice", "round", "wordwrap")
 _DROPPED_FILTERS, _DROPPED_METHODS = ("urlize", "xmlattr"), ("translate",)
 _running = threading.local()
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Renders by `render`; what goes beyond its bounds raises jinja2's SecurityError."""
+    """Compiles templates by `template`, renders them by `render`; exceeding a bound raises jinja2's SecurityError."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(optimized=False, **settings)  # the optimizer would compute constants when a template is read
+        super().__init__(optimized=False, **settings)  # the optimizer would evaluate constants unchecked
         for name in _DROPPED_FILTERS:
             del self.filters[name]
         del self.globals["lipsum"]
         self.filters |= {"counted": _counted, "joined": _joined, "sized": _sized}
 
     def bound_filters(self) -> None:
-        """Bounds all filters that there are now."""
+        """Wrap all filters registered so far in the checks."""
         self.filters = {name: _bounded(name, made) for name, made in self.filters.items()}
 
     def template(self, source: str) -> jinja2.Template:
-        """A template whose loops are counted. Raises what Jinja raises."""
+        """Compile a template, with checks on its loops, concatenations and literals. Raises what Jinja raises."""
         tree = self.parse(source)
         for loop in tree.find_all(nodes.For):
             loop.iter = _filtered(loop.iter, "counted")
@@ -61,7 +61,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return self.from_string(tree)
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
-        """The text of a template. Raises what Jinja raises."""
+        """Render a template within the bounds. Raises what Jinja raises."""
         _running.until_s = time.thread_time() + MAX_S
         collected = _Collected()
         gc.callbacks.append(collected)
@@ -82,13 +82,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
-        """What blocks, macros and calls write, as one text."""
+        """Join the output of blocks, macros and calls (overrides Jinja's)."""
         return _joined(pieces)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Two values of an operator that can multiply."""
+        """Evaluate an operator whose result can be much larger than its operands."""
         _tick()
-        its = None  # the size of a list is known by what it is made of
+        its = None  # the deep size of the result, derived from the operands' sizes
         if operator == "**":
             _check(_bits(left) * abs(right) if isinstance(right, int) else 0, _MAX_BITS)
         elif operator == "*":
@@ -103,27 +103,27 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return _sized(super().call_binop(context, operator, left, right), its)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (Jinja's)
-        """A call of a function, a macro or a method."""
+        """Call a function, a macro or a method."""
         _tick()
-        method = getattr(__obj, "__wrapped__", __obj)  # of a text's format, which the sandbox wraps
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str):
             args = _checked(name, owner, args, kwargs)
         elif isinstance(__obj, Macro) and (__obj.catch_varargs or __obj.catch_kwargs):
-            _sized([*args, *kwargs.values()])  # which it has as a list
+            _sized([*args, *kwargs.values()])  # the macro sees them as varargs and kwargs
         return _sized(super().call(__context, __obj, *args, **kwargs))
 
 
 class _Collected:
-    """Told of garbage collections while this thread renders. They are not the template's time: of a large process one
-    may take a second, whatever called for it.
+    """A gc callback that extends the deadline by the time of collections in this thread: in a large process one may
+    take a second, which is not the template's doing.
     """
 
     def __init__(self) -> None:
         self._thread, self._begun_s = threading.get_ident(), float("inf")
 
     def __call__(self, phase: str, _: Mapping[str, int]) -> None:
-        if threading.get_ident() != self._thread:  # another one's, who is told too
+        if threading.get_ident() != self._thread:  # gc calls every callback; each counts its own thread's collections
             return
         if phase == "start":
             self._begun_s = time.thread_time()
@@ -154,7 +154,7 @@ def _bits(value: Any) -> int:
 
 
 def _sized(value: Any, its: int | None = None) -> Any:
-    """A value that is not too long; a list with its size, which may be known."""
+    """Check a value's length and deep size; containers come back as copies that know theirs. `its`: if it is known."""
     _check(_length(value))
     value = sized(value, its)
     if isinstance(value, list | tuple | dict):
@@ -163,14 +163,14 @@ def _sized(value: Any, its: int | None = None) -> Any:
 
 
 def _check_format(text: str, given: Iterable[Any]) -> None:
-    """Raise SecurityError for a format, by % or by braces, that could make too much of these values."""
+    """Raise SecurityError for a format string (% or braces) whose result could be too large for these values."""
     if _WIDE.search(text):
         raise SecurityError("the template has a format with a width beyond all texts")
     _check(len(text) + (text.count("%") + text.count("{")) * max(map(deep_size, given), default=0))
 
 
 def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a text's method, or of a filter, that makes more of it than there was."""
+    """The arguments of a string method or filter, checked if it can make a string much longer."""
     given = (*args, *kwargs.values())
     if name in _DROPPED_METHODS:
         raise SecurityError(f"the template uses {name}, which is not supported here")
@@ -196,8 +196,8 @@ def _checked(name: str, text: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments and result are looked at."""
-    takes = 1 if hasattr(made, "jinja_pass_arg") else 0  # the context comes first
+    """A filter with checks on its arguments and its result."""
+    takes = 1 if hasattr(made, "jinja_pass_arg") else 0  # such filters get the context or environment first
 
     @wraps(made)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -222,19 +222,19 @@ def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
-    """The elements of a loop, each of which takes time."""
+    """The elements of a loop; the time is checked at each."""
     for value in values:
         _tick()
         yield value
 
 
 def _joined(values: Iterable[Any]) -> str:
-    """Texts put together."""
+    """The values' texts, concatenated."""
     return gathered(str(value) for value in values)
 
 
 def gathered(pieces: Iterable[str]) -> str:
-    """Pieces of one text put together, no more than may be. Raises SecurityError."""
+    """Concatenate pieces of a text up to MAX_LENGTH. Raises SecurityError beyond it."""
     kept, length = [], 0
     for piece in _counted(pieces):
         length += len(piece)
@@ -244,7 +244,7 @@ def gathered(pieces: Iterable[str]) -> str:
 
 
 def _watch(node: nodes.Node) -> None:
-    """Let `a ~ b` be put together by `_joined`, and lists that are written have their size."""
+    """Rewrite a syntax tree in place: `a ~ b` is evaluated by `_joined`, and literal containers know their size."""
     for name, child in list(node.iter_fields()):
         changed = [_one(part) for part in child] if isinstance(child, list) else _one(child)
         setattr(node, name, changed)

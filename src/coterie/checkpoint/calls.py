@@ -1,9 +1,9 @@
-"""Calls of tools as models write them, found in text that comes in pieces.
+"""Tool calls as models write them, found in streamed text.
 
     pieces    "Let me see.\\n<tool"  "_call>{"name": "add", "  "arguments": {}}</tool_call>"
     found     "Let me see."                                  Call("add", "{}")
 
-What is no whole call of a tool that was offered stays text. Knows nothing about template syntax, tokens or requests.
+Anything but a complete call of an offered tool stays text. Knows nothing about template syntax, tokens or requests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a tool; `arguments` is a JSON object as text."""
+    """A tool call; `arguments` is a JSON object as text."""
 
     name: str
     arguments: str
@@ -45,10 +45,10 @@ Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """What is asked of an answer's calls; by default nothing.
+    """What a request demands of tool calls; by default nothing.
 
-    `required`: it is calls alone, one or more. `several`: there may be more than one. `only`: the tools that may be
-    called, by name; empty: all that are offered.
+    `required`: the answer must consist of calls, at least one. `several`: there may be more than one. `only`: names of
+    the tools that may be called; empty: all that are offered.
     """
 
     required: bool = False
@@ -57,28 +57,29 @@ class Calling:
 
 
 class CallReader(Protocol):
-    """Tells calls from text in one answer, as it comes."""
+    """Separates tool calls from text in one answer, as it streams."""
 
     @property
     def num_calls(self) -> int:
-        """The calls so far."""
+        """The number of calls so far."""
 
     @property
     def cut(self) -> bool:
-        """True while a call that was given out is not whole."""
+        """True while the arguments of a call that was returned are incomplete."""
 
     def push(self, piece: str) -> list[Found]:
-        """Take the next piece and return what is certain now."""
+        """Take the next piece of text and return what is certain now."""
 
     def flush(self) -> list[Found]:
-        """Return the rest: no more text will come."""
+        """Return the rest: the answer has ended."""
 
 
 class CallText:
-    """Finds the calls in one answer. Text is given out as it comes, but for what may yet be the beginning of a call.
+    """Finds the calls in one answer. Text is returned as it comes, except for what may become the beginning of a call.
 
-    Space before a call, or behind the last one, belongs to nothing. `tools`: their names, or by name the schemas of
-    their arguments, where a form does not tell texts from numbers. `begun`: it goes on with text that was there before.
+    White space before a call or after the last one is dropped. `tools`: their names, or a mapping to the schemas of
+    their arguments, which forms need that do not distinguish strings from numbers. `begun`: the answer continues
+    earlier text, so it cannot begin with a bare call.
     """
 
     def __init__(self, form: Form, tools: Collection[str], begun: bool = False) -> None:
@@ -86,9 +87,9 @@ class CallText:
         self._tools = tools if isinstance(tools, Mapping) else dict.fromkeys(tools, _NOTHING)
         self._heads = tuple([form.head.replace("NAME", name) for name in self._tools]) if form.head else ()
         self._held = ""
-        self._inside = False  # what is held begins with what may be a call
-        self._ripening = form.ripening()  # of that
-        self._said = begun  # there was text, so that no bare call may come
+        self._inside = False  # the held text begins with a possible call
+        self._ripening = form.ripening()  # when to parse that again
+        self._said = begun  # there was text, so a bare call can no longer begin
         self.num_calls = 0
 
     @property
@@ -102,7 +103,7 @@ class CallText:
         return list(self._settle(final=False))
 
     def flush(self) -> list[Found]:
-        """Return the rest: no more text will come. A call whose closing marker alone is missing counts."""
+        """Return the rest: the answer has ended. A call that lacks only its closing marker counts."""
         found = list(self._settle(final=True))
         held, self._held = self._held, ""
         return [*found, held] if held and (held.strip(self._edge) or not self.num_calls) else found
@@ -123,7 +124,7 @@ class CallText:
             self._inside = False
 
     def _block(self, final: bool) -> Generator[Found, None, bool]:
-        """Give out what a block of calls has for certain; return whether it has come to its end."""
+        """Yield what is certain of a block of calls; return whether the block has ended."""
         lead = len(self._held) - len(self._held.lstrip(self._edge))
         text = self._held[lead:]
         if not (self._ripening.ripe(text) or final):
@@ -141,7 +142,7 @@ class CallText:
         return True
 
     def _text_before_a_call(self) -> Iterator[str]:
-        """Give out what is text for certain; what is held then begins with a call, or with what may become one."""
+        """Yield what is certainly text; what is held then begins with a call, or with what may become one."""
         edge = self._edge
         at = self._begin()
         lead = len(self._held) - len(self._held.lstrip(edge))
@@ -156,15 +157,15 @@ class CallText:
             yield self._take(len(text))
 
     def _begin(self) -> int:
-        """Where a call may begin, or -1."""
+        """Where in the held text a call may begin, or -1."""
         found = [self._held.find(mark) for mark in (self._form.opening, *self._heads)]
         return min((at for at in found if at >= 0), default=-1)
 
     def _half(self) -> int:
-        """Length of the longest end of what is held that may become such a beginning."""
+        """Length of the longest suffix of the held text that may become the beginning of a call."""
         longest = max(map(len, (self._form.opening, *self._heads)))
         tail = self._held[-longest:]
-        if self._heads and self._form.opening[0] not in tail:  # as all of them begin
+        if self._heads and self._form.opening[0] not in tail:  # the heads begin with the same character
             return 0
         return max(overlap(tail, mark) for mark in (self._form.opening, *self._heads))
 
@@ -175,9 +176,9 @@ class CallText:
 
 
 def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tuple[int, list[Call]] | None:
-    """The length and the calls of what `text` begins with; no calls: malformed; None: the end is not there yet.
+    """The length and the calls of the block that `text` begins with; no calls: malformed; None: not complete yet.
 
-    `end`: where the closing mark of a block begins, whose values are in marks, if it is there.
+    `end`: where the block's closing mark begins, if the form quotes its values and the mark was found; else -1.
     """
     start = len(form.opening) if text.startswith(form.opening) else 0
     if isinstance(form.layout, Named):
@@ -199,7 +200,7 @@ def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tu
         value, end = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
         closed = text.find(form.closing, at) if form.closing else -1
-        # Nothing mends what is wrong before the marker; else that may be part of a string, which may yet go on.
+        # An error before the marker is final; otherwise the marker may be part of a string that is still open.
         malformed = closed >= 0 and error.pos <= closed and not error.msg.startswith("Unterminated string")
         return (closed + len(form.closing), []) if malformed else None
     except (RecursionError, ValueError):  # the second: a number of thousands of digits
@@ -219,13 +220,13 @@ def _read(text: str, form: Form, tools: Tools, final: bool, end: int = -1) -> tu
 
 
 def _made(found: Sequence[Read], tools: Tools) -> list[Call]:
-    """The calls of a block; none where one of them is of no tool."""
+    """The calls of a block; none if one of them names no offered tool."""
     calls = [_checked(name, arguments, tools) for name, arguments in found]
     return [call for call in calls if call is not None] if None not in calls else []
 
 
 def call_of(item: object, key: str, tools: Collection[str]) -> Call | None:
-    """The call that a JSON value is, its arguments under `key`; None where it is none of these tools."""
+    """The call in a JSON value, with its arguments under `key`; None if it is not a call of one of these tools."""
     name = item.get("name") if isinstance(item, dict) else None
     arguments = item.get(key) if isinstance(item, dict) else None
     return _checked(name, arguments, tools)
@@ -237,6 +238,6 @@ def _checked(name: object, arguments: object, tools: Collection[str]) -> Call | 
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (RecursionError, ValueError):  # the second: what Python's reader takes and JSON has not: NaN, half a pair
+    except (RecursionError, ValueError):  # ValueError: what Python parses but JSON lacks: NaN, a lone surrogate
         return None
     return Call(name, text)

@@ -1,10 +1,10 @@
-"""Answers in channels, as gpt-oss writes them: what is said to the reader, what is thought, and calls.
+"""Answers in channels, as gpt-oss writes them: text for the user, reasoning, and tool calls.
 
     <|channel|>analysis<|message|>It wants ...<|end|><|start|>assistant<|channel|>final<|message|>Hello.<|return|>
                                   ^^^^^^^^^^^^ reasoning                                           ^^^^^^ text
     <|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 2}<|call|>
 
-A call is given out as text in the form that calls.py reads. Knows nothing about templates or requests.
+A call is passed on as text in the form that calls.py reads. Knows nothing about templates or requests.
 Source: OpenAI's description of the harmony response format.
 """
 
@@ -20,15 +20,15 @@ START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 END, CONSTRAIN = "<|end|>", "<|constrain|>"
 MARKERS = (START, CHANNEL, MESSAGE)
 ROLE = "assistant"
-THOUGHT, SAID = "analysis", ("final", "commentary")  # the second is what is said before a call
+THOUGHT, SAID = "analysis", ("final", "commentary")  # commentary: text before a call
 CALL_FORM = FORMS["hermes"]
 TO = "to=functions."
 _TO = re.compile(rf"\b{re.escape(TO)}(\S+)")
 
 
 class ChannelText(Detokenizer):
-    """Gives out what is said in the final channel, or in none, or to the reader before a call; the names of channels
-    and roles are no text. `calls`: calls of functions too, as `CALL_FORM` has them.
+    """Passes on text in the final channel, in no channel, and in the commentary before a call, without the headers
+    (channels and roles). `calls`: pass on function calls too, in `CALL_FORM`.
     """
 
     def __init__(self, tokenizer: Tokenizer, calls: bool = False) -> None:
@@ -36,10 +36,10 @@ class ChannelText(Detokenizer):
         named = {tokenizer.token_id(marker): marker for marker in MARKERS}
         self._markers = {token_id: marker for token_id, marker in named.items() if token_id is not None}
         self._calls = calls
-        self._header: list[list[int]] | None = None  # a role and a channel, while they are written
+        self._header: list[list[int]] | None = None  # tokens of a role and a channel, while a header is open
         self._shown, self._thinks = True, False
-        self._arguments: str | None = None  # of the call that is written
-        self._said, self._thought = False, False  # there was some
+        self._arguments: str | None = None  # of the call in progress
+        self._said, self._thought = False, False  # whether there was any text, any reasoning
         self._reasoning = ""
 
     def push(self, token_id: int) -> str:
@@ -58,16 +58,16 @@ class ChannelText(Detokenizer):
         return rest
 
     def flush(self) -> str:
-        """The rest, when no more tokens come."""
+        """The rest, when the answer has ended."""
         return "" if self._header is not None else self._told(super().flush()) + self._closed()
 
     def take_reasoning(self) -> str:
-        """What was thought since the last time."""
+        """The reasoning since the last call."""
         taken, self._reasoning = self._reasoning, ""
         return taken
 
     def _begin(self, header: list[list[int]]) -> str:
-        """A message begins, whose channel and recipient are in its header."""
+        """Begin a message, whose channel and recipient are in its header."""
         self._header = None
         words = " ".join([self._tokenizer.decode(part) for part in header])
         to, channel = _TO.search(words), _TO.sub("", words).removeprefix(ROLE).split()[:1]
@@ -81,7 +81,7 @@ class ChannelText(Detokenizer):
         return f'{CALL_FORM.opening}{{"name": {json.dumps(to[1])}, "{CALL_FORM.arguments}": '
 
     def _closed(self) -> str:
-        """What ends the call that is written, if it is whole."""
+        """The closing text of the call in progress, if its arguments are complete."""
         written, self._arguments = self._arguments, None
         if written is None:
             return ""
@@ -92,7 +92,7 @@ class ChannelText(Detokenizer):
         return "}" + CALL_FORM.closing
 
     def _told(self, piece: str) -> str:
-        """Text, of what a message said."""
+        """Route a piece of a message to reasoning, arguments or text; return what is shown."""
         if self._thinks:
             self._reasoning += piece
             self._thought = self._thought or bool(piece)

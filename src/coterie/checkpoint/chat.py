@@ -1,4 +1,4 @@
-"""Chat messages to one prompt text, by the checkpoint's own Jinja template, in a sandbox.
+"""Renders chat messages into one prompt, by the checkpoint's own Jinja template, in a sandbox.
 
 Knows nothing about tokens. The rendering environment is that of Hugging Face transformers' apply_chat_template
 (documentation, "Writing a chat template"), so that a model sees the text it was trained on.
@@ -34,17 +34,17 @@ from coterie.core.lru_cache import LruCache
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 DEFAULT, FOR_TOOLS = "default", "tool_use"  # names of templates
-TOOLS = ("tools", "xml_tools")  # variables that templates have tools in, the second SmolLM3's
-_SHOWN: LruCache[Shown] = LruCache(64)  # by what was read of templates, and their special tokens
-OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that are no switches
-_HERE = "[the-answer-goes-on-here]"  # is rendered, and cut off again
+TOOLS = ("tools", "xml_tools")  # template variables for tools; xml_tools is SmolLM3's
+_SHOWN: LruCache[Shown] = LruCache(64)  # by compiled templates and special tokens
+OWN = ("messages", *TOOLS, "documents", "add_generation_prompt")  # variables that a request cannot set as switches
+_HERE = "[the-answer-goes-on-here]"  # a marker that is rendered after the text to continue, and cut off again
 
 
 class ChatTemplate:
-    """A template and the special tokens that it may name (bos_token, eos_token, ...).
+    """A template and the special tokens that it may use (bos_token, eos_token, ...).
 
     `for_tools`: another template, for prompts that offer tools. `has_channels`: answers are written in channels
-    (channels.py). `thoughts`: marks around what is thought, or None. `source`: as it was read.
+    (channels.py). `thoughts`: the marks around reasoning, or None. `source`: the template's text.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, str], where: str, for_tools: str | None = None) -> None:
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     @property
     def form(self) -> Form | None:
-        """How its model writes calls of tools, or None: it is offered none, or in a form that is not read here."""
+        """The form in which its model writes tool calls; None if it takes no tools or the form is not supported."""
         return self._calls.form
 
     @cached_property
@@ -72,11 +72,11 @@ class ChatTemplate:
 
     @staticmethod
     def from_folder(path: str | Path, tokens_from: Path | None = None) -> ChatTemplate | None:
-        """The folder's template, or None when it has none. Files of templates come before tokenizer_config.json.
+        """The folder's template, or None if it has none. Template files take precedence over tokenizer_config.json.
 
-        `tokens_from`: the folder that has the special tokens, where it is another one.
+        `tokens_from`: the folder with the special tokens, if it is another one.
 
-        Raises CheckpointError for a damaged file, UnsupportedError when there are several templates and no default.
+        Raises CheckpointError for a damaged file, UnsupportedError if there are several templates and no default.
         """
         folder = Path(path)
         files = {DEFAULT: folder / TEMPLATE} if (folder / TEMPLATE).exists() else {}
@@ -100,10 +100,10 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         switches: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The prompt text of messages (`role`, `content`, `tool_calls`, ...) that offers tools, as JSON schemas.
+        """The prompt for messages (`role`, `content`, `tool_calls`, ...), offering `tools`, given as JSON schemas.
 
-        `switches`: values of other variables that a template may read, such as enable_thinking.
-        Raises RequestError when the template refuses them.
+        `switches`: other variables that a template may read, such as enable_thinking.
+        Raises RequestError if the template refuses them.
         """
         if any(message.get("tool_calls") for message in messages) and self._calls.as_text:
             messages = [_with_texts(message) for message in messages]
@@ -115,10 +115,11 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         switches: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The same where the last message is the assistant's and the beginning of the answer: it ends with its text.
+        """The prompt for an answer that continues the last message, an assistant's: it ends with that message's text.
 
-        Whatever the template has behind that is cut off, as by transformers' `continue_final_message`; blanks at the
-        text's end stay. Raises RequestError when the last message is no such text, or not written as it stands.
+        What the template writes after it is cut off, as by transformers' `continue_final_message`; white space at the
+        end of the text stays. Raises RequestError if the last message is not plain assistant text, or if the template
+        does not write it unchanged.
         """
         *before, last = messages
         said = last["content"]
@@ -140,20 +141,20 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]],
         switches: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """As `render`, of messages as they are."""
+        """As `render`, without converting arguments of calls to JSON text."""
         offered = list(tools) or None
         values = {**self._tokens, **switches, **dict.fromkeys(TOOLS, offered), "documents": None}
         values["add_generation_prompt"] = add_generation_prompt
         template = self._for_tools if offered else self._template
         try:
             return _environment().render(template.made, {**values, "messages": [self._taken(one) for one in messages]})
-        except Exception as error:  # a template is a program, which fails in any way
+        except Exception as error:  # a template is a program, and may fail in any way
             said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             fact = f"the chat template does not take these messages: {said}"
             raise RequestError(self._where, fact, "change the messages or send a raw prompt") from None
 
     def _taken(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message as the template takes it: in channels, what was thought and said before a call is one text."""
+        """A message in the form the template takes: with channels, reasoning and text before a call are merged."""
         said, thought = message.get("content"), message.get("thinking")
         if not (self.has_channels and message.get("tool_calls") and said and thought):
             return dict(message)
@@ -161,7 +162,7 @@ class ChatTemplate:
 
 
 def _with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message whose calls have their arguments as JSON texts."""
+    """A message with the arguments of its calls as JSON text."""
     if not message.get("tool_calls"):
         return message
     calls = [
@@ -173,7 +174,7 @@ def _with_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Template:
-    """A template that was read. `variables`: those that it wants values for."""
+    """A compiled template. `variables`: the undeclared ones, which the caller may set."""
 
     made: jinja2.Template
     variables: frozenset[str]
@@ -181,7 +182,7 @@ class _Template:
 
 @lru_cache(maxsize=64)
 def _read(source: str) -> _Template:
-    """One for all experts that have it: fine-tunes mostly keep their base's. Raises what Jinja raises."""
+    """Compiled once for all experts that share it: fine-tunes mostly keep their base's. Raises what Jinja raises."""
     made = _environment().template(source)
     return _Template(made, frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source))))
 
@@ -192,13 +193,13 @@ def _parse(source: str, where: str) -> _Template:
     except jinja2.TemplateSyntaxError as error:
         fact = f"the chat template is wrong at line {error.lineno}: {error.message}"
         raise CheckpointError(where, fact, "mend the template") from None
-    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # of Python's compiler
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # from Python's compiler
         fact = f"the chat template is nested too deeply, or no program: {type(error).__name__}"
         raise CheckpointError(where, fact, "mend the template") from None
 
 
 def _named(source: Any, where: str) -> dict[str, Any]:
-    """Templates by name, of a string, which is the default one, or of a list of named ones."""
+    """Templates by name, from a string (the default template) or a list of named ones."""
     if source is None or isinstance(source, str):
         return {} if source is None else {DEFAULT: source}
     entries = source if isinstance(source, list) else [source]
@@ -208,7 +209,7 @@ def _named(source: Any, where: str) -> dict[str, Any]:
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks what a model wrote, for training; here it is its content."""
+    """`{% generation %} ... {% endgeneration %}` marks model output for training; here only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's interface)
 
@@ -235,7 +236,7 @@ class _Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
     def __repr__(self) -> str:
-        return "<Namespace>"  # what it holds may hold namespaces, without end
+        return "<Namespace>"  # its contents may contain it, in a cycle
 
 
 def _refuse_private(name: Any) -> None:
@@ -246,7 +247,7 @@ def _refuse_private(name: Any) -> None:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Jinja's own filter escapes HTML, which would change prompts."""
+    """Replaces Jinja's own filter, which escapes HTML and so would change prompts."""
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return gathered(encoder.iterencode(value))
 

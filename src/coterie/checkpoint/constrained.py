@@ -1,11 +1,11 @@
-"""Calls that a grammar holds to their form: the grammar of a form and its tools, and such calls in text as it comes.
+"""Tool calls under constrained decoding: the grammar for a form and its tools, and a reader for such calls in a stream.
 
     tools, Calling -> grammar -> mask                (grammar.py)
     pieces   '<tool_call>\\n{"name": "add", "argu'   'ments": {"a": '    '2}}\\n</tool_call>'
     found                                           Call("add", "")      More('{"a": ')  More('2}')
 
-What such a call will be is known from its head on, so its arguments are given out before its end.
-Knows nothing about tokens but those that are special. Source: github.com/guidance-ai/llguidance, docs/syntax.md.
+The grammar guarantees that a call is complete once its head is read, so its arguments are streamed before it ends.
+Knows nothing about tokens, special ones aside. Source: github.com/guidance-ai/llguidance, docs/syntax.md.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from coterie.checkpoint.tagged import literal, marked
 from coterie.core.errors import RequestError
 
 _EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
-_BETWEEN = r'"\n"'  # calls in marks of their own
+_BETWEEN = r'"\n"'  # between calls that each have their own marks
 _ANY = r"TEXT: /(?s:.*)/"
-# An answer that begins with a brace is a call where a form has calls without a mark.
+# In forms with bare calls, text cannot begin with a brace: that would be a call.
 _NO_BRACE = r"TEXT: /([ \t\r\n]*[^{ \t\r\n](?s:.*))?/"
 
 
 def is_strict(tool: Mapping[str, Any]) -> bool:
-    """Whether a tool's arguments are to be held to its schema."""
+    """Whether a tool's arguments must follow its schema."""
     return bool(tool["function"].get("strict"))
 
 
 def is_constrained(tools: Sequence[Mapping[str, Any]], calling: Calling) -> bool:
-    """Whether an answer that is offered these tools is held to a grammar."""
+    """Whether an answer with these tools is decoded under a grammar."""
     return bool(tools) and (calling != Calling() or any(map(is_strict, tools)))
 
 
 def argument_schema(tool: Mapping[str, Any], always: bool, where: str) -> dict[str, Any]:
-    """The schema of a tool's arguments: its own where it is strict, or `always`, else any object.
+    """The schema that a tool's arguments must follow: its own if it is strict or `always` is set, else any object.
 
-    Raises RequestError naming `where` for one that no object can meet.
+    Raises RequestError naming `where` for a schema that no object can satisfy.
     """
     if not (always or is_strict(tool)):
         return {"type": "object"}
@@ -64,10 +64,10 @@ def call_grammar(
 ) -> str:
     """The grammar, in llguidance's Lark, of answers that call tools in a form.
 
-    `arguments`: a schema for each tool that may be called. `special`: a mark's token, where it is a special one.
-    `answer`: the schema of an answer that calls none, and then has no text beside calls; None: any text.
-    Spaces and order of a call's head are those that templates write. Raises RequestError where no grammar can tell a
-    call from an answer.
+    `arguments`: a schema for each tool that may be called. `special`: the token id of a mark, if it is a special token.
+    `answer`: the schema of an answer without calls; there is no text next to calls then. None: any text.
+    The white space and key order of a call's head are those that templates write. Raises RequestError if no grammar can
+    distinguish a call from an answer.
     """
     if form.bare and answer is not None and not calling.required:
         fact = "is given with tools, whose calls begin with a brace in this expert's format, as JSON does"
@@ -81,7 +81,7 @@ def call_grammar(
         rules.append(f"rest: {_rest(form, calling, special)}")
         again = _repeated(rf"{_BETWEEN if form.closing else ''} {opening} rest", calling)
         rules.append(f"calls: {opening} rest" + (again if form.apart else ""))
-        # Letters that mark a call end the text before it; a special token is no text anyway.
+        # A mark in ordinary tokens ends the text at its first occurrence; a special token cannot occur in text.
         rules.append(f"head{'[lazy]' if mark is None else ''}: TEXT {opening}")
         free, text = "(head rest)* TEXT" if calling.several and form.apart else "head rest | TEXT", _ANY
     if answer is not None:
@@ -104,7 +104,7 @@ def _call_rules(
 
 
 def _rest(form: Form, calling: Calling, special: Callable[[str], int | None]) -> str:
-    """What follows the mark of a call, or of a list of them."""
+    """The rule for what follows the opening mark of a call or of a list of calls."""
     ends = [marked(form.closing, special)] if form.closing else []
     if isinstance(form.layout, Sections):
         between = literal(form.layout.between) if form.layout.between else ""
@@ -122,10 +122,10 @@ def _repeated(rule: str, calling: Calling) -> str:
 
 
 class ConstrainedCallText(CallText):
-    """As CallText, of an answer that a grammar holds: a call is known by its head, its arguments follow in pieces.
+    """CallText for an answer under a grammar: a call is recognised by its head, and its arguments follow in pieces.
 
-    One that is cut short ends where the answer does. `apart`: an answer has calls or text, not both, so that text
-    may spell a call. `alone`: it is nothing but calls, so that the beginning of a head is no text.
+    A call that is cut short ends with the answer. `apart`: an answer is either calls or text, so text may contain what
+    looks like a call. `alone`: the answer is only calls, so an incomplete head is dropped, not returned as text.
     """
 
     def __init__(self, form: Form, tools: Collection[str], apart: bool = False, alone: bool = False) -> None:
@@ -134,17 +134,17 @@ class ConstrainedCallText(CallText):
         key = re.escape(json.dumps(form.arguments))
         self._head = re.compile(r'[^{]*\{"name": ("(?:[^"\\]|\\.)*"), ' + key + ": ")
         self._object: Nested | None = None
-        self._over = False  # the last call's arguments are whole
+        self._over = False  # the last call's arguments are complete
 
     @property
     def cut(self) -> bool:
-        """True while the last call's arguments are not whole."""
+        """True while the last call's arguments are incomplete."""
         return self._object is not None
 
     def flush(self) -> list[Found]:
-        """Return the rest: no more text will come."""
+        """Return the rest: the answer has ended."""
         if self._over:
-            self._held = ""  # what follows arguments but for a next head
+            self._held = ""  # what follows the arguments, other than another head
         found = super().flush()
         return [one for one in found if not isinstance(one, str)] if self._alone else found
 
@@ -172,14 +172,14 @@ class ConstrainedCallText(CallText):
             head = self._head.match(self._held)
             name = None if head is None else _name(head[1])
             if head is None or name is None or name not in self._tools:
-                return False  # letters of a text that spell a mark
+                return False  # text that happens to spell a mark
             self._held = self._held[head.end() :]
             self._object = Nested()
             self.num_calls += 1
             yield Call(name, "")
 
     def _leave(self) -> bool:
-        """Pass over what stands behind arguments, `_over` False once that is known; True: another call of the block."""
+        """Skip what follows the arguments and clear `_over` once that is known; True: the block has another call."""
         closing, next_head = self._form.closing, self._held.find("{")
         at = self._held.find(closing) if closing else -1
         if closing and not (self._form.listed and 0 <= next_head < (len(self._held) if at < 0 else at)):

@@ -1,7 +1,7 @@
-r"""Forms of answers that are no JSON schema: a regular expression, a choice of texts, a grammar; in llguidance's Lark.
+r"""Constraints on answers other than a JSON schema: a regex, a choice of texts, a grammar; as llguidance's Lark.
 
     regex    [0-9]{4}        start: /[0-9]{4}/
-    choice   a, ab           start: /(?:a|ab)/          one terminal: thousands of rules at once are not followed
+    choice   a, ab           start: /(?:a|ab)/          one terminal: the parser does not follow thousands of rules
     grammar  root ::= "a"    start: "a"                 GBNF, as llama.cpp has it; Lark stays as it is
 
 Knows nothing about tokens. Sources: github.com/guidance-ai/llguidance, docs/syntax.md; llama.cpp, grammars/README.md;
@@ -20,8 +20,8 @@ from coterie.core.errors import RequestError, check_unicode, shown
 
 REGEX, CHOICE, GRAMMAR = "regex", "choice", "grammar"
 FIELD = "form"
-MAX_CHARS = 65_536  # of a form's text
-MAX_GBNF = 10_000_000  # rules of GBNF times characters: what its conversion takes grows so, to some two seconds
+MAX_CHARS = 65_536  # of a constraint's text
+MAX_GBNF = 10_000_000  # rules x characters of GBNF, which its conversion time grows with; about two seconds at most
 _NOUNS = {REGEX: "regular expression", CHOICE: "choice", GRAMMAR: "grammar"}
 _GBNF = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
 _ESCAPED = re.compile(r"(\\\\)|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})")
@@ -30,9 +30,9 @@ _CITED = 40
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an answer is held to as a whole, where that is no JSON schema. Made by `regex`, `choice` or `grammar`.
+    """A constraint on a whole answer, other than a JSON schema. Made by `regex`, `choice` or `grammar`.
 
-    `field`: what of a request gave it, which errors name.
+    `field`: the request's field that it came from, named in errors.
     """
 
     kind: str
@@ -41,35 +41,35 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str, field: str = FIELD) -> Constraint:
-        r"""Answers that a regular expression matches in whole: Rust's syntax, without look-around and references back.
+        r"""Answers that a regular expression matches completely: Rust's syntax, without look-around or backreferences.
 
-        `.` is no newline, and `\d` and `\w` are Unicode's. Raises RequestError where it is empty or too long.
+        `.` does not match a newline; `\d` and `\w` are Unicode-aware. Raises RequestError if it is empty or too long.
         """
         return _checked(cls(REGEX, (pattern,), field))
 
     @classmethod
     def choice(cls, texts: Sequence[str], field: str = FIELD) -> Constraint:
-        """Answers that are one of some texts. Raises RequestError where there are none, or an empty one."""
+        """Answers that are one of these texts. Raises RequestError if there are none, or one is empty."""
         if isinstance(texts, str) or not texts:
             raise RequestError(field, f"is {shown(texts)}, which has no texts", "give a list of at least one")
         return _checked(cls(CHOICE, tuple(texts), field))
 
     @classmethod
     def grammar(cls, text: str, field: str = FIELD) -> Constraint:
-        """Answers of a grammar: Lark, as llguidance has it, from `start`; or llama.cpp's GBNF, from `root`.
+        """Answers of a grammar: llguidance's Lark, from the rule `start`; or llama.cpp's GBNF, from the rule `root`.
 
-        Terminals of Lark, and rules of GBNF that could be such, take as much as they can. Raises RequestError where it
-        is empty or too long.
+        Lark terminals, and GBNF rules that can be converted to terminals, match greedily. Raises RequestError if it is
+        empty or too long.
         """
         return _checked(cls(GRAMMAR, (text,), field))
 
     @property
     def is_converted(self) -> bool:
-        """True where lines of its Lark are none of its own."""
+        """True if its Lark is converted from GBNF, so that line numbers do not refer to the user's text."""
         return self.kind == GRAMMAR and _GBNF.search(self.texts[0].replace("\r", "\n")) is not None
 
     def lark(self) -> str:
-        """The form as llguidance's Lark, which nothing has checked. Raises RequestError for GBNF that is none."""
+        """The constraint as llguidance's Lark, not validated. Raises RequestError for invalid GBNF."""
         if self.kind == GRAMMAR:
             return self._from_gbnf() if self.is_converted else self.texts[0]
         if self.kind == CHOICE:
@@ -78,7 +78,7 @@ class Constraint:
         return f"start: /{llguidance.regex_to_lark(self.texts[0], '')}/"
 
     def refusal(self, message: str) -> RequestError:
-        """The error of one that llguidance refuses, by what it says of it."""
+        """The error for a constraint that llguidance refuses, from its message."""
         why = _told(message, self.kind == GRAMMAR, self.is_converted)
         fact = f"is no {_NOUNS[self.kind]} that can be enforced: {why}"
         return RequestError(self.field, fact, "change it")
@@ -109,12 +109,15 @@ def _checked(made: Constraint) -> Constraint:
 
 
 def _literally(text: str) -> str:
-    """A text as a regular expression."""
+    """A regular expression that matches exactly this text."""
     return re.sub(r"[^0-9A-Za-z]", lambda found: f"\\x{{{ord(found[0]):X}}}", text)
 
 
 def _letter(found: re.Match[str]) -> str:
-    """An escaped character as itself, or where that could mean something as two digits: others are misread."""
+    r"""An escaped character as itself, or as `\x` and two hex digits if it is ASCII and could be syntax.
+
+    The GBNF converter misreads longer escapes.
+    """
     if found[1]:
         return found[1]
     code = int(found[2] or found[3], 16)
@@ -124,7 +127,7 @@ def _letter(found: re.Match[str]) -> str:
 
 
 def _told(message: str, has_lines: bool, is_converted: bool) -> str:
-    """What llguidance says of a form in one line, with the place."""
+    """llguidance's message about a constraint in one line, with the position."""
     head, *behind = message.split("\n<state>", maxsplit=1)[0].split("\n")
     at = re.match(r"(?:at )?(\d+)\((\d+)\): ", head)
     said, where = (head[at.end() :], f" (line {at[1]}, column {at[2]})" * has_lines) if at else (head, "")

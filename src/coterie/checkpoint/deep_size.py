@@ -1,9 +1,9 @@
-"""How long a template's value would be as a text: letters and elements, those of its elements with them.
+"""The size of a template's value when fully expanded: characters and elements, including those nested in its elements.
 
-    x = [x, x], forty times     40 lists of two elements, and a text of 2^40      size 2^41
+    x = [x, x], forty times     40 lists of two elements, but a text of 2^40      size 2^41
 
-A list that a template writes knows its size, so that one of many is not walked through anew; of others each part is
-walked through once, however often it stands in them. Knows nothing about bounds.
+Containers that a template makes store their size, so that it is not computed again; in others, each distinct part is
+visited once, however often it occurs. Knows nothing about limits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Dict(dict[Any, Any]):
 
 
 def sized(value: Any, its: int | None = None) -> Any:
-    """An equal value that knows its size, of a list, tuple or dict; another one as it is. `its`: if it is known."""
+    """For a list, tuple or dict, an equal one that stores its size; any other value as it is. `its`: a known size."""
     if isinstance(value, _List | _Tuple | _Dict) or not isinstance(value, list | tuple | dict):
         return value
     made: Any
@@ -38,18 +38,18 @@ def sized(value: Any, its: int | None = None) -> Any:
     elif isinstance(value, dict):
         made = _Dict(value)
     else:
-        return value  # a tuple with names, which are used
+        return value  # a named tuple, whose names are needed
     made.size = deep_size(value) if its is None else its
     return made
 
 
 def deep_size(value: Any) -> int:
-    """Letters and elements of a value, with those of its elements as often as they stand in it."""
+    """Characters and elements of a value; nested ones count as often as they occur."""
     return _deep_size(value, {})
 
 
 def _deep_size(value: Any, known: dict[int, int]) -> int:
-    """`known`: sizes of what was walked through, by identity."""
+    """`known`: sizes of containers already visited, by identity."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Dense layers that a vector goes through behind its pooling; here as sentence-transformers saves them.
+"""Dense layers applied to an embedding after pooling, as sentence-transformers saves them.
 
     2_Dense/config.json          in_features, out_features, bias, activation_function
     2_Dense/model.safetensors    linear.weight [out, in], linear.bias [out]
@@ -37,7 +37,7 @@ class Norm:
     eps: float
 
     def of(self, y_NO: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Rows that are normed."""
+        """Layer norm of each row."""
         away_NO = y_NO - y_NO.mean(axis=1, keepdims=True)
         y_NO = away_NO / np.sqrt((away_NO**2).mean(axis=1, keepdims=True) + self.eps) * self.weight_O
         return y_NO if self.bias_O is None else y_NO + self.bias_O
@@ -45,7 +45,7 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """y = norm(activation(W x + b)). `where`: whose it is, for messages."""
+    """y = norm(activation(W x + b)). `where`: its folder, for error messages."""
 
     where: str
     weight_OI: npt.NDArray[np.float32] = field(compare=False)
@@ -54,7 +54,7 @@ class Dense:
     norm: Norm | None = None
 
     def of(self, vectors_NI: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What it makes of vectors. Raises CheckpointError for vectors of another length."""
+        """Apply the layer to vectors. Raises CheckpointError for vectors of another length."""
         if vectors_NI.shape[-1] != self.weight_OI.shape[1]:
             fact = f"takes {self.weight_OI.shape[1]} numbers where the model gives {vectors_NI.shape[-1]}"
             raise CheckpointError(self.where, fact, "download the folder again")
@@ -68,7 +68,7 @@ class Dense:
 
 
 def read_dense(folder: Path) -> Dense:
-    """The layer of a folder. Raises CheckpointError, and UnsupportedError for an activation that is not supported."""
+    """Read the layer in a folder. Raises CheckpointError, and UnsupportedError for an unsupported activation."""
     config = read_object(folder / "config.json")
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
@@ -91,13 +91,13 @@ def read_dense(folder: Path) -> Dense:
 
 
 def dense_config(rows: int, columns: int) -> dict[str, Any]:
-    """The config.json of a layer that is a matrix alone."""
+    """The config.json of a layer that is only a matrix: no bias, no activation."""
     sizes = {"in_features": columns, "out_features": rows, "bias": False}
     return sizes | {"activation_function": "torch.nn.modules.linear.Identity"}
 
 
 def numbers(info: TensorInfo) -> npt.NDArray[np.float32]:
-    """A tensor as float32. Raises CheckpointError."""
+    """Read a tensor as float32. Raises CheckpointError."""
     if not info.dtype.is_float:
         fact = f"{info.name} has element type {info.dtype.value} but F32, F16 or BF16 is wanted"
         raise CheckpointError(info.shard.path, fact, "save the weights unquantised")

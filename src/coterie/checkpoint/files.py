@@ -20,10 +20,10 @@ MAX_BYTES = 128 << 20  # released tokenizers have up to 35 MB, configs and indic
 
 
 def open_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
-    """A file opened for reading.
+    """Open a regular file for reading.
 
-    Raises CheckpointError when it is missing, cannot be read, has more than `max_bytes`, or is none: a pipe would be
-    waited for without end, and a device has no end.
+    Raises CheckpointError if it is missing, unreadable, larger than `max_bytes`, or not a regular file: a pipe could
+    block forever, and a device has no end.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -46,7 +46,7 @@ def open_file(path: Path, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a small file. Raises CheckpointError when it is missing, unreadable, large or no file."""
+    """The contents of a small file. Raises CheckpointError if it is missing, unreadable, too large or not a file."""
     with open_file(path, MAX_BYTES) as file:
         try:
             data = file.read()
@@ -57,16 +57,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 def refuse_pointer(begin: bytes, where: str) -> None:
-    """Raise CheckpointError for what stands in a clone in the place of a large file that was not fetched.
+    """Raise CheckpointError for a Git LFS pointer, which stands for a large file that a clone has not fetched.
 
-    `begin`: eight bytes or more. Source: Git LFS's specification, "The Pointer".
+    `begin`: at least the first eight bytes. Source: Git LFS's specification, "The Pointer".
     """
     if len(begin) >= 8 and begin[: len(_POINTER)] == _POINTER[: len(begin)]:
         raise CheckpointError(where, "is a pointer of Git LFS, not the file itself", "fetch it: git lfs pull")
 
 
 def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file. Raises CheckpointError as `read_bytes` does, and when it is not UTF-8."""
+    """The text of a small UTF-8 file. Raises CheckpointError as `read_bytes` does, and if it is not UTF-8."""
     try:
         return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -106,5 +106,5 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_object_if_present(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one when there is no such file. Raises CheckpointError."""
+    """The JSON object in a file, or an empty one if there is no such file. Raises CheckpointError."""
     return read_object(path) if path.exists() else {}

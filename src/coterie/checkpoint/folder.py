@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint folder: config.json and the tensors of one or many safetensors files.
 
-Knows nothing about architectures: which tensors there should be is decided by models.
+Knows nothing about architectures: models decide which tensors there should be.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from coterie.core.text import first_few, safe_name
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter: a part of a model, the rest of which is its base
-DELTA_CONFIG = "delta_config.json"  # of a fine-tune as its difference from a base (models/fine_tunes/delta.py)
-GGUF = ".gguf"  # llama.cpp's files, which are imported before they are served
+ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter, which is served on top of its base
+DELTA_CONFIG = "delta_config.json"  # of a fine-tune stored as its difference from a base (models/fine_tunes/delta.py)
+GGUF = ".gguf"  # llama.cpp's files, which must be imported before they can be served
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder whose headers were read and checked: the config as in the file, and every tensor by name."""
+    """A folder whose headers have been read and checked: the config as in the file, and every tensor by name."""
 
     path: Path
     config: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Checkpoint:
         if (folder / INDEX).exists():
             return Checkpoint(folder, config, _read_sharded(folder))
         for name in (SINGLE, INDEX):
-            if (folder / name).is_symlink():  # the Hugging Face cache is made of them
+            if (folder / name).is_symlink():  # files in the Hugging Face cache are symlinks
                 fact = f"points to {(folder / name).readlink()}, which does not exist"
                 raise CheckpointError(str(folder / name), fact, "download the model again")
         fact = f"has no {SINGLE} and no {INDEX}{_others(folder)}"
@@ -63,22 +63,23 @@ class Checkpoint:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not the whole weights of a model."""
+    """Whether a folder holds an adapter, and not a whole model's weights."""
     return (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def is_delta(folder: Path) -> bool:
-    """Whether a folder holds a fine-tune as its difference from a base."""
+    """Whether a folder holds a fine-tune stored as its difference from a base."""
     return (folder / DELTA_CONFIG).is_file() and not any((folder / name).exists() for name in (SINGLE, INDEX))
 
 
 def beside_a_base(folder: Path) -> str:
-    """What a folder holds that is served beside a base, with its article; empty for any other."""
+    """For a folder that is served on top of a base, "an adapter" or "a delta"; empty for any other."""
     return "an adapter" if is_adapter(folder) else "a delta" if is_delta(folder) else ""
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, by name, without later parts of those that are there; none of one that has gone."""
+    """The GGUF files of a folder, by name; of a split file only its first part, if that is there. A folder that has
+    been removed has none."""
     try:
         found = sorted(folder.glob(f"*{GGUF}"))
     except FileNotFoundError:
@@ -87,24 +88,24 @@ def gguf_files(folder: Path) -> list[Path]:
 
 
 def gguf_name(file: Path) -> str:
-    """What a GGUF file is called, without the number of its part."""
+    """A GGUF file's name, without the part number of a split file."""
     part = _PART.fullmatch(file.stem)
     return part[1] if part else file.stem
 
 
 def first_part(file: Path) -> Path:
-    """The first of the parts into which a GGUF file was cut; one that is whole is its own."""
+    """The first part of a split GGUF file; a file that is not split is its own."""
     part = _PART.fullmatch(file.stem)
     return file.with_name(f"{part[1]}-00001-of-{part[3]}{GGUF}") if part else file
 
 
 def import_remedy(file: Path) -> str:
-    """What makes an expert of a GGUF file, as a shell takes it."""
+    """The remedy that tells how to import a GGUF file, with its name quoted for a shell."""
     return f"write an expert folder from it: coterie import {quote(str(file))} {safe_name(gguf_name(file)) or 'NAME'}"
 
 
 def brief(files: Sequence[Path]) -> str:
-    """The first names."""
+    """The names of the first few files, for messages."""
     return first_few([file.name for file in files])
 
 

@@ -1,7 +1,7 @@
-"""Forms of calls: how families of models write calls of tools, and which form a chat template has.
+"""Forms of tool calls: how each family of models writes them, and which form a chat template asks its model for.
 
-A template says it twice: by what it tells its model, and by what it writes of a call that was made. The second counts,
-where a template does write calls: words that one form has are in templates of others too.
+This looks for telling words in the template's text. They can mislead, since other forms' templates may contain them
+too; what a template actually renders for a call takes precedence (shown_calls.py).
 Knows nothing about template syntax, tokens or requests.
 """
 
@@ -22,14 +22,14 @@ AnyLayout: TypeAlias = "Tags | Named | NameKeyed | Pythonic | Quoted | Sections"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a family writes calls: JSON with a `name` and, under the key `arguments`, an object, or a list of such; or as
-    `layout` has it.
+    """How a family writes calls: JSON with a `name` and an object under the key `arguments`, or a list of these; or as
+    `layout` describes.
 
-    It stands behind `opening` and, if that is not empty, before `closing`; `listed`: several stand in one pair of
-    brackets; `bare`: an answer may also begin with it, and further calls follow behind semicolons. `head`: with the
-    NAME of a tool that was offered it begins a call too, where a model left the opening mark out. `unmarked`: models
-    that are told this form may leave both marks out at an answer's beginning (unmarked.py). A template shows the form
-    if it has all `signs` and none of `others`.
+    A call follows the mark `opening` and precedes `closing`, unless that is empty. `listed`: several calls share one
+    pair of marks, as a list. `bare`: an answer may also begin with a call without a mark, and further calls follow
+    after semicolons. `head`: with the NAME of an offered tool filled in, it begins a call too, for models that leave
+    out the opening mark. `unmarked`: models may leave out both marks at the beginning of an answer (unmarked.py). A
+    template shows the form if it contains all `signs` and none of `others`.
     """
 
     signs: tuple[str, ...]
@@ -45,22 +45,22 @@ class Form:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What marks calls, and may be special tokens."""
+        """All marks of a call; a tokenizer may have them as special tokens."""
         return self.opening, self.closing, *(() if self.layout is None else self.layout.marks)
 
     @property
     def apart(self) -> bool:
-        """True where each of several calls has marks of its own."""
+        """True if each of several calls has its own marks."""
         return (bool(self.closing) and not self.listed) or isinstance(self.layout, Named)
 
     def ripening(self) -> Ripening:
-        """When to read a block of this form."""
+        """A new tracker of when a growing block of this form is worth parsing."""
         mark = self.layout.mark if isinstance(self.layout, Named) else "" if self.layout is None else None
         within = self.layout.within if isinstance(self.layout, Tags | Quoted) else None
         return Ripening(self.opening, self.closing, mark, within)
 
     def shown_by(self, template: str) -> bool:
-        """Whether a chat template tells its model to write calls so."""
+        """Whether a chat template's text shows this form."""
         return all(sign in template for sign in self.signs) and not any(sign in template for sign in self.others)
 
 
@@ -73,9 +73,9 @@ _PLAIN = "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁c
 _CALLS_OF_DEEPSEEK = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _NO_LLAMAS = ("<tool_call>", "[TOOL_CALLS]", "<|START_OF_TURN_TOKEN|>")  # the last is Cohere's
 FORMS = {
-    # Hermes 2 Pro, Qwen2.5 and Qwen3; others put XML between these markers.
+    # Hermes 2 Pro, Qwen2.5 and Qwen3; other families put XML between the same marks.
     "hermes": Form(*(("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", "</tool_call>"), unmarked=True),
-    # Mistral's up to tokenizer version 7; later ones write a name and [ARGS].
+    # Mistral up to tokenizer version 7; later ones write a name and [ARGS].
     "mistral": Form(("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", listed=True),
     "mistral-named": Form(("[TOOL_CALLS]", "[ARGS]"), (), "[TOOL_CALLS]", layout=Named("[ARGS]", "[CALL_ID]")),
     # Qwen3-Coder and Qwen3.5; Seed-OSS; MiniMax-M2; GLM-4.5 and later.
@@ -90,21 +90,21 @@ FORMS = {
     "nemotron": Form(("<TOOLCALL>",), (), "<TOOLCALL>", "</TOOLCALL>", listed=True),
     "apriel": Form(("<tool_calls>[",), (), "<tool_calls>", "</tool_calls>", listed=True),
     "apertus": Form(("<|tools_prefix|>",), (), "<|tools_prefix|>", "<|tools_suffix|>", listed=True, layout=NameKeyed()),
-    # LFM2, most of whose templates write no calls; Gemma 4.
+    # LFM2, most of whose templates do not render calls; Gemma 4.
     "lfm": Form(("List of tools: ",), (), "<|tool_call_start|>", "<|tool_call_end|>", listed=True, layout=Pythonic()),
     "gemma": Form(("<|tool_call>call:",), (), "<|tool_call>", "<tool_call|>", layout=Quoted()),
-    # DeepSeek V3 and R1 with what was distilled from it; V3.1.
+    # DeepSeek V3, R1 and its distillates; V3.1.
     "deepseek": Form(
         ("<｜tool▁calls▁begin｜>", "```json"), (), *_CALLS_OF_DEEPSEEK, listed=True, layout=Sections(_FENCED, "\n")
     ),
     "deepseek-plain": Form(
         ("<｜tool▁calls▁begin｜>",), ("```json",), *_CALLS_OF_DEEPSEEK, listed=True, layout=Sections(_PLAIN)
     ),
-    # Llama 3.1 and 3.2; the tag, where a model writes it, is for code too.
+    # Llama 3.1 and 3.2; if a model writes the tag, it may also introduce code.
     "llama": Form(('"parameters":',), _NO_LLAMAS, "<|python_tag|>", "", "parameters", True),
 }
 
 
 def form_of(template: str) -> Form | None:
-    """The form that a chat template shows its model, or None where it is none of these."""
+    """The first form whose signs a chat template contains, or None."""
     return next((form for form in FORMS.values() if form.shown_by(template)), None)

@@ -1,7 +1,7 @@
-"""What generation_config.json says: which tokens end an answer, and how the model's authors would draw its tokens.
+"""Reads generation_config.json: the tokens that end an answer, and the sampling that the model's authors recommend.
 
-    eos_token_id                  else config.json's, else the tokenizer's end token
-    do_sample, temperature, ...   false: greedy; else nothing, which whoever asks may have an answer to
+    eos_token_id                  if missing, config.json's; if that is missing, the tokenizer's end token
+    do_sample, temperature, ...   do_sample false: greedy; missing: no recommendation
 
 Knows nothing about requests. Source: transformers' GenerationConfig.
 """
@@ -19,14 +19,14 @@ from coterie.core.errors import CheckpointError, RequestError, shown
 from coterie.core.sampling import NOTHING_SAID, PartialSampling, check_setting
 
 GENERATION = "generation_config.json"
-DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what these say holds where do_sample is true
-WARM = 1.0  # the temperature of a file that samples and names none, as transformers has it
+DRAWN = ("temperature", "top_k", "top_p", "min_p")  # count only if do_sample is true
+WARM = 1.0  # temperature if do_sample is true and none is given, as in transformers
 REPETITION = "repetition_penalty"
 
 
 @dataclass(frozen=True, slots=True)
 class Advised:
-    """How a checkpoint's authors would draw its tokens; `notes`: what is left out of it, and why."""
+    """The sampling that a checkpoint's authors recommend; `notes`: which settings were ignored, and why."""
 
     sampling: PartialSampling = NOTHING_SAID
     notes: tuple[str, ...] = ()
@@ -36,12 +36,12 @@ NOT_ADVISED = Advised()
 
 
 def own_end_ids(folder: Path) -> tuple[int, ...] | None:
-    """What the folder's generation_config.json says, or None. Raises CheckpointError."""
+    """The end tokens in the folder's generation_config.json, or None if it has none. Raises CheckpointError."""
     return _ids(read_object_if_present(folder / GENERATION), folder / GENERATION)
 
 
 def end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids of the tokens that end an answer, each once; empty when the folder names none. Raises CheckpointError."""
+    """Distinct ids of the tokens that end an answer; empty if the folder names none. Raises CheckpointError."""
     found = own_end_ids(folder)
     found = _ids(config, folder / "config.json") if found is None else found
     if found is not None:
@@ -57,10 +57,10 @@ def end_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def advised(folder: Path) -> Advised | None:
-    """How the folder's generation_config.json would have tokens drawn; None where it says nothing of that.
+    """The sampling recommended by the folder's generation_config.json; None if it recommends none.
 
-    A setting that cannot be had is left out with a note: what is wrong there is no reason to do without the model.
-    Raises CheckpointError for a file that is no JSON object.
+    An invalid setting is ignored with a note: it is no reason to refuse the model. Raises CheckpointError if the file
+    is not a JSON object.
     """
     raw = read_object_if_present(folder / GENERATION)
     if "do_sample" not in raw and raw.get(REPETITION) is None:
@@ -83,7 +83,7 @@ def advised(folder: Path) -> Advised | None:
 
 
 def _number(name: str, value: object) -> float:
-    """A number as it is meant: some files say a whole number as 20.0, and no limit as -1. Raises RequestError."""
+    """A setting as a number. For top_k, some files write 20.0, or -1 for no limit. Raises RequestError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(name, f"{name} is {shown(value)}", "it must be a number")
     if name != "top_k":

@@ -1,7 +1,7 @@
-"""Where a byte-level tokenizer cuts text before it merges, by the name that GGUF gives its pre-tokenizer.
+"""The patterns by which a byte-level BPE tokenizer splits text, for each pre-tokenizer name used in GGUF files.
 
-Knows nothing about vocabularies. Sources: the tokenizer.json files that the models were published with; for which name
-stands for which of them, llama.cpp's table of pre-tokenizers (github.com/ggml-org/llama.cpp, src/llama-vocab.cpp).
+Knows nothing about vocabularies. Sources: the tokenizer.json files that the models were published with; for the mapping
+of names to models, llama.cpp's table of pre-tokenizers (github.com/ggml-org/llama.cpp, src/llama-vocab.cpp).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(digits: str, letters: str = r"\p{L}", others: str = r"[^\s\p{L}\p{N}]+[\r\n]*") -> str:
-    """Words with the sign before them, runs of `digits` and runs of `others`, as most models since GPT-4 have them."""
+    """The pattern of most models since GPT-4: words with one sign before them, `digits`, and runs of `others`."""
     return rf"{_ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{digits}| ?{others}|{_SPACES}"
 
 
 def _cased_words(digits: str, ending: str = "") -> str:
-    """Words cut before a capital that follows a small letter, with a contraction's `ending`, as GPT-4o has them."""
+    """GPT-4o's pattern: words also split between a small letter and a capital; `ending` matches contractions."""
     upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
     sign, others = r"[^\r\n\p{L}\p{N}]?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
     return f"{sign}{upper}*{lower}+{ending}|{sign}{upper}+{lower}*{ending}|{digits}|{others}|{_SPACES}"
 
 
-# Letters that have a case, in the blocks that DeepSeek lists: not Georgian's, nor mathematical ones.
+# Cased letters in the Unicode blocks that DeepSeek lists: not Georgian, nor mathematical ones.
 _DEEPSEEK_CASED = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C8A}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FF}"
     r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{10D50}-\x{10D85}\x{16E40}-\x{16ED3}\x{1D400}-\x{1D7CB}\x{1DF00}-\x{1DF2A}]]"
@@ -52,10 +52,11 @@ _BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Each pattern cuts what those before it left whole; what lies between its matches is a piece too.
+    """A pre-tokenizer. Each pattern splits the pieces that the ones before it produced; the gaps between its matches
+    are pieces too.
 
-    `composed`: text is brought to NFC first. `whole`: a piece that is a token is not put together from merges.
-    `begins`: a text begins with the token for that where the file does not say whether it does.
+    `composed`: normalise text to NFC first. `whole`: a piece that is itself a token is not assembled by merges.
+    `begins`: add the begin-of-text token if the file does not say whether to.
     """
 
     patterns: tuple[str, ...]
@@ -64,7 +65,7 @@ class Split:
     begins: bool = False
 
     def apply(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Let a tokenizer cut text so and spell the pieces in bytes."""
+        """Configure a tokenizer to split text this way and to spell the pieces in bytes."""
         cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in self.patterns]
         spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, spell])
@@ -72,7 +73,7 @@ class Split:
             tokenizer.normalizer = normalizers.NFC()
 
 
-# What llama.cpp does where a file says `default`, or nothing: a guess, made before files named their pre-tokenizer.
+# llama.cpp's behaviour if a file says `default` or nothing: a guess, from before files named their pre-tokenizer.
 _DEFAULT = Split((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 _THREE_DIGITS = Split((_words(r"\p{N}{1,3}"),))
 _DIGIT = Split((r"\p{N}", _GPT2))
@@ -108,7 +109,7 @@ KNOWN_SPLITS = tuple(_SPLITS)
 
 
 def split_of(name: str | None) -> Split:
-    """How the pre-tokenizer of this name cuts; None, where a file has none, as `default`. Raises UnsupportedError."""
+    """The pre-tokenizer of this name; None, if the file has none, means `default`. Raises UnsupportedError."""
     split = _DEFAULT if name is None else _SPLITS.get(name)
     if split is None:
         known = ", ".join(sorted(KNOWN_SPLITS))

@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file's metadata as the files of a Hugging Face folder.
+"""Converts the tokenizer in a GGUF file's metadata to the files of a Hugging Face folder.
 
 Knows nothing about GGUF's bytes. Where llama.cpp differs from the tokenizer.json that a model was published with (NFC,
-capitals beyond ASCII), texts are cut as published.
+capitals beyond ASCII), the published behaviour is kept.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ _KINDS = {
     "no_vocab": "no tokenizer",
 }
 _PIECES, _UNIGRAM = "bert", "t5"
-_OF_CHARACTERS = ("llama", "gemma4")  # merges of characters: SentencePiece's, and Gemma 4's, which are listed
+_OF_CHARACTERS = ("llama", "gemma4")  # BPE over characters: SentencePiece's (from scores), Gemma 4's (listed merges)
 _REMEDY = "give the folder of the model's own tokenizer.json by --tokenizer FOLDER"
-# Phi-3's tokens take the blanks after them, all but these. GGUF does not say so; a token that only Phi-3 has does.
+# Phi-3's added tokens swallow the white space after them, except these. GGUF does not record that, so the model is
+# recognised by a token that only Phi-3 has.
 _PHI3, _PHI3_KEEPS = "<|placeholder1|>", ("<unk>", "<s>", "<|endoftext|>")
-# Nor that Mistral's models since these are tokens put a space before a text alone, and none behind a token.
+# Nor does it record that Mistral's models with these tokens prepend a space only to a whole text, not after a token.
 _MISTRAL_V3 = ("[INST]", "[/INST]")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], encodes: bool = False) -> dict[str, str]:
-    """Texts of tokenizer.json, tokenizer_config.json and, with the tokens that end an answer, generation_config.json.
+    """The contents of tokenizer.json, tokenizer_config.json and generation_config.json (the tokens that end an answer).
 
-    `metadata`: the keys of a GGUF file that begin with `tokenizer.`, as plain Python values. `encodes`: of an encoder,
-    whose texts stand between two marks, and whose answers nothing ends.
-    Raises UnsupportedError for a kind of tokenizer or a pre-tokenizer that is not known, CheckpointError for damage.
+    `metadata`: a GGUF file's keys that begin with `tokenizer.`, as plain Python values. `encodes`: the model is an
+    encoder: texts are put between two special tokens, and there are no answers to end.
+    Raises UnsupportedError for an unknown kind of tokenizer or pre-tokenizer, CheckpointError for damaged metadata.
     """
     kind = metadata.get(MODEL)
     if kind not in ("gpt2", _PIECES, _UNIGRAM, *_OF_CHARACTERS):
@@ -81,7 +82,7 @@ def tokenizer_files(metadata: Mapping[str, Any], encodes: bool = False) -> dict[
 
 
 def _published(metadata: Mapping[str, Any]) -> str | None:
-    """The tokenizer.json that a file carries whole, or None: some writers cut long texts."""
+    """The tokenizer.json embedded in a file, or None if there is none or it is broken: some writers truncate it."""
     text = metadata.get(_WHOLE)
     if not isinstance(text, str):
         return None
@@ -93,20 +94,20 @@ def _published(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _made(kind: str, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """It, but for what stands around a text."""
+    """The tokenizer, without the special tokens around a text."""
     make = {"gpt2": _byte_level, _PIECES: _word_piece, _UNIGRAM: _unigram}.get(kind, _sentencepiece)
     try:
         made = make(metadata, vocabulary)
     except (CheckpointError, UnsupportedError):
         raise
-    except Exception as error:  # the library's own: a merge whose parts are not tokens
+    except Exception as error:  # the library's, for example for a merge whose parts are not tokens
         raise CheckpointError(MERGES, f"does not fit the tokens: {error}", _REMEDY) from None
     _add_tokens(made, vocabulary)
     return made
 
 
 def _marks(vocabulary: Vocabulary) -> dict[str, int]:
-    """What stands before a text that is encoded, and what behind it. Raises CheckpointError."""
+    """The tokens before and after an encoder's text, with their ids. Raises CheckpointError."""
     both = [next((n for n in names if n in vocabulary.named), "") for names in (("cls", "bos"), ("sep", "eos"))]
     if not all(both):
         raise CheckpointError(MODEL, "has no tokens that begin and end a text", _REMEDY)
@@ -155,7 +156,7 @@ def _sentencepiece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> token
 
 
 def _word_piece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """WordPiece. Newer files say whether texts are made small; of others a vocabulary without a capital does."""
+    """WordPiece. Older files do not say whether texts are lowercased: a vocabulary without a capital implies it."""
     words = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == NORMAL]
     has_none = not any(any(map(str.isupper, token)) for token in words)
     lowers = metadata.get("tokenizer.ggml.normalizer.lowercase", has_none)
@@ -165,7 +166,7 @@ def _word_piece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenize
 
 
 def _unigram(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """SentencePiece's Unigram, as XLM-RoBERTa has it: runs of blanks are one, whatever a file says."""
+    """SentencePiece's Unigram, as in XLM-RoBERTa: runs of white space count as one, whatever the file says."""
     pieces = unigram(metadata, vocabulary)
     made = tokenizers.Tokenizer(models.Unigram(pieces, vocabulary.named.get("unk"), False))
     if table := metadata.get("tokenizer.ggml.precompiled_charsmap"):
@@ -178,7 +179,7 @@ def _unigram(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tokenizers.
 
 
 def _add_tokens(made: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
-    """Let tokens that are not words be found in a text as they are; their ids are those of the vocabulary."""
+    """Register the added tokens, which are matched in a text before it is split; they keep the vocabulary's ids."""
     is_phi3 = _PHI3 in vocabulary.tokens
     for special in (True, False):
         texts = [vocabulary.tokens[i] for i, is_special in vocabulary.added.items() if is_special == special]

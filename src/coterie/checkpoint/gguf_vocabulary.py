@@ -1,6 +1,6 @@
-"""The vocabulary in a GGUF file's metadata, checked: tokens, their types, the named ones among them, merges.
+"""Reads and checks the vocabulary in a GGUF file's metadata: tokens, their types, named special tokens, merges.
 
-Knows nothing about how text is cut or merged. Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md,
+Knows nothing about how text is split or merged. Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md,
 "Tokenizer").
 """
 
@@ -20,22 +20,22 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of t
 _KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
 _KEYS |= {"cls": "cls", "sep": "seperator", "mask": "mask"}  # of encoders
 _ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
-# Files name one end of a text and seldom that of an answer. These are what published chat templates end answers with.
+# Files name the end-of-text token, but seldom the one that ends a turn. Published chat templates end turns with these.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "[|endofturn|]"),
     *("<|return|>", "<|call|>"),  # gpt-oss's: 200002 and 200012 of eos_token_id in its generation_config.json
     *("<turn|>", "<|tool_response>"),  # Gemma 4's; the second follows calls
     *("<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
-_GOES_ON = {"<|end|>": "<|return|>"}  # where the second is a token, an answer goes on after the first
+_GOES_ON = {"<|end|>": "<|return|>"}  # if the second is a token, the first does not end an answer
 SPACE = "\u2581"  # how SentencePiece writes a space
-_BRACKETED = re.compile(r"\[.+\]")  # [unused7]: older files mark these as they are
+_BRACKETED = re.compile(r"\[.+\]")  # such as [unused7], which older files keep unchanged
 _DAMAGED = "download the file again"
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens by id, each with a type; `named` has the ids of those of _KEYS that there are."""
+    """Tokens by id, each with a type; `named`: the ids of special tokens, by the names in _KEYS."""
 
     tokens: Sequence[str]
     types: Sequence[int]
@@ -53,7 +53,7 @@ class Vocabulary:
             fact = f"holds {tokens[twice]!r} as {first[tokens[twice]]} and again as {twice}"
             raise CheckpointError(TOKENS, fact, _DAMAGED)
         ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _KEYS.items()}
-        # Some files write -1, unsigned, for a token that they have not.
+        # Some files write -1, as an unsigned number, for a token that is missing.
         named = {name: i for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens) and tokens[i]}
         types = _listed(metadata, TYPES, int) or _guessed(tokens, named)
         if len(types) != len(tokens):
@@ -64,11 +64,11 @@ class Vocabulary:
 
     @property
     def ids(self) -> dict[str, int]:
-        """The id of each token; one without a text has none."""
+        """Token -> id; ids with an empty text are left out."""
         return {token: i for i, token in enumerate(self.tokens) if token}
 
     def of_word_piece(self) -> Vocabulary:
-        """Tokens as WordPiece's files have them: a file of GGUF marks those that begin a word, and not the others."""
+        """The vocabulary in WordPiece's spelling: GGUF marks tokens that begin a word, WordPiece (##) the others."""
         ids = self.ids
         usual = {name: ids[token] for name, token in SPECIAL.items() if token in ids} | dict(self.named)
         named = set(usual.values())
@@ -81,21 +81,21 @@ class Vocabulary:
 
     @property
     def added(self) -> dict[int, bool]:
-        """Tokens that are found in a text before it is cut, by id; those that are True are not part of an answer."""
+        """Added tokens, which are matched in a text before it is split: id -> whether it is special (not shown)."""
         named = set(self.named.values())
         found = [i for i, kind in enumerate(self.types) if kind in _ADDED and self.tokens[i]]
         return {i: self.types[i] != USER_DEFINED or i in named for i in found}
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end an answer, that which ends a text first."""
+        """Ids of the tokens that end an answer, the end-of-text token first."""
         ids, added = self.ids, self.added
         known = [end for end in _ENDS if _GOES_ON.get(end) not in ids]
         found = [self.named[name] for name in ("eos", "eot", "eom") if name in self.named]
         return list(dict.fromkeys(found + [ids[end] for end in known if ids.get(end) in added]))
 
     def text(self, name: str) -> str | None:
-        """The text of a named token, or None."""
+        """The text of a named special token, or None."""
         return self.tokens[self.named[name]] if name in self.named else None
 
 
@@ -104,7 +104,7 @@ def _of_word(token: str) -> str:
 
 
 def listed_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs that are merged, first ones first. Raises CheckpointError."""
+    """The listed merges, highest priority first. Raises CheckpointError."""
     pairs = []
     for line in _listed(metadata, MERGES, str):
         cut = line.find(" ", 1)  # the left part has at least one character, which may itself be a space
@@ -115,16 +115,16 @@ def listed_merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """The pairs that make SentencePiece's tokens, in the order in which it prefers them. Raises CheckpointError.
+    """Merges that reproduce SentencePiece's BPE, in order of priority. Raises CheckpointError.
 
-    SentencePiece joins the neighbours whose union has the best score; so any two tokens that make a third are a pair,
-    with its score. Equal scores are ordered as transformers' conversion orders them: longer parts first.
+    SentencePiece merges the adjacent pair whose union has the best score; so every two tokens whose concatenation is a
+    token form a merge, with that token's score. Ties are ordered as in transformers' conversion: longer parts first.
     """
     scores = _scores(metadata, vocabulary)
     plain = {
         token: i
         for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if kind in (NORMAL, USER_DEFINED, UNUSED)  # Gemma's runs of spaces, which are found in no text, are users'
+        if kind in (NORMAL, USER_DEFINED, UNUSED)  # user-defined: Gemma's runs of spaces, reached only by merges
     }
     pairs: list[tuple[str, str]] = []
     for token in plain:
@@ -136,9 +136,10 @@ def scored_merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[t
 
 
 def unigram(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[str, float]]:
-    """Each token with the logarithm of its probability. Raises CheckpointError.
+    """Each token with its log probability. Raises CheckpointError.
 
-    Ids without a token have a score far below all others in a file, from which the one of what is unknown would follow.
+    Scores are clamped to the lowest of the used tokens: unused ids have far lower ones, and the library would derive
+    the score of unknown text from the minimum.
     """
     scores = _scores(metadata, vocabulary)
     least = min((score for score, kind in zip(scores, vocabulary.types, strict=True) if kind != UNUSED), default=0.0)
@@ -154,7 +155,7 @@ def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
 
 
 def _guessed(tokens: Sequence[str], named: Mapping[str, int]) -> list[int]:
-    """Types of the tokens of a file without types: those that have a part in a text's form, bytes, and words."""
+    """Token types for a file without them: named special tokens are control (or unknown), then bytes, then words."""
     types = [BYTE if BYTE_SPELLED.fullmatch(token) else NORMAL for token in tokens]
     for name, i in named.items():
         types[i] = UNKNOWN if name == "unk" else types[i] if name == "pad" else CONTROL

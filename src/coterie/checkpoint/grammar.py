@@ -1,8 +1,8 @@
-"""Grammars: which tokens of a tokenizer keep an answer in its form: a JSON schema, calls or others; by llguidance.
+"""Constrained decoding: which tokens keep an answer within a JSON schema, tool calls or another form; by llguidance.
 
-    schema -> grammar (once a request) -> allowed tokens | accept a token | allowed tokens | ... | complete
+    schema -> grammar (once per request) -> allowed tokens | accept a token | allowed tokens | ... | complete
 
-llguidance is imported when a form is first asked for. Knows nothing about models, logits or requests' texts.
+llguidance is imported on first use. Knows nothing about models, logits or the texts of requests.
 Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
 """
 
@@ -27,20 +27,20 @@ from coterie.checkpoint.width import check_width
 from coterie.core.errors import RequestError
 
 ANY_OBJECT = '{"type": "object"}'
-# Blanks between JSON's parts, but never without end: a model that has nothing to say would else write them for ever.
+# White space between the parts of JSON, bounded: a model at a loss would otherwise write it forever.
 BLANKS = r"[\x20\x0A\x0D\x09]{1,16}"
 GUARD = "\x02"  # a character that merges with no other
-KEPT = 16  # grammars
-MANY = 8  # where one of so many tokens of the vocabulary may come, the text is free
-MAX_SYMBOLS = 40_000  # of a grammar: 10,000 properties that are required, or 5,000 that are not, in two seconds
-# Of forms that are no schema, whose counts may be nested: else one of ((x{1000}){1000}){1000} takes 3 s and 240 MB.
+KEPT = 16  # compiled grammars that are cached
+MANY = 8  # if at least 1 in this many tokens of the vocabulary is allowed, the text counts as free
+MAX_SYMBOLS = 40_000  # of a grammar: some 10,000 required or 5,000 optional properties, compiled in two seconds
+# For forms other than schemas, whose repetitions may nest: ((x{1000}){1000}){1000} would take 3 s and 240 MB.
 LEXER_FUEL, LEXER_STATES = 100_000, 50_000
 FIELD, TOOLS = "response_format", "tools"
 PLAIN = Speech()
 
 
 class _Vocabulary:
-    """An expert's tokens as llguidance wants them."""
+    """An expert's vocabulary, in the interface that llguidance expects."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -51,9 +51,9 @@ class _Vocabulary:
         self._guard = tokenizer.encode(GUARD, add_special_tokens=False)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Token ids of a text within an answer, whose bytes are just those of the text.
+        """Ordinary token ids that spell exactly this text within an answer.
 
-        None is special: what spells one, within a string of JSON, is but letters.
+        Text that spells a special token, for example in a JSON string, is not encoded as that token.
         """
         whole = text if isinstance(text, str) else text.decode()
         parts = [whole]
@@ -63,7 +63,7 @@ class _Vocabulary:
         return [token for part in parts for token in self._within(part)]
 
     def _within(self, text: str) -> list[int]:
-        """Many tokenizers put a space before a text, which is none here: then the text has something before it."""
+        """Encode a text without the space that many tokenizers prepend, after a guard character if need be."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         if self._spells(ids, text):
             return ids
@@ -80,18 +80,18 @@ class _Vocabulary:
 
 
 class Grammar:
-    """Masks for one tokenizer: ends are allowed where, and only where, the form is complete."""
+    """Makes token masks for one tokenizer. End tokens are allowed if, and only if, the form is complete."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> None:
         llguidance: Any = importlib.import_module("llguidance")
         self._llmatcher = llguidance.LLMatcher
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        # Without an end of its own an expert gets one behind its vocabulary, which is never drawn.
+        # An expert without an end token gets one past its vocabulary, which is never sampled.
         ends = end_ids or (vocab_size,)
         tokens = vocab_size + (not end_ids)
         made = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens, ends))
         self._tokens = llguidance.LLTokenizer(made, n_vocab=tokens, eos_token=list(ends))
-        # Kept for the next answer: a long list of tools takes a tenth of a second.
+        # Cached for the next answer: compiling a long list of tools takes a tenth of a second.
         limits = llguidance.LLParserLimits(max_grammar_size=MAX_SYMBOLS)
         close = llguidance.LLParserLimits(
             max_grammar_size=MAX_SYMBOLS, initial_lexer_fuel=LEXER_FUEL, max_lexer_states=LEXER_STATES
@@ -104,7 +104,7 @@ class Grammar:
         self._lark = lru_cache(KEPT)(Constraint.lark)
 
     def mask(self, schema: str, speech: Speech = PLAIN) -> FormMask:
-        """A mask for one answer in the form of a JSON schema. Raises RequestError for what cannot be enforced."""
+        """A mask for one answer that follows a JSON schema. Raises RequestError if it cannot be enforced."""
         try:
             check_width(json.loads(schema), FIELD)
         except ValueError as error:
@@ -117,10 +117,10 @@ class Grammar:
         return self._made(self._llmatcher.grammar_from_lark(lark), FIELD)
 
     def constrained(self, constraint: Constraint, speech: Speech = PLAIN) -> FormMask:
-        """A mask for one answer in a form that is no schema. Raises RequestError for what cannot be enforced."""
+        """A mask for one answer under a constraint. Raises RequestError if it cannot be enforced."""
         own = {"name": "form", "lark_grammar": self._lark(constraint)}
         around = [] if speech.plain else [{"name": "around", "lark_grammar": speech.answer("@form", self._special)}]
-        for parts in ([own], [*around, own])[: 1 + len(around)]:  # its own errors first
+        for parts in ([own], [*around, own])[: 1 + len(around)]:  # alone first, so that errors are about the constraint
             begun = self._begin(json.dumps({"grammars": parts}), True)
             if begun.is_error():
                 raise constraint.refusal(begun.get_error())
@@ -136,9 +136,9 @@ class Grammar:
         schema: str = "",
         speech: Speech = PLAIN,
     ) -> FormMask:
-        """A mask for one answer that calls tools in a form; where it calls none, it has that of a JSON schema, if any.
+        """A mask for one answer that may call tools, in this form; an answer without calls follows `schema`, if given.
 
-        `speech`: what else an answer has. Raises RequestError for what cannot be enforced.
+        `speech`: what surrounds the form in an answer. Raises RequestError for what cannot be enforced.
         """
         arguments = {}
         for place, tool in enumerate(tools):
@@ -151,7 +151,7 @@ class Grammar:
         schemas = {name: {**its, "x-guidance": _how(strict)} for name, (its, strict, _) in arguments.items()}
         answer = {**_object_of(schema), "x-guidance": _how(True)} if schema else None
         grammar = self._llmatcher.grammar_from_lark(speech.calls(form, schemas, calling, self._special, answer))
-        if self._begin(grammar).is_error():  # then it is told whose
+        if self._begin(grammar).is_error():  # compile the parts one by one to report which is at fault
             for its, strict, where in arguments.values():
                 self._made(self._of_schema(json.dumps(its), where, strict), where)
             if schema:
@@ -175,23 +175,23 @@ class Grammar:
             fact = f"has a schema that cannot be enforced: {_line(begun.get_error())}"
             raise RequestError(field, fact, "change the schema")
         mask = FormMask(begun.deep_copy(), self._vocab_size, field)
-        mask.allowed()  # a schema that is but a reference to itself is followed, and begins nowhere
+        mask.allowed()  # raises for a schema that only refers to itself, which compiles but allows no token
         return mask
 
 
 class FormMask:
-    """Which tokens may come next in one answer: a `Mask` of the engine.
+    """The tokens allowed next in one answer; implements the engine's `Mask`.
 
-    `field`: which of a request's gave the form; `noun`: what that is.
+    `field`: the request's field that gave the form; `noun`: what to call the form in errors.
     """
 
     def __init__(self, matcher: Any, vocab_size: int, field: str, noun: str = "schema") -> None:
         self._matcher, self._vocab_size, self._field, self._noun = matcher, vocab_size, field, noun
-        self._forced: tuple[int, ...] | None = None  # until somebody asks
+        self._forced: tuple[int, ...] | None = None  # computed on demand
         self._bits: bytes | None = None  # likewise
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """For each token whether it may come next. Raises RequestError when none may."""
+        """Whether each token is allowed next [V]. Raises RequestError if none is."""
         found = np.unpackbits(np.frombuffer(self._allowed(), np.uint8), bitorder="little")[: self._vocab_size].astype(
             np.bool_
         )
@@ -201,17 +201,17 @@ class FormMask:
         return found
 
     def accept(self, token: int) -> None:
-        """This token has come. Raises RequestError when it might not."""
+        """Advance by this token. Raises RequestError if it was not allowed."""
         self._forced = self._bits = None
         if not self._matcher.consume_token(token):
             fact = f"does not take token {token}: {_line(self._matcher.get_error())}"
             raise RequestError(self._field, fact, f"simplify the {self._noun}")
 
     def forced(self) -> tuple[int, ...]:
-        """Tokens known to come next, in this order.
+        """The tokens that the form forces next, in order.
 
-        Bytes that the form forces are spelled as the tokenizer spells them, up to where a longer token could begin; of
-        that spelling llguidance's mask leaves the first token alone, and so on behind it.
+        Forced bytes are tokenized as the tokenizer would, up to where a longer token could still begin. llguidance's
+        mask agrees: at each of these positions it allows only the forced token.
         """
         if self._forced is None:
             found = self._matcher.compute_ff_tokens()
@@ -220,28 +220,28 @@ class FormMask:
         return self._forced
 
     def few(self) -> bytes | None:
-        """Which tokens may come next, to be compared; None where so many may that what came before tells nothing."""
+        """The allowed set as a bit mask, for comparison; None if so many tokens are allowed that it tells nothing."""
         bits = self._allowed()
         return bits if int.from_bytes(bits, "little").bit_count() * MANY < self._vocab_size else None
 
     def copy(self) -> FormMask:
-        """One of the same state, by which to see what may come later; takes 2 us."""
+        """A copy of the current state, to look ahead with; takes 2 us."""
         made = FormMask(self._matcher.deep_copy(), self._vocab_size, self._field, self._noun)
         made._forced, made._bits = self._forced, self._bits
         return made
 
     def take(self, tokens: Sequence[int]) -> int:
-        """Accept these tokens, in order, up to the first one that may not come; how many."""
+        """Accept these tokens in order, up to the first that is not allowed; returns how many."""
         self._forced = self._bits = None
         return int(self._matcher.try_consume_tokens(list(tokens)))
 
     @property
     def complete(self) -> bool:
-        """True when nothing may follow."""
+        """True if the form is complete and nothing may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def _allowed(self) -> bytes:
-        """A bit for each token."""
+        """The bit mask of allowed tokens, one bit each."""
         if self._bits is None:
             self._bits = bytes(self._matcher.compute_bitmask())
         return self._bits
@@ -249,12 +249,12 @@ class FormMask:
 
 @lru_cache(maxsize=16)
 def grammar_of(tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]) -> Grammar:
-    """The grammar of a tokenizer, kept: to lay out a large vocabulary takes a second."""
+    """The Grammar of a tokenizer, cached: preparing a large vocabulary takes a second."""
     return Grammar(tokenizer, vocab_size, end_ids)
 
 
 def _how(strict: bool) -> dict[str, Any]:
-    """How a schema is kept: to the letter, or but for keywords that cannot be enforced."""
+    """llguidance's options for a schema; not `strict`: keywords that cannot be enforced are ignored."""
     return {"whitespace_pattern": BLANKS, "lenient": not strict}
 
 
@@ -269,7 +269,7 @@ def _object_of(schema: str) -> dict[str, Any]:
 
 
 def _cut(text: str, mark: str) -> list[str]:
-    """Pieces of a text, each occurrence of a mark cut behind its first letter."""
+    """Split a text after the first character of each occurrence of a mark."""
     first, *others = text.split(mark)
     pieces = [first]
     for other in others:

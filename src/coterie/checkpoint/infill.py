@@ -1,4 +1,4 @@
-"""Code to be filled in: a prompt of what stands before and behind it, between marks that a tokenizer has.
+"""Fill-in-the-middle prompts: the code before and after a gap, with marks that the tokenizer has as tokens.
 
     <|fim_prefix|>def add(a, b):\\n    <|fim_suffix|>\\n\\nprint(add(1, 2))<|fim_middle|>        return a + b
 
@@ -15,7 +15,7 @@ TokenId = Callable[[str], "int | None"]
 
 @dataclass(frozen=True, slots=True)
 class InfillMarks:
-    """What stands before the beginning, the end and the middle, each a token; `others` end a middle too."""
+    """The tokens before the prefix, the suffix and the middle; `others` are further tokens that end a middle."""
 
     prefix: str
     suffix: str
@@ -23,17 +23,17 @@ class InfillMarks:
     others: tuple[str, ...] = ()
 
     def prompt(self, before: str, behind: str) -> str:
-        """The prompt whose answer is what lies between."""
+        """The prompt whose answer is the text between `before` and `behind`."""
         return f"{self.prefix}{before}{self.suffix}{behind}{self.middle}"
 
     def ends(self, token_id: TokenId) -> tuple[int, ...]:
-        """The tokens that end what is filled in, beside the expert's own: a mark is no code."""
+        """The tokens that end a middle, in addition to the expert's own end tokens."""
         found = [token_id(mark) for mark in (self.prefix, self.suffix, self.middle, *self.others)]
         return tuple([token for token in found if token is not None])
 
 
 FAMILIES = (
-    # Qwen2.5-Coder, CodeGemma; a model that has filled in goes on with padding, or with another file.
+    # Qwen2.5-Coder, CodeGemma; after the middle they continue with padding or another file.
     InfillMarks(
         *("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
         others=("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"),
@@ -46,7 +46,7 @@ FAMILIES = (
 
 
 def infill_marks(token_id: TokenId) -> InfillMarks | None:
-    """Those that a tokenizer has; None: its model was not made to fill in."""
+    """The marks that a tokenizer has; None if its model was not trained to fill in the middle."""
     for marks in FAMILIES:
         if all(token_id(mark) is not None for mark in (marks.prefix, marks.suffix, marks.middle)):
             return marks

@@ -1,8 +1,8 @@
-"""Where an expert's bytes are in its files, and where they go in a slab. The file is the slab: no byte is converted.
+"""Where an expert's bytes are in its files, and where they go in a slab. The file is the slab: bytes are not converted.
 
         file   |hdr|  layer 0  |  layer 1  | layer 10 | ...     data section, padded down and up to 4096
         extent     [ same bytes, same order, same offset modulo 4096 ]   one such run per shard
-        ranges       r0: embed   r1: layers.0   r2: layers.1 ...         execution order, every block exactly once
+        ranges       r0: embed   r1: layers.0   r2: layers.1 ...         execution order, each block exactly once
 
 Knows nothing about tiers, devices or eviction.
 """
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from coterie.core.dtypes import DType
 
-ALIGN_BYTES = 16  # what a GPU's kernels want of a weight's address; a file gives less
-BLOCK_BYTES = 4096  # direct I/O works in blocks of the device; 4096 suits every common file system
+ALIGN_BYTES = 16  # alignment of weights that GPU kernels require; files guarantee less
+BLOCK_BYTES = 4096  # the unit of direct I/O; 4096 suits every common file system and device
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What a file was when its header was read. A copy over it can restore all of this but the status time."""
+    """A file's size, times and inode when its header was read. Overwriting can preserve all of them except ctime."""
 
     size_bytes: int
     mtime_ns: int = 0
@@ -30,16 +30,16 @@ class FileIdentity:
 
     @staticmethod
     def of(status: os.stat_result) -> FileIdentity:
-        """From the answer of stat."""
+        """From the result of stat."""
         return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes [offset, offset + size) of a file, and what the file looked like when its header was read.
+    """Bytes [offset, offset + size_bytes) of a file, and the file's identity when its header was read.
 
-    `offset` is a multiple of BLOCK_BYTES; `size_bytes` may pass the end of the file by less than a block.
-    An empty path stands for an expert without bytes, which only a modelled device accepts.
+    `offset` is a multiple of BLOCK_BYTES; the range may extend past the end of the file by less than a block.
+    An empty path stands for an expert without weights, which only a modelled device accepts.
     """
 
     path: str
@@ -50,7 +50,7 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class PlacedRange:
-    """A file range and where it goes in the extent; `stage` is the first stage of execution that needs it."""
+    """A file range and its offset in the extent; `stage` is the first stage of execution that needs it."""
 
     source: FileRange
     offset: int
@@ -68,9 +68,10 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An embedding whose first reader needs some rows only: row i is at `offset` + i * `row_bytes` in the extent.
+    """An embedding table of which the first stage needs only some rows; row i is at `offset` + i * `row_bytes` in the
+    extent.
 
-    All of it is in the range of index `range_index`; the stages in `again` read it once more, and whole.
+    The whole table lies in the range of index `range_index`; the stages in `again` later read all of it.
     """
 
     range_index: int
@@ -84,9 +85,9 @@ class Table:
 class Layout:
     """An expert's ranges in execution order and its tensors. `size_bytes` is its extent, a multiple of BLOCK_BYTES.
 
-    Every range may be read once its predecessors are: a tensor of stage s is complete when all ranges up to and
-    including those of stage s are. `spans`: offset and bytes of each tensor by offset, for devices that align them;
-    the extent has room for that.
+    Ranges are read in order: a tensor of stage s is complete once all ranges up to and including those of stage s have
+    been read. `spans`: (offset, bytes) of each tensor, sorted, for devices that align tensors; the extent has room for
+    that.
     """
 
     size_bytes: int
@@ -97,7 +98,7 @@ class Layout:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stages in execution order, each once."""
+        """The distinct stages, in execution order."""
         return tuple(dict.fromkeys(r.stage for r in self.ranges))
 
     def offsets(self, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -106,16 +107,16 @@ class Layout:
 
 
 def spans_of(tensors: Mapping[str, PlacedTensor]) -> tuple[tuple[int, int], ...]:
-    """Offset and bytes of each tensor that has any, by offset."""
+    """(offset, bytes) of each tensor that is not empty, sorted."""
     sizes = ((tensor.offset, tensor.dtype.tensor_bytes(tensor.shape)) for tensor in tensors.values())
     return tuple(sorted(span for span in sizes if span[1]))
 
 
 def aligned_starts(spans: Sequence[tuple[int, int]], align_bytes: int = ALIGN_BYTES) -> tuple[int, ...]:
-    """Where each of these (offset, size) goes so that all are aligned, in their order and as near as can be.
+    """New offsets for these (offset, size) spans such that all are aligned, in the same order, without overlap.
 
-    A file's tensors mostly have one remainder, and then all go down by it: nothing grows. Where sizes are odd, what
-    follows goes up.
+    Mostly all tensors of a file have the same offset modulo the alignment; then all move down by it, and nothing grows.
+    After a tensor of odd size, the following ones may have to move up.
     """
     starts, free = [], 0
     for offset, size in spans:
@@ -126,6 +127,6 @@ def aligned_starts(spans: Sequence[tuple[int, int]], align_bytes: int = ALIGN_BY
 
 
 def aligned_end(spans: Sequence[tuple[int, int]], align_bytes: int = ALIGN_BYTES) -> int:
-    """Where the last of them ends once they are aligned."""
+    """The end of the last span once all are aligned."""
     starts = aligned_starts(spans, align_bytes)
     return starts[-1] + spans[-1][1] if spans else 0

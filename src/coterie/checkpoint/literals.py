@@ -1,4 +1,4 @@
-"""Values that models write: literals of JSON, and of Python, which some templates print. Knows nothing about calls."""
+"""Parses values that models write: JSON, and Python literals, which some templates print. Knows nothing about calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _NAMES = {"true": True, "false": False, "null": None}  # JSON's, among Python's
 
 
 def python_value(text: str) -> Any:
-    """What a literal of Python, or of JSON, stands for, in JSON's types. Raises ValueError for what is neither."""
+    """The value of a JSON or Python literal, in JSON's types. Raises ValueError if the text is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of backslashes that escape nothing
+            warnings.simplefilter("ignore")  # about invalid escape sequences
             return _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"is no value: {type(error).__name__}") from None

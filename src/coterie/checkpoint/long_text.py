@@ -1,10 +1,10 @@
-"""Long texts: what can be said of their tokens without cutting all of them into tokens.
+"""Long texts: bounds on their number of tokens without tokenizing all of them.
 
-    text  | words .................... | margin | what nobody looks at ...
-          words that end before the margin are words of the whole text, and so have the same tokens
+    text  | words .................... | margin | never looked at ...
+          words that end before the margin are words of the whole text too, and so have the same tokens
 
-A megabyte takes half a second of processor time, and up to 400 MB while it is cut. What a text is cut for is known: so
-many tokens are read, or may be. Knows nothing about whose limits these are.
+Tokenizing a megabyte takes half a second of CPU time and up to 400 MB. But callers have a limit on the number of
+tokens, and a longer text is refused or truncated anyway. Knows nothing about what the limits are for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from unicodedata import is_normalized
 
 import tokenizers
 
-LETTERS = 16  # looked at for a token that is wanted: few texts have fewer than four a token
-_KEEPING = ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split")  # leave no letter out, but with "Removed"
+LETTERS = 16  # characters read per token wanted; most texts have about four per token
+_KEEPING = ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split")  # keep all characters, unless "Removed"
 
 
 def _symbols() -> dict[str, int]:
-    """The characters by which byte-level vocabularies spell bytes: printable ones themselves, others from 256 on.
+    """Byte-level vocabularies' alphabet, character -> byte: printable bytes as themselves, others from U+0100 on.
 
     Source: GPT-2's bytes_to_unicode (github.com/openai/gpt-2, src/encoder.py).
     """
@@ -34,16 +34,16 @@ BYTE_OF = _symbols()
 
 
 def has_more(library: tokenizers.Tokenizer, text: str, count: int) -> bool:
-    """Whether a text has more than `count` tokens; False where that is not known without cutting all of it."""
+    """Whether a text surely has more than `count` tokens; False if only tokenizing all of it could tell."""
     if len(text) <= LETTERS * count:
         return False
     return cut(library, text, count) is not text or _least_tokens(library, text) > count
 
 
 def cut(library: tokenizers.Tokenizer, text: str, count: int) -> str:
-    """The text, or of a long one a beginning that has more than `count` of its tokens, special ones aside."""
+    """The text, or a prefix of a long one that contains its first `count` tokens and more, special tokens aside."""
     added = library.get_added_tokens_decoder().values()
-    margin = 4 * max([len(token.content) for token in added], default=0) + 64  # one is cut there, a pattern looks ahead
+    margin = 4 * max([len(token.content) for token in added], default=0) + 64  # tokens split at the cut; look-ahead
     size = LETTERS * count + 2 * margin
     if len(text) <= 2 * size:
         return text
@@ -55,8 +55,8 @@ def cut(library: tokenizers.Tokenizer, text: str, count: int) -> str:
 
 
 def _least_tokens(library: tokenizers.Tokenizer, text: str) -> int:
-    """So many tokens a text has at least, by the longest one; 0 where one may stand for any number of letters."""
-    longest = max(map(len, library.get_vocab()), default=0)  # bytes where it spells these
+    """A lower bound on a text's tokens, from the longest token; 0 if a token may stand for any number of characters."""
+    longest = max(map(len, library.get_vocab()), default=0)  # in bytes for byte-level vocabularies
     passed_over = _passed_over(library)
     if not longest or passed_over is None or not _stays(library, text):
         return 0
@@ -64,7 +64,7 @@ def _least_tokens(library: tokenizers.Tokenizer, text: str) -> int:
 
 
 def _passed_over(library: tokenizers.Tokenizer) -> str | None:
-    """The letters that are part of no token; None where that may be any, or one token spells any number of some."""
+    """The characters that produce no token; None if that is unknown or one token may cover any number of characters."""
     model, parts = library.model, list(_parts(library.pre_tokenizer))
     if not isinstance(model, tokenizers.models.BPE) or (model.unk_token is not None and not model.byte_fallback):
         return None
@@ -77,12 +77,12 @@ def _passed_over(library: tokenizers.Tokenizer) -> str | None:
     if all(part["type"] != "ByteLevel" for part in parts):
         return None
     lacks = {byte for symbol, byte in BYTE_OF.items() if library.token_to_id(symbol) is None}
-    # Letters beyond ASCII have two bytes or more, and all but their first are of these 64.
+    # A character beyond ASCII has at least one continuation byte, 128 to 191, and so at least one token.
     return None if lacks & {*range(128, 192)} else "".join([chr(byte) for byte in lacks if byte < 128])
 
 
 def _stays(library: tokenizers.Tokenizer, text: str) -> bool:
-    """Whether a text has no fewer letters once it is normalized."""
+    """Whether normalizing keeps at least as many characters."""
     for part in _parts(library.normalizer):
         if part["type"] == "NFC" and is_normalized("NFC", text):
             continue
@@ -93,7 +93,7 @@ def _stays(library: tokenizers.Tokenizer, text: str) -> bool:
 
 
 def _parts(of: Any) -> Iterator[dict[str, Any]]:
-    """The parts of a normalizer or a pre-tokenizer, whether it is none, one or a sequence of them."""
+    """The parts of a normalizer or pre-tokenizer, which may be None, a single one or a nested sequence."""
     if of is None:
         return
     queue = [json.loads(of.__getstate__())]

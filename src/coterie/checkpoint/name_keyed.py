@@ -1,4 +1,4 @@
-"""Calls as Apertus writes them: JSON objects whose one key is the function's name.
+"""Tool calls as Apertus writes them: JSON objects whose only key is the function's name.
 
     [{"add": {"a": 1}}, {"now": {}}]
 
@@ -16,10 +16,10 @@ from coterie.checkpoint.tagged import Layout, Read, Schema, Special, literal
 
 @dataclass(frozen=True)
 class NameKeyed(Layout):
-    """Objects of a name and its arguments, in a list."""
+    """A list of objects, each {name: arguments}."""
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
-        """The calls that are all of a block; none where it is malformed."""
+        """All calls of a block; none if it is malformed."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):

@@ -1,26 +1,26 @@
-"""Where a JSON value ends, and when a block of calls is worth reading, in text that comes in pieces.
+"""Finds the end of a JSON value in streamed text, and tells when a block of calls is worth parsing.
 
     {"name": "add", "arguments": {"a": "}   2}"}}   </tool_call>
-                                                ^ whole        ^ closed         each letter is looked at once
+                                                ^ whole        ^ closed         each character is scanned once
 
-Knows nothing about what values say.
+Knows nothing about what the values mean.
 """
 
 from __future__ import annotations
 
 BLANKS = " \t\r\n"
-MAX_BLANKS = 1024  # that are held back, since a call or a thought may begin or end behind them
+MAX_BLANKS = 1024  # white space held back at most, since a call or a thought may begin or end after it
 
 
 class Nested:
-    """Finds the end of a JSON object or list that comes in pieces; of a malformed one, where its brackets close."""
+    """Finds the end of a JSON object or list in streamed text: where its brackets balance, even if it is malformed."""
 
     def __init__(self) -> None:
         self._depth, self._quoted, self._escaped = 0, False, False
         self.whole = False
 
     def push(self, text: str) -> int:
-        """How much of the next text belongs to it."""
+        """The number of characters of the next piece that belong to the value."""
         for place, letter in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -37,22 +37,22 @@ class Nested:
 
 
 class Ripening:
-    """Tells when a block that grows may say more than before: a long call would else be read anew at each piece.
+    """Tells when a growing block is worth parsing again: parsing a long call at every piece would be quadratic.
 
-    `opening`, `closing`: the block's marks. `mark`: what stands before a JSON value in it, empty: blanks alone; None:
-    there is no such value, and the closing mark alone ends it. `within`: there are others between these marks, in which
-    a closing mark is a part of the value; one elsewhere ends the block, at `end`.
+    `opening`, `closing`: the block's marks. `mark`: what precedes a JSON value in the block; empty: only white space;
+    None: there is no JSON value, and only the closing mark ends the block. `within`: values lie between these two
+    marks, where a closing mark is part of the value; outside of them it ends the block, at `end`.
     """
 
     def __init__(self, opening: str, closing: str, mark: str | None, within: tuple[str, str] | None = None) -> None:
         self._opening, self._closing, self._mark, self._within = opening, closing, mark, within
-        self._scanned, self._inside = 0, False  # of values in marks: how far a block is known, and what lies there
-        self.end = -1  # where its closing mark begins
-        self._value, self._at = Nested(), -1  # of the block, what of it was pushed; -1: it has not begun
+        self._scanned, self._inside = 0, False  # with `within`: position scanned so far, and whether it is in a value
+        self.end = -1  # where the closing mark begins
+        self._value, self._at = Nested(), -1  # the JSON value, and up to where it was pushed; -1: not begun
         self._size, self._closed, self._behind = 0, False, -1
 
     def ripe(self, block: str) -> bool:
-        """Whether to read a block that has grown to this. It begins with the opening mark, if that is there."""
+        """Whether to parse a block that has grown to this. It begins with the opening mark, if the model wrote that."""
         before, self._size = self._size, len(block)
         if self._within is not None:
             return self._ends(block, *self._within)
@@ -70,12 +70,12 @@ class Ripening:
         if not begun:
             return True
         if not self._value.whole or self._behind >= len(self._closing):
-            return False  # behind a value, no more than a closing mark is waited for
+            return False  # after the value, wait only for the length of a closing mark
         behind, self._behind = self._behind, len(block[self._at :].strip(BLANKS))
         return self._behind != behind
 
     def _ends(self, block: str, before: str, behind: str) -> bool:
-        """Whether the closing mark has come, outside of all values."""
+        """Whether the closing mark has come, outside all values."""
         while self.end < 0:
             if self._inside:
                 at = block.find(behind, self._scanned)
@@ -95,7 +95,7 @@ class Ripening:
         return False
 
     def _begin(self, block: str) -> int:
-        """Where the value begins, or -1."""
+        """Where the JSON value begins, or -1."""
         start = len(self._opening) if block.startswith(self._opening) else 0
         if self._mark:
             start = block.find(self._mark, start) + len(self._mark)

@@ -1,9 +1,9 @@
-"""Opening many checkpoints, of which one may lie on a disk that does not answer: then it is said which.
+"""Warns which checkpoint is being opened if that takes long, for example on a network disk that does not answer.
 
     with Patience(folders) as patience:
-        for name in ...: patience.at(name)      "opening NAME (FOLDER), 3 of 200, takes long ..." where one does not end
+        for name in ...: patience.at(name)      logs "opening NAME (FOLDER), 3 of 200, takes long ..."
 
-Nothing is given up: whoever waits for a network's disk knows best how long. Knows nothing about what is opened.
+There is no timeout: how long to wait is up to the user. Knows nothing about what is opened.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Patience:
-    """A pass over what lies in these folders, by name; what has none is passed over quickly."""
+    """A pass over many names; those in `folders` lie on a disk and may take long to open."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._folders, self._name, self._count = folders, "", 0
         self._ended = threading.Event()
 
     def at(self, name: str) -> None:
-        """This one is being opened now."""
+        """Record that this one is being opened now."""
         self._name, self._count = name, self._count + 1
 
     def __enter__(self) -> Self:
-        with suppress(RuntimeError):  # where no thread may be started nothing is told, and others say why
+        with suppress(RuntimeError):  # no warnings if no thread can be started; that is reported elsewhere
             threading.Thread(target=self._tell, daemon=True).start()
         return self
 
@@ -41,7 +41,7 @@ class Patience:
         self._ended.set()
 
     def _tell(self) -> None:
-        """Tell of what was being opened at one look and still is at the next."""
+        """Every PATIENCE_S, warn if the same checkpoint as the last time is still being opened."""
         seen, looks = 0, 0
         while not self._ended.wait(PATIENCE_S):
             looks = looks + 1 if self._count == seen else 0

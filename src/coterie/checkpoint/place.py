@@ -1,11 +1,11 @@
-"""Places an expert's tensors in an extent, and cuts its files into ranges that are read in execution order.
+"""Places an expert's tensors in an extent, and cuts its files into ranges to be read in execution order.
 
         block    |  0  |  1  |  2  |  3  |  4  |  5  |         blocks of 4096 bytes of one file
         tensors  |hd|aaaa|bbbbbbb|..........|cccc|dd|          a, d: embed  b: layers.0  c: layers.1  ....: not needed
-        stage    |e |e   |0   |  0| hole     |1   |e |         a block has the first stage of the tensors in it
-        extent   [0,1) [1,3) [4,6)                             holes take no room; offset modulo 4096 is kept
+        stage    |e |e   |0   |  0| hole     |1   |e |         a block belongs to the first stage that needs any of it
+        extent   [0,1) [1,3) [4,6)                             holes take no space; offsets modulo 4096 are kept
 
-Knows nothing about graphs: the caller says which stage needs which tensor first.
+Knows nothing about graphs: the caller says which stage first needs each tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from coterie.checkpoint.layout import (
 )
 from coterie.checkpoint.safetensors import Shard, TensorInfo
 
-_Run = tuple[int, int, int]  # first block, block after the last, rank of the stage
+_Run = tuple[int, int, int]  # [first block, end block), rank of the stage
 
 
 def place(
@@ -38,8 +38,8 @@ def place(
 ) -> Layout:
     """Lay out the tensors named by `stage_of` (tensor -> the first stage that needs it); `stages` is their order.
 
-    `table` names the tensor of which that stage needs some rows only, `again` the stages that read it whole later.
-    Every block that holds a needed byte is in exactly one range. Raises KeyError for a tensor that does not exist.
+    `table` names a tensor of which its first stage needs only some rows, `again` the later stages that read all of it.
+    Each block that contains a needed byte is in exactly one range. Raises KeyError for a tensor that does not exist.
     """
     rank = {stage: i for i, stage in enumerate(stages)}
     by_shard: dict[Shard, list[TensorInfo]] = defaultdict(list)
@@ -56,14 +56,14 @@ def place(
         base += sum(end - first for first, end, _ in runs) * BLOCK_BYTES
     ranges.sort(key=lambda r: rank[r.stage])
     found = None if table is None else _table(checkpoint.tensors[table], tensors[table].offset, ranges, again)
-    # Odd sizes that add up may need a block more where a device aligns the tensors.
+    # On a device that aligns tensors, the padding after odd sizes may add up to another block.
     spans = spans_of(tensors)
     end = -(-aligned_end(spans) // BLOCK_BYTES) * BLOCK_BYTES
     return Layout(max(base, end), tuple(ranges), tensors, found, spans)
 
 
 def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], again: tuple[str, ...]) -> Table | None:
-    """The table, if one range holds it: a tensor of an earlier stage may share one of its blocks."""
+    """The table, or None if no single range holds it, as when a tensor of an earlier stage shares one of its blocks."""
     for index, placed in enumerate(ranges):
         inside = placed.offset <= offset and offset + info.size_bytes <= placed.offset + placed.source.size_bytes
         if inside and info.size_bytes:
@@ -72,9 +72,9 @@ def _table(info: TensorInfo, offset: int, ranges: Sequence[PlacedRange], again: 
 
 
 def _runs(ranked: Iterable[tuple[TensorInfo, int]]) -> list[_Run]:
-    """Runs of blocks with one stage each, in file order.
+    """Maximal runs of consecutive blocks with the same stage, in file order.
 
-    A tensor shares at most its first and its last block with others, so those are looked at one by one.
+    A tensor can share only its first and its last block with others, so these are treated separately.
     """
     ranks: dict[tuple[int, int], int] = {}
     for tensor, rank in ranked:
@@ -111,7 +111,7 @@ def _placed(shard: Shard, run: _Run, start: int, stages: Sequence[str]) -> Place
 def _placed_tensors(
     tensors: Sequence[TensorInfo], runs: Sequence[_Run], starts: Sequence[int]
 ) -> dict[str, PlacedTensor]:
-    """Tensors by name; runs that touch in the file touch in the extent, so a tensor may span several."""
+    """Tensors by name. Runs adjacent in the file are adjacent in the extent, so a tensor may span several."""
     placed = {}
     at = 0
     for tensor in sorted(tensors, key=lambda t: t.offset):

@@ -1,4 +1,4 @@
-"""Calls as Python writes them: names with keyword arguments, in a list or on lines of their own.
+"""Tool calls in Python syntax: names with keyword arguments, in a list or one per line.
 
     [add(a=1, b="x"), now()]
 
@@ -37,13 +37,13 @@ _QUOTED = r"/'([^'\\\x00-\x1f\x7f]|\\['\"\\nrt])*'/"  # a text between single qu
 
 @dataclass(frozen=True)
 class Pythonic(Layout):
-    """Calls with keyword arguments; `lead` and `tail` stand around a list of them, which may be left out."""
+    """Calls with keyword arguments, in the brackets `lead` and `tail`, which a model may leave out."""
 
     lead: str = field(default="[", kw_only=True)
     tail: str = field(default="]", kw_only=True)
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
-        """The calls that are all of a block; none where it is malformed. Values are Python's literals, or JSON."""
+        """All calls of a block; none if it is malformed. Values are Python literals or JSON."""
         body, found, at = text.strip(), list[Read](), 0
         if body[:1] == "[" and body[-1:] == "]":
             body = body[1:-1].rstrip()
@@ -66,7 +66,7 @@ class Pythonic(Layout):
         return found
 
     def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
-        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`; properties in the schema's order."""
         yield f'call_{number}: {literal(f"{name}(")} first_{number}_0 ")"'
         yield rf"any_{number}: /[A-Za-z_][A-Za-z0-9_]*/ {literal('=')} %json {{}}"
         yield from properties_in_turn(f"first_{number}", f"p_{number}_", schema, f"any_{number}")
@@ -75,14 +75,14 @@ class Pythonic(Layout):
             yield f"v_{number}_{place}: {' | '.join(_values(property_of(schema, key), schema))}"
 
     def check(self, schema: Schema, where: str) -> None:
-        """Raise RequestError naming `where` for a schema of arguments that says more than what each may be."""
+        """Raise RequestError naming `where` for a schema with keywords beyond the types of the single arguments."""
         refuse(schema, OF_OBJECT, where)
 
 
 def properties_in_turn(rule: str, part: str, schema: Schema, free: str, between: str = ", ") -> Iterator[str]:
-    """The rules `RULE_0` ..: an object's properties in their order, each by its rule `PART` and its place.
+    """The rules `RULE_0`, ...: an object's properties in the schema's order, each by the rule `PART` + its index.
 
-    An object whose schema names none has pairs by the rule `free`, or none where it may have no others.
+    If the schema names no properties, any number of pairs by the rule `free`, or none if it allows no others.
     """
     properties, required = named(schema.get("properties")), listed(schema.get("required"))
     if properties:
@@ -94,9 +94,9 @@ def properties_in_turn(rule: str, part: str, schema: Schema, free: str, between:
 
 
 def in_turn(rule: str, parts: Sequence[tuple[str, bool]], between: str = ", ") -> Iterator[str]:
-    """The rules `RULE_0` ..: parts in their order, each with whether it must come, `between` between those that do.
+    """The rules `RULE_0`, ...: (part, whether it is required) in order, with `between` between those that occur.
 
-    `RULE_n` has nothing before it, `RULE_n_on` something.
+    `RULE_n` continues with part n if no part has occurred so far, `RULE_n_on` if one has.
     """
     for place, (part, required) in enumerate(parts):
         without = "" if required else f" | {rule}_{place + 1}"
@@ -108,7 +108,7 @@ def in_turn(rule: str, parts: Sequence[tuple[str, bool]], between: str = ", ") -
 
 
 def _end_of(text: str, at: int) -> int:
-    """Where a value ends that begins at a place: before the comma or bracket behind it."""
+    """Where the value that begins at `at` ends: before the comma or closing bracket that follows it."""
     depth, quote, escaped = 0, "", False
     for place in range(at, len(text)):
         letter = text[place]
@@ -126,7 +126,7 @@ def _end_of(text: str, at: int) -> int:
 
 
 def _values(schema: Schema, root: Schema) -> list[str]:
-    """What may be written of a value: JSON, and where Python has other words or quotes, those."""
+    """Alternatives for a value: JSON, and Python's spelling if that differs (quotes, True, False, None)."""
     ways, kinds = [f"%json {json.dumps(with_definitions(schema, root))}"], kinds_of(schema)
     if set(schema) <= {"type", "title", "description", "default"}:
         ways += [_QUOTED] if "string" in kinds else []

@@ -1,4 +1,4 @@
-"""Calls as Gemma 4 writes them: objects without quotes around their keys, and texts between marks.
+"""Tool calls as Gemma 4 writes them: objects with unquoted keys, and strings between marks.
 
     call:add{n:1,text:<|"|>a "b"<|"|>,inner:{list:[true,null]}}
 
@@ -35,7 +35,7 @@ _HEAD = re.compile(r"\s*call:(?P<name>[^\s{}]+)\s*(?=\{)")
 _KEY = re.compile(r"\s*(?P<key>[^\s:{}\[\],][^:{}\[\],]*):\s*")
 _BARE = re.compile(r"[^,{}\[\]]*")
 _NESTED = ("array", "object")
-_MAX_NESTED = 8  # values in one another that are held; such names of rules have at most _DEPTH underlines
+_MAX_NESTED = 8  # levels of nested values that a schema is enforced for; rule names then have at most _DEPTH "_"
 _DEPTH = 3 * _MAX_NESTED
 _OF_NUMBER = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _OF_LIST = ("items", "minItems", "maxItems")
@@ -44,22 +44,22 @@ _OF_VALUE = (*OF_TEXT, *OF_OBJECT, *_OF_LIST, *_OF_NUMBER, "minLength", "maxLeng
 
 @dataclass(frozen=True)
 class Quoted(Layout):
-    """`quote` stands before a text, and behind it. A text has no escapes: what it is, is written."""
+    """`quote` delimits a string on both sides. Strings are written literally: there are no escapes."""
 
     quote: str = '<|"|>'
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token."""
+        """Marks within a call that may be special tokens."""
         return (self.quote,)
 
     @property
     def within(self) -> tuple[str, str]:
-        """What stands around a text, in which the mark that closes a block is a part of it."""
+        """The delimiters of a string, in which a block's closing mark is part of the string."""
         return self.quote, self.quote
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
-        """The calls that are all of a block; none where it is malformed."""
+        """All calls of a block; none if it is malformed."""
         found, at, size = list[Read](), 0, len(text.rstrip())
         while at < size:
             head = _HEAD.match(text, at)
@@ -73,17 +73,17 @@ class Quoted(Layout):
         return found
 
     def rules(self, number: int, name: str, schema: Schema, special: Special) -> Iterator[str]:
-        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`; properties in the schema's order."""
         yield f"call_{number}: {literal(f'call:{name}')} its_{number}"
         yield from self._object_rules(f"its_{number}", number, schema, schema, special)
         yield from self._any(number, special)
 
     def check(self, schema: Schema, where: str) -> None:
-        """Raise RequestError naming `where` for a schema whose arguments cannot be held to it in this form."""
+        """Raise RequestError naming `where` for a schema that cannot be enforced in this form."""
         _check(schema, schema, where)
 
     def _value(self, text: str, at: int) -> tuple[Any, int]:
-        """A value at a place, and where it ends. Raises ValueError where there is none."""
+        """The value at `at`, and where it ends. Raises ValueError if there is none."""
         if text.startswith(self.quote, at):
             begin = at + len(self.quote)
             end = text.index(self.quote, begin)
@@ -126,7 +126,7 @@ class Quoted(Layout):
             yield from self._value_rules(f"{part}_v", number, property_of({**root, **schema}, key), root, special)
 
     def _value_rules(self, rule: str, number: int, schema: Schema, root: Schema, special: Special) -> Iterator[str]:
-        """The grammar of a value. Objects nested deeper than _DEPTH are held to their brackets alone."""
+        """The grammar of a value. Below _MAX_NESTED levels, objects and lists may have any contents."""
         kinds, quote = kinds_of(schema), marked(self.quote, special)
         values = [schema["const"]] if "const" in schema else listed(schema.get("enum"))
         if values:
@@ -153,14 +153,14 @@ class Quoted(Layout):
             yield from self._object_rules(f"{rule}_o", number, schema, root, special)
 
     def _text(self, number: int, schema: Schema, special: Special) -> str:
-        """A text, whose lengths a schema may bound."""
+        """A string, whose length the schema may bound."""
         if not {"minLength", "maxLength"} & set(schema):
             return f"text_{number}"
         quote, letter = marked(self.quote, special), "[^<]" if special(self.quote) is None else "(?s:.)"
         return f"{quote} /{letter}{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/ {quote}"
 
     def _any(self, number: int, special: Special) -> Iterator[str]:
-        """The rules of any value at all."""
+        """The rules for an arbitrary value."""
         quote, its = marked(self.quote, special), special(self.quote)
         if its is None:
             yield f"text_{number}: {quote} rest_{number}"
@@ -175,7 +175,7 @@ class Quoted(Layout):
 
 
 def _check(schema: Schema, root: Schema, where: str, depth: int = 0) -> None:
-    """Raise RequestError naming `where` for what `_value_rules` would not hold a value to."""
+    """Raise RequestError naming `where` for what `_value_rules` would not enforce."""
     refuse(schema, _OF_VALUE, where)
     kinds, either = kinds_of(schema), [named(one) for one in listed(schema.get("anyOf"))]
     known = {"string", "integer", "number", "boolean", "null", "other", *_NESTED}
@@ -196,7 +196,7 @@ def _blanks(text: str, at: int) -> int:
 
 
 def _behind(text: str, at: int) -> int:
-    """Behind a value, and the comma that follows it, if one does."""
+    """The position after white space and a comma, if there is one."""
     at = _blanks(text, at)
     return at + 1 if text[at : at + 1] == "," else at
 

@@ -1,4 +1,4 @@
-"""Reads and checks the header of a safetensors file: which tensor has which bytes.
+"""Reads and checks the header of a safetensors file: the type, shape and bytes of each tensor.
 
         | 8 bytes: N, little endian | N bytes: JSON header | data section: tensors, back to back ... |
                                                             ^ data_offsets count from here
@@ -22,9 +22,9 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CheckpointError, UnsupportedError, shown
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a larger number is a damaged file
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit; a larger value means a damaged file
 MAX_AXES = 64  # NumPy's limit; released tensors have at most 5
-_MAX_COUNT = 2**63  # no file is larger
+_MAX_COUNT = 2**63  # upper bound on any file size
 _FOREIGN = ("F64", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4", "C64")
 _FOREIGN_INTEGERS = ("BOOL", "I16", "U16", "U32", "U64")
 _AGAIN = "download or save the file again"
@@ -32,7 +32,7 @@ _AGAIN = "download or save the file again"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A safetensors file as it was when its header was read. An empty path stands for a file without bytes."""
+    """A safetensors file, identified as of when its header was read. An empty path: an expert without weights."""
 
     path: str
     identity: FileIdentity
@@ -40,7 +40,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's bytes [offset, offset + size) in its file; `offset` counts from the start of the file."""
+    """A tensor and its bytes [offset, offset + size_bytes) in its file; `offset` is from the start of the file."""
 
     name: str
     dtype: DType
@@ -54,13 +54,13 @@ class TensorInfo:
         return prod(self.shape) * self.dtype.size_bytes
 
     def rows(self, name: str, first: int, shape: tuple[int, ...]) -> TensorInfo:
-        """A tensor of this shape that is rows of this one from `first` on, where they lie."""
+        """A view of this tensor's rows from `first` on, as a tensor of another name and shape."""
         row_bytes = self.dtype.size_bytes * prod(shape[1:])
         return replace(self, name=name, shape=shape, offset=self.offset + first * row_bytes)
 
 
 def without_bytes(stored: Mapping[str, tuple[DType, tuple[int, ...]]]) -> dict[str, TensorInfo]:
-    """Tensors of these types and shapes, one behind the other in a file that has no bytes."""
+    """Tensors of these types and shapes, laid out consecutively in an imaginary file."""
     shard = Shard("", FileIdentity(sum(dtype.tensor_bytes(shape) for dtype, shape in stored.values())))
     tensors, offset = dict[str, TensorInfo](), 0
     for name, (dtype, shape) in stored.items():
@@ -70,7 +70,7 @@ def without_bytes(stored: Mapping[str, tuple[DType, tuple[int, ...]]]) -> dict[s
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a safetensors file by name. Raises CheckpointError, or UnsupportedError for an unsupported type."""
+    """The tensors of a safetensors file, by name. Raises CheckpointError; UnsupportedError for an unsupported type."""
     where = str(path)
     try:
         with open_file(path) as file:

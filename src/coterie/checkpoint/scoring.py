@@ -1,10 +1,10 @@
-"""What a folder says of how its model scores a query and a document: the files of sentence-transformers.
+"""Reads how a reranker scores a query and a document, from the files that sentence-transformers writes.
 
-    config_sentence_transformers.json    activation_fn, and what is put before a query, by the name of its use
-    config.json                          sentence_transformers.activation_fn, or what it was called before
-    tokenizer_config.json                model_max_length, and whether the model is told the texts of a pair apart
-    sentence_bert_config.json            max_seq_length, do_lower_case; whether a pair is a chat of two messages
-    chat_template.jinja                  then: how the roles "query", "document" and, for a prompt, "system" are written
+    config_sentence_transformers.json    activation_fn, and prompts (prefixes of a query) by name
+    config.json                          sentence_transformers.activation_fn, or its older name
+    tokenizer_config.json                model_max_length, and whether the model takes token types (query or document)
+    sentence_bert_config.json            max_seq_length, do_lower_case; whether a pair is formatted as a chat
+    chat_template.jinja                  if so: renders the roles "query", "document" and, for a prompt, "system"
 
 Knows nothing about models. Source: the files that CrossEncoder reads and writes (sbert.net).
 """
@@ -35,13 +35,13 @@ from coterie.checkpoint.tokenizer import TOKENIZER_CONFIG, Tokenizer
 from coterie.core.errors import CheckpointError, RequestError, UnsupportedError, shown
 
 _PROBES = "what is asked", "what may answer"
-_BEFORE = "sbert_ce_default_activation_function"  # what older files call it
+_BEFORE = "sbert_ce_default_activation_function"  # the key in older files
 
 
 @dataclass(frozen=True, slots=True)
 class PairChat:
-    """A pair as a chat of two messages. `as_parts`: what they say is a list of parts, and no text. `more`: values for
-    other variables of the template.
+    """Formats a pair as a chat of two messages. `as_parts`: their content is a list of parts, not a string.
+    `generates`: add the generation prompt. `more`: other variables of the template.
     """
 
     template: ChatTemplate
@@ -50,7 +50,7 @@ class PairChat:
     more: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def text(self, query: str, document: str, prompt: str = "") -> str:
-        """The text that the model reads. Raises RequestError where the template refuses."""
+        """The text that the model reads. Raises RequestError if the template refuses."""
         said = {**({"system": prompt} if prompt else {}), "query": query, "document": document}
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if self.as_parts else text}
@@ -59,14 +59,14 @@ class PairChat:
         return self.template.render(messages, self.generates, switches=self.more)
 
     def tokens(self, tokenizer: Tokenizer, query: str, document: str, prompt: str, max_tokens: int) -> list[int]:
-        """Its token ids, the document without its end where there would be more than `max_tokens`.
+        """The token ids of a pair, with the document truncated so that there are at most `max_tokens`.
 
-        Raises RequestError where there are more without any document.
+        Raises RequestError if even an empty document leaves too many.
         """
         if tokenizer.has_more(query, max_tokens):
             fact = f"has more than the {max_tokens} tokens that the expert reads"
             raise RequestError("query", fact, "ask something shorter")
-        document = tokenizer.cut(document, max_tokens)  # no more of it is read, and what follows it is there anyway
+        document = tokenizer.cut(document, max_tokens)  # no more of it can be used, so do not render all of it
         ids = tokenizer.encode(self.text(query, document, prompt), False)
         count = len(tokenizer.encode(document, False)) if len(ids) > max_tokens else 0
         while len(ids) > max_tokens:
@@ -80,11 +80,11 @@ class PairChat:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How a pair becomes a score besides what its `Embedding` says: pooled, and through layers to one number.
+    """How a pair becomes a score, in addition to its `Embedding` (pooling, then layers down to one number).
 
-    `is_sigmoid`: of that number its sigmoid is given, between 0 and 1. `tells_apart`: tokens of the second text are of
-    type 1, if the tokenizer says so. `pad_id`: a token that is passed over at the end of a pair, -1 for none. `chat`:
-    how the two are written where that is not left to the tokenizer.
+    `is_sigmoid`: the score is the sigmoid of that number, between 0 and 1. `tells_apart`: pass the tokenizer's token
+    types, 1 for the second text. `pad_id`: a token that is skipped at the end of a pair, -1 for none. `chat`: how the
+    pair is formatted, if not by the tokenizer.
     """
 
     is_sigmoid: bool = True
@@ -101,9 +101,10 @@ def read_scoring(
     most_tokens: int,
     of_tokens: bool = False,
 ) -> tuple[Embedding, Scoring]:
-    """How a folder's model makes scores. `most_tokens`: that it takes of a pair. `of_tokens`: by their logits.
+    """Read a folder's Embedding and Scoring. `most_tokens`: the model's limit for a pair. `of_tokens`: the score comes
+    from the logits of certain tokens.
 
-    Raises CheckpointError for files that are damaged, UnsupportedError naming what would give other scores.
+    Raises CheckpointError for damaged files, UnsupportedError naming a setting that would change the scores.
     """
     run = ("Transformer", *(("LogitScore",) if of_tokens else ()))
     others = [kind for kind in module_kinds(folder) if kind not in run] if is_sentence_model(folder) else []
@@ -124,9 +125,9 @@ def read_scoring(
 
 
 def _chat(folder: Path, of_tokens: bool) -> PairChat | None:
-    """How a pair is written as a chat: where the folder says so, or scores by logits and has a template.
+    """The chat format of pairs, if the folder declares one, or if the model scores by logits and has a chat template.
 
-    Raises UnsupportedError where the template leaves a query or a document out.
+    Raises UnsupportedError if the template does not render the query and the document.
     """
     reading, template = read_object_if_present(folder / READING), ChatTemplate.from_folder(folder)
     ways = reading.get("modality_config")
@@ -149,7 +150,7 @@ def _chat(folder: Path, of_tokens: bool) -> PairChat | None:
 
 
 def _is_sigmoid(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether scores go through a sigmoid, as they do where nothing is said."""
+    """Whether scores go through a sigmoid, which is the default."""
     own = config.get("sentence_transformers")
     said = (
         read_object_if_present(folder / PROMPTS).get("activation_fn"),

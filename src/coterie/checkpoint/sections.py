@@ -1,7 +1,7 @@
-"""Calls as DeepSeek's models write them: each in marks of its own within a block's, a name and a JSON object.
+"""Tool calls as DeepSeek's models write them: a block of calls, each a name and a JSON object in marks of its own.
 
     <｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>         V3.1
-    <｜tool▁call▁begin｜>function<｜tool▁sep｜>add                          V3 and R1, several on lines of their own
+    <｜tool▁call▁begin｜>function<｜tool▁sep｜>add                          V3 and R1; further calls on new lines
     ```json
     {"a": 1}
     ```<｜tool▁call▁end｜>
@@ -25,18 +25,18 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Sections(Layout):
-    """A call, in which NAME and ARGUMENTS stand for what is in it, and what stands between two."""
+    """The template of a call, with NAME and ARGUMENTS as placeholders, and the text between two calls."""
 
     call: str
     between: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token."""
+        """Marks within a call that may be special tokens."""
         return tuple(_MARK.findall(self.call))
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
-        """The calls that are all of a block; none where it is malformed. Blanks around texts may be any."""
+        """All calls of a block; none if it is malformed. White space around marks and names may vary."""
         found, at = list[Read](), 0
         while at < len(text):
             head = self._head.match(text, at)
@@ -70,11 +70,11 @@ class Sections(Layout):
 
 
 def _spelled(text: str, special: Special) -> str:
-    """Marks and what is between them, as llguidance's Lark has it."""
+    """Marks and the text between them, in llguidance's Lark."""
     parts = [part for part in _MARK.split(text) if part]
     return " ".join([marked(part, special) if _MARK.fullmatch(part) else literal(part) for part in parts])
 
 
 def _loose(text: str) -> str:
-    """A pattern of a text whose marks and words may have any blanks around them."""
+    """A pattern for a text, allowing any white space around its marks and words."""
     return r"\s*".join(["", *(re.escape(word) for part in _MARK.split(text) for word in part.split()), ""])

@@ -1,8 +1,8 @@
-"""What a folder says of how its model makes vectors of texts: the files of sentence-transformers, where there are.
+"""Reads how a model embeds texts, from the files that sentence-transformers writes, if there are any.
 
     modules.json                         Transformer, Pooling (1_Pooling/config.json) and perhaps Dense and Normalize
-    config_sentence_transformers.json    what is put before a text, by the name of its use: "query", "document"
-    sentence_bert_config.json            how many tokens of a text are read, and whether capitals are
+    config_sentence_transformers.json    prompts (prefixes of a text) by name: "query", "document"
+    sentence_bert_config.json            how many tokens of a text are read, and whether it is lowercased
 
 Knows nothing about models. Source: the files that sentence-transformers writes (sbert.net, "Custom Models").
 """
@@ -25,7 +25,7 @@ PROMPTS = "config_sentence_transformers.json"
 READING = "sentence_bert_config.json"
 _FLAG = "pooling_mode_"
 Pooling: TypeAlias = Literal["first", "last", "mean"]
-# What files call those that are run: older ones have a flag each, newer ones a word.
+# The supported kinds of pooling by their names in files: flags in older files, a value in newer ones.
 POOLINGS: Mapping[str, Pooling] = {
     **{"cls_token": "first", "cls": "first", "lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
 }
@@ -33,9 +33,9 @@ POOLINGS: Mapping[str, Pooling] = {
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """How a text becomes a vector. `prompts`: what stands before a text, by the name of its use; `usual`: the name of
-    the one where none is given, empty for none. `max_tokens`: so many are read of a text, marks of its ends included;
-    0: all. `lowered`: it is read in small letters. `layers`: what a vector goes through, one after the other.
+    """How a text becomes a vector. `prompts`: prefixes of a text, by name; `usual`: the name of the default one, empty
+    for none. `max_tokens`: tokens read of a text, special tokens included; 0: no limit. `lowered`: the text is
+    lowercased. `layers`: dense layers applied to the pooled vector, in order.
     """
 
     pooling: Pooling
@@ -47,7 +47,7 @@ class Embedding:
     layers: tuple[Dense, ...] = ()
 
     def before(self, use: str) -> str:
-        """What is put before a text of this use; "" is the usual one. Raises RequestError for one without a name."""
+        """The prompt for a text, by its name; "" for the default one. Raises RequestError for an unknown name."""
         name = use or self.usual
         if name and name not in self.prompts:
             known = ", ".join(self.prompts) or "none"
@@ -57,14 +57,14 @@ class Embedding:
 
 
 def is_sentence_model(folder: Path) -> bool:
-    """Whether a folder holds a model that was made to give vectors."""
+    """Whether a folder holds a sentence-transformers model."""
     return (folder / MODULES).is_file()
 
 
 def read_embedding(folder: Path, default: Embedding) -> Embedding:
-    """What a folder says, or `default` where it says nothing.
+    """Read a folder's Embedding; `default` if it is not a sentence-transformers model.
 
-    Raises CheckpointError for files that are damaged, UnsupportedError naming what would give other vectors.
+    Raises CheckpointError for damaged files, UnsupportedError naming a setting that would change the vectors.
     """
     if not is_sentence_model(folder):
         return default
@@ -93,9 +93,10 @@ def read_embedding(folder: Path, default: Embedding) -> Embedding:
 
 
 def write_embedding(folder: Path, pooling: Pooling, width: int, behind: Sequence[tuple[int, ...]] = ()) -> list[Path]:
-    """Say in a folder's files that its model gives vectors of so many numbers, by this pooling, and of length 1.
+    """Write sentence-transformers' files for a model whose vectors have `width` dimensions, this pooling and norm 1.
 
-    `behind`: shapes [out, in] of matrices that a vector is multiplied by, whose files are returned for who writes them.
+    `behind`: shapes [out, in] of matrices applied after pooling. Returns the paths of their weight files, which the
+    caller writes.
     """
     flags = {"first": "cls_token", "last": "lasttoken", "mean": "mean_tokens"}
     found = {f"{_FLAG}{flag}": kind == pooling for kind, flag in flags.items()} | {"word_embedding_dimension": width}
@@ -115,32 +116,32 @@ def write_embedding(folder: Path, pooling: Pooling, width: int, behind: Sequence
 
 
 def module_kinds(folder: Path) -> list[str]:
-    """What modules a folder's file names, in order. Raises CheckpointError."""
+    """The kinds of a folder's modules, in order. Raises CheckpointError."""
     return [_kind(module, folder / MODULES) for module in _modules(folder / MODULES)]
 
 
 def module_config(folder: Path, kind: str) -> Mapping[str, Any] | None:
-    """The config of the module of this kind; None where a folder names none. Raises CheckpointError."""
+    """The config of the first module of this kind; None if there is none. Raises CheckpointError."""
     listed = _modules(folder / MODULES) if is_sentence_model(folder) else []
     found = [module for module in listed if _kind(module, folder / MODULES) == kind]
     return read_object(_own_folder(found[0], folder) / "config.json") if found else None
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """The folders of its modules inside it, the model's own aside; none without such files. Raises CheckpointError."""
+    """The subfolders of a folder's modules; none if it is not a sentence-transformers model. Raises CheckpointError."""
     listed = _modules(folder / MODULES) if is_sentence_model(folder) else []
     found = [_own_folder(module, folder) for module in listed if isinstance(module, dict)]
     return [own for own in dict.fromkeys(found) if own != folder]
 
 
 def _own_folder(module: Mapping[str, Any], folder: Path) -> Path:
-    """Where a module's files are: in a folder of the model's, whatever path the file names."""
+    """A module's folder: always directly inside the model's, whatever path the file names."""
     name = Path(str(module.get("path", ""))).name
     return folder / name if name not in ("", "..") else folder
 
 
 def reading_of(where: Path) -> tuple[int, bool]:
-    """How many tokens of a text are read, 0 for all, and whether in small letters."""
+    """The maximum number of tokens of a text, 0 for no limit, and whether it is lowercased."""
     config = read_object_if_present(where) or {}
     most, lowered = config.get("max_seq_length") or 0, config.get("do_lower_case") or False
     if type(most) is not int or most < 0:
@@ -158,14 +159,14 @@ def _modules(where: Path) -> list[Any]:
 
 
 def _kind(module: Any, where: Path) -> str:
-    """The class of a module, without where it is defined."""
+    """The class name of a module, without its package."""
     if not isinstance(module, dict) or not isinstance(module.get("type"), str):
         raise CheckpointError(str(where), f"holds {shown(module)}, where a module with a type is expected", "mend it")
     return str(module["type"]).rpartition(".")[2]
 
 
 def _pooling(where: Path) -> str:
-    """The one pooling that is on, of those that are run."""
+    """The pooling that is switched on. Raises UnsupportedError if there are several, or one that is not supported."""
     config = read_object(where)
     word = config.get("pooling_mode")
     on = [key.removeprefix(_FLAG) for key, value in config.items() if key.startswith(_FLAG) and value is True]
@@ -180,7 +181,7 @@ def _pooling(where: Path) -> str:
 
 
 def prompts_of(where: Path) -> tuple[Mapping[str, str], str]:
-    """Prompts by name, and the name of the usual one."""
+    """Prompts by name, and the name of the default one."""
     config = read_object_if_present(where) or {}
     prompts, usual = config.get("prompts") or {}, config.get("default_prompt_name") or ""
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):

@@ -1,8 +1,7 @@
-"""Which form of calls a chat template has: that by which the call is read that it writes.
+"""Finds a chat template's form of tool calls by rendering a call with it and trying which form can read the result.
 
-What a template says of calls can mislead: words of one form stand in templates of others, and some print the values of
-arguments as Python does, unless they get them as text. So a call is written by the template, and read.
-Knows nothing about template syntax.
+The template's text alone can mislead: signs of one form occur in templates of others, and some templates print
+arguments in Python's syntax unless they get them as JSON text. Knows nothing about template syntax.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool, Sequence[Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a template has calls: in a form, or None of those read here. `as_text`: it wants arguments as JSON texts."""
+    """A template's form of calls, None if none of the known ones. `as_text`: it needs arguments as JSON text."""
 
     form: Form | None
     as_text: bool = False
 
 
 def shown_calls(source: str, render: Render) -> Shown:
-    """How a template with this source has calls. `render`: of messages, whether an answer begins behind them, tools.
+    """The form of calls of a template with this source. `render`: (messages, add_generation_prompt, tools) -> text.
 
-    A template that writes no calls, or refuses them, is taken at its word.
+    If the template does not render calls, or refuses them, its text decides (forms.py).
     """
     told, seen = form_of(source), False
     forms = [form for form in FORMS.values() if form is not told]
@@ -54,9 +53,10 @@ def shown_calls(source: str, render: Render) -> Shown:
 
 
 def _written(render: Render, as_text: bool) -> list[tuple[int, str]]:
-    """What a template writes of an answer that is calls, and how many; where it begins depends on what is before it.
+    """(number of calls, rendered answer) for an answer of two calls, or of one if the template allows only one.
 
-    Of two calls, or of one where it takes but one.
+    There are two candidates for where the answer begins: at the first difference from the prompt, and after the
+    question.
     """
     arguments = json.dumps(_ARGUMENTS) if as_text else _ARGUMENTS
     calls = [

@@ -1,10 +1,10 @@
-"""Speech: the grammar of all that an answer may have around its form, a thought before it and channels.
+"""The grammar of a whole answer under constrained decoding: its form, with reasoning before it or channels around it.
 
     marks       <think>Let me see.</think>  {"answer": 4}
     channels    <|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>{"answer": 4}
 
-A form is a JSON schema, a constraint (constraint.py), or that of calls (constrained.py). Knows nothing about tokens
-but special ones.
+A form is a JSON schema, a constraint (constraint.py), or tool calls (constrained.py). Knows nothing about tokens,
+special ones aside.
 Source: github.com/guidance-ai/llguidance, docs/syntax.md.
 """
 
@@ -29,8 +29,8 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """How an expert's answers are built: with thoughts between `marks`, which its prompt may have opened, in channels,
-    or with neither.
+    """The structure of an expert's answers: with reasoning between `marks`, in channels, or neither. `is_opened`: the
+    prompt ends with the opening mark.
     """
 
     marks: Marks | None = None
@@ -39,11 +39,11 @@ class Speech:
 
     @property
     def plain(self) -> bool:
-        """True when an answer is nothing but its form."""
+        """True if an answer consists only of its form."""
         return self.marks is None and not self.channels
 
     def answer(self, form: str, special: Special) -> str:
-        """The grammar, in llguidance's Lark, of answers in a form, which is in Lark too: `%json ...` or another."""
+        """The grammar, in llguidance's Lark, of answers in a form, which is itself in Lark: `%json ...` or another."""
         if self.channels:
             return _in_channels({}, Calling(), special, form)
         return self._behind_thought(f"start: {form}", special)
@@ -51,7 +51,7 @@ class Speech:
     def calls(
         self, form: Form, arguments: Mapping[str, Schema], calling: Calling, special: Special, answer: Schema | None
     ) -> str:
-        """The same of answers that call tools, as `call_grammar` has it. Raises what that does."""
+        """The grammar of answers that call tools; arguments and errors as in `call_grammar`."""
         if self.channels:
             said = "ANYTHING" if answer is None else f"%json {json.dumps(answer)}"
             return _in_channels(arguments, calling, special, said)
@@ -73,9 +73,9 @@ class Speech:
 
 
 def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Special, form: str) -> str:
-    """The grammar of answers in channels: a thought, then a call of one of some tools, or what is said at last.
+    """The grammar of answers in channels: optional reasoning, then one tool call or the final text.
 
-    `form`: that of what is said, in Lark. A call ends an answer, so there is one.
+    `form`: the form of the final text, in Lark. A call ends an answer, so there is at most one.
     """
     channel, message, constrain, end, start = (
         marked(mark, special) for mark in (CHANNEL, MESSAGE, CONSTRAIN, END, START)
@@ -93,9 +93,9 @@ def _in_channels(arguments: Mapping[str, Schema], calling: Calling, special: Spe
 
 
 def _but(lark: str, mark: str) -> str:
-    """A grammar whose free text, the terminal TEXT, does not begin with a mark: what does is a thought, whatever else.
+    """A grammar whose free text, the terminal TEXT, cannot begin with `mark`, which always opens reasoning.
 
-    Else letters of a thought that spell the mark of a call would be one.
+    Otherwise the mark of a call within reasoning could be parsed as a call.
     """
     apart = f" & ~/{re.escape(mark)}(?s:.*)/" if mark else ""
     return re.sub(r"^TEXT: .*$", lambda found: found[0] + apart, lark, flags=re.MULTILINE)

@@ -1,9 +1,9 @@
-"""Calls that are no JSON objects: a function and its parameters in tags, or a name before its arguments.
+"""Tool calls in other layouts than a JSON object: function and parameters in tags, or a name before its arguments.
 
     Tags     <function=add>\\n<parameter=a>\\n2\\n</parameter>\\n</function>
     Named    add[ARGS]{"a": 2}
 
-Each says how its calls are read, and by which grammar they are held. Knows nothing about marks around calls, or tokens.
+Each layout parses its calls and writes a grammar for them. Knows nothing about marks around calls, or tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Read = tuple[str, dict[str, Any]]  # a name, and arguments
 Special = Callable[[str], "int | None"]  # the id of a token that is special, by its text
 _DECODER = json.JSONDecoder()
 DEFINED = ("$defs", "definitions")
-_ABOUT = ("title", "description", "default", "examples", "deprecated")  # what these say changes no value
+_ABOUT = ("title", "description", "default", "examples", "deprecated")  # annotations, which constrain nothing
 OF_OBJECT = (*_ABOUT, *DEFINED, "type", "properties", "required", "additionalProperties", "$schema", "x-guidance")
 OF_TEXT = (*_ABOUT, "type", "enum", "const", "anyOf", "$ref")
 _TEXT = "/(?s:.*)/"
@@ -32,23 +32,23 @@ _PYTHON = {"True": ("boolean", True), "False": ("boolean", False), "None": ("nul
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How calls lie between the marks of a block, `lead` and `tail` around them."""
+    """How calls are written between the marks of a block; `lead` and `tail` surround them."""
 
     lead: str = ""
     tail: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token: nothing, unless a layout says otherwise."""
+        """Marks within a call that may be special tokens; by default none."""
         return ()
 
     def check(self, schema: Schema, where: str) -> None:
-        """Raise RequestError naming `where` for a schema that arguments cannot be held to; JSON can to all."""
+        """Raise RequestError naming `where` for a schema that this layout cannot enforce; by default none."""
 
 
 @dataclass(frozen=True)
 class Tags(Layout):
-    """Functions and parameters as elements. NAME, KEY and VALUE stand for what is in them."""
+    """Functions and parameters as elements, with NAME, KEY and VALUE as placeholders."""
 
     head: str
     parameter: str
@@ -57,7 +57,7 @@ class Tags(Layout):
     tail: str = field(default="\n", kw_only=True)
 
     def read(self, text: str, tools: Mapping[str, Schema]) -> list[Read]:
-        """The calls that are all of a block; none where it is malformed. Blanks between tags may be any."""
+        """All calls of a block; none if it is malformed. White space between tags may vary."""
         found, at, size = list[Read](), 0, len(text.rstrip())
         while at < size:
             head = self._head.match(text, at)
@@ -77,12 +77,12 @@ class Tags(Layout):
 
     @property
     def within(self) -> tuple[str, str]:
-        """What stands before and behind a parameter's value: its last mark before it is whole, and its first behind."""
+        """The tags around a parameter's value, between which a block's closing mark is part of the value."""
         opening, between, closing = (part.strip() for part in re.split("KEY|VALUE", self.parameter))
         return (between if "<" in between[1:] else opening).split("\n")[-1], closing
 
     def rules(self, number: int, name: str, schema: Schema, _: Special) -> Iterator[str]:
-        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`: properties in their order."""
+        """The grammar of a call, in llguidance's Lark, as the rule `call_NUMBER`; properties in the schema's order."""
         before, after = self.head.split("NAME")
         parts = [literal(f"{before}{name}{after}")]
         required, properties = listed(schema.get("required")), named(schema.get("properties"))
@@ -93,7 +93,7 @@ class Tags(Layout):
             parts.append(f"any_{number}*")
         yield f"call_{number}: {' '.join([*parts, *([literal(self.end)] if self.end else [])])}"
         opening, between, closing = re.split("KEY|VALUE", self.parameter)
-        closing, behind = closing.rstrip(), literal("\n")  # a value ends with its tag, whatever follows
+        closing, behind = closing.rstrip(), literal("\n")  # the closing tag alone ends a value
         for place, key in enumerate(properties):
             its = property_of(schema, key)
             yield f"p_{number}_{place}: {literal(f'{opening}{key}{between}')} v_{number}_{place} {behind}"
@@ -104,7 +104,7 @@ class Tags(Layout):
         yield f"until_{number}[lazy]: {_TEXT} {literal(closing)}"
 
     def check(self, schema: Schema, where: str) -> None:
-        """Raise RequestError naming `where` for a schema whose arguments cannot be held to it in tags."""
+        """Raise RequestError naming `where` for a schema that cannot be enforced in tags."""
         refuse(schema, OF_OBJECT, where)
         for key in named(schema.get("properties")):
             its = property_of(schema, key)
@@ -131,18 +131,18 @@ class Tags(Layout):
 
 @dataclass(frozen=True)
 class Named(Layout):
-    """A name, a mark and a JSON object; `identity` may stand before the mark, with the call's id."""
+    """A name, a mark and a JSON object; `identity` and the call's id may precede the mark."""
 
     mark: str
     identity: str
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What is in a call and may be a special token."""
+        """Marks within a call that may be special tokens."""
         return self.mark, self.identity
 
     def first(self, text: str, at: int) -> tuple[int, Read | None] | None:
-        """Where the call at a place of a text ends, and the call; no call: malformed there; None: not whole yet."""
+        """The end of the call at `at`, and the call, None if it is malformed; None alone: not complete yet."""
         head = self._head.match(text, at)
         if head is None:
             return None if text.find(self.mark, at) < 0 and "\n" not in text[at:] else (at, None)
@@ -166,18 +166,18 @@ class Named(Layout):
 
 
 def marked(text: str, special: Special) -> str:
-    """A mark as llguidance's Lark has it: the token, where it is a special one."""
+    """A mark in llguidance's Lark: the token if it is a special one, else its text."""
     token = special(text)
     return literal(text) if token is None else f"<[{token}]>"
 
 
 def literal(text: str) -> str:
-    """A text as llguidance's Lark has it."""
+    """A string literal in llguidance's Lark."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def property_of(schema: Schema, key: str) -> Schema:
-    """The schema of a property, that which it refers to, if it does; empty where nothing is said of it."""
+    """The schema of a property, with a reference resolved; empty if the schema does not mention it."""
     its = named(named(schema.get("properties")).get(key))
     for where in DEFINED:
         name = str(its.get("$ref", "")).removeprefix(f"#/{where}/")
@@ -188,7 +188,7 @@ def property_of(schema: Schema, key: str) -> Schema:
 
 
 def kinds_of(schema: Schema) -> set[str]:
-    """The types that a value may have, as far as its schema says so by itself."""
+    """The types that a value may have, as far as the schema says, without following references."""
     kinds = schema.get("type")
     found = {kinds} if isinstance(kinds, str) else {str(kind) for kind in listed(kinds)}
     for other in (*listed(schema.get("anyOf")), *listed(schema.get("oneOf"))):
@@ -198,12 +198,12 @@ def kinds_of(schema: Schema) -> set[str]:
 
 
 def is_text(schema: Schema) -> bool:
-    """Whether a value may be a text."""
+    """Whether a value may be a string."""
     return "string" in kinds_of(schema)
 
 
 def _value(text: str, schema: Schema) -> Any:
-    """What a parameter's text stands for: itself where it may be a text, else JSON, if it is some."""
+    """The value of a parameter's text: the text itself if the schema allows strings, else parsed as JSON or Python."""
     kinds = kinds_of(schema)
     if "string" in kinds and not ("null" in kinds and text == "null"):
         return text
@@ -220,17 +220,17 @@ def _value(text: str, schema: Schema) -> Any:
 
 
 def named(value: object) -> Mapping[str, Any]:
-    """What should be an object of a schema, which nobody checked: empty where it is none."""
+    """An unvalidated part of a schema that should be an object; empty if it is not."""
     return value if isinstance(value, dict) else {}
 
 
 def listed(value: object) -> Sequence[Any]:
-    """The same of a list."""
+    """An unvalidated part of a schema that should be a list; empty if it is not."""
     return value if isinstance(value, list) else ()
 
 
 def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Iterator[str]:
-    """The grammar of a parameter's value with what closes it: text as it is, all else as JSON."""
+    """The grammar of a parameter's value and its closing tag: strings as plain text, all else as JSON."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if is_text(schema) and isinstance(values, list):
         said = [value if isinstance(value, str) else json.dumps(value) for value in values]
@@ -242,12 +242,12 @@ def _value_rules(rule: str, schema: Schema, root: Schema, closing: str) -> Itera
 
 
 def with_definitions(schema: Schema, root: Schema) -> Schema:
-    """A part of a schema with what its references name, and how the whole is kept."""
+    """A part of a schema with the root's definitions, for its references, and the root's llguidance options."""
     return {**{where: root[where] for where in (*DEFINED, "x-guidance") if where in root}, **schema}
 
 
 def refuse(schema: Schema, known: Sequence[str], where: str) -> None:
-    """Raise RequestError naming `where` for a schema that has words beside the known ones."""
+    """Raise RequestError naming `where` for a schema with other keywords than the known ones."""
     for word in schema:
         if word not in known:
             fact = f"has {word!r}, which cannot be enforced in this expert's tool-call format"

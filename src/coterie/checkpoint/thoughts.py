@@ -1,11 +1,11 @@
-"""Thoughts: what a model says to itself before it answers, told from the answer while text comes.
+"""Separates a model's reasoning (its thought) from the answer that follows, in streamed text.
 
     pieces      "<think>\\nFour" " or five?\\n</th" "ink>\\n\\n" "Four."
     reasoning   "Four"          " or five?"
     text                                                    "Four."
 
-A thought stands at the beginning, between marks that the checkpoint's chat template names too; a template may have
-written the opening mark itself, as the prompt's end. Blanks around a thought belong to nothing.
+A thought comes first, between marks that also occur in the checkpoint's chat template; the template may have written
+the opening mark itself, at the end of the prompt. White space around a thought is dropped.
 Knows nothing about requests.
 """
 
@@ -23,7 +23,7 @@ from coterie.core.text import overlap
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before a thought, and behind it. `title`: its first line. `answer`: what is around the answer."""
+    """The marks around a thought. `title`: a first line of it to drop. `answer`: marks around the answer."""
 
     opening: str
     closing: str
@@ -31,11 +31,11 @@ class Marks:
     answer: tuple[str, str] | None = None
 
     def opened_by(self, prompt: str) -> bool:
-        """Whether a prompt ends with the beginning of a thought."""
+        """Whether a prompt ends with the opening mark."""
         return prompt.rstrip().endswith(self.opening)
 
     def left_open_by(self, said: str) -> bool:
-        """Whether a text that the answer goes on with is within a thought."""
+        """Whether the text that the answer continues ends within a thought."""
         return said.rfind(self.opening) > said.rfind(self.closing)
 
 
@@ -50,7 +50,7 @@ _ANSWERS = (("<response>", "</response>"), ("<answer>", "</answer>"))  # Granite
 
 
 def marks_of(template: str) -> Marks | None:
-    """The marks that a chat template knows, or None. Older ones name the closing mark alone, to cut thoughts off."""
+    """The marks in a chat template, or None. Older templates contain only the closing one, to cut thoughts off."""
     marks = next((marks for marks in MARKS if marks.closing in template), None)
     around = next((answer for answer in _ANSWERS if all(mark in template for mark in answer)), None)
     return replace(marks, answer=around) if marks else None
@@ -64,7 +64,7 @@ class _At(Enum):
 
 
 class ThoughtText(Detokenizer):
-    """Gives out the answer as text, and a thought before it as reasoning. `inside`: the prompt opened it."""
+    """Returns the answer as text, and a thought before it as reasoning. `inside`: the prompt opened a thought."""
 
     def __init__(
         self, tokenizer: Tokenizer, marks: Marks, inside: bool, kept: Mapping[int, str] = MappingProxyType({})
@@ -72,9 +72,9 @@ class ThoughtText(Detokenizer):
         super().__init__(tokenizer, kept)
         self._marks, self._at = marks, _At.THOUGHT if inside else _At.BEGINNING
         self._held, self._reasoning = "", ""
-        self._thought = False  # there was some
-        self._title, self._lead = marks.title and marks.title + "\n", ""  # what it begins with, as far as it came
-        self._closing = ""  # what ends the answer, where its beginning was marked
+        self._thought = False  # whether there was any reasoning
+        self._title, self._lead = marks.title and marks.title + "\n", ""  # the title, and how much of it has come
+        self._closing = ""  # the mark that ends the answer, if one began it
 
     def push(self, token_id: int) -> str:
         """Add a token and return the answer's text that is certain now."""
@@ -84,7 +84,7 @@ class ThoughtText(Detokenizer):
         return text
 
     def flush(self) -> str:
-        """The rest, when no more tokens come."""
+        """The rest, when the answer has ended."""
         text = self._told(super().flush())
         held, self._held = self._held, ""
         if self._at is _At.THOUGHT:
@@ -93,7 +93,7 @@ class ThoughtText(Detokenizer):
         return text + held
 
     def take_reasoning(self) -> str:
-        """What was thought since the last time."""
+        """The reasoning since the last call."""
         taken, self._reasoning = self._reasoning, ""
         return taken
 
@@ -114,7 +114,7 @@ class ThoughtText(Detokenizer):
         return self._unclosed(text)
 
     def _unwrapped(self) -> _At:
-        """Behind a thought: whether the answer begins, without a mark that may stand before it."""
+        """After a thought: drop the answer's opening mark, if any, and tell whether the answer has begun."""
         opening, closing = self._marks.answer or ("", "")
         if opening and not self._closing:
             if opening.startswith(self._held):
@@ -124,7 +124,7 @@ class ThoughtText(Detokenizer):
         return _At.ANSWER if self._held else _At.BETWEEN
 
     def _unclosed(self, piece: str) -> str:
-        """The answer's next text without the mark that ends it, if it has one."""
+        """The next text of the answer, without the mark that ends it, if any."""
         if not self._closing:
             return piece
         text, self._held = self._held + piece, ""
@@ -139,7 +139,7 @@ class ThoughtText(Detokenizer):
         return text[:certain]
 
     def _begin(self) -> None:
-        """Decide whether there is a thought, once that is known."""
+        """Decide whether the answer begins with a thought, as soon as that is clear."""
         opening, begun = self._marks.opening, self._held.lstrip()
         if begun.startswith(opening):
             self._at, self._held = _At.THOUGHT, begun[len(opening) :]
@@ -147,7 +147,7 @@ class ThoughtText(Detokenizer):
             self._at = _At.ANSWER
 
     def _go_on(self) -> None:
-        """Give out what is thought for certain."""
+        """Move what is certainly reasoning out of the held text."""
         closing = self._marks.closing
         end = self._held.find(closing)
         if end >= 0:
@@ -166,7 +166,7 @@ class ThoughtText(Detokenizer):
         self._thought = self._thought or bool(text)
 
     def _untitled(self, text: str) -> str:
-        """What a thought begins with, without its title; empty while that is not known."""
+        """The beginning of a thought, without its title; empty while it may still be the title."""
         begun, self._lead = self._lead + text, ""
         if not self._title:
             return begun

@@ -1,4 +1,4 @@
-"""Text to token ids and back: tokenizer.json through the `tokenizers` library, and text that arrives token by token.
+"""Text to token ids and back: tokenizer.json through the `tokenizers` library, and incremental detokenization.
 
 Knows nothing about models or chat templates.
 """
@@ -25,15 +25,15 @@ from coterie.core.errors import CheckpointError, RequestError
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-_OTHERS = ("*tokenizer*.model", "sentencepiece*.model", "vocab.txt")  # what older files have in its place
-LONG = 2048  # letters, or tokens, from which a list of one is taken: for lists the library lets other threads go on
-KEPT = 1 << 20  # tokens of the last text, at most
-_BROKEN = "\ufffd"  # how a decoder writes bytes that are not a character (yet)
-_LAST_BYTES = 3  # of a character, which has four at most, so that it may have begun so many tokens ago
-_BROKEN_TOKENS, _MAX_BROKEN_TOKENS = 16, 64  # that are held back before what is sure of them is given out; or all
+_OTHERS = ("*tokenizer*.model", "sentencepiece*.model", "vocab.txt")  # files of older checkpoints, named in errors
+LONG = 2048  # characters or tokens from which the batch API is used: only that releases the GIL
+KEPT = 1 << 20  # tokens of the last text that are cached, at most
+_BROKEN = "\ufffd"  # how a decoder writes bytes that are not (yet) a character
+_LAST_BYTES = 3  # an incomplete character has at most 3 bytes, and so began at most 3 tokens ago
+_BROKEN_TOKENS, _MAX_BROKEN_TOKENS = 16, 64  # held back before the certain part is released; before all is released
 
 
-BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # how vocabularies without a character spell its bytes
+BYTE_SPELLED = re.compile("<0x([0-9A-F]{2})>")  # byte-fallback tokens
 
 
 class Tokenizer:
@@ -55,9 +55,9 @@ class Tokenizer:
 
     @staticmethod
     def from_folder(path: str | Path) -> Tokenizer:
-        """Read tokenizer.json, or the vocab.txt of an older folder of BERT's kind.
+        """Read tokenizer.json, or the vocab.txt of an older BERT checkpoint.
 
-        Raises CheckpointError when it is missing or damaged.
+        Raises CheckpointError if it is missing or damaged.
         """
         file = Path(path) / TOKENIZER
         if not file.exists():
@@ -78,30 +78,30 @@ class Tokenizer:
 
     @property
     def library(self) -> tokenizers.Tokenizer:
-        """The library's own."""
+        """The `tokenizers` library's object."""
         return self._vocabulary.get().library
 
     def held(self) -> object:
-        """What keeps its vocabulary from being let go for others, as long as somebody has it."""
+        """An object that keeps the vocabulary from being evicted as long as it is referenced."""
         return self._vocabulary.get()
 
     @property
     def is_read(self) -> bool:
-        """Whether its vocabulary is there; where it was let go for others, the next use reads it again."""
+        """Whether the vocabulary is in memory; if it was evicted, the next use reads it again."""
         return self._vocabulary.is_read
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id of the vocabulary itself, without tokens that were added to it.
+        """One more than the largest id of the vocabulary itself, without added tokens.
 
-        A model may lack a row for an added one: Gemma 3's text models have none for the token that stands for images.
+        A model may lack rows for added tokens: Gemma 3's text models have none for the image token.
         """
         return self._vocab_size
 
     def differs(self, other: Tokenizer) -> str:
-        """One token that another tokenizer has otherwise, in words; empty where both have the same vocabulary.
+        """A sentence about one token that differs in another tokenizer; empty if both have the same vocabulary.
 
-        Tokens that were added to it do not count: fine-tunes of one base have others.
+        Added tokens do not count: fine-tunes of one base may differ in them.
         """
         mine, its = self._vocabulary.get(), other._vocabulary.get()
         if mine.model == its.model:
@@ -114,27 +114,27 @@ class Tokenizer:
         return "" if apart is None else f"token {apart} is {ours[apart]!r} in one and {theirs[apart]!r} in the other"
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Text from a chat template has its special tokens already.
+        """The token ids of a text. Text from a chat template already contains its special tokens.
 
-        Raises CheckpointError where the library fails, as it may with a damaged tokenizer.json that it has read.
+        Raises CheckpointError if the library fails, as it may with a damaged tokenizer.json that it could read.
         """
         last = self._last
-        if last is None or last[:2] != (text, add_special_tokens):  # many choices of one prompt come in a row
+        if last is None or last[:2] != (text, add_special_tokens):  # one prompt may be encoded repeatedly in a row
             last = (text, add_special_tokens, list(self._encoded(text, add_special_tokens).ids))
             self._last = last if len(last[2]) <= KEPT else None
         return list(last[2])
 
     def has_more(self, text: str, count: int) -> bool:
-        """Whether a text has more than `count` tokens; False where that is not known without cutting all of it."""
+        """Whether a text surely has more than `count` tokens; False if only tokenizing all of it could tell."""
         return long_text.has_more(self.library, text, count)
 
     def cut(self, text: str, count: int) -> str:
-        """The text, or of a long one a beginning that has more than `count` of its tokens, special ones aside."""
+        """The text, or a prefix of a long one that contains its first `count` tokens and more, special tokens aside."""
         return long_text.cut(self.library, text, count) if len(text) > LONG else text
 
     def encode_within(self, text: str, max_tokens: int) -> list[int]:
-        """Token ids of a text with the special tokens that belong around it; where these are more than `max_tokens`,
-        the text is cut and they stay.
+        """The token ids of a text with the special tokens around it; if there are more than `max_tokens`, the text is
+        truncated, not the special tokens.
         """
         text = self.cut(text, max_tokens)
         ids = self.encode(text)
@@ -145,10 +145,10 @@ class Tokenizer:
         return list(library.post_process(bare, None, True).ids)
 
     def encode_pair(self, first: str, second: str, max_tokens: int) -> tuple[list[int], list[int]]:
-        """Token ids of two texts with what belongs around them, and which text each token is of, as the tokenizer has
-        it; of the second one no more than `max_tokens` leave room for.
+        """The token ids of a pair of texts with special tokens, and their token types; the second text is truncated to
+        fit `max_tokens`.
 
-        Raises RequestError where the first one leaves none.
+        Raises RequestError if the first one leaves no room for the second.
         """
         if self.has_more(first, max_tokens):
             fact = f"has more than the {max_tokens} tokens that the expert reads with a document"
@@ -164,7 +164,7 @@ class Tokenizer:
         return list(found.ids), list(found.type_ids)
 
     def beginning(self, text: str, count: int) -> str:
-        """The letters that the first `count` tokens of a text stand for."""
+        """The part of a text that its first `count` tokens cover."""
         places = self.library.encode_batch([text], add_special_tokens=False)[0].offsets[:count]
         return text[: places[-1][1]] if places else ""
 
@@ -173,11 +173,11 @@ class Tokenizer:
         return self._decoded(ids, True)
 
     def spelled(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ones by their names."""
+        """The text of token ids, with special tokens spelled out."""
         return self._decoded(ids, False)
 
     def _decoded(self, ids: Sequence[int], skips_special: bool) -> str:
-        """Where the library fails, tokens one by one: answers of others in the batch go on."""
+        """If the library fails, decode token by token, so that other answers in the batch are not affected."""
         library = self.library
         try:
             if len(ids) < LONG:
@@ -205,7 +205,7 @@ class Tokenizer:
         return None if found is None else int(found)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for, which may be part of a character; none for an id without a token."""
+        """The bytes of a token, which may be part of a character; empty for an id without a token."""
         token = self.library.id_to_token(token_id)
         if token is None:
             return b""
@@ -218,11 +218,11 @@ class Tokenizer:
         return str(token).replace("\u2581", " ").encode() if self._spells_spaces else str(token).encode()
 
     def detokenizer(self, kept: Sequence[str] = ()) -> Detokenizer:
-        """A new stream of tokens to text; those of `kept` that are tokens are shown, special or not."""
+        """A new incremental detokenizer; tokens in `kept` are shown even if they are special."""
         return Detokenizer(self, self.among(*kept))
 
     def among(self, *texts: str) -> dict[int, str]:
-        """Those of the texts that are tokens, by id."""
+        """Those of the texts that are single tokens, by id."""
         ids = {token: self.token_id(token) for token in texts}
         return {token_id: token for token, token_id in ids.items() if token_id is not None}
 
@@ -230,13 +230,13 @@ class Tokenizer:
 class Detokenizer:
     """Turns one answer's tokens into text as they come; the pieces together are the text of all tokens.
 
-    A piece is the text of a window with the new token less that without it, since a token's text may depend on
-    the one before (a leading space); a window starts where a piece has been given out.
+    A token's text may depend on the one before it (a leading space). So a window of recent tokens is decoded, with and
+    without the new ones, and the difference is the next piece.
 
-        tokens   ... | given out | waiting |      the first window decodes "given out", the second both
-                     ^start      ^given
+        tokens   ... | returned | waiting |      decode("returned" + "waiting") minus decode("returned")
+                     ^start     ^given
 
-    Some tell what was thought from what is said: `reasoning_tokens` are tokens of the first.
+    Subclasses separate reasoning from the answer; `reasoning_tokens` counts the tokens of the former.
     """
 
     def __init__(self, tokenizer: Tokenizer, kept: Mapping[int, str] = MappingProxyType({})) -> None:
@@ -248,8 +248,8 @@ class Detokenizer:
         self.reasoning_tokens = 0
 
     def follow(self, ids: Sequence[int]) -> None:
-        """Before any token: the answer goes on behind these, so that its first word may begin with a space."""
-        for count in range(1, _LAST_BYTES + 2):  # the last one may be a byte of a character
+        """Call before any token, if the answer continues these tokens: its first word may then begin with a space."""
+        for count in range(1, _LAST_BYTES + 2):  # the last token may be part of a character
             last = list(ids[-count:])
             before = self._tokenizer.decode(last)
             if not before.endswith(_BROKEN):
@@ -265,32 +265,32 @@ class Detokenizer:
         return self._sure(text) if text.endswith(_BROKEN) else self._give(text)
 
     def flush(self) -> str:
-        """The rest, when no more tokens come; bytes that never became a character are shown as U+FFFD."""
+        """The rest, when the answer has ended; bytes that never became a character are shown as U+FFFD."""
         return self._rest()
 
     def take_reasoning(self) -> str:
-        """What was thought since the last time, and is no part of the text."""
+        """The reasoning since the last call, which is not part of the text; here always empty."""
         return ""
 
     def _rest(self) -> str:
         return self._give(self._tokenizer.decode(self._ids))
 
     def _sure(self, broken: str) -> str:
-        """What is certain of a text whose end is broken: nothing, unless that goes on and on.
+        """The certain part of a text whose end is not a complete character: nothing, unless many tokens are held back.
 
-        Then it never becomes a character, and each token would have all before it decoded again.
+        Then it is not going to become a character, and decoding all held tokens at each new one would be quadratic.
         """
         held = len(self._ids) - self._given
         if held >= _MAX_BROKEN_TOKENS:
             return self._give(broken)
         for waiting in range(1, _LAST_BYTES + 1) if held >= _BROKEN_TOKENS else ():
             sure = self._tokenizer.decode(self._ids[:-waiting])
-            if sure + self._tokenizer.decode(self._ids[-waiting:]) == broken:  # no character is cut there
+            if sure + self._tokenizer.decode(self._ids[-waiting:]) == broken:  # no character is split there
                 return self._give(sure, waiting)
         return ""
 
     def _give(self, text: str, waiting: int = 0) -> str:
-        """Give out the text of all tokens but the last ones, which wait."""
+        """Return the new part of `text`, the decoding of all held tokens except the last `waiting`, which stay held."""
         delta = text[len(self._before) :]
         del self._ids[: self._given]
         self._given = len(self._ids) - waiting
@@ -299,7 +299,7 @@ class Detokenizer:
 
 
 def special_tokens(path: str | Path) -> dict[str, str]:
-    """Named special tokens of a folder (bos_token, eos_token, ...) as text. Raises CheckpointError."""
+    """A folder's special tokens, name (bos_token, eos_token, ...) -> text. Raises CheckpointError."""
     folder = Path(path)
     found: dict[str, str] = {}
     for file in (SPECIAL_TOKENS, TOKENIZER_CONFIG):
@@ -311,7 +311,7 @@ def special_tokens(path: str | Path) -> dict[str, str]:
 
 
 def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A decoder's parts, whether it is one or a sequence of them."""
+    """The parts of a decoder, which may be a single one or a nested sequence."""
     if decoder["type"] == "Sequence":
         for part in decoder["decoders"]:
             yield from _parts(part)
@@ -320,22 +320,22 @@ def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_others(error: BaseException) -> None:
-    """Raise what is no failure of the library: plain Exception, or a panic of Rust, whose type cannot be imported."""
+    """Re-raise what is not the library's failure. Its Rust panics are BaseExceptions of a private type."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
 
 _KNOWN: weakref.WeakValueDictionary[bytes, Tokenizer] = weakref.WeakValueDictionary()  # by content
-_LAST: list[tuple[bytes, Tokenizer]] = []  # what was read last, for the next folder mostly has the same
+_LAST: list[tuple[bytes, Tokenizer]] = []  # the last file read: the next folder mostly has the same one
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has files of a tokenizer that may be read."""
+    """Whether a folder has a tokenizer file that may be readable."""
     return (folder / TOKENIZER).exists() or (folder / VOCABULARY).exists()
 
 
 def _of(data: bytes, keeps: bool = False) -> Tokenizer:
-    """`keeps`: there is no such file, from which it could be read again."""
+    """The shared tokenizer for a tokenizer.json's contents. `keeps`: never evict it, as there is no file to reread."""
     for before, found in _LAST:
         if before == data:
             return found

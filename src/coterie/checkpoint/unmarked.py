@@ -1,11 +1,11 @@
-"""Calls that a model writes without the marks of its form: an answer that begins with one, plain or as a block of code.
+"""Tool calls that a model writes without its form's marks, at the beginning of an answer: plain or in a code block.
 
     {"name": "add", "arguments": {"a": 2}}          ```json
                                                     {"name": "add", "arguments": {"a": 2}}
                                                     ```
 
-Qwen2.5-Coder writes most of its calls so, whatever its template says. Text is held back only as long as it may become
-the call of a tool that was offered. Knows nothing about template syntax, tokens or requests.
+Qwen2.5-Coder writes most of its calls this way, whatever its template says. Text is held back only as long as it may
+become a call of an offered tool. Knows nothing about template syntax, tokens or requests.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _CLOSING = re.compile(r"\s*```[ \t]*(?:\n|$)")
 
 
 class UnmarkedText:
-    """Reads an answer as `marked` does, but for calls that it begins with and that have no marks.
+    """Wraps the reader `marked`: finds calls without marks at the beginning of an answer, and passes on the rest.
 
-    `tools`: the names of those that may be called. `several`: there may be more than one.
+    `tools`: the names of those that may be called. `several`: there may be more than one call.
     """
 
     def __init__(self, marked: CallReader, tools: Collection[str], several: bool = True) -> None:
@@ -37,30 +37,30 @@ class UnmarkedText:
         self._heads = self._beginnings(_OPENINGS)
         self._longest = max(map(len, self._heads), default=0) + MAX_BLANKS
         self._held = ""
-        self._open = True  # what comes may be such a call
-        self._value: Nested | None = None  # a call that has begun
-        self._begun = self._scanned = 0  # where it begins in what is held, and how far that is known
+        self._open = True  # an unmarked call may still begin
+        self._value: Nested | None = None  # the call in progress
+        self._begun = self._scanned = 0  # where it begins in the held text, and how far that has been scanned
         self._num_own = 0
 
     @property
     def num_calls(self) -> int:
-        """The calls so far, with marks or without."""
+        """The number of calls so far, with marks or without."""
         return self._num_own + self._marked.num_calls
 
     @property
     def cut(self) -> bool:
-        """True while a call that was given out is not whole."""
+        """True while the arguments of a call that was returned are incomplete."""
         return self._marked.cut
 
     def push(self, piece: str) -> list[Found]:
-        """Take the next piece and return what is certain now."""
+        """Take the next piece of text and return what is certain now."""
         if not self._open:
             return self._marked.push(piece)
         self._held += piece
         return list(self._settle())
 
     def flush(self) -> list[Found]:
-        """Return the rest: no more text will come. A call that is not whole is text."""
+        """Return the rest: the answer has ended. An incomplete call is text."""
         rest = list(self._as_text()) if self._open else []
         return [*rest, *self._marked.flush()]
 
@@ -81,7 +81,7 @@ class UnmarkedText:
             yield from self._whole()
 
     def _whole(self) -> Iterator[Found]:
-        """Give out the call that is whole now."""
+        """Yield the call that is complete now."""
         call = _read(self._held[self._begun : self._scanned], self._tools)
         if call is None:
             yield from self._as_text()
@@ -93,7 +93,7 @@ class UnmarkedText:
         yield call
 
     def _may_begin(self) -> bool:
-        """Whether what is held may become a call, however blanks lie in it."""
+        """Whether the held text may become a call, ignoring white space."""
         if len(self._held) > self._longest:
             return False
         dense = _BLANK.sub("", self._held)
@@ -105,7 +105,7 @@ class UnmarkedText:
         return tuple([_BLANK.sub("", begin + head) for begin in begins for head in heads])
 
     def _as_text(self) -> list[Found]:
-        """What is held, read as any answer; from here on no such call begins."""
+        """Pass the held text on to the wrapped reader; no unmarked call can begin any more."""
         held, self._held, self._open = self._held, "", False
         if self._num_own:
             closing = _CLOSING.match(held)
@@ -115,7 +115,7 @@ class UnmarkedText:
 
 
 def _read(text: str, tools: Collection[str]) -> Call | None:
-    """The call that a JSON object is; in doubled braces too, as the templates of some GGUF files show their model."""
+    """The call in a JSON object, possibly in doubled braces, as some GGUF files' templates show them to the model."""
     try:
         return call_of(json.loads(text[1:-1] if text.startswith("{{") else text), "arguments", tools)
     except (RecursionError, ValueError):

@@ -1,10 +1,10 @@
-"""tokenizer.json through the `tokenizers` library: vocabularies that files have in common are held once, and not all.
+"""Reads tokenizer.json by the `tokenizers` library; vocabularies are shared between files and cached (LRU).
 
     tokenizer.json   {"version", "added_tokens": [...], ..., "decoder", | "model": {"type", "vocab": {...}, "merges"}}
-                      read for each content: some tokens, rules           held once for all files that end alike
+                      read per file: added tokens and rules               held once for all files with equal bytes here
 
-A vocabulary of 150,000 tokens takes 110 MB of memory and a third of a second to read. Fine-tunes of one base have the
-same one, if often with other tokens added. Of more vocabularies than there is room for, those used last are held.
+A vocabulary of 150,000 tokens takes 110 MB of memory and a third of a second to read. Fine-tunes of one base share it,
+though often with different added tokens. The cache is bounded by MAX_TOKENS; the least recently used are evicted.
 Knows nothing about texts.
 """
 
@@ -26,10 +26,10 @@ import tokenizers
 from coterie.checkpoint.files import read_bytes
 from coterie.core.errors import CheckpointError
 
-MAX_TOKENS = 1 << 21  # of vocabularies that are held: some 2 GB
-_OWN_TOKENS = 1 << 12  # what the rest of a file counts for
+MAX_TOKENS = 1 << 21  # in all cached vocabularies: some 2 GB
+_OWN_TOKENS = 1 << 12  # the cost of a file's own rules and added tokens, in tokens
 _RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-# What the library writes before the model, always all of it. A file where some is missing may have it behind.
+# The keys that the library writes before the model, always all. If one is missing, it may come after the model.
 _BEFORE = {"version", "truncation", "padding", "added_tokens", *_RULES}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MODEL = re.compile(rb'"model"\s*:\s*\{\s*"type"\s*:')
@@ -38,7 +38,7 @@ _NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Read:
-    """A file that was read: its content's digest, that of its vocabulary, and one more than the largest id in that."""
+    """A file that was read: the digests of its content and of its vocabulary; `size`: largest id of that + 1."""
 
     library: tokenizers.Tokenizer
     content: bytes
@@ -47,22 +47,22 @@ class Read:
 
 
 class Vocabulary:
-    """What files of one content were read to, and are again where it was let go since. Threads may share it."""
+    """A handle to the cached content of equal files; reads it again if it was evicted. Thread-safe."""
 
     def __init__(self, read: Read, keeps: bool = False) -> None:
-        """`keeps`: it is never let go, since there is no file to read it from again."""
-        self.files: dict[Path, None] = {}  # that had this content
+        """`keeps`: never evict it, since there is no file to read it from again."""
+        self.files: dict[Path, None] = {}  # files with this content
         self._content, self._read = read.content, weakref.ref(read)
         self._kept = read if keeps else None
         _CACHE.touch(read)
 
     @property
     def is_read(self) -> bool:
-        """Whether it is there, so that `get` takes no time."""
+        """Whether it is in memory, so that `get` is fast."""
         return self._read() is not None
 
     def get(self) -> Read:
-        """What was read; who keeps it keeps it from being let go. Raises CheckpointError where its files have gone."""
+        """The content; a reference to it keeps it in memory. Raises CheckpointError if its files are gone or differ."""
         read = self._read()
         if read is None:
             read = self._again()
@@ -81,16 +81,16 @@ class Vocabulary:
 
 
 class _ReadCache:
-    """What was used last, as far as there is room."""
+    """An LRU cache of Reads, bounded by MAX_TOKENS."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reads: OrderedDict[bytes, Read] = OrderedDict()  # by content, used last behind
+        self._reads: OrderedDict[bytes, Read] = OrderedDict()  # by content, most recently used last
         self._newest: Read | None = None
-        self.evicted = False  # whether any ever was
+        self.evicted = False  # whether anything ever was
 
     def touch(self, read: Read) -> None:
-        if read is self._newest:  # a token of an answer after the other
+        if read is self._newest:  # fast path: token after token of one answer
             return
         with self._lock:
             is_new = self._reads.get(read.content) is not read
@@ -101,7 +101,7 @@ class _ReadCache:
                 self.evicted = True
 
     def find(self, content: bytes = b"", model: bytes = b"") -> Read | None:
-        """What has this content, or this model."""
+        """The Read with this content digest, or with this vocabulary digest."""
         with self._lock:
             if content:
                 return self._reads.get(content)
@@ -116,25 +116,25 @@ _CACHE = _ReadCache()
 
 
 def digest(data: bytes) -> bytes:
-    """What names a content."""
+    """The digest that identifies a content."""
     return hashlib.sha256(data, usedforsecurity=False).digest()
 
 
 def none_evicted() -> bool:
-    """Whether none was ever let go, which there is room for as a rule."""
+    """Whether no vocabulary was ever evicted, as is usual."""
     return not _CACHE.evicted
 
 
 def unstored_vocabulary(library: tokenizers.Tokenizer) -> Vocabulary:
-    """That of a tokenizer which no file has."""
+    """The vocabulary of a tokenizer that comes from no file; never evicted."""
     content = digest(library.to_str().encode())
     return Vocabulary(Read(library, content, content, _size(library)), keeps=True)
 
 
 def read_tokenizer(data: bytes, content: bytes) -> Read:
-    """Read a tokenizer.json, whose digest is `content`. Raises what the library raises, and UnicodeDecodeError.
+    """Read a tokenizer.json whose digest is `content`. Raises what the library raises, and UnicodeDecodeError.
 
-    As transformers, whatever lengths a file cuts or fills texts to: prompts are neither.
+    Truncation and padding in the file are ignored, as in transformers: prompts need neither.
     """
     if found := _CACHE.find(content=content):
         return found
@@ -155,9 +155,9 @@ def _size(library: tokenizers.Tokenizer) -> int:
 
 
 def _rules(head: bytes) -> dict[str, Any] | None:
-    """What a file has before its model, which is then the last of it; None for one in another order.
+    """The keys before a file's model; None if the model is not the last key, or the order is unusual.
 
-    With a null behind it, it is an object: so it ends where a key of the file's own object begins.
+    `head` completed by a null model must parse as an object; that proves that it ends at a top-level key.
     """
     try:
         rules = json.loads(head + b'"model":null}')
@@ -167,7 +167,7 @@ def _rules(head: bytes) -> dict[str, Any] | None:
 
 
 def _beside(rules: dict[str, Any], model: tokenizers.models.Model) -> tokenizers.Tokenizer | None:
-    """A tokenizer of a model that is there; None where the file gives tokens other ids than it would."""
+    """A tokenizer with these rules on a model in memory; None if its added tokens' ids would differ from the file's."""
     added = rules["added_tokens"]
     bare = tokenizers.Tokenizer.from_str(json.dumps({**rules, "added_tokens": [], "model": _NO_MODEL}))
     made = tokenizers.Tokenizer(model)

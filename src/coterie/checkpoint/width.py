@@ -1,8 +1,8 @@
-"""In how many ways an object of a JSON schema may begin: llguidance follows so many at once and no more.
+"""Bounds the number of ways in which an object of a JSON schema may begin, since llguidance can follow only so many.
 
-    anyOf: {a?, b?, c, d?} | {e?}        a, b or c come first, or e: of those that may be left out, three
+    anyOf: {a?, b?, c, d?} | {e?}        a, b, c or e may come first; three of them are optional
 
-Without this, what is too wide would be found when its first token has come. Knows nothing about grammars.
+Without this check, too wide a schema would only fail after the first token. Knows nothing about grammars.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from urllib.parse import unquote
 from coterie.checkpoint.tagged import listed, named
 from coterie.core.errors import RequestError
 
-MAX_OPTIONAL = 480  # properties of an object: llguidance follows 2,000 items at once, four for each of them
-_DATA = ("enum", "const", "default", "examples")  # what these have looks like a schema, and is none
+MAX_OPTIONAL = 480  # optional properties of an object: llguidance follows 2,000 items at once, about four for each
+_DATA = ("enum", "const", "default", "examples")  # their values may look like schemas, but are data
 _CHOICES = ("anyOf", "oneOf")
 
 
 def check_width(schema: object, where: str) -> None:
-    """Raise RequestError where more properties may be left out than can be followed, of an object or of a choice."""
+    """Raise RequestError if an object, or a choice of objects, has more optional properties than can be followed."""
     _Widths(schema, where).check(schema)
 
 
 class _Widths:
-    """The widths of one schema's parts; references are looked up in it."""
+    """Checks the parts of one schema, in which references are resolved."""
 
     def __init__(self, root: object, where: str) -> None:
         self._root, self._where = root, where
@@ -51,15 +51,15 @@ class _Widths:
             raise RequestError(self._where, fact, remedy)
 
     def _first(self, schema: object) -> int:
-        """How many properties may be left out before the first that may not, of all objects that may stand here.
+        """The number of optional properties that may come first, summed over all objects allowed here.
 
-        Of a choice's own properties, which each of its objects may have too, nothing is counted: these may rule them
-        out. So it is never too much.
+        Properties that stand next to a choice are not counted, since the alternatives may rule them out; so this is a
+        lower bound.
         """
         if not isinstance(schema, dict):
             return 0
         if id(schema) not in self._known:
-            self._known[id(schema)] = 0  # of one that refers to itself
+            self._known[id(schema)] = 0  # ends the recursion of a schema that refers to itself
             choices = [part for name in _CHOICES if isinstance(schema.get(name), list) for part in schema[name]]
             if "$ref" in schema:
                 choices.append(self._referred(schema["$ref"]))
@@ -67,7 +67,7 @@ class _Widths:
         return self._known[id(schema)]
 
     def _referred(self, ref: object) -> object:
-        """What a reference within the schema names; None where there is no such part."""
+        """The part of the schema that a reference names; None if there is no such part."""
         if not isinstance(ref, str) or not ref.startswith("#"):
             return None
         found: Any = self._root
@@ -83,6 +83,6 @@ def _required(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _leading(schema: Mapping[str, Any]) -> int:
-    """How many properties stand before the first that is required. They come in their order."""
+    """The number of properties before the first required one; an answer has them in the schema's order."""
     required, names = _required(schema), list(named(schema.get("properties")))
     return next((place for place, name in enumerate(names) if name in required), len(names))

@@ -1,7 +1,7 @@
-"""Older folders of BERT's kind have a vocabulary in place of tokenizer.json: what transformers makes of it.
+"""Builds the tokenizer of older BERT checkpoints, which have vocab.txt instead of tokenizer.json, as transformers does.
 
-    vocab.txt               [PAD]                        a token a line, numbered from 0
-    tokenizer_config.json   do_lower_case, strip_accents, tokenize_chinese_chars, and what special tokens are called
+    vocab.txt               [PAD]                        one token per line, numbered from 0
+    tokenizer_config.json   do_lower_case, strip_accents, tokenize_chinese_chars, and the special tokens
 
 Knows nothing about models. Source: transformers' BertTokenizer.
 """
@@ -29,9 +29,9 @@ SPECIAL = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask
 
 
 def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -> bytes | None:
-    """The tokenizer.json that a folder's vocab.txt stands for; None where there is none, or there is more to it.
+    """The tokenizer.json equivalent to a folder's vocab.txt; None if there is none, or it uses unsupported settings.
 
-    `says`: what its tokenizer_config.json holds; `named`: its special tokens, by name. Raises CheckpointError.
+    `says`: the contents of tokenizer_config.json; `named`: special tokens, by name. Raises CheckpointError.
     """
     plain = says.get("tokenizer_class", _CLASSES[0]) in _CLASSES and says.get("do_basic_tokenize", True) is True
     more = any(says.get(key) for key in _MORE) or (folder / ADDED).exists()
@@ -57,9 +57,9 @@ def wordpiece(folder: Path, says: Mapping[str, Any], named: Mapping[str, str]) -
 def cut_in_pieces(
     ids: Mapping[str, int], unknown: str, lowers: bool, chinese: bool = True, accents: bool | None = None
 ) -> tokenizers.Tokenizer:
-    """The tokenizer of a vocabulary, whose pieces behind a word's first begin with ##.
+    """A WordPiece tokenizer, in whose vocabulary the pieces after a word's first begin with ##.
 
-    `chinese`: cut characters apart; `accents`: leave them out; None: where texts are made small.
+    `chinese`: split Chinese characters apart; `accents`: strip accents; None: if texts are lowercased.
     """
     made = tokenizers.Tokenizer(WordPiece(dict(ids), unk_token=unknown))
     made.normalizer = BertNormalizer(True, chinese, accents, lowers)
@@ -68,9 +68,9 @@ def cut_in_pieces(
 
 
 def around(marks: Mapping[str, int], twice: bool = False) -> TemplateProcessing:
-    """What stands around a text and around a pair: the first mark before it, the last one behind each text.
+    """The special tokens around a text and around a pair: the first mark before all, the last one after each text.
 
-    `twice`: it stands between the two twice, and both are of one type.
+    `twice`: the last one comes twice between the two, and both texts have token type 0 (RoBERTa).
     """
     (begins, *_), (*_, ends) = marks, marks
     second = f"{ends}:0 $B:0 {ends}:0" if twice else f"$B:1 {ends}:1"
