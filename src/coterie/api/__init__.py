@@ -1,4 +1,4 @@
-"""The Python face: open a composition on a device, ask it, get answers.
+"""The Python API: open a composition on a device, ask it, get answers.
 
     with Coterie.open("demo") as coterie:
         print(coterie.ask("What is 47 plus 85?").text)

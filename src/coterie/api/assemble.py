@@ -1,4 +1,4 @@
-"""Puts a composition on the device that an option names: opens its models and wires them by engine/assembly.py.
+"""Puts a composition on the device that an option names: opens its models and wires them with engine/assembly.py.
 
     composition -> models -> Plan (who needs what, does it fit) -> Parts (device, cache, KV pool, engine)
 
@@ -27,12 +27,12 @@ from coterie.spec.load import load_machine
 from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import allowed_cores, this_machine
 
-# Sequences of one step on a CPU. A token costs a tenth less in a step of 64 than in one of 32, and hardly less in one
-# of 128, whose logits take twice the memory.
+# Sequences per step on a CPU. In a batch of 64 a token costs a tenth less than in one of 32; 128 saves hardly more, and
+# its logits take twice the memory.
 CPU_BATCH = 64
-HOST_TIER = "dram"  # what devices of one machine share
-_HERE = ("cpu", PREFIX)  # kinds of devices that are parts of this machine
-MET_BY = {INT8: "packed", BF16: "bfloat16"}  # which weights such activations are for
+HOST_TIER = "dram"  # the tier that devices of one machine share
+_HERE = ("cpu", PREFIX)  # kinds of device that are in this machine
+MET_BY = {INT8: "packed", BF16: "bfloat16"}  # the weights that these activations apply to
 _FOUND = {INT8: "pack an expert with coterie quantize", BF16: "serve one whose matrices are stored so"}
 
 
@@ -41,16 +41,14 @@ class Options(Settings):
     """How to serve, and on what: Settings, and a device.
 
     `device`: cpu, cuda or cuda:NUMBER (a GPU), modelled:MACHINE (real tokens, modelled time) or synthetic:MACHINE (no
-    numbers at all).
-    `activations`: what they are rounded to on a CPU. float32 (int16 is the same): not at all for bfloat16 weights, to
-    16 bits for packed ones; int8: 8 bits for packed ones; bf16: bfloat16 for bfloat16 ones; auto: see `rounded_for`.
-    `kv_type`: how keys and values are kept: auto, as each model's weights are, or int8, which a CPU takes.
-    `sampling`: whose defaults hold where a request does not say how to draw: checkpoint, or greedy.
-    `draft`: the draft expert of all others with its vocabulary, unless they name one; empty: none.
-    `beside`: further devices of the same kind, behind one endpoint (fleet.py); those that are parts of this machine
-    share its cores and its memory evenly, `threads` are of all of them together, and other budgets are of each.
-    `shared_by`: how many devices do so, of which this is one.
-    `max_waiting`: how many requests may wait before more are refused; None: any number.
+    numbers at all). `activations`: rounding of activations on a CPU. float32 (same as int16): none for bfloat16
+    weights, 16 bits for packed ones; int8: 8 bits for packed ones; bf16: bfloat16 for bfloat16 ones; auto: see
+    `rounded_for`. `kv_type`: type of keys and values: auto, that of each model's weights; or int8, on a CPU.
+    `sampling`: whose defaults apply where a request says nothing: checkpoint, or greedy. `draft`: the draft expert of
+    all others with its vocabulary, unless they name one; empty: none. `beside`: further devices of the same kind,
+    behind one endpoint (fleet.py). Devices in this machine share its cores and memory evenly; `threads` is their total,
+    other budgets are per device. `shared_by`: how many devices share the machine, including this one. `max_waiting`:
+    how many requests may wait before more are refused; None: unlimited.
     """
 
     device: str = "cpu"
@@ -65,12 +63,12 @@ class Options(Settings):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """All of them."""
+        """All devices."""
         return (self.device, *self.beside)
 
 
 def open_models(composition: Composition, options: Options) -> dict[str, Model]:
-    """Open every expert: headers and configs, no weights; without bytes only where no numbers are computed.
+    """Open every expert: headers and configs, no weights. Experts without bytes are allowed only on a synthetic device.
 
     Raises CheckpointError and UnsupportedError, CompositionError for an expert without bytes on a real device, and what
     `as_served` does.
@@ -85,10 +83,10 @@ def is_synthetic(device: str) -> bool:
 
 
 def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict[str, Model]:
-    """The models of `whole` with the activations and the type of keys and values that the options say.
+    """The models of `whole` with the activations and KV type of the options.
 
-    Raises UsageError where no expert has the weights for such activations, and for 8 bits of KV on a GPU,
-    UnsupportedError for these with latent attention.
+    Raises UsageError if no expert has weights for such activations, and for an 8-bit KV cache on a GPU;
+    UnsupportedError for one with latent attention.
     """
     activations, device = options.activations, options.device
     if options.kv_type != AUTO and _kind(device)[0] == PREFIX:
@@ -102,17 +100,17 @@ def as_served(whole: str, models: Mapping[str, Model], options: Options) -> dict
 
 
 def unmet(fact: str, activations: str, remedy: str = "") -> UsageError:
-    """What is said where weights, of which `fact` says how they are stored, are not for such activations."""
+    """The error for activations that the weights, whose storage `fact` describes, do not support."""
     fact = f"{fact}, and {activations} activations are only for {MET_BY.get(activations, 'packed')} weights"
     return UsageError("--activations", fact, f"{remedy}{remedy and ', or '}leave the option out")
 
 
 def rounded_for(model: Model, activations: str, device: str) -> Model:
-    """The model with such activations. Raises UsageError for an unknown word.
+    """The model with these activations. Raises UsageError for an unknown word.
 
-    Auto is bf16 for an expert that is dense, on a CPU that multiplies bfloat16 in one instruction: up to 1.6 times as
-    fast there, for a tenth of what is lost where all is bfloat16. It is float32 elsewhere: another CPU gains little; a
-    token that is rounded may take other branches, and a recurrence hands that on to all that follow.
+    Auto means bf16 for dense experts on a CPU with bfloat16 dot products: up to 1.6 times as fast there, for a tenth of
+    the error of computing in bfloat16 throughout. Elsewhere it means float32: other CPUs gain little, and in a mixture
+    of experts rounding may change a token's branches, in a recurrence it propagates to all later tokens.
     """
     if activations == AUTO:
         is_dense = not model.config.branches and not model.kv.recurrent
@@ -121,7 +119,7 @@ def rounded_for(model: Model, activations: str, device: str) -> Model:
 
 
 def policy_for(device: str, max_batch: int | None = None) -> Policy:
-    """The policy for who serves on a device. `max_batch`: sequences of one step; None: what suits it.
+    """The default policy for a device. `max_batch`: sequences of one step; None: what suits the device.
 
     Raises UsageError.
     """
@@ -140,7 +138,7 @@ def make_spec(options: Options) -> MachineSpec:
 
 
 def _its_part(spec: MachineSpec, shared_by: int) -> MachineSpec:
-    """A machine of which so many devices have an even part of the cores and of the host's memory each."""
+    """The machine's spec with its cores and host memory divided evenly among `shared_by` devices."""
     if shared_by == 1:
         return spec
     tiers = [
@@ -153,7 +151,7 @@ def _its_part(spec: MachineSpec, shared_by: int) -> MachineSpec:
 
 
 def check_alone(options: Options) -> Options:
-    """The same options, for who takes one device. Raises UsageError where there are several."""
+    """The options, unchanged. Raises UsageError if they name several devices."""
     if options.beside:
         fact = f"{len(options.devices)} devices are given, but one is opened"
         raise UsageError("--device", fact, "give one, or open a Fleet")
@@ -161,7 +159,7 @@ def check_alone(options: Options) -> Options:
 
 
 def each_device(options: Options) -> tuple[Options, ...]:
-    """The options of each of several devices. Raises UsageError where they do not go together."""
+    """The options for each of several devices. Raises UsageError if they do not go together."""
     devices, kinds = options.devices, {_kind(device)[0] for device in options.devices}
     if len(kinds) > 1:
         fact = f"{' and '.join(sorted(kinds))} are of different kinds, of which one would wait for the other"
@@ -177,7 +175,7 @@ def each_device(options: Options) -> tuple[Options, ...]:
 
 
 def _threads(options: Options) -> int | None:
-    """Compute threads of a CPU device; None: as many as there are cores."""
+    """Compute threads of a CPU device; None: one per core."""
     if options.shared_by == 1:
         return options.threads
     return max((options.threads or allowed_cores()[0]) // options.shared_by, 1)

@@ -1,7 +1,7 @@
 """Avoiding: which members of a fleet are asked last, and why: they fail what others answer, or hang in a step.
 
     failed, answered --> engine/health.py --.
-    how long a step has lasted --look-------+--> avoids        who changes is told of, once
+    how long a step has lasted --look-------+--> avoids        changes are reported, once
 
 Knows nothing about queries, or what becomes of those that a member has. Under its owner's lock.
 """
@@ -16,11 +16,11 @@ from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.health import Health
 
 Avoids: TypeAlias = Callable[[Member, CoterieError | None], None]
-"""Told of a member that is asked last from now on, and why; None: as others again. On any thread, under the lock."""
+"""Called when a member becomes avoided, with the reason; or, with None, no longer is. On any thread, under the lock."""
 
 
 class Avoiding:
-    """The health of each member. `tells`: who is told of changes."""
+    """The health of each member. `tells`: callbacks for changes."""
 
     def __init__(self) -> None:
         self.tells: list[Avoids] = []
@@ -29,35 +29,35 @@ class Avoiding:
         self._hanging: dict[Member, CoterieError] = {}
 
     def join(self, member: Member) -> None:
-        """One more."""
+        """Add a member."""
         self._health[member] = Health()
 
     def avoids(self, member: Member) -> bool:
-        """Whether others are to be asked, where they can be."""
+        """Whether others should be asked if possible."""
         return member in self._hanging or self._health[member].avoided
 
     def is_due(self, member: Member) -> bool:
-        """Whether the next request that it could have is to be its trial."""
+        """Whether the next request that it could serve should be its trial."""
         return member not in self._hanging and self._health[member].due
 
     def reasons(self) -> dict[str, CoterieError]:
-        """Why which members that answer are avoided, by their names."""
+        """Why members are avoided, by name; without those that have stopped."""
         return {member.name: why for member, why in {**self._failing, **self._hanging}.items() if member.broken is None}
 
     def placed(self, member: Member, others: Iterable[Member]) -> None:
-        """A request went to a member, which these `others` could have had."""
+        """A request went to a member; `others` could have served it."""
         self._health[member].asked()
         for other in others:
             self._health[other].passed_over()
 
     def answered(self, member: Member) -> None:
-        """A member has given out some of an answer."""
+        """A member has returned part of an answer."""
         self._health[member].answered()
         if self._failing.pop(member, None) is not None:
             self._tell(member, None)
 
     def failed(self, member: Member, error: CoterieError) -> None:
-        """A member has failed by `error` what another one has answered."""
+        """A member failed, with `error`, a request that another one has answered."""
         health = self._health[member]
         health.failed()
         if not health.failing:
@@ -68,7 +68,7 @@ class Avoiding:
             self._tell(member, self._failing[member])
 
     def look(self, members: Collection[Member]) -> list[tuple[Member, CoterieError]]:
-        """Whose step has lasted so long since the last look that it hangs, and a sentence that says so."""
+        """The members that have begun to hang since the last look, each with an error that says so."""
         found = []
         for member in members:
             hangs = member.broken is None and member.hangs()

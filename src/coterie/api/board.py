@@ -1,9 +1,9 @@
-"""Board: who of a fleet has which query, what came of it, and where the next one goes.
+"""Board: which member of a fleet has which query, what came of it, and where the next one goes.
 
-    place -> Flight --> member --chunks--> news --take--> who asked         one lock; nobody waits here for a step
-               ^----------- it breaks, or fails it: what has no chunk yet, once
+    place -> Flight --> member --chunks--> news --take--> the caller        one lock, never held during a step
+               ^----------- member breaks, or fails it: retried once, if it has no chunk yet
 
-Each query that was placed ends once: by its last chunk, by its device's failure, or because who asked has left.
+Each placed query ends exactly once: by its last chunk, by its device's failure, or because its caller has left.
 Knows nothing about threads but that there are several.
 """
 
@@ -28,20 +28,20 @@ from coterie.api.types import Chunk
 from coterie.core.errors import CoterieError, DeviceError
 from coterie.engine.expert_control import Told
 
-GIVEN_UP = 10  # times as long as makes a step hang: then what has begun there ends too
+GIVEN_UP = 10  # multiple of the time after which a step counts as hanging: started queries are ended then
 
 Broke: TypeAlias = Callable[[Member, CoterieError, BaseException], None]
-"""Told of a member that answers nothing any more, by which error and of what cause; on its thread, under the lock."""
+"""Called with a member that has stopped for good, the error and its cause; on its thread, under the lock."""
 Moved: TypeAlias = Callable[[str, Flight, Member], None]
-"""Told of a query by its id that another member goes on with now, and which one it was; under the lock."""
+"""Called with the id of a query that moves to another member, its flight, and the former member; under the lock."""
 
 
 @dataclass(slots=True)
 class Board:
-    """The accounts of a fleet, under `lock`, on which `step` waits for news.
+    """The state of a fleet, under `lock`, on which `step` waits for news.
 
-    `placing`: who is asked next. `flights`: by id, in the order of their coming. `loads`: with whom is each that was
-    asked for and not told of. `at_break`: who is told of members that break, `at_move`: of queries that change theirs.
+    `placing`: chooses members. `flights`: by id, in order of arrival. `loads`: the member of each load requested and
+    not yet reported. `at_break`: callbacks for members that break, `at_move`: for queries that change members.
     """
 
     placing: Placing = field(default_factory=Placing)
@@ -55,42 +55,42 @@ class Board:
     _woken: bool = False
 
     def join(self, member: Member) -> None:
-        """One more, before any is asked."""
+        """Add a member, before any query."""
         self.placing.join(member)
         member.coterie.hand_over = self.hand_over
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All that have joined."""
+        """All members."""
         return self.placing.members
 
     @property
     def avoiding(self) -> Avoiding:
-        """Who is asked last."""
+        """Which members are asked last."""
         return self.placing.avoiding
 
     @property
     def ended(self) -> CoterieError | None:
-        """What the first member has ended with, where all have."""
+        """If all members have stopped, the first one's error."""
         return ended_with(self.members)
 
-    # ---- queries come, move and end
+    # ---- queries
 
     def begin(self, request_id: str, flight: Flight) -> None:
-        """Hand a query to its member. What refuses it there is its last chunk."""
+        """Hand a query to its member. If it is refused there, the error is its last chunk."""
         ready, flight.asked_s = flight.ready, flight.member.now()
         self.flights[request_id] = flight
         self._count(flight, 1)
         self._watch(flight.member.post(lambda coterie: coterie.take(ready, request_id)), flight.member, request_id)
 
     def hand_over(self, request_id: str, ready: Ready, asked_s: float) -> bool:
-        """A query's router has been asked by one member, so long ago: whether another one goes on with it. On the
-        first's thread.
+        """A member has run the router's model for a query, asked `asked_s` ago; returns whether another member goes on
+        with it. Called on the first one's thread.
         """
         with self.lock:
             flight = self.flights.get(request_id)
             if flight is None or flight.cancelled or flight.again or ready.request is None:
-                return False  # who is asked again stays: the other one has failed it
+                return False  # a retry stays: the other member has failed it
             expert, was = ready.request.expert_id, flight.member
             ids = ready.request.prompt_ids if ready.request.reuse else ()
             self._count(flight, -1)
@@ -102,28 +102,28 @@ class Board:
             return flight.member is not was
 
     def _ask_again(self, end: Chunk, failure: Failure | None = None) -> None:
-        """The member that has a query has broken, or failed it: another one is asked it, if nothing came yet; else, and
-        where nobody else could answer, it ends so. `failure`: that of the step, of a member that goes on.
+        """A query's member has broken or failed it: retry it on another if it has no chunk yet and one can serve it;
+        otherwise end it. `failure`: the failed step, of a member that goes on.
         """
         flight = self.flights[end.request_id]
         if flight.blamed is not None:
-            flight.blamed.counted = True  # who fails two is at fault itself, or was with it in the step
+            flight.blamed.counted = True  # a query that fails twice is at fault itself, or shared the step
         others = self._others(flight)
-        if failure is not None:  # its error says more than to wait for a step that may not come back
+        if failure is not None:  # its error is more useful than waiting for a hanging step
             others = [one for one in others if not one.hangs()]
         if flight.begun or flight.cancelled or flight.again:
             self._fail(end)
             return
         try:
             self._place_again(end.request_id, flight, others)
-        except CoterieError:  # nobody is left, or nobody who could
+        except CoterieError:  # no member is left that could
             self._fail(end)
             return
-        if type(end.error) is DeviceError:  # a TransferError is a file's fault
+        if type(end.error) is DeviceError:  # a TransferError is the fault of a file
             flight.blamed = failure
 
     def _place_again(self, request_id: str, flight: Flight, others: Collection[Member]) -> None:
-        """Have one of the others answer a query of which nothing came. Raises as `place`, and changes nothing then."""
+        """Retry a query without output on one of the others. Raises what `place` does, and then changes nothing."""
         expert, request, was = flight.ready.expert, flight.ready.request, flight.member
         self._count(flight, -1)
         try:
@@ -131,13 +131,13 @@ class Board:
             flight.expert, flight.again = expert, True
         finally:
             self._count(flight, 1)
-        query = flight.ready.query  # made ready anew: what reads tokens may have read some
-        for tell in self.at_move:  # before what the new one tells
+        query = flight.ready.query  # prepared again: its detokenizer may have consumed tokens
+        for tell in self.at_move:  # before the new one's own events
             tell(request_id, flight, was)
         self._pass_on(request_id, flight, lambda coterie: coterie.ready(query), was.now() - flight.asked_s)
 
     def _pass_on(self, request_id: str, flight: Flight, ready: Callable[[Coterie], Ready], asked_s: float) -> None:
-        """Hand a query that was asked so long ago to its new member."""
+        """Hand a query, asked `asked_s` ago, to its new member."""
         flight.asked_s = flight.member.now() - asked_s
         posted = flight.member.post(lambda coterie: coterie.take(ready(coterie), request_id, asked_s))
         self._watch(posted, flight.member, request_id)
@@ -151,7 +151,7 @@ class Board:
                 flight.member.post(lambda coterie: coterie.cancel(request_id))
 
     def abandon(self, request_ids: Iterable[str]) -> None:
-        """Stop these, and keep nothing more of them."""
+        """Stop these queries and discard their chunks."""
         gone = set(request_ids)
         with self.lock:
             self._news = [chunk for chunk in self._news if chunk.request_id not in gone]
@@ -159,8 +159,8 @@ class Board:
                 self._end(request_id).member.post(partial(_abandon, request_id))
 
     def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
-        """What a member's step brought; of a query that is not with it any more, nothing. What it could not answer, as
-        it failed, another one is asked.
+        """Take in the chunks of a member's step, ignoring those of queries it no longer has. Queries that it failed are
+        retried on another member.
         """
         with self.lock:
             failure = None
@@ -181,8 +181,8 @@ class Board:
             self.lock.notify_all()
 
     def look(self) -> None:
-        """See whose step does not come back. What such a member has of which nothing came goes on with another one, if
-        one can that does not hang, and its loads end so. What has begun waits on, until it is given up.
+        """Find members whose step hangs. Their queries without output move to a member that does not hang, if one can
+        serve them, and their loads fail. Queries with output wait until the member is given up.
         """
         with self.lock:
             for member, error in self.avoiding.look(self.members):
@@ -190,7 +190,7 @@ class Board:
             for member in self.members:
                 if member.broken is not None or not member.hangs():
                     continue
-                for request_id in self._with(member):  # also of those that found all others hanging, when it came
+                for request_id in self._with(member):  # including those placed while all others were hanging
                     self._move(request_id)
                 if not member.hangs(GIVEN_UP):
                     continue
@@ -199,14 +199,14 @@ class Board:
                     member.post(partial(_abandon, request_id))
 
     def _move(self, request_id: str) -> None:
-        """Ask another member than the one that has a query and hangs."""
+        """Retry a query of a hanging member on another one."""
         flight = self.flights[request_id]
         if flight.begun or flight.cancelled or flight.again:
             return
         was, others = flight.member, [one for one in self._others(flight) if not one.hangs()]
         if not others:
             return
-        with suppress(CoterieError):  # none of them can: it waits on
+        with suppress(CoterieError):  # none can: it keeps waiting
             self._place_again(request_id, flight, others)
             was.post(partial(_abandon, request_id))
 
@@ -217,7 +217,7 @@ class Board:
         return [request_id for request_id, flight in self.flights.items() if flight.member is member]
 
     def _answered(self, flight: Flight) -> None:
-        """A query's member works; so whoever failed it before was at fault, and not the query."""
+        """A query's member works, so a member that failed the query before was itself at fault."""
         self.avoiding.answered(flight.member)
         failure, flight.blamed = flight.blamed, None
         if failure is not None and not failure.counted:
@@ -225,7 +225,7 @@ class Board:
             self.avoiding.failed(failure.member, failure.error)
 
     def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
-        """What a member had goes on with another one, if nothing came of it yet, or else ends with this error."""
+        """A member has stopped: its queries without output are retried on another one, others end with the error."""
         with self.lock:
             for request_id in self._with(member):
                 self._ask_again(Chunk(request_id, "", error=error))
@@ -235,7 +235,7 @@ class Board:
             self.lock.notify_all()
 
     def _watch(self, posted: Future[None], member: Member, request_id: str) -> None:
-        """End a query whose member refuses it late, or has broken before it came."""
+        """End a query if its member refuses it late; retry it if the member broke before taking it."""
 
         def look(future: Future[None]) -> None:
             error = future.exception()
@@ -245,7 +245,7 @@ class Board:
                 flight = self.flights.get(request_id)
                 if flight is None or flight.member is not member:
                     return
-                if error is member.broken and isinstance(error, DeviceError):  # and not that it was closed
+                if error is member.broken and isinstance(error, DeviceError):  # not on a close
                     self._ask_again(Chunk(request_id, "", error=error))
                 else:
                     self._fail(Chunk(request_id, "", error=error))
@@ -268,7 +268,7 @@ class Board:
     # ---- loads
 
     def load(self, expert: str, tell: Told, member: Member) -> None:
-        """Have an expert brought in by one; `tell` is called by who takes the news. Raises what refuses it."""
+        """Have a member load an expert; `tell` is called by the thread that takes the news. Raises if it is refused."""
 
         def told(error: CoterieError | None) -> None:
             with self.lock:
@@ -294,25 +294,26 @@ class Board:
 
     @property
     def idle(self) -> bool:
-        """True when nobody waits for anything, and all news were taken."""
+        """True if no query is unfinished and all news have been taken."""
         with self.lock:
             return not (self.flights or self._news)
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and no expert is being loaded, or is there and not told of."""
+        """True if it is idle, no expert is being loaded, and no load is unreported."""
         with self.lock:
             return not (self.flights or self._news or self.loads or self._told or loading(self.members))
 
     def wake(self) -> None:
-        """Let who waits for news, or who comes next, go on without."""
+        """Make the present or the next wait for news return without any."""
         with self.lock:
             self._woken = True
             self.lock.notify_all()
 
     def take(self, within_s: float, wanted: Collection[str] | None = None) -> list[Chunk]:
-        """The news, of the `wanted` or of all, in order; where there are none yet, those that come within a time. Tells
-        who asked for loads."""
+        """The news of the `wanted` queries, or of all, in order; if there are none, those that arrive within a time.
+        Also calls back for finished loads.
+        """
         with self.lock:
             self.look()
             if not (self._has(wanted) or self._told or self._woken):
@@ -326,12 +327,12 @@ class Board:
         return chunks
 
     def has_more(self, request_id: str) -> bool:
-        """Whether chunks of a query will come, or are kept."""
+        """Whether chunks of a query will come or are kept."""
         with self.lock:
             return request_id in self.flights or self._has({request_id})
 
     def waiting(self, client: str) -> tuple[int, int]:
-        """How many queries have no chunk yet and wait for one, of all clients and of one."""
+        """How many queries wait for their first chunk: of all clients, and of this one."""
         waits = [flight for flight in self.flights.values() if not (flight.begun or flight.cancelled)]
         return len(waits), sum([flight.ready.query.client == client for flight in waits]) if client else 0
 

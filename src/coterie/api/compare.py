@@ -33,26 +33,26 @@ from coterie.kernels.cpu import rounds_attention
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import FLOAT32, Model, load_weights_f32
 
-# Of the largest value of a buffer: float32 sums of a few thousand terms in another order differ by less.
+# Relative to a buffer's largest value: reordering float32 sums of a few thousand terms changes them by less.
 TOLERANCE = 1e-4
-# A GPU rounds activations to the type of the weights, 2^-9 of each in bfloat16, where a step has more
-# than four tokens; a layer has four such products in a row, and errors add up from layer to layer (docs/triton.md).
+# In steps of more than four tokens a GPU rounds activations to the weights' type, for bfloat16 by 2^-9 of each value. A
+# layer has four such products in a row, and errors accumulate from layer to layer (docs/triton.md).
 GPU_TOLERANCE = 0.03
-# A CPU does so with every number of tokens where it is asked to, and so does the reference beside it: but a number near
-# the middle between two to either of them, and in a model of 30 layers that adds up to 0.02.
+# A CPU does so for any number of tokens, on request, and so does the reference. But a value near the midpoint of two
+# numbers may be rounded to either, which in a model of 30 layers adds up to 0.02.
 HALVES_TOLERANCE = GPU_TOLERANCE
-# Attention that rounds does so on both sides of both of its products: queries, and exponentials, beside keys and values
-# that were; largest of two released models were 0.03 and 0.055 (docs/log.md, 2026-11-29). What reads it is as near as
-# other products are.
+# Attention with rounding rounds both operands of both of its products: the queries and the exponentials, in addition to
+# the keys and values. The largest errors of two released models were 0.03 and 0.055 (docs/log.md, 2026-11-29). Values
+# computed from its output are again as close as those of other products.
 ATTENTION_TOLERANCE = 3 * HALVES_TOLERANCE
-# A CPU rounds activations for packed weights to 16 bits, or 12 of these, and so does the reference beside it: but one
-# near the middle between two numbers to either of them, 2^-11 of the largest of a group apart.
+# For packed weights a CPU rounds activations to 16 bits or fewer, and so does the reference. But a value near the
+# midpoint of two numbers may be rounded to either: an error of 2^-11 of its group's largest value.
 PACKED_TOLERANCE = 0.001
-# What meets a difference of a few bits is rounded to 8, and one near the middle between two numbers to either of them:
-# 1/127 of a group's largest apart, of which a product has as many terms as columns.
+# Values that differ by a few bits are then rounded to 8, and near a midpoint may be rounded either way: an error of
+# 1/127 of a group's largest value, in any of the terms of a product, which has as many as columns.
 CHANGE_TOLERANCE = 0.02
-# Keys and values are kept in the weights' type, and one near the middle between two neighbours may be kept as either:
-# up to 2^-7 of it apart in bfloat16, 2^-10 in float16. What reads them carries it on, and twice that leaves room.
+# Keys and values are stored in the weights' type, where a value near a midpoint may be rounded either way: an error of
+# up to 2^-7 of it in bfloat16, 2^-10 in float16. It propagates to what reads them; twice that leaves room.
 KV_TOLERANCE = {DType.BF16: 2**-6, DType.F16: 2**-9}
 FIRST_VALUES = 3
 
@@ -61,8 +61,8 @@ FIRST_VALUES = 3
 class Row:
     """One buffer: its first values on the device and in the reference.
 
-    `max_error` is the largest difference, relative to the reference's largest value; infinite for a NaN. `tolerance` is
-    what it may be, and `excess` how many times that it is.
+    `max_error`: the largest difference, relative to the reference's largest value; infinite for a NaN. `tolerance`: its
+    bound; `excess`: their ratio.
     """
 
     rule_set: str
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def excess(self) -> float:
-        """Above 1 something is wrong."""
+        """Above 1, something is wrong."""
         return self.max_error / self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,8 +86,8 @@ class Row:
 def open_one(
     ref: str, expert: str, prompt: str, activations: str = FLOAT32, device: str = "cpu"
 ) -> tuple[Model, tuple[int, ...]]:
-    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError when several experts fit, and
-    for activations that none of its weights is multiplied with.
+    """The model that `ref` and `expert` name, and the prompt's tokens. Raises UsageError if several experts match, and
+    for activations that apply to none of its weights.
     """
     composition = load_composition(ref)
     if not expert and len(composition.experts) > 1:
@@ -106,14 +106,14 @@ def open_one(
 
 
 def tolerances(model: Model, device: str) -> dict[str, float]:
-    """The error that a device may have in each value, of the value's largest.
+    """The error allowed in each value, relative to its largest element.
 
-    What reads no kept KV is held closely, and what meets no packed weights on a CPU more closely still.
+    Strict for values that do not depend on stored KV, and stricter on a CPU if they depend on no packed weights either.
     """
     close, packed = (TOLERANCE, PACKED_TOLERANCE) if gpu_number(device) is None else (GPU_TOLERANCE, GPU_TOLERANCE)
     loose = max(close, KV_TOLERANCE.get(model.kv.dtype, 0.0))
     found: dict[str, float] = {}
-    for op in model.graph.ops:  # each after those it reads
+    for op in model.graph.ops:  # in topological order
         own = loose if op.kind.endswith("attention") else close
         rounding = op.attrs.get(ROUNDING)
         if rounding in (INT8, INT8_OR_FINER):
@@ -165,7 +165,7 @@ def _load(device: Device, layout: Layout) -> Buffer:
 
 
 def reference_inputs(rows: Rows) -> dict[str, npt.NDArray[np.int32]]:
-    """A step's rows as the reference reads them."""
+    """A step's rows in the form that the reference takes."""
     given = {
         "tokens": rows.tokens_T,
         "positions": rows.positions_T,

@@ -39,15 +39,15 @@ from coterie.engine.request import Output, Request
 
 
 class Coterie(Serving, Controlled):
-    """Owns the device and everything on it. Threads may share it: one takes a step at a time, which serves all of them.
+    """Owns the device and everything on it. Thread-safe: one thread at a time takes a step, which serves all of them.
 
-    It closes when it is garbage collected, and when Python ends.
+    It closes when it is garbage collected, and at interpreter exit.
     """
 
     watch: Watch
 
     def __init__(self, composition: Composition, options: Options | None = None, of: OfFleet | None = None) -> None:
-        """Open every expert and reserve memory, or leave out what cannot be had. Raises CoterieError."""
+        """Open every expert and reserve memory, leaving out what the composition allows. Raises CoterieError."""
         self._options = options = check_alone(options or Options())
         self.names = (options.device,)
         opened, made = planned(open_all(composition, options), options) if of is None else (of.opened, of.made)
@@ -63,7 +63,7 @@ class Coterie(Serving, Controlled):
         self._numbers = itertools.count() if of is None else of.numbers
         self._lock, self._synthetic = threading.RLock(), parts.device.synthetic()
         self._close = weakref.finalize(self, self._parts.device.close)
-        self._close.atexit = of is None  # of several the Fleet closes each that does not hang
+        self._close.atexit = of is None  # a Fleet closes its own, except those that hang
         taught = None if of is None else of.routing
         self.routing = (
             self.routings.use(taught) if taught is not None else self.routings.teach(options.device, cache_folder())
@@ -72,7 +72,7 @@ class Coterie(Serving, Controlled):
 
     @classmethod
     def open(cls, ref: str | Path, options: Options | None = None, leave_out: bool = False) -> Coterie:
-        """Open "demo" (no Path is that), a composition.toml or a folder; `leave_out`: as of a folder, who cannot be."""
+        """Open "demo" (a str), a composition.toml or a folder; `leave_out`: skip experts that cannot be opened."""
         return cls(load_composition(ref, leave_out), options)
 
     @property
@@ -82,22 +82,22 @@ class Coterie(Serving, Controlled):
 
     @property
     def plan(self) -> Plan:
-        """Where the bytes go."""
+        """How memory is divided."""
         return self._parts.plan
 
     @property
     def members(self) -> tuple[Coterie, ...]:
-        """Itself: it has one device."""
+        """Only itself: it has one device."""
         return (self,)
 
     @property
     def idle(self) -> bool:
-        """True when nothing is queued or running, and every chunk was given out."""
+        """True if nothing is queued or running, and every chunk has been returned."""
         return self._parts.engine.idle and not self._unseen
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and no expert is being loaded: a step would change nothing."""
+        """True if it is idle and no expert is being loaded: a step would change nothing."""
         return self.idle and not self._parts.engine.loading
 
     def route(self, query: Query) -> Route:
@@ -118,7 +118,7 @@ class Coterie(Serving, Controlled):
                 self.routings.drop(request_id)
 
     def ready(self, query: Query) -> Ready:
-        """Do what of a query needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
+        """Prepare a query for the engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
         try:
             return prepared(query, self._begin(query), self.routing, self._experts)
         except ContextError as error:
@@ -127,9 +127,9 @@ class Coterie(Serving, Controlled):
             raise
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
-        """Queue a query and return its id, if there is room for it and for `more` of the same client right after it."""
+        """Queue a query and return its id, if the queue has room for it and for `more` of the same client to follow."""
         if isinstance(query, Query):
-            self._check_room(query, more)  # before any work, as it may be refused
+            self._check_room(query, more)  # before any work: it may be refused
             query = self.ready(query)
         request_id = f"{next(self._numbers):08x}"
         with self._lock:
@@ -138,12 +138,12 @@ class Coterie(Serving, Controlled):
         return request_id
 
     def take(self, ready: Ready, request_id: str, asked_s: float | None = None) -> None:
-        """Queue what is ready, by an id that nothing else has, however many wait. Raises as `submit`.
+        """Queue a ready query under a unique id, regardless of the queue's limit. Raises what `submit` does.
 
-        `asked_s`: another one was asked it so many seconds ago.
+        `asked_s`: seconds since another device was asked it first.
         """
         with self._opened():
-            if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced since, or is gone
+            if not ready.is_current(self.texts, self.composition.names):  # its expert was replaced or removed
                 ready = self.ready(ready.query)
             begun_s = self._parts.device.now() - (asked_s or 0.0)
             pending = InFlight(ready.query, ready.begun.prompt, asked_s=None if asked_s is None else begun_s)
@@ -160,18 +160,18 @@ class Coterie(Serving, Controlled):
             self._pending[request_id] = pending
 
     def check(self, ready: Ready) -> None:
-        """Raise what `submit` would of a request that can never run here, in any thread."""
+        """Raise what `submit` would for a request that can never run here. In any thread."""
         if ready.request is not None:
             self._parts.engine.check(self._capped(ready.request, ready.query))
 
     def places(self, client: str = "") -> int | None:
-        """How many more queries a client may let wait now; below 1: none, None: any number. Raises ClosedError."""
+        """How many more queries a client may queue now; below 1: none, None: unlimited. Raises ClosedError."""
         with self._opened():
             most = self._options.max_waiting
             return None if most is None else self._parts.engine.admission.places(client, most)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query. It waits at most `within_s` seconds for bytes.
+        """Take one engine step; returns the new chunks of each query. Waits at most `within_s` seconds for loads.
 
         Raises ClosedError.
         """
@@ -180,11 +180,11 @@ class Coterie(Serving, Controlled):
             return unseen + self._advance(within_s)
 
     def interrupt(self) -> None:
-        """End a `step` of several decode steps after the one that it is in. Any thread may call it."""
+        """Make a `step` that runs several decode steps stop after the current one. Any thread may call it."""
         self._parts.device.interrupt()
 
     def cancel(self, request_id: str) -> None:
-        """Stop a query; its last chunk says `cancelled`."""
+        """Stop a query; the finish reason of its last chunk is `cancelled`."""
         with self._lock:
             pending = self._pending.get(request_id)
             if pending is not None and pending.route is None:
@@ -194,16 +194,16 @@ class Coterie(Serving, Controlled):
                 self._parts.engine.cancel(request_id)
 
     def resident(self) -> tuple[str, ...]:
-        """Experts in the run tier, least recently used first; then bases of adapters, which stay."""
+        """Experts in the run tier, least recently used first; then the bases of adapters, which are never evicted."""
         return tuple([name for name in self._parts.all_weights.resident() if name in self.composition.names])
 
     def status(self) -> Status:
-        """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
+        """Where every expert is, what is queued and what has been done, between two steps. Raises ClosedError."""
         with self._opened():
             return look(self._parts, self.models, self.composition)
 
     def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
-        """Tell `sink` what happens from now on; the status, and who lies in each tier."""
+        """Report events to `sink` from now on; returns the status, and the residents of each tier."""
         with self._opened():
             self.watch.follow(sink)
             found = self.status(), self.watch.residents()
@@ -211,11 +211,11 @@ class Coterie(Serving, Controlled):
             return found
 
     def look_again(self) -> Look:
-        """What is new in the file or folder, opened, in any thread. Raises what opening a composition does."""
+        """What has changed in the file or folder, opened, in any thread. Raises what opening a composition does."""
         return look_again(self.routing, self.models, self.texts, self._options)
 
     def rescan(self, looked: Look | None = None) -> Rescan:
-        """Serve what another look found, or else one now; who is gone is asked no more. Raises as that."""
+        """Serve what `look_again` found, or would find now; removed experts get no new requests. Raises the same."""
         looked = looked or self.look_again()
         with self._opened():
             routing, found = rescan(self.routing, looked, self._parts, self.models, self.texts, self._options)
@@ -224,7 +224,7 @@ class Coterie(Serving, Controlled):
             return found
 
     def release_idle(self) -> int:
-        """Unload all that is not pinned, KV state too, and give its memory back; how many bytes. 0 if not quiet."""
+        """Unload all that is not pinned, including KV state, and free its memory; returns the bytes. 0 if not quiet."""
         with self._opened():
             return release_idle(self._parts) if self.quiet else 0
 
@@ -233,7 +233,7 @@ class Coterie(Serving, Controlled):
         return self._parts.trace()
 
     def close(self) -> None:
-        """Stop the device and give its memory back. Later calls, and those under way, get a ClosedError."""
+        """Stop the device and free its memory. Later calls, and those in progress, raise ClosedError."""
         with self._lock:
             self._close()
 
@@ -249,7 +249,7 @@ class Coterie(Serving, Controlled):
     def _control(self, expert: str) -> Iterator[tuple[ExpertControl, str]]:
         with self._opened():
             name = self.composition.expert(expert).name
-            if self.idle and not self.quiet:  # a load whose request has left: has it ended?
+            if self.idle and not self.quiet:  # a load without a request may have ended
                 self._unseen += self._advance(0.0)
             yield self._parts.engine.control, name
 
@@ -261,7 +261,7 @@ class Coterie(Serving, Controlled):
             return self._parts.all_weights.residents
 
     def _check_room(self, query: Query, more: int) -> None:
-        """Raise ClosedError, or CrowdedError where too many wait."""
+        """Raise ClosedError, or CrowdedError if the queue is full."""
         with self._opened():
             if (most := self._options.max_waiting) is not None:
                 self._parts.engine.check_room(query.client, most, 1 + more)
@@ -287,7 +287,7 @@ class Coterie(Serving, Controlled):
         chunks = []
         for output in self._parts.engine.step(until):
             self.watch.output(output)
-            if output.request_id in self._pending:  # else its caller has left
+            if output.request_id in self._pending:  # else it was abandoned
                 chunks.append(self._chunk(output))
             decided = self.routings.take(output)
             if decided in self._pending:
@@ -295,7 +295,7 @@ class Coterie(Serving, Controlled):
         return chunks
 
     def _decided(self, request_id: str, output: Output) -> list[Chunk]:
-        """The router's model has answered: on to the expert. Chunks only where it ends here."""
+        """The router's model has answered: submit to the expert. Returns chunks only if the query ends here."""
         pending = self._pending[request_id]
         try:
             route = self.routings.route(request_id)
@@ -320,19 +320,19 @@ class Coterie(Serving, Controlled):
         return [self._chunk(replace(output, request_id=request_id, expert_id="", token_ids=(), text=""))]
 
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
-        """One step's chunks of these queries, after those that were kept; those of others are kept."""
+        """The chunks of these queries from one step, including ones kept earlier; chunks of other queries are kept."""
         with self._lock:
             chunks = self.step(WAIT_S)
             self._unseen += [chunk for chunk in chunks if chunk.request_id not in wanted]
         return [chunk for chunk in chunks if chunk.request_id in wanted]
 
     def _has_more(self, request_id: str) -> bool:
-        """Whether chunks will come, or are kept. Under the lock: another thread may be in the middle of a step."""
+        """Whether chunks will come or are kept. Takes the lock: another thread may be in the middle of a step."""
         with self._lock:
             return request_id in self._pending or any(chunk.request_id == request_id for chunk in self._unseen)
 
     def abandon(self, request_ids: Sequence[str]) -> None:
-        """Stop these if they go on, and keep nothing more of them."""
+        """Stop these queries and discard their remaining chunks."""
         with self._lock:
             self._unseen = [chunk for chunk in self._unseen if chunk.request_id not in request_ids]
             for request_id in request_ids:

@@ -1,4 +1,4 @@
-"""Embeddings: whose vectors are meant, and what is given of them: their beginning, and of length one.
+"""Embeddings: which expert's vectors are meant, and how they are returned: truncated, and normalised.
 
 Knows nothing about engines or HTTP.
 """
@@ -21,7 +21,7 @@ def embedder(texts: Mapping[str, Text], composition: Composition, model: str) ->
     """The expert whose vectors are meant: the named one; for the composition's name the only one that gives vectors
     alone, or the only expert.
 
-    Raises NotFoundError for an unknown name, RequestError where it might be several.
+    Raises NotFoundError for an unknown name, RequestError if there are several candidates.
     """
     if model and model != composition.name:
         return composition.expert(model).name
@@ -37,13 +37,13 @@ def embedder(texts: Mapping[str, Text], composition: Composition, model: str) ->
 
 
 def query_of(text: str, expert: str, use: str = "", prompt_ids: Sequence[int] = ()) -> Query:
-    """What asks an expert for the vector of a text, or of tokens as they are."""
+    """The query for an expert's vector of a text, or of given tokens."""
     return Query((Message("user", text),), expert, raw=True, embeds=True, use=use, prompt_ids=tuple(prompt_ids))
 
 
 def output_vectors(answers: Sequence[Answer], text: Text, dimensions: int | None = None) -> F32:
-    """The vectors [N, D] of an expert, of length one where that is how it makes them; or their first `dimensions`
-    numbers, of length one again.
+    """The vectors [N, D] of an expert, normalised if it is made so; or their first `dimensions` numbers, normalised
+    again.
 
     Raises RequestError for more dimensions than there are, and as `raw_vectors`.
     """
@@ -59,11 +59,11 @@ def output_vectors(answers: Sequence[Answer], text: Text, dimensions: int | None
 
 
 def raw_vectors(answers: Sequence[Answer], text: Text) -> F32:
-    """What an expert makes of all it has pooled [N, *], before lengths are made one.
+    """An expert's pooled vectors after its dense layers [N, *], before normalisation.
 
-    Raises CheckpointError, and DeviceError where its layers make no numbers of it.
+    Raises CheckpointError, and DeviceError if the layers' result is not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # told of below
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
         vectors_ND = apply_layers(text.embedding, [answer.vector for answer in answers])
     if not np.isfinite(vectors_ND).all():
         fact = "a layer behind the pooling gives values that are not numbers"
@@ -72,15 +72,15 @@ def raw_vectors(answers: Sequence[Answer], text: Text) -> F32:
 
 
 def apply_layers(embedding: Embedding, pooled: Sequence[Sequence[float]]) -> F32:
-    """What an expert makes of what it has pooled [N, *], before lengths are made one. Raises CheckpointError."""
-    vectors_ND = np.array([np.array(row, np.float32) for row in pooled], np.float32)  # others go on between two rows
+    """An expert's dense layers applied to pooled vectors [N, *], before normalisation. Raises CheckpointError."""
+    vectors_ND = np.array([np.array(row, np.float32) for row in pooled], np.float32)  # by rows: lets other threads run
     for layer in embedding.layers:
         vectors_ND = layer.of(vectors_ND)
     return vectors_ND
 
 
 def normalised(vectors_ND: F32) -> F32:
-    """Vectors of length one, those of length zero as they are."""
+    """Vectors scaled to length one; zero vectors stay zero."""
     lengths_N1 = np.sqrt((vectors_ND.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     found: F32 = (vectors_ND / np.where(lengths_N1 > 0, lengths_N1, 1)).astype(np.float32)
     return found

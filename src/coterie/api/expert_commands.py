@@ -1,4 +1,4 @@
-"""What may be asked besides answers: that experts come, go, and stay.
+"""Commands besides queries: loading, unloading and pinning experts.
 
 Knows nothing about how the engine does it.
 """
@@ -14,7 +14,7 @@ from coterie.engine.expert_control import ExpertControl, Told
 
 
 class ExpertCommands(ABC):
-    """The part of what serves that loads, unloads and pins."""
+    """The part of a server that loads, unloads and pins."""
 
     @abstractmethod
     def _advance_for(self, wanted: set[str]) -> list[Chunk]:
@@ -22,17 +22,17 @@ class ExpertCommands(ABC):
 
     @abstractmethod
     def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
+        """As load, without waiting: a later `step` calls `tell`, with None or the error."""
 
     @abstractmethod
     def unload(self, expert: str) -> None:
-        """Forget every copy of an expert. Raises NotFoundError, ConflictError while it is used, loading or pinned."""
+        """Drop every copy of an expert. Raises NotFoundError; ConflictError while it is in use, loading or pinned."""
 
     @abstractmethod
     def pin(self, expert: str) -> None:
-        """Never evict an expert from the run tier, from now or from when it comes in.
+        """Never evict an expert from the run tier, from now on or once it is loaded.
 
-        Raises NotFoundError, and ConflictError where the largest of the others would have no room any more.
+        Raises NotFoundError, and ConflictError if that would leave no room for the largest other expert.
         """
 
     @abstractmethod
@@ -40,10 +40,10 @@ class ExpertCommands(ABC):
         """Let an expert be evicted again. Raises NotFoundError."""
 
     def load(self, expert: str) -> None:
-        """Bring an expert into the run tier and wait until all of it is there. It may be evicted again: see pin.
+        """Load an expert into the run tier and wait for all of it. It may be evicted later: see pin.
 
-        Others go on meanwhile, their chunks are kept. Raises NotFoundError, ConflictError where pinned ones leave no
-        room, and the failure of the load.
+        Other queries continue meanwhile; their chunks are kept. Raises NotFoundError, ConflictError if pinned experts
+        leave no room, and the failure of the load.
         """
         told: list[CoterieError | None] = []
         self.load_soon(expert, told.append)
@@ -54,19 +54,19 @@ class ExpertCommands(ABC):
 
 
 class Controlled(ExpertCommands):
-    """The same, by the control of one engine."""
+    """These commands, on one engine."""
 
     @abstractmethod
     def _control(self, expert: str) -> AbstractContextManager[tuple[ExpertControl, str]]:
-        """Where an expert is controlled, between two steps, and its own name. Raises NotFoundError, ClosedError."""
+        """The expert control, held between two steps, and the expert's own name. Raises NotFoundError, ClosedError."""
 
     def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, but do not wait: a later `step` calls `tell`, with None or with why it is not there."""
+        """As load, without waiting: a later `step` calls `tell`, with None or the error."""
         with self._control(expert) as (control, name):
             control.load(name, tell)
 
     def unload(self, expert: str) -> None:
-        """Forget every copy of an expert."""
+        """Drop every copy of an expert."""
         with self._control(expert) as (control, name):
             control.unload(name)
 

@@ -1,10 +1,10 @@
 """Fleet: a composition on several devices, behind one endpoint.
 
     query -> ready, once -> place (engine/placement.py) -> a member's thread: its Coterie, engine, cache, KV, device
-                              board: who has what, news <--'
+                              board: state, news <-------'
 
-What says who the experts are is opened once: configs, tokenizers, router. A device has memory and programs of its own.
-Knows nothing about HTTP or the command line.
+Configs, tokenizers and the router are opened once; memory and programs exist per device. Knows nothing about HTTP or
+the command line.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from coterie.engine.admission import check_room_among, places_among
 
 
 class Fleet(FleetExperts, Serving):
-    """Owns several devices, each with a Coterie that a thread of its own steps. Threads may share it.
+    """Owns several devices, each with a Coterie that is stepped by its own thread. Thread-safe.
 
-    `composition`, `models`, `texts` and `routing` are those of the first device that answers; where a rescan could not
-    renew an expert on another one, that one is not asked for it. A device that breaks is asked nothing more; what it
-    had goes on with another one, once, unless some of an answer was given out. Where none is left, `step` raises what
-    the first has ended with. It closes when it is garbage collected, and when Python ends.
+    `composition`, `models`, `texts` and `routing` are those of the first working device; a device on which a rescan
+    could not renew an expert is not asked for that expert. A device that breaks gets no more requests; its queries are
+    retried once on another one, unless part of an answer was returned. If none is left, `step` raises the first one's
+    error. It closes when it is garbage collected, and at interpreter exit.
     """
 
     watch: FleetWatch
@@ -86,43 +86,45 @@ class Fleet(FleetExperts, Serving):
 
     @property
     def members(self) -> tuple[Coterie, ...]:
-        """The Coteries, in the order of the devices. Their threads step them: nobody else may."""
+        """The Coteries, in the order of the devices. Only their own threads may step them."""
         return tuple([member.coterie for member in self._members])
 
     @property
     def idle(self) -> bool:
-        """True when nothing is queued or running, and every chunk was given out."""
+        """True if nothing is queued or running, and every chunk has been returned."""
         return self._board.idle
 
     @property
     def quiet(self) -> bool:
-        """True when it is idle and no expert is being loaded; never where no device is left: `step` says why."""
+        """True if it is idle and no expert is being loaded; never if no device is left: `step` then raises why."""
         return self._board.quiet and self._board.ended is None
 
     @property
     def broken(self) -> dict[str, CoterieError]:
-        """Why which devices answer nothing any more."""
+        """The devices that have stopped for good, with the errors."""
         return {member.name: member.broken for member in self._members if member.broken is not None}
 
     @property
     def avoided(self) -> dict[str, CoterieError]:
-        """Why which devices are asked only where no other one can be: they fail what others answer, or hang."""
+        """The devices that are asked only if no other can be, because they hang or fail what others answer, with the
+        errors.
+        """
         with self._board.lock:
             self._board.look()
             return self._board.avoiding.reasons()
 
     def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
-        """Call `tell` with the name of a device that is avoided from now on and why; with None, that it is no more."""
+        """Register a callback for devices that become avoided, with the reason; or, with None, no longer are."""
         self._board.avoiding.tells.append(lambda member, error: tell(member.name, error))
 
     def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
-        """Call `tell` with a device's name, the error and its cause when one breaks, in its thread: it must return at
-        once.
+        """Register a callback for a device that breaks, with the error and its cause. It runs in the device's thread
+        and must return at once.
         """
         self._board.at_break.append(lambda member, error, cause: tell(member.name, error, cause))
 
     def route(self, query: Query) -> Route:
-        """The router's decision for a query. A model that the router asks is run where that costs least."""
+        """The router's decision for a query. A model that the router asks runs on the device where that costs least."""
         pending = self._begin(query)
         route = self._asked_for(query, pending) if pending.asks else self.routing.finish(pending)
         if pending.route is not None:
@@ -130,7 +132,7 @@ class Fleet(FleetExperts, Serving):
         return route_that_fits(query, pending.prompt, route, self.routing.others, self._experts)[0]
 
     def ready(self, query: Query) -> Ready:
-        """Do what of a query needs no engine, in any thread."""
+        """Prepare a query for the engine, in any thread."""
         try:
             return prepared(query, self._begin(query), self.routing, self._experts)
         except ContextError as error:
@@ -138,9 +140,9 @@ class Fleet(FleetExperts, Serving):
             raise
 
     def submit(self, query: Query | Ready, more: int = 0) -> str:
-        """Place a query and return its id. What is refused only by the engine's turn is the last chunk's error."""
+        """Place a query and return its id. If a device's engine refuses it later, the last chunk has the error."""
         if isinstance(query, Query):
-            self._check_room(query, more)  # before any work, as it may be refused
+            self._check_room(query, more)  # before any work: it may be refused
             query = self.ready(query)
         ready = query if query.is_current(self.texts, self.composition.names) else self.ready(query.query)
         able = self._able(ready)
@@ -154,30 +156,31 @@ class Fleet(FleetExperts, Serving):
         return request_id
 
     def places(self, client: str = "") -> int | None:
-        """How many more queries a client may let wait now, on all devices together."""
+        """How many more queries a client may queue now, over all devices."""
         self._check_open()
         most = self._options.max_waiting
         with self._board.lock:
             return None if most is None else places_among(*self._board.waiting(client), client, most)
 
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """What is new, per query. The devices step themselves; it waits for one of them, at most `within_s` seconds.
+        """The new chunks of each query. The devices step themselves; this waits for one of them, at most `within_s`
+        seconds.
 
-        Raises ClosedError, and where no device is left and all was given out, what they have ended with.
+        Raises ClosedError, and, if no device is left and all chunks were returned, the error they stopped with.
         """
         self._check_open(answers=False)
         return self._left(self._board.take(WAIT_S if within_s is None else within_s))
 
     def interrupt(self) -> None:
-        """End a `step` that waits. Any thread may call it."""
+        """Make a waiting `step` return. Any thread may call it."""
         self._board.wake()
 
     def cancel(self, request_id: str) -> None:
-        """Stop a query; its last chunk says `cancelled`."""
+        """Stop a query; the finish reason of its last chunk is `cancelled`."""
         self._board.cancel(request_id)
 
     def abandon(self, request_ids: Sequence[str]) -> None:
-        """Stop these if they go on, and keep nothing more of them."""
+        """Stop these queries and discard their remaining chunks."""
         self._board.abandon(request_ids)
 
     def resident(self) -> tuple[str, ...]:
@@ -186,30 +189,30 @@ class Fleet(FleetExperts, Serving):
         return tuple(dict.fromkeys([name for each in all_of(self._members, Coterie.resident) for name in each]))
 
     def status(self) -> Status:
-        """All devices as one, and each (`devices`); between two steps of each, not all at one instant. Of one that
-        is in a long step it is what was last known (`late`).
+        """All devices as one, and each (`devices`), between its own steps; for one in a long step, the last known one
+        (`late`).
         """
         self._check_open()
         return self._together(*known_of(self._members))
 
     def turns(self) -> list[Future[None]]:
-        """A future of each that answers, which is over when it has taken a turn."""
+        """For each working device a future that is done when it has taken a turn."""
         return [member.post(lambda _: None) for member in self._members if member.broken is None]
 
     def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
-        """Tell `sink` what happens from now on; the status, and who lies in each tier of each device."""
+        """Report events to `sink` from now on; returns the status, and the residents of each tier of each device."""
         self._check_open()
         found, late, residents = self.watch.observe(sink, since)
         return self._together(found, late), residents
 
     def look_again(self) -> Look:
-        """What is new in the file or folder, opened once, in any thread."""
+        """What has changed in the file or folder, opened once, in any thread."""
         self._check_open()
         return self._lead.coterie.look_again()
 
     def rescan(self, looked: Look | None = None) -> Rescan:
-        """Serve what another look found on every device: first where it was looked from, then what differs from there
-        elsewhere, also since an earlier one. `kept` has those too that stay as they are on one of them.
+        """Serve what `look_again` found on every device: first on the one that looked, then on the others, with any
+        differences left by earlier rescans. `kept` includes experts that stay as they are on any device.
         """
         self._check_open()
         looked, lead = looked or self.look_again(), self._lead
@@ -222,15 +225,17 @@ class Fleet(FleetExperts, Serving):
         return replace(found, kept={**mine, **found.kept})
 
     def release_idle(self) -> int:
-        """Unload all that is not pinned on each device that is quiet, and give its memory back; how many bytes."""
+        """On each device, unload all that is not pinned and free its memory; returns the bytes. 0 if the fleet is not
+        quiet.
+        """
         self._check_open()
         return sum(all_of(self._members, Coterie.release_idle)) if self.quiet else 0
 
     def trace(self) -> Trace:
-        """What ran when, as far as it was recorded, each lane with its device."""
+        """What ran when, as far as it was recorded; each lane is named with its device."""
         traces = [
             member.coterie.trace() if member.broken is not None else member.call(Coterie.trace)
-            for member in self._members  # also of those that have ended, whose threads are over
+            for member in self._members  # stopped members have no thread to call
         ]
         named = list(zip(self.names, traces, strict=True))
         slices = [replace(one, lane=f"{name} {one.lane}") for name, trace in named for one in trace.slices]
@@ -238,7 +243,7 @@ class Fleet(FleetExperts, Serving):
         return Trace(slices, asyncs, traces[0].notes)
 
     def close(self) -> None:
-        """Stop all devices and give their memory back. Later calls, and those under way, get a ClosedError."""
+        """Stop all devices and free their memory. Later calls, and those in progress, raise ClosedError."""
         self._close()
         self._board.wake()
 
@@ -254,14 +259,16 @@ class Fleet(FleetExperts, Serving):
         return begun(self.routing, query, self.texts, self._residents)
 
     def _asked_for(self, query: Query, pending: Pending) -> Route:
-        """By what a model answers, on the device where that costs least. Raises also that this one hangs."""
+        """The route by a model's answer, run on the device where that costs least. Also raises an error if that device
+        hangs.
+        """
         request_id = f"{next(self._numbers):08x}"
         with self._board.lock:
             member = self._board.placing.cheapest(pending.asks[0].expert)
         member.wait(member.post(lambda coterie: coterie.routings.begin(request_id, pending, query)))
         try:
             while not member.wait(member.post(lambda coterie: coterie.routings.done(request_id))):
-                pass  # each time it has taken a step
+                pass  # once per step
             return member.wait(member.post(lambda coterie: coterie.routings.route(request_id)))
         finally:
             member.post(lambda coterie: coterie.routings.drop(request_id))
@@ -270,14 +277,14 @@ class Fleet(FleetExperts, Serving):
         return frozenset().union(*[member.seen.there for member in self._members if member.broken is None])
 
     def _follow(self, lead: Member) -> None:
-        """Serve what this one does."""
+        """Adopt this member's models, texts and routing."""
         self._lead, coterie = lead, lead.coterie
         self.models, self.texts = coterie.models, coterie.texts
         self.composition, self.routing = coterie.composition, coterie.routing
         self._experts = Experts(self.texts, self.models, coterie.parts.kv.tokens_held)
 
     def _together(self, found: Sequence[tuple[Member, Status]], late: Mapping[str, float]) -> Status:
-        if not found:  # all have ended since it was asked
+        if not found:  # all have stopped meanwhile
             self._check_open()
         broken, avoided = ({name: str(why) for name, why in each.items()} for each in (self.broken, self.avoided))
         unpinned = {name: str(error) for name, error in tuple(self._unpinned.items())}
@@ -290,7 +297,7 @@ class Fleet(FleetExperts, Serving):
         return chunks
 
     def _able(self, ready: Ready) -> list[Member] | None:
-        """Who can answer; None: any, as it is not known of whom it will be asked. Raises why nobody can."""
+        """The members that can answer; None: any, as the expert is not known yet. Raises an error if none can."""
         self._check_open()
         if ready.request is None:
             return None
@@ -308,7 +315,7 @@ class Fleet(FleetExperts, Serving):
         return able
 
     def _check_room(self, query: Query, more: int) -> None:
-        """Raise as `_check_open`, or CrowdedError where too many wait, which the first device's metrics count."""
+        """Raise what `_check_open` does, or CrowdedError if too many wait; the first device's metrics count it."""
         self._check_open()
         if (most := self._options.max_waiting) is None:
             return
@@ -316,11 +323,11 @@ class Fleet(FleetExperts, Serving):
             try:
                 check_room_among(*self._board.waiting(query.client), query.client, most, 1 + more)
             except CrowdedError:
-                self._lead.coterie.parts.engine.metrics.refused += 1 + more  # which nobody else changes here
+                self._lead.coterie.parts.engine.metrics.refused += 1 + more  # only changed here
                 raise
 
     def _check_open(self, answers: bool = True) -> None:
-        """Raise ClosedError; `answers`: or what the devices have ended with, where none is left."""
+        """Raise ClosedError; with `answers`, also the devices' error if none is left."""
         if not self._close.alive:
             fact = "this Fleet is closed"
             raise ClosedError(self.composition.name, fact, "use it inside its with block, or open it again")
@@ -331,12 +338,12 @@ class Fleet(FleetExperts, Serving):
 
 
 def opened_on(ref: str | Path, options: Options, leave_out: bool = False) -> Serving:
-    """A composition on the device, or on the several devices, that the options name. Raises CoterieError."""
+    """A composition on the device, or the several devices, that the options name. Raises CoterieError."""
     return Fleet.open(ref, options, leave_out) if options.beside else Coterie.open(ref, options, leave_out)
 
 
 def _stop(members: Sequence[Member]) -> None:
-    for member in members:  # all first, so that their last steps end together
+    for member in members:  # signal all before waiting for any, so that their last steps end together
         member.end()
     for member in members:
         with suppress(ClosedError):

@@ -1,8 +1,8 @@
-"""FleetExperts: experts that come, go and stay on several devices.
+"""FleetExperts: loading, unloading and pinning experts on several devices.
 
-    load    one: where it is, or where it costs least        pin           all that have it, else where it would come in
-    unload  all                                              unpin         all
-    who guesses for others: load and pin on all              device breaks: what only it had pinned, on another one
+    load           one: where it is, or where it costs least    pin            all that have it, else where it would go
+    unload         all                                          unpin          all
+    draft experts  load and pin on all                          device breaks  its pins that no other has move elsewhere
 
 Knows nothing about queries.
 """
@@ -27,13 +27,14 @@ from coterie.engine.expert_control import Told
 from coterie.memory.split import side_of
 
 Repinned: TypeAlias = Callable[[str, str, CoterieError | None], None]
-"""Told of an expert that a device had pinned which broke: the device's name where it is pinned now, or that broke, and
-why it is pinned nowhere."""
+"""Called when a device has broken, for an expert that only it had pinned: with the name of the device where it is
+pinned now, or of the broken one, and the error if it is pinned nowhere.
+"""
 
 
 class FleetExperts(ExpertCommands):
-    """The part of a Fleet that loads, unloads and pins. `_lead`: the member whose files count. `_unpinned`: whom nobody
-    has pinned any more, and why; `_at_repin`: who is told of pins that move.
+    """The part of a Fleet that loads, unloads and pins. `_lead`: the member whose files are authoritative. `_unpinned`:
+    experts whose pin was lost, with the error; `_at_repin`: callbacks for pins that move.
     """
 
     composition: Composition
@@ -44,11 +45,11 @@ class FleetExperts(ExpertCommands):
 
     @abstractmethod
     def _check_open(self) -> None:
-        """Raise ClosedError, or what the devices have ended with, where none is left."""
+        """Raise ClosedError, or the devices' error if none is left."""
 
     def load_soon(self, expert: str, tell: Told) -> None:
-        """As load, on the device where it is or where it costs least, but do not wait: a later `step` calls `tell`. Who
-        guesses for others comes in on all, and `tell` is called once, with the first error of any.
+        """As load, on the device where it is or where it costs least, without waiting: a later `step` calls `tell`.
+        Draft experts are loaded on all devices, and `tell` is called once, with the first error of any.
         """
         self._check_open()
         name = self.composition.expert(expert).name
@@ -61,14 +62,14 @@ class FleetExperts(ExpertCommands):
             self._board.load(name, told(), member)
 
     def unload(self, expert: str) -> None:
-        """Forget every copy of an expert on every device. Where some refuse, the others have forgotten theirs."""
+        """Drop every copy of an expert on every device. If some refuse, the others have dropped theirs."""
         self._check_open()
         name = self.composition.expert(expert).name
         self._of_all(name, lambda coterie: coterie.unload(name))
 
     def pin(self, expert: str) -> None:
-        """Never evict an expert from the devices that have it, or, where none has, from where it would come in; who
-        guesses for others from any. Where one refuses, no pin is set.
+        """Never evict an expert from the devices that have it, or, if none has, from the one that would load it; draft
+        experts from any. If one device refuses, no pin is set.
         """
         self._check_open()
         name = self.composition.expert(expert).name
@@ -89,18 +90,18 @@ class FleetExperts(ExpertCommands):
         self._unpinned.pop(name, None)
 
     def unpin(self, expert: str) -> None:
-        """Let an expert be evicted again, on every device, also where one of them hangs, which is the error then."""
+        """Let an expert be evicted again, on every device, even if one of them hangs; then that is raised."""
         self._check_open()
         name = self.composition.expert(expert).name
         self._unpinned.pop(name, None)
         self._of_all(name, lambda coterie: coterie.unpin(name))
 
     def at_repin(self, tell: Repinned) -> None:
-        """Call `tell` of each expert that only a device had pinned which broke."""
+        """Register a callback for each expert that only a broken device had pinned."""
         self._at_repin.append(tell)
 
     def _keep_pins(self, member: Member, error: CoterieError, cause: BaseException) -> None:
-        """Pin what only a member had pinned that has just broken elsewhere. On its thread, under the board's lock."""
+        """Move pins that only a broken member had to another. Called on its thread, under the board's lock."""
         others = [one for one in self._board.members if one.broken is None]
         if not others:
             return
@@ -109,14 +110,16 @@ class FleetExperts(ExpertCommands):
             if not _is_pinned(member.coterie, name) or any(_is_pinned(one.coterie, name) for one in self._having(name)):
                 continue
             able = serving(others, lead.coterie, name)
-            with suppress(CoterieError):  # none is able, or those that were break meanwhile too
+            with suppress(CoterieError):  # no other device is able, or those that were have broken too
                 first = self._board.placing.cheapest(name, able=able)
                 able.sort(key=lambda one: one is not first)
             fact = f"was pinned on {member.name}, which has stopped, and no other device serves it"
             self._pin_on_one_of(able, name, member, ConflictError(name, fact, "pin it again after a rescan"))
 
     def _pin_on_one_of(self, able: Sequence[Member], name: str, was: Member, error: CoterieError) -> None:
-        """Have the first that takes it pin an expert, and bring it in if it was in; where none does, say why."""
+        """Pin an expert on the first member that accepts it, and load it there if it was resident; else record the
+        error.
+        """
         if not able:
             self._unpinned[name] = error
             self._tell_repinned(name, was.name, error)
@@ -143,7 +146,7 @@ class FleetExperts(ExpertCommands):
             tell(name, where, error)
 
     def _of_all(self, name: str, function: Callable[[Coterie], None]) -> None:
-        """Have all that have an expert do something. Raises the first error, once all were asked."""
+        """Run a function on all members that have an expert. Raises the first error, once all were asked."""
         refused = list[CoterieError]()
         for member in self._having(name):
             try:
@@ -156,22 +159,22 @@ class FleetExperts(ExpertCommands):
             raise refused[0]
 
     def _guesses(self, name: str) -> bool:
-        """Whether an expert guesses for others: then it is wanted wherever these are."""
+        """Whether an expert drafts for others: then it is wanted wherever these are."""
         return any(model.draft == name for model in self._lead.coterie.models.values())
 
     def _having(self, name: str) -> list[Member]:
-        """Those that answer, and have an expert, by whatever files."""
+        """The working members that have an expert, whatever its files."""
         return [one for one in self._board.members if one.broken is None and name in one.coterie.composition.names]
 
 
 def _once(tell: Told, count: int) -> Callable[[], Told]:
-    """Makes listeners, so many in all, of whom the last one to be told tells, and the first error of any."""
+    """Makes `count` callbacks in all; the last one called calls `tell`, with the first error of any."""
     errors, numbers = list[CoterieError | None](), itertools.count(1)
 
     def made() -> Told:
         def told(error: CoterieError | None) -> None:
             errors.append(error)
-            if next(numbers) == count:  # in one thread, whoever told the others
+            if next(numbers) == count:  # callbacks run in one thread
                 tell(next((one for one in errors if one is not None), None))
 
         return told
@@ -180,7 +183,7 @@ def _once(tell: Told, count: int) -> Callable[[], Told]:
 
 
 def _ignore(error: CoterieError | None) -> None:
-    """Of a load that nobody waits for: a request of that expert begins it again, or says why not."""
+    """For a load that no caller waits for: a request for the expert starts it again, or gets the error."""
 
 
 def _is_pinned(coterie: Coterie, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""FleetWatch: what happens on several devices, told to one listener, each happening with its device.
+"""FleetWatch: events of several devices, reported to one listener, each with its device's name.
 
-Knows nothing about who looks on, or how.
+Knows nothing about who listens, or how.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from coterie.core.errors import CoterieError
 
 
 class FleetWatch:
-    """As Watch, of all members of a fleet; any thread may ask it."""
+    """As Watch, for all members of a fleet; callable from any thread."""
 
     def __init__(self, board: Board) -> None:
         self._board, self._lock = board, threading.Lock()
@@ -30,15 +30,15 @@ class FleetWatch:
         board.at_move.append(self._moved)
 
     def follow(self, sink: Sink | None) -> None:
-        """Tell `sink` from now on, or nobody; one call at a time."""
+        """Report events to `sink` from now on; None: stop. One call at a time."""
         self._sink = sink
         all_of(self._board.members, lambda coterie: coterie.watch.follow(self._tagged(coterie)))
 
     def observe(
         self, sink: Sink, since: Since
     ) -> tuple[list[tuple[Member, Status]], dict[str, float], list[dict[str, Any]]]:
-        """As Serving.observe: the status of each, and as `known_of` how old it is of whom. Who hangs tells what happens
-        from when it does not any more.
+        """As Serving.observe: the status of each member and, as in `known_of`, the age of outdated ones. A member that
+        hangs reports events only from when it responds again.
         """
 
         def begin(coterie: Coterie) -> tuple[Status, list[dict[str, Any]]]:
@@ -59,7 +59,7 @@ class FleetWatch:
         return list(found.items()), late, residents
 
     def waiting(self, request_id: str) -> Waiting | None:
-        """What a query waits for; no bytes where its device is in a step that takes longer than anybody may wait."""
+        """What a query waits for; without bytes if its device is in a step too long to wait for."""
         with self._board.lock:
             flight = self._board.flights.get(request_id)
             count = sum([not one.begun for one in self._board.flights.values()])
@@ -69,7 +69,7 @@ class FleetWatch:
         try:
             return member.post(lambda coterie: coterie.watch.waiting(request_id)).result(WAIT_S)
         except LateError:
-            asked = flight.ready.route is None and flight.expert == flight.ready.expert  # a model, where it goes
+            asked = flight.ready.route is None and flight.expert == flight.ready.expert  # the router's model
             return Waiting(
                 "" if asked else flight.expert, False, flight.expert not in member.seen.there, False, 0, 0, count
             )
@@ -77,7 +77,7 @@ class FleetWatch:
             return None
 
     def refused(self, request_id: str, error: CoterieError, expert: str = "") -> None:
-        """It is known where a request goes, and there it is not taken: told by the first device that answers."""
+        """A request was routed and its expert refuses it; reported by the first working device."""
 
         def tell(coterie: Coterie) -> None:
             coterie.watch.refused(request_id, expert or error.where, error)

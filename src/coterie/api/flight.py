@@ -1,4 +1,4 @@
-"""Flight: a query that a fleet has not ended, and what its board knows of it.
+"""Flight: an unfinished query of a fleet, and what its board knows about it.
 
 Knows nothing about how it is placed.
 """
@@ -15,7 +15,9 @@ from coterie.core.errors import DeviceError
 
 @dataclass(slots=True)
 class Failure:
-    """A step that failed one or more queries of a member; `counted` against it: once, however many these are."""
+    """A step that failed one or more queries of a member; `counted`: held against it, once, however many queries
+    failed.
+    """
 
     member: Member
     error: DeviceError
@@ -24,10 +26,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Flight:
-    """A query that has not ended: with whom it is, of which expert, since when by that one's clock.
+    """An unfinished query: its member, its expert, and when it was asked, on that member's clock.
 
-    `ready`: as it was asked; `able`: who could answer it then, None: anybody. `begun`: it has a chunk. `again`: the
-    first that had it has broken, or failed it. `blamed`: that failure, should another one answer it.
+    `ready`: as asked; `able`: the members that could answer it then, None: any. `begun`: it has a chunk. `again`: it
+    was retried after its first member broke or failed it. `blamed`: that failure, to be counted if another member
+    answers.
     """
 
     member: Member

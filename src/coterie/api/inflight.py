@@ -1,4 +1,4 @@
-"""InFlight: a query on its way, and what the engine's outputs of it become: chunks, the last one with the answer.
+"""InFlight: a query being answered, and how the engine's outputs become chunks, the last one with the answer.
 
 Knows nothing about engines or threads.
 """
@@ -15,16 +15,16 @@ from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.composition.router import Prompt, Route
 from coterie.engine.request import Output, Request, TokenLogprobs
 
-DEFAULT_MAX_TOKENS = 2048  # a program or a letter is whole in so many, and what goes round and round ends
-MAX_TOKENS_OF_TEXT = 256  # text that goes on without a chat template may have no end
-SHARE_OF_KV = 8  # by default no answer takes a larger part of the KV cache, so that others have room beside it
+DEFAULT_MAX_TOKENS = 2048  # enough for a whole program or letter, and stops one that repeats itself
+MAX_TOKENS_OF_TEXT = 256  # without a chat template a text may never end
+SHARE_OF_KV = 8  # by default an answer may use at most this fraction (1 in 8) of the KV cache, leaving room for others
 
 
 @dataclass(slots=True)
 class InFlight:
-    """A query in flight: what is known of its answer so far. `route` is None as long as a model is asked for it.
+    """A query in flight and its answer so far. `route` is None while a model is asked for it.
 
-    `asked_s`: when it was asked; None where the router reads the text alone.
+    `asked_s`: when it was asked; None if the router asks no model.
     """
 
     query: Query
@@ -44,13 +44,13 @@ class InFlight:
     def begin(
         self, route: Route, prompt_ids: Sequence[int], tokenizer: Tokenizer | None, end_ids: tuple[int, ...]
     ) -> None:
-        """An expert has it now, whose tokens these are."""
+        """Its expert is known, and these are its tokens there."""
         self.route, self.prompt_tokens, self.tokenizer, self.end_ids = route, len(prompt_ids), tokenizer, end_ids
         if self.query.choice.score_prompt:
             self.prompt_logprobs.append(spell(tokenizer, TokenLogprobs(prompt_ids[0], nan)))
 
     def chunk(self, output: Output, synthetic: bool) -> Chunk:
-        """What an output says to who asked. `synthetic`: tokens are made up on this device."""
+        """An output as the caller's chunk. `synthetic`: the device's tokens are made up."""
         scored = self._scored(output) if output.logprobs else ()
         if self.query.max_tokens == 0:
             output = _undrawn(output)
@@ -66,7 +66,7 @@ class InFlight:
         return Chunk(output.request_id, output.expert_id, *said, answer, output.error, found, scored, output.reasoning)
 
     def _scored(self, output: Output) -> tuple[TokenLogprob, ...]:
-        """What the prompt's tokens were worth, once it is known of all of them."""
+        """The prompt's logprobs, once those of all its tokens are known."""
         count = len(output.logprobs) - len(output.token_ids)
         if not self.query.choice.score_prompt or self.token_ids or not output.token_ids:
             return ()
@@ -74,7 +74,7 @@ class InFlight:
         return tuple(self.prompt_logprobs)
 
     def _found(self, output: Output) -> tuple[TokenLogprob, ...]:
-        """What the new tokens were worth. An end token is no part of the text, nor is that."""
+        """The logprobs of the new tokens, without end tokens, which are not part of the text."""
         shown = output.logprobs[len(output.logprobs) - len(output.token_ids) :]
         if not self.query.choice.score_prompt:
             shown = tuple([one for one in shown if one.token not in self.end_ids])
@@ -118,11 +118,11 @@ class InFlight:
 
 
 def tokens_to_draw(query: Query, room: int, chats: bool = True) -> int:
-    """How many tokens the engine draws at most, where the context has `room` for so many; `chats`: the expert is told
-    by a chat template where an answer ends.
+    """The limit on tokens to generate, given `room` for them in the context; `chats`: a chat template tells the expert
+    where an answer ends.
 
-    One, to be dropped, where a prompt is scored and none is wanted. A context can hold fewer tokens than the default
-    allows; only a limit that the user chose is held against him.
+    One, to be dropped, if the prompt is scored and no token is wanted. The default is reduced to fit the context; a
+    limit set by the user is not, and may be refused.
     """
     if query.max_tokens == 0 and query.choice.score_prompt:
         return 1
@@ -131,8 +131,8 @@ def tokens_to_draw(query: Query, room: int, chats: bool = True) -> int:
 
 
 def capped_by_kv(request: Request, query: Query, holds: int) -> Request:
-    """A query's request, where its limit is the default with no more than a share of the KV cache, which `holds` so
-    many tokens of the expert, and one that fits: the last token is never fed back and needs no place there.
+    """The request; if its limit is the default, reduced to a share of the KV cache, which `holds` so many of the
+    expert's tokens, and to what fits. The last token is never fed back and needs no place there.
     """
     if query.max_tokens is not None:
         return request

@@ -1,6 +1,6 @@
-"""Jobs: what others ask of a thread that steps an engine, done between two steps and in order.
+"""Jobs for a thread that steps an engine, run between two steps, in order.
 
-    put, in any thread --> Inbox --work, in its one thread--> run        refused or closed: fail, so that nobody waits
+    put, in any thread --> Inbox --work, in its one thread--> run        refused or closed: fail, so no caller hangs
 
 Knows nothing about engines, or who asks.
 """
@@ -15,18 +15,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Something to do between two steps; `fail` tells whoever waits for it that it will not be done."""
+    """Something to do between two steps; `fail` tells the waiting caller that it will not be done."""
 
     run: Callable[[], None]
     fail: Callable[[Exception], None]
 
 
 def _for_ever() -> None:
-    """How long a thread sleeps that has nothing to do when it has slept for long."""
+    """The defaults of `work`: no limit on a sleep, and nothing to do after one."""
 
 
 class Inbox:
-    """Jobs for one thread. `wake` ends its step early. `refuses`: by which error what comes fails; None: it is done."""
+    """Jobs for one thread. `wake` ends its step early. `refuses`: the error that new jobs fail with; None: they are
+    accepted.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -34,22 +36,22 @@ class Inbox:
         self.refuses: Exception | None = None
 
     def put(self, job: Job) -> None:
-        """Have a job done, or fail it where no more are."""
+        """Queue a job, or fail it if the inbox is closed."""
         if self.refuses is not None:
             job.fail(self.refuses)
             return
         self._jobs.put(job)
-        self._wake()  # after the put: whoever ends a run early finds the job
+        self._wake()  # after the put, so that the interrupted thread finds the job
         if self.refuses is not None:
-            self.close(self.refuses)  # in between, and nobody else may empty it any more
+            self.close(self.refuses)  # closed in between: no one else may be left to drain it
 
     def end(self) -> None:
-        """Let `work` say that it is over once what was put before is done."""
+        """Make `work` return False once the jobs queued so far are done."""
         self._jobs.put(None)
         self._wake()
 
     def close(self, error: Exception) -> None:
-        """Nobody does any more of these: all who wait are told this error, and who comes later."""
+        """Fail all queued and later jobs with this error."""
         self.refuses = error
         with suppress(queue.Empty):
             while True:
@@ -62,10 +64,10 @@ class Inbox:
         rest_s: Callable[[], float | None] = _for_ever,
         rest: Callable[[], object] = _for_ever,
     ) -> bool:
-        """Do the jobs that wait. False when told to end.
+        """Run the queued jobs. False when told to end.
 
-        `sleeps`: where there are none, until there is one; whenever nothing came for `rest_s` (seconds, None: for ever)
-        `rest` is called.
+        `sleeps`: if there are none, wait for one; each time `rest_s` seconds (None: forever) pass without one, call
+        `rest`.
         """
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Known: the status of one device as it was before the step under way, for who does not wait for the end of that step.
+"""Known: the status of one device before its present step, for callers that do not wait for the end of a long step.
 
     [ a status, if the last is old | timed: a job, or a step ] [ a status, ...         its one thread
                                                           late? status, age_s                 any thread
@@ -14,15 +14,15 @@ from time import monotonic
 
 from coterie.api.status import Status
 
-# Choices, not measurements; a status of 17 experts takes half a millisecond, of hundreds some.
-SOON_S = 0.1  # how long a step may keep who asks for a status
-KNOWN_S = 1.0  # how old the status that is kept for them may be when a step begins
-LOOK_S = 0.02  # how often who waits looks whether it is in such a step
-MAX_S = 300.0  # a longer step says nothing of how long others take
+# Choices, not measurements; a status of 17 experts takes half a millisecond, one of hundreds a few.
+SOON_S = 0.1  # how long a caller waits for a step before it gets the last known status
+KNOWN_S = 1.0  # the maximum age of the kept status when a step begins
+LOOK_S = 0.02  # polling interval of waiting callers
+MAX_S = 300.0  # cap on recorded step times: a longer step is no measure for others
 
 
 class Known:
-    """What the thread that steps a device puts down. `longest_s`: of all steps and jobs so far."""
+    """What the stepping thread records. `longest_s`: of all steps and jobs so far."""
 
     def __init__(self, look: Callable[[], Status]) -> None:
         self._look, self.longest_s = look, 0.0
@@ -30,17 +30,17 @@ class Known:
         self.renew()
 
     def renew(self) -> None:
-        """Put down the status, between two steps."""
+        """Record the status, between two steps."""
         self._stale = False
         self.status, self._known_s = self._look(), monotonic()
 
     def renew_soon(self) -> None:
-        """Something has changed that who is told of it may ask about while the next step lasts. Any thread."""
+        """Something changed that a notified caller may ask about during the next step. Any thread."""
         self._stale = True
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step, or a job, is under way, and before it the status is put down if the last one is old."""
+        """Brackets a step or a job; records the status first if the last one is old."""
         if self._stale or self.age_s > KNOWN_S:
             self.renew()
         with self.timed():
@@ -48,7 +48,7 @@ class Known:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Something is under way."""
+        """Times what runs within."""
         begun_s = self._begun_s = monotonic()
         try:
             yield
@@ -58,16 +58,16 @@ class Known:
 
     @property
     def age_s(self) -> float:
-        """How many seconds old the status is."""
+        """The age of the status, in seconds."""
         return monotonic() - self._known_s
 
     @property
     def busy_s(self) -> float:
-        """How long the step, or the job, under way has lasted; 0 where there is none."""
+        """How long the present step or job has lasted; 0 if there is none."""
         begun_s = self._begun_s
         return 0.0 if begun_s is None else monotonic() - begun_s
 
     @property
     def late(self) -> bool:
-        """Whether it has lasted longer than who asks for a status should wait."""
+        """Whether it has lasted longer than a caller should wait for a status."""
         return self.busy_s > SOON_S

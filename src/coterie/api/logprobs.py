@@ -1,6 +1,6 @@
-"""Logprobs with the tokens' texts: what an expert's tokens and their likeliest alternatives are to a reader.
+"""Logprobs with the tokens' texts, in the form that clients read.
 
-Knows nothing about how they were found.
+Knows nothing about how they were computed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from coterie.engine.request import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token and the natural logarithm of its probability; `top` are the likeliest in its place, best first.
+    """A token and the natural logarithm of its probability; `top`: the likeliest tokens at its position, best first.
 
-    `bytes` are exact; `text` shows a part of a character as U+FFFD. `special`: no part of a text, unless
-    spelled there.
+    `bytes` are exact; `text` shows a part of a character as U+FFFD. `special`: not part of the text, unless spelled
+    out.
     """
 
     token_id: int
@@ -28,7 +28,7 @@ class TokenLogprob:
 
 
 def spell(tokenizer: Tokenizer | None, found: TokenLogprobs) -> TokenLogprob:
-    """An engine's logprobs in an expert's words; without a tokenizer there are none."""
+    """An engine's logprobs with token texts; without a tokenizer these are empty."""
 
     def one(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         spelled = b"" if tokenizer is None else tokenizer.token_bytes(token)

@@ -1,4 +1,4 @@
-"""Measuring: what may be asked of texts besides answers: vectors of them, and which documents answer a query best.
+"""Measuring: queries about texts besides answers: their vectors, and which documents answer a query best.
 
 Knows nothing about how queries are answered.
 """
@@ -25,7 +25,7 @@ class Measuring(ABC):
 
     @abstractmethod
     def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
-        """The answers of queries, in their order. Raises the first CoterieError; then the others are cancelled."""
+        """The answers of queries, in order. Raises the first CoterieError, and then cancels the others."""
 
     def embed(
         self,
@@ -37,9 +37,9 @@ class Measuring(ABC):
     ) -> F32:
         """Vectors [N, D] of texts, by an expert; without a name by the only one that gives vectors alone.
 
-        `use`: the name of the prompt before each, as the expert has them ("query", "document"). `dimensions`: so many
-        of their first numbers. `priority`: the lower, the sooner, as of queries. Raises the first CoterieError; then
-        the others are cancelled.
+        `use`: the name of the prompt to put before each, as the expert names them ("query", "document"). `dimensions`:
+        keep only this many. `priority`: lower goes first, as for queries. Raises the first CoterieError, and then
+        cancels the others.
         """
         name = embedder(self.texts, self.composition, expert)
         each = [texts] if isinstance(texts, str) else texts
@@ -55,12 +55,11 @@ class Measuring(ABC):
         top_n: int | None = None,
         priority: int = 0,
     ) -> list[Ranked]:
-        """Which documents answer a query best, the best first, and their scores, by an expert that was made for it;
-        without a name by the only one.
+        """The documents that answer a query best, best first, with scores, by a reranking expert; without a name by the
+        only one.
 
-        `use`: the name of the prompt before the query, as the expert has them. `top_n`: no more than so many.
-        `priority`: the lower, the sooner, as of queries.
-        Raises the first CoterieError; then the others are cancelled.
+        `use`: the name of the prompt to put before the query, as the expert names them. `top_n`: at most this many.
+        `priority`: lower goes first, as for queries. Raises the first CoterieError, and then cancels the others.
         """
         check_top_n(top_n)
         name = reranker(self.texts, self.composition, expert)
@@ -69,7 +68,9 @@ class Measuring(ABC):
         return best_first(scores_of(*self._by_the_same(pairs, name, priority)), top_n)
 
     def _by_the_same(self, queries: Sequence[Query], name: str, priority: int) -> tuple[list[Answer], Text]:
-        """An expert's answers, all by the same files, and what else these say; asked again if they are replaced."""
+        """An expert's answers, all from one version of its files, and its Text; asked again if the files are replaced
+        meanwhile.
+        """
         asked = [replace(query, priority=priority) for query in queries]
         while True:
             text, answers = self.texts[name], self.ask_all(asked)

@@ -2,8 +2,8 @@
 
     post(job) --> inbox --> [ jobs, then a step ] --chunks--> the fleet's board        one thread for each device
 
-What is posted happens between two steps, in order. Nobody waits for a step that does not come back: who asks is told
-so, and a status is then what was last known. Knows nothing about placement, or about who asks.
+Posted jobs run between two steps, in order. No caller waits for a step that hangs: it gets an error, and a status is
+then the last known one. Knows nothing about placement, or about who asks.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from coterie.engine.placement import Seen
 
 T = TypeVar("T")
 
-# Choices, not measurements. A step hangs once it has taken so long, and so many times as long as any before it: a
-# long prompt of a large expert takes minutes on a CPU.
+# Choices, not measurements. A step hangs when it exceeds both bounds: seconds, and a multiple of the longest step
+# before it. A long prompt of a large expert takes minutes on a CPU.
 HANGS_S, HANGS_TIMES = 30.0, 4.0
 
 
 class Board(Protocol):
-    """Where a member's thread puts what a step brought. Calls return at once."""
+    """Where a member's thread delivers a step's results. Calls return at once."""
 
     def deliver(self, member: Member, chunks: Sequence[Chunk]) -> None:
-        """Chunks of its queries."""
+        """Chunks of the member's queries."""
 
     def broke(self, member: Member, error: CoterieError, cause: BaseException) -> None:
-        """It answers nothing any more."""
+        """The member has stopped for good."""
 
 
 class Member:
     """Runs a Coterie in a thread of its own from `start` to `stop`.
 
-    `name`: how people tell it from the others. `seen`: the device as of the last step or change. `known`: its status as
-    of the last step or a little before. `broken`: why it answers nothing any more; None: it does.
+    `name`: its display name. `seen`: the device as of the last step or change. `known`: its status as of about the last
+    step. `broken`: the error it has stopped with, or None.
     """
 
     def __init__(self, number: int, name: str, coterie: Coterie, board: Board) -> None:
@@ -65,11 +65,11 @@ class Member:
         self._thread.start()
 
     def end(self) -> None:
-        """Take no step after the one in flight; `stop` waits for it."""
+        """Take no further step; `stop` waits for the current one."""
         self._inbox.end()
 
     def stop(self) -> None:
-        """After the step in flight end the thread and close the device; neither where that hangs. May come again."""
+        """After the current step, end the thread and close the device; neither if that step hangs. Idempotent."""
         self.end()
         while self._thread.is_alive() and self._thread is not threading.current_thread() and not self.hangs():
             self._thread.join(LOOK_S)
@@ -80,20 +80,20 @@ class Member:
             self.coterie.close()
             return
         self._left = True
-        self._inbox.end()  # should it come back
+        self._inbox.end()  # in case it comes back
 
     def hangs(self, times: float = 1.0) -> bool:
-        """Whether a step, or a job, has lasted longer than any should, or so many times as long."""
+        """Whether a step or a job has lasted longer than any should, or than `times` times that."""
         return self.known.busy_s > times * max(HANGS_S, HANGS_TIMES * self.known.longest_s)
 
     def hung(self) -> DeviceError:
-        """That it does, in a sentence."""
+        """The error that says so."""
         known = self.known
         fact = f"has been in one step for {known.busy_s:.0f} s, and the longest before it took {known.longest_s:.1f} s"
         return DeviceError(self.name, fact, "ask again later, or restart the server")
 
     def post(self, function: Callable[[Coterie], T]) -> Future[T]:
-        """Have a function run between two steps. The future has its result or its error, a CoterieError if possible."""
+        """Run a function between two steps. The future gets its result or its error, a CoterieError if possible."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -104,7 +104,7 @@ class Member:
                     found = function(self.coterie)
             except CoterieError as error:
                 future.set_exception(error)
-            except Exception as error:  # a bug of ours ends its caller's request and nobody else's
+            except Exception as error:  # a bug of ours must end only its caller's request
                 future.set_exception(DeviceError(self.name, f"failed: {error!r}", "report it"))
             else:
                 future.set_result(found)
@@ -117,11 +117,11 @@ class Member:
         return future
 
     def call(self, function: Callable[[Coterie], T]) -> T:
-        """As `change`, and wait. Raises the error. Not on the member's own thread."""
+        """As `change`, and wait for the result. Raises its error. Not to be called on the member's own thread."""
         return self.wait(self.change(function))
 
     def change(self, function: Callable[[Coterie], T]) -> Future[T]:
-        """As `post`; `known` and `seen` have what it changes."""
+        """As `post`, and refresh `known` and `seen` afterwards."""
 
         def run(coterie: Coterie) -> T:
             try:
@@ -133,18 +133,18 @@ class Member:
         return self.post(run)
 
     def wait(self, future: Future[T]) -> T:
-        """The result of what was posted. Raises its error, or that the device hangs; then it may not be done at all."""
+        """The result of a posted job. Raises its error, or one that the device hangs; the job may then never run."""
         if not self._comes(future, self.hangs):
             raise self.hung()
         return future.result()
 
     def soon(self, future: Future[T]) -> T | None:
-        """As `wait`, but not for a step that takes long; None: one does."""
+        """As `wait`, but gives up on a step that takes long, and returns None."""
         return future.result() if self._comes(future, lambda: self.known.late) else None
 
     @staticmethod
     def _comes(future: Future[T], given_up: Callable[[], bool]) -> bool:
-        """Wait until it is done; False, and it is cancelled, where that is given up before."""
+        """Wait until the future is done; if `given_up` first, cancel it and return False."""
         while not wait([future], LOOK_S).done:
             if given_up():
                 future.cancel()
@@ -176,7 +176,7 @@ class Member:
             self.coterie.close()
 
     def _look(self) -> Seen:
-        """The device as it is, between two steps."""
+        """A snapshot of the device, between two steps."""
         parts = self.coterie.parts
         weights, metrics, near = parts.all_weights, parts.engine.metrics, parts.cache.ledgers[0]
         if weights.changes != self._changes:
@@ -198,15 +198,15 @@ class Member:
 
 
 def names_of(devices: Sequence[str]) -> tuple[str, ...]:
-    """A name for each device: as it is asked for, with its number where that is asked for more than once."""
+    """A name for each device: as given, with an index if it is given more than once."""
     return tuple(
         [device if devices.count(device) == 1 else f"{device}#{number}" for number, device in enumerate(devices)]
     )
 
 
 def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[tuple[Member, T]]:
-    """What a function gives of each member that answers, all at work at once; who breaks meanwhile, or hangs, is left
-    out. Raises the first error of another kind.
+    """The results of a function from each responsive member, run concurrently; members that break or hang meanwhile are
+    left out. Raises the first other error.
     """
     asked = [(member, member.change(function)) for member in members if member.broken is None and not member.hangs()]
     found = []
@@ -220,9 +220,8 @@ def each_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list
 
 
 def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], dict[str, float]]:
-    """The status of each member that answers, all asked at once; of which, by name, it is what was last known, as they
-    are in a step that takes long, and how many seconds ago that was. Raises the first error of another kind than that
-    one breaks.
+    """The status of each working member, requested concurrently. For members in a long step it is the last known one;
+    these are also returned by name, with its age in seconds. Raises the first error other than a member's breaking.
     """
     asked = [(member, member.post(Coterie.status)) for member in members if member.broken is None]
     found, late = list[tuple[Member, Status]](), dict[str, float]()
@@ -240,16 +239,16 @@ def known_of(members: Sequence[Member]) -> tuple[list[tuple[Member, Status]], di
 
 
 def all_of(members: Sequence[Member], function: Callable[[Coterie], T]) -> list[T]:
-    """As `each_of`, without who it is."""
+    """As `each_of`, results only."""
     return [found for _, found in each_of(members, function)]
 
 
 def loading(members: Sequence[Member]) -> bool:
-    """Whether one that answers loads experts, also those that nobody waits for any more."""
+    """Whether a responsive member is loading experts, even if no request waits for them any more."""
     return any(member.seen.loading for member in members if member.broken is None and not member.hangs())
 
 
 def ended_with(members: Sequence[Member]) -> CoterieError | None:
-    """What the first of some has ended with, where all of them have; None: one answers."""
+    """If all members have stopped, the first one's error; else None."""
     errors = [member.broken for member in members if member.broken is not None]
     return fresh(errors[0]) if errors and len(errors) == len(members) else None

@@ -1,8 +1,7 @@
-"""Opens a composition's experts: models and tokenizers. Of a folder, what cannot be opened is left out.
+"""Opens a composition's experts: models and tokenizers. In a folder, those that cannot be opened are left out.
 
-In a composition file, which names its experts, one that cannot be opened is an error, and so is one without room; but
-where it `leaves_out` these.
-Knows nothing about queries.
+In a composition file, which names its experts, one that cannot be opened or has no room is an error, unless the
+composition `leaves_out` such experts. Knows nothing about queries.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from coterie.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Models and tokenizers by the experts' names. `composition`: the one asked for, without what is left out."""
+    """Models and tokenizers by expert. `composition`: the one requested, without the experts left out."""
 
     composition: Composition
     models: dict[str, Model]
@@ -34,8 +33,8 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class OfFleet:
-    """What a Coterie that is one of several is given: what was opened for all, where the bytes of its device go, the
-    numbers that queries get, and the routing that another one was taught; None: it is to be taught.
+    """What a Coterie gets as one of several: the shared opened experts, its device's memory plan, the shared counter of
+    query ids, and the routing that another one has been taught; None: it must be taught.
     """
 
     opened: Opened
@@ -45,8 +44,8 @@ class OfFleet:
 
 
 def open_all(composition: Composition, options: Options) -> Opened:
-    """Open every expert, but for those that are left out where they cannot be. Raises as `open_models` and `open_texts`
-    do, or as `without`. Made-up tokens are drawn by nobody's defaults.
+    """Open every expert, except those that may be left out and cannot be opened. Raises what `open_models`,
+    `open_texts` and `without` do. On a synthetic device sampling defaults are greedy.
     """
     whose = GREEDY if is_synthetic(options.device) else options.sampling
     if not composition.leaves_out:
@@ -62,9 +61,9 @@ def open_all(composition: Composition, options: Options) -> Opened:
 
 
 def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
-    """Where the bytes of these go. Those that have no room even alone are left out, where the composition leaves out.
+    """The memory plan for these experts. Where the composition allows it, experts too large even alone are left out.
 
-    Raises CapacityError; there only where none is left, or the one without room guesses for all, or as `without`.
+    Raises CapacityError; in that case only if none is left or the common draft expert is too large; or as `without`.
     """
     spec = make_spec(options)
     while True:
@@ -80,7 +79,7 @@ def planned(opened: Opened, options: Options) -> tuple[Opened, Plan]:
 
 
 def planned_on_each(opened: Opened, each: Sequence[Options]) -> tuple[Opened, list[Plan]]:
-    """Where the bytes of these go on each of several devices. What has no room on one is left out, as in `planned`."""
+    """The memory plan for each of several devices. An expert without room on one is left out of all; see `planned`."""
     while True:
         plans, before = list[Plan](), opened.composition.names
         for options in each:
@@ -91,9 +90,9 @@ def planned_on_each(opened: Opened, each: Sequence[Options]) -> tuple[Opened, li
 
 
 def with_draft(name: str, models: Mapping[str, Model], texts: Mapping[str, Text], default: str = "") -> Model:
-    """An expert's model, with whom the composition names to guess for it, else with `default` where that can.
+    """An expert's model with its draft expert: the one the composition names, else `default` if that is suitable.
 
-    Raises UnsupportedError where whom it names cannot, UsageError where there is no such default.
+    Raises UnsupportedError if the named one is unsuitable, UsageError if there is no such expert.
     """
     model = models[name]
     draft = model.draft or ("" if name == default else default)

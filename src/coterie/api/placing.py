@@ -1,6 +1,6 @@
-"""Placing: which member of a fleet is asked next, by what each has to do and has done.
+"""Placing: which member of a fleet gets the next request, given what each has to do and has done.
 
-    what it was asked and has not ended, what it holds (seen), prefixes, avoiding --> engine/placement.py --> a member
+    unfinished requests, residency (seen), prefixes, avoiding --> engine/placement.py --> a member
 
 Knows nothing about queries beyond their expert and tokens, or what becomes of them. Under its owner's lock.
 """
@@ -17,8 +17,8 @@ from coterie.engine.placement import Prefixes, Standing, cost_of, place, standin
 
 
 class Placing:
-    """The accounts of what `members` were `asked`, each by expert. `reuse`: prompts are worth most where their
-    beginnings are. `avoiding`: who is asked last.
+    """Each member's unfinished requests, by expert, in `asked`. `reuse`: prefer members that have a prompt's prefix.
+    `avoiding`: which members are asked last.
     """
 
     def __init__(self, reuse: bool = True) -> None:
@@ -28,14 +28,15 @@ class Placing:
         self._reuse, self._prefixes = reuse, Prefixes()
 
     def join(self, member: Member) -> None:
-        """One more."""
+        """Add a member."""
         self.members = (*self.members, member)
         self.asked.append(Counter())
         self.avoiding.join(member)
 
     def place(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """Who is to answer a request; `able`: one of these. Where a trial is due it is that, whatever it costs: who has
-        nothing that others lack would never be asked again. Raises DeviceError, or what all members have ended with.
+        """The member to answer a request; `able`: choose among these. A member that is due for a trial is chosen
+        whatever the cost: otherwise one that offers nothing the others lack would never be tried. Raises DeviceError,
+        or the error that all members have stopped with.
         """
         due = next((one for one in self.members if _serves(one, able) and self.avoiding.is_due(one)), None)
         found = due or self.cheapest(expert, prompt_ids, able)
@@ -46,7 +47,7 @@ class Placing:
         return found
 
     def cheapest(self, expert: str, prompt_ids: Sequence[int] = (), able: Collection[Member] | None = None) -> Member:
-        """The same of what is no request, a load or a pin, which says nothing of who answers."""
+        """As `place`, for a load or a pin: these are no trial, as they do not show whether a member answers."""
         known = self._prefixes.known(expert, prompt_ids, len(self.members)) if prompt_ids and self._reuse else ()
         each = [self._standing(member, expert, known, able) for member in self.members]
         found = place(each, cost_of([member.seen for member in self.members]))
@@ -56,7 +57,7 @@ class Placing:
         return self.members[found]
 
     def count(self, member: Member, expert: str, change: int) -> None:
-        """A member has so many more requests for an expert."""
+        """Change the number of a member's requests for an expert."""
         asked = self.asked[member.number]
         asked[expert] += change
         if not asked[expert]:

@@ -1,6 +1,6 @@
-"""Ready: a query made ready for the engine, in any thread: its route, its tokens, and the form of its answer.
+"""Ready: a query prepared for the engine, in any thread: its route, its tokens, and the constraint on its answer.
 
-    query -> routing begun -> route -> tokens, form -> Request        or no more than the first
+    query -> routing begun -> route -> tokens, constraint -> Request        or only the first, if a model must be asked
 
 Knows nothing about engines or threads.
 """
@@ -25,9 +25,9 @@ from coterie.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A query whose routing has `begun`; its route and its request (without an id), unless a model is asked first.
+    """A query whose routing has `begun`; with its route and its request (without an id), unless a model is asked first.
 
-    `text` made the request's tokens.
+    `text`: the one that encoded the request.
     """
 
     query: Query
@@ -38,18 +38,19 @@ class Ready:
 
     @property
     def expert(self) -> str:
-        """Who is asked first: the expert, or a model that its router asks."""
+        """The model to run first: the expert, or a model that the router asks."""
         return self.begun.asks[0].expert if self.route is None else self.route.expert
 
     def is_current(self, texts: Mapping[str, Text], names: Collection[str]) -> bool:
-        """Whether its expert is among those that are served and reads as it did: after a rescan the same name may have
-        another tokenizer, or be nobody's."""
+        """Whether its expert is still served with the same Text: after a rescan it may be gone, or have another
+        tokenizer.
+        """
         return self.text is None or (self.text.expert in names and texts[self.text.expert] is self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """What is known of each expert: its tokenizer, its model, and how many tokens the KV cache holds of it (`holds`).
+    """What is known about each expert: its tokenizer, its model, and its tokens that the KV cache holds (`holds`).
 
     `texts` and `models` grow while a folder is served.
     """
@@ -59,16 +60,16 @@ class Experts:
     holds: Callable[[KvShape], int]
 
     def of(self, name: str) -> tuple[Text, Model]:
-        """Both, the text read first: a rescan in another thread writes a new model first, then its text."""
+        """Both; the text is read first, because a rescan in another thread writes a new model first, then its text."""
         text = self.texts[name]
         return text, self.models[name]
 
 
 def prepared(query: Query, begun: Pending, routing: Routing, experts: Experts) -> Ready:
-    """A query whose routing has begun, as far as it gets without a model. Raises what `request_for` does."""
+    """A query whose routing has begun, prepared as far as possible without a model. Raises what `request_for` does."""
     if begun.asks:
         return Ready(query, begun)
-    others = () if begun.route is not None else routing.others  # who names an expert is given no other
+    others = () if begun.route is not None else routing.others  # an expert that was named is final
     route, request, text = request_for(query, begun.prompt, routing.finish(begun), others, experts)
     return Ready(query, begun, route, request, text)
 
@@ -76,10 +77,10 @@ def prepared(query: Query, begun: Pending, routing: Routing, experts: Experts) -
 def request_for(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Request, Text]:
-    """The request to a route's expert, or to another one, as `route_that_fits` has it.
+    """The request to a route's expert, or to another one, as by `route_that_fits`.
 
-    Raises RequestError, UnsupportedError, ContextError here already: of many choices of one prompt each would have
-    its tokens.
+    Raises RequestError, UnsupportedError, and ContextError: early, as each of many choices of one prompt would hold its
+    tokens.
     """
     route, text, model, ids = route_that_fits(query, prompt, route, others, experts)
     if len(ids) > model.most_prompt_tokens:
@@ -90,11 +91,11 @@ def request_for(
 def route_that_fits(
     query: Query, prompt: Prompt, route: Route, others: Sequence[str], experts: Experts
 ) -> tuple[Route, Text, Model, tuple[int, ...]]:
-    """A route, or where the prompt is too long for its expert one to the next for which it is not: of the runners-up,
-    or else of the `others`. Where it is too long for all the route stays, and its expert will refuse it.
+    """A route; if the prompt is too long for its expert, one to the next expert for which it is not: a runner-up, or
+    else one of the `others`. If it is too long for all, the route stays, and its expert will refuse the prompt.
 
-    With what its expert reads and the prompt's tokens. Raises RequestError, UnsupportedError, ContextError where there
-    are so many letters that they were not cut into tokens.
+    Returned with the expert's Text and model and the prompt's tokens. Raises RequestError, UnsupportedError;
+    ContextError if the text is so long that it was not tokenised.
     """
     first, read, refusals = route.expert, dict[str, tuple[Text, Model, tuple[int, ...]]](), dict[str, ContextError]()
 
@@ -105,7 +106,7 @@ def route_that_fits(
         try:
             ids = text.encode(query, prompt, limit=model.most_prompt_tokens)
         except ContextError as error:
-            refusals[name] = error.with_traceback(None)  # whose frames would keep this one, and the text, in a circle
+            refusals[name] = error.with_traceback(None)  # its frames would keep this one, and the text, alive
             return f"has a context of {model.max_context} tokens, and the prompt more"
         except RequestError as error:
             if name == first:
@@ -114,23 +115,23 @@ def route_that_fits(
         read[name] = text, model, ids
         return _too_long(len(ids), model, experts.holds(model.kv))
 
-    route = with_capability(route, unfit, others)  # which asks each once
+    route = with_capability(route, unfit, others)  # calls `unfit` once per expert
     if route.expert in refusals:
         raise refusals.pop(route.expert)
     return route, *read[route.expert]
 
 
 def _too_long(count: int, model: Model, holds: int) -> str:
-    """Why a prompt of so many tokens cannot run; empty: it can. The engine checks it again, with what may be drawn."""
+    """Why a prompt of this length cannot run; empty: it can. The engine checks again, counting tokens to generate."""
     if count > model.most_prompt_tokens:
         return f"has a context of {model.max_context} tokens, and the prompt {count}"
     return f"has room for {holds} tokens in the KV cache, and the prompt {count}" if count > holds else ""
 
 
 def _request(query: Query, ids: tuple[int, ...], text: Text, model: Model) -> Request:
-    """What the engine is asked, without an id or who asks. Raises RequestError, UnsupportedError.
+    """The engine's request, without id and client. Raises RequestError, UnsupportedError.
 
-    Millions of letters take seconds to become tokens, and so does a large form to be compiled.
+    Tokenising millions of characters, and compiling a large grammar, takes seconds.
     """
     if query.embeds:
         pooling = text.embedding.pooling

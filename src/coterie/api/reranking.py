@@ -1,4 +1,4 @@
-"""Reranking: who scores, what of a pair, and what is made of scores.
+"""Reranking: which expert scores, the query for a pair, and how scores become a ranking.
 
 Knows nothing about HTTP.
 """
@@ -19,16 +19,16 @@ from coterie.core.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document by its place among those that were given, and its score: the higher, the better it answers."""
+    """A document, by its index in the request, and its score; higher is better."""
 
     index: int
     score: float
 
 
 def reranker(texts: Mapping[str, Text], composition: Composition, model: str) -> str:
-    """The expert whose scores are meant: the named one; for the composition's name the only one that was made to score.
+    """The expert whose scores are meant: the named one; for the composition's name the only one made for scoring.
 
-    Raises NotFoundError for an unknown name, RequestError where there is none or might be several.
+    Raises NotFoundError for an unknown name, RequestError if there is none, or more than one.
     """
     if model and model != composition.name:
         return composition.expert(model).name
@@ -40,21 +40,21 @@ def reranker(texts: Mapping[str, Text], composition: Composition, model: str) ->
 
 
 def check_top_n(top_n: int | None, name: str = "top_n") -> None:
-    """Raise RequestError where no document, or fewer than none, is asked for."""
+    """Raise RequestError for a `top_n` below 1."""
     if top_n is not None and top_n < 1:
         raise RequestError(name, f"is {top_n}", "allowed is 1 or more")
 
 
 def pair_of(query: str, document: str, expert: str, use: str = "") -> Query:
-    """What asks an expert how well a document answers a query."""
+    """The query for an expert's score of a document."""
     messages = Message("user", query), Message("document", document)
     return Query(messages, expert, raw=True, embeds=True, use=use, ranks=True)
 
 
 def scores_of(answers: Sequence[Answer], text: Text, raw: bool = False) -> list[float]:
-    """The scores of pairs, as the expert's files want them given; `raw`: as its last layer has them.
+    """The scores of pairs, as the expert's files define them; `raw`: as its last layer gives them.
 
-    Raises RequestError for an expert that was not made to score, and as `raw_vectors`.
+    Raises RequestError for an expert not made for scoring, and as `raw_vectors`.
     """
     if text.scoring is None:
         raise RequestError(text.expert, "was not made to score documents (reranking)", "name another expert")
@@ -67,6 +67,6 @@ def scores_of(answers: Sequence[Answer], text: Text, raw: bool = False) -> list[
 
 
 def best_first(scores: Sequence[float], top_n: int | None = None) -> list[Ranked]:
-    """Documents by their scores, of equal ones the first first, and no more than `top_n` of them."""
+    """Documents by score, ties in the given order, at most `top_n`."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return [Ranked(index, scores[index]) for index in order[:top_n]]

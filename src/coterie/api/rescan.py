@@ -1,8 +1,8 @@
-"""Reads a composition's file or folder again, while it is served: who is new, whose files were replaced, who is gone.
+"""Reads a composition's file or folder again while it is served: which experts are new, replaced or gone.
 
-    look_again, beside the engine: opens what is new, makes the router --> rescan, between two steps: serves it
+    look_again, outside the engine: opens what is new, makes the router --> rescan, between two steps: serves it
 
-Who is gone is asked by nobody any more, and answers what was asked before. Knows nothing about requests.
+Experts that are gone get no new requests, and finish those they have. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from coterie.models.model import Model, with_kv_type
 
 @dataclass(frozen=True, slots=True)
 class Rescan:
-    """What another look changed: experts that are new, those whose weights, what lies beside them or what the file says
-    of them are others, and those that are no more.
+    """What a rescan changed: experts added; renewed, because their weights, the files beside them or their entry in the
+    composition changed; and removed.
 
-    `kept`: those that should have and stay as they are, with the reason. By ROUTER's name the router is among these,
-    and its own model among the renewed.
-    `left_out`: what is not served, likewise.
+    `kept`: experts that should have changed but stay as they are, with the reason. Under ROUTER's name it may hold the
+    router, and `renewed` its model. `left_out`: what is not served, likewise.
     """
 
     added: tuple[str, ...]
@@ -54,11 +53,10 @@ class Rescan:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What another look found: the composition as it is, and what is new or replaced there, opened, or why it is not.
+    """What `look_again` found: the composition now, and its new or replaced experts, opened, or the error for each.
 
-    `was`: the models that were served under these names, None where there was none. `gone`: who was served and is no
-    more there. `routing`: by the router that the file has now, or why it stays what it was; `before`: the one that was
-    in use then.
+    `was`: the models served under these names until now, None if new. `gone`: experts served that are no longer there.
+    `routing`: with the file's router, or the error that keeps the old one; `before`: the routing in use at the time.
     """
 
     before: Routing
@@ -71,10 +69,10 @@ class Look:
 
 
 def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str, Text], options: Options) -> Look:
-    """Read a composition's file or folder, and open what is new there. In any thread: to open hundreds takes seconds.
+    """Read a composition's file or folder, and open what is new there. In any thread: opening hundreds takes seconds.
 
-    Raises UsageError for a composition that was neither, or has become the other or got another name, NotFoundError and
-    CompositionError where it is gone, holds no expert, or its file or router is wrong.
+    Raises UsageError for a composition that was read from neither, changed from one to the other or changed its name;
+    NotFoundError and CompositionError if it is gone, holds no expert, or its file or router is invalid.
     """
     composition = routing.composition
     if composition.source is None:
@@ -102,13 +100,13 @@ def look_again(routing: Routing, models: Mapping[str, Model], texts: Mapping[str
             failed[name] = error
     models |= {name: model for name, (model, _) in opened.items()}
     texts |= {name: text for name, (_, text) in opened.items()}
-    for expert in found.experts:  # and who was served without the draft that is named, as that was not there
+    for expert in found.experts:  # experts that were served without their named draft, which was missing
         name, draft = expert.name, expert.draft
         if name in before and name not in was and draft in models and models[name].draft != draft:
             was[name], opened[name] = models[name], (replace(models[name], draft=draft), texts[name])
             models[name] = opened[name][0]
     default = options.draft if options.draft in models and options.draft in found.names else ""
-    for name, (_, text) in tuple(opened.items()):  # who guesses for whom, once all are there
+    for name, (_, text) in tuple(opened.items()):  # drafts are resolved when all models are known
         if found.leaves_out and models[name].draft not in models:
             models[name] = replace(models[name], draft="")
         try:
@@ -128,9 +126,10 @@ def router_model(composition: Composition) -> Expert | None:
 def _routing_now(
     routing: Routing, found: Composition, models: Mapping[str, Model], texts: Mapping[str, Text]
 ) -> Routing | CoterieError:
-    """By the router that a composition has now; else why it stays. Raises CompositionError for what is wrong with it.
+    """With the composition's present router, or the error why the old one stays. Raises CompositionError if it is
+    invalid.
 
-    A router's own model was given memory at start, and what it makes of examples is asked before the first request.
+    Neither a router's own model nor the examples it embeds can change: they get memory, or are run, only at start.
     """
     spec, before = found.router, routing.composition.router
     own, its = router_model(found), router_model(routing.composition)
@@ -154,15 +153,16 @@ def rescan(
     texts: dict[str, Text],
     options: Options,
 ) -> tuple[Routing, Rescan]:
-    """Serve what a look found; `models` and `texts` grow. Not while the engine is in a step.
+    """Serve what a look found; updates `models` and `texts`. Call between two steps.
 
-    What others have changed since that look stays as they left it. Where an expert of the file is left out, the router,
-    which may choose it, stays too; and where the router stays, so does everybody whom it may choose.
+    Experts changed by someone else since that look keep their state. If an expert of a composition file is left out,
+    the old router stays, as the new one may choose that expert; and if the old router stays, so do all experts it may
+    choose.
     """
     composition = routing.composition
     before = {expert.name: expert for expert in composition.experts}
     served, control = {*before, ROUTER}, parts.engine.control
-    for name in forget_retired(parts, models, looked.was.keys()):  # an earlier look found them gone: nobody reads them
+    for name in forget_retired(parts, models, looked.was.keys()):  # gone since an earlier look, and unused by now
         del models[name], texts[name]
     changed: list[str] = []
     kept: dict[str, CoterieError] = {}
@@ -198,7 +198,7 @@ def rescan(
     aliases = _aliases(before if then is routing else {}, looked.found.owners, now)
     experts = tuple([replace(one, aliases=tuple(aliases[name])) for name, one in now.items() if name not in gone])
     alive = models.keys() - control.retired
-    for name in alive:  # the router's own model too
+    for name in alive:  # includes the router's own model
         draft = models[name].draft
         draft_as(parts, name, draft if draft in alive else "")
     added, renewed = ([name for name in changed if (name in served) == old] for old in (False, True))
@@ -207,10 +207,10 @@ def rescan(
 
 
 def _aliases(stay: Mapping[str, Expert], owners: Mapping[str, str], names: Collection[str]) -> dict[str, list[str]]:
-    """Whose aliases are which: as the file says, whatever became of weights, so that each is one expert's.
+    """Each expert's aliases: as in the file, whatever became of weights, so that each alias belongs to one expert.
 
-    Where some `stay` by the names that they have, another gets of its own those that are free. An alias that has become
-    one of the `names` is nobody's.
+    Experts that `stay` keep their aliases; others get those of theirs that are free. An alias equal to one of the
+    `names` is dropped.
     """
     taken = {name for expert in stay.values() for name in (expert.name, *expert.aliases)}
     aliases: dict[str, list[str]] = {name: [] for name in names}
@@ -222,7 +222,7 @@ def _aliases(stay: Mapping[str, Expert], owners: Mapping[str, str], names: Colle
 
 
 def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
-    """An expert's model as its files are now. Raises UsageError."""
+    """An expert's model from its present files. Raises UsageError."""
     if expert.checkpoint is None:
         raise UsageError(expert.name, "has no weights, so it is opened only at start", "restart the server")
     model = with_kv_type(open_expert(expert, expert.checkpoint, bases), options.kv_type)
@@ -230,18 +230,18 @@ def reopen(expert: Expert, options: Options, bases: dict[Path, Model]) -> Model:
 
 
 def _runs(model: Model) -> object:
-    """What the engine and the cache know of a model: as long as it is the same, what they have of it stays good."""
+    """What the engine and the cache depend on: while it is equal, their state stays valid."""
     base = None if model.base is None else model.base.layout
     return model.key, model.layout, base, model.max_context, model.config.vocab_size
 
 
 def _changed(model: Model, text: Text) -> bool:
-    """Whether a file of its weights, or one beside them, is another one than when it was opened, or none."""
+    """Whether a file of its weights, or one beside them, has been replaced or removed since it was opened."""
     return _replaced(model) or text.files != files_of(model)
 
 
 def _replaced(model: Model) -> bool:
-    """Whether a file of its weights is another one than when it was opened, or none."""
+    """Whether a file of its weights has been replaced or removed since it was opened."""
     files = {placed.source.path: placed.source.identity for placed in model.layout.ranges}
     try:
         return any(FileIdentity.of(os.stat(path)) != identity for path, identity in files.items() if path)

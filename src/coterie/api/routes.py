@@ -1,8 +1,8 @@
-"""Routes without a device: where prompts would go that are served, by the experts that must be asked about it.
+"""Routes without a device: where prompts would be served, opening only the experts that must be consulted.
 
     prompt -> router -> its expert, opened (headers and tokenizer) -> too long for it? -> the next, opened ...
 
-Knows nothing about memory: each expert is taken to have room for a whole context, or for what a KV cache of a given
+Knows nothing about memory: each expert is assumed to have room for a whole context, or for what a KV cache of a given
 size holds.
 """
 
@@ -26,7 +26,7 @@ from coterie.models.model import AUTO, Model, with_kv_type
 
 
 class _Models(dict[str, Model]):
-    """Models by name, each opened when it is asked for; one without bytes will do."""
+    """Models by name, opened on first use; those without bytes are allowed."""
 
     def __init__(self, composition: Composition, kv_type: str) -> None:
         self._composition, self.kv_type = composition, kv_type
@@ -38,7 +38,7 @@ class _Models(dict[str, Model]):
 
 
 class _Texts(dict[str, Text]):
-    """How experts read, likewise."""
+    """Texts by name, opened on first use."""
 
     def __init__(self, models: _Models) -> None:
         self._models = models
@@ -51,10 +51,10 @@ class _Texts(dict[str, Text]):
 def served_routes(
     composition: Composition, texts: list[str], kv_bytes: int | None = None, kv_type: str = AUTO
 ) -> list[Route]:
-    """Where each text would go, with a KV cache of this size if it is given. For routers that ask no model.
+    """Where each text would go, with a KV cache of this size if given. For routers that ask no model.
 
-    Raises what routing does, what opening an expert does (CheckpointError, UnsupportedError), and CapacityError where
-    the KV cache has no block.
+    Raises what routing does, what opening an expert does (CheckpointError, UnsupportedError), and CapacityError if the
+    KV cache has no block.
     """
     routing, models = Routing(composition), _Models(composition, kv_type)
     held = (lambda kv: sys.maxsize) if kv_bytes is None else _held(composition, models, kv_bytes)
@@ -64,7 +64,7 @@ def served_routes(
         query = Query.text(text)
         begun = routing.begin(prompt_of(query), unfit=lambda name: experts.texts[name].unfit(query))
         found = routing.finish(begun)
-        if begun.route is not None:  # who names an expert is given no other
+        if begun.route is not None:  # an expert that was named is final
             return found
         return route_that_fits(query, begun.prompt, found, routing.others, experts)[0]
 
@@ -72,7 +72,7 @@ def served_routes(
 
 
 def _held(composition: Composition, models: _Models, kv_bytes: int) -> Callable[[KvShape], int]:
-    """How many tokens of a KV state there is room for. All experts are opened: the largest page of one is a block."""
+    """The KV cache's capacity in tokens, for any KV shape. Opens all experts: the block size is their largest page."""
     if composition.leaves_out:
         composition, found = open_servable(composition)
         models.update({name: with_kv_type(model, models.kv_type) for name, model in found.items()})

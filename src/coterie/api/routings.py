@@ -1,4 +1,4 @@
-"""Routings: prompts whose router asks a model first. The engine answers what is asked, like any other request.
+"""Routings: prompts whose router asks a model first. The engine answers these asks like any other request.
 
     begin(id, pending) -> asks, submitted to the engine -> take(output) ... -> id is decided -> route(id)
 
@@ -25,18 +25,18 @@ from coterie.engine.request import Output, Request
 from coterie.engine.routing import RoutingJob
 from coterie.models.model import Model
 
-_ROUNDING = 1e-2  # of a vector's length: batches of a GPU round otherwise
+_ROUNDING = 1e-2  # relative to a vector's length: on a GPU rounding depends on the batch
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A routing that has begun, as the router of its prompt."""
+    """Presents a routing that has begun as its prompt's router."""
 
     routing: Routing
     pending: Pending
 
     def ask(self, prompt: Prompt) -> tuple[Ask, ...]:
-        """What it wants to know."""
+        """What it asks."""
         return self.pending.asks
 
     def decide(self, prompt: Prompt, results: Sequence[Result] = ()) -> Route:
@@ -47,7 +47,7 @@ class _Begun:
 def begun(
     routing: Routing, query: Query, texts: Mapping[str, Text], residents: Callable[[], frozenset[str]]
 ) -> Pending:
-    """The first step of a query's routing; who is resident is asked where the router weighs that.
+    """The first step of a query's routing; `residents` is called only if the router prefers resident experts.
 
     Raises NotFoundError, RequestError.
     """
@@ -56,15 +56,15 @@ def begun(
     def unfit(name: str) -> str:
         return texts[name].unfit(query)
 
-    if query.embeds and query.model in routing.composition.names:  # also where a folder has its expert's name
+    if query.embeds and query.model in routing.composition.names:  # even if the composition has its expert's name
         return Pending(prompt, (), Route(query.model, 1.0, (), f"{query.model} was named as the model"), None)
     return routing.begin(prompt, query.model or None, query.previous_expert or None, resident, unfit)
 
 
 class Routings:
-    """The routings in flight. A model is asked greedily, through its own chat template: equal prompts, equal routes.
+    """The routings in flight. A model is asked greedily, through its own chat template: equal prompts get equal routes.
 
-    `made_up`: the device computes no numbers, so that what a model answers there names nobody.
+    `made_up`: the device computes no numbers, so a model's answer there names no expert.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Routings:
         self._owners: dict[str, str] = {}
 
     def use(self, routing: Routing) -> Routing:
-        """Choose by this routing from now on, which has nothing to learn; it is given back."""
+        """Use this routing, which needs no teaching, from now on; returns it."""
         self._routing = routing
         return routing
 
     def teach(self, device: str, folder: Path) -> Routing:
-        """Ask for what the router must know before its first decision, and wait; the routing with what came of it.
+        """Compute what the router must know before its first decision, and wait; returns the routing taught with it.
 
-        What was asked before, on this `device`, is kept in `folder`. One of those is asked all the same: it brings the
-        model in, and where it comes out otherwise nothing that is kept counts. Raises the failure of what was asked.
-        Where numbers are made up nothing is asked.
+        Earlier results on this `device` are cached in `folder`. One of them is recomputed all the same: this loads the
+        model, and if the result differs, the cache is discarded. Raises the failure of a request. On a synthetic device
+        nothing is computed.
         """
         wanted = () if self._made_up else self._routing.to_teach
         if not wanted:
@@ -109,7 +109,7 @@ class Routings:
         return self._routing
 
     def _pooled(self, asked: Mapping[bytes, Request]) -> dict[bytes, tuple[float, ...]]:
-        """What the model makes of these, before it goes through the layers behind. Raises the first failure."""
+        """The model's pooled vectors for these requests, before its dense layers. Raises the first failure."""
         keys = {ask.request_id: key for key, ask in asked.items()}
         made: dict[bytes, tuple[float, ...]] = {}
         for ask in asked.values():
@@ -122,9 +122,9 @@ class Routings:
         return made
 
     def begin(self, request_id: str, pending: Pending, query: Query) -> None:
-        """Ask what the router wants to know, as soon as the query itself would be.
+        """Submit what the router asks, with the client and priority of the query itself.
 
-        Raises RequestError or OversizeError, and UnsupportedError where answers are made up, with nothing queued.
+        Raises RequestError or OversizeError, and UnsupportedError on a synthetic device; nothing is queued then.
         """
         if self._made_up:
             fact = "its router asks a model, and this device's tokens are synthetic"
@@ -141,7 +141,7 @@ class Routings:
             raise
 
     def take(self, output: Output) -> str | None:
-        """Take an answer; the id whose routing is decided by it, if any is."""
+        """Take an answer; returns the id of the routing that it decides, if any."""
         owner = self._owners.get(output.request_id)
         if owner is None:
             return None
@@ -152,29 +152,29 @@ class Routings:
         return owner if job.done else None
 
     def done(self, request_id: str) -> bool:
-        """True when a routing that is in flight is decided."""
+        """True if a routing in flight is decided."""
         return self._jobs[request_id].done
 
     def cancel(self, request_id: str) -> None:
-        """Let what it asks end at the next step."""
+        """Cancel what it asks, at the next step."""
         for ask_id in self._jobs[request_id].asks:
             self._engine.cancel(ask_id)
 
     def route(self, request_id: str) -> Route:
-        """The decision, once it is made; then the routing is forgotten. Raises the failure of what was asked."""
+        """The decision of a decided routing, which is then forgotten. Raises the failure of what was asked."""
         job = self._jobs[request_id]
         self.drop(request_id)
         return job.route()
 
     def drop(self, request_id: str) -> None:
-        """Forget a routing, if it is in flight, and stop what it still asks."""
+        """Forget a routing, if it is in flight, and cancel what it still asks."""
         job = self._jobs.pop(request_id, None)
         for ask_id in job.asks if job is not None else ():
             if self._owners.pop(ask_id, None) is not None:
                 self._engine.cancel(ask_id)
 
     def _whole(self, output: Output) -> Output:
-        """An answer whose vector, if it has one, has gone through the layers behind its pooling."""
+        """An answer with the model's dense layers applied to its vector, if it has one."""
         if not output.vector:
             return output
         (vector_D,) = apply_layers(self._texts[output.expert_id].embedding, [output.vector])
@@ -189,7 +189,7 @@ class Routings:
         return Request(ask_id, ask.expert, ids, ask.max_tokens, end_ids=ends, detokenizer=words)
 
     def _vector(self, ask_id: str, ask: Ask) -> Request:
-        """A request for a vector; of what is longer than the model's context, the beginning."""
+        """A request for a vector; a text longer than the model's context is truncated."""
         query, text = query_of(ask.text, ask.expert), self._texts[ask.expert]
         ids = text.encode(query, prompt_of(query), self._models[ask.expert].most_prompt_tokens)
         pooling = text.embedding.pooling
@@ -197,7 +197,7 @@ class Routings:
 
 
 def _differ(kept: Sequence[float] | None, made: Sequence[float]) -> bool:
-    """Whether a vector that is kept is not what is made now, but for rounding."""
+    """Whether a cached vector differs from a new one by more than rounding."""
     if kept is None or len(kept) != len(made):
         return kept is not None
     apart, length = np.linalg.norm(np.subtract(kept, made)), np.linalg.norm(made)

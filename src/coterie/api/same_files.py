@@ -1,4 +1,5 @@
-"""Same files: which members of a fleet serve an expert by the same ones, and what a rescan changes where one does not.
+"""Same files: which members of a fleet serve an expert from the same files, and what a rescan changes on those that
+don't.
 
 Knows nothing about who asks, or how files are opened.
 """
@@ -15,12 +16,12 @@ from coterie.models.model import Model
 
 
 def serving(members: Iterable[Member], like: Coterie, expert: str) -> list[Member]:
-    """Those that answer, and serve an expert by the same files as `like` does."""
+    """The working members that serve an expert from the same files as `like` does."""
     return [one for one in members if one.broken is None and same_files(one.coterie, like, expert)]
 
 
 def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
-    """Whether two serve an expert, and by the same files: a rescan may find it in use on one of them, and renew it on
+    """Whether both serve an expert, and from the same files: a rescan may renew it on one member while it is in use on
     the other.
     """
     text, its = one.texts.get(expert), other.texts.get(expert)
@@ -35,14 +36,14 @@ def same_files(one: Coterie, other: Coterie, expert: str) -> bool:
 def _weights(model: Model | None) -> object:
     if model is None:
         return None
-    sources = {placed.source for placed in model.layout.ranges}  # a status time says nothing of what is in a file
+    sources = {placed.source for placed in model.layout.ranges}  # ctime says nothing about a file's content
     files = {(source.path, replace(source.identity, ctime_ns=0)) for source in sources if source.identity}
     return model.key, model.path, files, _weights(model.base)
 
 
 def seen_by(coterie: Coterie, looked: Look, lead: Coterie) -> Look:
-    """The same look, as if this member had looked: what it serves now, by which routing, and, from who led the way,
-    what differs here since earlier ones.
+    """The look as this member would have taken it: what it serves now, with its routing, plus what differs here from
+    the lead since earlier rescans.
     """
     names = coterie.composition.names
     apart = {

@@ -1,4 +1,4 @@
-"""How the tokens of one query are drawn: its own settings, and its expert's defaults where it says nothing.
+"""How the tokens of one query are sampled: its own settings, completed by its expert's defaults.
 
 Knows nothing about where defaults come from.
 """
@@ -14,12 +14,12 @@ from coterie.core.sampling import SETTINGS, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 from coterie.models.model import Model
 
-CHECKPOINT, GREEDY = "checkpoint", "greedy"  # whose defaults: those of each expert's checkpoint, or the likeliest token
+CHECKPOINT, GREEDY = "checkpoint", "greedy"  # whose defaults: each expert's checkpoint's, or greedy sampling
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, ChoiceParams]:
-    """The settings that a query's tokens are drawn by, with nothing left open, and its choice with all penalties."""
+    """A query's complete sampling settings, and its choice with all penalties."""
     if isinstance(query.sampling, SamplingParams):
         return query.sampling, query.choice
     penalties: dict[str, Any] = {name: getattr(query.choice, name) for name in _PENALTIES}
@@ -37,18 +37,17 @@ def settled(query: Query, defaults: PartialSampling) -> tuple[SamplingParams, Ch
 
 
 def defaults_of(model: Model) -> dict[str, float]:
-    """What holds for an expert where a request does not say: its temperature, and each setting that has an effect."""
+    """An expert's defaults: its temperature, and each setting that has an effect."""
     said = model.advised.sampling.said
     temperature = said.get("temperature", SETTINGS["temperature"].neutral)
     others = {name: value for name, value in said.items() if value != SETTINGS[name].neutral}
-    if temperature == 0:  # the likeliest token, whichever others might have come
+    if temperature == 0:  # greedy: limits on the candidates have no effect
         others = {name: value for name, value in others.items() if name in _PENALTIES}
     return {"temperature": temperature, **others}
 
 
 def with_defaults(model: Model, whose: str) -> Model:
-    """The model with the defaults of its checkpoint and its composition file, or, `greedy`, with that alone, whoever
-    asks.
+    """The model with the defaults of its checkpoint and composition file; or, for `greedy`, with temperature 0 only.
 
     Raises UsageError for another word.
     """

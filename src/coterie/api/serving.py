@@ -1,6 +1,6 @@
-"""Serving: what may be asked of whatever answers for a composition: a Coterie on one device, or a Fleet on several.
+"""Serving: the interface of whatever answers for a composition: a Coterie on one device, or a Fleet on several.
 
-    submit -> step ... -> chunks        what callers wait for by: stream, ask, ask_all, load, embed, rerank
+    submit -> step ... -> chunks        blocking calls built on these: stream, ask, ask_all, load, embed, rerank
 
 Knows nothing about devices, or how queries are answered.
 """
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Serving")
 Since: TypeAlias = Callable[[str], None]
 
-WAIT_S = 0.005  # a thread that waits for bytes lets others in this often: what they ask for may be there already
+WAIT_S = 0.005  # a thread that waits for a load releases the lock this often: others' requests may be resident
 
 
 class Watching(Protocol):
-    """Tells what happens, as `Watch` does."""
+    """Reports events, as `Watch` does."""
 
     def follow(self, sink: Sink | None) -> None:
-        """Tell `sink` from now on, or nobody."""
+        """Report events to `sink` from now on; None: stop."""
 
     def waiting(self, request_id: str) -> Waiting | None:
         """What a query waits for."""
 
 
 class Serving(Measuring, ExpertCommands):
-    """Answers for a composition. Threads may share it. `models` and `texts` grow while a folder is served.
+    """Answers for a composition. Thread-safe. `models` and `texts` grow while a folder is served.
 
-    `names`: what its devices are called. `steps_itself`: its devices step in threads of their own; so who asks what is
-    answered between two steps waits for them, and need not keep others from `step` meanwhile.
+    `names`: its devices' names. `steps_itself`: its devices step in threads of their own; a call that is answered
+    between two steps then waits for those threads, and need not keep others from `step` meanwhile.
     """
 
     steps_itself = False
@@ -65,116 +65,118 @@ class Serving(Measuring, ExpertCommands):
     @property
     @abstractmethod
     def members(self) -> tuple[Coterie, ...]:
-        """One for each device, for what is known of them: budgets, remarks, counts."""
+        """One per device, for its budgets, notes and counts."""
 
     @property
     @abstractmethod
     def idle(self) -> bool:
-        """True when nothing is queued or running, and every chunk was given out."""
+        """True if nothing is queued or running, and every chunk has been returned."""
 
     @property
     @abstractmethod
     def quiet(self) -> bool:
-        """True when it is idle and no expert is being loaded: a step would change nothing."""
+        """True if it is idle and no expert is being loaded: a step would change nothing."""
 
     @property
     def broken(self) -> Mapping[str, CoterieError]:
-        """Why which of several devices answer nothing any more."""
+        """The devices, of several, that have stopped for good, with the errors."""
         return {}
 
     def at_break(self, tell: Callable[[str, CoterieError, BaseException], None]) -> None:
-        """Call `tell` with a device's name, the error and its cause when one of several breaks, in any thread: it must
-        return at once.
+        """Register a callback for a device, of several, that breaks, with the error and its cause. It runs in any
+        thread and must return at once.
         """
 
     @property
     def avoided(self) -> Mapping[str, CoterieError]:
-        """Why which of several devices are asked only where no other one can be: they fail what others answer, or
-        hang."""
+        """The devices, of several, that are asked only if no other can be, because they hang or fail what others
+        answer, with the errors.
+        """
         return {}
 
     def at_avoid(self, tell: Callable[[str, CoterieError | None], None]) -> None:
-        """Call `tell` with a device's name and why when one of several is avoided from now on, with None when it is no
-        more, in any thread: it must return at once.
+        """Register a callback for a device, of several, that becomes avoided, with the reason, or, with None, no longer
+        is. It runs in any thread and must return at once.
         """
 
     def at_repin(self, tell: Callable[[str, str, CoterieError | None], None]) -> None:
-        """Call `tell` of each expert that only a device had pinned which broke, in any thread: with the name of where
-        it is pinned now, or with that of the one that broke and why it is pinned nowhere. It must return at once.
+        """Register a callback for each expert that only a broken device had pinned: with the name of the device where
+        it is pinned now, or of the broken one and the error if it is pinned nowhere. It runs in any thread and must
+        return at once.
         """
 
     @abstractmethod
     def route(self, query: Query) -> Route:
         """The router's decision for a query, without running its expert. A model that the router asks is run.
 
-        Other queries go on meanwhile, and their chunks are kept. Raises NotFoundError, RequestError, UnsupportedError,
-        and ClosedError where a model must be asked.
+        Other queries continue meanwhile, and their chunks are kept. Raises NotFoundError, RequestError,
+        UnsupportedError, and ClosedError if a model must be asked.
         """
 
     @abstractmethod
     def ready(self, query: Query) -> Ready:
-        """Do what of a query needs no engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
+        """Prepare a query for the engine, in any thread. Raises RequestError, NotFoundError, UnsupportedError."""
 
     @abstractmethod
     def submit(self, query: Query | Ready, more: int = 0) -> str:
-        """Queue a query and return its id, if there is room for it and for `more` of the same client right after it.
+        """Queue a query and return its id, if the queue has room for it and for `more` of the same client to follow.
 
-        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, and queues nothing then. Where
-        the router asks a model first, the expert may still refuse: then the last chunk has the error.
+        Raises RequestError, NotFoundError, OversizeError, CrowdedError or ClosedError, and then queues nothing. If the
+        router asks a model first, the expert may still refuse the query later: the last chunk then has the error.
         """
 
     @abstractmethod
     def places(self, client: str = "") -> int | None:
-        """How many more queries a client may let wait now; below 1: none, None: any number. Raises ClosedError."""
+        """How many more queries a client may queue now; below 1: none, None: unlimited. Raises ClosedError."""
 
     @abstractmethod
     def step(self, within_s: float | None = None) -> list[Chunk]:
-        """Let the engine take one step; what is new, per query. It waits at most `within_s` seconds for bytes.
+        """Take one engine step; returns the new chunks of each query. Waits at most `within_s` seconds for loads.
 
         Raises ClosedError.
         """
 
     @abstractmethod
     def interrupt(self) -> None:
-        """End a `step` of several decode steps after the one that it is in. Any thread may call it."""
+        """Make a `step` that runs several decode steps stop after the current one. Any thread may call it."""
 
     @abstractmethod
     def cancel(self, request_id: str) -> None:
-        """Stop a query; its last chunk says `cancelled`."""
+        """Stop a query; the finish reason of its last chunk is `cancelled`."""
 
     @abstractmethod
     def resident(self) -> tuple[str, ...]:
-        """Experts in the run tier, least recently used first; then bases of adapters, which stay."""
+        """Experts in the run tier, least recently used first; then the bases of adapters, which are never evicted."""
 
     @abstractmethod
     def status(self) -> Status:
-        """Where every expert is, what is queued and what was done, between two steps. Raises ClosedError."""
+        """Where every expert is, what is queued and what has been done, between two steps. Raises ClosedError."""
 
     def turns(self) -> Sequence[Future[None]]:
-        """Of devices that step themselves a future each that is over when it has taken a turn: has ended a step, if it
-        was in one.
+        """For each device that steps itself, a future that is done when it has taken a turn, that is, has ended any
+        step it was in.
         """
         return ()
 
     @abstractmethod
     def observe(self, sink: Sink, since: Since) -> tuple[Status, list[dict[str, Any]]]:
-        """Tell `sink` what happens from now on; the status, and who lies in each tier. Raises ClosedError.
+        """Report events to `sink` from now on; returns the status, and the residents of each tier. Raises ClosedError.
 
-        `since` is called with each device's name (empty where there is one) as soon as what it tells is no part of
-        these any more.
+        `since` is called with each device's name (empty if there is only one) at the moment from which its events are
+        not included in these.
         """
 
     @abstractmethod
     def look_again(self) -> Look:
-        """What is new in the file or folder, opened, in any thread. Raises what opening a composition does."""
+        """What has changed in the file or folder, opened, in any thread. Raises what opening a composition does."""
 
     @abstractmethod
     def rescan(self, looked: Look | None = None) -> Rescan:
-        """Serve what another look found, or else one now; who is gone is asked no more. Raises as that."""
+        """Serve what `look_again` found, or would find now; removed experts get no new requests. Raises the same."""
 
     @abstractmethod
     def release_idle(self) -> int:
-        """Unload all that is not pinned, KV state too, and give its memory back; how many bytes. 0 if not quiet."""
+        """Unload all that is not pinned, including KV state, and free its memory; returns the bytes. 0 if not quiet."""
 
     @abstractmethod
     def trace(self) -> Trace:
@@ -182,18 +184,20 @@ class Serving(Measuring, ExpertCommands):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the device and give its memory back. Later calls, and those under way, get a ClosedError."""
+        """Stop the device and free its memory. Later calls, and those in progress, raise ClosedError."""
 
     @abstractmethod
     def _has_more(self, request_id: str) -> bool:
-        """Whether chunks will come, or are kept."""
+        """Whether more chunks will come or are kept."""
 
     @abstractmethod
     def abandon(self, request_ids: Sequence[str]) -> None:
-        """Stop these if they go on, and keep nothing more of them."""
+        """Stop these queries and discard their remaining chunks."""
 
     def stream(self, query: Query) -> Iterator[Chunk]:
-        """Submit a query and yield its chunks; leaving early cancels it. Other queries go on, their chunks are kept."""
+        """Submit a query and yield its chunks; leaving early cancels it. Other queries continue, and their chunks are
+        kept.
+        """
         request_id = self.submit(query)
         try:
             while self._has_more(request_id):
@@ -208,14 +212,14 @@ class Serving(Measuring, ExpertCommands):
     def ask_all(self, queries: Sequence[Query | str]) -> list[Answer]:
         """Answer many queries, batched by the engine, in their order.
 
-        Raises the first CoterieError; then the others are cancelled.
+        Raises the first CoterieError, and then cancels the others.
         """
         order: list[str] = []
         answers: dict[str, Answer] = {}
         try:
             for query in queries:
                 asked = Query.text(query) if isinstance(query, str) else query
-                order.append(self.submit(asked))  # where one is refused, those before it are cancelled below
+                order.append(self.submit(asked))  # if one is refused, those before it are cancelled below
             while len(answers) < len(order):
                 for chunk in self._advance_for(set(order)):
                     if chunk.error is not None:

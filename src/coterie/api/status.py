@@ -1,8 +1,8 @@
-"""Status: where every expert is, what is queued and what was done, as of one instant between two steps.
+"""Status: where every expert is, what is queued and what has been done, as of one instant between two steps.
 
-    cache (tiers, pins) + queue + KV pool + metrics  --look-->  Status, which stays as it is
+    cache (tiers, pins) + queue + KV pool + metrics  --look-->  Status, immutable
 
-Knows nothing about HTTP, and keeps no accounts of its own: all of it is read from those of the engine and the cache.
+Knows nothing about HTTP, and keeps no counts of its own: everything is read from the engine and the cache.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from coterie.memory.split import Side, side_of, sides_of
 from coterie.models.model import Model
 
 State = Literal["absent", "loading", "resident"]
-KEY_CHARS = 8  # of an architecture key: enough to tell those of one composition apart
+KEY_CHARS = 8  # prefix of an architecture key: enough to tell those of one composition apart
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertStatus:
     """One expert, or the router's own model.
 
-    `tier`: the nearest that holds all of it, its files' where none does. `size_bytes`: of its weights, of an adapter
-    its own; `base`: whose weights it has besides, empty for no adapter. `architecture`: experts of one share programs.
-    `gives`: tokens, and vectors too; vectors alone; or scores of documents alone.
-    `last_used_s`: when it last answered, on the device's clock; None: not yet.
+    `tier`: the nearest that holds all of it, or that of its files. `size_bytes`: its weights, for an adapter only its
+    own; `base`: the expert or folder whose weights it shares, empty if it is no adapter. `architecture`: experts with
+    equal keys share programs. `gives`: tokens (and vectors); only vectors; or only scores of documents. `last_used_s`:
+    when it last answered, on the device's clock; None: not yet.
     """
 
     name: str
@@ -56,8 +56,8 @@ class ExpertStatus:
 
 @dataclass(frozen=True, slots=True)
 class TierStatus:
-    """The part of a tier that holds weights: `of` the experts, of bases that adapters share, or of the router's own
-    model. `experts`: in it now.
+    """The part of a tier that holds weights: `of` the experts, the bases that adapters share, or the router's own
+    model. `experts`: how many it holds.
     """
 
     tier: str
@@ -69,7 +69,7 @@ class TierStatus:
 
 @dataclass(frozen=True, slots=True)
 class KvStatus:
-    """Blocks of the KV cache. `used`: sequences have them; `cached`: nobody does, but what they hold is known."""
+    """Blocks of the KV cache. `used`: owned by sequences; `cached`: unused, but reusable by prefix."""
 
     block_bytes: int
     blocks: int
@@ -79,7 +79,7 @@ class KvStatus:
 
 @dataclass(frozen=True, slots=True)
 class PriorityStatus:
-    """Requests here that were asked with one kind of priority. `paused`: of the waiting ones, those that had begun."""
+    """Present requests of one priority class. `paused`: of the waiting ones, those that had started."""
 
     running: int
     waiting: int
@@ -88,22 +88,22 @@ class PriorityStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """As of `now_s` on the device's clock. `running` and `waiting` count requests, those of the router's model too, and
-    those of experts that are no more.
+    """As of `now_s` on the device's clock. `running` and `waiting` count requests, including those of the router's
+    model and of retired experts.
 
-    `held`: those of the waiting ones that stand in line until their client has a place in the queue again.
+    `held`: of the waiting ones, those kept out of the queue until their client has a place there again.
 
-    `by_priority`: those that run and wait by the kind of priority that they were asked with, as accounts have them.
+    `by_priority`: running and waiting requests by class of the requested priority, as in the metrics.
 
-    `lacks`: for want of which memory nothing is drafted, a sentence for each. `left_out`: why whom is not served.
+    `lacks`: a message for each lack of memory that prevents drafting. `left_out`: experts not served, with the reason.
 
-    `late`: of which devices this is what was last known, since a step takes long there, and how many seconds ago.
+    `late`: devices in a long step, for which this is the last known status, with its age in seconds.
 
-    `devices`: where there are several, each one's by its name; `broken`: why which of them answers nothing any more;
-    `avoided`: why which of them is asked only where no other one can be. `unpinned`: why
-    which experts are pinned nowhere, though they were, on one that broke.
+    `devices`: if there are several, the status of each by name; `broken`: those that have stopped for good, with the
+    reason; `avoided`: those asked only if no other can be, with the reason. `unpinned`: experts that lost their pin
+    because a device broke, with the reason.
 
-    `metrics` and `moves` (of all caches together) are copies: they do not change any more.
+    `metrics` and `moves` (of all caches together) are copies and do not change.
     """
 
     composition: str
@@ -168,7 +168,7 @@ class Status:
 
 
 def look(parts: Parts, models: Mapping[str, Model], composition: Composition) -> Status:
-    """What there is to be known now, of the composition's experts. Not while the engine is in a step."""
+    """The present status of the composition's experts. Call between two steps."""
     held, queue = parts.engine.admission.by_expert(), parts.engine.queue
     names = (*composition.names, *[name for name in models if name == ROUTER])
     experts = tuple([_expert(parts, name, models[name], held[name]) for name in names])
@@ -232,7 +232,7 @@ def _by_class(sequences: Iterable[Sequence]) -> Counter[PriorityClass]:
 
 
 def _place(cache: ExpertCache, name: str, home_tier: str) -> tuple[State, str]:
-    """How far up an expert is, and the nearest tier that holds all of it, as of the cache's last poll."""
+    """An expert's state, and the nearest tier that holds all of it, as of the cache's last poll."""
     state: State = "absent"
     for ledger in cache.ledgers:
         copy = ledger.copies.get(name)
@@ -261,7 +261,7 @@ def sum_of(stats: list[Stats]) -> Stats:
 
 
 def _metrics(metrics: Metrics) -> dict[str, Any]:
-    """All of them, but for when answers ended, which experts say, and what is told by priority."""
+    """All metrics except the times of last answers, reported per expert, and those by priority, reported separately."""
     names = [name for name in metrics.__slots__ if name not in ("last_end_s", "by_priority")]
     found = {name: getattr(metrics, name) for name in (*names, "ttft")}
     times = {name: _times(value) for name, value in found.items() if isinstance(value, Histogram)}

@@ -36,20 +36,20 @@ from coterie.engine.request import ChoiceParams
 from coterie.engine.served import too_long
 from coterie.models.model import Model
 
-_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # the last: 1_Pooling, 2_Dense
-USUAL = Embedding("mean")  # where a checkpoint says nothing: it tells texts apart better (docs/log.md)
+_BESIDE = ("*.json", "*.jinja", VOCABULARY, f"{MORE_TEMPLATES}/*.jinja", "[0-9]_*/*")  # last: 1_Pooling, 2_Dense
+USUAL = Embedding("mean")  # the default pooling; it separates texts better (docs/log.md)
 GIVES_VECTORS = "only gives vectors (embeddings), and generates no text"
 SCORES = "only scores documents (reranking), and generates no text"
-_LAST = 16  # tokens of a prompt, among which the opening mark of a thought is looked for
+_LAST = 16  # trailing prompt tokens searched for the opening mark of a thought
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     """How one expert reads and writes. An expert without bytes has no tokenizer: its prompts are counted in bytes.
 
-    `files`: those beside its weights, as they were when they were read.
-    `embedding`: how it makes vectors of texts; `draws` False: it does nothing else. `scoring`: of one that scores pairs
-    alone, how a vector of a pair becomes a score.
+    `files`: those beside its weights, as they were when read. `embedding`: how it makes vectors of texts; `draws`
+    False: it generates no text. `scoring`: for a model that only scores pairs, how the vector of a pair becomes a
+    score.
     """
 
     expert: str
@@ -63,13 +63,14 @@ class Text:
 
     @property
     def is_read(self) -> bool:
-        """Whether its vocabulary is there; one that was let go for others takes a while to be read again."""
+        """Whether its vocabulary is in memory; an evicted one takes a while to be read again."""
         return self.tokenizer is None or self.tokenizer.is_read
 
     def encode(self, query: Query, prompt: Prompt, most: int = 0, limit: int = 0) -> tuple[int, ...]:
-        """The prompt's tokens; of a text whose vector is wanted at most `most`, if that is not 0.
+        """The prompt's tokens; for an embedding, at most `most` if that is not 0.
 
-        Raises RequestError when there are none, or messages need a template; ContextError for surely more than `limit`.
+        Raises RequestError if there are none or a template is lacking; ContextError if there are surely more than
+        `limit`.
         """
         if why := self._not_made_for(query):
             other = "" if query.ranks else "ask it to rerank, or " if self.scoring else "ask it for embeddings, or "
@@ -94,13 +95,12 @@ class Text:
         return ids
 
     def types(self, query: Query) -> tuple[int, ...]:
-        """Which text of a pair each token of the prompt is of; none where its expert is not told them apart."""
+        """Token type ids of a pair; empty if the expert does not use them."""
         return self._pair(query)[1] if query.ranks and self.scoring and self.scoring.tells_apart else ()
 
     def decode(self, ids: Sequence[int], field: str = "prompt", special: bool = False) -> str:
-        """The text of tokens, without `special` ones or with their names.
-
-        Raises RequestError naming `field` for one that is no token.
+        """The text of tokens, with `special` ones spelled out or left out. Raises RequestError naming `field` for an
+        invalid one.
         """
         checked = self._checked(ids, field)
         if self.tokenizer is None:
@@ -108,10 +108,10 @@ class Text:
         return self.tokenizer.spelled(checked) if special else self.tokenizer.decode(checked)
 
     def detokenizer(self, query: Query, prompt_ids: Sequence[int]) -> Detokenizer | None:
-        """A new one for one answer. Where tools are offered, what marks a call is shown, special token or not.
+        """A new one for one answer. If tools are offered, the marks of a call are shown, even if they are special
+        tokens.
 
-        Of an answer to messages it tells what is thought from what is said; one to a text is the text gone on with,
-        whose first word has a space before it.
+        For messages it separates reasoning from the answer; in a plain continuation it keeps the first word's space.
         """
         if self.tokenizer is None:
             return None
@@ -133,7 +133,7 @@ class Text:
         return not (query.raw or self.template is None)
 
     def thinks(self, query: Query) -> bool:
-        """Whether an answer may have a thought before it."""
+        """Whether reasoning may precede an answer."""
         return not (query.raw or self.template is None) and (self.template.has_channels or bool(self.template.thoughts))
 
     def unfit(self, query: Query) -> str:
@@ -147,7 +147,9 @@ class Text:
         return "has no chat template for several messages" if self.template is None and len(query.messages) > 1 else ""
 
     def choice(self, query: Query, prompt_ids: Sequence[int], end_ids: tuple[int, ...]) -> ChoiceParams:
-        """How one answer's tokens are chosen, its form included. Raises RequestError for a form that cannot be kept."""
+        """How an answer's tokens are chosen, including its grammar. Raises RequestError for a constraint it cannot
+        satisfy.
+        """
         held = is_constrained(query.tools, query.calling)
         if not (query.form or held):
             return query.choice
@@ -172,19 +174,19 @@ class Text:
         return replace(query.choice, mask=mask)
 
     def ends(self, query: Query, end_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens that end the answer: `end_ids`, and where something is filled in the marks around that."""
+        """The tokens that end the answer: `end_ids`, and for fill-in-the-middle the marks around the gap."""
         if not query.suffix or self.tokenizer is None:
             return end_ids
         return tuple(dict.fromkeys((*end_ids, *self._infill().ends(self.tokenizer.token_id))))
 
     def prediction(self, query: Query) -> tuple[int, ...]:
-        """The tokens of what the answer is expected to repeat; none where there is no tokenizer."""
+        """The tokens of the predicted text; none without a tokenizer."""
         if self.tokenizer is None or not query.prediction:
             return ()
         return _tokens_of(self.tokenizer, query.prediction)
 
     def calls(self, query: Query) -> CallReader | None:
-        """What finds the calls in one answer; None where no tools are offered."""
+        """A reader of the tool calls in one answer; None if no tools are offered."""
         form, functions = self._calls_form(query), [tool["function"] for tool in query.tools]
         if form is None:
             return None
@@ -201,7 +203,7 @@ class Text:
         return UnmarkedText(reader, calling.only or tuple(tools), calling.several)
 
     def _not_made_for(self, query: Query) -> str:
-        """Why this expert does not do at all what is asked; empty: it does."""
+        """Why this expert cannot do this kind of task at all; empty: it can."""
         if query.ranks:
             return "" if self.scoring else "was not made to score documents (reranking)"
         if self.scoring:
@@ -209,7 +211,7 @@ class Text:
         return "" if query.embeds or self.draws else GIVES_VECTORS
 
     def _pair(self, query: Query) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens and types of a query and a document. Raises RequestError."""
+        """Tokens and type ids of a query and a document. Raises RequestError."""
         if self.tokenizer is None or self.scoring is None:
             raise RuntimeError(f"{self.expert} reads no pairs")
         asked, document = [one.content for one in query.messages]
@@ -222,7 +224,7 @@ class Text:
         return _pair_of(self.tokenizer, first, second, most, self.scoring.pad_id)
 
     def _speech(self, query: Query, prompt_ids: Sequence[int]) -> Speech:
-        """What an answer to messages has besides what it says."""
+        """The parts of an answer to messages besides its text: channels, or reasoning."""
         if self.template is None or self.tokenizer is None or not self.thinks(query):
             return Speech()
         marks = self.template.thoughts
@@ -273,7 +275,7 @@ class Text:
 
 @lru_cache(maxsize=1)
 def _tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Kept, as many choices of one prompt come in a row."""
+    """Cached: several choices of one prompt follow each other."""
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -281,15 +283,15 @@ def _tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 def _pair_of(
     tokenizer: Tokenizer, first: str, second: str, max_tokens: int, pad_id: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Kept, as tokens and types are asked for one after the other."""
+    """Cached: tokens and type ids are requested one after the other."""
     ids, types = tokenizer.encode_pair(first, second, max_tokens)
-    while len(ids) > 1 and ids[-1] == pad_id:  # transformers takes them for what fills texts up
+    while len(ids) > 1 and ids[-1] == pad_id:  # transformers masks them as padding
         ids, types = ids[:-1], types[:-1]
     return tuple(ids), tuple(types)
 
 
 def open_texts(models: Mapping[str, Model]) -> dict[str, Text]:
-    """Read every expert's tokenizer and template. Raises CheckpointError where one is missing or damaged."""
+    """Read every expert's tokenizer and template. Raises CheckpointError if one is missing or damaged."""
     return {name: _open(name, model) for name, model in models.items()}
 
 
@@ -300,15 +302,15 @@ def tokenizer_of(model: Model) -> Tokenizer:
 
 
 def all_read(texts: Mapping[str, Text], model: str) -> bool:
-    """Whether no vocabulary must be read for a query to an expert, or to whom a router chooses."""
+    """Whether a query to this model, or to any that a router may choose, needs no vocabulary read from disk."""
     asked = texts.get(model)
     return none_evicted() or all(text.is_read for text in (tuple(texts.values()) if asked is None else (asked,)))
 
 
 def speaker(texts: Mapping[str, Text], composition: Composition, model: str) -> Text:
-    """Whose tokens are meant: the named expert's; for a composition's name all must have the same.
+    """The expert whose tokens are meant: the named one; for a composition's name, any, if all have the same tokenizer.
 
-    Raises NotFoundError for an unknown name, RequestError where tokenizers differ.
+    Raises NotFoundError for an unknown name, RequestError if tokenizers differ.
     """
     if model != composition.name:
         return texts[composition.expert(model).name]
@@ -336,13 +338,13 @@ def _open(name: str, model: Model) -> Text:
 
 
 def files_of(model: Model) -> dict[Path, FileIdentity]:
-    """What lies beside a model's weights and its base's as they are now, and files of a head that scores."""
+    """The files beside a model's weights and its base's, as they are now, and those of a scoring head."""
     found: dict[Path, FileIdentity] = {}
     paths = {Path(info.shard.path) for info in model.head.tensors} if model.head else set()
     for folder in (at.path for at in (model, model.base) if at is not None and at.path is not None):
-        with contextlib.suppress(FileNotFoundError):  # the folder has just gone
+        with contextlib.suppress(FileNotFoundError):  # the folder may just have been removed
             paths.update([path for kind in _BESIDE for path in folder.glob(kind)])
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # and so may a file of it
+        with contextlib.suppress(FileNotFoundError):  # and so may a file
             found[path] = FileIdentity.of(path.stat())
     return found

@@ -1,6 +1,6 @@
 """Together: the statuses of several devices as one, which keeps each.
 
-    counts, bytes    summed        an expert    where it is nearest        times    ages on each device's own clock
+    counts, bytes    summed        an expert    its nearest copy        times    ages, as each device has its own clock
 
 Knows nothing about where they come from.
 """
@@ -19,7 +19,7 @@ _NEAREST: tuple[State, ...] = ("resident", "loading", "absent")
 
 
 def together(names: Sequence[str], each: Sequence[Status]) -> Status:
-    """Several devices' statuses as one. `names`: theirs."""
+    """Several devices' statuses as one. `names`: the devices'."""
     first = each[0]
     by_name = grouped((expert.name, (expert, status.now_s)) for status in each for expert in status.experts)
     tiers = grouped(((tier.tier, tier.of), tier) for status in each for tier in status.tiers)
@@ -65,13 +65,13 @@ def _tier(found: Sequence[TierStatus]) -> TierStatus:
 
 
 def _kv(found: Sequence[KvStatus]) -> KvStatus:
-    """Blocks of one size: they follow from the experts, which are the same."""
+    """Block sizes are equal: they follow from the experts, which are the same."""
     blocks, used, cached = (sum([getattr(kv, name) for kv in found]) for name in ("blocks", "used", "cached"))
     return replace(found[0], blocks=blocks, used=used, cached=cached)
 
 
 def metrics_of(each: Sequence[Metrics]) -> Metrics:
-    """The sum of several devices' counts. When answers ended is on clocks of their own, so it is left out."""
+    """The sum of several devices' metrics, without the times when answers ended, which are on different clocks."""
     total = Metrics()
     for metrics in each:
         for its in fields(Metrics):
@@ -83,7 +83,7 @@ def metrics_of(each: Sequence[Metrics]) -> Metrics:
             elif isinstance(other, Histogram):
                 _add(mine, other)
             elif isinstance(other, Counter):
-                mine.update(other.copy())  # at once: a device may count meanwhile
+                mine.update(other.copy())  # copied first: the device may be counting concurrently
         for name, counts in metrics.by_expert.items():
             total.by_expert[name].update(counts.copy())
         for of, its_class in metrics.by_priority.items():

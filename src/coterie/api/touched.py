@@ -1,13 +1,11 @@
-"""Experts whose files were touched: they have another status time than when their headers were read, and nothing else.
+"""Experts whose files were touched: since their headers were read, only the status change time (ctime) differs.
 
-        a load is about to begin -> stat of its files -> touched: headers read again -> loaded by what they say
+        a load is about to begin -> stat of its files -> touched: headers read again -> loaded with those
 
-chmod, a hard link and a backup do that, but so does a copy over a file that sets its times back. So the expert is taken
-to have other weights: they are read whole when it comes in, a head that scores too, and nothing that was computed with
-the former is kept.
-Requests that run are computed again, and end where they would not have drawn what they have shown: no answer is by two
-weights.
-Knows nothing about requests.
+chmod, a hard link and a backup do that, but so does a copy over a file that restores its times. So the weights are
+assumed to be new: they are read whole at the load, including a scoring head, and nothing computed with the old ones is
+kept. Running requests are recomputed, and end with an error if they would not have drawn the tokens already shown: no
+answer mixes two sets of weights. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from coterie.models.model import Model
 
 
 class Touched:
-    """Called before each load from files, in the engine's turn. `composition` says where experts are."""
+    """Called before each load from files, between two steps. `composition` says where the experts are."""
 
     def __init__(
         self,
@@ -43,24 +41,24 @@ class Touched:
         self.know(composition)
 
     def know(self, composition: Composition) -> None:
-        """Its experts are where it says now; who is not among them stays where it was, as it may still be asked."""
+        """Update where experts are; removed ones keep their place, as they may still have requests."""
         own, spec = router_model(composition), composition.router
         self._experts = {name: expert for name, expert in self._experts.items() if name in self._models}
-        # Not one that has made vectors of examples, which those of other weights cannot be compared with.
+        # Not a model that has embedded examples: vectors by other weights are not comparable with those.
         asked = [own] if own is not None and spec is not None and not spec.examples else []
         self._experts |= {expert.name: expert for expert in (*composition.experts, *asked)}
 
     def __call__(self, name: str) -> None:
-        """Serve an expert by the headers that its files have now, where only status times are others.
+        """Serve an expert by its files' current headers, if only their ctimes have changed.
 
-        What differs in more than that, or cannot be read, stays as it is: its load says what is wrong.
+        If more has changed, or they cannot be read, nothing is done here: the load reports what is wrong.
         """
         was, expert = self._models.get(name), self._experts.get(name)
         if was is None or expert is None or is_there(self._parts, name) or not is_touched(was.layout):
             return
         try:
             model = replace(reopen(expert, self._options, {}), base=was.base)
-            # What scores is no part of a layout, and lies in the same file.
+            # A scoring head is in the same file but not part of the layout.
             heads = {} if model.head is None else open_texts({name: model})
         except UsageError:
             return
@@ -71,7 +69,7 @@ class Touched:
 
 
 def is_touched(layout: Layout) -> bool:
-    """Whether files have another status time than when their headers were read, and no file anything else."""
+    """Whether, since their headers were read, some files' ctimes have changed and nothing else has."""
     files = {placed.source.path: placed.source.identity for placed in layout.ranges}
     try:
         now = {path: FileIdentity.of(os.stat(path)) for path in files if path}
@@ -84,7 +82,7 @@ def is_touched(layout: Layout) -> bool:
 
 
 def _untimed(layout: Layout) -> Layout:
-    """The same, as if no file had a status time."""
+    """A copy with all ctimes zeroed."""
     ranges = []
     for placed in layout.ranges:
         identity = replace(placed.source.identity, ctime_ns=0)

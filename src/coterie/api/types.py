@@ -1,4 +1,4 @@
-"""What goes into the Python face and what comes out: Query, Chunk, Answer.
+"""What goes into the Python API and what comes out: Query, Chunk, Answer.
 
 Knows nothing about engines or devices.
 """
@@ -19,24 +19,24 @@ from coterie.core.errors import CoterieError, RequestError, check_unicode
 from coterie.core.sampling import NOTHING_SAID, PartialSampling
 from coterie.engine.request import ChoiceParams, SamplingParams
 
-SEED_BITS = 53  # every such number survives JSON readers that have only doubles
+SEED_BITS = 53  # exact in JSON readers that store numbers as doubles
 
 
 def draw_seed() -> int:
-    """A seed for a request whose caller gave none; the answer reports it."""
+    """A seed for a request without one; the answer reports it."""
     return secrets.randbits(SEED_BITS)
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that an assistant made: the tool's name and its arguments, a JSON object."""
+    """A tool call by an assistant: the tool's name and its arguments, a JSON object."""
 
     call_id: str
     name: str
     arguments: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As chat templates read it."""
+        """In the form that chat templates read."""
         return {"id": self.call_id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
@@ -44,8 +44,8 @@ class ToolCall:
 class Message:
     """One turn of a conversation; `role` is system, user, assistant or tool.
 
-    An assistant's may have `calls`, and `reasoning` before it spoke; a tool's says what came of one, by its `call_id`,
-    and may have the tool's `name`.
+    An assistant's message may have `calls`, and the `reasoning` before its content; a tool's is the result of the call
+    `call_id`, and may have the tool's `name`.
     """
 
     role: str
@@ -56,37 +56,34 @@ class Message:
     reasoning: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As chat templates and routers read it."""
+        """In the form that chat templates and routers read."""
         said = {"role": self.role, "content": self.content}
         more = {"tool_calls": [call.to_dict() for call in self.calls], "tool_call_id": self.call_id, "name": self.name}
-        more |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}  # templates have either name
+        more |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}  # templates use either name
         return {**said, **{key: value for key, value in more.items() if value}}
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A conversation that wants an answer.
+    """A conversation to be answered.
 
-    `model` empty or the composition's name lets the router choose; an expert's name bypasses it. `raw` skips the chat
-    template: the last message is the text itself, and `prompt_ids`, where given, are its tokens. `previous_expert` is
-    who answered this conversation before.
-    `form`: what the answer is held to, a JSON schema, as JSON, or a Constraint (a regular expression, a choice of
-    texts, a grammar), which takes no tools beside it; empty: nothing.
-    `tools` are offered to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}.
-    `calling`: what is asked of the answer's calls; with it, or a strict tool, their form and arguments are held.
-    `prediction`: a text that the answer is expected to repeat, with changes: it is used to draft the answer's tokens.
-    `suffix`: of a raw text, what stands behind the place that is to be filled in; empty: the text goes on.
-    `sampling`: a SamplingParams is all of it, penalties of `choice` too; what a PartialSampling does not say is as the
-    expert's defaults have it (those of its checkpoint or its composition file), but for penalties that `choice` has.
-    `otherwise`: what holds of it in the place of an expert's defaults where there are none; without it greedy.
-    `continues`: the last message is the assistant's, and the beginning of the answer, which goes on with it.
-    `switches`: values for variables of the expert's chat template, as {"enable_thinking": False}.
-    `embeds`: no answer is wanted, but the vector of the text; `use` is the name of the prompt before it, as its expert
-    has them ("query", "document"); empty: the usual one. `ranks` too: of two messages, a question and a document, the
-    vector that their expert makes a score of is wanted.
-    `max_tokens` 0 draws nothing where `choice` asks to score the prompt.
-    `client` is who asks: while several do, each has a share of the queue; "" has none and is never held back.
-    `priority`: the lower, the sooner; of equal ones the first comes first.
+    If `model` is empty or the composition's name, the router chooses; an expert's name bypasses it. `raw` skips the
+    chat template: the last message is the text itself, and `prompt_ids`, if given, are its tokens. `previous_expert`:
+    the expert that answered this conversation before. `form`: a constraint on the answer: a JSON schema, as JSON, or a
+    Constraint (a regular expression, a choice of texts, a grammar), which excludes tools; empty: none. `tools`: offered
+    to the expert, as chat templates read them: {"type": "function", "function": {"name", ...}}. `calling`: requirements
+    on the tool calls; with them, or a strict tool, the calls' format and arguments are constrained. `prediction`: a
+    text that the answer is expected to repeat, with changes; used for speculative decoding. `suffix`: for
+    fill-in-the-middle on a raw text, what follows the gap; empty: plain continuation. `sampling`: a SamplingParams is
+    complete, together with the penalties of `choice`; what a PartialSampling leaves open is taken from the expert's
+    defaults (its checkpoint or composition file), except penalties set in `choice`. `otherwise`: used in place of an
+    expert's defaults if it has none; unset settings are greedy. `continues`: the last message is the assistant's, and
+    the answer continues it. `switches`: values of chat-template variables, as {"enable_thinking": False}. `embeds`:
+    return a vector of the text instead of an answer; `use`: the name of the prompt to put before it, as the expert
+    names them ("query", "document"); empty: its default. `ranks`, in addition: the two messages are a question and a
+    document, and the vector is the one their score is computed from. `max_tokens` 0 generates nothing, if `choice` asks
+    to score the prompt. `client`: the requester; while several wait, each has a share of the queue. "" is exempt.
+    `priority`: lower goes first; ties in order of arrival.
     """
 
     messages: tuple[Message, ...]
@@ -120,7 +117,7 @@ class Query:
 
 
 def prompt_of(query: Query) -> Prompt:
-    """A query's messages as routers read them. Raises RequestError where there is no question, or no valid text."""
+    """A query's messages as routers read them. Raises RequestError if there is no question, or invalid text."""
     if not query.messages:
         raise RequestError("messages", "there is no message", "give at least one")
     if not any(m.role == "user" for m in query.messages):
@@ -133,7 +130,7 @@ def prompt_of(query: Query) -> Prompt:
     return prompt
 
 
-# Of an answer, what its JSON has beside text and route.
+# Fields of an answer's JSON, in addition to text and route.
 _COUNTED = (
     *("finish_reason", "seed", "prompt_tokens", "cached_tokens", "reasoning_tokens", "guessed_tokens"),
     *("accepted_tokens", "hit", "switch_s", "routed_s", "ttft_s", "total_s", "tokens_per_s", "synthetic"),
@@ -144,19 +141,16 @@ _COUNTED = (
 class Answer:
     """A finished answer. Times are seconds on the device's clock.
 
-    `hit`: the expert was resident when the answer was scheduled; `switch_s`: how long it took to become so, else 0.
-    `ttft_s`: from submission to the first token; `routed_s` of it a model was asked for the route (0: none was), and
-    `queued_s` behind that it waited for its turn.
-    `tokens_per_s`: rate after the first token, 0 for a single token.
-    `cached_tokens`: of the prompt, those that were not computed: their KV state was there, of an earlier turn, say.
-    `guessed_tokens`: drafted by speculative decoding; `accepted_tokens`: those of them that were right.
-    `predicted_tokens`: of the query's prediction, those that came; `unpredicted_tokens`: the others, where it was used.
-    `synthetic`: the tokens are made up by a modelled device that computes no numbers.
-    `logprobs`: where `choice` asked for them, one for each token of the text, an end token left out.
-    `prompt_logprobs`: where it asked to score the prompt, one for each of its tokens, that of the first not a number;
-    then `logprobs` has an end token's too.
-    `reasoning`: what was thought before the text, of `reasoning_tokens` tokens; `token_ids` has all.
-    `vector`: of a query that `embeds`, as the expert's last norm made it.
+    `hit`: the expert was resident when the answer was scheduled; `switch_s`: else how long loading it took; 0 on a hit.
+    `ttft_s`: from submission to the first token; of this, `routed_s` was spent on a model asked for the route (0:
+    none), and then `queued_s` in the queue. `tokens_per_s`: rate after the first token, 0 for a single token.
+    `cached_tokens`: prompt tokens found in the prefix cache, from an earlier turn, say. `guessed_tokens`: drafted by
+    speculative decoding; `accepted_tokens`: how many of them were accepted. `predicted_tokens`: tokens of the query's
+    prediction that the answer repeated; `unpredicted_tokens`: the others, if it was used. `synthetic`: the tokens are
+    made up by a modelled device that computes no numbers. `logprobs`: if requested, one for each token of the text,
+    without an end token. `prompt_logprobs`: if the prompt was scored, one for each of its tokens, the first being NaN;
+    `logprobs` then includes an end token. `reasoning`: the reasoning before the text, of `reasoning_tokens` tokens;
+    `token_ids` includes it. `vector`: for a query that `embeds`, the pooled output of the expert's last norm.
     """
 
     request_id: str
@@ -188,7 +182,7 @@ class Answer:
 
     @property
     def last_line(self) -> str:
-        """The last line that is not blank: where experts that show their working put the answer."""
+        """The last non-blank line, where experts that show their working put the answer."""
         return last_line(self.text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,7 +200,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """News of one request: what is new of it; the last chunk has either the whole `answer` or an `error`."""
+    """New output of one request; the last chunk has either the complete `answer` or an `error`."""
 
     request_id: str
     expert: str
@@ -220,5 +214,5 @@ class Chunk:
 
     @property
     def last(self) -> bool:
-        """True when nothing follows."""
+        """True if no more chunks follow."""
         return self.answer is not None or self.error is not None

@@ -1,10 +1,10 @@
-"""Vectors of a router's examples, kept on disk from one start to the next: $XDG_CACHE_HOME/coterie/vectors.
+"""Vectors of a router's examples, cached on disk between starts: $XDG_CACHE_HOME/coterie/vectors.
 
     <digest of weights, graph, pooling and device>.vectors     | sha256 of the rest | npz: keys [N, 16], rows [N, D] |
 
-A key is the digest of a text's tokens, so another tokenizer or prompt finds nothing. A file is written beside its place
-and renamed, and one that is damaged is as good as none. Knows nothing about engines.
-Source of the folder: the XDG Base Directory Specification, $XDG_CACHE_HOME.
+A key is the digest of a text's tokens, so another tokenizer or prompt finds nothing. Files are replaced atomically, and
+a damaged one is ignored. Knows nothing about engines. Source of the folder: the XDG Base Directory Specification,
+$XDG_CACHE_HOME.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from coterie.models.fingerprint import fingerprint
 from coterie.models.model import Model
 
 Row: TypeAlias = tuple[float, ...]
-MAX_FILES, MAX_ROWS = 32, 20_000  # of the folder, and of a file: files written, and rows used, longest ago go
+MAX_FILES, MAX_ROWS = 32, 20_000  # per folder, and per file: the oldest files and least recently used rows go
 _KEY_BYTES, _DIGEST_BYTES = 16, 32
 
 
 def cache_folder() -> Path:
-    """Where they are kept; for who has no home a place where nothing can be."""
+    """The cache's folder; for a user without a home directory, a path where nothing can exist."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "coterie" / "vectors"
-    except RuntimeError:  # so says pathlib, of an account without a name in a container
+    except RuntimeError:  # raised by pathlib for a user id without an account, as in a container
         return Path(os.devnull) / "coterie"
 
 
 class VectorCache:
-    """The rows of one model, as it pools on one device. What cannot be read or written is made anew: no error."""
+    """The rows of one model, as it pools on one device. What cannot be read or written is recomputed: no error."""
 
     def __init__(self, model: Model, embedding: Embedding, device: str, folder: Path) -> None:
         """Raises CheckpointError for weights that cannot be read."""
@@ -49,11 +49,11 @@ class VectorCache:
 
     @staticmethod
     def key_of(ids: Sequence[int]) -> bytes:
-        """What names the vector of these tokens."""
+        """The key of the vector of these tokens."""
         return hashlib.sha256(np.array(ids, np.int64).tobytes()).digest()[:_KEY_BYTES]
 
     def read(self) -> dict[bytes, Row]:
-        """All that is kept, by key, what was used last behind; nothing where there is no whole file."""
+        """All cached rows by key, most recently used last; empty if there is no intact file."""
         try:
             data = self._path.read_bytes()
             if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
@@ -65,14 +65,14 @@ class VectorCache:
         return {key.tobytes(): tuple(row.tolist()) for key, row in zip(keys, rows, strict=True)}
 
     def write(self, used: Mapping[bytes, Row], others: Mapping[bytes, Row]) -> None:
-        """Keep these, and of `others` as many as there is room for."""
+        """Store these, and as many of `others` as there is room for."""
         rows = {key: row for key, row in others.items() if key not in used} | dict(used)
         rows = dict(list(rows.items())[-MAX_ROWS:])
         data = io.BytesIO()
         keys = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, _KEY_BYTES)
         np.savez(data, keys=keys, rows=np.array(list(rows.values()), np.float32))
         whole = hashlib.sha256(data.getvalue()).digest() + data.getvalue()
-        with suppress(OSError):  # a folder that is full, or not ours: they are made anew at each start
+        with suppress(OSError):  # the folder is full or not writable: they are recomputed at each start
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _put(self._path, whole)
             newest = sorted(self._path.parent.glob("*.vectors"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -81,7 +81,7 @@ class VectorCache:
 
 
 def _put(path: Path, data: bytes) -> None:
-    """Write a file so that whoever reads it finds all of it, or what was there before. Raises OSError."""
+    """Replace a file atomically. Raises OSError."""
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

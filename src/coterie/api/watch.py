@@ -1,10 +1,10 @@
-"""Watch: tells a listener what happens to experts and requests, as it happens. Without one nothing is kept.
+"""Watch: reports events of experts and requests to a listener, as they happen. Without a listener nothing is kept.
 
     engine's log    submit, admit, loaded, failed ---+
     cache's log     miss, evict, fetch, copy, drop --+--> EngineEvent -> sink
     routes, outputs first token, end ----------------+
 
-Knows nothing about who looks on, or how; and tells nobody what was asked or answered.
+Knows nothing about who listens, or how; never reports prompts or answers.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from coterie.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class EngineEvent:
-    """Something that happened at `at_s` (seconds on the device's clock); `facts` are plain values, for JSON.
+    """An event at `at_s` (seconds on the device's clock); `facts` are plain values, for JSON.
 
-    what            facts, each with the expert or the request that it is about
-    load_begun      size_bytes, from, to, links by which it comes up, evicted: expert and tier of who went for it
-    load_ended      seconds, bytes_per_s                        load_failed     error
-    evicted         tier                                        dropped         tier: it was told to go, or had failed
-    pinned, unpinned
-    routing         a model is asked where the request goes
-    routed          expert, confidence, is_fallback, runners_up
-    queued, admitted, first_token
-    moved           from, on: of several devices one goes on with a request that another one failed, or hangs with; what
-                    that one has told of its end, or tells later, is none
-    stopped         on, error: one of several devices, whose requests have ended, or go on elsewhere
-    ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
-                    total_s, cached_tokens
-                    (or, refused or failed: error)
+        what            facts, in addition to the expert or the request
+        load_begun      size_bytes, from, to, links that it passes, evicted: expert and tier of each eviction for it
+        load_ended      seconds, bytes_per_s                        load_failed     error
+        evicted         tier                                        dropped         tier: unloaded, or its load failed
+        pinned, unpinned
+        routing         a model is being asked for the route
+        routed          expert, confidence, is_fallback, runners_up
+        queued, admitted, first_token
+        moved           from, on: with several devices, a request moves to another because the first failed it or hangs;
+                        any end that the first has reported, or reports later, is void
+        stopped         on, error: one of several devices; its requests have ended, or moved
+        ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
+                        total_s, cached_tokens
+                        (or, if refused or failed: error)
     """
 
     what: str
@@ -53,12 +53,12 @@ class EngineEvent:
 
 
 Sink: TypeAlias = Callable[[EngineEvent], None]
-ON = "on"  # the fact that names the device, where there are several
+ON = "on"  # the fact that names the device, if there are several
 
 
 @dataclass(slots=True)
 class _Load:
-    """A load that the cache is about to begin: who goes for it and the links so far, the lowest first."""
+    """A load that the cache is about to start: its evictions and its links so far, the lowest first."""
 
     evicted: list[dict[str, str]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -66,10 +66,10 @@ class _Load:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A query that has no token yet. `expert` is empty while a model is asked where it goes; `begun`: it is admitted.
+    """A query without a token so far. `expert` is empty while a model is asked for the route; `begun`: it is admitted.
 
-    Its expert is `absent`, or, while it comes up, `arrived_bytes` of `size_bytes` are there, or it is all there.
-    `num_waiting` counts the requests that wait, of all experts.
+    Its expert is `absent`; or `loading`, with `arrived_bytes` of `size_bytes` there; or resident. `num_waiting`:
+    waiting requests over all experts.
     """
 
     expert: str
@@ -82,9 +82,9 @@ class Waiting:
 
 
 class Watch:
-    """Turns logs and outputs into happenings, for the sink of `follow` while there is one.
+    """Turns logs and outputs into events for the sink set by `follow`.
 
-    Its methods are for the thread that steps, between two steps. `live` are the queries in flight, as they are.
+    Call its methods on the stepping thread, between two steps. `live`: the queries in flight, shared.
     """
 
     def __init__(self, parts: Parts, models: Mapping[str, Model], live: Mapping[str, InFlight]) -> None:
@@ -93,10 +93,12 @@ class Watch:
         self._caches = sides_of(parts.all_weights)
         self._load = _Load()
         self._sink: Sink | None = None
-        self._routing = set[str]()  # requests of which that was told, and not yet where they go
+        self._routing = set[str]()  # requests reported as routing and not yet as routed
 
     def follow(self, sink: Sink | None) -> None:
-        """Tell `sink` from now on, or nobody. It is called in the middle of steps, so it must return at once."""
+        """Report events to `sink` from now on; None: stop. The sink is called in the middle of steps, so it must return
+        at once.
+        """
         self._sink, self._load = sink, _Load()
         self._routing.clear()
         self._log.follower = None if sink is None else self._engine_said
@@ -104,7 +106,9 @@ class Watch:
             cache.follower = None if sink is None else self._cache_said
 
     def residents(self) -> list[dict[str, Any]]:
-        """Who lies in each tier, those on their way too: tier, of (experts or router), capacity_bytes, residents."""
+        """The residents of each tier, including those being loaded: tier, of (experts or router), capacity_bytes,
+        residents.
+        """
         return [
             {"tier": ledger.tier, "of": of, "capacity_bytes": ledger.capacity_bytes,
              "residents": [name for name, copy in ledger.copies.items() if not copy.is_doomed]}
@@ -113,7 +117,7 @@ class Watch:
         ]  # fmt: skip
 
     def waiting(self, request_id: str) -> Waiting | None:
-        """What a query waits for; None once it has a token, or is not in flight."""
+        """What a query waits for; None once it has a token, or if it is not in flight."""
         pending, queue = self._live.get(request_id), self._parts.engine.queue
         if pending is None or pending.token_ids:
             return None
@@ -129,31 +133,31 @@ class Watch:
         )
 
     def routing(self, request_id: str) -> None:
-        """A model is asked where a request goes."""
+        """A model is being asked for a request's route."""
         if self._sink is not None:
             self._routing.add(request_id)
             self._tell("routing", request=request_id)
 
     def unrouted(self, request_id: str, reason: str, error: CoterieError | None = None) -> None:
-        """A request ends, if it has not yet, while a model is asked where it goes."""
+        """A request ends while a model is asked for its route, unless it has ended already."""
         if request_id in self._routing:
             self._routing.remove(request_id)
             failed = {} if error is None else {"error": str(error)}
             self._tell("ended", request=request_id, expert="", reason=reason, was="routing", **failed)
 
     def handed_over(self, request_id: str) -> None:
-        """Another device goes on with a request, and tells where it goes."""
+        """Another device goes on with a request, and will report its route."""
         self._routing.discard(request_id)
 
     def refused(self, request_id: str, expert: str, error: CoterieError) -> None:
-        """It is known where a request goes, and there it is not taken."""
+        """A request was routed, but its expert refuses it."""
         self._tell("ended", request=request_id, expert=expert, reason="refused", was="routed", error=str(error))
 
     @contextlib.contextmanager
     def routed(self, request_id: str, route: Route) -> Iterator[None]:
-        """It is known where a request goes, and within this it is handed over there.
+        """A request was routed; within this context it is submitted to its expert.
 
-        Not why: a reason may repeat words of the prompt.
+        The reason is not reported: it may quote the prompt.
         """
         self._routing.discard(request_id)
         if self._sink is not None:
@@ -167,7 +171,7 @@ class Watch:
             raise
 
     def output(self, output: Output) -> None:
-        """What a step made for a request, before it is added to what is known of it."""
+        """A step's output for a request; call before it is added to the query's state."""
         if self._sink is None:
             return
         pending = self._live.get(output.request_id)
@@ -209,7 +213,7 @@ class Watch:
             load = self._load
             load.links.append(where)
             source, target = load.links[0].partition("->")[0], where.partition("->")[2]
-            if target == self._parts.plan.spec.run_tier:  # the last of its links: all of the load is under way
+            if target == self._parts.plan.spec.run_tier:  # the last link: the whole load has been issued
                 size = self._models[name].layout.size_bytes
                 self._tell("load_begun", expert=name, size_bytes=size, to=target, links=load.links,
                            evicted=load.evicted, **{"from": source})  # fmt: skip
@@ -224,7 +228,7 @@ class Watch:
 
 
 def _times(timings: Timings) -> dict[str, Any]:
-    """Of a request that has ended: seconds from its arrival at its expert."""
+    """Timings of an ended request: seconds from its arrival at its expert."""
     scheduled_s = timings.scheduled_s
     return {
         "was": "waiting" if scheduled_s is None else "running",
