@@ -31,20 +31,20 @@ from coterie.models.model import Model
 class EngineEvent:
     """An event at `at_s` (seconds on the device's clock); `facts` are plain values, for JSON.
 
-        what            facts, in addition to the expert or the request
-        load_begun      size_bytes, from, to, links that it passes, evicted: expert and tier of each eviction for it
-        load_ended      seconds, bytes_per_s                        load_failed     error
-        evicted         tier                                        dropped         tier: unloaded, or its load failed
-        pinned, unpinned
-        routing         a model is being asked for the route
-        routed          expert, confidence, is_fallback, runners_up
-        queued, admitted, first_token
-        moved           from, on: with several devices, a request moves to another because the first failed it or hangs;
-                        any end that the first has reported, or reports later, is void
-        stopped         on, error: one of several devices; its requests have ended, or moved
-        ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
-                        total_s, cached_tokens
-                        (or, if refused or failed: error)
+    what            facts, in addition to the expert or the request
+    load_begun      size_bytes, from, to, links that it passes, evicted: expert and tier of each eviction for it
+    load_ended      seconds, bytes_per_s                        load_failed     error
+    evicted         tier                                        dropped         tier: unloaded, or its load failed
+    pinned, unpinned
+    routing         a model is being asked for the route
+    routed          expert, confidence, is_fallback, runners_up
+    queued, admitted, first_token
+    moved           from, on: with several devices, a request moves to another because the first failed it or hangs;
+                    any end that the first has reported, or reports later, is void
+    stopped         on, error: one of several devices; its requests have ended, or moved
+    ended           reason, was (routing, routed, waiting or running), tokens, hit, switch_s, queued_s, ttft_s,
+                    total_s, cached_tokens
+                    (or, if refused or failed: error)
     """
 
     what: str
