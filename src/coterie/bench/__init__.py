@@ -1,4 +1,4 @@
-"""Measurements, each with machine, commit and workload.
+"""Benchmarks, each reported with machine, commit and workload.
 
-Knows nothing about what is inside a server: those that are measured are asked over HTTP.
+Knows nothing about the inside of a server: servers are measured over HTTP.
 """

@@ -1,9 +1,9 @@
-"""This machine as a machine file: what its limits and a few small steps say, in the form that models read.
+"""Measures this machine and writes a machine file, so that it can be modelled.
 
     dram, flops     the fastest read loop over an expert's weights; multiply-adds in registers
-    achieved        a prompt's flops over seconds and that rate; a decode step's bytes over seconds and the read loop
-    launches        a step of a tiny model, all in cache, over its regions: by the team, or from Python
-    disk            the expert's file, read with direct I/O the way that the disk likes best
+    achieved        the shares of these limits that prefill (flops) and a decode step (bytes) reach
+    launches        a step of a tiny model, all in cache, divided by its regions: by the team, or from Python
+    disk            the expert's file, read with direct I/O the fastest way
 
 Knows nothing about how a machine file is used.
 """
@@ -28,14 +28,14 @@ from coterie.devices.cpu.device import Orchestration
 from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
-SHAPE = "135m"  # its weights are larger than any cache that a CPU has
+SHAPE = "135m"  # its weights are larger than a CPU's caches
 TINY = "demo"
 PROMPT_TOKENS, CONTEXT, STEPS = 64, 32, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured, in SI units; shares are of the limits."""
+    """The measurements, in SI units; shares are of the limits."""
 
     name: str
     cpus: int
@@ -72,19 +72,19 @@ bandwidth = {number(*dram, f"{rate}; decode, without its launches")}
 
 
 def number(value: float, unit: str, source: str, share: float | None = None, share_source: str = "") -> str:
-    """A number of a machine file: whole numbers of bytes exactly, others to six digits."""
+    """A number in a machine file: integers exactly, others to six digits."""
     digits = str(value) if isinstance(value, int) else f"{value:.6g}"
     achieved = "" if share is None else f', achieved = {share:.4g}, achieved_source = "{quotable(share_source)}"'
     return f'{{ value = {digits}, unit = "{unit}", source = "{quotable(source)}"{achieved} }}'
 
 
 def quotable(text: str) -> str:
-    """As it may stand between double quotes in TOML."""
+    """The text with the characters replaced that would need escaping in a TOML string."""
     return text.replace("\\", "/").replace('"', "'")
 
 
 def disk_tables(capacity_bytes: int, bytes_per_s: float, measured: str) -> str:
-    """The tables of a machine's disk, and of its link to memory."""
+    """The TOML tables of a machine's disk and of its link to memory."""
     rate = number(bytes_per_s / 1e9, "GB/s", f"{measured}; a file read from end to end")
     return f"""
 [[tier]]
@@ -101,19 +101,19 @@ latency = {{ value = 100, unit = "us", assumed = true, source = "a typical read"
 
 
 def disk_bytes_per_s(model: Model, effort: Effort) -> float:
-    """The rate at which a model's file is read with direct I/O, the way that the disk likes best."""
+    """The rate at which a model's file is read with direct I/O, the fastest way."""
     disk, file = DiskLimit(), Path(model.layout.ranges[0].source.path)
     disk.search(file)
     return median(disk.read(file) for _ in range(effort.rounds))
 
 
 def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE) -> Calibration:
-    """Measure this machine; seconds, and more the slower it is. Raises UsageError for a bad name, CapacityError."""
+    """Measure this machine, which takes some seconds. Raises UsageError for a bad name, CapacityError."""
     check_name(name)
     device_s, host_s = (_launch_s(order, threads, effort) for order in ("device", "host"))
     config = with_context(shape_config(shape), PROMPT_TOKENS + STEPS)
     with random_experts(config, 1) as (stored,):
-        model = rounded_for(stored, AUTO, "cpu")  # as it is served here
+        model = rounded_for(stored, AUTO, "cpu")  # as it would be served here
         disk, rates = disk_bytes_per_s(model, effort), _large(model, threads, effort, device_s)
     spec = this_machine()
     here = machine()
@@ -137,13 +137,13 @@ def calibrate(name: str, threads: int | None, effort: Effort, shape: str = SHAPE
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError for what cannot name a machine."""
+    """Raise UsageError for an invalid machine name."""
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError("--out", f"{name!r} cannot name a machine", "use letters, digits, - and _")
 
 
 def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -> dict[str, float]:
-    """The limits, and what steps of a model that no cache holds reach of them."""
+    """The limits, and the shares of them that steps of a model reach that fits no cache."""
     with on_cpu(model, "device", threads, PROMPT_TOKENS + STEPS) as loaded:
         prompt = loaded.step("cache", 0, PROMPT_TOKENS)
         token = loaded.step("cache", CONTEXT, 1, steps=STEPS)
@@ -163,7 +163,7 @@ def _large(model: Model, threads: int | None, effort: Effort, launch_s: float) -
 
 
 def _launch_s(orchestration: Orchestration, threads: int | None, effort: Effort) -> float:
-    """Seconds from a region to the next where there is next to nothing to do in between."""
+    """The overhead of launching a region: seconds per region of a tiny model."""
     with (
         random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,),
         on_cpu(model, orchestration, threads, CONTEXT + STEPS) as loaded,

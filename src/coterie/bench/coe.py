@@ -1,8 +1,8 @@
-"""A hundred and fifty experts on one box: mixes of requests under several policies, in one memory budget.
+"""A hundred and fifty experts on one machine: mixes of requests under several policies, in one memory budget.
 
-    fcfs      first come first served, least recently used goes, no overlap: the paper's runtime
-    coterie   requests of one expert gather, the next expert is fetched meanwhile, the queue's experts stay
-    belady    the fewest switches for the turns that `coterie` took, by Belady's rule; counted, not run
+    fcfs      first come first served, LRU eviction, no overlap: the paper's runtime
+    coterie   groups requests by expert, prefetches the next expert, keeps the experts of queued requests
+    belady    the fewest switches for the order of experts that `coterie` chose, by Belady's rule; counted, not run
 
 Knows nothing about how one run is served (coe_run.py) or how a mix is drawn (plan/mix.py).
 """
@@ -44,10 +44,10 @@ from coterie.spec.machine import MachineSpec
 from coterie.spec.this_machine import this_machine
 
 BELADY = "belady"
-POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; with adapters `apart` says what shared steps are worth
+POLICIES = (FCFS.name, OURS.name, BELADY)  # by default; for adapters, `apart` shows the gain of shared steps
 KNOWN = (*POLICIES, APART.name, EQUAL.name)
 LIMIT_FILES = 5
-SEED = 7  # the one that the settings of `coterie` were chosen on
+SEED = 7  # the seed on which the settings of `coterie` were tuned
 
 
 def _shape(family: str, model_type: str, hidden: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
@@ -61,16 +61,16 @@ def _shape(family: str, model_type: str, hidden: int, layers: int, heads: int, k
 _SIZES = ((512, 6, 8, 2), (576, 8, 9, 3), (640, 9, 10, 2))
 _FAMILIES = (("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "qwen3"))
 SHAPES = tuple(_shape(*family, *sizes) for family, sizes in zip(_FAMILIES, _SIZES, strict=True))
-PEER_SHAPES = tuple(_shape(*_FAMILIES[0], *sizes) for sizes in _SIZES)  # what peers are converted from
+PEER_SHAPES = tuple(_shape(*_FAMILIES[0], *sizes) for sizes in _SIZES)  # Llamas only, which peers can convert
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to run: every mix with every number in flight under every policy. `why` says how sizes were chosen.
+    """What to run: each mix with each number of requests in flight under each policy.
 
-    `spec`: the machine that sizes were chosen for. A GPU asked again has less free, and they would no longer fit.
-    `behind`: this share of the requests has priority 1.
-    `adapter_rank`: experts are adapters of this rank of one base of the first shape; 0: whole models.
+    `why`: how the sizes were chosen, for the notes. `spec`: the machine they were chosen for; queried again, a GPU
+    would have less free memory, and they would no longer fit. `behind`: the share of requests with priority 1.
+    `adapter_rank`: experts are LoRA adapters of this rank on one base of the first shape; 0: whole models.
     """
 
     experts: int
@@ -93,9 +93,9 @@ class Grid:
 
 
 def coe(grid: Grid, say: Callable[[str], None]) -> tuple[Report, Trace | None]:
-    """Run the grid; `say` hears how far it is and how long it will take. The trace is of the last run of `coterie`.
+    """Run the grid; `say` receives progress messages. The trace is of the last run of `coterie`.
 
-    Raises UsageError, and CapacityError where the temporary folder or memory has no room.
+    Raises UsageError, and CapacityError if the temporary folder or memory is too small.
     """
     _check(grid)
     peers = _peers(grid)
@@ -135,19 +135,20 @@ def _check(grid: Grid) -> None:
 
 
 def _peers(grid: Grid) -> tuple[Peer, ...]:
-    """The engines to compare with, on the GPU where that is the device. Raises UsageError."""
+    """The engines to compare with, on the grid's device. Raises UsageError."""
     gpu = gpu_number(grid.device)
     if gpu is None:
         return peers_named(grid.peers)
-    # What is compiled is compiled for one model: nothing for who switches between many.
+    # Eager only: torch.compile compiles for one model, which does not pay off when switching between many.
     return (Transformers(Gpu(gpu).torch_device),) if check_peers(grid.peers) else ()
 
 
 @contextmanager
 def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[dict[str, Model]]:
-    """Random experts of every shape in turn, named by number; gone afterwards. Without bytes on a synthetic device.
+    """Random experts, cycling through the shapes and named by number, in temporary folders; on a synthetic device
+    without weights.
 
-    `copies`: how many peers write all of them again.
+    `copies`: how many peers will write converted copies of all of them.
     """
     with ExitStack() as stack:
         if grid.device.startswith("synthetic"):
@@ -164,9 +165,10 @@ def _experts(grid: Grid, copies: int, say: Callable[[str], None]) -> Iterator[di
 
 
 def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
-    """Bytes per second of the disk: files read from end to end, the page cache dropped. Modelled: as its spec says.
+    """Bytes per second of the link that experts are switched over, measured alone; of a modelled device, by its spec.
 
-    A GPU's is that of pinned memory, from which it is switched once experts were read for the first time.
+    On a CPU this is the disk, with the page cache dropped. On a GPU it is the link from pinned memory, which experts
+    come from after they have been read once.
     """
     gpu = gpu_number(grid.device)
     if gpu is not None:
@@ -177,7 +179,7 @@ def _link_rate(grid: Grid, models: Mapping[str, Model]) -> float:
         run, below = spec.weight_tiers[:2]
         return spec.link(below, run).achieved_bytes_per_s
     some = list(models.values())[:: max(1, len(models) // LIMIT_FILES)]
-    disk = DiskLimit(("threads", CHUNK_BYTES, 1))  # as the engine reads where there is no queue, one read at a time
+    disk = DiskLimit(("threads", CHUNK_BYTES, 1))  # one read at a time, as the engine reads without a queue
     return median(disk.read(Path(model.layout.ranges[0].source.path)) for model in some)
 
 
@@ -207,7 +209,7 @@ def _runs(
 
 
 def _belady(ours: Outcome, models: Mapping[str, Model], near_bytes: int) -> dict[str, Any]:
-    """Only what needs no time is known of it."""
+    """The row of Belady's rule, which only has counts: it is not run, so there are no times."""
     sizes = {name: model.layout.size_bytes for name, model in models.items()}
     switches, moved = fewest_switches(sizes, ours.order, near_bytes)
     known = {key: ours.row[key] for key in ("mix", "in_flight", "requests")}
@@ -222,7 +224,7 @@ def _peer_runs(
     runs: list[dict[str, Any]],
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Append the peers' rows, for every mix and number in flight; the settings that each ran with."""
+    """Append the peers' rows for each mix and number in flight; returns each peer's settings."""
     settings: dict[str, str] = {}
     cpus = grid.threads or this_machine().units
     loads = [_load(grid, list(models), mix, in_flight) for mix, in_flight in product(grid.mixes, grid.in_flight)]
@@ -244,7 +246,7 @@ def _load(grid: Grid, names: Sequence[str], mix: str, in_flight: int) -> Workloa
 
 
 def _ratios(runs: Sequence[Mapping[str, Any]], field: str, under: str = FCFS.name) -> dict[str, float]:
-    """Ours over another, for each mix and number in flight."""
+    """The ratio of `field`, ours over policy `under`, for each mix and number in flight."""
     found = {(row["mix"], row["in_flight"], row["policy"]): row[field] for row in runs}
     return {
         f"{mix}/{in_flight}": value / found[mix, in_flight, under]
@@ -272,7 +274,7 @@ def _workload(grid: Grid, models: Mapping[str, Model]) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     took = format_seconds(row["elapsed_s"])
-    worked = row.get("processor_s")  # of ours alone
+    worked = row.get("processor_s")  # only in our own rows
     busy = f", {format_seconds(worked)} of processors" if worked else ""
     return f"{row['mix']}, {row['in_flight']} in flight, {row['policy']}: {row['switches']} switches, {took}{busy}"
 

@@ -1,14 +1,14 @@
-"""The same mix on another engine, at its best: open models in the same bytes, least recently used closed.
+"""The same mix on another engine with its best settings: models are kept open in the same budget, and closed by LRU.
 
     request -> open? no: close the least recently used until it fits, open -> prefill -> decode
 
-An engine that runs several sequences of a model at once does, and takes turns among models in the way that was fastest
-in a trial on the first of the requests (coe_turns.py).
+An engine that can batch several sequences of a model does so, and alternates between models in the way that was fastest
+in a trial on the first requests (coe_turns.py).
 
-On a CPU what is closed leaves the page cache too, or its bytes would not be in the budget; on a GPU the budget is of
-HBM, and files stay in memory, as our pool does. Conversion, the choice of settings and, as of our pool, the pinning of
-host memory are not timed; the first open of each is, as is our first read of each. From the file, a model comes to a
-GPU through memory that is not pinned.
+On a CPU, closed models are also dropped from the page cache, which would otherwise hold them outside the budget. On a
+GPU the budget is HBM, and files stay in host memory, like our pool. Not timed: conversion, the choice of settings and,
+as for our pool, pinning host memory. Timed: the first open of each model, like our first read of each. A peer that
+reads from the file copies to the GPU through unpinned memory.
 Knows nothing about our own engine.
 """
 
@@ -32,18 +32,18 @@ from coterie.bench.peers.peer import InBatches, Peer, Settings
 from coterie.models.model import Model
 from coterie.plan.setups import OURS
 
-SAME_BYTES = ("BF16", "F16", "bfloat16")  # the formats of a peer that store bf16 weights in as many bytes as we do
+SAME_BYTES = ("BF16", "F16", "bfloat16")  # peers' formats that store bf16 weights in as many bytes as ours
 TRIALS = 2
-SLOTS = (8, 32)  # sequences of a batch that are tried; a slot more costs memory that each open has to take
-TRIAL_ROUNDS, TRIAL_MORE = 2, 16  # requests by which ways to take turns are tried: times those in flight, and more
+SLOTS = (8, 32)  # batch sizes that are tried; each slot costs memory that every open has to allocate
+TRIAL_ROUNDS, TRIAL_MORE = 2, 16  # a trial has TRIAL_ROUNDS x in_flight + TRIAL_MORE requests
 AGE_BOUND = OURS.policy.age_bound
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A peer's form of every expert, and the settings that won its trial.
+    """All experts converted for a peer, and the settings that won its trial.
 
-    `drops_pages`: what is closed leaves the page cache.
+    `drops_pages`: closed models are dropped from the page cache.
     """
 
     peer: Peer
@@ -60,20 +60,20 @@ class Converted:
 def converted(
     peer: Peer, models: Mapping[str, Model], load: Workload, cpus: int, drops_pages: bool = True
 ) -> Iterator[Converted]:
-    """Every expert as the peer reads it, in a temporary folder, once for all workloads like `load`."""
+    """All experts in the peer's format, in a temporary folder, for all workloads with the token counts of `load`."""
     with TemporaryDirectory(prefix="coterie-peer-") as folder:
         ask = partial(_once, peer, prompt=prompts_of(models, load)[0], load=load, drops_pages=drops_pages)
         precision, settings = _best(peer, models[load.asked[0]], Path(folder) / "trial", cpus, ask)
         peer.forget()
         files = {name: _prepare(peer, model, Path(folder) / name, precision) for name, model in models.items()}
-        os.sync()  # pages that wait to be written cannot be dropped from the page cache
+        os.sync()  # dirty pages cannot be dropped from the page cache
         if drops_pages:
             drop_page_cache(*(file for prepared in files.values() for file in peer.files(prepared)))
         yield Converted(peer, files, precision, settings, drops_pages)
 
 
 def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int) -> dict[str, Any]:
-    """A row as our policies have, without what the engine does not tell. Raises CapacityError."""
+    """A row like those of our policies, without the numbers that the engine does not report. Raises CapacityError."""
     turns, settings = _best_turns(made, models, load, near_bytes)
     ran, opened, moved_bytes = _serve(replace(made, settings=settings), models, load, near_bytes, turns)
     elapsed_s = ran.ends_s[-1]
@@ -97,7 +97,7 @@ def serve_peer(made: Converted, models: Mapping[str, Model], load: Workload, nea
 def _serve(
     made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int, turns: Turns
 ) -> tuple[Ran, int, int]:
-    """All of a load: what came of it, opens, and the bytes that they moved."""
+    """Serve a whole load: its times, the number of opens, and the bytes that they read."""
     peer, tokens, prompts = made.peer, load.prompt_tokens + load.new_tokens, prompts_of(models, load)
     files = Files(peer, made.files, made.drops_pages)
     try:
@@ -119,7 +119,7 @@ def _serve(
 def _best_turns(
     made: Converted, models: Mapping[str, Model], load: Workload, near_bytes: int
 ) -> tuple[Turns, Settings]:
-    """The way of taking turns that is fastest on the first requests, and the settings that it ran with."""
+    """The way to alternate that is fastest on the first requests, and its settings."""
     alone = Turns(), made.settings
     if not isinstance(made.peer, InBatches):
         return alone
@@ -152,7 +152,7 @@ def _best_turns(
 def _best(
     peer: Peer, model: Model, folder: Path, cpus: int, ask: Callable[[Path, Settings], float]
 ) -> tuple[str, Settings]:
-    """What serves one request of a closed model fastest: open, prefill, decode, close."""
+    """The precision and settings that serve one request to a closed model fastest: open, prefill, decode."""
     found: list[tuple[float, str, Settings]] = []
     for precision in (name for name in peer.precisions("bf16") if name in SAME_BYTES):
         file = _prepare(peer, model, folder / precision, precision)

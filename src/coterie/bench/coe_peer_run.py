@@ -1,6 +1,6 @@
-"""A closed loop of requests on a peer whose models share a budget: one at a time, or those of a model in batches.
+"""A closed loop of requests on a peer whose models share a budget: one at a time, or in batches of one model.
 
-Knows nothing about whose turn it is (coe_turns.py).
+Knows nothing about which model runs next (coe_turns.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from coterie.core.errors import CapacityError
 
 
 class Closable(Protocol):
-    """What is open."""
+    """A session or a batch."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 Kind = TypeVar("Kind", bound=Closable)
@@ -30,24 +30,24 @@ Kind = TypeVar("Kind", bound=Closable)
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A peer's form of every expert. `drops_pages`: what is closed leaves the page cache."""
+    """All experts converted for a peer. `drops_pages`: closed models are dropped from the page cache."""
 
     peer: Peer
     prepared: Mapping[str, Path]
     drops_pages: bool
 
     def size_bytes(self, name: str) -> int:
-        """Of all that an open reads."""
+        """Bytes of the files that an open reads."""
         return sum(file.stat().st_size for file in self.peer.files(self.prepared[name]))
 
     def closed(self, name: str) -> None:
-        """It was closed."""
+        """Call after closing a model."""
         if self.drops_pages:
             drop_page_cache(*self.peer.files(self.prepared[name]))
 
 
 class Pool(Generic[Kind]):
-    """What is open within a budget in bytes, as files count them; the least recently used is closed first."""
+    """Open models within a budget of file bytes; the least recently used is closed first."""
 
     def __init__(self, files: Files, budget_bytes: int, opener: Callable[[Path], Kind]) -> None:
         self._files, self._opener = files, opener
@@ -57,11 +57,11 @@ class Pool(Generic[Kind]):
 
     @property
     def names(self) -> Collection[str]:
-        """Who is open."""
+        """The models that are open."""
         return self._open.keys()
 
     def get(self, name: str) -> Kind:
-        """What an expert is open as, opened if need be. Raises CapacityError when it alone is above the budget."""
+        """An expert, opened if need be. Raises CapacityError if it alone exceeds the budget."""
         found = self._open.pop(name, None)
         if found is None:
             size = self._files.size_bytes(name)
@@ -73,7 +73,7 @@ class Pool(Generic[Kind]):
             self._used_bytes += size
             self.opened += 1
             self.moved_bytes += size
-        self._open[name] = found  # the last is the one used most recently
+        self._open[name] = found  # in order of use, most recent last
         return found
 
     def __enter__(self) -> Self:
@@ -91,9 +91,10 @@ class Pool(Generic[Kind]):
 
 @dataclass(slots=True)
 class Ran:
-    """When each request ended, by the order in which they did, and times to the first token, in seconds.
+    """When requests ended, in order of ending, and times to the first token, in seconds.
 
-    The latter count from when there was a place in flight. `most_overtaken`: admissions of who came later.
+    The latter count from when the closed loop sent the request. `most_overtaken`: most later requests admitted before
+    one.
     """
 
     ends_s: list[float] = field(default_factory=list)
@@ -102,7 +103,7 @@ class Ran:
 
 
 def one_at_a_time(held: Pool[Session], load: Workload, prompts: Sequence[Sequence[int]]) -> Ran:
-    """First come first served."""
+    """Serve requests one by one, first come first served."""
     begun, ran = perf_counter(), Ran()
     for number, (name, prompt) in enumerate(zip(load.asked, prompts, strict=True)):
         arrived_s = ran.ends_s[number - load.in_flight] if number >= load.in_flight else 0.0
@@ -117,12 +118,12 @@ def one_at_a_time(held: Pool[Session], load: Workload, prompts: Sequence[Sequenc
 def in_batches(
     held: Pool[Batch], load: Workload, prompts: Sequence[Sequence[int]], turns: Turns, age_bound: int
 ) -> Ran:
-    """Requests of one model together, up to as many as there are slots."""
+    """Serve requests in batches of one model, with `turns.slots` sequences at most."""
     return _InBatches(held, load, prompts, turns, age_bound).run()
 
 
 class _InBatches:
-    """One run. Who runs is in a slot; requests of one model alone run at a time."""
+    """One run. Each running request has a slot; all running requests are for the same model."""
 
     def __init__(
         self, held: Pool[Batch], load: Workload, prompts: Sequence[Sequence[int]], turns: Turns, age_bound: int
@@ -136,7 +137,7 @@ class _InBatches:
         self._ran = Ran()
 
     def run(self) -> Ran:
-        """To the end of the last."""
+        """Run until all requests have ended."""
         for _ in range(min(self._load.in_flight, len(self._prompts))):
             self._arrive(0.0)
         name = ""

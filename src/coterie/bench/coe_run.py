@@ -1,6 +1,6 @@
-"""One run of a composition of many experts: a closed loop of requests through the engine as it serves, and its numbers.
+"""One run of a composition of many experts: a closed loop of requests through the real engine, and its results.
 
-    in_flight requests at once; whoever ends is followed by the next one of the mix
+    in_flight requests at once; each one that ends is replaced by the next one of the mix
 
 Knows nothing about which policies are compared, or how the numbers are shown.
 """
@@ -24,12 +24,12 @@ from coterie.engine.request import Request, Timings
 from coterie.models.model import Model
 from coterie.plan.setups import Setup
 
-RECORD = 1 << 14  # of the last work, for a trace; the totals of a lane do not need it
+RECORD = 1 << 14  # pieces of work kept for a trace; a lane's totals do not depend on it
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests for experts by name, in their order; so many of them at once. `priorities`: empty, all have the same."""
+    """Requests in order, by expert name, with `in_flight` of them at once. `priorities`: empty if all are equal."""
 
     mix: str
     in_flight: int
@@ -41,7 +41,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run's row, the order in which experts took turns, and what ran when (the end of it)."""
+    """A run's row, the order in which experts ran, and a trace of its last part."""
 
     row: dict[str, Any]
     order: tuple[str, ...]
@@ -51,11 +51,11 @@ class Outcome:
 def serve(
     models: Mapping[str, Model], setup: Setup, load: Workload, near_bytes: int, device: Device, link_bytes_per_s: float
 ) -> Outcome:
-    """Serve the workload to its end and close the device. Raises the CoterieError that ended a request."""
+    """Serve the whole workload, then close the device. Raises the CoterieError that ended a request."""
     settings = Settings(
         near_bytes=near_bytes,
         kv_bytes=_kv_bytes(models, load),
-        policy=replace(setup.policy, max_guesses=0),  # random weights repeat themselves as no others do
+        policy=replace(setup.policy, max_guesses=0),  # no speculation: random weights repeat themselves unnaturally
         evict=setup.evict,
         record=RECORD,
     )
@@ -69,7 +69,7 @@ def serve(
         if load.priorities:
             of = ((priority, timings[f"r{number}"]) for number, priority in enumerate(load.priorities))
             row["priorities"] = by_priority([(one, t.ttft_s or 0.0, t.end_s - t.arrival_s) for one, t in of])
-        # Of each step: "run", whose it was, tokens, rows, and who was in it too.
+        # A step's log entry: "run", the expert, tokens, rows, then any other experts in the same step.
         runs = (entry for entry in parts.engine.decisions if entry[0] == "run")
         ran = (name for _, first, _, _, *others in runs for name in (first, *others))
         order = tuple(name for name, _ in groupby(map(str, ran)))
@@ -79,7 +79,7 @@ def serve(
 
 
 def _kv_bytes(models: Mapping[str, Model], load: Workload) -> int:
-    """Room for the KV state of everything in flight, so that no policy is held up by it."""
+    """Bytes for the KV cache of all requests in flight, so that it limits no policy."""
     block = max(page_bytes(model.kv) for model in models.values())
     tokens = load.prompt_tokens + load.new_tokens
     pages = max(model.kv.blocks_for(tokens, block) for model in models.values())
@@ -112,7 +112,7 @@ def _requests(models: Mapping[str, Model], load: Workload, ranked: bool) -> list
 
 
 def prompts_of(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
-    """Made-up tokens that all of the models have, for each request."""
+    """Random prompt tokens for each request, from ids that all models have."""
     rng = np.random.default_rng(len(load.asked))
     words = min(model.config.vocab_size for model in models.values())
     prompts: list[list[int]] = rng.integers(0, words, (len(load.asked), load.prompt_tokens)).tolist()
@@ -120,7 +120,7 @@ def prompts_of(models: Mapping[str, Model], load: Workload) -> list[list[int]]:
 
 
 def by_priority(took: Sequence[tuple[int, float, float]]) -> dict[int, dict[str, Any]]:
-    """Of requests (priority, seconds to the first token, to the last), for each priority: how many, and percentiles."""
+    """Counts and percentiles by priority, from requests (priority, seconds to the first token, to the last)."""
     found: dict[int, dict[str, Any]] = {}
     for priority in sorted({one for one, _, _ in took}):
         its = [times for one, *times in took if one == priority]
@@ -133,7 +133,7 @@ def by_priority(took: Sequence[tuple[int, float, float]]) -> dict[int, dict[str,
 
 
 def priority_notes(who: str, row: Mapping[str, Any]) -> list[str]:
-    """A row's times by priority, in words; none where all have one."""
+    """A row's times by priority, in words; empty if all requests have the same."""
     notes = []
     for priority, its in (row.get("priorities") or {}).items():
         first, last = (", ".join(format_seconds(its[f"{name}_p{p}_s"]) for p in (50, 99)) for name in ("ttft", "e2e"))
@@ -178,15 +178,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def percentiles(name: str, values: Iterable[float], shares: Sequence[int]) -> dict[str, float | None]:
-    """Percentiles of times in seconds, as a row has them; None of no times."""
+    """Percentiles of times in seconds, as entries of a row; None if there are no times."""
     ordered = sorted(values)
     return {f"{name}_p{share}_s": percentile(ordered, share / 100) if ordered else None for share in shares}
 
 
 def fewest_switches(sizes: Mapping[str, int], order: Sequence[str], near_bytes: int) -> tuple[int, int]:
-    """Switches, and bytes moved, by Belady's rule on a known order of turns: who is needed last goes.
+    """Switches and bytes moved under Belady's rule on a known order of experts: evict the one needed furthest ahead.
 
-    Holes are not looked at. The fewest switches possible where sizes are equal; with different sizes a rule of thumb.
+    Fragmentation is ignored. The minimum number of switches if sizes are equal, otherwise a heuristic.
     Source: L. A. Belady, IBM Systems Journal 5(2), 1966.
     """
     later = [len(order)] * len(order)

@@ -1,9 +1,9 @@
-"""How a peer takes turns among models: whose requests run next, and which of them join who runs.
+"""How a peer alternates between models: which model runs next, and which waiting requests join its batch.
 
-    one at a time   a request from its prompt to its end, then the next
-    in order        requests in a row for one model run in one batch; the next model when none of them is left
-    grouped         all that wait for the model that runs join it; then who is open and most waited for, then who is
-                    waited for most. Nobody is overtaken by more than `age_bound` that came later
+    one at a time   each request from prompt to end, then the next
+    in order        consecutive requests for the same model run in one batch; then the next model
+    grouped         all requests for the running model join its batch; then comes the open model with the most waiting
+                    requests, or else any. At most `age_bound` later requests may overtake a request
 
 Knows nothing about engines or time.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """A way to take turns; `slots`: sequences of a batch, 0: one request at a time. `shared`: of one cache."""
+    """A way to alternate. `slots`: sequences per batch; 0: one request at a time. `shared`: they share one KV cache."""
 
     slots: int = 0
     grouped: bool = False
@@ -32,7 +32,7 @@ class Turns:
 
 @dataclass(slots=True)
 class Waiting:
-    """A request that waits: its number, whose it is, and how many that came later were admitted before it."""
+    """A waiting request: its number, its model, and how many later requests were admitted before it."""
 
     number: int
     name: str
@@ -40,7 +40,7 @@ class Waiting:
 
 
 class WaitQueue:
-    """The requests that wait, in the order in which they came."""
+    """Waiting requests, in order of arrival."""
 
     def __init__(self, grouped: bool, age_bound: int) -> None:
         self._grouped, self._age_bound = grouped, age_bound
@@ -51,22 +51,22 @@ class WaitQueue:
         return len(self._waiting)
 
     def add(self, number: int, name: str) -> None:
-        """One more, behind all others."""
+        """Append a request."""
         self._waiting.append(Waiting(number, name))
 
     def next(self, resident: Collection[str]) -> str:
-        """Whose turn it is when nothing runs. Raises IndexError where nobody waits."""
+        """The model to run when nothing is running. Raises IndexError if no request is waiting."""
         oldest = self._waiting[0]
         if not self._grouped or oldest.overtaken >= self._age_bound:
             return oldest.name
-        asked = Counter(one.name for one in self._waiting)  # equal counts stay in the order in which they came
+        asked = Counter(one.name for one in self._waiting)  # ties stay in order of arrival
         among = [name for name in asked if name in resident] or list(asked)
         return max(among, key=lambda name: asked[name])
 
     def join(self, name: str, room: int) -> Sequence[int]:
-        """Take out those that run now with a model that runs, at most `room` of them: their numbers."""
+        """Remove at most `room` requests that join the running model's batch; returns their numbers."""
         joined: list[int] = []
-        passed: list[Waiting] = []  # who is overtaken by each that joins from here on
+        passed: list[Waiting] = []  # requests that every further one to join overtakes
         for one in list(self._waiting):
             if len(joined) == room or any(self._holds(earlier) for earlier in passed):
                 break
@@ -81,5 +81,5 @@ class WaitQueue:
         return joined
 
     def _holds(self, one: Waiting) -> bool:
-        """Whether nobody behind it may come before it."""
+        """Whether no later request may overtake this one."""
         return not self._grouped or one.overtaken >= self._age_bound

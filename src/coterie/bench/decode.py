@@ -1,4 +1,4 @@
-"""Decode: tokens per second and the share of the memory's read rate, at batch 1 and at a larger batch, beside peers.
+"""Decode: tokens per second and share of the memory's read rate, at batch 1 and a larger batch, compared with peers.
 
     round:  coterie | batch of coterie | read loops ... | multiply-adds | cached products | peer ...   each once
 
@@ -34,13 +34,13 @@ from coterie.bench.subject import Target, subject
 from coterie.core.units import format_bytes, format_rate, format_seconds
 from coterie.graph.cost import Cost
 
-STEPS = 8  # decode steps of one call, as a server makes them when nothing else waits
+STEPS = 8  # decode steps per call, as in a server when no other request waits
 OURS, BATCH, PEAK = "coterie", "coterie batch", "multiply-adds"
 CACHED, CACHED_BATCH = "cached products", "cached products of a batch"
 
 
 def decode(target: Target, context_tokens: int, threads: int | None, effort: Effort, batch: int = 8) -> Report:
-    """Measure decode steps, the limits and the peers in the same rounds: of a random expert, or of one's own.
+    """Measure decode steps, the limits and the peers, interleaved, on a random expert or the user's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
@@ -74,15 +74,15 @@ def decode(target: Target, context_tokens: int, threads: int | None, effort: Eff
 
 
 def _peer_seconds(session: Session, context: int) -> float:
-    """Seconds per step, from the same positions in every round."""
+    """Seconds per step, at the same positions in every round."""
     session.rewind(context - 1)
     return seconds_of(lambda: session.decode(STEPS)) / STEPS
 
 
 def read_rates(samples: Mapping[str, list[float]], cost: Cost, limit: str, limit_bytes: int) -> dict[str, Any]:
-    """Rates of one token, from the samples of OURS, beside those of the limit, which reads so many bytes."""
+    """The rates of one token, from the samples of OURS, and their share of the limit, which reads `limit_bytes`."""
     seconds, read = median(samples[OURS]), cost.weight_bytes + cost.kv_read_bytes
-    # Both are rates, and each round has its own pair: (read / step) / (limit_bytes / limit)
+    # The ratio of rates in each round: (read / step) / (limit_bytes / limit)
     mbu = paired_ratio(samples[limit], samples[OURS]).scaled(read / limit_bytes)
     return {
         **mbu.plain("mbu"),
@@ -99,9 +99,9 @@ def read_rates(samples: Mapping[str, list[float]], cost: Cost, limit: str, limit
 def gain_aim(
     batch: int, flops: float, weight_bytes: float, kv_bytes: float, flops_per_s: float, read_rate: float
 ) -> float:
-    """0.7 of what either limit lets a batch gain over one: the bytes it reads, or the multiply-adds of its `flops`.
+    """0.7 of the gain of a batch over batch 1 that the tighter limit allows: bytes read, or multiply-adds (`flops`).
 
-    Weights are read once, the `kv_bytes` of each sequence by itself.
+    Weights are read once per step, `kv_bytes` for each sequence.
     """
     one = (weight_bytes + kv_bytes) / read_rate
     return 0.7 * batch * one / max((weight_bytes + batch * kv_bytes) / read_rate, flops / flops_per_s)

@@ -1,9 +1,9 @@
-"""The disk's limit: a file read from end to end with direct I/O, best over block size and reads at once.
+"""The disk's limit: a file read sequentially with direct I/O, at the best block size and queue depth.
 
-    threads    each with one read under way          queue    one thread with all of them, as a fetch has (csrc/reads.h)
+    threads    each with one read in flight          queue    one thread with all of them, like a fetch (csrc/reads.h)
 
-It reads into as much memory as the file has, as a fetch does: one small buffer, filled again, could stay in a cache.
-Knows nothing about what is held against it.
+Like a fetch, it reads into a buffer as large as the file: a small buffer, used again, could stay in a cache.
+Knows nothing about what is compared with it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from coterie.kernels import cpu as kernels
 
 By = Literal["threads", "queue"]
 Way: TypeAlias = tuple[By, int, int]
-"""Who reads, the bytes of a read, and how many are under way."""
+"""Threads or a queue, the bytes per read, and the number of reads in flight."""
 
 BY_THREADS: tuple[Way, ...] = tuple(("threads", *way) for way in product((2**20, 2**22, 2**23), (1, 2, 4, 8)))
 BY_QUEUE: tuple[Way, ...] = tuple(("queue", *way) for way in product((2**20, 2**21, 2**22), (2, 4, 8, 16, 32)))
-SEARCH_BYTES = 512 * 2**20  # of a larger file the search reads this much
+SEARCH_BYTES = 512 * 2**20  # the search reads at most this much of the file
 SEARCH_ROUNDS = 3
 
 
 @dataclass(slots=True)
 class DiskLimit:
-    """Finds the way to read that this disk likes best, then reads that way. `direct`: the file system allowed it."""
+    """Finds the fastest way to read from this disk, and then reads that way. `direct`: O_DIRECT is supported."""
 
     way: Way = BY_THREADS[0]
     direct: bool = True
     _buffer: Slab = field(default_factory=lambda: Slab(0))
 
     def search(self, file: Path) -> None:
-        """Choose who reads, block size and depth by the median rate of a few rounds, every way once a round."""
-        os.close(self._open(file))  # says whether reads are direct; a queue of others is none
+        """Choose threads or queue, block size and depth, by the median rate over a few interleaved rounds."""
+        os.close(self._open(file))  # sets `direct`; without it a queue brings nothing
         rates: dict[Way, list[float]] = {way: [] for way in self.ways()}
         for _ in range(SEARCH_ROUNDS):
             for way, taken in rates.items():
@@ -54,17 +54,17 @@ class DiskLimit:
         self.way = max(rates, key=lambda way: median(rates[way]))
 
     def ways(self) -> tuple[Way, ...]:
-        """All that can be tried here."""
+        """The ways that are possible on this system."""
         if not self.direct:
             return BY_THREADS
         try:
             kernels.Reads()
-        except RuntimeError:  # a system without such a queue
+        except RuntimeError:  # the system has no such queue
             return BY_THREADS
         return BY_THREADS + BY_QUEUE
 
     def read(self, file: Path) -> float:
-        """Bytes per second of one reading of the whole file, the best way; its pages are dropped first."""
+        """Bytes per second of reading the whole file the best way, after dropping it from the page cache."""
         return self._read(file, self.way, file.stat().st_size)
 
     def _read(self, file: Path, way: Way, limit_bytes: int) -> float:
@@ -74,7 +74,7 @@ class DiskLimit:
         if len(self._buffer.bytes) < size:
             largest = max(block for _, block, _ in BY_THREADS)
             self._buffer = Slab(-(-size // largest) * largest)
-        # A queue is made before the clock starts and ends after it: the system takes tens of milliseconds to end one.
+        # A queue is created before the clock starts and freed after it stops: freeing takes tens of milliseconds.
         queue = kernels.Reads(block_bytes, block_bytes * depth, block_bytes * depth) if by == "queue" else None
         descriptor = self._open(file)
         try:
@@ -88,7 +88,7 @@ class DiskLimit:
             os.close(descriptor)
 
     def _by_queue(self, queue: kernels.Reads, descriptor: int, size_bytes: int, block_bytes: int) -> int:
-        blocks = -(-size_bytes // block_bytes) * block_bytes  # direct reads are of whole blocks, beyond the end too
+        blocks = -(-size_bytes // block_bytes) * block_bytes  # direct reads are of whole blocks, even past the end
         parts = np.array([(0, min(blocks, len(self._buffer.bytes)))], np.int64)
         queue.add(0, descriptor, self._buffer.address, 0, size_bytes, parts, False)
         if queue.next() != (0, True):

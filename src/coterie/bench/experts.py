@@ -1,7 +1,6 @@
-"""Random experts as ordinary checkpoint folders in a temporary place, gone afterwards.
+"""Random experts as ordinary checkpoint folders, and random LoRA adapters of one base, as PEFT saves them; temporary.
 
-And random LoRA adapters of one base, as PEFT saves them. Weights are links to what a session keeps, where it does
-(kept.py): models of one shape that differ in their config alone have the same.
+If generated files are kept (kept.py), weights are links to those; configs that give the same tensors share them.
 
 Knows nothing about what is measured with them.
 """
@@ -44,16 +43,16 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 @contextmanager
 def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Model, ...]]:
-    """`count` experts of one shape with random bf16 weights, removed at the end, however it comes.
+    """`count` experts of one shape with random bf16 weights, removed on exit.
 
-    Raises CapacityError when the temporary folder has no room, and what ModelConfig.from_hf raises.
+    Raises CapacityError if the temporary folder is too small, and what ModelConfig.from_hf raises.
     """
     shapes = _shapes_of(config)
     root, missing = Path(tempfile.gettempdir()), count - _kept_count(shapes, count)
     need, cpus = missing * weight_bytes(shapes), int(allowed_cpus()[0])
     _check_room(root, missing, need)
     with tempfile.TemporaryDirectory(prefix="coterie-bench-", dir=root) as folder:
-        threads = max(1, cpus // count)  # of each of those that are written at once
+        threads = max(1, cpus // count)  # per expert; several are written at once
         try:
             with ThreadPoolExecutor(cpus) as pool:
                 made = [
@@ -63,7 +62,7 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
                 try:
                     for one in made:
                         one.result()
-                except BaseException:  # nobody waits for those that were not begun
+                except BaseException:  # do not start the others
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
         except OSError as error:
@@ -74,7 +73,7 @@ def random_experts(config: Mapping[str, Any], count: int) -> Iterator[tuple[Mode
 
 
 def _random_expert(folder: Path, config: Mapping[str, Any], shapes: Shapes, seed: int, threads: int) -> None:
-    """Write config.json; its weights are kept, where anything is."""
+    """Write config.json and provide the weights, which may come from kept files."""
     folder.mkdir()
     _write_config(folder, config)
     write = partial(write_tensors, shapes=shapes, seed=seed, threads=threads)
@@ -86,7 +85,7 @@ def _made_of(shapes: Shapes, seed: int) -> dict[str, Any]:
 
 
 def kept_experts(config: Mapping[str, Any]) -> int:
-    """How many random experts of a config need not be written any more."""
+    """How many random experts of a config are kept already, and so need not be written."""
     shapes = _shapes_of(config)
     return next(seed for seed in numbers() if not _is_kept(shapes, seed))
 
@@ -96,7 +95,7 @@ def _shapes_of(config: Mapping[str, Any]) -> Shapes:
 
 
 def _kept_count(shapes: Shapes, experts: int) -> int:
-    """How many of the first so many are kept."""
+    """How many of the first `experts` are kept already."""
     return sum(_is_kept(shapes, seed) for seed in range(experts))
 
 
@@ -109,9 +108,9 @@ def _is_kept(shapes: Shapes, seed: int) -> bool:
 def experts_in_turn(
     shapes: Sequence[Mapping[str, Any]], count: int, say: Callable[[str], None], copies: int = 0
 ) -> Iterator[list[Model]]:
-    """`count` random experts, of every shape in turn; `say` hears how many are written that are not kept.
+    """`count` random experts, cycling through the shapes; `say` is told how many have to be written.
 
-    Raises CapacityError when the temporary folder has no room for them and for so many copies of all.
+    Raises CapacityError if the temporary folder has no room for them and for `copies` further copies of all.
     """
     counts = [len(range(first, count, len(shapes))) for first in range(len(shapes))]
     kinds = [(shape, number) for shape, number in zip(shapes, counts, strict=True) if number]
@@ -126,7 +125,7 @@ def experts_in_turn(
 
 
 def check_room(kinds: Sequence[tuple[Mapping[str, Any], int]]) -> int:
-    """The bytes of so many experts of each config. Raises CapacityError when the temporary folder has no room."""
+    """The bytes of these (config, count) experts. Raises CapacityError if the temporary folder is too small."""
     need = sum(count * weight_bytes(_shapes_of(config)) for config, count in kinds)
     _check_room(Path(tempfile.gettempdir()), sum(count for _, count in kinds), need)
     return need
@@ -142,13 +141,13 @@ WEIGHTS: Mapping[str, Packing | None] = {
 
 
 def stored(weights: str) -> DType:
-    """The type in which such weights lie in memory."""
+    """The type in which these weights are stored."""
     packing = WEIGHTS[weights]
     return (packing.layers if packing else None) or DType.BF16
 
 
 def check_activations(weights: str, activations: str) -> None:
-    """Raise UsageError for an unknown way to store weights, and for activations that they do not meet."""
+    """Raise UsageError for an unknown type of weights, and for activations that cannot be combined with it."""
     _check_stored(weights)
     if activation_type(stored(weights), activations) is None:
         how, others = ("packed", "bf16") if activations == BF16 else ("not packed", "int8, int6, int4 or int4z")
@@ -156,9 +155,9 @@ def check_activations(weights: str, activations: str) -> None:
 
 
 def activation_type(dtype: DType, activations: str) -> str | None:
-    """What weights of a type meet on a CPU with such an option: float32 without one, unless they are packed.
+    """The type of activations that a CPU multiplies with weights of a type, under the option `activations`.
 
-    None where these weights are not multiplied with such activations.
+    None if these weights cannot be combined with such activations.
     """
     if dtype.is_packed:
         return {BF16: None, FLOAT32: INT16}.get(activations, activations)
@@ -169,9 +168,9 @@ def activation_type(dtype: DType, activations: str) -> str | None:
 
 @contextmanager
 def packed_expert(model: Model, weights: str) -> Iterator[Model]:
-    """The model with its weights stored as `weights` says, packed beside it where that is not as it is.
+    """The model with its weights as `weights` says: itself for bf16, else a quantised copy in a temporary folder.
 
-    Raises UsageError for an unknown word, CapacityError without room.
+    Raises UsageError for an unknown type, CapacityError without room.
     """
     _check_stored(weights)
     packing = WEIGHTS[weights]
@@ -189,7 +188,7 @@ def packed_expert(model: Model, weights: str) -> Iterator[Model]:
 
 
 def _link_packed(model: Model, plain: str, packing: Packing, folder: Path) -> None:
-    """The packed weights of a model, whose own are kept by the name `plain`, are kept too."""
+    """Provide the packed weights of a model as a kept file too; `plain` is the name of the kept unpacked ones."""
 
     def pack(file: Path) -> None:
         made = file.with_name(f"{file.name}.folder")
@@ -220,7 +219,7 @@ def _no_room(root: Path, count: int, need_bytes: int) -> CapacityError:
 
 
 def write_expert(folder: Path, config: Mapping[str, Any], shapes: Shapes, seed: int) -> None:
-    """Write config.json and one safetensors file that is the caller's own, and see them onto the disk."""
+    """Write config.json and one safetensors file that is not shared, and sync the latter."""
     folder.mkdir()
     _write_config(folder, config)
     write_tensors(folder / SINGLE, shapes, seed)
@@ -231,12 +230,12 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(stored | {"torch_dtype": "bfloat16"}), encoding="utf-8")
 
 
-ADAPTED = "_proj.weight"  # what the weights of linear layers end in, but for the head
+ADAPTED = "_proj.weight"  # suffix of the weights of all linear layers except the head
 
 
 @contextmanager
 def random_adapters(base: Model, count: int, rank: int) -> Iterator[list[Model]]:
-    """`count` adapters of this rank of all linear layers of a base, removed at the end."""
+    """`count` adapters of this rank on all linear layers of a base, removed on exit."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name in linear_weights(base.graph):
         if name.endswith(ADAPTED):

@@ -1,8 +1,8 @@
-"""An expert of any shape that says what a form lets it say, for measuring what forms save: made up, and still whole.
+"""A synthetic expert of any shape that writes plausible constrained answers, for measuring what forced tokens save.
 
-    logit of a token = BONUS for each of its first letters + what is random of it and the token before, drawn by a seed
+    logit of a token = BONUS x its length (up to LETTERS) + a random term of it and the token before, by a fixed seed
 
-So where few tokens may come the longest one does, as in texts that people wrote, and words are made of any tokens.
+So where the form allows few tokens, the longest one wins, as in natural text; free text consists of random tokens.
 Knows nothing about engines.
 """
 
@@ -24,10 +24,10 @@ from coterie.checkpoint.tokenizer import Tokenizer
 from coterie.core.dtypes import DType, from_f32, to_f32
 from coterie.models.model import Model
 
-TOKENS = 8192  # of the tokenizer, or as many as a shape has
+TOKENS = 8192  # vocabulary of the tokenizer, if the shape's is not smaller
 END_ID = 0
 BONUS, LETTERS = 6.0, 3
-BLANK = -30.0  # of tokens of nothing but blanks, of which a form allows many
+BLANK = -30.0  # logit of tokens of only white space, which forms allow in many places
 
 RECORD: dict[str, Any] = {
     "type": "object",
@@ -56,7 +56,7 @@ LIST: dict[str, Any] = {
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same, in which every object has all its properties and no others."""
+    """The schema with all properties required and no additional ones allowed."""
     if "items" in schema:
         return {**schema, "items": _closed(schema["items"])}
     return {**schema, "required": list(schema["properties"]), "additionalProperties": False}
@@ -71,9 +71,9 @@ FORMS: Mapping[str, Mapping[str, Any]] = {
 
 @contextmanager
 def forming_expert(config: Mapping[str, Any]) -> Iterator[tuple[Model, Tokenizer]]:
-    """Such an expert as a checkpoint folder, removed at the end, and its tokenizer, trained on our own source text.
+    """The expert in a temporary checkpoint folder, and its tokenizer, trained on Coterie's source.
 
-    Raises UsageError for a shape that it cannot be made of, CapacityError without room.
+    Raises UsageError for an unsuitable shape, CapacityError without room.
     """
     tokenizer = _trained(min(TOKENS, int(config["vocab_size"])))
     with bigram_expert(config, partial(_turn, tokenizer)) as (model, _):
@@ -97,7 +97,7 @@ def _turn(tokenizer: Tokenizer, tensors: Tensors) -> None:
     rng, embedding, head = np.random.default_rng(1), tensors[EMBEDDING], tensors[HEAD]
     count, width = embedding.shape
     common = np.zeros(width, np.float32)
-    common[0] = width**0.5  # half of each embedding's square, and of a normed one's
+    common[0] = width**0.5  # half of each embedding's squared norm
     own = rng.standard_normal((count, width)).astype(np.float32)
     own[:, 0] = 0
     embedding[:] = from_f32(common + own, DType.BF16).view(np.uint16)

@@ -1,7 +1,7 @@
-"""The paper's grid on this machine: fusion and orchestration measured apart, for prefill and decode.
+"""The paper's grid on this machine: fusion and orchestration measured separately, for prefill and decode.
 
-    unfused/host -> fused/host      what fusion gives: fewer launches, fewer bytes stored between kernels
-    fused/host   -> fused/device    what orchestration gives: one call for the whole step
+    unfused/host -> fused/host      the gain from fusion: fewer launches, fewer bytes stored between kernels
+    fused/host   -> fused/device    the gain from orchestration: one call for the whole step
 
 Source of the grid: arXiv 2405.07518, section VI. Knows nothing about experts of a composition.
 """
@@ -23,7 +23,7 @@ from coterie.core.units import format_bytes, format_seconds
 from coterie.devices.cpu.device import CpuDevice, Orchestration
 from coterie.graph.cost import intermediate_bytes
 
-# Way -> rule set and who starts the kernels. The first is what the others are compared with.
+# Way -> rule set, and whether the host or the device starts the kernels. The first is the baseline.
 WAYS: Mapping[str, tuple[str, Orchestration]] = {
     "unfused/host": ("none", "host"),
     "fused/host": ("cache", "host"),
@@ -34,9 +34,10 @@ BASELINE = "unfused/host"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One way of one phase. `counted_bytes` is the kernels' own counter, `intermediate_bytes` what the cost says.
+    """One way of one phase. `counted_bytes`: intermediates by the kernels' counters; `intermediate_bytes`: by the cost
+    model.
 
-    `speedup` over unfused/host is of ratios within rounds, with quartiles; `launches` are calls by the host.
+    `speedup` is over unfused/host, from ratios within rounds; `launches` are calls by the host.
     """
 
     phase: str

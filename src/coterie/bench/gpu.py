@@ -1,9 +1,9 @@
-"""Decode, prefill and the fusion grid on a GPU, beside its own limits: the CPU's benches where a GPU has other limits.
+"""Decode, prefill and the fusion grid on a GPU, compared with the GPU's limits.
 
-    decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 product's rate
-    fusion     unfused/host, fused/host, fused/device; fused/persistent where asked for
+    decode     share of the fastest read loop of HBM      prefill    share of a bfloat16 matrix product's rate
+    fusion     unfused/host, fused/host, fused/device; fused/persistent on request
 
-Absolute times count here: the GPU's name is in the workload.
+Absolute times matter here, so the GPU's name is part of the workload.
 Knows nothing about requests or experts of a composition.
 """
 
@@ -35,14 +35,14 @@ from coterie.models.model import Model
 if TYPE_CHECKING:
     from coterie.devices.cuda.run import Orchestration
 
-# Beyond the CPU's ways, all steps of a run in one launch.
+# The CPU's ways, and all steps of a run in one persistent launch.
 GPU_WAYS: Mapping[str, tuple[str, Orchestration]] = {**WAYS, "fused/persistent": ("cache", "persistent")}
 PRODUCT = "product"
-WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step
+WARM_ROUNDS = 3  # the first compiles kernels, the second captures the step as a graph
 
 
 def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu: Gpu) -> Report:
-    """Tokens per second at batch 1 and in a batch, beside HBM's read rate and peers.
+    """Tokens per second at batch 1 and in a batch, compared with HBM's read rate and peers.
 
     Raises UsageError, CapacityError.
     """
@@ -87,7 +87,8 @@ def decode(target: Target, context_tokens: int, batch: int, effort: Effort, gpu:
 
 
 def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Report:
-    """One prompt's tokens per second, beside a product's rate and peers. Raises UsageError, CapacityError."""
+    """One prompt's tokens per second, compared with a matrix product's rate and peers. Raises UsageError,
+    CapacityError."""
     others = engines(target.peers, gpu.torch_device, "prefill")
     with _random_expert(target, prompt_tokens + 1) as (plain, model), ExitStack() as stack:
         loaded = stack.enter_context(Loaded(model, gpu.make(), prompt_tokens))
@@ -123,10 +124,10 @@ def prefill(target: Target, prompt_tokens: int, effort: Effort, gpu: Gpu) -> Rep
 
 
 def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Sequence[str] = ()) -> Report:
-    """The grid of fusion and orchestration, for prefill and decode, in some of GPU_WAYS; none given: WAYS.
+    """The grid of fusion and orchestration, for prefill and decode, in some of GPU_WAYS; by default WAYS.
 
-    Programs that wait for each other may hang a GPU, so they are run where they are asked for. Raises UsageError,
-    CapacityError.
+    The persistent kernel, whose blocks wait for each other, may hang a GPU, so it runs only on request. Raises
+    UsageError, CapacityError.
     """
     unknown = [way for way in ways if way not in GPU_WAYS]
     if unknown:
@@ -159,14 +160,14 @@ def fusion(shape: str, prompt_tokens: int, effort: Effort, gpu: Gpu, ways: Seque
 
 @contextmanager
 def _random_expert(target: Target, room: int) -> Iterator[tuple[Model, Model]]:
-    """A random expert with room for so many tokens: as peers convert it, and with its weights stored as is asked."""
+    """A random expert with a context of `room` tokens: unquantised, for peers, and with the target's weights."""
     config = with_context(shape_config(target.shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, target.weights) as model:
         yield plain, model
 
 
 def _peer_step(session: Session, context_tokens: int) -> float:
-    """Seconds per step, from the same positions in every round."""
+    """Seconds per step, at the same positions in every round."""
     session.rewind(context_tokens - 1)
     return synchronized(session, lambda one: one.decode(STEPS)) / STEPS
 

@@ -1,9 +1,9 @@
-"""A GPU and its host as a machine file: what its limits and a few small steps say, in the form that models read.
+"""Measures a GPU and its host and writes a machine file, so that they can be modelled.
 
     hbm, flops      the fastest read loop over its memory; a product of square bfloat16 matrices
-    achieved        one more decode step's bytes, and a longer prompt's flops, over what is left without launches
-    launches        one more step of a tiny model over its regions: as captured graphs, or each kernel by a call
-    starts          what a run of one step, and a short prompt, take that none of the above says
+    achieved        the shares of these that one more decode step and a longer prompt reach, without launch overhead
+    launches        one more step of a tiny model, divided by its regions: as captured graphs, or kernel by kernel
+    starts          what a run of one step, and a short prompt, take beyond all of the above
     links           one copy of pinned memory, and one of a block; a file read with direct I/O
 
 Knows nothing about how a machine file is used.
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
 SHAPE = "1b"  # its weights are far larger than a GPU's caches, and its prompt keeps all multiprocessors busy
 PROMPT_TOKENS = 2048
-SHORT_PROMPT = 8  # times shorter: long enough for flops to bound it, short enough to tell what its tokens do not
-BLOCK_BYTES = 4096  # what is copied in no time but the link's latency
+SHORT_PROMPT = 8  # times shorter: still bound by flops, but short enough for the fixed cost of a prompt to show
+BLOCK_BYTES = 4096  # small enough that copying it takes only the link's latency
 
 
 @dataclass(frozen=True, slots=True)
 class GpuCalibration:
-    """What was measured, in SI units; shares are of the limits, and `capped` says which came out above 1."""
+    """The measurements, in SI units; shares are of the limits; `capped`: notes on shares that came out above 1."""
 
     name: str
     gpu: str
@@ -129,7 +129,7 @@ latency = {number(self.copy_latency_s * 1e6, "us", f"{measured}; a copy of {form
 
 
 def calibrate_gpu(name: str, gpu: Gpu, effort: Effort, shape: str = SHAPE) -> GpuCalibration:
-    """Measure a GPU; a minute or less. Raises UsageError for a bad name, CapacityError."""
+    """Measure a GPU, in a minute or less. Raises UsageError for a bad name, CapacityError."""
     check_name(name)
     spec = gpu.spec()
     orders: tuple[Orchestration, ...] = ("host", "device")
@@ -179,7 +179,7 @@ def _what_bounds(source: str) -> str:
 
 
 def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mapping[str, float]) -> dict[str, Any]:
-    """The limits, and what steps of a model that no cache holds reach of them."""
+    """The limits, and the shares of them that steps of a model reach that fits no cache."""
     prompt = loaded.step("cache", 0, PROMPT_TOKENS)
     short = loaded.step("cache", 0, _short())
     token, one = (loaded.step("cache", CONTEXT, 1, steps=steps) for steps in (STEPS, 1))
@@ -195,11 +195,11 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
     regions = len(token.exe.program.regions)
     read = limits.size_bytes / min(found[name] for name in loops)
     peak = limits.product_flops / found["product"]
-    launches_s = launches["device"] * regions  # a prompt is captured as a decode step is
+    launches_s = launches["device"] * regions  # a prompt is captured as a graph, like a decode step
     step_s, start_s = _step_and_start(found["one"], found["token"])
     read_share = token.cost().total_bytes / max(step_s - launches_s, 1e-9) / read
     flops, more_s = prompt.cost().flops - short.cost().flops, found["prompt"] - found["short"]
-    if more_s <= 0:  # lost in noise: the longer one by itself, with its launches taken off
+    if more_s <= 0:  # noise: use the long prompt alone, minus its start and launches
         flops, more_s = prompt.cost().flops, max(found["prompt"] - start_s - launches_s, 1e-9)
     flops_share = flops / more_s / peak
     return {
@@ -217,25 +217,25 @@ def _rates(loaded: Loaded[CudaDevice], gpu: Gpu, effort: Effort, launches: Mappi
 
 
 def _step_and_start(one_s: float, several_s: float) -> tuple[float, float]:
-    """Seconds of one more step of a run, and of what a run takes besides its steps.
+    """Seconds of one more step of a run, and the fixed cost of a run besides its steps.
 
-    From a run of one step and one of several, in seconds a step: both hold a start, and an end.
+    From the seconds per step of a run of one step and of a run of STEPS; both include the fixed cost once.
     """
     step_s = (STEPS * several_s - one_s) / (STEPS - 1)
-    if step_s <= 0:  # lost in noise: a step of the longer run, with its part of the start, is no less
+    if step_s <= 0:  # noise: the longer run's time per step is an upper bound
         step_s = several_s
     return step_s, max(0.0, one_s - step_s)
 
 
 def _capped(what: str, limit: str, share: float) -> tuple[str, ...]:
-    """A note where a share cannot be true: launches that hide behind others were taken off, or a loop was too short."""
+    """A note on a share above 1: either overlapped launches were subtracted, or the limit's loop was too short."""
     return (f"{what}: {share:.3g} of the {limit}'s rate without launches, taken as 1",) if share > 1 else ()
 
 
 def _launch_s(gpu: Gpu, orchestration: Orchestration, effort: Effort) -> float:
-    """Seconds from a region to the next where there is next to nothing to do in between.
+    """The overhead of launching a region: seconds per region of a tiny model.
 
-    What a run takes to start and to end, most of a short one, is not in it.
+    The fixed cost of a run, which dominates a short one, is excluded.
     """
     with (
         random_experts(with_context(shape_config(TINY), CONTEXT + STEPS), 1) as (model,),

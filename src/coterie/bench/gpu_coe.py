@@ -1,7 +1,7 @@
-"""How many experts, and how much HBM for them, `bench coe` takes on a GPU when nobody says: by what there is.
+"""Defaults of `bench coe` on a GPU for the number of experts and the HBM budget, from the memory that is available.
 
-    experts    as many as the pinned pool holds, and the temporary folder, where they are written first
-    hbm        what KV and a step leave of it; less where that would hold so many that nothing is switched
+    experts    as many as fit the pinned pool and the temporary folder that they are written to
+    hbm        what KV cache and workspace leave free; less if that would hold so many that nothing is switched
 
 Knows nothing about how they are served.
 """
@@ -24,14 +24,14 @@ from coterie.models.model import synthetic_model
 from coterie.spec.machine import MachineSpec
 
 SHAPE = "1b"
-NEAR_SHARE = 0.2  # of all experts' bytes, at most: as 2 GiB are of the 150 experts of a CPU's run
-LEAST = 3  # experts in HBM, where it has room and there are more: with one nothing is chosen, and nothing overlaps
-FOLDER_SHARE = 0.95  # of what the temporary folder has free
+NEAR_SHARE = 0.2  # HBM budget, at most, over all experts' bytes; the CPU's run has 2 GiB for 150 experts
+LEAST = 3  # experts in HBM at least, if there is room: with one, eviction has no choice and fetches cannot overlap
+FOLDER_SHARE = 0.95  # of the temporary folder's free space
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Sizes of a run, and why they are these, for people."""
+    """The sizes of a run, and why, in words."""
 
     experts: int
     near_bytes: int
@@ -41,7 +41,8 @@ class Chosen:
 def choose_sizes(
     spec: MachineSpec, config: Mapping[str, Any], sequences: int, tokens: int, experts: int | None, near: int | None
 ) -> Chosen:
-    """Sizes for `sequences` at once of `tokens` each; what is given stays. Raises CapacityError for less than 2."""
+    """Sizes for `sequences` at once of `tokens` each; given values are kept. Raises CapacityError if fewer than two
+    experts fit."""
     model = synthetic_model(config)
     size = round_up(model.layout.size_bytes)
     reasons = []
@@ -51,7 +52,7 @@ def choose_sizes(
         free = int(shutil.disk_usage(folder).free * FOLDER_SHARE)
         bounds = {
             f"the pinned pool of {format_bytes(spec.tier(pool).capacity_bytes)}": spec.tier(pool).capacity_bytes,
-            f"the temporary folder {folder}": free + size * kept_experts(config),  # those take no more of it
+            f"the temporary folder {folder}": free + size * kept_experts(config),  # kept files need no more space
         }
         where = min(bounds, key=lambda name: bounds[name])
         experts = bounds[where] // size

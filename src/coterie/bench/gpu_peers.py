@@ -1,9 +1,9 @@
-"""Other engines on the same GPU, in the same rounds: transformers eager and compiled, each at its best attention.
+"""Other engines on the same GPU, in the same rounds: transformers eager and compiled, each with its best attention.
 
-    eager       a cache that grows, every kernel started from Python
-    compiled    a cache of fixed size, torch.compile(mode="reduce-overhead"): a CUDA graph for each step
+    eager       a growing KV cache, every kernel launched from Python
+    compiled    a static KV cache, torch.compile(mode="reduce-overhead"): a CUDA graph for each step
 
-The fastest way is shown, each is in the JSON; one that cannot run says why, and the others go on.
+The table shows the fastest way, the JSON all of them; one that cannot run gives a reason, and the others continue.
 Knows nothing about what the work is.
 """
 
@@ -31,9 +31,9 @@ NAME = "transformers"
 
 @dataclass(frozen=True, slots=True)
 class OnGpu:
-    """Ways that are open and measured, and those that are not, with a sentence each.
+    """Ways that are open and measured, and those that failed, with the reason.
 
-    `graph_skips` of those that are compiled: how often the compiler gave up on a CUDA graph.
+    `graph_skips`: for compiled ways, how often the compiler gave up on a CUDA graph.
     """
 
     open: tuple[Beside, ...] = ()
@@ -41,12 +41,12 @@ class OnGpu:
     graph_skips: Mapping[str, int] = field(default_factory=dict)
 
     def ways(self, timed: Callable[[Session], float]) -> dict[str, Callable[[], float]]:
-        """What to interleave: name -> runs once and returns seconds."""
+        """What to interleave: name -> a function that runs once and returns seconds."""
         return {other.name: partial(timed, other.session) for other in self.open}
 
 
 def check_peers(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once. Raises UsageError for one that is no peer on a GPU."""
+    """The distinct names. Raises UsageError for one that is not a peer on a GPU."""
     for name in names:
         if name != NAME:
             fact = f"{name!r} is not compared on a GPU" if name in PEERS else f"{name!r} is not a peer"
@@ -62,7 +62,7 @@ def engines(names: Sequence[str], device: str, phase: Phase) -> tuple[Transforme
 def open_on_gpu(
     stack: ExitStack, peers: Sequence[Transformers], model: Model, weights: str, max_tokens: int, work: Work
 ) -> OnGpu:
-    """Each way with the attention that is fastest for the work, open until the stack closes."""
+    """Open each way with the attention that is fastest for the work, until the stack closes."""
     opened: list[Beside] = []
     failed: dict[str, str] = {}
     skips: dict[str, int] = {}
@@ -74,7 +74,7 @@ def open_on_gpu(
             before = peer.graph_skips
             try:
                 settings, session = fastest(peer, path, max_tokens, work)
-            except Exception as error:  # whatever another engine fails with, our own figures are still wanted
+            except Exception as error:  # a failing peer must not end the bench
                 failed[peer.name] = sentence(error)
                 continue
             if peer.compiles:
@@ -87,23 +87,23 @@ def open_on_gpu(
 
 
 def fastest(peer: Transformers, path: Path, max_tokens: int, work: Work) -> tuple[Settings, Session]:
-    """The setting that is fastest among those that work, left open, so that what was compiled is compiled once.
+    """The fastest setting that works, and its session, left open so that it is compiled only once.
 
-    What compiles is not tried further once one works: each takes minutes. Raises what the first of them failed with
-    when none works. What was closed or failed holds no memory afterwards.
+    A peer that compiles takes minutes per setting, so the first one that works is used. If none works, raises the first
+    one's error. Sessions that were closed or failed hold no memory afterwards.
     """
     best: tuple[float, Settings, Session] | None = None
     failure: Exception | None = None
     for settings in (one for one in peer.candidates(allowed_cpus()[0]) if one.load == FILE):
         try:
             session = peer.open(path, settings, max_tokens)
-        except Exception as error:  # an attention that is not there
+        except Exception as error:  # for example an attention that is not available
             failure = failure or _forgetful(error)
             peer.forget()
             continue
         try:
             took = trial_of(session, work)
-        except Exception as error:  # a compiler that is not there, memory that does not suffice
+        except Exception as error:  # for example a missing compiler, or too little memory
             failure = failure or _forgetful(error)
             session.close()
             del session
@@ -125,7 +125,7 @@ def fastest(peer: Transformers, path: Path, max_tokens: int, work: Work) -> tupl
 
 
 def _forgetful(error: Exception) -> Exception:
-    """The error without the frames that it passed, which hold a model."""
+    """The error without its tracebacks, whose frames keep a model alive."""
     before: BaseException | None = error
     while before is not None:
         before.__traceback__ = None
@@ -134,13 +134,13 @@ def _forgetful(error: Exception) -> Exception:
 
 
 def sentence(error: Exception) -> str:
-    """The first line that says anything, and what kind of error it is where the line does not."""
+    """The error's type and the first line of its message that is not blank."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return f"{type(error).__name__}: {said}"
 
 
 def synchronized(session: Session, work: Callable[[Session], object]) -> float:
-    """Seconds of the work with nothing under way before, and nothing left of it afterwards."""
+    """Seconds of the work, with the device idle before it and synchronized after it."""
     session.synchronize()
 
     def all_of_it() -> None:
@@ -151,7 +151,7 @@ def synchronized(session: Session, work: Callable[[Session], object]) -> float:
 
 
 def peer_rows(samples: Mapping[str, list[float]], ours: str, found: OnGpu, tokens: int = 1) -> dict[str, Any]:
-    """The fastest way's row under the peer's name, with all `ways`; only `ways` where none could run."""
+    """The fastest way's row under the peer's name, plus all `ways`; only `ways` if none could run."""
     rows = {other.name: peer_row(samples, ours, other, tokens) for other in found.open}
     for name, skips in found.graph_skips.items():
         rows[name]["cuda_graph_skips"] = skips
@@ -164,7 +164,7 @@ def peer_rows(samples: Mapping[str, list[float]], ours: str, found: OnGpu, token
 
 
 def add_rows(table: Table, peers: Mapping[str, Mapping[str, Any]], tokens: float = 1) -> None:
-    """The fastest way of each peer: way, time of `tokens` tokens, tokens/s, nothing, ratio."""
+    """Add a row for each peer's fastest way: way, time of `tokens` tokens, tokens/s, (empty), ratio."""
     add_peer_rows(table, {row["way"]: row for row in peers.values() if "way" in row}, tokens)
 
 
@@ -182,6 +182,6 @@ def notes(peers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def graphs(way: Mapping[str, Any]) -> str:
-    """What is to be said of a way that was to run as CUDA graphs, and did not."""
+    """A remark on a way whose compiler gave up on CUDA graphs; empty for others."""
     skips = way.get("cuda_graph_skips")
     return f"; its compiler gave up on {skips} CUDA graphs, so it is not at its best" if skips else ""

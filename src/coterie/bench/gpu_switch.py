@@ -1,7 +1,7 @@
-"""Switching between experts on a GPU: cold from the pinned pool to the first token, beside a copy of pinned memory.
+"""Switching between experts on a GPU: cold from the pinned pool to the first token, compared with a plain copy.
 
     cold      hbm budget of one expert, all in the pool: want -> copy of layer 0, 1, ... -> first token
-    ideal     stage after stage of the warm prefill, each when its bytes are there at the limit's rate
+    ideal     the stages of the warm prefill in order, each started when its bytes have arrived at the copy's rate
 
 Knows nothing about routers or text: prompts are token ids.
 """
@@ -35,14 +35,15 @@ from coterie.graph.compile import compile_graph
 from coterie.graph.cost import region_cost
 from coterie.models.model import Model
 
-RECORD = 1 << 12  # pieces of work in a trace: the last switches
-WARM_ROUNDS = 2  # of all experts: kernels are compiled, and experts come from the disk for once
+RECORD = 1 << 12  # pieces of work in a trace, enough for the last switches
+WARM_ROUNDS = 2  # over all experts: compiles kernels, and reads experts from the disk into the pool
 
 
 def switch(
     target: Target, prompt_tokens: int, experts: int, effort: Effort, gpu: Gpu, record: bool = False
 ) -> tuple[Report, Trace | None]:
-    """Cold switches round robin, each beside a warm prompt and a copy; then peers. Raises UsageError, CapacityError."""
+    """Cold switches round robin, each with a warm prompt and a plain copy; then peers. Raises UsageError,
+    CapacityError."""
     names = check_peers(target.peers)
     rounds: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "arrival", "copied", "ideal")}
     with random_experts(shape_config(target.shape), experts) as models:
@@ -70,7 +71,7 @@ def switch(
             remarks = made.remarks
         finally:
             made.close()
-        del limits, parts, made  # what they hold of HBM, the peers' models need
+        del limits, parts, made  # free their HBM for the peers' models
         beside = switch_peers(models[:2], prompt, effort, gpu) if names else {}
     workload = {"shape": target.shape, "experts": experts, "expert_bytes": size, "prompt_tokens": prompt}
     workload["gpu"] = gpu.name
@@ -85,7 +86,7 @@ def switch(
 
 
 def stage_shares(model: Model, prompt_tokens: int) -> dict[str, float]:
-    """Each stage's share of a prefill's flops; on a GPU nobody can time a stage without changing what is timed."""
+    """Each stage's share of a prefill's flops; on a GPU, timing single stages would change the times."""
     program, sizes = compile_graph(model.graph, "cache"), Sizes.prefill(1, prompt_tokens)
     flops = dict.fromkeys(model.graph.stages, 0)
     for region in program.regions:

@@ -1,10 +1,10 @@
-"""Switching beside transformers on the same GPU, in the same rounds: from the disk, the page cache, host memory, HBM.
+"""Switching, compared with transformers on the same GPU in the same rounds: from disk, page cache, host memory, HBM.
 
     ours     cold: hbm for one of two experts, both in the pinned pool       warm: both in hbm
     theirs   disk: page cache dropped, open, first token    file: the same from the page cache
-             host: a module in pinned memory is copied up, first token       held: both open on the GPU
+             host: copy a module from pinned memory, first token             held: both open on the GPU
 
-A way that cannot run says why, and the others go on.
+A way that cannot run gives a reason, and the others continue.
 Knows nothing about routers or text.
 """
 
@@ -34,17 +34,17 @@ from coterie.engine.assembly import plan, warm_up, wire
 from coterie.models.model import Model
 
 WARM_TURNS = 2
-HELD_TURNS = 6  # a compiled model runs, is recorded as a graph, and is replayed: three turns, of each of two
+HELD_TURNS = 6  # 3 turns for each of two models: a compiled one is run, captured as a graph, then replayed
 COLD, WARM, OURS = "cold", "warm", "coterie"
 DISK, PAGES, HELD, HELD_COMPILED = "disk", "page cache", "held open", "held open, compiled"
-# Each way of theirs, what it is called in the JSON, and which of ours it is held against.
+# Each of their ways, by its name in the JSON -> which of ours it is compared with.
 AGAINST: Mapping[str, str] = {DISK: COLD, PAGES: COLD, HOST: COLD, HELD: WARM, HELD_COMPILED: WARM}
 
 
 def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gpu: Gpu) -> dict[str, Any]:
-    """A row for transformers: its `ways`, each with its seconds, ours of the same rounds, and their ratio.
+    """A row for transformers: its `ways`, each with its seconds, ours in the same rounds, and the ratio.
 
-    Raises UsageError for a missing extra, CapacityError where the GPU has no room for our two engines.
+    Raises UsageError for a missing extra, CapacityError if our engine does not fit on the GPU.
     """
     prompt = prompt_ids(models[0], prompt_tokens)
     plain, compiled = Transformers(gpu.torch_device), Transformers(gpu.torch_device, "prefill")
@@ -58,15 +58,15 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
         if isinstance(settings, str):
             return {NAME: {"ways": {way: {"failed": settings} for way in AGAINST}}}
         other = Reload(plain, settings, paths, prompt)
-        # One of these after the other: what is open takes HBM that the next needs.
+        # One after the other: each needs the HBM that the previous one frees.
         with ExitStack() as open_now:
             cold = _Ours(open_now, models, 1, prompt_tokens, gpu).asked(prompt_tokens)
-            from_host = replace(other, settings=replace(settings, load=HOST)).from_pages  # but for its first turns
+            from_host = replace(other, settings=replace(settings, load=HOST)).from_pages  # after its first turns
             rounds.take(cold, {DISK: other.cold, PAGES: other.from_pages, HOST: from_host})
             if "failed" not in rounds.rows[HOST]:
                 rounds.rows[HOST]["pinned"] = plain.pins
         plain.forget()
-        # Only now: a file that a session has mapped cannot be dropped from the page cache.
+        # Last, since a file that a session has mapped cannot be dropped from the page cache.
         warm = _Ours(stack, models, 2, prompt_tokens, gpu).asked(WARM_PROMPT)
         for name, peer in ((HELD, plain), (HELD_COMPILED, compiled)):
             with ExitStack() as open_now:
@@ -79,20 +79,20 @@ def switch_peers(models: Sequence[Model], prompt_tokens: int, effort: Effort, gp
 
 
 class _Rounds:
-    """Ours and theirs in turn; what cannot run is left out with a sentence."""
+    """Interleaves ours and theirs; a way that fails is left out, with the reason."""
 
     def __init__(self, effort: Effort) -> None:
         self._effort = effort
         self.rows: dict[str, dict[str, Any]] = {}
 
     def take(self, ours: Way, ways: Mapping[str, Way], warm_turns: int = WARM_TURNS) -> None:
-        """Some turns of each way, to see whether it works; then those that do, in the same rounds."""
+        """Warm up each way, which shows whether it works; then interleave those that do."""
         working: dict[str, Callable[[], float]] = {}
         for name, way in ways.items():
             try:
                 for turn in range(warm_turns):
                     way(turn)
-            except Exception as error:  # whatever another engine fails with, the other ways are still wanted
+            except Exception as error:  # a failing way must not end the others
                 self.rows[name] = {"failed": sentence(error)}
             else:
                 working[name] = turns(way)
@@ -106,7 +106,7 @@ def _row(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
 
 
 class _Ours:
-    """Our engine with hbm for so many residents, asked for the models in turn."""
+    """Our engine with HBM for `residents` experts, asked for the models in turn."""
 
     def __init__(self, stack: ExitStack, models: Sequence[Model], residents: int, tokens: int, gpu: Gpu) -> None:
         named, settings = {model.name: model for model in models}, settings_for(tuple(models), residents, tokens + 1)
@@ -117,7 +117,7 @@ class _Ours:
         warm_up(self._parts, named, named)
 
     def asked(self, prompt_tokens: int) -> Way:
-        """Seconds from the request to the first token, after a first turn of each model: kernels are compiled."""
+        """Seconds from the request to the first token; two turns of each model are run first, to compile kernels."""
 
         def way(turn: int) -> float:
             model = self._models[turn % len(self._models)]
@@ -129,7 +129,7 @@ class _Ours:
 
 
 def _held_open(reload: Reload, peer: Transformers, stack: ExitStack) -> Way:
-    """Both models open on the GPU from the first turn until the stack closes: one token prefilled on the other one."""
+    """Seconds to prefill one token on the other of two models, both open on the GPU until the stack closes."""
     opened: list[Session] = []
 
     def way(turn: int) -> float:
@@ -142,7 +142,7 @@ def _held_open(reload: Reload, peer: Transformers, stack: ExitStack) -> Way:
 
 
 def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Settings | str:
-    """With the attention that prefills fastest, or why none does."""
+    """The settings with the attention that prefills fastest, or the reason why none works."""
     try:
         settings, session = fastest(peer, path, max_tokens, work)
     except Exception as error:  # as in _Rounds
@@ -152,7 +152,7 @@ def _settings(peer: Transformers, path: Path, work: Work, max_tokens: int) -> Se
 
 
 def add_rows(table: Table, peers: Mapping[str, Mapping[str, Any]]) -> None:
-    """The fastest of the ways from below HBM, and the fastest of both models in HBM."""
+    """Add a row for the fastest of their cold ways, and one for the fastest with both models in HBM."""
     for name, row in peers.items():
         for ours, what in ((COLD, "to first token"), (WARM, "a resident switch")):
             found = {way: at for way, at in row["ways"].items() if AGAINST[way] == ours and "failed" not in at}

@@ -1,9 +1,9 @@
-"""A client of HTTP/1.1 for answers that are streamed: a POST, its answer piece by piece, connections that are kept.
+"""An HTTP/1.1 client for streamed answers: POST, the body piece by piece, keep-alive connections.
 
     free connections --the newest--> request --> head --> pieces ... --> back to the free ones, or closed
 
-It takes little of the CPUs that it shares with a server that is measured. Knows nothing about what is asked.
-Source: RFC 9112 (how messages are framed).
+It uses little CPU time, since it shares CPUs with the server that is measured. Knows nothing about what is asked.
+Source: RFC 9112 (message framing).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CUT, STRANGE = "connection cut", "no HTTP"
 
 
 class BrokenError(Exception):
-    """No whole answer came; the text says in two words what did."""
+    """There was no complete answer; the text says why, in two words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a server is. `path` comes before each request's own; `headers` are sent with each."""
+    """A server's address. `path` is prefixed to each request's path; `headers` are sent with each request."""
 
     host: str
     port: int
@@ -37,11 +37,11 @@ class Origin:
 
     @property
     def url(self) -> str:
-        """The address, without what follows a path."""
+        """The address, without query or fragment."""
         return f"http{'s' if self.secure else ''}://{self._name}:{self.port}{self.path}"
 
     def head(self, path: str, size_bytes: int) -> bytes:
-        """The head of a POST of so many bytes of JSON."""
+        """The head of a POST with a JSON body of this size."""
         own = {"Host": f"{self._name}:{self.port}", "Content-Type": "application/json", "Content-Length": size_bytes}
         lines = [f"{name}: {value}" for name, value in {**own, **self.headers}.items()]
         return "\r\n".join([f"POST {self.path}{path} HTTP/1.1", *lines, "", ""]).encode()
@@ -52,7 +52,7 @@ class Origin:
 
 
 def origin_of(url: str, headers: Mapping[str, str]) -> Origin:
-    """Where an address leads, with or without the /v1 that clients of OpenAI's give. Raises UsageError for none."""
+    """Parse a server's URL; a trailing /v1, as OpenAI clients use it, is dropped. Raises UsageError."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -83,9 +83,9 @@ class Client:
         self._ssl = ssl.create_default_context() if origin.secure else None
 
     async def post(self, path: str, body: bytes, take: Callable[[bytes], None]) -> int:
-        """Ask, let `take` have each piece of the answer's body as it comes, and return the status.
+        """Send a request, pass each piece of the answer's body to `take` as it comes, and return the status.
 
-        Raises BrokenError where there is no server, no HTTP, or an answer that ends before its end.
+        Raises BrokenError if there is no server, no HTTP, or an incomplete answer.
         """
         request = self._origin.head(path, len(body)) + body
         while True:
@@ -96,14 +96,14 @@ class Client:
                 link.writer.close()
                 if link.fresh:
                     raise
-                continue  # a server may close a connection that nobody used
+                continue  # a server may close an idle connection: try another
             except BaseException:
                 link.writer.close()
                 raise
             return await self._answered(link, head, take)
 
     def close(self) -> None:
-        """Close what is free."""
+        """Close the free connections."""
         for link in self._free:
             link.writer.close()
         self._free.clear()
@@ -132,7 +132,7 @@ class Client:
 
 
 async def _asked(link: _Link, request: bytes) -> bytes:
-    """Send, and wait for the head of the answer."""
+    """Send the request and wait for the head of the answer."""
     try:
         link.writer.write(request)
         return await link.reader.readuntil(b"\r\n\r\n")
@@ -152,7 +152,7 @@ def _read_head(head: bytes) -> tuple[int, dict[str, str]]:
 
 
 async def _body(reader: asyncio.StreamReader, fields: Mapping[str, str], take: Callable[[bytes], None]) -> bool:
-    """Read a body to its end. False where that is the end of the connection, too."""
+    """Read a body to its end. False if the end of the connection marks it."""
     if fields.get("transfer-encoding", "").lower() == "chunked":
         chunks = Chunks()
         while not chunks.ended:
@@ -182,16 +182,16 @@ async def _some(reader: asyncio.StreamReader, most: int = READ_BYTES) -> bytes:
 
 
 class Chunks:
-    """The data of a chunked body, out of bytes that are cut anywhere."""
+    """An incremental decoder of chunked bodies."""
 
     def __init__(self) -> None:
         self._rest = b""
-        self._need = 0  # bytes of the chunk under way, its two last ones (a line's end) included
+        self._need = 0  # bytes left of the current chunk, its CRLF included
         self._last = False
         self.ended = False
 
     def feed(self, data: bytes) -> bytes:
-        """More bytes; the data in them. Raises BrokenError for what is no chunk."""
+        """Take more bytes and return the data in them. Raises BrokenError for invalid chunks."""
         data, at, found = self._rest + data, 0, list[bytes]()
         while at < len(data) and not self.ended:
             if self._need:
@@ -209,7 +209,7 @@ class Chunks:
         return b"".join(found)
 
     def _line(self, line: bytes) -> None:
-        """A chunk's size; behind the last one, fields until an empty line."""
+        """Parse a chunk's size, or after the last chunk the trailer, up to an empty line."""
         if self._last:
             self.ended = not line
             return

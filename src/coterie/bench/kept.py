@@ -1,10 +1,10 @@
-"""Files that several benches of a session share: made by the first that needs one, in a folder that the session names.
+"""A cache of generated files, shared between benches that run in sequence.
 
-    COTERIE_BENCH_KEEP=FOLDER     unset: nothing is kept, and each bench makes what it needs anew
+    COTERIE_BENCH_KEEP=FOLDER     unset: nothing is kept, and each bench generates its files anew
 
-A file is named by a digest of what it was made from, Coterie's own source included, and has that name only once it is
-whole: what is found is valid, whoever was stopped before, or makes the same. Whoever names the folder removes it.
-Knows nothing about what is in a file.
+A file is named by a digest of what it is generated from, Coterie's source included, and gets that name only once it is
+complete. So every file found is valid, even if a run was interrupted or another process writes the same. Whoever sets
+the variable removes the folder. Knows nothing about what is in a file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "COTERIE_BENCH_KEEP"
-BEGUN = ".begun"  # what the name of a file ends in that is not whole
+BEGUN = ".begun"  # suffix of incomplete files
 _WHOLE = re.compile("[0-9a-f]{64}")
 _SOURCE = Path(__file__).resolve().parents[1]
 
 
 def kept(made_of: Mapping[str, Any]) -> Path | None:
-    """Where what was made of this is, or would be kept; None where nothing is."""
+    """The path of the kept file for these inputs, whether it exists or not; None if nothing is kept."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return None
@@ -35,20 +35,20 @@ def kept(made_of: Mapping[str, Any]) -> Path | None:
 
 
 def kept_name(path: Path) -> str | None:
-    """The name by which this file is kept, which says what it was made from; None where it is not kept."""
+    """The name of a kept file, which identifies its contents; None for any other file."""
     folder, file = os.environ.get(FOLDER), path.resolve()
     return file.name if folder and file.parent == Path(folder).resolve() else None
 
 
 def provide(path: Path, made_of: Mapping[str, Any], make: Callable[[Path], object]) -> None:
-    """Have at `path` what `make` writes: a link to what is kept, made first if it is not there. Raises what it does."""
+    """Provide at `path` what `make` writes; as a link to a kept file, if files are kept. Raises what `make` raises."""
     whole = kept(made_of)
     if whole is None:
         make(path)
         return
     if not whole.exists():
         whole.parent.mkdir(parents=True, exist_ok=True)
-        begun = whole.with_name(f"{whole.name}.{os.getpid()}{BEGUN}")  # two processes never write to one
+        begun = whole.with_name(f"{whole.name}.{os.getpid()}{BEGUN}")  # one per process
         try:
             make(begun)
             begun.rename(whole)
@@ -59,7 +59,7 @@ def provide(path: Path, made_of: Mapping[str, Any], make: Callable[[Path], objec
 
 
 def clean(folder: Path) -> None:
-    """Remove what somebody had begun there who was stopped."""
+    """Remove incomplete files, left by interrupted runs."""
     for found in folder.iterdir():
         if not _WHOLE.fullmatch(found.name):
             if found.is_dir():
@@ -70,7 +70,7 @@ def clean(folder: Path) -> None:
 
 @lru_cache(1)
 def _source_digest() -> str:
-    """Of all that may decide what is written."""
+    """The digest of Coterie's source, all of which may affect what is generated."""
     found = hashlib.sha256()
     for file in sorted(_SOURCE.rglob("*.py")):
         found.update(f"{file.relative_to(_SOURCE)} {file.stat().st_size}\n".encode() + file.read_bytes())

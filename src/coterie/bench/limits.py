@@ -1,6 +1,6 @@
-"""A machine's limits (a roofline): loops that only read memory, multiply and add, or unpack weights (disk.py: disks).
+"""A machine's limits (its roofline): loops that only read memory, multiply-add, or unpack weights. Disks: disk.py.
 
-A bench says what share of them it reached. Knows nothing about benches.
+A bench reports the share of them that it reaches. Knows nothing about benches.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from coterie.devices.real.host_memory import Bytes
 from coterie.graph.ops import BF16, INT8
 from coterie.kernels import cpu as kernels
 
-WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # bytes prefetched, streams; machines differ
+WAYS = {"": (0, 1), ", 2048 B ahead": (2048, 1), ", 4 streams": (0, 4)}  # prefetch distance, streams; machines differ
 MULTIPLY_ADD_ROUNDS = 200_000  # some 25 ms
-CACHED_BYTES = 2 << 20  # of weights: they stay in a cache, and are enough for starting on them not to count
-CACHED_ROWS = 64  # instructions of one call, some milliseconds
-CACHED_TOKENS = 1024  # of all instructions of one call, where they are of many tokens
+CACHED_BYTES = 2 << 20  # of weights: they fit in a cache, but are large enough to hide the start-up cost of a call
+CACHED_ROWS = 64  # instructions per call, some milliseconds
+CACHED_TOKENS = 1024  # upper bound on tokens x instructions per call
 
 
 def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
-    """Native read loops over `memory`, with and without prefetch, in one stream and four, by one thread to `threads`.
+    """Native read loops over `memory`: with and without prefetch, in one stream or four, by 1 to `threads` threads.
 
-    Name -> runs once and returns seconds. The fastest of them is the limit.
+    Returns name -> a function that runs the loop once and returns seconds. The fastest is the limit.
     """
     counts = sorted({1, -(-threads // 2), threads})
     return {
@@ -41,25 +41,25 @@ def read_loops(memory: Bytes, threads: int) -> dict[str, Callable[[], float]]:
 
 
 def multiply_adds(threads: int, activations: str) -> float:
-    """Flops per second of the fastest instruction set's multiply-adds in registers, by `threads` threads.
+    """Flops per second of multiply-adds in registers, with the fastest instruction set, by `threads` threads.
 
-    In float32; for bf16 activations of bfloat16, where a CPU has an instruction for that.
+    In float32, or in bfloat16 for bf16 activations if the CPU has an instruction for that.
     """
     return kernels.multiply_add_rate(MULTIPLY_ADD_ROUNDS, threads, bf16=activations == BF16)
 
 
 def multiplied(activations: str) -> str:
-    """In which type `multiply_adds` multiplies, for a note."""
+    """The type in which `multiply_adds` multiplies, in words, for a note."""
     return "of bfloat16" if activations == BF16 and kernels.BF16_PRODUCTS else "in float32"
 
 
 class CachedProducts:
-    """Products of so many tokens with weights of a type that lie in the caches: what the cores do if memory is free.
+    """Matrix products of `tokens` rows with cached weights of type `dtype`: the compute rate if memory were free.
 
-    Packed weights take several instructions each to become numbers; where these take longer than the bytes, they are
-    what a step of one token waits for. What many tokens reach depends on their number (tiles, a kernel for few) and on
-    the minute: whoever else is on a core takes from its instructions, but nothing from multiply-adds in registers.
-    `activations`: int8 and bf16 ones are rounded further than they are by themselves.
+    Packed weights take several instructions each to unpack; if that takes longer than reading them, it bounds a step
+    of one token. The rate for many tokens depends on their number (tile sizes, kernels for small batches) and varies
+    from minute to minute: another process on the core costs it more than it costs multiply-adds in registers.
+    `activations`: int8 and bf16 select kernels that round activations further than by default.
     """
 
     def __init__(self, threads: int, dtype: DType, columns: int, activations: str, tokens: int = 1) -> None:
@@ -76,14 +76,14 @@ class CachedProducts:
         self._team = kernels.Team(threads)
 
     def flops_per_s(self) -> float:
-        """Run once."""
+        """Run once; the rate."""
         start = perf_counter()
         self._team.run(self._rows)
         return self._flops / (perf_counter() - start)
 
 
 def drop_page_cache(*files: Path) -> None:
-    """Ask the system to forget files' pages; all of them must be on the disk already."""
+    """Drop files from the page cache; they must have been synced to the disk before."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:

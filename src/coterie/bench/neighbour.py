@@ -1,8 +1,8 @@
-"""A busy neighbour: decode alone, and beside a process that does nothing but add, pinned to one of our CPUs.
+"""A noisy neighbour: decode alone, and next to a busy-looping process that is pinned to one of our CPUs.
 
-    round 1:  alone  beside  |  round 2:  alone  beside  ...       each a stretch of steps: scheduler slices are long
+    round 1:  alone  beside  |  round 2:  alone  beside  ...       each for many steps, as scheduler slices are long
 
-Knows nothing about how threads wait for one another, which is what this measures.
+Knows nothing about how threads wait for one another, although that is what it measures.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from coterie.bench.step import Step, on_cpu
 from coterie.core.errors import UsageError
 from coterie.core.units import format_seconds
 
-STRETCH_S = 0.5  # dozens of a scheduler's slices
-SETTLE_S = 0.1  # until the neighbour runs
-BOUND = 2.2  # what a good neighbour's victim may lose; engines that only spin lose tenfold
+STRETCH_S = 0.5  # dozens of scheduler slices
+SETTLE_S = 0.1  # until the neighbour is running
+BOUND = 2.2  # acceptable slow-down; engines whose threads only spin slow down tenfold
 
 
 def neighbour(shape: str, context_tokens: int, threads: int | None, effort: Effort) -> Report:
-    """Measure decode steps alone and beside a busy process. Raises UsageError, CapacityError."""
+    """Measure decode steps alone and next to a busy process. Raises UsageError, CapacityError."""
     if not hasattr(os, "sched_setaffinity"):
         raise UsageError("neighbour", "this system cannot pin a process to a CPU", "run it on Linux")
     with random_experts(shape_config(shape), 1) as (model,):
@@ -56,7 +56,7 @@ def neighbour(shape: str, context_tokens: int, threads: int | None, effort: Effo
 
 
 def _rounds(step: Step, effort: Effort) -> dict[str, list[float]]:
-    """Mean seconds per step of each stretch, alone and beside, in turn."""
+    """Mean seconds per step over STRETCH_S, alternating alone and next to the busy process."""
     samples: dict[str, list[float]] = {"alone": [], "beside": []}
     step.seconds()
     start = perf_counter()
@@ -76,7 +76,7 @@ def _stretch(step: Step) -> float:
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """A process that adds for ever, on the first CPU that we may use."""
+    """A process that loops forever on the first CPU that we may use."""
     process = subprocess.Popen([sys.executable, "-c", "n = 0\nwhile True: n += 1"])
     try:
         os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})

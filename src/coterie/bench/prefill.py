@@ -1,4 +1,4 @@
-"""Prefill: tokens per second of one prompt, and the share of the cores' multiply-add rate, beside peers.
+"""Prefill: tokens per second of one prompt and share of the cores' multiply-add rate, compared with peers.
 
 Knows nothing about requests or experts of a composition.
 """
@@ -29,7 +29,7 @@ OURS, PEAK, CACHED = "coterie", "multiply-adds", "cached products"
 
 
 def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Effort) -> Report:
-    """Measure one step over a whole prompt, the limit and the peers: of a random expert, or of one's own.
+    """Measure one step over a whole prompt, the limit and the peers, on a random expert or the user's own.
 
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
@@ -39,7 +39,7 @@ def prefill(target: Target, prompt_tokens: int, threads: int | None, effort: Eff
         before = resident_bytes()
         loaded = stack.enter_context(on_cpu(model, "device", threads, prompt_tokens))
         step = loaded.step("cache", 0, prompt_tokens)
-        step.seconds()  # what is touched first by a step is there afterwards
+        step.seconds()  # so that memory first touched by a step counts in `memory_bytes`
         memory_bytes, cpus = resident_bytes() - before, loaded.device.threads
         prompt = prompt_ids(model, prompt_tokens)
         work = Work(lambda session: session.prefill(prompt))

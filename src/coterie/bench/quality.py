@@ -1,11 +1,10 @@
-"""What packed weights and rounded activations do to answers: perplexity and agreement, on the expert's own answers.
+"""How quantised weights and rounded activations change answers: perplexity and agreement on the expert's own answers.
 
-    question -> the unquantised expert's answer -> each variant reads both, and says what would come next
+    question -> the unquantised expert's answer -> each variant predicts each token of it (teacher forcing)
 
-Each variant runs in the NumPy reference, so that nothing else differs. Activations for packed weights are rounded as
-a CPU rounds them, to 16 bits or 12, or to 8 where the name says so; those for bfloat16 weights are float32, or
-bfloat16 where the name says so. Where every next token agrees, greedy decoding gives the same answer. Knows nothing
-about speed.
+Each variant runs in the NumPy reference, so that nothing else differs. Activations for quantised weights are rounded as
+on a CPU, to 16 bits or 12, or to 8 if the name says so; those for bfloat16 weights are float32, or bfloat16 if the name
+says so. If every predicted token agrees, greedy decoding gives the same answer. Knows nothing about speed.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ _Text = tuple[tuple[int, ...], int]  # tokens, and how many of them are the prom
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums of one variant over next tokens."""
+    """Running sums of one variant over predicted tokens."""
 
     tokens: int = 0
     surprise: float = 0.0
@@ -77,12 +76,12 @@ class _Sums:
 
 @dataclass(slots=True)
 class _Tally:
-    """Sums of every variant."""
+    """The sums of all variants."""
 
     of: dict[str, _Sums] = field(default_factory=lambda: {name: _Sums() for name in (PLAIN, *VARIANTS)})
 
     def add(self, name: str, logits: npt.NDArray[np.float32], plain: npt.NDArray[np.float32], text: _Text) -> None:
-        """Judge what was said before each token of the answer."""
+        """Add the predictions of the answer's tokens: `logits` of the variant, `plain` of the unquantised expert."""
         ids, first = text
         said, meant = log_softmax(logits[first - 1 : -1]), log_softmax(plain[first - 1 : -1])
         answer = np.array(ids[first:])
@@ -96,7 +95,7 @@ class _Tally:
 
 
 def quality(per_expert: int, shape: str) -> Report:
-    """Compare on the demo's experts and on a random model of `shape`. Raises UsageError, CapacityError."""
+    """Compare variants on the demo's experts and on a random model of `shape`. Raises UsageError, CapacityError."""
     demo, random = _Tally(), _Tally()
     experts = 0
     for model, texts in _demo_texts(per_expert):
@@ -171,7 +170,7 @@ def _logits(reference: Reference, model: Model, ids: Sequence[int]) -> npt.NDArr
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Log-probabilities of rows of logits, in float64: divergences of 1e-10 are to be seen."""
+    """Log probabilities of rows of logits, in float64, to resolve divergences of 1e-10."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 

@@ -1,6 +1,6 @@
-"""A safetensors file of random bf16 numbers, written by several threads at once: the same bytes by however many.
+"""Writes a safetensors file of random bf16 numbers with several threads; the bytes do not depend on their number.
 
-    header | piece 0 | piece 1 | ...        each from a generator of its own, seeded by the file's seed and its number
+    header | piece 0 | piece 1 | ...        each piece has its own generator, seeded by the file's seed and its number
 
 Knows nothing about experts, or what the tensors are for.
 """
@@ -22,14 +22,14 @@ import numpy.typing as npt
 
 Bits: TypeAlias = npt.NDArray[np.uint16]
 
-PIECE_ELEMENTS = 1 << 22  # what a thread has in memory at once
-BF16_BYTES, DRAWN = 2, 4  # numbers that are drawn at once, as 64 bits
+PIECE_ELEMENTS = 1 << 22  # held in memory by a thread at once
+BF16_BYTES, DRAWN = 2, 4  # DRAWN: numbers per 64 random bits
 _BIAS, _SIGN_AND_MANTISSA, _MANTISSA = 127, 0x807F, 0x7F
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """`count` numbers of one tensor, from `offset` of the file on."""
+    """`count` numbers of one tensor, at `offset` in the file."""
 
     number: int
     offset: int
@@ -39,20 +39,20 @@ class _Piece:
 
 
 def weight_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Of all tensors, without the header."""
+    """Bytes of all tensors, without the header."""
     return BF16_BYTES * sum(prod(shape) for shape in shapes.values())
 
 
 def write_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, threads: int = 1) -> None:
-    """Write one file, and see it onto the disk. Raises OSError."""
+    """Write one file and sync it. Raises OSError."""
     header = _header(shapes)
     with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
         file.write(header)
         file.flush()
-        # Numbers are drawn, and bytes written, without the interpreter's lock.
+        # Threads run in parallel: NumPy and pwrite release the GIL.
         for _ in pool.map(partial(_write_piece, file.fileno(), seed), _pieces(shapes, len(header))):
             pass
-        os.fsync(file.fileno())  # pages that wait to be written cannot be dropped from the page cache
+        os.fsync(file.fileno())  # dirty pages cannot be dropped from the page cache
 
 
 def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -81,20 +81,20 @@ def _write_piece(file: int, seed: int, piece: _Piece) -> None:
     bits = rng.integers(0, 1 << 64, -(-piece.count // DRAWN), dtype=np.uint64).view(np.uint16)[: piece.count]
     made = _near_one(bits) if piece.is_norm else _scaled(bits, piece.fan_in)
     left, at = made.astype("<u2", copy=False).data.cast("B"), piece.offset
-    while left:  # the system may write a part
+    while left:  # pwrite may write only a part
         written = os.pwrite(file, left, at)
         left, at = left[written:], at + written
 
 
 def _near_one(bits: Bits) -> Bits:
-    """Random bits as bf16 from 1 to 2, in place."""
+    """Turn random bits into bf16 numbers in [1, 2), in place."""
     bits &= _MANTISSA
     bits |= _BIAS << 7
     return bits
 
 
 def _scaled(bits: Bits, fan_in: int) -> Bits:
-    """Random bits as bf16 of either sign, about fan_in ** -0.5 large: sign and mantissa stay, the exponent is set."""
+    """Turn random bits into bf16 numbers of either sign and magnitude about fan_in ** -0.5, by setting the exponent."""
     bits &= _SIGN_AND_MANTISSA
     bits |= _BIAS + floor(log2(fan_in**-0.5)) << 7
     return bits

@@ -1,9 +1,9 @@
-"""An expert of any shape that repeats itself as much as is wanted, for measuring guesses: made up, and still whole.
+"""A synthetic expert of any shape that repeats itself at an adjustable rate, for measuring speculative decoding.
 
-    FEW tokens in a ring: behind each the next one is likeliest, and any other of them as likely as the temperature says
+    FEW tokens in a ring: after each, the next one is likeliest; the temperature sets how likely all the others are
 
-What attention and feed-forward add to the residual is zero, and the head's rows are the embedding's, one place on. All
-weights are read and multiplied as ever. Knows nothing about engines.
+Attention and feed-forward add zero to the residual stream, and each row of the head is the embedding of the preceding
+token in the ring. All weights are still read and multiplied as usual. Knows nothing about engines.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from coterie.models.registry import weight_shapes
 
 FEW = 64  # tokens of the ring
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what they give is added to the residual
-KIN = 0.5  # of all the ring's rows, in each: so no token outside comes among the likeliest
-HOT = 100.0  # a temperature at which all tokens are alike
+RESIDUAL = ("o_proj.weight", "down_proj.weight")  # their outputs are added to the residual stream
+KIN = 0.5  # share of the ring's summed rows in each head row, which keeps other tokens out of the likeliest
+HOT = 100.0  # a temperature at which all tokens are about equally likely
 
 Tensors = Mapping[str, npt.NDArray[np.uint16]]
 T = TypeVar("T")
@@ -42,18 +42,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """The tokens in their order; `gap`: how much larger the logit of the next one is than those of the others."""
+    """The ring's tokens in order; `gap`: the logit of the next one minus the others' in the ring."""
 
     tokens: tuple[int, ...]
     gap: float
 
     def kept(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens are the next one of that before them."""
+        """How many of these tokens follow their predecessor in the ring."""
         after = dict(zip(self.tokens, (*self.tokens[1:], self.tokens[0]), strict=True))
         return sum(after.get(before) == token for before, token in pairwise(tokens))
 
     def sampling(self, share: float, seed: int) -> SamplingParams:
-        """Settings by which the next one comes about so often: 1 greedy; 0: any token there is, so nothing repeats."""
+        """Sampling settings with which about this share of tokens follow the ring; 1: greedy; 0: uniformly random."""
         if share == 1:
             return SamplingParams()
         if share == 0:
@@ -63,9 +63,9 @@ class Ring:
 
 @contextmanager
 def repeating_expert(config: Mapping[str, Any]) -> Iterator[tuple[Model, Ring]]:
-    """Such an expert as a checkpoint folder of bf16 weights, removed at the end.
+    """A repeating expert in a temporary checkpoint folder of bf16 weights.
 
-    Raises UsageError for a shape that it cannot be made of, CapacityError without room.
+    Raises UsageError for an unsuitable shape, CapacityError without room.
     """
     with bigram_expert(config, _turn) as made:
         yield made
@@ -73,10 +73,10 @@ def repeating_expert(config: Mapping[str, Any]) -> Iterator[tuple[Model, Ring]]:
 
 @contextmanager
 def bigram_expert(config: Mapping[str, Any], turn: Callable[[Tensors], T]) -> Iterator[tuple[Model, T]]:
-    """An expert as a checkpoint folder of bf16 weights, removed at the end, of whose tokens the last one alone matters.
+    """An expert whose logits depend only on the last token, in a temporary checkpoint folder of bf16 weights.
 
-    `turn` changes its embedding and its head, which is all zeros, and says something about it. Raises UsageError for a
-    shape that it cannot be made of, CapacityError without room.
+    `turn` fills in its embedding and its head (initially zeros); its result is yielded with the model. Raises
+    UsageError for an unsuitable shape, CapacityError without room.
     """
     untied = {**config, "tie_word_embeddings": False}
     shapes = weight_shapes(ModelConfig.from_hf(untied, "--shape"))
@@ -97,7 +97,7 @@ def bigram_expert(config: Mapping[str, Any], turn: Callable[[Tensors], T]) -> It
 
 
 def _opened(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-    """The file's numbers, to be written."""
+    """The file's tensors, memory-mapped for writing."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))

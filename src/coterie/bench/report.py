@@ -1,7 +1,7 @@
-"""The frame of every bench: machine, commit, workload; how samples are taken and compared; a table, then one JSON line.
+"""What all benches share: machine, commit and workload; interleaved sampling and comparison; a table, then a JSON line.
 
-    round 1:  A B C     every way once a round, so that a slow minute of the machine slows all of them;
-    round 2:  A B C     what is compared is the median of the ratios within rounds, not a ratio of medians
+    round 1:  A B C     each way once per round, so that a slow minute of the machine affects all of them;
+    round 2:  A B C     compared by the median of the ratios within rounds, not by the ratio of medians
 
 Knows nothing about what is measured.
 """
@@ -28,9 +28,9 @@ from coterie.core.units import format_bytes, parse_bytes
 from coterie.kernels import cpu as kernels
 from coterie.spec.this_machine import allowed_cpus, allowed_memory
 
-MEASURING_ERROR = 1.02  # a share above this says that the read loop was too short, not that the machine was exceeded
+MEASURING_ERROR = 1.02  # a share above this means that the limit's loop was too short: no machine exceeds its limit
 SHORT_LIMIT = f"a share above {MEASURING_ERROR} is a measuring error: the loop that measures the limit is too short"
-MAX_ROUNDS = 200  # a step of microseconds is not sampled for ever
+MAX_ROUNDS = 200  # so that a step of microseconds is not sampled forever
 _HERE = Path(__file__).resolve()
 
 
@@ -43,7 +43,7 @@ class Effort:
 
 
 def interleave(ways: Mapping[str, Callable[[], float]], effort: Effort) -> dict[str, list[float]]:
-    """A B A B: what each way returns, once a round. A first round warms up and is not kept."""
+    """Run the ways in turn, A B A B ...: what each returned in each round. The first round warms up and is dropped."""
     for way in ways.values():
         way()
     samples: dict[str, list[float]] = {name: [] for name in ways}
@@ -58,7 +58,7 @@ def interleave(ways: Mapping[str, Callable[[], float]], effort: Effort) -> dict[
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of samples, and the quartiles below and above it."""
+    """The median of samples, and the lower and upper quartiles."""
 
     median: float
     low: float
@@ -66,22 +66,22 @@ class Spread:
 
     @staticmethod
     def of(samples: Iterable[float]) -> Spread:
-        """Of at least one sample. Raises StatisticsError without any."""
+        """Of one sample or more. Raises StatisticsError if there is none."""
         values = list(samples)
         low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         return Spread(middle, low, high)
 
     @staticmethod
     def read(row: Mapping[str, Any], name: str) -> Spread:
-        """What `plain` wrote under a name."""
+        """Read what `plain` wrote under this name."""
         return Spread(row[name], *row[f"{name}_quartiles"])
 
     def plain(self, name: str) -> dict[str, Any]:
-        """For JSON: the median under a name, and the quartiles."""
+        """For JSON: the median under this name, and the quartiles."""
         return {name: self.median, f"{name}_quartiles": [self.low, self.high]}
 
     def scaled(self, factor: float) -> Spread:
-        """Each number times a factor."""
+        """All three values multiplied by a factor."""
         return Spread(self.median * factor, self.low * factor, self.high * factor)
 
     def __str__(self) -> str:
@@ -89,13 +89,13 @@ class Spread:
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
-    """Of over[i] / under[i]. Raises ValueError when they were not sampled in the same rounds."""
+    """The spread of over[i] / under[i]. Raises ValueError if they were not sampled in the same rounds."""
     return Spread.of(a / b for a, b in zip(over, under, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One bench's outcome. `results` are plain values; `tables` and `notes` say the same to people."""
+    """A bench's outcome. `results` are JSON-compatible values; `tables` and `notes` present them to people."""
 
     bench: str
     workload: Mapping[str, Any]
@@ -118,7 +118,7 @@ class Report:
 
 
 def show_frame(console: Console) -> None:
-    """Print which machine and which commit."""
+    """Print machine and commit."""
     here = machine()
     memory = format_bytes(here["memory_bytes"])
     line = f"{here['cpu_model']}, {here['cpus']} CPUs, {memory} free for us, {here['isa']}; commit {commit()}"
@@ -126,7 +126,7 @@ def show_frame(console: Console) -> None:
 
 
 def busy(load_1m: float, cpus: int) -> str:
-    """What the load of other processes means for the numbers. Load is 1-minute, in runnable processes."""
+    """What the load by other processes means for the results. `load_1m`: 1-minute average of runnable processes."""
     if load_1m < 0.5:
         return "the machine is quiet"
     share = "more processes want to run than there are CPUs" if load_1m > cpus else "others are running"
@@ -134,7 +134,7 @@ def busy(load_1m: float, cpus: int) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What this process may use: CPU model, CPUs, memory in bytes, instruction set, and how busy the machine is."""
+    """What this process may use: CPU model, CPUs, memory in bytes, instruction set; and the machine's load."""
     cpus, cpus_source = allowed_cpus()
     memory_bytes, memory_source = allowed_memory()
     return {
@@ -150,7 +150,7 @@ def machine() -> dict[str, Any]:
 
 
 def last_level_cache_bytes() -> int | None:
-    """Bytes of the largest cache of the first CPU, None where the system does not say. Source: sysfs, cpu/cache."""
+    """Bytes of the largest cache of the first CPU; None if unknown. Source: sysfs, cpu/cache."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text(encoding="ascii").strip()
@@ -159,9 +159,9 @@ def last_level_cache_bytes() -> int | None:
 
 
 def commit() -> str:
-    """The git commit of this source tree, `-dirty` where it was changed; the package's version where there is none."""
+    """The git commit of this source tree, with `-dirty` if it was changed; the package's version if there is none."""
     try:
-        # An installed package can lie inside somebody else's repository: only one that tracks this file is ours.
+        # An installed package may lie inside another repository: only one that tracks this file is ours.
         _git("ls-files", "--error-unmatch", _HERE.name)
         return _git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.CalledProcessError):
@@ -177,12 +177,12 @@ def _git(*args: str) -> str:
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux: the architecture's name must do
+    except OSError:  # not Linux: fall back to the architecture's name
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON, in ASCII for any terminal: machine and commit, then what was measured."""
+    """One line of ASCII-only JSON: machine and commit, then the results."""
     return json.dumps({"machine": machine(), "commit": commit(), **value})

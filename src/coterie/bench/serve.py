@@ -1,9 +1,9 @@
-"""What a client of the HTTP endpoint gets, and of our own server what HTTP costs beside the same engine in process.
+"""What a client gets over HTTP and, for our own server, the cost of HTTP compared with the same engine in process.
 
-    round 1:  over HTTP, in process      the same requests, each round new ones
+    round 1:  over HTTP, in process      the same requests both ways, new ones each round
     round 2:  over HTTP, in process
 
-The client is in another process than the server, on the same machine, and its CPU time is told beside the server's.
+The client runs on the same machine as the server, in another process; its CPU time is reported too.
 Knows nothing about how requests are sent (serve_drive.py) or a server is started (serve_own.py).
 """
 
@@ -38,12 +38,12 @@ from coterie.plan.workload import Load
 from coterie.spec.this_machine import this_machine
 
 HTTP, IN_PROCESS = "http", "in_process"
-NEAR_SHARE = 0.25  # of memory, for the experts of each of the two engines, where nobody says how much
+NEAR_SHARE = 0.25  # default share of memory for the experts of each of the two engines
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Our own server: on a composition, or where that is empty on random experts of these shapes in turn."""
+    """Our own server, on a composition, or if that is empty on random experts, cycling through `shapes`."""
 
     composition: str
     names: tuple[str, ...]
@@ -55,14 +55,14 @@ class Own:
 
 
 def random_names(count: int) -> tuple[str, ...]:
-    """The names of so many random experts."""
+    """The names of `count` random experts."""
     return tuple(f"expert-{number:03d}" for number in range(count))
 
 
 def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Callable[[str], None]) -> Report:
-    """Measure our server with each load, beside its engine in process.
+    """Measure our server with each load, compared with its engine in process.
 
-    Raises UsageError, CapacityError, and DeviceError where the server does not start.
+    Raises UsageError, CapacityError, and DeviceError if the server does not start.
     """
     loads = own_seeds(loads, rounds)
     with _composition(own, say) as ref, Coterie.open(ref, _options(ref, own)) as coterie:
@@ -101,9 +101,9 @@ def serve_own(own: Own, loads: Sequence[Load], rounds: int, way: Way, say: Calla
 def serve_url(
     origin: Origin, models: Sequence[str], loads: Sequence[Load], rounds: int, way: Way, say: Callable[[str], None]
 ) -> Report:
-    """Measure a server that runs, ours or another, as far as can be seen from outside.
+    """Measure a running server, ours or another, from outside.
 
-    Raises UsageError where it answers nothing.
+    Raises UsageError if it answers no request.
     """
     loads = own_seeds(loads, rounds)
     count = dict.fromkeys(models, counting(origin, way, models[0]))
@@ -114,7 +114,7 @@ def serve_url(
 
 @contextmanager
 def _composition(own: Own, say: Callable[[str], None]) -> Iterator[str]:
-    """What is served: what was given, or random experts that are gone afterwards."""
+    """The composition to serve: the given one, or a temporary one of random experts."""
     if own.composition:
         yield own.composition
         return
@@ -134,7 +134,7 @@ def _composition(own: Own, say: Callable[[str], None]) -> Iterator[str]:
 
 
 def _options(ref: str, own: Own) -> Options:
-    """Of both engines, which are in memory at once."""
+    """Options for both engines, which are in memory at the same time."""
     options = Options(near_bytes=own.near_bytes, kv_bytes=own.kv_bytes, threads=own.threads, sampling=GREEDY)
     options = replace(options, policy=policy_for(options.device, own.max_batch))
     if own.near_bytes is not None:

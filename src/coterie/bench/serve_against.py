@@ -1,10 +1,10 @@
-"""Several servers of the same models, each with the same requests, in turns.
+"""Compares several servers of the same models on the same requests, in turns.
 
-    round 1:  ours, llama-server      while one is asked, the others have nothing to do
+    round 1:  ours, llama-server      while one is measured, the others are idle
     round 2:  ours, llama-server
 
-What a server answers with an error is no token and no time to a first one, but the round lasts until its last request
-has ended, whichever way. Knows nothing about how servers are started (serve_started.py).
+Failed requests count no tokens and have no time to first token, but the round lasts until its last request has ended,
+in whatever way. Knows nothing about how servers are started (serve_started.py).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from coterie.plan.workload import Load
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """Who is compared: our server on a composition (empty: none) with these options, servers that run, command lines.
+    """What is compared: our server on a composition (empty: none) with `options`, running servers, and command lines.
 
-    `cold`: folders whose files are kept out of the page cache while any of them is measured.
+    `cold`: folders whose files are kept out of the page cache while any server is measured.
     """
 
     composition: str
@@ -47,9 +47,9 @@ class Against:
 
 @contextmanager
 def servers_of(against: Against, say: Callable[[str], None]) -> Iterator[tuple[Server, ...]]:
-    """All of them, running, each with a name of its own. Raises UsageError, and DeviceError for one that cannot."""
+    """All servers, running, with distinct names. Raises UsageError, and DeviceError for one that does not start."""
     for command in against.commands:
-        words_of(command)  # a slip is told before anything is started
+        words_of(command)  # report mistakes before anything is started
     with ExitStack() as stack:
         found = []
         if against.composition:
@@ -67,7 +67,7 @@ def servers_of(against: Against, say: Callable[[str], None]) -> Iterator[tuple[S
 
 
 def common_models(servers: Sequence[Server]) -> list[str]:
-    """The models that all of them name, in the first one's order. Raises UsageError for none."""
+    """The models that all servers list, in the first one's order. Raises UsageError if there are none."""
     found = {server.name: models_at(server.origin) for server in servers}
     common = [name for name in found[servers[0].name] if all(name in names for names in found.values())]
     if not common:
@@ -87,7 +87,7 @@ def serve_against(
     against: Against,
     say: Callable[[str], None],
 ) -> Report:
-    """Measure all of them with each load. Raises UsageError where one answers nothing at all."""
+    """Measure all servers with each load. Raises UsageError if one answers no request."""
     files = _files(against.cold)
     count = dict.fromkeys(models, counting(servers[0].origin, way, models[0]))
     loads = own_seeds(loads, rounds)
@@ -127,7 +127,7 @@ def _round(server: Server, way: Way, files: Sequence[Path], asked: Asked) -> Rou
 
 
 def _run(cell: Cell) -> dict[str, Any]:
-    """A row for each server, and the first one's beside each other's: of tokens a second, and of CPU a token."""
+    """A row for each server, and the first one's ratios to each other: tokens per second, and per second of CPU."""
     first, *others = cell.rounds
     over = {name: _beside(cell.rounds[first], cell.rounds[name]) for name in others}
     return {**cell.head, "servers": {name: row_of(rounds) for name, rounds in cell.rounds.items()}, "over": over}

@@ -1,4 +1,4 @@
-"""The requests of one round: drawn from a workload's seed, as bodies for a server and as requests to an engine.
+"""The requests of one round, drawn from a workload's seed: as HTTP bodies for a server, or as requests to an engine.
 
 Knows nothing about how they are sent or measured.
 """
@@ -20,14 +20,14 @@ from coterie.engine.request import Request
 from coterie.plan.workload import Load, Workload, make_workload
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-WORDS_SEED = 4  # beside those of the workload's own draws
+WORDS_SEED = 4  # distinct from the seeds of the workload's own draws
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a server is asked: `raw` without chat templates; `fixed`: answers have exactly so many tokens.
+    """How a server is asked. `raw`: without chat templates. `fixed`: each answer has exactly `max_tokens` tokens.
 
-    There is no word for that in OpenAI's API; servers of open models call it `ignore_eos`.
+    OpenAI's API has no field for the latter; servers of open models call it `ignore_eos`.
     """
 
     raw: bool = False
@@ -35,25 +35,25 @@ class Way:
 
     @property
     def path(self) -> str:
-        """Where requests are sent."""
+        """The path of requests."""
         return TEXT if self.raw else CHAT
 
     def body(self, model: str, text: str, max_tokens: int, priority: int = 0) -> bytes:
-        """A request for a stream with its usage at the end, greedy. Priority 0 is not said: not all servers know it."""
+        """The body of a greedy, streamed request with usage. Priority 0 is left out: not all servers know the field."""
         asked = {"prompt": text} if self.raw else {"messages": [{"role": "user", "content": text}]}
         how: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         more = ({"ignore_eos": True} if self.fixed else {}) | ({"priority": priority} if priority else {})
         return json.dumps({"model": model, **asked, "max_tokens": max_tokens, **how, **more}).encode()
 
     def query(self, model: str, text: str) -> Query:
-        """The same question in Python."""
+        """The same question for the Python API."""
         return Query((Message("user", text),), model, raw=self.raw)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One round: who is asked what, for how many tokens, and when (seconds from the start) or how many at once;
-    and the priority of each.
+    """The requests of one round: models, texts, numbers of tokens and priorities; sent at times `at_s` (seconds from
+    the start), or `in_flight` at once.
     """
 
     models: Sequence[str]
@@ -64,11 +64,11 @@ class Asked:
     priorities: Sequence[int]
 
     def bodies(self, way: Way) -> list[bytes]:
-        """As a server is asked."""
+        """The requests as HTTP bodies."""
         return [way.body(*one) for one in self._each()]
 
     def requests(self, way: Way, texts: Mapping[str, Text]) -> list[Request]:
-        """As an engine is asked: in tokens. Each has its number as its id."""
+        """The requests as the engine takes them, tokenized; the ids are their numbers."""
         found = []
         for number, (model, text, new, priority) in enumerate(self._each()):
             ids = encoded(texts[model], way.query(model, text))
@@ -80,9 +80,9 @@ class Asked:
 
 
 def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str, Callable[[str], int]]) -> Asked:
-    """The requests of round `number`: no prompt was asked before, so that nothing of it is known.
+    """The requests of round `number`. Prompts differ from all earlier ones, so that no prefix cache helps.
 
-    `count`: of some experts, how many tokens a text is.
+    `count`: for some experts, a function that counts the tokens of a text.
     """
     drawn = round_of(load, number, names)
     rng = np.random.default_rng([load.seed + number, WORDS_SEED])
@@ -94,18 +94,18 @@ def draw_round(load: Load, names: Sequence[str], number: int, count: Mapping[str
 
 
 def own_seeds(loads: Sequence[Load], rounds: int) -> list[Load]:
-    """Loads with seeds of their own: else the rounds of one would ask what a server has answered in those of another.
+    """Loads with distinct seeds, so that no round repeats the prompts of another load's.
 
-    The first keeps its seed. `rounds`: of each load, besides the one that warms up.
+    The first keeps its seed. `rounds`: per load, without the warm-up round.
     """
     return [replace(load, seed=load.seed + number * (rounds + 1)) for number, load in enumerate(loads)]
 
 
 def round_of(load: Load, number: int, names: Sequence[str]) -> Workload:
-    """The workload of round `number`, each round's its own."""
+    """The workload of round `number`; each round's is different."""
     return make_workload(replace(load, seed=load.seed + number), names)
 
 
 def encoded(text: Text, query: Query) -> tuple[int, ...]:
-    """The tokens that the server would make of a query. Raises RequestError."""
+    """The prompt tokens of a query, as the server would encode it. Raises RequestError."""
     return text.encode(query, prompt_of(query))

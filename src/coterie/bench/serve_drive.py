@@ -1,9 +1,9 @@
-"""Many streamed requests to a server over HTTP, and what came back when.
+"""Sends many streamed requests to a server over HTTP, and records when which piece of each answer came.
 
-    closed loop   so many at once; whoever ends is followed by the next
-    open loop     each at its time, whether or not others have ended; waiting counts from that time
+    closed loop   a fixed number in flight; each one that ends is replaced by the next
+    open loop     each at its scheduled time, whether or not others have ended; latency counts from that time
 
-Pieces are kept as they come and read afterwards, so that reading them takes no CPU from what is measured.
+Pieces are stored raw and parsed afterwards, so that parsing takes no CPU time from the server.
 Knows nothing about workloads or what is reported. Source: the OpenAI API reference, "Create chat completion" (streams).
 """
 
@@ -20,15 +20,15 @@ from coterie.bench.http_stream import BrokenError, Client, Origin
 
 TIMEOUT_S = 600.0
 CUT = "stream cut"
-_TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls")  # of a delta: what is text to its reader
+_TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls")  # fields of a delta that count as output
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a client got of one request, in seconds from when it was due, and the tokens that the server counted.
+    """The outcome of one request: times of the first and last text, in seconds from when it was due, and tokens.
 
-    `error` empty: all of it came. `tokens` without `usage` are the pieces of text, often one a token.
-    `said`: the server's own words for an error.
+    `error` is empty if the answer was complete; `said`: the server's own message. `counted`: `tokens` comes from the
+    server's usage; otherwise it is the number of pieces of text, often one per token.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """A run: every request, from the first being due to the last one's end, and what the client itself took of CPU."""
+    """A run: the outcomes, the time from its start to the end of the last request, and the client's CPU time."""
 
     answers: Sequence[Answered]
     elapsed_s: float
@@ -52,7 +52,7 @@ class LoadResult:
 
 @dataclass(slots=True)
 class Sent:
-    """A request under way; its pieces with the time of each."""
+    """A request in flight, and the pieces of its answer with their times."""
 
     number: int
     due_s: float
@@ -62,7 +62,7 @@ class Sent:
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
 
     def take(self, data: bytes) -> None:
-        """A piece has come."""
+        """Record a piece."""
         self.pieces.append((perf_counter(), data))
 
 
@@ -74,7 +74,7 @@ def drive(
     at_s: Sequence[float] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> LoadResult:
-    """Send every body: `in_flight` at once, or where that is 0 each at its time."""
+    """Send every body: `in_flight` at once or, if that is 0, each at its time `at_s`."""
     cpu_s = process_time()
     sent, begun_s = asyncio.run(_Drive(origin, path, bodies, timeout_s).run(in_flight, at_s))
     cpu_s = process_time() - cpu_s
@@ -83,7 +83,7 @@ def drive(
 
 
 class _Drive:
-    """One run's requests."""
+    """The requests of one run."""
 
     def __init__(self, origin: Origin, path: str, bodies: Sequence[bytes], timeout_s: float) -> None:
         self._client = Client(origin)
@@ -124,7 +124,7 @@ class _Drive:
 
 
 def read(one: Sent) -> Answered:
-    """What its pieces say."""
+    """Parse the pieces of an answer."""
     if one.status not in (0, 200):
         body = b"".join(data for _, data in one.pieces)
         return Answered(
@@ -158,7 +158,7 @@ def read(one: Sent) -> Answered:
 
 
 def _events(pieces: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any] | None]]:
-    """Each event with when all of it was there; None for the word that a stream ends with."""
+    """Each event, with the time at which it was complete; None for the final [DONE]."""
     rest = b""
     for at_s, data in pieces:
         *lines, rest = (rest + data).split(b"\n")
@@ -178,7 +178,7 @@ def _parsed(data: bytes) -> Any:
 
 
 def _said(body: Any) -> str:
-    """The message of an error object; empty for what is none."""
+    """The message of an error object; empty for anything else."""
     error = body.get("error") if isinstance(body, dict) else None
     found = error.get("message") if isinstance(error, dict) else error
     return str(found) if found else ""

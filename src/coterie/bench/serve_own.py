@@ -1,4 +1,4 @@
-"""Our own server as a child process, with the CPU time that it takes, and the same requests by the engine in process.
+"""Our own server as a child process, with its CPU time; and the same requests through the engine in this process.
 
 Knows nothing about how requests are drawn or what is reported.
 """
@@ -28,32 +28,32 @@ from coterie.engine.request import Output, Request
 MAIN = "from coterie.cli.main import main; main()"
 ADDRESS = re.compile(r" at (http://\S+)$", re.MULTILINE)
 START_S, END_S = 120.0, 30.0
-WORDS = 2000  # characters of what a server that failed said last
+WORDS = 2000  # characters of a failed server's last output
 
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:
-    """A server that runs."""
+    """A running server."""
 
     url: str
     pid: int
 
     def cpu_s(self) -> tuple[float | None, float | None]:
-        """Seconds of CPU so far, of it and of its main thread, which does HTTP. None: not known."""
+        """CPU seconds so far, of the process and of its main thread, which serves HTTP. None: unknown."""
         own = Path(f"/proc/{self.pid}")
         return own_cpu_s(own / "stat"), own_cpu_s(own / "task" / str(self.pid) / "stat")
 
 
 @contextmanager
 def own_server(composition: str, options: Sequence[str]) -> Iterator[OwnServer]:
-    """`coterie serve` on a free port of this machine, ended afterwards. Raises DeviceError where it does not start."""
+    """`coterie serve` on a free port of this machine, stopped on exit. Raises DeviceError if it does not start."""
     words = [sys.executable, "-c", MAIN, "serve", composition, "--port", "0", *options]
-    # One that was set for other servers would shut us out.
+    # A key in the environment, meant for other servers, would lock us out.
     environment = {name: value for name, value in os.environ.items() if name != "COTERIE_API_KEY"}
     with TemporaryFile() as said:
         child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        # A thread reads what it prints, so that it never waits for us.
+        # A thread drains its output, so that it never blocks on a full pipe.
         reader = threading.Thread(target=_read, args=(child, lines), name="coterie-bench-reader", daemon=True)
         reader.start()
         try:
@@ -72,14 +72,14 @@ def own_server(composition: str, options: Sequence[str]) -> Iterator[OwnServer]:
 
 
 def _read(child: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
-    """All that it prints; at last nothing."""
+    """Queue each line of output, then an empty string at the end."""
     for line in child.stdout or ():
         lines.put(line)
     lines.put("")
 
 
 def _address(lines: queue.SimpleQueue[str], said: IO[bytes]) -> str:
-    """Where it listens, once it says so."""
+    """The URL that the server prints once it listens."""
     try:
         while line := lines.get(timeout=START_S):
             if found := ADDRESS.search(line):
@@ -91,7 +91,7 @@ def _address(lines: queue.SimpleQueue[str], said: IO[bytes]) -> str:
 
 
 def no_start(where: str, said: IO[bytes], why: str) -> DeviceError:
-    """The error for a server that did not start, with what it said last."""
+    """The error for a server that did not start, with the end of its output."""
     said.seek(0)
     words = said.read()[-WORDS:].decode(errors="replace").strip()
     fact = f"the server did not start, {why}" + (f": {words}" if words else "")
@@ -101,9 +101,9 @@ def no_start(where: str, said: IO[bytes], why: str) -> DeviceError:
 def in_process(
     coterie: Coterie, requests: Sequence[Request], in_flight: int, at_s: Sequence[float]
 ) -> tuple[list[Answered], float, float]:
-    """The same by the engine alone: what became of each, seconds to the last one's end, and seconds of CPU.
+    """The same requests through the engine alone: outcomes, seconds to the end of the last one, and CPU seconds.
 
-    `in_flight` at once, or where that is 0 each at its time. Raises the CoterieError that ended a request.
+    `in_flight` at once or, if that is 0, each at its time. Raises the CoterieError that ended a request.
     """
     cpu_s, engine, device = process_time(), coterie.parts.engine, coterie.parts.device
     start_s = last_s = device.now()
@@ -129,7 +129,7 @@ def in_process(
 
 
 def _answered(output: Output, requests: Sequence[Request], due_s: Sequence[float]) -> tuple[Answered, float]:
-    """What became of a request, whose id is its number, and when it ended. Raises the CoterieError that ended it."""
+    """The outcome of a request, whose id is its number, and when it ended. Raises the CoterieError that ended it."""
     number, timings = int(output.request_id), output.timings
     if output.error is not None:
         raise output.error

@@ -1,13 +1,12 @@
-"""A process and all that descend from it: the CPU time that they took, and the memory that they hold.
+"""The CPU time and memory of a process and all its descendants.
 
-    llama-server            a router, which starts a process for each model and ends it again
-      |- llama-server       what it took is the router's, once it has ended and was waited for
+    llama-server            a router, which starts and stops a process for each model
+      |- llama-server       its CPU time counts as the router's once it has ended and been reaped
       `- llama-server
 
-And what is looked after while requests run: the most memory that was held, and what the page cache keeps. A file that
-one server has closed would be read from the page cache when it is opened again: memory that is not in its budget, and
-which direct I/O does not use. So files of given folders are dropped from it, all the while. Pages that a process has
-mapped stay, as they are its own.
+While requests run, a thread also records the peak memory and keeps files of given folders out of the page cache. A
+server that reopens a closed file would otherwise read it from there: memory outside its budget, which direct I/O does
+not use. Pages that a process has mapped stay, since they are counted as its own.
 Knows nothing about servers or requests. Source: proc(5): `stat`, fields 4 and 14 to 17, and `smaps_rollup`.
 """
 
@@ -24,41 +23,41 @@ from coterie.bench.limits import drop_page_cache
 from coterie.core.grouped import grouped
 
 _PROC = Path("/proc")
-_PARENT, _OWN, _WITH_ENDED = 1, slice(11, 13), slice(11, 15)  # of the fields behind a process's name
+_PARENT, _OWN, _WITH_ENDED = 1, slice(11, 13), slice(11, 15)  # indices of `stat` fields after the process's name
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessTree:
-    """The processes that descend from `pid`, and it."""
+    """The process `pid` and its descendants."""
 
     pid: int
 
     def cpu_s(self) -> float | None:
-        """Seconds of CPU of those that run and of those that have ended. None: not known."""
+        """CPU seconds of the running processes and of those that have ended. None: unknown."""
         found = [fields for pid in self._pids() if (fields := stat_fields(_PROC / str(pid) / "stat"))]
         return seconds_of(found, _WITH_ENDED) if found else None
 
     def held_bytes(self) -> int | None:
-        """Memory that they hold now, mapped files included; what several share counts once. None: not known."""
+        """Their current memory, mapped files included; shared pages count once. None: unknown."""
         found = [held for pid in self._pids() if (held := _held_bytes(pid)) is not None]
         return sum(found) if found else None
 
     def _pids(self) -> list[int]:
         children = grouped((int(fields[_PARENT]), pid) for pid, fields in _processes())
         pids = [self.pid]
-        for pid in pids:  # it grows meanwhile
+        for pid in pids:  # the list grows during the loop
             pids += children.get(pid, ())
         return pids
 
 
 def own_cpu_s(file: Path) -> float | None:
-    """Seconds of CPU of the process, or of the thread, that a `stat` is of. None: not known."""
+    """CPU seconds of the process or thread with this `stat` file. None: unknown."""
     fields = stat_fields(file)
     return seconds_of([fields], _OWN) if fields else None
 
 
 def stat_fields(file: Path) -> list[str]:
-    """The fields of a `stat` behind the name, which may hold anything; none where the process is gone."""
+    """The fields of a `stat` file after the name, which may contain anything; empty if the process is gone."""
     try:
         return file.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:  # not Linux, or gone
@@ -66,7 +65,7 @@ def stat_fields(file: Path) -> list[str]:
 
 
 def seconds_of(found: list[list[str]], which: slice) -> float:
-    """The sum of some fields, which are ticks."""
+    """The sum of some fields, converted from clock ticks to seconds."""
     return sum(int(field) for fields in found for field in fields[which]) / os.sysconf("SC_CLK_TCK")
 
 
@@ -90,14 +89,14 @@ EVERY_S = 0.5
 
 @dataclass(slots=True)
 class Watch:
-    """What was seen. `peak_bytes`: the most that was held at once, None where it is not known."""
+    """What was observed. `peak_bytes`: the peak memory, None if unknown."""
 
     peak_bytes: int | None = None
 
 
 @contextmanager
 def watched(processes: ProcessTree | None, files: Sequence[Path]) -> Iterator[Watch]:
-    """Look every half second for as long as the context lasts; what was seen is whole afterwards."""
+    """Sample every half second during the context; the Watch is final once it exits."""
     watch, over = Watch(), threading.Event()
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""Rounds of requests to servers over HTTP, kept by loop and by the way that they went.
+"""Runs rounds of requests for each load, over HTTP or in other ways.
 
 Knows nothing about where servers come from or what is reported.
 """
@@ -19,19 +19,19 @@ from coterie.bench.words import prompt
 from coterie.core.errors import UsageError
 from coterie.plan.workload import Load
 
-PROBES = (1, 65)  # words of two texts by which it is seen how many tokens a server makes of them
+PROBES = (1, 65)  # words in two probe texts, to learn how many tokens a server counts per word
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One loop of the grid: its rounds, by the way they went."""
+    """One load of the grid, and its rounds for each way."""
 
     load: Load
     rounds: Mapping[str, list[Round]]
 
     @property
     def head(self) -> dict[str, Any]:
-        """What a run's row begins with."""
+        """The first entries of a run's row."""
         return {"loop": loop_of(self.load), "in_flight": self.load.in_flight, "rate_per_s": self.load.rate}
 
 
@@ -42,7 +42,7 @@ def measured(
     rounds: int,
     say: Callable[[str], None],
 ) -> Cell:
-    """All rounds of a load, every way once a round, after one that warms up. `asked`: the requests of a round."""
+    """All rounds of a load, each way once per round, after a warm-up round. `asked`: round number -> its requests."""
     found: dict[str, list[Round]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
@@ -55,7 +55,7 @@ def measured(
 
 
 def over_http(origin: Origin, way: Way, asked: Asked) -> LoadResult:
-    """One round. Raises UsageError where nothing at all is answered."""
+    """One round. Raises UsageError if no request is answered."""
     bodies = asked.bodies(way)
     driven = drive(origin, way.path, bodies, asked.in_flight, asked.at_s)
     if all(answer.error for answer in driven.answers):
@@ -67,8 +67,8 @@ def over_http(origin: Origin, way: Way, asked: Asked) -> LoadResult:
 
 
 def counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
-    """About how many tokens a text is to a server, by its own count of one word and of many; else a token a word."""
-    few, many = (prompt(np.random.default_rng(PROBES), words) for words in PROBES)  # as those of requests are drawn
+    """Estimates a server's number of tokens in a text, from its counts for one word and for many; else one per word."""
+    few, many = (prompt(np.random.default_rng(PROBES), words) for words in PROBES)  # drawn like the texts of requests
     answers = drive(origin, way.path, [way.body(model, text, 1) for text in (few, many)], 1).answers
     found = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     words = PROBES if len(found) < len(PROBES) else found
@@ -78,12 +78,12 @@ def counting(origin: Origin, way: Way, model: str) -> Callable[[str], int]:
 
 
 def loop_of(load: Load) -> str:
-    """How requests come, in words."""
+    """How requests arrive, in words."""
     return f"{load.in_flight} in flight" if load.in_flight else f"{load.rate:g} a second, {load.arrivals}"
 
 
 def asked_for(loads: Sequence[Load], rounds: int, way: Way) -> dict[str, Any]:
-    """The workload that all loops have in common, for a report."""
+    """The part of the workload that all loads share, for a report."""
     first = loads[0]
     return {
         "requests": first.requests,

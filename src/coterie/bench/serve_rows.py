@@ -1,4 +1,4 @@
-"""Rounds of requests as rows of plain numbers, as a table and in words.
+"""Summarises rounds of requests: as rows of numbers, as a table and in notes.
 
 Knows nothing about servers.
 """
@@ -23,10 +23,10 @@ WAYS = {"http": "over HTTP", "in_process": "in process"}
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What became of one round's requests, until the last one's end.
+    """The outcomes of one round's requests.
 
-    `cpu_s`: of the process that served, `main_cpu_s` of its main thread; `client_cpu_s` of who asked; `peak_bytes`: the
-    most memory that it held. None: not known. `priorities`: of its requests, by number.
+    `cpu_s`: CPU time of the server's process(es), `main_cpu_s` of its main thread, `client_cpu_s` of the client;
+    `peak_bytes`: the server's peak memory. None: unknown. `priorities`: of the requests, by number.
     """
 
     answers: Sequence[Answered]
@@ -39,27 +39,27 @@ class Round:
 
     @property
     def answered(self) -> list[Answered]:
-        """Those that were."""
+        """The complete answers."""
         return [answer for answer in self.answers if not answer.error]
 
     @property
     def tokens(self) -> int:
-        """Of all whole answers."""
+        """Tokens of all complete answers."""
         return sum(answer.tokens for answer in self.answered)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens out, of whole answers."""
+        """Output tokens per second, of complete answers."""
         return self.tokens / self.elapsed_s
 
     @property
     def cpu_s_per_token(self) -> float | None:
-        """Of the process that served; None where it is not known, or nothing was answered."""
+        """The server's CPU time per token; None if it is unknown, or nothing was answered."""
         return self.cpu_s / self.tokens if self.cpu_s is not None and self.tokens else None
 
 
 def row_of(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Rates are medians of rounds; times are those of all requests together, percentiles by nearest rank."""
+    """One row: rates are medians over rounds, times are nearest-rank percentiles over all requests."""
     answers = [answer for one in rounds for answer in one.answers]
     found = [answer for answer in answers if not answer.error]
     tokens = sum(answer.tokens for answer in found)
@@ -103,7 +103,7 @@ def _share(seconds: Sequence[float | None], tokens: int) -> float | None:
 
 
 def table_of(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """For people, a row for each way of each loop."""
+    """The table for people, with a row for each way of each load."""
     table = Table("requests", "", "requests/s", "tokens/s", "TTFT p50, p90, p99", "TPOT p50, p99")
     table.add_column("CPU s a 1000 tokens")
     table.add_column("errors")
@@ -115,7 +115,7 @@ def table_of(runs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Requests and tokens a second, times to the first token and of a token, and CPU."""
+    """Cells: requests and tokens per second, TTFT, TPOT, and CPU time."""
     cpu = row["cpu_s_per_1000_tokens"]
     return (
         f"{row['requests_per_s']:.4g}",
@@ -127,7 +127,7 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def errors_of(row: Mapping[str, Any]) -> str:
-    """Of each kind how many; nothing where all was answered."""
+    """Errors by kind, with counts; empty if all requests were answered."""
     return ", ".join(f"{kind} x {count}" for kind, count in row["errors"].items())
 
 
@@ -136,7 +136,7 @@ def _time(seconds: float | None) -> str:
 
 
 def notes_of(runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the table does not say."""
+    """Notes on what the table does not show."""
     rows = [run["http"] for run in runs]
     notes = ["TTFT: from when a request is due to the first text; TPOT: from there to the last text, a token"]
     if not all(row["tokens_counted_by_server"] for row in rows):

@@ -1,8 +1,8 @@
-"""Servers that are compared: ours started on a composition, others by a command line, or such as run already.
+"""Servers to compare: ours, started on a composition; others, started by a command line or already running.
 
-    "llama-server --models-dir gguf --port {port}"   a free port in the place of {port}; ready once it names its models
+    "llama-server --models-dir gguf --port {port}"   {port} becomes a free port; ready once it lists its models
 
-Who can be asked there is what its GET /v1/models names. Knows nothing about requests.
+The models of a server are those that GET /v1/models lists. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from coterie.core.errors import UsageError
 from coterie.core.http_get import get_json
 
 PORT = "{port}"
-# A server that compiles its models first takes minutes, on few cores and beside others.
+# A server that compiles its models at start takes minutes on a few busy cores.
 START_S, END_S, POLL_S = 900.0, 30.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that runs. `processes`: its processes, None where they are not ours to look at."""
+    """A running server. `processes`: its processes; None if we did not start it."""
 
     name: str
     origin: Origin
@@ -44,16 +44,16 @@ class Server:
 
 @contextmanager
 def ours(composition: str, options: Sequence[str]) -> Iterator[Server]:
-    """`coterie serve` on a composition. Raises DeviceError where it does not start."""
+    """`coterie serve` on a composition. Raises DeviceError if it does not start."""
     with own_server(composition, options) as server:
         yield Server("coterie", origin_of(server.url, {}), ProcessTree(server.pid))
 
 
 @contextmanager
 def by_command(command: str) -> Iterator[Server]:
-    """What a command line starts, ended afterwards with all that it started.
+    """A server started by a command line; stopped on exit, with all processes that it started.
 
-    Raises UsageError for a line without a port or a program that is not there, DeviceError where it does not start.
+    Raises UsageError for a command without {port} or with an unknown program, DeviceError if it does not start.
     """
     words = words_of(command)
     port = _free_port()
@@ -69,7 +69,7 @@ def by_command(command: str) -> Iterator[Server]:
 
 
 def words_of(command: str) -> list[str]:
-    """A command line's words. Raises UsageError."""
+    """A command line, split into words. Raises UsageError."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -82,7 +82,7 @@ def words_of(command: str) -> list[str]:
 
 
 def name_of(words: Sequence[str]) -> str:
-    """What a command line's server is called: its program, behind what `env` sets for it."""
+    """A name for a command line's server: its program, without `env` and the variables that it sets."""
     program = next((word for word in words if Path(word).name != "env" and "=" not in word), words[0])
     return Path(program).name
 
@@ -93,7 +93,7 @@ def _free_port() -> int:
 
 
 def _await(child: subprocess.Popen[bytes], origin: Origin, said: IO[bytes]) -> None:
-    """Until it names its models."""
+    """Wait until the server lists its models."""
     until_s = perf_counter() + START_S
     while perf_counter() < until_s:
         if child.poll() is not None:
@@ -106,7 +106,7 @@ def _await(child: subprocess.Popen[bytes], origin: Origin, said: IO[bytes]) -> N
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """It, and what it leaves behind in its session."""
+    """Stop the server, and kill what it leaves behind in its session."""
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
         child.wait(END_S)
@@ -119,7 +119,7 @@ _BY_HAND = "say with --url where one is, or name its models with --model"
 
 
 def models_at(origin: Origin) -> list[str]:
-    """The models of a server; of ours its experts, for their names bypass the router. Raises UsageError."""
+    """The models that a server lists; of ours only experts, whose names bypass the router. Raises UsageError."""
     answer = get_json(origin.url, "/v1/models", origin.headers)
     if answer.status != HTTPStatus.OK:
         remedy = "give --api-key" if answer.status == HTTPStatus.UNAUTHORIZED else _BY_HAND

@@ -1,4 +1,4 @@
-"""Shapes to measure: a name or a path, to the config.json of a model.
+"""The shapes that can be measured, each the config.json of a model, by name or by path.
 
 Knows nothing about weights.
 """
@@ -47,7 +47,7 @@ _1B = {
     "tie_word_embeddings": False,
 }
 
-# Nobody's: OLMoE in small, 469 million weights of which a token reads 117 million.
+# Made up: a small OLMoE, of whose 469 million weights a token reads 117 million.
 _MOE = {
     "architectures": ["OlmoeForCausalLM"],
     "model_type": "olmoe",
@@ -64,7 +64,7 @@ _MOE = {
 
 
 def _demo() -> dict[str, Any]:
-    """A demo expert's own config; all of them have one shape."""
+    """The config of a demo expert; all of them have the same shape."""
     first = min((PRESETS / "demo" / "experts").glob(f"*/{CONFIG}"))
     return read_object(first)
 
@@ -90,5 +90,5 @@ def shape_config(shape: str) -> dict[str, Any]:
 
 
 def with_context(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """The config with room for so many positions; random weights do not mind that no one was trained for them."""
+    """The config with a context of at least `tokens`; random weights are not trained for any context length anyway."""
     return {**config, "max_position_embeddings": max(tokens, int(config.get("max_position_embeddings", 0)))}

@@ -1,7 +1,6 @@
-"""Speculative decoding: what drafted tokens give one user, end to end, where an answer repeats as much as is wanted,
-or has a form.
+"""Speculative decoding: the end-to-end gain for one user, on answers that repeat at a set rate or are constrained.
 
-    round:  without | with drafts      of each share and form in turn: the same answer both times, to the token
+    round:  without | with drafts      for each share and form; both answers must be identical
 
 Knows nothing about how tokens are drafted.
 """
@@ -39,9 +38,9 @@ from coterie.models.model import Model
 
 ANSWER_TOKENS = 128
 FORM_TOKENS = 320  # at most
-SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often, about, the token comes that came before; 0: nothing repeats
+SHARES = (1.0, 0.95, 0.8, 0.5, 0.0)  # how often a token follows its predecessor as it did before; 0: nothing repeats
 PLAIN, GUESSED = "without", "with"
-_Counts: TypeAlias = tuple[int, int, int, int]  # tokens guessed, of them right, tokens drawn, and the steps for these
+_Counts: TypeAlias = tuple[int, int, int, int]  # tokens guessed, guessed right, sampled, and the steps for these
 PROMPTS = {
     "code": "Write a Python class for a stack of numbers with push, pop, peek and a running maximum.",
     "prose": "Describe how bread is made, from grain to loaf.",
@@ -52,7 +51,7 @@ COLUMNS = ("drafted", "accepted", "tokens a step", "tokens/s", "speculating", "g
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer, and seconds of the clock and of the CPU for each of its tokens."""
+    """An answer, with wall-clock and CPU seconds per token."""
 
     tokens: tuple[int, ...]
     seconds: float
@@ -61,14 +60,14 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Way:
-    """An engine with or without guesses."""
+    """An engine with or without speculation."""
 
     device: CpuDevice
     parts: Parts
     asked: int = 0
 
     def answer(self, asked: Callable[[int], Request]) -> _Answer:
-        """Answer what is asked, for the time of that number, once; the times are of all tokens but the first ones."""
+        """Answer request number `self.asked`, then count it up. The times exclude the first step with tokens."""
         engine, tokens, begun = self.parts.engine, tuple[int, ...](), (0.0, 0.0, 0)
         engine.submit(asked(self.asked))
         self.asked += 1
@@ -98,7 +97,7 @@ def speculate(shape: str, threads: int | None, effort: Effort, weights: str = "b
     with forming_expert(config) as (plain, tokenizer), packed_expert(plain, weights) as model:
         grammar, forms = grammar_of(tokenizer, model.config.vocab_size, (END_ID,)), []
         for name, schema in FORMS.items():
-            with _ways(model, threads) as ways:  # what was learnt of one form is none of another
+            with _ways(model, threads) as ways:  # new engines, so that nothing learnt from one form helps another
                 asked = partial(_of_form, grammar, json.dumps(schema))
                 forms.append({"form": name, **_row(ways, asked, effort)[0]})
     workload = {"shape": shape, "weights": f"made-up {weights}", "prompt": FEW, "answer": ANSWER_TOKENS}
@@ -159,7 +158,7 @@ def _row(
 def _compared(
     ways: Mapping[str, Callable[[], _Answer]], counts: Callable[[], _Counts], effort: Effort
 ) -> tuple[dict[str, Any], list[tuple[int, ...]]]:
-    """Ask both ways in turns; what guesses gave, and the answers. Raises RuntimeError where these are not the same."""
+    """Interleave both ways: the gain from speculation, and the answers. Raises RuntimeError if these differ."""
     answers: dict[str, list[_Answer]] = {name: [] for name in ways}
 
     def seconds(name: str) -> float:
@@ -221,7 +220,7 @@ def _wired(model: Model, device: CpuDevice, guesses: int) -> Parts:
 def _table(
     heads: tuple[str, ...], rows: list[dict[str, Any]], first: Callable[[dict[str, Any]], tuple[str, ...]]
 ) -> Table:
-    """What guesses gave in each row, behind what the row is of."""
+    """A table of rows, each with the cells `first` gives, then the gain from speculation."""
     table = Table(*heads, *COLUMNS)
     for row in rows:
         table.add_row(*first(row), *_cells(row))

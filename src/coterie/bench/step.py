@@ -1,6 +1,6 @@
-"""One model on one device, and steps of it that can be run again and again: timed, or counted where a CPU counts.
+"""One model on one device, and repeatable steps of it: timed, or on a CPU counted by the kernels' counters.
 
-Knows nothing about requests: a step's rows are made up, with no end tokens.
+Knows nothing about requests: the inputs of a step are made up, without end tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from coterie.kernels.cpu import Counters
 from coterie.memory.transfer import fetch_layout
 from coterie.models.model import Model
 
-TOKEN_BYTES = 4  # a drawn token, int32
+TOKEN_BYTES = 4  # a sampled token, int32
 
 D = TypeVar("D", bound=Device)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Steps that are repeated: the same rows at the same positions, so each run does the same work."""
+    """A repeatable step: the same rows at the same positions, so each run does the same work."""
 
     device: Device
     exe: Executable
@@ -44,7 +44,7 @@ class Step:
         return (perf_counter() - start) / self.steps
 
     def counted(self) -> Counters:
-        """Run once; what the CPU's kernels counted."""
+        """Run once; the counters of the CPU's kernels."""
         if not isinstance(self.device, CpuDevice):
             raise TypeError(f"{self.device.spec.name} counts nothing")
         self.device.reset_counters()
@@ -52,16 +52,17 @@ class Step:
         return self.device.counters()
 
     def cost(self) -> Cost:
-        """Flops and bytes of the first of the steps."""
+        """Flops and bytes of the first step."""
         return program_cost(self.exe.program, self.binding.rows.sizes)
 
     def intermediate_bytes(self, counted: Counters) -> int:
-        """Of the bytes that kernels stored, what is left without KV pages and drawn tokens: the intermediates."""
+        """The bytes of intermediates: what kernels stored, minus KV cache and sampled tokens."""
         return counted.stored_bytes - self.cost().kv_write_bytes - TOKEN_BYTES * self.binding.rows.sizes.R
 
 
 class Loaded(Generic[D]):
-    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of a device, which it owns.
+    """A model's weights, and KV pages for `batch` sequences of `max_tokens`, in the memory of `device`, which it owns
+    and closes.
 
     Raises CapacityError, TransferError.
     """
@@ -81,7 +82,7 @@ class Loaded(Generic[D]):
             raise
 
     def logits(self, ids: Sequence[int], piece: int = 128) -> Iterator[F32]:
-        """Logits behind each token of one sequence, as the model gave them [tokens, V], `piece` tokens at a time."""
+        """The logits after each token of one sequence [tokens, V], `piece` tokens at a time."""
         exe = self.device.load(compile_graph(self._model.graph, "cache"))
         offsets = self._model.layout.offsets(exe.program.weights)
         for first in range(0, len(ids), piece):
@@ -91,7 +92,8 @@ class Loaded(Generic[D]):
             yield self.device.logits(event, range(len(rows.rows_R)))
 
     def step(self, rule_set: str, first: int, count: int, batch: int = 1, steps: int = 1) -> Step:
-        """`steps` steps of `batch` sequences of `count` tokens each from position `first` on; the last is sampled."""
+        """`steps` steps of `batch` sequences, each of `count` tokens from position `first` on; the last one is
+        sampled."""
         exe = self.device.load(compile_graph(self._model.graph, rule_set))
         rng = np.random.default_rng(first)
         rows = Rows(
@@ -114,19 +116,19 @@ class Loaded(Generic[D]):
         self.close()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.device.close()
 
 
 def on_cpu(
     model: Model, orchestration: Orchestration, threads: int | None, max_tokens: int, batch: int = 1
 ) -> Loaded[CpuDevice]:
-    """A model in this machine's memory. Raises CapacityError, TransferError."""
+    """A model loaded on this machine's CPU. Raises CapacityError, TransferError."""
     return Loaded(model, CpuDevice(threads=threads, orchestration=orchestration), max_tokens, batch)
 
 
 def fetch(device: Device, model: Model, dst: Buffer) -> float:
-    """Read all of a model's ranges into `dst`, with nothing else going on; seconds. Raises TransferError."""
+    """Read all of a model's ranges into `dst`, with nothing else running; seconds. Raises TransferError."""
     start = perf_counter()
     issued: list[Event] = []
     fetch_layout(device, model.layout, dst, issued)
@@ -138,6 +140,6 @@ def fetch(device: Device, model: Model, dst: Buffer) -> float:
 
 
 def prompt_ids(model: Model, count: int) -> list[int]:
-    """A made-up prompt, the same for everybody."""
+    """A made-up prompt of `count` tokens, deterministic."""
     ids = np.random.default_rng(count).integers(0, model.config.vocab_size, max(count, 1))
     return [int(i) for i in ids]

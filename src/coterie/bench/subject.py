@@ -1,4 +1,4 @@
-"""What a bench of one model measures: a random expert of a shape, or a user's own checkpoint beside its GGUF file.
+"""What a single-model bench measures: a random expert of a given shape, or the user's own checkpoint and its GGUF file.
 
 Knows nothing about how it is measured.
 """
@@ -29,13 +29,13 @@ from coterie.graph.stored import value_bytes
 from coterie.models.model import AUTO, FLOAT32, Model, open_model
 from coterie.models.packing import NAMES
 
-OWN = "own"  # how a checkpoint of the user's is stored: as it is
+OWN = "own"  # the weights of a user's own checkpoint, as stored
 FILE_PEERS: Mapping[str, Callable[[Path], Peer]] = {"llama.cpp": LlamaFile, "openvino": OpenVinoFile}
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A user's own expert folder, and the file that other engines open beside it, if any."""
+    """A user's own expert folder, and the GGUF file that other engines open for comparison, if any."""
 
     checkpoint: Path
     gguf: Path | None = None
@@ -43,7 +43,7 @@ class Own:
 
     @property
     def workload(self) -> dict[str, Any]:
-        """What a report calls them: names, no paths."""
+        """The entries for a report: names, without paths."""
         named = {"checkpoint": self.checkpoint.resolve().name}
         return named if self.gguf is None else named | {"gguf": self.gguf.name}
 
@@ -52,7 +52,7 @@ class Own:
         return () if self.gguf is None else tuple(FILE_PEERS[name](self.gguf) for name in self.beside)
 
     def experts(self, count: int) -> tuple[Model, ...]:
-        """The checkpoint under `count` names, which take turns. Raises UsageError where it is in several files."""
+        """The checkpoint under `count` names, to switch between. Raises UsageError if it consists of several files."""
         if not (self.checkpoint / SINGLE).is_file():
             fact = f"{self.checkpoint} has no {SINGLE}, and a switch is measured beside plain reads of one file"
             raise UsageError("--checkpoint", fact, f"use a checkpoint whose weights are all in {SINGLE}")
@@ -61,7 +61,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a bench is to measure: a random expert, or the user's `own`; and the names of the peers beside it."""
+    """What a bench is asked to measure: a random expert, or the user's `own`; and the peers to compare with."""
 
     shape: str
     weights: str = "bf16"
@@ -70,15 +70,15 @@ class Target:
     own: Own | None = None
 
     def engines(self) -> tuple[Peer, ...]:
-        """The peers to measure beside. Raises UsageError for an unknown name or a missing extra."""
+        """The peers to compare with. Raises UsageError for an unknown name or a missing extra."""
         return peers_named(self.peers) if self.own is None else self.own.peers()
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured. `model` is as it runs, `plain` what peers convert; `weights` is a key of what stands beside it.
+    """What is measured. `model` is run by us, `plain` is converted by peers; `weights` is a key of peers/beside.BESIDE.
 
-    `stored`: the type that most of its bytes have; `met`: the type of the activations that meet them.
+    `stored`: the type of most of its weight bytes; `met`: the type of the activations multiplied with those.
     """
 
     model: Model
@@ -90,7 +90,7 @@ class Subject:
 
 
 def measured_gpu(device: str) -> Gpu | None:
-    """The GPU to measure, None for the CPU. Raises UsageError for what is neither."""
+    """The GPU to measure, None for the CPU. Raises UsageError for any other device."""
     number = gpu_number(device)
     if number is None and device != "cpu":
         raise UsageError("--device", f"{device!r} is not measured here", "use cpu or cuda")
@@ -98,9 +98,9 @@ def measured_gpu(device: str) -> Gpu | None:
 
 
 def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], others: dict[str, bool]) -> Own | None:
-    """The user's own, None where a random expert is measured. `others`: options that only those have, where given.
+    """The user's own checkpoint; None to measure a random expert. `others`: options of random experts -> whether given.
 
-    Raises UsageError for options that contradict each other, and for a file that is not there.
+    Raises UsageError for options that contradict each other, and for a file that does not exist.
     """
     if checkpoint is None:
         if gguf is not None:
@@ -121,12 +121,13 @@ def own_of(checkpoint: str | None, gguf: str | None, peers: Sequence[str], other
 
 @contextmanager
 def subject(target: Target, room: int) -> Iterator[Subject]:
-    """One model with room for `room` tokens. Raises UsageError, CapacityError, and what opening a checkpoint raises."""
+    """The model, with a context of `room` tokens. Raises UsageError, CapacityError, and what opening a checkpoint
+    raises."""
     activations, weights = target.activations, target.weights
     if target.own is not None:
         yield _own(target.own, activations, room)
         return
-    check_activations(weights, FLOAT32 if activations == AUTO else activations)  # refused before anything is made
+    check_activations(weights, FLOAT32 if activations == AUTO else activations)  # refuse before writing anything
     config = with_context(shape_config(target.shape), room)
     with random_experts(config, 1) as (plain,), packed_expert(plain, weights) as packed:
         workload = {"shape": target.shape, "weights": f"random {weights}"}
@@ -148,7 +149,7 @@ def _own(own: Own, activations: str, room: int) -> Subject:
 
 
 def _as_run(model: Model, activations: str, most: DType) -> tuple[Model, str | None]:
-    """The model as a CPU runs it, and what the weights of this type meet there; None: not such activations."""
+    """The model as a CPU runs it, and the activation type for weights of type `most`; None: not a valid combination."""
     run = rounded_for(model, activations, "cpu")
     if activations == AUTO:
         activations = run.activations if most is DType.BF16 else FLOAT32
@@ -156,7 +157,7 @@ def _as_run(model: Model, activations: str, most: DType) -> tuple[Model, str | N
 
 
 def _most_bytes(model: Model) -> DType:
-    """The type in which most bytes of a model's weights are stored."""
+    """The data type of most of a model's weight bytes."""
     by_type: Counter[DType] = Counter()
     for value in model.graph.weights:
         by_type[value.dtype] += value_bytes(value, Sizes.decode(1, 1))

@@ -1,7 +1,7 @@
-"""Switching between experts: cold, from disk to the first token; and resident, from one step to another expert's step.
+"""Switching between experts: cold, from disk to the first token; and resident, from a step to another expert's step.
 
     cold      near budget of one expert; page cache dropped; want -> fetch ... -> first token
-    resident  near budget of all; turns of two steps each:   A A B B A A ...     gap(A,B) less gap(A,A)
+    resident  near budget of all; turns of two steps each:   A A B B A A ...     gap(A,B) minus gap(A,A)
 
 Knows nothing about routers or text: prompts are token ids.
 """
@@ -47,28 +47,28 @@ from coterie.models.model import AUTO, Model
 from coterie.spec.this_machine import this_machine
 
 MAX_GAPS = 200
-RECORD = 1 << 12  # pieces of work in a trace: the last switches
+RECORD = 1 << 12  # pieces of work in a trace, enough for the last switches
 
 
-# Of each cold switch, in seconds and bytes per second of the same round.
+# What each cold round measures, in seconds, bytes per second or flops per second.
 COLD = (
     "cold_ttft_s",  # want to first token
-    "cold_arrival_s",  # want to the last byte, while layers that are there run already
+    "cold_arrival_s",  # want to the last byte, while the first layers already run
     "warm_ttft_s",  # the same prompt once resident
-    "fetch_s",  # the same ranges fetched with nothing else going on
+    "fetch_s",  # the same ranges fetched with nothing else running
     "fetch_bytes_per_s",
-    "disk_bytes_per_s",  # the same file read from end to end, the fastest of several ways; by O_DIRECT where allowed
-    "cold_ideal_s",  # the ideal two-lane schedule of this round's fetch rate and prefill
-    "cached_flops_per_s",  # products of as many tokens with weights from cache
+    "disk_bytes_per_s",  # the same file read sequentially, the fastest of several ways; with O_DIRECT if possible
+    "cold_ideal_s",  # the ideal two-lane schedule at this round's fetch rate and prefill time
+    "cached_flops_per_s",  # products of as many tokens with cached weights
 )
 
 
 def switch(
     target: Target, prompt_tokens: int, experts: int, threads: int | None, effort: Effort, record: bool = False
 ) -> tuple[Report, Trace | None]:
-    """Measure both kinds of switch, and those of peers; with `record`, a trace of the last cold ones comes with it.
+    """Measure both kinds of switch, and those of peers; with `record`, also a trace of the last cold ones.
 
-    One's own checkpoint stands under several names in the place of random experts.
+    A user's own checkpoint is served under several names instead of random experts.
     Raises UsageError, CapacityError, and what opening a checkpoint raises.
     """
     engines, own = target.engines(), target.own
@@ -97,7 +97,7 @@ def switch(
 def _cold(
     models: tuple[Model, ...], prompt: int, threads: int | None, effort: Effort, record: int
 ) -> tuple[dict[str, list[float]], DiskLimit, Trace | None]:
-    """Cold switches round robin, each beside reads of the same file; the way of those reads; what ran when."""
+    """Cold switches round robin, each with reads of the same file: the samples, the disk's limit, a trace."""
     shares, need = stage_shares(models[0], prompt, threads), first_token_bytes(models[0], prompt)
     parts, device = serve_models(models, 1, prompt + COLD_TOKENS, threads, record)
     rounds: dict[str, list[float]] = {name: [] for name in COLD}
@@ -114,7 +114,7 @@ def _cold(
             products = cached.flops_per_s()
             fetch_s, rate = disk.both(model, limit_first=number % 2 == 0)
             fetched = model.layout.size_bytes / fetch_s
-            if number > 0:  # the first round also pays for what is made once: lanes, rows, the workspace
+            if number > 0:  # the first round includes one-time set-up: lanes, rows, the workspace
                 ideal_s = ideal_seconds(need, fetched, shares, ran.end_s - ran.start_s)
                 took = ttft(cold), cold.switch_s, ttft(warm), fetch_s, fetched, rate, ideal_s, products
                 for name, value in zip(COLD, took, strict=True):
@@ -127,7 +127,7 @@ def _cold(
 
 
 class _Disk:
-    """Reads an expert twice with nothing else going on: as it is fetched, and from end to end."""
+    """Reads an expert twice with nothing else running: like a fetch, and sequentially."""
 
     def __init__(self, device: CpuDevice, model: Model) -> None:
         self.limit = DiskLimit()
@@ -138,7 +138,7 @@ class _Disk:
     def both(self, model: Model, limit_first: bool) -> tuple[float, float]:
         """Seconds of the fetch, and bytes per second of the plain read.
 
-        The second read of a file may be served from a host's memory below us, so callers let both be first in turn.
+        Under a hypervisor, the second read of a file may come from the host's memory, so callers alternate the order.
         """
         if limit_first:
             rate = self._plain(model)
@@ -157,7 +157,7 @@ class _Disk:
 
 
 def _resident(models: tuple[Model, ...], threads: int | None, effort: Effort) -> tuple[list[float], list[float]]:
-    """Gaps between decode steps in seconds: before a step of the same expert, and before one of the other."""
+    """Gaps between decode steps, in seconds: before a step of the same expert, and before one of another expert."""
     context = models[0].max_context
     steps = min(MAX_GAPS, context - 1)
     parts, device = serve_models(models, len(models), 1 + steps, threads)
@@ -199,7 +199,7 @@ def _results(
     cold: Mapping[str, list[float]], limit: DiskLimit, same: list[float], changed: list[float]
 ) -> dict[str, Any]:
     ttfts, ideal = cold["cold_ttft_s"], paired_ratio(cold["cold_ttft_s"], cold["cold_ideal_s"])
-    # What perfect overlap of whole phases would take.
+    # The time if fetch and prefill overlapped completely.
     floors = [max(both) for both in zip(cold["fetch_s"], cold["warm_ttft_s"], strict=True)]
     share, over = paired_ratio(cold["fetch_bytes_per_s"], cold["disk_bytes_per_s"]), paired_ratio(ttfts, floors)
     gap = Spread.of(b - a for a, b in zip(same, changed, strict=True))

@@ -1,7 +1,7 @@
-"""Switching beside other engines: cold from disk to a first token, and warm between two models that were used before.
+"""Switching compared with other engines: cold, from disk to the first token; warm, between two models used before.
 
     cold    page cache dropped; ours: want -> first token         theirs: open -> prefill -> first token
-    warm    ours: both resident, the other one's first token      theirs: open from the page cache; or both held open
+    warm    ours: both resident, first token of the other         theirs: open from the page cache; or both held open
 
 Knows nothing about any engine in particular.
 """
@@ -27,15 +27,15 @@ from coterie.bench.switch_serve import ask, serve_models, ttft
 from coterie.checkpoint.folder import SINGLE
 from coterie.models.model import Model
 
-WARM_PROMPT = 1  # a switch between models in memory is not to be hidden by a long prompt
+WARM_PROMPT = 1  # so that a long prompt does not hide a switch between models in memory
 
 Way = Callable[[int], float]
-"""Seconds of turn 0, 1, 2, ...: each turn switches to the other model."""
+"""Number of a turn -> its seconds; each turn switches to the other model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """A peer with two models: what to open, in which setting, and both held open."""
+    """A peer that switches between two models, by opening them again or by keeping both open."""
 
     peer: Peer
     settings: Settings
@@ -43,7 +43,7 @@ class Reload:
     prompt: list[int]
 
     def cold(self, turn: int) -> float:
-        """Seconds from open to the first token with nothing in the page cache; closing is not counted."""
+        """Seconds from open to the first token, with nothing in the page cache; closing is not counted."""
         drop_page_cache(*self.peer.files(self.prepared[turn % len(self.prepared)]))
         return self.from_pages(turn)
 
@@ -64,7 +64,7 @@ class Reload:
         return tuple(sessions)
 
     def both_open(self, stack: ExitStack) -> Way:
-        """Seconds of one token prefilled on the model that was not used last, both held open until the stack closes."""
+        """Seconds to prefill one token on the model not used last, both held open until the stack closes."""
         sessions, prompt = self.opened(self.peer, stack), self.prompt[:WARM_PROMPT]
         return lambda turn: seconds_of(lambda: sessions[turn % len(sessions)].prefill(prompt))
 
@@ -73,7 +73,7 @@ class Reload:
 
 
 def first_token_s(peer: Peer, path: Path, settings: Settings, max_tokens: int, prompt: Sequence[int]) -> float:
-    """Seconds from nothing open to a prompt's first token in Python; what was opened is closed afterwards."""
+    """Seconds from opening a model to a prompt's first token in Python; closing it is not counted."""
     opened: list[Session] = []
 
     def work() -> None:
@@ -90,7 +90,7 @@ def first_token_s(peer: Peer, path: Path, settings: Settings, max_tokens: int, p
 def switch_peers(
     models: tuple[Model, Model], prompt_tokens: int, threads: int | None, effort: Effort, peers: Sequence[Peer]
 ) -> dict[str, Any]:
-    """Ours and each peer's cold and warm switches in the same rounds; a row per peer. Empty without peers."""
+    """Our cold and warm switches and each peer's, in the same rounds: a row per peer; empty without peers."""
     if not peers:
         return {}
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def switch_peers(
         for name, other in others.items():
             ways |= {f"{name} cold": turns(other.cold), f"{name} reload": turns(other.reload)}
         samples = interleave(ways, effort)
-        # Only now: a file that a session has mapped cannot be dropped from the page cache.
+        # Last, since a file that a session has mapped cannot be dropped from the page cache.
         ways = {"warm beside open": turns(wide.warm)}
         ways |= {f"{name} both open": turns(other.both_open(stack)) for name, other in others.items()}
         samples |= interleave(ways, effort)
@@ -111,7 +111,7 @@ def switch_peers(
 
 
 class _Ours:
-    """Our engine with room for so many residents, asked for the two models in turn."""
+    """Our engine with room for `residents` experts, asked for the two models in turn."""
 
     def __init__(
         self, stack: ExitStack, models: tuple[Model, ...], residents: int, prompt_tokens: int, threads: int | None
@@ -133,13 +133,13 @@ class _Ours:
 
 
 def turns(way: Way) -> Callable[[], float]:
-    """Takes turn 0, 1, 2, ..., one a call."""
+    """A function that takes turn 0, 1, 2, ..., one per call."""
     numbers = count()
     return lambda: way(next(numbers))
 
 
 def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt: list[int], cpus: int) -> Reload:
-    """The peer in the precision that prefills fastest and the load mode that is fastest from a cold disk."""
+    """The peer with the precision that prefills fastest and the load mode that is fastest from a cold disk."""
     room = len(prompt) + 1
     prepared = stack.enter_context(prepared_peer(peer, models[0].checkpoint.path, "bf16"))
     chosen = choose(peer, prepared, cpus, room, Work(lambda session: session.prefill(prompt)))
@@ -148,7 +148,7 @@ def _best_reload(stack: ExitStack, peer: Peer, models: tuple[Model, ...], prompt
     out = Path(stack.enter_context(TemporaryDirectory(prefix="coterie-peer-")))
     second = peer.prepare(models[1].checkpoint.path, out / chosen.precision, chosen.precision)
     paths = (chosen.prepared, second)
-    os.sync()  # pages that wait to be written cannot be dropped from the page cache
+    os.sync()  # dirty pages cannot be dropped from the page cache
     settings = _best_load(peer, chosen, paths, prompt, cpus)
     return Reload(peer, settings, paths, prompt)
 

@@ -1,4 +1,4 @@
-"""The engine as it serves, on a device that remembers its runs, and requests of made-up tokens to it.
+"""The serving engine on a device that records its runs, and requests of made-up tokens to it.
 
 Knows nothing about what is measured.
 """
@@ -17,13 +17,13 @@ from coterie.engine.policy import Policy
 from coterie.engine.request import Output, Request, Timings
 from coterie.models.model import Model
 
-COLD_TOKENS = 2  # of a cold request: see ask
-TURN_STEPS = 2  # the first step of a turn follows another expert's, the second its own
+COLD_TOKENS = 2  # tokens of a cold request: see ask
+TURN_STEPS = 2  # the first step of a turn follows one of another expert, the second one of the same
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run on the compute lane: whose weights it read, and of how many tokens it was."""
+    """A run on the compute lane: the weights that it read, and its number of tokens."""
 
     event: Event
     weights: Buffer
@@ -31,7 +31,7 @@ class _Run:
 
 
 class RecordingDevice(CpuDevice):
-    """The CPU device, which remembers its runs so that the gaps between them can be measured afterwards."""
+    """A CPU device that records its runs, so that the gaps between them can be measured afterwards."""
 
     def __init__(self, threads: int | None) -> None:
         super().__init__(threads=threads)
@@ -45,7 +45,7 @@ class RecordingDevice(CpuDevice):
         steps: int = 1,
         after: Any = (),
     ) -> Event:
-        """As the CPU device's."""
+        """As CpuDevice.run, and recorded."""
         event = super().run(exe, binding, gates, steps, after)
         self.runs.append(_Run(event, binding.weights, len(binding.rows.tokens_T)))
         return event
@@ -54,9 +54,9 @@ class RecordingDevice(CpuDevice):
 def serve_models(
     models: tuple[Model, ...], residents: int, tokens: int, threads: int | None, record: int = 0
 ) -> tuple[Parts, RecordingDevice]:
-    """The engine as it serves, with room for so many resident experts and two sequences of `tokens`.
+    """The serving engine, with room for `residents` experts and two sequences of `tokens`.
 
-    `record`: how many pieces of work to remember for a trace.
+    `record`: how many pieces of work to keep for a trace.
     """
     settings = settings_for(models, residents, tokens, record)
     named = {model.name: model for model in models}
@@ -69,7 +69,7 @@ def serve_models(
 
 
 def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record: int = 0) -> Settings:
-    """How serve_models serves, on any device."""
+    """The settings of serve_models, for any device."""
     block = page_bytes(models[0].kv)
     pages = models[0].kv.blocks_for(tokens, block)
     return Settings(
@@ -81,16 +81,16 @@ def settings_for(models: tuple[Model, ...], residents: int, tokens: int, record:
 
 
 def request(model: Model, request_id: str, prompt: int, max_tokens: int) -> Request:
-    """A request of `prompt` made-up tokens, the same for every model of a vocabulary size."""
+    """A request of `prompt` made-up tokens, the same for all models with the same vocabulary size."""
     ids = tuple(prompt_ids(model, prompt))
     return Request(request_id, model.name, ids, max_tokens, ignore_end=True, reuse=False)
 
 
 def ask(parts: Parts, model: Model, request_id: str, prompt: int, tokens: int = 1) -> Timings:
-    """One prompt, one token; the engine's own timings. Raises the CoterieError that ended it.
+    """Serve one prompt, for `tokens` tokens; the engine's own timings. Raises the CoterieError that ended it.
 
-    The first token of a cold expert may be there before all of the expert is, as rows that no prompt reads come last:
-    who asks when it was there needs two.
+    A cold expert's first token may come before all of its bytes have, since embedding rows that the prompt does not
+    need arrive last. To time the arrival of the whole expert, ask for two tokens.
     """
     parts.engine.submit(request(model, request_id, prompt, tokens))
     while True:

@@ -1,7 +1,7 @@
-"""The ideal two-lane schedule of a cold prefill: a stage starts when its bytes are there and the one before is done.
+"""The ideal two-lane schedule of a cold prefill: a stage starts when its bytes have arrived and the previous is done.
 
-        disk      rows | layers.0 | layers.1 | ... | head       only the prompt's rows of an embedding come first, and
-        compute         embed | layers.0 | layers.1 | ...       nothing that the first token does not read
+        disk      rows | layers.0 | layers.1 | ... | head       of the embedding only the prompt's rows come first, and
+        compute         embed | layers.0 | layers.1 | ...       nothing that the first token does not need
 
 Knows nothing about how a switch is really done.
 """
@@ -25,7 +25,7 @@ ROUNDS = 5
 
 
 class _StageDevice(CpuDevice):
-    """Remembers the seconds of each row of its last run; host orchestration only."""
+    """Records the seconds of each instruction of its last run; host orchestration only."""
 
     row_seconds: tuple[float, ...] = ()
 
@@ -39,7 +39,7 @@ class _StageDevice(CpuDevice):
 
 
 def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[str, float]:
-    """Each stage's share of a warm prefill's time, region after region: medians of a few runs."""
+    """Each stage's share of a warm prefill's time, with regions run one by one: medians of a few runs."""
     with Loaded(model, _StageDevice(threads=threads, orchestration="host"), prompt_tokens) as loaded:
         step = loaded.step(loaded.device.spec.rule_set, 0, prompt_tokens)
         step.seconds()
@@ -55,7 +55,8 @@ def stage_shares(model: Model, prompt_tokens: int, threads: int | None) -> dict[
 
 
 def first_token_bytes(model: Model, prompt_tokens: int) -> dict[str, int]:
-    """Bytes that each stage needs before the first token, in order of execution; of the embedding only rows."""
+    """Bytes that each stage needs before the first token, in order of execution; of the embedding only the prompt's
+    rows."""
     table = model.checkpoint.tensors[EMBED_WEIGHT]
     need = dict.fromkeys(model.graph.stages, 0)
     for weight, stage in model.graph.weight_stage().items():
@@ -70,7 +71,7 @@ def first_token_bytes(model: Model, prompt_tokens: int) -> dict[str, int]:
 def ideal_seconds(
     need_bytes: Mapping[str, int], bytes_per_s: float, shares: Mapping[str, float], prefill_s: float
 ) -> float:
-    """When the last stage is done, from the start of the transfer."""
+    """Seconds from the start of the transfer to the end of the last stage."""
     arrived = done = 0.0
     for stage, size_bytes in need_bytes.items():
         arrived += size_bytes / bytes_per_s

@@ -1,4 +1,4 @@
-"""Prompts of made-up words, and a tokenizer that has a token for each of them.
+"""Prompts of made-up words, and a tokenizer in which each word is one token.
 
     " baku dimo fe ..."    a syllable is a consonant and a vowel; a word has one or two; a space belongs to its word
 
@@ -19,11 +19,11 @@ from coterie.checkpoint.tokenizer import TOKENIZER
 
 SYLLABLES = [f"{consonant}{vowel}" for consonant, vowel in product("bdfghjklmnprstvz", "aeiou")]
 WORDS = [*SYLLABLES, *map("".join, product(SYLLABLES, repeat=2))]
-SPACE = "\u0120"  # how byte-level vocabularies spell it
+SPACE = "\u0120"  # a space in byte-level vocabularies
 
 
 def prompt(rng: np.random.Generator, tokens: int, count: Callable[[str], int] | None = None) -> str:
-    """Words that are so many tokens, or as near below as words come, at least one; without `count` a token each."""
+    """At least one word, and at most `tokens` tokens by `count`; without `count` each word is one token."""
     words = [WORDS[number] for number in rng.integers(0, len(WORDS), tokens)]
     if count is None:
         return said(words)
@@ -38,12 +38,12 @@ def prompt(rng: np.random.Generator, tokens: int, count: Callable[[str], int] | 
 
 
 def said(words: Sequence[str]) -> str:
-    """The text of words: a space before each, as their tokens have it."""
+    """The words as text, each preceded by a space, like their tokens."""
     return "".join(f" {word}" for word in words)
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a byte-level tokenizer of printable ASCII and then words, up to so many tokens."""
+    """Write a byte-level tokenizer with `vocab_size` tokens at most: printable ASCII, then words."""
     pairs = islice(_merges(), max(0, vocab_size - len(_letters())))
     merges = list(pairs)
     vocabulary = [*_letters(), *("".join(pair) for pair in merges)][:vocab_size]
@@ -65,7 +65,7 @@ def _letters() -> list[str]:
 
 
 def _merges() -> chain[tuple[str, str]]:
-    """Letters to syllables, a space before them, then a second one, a third."""
+    """BPE merges: letters to syllables, syllables with a space before them, then two and three syllables."""
     one = [f"{SPACE}{syllable}" for syllable in SYLLABLES]
     two = ((first, second) for first in one for second in SYLLABLES)
     three = ((f"{first}{second}", third) for first in one for second in SYLLABLES for third in SYLLABLES)

@@ -1,4 +1,4 @@
-"""Other engines that the same work is given to, each behind one small protocol.
+"""Other engines that are given the same work, each behind one small protocol.
 
 Knows nothing about what is compared.
 """

@@ -1,4 +1,4 @@
-"""Peers that are measured beside us: each opened at its best for the work, at our precision and at coarser ones.
+"""Peers that are measured with us: each opened with its best settings for the work, at our precision and coarser ones.
 
 Knows nothing about what the work is.
 """
@@ -20,7 +20,7 @@ from coterie.core.resident import resident_bytes
 from coterie.core.units import format_bytes, format_seconds
 from coterie.models.model import Model
 
-# What is shown beside weights of a type: the same precision first, then coarser ones, which the row's name says.
+# Our type of weights -> the peers' types to compare: the same precision first, then coarser ones, labelled as such.
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "bf16": ("bf16", "int8", "int4"),
     "int8": ("int8",),
@@ -35,7 +35,7 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
 class Beside:
     """An open session of a peer, and how it was chosen. `same` is False for a coarser precision than ours.
 
-    `memory_bytes`: by how much this process grew as the session was opened and had worked.
+    `memory_bytes`: the growth of this process from before opening the session until after its first work.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Beside:
 def open_beside(
     stack: ExitStack, peers: Sequence[Peer], model: Model, weights: str, cpus: int, max_tokens: int, work: Work
 ) -> tuple[Beside, ...]:
-    """Each peer, open until the stack closes; `model` is the unquantised checkpoint that all of them convert."""
+    """Open each peer until the stack closes; `model` is the unquantised checkpoint that all of them convert."""
     opened = []
     for peer in peers:
         for precision in BESIDE[weights]:
@@ -68,7 +68,7 @@ def open_beside(
 
 
 def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, tokens: int = 1) -> dict[str, Any]:
-    """What a peer's samples, in seconds for `tokens` tokens, come to; `ratio` is its time over ours within rounds."""
+    """A row from a peer's samples, in seconds for `tokens` tokens; `ratio` is its time over ours within rounds."""
     return {
         "tokens_per_s": tokens / median(samples[beside.name]),
         **paired_ratio(samples[beside.name], samples[ours]).plain("ratio"),
@@ -80,7 +80,7 @@ def peer_row(samples: Mapping[str, list[float]], ours: str, beside: Beside, toke
 
 
 def add_peer_rows(table: Table, rows: Mapping[str, Mapping[str, Any]], tokens: float = 1) -> None:
-    """Rows of way, time of `tokens` tokens, tokens/s, nothing, ratio; a peer that wins is said to."""
+    """Add rows of way, time of `tokens` tokens, tokens/s, (empty), ratio; a peer that wins is marked."""
     for name, row in rows.items():
         ratio = f"{Spread.read(row, 'ratio')}{'' if row['ratio'] >= 1 else ': it wins'}"
         label = f"{name} {row['precision']}" if row["same_precision"] else f"{name} (coarser)"
@@ -89,7 +89,7 @@ def add_peer_rows(table: Table, rows: Mapping[str, Mapping[str, Any]], tokens: f
 
 
 def peer_notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The setting that each peer was measured with."""
+    """The settings that each peer was measured with, and its memory."""
     return [
         f"{name} at its best: {row['precision']}, {row['settings']}; memory: {format_bytes(row['memory_bytes'])}"
         for name, row in rows.items()

@@ -1,4 +1,4 @@
-"""Finds each peer's best setting by a short trial on the workload itself, so that it is compared at its best.
+"""Finds each peer's best settings by a short trial on the workload itself, for a fair comparison.
 
 Knows nothing about any engine in particular.
 """
@@ -19,14 +19,14 @@ from coterie.bench.peers.transformers import Transformers
 from coterie.core.errors import UsageError
 
 PEERS: dict[str, Callable[[], Peer]] = {"llama.cpp": LlamaCpp, "transformers": Transformers, "openvino": OpenVino}
-TRIALS = 3  # of each setting; the fastest counts
-# Threads of llama.cpp and PyTorch keep a core busy for 10 to 14 ms after a call, looking for more work.
+TRIALS = 3  # per setting; the fastest counts
+# Threads of llama.cpp and PyTorch keep spinning for 10 to 14 ms after a call, waiting for more work.
 RESTING_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A peer with the precision and settings that won its trial, and what it opened."""
+    """A peer with the precision and settings that won its trial, and the prepared checkpoint."""
 
     peer: Peer
     precision: str
@@ -40,7 +40,7 @@ class Chosen:
 
 
 def peers_named(names: Sequence[str]) -> tuple[Peer, ...]:
-    """The engines of those names, each once. Raises UsageError for an unknown name or a missing extra."""
+    """The engines with these names, without duplicates. Raises UsageError for an unknown name or a missing extra."""
     for name in names:
         if name not in PEERS:
             raise UsageError("--peer", f"{name!r} is not a peer", f"use one of {', '.join(PEERS)}")
@@ -48,7 +48,7 @@ def peers_named(names: Sequence[str]) -> tuple[Peer, ...]:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long a peer's work took. Returns once its threads rest: what is measured next has the cores to itself."""
+    """Seconds of a peer's work. Returns only once its threads are idle, so that the next measurement has all cores."""
     start = perf_counter()
     work()
     took = perf_counter() - start
@@ -58,24 +58,24 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 @contextmanager
 def prepared_peer(peer: Peer, folder: Path, weights: str) -> Iterator[dict[str, Path]]:
-    """The checkpoint in each of the peer's formats for `weights`: precision -> what to open. Removed at the end."""
+    """The checkpoint in each of the peer's formats for `weights`: precision -> what to open. Removed on exit."""
     with TemporaryDirectory(prefix="coterie-peer-") as temporary:
         yield {name: peer.prepare(folder, Path(temporary) / name, name) for name in peer.precisions(weights)}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a peer is chosen for: `ready` brings an open session to the point from which `timed` is measured."""
+    """The work that a peer is chosen for: `ready` prepares an open session, then `timed` is measured."""
 
     timed: Callable[[Session], object]
     ready: Callable[[Session], object] = lambda session: None
 
 
 def choose(peer: Peer, prepared: Mapping[str, Path], cpus: int, max_tokens: int, work: Work) -> Chosen | None:
-    """The fastest precision and setting for `work`; None without a precision.
+    """The fastest precision and settings for `work`; None if the peer has no such precision.
 
-    Each precision is tried with each number of threads, and the best pair with the other settings: a large model is not
-    opened for every combination.
+    Each precision is tried with each number of threads, then the best pair with the other settings, to avoid opening a
+    large model for every combination.
     """
     first, candidates = peer.candidates(cpus)[0], peer.candidates(cpus)
     counts = [s for s in candidates if (s.load, s.attention) == (first.load, first.attention)]

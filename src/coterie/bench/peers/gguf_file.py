@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint as a GGUF file, for llama.cpp, without a tokenizer.
+"""Converts a Hugging Face checkpoint to a GGUF file for llama.cpp, without a tokenizer.
 
-Knows nothing about running it. Sources: the GGUF specification (ggml, docs/gguf.md); llama.cpp rotates neighbouring
-pairs of channels where Hugging Face rotates halves, so rows of q and k change places within each head.
+Knows nothing about running it. For RoPE, llama.cpp rotates adjacent pairs of channels where Hugging Face rotates
+halves, so the rows of q and k are permuted within each head. Source: the GGUF specification (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OUTER = {
 
 
 def import_gguf() -> Any:
-    """The gguf package. Raises UsageError when it is not installed."""
+    """The gguf package. Raises UsageError if it is not installed."""
     try:
         return importlib.import_module("gguf")
     except ImportError:
@@ -57,7 +57,7 @@ def write_gguf(model: Model, path: Path, precision: str) -> None:
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "F32" else f"MOSTLY_{precision}"])
     quantization = gguf.GGMLQuantizationType[precision]
     for value in model.graph.weights:
-        stored = quantization if len(value.shape) == 2 else gguf.GGMLQuantizationType.F32  # so llama.cpp wants norms
+        stored = quantization if len(value.shape) == 2 else gguf.GGMLQuantizationType.F32  # llama.cpp wants F32 norms
         tensor = gguf.quants.quantize(_values(model, value.name), stored)
         writer.add_tensor(gguf_name(value.name), tensor, raw_dtype=stored)
     writer.write_header_to_file()
@@ -67,7 +67,7 @@ def write_gguf(model: Model, path: Path, precision: str) -> None:
 
 
 def gguf_name(name: str) -> str:
-    """The name that GGUF gives a tensor of a Llama checkpoint. Raises KeyError for one that it has no name for."""
+    """GGUF's name for a tensor of a Llama checkpoint. Raises KeyError if it has none."""
     if name in _OUTER:
         return _OUTER[name]
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
@@ -98,7 +98,7 @@ def _metadata(writer: Any, config: ModelConfig) -> None:
 
 
 def _theta(config: ModelConfig) -> float:
-    """The base of the frequencies: the second of them is theta ** (-2 / head_dim)."""
+    """The RoPE base, from the second inverse frequency, theta ** (-2 / head_dim)."""
     frequencies = config.rope.inv_freq
     return float(frequencies[1] ** (-config.head_dim / 2)) if len(frequencies) > 1 else 10000.0
 

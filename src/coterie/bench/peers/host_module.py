@@ -1,4 +1,4 @@
-"""A module of torch that waits in host memory: one piece of it, pinned on a GPU's host, copied up tensor by tensor.
+"""A torch module parked in one block of host memory (pinned for a GPU), and copied to the device tensor by tensor.
 
 Knows nothing about what the module computes.
 """
@@ -13,17 +13,17 @@ from typing import Any
 from coterie.devices.cuda.driver import Driver, NoRoomError
 from coterie.devices.real.host_memory import Bytes, Slab
 
-ALIGN = 256  # bytes, at which tensors of any type may begin
+ALIGN = 256  # bytes; suits tensors of any type
 
 
 class HostRoom:
-    """Memory of the host, pinned where a GPU's driver does that; `is_pinned` is False where the system refuses."""
+    """A block of host memory, pinned if a GPU's driver is given; `is_pinned` is False if the system refuses that."""
 
     def __init__(self, size_bytes: int, driver: Driver | None) -> None:
         self.bytes, self.is_pinned = Slab(size_bytes).bytes, False
         if driver is not None:
             try:
-                driver.pin(self.bytes)  # torch's own way would round its size up to a power of two
+                driver.pin(self.bytes)  # torch's pinned allocator would round the size up to a power of two
             except NoRoomError:
                 return
             self.is_pinned = True
@@ -31,12 +31,12 @@ class HostRoom:
 
 
 def _unpin(driver: Driver, memory: Bytes) -> None:
-    with suppress(Exception):  # at the end of a process CUDA may be gone before
+    with suppress(Exception):  # at interpreter exit, CUDA may be gone already
         driver.unpin(memory)
 
 
 class HostModule:
-    """Weights are read-only, so a copy on the device is dropped, never brought back."""
+    """A module with its tensors in host memory. Weights are read-only, so the device's copy is simply dropped."""
 
     def __init__(self, torch: Any, module: Any, device: str, room: HostRoom) -> None:
         self._torch, self.module, self._device, self.room = torch, module, device, room
@@ -51,20 +51,20 @@ class HostModule:
         self.leave()
 
     def move(self) -> None:
-        """Queue the copies; what computes on the device's stream afterwards waits for them."""
+        """Queue the copies on the device's stream; later work on it waits for them."""
         for tensor, host in self._held:
             there = self._torch.empty_like(host, device=self._device)
             there.copy_(host, non_blocking=True)
             tensor.data = there
 
     def leave(self) -> None:
-        """Drop what is on the device."""
+        """Drop the copies on the device."""
         for tensor, host in self._held:
             tensor.data = host
 
 
 def room_bytes(module: Any) -> int:
-    """What its tensors take, each from a place where any type may begin."""
+    """The bytes of a module's tensors, each aligned to ALIGN."""
     return sum(map(_place_bytes, _tensors(module)))
 
 
@@ -73,6 +73,6 @@ def _place_bytes(tensor: Any) -> int:
 
 
 def _tensors(module: Any) -> Iterator[Any]:
-    """Parameters and buffers, tied ones once."""
+    """Parameters and buffers; tied ones are yielded once."""
     yield from module.parameters()
     yield from module.buffers()

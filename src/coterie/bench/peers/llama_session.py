@@ -1,6 +1,6 @@
-"""Models that llama.cpp has open: for one sequence, or for several in one batch.
+"""Open llama.cpp models: for one sequence, or for several in one batch.
 
-Knows nothing about what is measured. Everything that a step needs is made at open; decode does no Python per layer.
+Knows nothing about what is measured. All that a step needs is allocated at open; a step is one call from Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from coterie.bench.peers.peer import Settings, TokenByToken
 from coterie.core.errors import DeviceError
 
-# How a file is read, and whether its blocks are then laid out anew for the CPU's widest products (a second copy).
+# How a file is read, and whether its blocks are repacked for the CPU's widest instructions (into a second copy).
 LOADS = {
     "mmap": ("LLAMA_LOAD_MODE_MMAP", True),
     "read": ("LLAMA_LOAD_MODE_NONE", True),
@@ -41,7 +41,7 @@ class _Opened:
             raise DeviceError("llama.cpp", f"{path} could not be loaded", "compare without this peer")
         options = api.llama_context_default_params()
         options.n_ctx, options.n_seq_max, options.kv_unified = max_tokens * slots, slots, shared
-        # Prompts in one call, which llama.cpp cuts by its own n_ubatch.
+        # Allow all prompts in one call; llama.cpp splits it by its own n_ubatch.
         options.n_batch = max(max_tokens * slots, 32)
         options.n_threads = options.n_threads_batch = settings.threads
         options.flash_attn_type = getattr(api, ATTENTION[settings.attention])
@@ -62,7 +62,7 @@ class _Opened:
         self._context = self._model = None
 
     def _drawn(self, row: int) -> int:
-        """The likeliest token behind a row of the last batch."""
+        """The likeliest token after a row of the last batch."""
         logits = self._api.llama_get_logits_ith(self._context, row)
         return int(np.argmax(np.ctypeslib.as_array(logits, (self._vocab_size,))))
 
@@ -86,7 +86,8 @@ class LlamaSession(_Opened, TokenByToken):
         self._api.llama_memory_seq_rm(self._memory, 0, tokens, -1)
 
     def logits(self, ids: Sequence[int], piece: int = 128) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits behind each token of one sequence [tokens, V], `piece` tokens at a time, after emptying the cache."""
+        """The logits after each token of one sequence [tokens, V], `piece` tokens at a time; empties the cache
+        first."""
         self._api.llama_memory_clear(self._memory, True)
         batch = self._api.llama_batch_init(piece, 0, 1)
         try:
@@ -109,9 +110,9 @@ class LlamaSession(_Opened, TokenByToken):
 
 
 class LlamaBatch(_Opened):
-    """A model and its context for several sequences, each in a slot of its own, all in one call.
+    """A model and its context for several sequences, each in its own slot, all in one call.
 
-    Where the cache is not `shared`, llama.cpp cuts a call into pieces in which all sequences have as many tokens.
+    Unless the cache is `shared`, llama.cpp splits a call so that in each part all sequences have equally many tokens.
     """
 
     def __init__(self, api: Any, path: Path, settings: Settings, max_tokens: int, slots: int, shared: bool) -> None:
@@ -120,7 +121,7 @@ class LlamaBatch(_Opened):
         self._last, self._filled = [0] * slots, [0] * slots
 
     def step(self, prompts: Mapping[int, Sequence[int]], going: Sequence[int]) -> dict[int, int]:
-        """Run the prompts of the slots that begin and a token of those that go on: the token that each draws."""
+        """Run the prompts of new slots and one token of the continuing ones: slot -> the token sampled."""
         ends: dict[int, int] = {}
         count = 0
         for slot, ids in (*prompts.items(), *((slot, (self._last[slot],)) for slot in going)):
@@ -142,7 +143,7 @@ class LlamaBatch(_Opened):
         self._filled[slot] = 0
 
     def close(self) -> None:
-        """Free the batch too."""
+        """Free batch, context and model."""
         if self._context:
             self._api.llama_batch_free(self._batch)
         super().close()

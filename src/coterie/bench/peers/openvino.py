@@ -1,11 +1,11 @@
-"""OpenVINO on the CPU, by its runtime: the graph that OpenVINO GenAI makes of a GGUF file, weights rounded by NNCF.
+"""OpenVINO on the CPU: its runtime on the graph that OpenVINO GenAI makes of a GGUF file, weights quantised by NNCF.
 
     prepare  checkpoint -> GGUF in F16 -> OpenVINO GenAI's own reader -> graph -> NNCF -> openvino_model.xml and .bin
     load     model      compiled at each open
-             compiled   what the first open compiled, from the file that it kept
+             compiled   loaded from the compiled model that the first open cached
 
-Knows nothing about what is measured. Pipelines of OpenVINO GenAI take as much processor time over a token and up to 7 %
-less over a prompt, but cannot go back to an earlier context.
+Knows nothing about what is measured. OpenVINO GenAI's pipelines take the same CPU time per token and up to 7 % less per
+prompt, but cannot rewind to an earlier context.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _CACHES = {"cache of float32": "f32", "cache of 8 bits": "u8"}
 
 
 class OpenVino(KeepsNothing):
-    """The engine. Raises UsageError when one of its packages is not installed.
+    """The engine. Raises UsageError if one of its packages is not installed.
 
-    Activations are bfloat16 where the CPU multiplies it, and rounded to 8 bits where they meet packed weights: its
-    own defaults, and its fastest. Only "float32" computes in float32.
+    Activations are bfloat16 if the CPU has instructions for it, and 8 bits for products with quantised weights: these
+    are OpenVINO's defaults, and fastest. Only the precision "float32" computes in float32.
     """
 
     name = "openvino"
@@ -50,32 +50,32 @@ class OpenVino(KeepsNothing):
 
     def __init__(self) -> None:
         self._genai, self._nncf = _package("openvino_genai", "openvino-genai"), _package("nncf", "nncf")
-        self._api = importlib.import_module("openvino")  # what both of them need
+        self._api = importlib.import_module("openvino")  # a dependency of both
         logging.getLogger("nncf").setLevel(logging.ERROR)
         self._core = self._api.Core()
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """NNCF's formats, and the type that products of unrounded weights are computed in."""
+        """NNCF's formats; for unquantised weights, the type that products are computed in."""
         return _PRECISIONS.get(weights, ())
 
     def candidates(self, threads: int) -> tuple[Settings, ...]:
-        """All threads and one, compiled before or at each open, with the cache of keys and values rounded or not."""
+        """All threads and one, compiled before or at each open, with the KV cache quantised or not."""
         counts = thread_counts(threads)
         return tuple(Settings(n, load, cache) for n in counts for load in (MODEL, COMPILED) for cache in _CACHES)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
-        """Write the graph and its weights. Raises UnsupportedError for a model that has no such form."""
+        """Write the graph and its weights. Raises UnsupportedError for a model that cannot be converted."""
         with TemporaryDirectory(prefix="coterie-peer-") as temporary:
             file = Path(temporary) / _FILE
             write_gguf(open_model(folder), file, "F16")
             return self._convert(file, out, precision)
 
     def files(self, prepared: Path) -> tuple[Path, ...]:
-        """Graph, weights, and what was compiled of them."""
+        """The graph, its weights, and cached compiled models."""
         return (prepared, prepared.with_suffix(".bin"), *(prepared.parent / _KEPT).glob("*.blob"))
 
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> OpenVinoSession:
-        """Compile the graph, or read what was compiled. Raises DeviceError when OpenVINO cannot."""
+        """Compile the graph, or load the cached compiled model. Raises DeviceError if OpenVINO cannot."""
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": settings.threads}
         options["KV_CACHE_PRECISION"] = _CACHES[settings.attention]
         if prepared.parent.name == "float32":
@@ -89,8 +89,8 @@ class OpenVino(KeepsNothing):
         return OpenVinoSession(compiled)
 
     def _convert(self, file: Path, out: Path, precision: str) -> Path:
-        """The graph of a GGUF file that nobody else needs, beside which OpenVINO GenAI leaves its own files."""
-        # The pipeline saves the graph before it looks for a tokenizer, which is not in a file of ours.
+        """Convert a GGUF file in a temporary folder, where OpenVINO GenAI leaves its own files next to it."""
+        # The pipeline saves the graph before it looks for a tokenizer, which our files do not have, and then fails.
         with suppress(RuntimeError, IndexError):
             self._genai.LLMPipeline(file, "CPU", enable_save_ov_model=True)
         saved = file.with_name(_GRAPH)
@@ -107,15 +107,15 @@ class OpenVino(KeepsNothing):
     def _rounded(self, graph: Any, kind: str, group_size: int) -> Any:
         options: dict[str, Any] = {"mode": getattr(self._nncf.CompressWeightsMode, _MODES[kind])}
         if group_size > 0:
-            adjust = self._nncf.GroupSizeFallbackMode.ADJUST  # a width that is no multiple gets groups that divide it
+            adjust = self._nncf.GroupSizeFallbackMode.ADJUST  # pick a divisor if the group size does not divide a width
             parameters = self._nncf.AdvancedCompressionParameters(group_size_fallback_mode=adjust)
             options |= {"group_size": group_size, "ratio": 1.0, "advanced_parameters": parameters}
-        with redirect_stdout(io.StringIO()):  # a bar of its progress
+        with redirect_stdout(io.StringIO()):  # hide its progress bar
             return self._nncf.compress_weights(graph, **options)
 
 
 class OpenVinoFile(OpenVino):
-    """OpenVINO on a GGUF file of the user's, with weights as its own reader keeps them."""
+    """OpenVINO on the user's GGUF file, with weights as its own reader stores them."""
 
     converts = False
 
@@ -124,11 +124,11 @@ class OpenVinoFile(OpenVino):
         self._file = file
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """The file's name, which says it for most."""
+        """The file's name, which mostly contains its type."""
         return (self._file.name,)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
-        """Write the graph of the file. Raises DeviceError for a file that OpenVINO GenAI does not read."""
+        """Write the graph of the file. Raises DeviceError for a file that OpenVINO GenAI cannot read."""
         with TemporaryDirectory(prefix="coterie-peer-") as temporary:
             link = Path(temporary) / _FILE
             link.symlink_to(self._file.resolve())
@@ -136,13 +136,13 @@ class OpenVinoFile(OpenVino):
 
 
 class OpenVinoSession(TokenByToken):
-    """A compiled graph, whose state is the cache of one sequence."""
+    """A compiled graph, whose state is the KV cache of one sequence."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._inputs = {name for value in compiled.inputs for name in value.get_names()}
         self._beam = np.zeros(1, np.int32)
-        self._ids: list[int] = []  # whose keys and values the state holds
+        self._ids: list[int] = []  # the tokens in the KV cache
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Run the prompt in one call after emptying the state."""
@@ -152,7 +152,7 @@ class OpenVinoSession(TokenByToken):
         return self._last
 
     def rewind(self, tokens: int) -> None:
-        """Run the first tokens again: a state cannot be cut without writing all of it anew."""
+        """Run the first tokens again: truncating the state would mean writing all of it anew."""
         if tokens < len(self._ids):
             kept = self._ids[:tokens]
             self._request.reset_state()
@@ -179,7 +179,7 @@ class OpenVinoSession(TokenByToken):
 
 
 def last_row_alone(graph: Any, opset: Any) -> Any:
-    """The graph with a head that only sees the last of a prompt's rows, as OpenVINO GenAI's pipelines make it."""
+    """The graph with its head applied only to the last token, as in OpenVINO GenAI's pipelines."""
     head = graph.outputs[0].get_node().input_value(0).get_node()
     rows = head.input_value(0)
     ends = (opset.constant(np.array([at], np.int64)) for at in (-1, np.iinfo(np.int64).max, 1, 1))

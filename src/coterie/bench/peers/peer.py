@@ -1,4 +1,4 @@
-"""What a bench may ask of another engine: convert a checkpoint, open it, prefill, decode, close.
+"""The interface of another engine to a bench: convert a checkpoint, open it, prefill, decode, close.
 
     prepare (not timed) -> prepared checkpoint -> open (a load) -> Session: prefill, decode ... -> close
 
@@ -19,7 +19,7 @@ from coterie.spec.this_machine import allowed_cores, allowed_cpus
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How an engine is run. `load` and `attention` are names of the engine's own."""
+    """How an engine is run. `load` and `attention` are engine-specific names."""
 
     threads: int
     load: str
@@ -31,45 +31,45 @@ class Settings:
 
 
 class Session(Protocol):
-    """One open model with a cache for one sequence, greedy."""
+    """One open model with a KV cache for one sequence; greedy decoding."""
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
-        """Forget what was before, run the prompt and return the token drawn after it."""
+        """Empty the cache, run the prompt and return the token sampled after it."""
 
     def decode(self, count: int) -> list[int]:
-        """Draw `count` more tokens, one step each, after the last one drawn."""
+        """Sample `count` more tokens, one step each, after the last one."""
 
     def rewind(self, tokens: int) -> None:
         """Keep only the first `tokens` of the cache, so that the next decode steps see the same context again."""
 
     def synchronize(self) -> None:
-        """Wait until nothing is under way; on a CPU nothing ever is."""
+        """Wait until all queued work is done; on a CPU there is none."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 class Batch(Protocol):
-    """One open model with caches for several sequences, each in a slot of its own, greedy."""
+    """One open model with KV caches for several sequences, each in its own slot; greedy decoding."""
 
     def step(self, prompts: Mapping[int, Sequence[int]], going: Sequence[int]) -> Mapping[int, int]:
-        """Run the prompts of the slots that begin and a token of those that go on: the token that each draws."""
+        """Run the prompts of new slots and one token of the continuing ones: slot -> the token sampled."""
 
     def leave(self, slot: int) -> None:
         """Empty a slot."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
 
 
 @runtime_checkable
 class InBatches(Protocol):
-    """What an engine has beside the rest of a Peer if it runs several sequences of a model at once."""
+    """What a Peer also implements if it can run several sequences of a model at once."""
 
     def open_batch(self, prepared: Path, settings: Settings, max_tokens: int, slots: int, shared: bool) -> Batch:
-        """Load the model with room for so many sequences of `max_tokens` each. Raises DeviceError.
+        """Load the model with room for `slots` sequences of `max_tokens` each. Raises DeviceError.
 
-        `shared`: all of them lie in one cache; else each has a part of its own.
+        `shared`: they share one KV cache; otherwise each has its own part.
         """
 
 
@@ -78,51 +78,51 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name shown in reports."""
 
     @property
     def converts(self) -> bool:
-        """Whether `prepare` writes the weights again, in a form of the engine's own."""
+        """Whether `prepare` writes a copy of the weights, in the engine's own format."""
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """The engine's formats that store `weights` (bf16, int8, int6, int4, int4z) as precisely, tried in turn."""
+        """The engine's formats that are as precise as `weights` (bf16, int8, int6, int4, int4z); all are tried."""
 
     def candidates(self, threads: int) -> tuple[Settings, ...]:
-        """Settings worth a trial where ours has so many threads, those of the most threads first."""
+        """Settings worth a trial if our engine has this many threads; those with the most threads first."""
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
         """Convert a Hugging Face folder into what `open` takes, under `out`. Raises UnsupportedError."""
 
     def files(self, prepared: Path) -> tuple[Path, ...]:
-        """The files that an open reads, so that the page cache can be told to forget them."""
+        """The files that an open reads, so that they can be dropped from the page cache."""
 
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
-        """Load the model with room for `max_tokens` of one sequence. Raises DeviceError when the engine refuses."""
+        """Load the model with room for one sequence of `max_tokens`. Raises DeviceError if the engine refuses."""
 
     def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
-        """Take the memory in which it will keep closed models, so that opening them does not take it."""
+        """Allocate the memory that closed models will be kept in, so that opening them does not."""
 
     def forget(self) -> None:
-        """Give back what it keeps of closed models."""
+        """Free what is kept of closed models."""
 
 
 class KeepsNothing:
-    """The part of a Peer that keeps nothing of closed models."""
+    """Mixin for a Peer that keeps nothing of closed models."""
 
     def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
-        """It keeps nothing."""
+        """Nothing to allocate."""
 
     def forget(self) -> None:
-        """It keeps nothing."""
+        """Nothing to free."""
 
 
 class TokenByToken(ABC):
-    """The part of a Session on a CPU that decodes one call a token, by `_step`, and remembers the last one drawn."""
+    """Base of a Session on a CPU that decodes with one call of `_step` per token, and keeps the last one sampled."""
 
     _last = 0
 
     def decode(self, count: int) -> list[int]:
-        """One call a token."""
+        """One call per token."""
         drawn = []
         for _ in range(count):
             self._last = self._step((self._last,))
@@ -130,22 +130,22 @@ class TokenByToken(ABC):
         return drawn
 
     def synchronize(self) -> None:  # noqa: B027
-        """A call returns when it is done."""
+        """Nothing to wait for: calls are synchronous."""
 
     @abstractmethod
     def _step(self, ids: Sequence[int]) -> int:
-        """Run these tokens; the one drawn behind them."""
+        """Run these tokens and return the one sampled after them."""
 
 
 def thread_counts(threads: int) -> list[int]:
-    """How many threads of a peer are worth a trial on a CPU, the most first: as many as ours has, and one.
+    """Numbers of threads worth a trial for a peer on a CPU, the largest first: as many as ours, and one.
 
-    Where ours has all cores that it takes by itself, also one for each CPU: hyperthreads and slow cores.
+    If ours uses all cores that it would by default, also one per logical CPU (hyperthreads and efficiency cores).
     """
     return sorted({1, threads, allowed_cpus()[0] if threads >= allowed_cores()[0] else 1}, reverse=True)
 
 
 def missing_extra(name: str, package: str, extra: str = "peers") -> UsageError:
-    """What is said when an engine's package is not installed."""
+    """The error for an engine whose package is not installed."""
     fact = f"{name} needs the package {package}, which is not installed"
     return UsageError("--peer", fact, install_extra(extra))

@@ -1,7 +1,7 @@
-"""Hugging Face transformers on the CPU or a GPU: greedy decoding with a key/value cache, eager or compiled.
+"""Hugging Face transformers on the CPU or a GPU: greedy decoding with a KV cache, eager or compiled.
 
-    load  safetensors   from the file, by way of the page cache
-          host          a module that was loaded before and waits in host memory, moved to where torch computes
+    load  safetensors   from the file, through the page cache
+          host          a module loaded earlier and parked in host memory, copied to the device
 
 Knows nothing about what is measured.
 """
@@ -27,17 +27,17 @@ _PRECISIONS = {"bf16": ("bfloat16", "float32")}
 _GPU_PRECISIONS = {"bf16": ("bfloat16",)}
 _FLASH = "flash_attention_2"
 
-CACHE_MULTIPLE = 64  # tokens; a fixed cache of an odd length has rows that no kernel reads 16 bytes at a time
-ROOM_BESIDE_FILE_BYTES = 2**20  # of host memory, for what a module holds that is in no file: a few tables
+CACHE_MULTIPLE = 64  # tokens; rows of a static cache of odd length cannot be read in 16-byte loads
+ROOM_BESIDE_FILE_BYTES = 2**20  # host memory for buffers of a module that are in no file: a few tables
 BACKEND = "inductor"  # of torch.compile: on a GPU, Triton kernels in CUDA graphs
 
 Phase = Literal["prefill", "decode"]
 
 
 class Transformers:
-    """The engine on the CPU, or on torch's `device`. Raises UsageError when its packages are not installed.
+    """The engine on the CPU, or on torch's `device`. Raises UsageError if its packages are not installed.
 
-    `compiled`: None runs op by op, with a cache that grows; else that pass is compiled, with a cache of fixed size.
+    `compiled`: None runs eagerly, with a growing cache; otherwise that phase is compiled, with a static cache.
     """
 
     converts = False
@@ -57,12 +57,12 @@ class Transformers:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name shown in reports."""
         return "transformers compiled" if self._compiled is not None else "transformers"
 
     @property
     def compiles(self) -> bool:
-        """Whether a first pass takes as long as a compiler needs for a whole model."""
+        """Whether the first pass includes compiling the whole model."""
         return self._compiled is not None
 
     @property
@@ -72,7 +72,7 @@ class Transformers:
         return int(counters["inductor"]["cudagraph_skips"])
 
     def precisions(self, weights: str) -> tuple[str, ...]:
-        """Types of torch; it has no whole-number formats of its own."""
+        """Torch dtypes; it has no integer formats of its own."""
         return (_PRECISIONS if self._on_cpu else _GPU_PRECISIONS).get(weights, ())
 
     def candidates(self, threads: int) -> tuple[Settings, ...]:
@@ -86,18 +86,18 @@ class Transformers:
         return tuple(Settings(threads, load, how) for load in (FILE, HOST) for how in ways)
 
     def prepare(self, folder: Path, out: Path, precision: str) -> Path:
-        """The folder itself is what it opens; `out` holds a link that is named after the precision."""
+        """A link to the folder, which is opened as it is, named after the precision."""
         out.mkdir(parents=True, exist_ok=True)
         link = out / precision
         link.symlink_to(folder.resolve(), target_is_directory=True)
         return link
 
     def files(self, prepared: Path) -> tuple[Path, ...]:
-        """The weights."""
+        """The weight files."""
         return tuple(prepared.glob("*.safetensors"))
 
     def open(self, prepared: Path, settings: Settings, max_tokens: int) -> Session:
-        """Load the folder in the type that the link is named after, or move what was loaded before."""
+        """Load the folder in the dtype that the link is named after, or copy a module parked in host memory."""
         where = Where(self._torch, settings.threads, self._device)
         where.set_threads()
         if settings.load == HOST:
@@ -118,7 +118,7 @@ class Transformers:
         return CompiledSession(where, forwards, cache, self._closed)
 
     def reserve(self, prepared: Iterable[Path], settings: Settings) -> None:
-        """Pin the host memory that these will wait in."""
+        """Pin the host memory that these will be parked in."""
         if settings.load == HOST:
             for path in prepared:
                 size = sum(file.stat().st_size for file in self.files(path))
@@ -126,11 +126,11 @@ class Transformers:
 
     @property
     def pins(self) -> bool:
-        """Whether all that waits in host memory is pinned."""
+        """Whether all modules in host memory are pinned."""
         return all(kept.room.is_pinned for kept in self._kept.values())
 
     def _room(self, size_bytes: int) -> HostRoom:
-        """The smallest of those reserved that is large enough, or a new one."""
+        """The smallest reserved block that is large enough, or a new one."""
         found = min(
             (r for r in self._rooms if r.bytes.nbytes >= size_bytes), key=lambda r: r.bytes.nbytes, default=None
         )
@@ -140,19 +140,20 @@ class Transformers:
         return found
 
     def _driver(self) -> Driver | None:
-        """Of the GPU that it computes on."""
+        """The driver of the GPU that torch computes on; None on a CPU."""
         return open_driver(self._torch.device(self._device).index or 0) if self._device.startswith("cuda") else None
 
     def forget(self) -> None:
-        """Give back what waits in host memory, and what torch keeps of closed models on the GPU."""
+        """Free the modules in host memory, and what torch keeps of closed models on the GPU."""
         self._kept.clear()
         self._rooms.clear()
-        gc.collect()  # modules and what was compiled of them hold each other
+        gc.collect()  # modules and their compiled code are in reference cycles
         if self._device.startswith("cuda"):
             self._torch.cuda.empty_cache()
 
     def _fixed_cache(self, model: Any, max_tokens: int) -> Any:
-        """Made before anything is traced: what is made in a traced pass has no fixed address, and gets no graph."""
+        """A static cache, allocated before tracing: one allocated in a traced pass would have no fixed address, which
+        CUDA graphs need."""
         room, config = -(-max_tokens // CACHE_MULTIPLE) * CACHE_MULTIPLE, model.config
         cache = self._transformers.StaticCache(config=config, max_cache_len=room)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -161,7 +162,7 @@ class Transformers:
         return cache
 
     def _closed(self) -> None:
-        """What was compiled is dropped with the last who uses it: torch can only drop all of it."""
+        """Drop compiled code with the last session that uses any: torch can only drop all of it at once."""
         self._compiled_open -= 1
         if self._compiled_open == 0:
             self._torch._dynamo.reset()
@@ -174,14 +175,14 @@ class Transformers:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Torch, the threads of the host and the device that a session computes on."""
+    """Torch, its number of CPU threads, and the device that a session computes on."""
 
     torch: Any
     threads: int
     device: str
 
     def set_threads(self) -> None:
-        """A setting of the process, which other sessions change."""
+        """Set torch's number of threads, which is global: other sessions change it."""
         self.torch.set_num_threads(self.threads)
 
     def tokens(self, ids: Sequence[int]) -> Any:
@@ -199,9 +200,9 @@ class Where:
 
 
 class TransformersSession:
-    """A model and the cache of one sequence; drawn tokens stay on the device until all of them are asked for.
+    """A model and the KV cache of one sequence; sampled tokens stay on the device until all of them are read.
 
-    `left` is called at the end, for a model that goes on to wait in host memory.
+    `left` is called on close, to park the model in host memory again.
     """
 
     def __init__(self, where: Where, model: Any, left: Callable[[], None] = lambda: None) -> None:
@@ -210,17 +211,17 @@ class TransformersSession:
         self._last: Any = None
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
-        """One forward pass over the prompt; only the last token's logits are made."""
+        """One forward pass over the prompt; only the last token's logits are computed."""
         self._begin()
         return int(self._step("prefill", self._where.tokens(prompt_ids)))
 
     def decode(self, count: int) -> list[int]:
-        """One forward pass a token."""
+        """One forward pass per token."""
         drawn = [self._step("decode", self._last) for _ in range(count)]
         return [int(token) for token in self._where.torch.cat(drawn).flatten().tolist()]
 
     def rewind(self, tokens: int) -> None:
-        """Cut the cache."""
+        """Truncate the cache."""
         surplus = self._cache.get_seq_length() - tokens
         if surplus > 0:
             self._cache.crop(-surplus)
@@ -235,7 +236,7 @@ class TransformersSession:
         self._left()
 
     def _begin(self) -> None:
-        """Forget what was before."""
+        """Start with an empty cache."""
         self._cache = None
 
     def _step(self, phase: Phase, ids: Any) -> Any:
@@ -247,14 +248,14 @@ class TransformersSession:
 
 
 class CompiledSession(TransformersSession):
-    """The same with a cache of fixed size, and one phase compiled, as its own `generate` does with decoding."""
+    """A session with a static cache and one phase compiled, as `generate` does for decoding."""
 
     def __init__(self, where: Where, forwards: Mapping[str, Any], cache: Any, left: Callable[[], None]) -> None:
         super().__init__(where, None, left)
         self._forwards, self._cache = dict(forwards), cache
 
     def rewind(self, tokens: int) -> None:
-        """Say where the next token goes; what lies behind it is masked."""
+        """Set the position of the next token; later positions are masked."""
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(tokens)
 
@@ -270,7 +271,7 @@ class CompiledSession(TransformersSession):
         torch = self._where.torch
         self._where.set_threads()
         torch.compiler.cudagraph_mark_step_begin()
-        with torch.no_grad():  # what is made in inference mode cannot be changed in place outside of it
+        with torch.no_grad():  # tensors created in inference mode cannot be changed in place outside of it
             out = self._forwards[phase](ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             self._last = self._where.drawn(out.logits)
         return self._last
