@@ -1,11 +1,11 @@
-"""Kernels compiled before they are launched: what a launch asks of Triton's compiler, for another process to do.
+"""Kernels compiled before they are launched: what a launch would ask of Triton's compiler, for another process to do.
 
-    launch -> Wanted    kernel, types and alignment of what it is given, constants     (several launches may be alike)
-    Wanted -> key       where Triton's cache on disk has it, or would have it
+    launch -> Wanted    kernel, types and alignment of its arguments, constants     (launches may share one)
+    Wanted -> key       where Triton's disk cache has it, or would have it
 
-What Triton compiles a kernel for is decided by Triton, which is given stand-ins for tensors: of the same type, and at
-addresses that are multiples of 16 where theirs are. Neither a key nor a compilation needs a GPU, only its capability.
-Knows nothing about rows, or about who compiles what where.
+Triton itself decides what to compile a kernel for; it gets stand-ins for tensors, of the same type, and at addresses
+that are multiples of 16 where the tensors' are. Neither a key nor a compilation needs a GPU, only its capability.
+Knows nothing about rows, or about which process compiles what.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from coterie.kernels.triton.rows import ALIGN_BYTES, Launch
 
-WARP = 32  # threads, on every NVIDIA GPU
+WARP = 32  # threads per warp on every NVIDIA GPU
 
 
 @dataclass(frozen=True, slots=True)
 class There:
-    """Stands for a tensor: its type, and an address with the remainder of its own."""
+    """A stand-in for a tensor: its type, and its address modulo the alignment."""
 
     dtype: torch.dtype
     remainder: int
 
     def data_ptr(self) -> int:
-        """An address that is aligned as the tensor's."""
+        """An address with the tensor's alignment."""
         return self.remainder
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A kernel to compile. Equal for launches that are one compiled kernel; grids do not matter."""
+    """A kernel to compile. Equal for launches that share a compiled kernel; grids do not matter."""
 
     module: str
     name: str
@@ -59,17 +59,17 @@ class Wanted:
 
     @staticmethod
     def of(launch: Launch) -> Wanted:
-        """What a launch's first call would compile. Raises TypeError for an argument of another kind."""
+        """What a launch's first call would compile. Raises TypeError for arguments of other kinds."""
         args = tuple([_stand_in(one) for one in launch.args])
         return Wanted(launch.kernel.fn.__module__, launch.kernel.fn.__name__, args, tuple(launch.constants.items()))
 
     @property
     def kernel(self) -> Any:
-        """The kernel itself."""
+        """The Triton kernel."""
         return getattr(import_module(self.module), self.name)
 
     def compile(self) -> bool:
-        """Compile it for the active target, unless it is in Triton's cache on disk; whether it had to be."""
+        """Compile for the active target, unless Triton's disk cache has it; returns whether it was compiled."""
         heard: list[bool] = []
         before, knobs.compilation.listener = knobs.compilation.listener, lambda **told: heard.append(told["cache_hit"])
         try:
@@ -80,7 +80,7 @@ class Wanted:
         return heard == [False]
 
     def key(self, capability: tuple[int, int]) -> str:
-        """By what Triton's cache on disk knows it for a GPU of a capability, as its compiler finds out first."""
+        """Key in Triton's disk cache for a GPU of this capability, computed as Triton's compiler does."""
         kernel, given, backend = self.kernel, dict(self.constants), make_backend(target_of(capability))
         given["debug"] = kernel.debug or knobs.runtime.debug
         given["instrumentation_mode"] = knobs.compilation.instrumentation_mode
@@ -93,68 +93,70 @@ class Wanted:
 
 
 def is_kept(key: str, wanted: Wanted) -> bool:
-    """Whether Triton's cache on disk has it, by its key."""
-    name = f"{wanted.name[:150]}.json"  # as its compiler names what it writes last
+    """Whether Triton's disk cache holds the kernel under this key."""
+    name = f"{wanted.name[:150]}.json"  # the file that Triton's compiler writes last
     group = Path(cache_folder(), _folder_of(key), f"__grp__{name}")
     return group.is_file() and bool(get_cache_manager(key).get_group(name))
 
 
 def _folder_of(key: str) -> str:
-    """A manager would make the folder, also where nothing is in it."""
+    """The key's folder name. Triton's cache manager would create the folder, even for a missing key."""
     return base64.b32encode(bytes.fromhex(key)).decode().rstrip("=")
 
 
 class NoGpu:
-    """Stands for Triton's driver where there is no GPU, or it is to be left alone: names what is compiled for."""
+    """A substitute for Triton's driver where there is no GPU, or it must not be touched: it names the target."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self._target = target_of(capability)
 
     def get_current_target(self) -> GPUTarget:
-        """The GPU that is not there."""
+        """The target to compile for."""
         return self._target
 
     def get_current_device(self) -> int:
-        """The only one."""
+        """The only device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """Nothing is launched on it."""
+        """A placeholder: nothing is launched."""
         return 0
 
 
 def target_of(capability: tuple[int, int]) -> GPUTarget:
-    """What Triton calls a GPU of a capability."""
+    """Triton's name for a GPU of this capability."""
     return GPUTarget("cuda", 10 * capability[0] + capability[1], WARP)
 
 
 def _compile_start(compiled: Any) -> None:
-    """Let what starts a kernel be compiled too, in C: Triton 3.6 does so for each list of parameters that it meets.
+    """Also compile the kernel's launcher, which Triton 3.6 generates in C for each parameter list that it meets.
 
-    From 3.7 on one function starts all. Without a CUDA driver to link there is nothing that could be started either.
+    From 3.7 on, one launcher serves all. Without a CUDA driver to link, no launcher could be compiled.
     """
     if hasattr(driver, "make_launcher"):
-        with suppress(Exception):  # the launch meets the same, and says so
+        with suppress(Exception):  # the launch would hit the same error, and report it
             driver.CudaLauncher(compiled.src, compiled.metadata)
 
 
 @cache
 def _binder(kernel: Any, capability: tuple[int, int]) -> Any:
-    """What finds out for what a kernel is compiled, from its arguments: made once, as Triton does."""
+    """Triton's function that derives what to compile a kernel for from its arguments; made once per kernel, as in
+    Triton.
+    """
     return create_function_from_signature(kernel.signature, kernel.params, make_backend(target_of(capability)))
 
 
 def compile_for(capability: tuple[int, int]) -> None:
-    """Let this process compile for a GPU of that capability from now on, and launch nothing."""
+    """Make this process compile for GPUs of this capability from now on, and launch nothing."""
     triton.runtime.driver.set_active(NoGpu(capability))
 
 
 @cache
 def settle_keys() -> None:
-    """Let keys be the same in every process: to be called before the first kernel is launched, or asked for its key.
+    """Make cache keys equal in every process: call before the first kernel is launched or asked for its key.
 
-    In Triton 3.6 and 3.7 the hash of a function has global constants of a function that it calls where that one was
-    hashed before it, and only there. So what was hashed first decided whether a kernel was found on disk.
+    In Triton 3.6 and 3.7, a function's hash includes global constants of a function that it calls only if that one was
+    hashed before. So hashing order would decide whether a kernel is found on disk.
     """
     package = __name__.rpartition(".")[0]
     found = walk_packages(import_module(package).__path__, f"{package}.")
@@ -165,12 +167,12 @@ def settle_keys() -> None:
 
 
 def wanted_by(launches: Iterable[Any]) -> dict[Wanted, None]:
-    """What launches (as rows.py makes them) ask for, each once, in their order."""
+    """The kernels that launches (as rows.py makes them) need, each once, in order."""
     return dict.fromkeys(Wanted.of(launch) for launch in launches)
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiled."""
+    """Folder of Triton's disk cache."""
     return Path(knobs.cache.dir)
 
 

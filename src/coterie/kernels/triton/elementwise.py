@@ -1,9 +1,9 @@
-"""add, mul, silu, gelu, softcap, relu_squared, mul_one.
+"""Elementwise ops: add, mul, silu, gelu, softcap, relu_squared, mul_one.
 
     y = a + b, y = a * b, y = x * sigmoid(x), y = x * Phi(x), y = cap * tanh(x / cap), y = x * x where x > 0, else 0,
     y = x * one number
 
-Knows nothing about shapes: values are one after another.
+Knows nothing about shapes: values are contiguous.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _map_some(
 
 
 def launch(call: Call) -> None:
-    """Programs that walk all values: what a row calls T may be those sampled, far fewer than the bucket's tokens."""
+    """Programs in a loop over all values. The row's T may count sampled rows only, far fewer than
+    the bucket's tokens.
+    """
     opcode, N, step = OPCODES[call.name], call.integer("N"), call.tiles.elements
     ends = ("x", "x") if call.name in UNARY else ("a", "b")
     A, B, Y, T = (opcode.words[name] for name in (*ends, "y", "T"))

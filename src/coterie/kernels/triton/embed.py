@@ -1,6 +1,6 @@
-"""embed: y = scale * table[tokens], widened to float32.
+"""embed: y = scale * table[tokens], as float32.
 
-Knows nothing about tokens but that they are rows of the table.
+Knows nothing about tokens except that they index the table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENS, TABLE, Y, T, SCALE = places("embed", "tokens", "table", "y", "T", "scale
 
 @triton.jit
 def _of_group(at, k, GROUP: tl.constexpr, K: tl.constexpr):
-    """What weights k of a packed row have in common with their group: numbers from `at` on, one for each."""
+    """The scales, or zero points, of weights k of a packed row; `at` points to the first group's."""
     numbers = at.to(tl.pointer_type(tl.bfloat16), bitcast=True)
     return tl.load(numbers + k // GROUP, mask=k < K, other=0.0).to(tl.float32)
 
@@ -81,6 +81,6 @@ def _embed(
 
 
 def launch(call: Call) -> None:
-    """A program for a token and a piece of its row."""
+    """A program per token and piece of its row."""
     matrix, step = call.matrix("table", call.integer("D")), call.tiles.elements
     call.launch(_embed, (call.bucket.tokens, triton.cdiv(matrix.K, step)), call.row, STEP=step, **matrix.constants())

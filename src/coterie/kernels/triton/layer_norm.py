@@ -1,4 +1,4 @@
-"""layer_norm: y = (x - mean) / std * weight + bias, over the last axis; the bias may be left out.
+"""layer_norm: y = (x - mean) / std * weight + bias, over the last axis; the bias is optional.
 
 Knows nothing about what the rows are: tokens, or heads of tokens.
 """
@@ -40,7 +40,7 @@ def _layer_norm(
 
 
 def launch(call: Call) -> None:
-    """A program for each row."""
+    """A program per row."""
     per_token, C = call.integer("per_token"), call.integer("C")
     grid = (call.bucket.tokens * per_token,)
     types = {"TYPE": call.type("weight"), "BIAS": call.type("bias")}

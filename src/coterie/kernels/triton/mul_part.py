@@ -1,4 +1,4 @@
-"""mul_part: y = a * some columns of b.
+"""mul_part: y = a * N columns of b, from a given column on.
 
 Knows nothing about what the columns are.
 """
@@ -28,7 +28,7 @@ def _mul_part(row, N: tl.constexpr, B_STEP: tl.constexpr, STEP: tl.constexpr, un
 
 
 def launch(call: Call) -> None:
-    """A program for each token."""
+    """A program per token."""
     N = call.integer("N")
     how = {"N": N, "B_STEP": call.integer("b_step"), "STEP": call.tiles.step(N)}
     call.launch(_mul_part, (call.bucket.tokens,), call.row, **how)

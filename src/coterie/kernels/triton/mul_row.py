@@ -1,4 +1,4 @@
-"""mul_row: y = x * a number for each channel.
+"""mul_row: y = x * row, with one factor per channel.
 
 Knows nothing about what the channels are.
 """
@@ -31,6 +31,6 @@ def _mul_row(row, N: tl.constexpr, STEP: tl.constexpr, unit=None):
 
 
 def launch(call: Call) -> None:
-    """A program for each token."""
+    """A program per token."""
     N = call.integer("N")
     call.launch(_mul_row, (call.bucket.tokens,), call.row, N=N, STEP=call.tiles.step(N))

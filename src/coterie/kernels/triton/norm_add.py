@@ -1,4 +1,4 @@
-"""norm_add: y = residual + norm(x), or that times one number.
+"""norm_add: y = residual + norm(x), optionally times one number.
 
 Knows nothing about what the residual is.
 """
@@ -48,7 +48,7 @@ def _norm_add(
 
 
 def launch(call: Call) -> None:
-    """A program for each row."""
+    """A program per row."""
     D = call.integer("D")
     how = {"TYPE": call.type("norm"), "SHIFT": shift_of(call), "FACTOR": call.type("factor")}
     call.launch(_norm_add, (call.bucket.tokens,), call.row, D=D, **how, STEP=call.tiles.step(D))

@@ -1,17 +1,18 @@
-"""A run of decode steps as one launch: programs that stay walk the rows of the program together, step after step.
+"""A run of decode steps in one launch: a persistent kernel whose programs walk the instruction rows step after step.
 
-    phases, in memory    kind row | kind row | ...    one after another; decode attention is two phases of one row
-    kinds, compiled      kernel, grid, constants      those that occur, each once; found when a program is bound
+    phases, in memory    kind row | kind row | ...    in sequence; decode attention is two phases of one row
+    kinds, compiled      kernel, grid, constants      each distinct one once; found when a program is bound
 
     program 0    units 0, P, 2P ... | meet | units 0, P ... | meet | ... | feed | meet | the next step
     program 1    units 1, P+1   ... | meet | units 1 ...    | meet | ... |      | meet |
 
-What csrc/team.cpp does with threads, but for two things: units are dealt out, not taken, as all programs are alike;
-and a phase is over when all programs have met, whether they had a unit or not. The kernels are those of other launches,
-told which unit is theirs. Rows are read in each step from memory, so a switch of weights compiles nothing.
+This is what csrc/team.cpp does with threads, with two differences: units are assigned, not taken, as all programs run
+equally fast; and a phase ends when all programs have met at a grid barrier, whether they had a unit or not. The kernels
+are those of ordinary launches, told which unit to do. Rows are read from memory in each step, so switching weights
+compiles nothing.
 
-All programs must be on the GPU at once, or those that wait would keep the others out for ever: the launch is
-cooperative, which CUDA refuses where that cannot be.
+All programs must be resident at once, or those that wait would keep the others out for ever: the launch is cooperative,
+which CUDA refuses where that is impossible.
 Knows nothing about what kernels compute, or who puts rows on the GPU.
 """
 
@@ -36,29 +37,29 @@ from coterie.kernels.triton.launch import launches
 from coterie.kernels.triton.rows import WHEN, Launch
 from coterie.kernels.triton.tiles import Tiles
 
-FIRST_PHASE = tl.constexpr(16)  # word of a plan: programs that wait look at the line before it
+FIRST_PHASE = tl.constexpr(16)  # word of a plan where phases begin; programs poll the cache line before it
 ROW_WORDS = tl.constexpr(_ROW_WORDS)
-PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are asked for behind it; -1: none
-NOTHING = (-1, 0)  # to ask for
-LINES = "LINES"  # the parameter of kernels that can ask for their weights
-ALONE = "unit"  # the parameter of kernels that do one unit of work; see arithmetic.along
-TOO_MANY = "too many blocks in cooperative launch"  # CUDA's words, which Triton repeats
+PHASE_WORDS = tl.constexpr(4)  # kind, row, and the kind and row whose weights are prefetched after it; -1: none
+NOTHING = (-1, 0)  # nothing to prefetch
+LINES = "LINES"  # parameter of kernels that can prefetch their weights
+ALONE = "unit"  # parameter of kernels that do one unit of work; see arithmetic.along
+TOO_MANY = "too many blocks in cooperative launch"  # CUDA's error text, as Triton repeats it
 REGISTERS_AT_ONCE, RESERVED_BYTES = 256, 1024  # see programs_that_fit
 
 
 @triton.jit
 def arrive(arrived):
-    """Say that this program has come to a meeting; the count at which all have. What follows must be `wait_for_all`.
+    """Arrive at a meeting (grid barrier); returns the count at which it is complete. `wait_for_all` must follow.
 
-    `arrived` counts every arrival since it was set to 0, and never goes back. The k-th arrival belongs to meeting
-    k // programs, since no program comes to a meeting before all have come to the one before it; so whoever arrives
-    knows the count at which its meeting is complete, and there is nothing to reset that a late program might miss.
+    `arrived` counts all arrivals since it was set to 0, and never decreases. The k-th arrival belongs to meeting k //
+    programs, since no program comes to a meeting before all have come to the previous one. So each program knows the
+    count that completes its meeting, and there is no reset that a late program could miss.
 
-    What a program stored before it came is seen by all who have met: the barrier orders the stores of its threads
-    before the one thread that counts, whose atomic releases them to the GPU; the thread that sees the last arrival
-    acquires them, which drops what its multiprocessor's first-level cache holds; and the second barrier orders the
-    loads of the other threads behind it. So loads may be plain ones, but for `ld.global.nc`, which a cache may answer
-    that nothing drops: a test reads the PTX for the barriers and for such loads.
+    What a program stored before arriving is visible to all after the meeting. The first barrier orders its threads'
+    stores before the thread that counts, whose atomic releases them to the GPU. The thread that sees the last arrival
+    acquires them, which invalidates its multiprocessor's L1 cache, and the second barrier orders the other threads'
+    loads after it. So plain loads suffice, except `ld.global.nc`, which may hit a cache that nothing invalidates: a
+    test reads the PTX for the barriers and for such loads.
     """
     tl.debug_barrier()
     programs = tl.num_programs(0).to(tl.int64)
@@ -68,7 +69,7 @@ def arrive(arrived):
 
 @triton.jit
 def wait_for_all(arrived, complete):
-    """Wait until all programs of the launch have come as often as this one; see `arrive`."""
+    """Wait until all programs of the launch have arrived at this meeting; see `arrive`."""
     while tl.atomic_add(arrived, 0, sem="acquire", scope="gpu") < complete:
         pass
     tl.debug_barrier()
@@ -76,13 +77,13 @@ def wait_for_all(arrived, complete):
 
 @triton.jit
 def meet(arrived):
-    """Wait until all programs of the launch have come here as often as this one."""
+    """Wait until all programs of the launch have arrived here as often as this one."""
     wait_for_all(arrived, arrive(arrived))
 
 
 @triton.jit
 def ask_for(row, unit, KIND):
-    """Ask for the weights of a unit, where there is such a unit and its kernel has weights."""
+    """Prefetch the weights of a unit, if there is such a unit and its kernel has weights."""
     if KIND[4]:
         if unit < KIND[2][0]:
             KIND[0](row, *KIND[5], unit=(unit, 0, 0))
@@ -90,9 +91,9 @@ def ask_for(row, unit, KIND):
 
 @triton.jit
 def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
-    """The units of a phase that are this program's, each while the weights of later ones are on their way.
+    """This program's units of a phase; while one runs, the weights of later ones are prefetched.
 
-    A kind: a kernel, whether it uses scratch, its grid and constants, whether it can ask, and the constants to ask by.
+    A kind: kernel, whether it uses scratch, grid, constants, whether it can prefetch, constants for prefetching.
     """
     X: tl.constexpr = KIND[2][0]
     Y: tl.constexpr = KIND[2][1]
@@ -109,11 +110,11 @@ def units_of(row, scratch, KIND, DEPTH: tl.constexpr):
 
 @triton.jit
 def goes_on(words, state):
-    """Whether there is another step to do. Only `feed` writes what is read here, and nobody reads it meanwhile."""
+    """Whether there is another step. Only `feed` writes what this reads, and never at the same time."""
     return (tl.load(state + ENDED) == 0) & (tl.load(state + DONE) < integer(words, STEPS))
 
 
-# How many phases there are is one word of no use to the compiler, which would else make two kernels of it.
+# Triton would compile two kernels for different values of `count`, without any gain.
 @triton.jit(do_not_specialize=["count"])
 def walk(
     rows,
@@ -129,7 +130,7 @@ def walk(
     STOPS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Walk `count` phases and feed back, until a run is over; `plan` begins with the number of arrivals."""
+    """Walk `count` phases and feed tokens back, until the run is over; `plan` begins with the count of arrivals."""
     going = goes_on(words, state)
     while going:
         for phase in tl.range(0, count, disable_licm=True):
@@ -166,7 +167,9 @@ class Plan:
     def walk(
         self, words: torch.Tensor, feed: torch.Tensor, state: torch.Tensor, stops: torch.Tensor, multiprocessors: int
     ) -> Walk:
-        """What does what is left of a run. words: this plan's, on the GPU; feed, state, stops as feed_launch's."""
+        """The launch that finishes a run. `words`: this plan's, on the GPU; `feed`, `state`,
+        `stops` as in feed_launch.
+        """
         scratch = self.scratch[: self.scratch.numel() // 4 * 4].view(torch.float32)
         phases = (len(self.words) - FIRST_PHASE.value) // PHASE_WORDS.value
         args = (self.rows, words, phases, feed, state, stops, scratch, tuple(map(_compiled, self.kinds)))
@@ -182,7 +185,7 @@ class Plan:
 
 
 class Walk:
-    """A plan on the GPU; calling it launches it. It is compiled by the first call, as all kernels are."""
+    """A plan on the GPU; calling it launches it. The first call compiles it, as with all kernels."""
 
     def __init__(
         self, multiprocessors: int, tiles: Tiles, args: tuple[object, ...], constants: Mapping[str, object]
@@ -192,12 +195,13 @@ class Walk:
         self._launch: Launch | None = None
 
     def __call__(self) -> None:
-        """Launch on the current stream; the first time with fewer programs if CUDA says that not all have room at once.
+        """Launch on the current stream; the first time with fewer programs if CUDA reports that not all are resident at
+        once.
 
-        One place on the GPU stays free: beside programs that take all registers until the run is over, no word that
-        ends it could be copied, nor rows of the next expert. Never fewer programs later: arrivals are counted on from
-        launch to launch, and the count tells meetings apart by how many there are. Raises what CUDA says of the fewest,
-        or of anything else.
+        One place on the GPU stays free: programs that hold all registers until the run is over would leave no room for
+        the kernel that copies a stop word, or rows of the next expert. The number of programs never changes later: the
+        arrival count continues from launch to launch, and is divided by it to tell meetings apart. Raises CUDA's error
+        if the fewest programs fail too, or any other error.
         """
         if self._launch is not None:
             self._launch()
@@ -215,14 +219,15 @@ class Walk:
                 return
 
     def compile(self) -> Any:
-        """What the compiler makes of it for the current GPU; None where it is interpreted."""
+        """The compiled kernel for the current GPU; None under the interpreter."""
         return walk.run(*self._args, grid=(1,), warmup=True, **self._constants)
 
 
 def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.Tensor, tiles: Tiles) -> Plan:
-    """The launches of all rows as phases, one after another. Raises UnsupportedError as launches, and for many tokens.
+    """The launches of all rows as a sequence of phases. Raises UnsupportedError as `launches` does, and for many
+    tokens.
 
-    As with launches, rows and scratch must stay where they are.
+    As with `launches`, rows and scratch must stay in place.
     """
     kinds: list[tuple[object, ...]] = []
     phases = []
@@ -237,13 +242,13 @@ def plan_of(host_rows: I64, rows: torch.Tensor, bucket: Bucket, scratch: torch.T
     words[FIRST_PHASE.value :] = np.array([(*now, *later) for now, later in zip(phases, asked, strict=True)]).reshape(
         -1
     )
-    if bucket.tokens > 1:  # each program needs more registers for its products than asking leaves
+    if bucket.tokens > 1:  # products of several tokens need the registers that prefetching would take
         tiles = replace(tiles, walk_ahead=0)
     return Plan(tuple(kinds), words, rows, scratch, tiles)
 
 
 def _asked(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> list[tuple[int, int]]:
-    """What to ask for behind each phase: the next phase with weights, each once; the first behind the last."""
+    """What to prefetch after each phase: the next phase with weights, each once; after the last, the first."""
     asked, known = [], -1
     for place in range(len(phases)):
         ahead = (
@@ -256,7 +261,8 @@ def _asked(phases: Sequence[tuple[int, int]], has_weights: Sequence[bool]) -> li
 
 
 def _kind(launch: Launch) -> tuple[object, ...]:
-    """What a launch is compiled for, as units_of reads it: numbers behind its row and scratch are compiled in.
+    """What a launch is compiled for, as units_of reads it; numbers among its arguments after row and scratch are
+    constants.
 
     Raises UnsupportedError for a kernel that works in tiles.
     """
@@ -272,7 +278,7 @@ def _kind(launch: Launch) -> tuple[object, ...]:
 
 
 def _compiled(value: Any) -> Any:
-    """Nested compile-time values as Triton takes them in one argument; its interpreter takes them as they are."""
+    """Nested compile-time values, as Triton takes them in one argument; its interpreter takes them unchanged."""
     if isinstance(value, tuple):
         return [*map(_compiled, value)] if INTERPRETED.value else tuple(map(_compiled, value))
     if INTERPRETED.value or hasattr(value, "arg_names"):
@@ -281,7 +287,7 @@ def _compiled(value: Any) -> Any:
 
 
 def _programs(compiled: Any, tiles: Tiles) -> int:
-    """How many programs a multiprocessor has room for, by what the compiler made of the kernel."""
+    """How many programs fit on a multiprocessor, given the compiled kernel."""
     if compiled is None:  # interpreted
         return 1
     compiled._init_handles()
@@ -294,11 +300,11 @@ def _programs(compiled: Any, tiles: Tiles) -> int:
 
 
 def programs_that_fit(registers: int, shared_bytes: int, warps: int, most_registers: int, most_shared: int) -> int:
-    """How many programs share a multiprocessor, by registers of a thread and shared memory of a program.
+    """How many programs fit on a multiprocessor, by registers per thread and shared memory per program.
 
-    Registers are given to warps in steps of 256, and CUDA keeps 1 KiB of shared memory for each program. Source: CUDA
-    C++ Programming Guide, technical specifications of compute capability 8.0 to 12.0. The other limits (32 programs, or
-    1536 threads) are not reached by few warps.
+    Registers are allocated to warps in units of 256, and CUDA reserves 1 KiB of shared memory per program. Source: CUDA
+    C++ Programming Guide, technical specifications of compute capability 8.0 to 12.0. Programs of few warps do not
+    reach the other limits (32 programs, or 1536 threads).
     """
     of_warp = -(-registers * 32 // REGISTERS_AT_ONCE) * REGISTERS_AT_ONCE
     by_shared = (most_shared + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)

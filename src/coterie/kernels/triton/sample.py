@@ -1,10 +1,10 @@
 """sample: draw a token per row: argmax at temperature 0, else from softmax after temperature, top-k, min-p and top-p.
 
-The draw is graph.sampling's and the CPU's: same random number, same order (z down, index up), doubles. Nothing is
-sorted. What is kept is always a beginning of the order, so each step is a search for the logit at which a count or a
-mass passes a bound, 4 bits of it at a time, by sums over all logits; ties are then told apart by their index.
+The draw equals that of graph.sampling and of the CPU: same random number, same order (z down, index up), doubles. There
+is no sort. Every filter keeps a prefix of that order, so each step searches for the logit at which a count or a mass
+passes a bound, 4 bits at a time, by sums over all logits; ties are then resolved by index.
 
-A row that holds a NaN has no order: it draws -1.
+A row with a NaN has no order, and draws -1.
 Knows nothing about requests.
 """
 
@@ -22,12 +22,12 @@ LOGITS, SETTINGS, POSITIONS, ROWS_AT, TOKENS, R = places(
     "sample", "logits", "settings", "positions", "rows", "tokens", "R"
 )
 WORDS = tl.constexpr(SETTING_WORDS)
-BITS, DIGITS = tl.constexpr(4), tl.constexpr(16)  # found at once: 16 bounds are tried
+BITS, DIGITS = tl.constexpr(4), tl.constexpr(16)  # per round: 16 bounds are tried at once
 
 
 @triton.jit
 def uniform(seed, position):
-    """A number in [0, 1) by (seed, position): splitmix64, as graph.sampling says."""
+    """A number in [0, 1) from (seed, position): splitmix64, as in graph.sampling."""
     x = seed.to(tl.uint64) + 0x9E3779B97F4A7C15 * (position.to(tl.uint64) + 1)
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
@@ -36,7 +36,7 @@ def uniform(seed, position):
 
 @triton.jit
 def key_of(z):
-    """A whole number that orders as z does; -0 is made 0."""
+    """An integer key in the order of z, with -0 as 0."""
     bits = (z + 0.0).to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
 
@@ -50,13 +50,13 @@ def value_of(key):
 
 @triton.jit
 def weight_of(z, highest):
-    """What a logit weighs beside the highest."""
+    """exp(z - highest), in float64: a logit's weight relative to the highest."""
     return tl.exp(z.to(tl.float64) - highest.to(tl.float64))
 
 
 @triton.jit
 def scaled(logits, i, V: tl.constexpr, temperature):
-    """Logits i over the temperature, rounded to float32; minus infinity behind the last."""
+    """Logits i over the temperature, in float32; minus infinity beyond the last."""
     x = tl.load(logits + i, mask=i < V, other=-float("inf"))
     return tl.math.div_rn(x, tl.zeros(x.shape, tl.float32) + temperature)
 
@@ -65,7 +65,9 @@ def scaled(logits, i, V: tl.constexpr, temperature):
 def passes(
     logits, temperature, highest, bound, COUNT: tl.constexpr, BEYOND: tl.constexpr, V: tl.constexpr, STEP: tl.constexpr
 ):
-    """The greatest key such that what is not below it counts, or weighs, at least `bound` (more, where BEYOND)."""
+    """The greatest key such that the count (COUNT) or weight of logits at or above it is at least `bound`; above, if
+    BEYOND.
+    """
     key = tl.zeros([1], tl.int64)
     digits = tl.arange(0, DIGITS).to(tl.int64)
     for d in tl.range(1, 32 // BITS + 1):
@@ -103,7 +105,7 @@ def above(logits, temperature, highest, key, V: tl.constexpr, STEP: tl.constexpr
 
 @triton.jit
 def likely(logits, temperature, highest, total, min_p, V: tl.constexpr, STEP: tl.constexpr):
-    """The weight of the logits that are at least min_p times as likely as the first."""
+    """Weight of the logits that are at least min_p times as likely as the most likely one."""
     mass = tl.zeros([STEP], tl.float64)
     for first in tl.range(0, V, STEP):
         i = first + tl.arange(0, STEP)
@@ -114,7 +116,7 @@ def likely(logits, temperature, highest, total, min_p, V: tl.constexpr, STEP: tl
 
 @triton.jit
 def nth_tie(logits, temperature, key, n, V: tl.constexpr, STEP: tl.constexpr):
-    """The index of the n-th logit (from 1) with this key; of the last one where there are fewer."""
+    """Index of the n-th logit (from 1) with this key; of the last one if there are fewer."""
     before = tl.zeros([1], tl.int32)
     found = tl.zeros([1], tl.int32)
     for first in tl.range(0, V, STEP):
@@ -128,7 +130,7 @@ def nth_tie(logits, temperature, key, n, V: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def mass_to(logits, temperature, highest, bound, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr):
-    """The weight of the shortest beginning of the order that weighs at least `bound`."""
+    """Weight of the shortest prefix of the order that weighs at least `bound`."""
     key = passes(logits, temperature, highest, bound, False, False, V, SEARCH)
     _, before = above(logits, temperature, highest, key, V, STEP)
     each = weight_of(value_of(key), highest)
@@ -137,7 +139,7 @@ def mass_to(logits, temperature, highest, bound, V: tl.constexpr, STEP: tl.const
 
 @triton.jit
 def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr):
-    """A token by the settings; none of the logits is NaN."""
+    """Draw a token by the row's settings; no logit is NaN."""
     reals = settings.to(tl.pointer_type(tl.float64), bitcast=True)
     top_k = tl.load(settings + 1)
     top_p = tl.load(reals + 2)
@@ -163,6 +165,7 @@ def draw(logits, temperature, highest, settings, position, V: tl.constexpr, STEP
 def _sample(
     row, V: tl.constexpr, STEP: tl.constexpr, SEARCH: tl.constexpr, UNROLL: tl.constexpr, WHEN: tl.constexpr, unit=None
 ):  # fmt: skip
+    """A program has one row of logits [V]; one pass finds NaN and the maximum, and sampling needs more."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     r = along(unit, 0)
@@ -195,7 +198,7 @@ def _sample(
 
 
 def launch(call: Call) -> None:
-    """A program for a row."""
+    """A program per sampled row."""
     tiles, V = call.tiles, call.integer("V")
     how = {"STEP": min(tiles.vocabulary, power_of_two(V)), "SEARCH": min(tiles.vocabulary_search, power_of_two(V))}
     how["UNROLL"] = tiles.vocabulary_unroll

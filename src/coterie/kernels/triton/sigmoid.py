@@ -1,8 +1,8 @@
 """sigmoid: y = 1 / (1 + exp(-x)), and sigmoid_mul: y = a * sigmoid(x).
 
-x is read in rows of C numbers, `x_step` apart and from `x_first` on: some heads of a projection that has others between
-them.
-Knows nothing about what is opened.
+x is read in rows of C values, `x_step` apart, from `x_first` on: some heads of a projection that interleaves them with
+others.
+Knows nothing about what is gated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _open(
 
 
 def launch(call: Call) -> None:
-    """Programs that walk all values."""
+    """Programs in a loop over all values."""
     N, step, tiles = call.integer("N"), call.tiles.elements, call.tiles
     programs = min(triton.cdiv(call.bucket.tokens * N, step), tiles.mapping * tiles.multiprocessors)
     how: dict[str, object] = {"N": N, "C": call.integer("C"), "X_FIRST": call.integer("x_first")}
@@ -67,5 +67,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What is left for the next row."""
+    """Bytes of what is staged for the next launch."""
     return staged_ahead_bytes(call, call.integer("N"))

@@ -25,6 +25,6 @@ def _take(row, D: tl.constexpr, STEP: tl.constexpr, unit=None):
 
 
 def launch(call: Call) -> None:
-    """A program for a row and a piece of it."""
+    """A program per row and piece of it."""
     D, step = call.integer("D"), call.tiles.elements
     call.launch(_take, (call.bucket.sampled, triton.cdiv(D, step)), call.row, D=D, STEP=step)

@@ -1,8 +1,8 @@
 """xielu: y = a * x * x + beta * x where x > 0, else b * (exp(min(x, eps)) - 1 - x) + beta * x.
 
-    a = softplus(alpha_p), b = beta + softplus(alpha_n); all four are weights of one number
+    a = softplus(alpha_p), b = beta + softplus(alpha_n); all four parameters are single numbers
 
-Source: Huang and Schlag 2024 (arXiv 2411.13010). Knows nothing about shapes: values are one after another.
+Source: Huang and Schlag 2024 (arXiv 2411.13010). Knows nothing about shapes: values are contiguous.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _number(row, at: tl.constexpr, TYPE: tl.constexpr):
 
 @triton.jit
 def _beyond_line(x):
-    """exp(x) - 1 - x for x <= 0: near 0 by its Taylor polynomial of degree 9."""
+    """exp(x) - 1 - x for x <= 0: near 0 by its Taylor polynomial of degree 9, to avoid cancellation."""
     p = x * (1.0 / 362880.0) + 1.0 / 40320.0
     p = p * x + 1.0 / 5040.0
     p = p * x + 1.0 / 720.0
@@ -59,7 +59,7 @@ def _map(
 
 
 def launch(call: Call) -> None:
-    """Programs that walk all values."""
+    """Programs in a loop over all values."""
     N, step, tiles = call.integer("N"), call.tiles.elements, call.tiles
     programs = min(triton.cdiv(call.bucket.tokens * N, step), tiles.mapping * tiles.multiprocessors)
     types = zip(("P_TYPE", "N_TYPE", "BETA_TYPE", "EPS_TYPE"), map(call.type, NUMBERS), strict=True)

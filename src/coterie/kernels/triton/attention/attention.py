@@ -1,16 +1,16 @@
 """attention: softmax(scale * q @ k.T, causal, within the window) @ v over the pages of each token's sequence.
 
-A token whose sequence has no other token beside it in the step is alone, as all are in decode:
+A token is alone if its sequence has no other token in the step, as in decode:
 
-    alone       a program has the query heads of a kv head and one span of the context, at a multiple of its length; it
-                leaves sums, a maximum and a total in scratch, and a second launch joins a token's spans in order; of a
-                window there are as many as it may touch
+    alone       a program has the query heads of a kv head and one span of the context, which begins at a multiple of
+                its length; it writes an unnormalised sum, a maximum and a total to scratch, and a second launch
+                combines a token's spans in order (split-K); with a window, only spans that it can touch
     together    a program has a tile of tokens x query heads of a kv head, see attention_chunks.py
 
-A step with both kinds launches both, and each passes over the tokens of the other. Alone, queries and weights are
-multiplied in two halves of their bits, so the result is that of float32 but for 2^-16; together, they are rounded to
-the pages' type. A token's result depends on whether it is alone (or on the bucket, where that is for one sequence), and
-on nothing else of the batch. Tokens of a sequence must follow one another in the step.
+A step with both kinds launches both kernels, and each skips the other's tokens. For lone tokens, queries and softmax
+weights are split in two values of the pages' type, so results differ from float32 by 2^-16; together, they are rounded
+to that type. A token's result depends on whether it is alone (or on the bucket, where that has one sequence), and on
+nothing else of the batch. Tokens of a sequence must be adjacent in the step.
 
 Knows nothing about who owns the pages.
 """
@@ -73,7 +73,7 @@ def _pages_at(
     BLOCK_BYTES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Pointers to keys and to values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
+    """Pointers to keys and to values [len(j), CHANNELS] at positions j of a sequence; `there` masks the block table."""
     c = tl.arange(0, CHANNELS)
     block = block_of(row, PAGES, sequence, j, there, Z)
     keys = page_at(row, PAGES, block, j, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)
@@ -95,7 +95,7 @@ def _pages_of(
     BLOCK_BYTES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Keys and values [len(j), CHANNELS] of positions j of a sequence, where they are there."""
+    """Keys and values [len(j), CHANNELS] at positions j of a sequence; 0 where `there` is false."""
     keys, values = _pages_at(row, sequence, head, j, there, KV_TYPE, K, C, Z, BLOCK_BYTES, CHANNELS)
     mask = there[:, None] & (tl.arange(0, CHANNELS) < C)[None, :]
     return tl.load(keys, mask=mask, other=0.0), tl.load(values, mask=mask, other=0.0)
@@ -103,7 +103,11 @@ def _pages_of(
 
 @triton.jit
 def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV_TYPE: tl.constexpr):
-    """Attend to keys and values [STEP, CHANNELS] with queries [M, CHANNELS], where positions are seen."""
+    """One online-softmax step: queries [M, CHANNELS] with keys and values [STEP, CHANNELS] at positions that are
+    `seen`.
+
+    Returns the new maximum, total and sum of weighted values, in float32.
+    """
     scores = _product(tl.zeros([q.shape[0], k.shape[0]], tl.float32), q, tl.trans(k), KV_TYPE) * scale
     if CAPPED:
         scores = softcap_of(scores, cap)
@@ -118,7 +122,7 @@ def _attend(q, k, v, top, total, acc, scale, cap, seen, CAPPED: tl.constexpr, KV
 
 @triton.jit
 def _product(acc, a, b, TYPE: tl.constexpr):
-    """acc + a @ b where a is float32: as the sum of two numbers of the type of b."""
+    """acc + a @ b for float32 a, split in two values of b's type: its rounding and what that leaves."""
     upper = narrow(a, TYPE)
     acc = add_product(acc, upper, b)
     if TYPE != tl.float32:
@@ -128,14 +132,14 @@ def _product(acc, a, b, TYPE: tl.constexpr):
 
 @triton.jit
 def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
-    """What a token sees of a span: positions [low, high). LIMITED: the first span has the first that it sees."""
+    """Positions [low, high) of a span that a token sees. LIMITED: spans count from the first one that it sees."""
     first = first_seen(position, integer(row, WINDOW))
     if LIMITED:
         span += first // SPAN
     return tl.maximum(first, span * SPAN), tl.minimum(position + 1, (span + 1) * SPAN)
 
 
-# How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.
+# `spans` follows from the bucket's context and is not specialised, or contexts would compile kernels of their own.
 @triton.jit(do_not_specialize=["spans"])
 def _alone(
     row,
@@ -161,13 +165,18 @@ def _alone(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (i, kv head, span) attends the span for sequence i's lone token; to y if there is ONE span, else to
+    partials.
+
+    partials: [sequences, H, spans, C + 2] of sums, maximum, total, in float32.
+    """
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
     position = tl.load(pointer(row, PAGES, tl.int32) + t, mask=alone, other=-1)
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t, mask=alone, other=0)
     low, high = _seen_of(row, position, span, SPAN, LIMITED)
-    # The first step's keys and values; but for the token's own, where the launch before this one may be storing those.
+    # The first step's keys and values, without the token's own: the previous launch may still be storing those.
     first, c = low // STEP * STEP, tl.arange(0, CHANNELS)
     j = first + tl.arange(0, STEP)
     old = (j >= low) & (j < high)
@@ -226,7 +235,9 @@ def join(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Of a query head of a token that is alone: the sums of its spans, put together in their order, to y."""
+    """y of one query head of a lone token: its spans' partial results, combined in order. A program per (sequence,
+    head).
+    """
     let_next_begin(WHEN)
     i, head = along(unit, 0), along(unit, 1)
     t, alone = only_token(row, i, DECODES, SEARCH)
@@ -263,7 +274,7 @@ def join(
 
 
 def _spans(call: Call) -> tuple[int, bool]:
-    """How many spans a token may see, and whether its window leaves fewer than there are."""
+    """How many spans a token may see, and whether its window leaves fewer than the context has."""
     (span, _), window = call.tiles.span(call.integer("C")), call.integer("window")
     every = max(triton.cdiv(call.bucket.context, span), 1)
     of_window = triton.cdiv(window - 1, span) + 1 if window > 0 else every
@@ -273,7 +284,7 @@ def _spans(call: Call) -> tuple[int, bool]:
 def launch(call: Call) -> None:
     """Decode by spans of the context, chunks by tiles of tokens; both where the step may have both.
 
-    A bucket for many tokens of one sequence has chunks only: a token that comes alone there is one.
+    A bucket for many tokens of one sequence has chunks only, even where a token comes alone.
     """
     pages, H, tiles, bucket = Pages.of(call), call.integer("H"), call.tiles, call.bucket
     channels = channels_of(pages.C)
@@ -288,7 +299,7 @@ def launch(call: Call) -> None:
             return
     partials = call.scratch_as(tl.float32, _partials(call))
     split = {"SPAN": span, "LIMITED": limited, "DECODES": bucket.decodes, "SEARCH": tiles.elements}
-    sink = call.type("sinks")  # for whoever puts results out
+    sink = call.type("sinks")  # for the kernel that stores y
     wide = TORCH[pages.KV_TYPE].itemsize * channels
     how = {
         "CAPPED": is_capped(call),
@@ -302,7 +313,7 @@ def launch(call: Call) -> None:
     kernel, stages = _alone, 3
     if channels > WIDE:
         how["STEP"] = STEP_FLOAT32 if pages.KV_TYPE is tl.float32 else tiles.wide_step
-        kernel, warps, stages = alone_wide, WARPS, 1  # two steps of keys and values have no room in shared memory
+        kernel, warps, stages = alone_wide, WARPS, 1  # shared memory has no room for two steps of keys and values
     call.launch(kernel, grid, call.row, partials, spans, **shared, **how, **split, num_warps=warps, num_stages=stages)
     if spans > 1:
         grid = (bucket.sequences, H)
@@ -311,7 +322,9 @@ def launch(call: Call) -> None:
 
 
 def _check_biased(call: Call, C: int) -> None:
-    """Raise UnsupportedError where biases by distance would be left out: by wide heads, and by decode's kernels."""
+    """Raise UnsupportedError where kernels would ignore biases by distance: those for wide heads,
+    and those for decode.
+    """
     fact = ""
     if channels_of(C) > WIDE:
         fact = f"heads of {C} channels with biases by distance are not supported, {WIDE} are"
@@ -328,5 +341,5 @@ def _partials(call: Call) -> int:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What partial results take, a number for each sequence, head, span and channel, or what is staged ahead."""
+    """Bytes of partial results, or of what is staged for the next launch."""
     return max(4 * _partials(call), staged_ahead_bytes(call, call.integer("H") * call.integer("C")))

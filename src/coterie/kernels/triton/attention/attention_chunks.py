@@ -1,7 +1,7 @@
-"""attention of chunks: tokens that have others of their sequence beside them in the step, in tiles of tokens x heads.
+"""attention of chunks: tokens with others of their sequence in the same step, in tiles of tokens x query heads.
 
-A program has the query heads of a kv head for some tokens, and walks the context of each sequence among them with an
-online softmax. Steps of which each token sees all are not masked: of a long context, all but the last ones.
+A program has the query heads of a kv head for some tokens, and walks the context of each of their sequences with an
+online softmax, in float32. Steps that all tokens see whole are not masked: of a long context, all but the last few.
 Knows nothing about tokens that are alone.
 """
 
@@ -34,18 +34,18 @@ from coterie.kernels.triton.tiles import power_of_two
 Q, PAGES, Y, T, HEADS, SCALE, WINDOW, CAP, GROWTH, EVERY, SINKS = places(
     "attention", "q", "positions", "y", "T", "H", "scale", "window", "cap", "growth", "every", "sinks"
 )
-MIN_DOT = 16  # rows and channels of the smallest product on tensor cores
-NARROW = 64  # channels that the tiles are for; more of them take the registers of queries
-MIN_QUERIES = 64  # of a product of Hopper's tensor cores
+MIN_DOT = 16  # smallest number of rows or channels that tl.dot accepts
+NARROW = 64  # channels that tiles.queries is for; with more channels, a tile has fewer queries
+MIN_QUERIES = 64  # rows of a product on Hopper's tensor cores
 WIDE = tl.constexpr(_WIDE)
-# Of heads that are wide: queries of a tile, positions that it reads at once, warps; of float32, which is larger, fewer.
+# Wide heads: queries per tile and warps; for float32 pages: queries, positions read at once, warps.
 WIDE_QUERIES, WIDE_WARPS, WIDE_FLOAT32 = 32, 8, (16, 16, 8)
 LOG2_E = tl.constexpr(1 / log(2))
 
 
 @triton.jit
 def grown(row, position, GROWS: tl.constexpr):
-    """How many times as large queries at positions are; 1 where they do not grow."""
+    """The factor on queries at these positions, 1 + growth * log(1 + position // every); 1 where they do not grow."""
     factor = 1.0
     if GROWS:
         steps = (position // integer(row, EVERY).to(tl.int32)).to(tl.float32)
@@ -55,7 +55,7 @@ def grown(row, position, GROWS: tl.constexpr):
 
 @triton.jit
 def sink_of(row, head, mask, SINK: tl.constexpr):
-    """The sinks of query heads: scores of no value, each of which joins a total once, where a result is put out."""
+    """Attention sinks of query heads: scores without a value, which are added to the softmax total once, at the end."""
     sink = 0.0
     if SINK is not None:
         sink = tl.load(pointer(row, SINKS, SINK) + head, mask=mask, other=0.0).to(tl.float32)
@@ -64,7 +64,7 @@ def sink_of(row, head, mask, SINK: tl.constexpr):
 
 @triton.jit
 def among_at(sequence, t, tokens, mask):
-    """The sequence of tokens t, and whether a token beside them is of the same one."""
+    """The sequence of tokens t, and whether the token before or after is of the same one."""
     mine = tl.load(sequence + t, mask=mask, other=-1)
     before = tl.load(sequence + t - 1, mask=mask & (t > 0), other=-1)
     after = tl.load(sequence + t + 1, mask=mask & (t + 1 < tokens), other=-1)
@@ -94,16 +94,17 @@ def _blocks(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Attend to positions [low, high) in steps: queries q [M, CHANNELS] see [first, last) of them, or all (SEEN).
+    """Online softmax over positions [low, high), STEP at a time: queries q [M, CHANNELS] see [first, last), or all
+    (SEEN).
 
-    `table` has the sequence's blocks; `slots` [STEP, CHANNELS] are where a step's keys would be in block 0. Scores are
-    exponents of two: q was scaled so; or it was divided by the cap, and what is capped is scaled so. `state` is the
-    largest score, the sum of weights, and that of weighted values.
+    `table` is the sequence's block table; `slots` [STEP, CHANNELS] point to a step's keys as if they were in block 0.
+    Scores are exponents of two: q was scaled for that or, with a cap, divided by it, and the capped score is scaled.
+    `state` is (maximum score, sum of weights, sum of weighted values).
     """
     top, total, acc = state
     i = tl.arange(0, STEP)
     there = (tl.arange(0, slots.shape[1]) < C)[None, :]
-    # The blocks of a step are loaded one step ahead of what lies in them.
+    # Block numbers are loaded one step before the keys that need them.
     block = tl.load(table + (low + i) // Z, mask=low + i < high, other=0)
     for start in tl.range(low, high, STEP):
         j = start + i
@@ -146,7 +147,9 @@ def _blocks(
 
 @triton.jit
 def _scaled(row, q, position_M, CAPPED: tl.constexpr, GROWS: tl.constexpr, KV_TYPE: tl.constexpr):
-    """Queries [M, CHANNELS] as products take them, for scores that are exponents of two, and the cap of those."""
+    """Queries [M, CHANNELS] scaled and rounded to KV_TYPE, so that scores are exponents of two; and
+    the cap of these.
+    """
     scale, cap = real(row, SCALE) * LOG2_E, (real(row, CAP) * LOG2_E).to(tl.float32)
     if CAPPED:
         scale = real(row, SCALE) / real(row, CAP)
@@ -175,7 +178,9 @@ def _context(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The largest score, the sums of weights and of weighted values, of the queries that are `mine`."""
+    """Attend from the queries that are `mine` to their context: the maximum score, and sums of weights and weighted
+    values.
+    """
     slots = kv + (tl.arange(0, STEP) % Z)[:, None] * C + tl.arange(0, q.shape[1])[None, :]
     high = tl.max(tl.where(mine, position_M + 1, 0), axis=0)
     last_M = tl.where(mine, position_M + 1, 0)
@@ -192,7 +197,7 @@ def _context(
             state, q, table, slots, low, tl.minimum(whole, high), low_M, last_M, cap, near, SLOPES, CAPPED, False, True,
             KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
         )  # fmt: skip
-    # Steps of which each token sees all need no mask, and are most of a long context.
+    # Steps that every token sees whole need no mask; a long context is mostly these.
     end_of_all = tl.min(tl.where(mine, position_M + 1, 2147483647), axis=0) // STEP * STEP
     state = _blocks(
         state, q, table, slots, whole, end_of_all, low_M, last_M, cap, near, SLOPES, CAPPED, True, WINDOWED,
@@ -206,7 +211,7 @@ def _context(
 
 @triton.jit
 def _with_sinks(row, head, mask, total, top, SINK: tl.constexpr):
-    """Sums of weights, which are exponentials of two from the largest score on, with those of sinks."""
+    """Sums of weights, which are 2^(score - top), plus those of sinks."""
     if SINK is not None:
         total += tl.exp2(sink_of(row, head, mask, SINK) * LOG2_E - top)
     return total
@@ -220,10 +225,14 @@ def _together(
     BIAS: tl.constexpr, SLOPES: tl.constexpr, WINDOWED: tl.constexpr, BOTH: tl.constexpr, SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
 ):  # fmt: skip
+    """Program (kv head, tile): TOKENS tokens x GROUP query heads, one run of a sequence's tokens after another.
+
+    y [T, H, C] is stored in float32 if STORED, and rounded to AHEAD for the next launch if that is a type.
+    """
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     tokens, sequence_at = integer(row, T), pointer(row, PAGES + SEQUENCE, tl.int32)
-    # The last tokens of a chunk see most: of all heads, they come first.
+    # The last tokens of a chunk have the most work: for all heads, they come first.
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * TOKENS
     head, m = tl.program_id(0), tl.arange(0, TOKENS * GROUP)
     t = first + m // GROUP
@@ -256,8 +265,8 @@ def _together(
                 q, table, kv, mine, position_M, low_M, cap, near, SLOPES, CAPPED, WINDOWED,
                 KV_TYPE, K, C, Z, BLOCK_BYTES, STEP,
             )  # fmt: skip
-        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
-        # from a number that is read here, or it would be found before the steps, which have no registers for it.
+        # Only this run's rows are stored: other rows were computed too, and may be NaN. The offset uses a size that is
+        # loaded here, or the compiler would compute it before the loop, which has no registers to spare.
         mask = mine[:, None] & (c < C)[None, :]
         at = (m // GROUP * integer(row, HEADS) + head * (H // K) + m % GROUP)[:, None] * C + c[None, :]
         y = acc / _with_sinks(row, head * (H // K) + m % GROUP, mine, total, top, SINK)[:, None]
@@ -269,7 +278,7 @@ def _together(
 
 
 def launch_chunks(call: Call, H: int, pages: Pages) -> None:
-    """A program for each kv head and tile of tokens; it stores nothing for tokens that are alone among sequences."""
+    """A program for each kv head and tile of tokens. It stores nothing for tokens that are alone in their sequences."""
     tiles, group, channels = call.tiles, power_of_two(H // pages.K), channels_of(pages.C)
     float32, wide = pages.KV_TYPE is tl.float32, 1 + (channels > 128)
     if channels > WIDE.value:
@@ -294,7 +303,7 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
         "BOTH": biased is None and call.integer("window") < 0,
         "SINGLE": call.bucket.sequences == 1,
         "num_warps": warps,
-        "num_stages": 1 if channels > WIDE.value else tiles.chunk_stages,  # more have no room in shared memory
+        "num_stages": 1 if channels > WIDE.value else tiles.chunk_stages,  # shared memory has no room for more
     }
     if channels <= NARROW:
         how["maxnreg"] = tiles.chunk_registers
@@ -305,15 +314,15 @@ def launch_chunks(call: Call, H: int, pages: Pages) -> None:
 
 
 def is_capped(call: Call) -> bool:
-    """Whether scores are capped: the bits of a cap of 0 are 0."""
+    """Whether scores are capped: a cap of 0.0 has bits of 0."""
     return call.integer("cap") != 0
 
 
 def is_growing(call: Call) -> bool:
-    """Whether queries are larger at later positions."""
+    """Whether queries grow with their position."""
     return call.integer("growth") != 0
 
 
 def channels_of(C: int) -> int:
-    """How many channels a tile has, for tensor cores."""
+    """Channels of a tile, padded for tensor cores."""
     return max(power_of_two(C), MIN_DOT)

@@ -1,5 +1,4 @@
-"""Which positions of its sequence a token sees: those before it, within a window, or within one that reaches both ways;
-and the biases of scores by how far two stand apart.
+"""Which positions a token sees (all up to its own, a window of these, or a window to both sides), and distance biases.
 
 Knows nothing about how they are attended to.
 """
@@ -24,11 +23,13 @@ def first_seen(position, window):
 
 @triton.jit
 def own_position(sequence_at, t, sequence, last, tokens, here):
-    """Where tokens stand whose whole text, up to position `last`, is in the step: the text's last token there is as far
-    behind them as that.
+    """Positions of tokens whose whole text, up to position `last`, is in the step: found from the distance to its last
+    token.
+
+    The text's end is found by bisection over the tokens' sequences.
     """
     inside, outside = t, tl.minimum(t + last + 1, tokens)
-    for _ in range(31):  # halves an interval of at most so many bits
+    for _ in range(31):  # bisection of an interval of up to 31 bits
         middle = (inside + outside) // 2
         same = tl.load(sequence_at + middle, mask=here, other=-1) == sequence
         open = here & (outside - inside > 1)
@@ -38,9 +39,10 @@ def own_position(sequence_at, t, sequence, last, tokens, here):
 
 @triton.jit
 def seen_of(window, sequence_at, t, sequence_M, position_M, tokens, here, BOTH: tl.constexpr):
-    """The first and the last position that tokens see, whose own one is `position_M`.
+    """The first and the last position that each token sees; `position_M` is its own.
 
-    BOTH: a window below 0 reaches as far behind a token as before it, and `position_M` is the last of its text.
+    BOTH: a negative window reaches -window - 1 positions to either side, and `position_M` is the last of the token's
+    text.
     """
     low_M = first_seen(position_M, window)
     if BOTH:
@@ -53,8 +55,8 @@ def seen_of(window, sequence_at, t, sequence_M, position_M, tokens, here, BOTH: 
 
 @triton.jit
 def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, BIAS: tl.constexpr):
-    """What bias_of takes of the queries of tokens t, all of it tensors: Triton takes no tuple with None in it for a
-    function's result.
+    """The first argument of bias_of for tokens t, tensors only: Triton functions cannot return a tuple that contains
+    None.
     """
     own_M = own_position(sequence_at, t, sequence_M, last_M, tokens.to(tl.int32), here)
     biases_M, buckets = pointer(row, TABLE, BIAS) + head_M, pointer(row, BUCKETS, tl.float32)
@@ -63,8 +65,9 @@ def near_of(row, sequence_at, t, sequence_M, last_M, tokens, here, head_M, BIAS:
 
 @triton.jit
 def bias_of(near, j, SLOPES: tl.constexpr):
-    """What is added to the scores of keys j: `near` has the places of queries, where their heads' biases are in a row
-    of the table, the buckets of distances, how far these reach, and how long a row is. SLOPES: there is one row.
+    """Biases added to the scores of keys j. `near`: query positions, pointers to their heads' biases in the table's
+    first row, buckets of distances, the largest distance in these, and the table's row length. SLOPES: one row of
+    slopes (ALiBi).
     """
     own_M, biases_M, buckets, reach, heads = near
     behind = j[None, :] - own_M[:, None]

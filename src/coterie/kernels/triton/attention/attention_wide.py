@@ -1,8 +1,8 @@
-"""attention of tokens that are alone, whose heads are wide: more than 256 channels, as some layers of Gemma 4 have.
+"""attention of lone tokens with wide heads: more than 256 channels, as some layers of Gemma 4 have.
 
-As attention.py's, but with products turned about, as in latent_attention.py: keys are the left operand of scores, and
-values, transposed, of sums. Both then come from shared memory; a query of 512 channels as the left operand takes more
-registers than a thread has. Knows nothing about tokens that have others of their sequence beside them.
+As in attention.py, but with transposed products, as in latent_attention.py: keys are the left operand for scores, and
+transposed values for sums. Both operands then come from shared memory; queries of 512 channels as the left operand
+would take more registers than a thread has. Knows nothing about tokens with others of their sequence in the step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARPS = 8
 STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 
 
-# How many spans there are follows from the bucket's context: a number, or each context would have kernels of its own.
+# `spans` follows from the bucket's context and is not specialised, or contexts would compile kernels of their own.
 @triton.jit(do_not_specialize=["spans"])
 def alone_wide(
     row,
@@ -55,7 +55,9 @@ def alone_wide(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """A program has the query heads of a kv head and one span; its sums go to `partials`, or to y where it is ONE."""
+    """A program has the query heads of a kv head and one span; results go to `partials`, or to y if
+    there is ONE span.
+    """
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)

@@ -1,4 +1,4 @@
-"""kv_append: store k and v at (page of position, layer), rounded to the pages' type.
+"""kv_append: store k and v [T, K, C] in the page of each token's position, rounded to the pages' type.
 
 Knows nothing about where k and v come from.
 """
@@ -43,7 +43,7 @@ def _append(
 
 
 def launch(call: Call) -> None:
-    """A program for a token."""
+    """A program per token."""
     pages = Pages.of(call)
     heads, channels = power_of_two(pages.K), power_of_two(pages.C)
     call.launch(_append, (call.bucket.tokens,), call.row, **pages.constants(), HEADS=heads, CHANNELS=channels)

@@ -1,6 +1,7 @@
-"""norm_rope_append: q and k normed, each head or all of a token together, and rotated; q is stored, k and v to pages.
+"""norm_rope_append: q and k normed, per head or over all heads of a token, and rotated; q is stored, k and v go to
+pages.
 
-Of each head the first TURNED channels are rotated: all, some or none. q is read in rows STEP apart, from FIRST on.
+Of each head the first TURNED channels are rotated: all, some or none. Rows of q to read are STEP apart, from FIRST on.
 Knows nothing about where q, k and v come from.
 """
 
@@ -40,7 +41,9 @@ def _heads(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """First and second channels of pairs [HEADS, HALF] of token t's heads, normed WIDTH at a time and turned."""
+    """First and second channels of pairs [HEADS, HALF] of token t's heads, normed over WIDTH channels each, and
+    rotated.
+    """
     h, i = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     mask = (h < H) & (i < C // 2)
     first, apart = h * C + pair_first(i, C, TURNED, INTERLEAVED), pair_apart(i, C, TURNED, INTERLEAVED)
@@ -135,7 +138,7 @@ def _norm_rope_append(
 
 
 def launch(call: Call) -> None:
-    """For each token a program with its queries and one with its keys and values."""
+    """Two programs per token: one for its queries, one for its keys and values."""
     pages, H = Pages.of(call), call.integer("H")
     norms = {"Q_TYPE": call.type("q_norm"), "K_TYPE": call.type("k_norm")}
     widths = {"Q_WIDTH": call.integer("q_width"), "K_WIDTH": call.integer("k_width"), "H": H}

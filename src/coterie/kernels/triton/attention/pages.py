@@ -1,6 +1,6 @@
-"""Where a position's keys and values are: pages of Z tokens laid out [layer][k or v][kv head][Z][C].
+"""Addresses of keys and values in the KV cache: pages of Z tokens laid out [layer][k or v][kv head][Z][C].
 
-Or where the one row of a position is that all heads share (latent attention): pages laid out [layer][Z][C].
+For latent attention, a position has one row that all heads share: pages are laid out [layer][Z][C].
 
 Knows nothing about who owns the pages.
 """
@@ -16,7 +16,7 @@ from coterie.kernels.cpu import OPCODES
 from coterie.kernels.triton.arithmetic import integer, pointer
 from coterie.kernels.triton.rows import TYPES, Call
 
-# The operands of pages follow each other alike in every instruction that has them: so far behind `positions`.
+# Page operands have the same order in every instruction with pages: these are their offsets from `positions`.
 _WORDS = OPCODES["kv_append"].words
 SEQUENCE, TABLES, WIDTH, KV, LAYER = (
     tl.constexpr(_WORDS[name] - _WORDS["positions"])
@@ -26,7 +26,7 @@ SEQUENCE, TABLES, WIDTH, KV, LAYER = (
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What kernels are compiled for: the pages' type, K kv heads of C channels, Z tokens in BLOCK_BYTES."""
+    """Compile-time parameters: the pages' type, K kv heads of C channels, Z tokens per page, BLOCK_BYTES per block."""
 
     KV_TYPE: tl.dtype
     K: int
@@ -36,7 +36,7 @@ class Pages:
 
     @staticmethod
     def of(call: Call) -> Pages:
-        """Those of a call."""
+        """The parameters of a call."""
         K, C, Z, size = (call.integer(name) for name in ("K", "C", "Z", "block_bytes"))
         return Pages(TYPES[call.dtype("kv")], K, C, Z, size)
 
@@ -47,7 +47,7 @@ class Pages:
 
 @triton.jit
 def block_of(row, PAGES: tl.constexpr, sequence, position, mask, Z: tl.constexpr):
-    """The blocks that hold positions of sequences, by the block table."""
+    """Blocks that hold positions of sequences, from the block table."""
     tables = pointer(row, PAGES + TABLES, tl.int32)
     return tl.load(tables + sequence * integer(row, PAGES + WIDTH) + position // Z, mask=mask, other=0)
 
@@ -66,7 +66,7 @@ def page_at(
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
-    """Pointers to channel 0 of a kv head's keys (part 0) or values (part 1) at positions, whose blocks are given."""
+    """Pointers to channel 0 of a kv head's keys (part 0) or values (part 1) at positions in the given blocks."""
     layer = integer(row, PAGES + LAYER)
     blocks = pointer(row, PAGES + KV, tl.uint8) + block.to(tl.int64) * BLOCK_BYTES
     return blocks.to(tl.pointer_type(KV_TYPE), bitcast=True) + (((layer * 2 + part) * K + head) * Z + position % Z) * C
@@ -83,7 +83,7 @@ def latent_row_at(
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
-    """Pointers to number 0 of the latent rows at positions, whose blocks are given."""
+    """Pointers to the start of the latent rows at positions in the given blocks."""
     blocks = pointer(row, PAGES + KV, tl.uint8) + block.to(tl.int64) * BLOCK_BYTES
     rows = blocks.to(tl.pointer_type(KV_TYPE), bitcast=True)
     return rows + (integer(row, PAGES + LAYER) * Z + position % Z) * C
@@ -102,7 +102,7 @@ def token_at(
     Z: tl.constexpr,
     BLOCK_BYTES: tl.constexpr,
 ):
-    """Pointers to channel 0 of kv heads' keys and of their values, at the position of token t of the step."""
+    """Pointers to channel 0 of kv heads' keys and of their values, at the position of the step's token t."""
     sequence = tl.load(pointer(row, PAGES + SEQUENCE, tl.int32) + t)
     block = block_of(row, PAGES, sequence, position, True, Z)
     keys = page_at(row, PAGES, block, position, 0, head, KV_TYPE, K, C, Z, BLOCK_BYTES)

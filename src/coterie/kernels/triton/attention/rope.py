@@ -1,4 +1,5 @@
-"""rope: rotate pairs of the first channels of each head, halves or neighbours, by position * inv_freq; others pass.
+"""rope: rotate pairs of each head's first channels, halves or neighbours, by position * inv_freq; the others pass
+through.
 
 Knows nothing about queries or keys.
 """
@@ -17,7 +18,7 @@ X, POSITIONS, INV_FREQ, Y, T, SCALE = places("rope", "x", "positions", "inv_freq
 
 @triton.jit
 def rotation(positions, inv_freq, scale):
-    """Cosine and sine of positions * inv_freq, the product rounded to float32 as everywhere, times scale."""
+    """Cosine and sine of positions * inv_freq, times scale. The angle is rounded to float32, as on all devices."""
     angle = positions.to(tl.float32) * inv_freq
     return tl.cos(angle) * scale, tl.sin(angle) * scale
 
@@ -26,7 +27,7 @@ def rotation(positions, inv_freq, scale):
 def angles_of_pairs(
     row, INV_FREQ_AT: tl.constexpr, SCALE_AT: tl.constexpr, position, i, C: tl.constexpr, TURNED: tl.constexpr
 ):
-    """Cosines and sines that turn pairs i of channels at positions; 1 and 0 of pairs that pass."""
+    """Cosines and sines for channel pairs i at positions; 1 and 0 for pairs that pass through."""
     inv_freq = tl.load(pointer(row, INV_FREQ_AT, tl.float32) + i, mask=i < TURNED // 2, other=0.0)
     cosine, sine = rotation(position, inv_freq, real(row, SCALE_AT).to(tl.float32))
     if TURNED < C:
@@ -37,7 +38,7 @@ def angles_of_pairs(
 
 @triton.jit
 def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The first channel of pair i: those of the first TURNED channels, and then those of channels that pass."""
+    """The first channel of pair i: pairs of the TURNED channels come first, then pairs of those that pass through."""
     first = i
     if INTERLEAVED:
         first = 2 * i
@@ -48,13 +49,13 @@ def pair_first(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constex
 
 @triton.jit
 def pair_to_second(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """How far behind it the second one is."""
+    """Distance from a pair's first channel to its second."""
     return tl.where(i < TURNED // 2, 1 if INTERLEAVED else TURNED // 2, (C - TURNED) // 2)
 
 
 @triton.jit
 def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The same, as a number that is compiled in where it is that of all pairs."""
+    """The same, as a compile-time constant if it is equal for all pairs."""
     if TURNED == C or TURNED == 0:
         apart: tl.constexpr = 1 if INTERLEAVED else C // 2
     else:
@@ -64,7 +65,7 @@ def pair_apart(i, C: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constex
 
 @triton.jit
 def turned(a, b, cosine, sine):
-    """First and second channels of pairs turned by their angles."""
+    """First and second channels of pairs, rotated."""
     return a * cosine - b * sine, b * cosine + a * sine
 
 
@@ -105,7 +106,7 @@ def _rope(
 
 
 def launch(call: Call) -> None:
-    """A program for a token, all its heads by the same angles."""
+    """A program per token, with all its heads."""
     H, C, rotated = call.integer("H"), call.integer("C"), call.integer("rotated")
     padded = {"HALF": rotated // 2, "PASSING": max(C - rotated, 1), "HEADS": H}
     padded = {name: power_of_two(count) for name, count in padded.items()}

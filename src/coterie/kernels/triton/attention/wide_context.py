@@ -1,4 +1,4 @@
-"""The context of a tile of queries whose heads are wide, walked with products turned about: see attention_wide.py.
+"""Attention of a tile of queries with wide heads to one context, with transposed products: see attention_wide.py.
 
 Knows nothing about which queries are in a tile.
 """
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from coterie.kernels.triton.arithmetic import NOTHING, add_product, narrow, tanh_of
 
-WIDE = 256  # channels: heads with more are wide
+WIDE = 256  # heads with more channels than this are wide
 
 
 @triton.jit
@@ -29,11 +29,11 @@ def wide_context(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The largest score and the sums of weights [M], and of weighted values [CHANNELS, M], of queries q [CHANNELS, M].
+    """The maximum score and the sum of weights [M], and of weighted values [CHANNELS, M], for queries q [CHANNELS, M].
 
-    Queries see positions [first, last), none where last is 0. `table` has the sequence's blocks; `kv` is where the keys
-    of the head's row 0 would be in block 0. Scores are exponents of two: q was scaled so, or divided by the cap, which
-    is scaled so.
+    Queries see positions [first, last), none where last is 0. `table` is the sequence's block table; `kv` points to the
+    head's keys as if they were in block 0. Scores are exponents of two: q was scaled for that or, with a cap, divided
+    by it, and the capped score is scaled.
     """
     CHANNELS: tl.constexpr = q.shape[0]
     M: tl.constexpr = q.shape[1]

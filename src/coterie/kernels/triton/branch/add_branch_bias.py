@@ -1,10 +1,10 @@
 """add_branch_bias: y[t] = x[t] + the sum over the branches that token t takes of weight * bias.
 
-Where x is what the row before, of branch_down, sums up, that row's launches add the biases as they go, and this one has
-none: they read the row behind theirs, and a sum that nobody else reads is not stored.
+Where x is the sum that the previous row, branch_down, computes, that row's kernels add the biases too, and this row
+launches nothing: they read the row after theirs, and do not store a sum that nothing else reads.
 
-    branch_down    x, weights, matrices -> sum  .                  behind it: x = that sum, the same weights, biases
-                                                 `-> y of this     -------------------------------------------------
+    branch_down    x, weights, matrices -> sum  .             next row: x = that sum, the same weights, biases
+                                                 `-> its y    -----------------------------------------------
 
 Knows nothing about what branches compute.
 """
@@ -24,20 +24,20 @@ from coterie.kernels.triton.tiles import power_of_two
 NAME = "add_branch_bias"
 X, WEIGHTS, BIAS_AT, Y, T = places(NAME, "x", "weights", "bias", "y", "T")
 SUM_AT = tl.constexpr(OPCODES["branch_down"].words["y"])
-BEHIND = tl.constexpr(_ROW_WORDS)  # words from a row to the next one
-VALUES = 4096  # of biases in a tile, of all branches, of which those that are taken are read
+BEHIND = tl.constexpr(_ROW_WORDS)  # words from an instruction row to the next one
+VALUES = 4096  # biases per tile, over all branches; only those of branches taken are read
 
 
 @triton.jit
 def bias_behind(row, branch, n, mask, N: tl.constexpr, BIAS: tl.constexpr):
-    """Biases n of a branch, of the row behind this one."""
+    """Biases n of a branch, found through the next instruction row."""
     at = pointer(row + BEHIND, BIAS_AT, BIAS) + branch * N + n
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def put_sum(row, at, y, biased, mask, BIAS: tl.constexpr, SUMMED: tl.constexpr):
-    """Store a sum of branch_down, if SUMMED, and what the row behind makes of it, if it has biases."""
+    """Store a sum of branch_down, if SUMMED, and the next row's y, if its biases were added here."""
     if SUMMED:
         tl.store(pointer(row, SUM_AT, tl.float32) + at, y, mask=mask)
     if BIAS is not None:
@@ -55,6 +55,7 @@ def _add(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """y of one token and STEP channels."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = along(unit, 1)
@@ -70,14 +71,14 @@ def _add(
 
 
 def behind_of(call: Call) -> dict[str, object]:
-    """What kernels of branch_down are compiled for that end in put_sum."""
+    """Compile-time parameters for kernels of branch_down, which end in put_sum."""
     if not _is_added_before(call, call.after):
         return {"BIAS": None, "SUMMED": True}
     return {"BIAS": call.after and call.after.type("bias"), "SUMMED": is_read_later(call, call.integer("D"))}
 
 
 def launch(call: Call) -> None:
-    """A program a token and tile of numbers; nothing where the row before has added the biases."""
+    """A program per token and tile of channels; nothing if the previous row adds the biases."""
     if call.before is not None and _is_added_before(call.before, call):
         return
     E, N = call.integer("E"), call.integer("D")
@@ -88,7 +89,7 @@ def launch(call: Call) -> None:
 
 
 def _is_added_before(down: Call, call: Call | None) -> bool:
-    """Whether a row of branch_down adds the biases of the row behind it."""
+    """Whether a row of branch_down adds the biases of the next row."""
     if call is None or call.name != NAME or down.name not in TAKERS_OF_BRANCHES or not down.tiles.stages_ahead:
         return False
     alike = all(down.integer(size) == call.integer(size) for size in ("weights", "E", "D"))
@@ -96,9 +97,9 @@ def _is_added_before(down: Call, call: Call | None) -> bool:
 
 
 def _is_apart(down: Call, call: Call) -> bool:
-    """Whether y may be written while that row's programs run: where it lies, none reads anything else than its own.
+    """Whether y may be written while branch_down's programs run: no program reads there what another one writes.
 
-    A value of the residual is read by the program that replaces it.
+    A residual may be replaced in place: each of its values is read by the program that overwrites it.
     """
     tokens, D = call.bucket.tokens, call.integer("D")
     start, size = call.integer("y"), 4 * tokens * D

@@ -1,11 +1,12 @@
 """branch_down: y[t] = the sum over the branches that token t takes, in their order, of weight * (x[t, p] @ down.T).
 
-branch_down_add is the same with a residual behind. Biases of the row behind are added here: see add_branch_bias.py.
+branch_down_add adds a residual. Biases of the next row may be added here too: see add_branch_bias.py.
 
-    few tokens    a program has rows of all matrices, and goes from branch to branch
-    more          products of each pair to scratch, in tiles of a branch's pairs; then a token's are summed up
+    few tokens    a program has some rows of all matrices, and loops over the branches
+    more          the products of each (token, branch) pair go to scratch, in tiles of a branch's pairs; a second launch
+                  sums them up per token
 
-Nothing is added by several programs, so a sum has one order.
+No output is accumulated by several programs, so a sum has one order.
 Knows nothing about layers.
 """
 
@@ -41,11 +42,11 @@ from coterie.kernels.triton.product.sums import and_one
 from coterie.kernels.triton.product.tile import OF_FOUR, OF_SIX
 from coterie.kernels.triton.rows import TORCH, Call, Matrix, aligned
 
-# Of a thread, where biases are added, by what weights are and whether tokens are more than one: two bits and six, of
-# which ptxas by itself takes 80 and 128, and spills 24 bytes and 28.
+# Registers per thread where biases are added, by (format, several tokens): for 2-bit and 6-bit weights, where ptxas by
+# itself takes 80 and 128, and spills 24 and 28 bytes.
 REGISTERS = {(OF_FOUR, False): 96, (OF_SIX, True): 160}
-AT_ONCE = 2  # branches of one token whose weights are on their way at once; of more, registers have room for one step
-SIX_AT_ONCE = 2048  # columns of six bits of which there is room for two branches
+AT_ONCE = 2  # branches whose weights are in flight at once, for one token; with more tokens registers have no room
+SIX_AT_ONCE = 2048  # most columns of 6-bit weights for which that holds
 
 
 @triton.jit
@@ -72,6 +73,7 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program has ROWS rows of each branch's matrix, and all tokens, in float32."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     first, m = along(unit, 0) * ROWS, tl.arange(0, M)
@@ -138,12 +140,15 @@ def _many(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has a tile of ROWS rows x TOKENS pairs of one branch, on tensor cores: parts [T x A, N] = weight *
+    product.
+    """
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
     if branch < E:
         n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        row_M = pair.to(tl.int64)  # of activations, of which there may be more bytes than 32 bits count
+        row_M = pair.to(tl.int64)  # 64-bit: activations may exceed 4 GiB
         rows_N = rows_at(matrix_at(row, branch, TYPE), n, STRIDE, ALIGN)
         y = many_dots(staged, row_M, mask_M, rows_N, n < N, K, STRIDE, COLUMNS, TYPE, DOT, TOKENS, ROWS, STEP)
         weights = pointer(row, WEIGHTS, tl.float32) + row_M // TAKEN * E + branch
@@ -165,7 +170,7 @@ def _sum(
     STEP: tl.constexpr,
     WHEN: tl.constexpr,
 ):
-    """What a token's branches gave, one after another."""
+    """The sum of a token's parts, in the order of its branches."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = tl.program_id(0)
@@ -186,7 +191,7 @@ def _sum(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 where the step has few tokens, else on tensor cores."""
+    """Multiply in float32 for few tokens, else on tensor cores."""
     sizes, N, matrix = Sizes.of(call), call.integer("D"), call.matrix("branches", call.integer("F"))
     shared = {**sizes.constants, "N": N, **matrix.constants()}
     behind = {"RESIDUAL": OPCODES[call.name].words.get("residual"), **behind_of(call)}
@@ -212,13 +217,15 @@ def launch(call: Call) -> None:
 
 
 def _parts_at(call: Call, sizes: Sizes, matrix: Matrix) -> int:
-    """Where in scratch the products of pairs begin: behind the lists and the activations, whoever rounded these."""
+    """Where the products of pairs begin in scratch: after the lists and the activations, whichever
+    launch staged these.
+    """
     staged = sizes.pairs * matrix.K * TORCH[matrix.dot_type].itemsize
     return staged_ahead_end(call) or sizes.list_bytes + aligned(staged)
 
 
 def scratch_bytes(call: Call) -> int:
-    """What lists, activations and the products of pairs take; lists alone where there are few tokens."""
+    """Bytes of lists, staged activations and products of pairs; of lists alone for few tokens."""
     sizes = Sizes.of(call)
     matrix = call.matrix("branches", call.integer("F"))
     if sizes.tokens <= call.tiles.few_tokens:

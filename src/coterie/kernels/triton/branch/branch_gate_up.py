@@ -1,7 +1,7 @@
-"""branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T) of the p-th branch that token t takes.
+"""branch_gate_up: y[t, p] = silu(x[t] @ gate.T) * (x[t] @ up.T), for the p-th branch that token t takes.
 
-branch_gate_up_gelu has gelu for silu, branch_gate_up_clipped a bias for each and another gate, see branch_put.py.
-Rows of gate and up lie in turn in a tile, as in norm_gate_up_silu_mul.
+branch_gate_up_gelu uses gelu; branch_gate_up_clipped adds biases and gates differently, see branch_put.py.
+A tile alternates rows of gate and of up, as in norm_gate_up_silu_mul.
 Knows nothing about layers.
 """
 
@@ -59,6 +59,9 @@ def _few(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """A program has ROWS / 2 rows of gate and of up of the branch in one slot (branches.py), and all tokens, in
+    float32.
+    """
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     weights, counts, count = slots_of(row, whole(ids), E, TAKEN, M, WIDE)
@@ -120,6 +123,7 @@ def _many(
     NEAR: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has ROWS / 2 rows of gate and of up of one branch, and TOKENS of its pairs, on tensor cores."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     branch, pair, mask_M = tile_of(first, pairs, tl.program_id(1), E, WIDE, TOKENS)
@@ -138,7 +142,9 @@ def _many(
 
 
 def launch(call: Call) -> None:
-    """Multiply in float32 where the step has few tokens; else list the pairs by branch, then on tensor cores."""
+    """Multiply in float32 for few tokens; else list the (token, branch) pairs by branch, then
+    multiply on tensor cores.
+    """
     sizes, F, matrix = Sizes.of(call), call.integer("F"), call.matrix("branches", call.integer("D"))
     shared = {**sizes.constants, "F": F, **biases_of(call), **matrix.constants()}
     if sizes.tokens <= call.tiles.few_tokens:
@@ -155,5 +161,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What lists and staged activations take, and what is staged ahead; lists alone where there are few tokens."""
+    """Bytes of lists, staged activations, and what is staged ahead; of lists alone for few tokens."""
     return staged_ahead_bytes(call, call.integer("taken") * call.integer("F"))

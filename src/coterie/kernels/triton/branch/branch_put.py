@@ -1,10 +1,10 @@
-"""What becomes of products with gate and up of a branch: silu(gate) * up, gelu(gate) * up, or with biases and clipped.
+"""The end of a branch's products with gate and up: silu(gate) * up, gelu(gate) * up, or clipped, with biases.
 
-    clipped: (u + 1) * g * sigmoid(alpha * g)       g = gate + its bias, at most limit
-                                                    u = up + its bias, within -limit and limit
+    clipped: (u + 1) * g * sigmoid(alpha * g)       g = min(gate + its bias, limit)
+                                                    u = up + its bias, clamped to [-limit, limit]
 
-Rows of the others are that of branch_gate_up with more words behind. Of all branches the biases lie one after another.
-Knows nothing about how rows are multiplied, or who takes which branch.
+Rows of the variants are those of branch_gate_up with more words at the end. Biases of all branches are contiguous.
+Knows nothing about how rows are multiplied, or which tokens take which branch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GATE_BIAS_AT, UP_BIAS_AT, ALPHA, LIMIT = places(CLIPPED, "gate_bias", "up_bias",
 
 @triton.jit
 def _clipped(row, gate, up, at, mask, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr):
-    """The gated product, where biases begin at element `at`; what is no number stays so."""
+    """The clipped product, with biases from element `at` on; NaN stays NaN."""
     gate += tl.load(pointer(row, GATE_BIAS_AT, GATE_BIAS) + at, mask=mask, other=0.0).to(tl.float32)
     up += tl.load(pointer(row, UP_BIAS_AT, UP_BIAS) + at, mask=mask, other=0.0).to(tl.float32)
     alpha, limit = real(row, ALPHA).to(tl.float32), real(row, LIMIT).to(tl.float32)
@@ -48,7 +48,7 @@ def put_pairs(
     ahead,
     AHEAD: tl.constexpr,
 ):
-    """Store what pairs of a branch have from `to` on, as `put` does. The types of biases are None but where clipped."""
+    """Store the outputs of pairs of a branch at `to`, as `put` does. Types of biases are None unless clipped."""
     if GATE_BIAS is None:
         put(row, to, gate, up, f, pair, mask, F, None, None, GELU, ahead, AHEAD)
     else:
@@ -57,7 +57,7 @@ def put_pairs(
 
 
 def biases_of(call: Call) -> dict[str, object]:
-    """What a kernel is compiled for that ends in put_pairs."""
+    """Compile-time parameters for kernels that end in put_pairs."""
     if call.name != CLIPPED:
         return {"GATE_BIAS": None, "UP_BIAS": None, "GELU": call.integer("form") if call.name == GELU else None}
     return {"GATE_BIAS": call.type("gate_bias"), "UP_BIAS": call.type("up_bias"), "GELU": None}

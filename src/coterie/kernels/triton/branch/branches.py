@@ -1,16 +1,16 @@
-"""Layers with branches: which tokens take which branch, found on the GPU from weights [T, E] that are 0 but for those.
+"""Mixture-of-experts layers: which tokens take which branch, derived on the GPU from weights [T, E], 0 if not taken.
 
     one token      ids   [A]             its branches, in their order; slot s is the s-th
-    up to four     slot s of a launch    the s-th of the branches that any of the tokens takes; the tokens that take it
+    up to four     slot s of a launch    the s-th of the branches that any token takes, and the tokens that take it
     more           ids   [T, A]          the branches of each token, in their order
-                   first [E + 1]         where each branch's pairs begin                   a launch, a program a branch
+                   first [E + 1]         where each branch's pairs begin                  a launch, a program per branch
                    pairs [T x A]         t x A + place, by branch and then by token
 
-These lists begin the scratch of all rows that read weights. choose_branches leaves ids there, or else a launch makes
-them; both rows that follow find what is there.
+These lists are at the start of the scratch of all rows that read the weights. choose_branches leaves ids there, or a
+launch makes them; the two rows that follow find them.
 
-A pair is a token and the place of a branch among the A that it takes. Grids are made for the most slots and tiles that
-so many tokens may need, whatever they take: programs look up which is theirs, and end where there is none.
+A pair is a token and the place of one branch among the A that it takes. Grids have the most slots or tiles that the
+bucket's tokens can need, whatever they take: programs look up their own, and exit if there is none.
 Knows nothing about what is computed with a branch's matrices.
 """
 
@@ -27,24 +27,24 @@ from coterie.kernels.triton.arithmetic import along, integer, let_next_begin, po
 from coterie.kernels.triton.rows import Call, Matrix, aligned, places
 from coterie.kernels.triton.tiles import Many, power_of_two
 
-# The rows of all kernels that read matrices of branches begin alike.
+# Instruction rows of all kernels that read branch matrices begin with the same words.
 X, WEIGHTS, BRANCHES, Y, T = places("branch_gate_up", "x", "weights", "branches", "y", "T")
-LINES = "LINES"  # of weights that are asked for before their turn: which branch's these are is known too late
-VALUES_OF_WARP = 256  # of a row of weights
+LINES = "LINES"  # unused here, as weights cannot be prefetched: their branch is known too late
+VALUES_OF_WARP = 256  # per row of routing weights
 CHOOSER = "choose_branches"
 READERS = ("branch_gate_up", "branch_gate_up_gelu", "branch_gate_up_clipped", "branch_down", "branch_down_add")
 
 
 @triton.jit
 def matrix_at(row, branch, TYPE: tl.constexpr):
-    """The matrix of a branch, out of the table of addresses that the row points to."""
+    """A branch's matrix, from the table of addresses that the instruction row points to."""
     at = tl.load(pointer(row, BRANCHES, tl.int64) + branch)
     return tl.multiple_of(at.to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
 def slots_of(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
-    """What `slot_of` looks at, and how many branches few tokens take."""
+    """The weights and counts that `slot_of` needs, and how many branches the few tokens take together."""
     if M == 1:
         weights, counts, count = ids, ids, integer(row, T) * TAKEN
     else:
@@ -58,9 +58,10 @@ def slots_of(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, M: tl.constexpr, WI
 
 @triton.jit
 def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
-    """The `slot`-th branch that is taken; each token's weight of it, and its place in the token, both [M].
+    """The `slot`-th branch that is taken; each token's weight for it and its place among the token's branches, both
+    [M].
 
-    The weight is 0 where the token does not take it.
+    The weight is 0 for tokens that do not take it.
     """
     if M == 1:
         branch = tl.load(weights + slot)
@@ -76,20 +77,20 @@ def slot_of(row, weights, counts, slot, M: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def put_ids(ids, t, taken, TAKEN: tl.constexpr, WIDE: tl.constexpr):
-    """Store the branches [WIDE] that a token takes."""
+    """Store the ids of the branches that a token takes; `taken` is a mask [WIDE]."""
     place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
     tl.store(whole(ids) + t * TAKEN + place, tl.arange(0, WIDE), mask=taken & (place < TAKEN))
 
 
 @triton.jit
 def whole(scratch):
-    """Scratch, which is handed to kernels as float32, as whole numbers."""
+    """Scratch, which kernels get as float32, as int32."""
     return scratch.to(tl.pointer_type(tl.int32), bitcast=True)
 
 
 @triton.jit
 def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WHEN: tl.constexpr, unit=None):
-    """The branches that a token takes, in their order."""
+    """ids of one token's branches, in order."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = along(unit, 0)
@@ -101,7 +102,7 @@ def _list(row, ids, E: tl.constexpr, TAKEN: tl.constexpr, WIDE: tl.constexpr, WH
 
 @triton.jit
 def _group(row, ids, first, pairs, E: tl.constexpr, TAKEN: tl.constexpr, STEP: tl.constexpr, WHEN: tl.constexpr):
-    """The pairs of a branch, behind those of all branches before it."""
+    """The pairs of one branch, after those of all branches before it. A program per branch."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     e, ids = tl.program_id(0), whole(ids)
@@ -125,9 +126,9 @@ def _group(row, ids, first, pairs, E: tl.constexpr, TAKEN: tl.constexpr, STEP: t
 
 @triton.jit
 def tile_of(first, pairs, tile, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.constexpr):
-    """The branch of a tile of pairs, E or more where there are fewer tiles; its pairs, and whether there are such.
+    """The branch of a tile of pairs, E or more beyond the last tile; its pairs, and their mask.
 
-    Each branch has as many tiles as its pairs fill, behind those of the branches before it.
+    Each branch has as many tiles as its pairs fill, after those of the branches before it.
     """
     e = tl.arange(0, WIDE)
     begins = tl.load(first + e, mask=e < E, other=0)
@@ -141,7 +142,7 @@ def tile_of(first, pairs, tile, E: tl.constexpr, WIDE: tl.constexpr, TOKENS: tl.
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many branches there are, how many a token takes, and for how many tokens grids are made."""
+    """Number of branches, branches per token, and the most tokens, for which grids are made."""
 
     E: int
     taken: int
@@ -149,36 +150,36 @@ class Sizes:
 
     @staticmethod
     def of(call: Call) -> Sizes:
-        """Those of a call."""
+        """The sizes of a call."""
         return Sizes(call.integer("E"), call.integer("taken"), call.bucket.tokens)
 
     @property
     def pairs(self) -> int:
-        """Tokens times branches that each takes."""
+        """Most (token, branch) pairs."""
         return self.tokens * self.taken
 
     @property
     def slots(self) -> int:
-        """The most branches that all tokens together may take."""
+        """Most branches that all tokens together may take."""
         return min(self.E, self.pairs)
 
     def tiles(self, tokens: int) -> int:
-        """The most tiles of so many pairs: one of each branch may be filled by a single pair."""
+        """Most tiles of this many pairs: each branch may have a tile with a single pair."""
         return (self.pairs + self.slots * (tokens - 1)) // tokens
 
     @property
     def constants(self) -> dict[str, int]:
-        """Names and values of the compile-time parameters."""
+        """Compile-time parameters."""
         return {"E": self.E, "WIDE": power_of_two(self.E), "TAKEN": self.taken}
 
     @property
     def list_bytes(self) -> int:
-        """Scratch of the lists, which begin it."""
+        """Scratch of the lists, at its start."""
         return 2 * aligned(4 * self.pairs) + aligned(4 * (self.E + 1))
 
 
 def ids_of(call: Call) -> torch.Tensor:
-    """Where the branches of each token are; launches what lists them, where no row before has done so."""
+    """Where the ids are; launches the kernel that lists them, unless an earlier row did."""
     sizes = Sizes.of(call)
     ids = call.scratch_as(tl.float32, sizes.pairs)
     if not _is_left(call, (CHOOSER, *READERS)):
@@ -189,20 +190,20 @@ def ids_of(call: Call) -> torch.Tensor:
 
 
 def pairs_of(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where `first` and `pairs` are; launches what makes them, where the row before has not."""
+    """Where `first` and `pairs` are; launches the kernel that makes them, unless the previous row did."""
     sizes, ids = Sizes.of(call), ids_of(call)
     first_at = aligned(4 * sizes.pairs)
     pairs_at = first_at + aligned(4 * (sizes.E + 1))
     first = call.scratch_as(tl.float32, sizes.E + 1, first_at).view(torch.int32)
     pairs = call.scratch_as(tl.float32, sizes.pairs, pairs_at).view(torch.int32)
     if not _is_left(call, READERS):
-        step = call.tiles.elements  # of few pairs too: one kernel for all steps
+        step = call.tiles.elements  # for few pairs too, so that one kernel serves all steps
         call.launch(_group, (sizes.E,), call.row, ids, first, pairs, E=sizes.E, TAKEN=sizes.taken, STEP=step)
     return first, pairs
 
 
 def chosen_ids(call: Call) -> torch.Tensor | None:
-    """Where a call of choose_branches leaves the branches of each token; None where the next row reads no weights."""
+    """Where choose_branches leaves the ids; None if the next row does not read its weights."""
     after, count = call.after, call.bucket.tokens * call.integer("top_k")
     if after is None or not _leaves(call, after):
         return None
@@ -210,18 +211,18 @@ def chosen_ids(call: Call) -> torch.Tensor | None:
 
 
 def chosen_bytes(call: Call) -> int:
-    """Scratch for that."""
+    """Scratch for these ids."""
     leaves = call.after is not None and _leaves(call, call.after)
     return 4 * call.bucket.tokens * call.integer("top_k") if leaves else 0
 
 
 def _is_left(call: Call, by: Sequence[str]) -> bool:
-    """Whether the row before is one of these, and has left its lists."""
+    """Whether the previous row is one of `by` and has left its lists."""
     return call.before is not None and call.before.name in by and _leaves(call.before, call)
 
 
 def _leaves(first: Call, then: Call) -> bool:
-    """Whether both rows, one behind the other, are about the same weights."""
+    """Whether two consecutive rows use the same routing weights."""
     if then.name not in READERS:
         return False
     weights, taken = ("y", "top_k") if first.name == CHOOSER else ("weights", "taken")
@@ -230,7 +231,7 @@ def _leaves(first: Call, then: Call) -> bool:
 
 
 def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, object]:
-    """What a kernel is compiled for that multiplies few tokens with so many rows of a matrix of each branch."""
+    """Compile-time parameters of a kernel that multiplies few tokens by `rows` rows of each branch's matrix."""
     sizes = Sizes.of(call)
     few = call.tiles.few(rows * sizes.slots, matrix.K, sizes.tokens, matrix.group, matrix.is_wide, least_rows)
     constants = few.for_row(matrix.COLUMNS, matrix.group).constants(sizes.tokens, matrix.group)
@@ -238,7 +239,7 @@ def few_of(call: Call, matrix: Matrix, rows: int, least_rows: int) -> dict[str, 
 
 
 def many_of(call: Call, matrix: Matrix) -> tuple[Many, dict[str, object]]:
-    """The tile of a kernel that multiplies many tokens, and what it is compiled for."""
+    """Tile of a kernel that multiplies many tokens, and its compile-time parameters."""
     sizes = Sizes.of(call)
     many = call.tiles.of_branches(sizes.pairs // sizes.E, matrix.group, matrix.is_wide)
     tile = {"ROWS": many.rows, "TOKENS": many.tokens, "STEP": many.columns, "DOT": matrix.dot_type}

@@ -1,8 +1,9 @@
-"""choose_branches: y = scale * scores where these are among the top_k largest of a row, else 0.
+"""choose_branches: y = scale * score where it is among the top_k of a token's scores, else 0.
 
-Or, normalised, these divided by their sum. Scores are a softmax of the logits or their sigmoid; with a bias or groups,
-scores + bias are ranked, in the best groups. Of equal ones the first. With factors each is times its own.
-Which they are is left in scratch for the row behind, where that reads the weights.
+Normalised, the chosen scores are divided by their sum. Scores are a softmax of the logits, or their sigmoid; with a
+bias or groups, scores + bias are ranked, within the best groups. Of equal ones, the first wins. With factors, each
+weight is multiplied by its branch's own.
+The chosen ids are left in scratch for the next row, if it reads the weights.
 Knows nothing about what branches are.
 """
 
@@ -19,26 +20,26 @@ from coterie.kernels.triton.tiles import power_of_two
 LOGITS, Y, T, SCALE, BIAS_AT, MIN_SUM, ADDED_SUM, FACTORS_AT = places(
     "choose_branches", "logits", "y", "T", "scale", "bias", "least_sum", "added_sum", "factors"
 )
-LEAST = tl.constexpr(1e-30)  # of the weight of a branch that is taken, so that none of them is 0
+LEAST = tl.constexpr(1e-30)  # smallest weight of a branch that is taken: 0 would mean not taken
 GONE = tl.constexpr(-(2**31))  # below every key
 
 
 @triton.jit
 def _key(x):
-    """Whole numbers in the order of float32, both zeros alike; below all of them where it is no number."""
+    """int32 keys in the order of float32: both zeros are equal, NaN comes below all numbers."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     return tl.where(x == x, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF), GONE + 1)
 
 
 @triton.jit
 def _largest(key):
-    """Where the largest key is, the first of equal ones."""
+    """Mask of the largest key, the first of equal ones."""
     return tl.arange(0, key.shape[0]) == tl.argmax(key, axis=0)
 
 
 @triton.jit
 def _in_best_groups(x, E: tl.constexpr, GROUPS: tl.constexpr, TAKEN: tl.constexpr, BEST: tl.constexpr):
-    """Which of x [WIDE] are in the TAKEN groups of those E whose BEST largest have the largest sums."""
+    """Mask of x [WIDE] in the TAKEN best of GROUPS groups, ranked by the sum of their BEST largest values."""
     SIZE: tl.constexpr = E // GROUPS
     e = tl.arange(0, x.shape[0])
     ranks = tl.zeros_like(x)
@@ -78,6 +79,7 @@ def _choose(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """The weights of one token, [E], and their ids."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     t = along(unit, 0)
@@ -117,7 +119,7 @@ def _choose(
 
 
 def launch(call: Call) -> None:
-    """A program a token."""
+    """A program per token."""
     E = call.integer("E")
     names = ("top_k", "normalise", "sigmoid", "groups", "taken_groups", "group_best")
     how: dict[str, object] = {name.upper(): call.integer(name) for name in names}
@@ -129,5 +131,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What is left for the next row."""
+    """Bytes of the ids left for the next row."""
     return chosen_bytes(call)

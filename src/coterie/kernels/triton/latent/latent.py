@@ -1,7 +1,7 @@
-"""Tiles of the products of latent attention: of heads with their own rows of a weight.
+"""Tiles for the products of latent attention, in which each head has its own rows of a weight.
 
-A head's rows are few (128 or so for keys, as many for values), and there are 16 heads or more: a program has one head,
-and cuts columns or rows so that as many numbers are under way as registers take.
+Heads have few rows (128 or so for keys, as many for values), and there are 16 heads or more: a program has one head and
+a part of its rows or columns, as large as registers allow.
 Knows nothing about what is multiplied.
 """
 
@@ -14,16 +14,16 @@ import triton.language as tl
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import MIN_DOT, power_of_two
 
-UNDER_WAY = 8192  # weights of a program with few tokens, in float32: 64 a thread
+UNDER_WAY = 8192  # weights of a program with few tokens, in float32: 64 per thread
 WARPS, STAGES = 4, 3
-MANY_TOKENS = 64  # of a tile: what a product of Hopper's tensor cores takes
-KEPT, STEP = 128, 64  # numbers that a tile of many tokens puts out for each, and those that it adds at once
-KEPT_FLOAT32, STEP_FLOAT32 = 32, 32  # no tensor core: a thread keeps what it multiplies in registers
+MANY_TOKENS = 64  # per tile: rows of a product on Hopper's tensor cores
+KEPT, STEP = 128, 64  # tiles of many tokens: outputs per token, and products summed at once
+KEPT_FLOAT32, STEP_FLOAT32 = 32, 32  # without tensor cores: operands stay in registers
 
 
 @dataclass(frozen=True, slots=True)
 class HeadTile:
-    """TOKENS x KEPT numbers of a head, each a sum of `summed` products, SUMMED at once."""
+    """TOKENS x KEPT outputs of a head, each a sum of `summed` products, SUMMED at once."""
 
     tokens: int
     kept: int
@@ -31,19 +31,19 @@ class HeadTile:
 
     @staticmethod
     def few(call: Call, kept: int, summed: int) -> HeadTile:
-        """Up to four tokens in float32: all that is summed at once, of so much that is put out as there is room for."""
+        """Up to four tokens in float32: the whole sum at once, for as many outputs as registers allow."""
         every = power_of_two(summed)
         return HeadTile(power_of_two(call.bucket.tokens), min(max(UNDER_WAY // every, 1), power_of_two(kept)), every)
 
     @staticmethod
     def many(call: Call, kept: int, summed: int, wide: bool) -> HeadTile:
-        """More tokens on tensor cores; `wide` is float32."""
+        """More tokens, on tensor cores; `wide` is float32."""
         most_kept, step = (KEPT_FLOAT32, STEP_FLOAT32) if wide else (KEPT, STEP)
         sizes = (call.bucket.tokens, MANY_TOKENS // (1 + wide)), (kept, most_kept), (summed, step)
         return HeadTile(*(max(min(power_of_two(size), most), MIN_DOT) for size, most in sizes))
 
     def constants(self) -> dict[str, int]:
-        """Names and values of the compile-time parameters."""
+        """Compile-time parameters."""
         return {"TOKENS": self.tokens, "KEPT": self.kept, "SUMMED": self.summed, "num_warps": WARPS}
 
 
@@ -53,5 +53,5 @@ def is_few(call: Call) -> bool:
 
 
 def is_wide(call: Call) -> bool:
-    """Whether the weight is float32, which tensor cores do not multiply without rounding."""
+    """Whether the weight is float32, which tensor cores would round."""
     return call.type("weight") is tl.float32

@@ -1,4 +1,5 @@
-"""latent_append: a token's latent numbers, normed, and a key that all heads share, rotated, go to their page as a row.
+"""latent_append: store each token's latent vector, normed, and a key that all heads share, rotated, as one row of its
+page.
 
 Knows nothing about what attends to them.
 """
@@ -61,7 +62,7 @@ def _append_row(
 
 
 def launch(call: Call) -> None:
-    """A program for a token."""
+    """A program per token."""
     pages, latent = Pages.of(call), call.integer("latent")
     how = {**pages.constants(), "NORM_TYPE": call.type("norm"), "INTERLEAVED": call.integer("interleaved")}
     del how["K"]

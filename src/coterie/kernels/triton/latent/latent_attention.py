@@ -1,13 +1,14 @@
-"""latent_attention: attention of all heads over one latent row a position, whose first numbers are the values too.
+"""latent_attention: attention of all heads to one latent row per position, whose first LATENT values serve as values
+too.
 
-As attention.py's, of tokens that are alone: a program has some query heads and one span of the context, and a second
-launch joins spans. Here products are turned about, so that rows of pages are the left operand:
+For lone tokens this is as in attention.py: a program has some query heads and one span of the context, and a second
+launch combines spans. But the products are transposed, so that page rows are the left operand:
 
     scores [STEP, QUERIES] = rows [STEP, LATENT | P] @ q.T        sums [LATENT, QUERIES] += rows.T @ weights.T
 
-A tensor core then reads rows and queries from shared memory, where 576 channels of 16 queries would take more registers
-than a thread has; and one copy of a row serves both products. Tokens that have others of their sequence beside them in
-the step: latent_chunks.py. Knows nothing about who owns the pages.
+Tensor cores then read rows and queries from shared memory, where 16 queries of 576 channels would take more registers
+than a thread has; and one copy of a row serves both products. Tokens with others of their sequence in the step:
+latent_chunks.py. Knows nothing about who owns the pages.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from coterie.kernels.triton.product.single_token import add_exact_product, only_
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
-MAX_QUERIES = 32  # of a program: more of them have no room in shared memory beside two steps of rows
+MAX_QUERIES = 32  # per program: shared memory has no room for more with two steps of rows
 STEP_FLOAT32 = 16  # positions read at once, of pages in float32
 STAGES, WARPS = 2, 8
 
@@ -58,6 +59,7 @@ def _alone(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (i, group of heads, span) attends the span for sequence i's lone token; to y if there is ONE span."""
     let_next_begin(WHEN)
     i, group, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
@@ -109,7 +111,7 @@ def _spans(call: Call) -> int:
 
 
 def launch(call: Call) -> None:
-    """Decode by spans of the context, chunks by tiles of queries; both where the step may have both, as attention."""
+    """Decode by spans of the context, chunks by tiles of queries; both where the step may have both (attention.py)."""
     pages, H, latent, bucket = Pages.of(call), call.integer("H"), call.integer("latent"), call.bucket
     shared = {"H": H, **pages.constants(), "LATENT": latent}
     del shared["K"]
@@ -140,5 +142,5 @@ def _partials(call: Call) -> int:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What partial results take, a number for each sequence, head, span and channel."""
+    """Bytes of partial results: float32 for each sequence, head, span and latent channel, and two more per span."""
     return 4 * _partials(call)

@@ -1,8 +1,8 @@
-"""latent_attention of chunks: tokens that have others of their sequence beside them in the step, in tiles of queries.
+"""latent_attention of chunks: tokens with others of their sequence in the same step, in tiles of queries.
 
 Heads share the rows of a position, so the queries of all heads and tokens are one matrix [T H, C]: a program has some
-rows of it that follow one another, whatever H is, and walks the context of each sequence among them with an online
-softmax. One copy of a position's row serves scores and sums.
+adjacent rows of it, whatever H is, and walks the context of each sequence among them with an online softmax. One copy
+of a position's row serves scores and sums.
 Knows nothing about tokens that are alone.
 """
 
@@ -47,9 +47,10 @@ def _context(
     TURNED: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The sums of weights and of weighted rows [CHANNELS, M] of queries that see positions before `last_M`.
+    """Sums of weights [M] and of weighted rows [CHANNELS, M], for queries that see positions before `last_M`.
 
-    `table` has the sequence's blocks; `kv` is where the layer's row 0 would be in block 0. Scores are exponents of two.
+    `table` is the sequence's block table; `kv` points to the layer's row 0 as if it were in block 0. Scores are
+    exponents of two.
     """
     latent_q, turned_q = queries
     M: tl.constexpr = latent_q.shape[1]
@@ -57,7 +58,7 @@ def _context(
     high = tl.max(last_M, axis=0)
     top, total = tl.full([M], NOTHING, tl.float32), tl.zeros([M], tl.float32)
     acc = tl.zeros([CHANNELS, M], tl.float32)
-    # The blocks of a step are loaded one step ahead of what lies in them.
+    # Block numbers are loaded one step before the rows that need them.
     block = tl.load(table + i // Z, mask=i < high, other=0)
     for start in tl.range(0, high, STEP, disable_licm=True):
         j = start + i
@@ -96,10 +97,11 @@ def _together(
     SINGLE: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has QUERIES adjacent queries, and handles one run of a sequence's tokens after another."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     tokens = integer(row, T)
-    # The last tokens of a chunk see most: they come first.
+    # The last tokens of a chunk have the most work, so they come first.
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES
     m = first + tl.arange(0, QUERIES)
     t = m // H
@@ -127,15 +129,15 @@ def _together(
             queries, table, kv, tl.where(mine, last_M, 0),
             KV_TYPE, C, Z, BLOCK_BYTES, LATENT, CHANNELS, TURNED, STEP,
         )  # fmt: skip
-        # Only this run's rows are stored: what others made of its values, which may be NaN, is dropped. Where is found
-        # from a number that is read here, or it would be found before the steps, which have no registers for it.
+        # Only this run's rows are stored: other rows were computed too, and may be NaN. The offset uses a size that is
+        # loaded here, or the compiler would compute it before the loop, which has no registers to spare.
         y = pointer(row, Y, tl.float32) + (m.to(tl.int64) * integer(row, OF_VALUES))[None, :] + c
         tl.store(y, acc / total[None, :], mask=mine[None, :] & (c < LATENT))
         run = tl.min(tl.where(among & (t >= stop), t, end), axis=0)
 
 
 def launch_chunks(call: Call, shared: Mapping[str, object]) -> None:
-    """A program for each tile of queries; it stores nothing for tokens that are alone among sequences."""
+    """A program for each tile of queries. It stores nothing for tokens that are alone in their sequences."""
     own = QUERIES, call.tiles.wide_step
     queries, step = (QUERIES_FLOAT32, STEP_FLOAT32) if shared["KV_TYPE"] is tl.float32 else own
     grid = (triton.cdiv(call.bucket.tokens * call.integer("H"), queries),)

@@ -1,9 +1,9 @@
-"""latent_queries: the first N channels of each head's query times the head's rows of the weight for keys, which gives a
-query for latent rows; behind it the other channels, rotated.
+"""latent_queries: queries for latent rows. A head's first N channels are multiplied by its key rows of the weight
+("absorbed"); the other P channels follow, rotated.
 
-    x [T, H, N | P]  ->  y [T, H, LATENT | P]      weight: of each head N rows of LATENT numbers, then V for its values
+    x [T, H, N | P]  ->  y [T, H, LATENT | P]      weight: per head N rows of LATENT values, then V rows for its values
 
-A program has one head and some columns of its rows; one more for each head rotates.
+A program has one head and some columns of its rows; one more per head rotates.
 Knows nothing about pages.
 """
 
@@ -36,7 +36,7 @@ def _rotate(
     row, head, t, H: tl.constexpr, N: tl.constexpr, LATENT: tl.constexpr, TURNED: tl.constexpr,
     INTERLEAVED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """The last channels of a head's queries of tokens t."""
+    """Rotate the last channels of a head's queries, for tokens t."""
     i = tl.arange(0, HALF)[None, :]
     mask = (t < integer(row, T))[:, None] & (i < TURNED // 2)
     position = tl.load(pointer(row, POSITIONS, tl.int32) + t, mask=t < integer(row, T), other=0)[:, None]
@@ -69,6 +69,7 @@ def _absorb(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Few tokens: a program has KEPT columns of a head, or rotates, for all tokens, in float32."""
     let_next_begin(WHEN)
     head, c = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
     n = tl.arange(0, SUMMED)
@@ -101,6 +102,7 @@ def _absorb_many(
     SUMMED: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has KEPT columns of a head, or rotates, for TOKENS tokens, on tensor cores."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     head, tile = tl.program_id(0), tl.program_id(1)
@@ -122,7 +124,9 @@ def _absorb_many(
 
 
 def launch(call: Call) -> None:
-    """For each head a program for each tile of columns, and one that rotates; of more tokens for each tile of those."""
+    """A program per head and tile of columns, and one per head that rotates; with many tokens, per tile of these as
+    well.
+    """
     H, N, latent = call.integer("H"), call.integer("N"), call.integer("latent")
     turned_channels = call.integer("rotated")
     how = {"TYPE": call.type("weight"), "H": H, "N": N, "V": call.integer("V"), "LATENT": latent}

@@ -1,8 +1,9 @@
-"""latent_values: what a head has gathered of latent rows, times the head's rows of the weight for values.
+"""latent_values: a head's attention output over latent rows, times the head's value rows of the weight.
 
-    x [T, H, LATENT]  ->  y [T, H, V]        weight: of each head N rows of LATENT numbers for its keys, then V of these
+    x [T, H, LATENT]  ->  y [T, H, V]        weight: per head N rows of LATENT values for its keys, then V rows of these
 
-A program has one head and some of its rows. Of more than a few tokens, y is left rounded for the product behind.
+A program has one head and some of its rows. With more than a few tokens, y is also staged, rounded, for the next
+launch.
 Knows nothing about pages.
 """
 
@@ -41,6 +42,7 @@ def _unfold(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Few tokens: a program has KEPT rows of a head, for all tokens, in float32."""
     let_next_begin(WHEN)
     head, v = along(unit, 0), along(unit, 1) * KEPT + tl.arange(0, KEPT)
     c = tl.arange(0, SUMMED)
@@ -70,6 +72,7 @@ def _unfold_many(
     SUMMED: tl.constexpr,
     WHEN: tl.constexpr,
 ):
+    """A program has KEPT rows of a head and TOKENS tokens, on tensor cores."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     head = tl.program_id(0)
@@ -92,7 +95,7 @@ def _unfold_many(
 
 
 def launch(call: Call) -> None:
-    """For each head a program for each tile of its rows; of more tokens for each tile of those."""
+    """A program per head and tile of its rows; with many tokens, per tile of these as well."""
     H, V, latent = call.integer("H"), call.integer("V"), call.integer("latent")
     how = {"TYPE": call.type("weight"), "H": H, "N": call.integer("N"), "V": V, "LATENT": latent}
     if is_few(call):
@@ -107,5 +110,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What is left for the next row."""
+    """Bytes of what is staged for the next launch."""
     return staged_ahead_bytes(call, call.integer("H") * call.integer("V"))

@@ -1,11 +1,11 @@
-"""causal_conv: y = silu(bias + the sum over taps of weight * x of a token and of those before it in its sequence).
+"""causal_conv: y = silu(bias + sum over taps of weight * x), over a token and those before it in its sequence.
 
-Or, plain, the sum itself; without a bias it is 0.
+With `plain` without the silu; the bias may be left out.
 
-    a program of a sequence   its first tokens, which meet what was kept, and what is kept from then on: no other has it
-    a program of tokens       those whose whole past is in the step
+    program of a sequence   its first tokens, whose past is partly in the state, and the state's update: one owner
+    program of tokens       tokens whose whole past is in the step
 
-StateLayout are the last inputs, [taps - 1][channels of a unit] in each unit; before position 0 all is 0.
+The state is the last inputs, in units of [taps - 1][channels of a unit]; before position 0 all is 0.
 Knows nothing about what the channels are.
 """
 
@@ -24,13 +24,13 @@ X, WEIGHT, BIAS, KEPT, Y, T = places("causal_conv", "x", "weight", "bias", "posi
 
 @triton.jit
 def _tap(row, n, tap, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr):
-    """Weights of one tap; in the file the taps of a channel follow each other."""
+    """Weights of one tap; in the file, the taps of a channel are adjacent."""
     return tl.load(pointer(row, WEIGHT, TYPE) + n * TAPS + tap, mask=n < N, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
-    """What the sums of channels n begin with."""
+    """Initial sums of channels n: the bias, or 0."""
     if BIAS_TYPE is None:
         acc = tl.zeros_like(n).to(tl.float32)
     else:
@@ -40,13 +40,13 @@ def _begun(row, n, N: tl.constexpr, BIAS_TYPE: tl.constexpr):
 
 @triton.jit
 def _kept(units, n, tap, there, EACH: tl.constexpr):
-    """What is kept of channels n of one tap, 0 where nothing is."""
+    """State of channels n for one tap, 0 where `there` is false."""
     return tl.load(units + tap * EACH + n % EACH, mask=there, other=0.0)
 
 
 @triton.jit
 def _end(acc, IS_PLAIN: tl.constexpr):
-    """What is made of a sum of taps."""
+    """The output for a sum of taps."""
     return acc if IS_PLAIN else silu_of(acc)
 
 
@@ -55,7 +55,7 @@ def _past_of_first(
     row, units, n, there, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
     EACH: tl.constexpr,
 ):  # fmt: skip
-    """The sum of all taps but the last, of a sequence's first token: what it meets was kept."""
+    """For a sequence's first token, the sum of all taps but the last: these inputs are in the state."""
     acc = _begun(row, n, N, BIAS_TYPE)
     for tap in tl.static_range(TAPS - 1):
         acc += _tap(row, n, tap, N, TAPS, TYPE) * _kept(units, n, tap, there, EACH)
@@ -67,7 +67,7 @@ def _first_tokens(
     row, units, n, first, count, there, acc, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr,
     BIAS_TYPE: tl.constexpr, EACH: tl.constexpr, ALONE: tl.constexpr, IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Those of a sequence that meet what was kept; of the first one `acc` is what did."""
+    """The outputs of a sequence's tokens that need the state; `acc` is the first one's sum over the state."""
     PAST: tl.constexpr = TAPS - 1
     x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
     y = pointer(row, Y, tl.float32) + first.to(tl.int64) * N + n
@@ -85,7 +85,9 @@ def _first_tokens(
 
 @triton.jit
 def _keep(row, units, n, first, count, there, N: tl.constexpr, TAPS: tl.constexpr, EACH: tl.constexpr):
-    """Keep the last inputs. A thread may store what another one has yet to read, so all have read before."""
+    """Update the state to the last inputs. A barrier before each store: it may overwrite what other threads still have
+    to read.
+    """
     PAST: tl.constexpr = TAPS - 1
     x = pointer(row, X, tl.float32) + first.to(tl.int64) * N + n
     for tap in tl.static_range(PAST):
@@ -100,7 +102,7 @@ def _later_tokens(
     row, t, n, count, N: tl.constexpr, TAPS: tl.constexpr, TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr,
     IS_PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Tokens t whose whole past is in the step: those of a sequence follow each other."""
+    """The outputs of tokens t whose whole past is in the step, where a sequence's tokens are adjacent."""
     PAST: tl.constexpr = TAPS - 1
     owners = pointer(row, KEPT + SEQUENCE, tl.int32) + t
     inside = (t >= PAST) & (t < count)
@@ -155,7 +157,9 @@ def _conv(
 
 
 def launch(call: Call) -> None:
-    """Of each block of channels a program for each sequence, and, where these may have more tokens, for each tile."""
+    """For each block of channels a program per sequence and, if sequences may have several tokens,
+    per tile of tokens.
+    """
     N, bucket, tiles = call.integer("N"), call.bucket, call.tiles
     step = min(power_of_two(N), tiles.conv_channels)
     tile = min(power_of_two(bucket.tokens), tiles.conv_tokens)

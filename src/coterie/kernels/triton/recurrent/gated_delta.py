@@ -1,11 +1,12 @@
-"""gated_delta, alone or with the norm and the gate behind it: the recurrence of a gated delta net, token by token.
+"""gated_delta, with or without the norm and gate that follow: the recurrence of a gated delta net, token by token.
 
-    decode           a program has a head's matrix, read while the launch before still runs; norm and gate follow
-    other steps      a program has some columns of a head's, in registers from token to token; then a launch has norm
-                     and gate, which need all columns
+    decode           a program has a head's state matrix, read while the previous launch runs; norm and gate follow
+    other steps      a program has some columns of it in registers from token to token; a second launch does norm and
+                     gate, which need all columns
 
-Columns do not depend on one another, and a token's sums have one order: that of its kernel, wherever a prompt is cut.
-A head's matrix [key channels][value channels] is a unit of the sequence's state; before position 0 all is 0.
+Columns are independent, and each kernel adds a token's products in one order, wherever a prompt is cut into chunks.
+A head's matrix [key channels][value channels], in float32, is a unit of the sequence's state; before position 0 all is
+0.
 Source: Yang, Kautz, Hatamizadeh 2024, Gated Delta Networks (arXiv 2412.06464), equation 10.
 Knows nothing about where q, k, v and the gates come from.
 """
@@ -34,19 +35,19 @@ from coterie.kernels.triton.tiles import power_of_two
 
 X, A, B, RATE, BIAS, KEPT, Y, T = places("gated_delta_norm", "x", "a", "b", "a_log", "dt_bias", "positions", "y", "T")
 NORM, EPS, OFFSET, Z = places("gated_delta_norm", "norm", "eps", "offset", "z")
-LEAST = tl.constexpr(1e-6)  # added to the square of a length
+LEAST = tl.constexpr(1e-6)  # added to the squared norm of q and of k
 
 
 @triton.jit
 def _rates(row, h, RATE_TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr):
-    """How fast a head forgets, and what is added to the gate that says it."""
+    """A head's decay rate, and the bias of its decay gate."""
     rate = tl.exp(tl.load(pointer(row, RATE, RATE_TYPE) + h).to(tl.float32))
     return rate, tl.load(pointer(row, BIAS, BIAS_TYPE) + h).to(tl.float32)
 
 
 @triton.jit
 def _inputs(row, h, H: tl.constexpr, K: tl.constexpr, KEY_HEADS: tl.constexpr):
-    """Where the first token's q, k and v of a head are, and its two gates."""
+    """Pointers for the first token: a head's q, k and v, and its gates a and b."""
     x = pointer(row, X, tl.float32)
     q = x + h // (H // KEY_HEADS) * K
     a, b = pointer(row, A, tl.float32) + h, pointer(row, B, tl.float32) + h
@@ -55,10 +56,10 @@ def _inputs(row, h, H: tl.constexpr, K: tl.constexpr, KEY_HEADS: tl.constexpr):
 
 @triton.jit
 def _token(matrix, inputs, t, c, k, rates, H: tl.constexpr, K: tl.constexpr, N: tl.constexpr, there):
-    """What token t makes of columns of a head's matrix [len(k), len(c)], and what it reads there; c: among all heads'.
+    """Token t's update of columns of a head's matrix [len(k), len(c)], and its output there; c counts over all heads.
 
-    Both sums over the matrix are of what it was, so they wait for each other no more than for the token: what the
-    change adds to q S is (q k) times the change.
+    Both sums over the matrix use its old value, so neither waits for the other: the update adds (q k) times the change
+    to q S.
     """
     at = t.to(tl.int64) * N
     q = tl.load(inputs[0] + at + k, mask=k < K, other=0.0)
@@ -77,7 +78,7 @@ def _token(matrix, inputs, t, c, k, rates, H: tl.constexpr, K: tl.constexpr, N: 
 
 @triton.jit
 def _gated(row, y, at, c, axis: tl.constexpr, mask, C: tl.constexpr, TYPE: tl.constexpr):
-    """Heads' results behind the norm and the gate."""
+    """Outputs of heads, normed and gated."""
     factor = 1.0 / tl.sqrt(tl.sum(y * y, axis=axis, keep_dims=True) / C + real(row, EPS).to(tl.float32))
     scale = tl.load(pointer(row, NORM, TYPE) + c, mask=c < C, other=0.0).to(tl.float32) + real(row, OFFSET).to(
         tl.float32
@@ -107,6 +108,7 @@ def _delta_whole(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (head, sequence): one token, with all of the head's matrix."""
     let_next_begin(WHEN)
     h, sequence = along(unit, 0), along(unit, 1)
     t, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
@@ -146,6 +148,9 @@ def _delta_columns(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all of the sequence's tokens in the
+    step.
+    """
     let_next_begin(WHEN)
     h, sequence = along(unit, 1), along(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
@@ -177,6 +182,7 @@ def _gate(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Norm and gate of HEADS heads, in place."""
     let_next_begin(WHEN)
     wait_for_last(WHEN)
     heads = along(unit, 0).to(tl.int64) * HEADS + tl.arange(0, HEADS)
@@ -192,7 +198,7 @@ def _gate(
 
 
 def launch(call: Call) -> None:
-    """Whole heads where each sequence has a token, and tiles have room for one; else columns, and norm and gate."""
+    """Whole heads in decode, if they fit a program; else columns, then norm and gate."""
     H, K, C = call.integer("H"), call.integer("K"), call.integer("C")
     tiles, bucket, keys, width = call.tiles, call.bucket, power_of_two(K), power_of_two(C)
     how: dict[str, object] = {"H": H, "K": K, "C": C, "KEY_HEADS": call.integer("key_heads"), "KEYS": keys}
@@ -216,5 +222,5 @@ def launch(call: Call) -> None:
 
 
 def scratch_bytes(call: Call) -> int:
-    """What is left for the next row."""
+    """Bytes of what is staged for the next launch."""
     return staged_ahead_bytes(call, call.integer("H") * call.integer("C"))

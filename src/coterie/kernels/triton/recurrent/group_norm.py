@@ -1,4 +1,4 @@
-"""group_norm: y = x / rms(x of a group of channels) * weight, which has a number for each channel of all groups.
+"""group_norm: y = x / rms(x of a group of channels) * weight; the weight has a value for each channel of all groups.
 
 Knows nothing about what the groups are.
 """
@@ -40,7 +40,7 @@ def _norm_group(
 
 
 def launch(call: Call) -> None:
-    """A program for each group of each token."""
+    """A program per group and token."""
     groups, C = call.integer("groups"), call.integer("C")
     how = {"GROUPS": groups, "C": C, "TYPE": call.type("weight"), "STEP": call.tiles.step(C)}
     call.launch(_norm_group, (call.bucket.tokens * groups,), call.row, **how)

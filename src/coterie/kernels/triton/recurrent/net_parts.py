@@ -1,7 +1,8 @@
-"""net_parts: what the two projections of a gated delta net give, whose numbers lie by key heads, as its ops read it.
+"""net_parts: rearrange the two projections of a gated delta net, which are grouped by key head, for the ops that
+follow.
 
-    qkvz   of each key head q and k of K channels, then v and z of its value heads   ->  x: all q, all k, all v;  z
-    ba     of each key head b, then a, a number for each of its value heads           ->  a;  b
+    qkvz   per key head: q and k of K channels, then v and z of its value heads   ->  x: all q, all k, all v;  z
+    ba     per key head: b, then a, with a value for each of its value heads      ->  a;  b
 
 Knows nothing about what they mean: it copies.
 """
@@ -51,7 +52,7 @@ def _part(
 
 
 def launch(call: Call) -> None:
-    """A program for each key head of each token."""
+    """A program per key head and token."""
     heads, keys = call.integer("key_heads"), call.integer("K")
     share = call.integer("H") // heads
     values = share * call.integer("C")

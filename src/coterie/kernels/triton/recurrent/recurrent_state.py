@@ -1,6 +1,6 @@
-"""Where a sequence keeps a layer's recurrent state: in units of one size, each whole in a block, before its tokens.
+"""Addresses of a sequence's recurrent state in a layer: units of one size, none split across blocks.
 
-Knows nothing about what a unit holds (graph/delta_net/ops.py says it).
+Knows nothing about what a unit holds (see graph/delta_net/ops.py).
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from coterie.kernels.triton.arithmetic import integer, pointer
 from coterie.kernels.triton.rows import Call
 from coterie.kernels.triton.tiles import power_of_two
 
-# The operands of a state follow each other alike in every instruction that has them: so far behind `positions`.
+# State operands have the same order in every instruction with a state: these are their offsets from `positions`.
 _WORDS = OPCODES["gated_delta"].words
 SEQUENCE, TABLES, WIDTH, KV, FIRST_UNIT = (
     tl.constexpr(_WORDS[name] - _WORDS["positions"])
     for name in ("sequence", "state_tables", "table_width", "kv", "first_unit")
 )
 
-MAX_LOOKED = tl.constexpr(1024)  # tokens that are looked through at once for those of a sequence
+MAX_LOOKED = tl.constexpr(1024)  # tokens examined at once in the search for those of a sequence
 
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """What kernels are compiled for: bytes of a block and of a unit, a step's most tokens, whether all are of one."""
+    """Compile-time parameters: bytes of a block and of a unit, most tokens of a step, and whether it has a SINGLE
+    sequence.
+    """
 
     BLOCK_BYTES: int
     UNIT_BYTES: int
@@ -36,7 +38,7 @@ class StateLayout:
 
     @staticmethod
     def of(call: Call) -> StateLayout:
-        """That of a call."""
+        """The parameters of a call."""
         bucket = call.bucket
         sizes = call.integer("block_bytes"), call.integer("unit_bytes")
         return StateLayout(*sizes, power_of_two(bucket.tokens), bucket.sequences == 1)
@@ -48,7 +50,7 @@ class StateLayout:
 
 @triton.jit
 def unit_at(row, KEPT: tl.constexpr, sequence, unit, mask, BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr):
-    """Pointers to units of a sequence's state in the row's layer, as float32."""
+    """Pointers to units of a sequence's state in the instruction row's layer, as float32."""
     EACH: tl.constexpr = BLOCK_BYTES // UNIT_BYTES
     number = integer(row, KEPT + FIRST_UNIT) + unit
     tables = pointer(row, KEPT + TABLES, tl.int32) + sequence * integer(row, KEPT + WIDTH)
@@ -62,9 +64,9 @@ def matrix_of(
     row, KEPT: tl.constexpr, sequence, unit, first, count, k, c, K: tl.constexpr, C: tl.constexpr,
     BLOCK_BYTES: tl.constexpr, UNIT_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Rows k and columns c of a unit's matrix [K][C] before token `first`, where they are kept, and which there are.
+    """Rows k and columns c of a unit's matrix [K][C] as of token `first`; pointers to them; and their mask.
 
-    Before position 0, and where the sequence has no token in the step, all is 0.
+    Values are 0 before position 0, and where the sequence has no token in the step.
     """
     mask = (k < K)[:, None] & (c < C)[None, :]
     begins = tl.load(pointer(row, KEPT, tl.int32) + first, mask=count > 0, other=0) == 0
@@ -74,7 +76,7 @@ def matrix_of(
 
 @triton.jit
 def tokens_of(row, KEPT: tl.constexpr, sequence, count, TOKENS: tl.constexpr, SINGLE: tl.constexpr):
-    """The first token of a sequence among the step's `count`, and how many it has, which follow each other."""
+    """The first token of a sequence among the step's `count`, and how many it has; they are adjacent."""
     if SINGLE:
         first, found = count * 0, count
     else:

@@ -1,12 +1,12 @@
-"""selective_scan, alone or with the gate behind it: the recurrence of a selective state space, token by token.
+"""selective_scan, with or without the gate that follows: the recurrence of a selective state space, token by token.
 
-    decode           a program has a head's matrix, read while the launch before still runs
-    other steps      a program has some columns of a head's, in registers from token to token
+    decode           a program has a head's state matrix, read while the previous launch still runs
+    other steps      a program has some columns of it, in registers from token to token
 
-Columns do not depend on one another, and a token's sums have one order: that of its kernel, wherever a prompt is cut.
-A head's matrix [K][channels] is a unit of the sequence's state; before position 0 all is 0.
+Columns are independent, and each kernel adds a token's products in one order, wherever a prompt is cut into chunks.
+A head's matrix [K][channels], in float32, is a unit of the sequence's state; before position 0 all is 0.
 Source: Dao, Gu 2024, Transformers are SSMs (arXiv 2405.21060), section 7.
-Knows nothing about where what it reads comes from.
+Knows nothing about where its inputs come from.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEAST, MOST, Z = places(NAME, "least", "most", "z")
 
 @triton.jit
 def _of_head(row, h, RATE_TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr, SKIP_TYPE: tl.constexpr):
-    """How fast a head forgets, what is added to its steps and their bounds, and how much of its input passes by."""
+    """A head's decay rate, the bias and the bounds of its time steps, and its skip factor."""
     rate = tl.exp(tl.load(pointer(row, RATE, RATE_TYPE) + h).to(tl.float32))
     bias = tl.load(pointer(row, BIAS, BIAS_TYPE) + h).to(tl.float32)
     skip = tl.load(pointer(row, SKIP, SKIP_TYPE) + h).to(tl.float32)
@@ -44,7 +44,7 @@ def _of_head(row, h, RATE_TYPE: tl.constexpr, BIAS_TYPE: tl.constexpr, SKIP_TYPE
 
 @triton.jit
 def _token(row, matrix, head, t, h, c, k, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, GROUPS: tl.constexpr):
-    """What token t makes of columns c of head h's matrix [len(k), len(c)], and what it reads there."""
+    """Token t's update of columns c of head h's matrix [len(k), len(c)], and its output there."""
     x = pointer(row, X, tl.float32) + t.to(tl.int64) * (H * C + 2 * GROUPS * K)
     own = tl.load(x + h * C + c, mask=c < C, other=0.0)
     write = x + H * C + h // (H // GROUPS) * K + k
@@ -77,6 +77,9 @@ def _scan(
     WHEN: tl.constexpr,
     unit=None,
 ):
+    """Program (tile, head, sequence): COLUMNS columns of the head's matrix, over all of the sequence's tokens in the
+    step.
+    """
     let_next_begin(WHEN)
     h, sequence = along(unit, 1), along(unit, 2)
     first, count = tokens_of(row, KEPT, sequence, integer(row, T), TOKENS, SINGLE)
@@ -97,7 +100,7 @@ def _scan(
 
 
 def launch(call: Call) -> None:
-    """Whole heads where each sequence has a token, and tiles have room for one; else columns."""
+    """Whole heads in decode, if they fit a program; else columns."""
     H, K, C = call.integer("H"), call.integer("K"), call.integer("C")
     tiles, bucket, keys, width = call.tiles, call.bucket, power_of_two(K), power_of_two(C)
     whole = bucket.decodes and keys * width <= tiles.delta_whole
