@@ -1,4 +1,4 @@
-"""Small parts of kernels: pointers out of rows, units of work, rounding to nearest, products on tensor cores, silu.
+"""Building blocks of kernels: operands from rows, units of work, rounding, tensor-core products, activations.
 
 Knows nothing about any particular op.
 """
@@ -10,40 +10,40 @@ import triton.language as tl
 
 from coterie.kernels.cpu import GELU_FORMS
 
-# Triton's interpreter (3.9) cuts float32 to bfloat16 instead of rounding it, and multiplies the bits of bfloat16 as
-# whole numbers. Where it runs, these two are written out; a GPU has an instruction for each that does the same.
+# Triton's interpreter (3.9) truncates float32 to bfloat16 instead of rounding it, and multiplies bfloat16 as integers.
+# Under it, these two operations are spelled out; on a GPU, one instruction each does the same.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-# When a kernel is run: after all before it are over; launched while the one before it is still running; or before
-# its turn, only to ask for the weights that it will need.
+# When a kernel runs: after all earlier ones have ended; launched while the previous one still runs; or ahead of its
+# turn, only to prefetch the weights that it will need.
 NOW, EARLY, AHEAD = (tl.constexpr(i) for i in range(3))
-NOTHING = tl.constexpr(float("-inf"))  # the score of what is not seen
+NOTHING = tl.constexpr(float("-inf"))  # the score of a masked position
 
 
 @triton.jit
 def pointer(row, WORD: tl.constexpr, TYPE: tl.constexpr):
-    """What an operand of a row points to. Everything is aligned to 16 bytes, which loads of several elements need."""
+    """The pointer in an operand word. Everything is aligned to 16 bytes, as vectorised loads need."""
     return tl.multiple_of(tl.load(row + WORD).to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
 def integer(row, WORD: tl.constexpr):
-    """A size or index that fits 32 bits."""
+    """An operand that is a size or index and fits 32 bits."""
     return tl.load(row + WORD).to(tl.int32)
 
 
 @triton.jit
 def real(row, WORD: tl.constexpr):
-    """A number that the row holds as the bits of a double."""
+    """An operand that the row holds as the bits of a double."""
     return tl.load(row + WORD).to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def along(unit, AXIS: tl.constexpr):
-    """Where a unit of work lies along an axis of its kernel's grid.
+    """Index of a unit of work along an axis of its kernel's grid.
 
-    Kernels with a parameter `unit` work alone, a unit for each program of a launch, or are told by one that walks rows
-    (persistent.py) which unit is next.
+    Kernels with a parameter `unit` either run alone, with one unit per program of the launch, or are called by the
+    persistent kernel (persistent.py), which passes the unit.
     """
     if unit is None:
         place = tl.program_id(AXIS)
@@ -54,19 +54,19 @@ def along(unit, AXIS: tl.constexpr):
 
 @triton.jit
 def let_next_begin(WHEN: tl.constexpr):
-    """Let the launch behind this one begin where there is room, though this one goes on."""
+    """Let the next launch begin where there is room, though this one still runs (programmatic dependent launch)."""
     if WHEN == EARLY and not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def wait_for_last(WHEN: tl.constexpr):
-    """Wait until the launch before this one is over and what it stored can be seen. An early launch must wait once.
+    """Wait until the previous launch has ended and its stores are visible. An early launch must call this exactly once.
 
-    All of its programs, or it could be over before the one before it, and the next would begin too soon. Before, a
-    program may read what no launch of a step changes: sizes, addresses, positions, block tables, weights, old keys and
-    values. `feed` changes them between steps, and it is over before: neither it nor `embed` behind it begins early or
-    lets the next begin.
+    In all of its programs: otherwise it could end before the previous launch does, and the next one would begin too
+    soon. Before the wait, a program may read only what no launch of a step changes: sizes, addresses, positions, block
+    tables, weights, old keys and values. `feed` changes some of these between steps, so neither it nor `embed` after it
+    begins early or lets the next launch begin.
     """
     if WHEN == EARLY and not INTERPRETED:
         tl.extra.cuda.gdc_wait()
@@ -74,9 +74,9 @@ def wait_for_last(WHEN: tl.constexpr):
 
 @triton.jit
 def ask(at, there=None):
-    """Ask for what lies at these addresses, where it is there, into the second-level cache, and wait for nothing.
+    """Prefetch these addresses to L2, where `there` is true, without waiting.
 
-    Each address once: thousands of programs that ask for one line, as for an instruction's row, double a step's time.
+    Each address once: thousands of programs prefetching one line, such as an instruction's row, double a step's time.
     """
     if there is None:
         tl.inline_asm_elementwise(
@@ -91,7 +91,7 @@ def ask(at, there=None):
 
 @triton.jit
 def narrow(x, TYPE: tl.constexpr):
-    """Round float32 to the nearest of a type, ties to even; values of that type stay as they are."""
+    """Round float32 to the nearest value of TYPE, ties to even; values that have this type stay as they are."""
     if x.dtype == TYPE:
         y = x
     elif INTERPRETED and TYPE == tl.bfloat16:
@@ -105,7 +105,7 @@ def narrow(x, TYPE: tl.constexpr):
 
 @triton.jit
 def add_product(acc, a, b):
-    """acc + a @ b, multiplied in the type of a and b and added in float32."""
+    """acc + a @ b, multiplied in the type of a and b, accumulated in float32."""
     tl.static_assert(a.dtype == b.dtype, "tensor cores multiply values of one type")
     if INTERPRETED:
         a = a.to(tl.float32)
@@ -121,7 +121,9 @@ def silu_of(x):
 
 @triton.jit
 def softplus_of(x):
-    """log(1 + exp(x)), exact to a few bits also where that is nearly exp(x): a head that forgets slowly lives by it."""
+    """log(1 + exp(x)), accurate to a few bits even where it is close to exp(x), which heads with
+    slow decay depend on.
+    """
     e = tl.exp(-tl.abs(x))
     u = 1.0 + e
     return tl.maximum(x, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
@@ -129,7 +131,7 @@ def softplus_of(x):
 
 @triton.jit
 def tanh_of(x):
-    """tanh(x): near 0 the fifth convergent of Lambert's continued fraction, else by the exponential."""
+    """tanh(x): near 0 by the fifth convergent of Lambert's continued fraction, else by the exponential."""
     z = x * x
     near = x * (945.0 + z * (105.0 + z)) / (945.0 + z * (420.0 + z * 15.0))
     e = tl.exp(-2.0 * tl.abs(x))
@@ -149,7 +151,7 @@ ERF, TANH, SIGMOID = (tl.constexpr(GELU_FORMS.index(form)) for form in ("erf", "
 
 @triton.jit
 def gelu_of(x, FORM: tl.constexpr):
-    """x * Phi(x), Phi in a form."""
+    """x * Phi(x), with Phi in one of three forms."""
     if FORM == ERF:
         y = x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
     elif FORM == TANH:

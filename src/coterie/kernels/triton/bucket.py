@@ -1,4 +1,4 @@
-"""Bucket: the most that a step may have, which grids are made for; and which words of rows are what it really has.
+"""Bucket: upper bounds of a step, for which grids are made; and which words of instruction rows hold its true sizes.
 
 Knows nothing about kernels, and needs neither torch nor triton.
 """
@@ -18,10 +18,11 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The most that a step may have: tokens, sequences, sampled rows, and positions of one context.
+    """Upper bounds of a step: tokens, sequences, sampled rows, and positions of the longest context.
 
-    Grids are made for it, so one captured step serves all that fit. As many sequences as tokens means decode: attention
-    then takes each token by itself, which is right for any step but reads the context of a chunk once a token.
+    Grids are made for these, so one captured step serves all steps that fit. As many sequences as tokens means decode:
+    attention then handles each token by itself, which is correct for any step but reads a chunk's context once per
+    token.
     """
 
     tokens: int
@@ -31,11 +32,11 @@ class Bucket:
 
     @property
     def decodes(self) -> bool:
-        """True when each sequence has one token."""
+        """Whether each sequence has one token."""
         return self.tokens == self.sequences
 
 
 def stops_of(host_rows: I64) -> I64:
-    """Where, among the words of a program's rows, T and R are: what `feed` sets to 0 to end a run."""
+    """Indices of the words T and R among a program's rows, which `feed` sets to 0 to end a run."""
     words = [i * ROW_WORDS + word for i, row in enumerate(host_rows) for word in _SIZES[int(row[OPCODE_WORD])]]
     return np.array(words, np.int64)

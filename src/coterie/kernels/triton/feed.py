@@ -1,11 +1,11 @@
-"""What happens between two steps of a run, on the GPU: drawn tokens are kept, checked for an end and fed back.
+"""What happens on the GPU between two steps of a run: sampled tokens are kept, checked for an end and fed back.
 
     launches   step 0   feed   step 1   feed   step 2   feed ...     all of them queued at once
-    a row ended in step 1:                ^ sets T and R of every row to 0, so that no later launch does anything
+    a row ended in step 1:                ^ sets T and R of every row to 0, so that later launches do nothing
     the host wrote STOP in step 1:        ^ the same
 
-So a run of several steps ends early without the host looking at it; how many steps were done is read at the end.
-What csrc/feed.h does for threads. Knows nothing about what the steps compute.
+So a run of several steps ends early without the host's attention; the number of finished steps is read at the end.
+This is what csrc/feed.h does for threads. Knows nothing about what the steps compute.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ STEPS, DRAWN, ROWS_AT, TOKENS, POSITIONS = (
 ENDS, FIRST_END, KEPT, T, R = (tl.constexpr(FEED[name]) for name in ("ends", "first_end", "kept", "T", "R"))
 DONE, ENDED, STOP = (
     tl.constexpr(i) for i in range(3)
-)  # of a run's state: steps done, 1 once it has ended, 1 to end it
+)  # words of a run's state: steps done, 1 once it has ended, 1 to request its end
 STATE_WORDS = 3
-AT_ONCE = 256  # rows, tokens or words; never timed
+AT_ONCE = 256  # rows, tokens or words per iteration; never timed
 
 
 @triton.jit
 def end_step(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
-    """Keep what a step drew; end the run, or feed it back. For one program."""
+    """Keep the tokens of a step; then end the run, or feed them back. Runs in one program."""
     done = tl.load(state + DONE)
     if tl.load(state + ENDED) == 0:
         sampled = integer(feed, R)
-        # Another stream may write this word now. By an atomic one thread reads it for all, who wait for it: each warp
-        # by itself could see another word, and half of a program would end the run while the other half fed it.
+        # Another stream may write this word at any time. An atomic is done by one thread, and the others wait for its
+        # result; with plain loads warps could differ, and half of the program would end the run while the other fed it.
         ended = (tl.atomic_or(state + STOP, 0) != 0).to(tl.int32)
         for first in tl.range(0, sampled, STEP):
             r = first + tl.arange(0, STEP)
@@ -73,10 +73,10 @@ def end_step(feed, state, rows, stops, STOPS: tl.constexpr, STEP: tl.constexpr):
 
 
 def feed_launch(feed: torch.Tensor, state: torch.Tensor, rows: torch.Tensor, stops: torch.Tensor) -> Launch:
-    """What ends a step, behind the launches of its rows.
+    """The launch that ends a step, to follow the launches of its rows.
 
-    feed: a word per name of FEED, addresses on the GPU. state: int32, 0 before the first step; how many steps were
-    done, whether the run ended, and what another stream sets to 1 to end it after the step that it is in. stops:
-    `stops_of` the rows; after a run that ended so, T and R must be written again.
+    feed: a word per name of FEED, addresses on the GPU. state: int32, 0 before the first step; the number of finished
+    steps, whether the run has ended, and a word that another stream sets to 1 to end it after its current step. stops:
+    `stops_of` the rows; after a run that ended this way, T and R must be written again.
     """
     return Launch(end_step, (1,), (feed, state, rows, stops), {"STOPS": stops.numel(), "STEP": AT_ONCE})

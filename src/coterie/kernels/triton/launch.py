@@ -1,6 +1,7 @@
-"""From a row to a launch: the kernel of its opcode, with a grid for the bucket and constants from the host's row.
+"""From an instruction row to a launch: its opcode's kernel, with a grid for the bucket and constants from the host's
+row.
 
-Knows nothing about streams, graphs of launches or what the rows compute together.
+Knows nothing about streams, CUDA graphs or what the rows compute together.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ __all__ = ["ALIGN_BYTES", "H100", "Bucket", "Tiles", "check_aligned", "launch", 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """How an instruction is launched, and the scratch that it needs meanwhile."""
+    """How an instruction is launched, and the scratch that it needs while it runs."""
 
     launch: Callable[[Call], None]
     scratch_bytes: Callable[[Call], int] = lambda call: 0
@@ -125,12 +126,12 @@ def launches(
     tiles: Tiles = H100,
     descriptors: DescriptorMemory | None = None,
 ) -> list[Launch]:
-    """What launches row `index` of a program on the current stream, for as long as `rows` and `scratch` stay.
+    """Launches of row `index` of a program on the current stream, valid as long as `rows` and `scratch` stay in place.
 
-    `host_rows` and `rows` are equal where sizes and types are concerned; the kernel reads addresses from `rows`, on the
-    GPU. `scratch` is bytes on the GPU, for the rows of a program in turn: one may leave something in it for the next
-    (staged_ahead.py). `descriptors` are for all launches of a GPU, found in the order in which they are launched.
-    Raises UnsupportedError for rounded activations.
+    `host_rows` and `rows` agree in sizes and types; kernels read addresses from `rows`, which is on the GPU. `scratch`
+    is GPU memory that the rows of a program use in turn; one may leave something in it for the next (staged_ahead.py).
+    `descriptors` is shared by all launches of a GPU, which must be found in launch order. Raises UnsupportedError for
+    rounded activations.
     """
     call = _call(host_rows, index, rows[index], bucket, scratch, tiles, descriptors or DescriptorMemory())
     KERNELS[call.name].launch(call)
@@ -138,8 +139,8 @@ def launches(
 
 
 def scratch_bytes(host_rows: I64, bucket: Bucket, tiles: Tiles = H100) -> int:
-    """The most scratch that a row of a program needs. Raises UnsupportedError for rounded activations, and for a row
-    that no kernel does.
+    """Most scratch that any row of a program needs. Raises UnsupportedError for rounded activations, and for a row
+    without a kernel.
     """
     none = torch.empty(0, dtype=torch.uint8)
     calls = (_call(host_rows, index, none, bucket, none, tiles, DescriptorMemory()) for index in range(len(host_rows)))
@@ -155,7 +156,9 @@ def _kernel(name: str) -> Kernel:
 
 
 def check_aligned(rows: I64) -> None:
-    """Raise ValueError naming an operand whose address is no multiple of 16: a GPU would fault, and not recover."""
+    """Raise ValueError naming an operand whose address is not a multiple of 16: the GPU would
+    fault, and not recover.
+    """
     for row in rows:
         name = name_of(row)
         for operand in sorted(OPCODES[name].addresses):

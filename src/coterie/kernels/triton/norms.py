@@ -1,10 +1,10 @@
-"""What norms of both kinds do to values that a kernel reads: the mean to take off, the factor, the weight and the bias.
+"""Norms of both kinds inside other kernels: mean and factor of the values, and the norm's weight and bias.
 
     RMS norm     x * factor * (weight + offset)             SHIFT None
-    layer norm   (x - mean) * factor * weight + bias        SHIFT the type of its bias; void where it has none
+    layer norm   (x - mean) * factor * weight + bias        SHIFT the type of its bias; void if it has none
 
-In a row, the offset of a norm's weight stands behind its eps, and the norm's bias behind that.
-Knows nothing about what the values meet.
+In an instruction row, the norm's eps is followed by the offset of its weight, then by its bias.
+Knows nothing about what the values are multiplied by.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ BARE = tl.constexpr(tl.void)  # SHIFT of a layer norm without a bias
 
 
 def shift_of(call: Call) -> object:
-    """SHIFT of the norm that a call begins with, if it does."""
+    """SHIFT of the norm that a call begins with."""
     return (call.type("norm_bias") or BARE.value) if call.integer("centred") else None
 
 
 @triton.jit
 def norm_at(row, x, NORM_AT: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr, SHIFT: tl.constexpr):
-    """A norm's weight, bias, eps and offset; `x` stands for what there is not."""
+    """A norm's weight, bias, eps and offset; `x` is a placeholder for pointers that do not exist."""
     weight, bias, eps, offset = x, x, 0.0, 0.0
     if NORM is not None:
         weight = pointer(row, NORM_AT, NORM)
@@ -42,7 +42,7 @@ def norm_at(row, x, NORM_AT: tl.constexpr, EPS: tl.constexpr, NORM: tl.constexpr
 
 @triton.jit
 def scaled_and_shifted(values, norm, k, K: tl.constexpr, SHIFT: tl.constexpr):
-    """Columns k of values [.., len(k)], centred and divided where that must be, times the weight, plus the bias."""
+    """Columns k of values [.., len(k)], centred and divided if need be, times the weight, plus the bias."""
     y = values * (tl.load(norm[0] + k, mask=k < K, other=0.0).to(tl.float32) + norm[3])
     if SHIFT is not None:
         if SHIFT != BARE:
@@ -52,7 +52,9 @@ def scaled_and_shifted(values, norm, k, K: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def norm_factor(x, eps, K: tl.constexpr, STEP: tl.constexpr):
-    """1 / root mean square of K values. The compiler keeps those of a single step for whoever loads them again."""
+    """1 / root mean square of K values. If they are a single step, the compiler reuses their
+    registers for later loads.
+    """
     squares = tl.zeros([STEP], tl.float32)
     for first in tl.static_range(0, K, STEP):
         k = first + tl.arange(0, STEP)
@@ -79,7 +81,7 @@ def moments(x, eps, K: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def moments_of_rows(x, mask_M, eps, K: tl.constexpr, M: tl.constexpr, STEP: tl.constexpr):
-    """The same of each of M rows (pointers)."""
+    """The same for each of M rows (pointers)."""
     sums = tl.zeros([M, STEP], tl.float32)
     for first in tl.range(0, K, STEP):
         k = first + tl.arange(0, STEP)

@@ -1,4 +1,4 @@
-"""A kernel that only reads memory, by which a GPU's limit is measured.
+"""A kernel that only reads memory, to measure a GPU's read bandwidth.
 
 Knows nothing about what the memory holds.
 """
@@ -21,8 +21,8 @@ def _read(words, sums, chunks, EACH: tl.constexpr, UNROLL: tl.constexpr):
 
 
 def read(words: torch.Tensor, sums: torch.Tensor, programs: int, each: int, unroll: int = 2) -> None:
-    """Read all words (int32) once: programs take turns with chunks of `each` words, and each leaves its sum in `sums`.
+    """Read all words (int32) once: programs take turns with chunks of `each` words and write their sums to `sums`.
 
-    `each` is a power of two and divides the number of words, fewer than 2^31; sums [>= programs] of int32.
+    `each` is a power of two that divides the number of words, which is below 2^31; sums: int32 [>= programs].
     """
     _read[(programs,)](words, sums, words.numel() // each, EACH=each, UNROLL=unroll, num_warps=WARPS)

@@ -1,6 +1,6 @@
 """rms_norm: y = x / rms(x, last axis) * (weight + offset).
 
-x is read in rows `x_step` apart, from `x_first` on; 0: they follow each other.
+Rows of x are `x_step` apart, from `x_first` on; a step of 0 means contiguous rows.
 Knows nothing about what the rows are: tokens, or heads of tokens.
 """
 
@@ -44,7 +44,7 @@ def _norm(
 
 
 def launch(call: Call) -> None:
-    """A program for each row."""
+    """A program per row."""
     per_token, C = call.integer("per_token"), call.integer("C")
     step = call.tiles.step(C)
     grid = (call.bucket.tokens * per_token,)

@@ -1,4 +1,4 @@
-"""What a launch knows of an instruction: its row on the host and on the GPU, and the limits of the step that it is for.
+"""What a launch knows of an instruction: its row on the host and on the GPU, and the bucket that it is for.
 
     host row   -> sizes and types, which kernels are compiled for        (equal for equal architectures)
     GPU row    -> addresses, T, R and other numbers, read by the kernel  (rewritten by a switch, without a new launch)
@@ -29,11 +29,10 @@ from coterie.kernels.triton.product.descriptor_memory import DescriptorMemory
 from coterie.kernels.triton.product.tile import OF_SIX
 from coterie.kernels.triton.tiles import Tiles
 
-ALIGN_BYTES = (
-    16  # of every address in a row: the widest load of a thread. The device aligns weights when it places them
-)
+# Alignment of every address in a row: the widest load of a thread. The device aligns weights when it places them.
+ALIGN_BYTES = 16
 
-# A weight's type in a kernel: that of its elements, or of the bytes of its packed rows.
+# A weight's type in a kernel: that of its elements or, if packed, the type that its rows are loaded as.
 TYPES: Mapping[DType, tl.dtype] = {
     DType.F32: tl.float32,
     DType.F16: tl.float16,
@@ -48,7 +47,9 @@ TYPES: Mapping[DType, tl.dtype] = {
 _NAMES = {opcode.number: name for name, opcode in OPCODES.items()}
 _DTYPES = {dtype_number(dtype): dtype for dtype in TYPES}
 _ROUNDED = {dtype_number(dtype, rounded=True): dtype for dtype in TYPES if dtype.is_packed or dtype is DType.BF16}
-_ROUNDED = {number: dtype for number, dtype in _ROUNDED.items() if number not in _DTYPES}  # Q6 meets 15 bits always
+_ROUNDED = {
+    number: dtype for number, dtype in _ROUNDED.items() if number not in _DTYPES
+}  # Q6 always has 15-bit activations
 WHEN = "WHEN"  # the parameter of kernels that may begin before the launch before them is over; see arithmetic.py
 TORCH: Mapping[tl.dtype, torch.dtype] = {
     tl.float32: torch.float32,
@@ -58,31 +59,31 @@ TORCH: Mapping[tl.dtype, torch.dtype] = {
 
 
 def _address(value: object) -> object:
-    """A tensor of the GPU as where it is: Triton would ask the tensor, and then CUDA whether that is the GPU's."""
+    """The address of a GPU tensor: given the tensor, Triton would ask it, and then CUDA, at each launch."""
     return value.data_ptr() if isinstance(value, torch.Tensor) and value.is_cuda else value
 
 
 def places(kernel: str, *operands: str) -> tuple[tl.constexpr, ...]:
-    """The words of operands in an instruction's row, for kernels to read."""
+    """Words of operands in an instruction's row, as compile-time constants."""
     return tuple(tl.constexpr(OPCODES[kernel].words[name]) for name in operands)
 
 
 def aligned(size_bytes: int) -> int:
-    """The bytes that so many take, so that what lies behind them is aligned."""
+    """The size rounded up, so that what follows is aligned."""
     return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
 
 
 def name_of(row: I64) -> str:
-    """The instruction that a host's row is."""
+    """The instruction's name."""
     return _NAMES[int(row[OPCODE_WORD])]
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """How a weight's rows lie: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
+    """Layout of a weight's rows: what kernels that multiply by it are compiled for. `STRIDE` is in elements of `TYPE`.
 
-    `COLUMNS` are the elements of a row that hold weights, two in a byte of Q4, four in one of Q2 and, in part, in one
-    of Q6 (six_bits.py); `group` of them share a scale.
+    `COLUMNS` is the number of elements per row that hold weights: two in a byte of Q4, four in a byte of Q2 and,
+    partly, in one of Q6 (six_bits.py). `group` columns share a scale.
     """
 
     TYPE: tl.dtype
@@ -107,32 +108,34 @@ class Matrix:
 
     @property
     def is_wide(self) -> bool:
-        """True for float32, which tensor cores do not multiply without rounding."""
+        """Whether it is float32, which tensor cores would round."""
         return self.TYPE is tl.float32
 
     @property
     def dot_type(self) -> tl.dtype:
-        """What tensor cores multiply: the weight's own type; packed ones are rounded to bfloat16."""
+        """The type that tensor cores multiply: the weight's own; packed weights are rounded to bfloat16."""
         return self.TYPE if self.TYPE in TORCH else tl.bfloat16
 
     def constants(self) -> dict[str, object]:
-        """Names and values of the compile-time parameters."""
+        """Compile-time parameters."""
         return {name: getattr(self, name) for name in ("TYPE", "K", "STRIDE", "COLUMNS", "ALIGN")}
 
 
 @dataclass(slots=True, eq=False)
 class Launch:
-    """A kernel with its grid, what it is given, and what it is compiled for; calling it launches it.
+    """A kernel with its grid, arguments and constants; calling it launches it.
 
-    What it is given stays where it is, so the first call alone goes by way of Triton's compiler, which looks at every
-    argument to find what it compiled before; the later ones start that at once.
+    The arguments stay in place, so only the first call goes through Triton's compiler, which inspects every argument to
+    look up the compiled kernel; later calls start that directly.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[object, ...]
     constants: Mapping[str, object]
-    memory: torch.Tensor | None = None  # where the kernel makes tensor descriptors: captured launches have its address
+    memory: torch.Tensor | None = (
+        None  # for tensor descriptors that the kernel creates; captured launches hold its address
+    )
     _again: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> None:
@@ -142,17 +145,17 @@ class Launch:
             return
         triton.set_allocator(self._memory_of)
         compiled = self.kernel[self.grid](*self.args, **self.constants)
-        if compiled is not None:  # interpreted, there is nothing to keep
+        if compiled is not None:  # None under the interpreter
             self._again = self._start_of(compiled)
 
     def _memory_of(self, size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        """What Triton asks for at each launch of a kernel with descriptors."""
+        """Triton's allocator callback, called at each launch of a kernel that creates descriptors."""
         if self.memory is None or self.memory.numel() < size:
             raise ValueError(f"{self.kernel.fn.__name__} makes {size} bytes of descriptors; give its launch the memory")
         return self.memory
 
     def _start_of(self, compiled: Any) -> Callable[[], object]:
-        """What starts a compiled kernel: it is given all parameters in their order, those compiled in among them."""
+        """A function that starts the compiled kernel: it takes all parameters in order, including those compiled in."""
         signature = self.kernel.signature
         named = {name: value for name, value in self.constants.items() if name in signature.parameters}
         given = signature.bind(*self.args, **named)
@@ -170,10 +173,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One instruction to launch. `scratch` is memory that it may use until it ends, and hand on to the next one.
+    """One instruction to launch. `scratch` is memory that it may use until it ends, and pass on to the next one.
 
-    `before` and `after` are those beside it in the program, `earlier` and `later` all rows of the host's on either
-    side. `launches` are what it comes to: what is found out on the host is found out once for all steps of a bucket.
+    `before` and `after` are its neighbours in the program, `earlier` and `later` all host rows on either side.
+    `launches` collects the result: decisions made on the host are made once for all steps of a bucket.
     """
 
     name: str
@@ -190,7 +193,9 @@ class Call:
     launches: list[Launch] = field(default_factory=list)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **constants: object) -> None:
-        """One kernel more, with its grid. One that knows how begins while the launch before it is still running."""
+        """Add a kernel launch with its grid. A kernel with a WHEN parameter begins while the previous launch still
+        runs.
+        """
         if WHEN in kernel.arg_names:
             early = self.tiles.early
             constants |= {WHEN: (EARLY if early else NOW).value, "launch_pdl": early}
@@ -201,13 +206,13 @@ class Call:
         return int(self.host_row[OPCODES[self.name].words[operand]])
 
     def real(self, operand: str) -> float:
-        """An operand that is no whole number."""
+        """The value of a floating-point operand."""
         return float(self.host_row[OPCODES[self.name].words[operand] :][:1].view(np.float64)[0])
 
     def dtype(self, operand: str) -> DType:
         """The type of a weight. Raises UnsupportedError for rounded activations."""
         own = f"{operand}_dtype"
-        number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # that of all branches
+        number = self.integer(own if own in OPCODES[self.name].words else "dtype")  # common to all branches
         if number in _ROUNDED:
             dtype = _ROUNDED[number]
             met = "bf16" if dtype is DType.BF16 else "int8"
@@ -216,7 +221,7 @@ class Call:
         return _DTYPES[number]
 
     def type(self, operand: str) -> tl.dtype | None:
-        """What a kernel loads a vector as; None where it is left out."""
+        """The type that a kernel loads a vector as; None if the operand is absent."""
         return TYPES[self.dtype(operand)] if self.integer(operand) else None
 
     def matrix(self, operand: str, K: int) -> Matrix:
@@ -224,7 +229,7 @@ class Call:
         return Matrix.of(self.dtype(operand), K)
 
     def scratch_as(self, element: tl.dtype, count: int, start: int = 0) -> torch.Tensor:
-        """The scratch from byte `start` on, a multiple of 16, as `count` elements of a type."""
+        """`count` elements of a type in scratch, from byte `start` on, a multiple of 16."""
         dtype = TORCH[element]
         end = start + count * dtype.itemsize
         if end > self.scratch.numel():

@@ -1,7 +1,7 @@
-"""A few words copied by a kernel, between memory of the GPU and pinned memory of the host: in either direction.
+"""Small copies by a kernel, between GPU memory and pinned host memory, in either direction.
 
-A GPU's copy engine does what it is given in order, whatever the stream: words that went by it would wait for all of an
-expert that was queued before them. A kernel reads pinned memory over the same bus and waits for nobody.
+A GPU's copy engine works in order, whatever the stream: small copies would wait for all of an expert that was queued
+before them. A kernel reads pinned memory over the same bus without waiting.
 Knows nothing about what the words mean.
 """
 
@@ -17,32 +17,35 @@ import triton.language as tl
 from coterie.kernels.triton.rows import Launch
 
 WORD_BYTES, PIECE_BYTES = 4, 3 * 8
-NOTHING = 0, 0, 0  # to no place, from no place, no words
-PROGRAMS = 8  # that copy a piece, in turns
-AT_ONCE = tl.constexpr(1024)  # words of a program, all of whose reads are under way at once: a read takes over 1 us
+NOTHING = 0, 0, 0  # an empty block: to, from, words
+PROGRAMS = 8  # that share the copy of a piece
+AT_ONCE = tl.constexpr(1024)  # words per program, all read at once, as a read takes over 1 us
 
 
 @triton.jit
 def _words(address):
-    """A pointer. The interpreter takes an address that fits 32 bits for a number of 32, whatever its parameter says."""
+    """An int32 pointer. Triton's interpreter takes an address below 2^32 for an int32, whatever the
+    parameter's type.
+    """
     return address.to(tl.int64).to(tl.pointer_type(tl.int32))
 
 
 @triton.jit(do_not_specialize=["dst", "src", "count", "then_dst", "then_src", "then_count"])
 def _move(dst: tl.int64, src: tl.int64, count: tl.int32, then_dst: tl.int64, then_src: tl.int64, then_count: tl.int32):
-    """Two blocks: programs behind those that the first needs copy the second."""
+    """Copy two blocks: the first programs copy the first block, those after them the second."""
     before = tl.cdiv(count, AT_ONCE)
     program = tl.program_id(0)
     is_first = program < before
     to, at = _words(tl.where(is_first, dst, then_dst)), _words(tl.where(is_first, src, then_src))
     i = tl.where(is_first, program, program - before) * AT_ONCE + tl.arange(0, AT_ONCE)
     mask = i < tl.where(is_first, count, then_count)
-    # The host writes it between two launches: what a cache has of it is not asked.
+    # The host writes the source between launches, so loads must bypass caches.
     tl.store(to + i, tl.load(at + i, mask=mask, cache_modifier=".cv"), mask=mask)
 
 
 @triton.jit(do_not_specialize=["table"])
 def _gather(table: tl.int64, EACH: tl.constexpr):
+    """Copy one piece of the table [pieces, 3] (to, from, bytes); a piece is shared by EACH programs."""
     piece = table.to(tl.int64).to(tl.pointer_type(tl.int64)) + 3 * tl.program_id(0)
     to = tl.load(piece, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
     at = tl.load(piece + 1, cache_modifier=".cv").to(tl.pointer_type(tl.int32))
@@ -53,7 +56,7 @@ def _gather(table: tl.int64, EACH: tl.constexpr):
 
 
 class _Started:
-    """A kernel that goes by way of Triton's compiler the first time, and is started at once from then on."""
+    """A kernel whose first launch goes through Triton's compiler; later ones start the compiled kernel directly."""
 
     def __init__(self, kernel: Any, *constants: int) -> None:
         self._kernel, self._constants = kernel, constants
@@ -72,13 +75,17 @@ class _Started:
 
 
 class Mover:
-    """Copies words on the current stream of one GPU. Addresses are numbers, so two compiled kernels do all."""
+    """Copies words on the current stream of one GPU. Addresses are plain numbers, so two compiled kernels serve all
+    copies.
+    """
 
     def __init__(self) -> None:
         self._move, self._gather = _Started(_move), _Started(_gather, PROGRAMS)
 
     def gather(self, pieces: torch.Tensor) -> None:
-        """Copy pieces, as Driver.copy_pieces has them. Raises ValueError for what are no rows of three numbers."""
+        """Copy pieces, as in Driver.copy_pieces. Raises ValueError unless `pieces` consists of rows
+        of three numbers.
+        """
         count, odd = divmod(pieces.numel() * pieces.element_size(), PIECE_BYTES)
         if odd:
             raise ValueError(f"{pieces.numel()} numbers are no pieces: each has three")
@@ -86,9 +93,9 @@ class Mover:
             self._gather((count, PROGRAMS, 1), pieces.data_ptr())
 
     def move(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Copy tensors of bytes (to, from) of equal sizes, which are multiples of 4. Raises ValueError for others.
+        """Copy byte tensors (to, from) of equal sizes, multiples of 4. Raises ValueError for other sizes.
 
-        Each two pairs are one launch.
+        Every two pairs are one launch.
         """
         for i in range(0, len(pairs), 2):
             one = _block(*pairs[i])
@@ -99,12 +106,12 @@ class Mover:
 
 
 def launches() -> list[Launch]:
-    """What a Mover launches, for whoever compiles it before."""
+    """The launches of a Mover, for compiling them ahead."""
     return [Launch(_move, (1,), (0,) * 6, {}), Launch(_gather, (1,), (0,), {"EACH": PROGRAMS})]
 
 
 def _block(dst: torch.Tensor, src: torch.Tensor) -> tuple[int, int, int]:
-    """Where to, where from, and how many words."""
+    """Destination, source, and number of words."""
     size_bytes = src.numel()
     if dst.numel() != size_bytes or size_bytes % WORD_BYTES:
         raise ValueError(f"{size_bytes} bytes into {dst.numel()}: words are copied {WORD_BYTES} bytes each")

@@ -139,6 +139,8 @@ def _seen_of(row, position, span, SPAN: tl.constexpr, LIMITED: tl.constexpr):
     return tl.maximum(first, span * SPAN), tl.minimum(position + 1, (span + 1) * SPAN)
 
 
+# Program (i, kv head, span) attends the span for sequence i's lone token. Results go to y if there is ONE span, else to
+# partials [sequences, H, spans, C + 2] in float32: sums, maximum, total.
 # `spans` follows from the bucket's context and is not specialised, or contexts would compile kernels of their own.
 @triton.jit(do_not_specialize=["spans"])
 def _alone(
@@ -165,11 +167,6 @@ def _alone(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """Program (i, kv head, span) attends the span for sequence i's lone token; to y if there is ONE span, else to
-    partials.
-
-    partials: [sequences, H, spans, C + 2] of sums, maximum, total, in float32.
-    """
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)

@@ -55,8 +55,8 @@ def alone_wide(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """A program has the query heads of a kv head and one span; results go to `partials`, or to y if
-    there is ONE span.
+    """A program has the query heads of a kv head and one span: its results go to `partials`, or to
+    y if there is ONE.
     """
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
