@@ -94,12 +94,11 @@ def _blocks(
     BLOCK_BYTES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Online softmax over positions [low, high), STEP at a time: queries q [M, CHANNELS] see [first, last), or all
-    (SEEN).
+    """Online softmax over positions [low, high) in steps: queries q [M, CHANNELS] see [first, last), or all (SEEN).
 
     `table` is the sequence's block table; `slots` [STEP, CHANNELS] point to a step's keys as if in block 0. Scores are
-    exponents of two: q was scaled for that or, with a cap, divided by it, and the capped score is scaled. `state`:
-    maximum score, sum of weights, sum of weighted values.
+    exponents of two: q, or with a cap the capped score, was scaled for that. `state`: maximum score, sum of weights,
+    sum of weighted values.
     """
     top, total, acc = state
     i = tl.arange(0, STEP)

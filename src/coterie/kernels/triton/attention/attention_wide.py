@@ -55,9 +55,7 @@ def alone_wide(
     WHEN: tl.constexpr,
     unit=None,
 ):
-    """A program has the query heads of a kv head and one span: its results go to `partials`, or to
-    y if there is ONE.
-    """
+    """A program has the query heads of a kv head and one span; it stores `partials`, or y if there is ONE span."""
     let_next_begin(WHEN)
     i, head, span = along(unit, 0), along(unit, 1), along(unit, 2)
     t, alone = only_token(row, i, DECODES, SEARCH)
