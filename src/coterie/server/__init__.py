@@ -1,4 +1,4 @@
-"""The HTTP face: OpenAI's API, Anthropic's messages, the page, and what can be watched.
+"""The HTTP server: OpenAI's, Anthropic's and Ollama's APIs, the web page, and monitoring.
 
 Knows nothing about kernels or memory.
 """

@@ -1,4 +1,4 @@
-"""The HTTP face: POST /v1/chat/completions (plain and streamed), GET /v1/models and one of them, GET /health, and more.
+"""The HTTP application: POST /v1/chat/completions (plain and streamed), GET /v1/models, GET /health, and more.
 
 Knows nothing about kernels, memory or the engine's thread beyond `Worker`.
 """
@@ -48,8 +48,8 @@ from coterie.server.worker import Worker
 
 COMPLETIONS, RESPONSES, TURNS = "/v1/completions", "/v1/responses", "/v1/messages"
 EMBEDDINGS = "/v1/embeddings"
-RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's and vLLM's, that of Cohere's client, and llama.cpp's
-NEAR = 2  # endpoints that a 404 names
+RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # paths of Jina and vLLM, of Cohere's client, and of llama.cpp
+NEAR = 2  # suggestions in a 404
 T = TypeVar("T")
 
 
@@ -59,10 +59,10 @@ def _as_it_is(error: CoterieError) -> CoterieError:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How an endpoint reports errors, where that is not as chat does.
+    """How an endpoint reports errors, where it differs from chat.
 
-    `prompt_field`: the field of a body that a model reads. `words`: an error with chat's names of fields in its own.
-    `form`: its error object, of a status, a message and the field that is to blame; None: OpenAI's.
+    `prompt_field`: the body's field with the prompt. `words`: translates an error that uses chat's field names. `form`:
+    makes the error object from a status, a message and the field at fault; None: OpenAI's.
     """
 
     prompt_field: str = "messages"
@@ -71,7 +71,7 @@ class Dialect:
 
 
 CHAT = Dialect()
-DIALECTS: Mapping[str, Dialect] = {  # by how the path begins
+DIALECTS: Mapping[str, Dialect] = {  # by path prefix
     COMPLETIONS: Dialect("prompt"),
     RESPONSES: Dialect("input", response_words),
     EMBEDDINGS: Dialect("input"),
@@ -89,11 +89,11 @@ def make_app(
     urgent: Sequence[str] = (),
     responses_bytes: int | None = None,
 ) -> Starlette:
-    """An ASGI application that owns `coterie` and closes it when it shuts down. With `keys`, callers must show one.
+    """An ASGI application that owns `coterie` and closes it on shutdown. With `keys`, callers must present one.
 
-    `urgent`: further keys; if there are any, only who shows one of them may go before others. `origins`: whose pages
-    browsers let ask, beside its own. `rest_s`: see Worker. `responses_bytes`: of responses that clients have kept,
-    DEFAULT_BYTES where it is not given. Raises UsageError for a key or an origin that is none.
+    `urgent`: further keys; if there are any, only requests with one of them may use a negative priority. `origins`:
+    origins of pages, besides its own, whose browsers may call it. `rest_s`: see Worker. `responses_bytes`: memory for
+    stored responses, by default DEFAULT_BYTES. Raises UsageError for an invalid key or origin.
     """
     worker = Worker(coterie, rest_s)
     store = ResponseStore(DEFAULT_BYTES if responses_bytes is None else responses_bytes)
@@ -138,13 +138,13 @@ def make_app(
         ],
         lifespan=lifespan,
     )
-    app.state.worker, app.state.hub = worker, hub  # for who ends the server
+    app.state.worker, app.state.hub = worker, hub  # for the server's shutdown
     app.state.coterie, app.state.responses = coterie, store
     return app
 
 
 def _asking(coterie: Serving, worker: Worker) -> list[Route]:
-    """What experts are asked by, and what takes their tokenizers alone."""
+    """The endpoints that query experts, or only their tokenizers."""
 
     async def read(request: Request, parse: Callable[[object], T]) -> T:
         return await read_body(request, worker, parse)
@@ -192,7 +192,7 @@ def _asking(coterie: Serving, worker: Worker) -> list[Route]:
 
 
 def _responding(coterie: Serving, worker: Worker, store: ResponseStore) -> list[Route]:
-    """Responses, and what is kept of them."""
+    """Responses, and the endpoints for stored ones."""
 
     async def read(request: Request, parse: Callable[[object, ClientStore], T]) -> T:
         mine = of_client(store, request)
@@ -231,7 +231,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the access log's usual sign for a caller who left
+    return Response(status_code=499)  # never read; the conventional status for a client that closed the connection
 
 
 def _dialect(path: str) -> Dialect:
@@ -239,7 +239,7 @@ def _dialect(path: str) -> Dialect:
 
 
 def _own_form(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's error object, or that of the endpoint that has another."""
+    """OpenAI's error object, converted for endpoints that use another."""
     form, error = _dialect(path).form, body["error"]
     return body if form is None else form(status, error["message"], error.get("param"))
 
@@ -250,8 +250,8 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _near(app: Starlette, method: str, path: str) -> str:
-    """What may be asked at paths like this one, the likest first, else where chats are asked; by the same method where
-    it may, so that who reads is not told to delete.
+    """Suggestions of routes similar to this path, best first, else the chat endpoints; with the same method if the
+    route has it, so that a typo is not answered with a suggestion to delete.
     """
     methods = {
         route.path_format: method if method in route.methods else max(route.methods - {"HEAD"})
@@ -263,7 +263,7 @@ def _near(app: Starlette, method: str, path: str) -> str:
 
 
 def _listed(methods: Iterable[str]) -> str:
-    """Methods as sentences name them, in one order; who may GET may ask for the HEAD."""
+    """Methods for a message, in a fixed order; HEAD is implied by GET."""
     return ", ".join(sorted({*methods} - {"HEAD"}, reverse=True))
 
 
@@ -279,4 +279,4 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     kind, code = ("requests", "rate_limit_exceeded") if error.status_code == 429 else ("invalid_request_error", None)
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     body = _own_form(request.url.path, error.status_code, body)
-    return JSONResponse(body, error.status_code, error.headers)  # a 405 says what is allowed
+    return JSONResponse(body, error.status_code, error.headers)  # a 405 has an Allow header

@@ -1,5 +1,5 @@
-"""The JSON of bodies: a request's decoded, and free of what neither JSON nor Unicode can say, so that it may be
-repeated; an answer's written so that others go on meanwhile.
+"""The JSON of bodies: a request's decoded, without values that JSON or Unicode cannot represent, so that it can be
+echoed; an answer's encoded in pieces, so that other threads run meanwhile.
 
 Knows nothing about fields.
 """
@@ -16,16 +16,16 @@ from typing import Any, NoReturn
 from coterie.core.errors import RequestError, check_unicode
 
 BODY = "body"
-MAX_DEPTH = 100  # of lists and objects within each other: beyond any schema, and far from where Python's stack ends
-MAX_PLACE = 80  # letters
+MAX_DEPTH = 100  # nesting of lists and objects: deeper than any schema, and far below Python's recursion limit
+MAX_PLACE = 80  # characters
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in UTF-8 half a surrogate pair comes only so
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # in UTF-8, a lone surrogate can only be written as an escape
 
 
 def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
-    """The JSON of a body, or of what `where` names. Raises RequestError that says where it breaks.
+    """The decoded JSON of a body, or of what `where` names. Raises RequestError that says where it is invalid.
 
-    Numbers that are none, or that no double holds, halves of surrogate pairs and nesting beyond MAX_DEPTH are refused.
+    NaN, infinities, numbers beyond a double, lone surrogates and nesting beyond MAX_DEPTH are refused.
     """
     try:
         text = body if isinstance(body, str) else bytes(body).decode("utf-8-sig")
@@ -47,10 +47,10 @@ def parsed(body: bytes | bytearray | str, where: str = BODY) -> Any:
 
 
 def written(found: Mapping[str, Any], run: int, within: int = 0) -> bytes:
-    """An answer as JSON, in UTF-8, of a long list so many items at a time; lists of lists item by item, `within` deep.
-    An iterator is a list whose items are made as they are written.
+    """An answer as JSON, in UTF-8. Long lists are encoded `run` items at a time; lists of lists item by item, `within`
+    levels deep. An iterator is encoded as a list whose items are created on the way.
 
-    The library writes a list without letting other threads go on, for seconds where there are millions of numbers.
+    The library encodes a list without releasing the GIL, which for millions of numbers takes seconds.
     """
     return b"".join(_pieces(found, run, within))
 
@@ -80,7 +80,7 @@ def _pieces(value: object, run: int, within: int) -> Iterator[bytes]:
 
 
 def _check(value: object, where: str, texts: bool, depth: int = 0) -> None:
-    """Raise RequestError for what is nested too deeply and, if `texts` are looked at, for those that are no Unicode."""
+    """Raise RequestError for excessive nesting and, with `texts`, for strings that are not valid Unicode."""
     if isinstance(value, str):
         if texts:
             check_unicode(value, where[:MAX_PLACE])

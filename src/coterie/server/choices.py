@@ -1,4 +1,4 @@
-"""Several answers as one response: the queries that a request asks for, whole or streamed, and one count of tokens.
+"""Several answers in one response: the queries of a request, answered whole or streamed, with one usage count.
 
     prompt 0, prompt 1, ... x n choices -> queries -> (index, chunk) ... -> one JSON body, or events with an index each
 
@@ -31,17 +31,17 @@ from coterie.server.opening import Opening
 from coterie.server.stream import Stream
 from coterie.server.worker import Worker
 
-RUN = 64  # tokens, with the logprobs of each
-AT_ONCE = 128  # inputs that wait in the queue together, so that a request of many has no more places there than others
-RETRY_S = 1.0  # so often it is tried again to find a place for inputs behind those that are answered
-QUICK_NUMBERS = 8192  # of vectors, which are written in some 4 ms
+RUN = 64  # tokens with logprobs, encoded at a time
+AT_ONCE = 128  # inputs of one request in the queue at once, so that a large request gets no more places than others
+RETRY_S = 1.0  # retry interval for queueing further inputs once some have been answered
+QUICK_NUMBERS = 8192  # numbers of vectors, encoded in about 4 ms
 
 
 class EndpointRequest(Protocol):
-    """A request of one endpoint: what it asks, and how its answers are written. Choices are counted from 0.
+    """A request to an endpoint: its queries, and how its answers are encoded. Choices are numbered from 0.
 
-    `prompt_field` is the body's field that holds what a model reads; `media_type` that of a stream; `within` how deep
-    in lists of a response that is not streamed its logprobs are.
+    `prompt_field`: the body's field with the prompt; `media_type`: that of a stream; `within`: the nesting depth of
+    logprobs in the lists of a response that is not streamed.
     """
 
     prompt_field: str
@@ -55,32 +55,32 @@ class EndpointRequest(Protocol):
         """The body of a response that is not streamed."""
 
     def waiting(self, words: str) -> bytes:
-        """What a stream says before its first chunk, so that nothing on the way takes it for dead."""
+        """Sent before a stream's first chunk, so that no proxy drops the connection."""
 
     def noted(self, chunk: Chunk) -> None:
-        """A chunk, which is no error, of a response that is not streamed."""
+        """A chunk, not an error, of a response that is not streamed."""
 
     def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
-        """What a stream says of one choice's chunk, which is no error: events as they are sent."""
+        """The encoded events for one choice's chunk, not an error."""
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """A stream's last events, before the bytes of its `end`."""
+        """A stream's last events, before its `end` bytes."""
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
-        """A stream's last events where an answer failed; without an id it was refused late."""
+        """A stream's last events if an answer failed; without an id, the request was refused late."""
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
-        """An event as it is sent."""
+        """The encoded event."""
 
 
 class SendPiece(Protocol):
-    """Sends a piece of a body; without `more` it is the last one."""
+    """Sends a piece of a body; the last one without `more`."""
 
     async def __call__(self, body: bytes, more: bool = True) -> None: ...
 
 
 async def respond(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
-    """Ask, and answer when all is there or as it comes; a caller who leaves cancels all. Raises CoterieError."""
+    """Ask, and answer once complete or as a stream; a disconnect cancels everything. Raises CoterieError."""
     if not asked.stream:
         answers = await answered(request, worker, asked.queries, noted=asked.noted)
         if sum([num_logprobs((*one.prompt_logprobs, *one.logprobs)) for one in answers]) <= QUICK_LOGPROBS:
@@ -98,7 +98,7 @@ async def answered(
     partly: bool = False,
     noted: Callable[[Chunk], None] | None = None,
 ) -> list[Answer]:
-    """Ask, and wait for all answers; a caller who leaves cancels all. `partly`: as Worker.ask. `noted` gets each chunk.
+    """Ask, and wait for all answers; a disconnect cancels all. `partly`: as in Worker.ask. `noted` gets each chunk.
 
     Raises CoterieError.
     """
@@ -112,7 +112,7 @@ async def answered(
 async def vectors_of(
     request: Request, worker: Worker, coterie: Serving, queries: Sequence[Query]
 ) -> tuple[list[Answer], Text]:
-    """The answers to queries for vectors of one expert, and how that reads: as many wait at once as may.
+    """The answers to queries for vectors of one expert, and its Text, queueing as many at a time as allowed.
 
     Raises CoterieError.
     """
@@ -124,14 +124,14 @@ async def vectors_of(
         except CrowdedError:
             if not answers:
                 raise
-            await asyncio.sleep(RETRY_S)  # else what is answered would be lost
-        if (now := coterie.texts.get(name, text)) is not text:  # replaced: those before do not compare with these
+            await asyncio.sleep(RETRY_S)  # keep what is answered so far
+        if (now := coterie.texts.get(name, text)) is not text:  # replaced: earlier vectors are not comparable
             answers, text = [], now
     return answers, text
 
 
 async def numbers(worker: Worker, answers: Sequence[Answer], make: Callable[[], Mapping[str, Any]]) -> Response:
-    """What `make` makes of the vectors of these answers, as JSON; very many beside the loop."""
+    """The JSON that `make` builds from the vectors of these answers; if there are many, off the event loop."""
 
     def response() -> Response:
         return Response(written(make(), 1), media_type=JSONResponse.media_type)
@@ -144,7 +144,7 @@ async def numbers(worker: Worker, answers: Sequence[Answer], make: Callable[[], 
 def _asked(
     request: Request, worker: Worker, queries: Sequence[Query], partly: bool = False
 ) -> tuple[Stream, Callable[[], None]]:
-    """The stream of what comes of queries, and what is to be called when nothing more is wanted of it."""
+    """The stream of the queries' chunks, and a function to call when no more of it is wanted."""
     client, priority = client_of(request.scope), request.state.priority
     stream = worker.ask([replace(query, client=client, priority=priority) for query in queries], partly)
     watching = asyncio.ensure_future(_watch(request, stream))
@@ -160,7 +160,7 @@ async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end:
     """The response of a stream that was not refused; it calls `end`."""
 
     def look(coterie: Serving) -> Waiting | None:
-        """None while it is not submitted yet."""
+        """None until it is submitted."""
         return coterie.watch.waiting(stream.request_ids[0]) if stream.request_ids else None
 
     opening = Opening(stream, lambda: worker.look(look))
@@ -174,7 +174,7 @@ async def _streamed(worker: Worker, asked: EndpointRequest, stream: Stream, end:
 
 
 async def _watch(request: Request, stream: Stream) -> None:
-    """Whoever waits for chunks is told when their caller leaves."""
+    """Fail the stream when the client disconnects."""
     await _disconnect(request)
     stream.fail(ClientDisconnect())
 
@@ -187,7 +187,7 @@ async def _disconnect(request: Request) -> None:
 async def _gather(stream: Stream, noted: Callable[[Chunk], None] | None) -> list[Answer]:
     """All answers, in order. Raises the first error."""
     answers: dict[str, Answer] = {}
-    while not answers or len(answers) < len(stream.request_ids):  # which are all known when there are chunks
+    while not answers or len(answers) < len(stream.request_ids):  # complete once there are chunks
         for chunk in await stream.take():
             if chunk.error is not None:
                 raise chunk.error
@@ -199,10 +199,10 @@ async def _gather(stream: Stream, noted: Callable[[Chunk], None] | None) -> list
 
 
 class EventStream(Response):
-    """A response whose body `write` writes piece by piece, until its end or its caller's leaving; then `end` is called.
+    """A response whose body `write` sends piece by piece until its end or a disconnect; then calls `end`.
 
-    Starlette's StreamingResponse does that for any body, by a group of tasks and a generator: a fifth of what a
-    streamed request costs here.
+    Starlette's StreamingResponse supports any iterator, with a task group and a generator, at a fifth of a streamed
+    request's cost here.
     """
 
     def __init__(
@@ -220,10 +220,10 @@ class EventStream(Response):
 
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            # By a task of its own: at each wait all frames are entered anew, and those of a request are some fifteen.
+            # In its own task: each await re-enters all frames of a task, and those of a request are about fifteen.
             await asyncio.ensure_future(self._write(piece))
         except ClientDisconnect:
-            pass  # nobody reads the rest
+            pass  # the client is gone
         finally:
             self._end()
 
@@ -231,8 +231,8 @@ class EventStream(Response):
 async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send: SendPiece) -> None:
     """Write a stream's events.
 
-    What is there is sent together, so that between two writes there is a wait: asyncio notices only then that a caller
-    has left.
+    Available chunks are sent together, so that there is an await between two writes: only then does asyncio notice a
+    disconnect.
     """
     async for words in opening.waits():
         await send(asked.waiting(words))
@@ -245,7 +245,7 @@ async def _write(asked: EndpointRequest, opening: Opening, stream: Stream, send:
             parts.clear()
         try:
             chunks = await stream.take()
-        except CoterieError as error:  # it has begun, so that its refusal is an event too
+        except CoterieError as error:  # the stream has begun, so a refusal is an event too
             chunks = (Chunk("", "", error=error),)
         for chunk in chunks:
             if chunk.error is not None:

@@ -1,7 +1,7 @@
-"""What a request asks of the choice of tokens beside settings: bias and logprobs, and how logprobs are written.
+"""Parses what a request asks about the choice of tokens beyond sampling (bias, logprobs), and writes logprobs.
 
 Knows nothing about how tokens are chosen. Source: the OpenAI API reference, "Create chat completion";
-`repetition_penalty` is what vLLM and llama.cpp call it.
+`repetition_penalty` is the name in vLLM and llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from coterie.server.fields import flag, get, integer, number
 
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
 CHOOSING = (*PENALTIES, "logprobs", "top_logprobs")
-MIN_LOGPROB = -9999.0  # stands for what is less likely than a number can say, as OpenAI has it
-QUICK_LOGPROBS = 2048  # which are written in some 5 ms
+MIN_LOGPROB = -9999.0  # stands for minus infinity, as in OpenAI's API
+QUICK_LOGPROBS = 2048  # encoded in about 5 ms
 
 
 def choosing(body: Mapping[str, object]) -> ChoiceParams:
@@ -31,7 +31,7 @@ def choosing(body: Mapping[str, object]) -> ChoiceParams:
 
 
 def biased(body: Mapping[str, object]) -> ChoiceParams:
-    """What is added to logits, without logprobs; penalties are settings (fields.py). Raises RequestError."""
+    """What is added to logits, without logprobs; penalties are sampling settings (fields.py). Raises RequestError."""
     return ChoiceParams(logit_bias=_bias(get(body, "logit_bias", dict, "an object of token ids and numbers") or {}))
 
 
@@ -48,15 +48,15 @@ def _bias(given: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
 
 
 def num_logprobs(found: Iterable[TokenLogprob]) -> int:
-    """How many are written of these, those beside each token too."""
+    """How many logprobs these are in all, with the alternatives of each token."""
     return sum([1 + len(one.top) for one in found])
 
 
 def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams, whole: bool = False) -> dict[str, Any] | None:
-    """The `logprobs` of a choice, or of a part of it; null where they were not asked for.
+    """The `logprobs` of a choice, or of a part of it; null if not requested.
 
-    Of a whole one, very many are made as they are written: as objects they would stop all threads while Python looks
-    for garbage.
+    For a whole choice, a large number is created lazily during encoding: as objects they would make Python's garbage
+    collector pause all threads.
     """
     if choice.top_logprobs is None:
         return None
@@ -66,7 +66,7 @@ def logprobs_of(found: Sequence[TokenLogprob], choice: ChoiceParams, whole: bool
 
 
 def with_top(one: TokenLogprob) -> dict[str, Any]:
-    """A token's logprob, with those of the likeliest in its place."""
+    """A token's logprob, with those of its likeliest alternatives."""
     return {**_written(one), "top_logprobs": [_written(other) for other in one.top]}
 
 
@@ -75,5 +75,5 @@ def _written(one: TokenLogprob) -> dict[str, Any]:
 
 
 def finite(logprob: float) -> float:
-    """A logprob that JSON can say."""
+    """A logprob that JSON can represent."""
     return logprob if math.isfinite(logprob) else MIN_LOGPROB

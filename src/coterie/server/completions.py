@@ -18,8 +18,8 @@ from coterie.server.openai import MARK, Frame, Streamed, details, own_details, u
 from coterie.server.structured import STRUCTURING, form_of
 from coterie.server.text_logprobs import TextLogprobs, likeliest
 
-DEFAULT_MAX_TOKENS = 16  # OpenAI's: programs written for this endpoint count on it
-MAX_ANSWERS = 1024  # of one request, all prompts and choices together
+DEFAULT_MAX_TOKENS = 16  # OpenAI's default, on which clients of this endpoint rely
+MAX_ANSWERS = 1024  # per request, over all prompts and choices
 SUPPORTED = (
     *(*fields.SHARED, fields.IGNORE_END, *PENALTIES, *STRUCTURING),
     *("logprobs", "prompt", "echo", "best_of", "suffix"),
@@ -29,7 +29,7 @@ _WORDS = "give a string, a list of strings, a list of token ids or a list of suc
 
 @dataclass(frozen=True, slots=True)
 class CompletionBody:
-    """A validated request body: a Query for each prompt, n choices of each. `seeded`: its caller gave the seed."""
+    """A validated request body: a Query for each prompt, n choices of each. `seeded`: the caller gave the seed."""
 
     prompts: tuple[Query, ...]
     stream: bool
@@ -64,7 +64,7 @@ def parse_completion(body: object, coterie: Serving) -> CompletionBody:
         raise RequestError("suffix", "is given with echo and logprobs", "leave one of them out")
 
     def text_of(ids: Sequence[int]) -> str:
-        """What the router reads, and what is echoed, of a prompt that is given in tokens."""
+        """The text of a prompt given in tokens, for the router and for echo."""
         return speaker(coterie.texts, coterie.composition, model).decode(ids)
 
     queries = tuple(
@@ -107,7 +107,7 @@ def _prompts(prompt: object, n: int) -> list[str | tuple[int, ...]]:
 class TextAnswers(Streamed):
     """A completion request's queries, and its answers as text completions.
 
-    The choices of prompt p are number p x n to (p + 1) x n - 1.
+    The choices of prompt p have the numbers p x n to (p + 1) x n - 1.
     """
 
     prompt_field = "prompt"
@@ -136,7 +136,7 @@ class TextAnswers(Streamed):
         return {**head, "choices": choices, "usage": usage(answers, self._n), "coterie": details(answers[0])}
 
     def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
-        """Text of a choice that has begun and goes on, without logprobs."""
+        """Text in the middle of a choice, without logprobs."""
         if index not in self._begun or self._logprobs or chunk.answer is not None:
             return None
         if index not in self._frames:
@@ -145,7 +145,7 @@ class TextAnswers(Streamed):
         return self._frames[index].around(chunk.text)
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """A choice's first event has the prompt too, if that is wanted; its last one says why it ended."""
+        """A choice's first event includes the prompt, if it is echoed; its last one has the finish reason."""
         head = self._head(chunk.request_id, chunk.expert)
         text = chunk.text if index in self._begun else self._echoed(index) + chunk.text
         self._begun.add(index)
@@ -156,7 +156,7 @@ class TextAnswers(Streamed):
             yield {**head, "choices": choices, "coterie": details(chunk.answer)}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The stream's last event, with the count of tokens."""
+        """The stream's last event, with token counts."""
         head = self._head(answers[0].request_id, answers[0].expert)
         return {**head, "choices": [], "usage": usage(answers, self._n)}
 
@@ -164,7 +164,7 @@ class TextAnswers(Streamed):
         return self.queries[index].messages[-1].content if self._echo else ""
 
     def _head(self, request_id: str, model: str) -> dict[str, Any]:
-        self._id = self._id or f"cmpl-{request_id}"  # one for all choices: that of who answers first
+        self._id = self._id or f"cmpl-{request_id}"  # one id for all choices: that of the first to answer
         head = {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
         return {**head, **self.unused}
 

@@ -16,16 +16,16 @@ from coterie.api.texts import Text
 from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 
-MAX_INPUTS = 2048  # of one request, as OpenAI has it
+MAX_INPUTS = 2048  # per request, as in OpenAI's API
 FLOAT, BASE64 = "float", "base64"
-USE = "prompt_name"  # as sentence-transformers calls it
+USE = "prompt_name"  # the name in sentence-transformers
 SUPPORTED = ("model", "input", "encoding_format", "dimensions", USE)
 _WORDS = "give a text, a list of texts, a list of token ids or a list of such lists"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsBody:
-    """A validated request body: a query for each input, of one expert."""
+    """A validated request body: a query for each input, for one expert."""
 
     queries: tuple[Query, ...]
     expert: str
@@ -45,14 +45,14 @@ def parse_embeddings(body: object, coterie: Serving) -> EmbeddingsBody:
         raise RequestError("dimensions", f"is {dimensions}", "allowed is 1 or more")
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = embedder(coterie.texts, coterie.composition, fields.model(given))
-    coterie.texts[expert].embedding.before(use)  # before anything is asked
+    coterie.texts[expert].embedding.before(use)  # validates the name early
     each = [(item, ()) if isinstance(item, str) else ("", item) for item in _inputs(given.get("input"))]
     queries = tuple([query_of(text, expert, use, tokens) for text, tokens in each])
     return EmbeddingsBody(queries, expert, dimensions, form == BASE64)
 
 
 def whole(body: EmbeddingsBody, answers: Sequence[Answer], text: Text) -> dict[str, Any]:
-    """The response, by the answers of the expert that `text` is of.
+    """The response, from the answers of the expert of `text`.
 
     Raises RequestError for more dimensions than the vectors have.
     """

@@ -1,8 +1,8 @@
-"""GET /v1/events: what happens to experts and requests, as server-sent events; a snapshot first.
+"""GET /v1/events: events of experts and requests, as server-sent events; a snapshot first.
 
     engine thread: EngineEvent -> Hub.tell -> one bounded Reader each -> HTTP task        slow readers lose the oldest
 
-Knows nothing about what the facts mean. Source of the form: the HTML standard, "Server-sent events".
+Knows nothing about what the facts mean. Source of the format: the HTML standard, "Server-sent events".
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from coterie.api.watch import ON, EngineEvent
 from coterie.server.worker import Worker
 
 PATH = "/v1/events"
-MAX_EVENTS = 1024  # kept for one reader: some 200 KiB, and far more than a reader that keeps up ever has
+MAX_EVENTS = 1024  # per reader: about 200 KiB, and far more than a reader that keeps up ever has
 MAX_READERS = 64
-RETRY_S = 5  # when to ask again where there are so many: nobody knows when one leaves
-ALIVE_S = 5.0  # a quiet stream says so this often, so that neither proxies nor clients take it for dead
+RETRY_S = 5  # Retry-After when the limit is reached: an arbitrary value, as readers leave at any time
+ALIVE_S = 5.0  # heartbeat interval of a quiet stream, so that neither proxies nor clients drop it
 ALIVE = b": nothing new\n\n"
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies pass events on one by one
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # keeps proxies from buffering events
 
 
 class Reader:
-    """One reader's events that are not sent yet, at most `max_events`."""
+    """One reader's unsent events, at most `max_events`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_events: int = MAX_EVENTS) -> None:
         self._loop, self._lock = loop, threading.Lock()
         self._events: deque[bytes] = deque(maxlen=max_events)
         self._lost, self._closed, self._asleep = 0, False, False
         self._news = asyncio.Event()
-        self._live: set[str] | None = set()  # the devices that its snapshot has already; None: it has been made
+        self._live: set[str] | None = set()  # devices already in its snapshot; None: the snapshot is complete
 
     def since(self, device: str) -> None:
-        """What a device (no name: the only one) tells from now on is not in the snapshot. Any thread."""
+        """Events of a device ("": the only one) from now on are not in the snapshot. Any thread."""
         with self._lock:
             if self._live is not None:
                 self._live.add(device)
 
     def begin(self, event: bytes) -> None:
-        """Put the snapshot before what is kept. Any thread."""
+        """Put the snapshot before all held events. Any thread."""
         with self._lock:
             self._live = None
             if len(self._events) == self._events.maxlen:
@@ -61,7 +61,7 @@ class Reader:
             self._wake()
 
     def put(self, event: bytes, device: str = "") -> None:
-        """Keep a device's event for it, unless the snapshot to come has it; the oldest goes where there are too many.
+        """Hold a device's event, unless the pending snapshot will include it; drops the oldest if there are too many.
         Any thread.
         """
         with self._lock:
@@ -72,13 +72,13 @@ class Reader:
             self._wake()
 
     def close(self) -> None:
-        """Let it end after what is kept. Any thread."""
+        """End after the held events. Any thread."""
         with self._lock:
             self._closed = True
             self._wake()
 
     async def read(self) -> AsyncIterator[bytes]:
-        """What is kept, as it comes, until the end."""
+        """The held events, as they come, until closed."""
         while True:
             with self._lock:
                 events, lost, closed = tuple(self._events), self._lost, self._closed
@@ -100,12 +100,12 @@ class Reader:
     def _wake(self) -> None:
         if self._asleep:  # one call for many events
             self._asleep = False
-            with contextlib.suppress(RuntimeError):  # its loop has ended, and so has the reader
+            with contextlib.suppress(RuntimeError):  # its loop has ended
                 self._loop.call_soon_threadsafe(self._news.set)
 
 
 class Hub:
-    """Gives what happens to all readers. Without any nobody looks, and it costs nothing."""
+    """Distributes events to all readers. Without readers events are off, and cost nothing."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker, self._readers = worker, set[Reader]()
@@ -113,7 +113,7 @@ class Hub:
         worker.at_end(self.close)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """A snapshot, then what happens from then on. Raises HTTPException where there are too many readers."""
+        """A snapshot, then the events after it. Raises HTTPException if there are too many readers."""
         if len(self._readers) >= MAX_READERS:
             fact = f"[events] {MAX_READERS} read them, and no more may; let one of them go"
             raise HTTPException(429, fact, headers={"Retry-After": str(RETRY_S)})
@@ -129,13 +129,15 @@ class Hub:
                 self._worker.soon(self._rest)
 
     def close(self) -> None:
-        """Let every reader end, those to come too: the server is about to."""
+        """End all present and future readers: the server is shutting down."""
         self._closed = True
         for reader in tuple(self._readers):
             reader.close()
 
     def _begin(self, coterie: Serving, reader: Reader) -> None:
-        """Between two steps of each device: what one does then it tells after its part of the snapshot, or before."""
+        """Called between two steps of each device, so each of its events is either in its part of the snapshot or after
+        it.
+        """
         number = self._told
         status, residents = coterie.observe(self._tell, reader.since)
         reader.begin(encode("snapshot", snapshot(coterie, status, residents), number))
@@ -150,7 +152,7 @@ class Hub:
         self._told += 1
         facts = {"at_s": round(happening.at_s, 6), "time": round(time.time(), 3), **happening.facts}
         if "request" in facts:
-            facts["request"] = f"chatcmpl-{facts['request']}"  # as a chat's answer is named
+            facts["request"] = f"chatcmpl-{facts['request']}"  # the id of a chat's answer
         event = encode(happening.what, facts, self._told)
         for reader in tuple(self._readers):
             reader.put(event, str(facts.get(ON, "")))
@@ -160,10 +162,10 @@ def routes(hub: Hub) -> list[Route]:
     """The endpoint."""
 
     async def events(request: Request) -> Response:
-        if request.method == "HEAD":  # which has no body to wait for
+        if request.method == "HEAD":  # it has no body to wait for
             return Response(media_type="text/event-stream", headers=HEADERS)
         parts = hub.stream()
-        first = await anext(parts)  # what refuses it must come before its status
+        first = await anext(parts)  # a refusal must come before the status is sent
 
         async def all_parts() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(parts):
@@ -177,9 +179,9 @@ def routes(hub: Hub) -> list[Route]:
 
 
 def snapshot(coterie: Serving, found: Status, residents: list[dict[str, Any]]) -> dict[str, Any]:
-    """The status as it was `found`, what experts are for and which have a chat template, who lies in each tier.
+    """The status `found`, each expert's description and whether it has a chat template, and each tier's residents.
 
-    `routes`: the composition's name names who chooses.
+    `routes`: whether the composition's name can be asked.
     """
     status = found.to_dict()
     about = {expert.name: expert.description for expert in coterie.composition.experts}
@@ -199,7 +201,7 @@ def snapshot(coterie: Serving, found: Status, residents: list[dict[str, Any]]) -
 
 
 def encode(what: str, facts: Mapping[str, Any], number: int | None = None) -> bytes:
-    """One event as it is sent. JSON has no line breaks of its own, so it is one line."""
+    """One encoded event, on a single line: JSON escapes line breaks."""
     head = "" if number is None else f"id: {number}\n"
     return f"{head}event: {what}\ndata: {json.dumps({'event': what, **facts}, ensure_ascii=False)}\n\n".encode(
         errors="replace"

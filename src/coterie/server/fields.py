@@ -1,4 +1,4 @@
-"""Reads the fields of a request body that all endpoints share: sampling settings, stop strings, how many choices.
+"""Reads the fields of a request body that all endpoints share: sampling settings, stop strings, the number of choices.
 
 Knows nothing about what an endpoint does with them.
 """
@@ -17,32 +17,32 @@ from coterie.api.types import draw_seed
 from coterie.core.errors import CoterieError, RequestError, UsageError, shown
 from coterie.core.sampling import SETTINGS, PartialSampling
 
-# Accepted and without effect on the answer, by who sends them. `priority` and `service_tier` say when it comes.
+# Accepted without effect on the answer, by origin. `priority` and `service_tier` only affect when it comes.
 IGNORED = frozenset(
     (
-        # OpenAI's clients: who calls, and what is kept there.
+        # OpenAI's clients: the caller, and what the service should store.
         *("user", "metadata", "store", "priority", "service_tier", "safety_identifier"),
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
-        # Codex, LiteLLM, Open WebUI, agents behind gateways: who calls, once more.
+        # Codex, LiteLLM, Open WebUI, agents behind gateways: the caller again.
         *("client_metadata", "access_programs", "litellm_metadata", "litellm_session_id"),
         *("chat_id", "session_id", "request_id", "trace_id"),
-        # What was written for Ollama or LM Studio: how long a model stays, and what it runs on.
+        # Clients of Ollama or LM Studio: how long a model stays loaded, and on what hardware.
         *("keep_alive", "ttl", "num_ctx", "num_thread", "num_gpu", "num_batch", "main_gpu", "use_mmap", "use_mlock"),
-        # For llama-server: its cache, and what it reports beside an answer.
+        # llama-server: its cache, and additional reports.
         *("cache_prompt", "n_cache_reuse", "id_slot", "timings_per_token", "return_progress"),
-        # For vLLM and SGLang: caches, the names of requests, and by what library a form is kept.
+        # vLLM and SGLang: caches, request ids, and the library for constrained decoding.
         *("cache_salt", "rid", "guided_decoding_backend"),
-        # For OpenRouter: who may answer there, and what it cost.
+        # OpenRouter: the choice of provider, and the cost.
         *("provider", "usage"),
-        # Settings of samplers that are off (NEUTRAL).
+        # Settings of samplers that are off (see NEUTRAL).
         *("mirostat_tau", "mirostat_eta", "dynatemp_exponent", "xtc_threshold"),
         *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
     )
 )
-# What would change the answer in ways that Coterie does not implement, but for values that clients send by default.
+# Features that Coterie does not implement, with the values that request nothing, which clients send by default.
 NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
-        # llama-server's, and what is written for it, Ollama or text-generation-webui (SillyTavern, say).
+        # llama-server's, and those of clients for it, Ollama or text-generation-webui (SillyTavern, say).
         **dict.fromkeys(("mirostat", "mirostat_mode", "dynatemp_range", "xtc_probability", "dry_multiplier"), (0,)),
         **dict.fromkeys(("top_a", "min_keep", "n_probs", "n_indent", "t_max_predict_ms", "no_repeat_ngram_size"), (0,)),
         **dict.fromkeys(("typical_p", "tfs_z", "tfs"), (1,)),
@@ -62,7 +62,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "best_of": (1,),
     }
 )
-# What llama-server, LM Studio and Ollama call otherwise.
+# Other names, of llama-server, LM Studio and Ollama.
 SYNONYMS = {"repeat_penalty": "repetition_penalty", "n_predict": "max_tokens", "num_predict": "max_tokens"}
 SHARED = (
     "model",
@@ -77,16 +77,16 @@ SHARED = (
     "max_tokens",
     "stop",
 )
-VERBOSITY = ("low", "medium", "high")  # how much is said: a wish, which no chat template here has a variable for
-IGNORE_END = "ignore_eos"  # of chats and completions: draw exactly max_tokens; vLLM, SGLang and llama.cpp call it so
-SEEDS = 2**64  # seeds of clients are signed: a negative one is the number with the same 64 bits
-NO_LIMIT = -1  # of top_k, as vLLM's clients say it; of max_tokens, repeat_last_n, as llama-server's, LM Studio's do
-USUAL_LAST = 64  # `repeat_last_n` of Ollama and llama-server where nobody says
-PENALTIES_OFF = ("presence_penalty", "frequency_penalty")  # there they are of those last tokens, too
+VERBOSITY = ("low", "medium", "high")  # the wished length of answers: no chat template here has a variable for it
+IGNORE_END = "ignore_eos"  # for chats and completions: generate exactly max_tokens; named as in vLLM, SGLang, llama.cpp
+SEEDS = 2**64  # clients' seeds are signed: a negative one is reinterpreted as unsigned
+NO_LIMIT = -1  # for top_k in vLLM's clients; for max_tokens and repeat_last_n in those of llama-server and LM Studio
+USUAL_LAST = 64  # the default of `repeat_last_n` in Ollama and llama-server
+PENALTIES_OFF = ("presence_penalty", "frequency_penalty")  # in those servers they, too, apply to the last tokens only
 MAX_STOP = 16
 _AS_IT_IS: Mapping[str, str] = MappingProxyType({})
-TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # OpenAI's, as priorities; 0: all others
-MAX_CHOICES = 128  # of one prompt, as OpenAI has it
+TIERS: Mapping[object, int] = MappingProxyType({"flex": 1, "priority": -1})  # OpenAI's, as priorities; others: 0
+MAX_CHOICES = 128  # per prompt, as in OpenAI's API
 
 
 def an_object(body: object, fields: str) -> dict[str, Any]:
@@ -97,10 +97,10 @@ def an_object(body: object, fields: str) -> dict[str, Any]:
 
 
 def in_these_words(given: dict[str, Any]) -> dict[str, Any]:
-    """A body without synonyms of fields. Raises RequestError where both are given and differ.
+    """A body with synonyms of fields replaced. Raises RequestError if both are given and differ.
 
-    `repeat_last_n` says of how many last tokens a penalty is. Here it is of all, in prompt and answer: so also with the
-    default, which clients write out that never chose it. 0 is of none.
+    `repeat_last_n` limits penalties to the last tokens. Here they always apply to the whole prompt and answer; the
+    default, which clients send unasked, is accepted as that. 0 disables them.
     """
     found = dict(given)
     for name, ours in SYNONYMS.items():
@@ -125,13 +125,13 @@ def check_names(
     refused: Mapping[str, tuple[object, ...]],
     within: str = "",
 ) -> None:
-    """Refuse what is unknown, and what is not implemented unless it asks for nothing. Raises RequestError.
+    """Refuse unknown fields, and unimplemented ones unless their value requests nothing. Raises RequestError.
 
-    `within`: the path of an object in the body, with a dot.
+    `within`: the path of an object in the body, with a trailing dot.
     """
     for name, value in body.items():
         if value is None or name in supported or name in IGNORED:
-            continue  # many clients send null for whatever their user left out
+            continue  # many clients send null for what their user left out
         if name in refused or name in NEUTRAL:
             if value not in refused.get(name, NEUTRAL.get(name, ())):
                 fact = f"is {shown(value)}, which Coterie does not implement"
@@ -146,10 +146,10 @@ def check_names(
 def renamed(
     error: CoterieError, names: Mapping[str, str], parts: Mapping[str, str], remedies: Mapping[str, str] = _AS_IT_IS
 ) -> CoterieError:
-    """An error about a body, in the words of an endpoint that has other ones than chat.
+    """An error about a body, translated from chat's field names to another endpoint's.
 
-    `names`: of whole fields; `parts`: of what stands in a field's path, one after the other; `remedies`: of what stands
-    in the remedy.
+    `names`: whole fields; `parts`: substrings of a field's path, replaced in order; `remedies`: substrings of the
+    remedy.
     """
     if not isinstance(error, UsageError):
         return error
@@ -162,7 +162,7 @@ def renamed(
 
 
 def model(body: Mapping[str, object]) -> str:
-    """Who is asked. Raises RequestError."""
+    """The model asked. Raises RequestError."""
     found = get(body, "model", str, "a string")
     if not found:
         raise RequestError("model", "is missing", "give the composition's name, or an expert's to bypass the router")
@@ -170,7 +170,7 @@ def model(body: Mapping[str, object]) -> str:
 
 
 def sampling(body: Mapping[str, object]) -> PartialSampling:
-    """How tokens are drawn, as far as it is said; a seed is drawn where none is given. Raises RequestError."""
+    """Sampling settings, as far as given; a missing seed is drawn. Raises RequestError."""
     seed, top_k = integer(body, "seed"), integer(body, "top_k")
     said: dict[str, Any] = {name: float_of(body, name) for name in SETTINGS if name != "top_k"}
     return PartialSampling(
@@ -181,7 +181,7 @@ def sampling(body: Mapping[str, object]) -> PartialSampling:
 
 
 def priority(body: Mapping[str, object], may_go_first: bool) -> int:
-    """When it is answered: the lower, the sooner; below 0 before those who do not say. Raises RequestError."""
+    """The request's priority: lower is served first; the default is 0. Raises RequestError."""
     said, tier = integer(body, "priority"), get(body, "service_tier", str, "a text")
     if said is not None and said < 0 and not may_go_first:
         fact = f"is {said}, but only requests with a key of --urgent-key may be below 0"
@@ -190,7 +190,7 @@ def priority(body: Mapping[str, object], may_go_first: bool) -> int:
 
 
 def stops(body: Mapping[str, object], name: str = "stop") -> tuple[str, ...]:
-    """The stop strings, without empty ones, which forms send for none. Raises RequestError."""
+    """The stop strings, without empty ones, which some user interfaces send for none. Raises RequestError."""
     stop = body.get(name)
     found = stop if isinstance(stop, list) else [] if stop is None else [stop]
     texts = [text for text in found if isinstance(text, str)]
@@ -200,7 +200,7 @@ def stops(body: Mapping[str, object], name: str = "stop") -> tuple[str, ...]:
 
 
 def choices(body: Mapping[str, object]) -> int:
-    """How many answers are wanted to each prompt. Raises RequestError."""
+    """The number of answers to each prompt. Raises RequestError."""
     wanted = integer(body, "n")
     if wanted is not None and not 1 <= wanted <= MAX_CHOICES:
         raise RequestError("n", f"is {wanted}", f"ask for 1 to {MAX_CHOICES} choices")
@@ -208,7 +208,7 @@ def choices(body: Mapping[str, object]) -> int:
 
 
 def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
-    """The same prompt n times. Seeds count up from one that the caller gave; otherwise each is drawn."""
+    """The same prompt n times. Seeds count up from the caller's, if given; otherwise each is drawn."""
     first = query.sampling
 
     def seed(index: int) -> int:
@@ -218,9 +218,9 @@ def choices_of(query: Query, n: int, seeded: bool) -> tuple[Query, ...]:
 
 
 def streaming(body: Mapping[str, object]) -> tuple[bool, bool]:
-    """Whether the answer is streamed, and whether its usage is at the end. Raises RequestError."""
+    """Whether the answer is streamed, and whether its usage follows at the end. Raises RequestError."""
     options = get(body, "stream_options", dict, "an object") or {}
-    # Padding against who watches lengths, and usage in each event (GuideLLM, vLLM's bench): neither is added.
+    # Padding against observers of lengths, and usage in each event (GuideLLM, vLLM's benchmark): neither is added.
     without = ("include_obfuscation", "continuous_usage_stats")
     check_names(options, ("include_usage", *without), {}, "stream_options.")
     for name in without:
@@ -234,7 +234,7 @@ def are_tokens(item: object) -> bool:
 
 
 def flag(body: Mapping[str, object], name: str, within: str = "") -> bool:
-    """A boolean, false where it is not given. Raises RequestError."""
+    """A boolean, false if missing. Raises RequestError."""
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
         raise RequestError(f"{within}{name}", f"is {shown(value)}", "give true or false")
@@ -242,7 +242,7 @@ def flag(body: Mapping[str, object], name: str, within: str = "") -> bool:
 
 
 def get(body: Mapping[str, object], name: str, kind: type, words: str, within: str = "") -> Any:
-    """A field's value, if it is of the kind that `words` say, or None. Raises RequestError."""
+    """A field's value, of the given type (`words` in the error), or None. Raises RequestError."""
     value = body.get(name)
     if value is not None and not isinstance(value, kind):
         raise RequestError(within + name, f"is {shown(value)}", f"give {words}")
@@ -250,7 +250,7 @@ def get(body: Mapping[str, object], name: str, kind: type, words: str, within: s
 
 
 def integer(body: Mapping[str, object], name: str) -> int | None:
-    """A whole number, or None; some languages have no other way to write it than 20.0. Raises RequestError."""
+    """A whole number, or None; 20.0 is accepted, as some languages write no other form. Raises RequestError."""
     value = body.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -260,13 +260,13 @@ def integer(body: Mapping[str, object], name: str) -> int | None:
 
 
 def number(body: Mapping[str, object], name: str, default: float) -> float:
-    """A number that a double holds. Raises RequestError."""
+    """A number that a double can hold. Raises RequestError."""
     value = float_of(body, name)
     return default if value is None else value
 
 
 def float_of(body: Mapping[str, object], name: str) -> float | None:
-    """The same, or None where it is not given. Raises RequestError."""
+    """As `number`, or None if missing. Raises RequestError."""
     value = body.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Who may ask, and when to ask again: bearer tokens, pages of other sites, `Retry-After` of what is refused for now.
+"""Access control: bearer tokens, origins of web pages, and `Retry-After` for temporary refusals.
 
 Knows nothing about what is asked. Sources: RFC 6750 (bearer tokens), RFC 9110 section 10.2.3 (Retry-After), the Fetch
 standard, "CORS protocol".
@@ -23,20 +23,20 @@ from coterie.core.errors import UsageError
 from coterie.engine.metrics import Metrics
 from coterie.server.keys import digest_of
 
-OPEN_PATHS = frozenset({"/health", "/"})  # what watches a server has no key; the page asks for it
+OPEN_PATHS = frozenset({"/health", "/"})  # health checks have no key; the page asks the user for it
 ANY = "*"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._~-]+(:[0-9]+)?|[a-z]+://\[[0-9a-f:.]+\](:[0-9]+)?|null|\*")
-SHOWN = "coterie.key"  # in a request's scope: which key it showed
-URGENT = "coterie.urgent"  # likewise, where only some keys may: whether it may go before others
+SHOWN = "coterie.key"  # in a request's scope: an id of its key
+URGENT = "coterie.urgent"  # in a request's scope: whether its priority may be negative
 RETRY_LATER = (429, 503)
 Form: TypeAlias = Callable[[str, int, dict[str, Any]], dict[str, Any]]
-"""A path, a status and OpenAI's error object to the body that this path's clients know."""
+"""Converts a path, a status and OpenAI's error object to the error body of that path's API."""
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
 
 
 class Guard:
-    """Middleware: only who shows a token of one of these digests gets through; `form`: how others are told. `urgent`:
-    of those the ones that may go before others; where there is none, all may.
+    """Middleware that admits only requests with a token of one of these digests; `form` writes the refusal. `urgent`:
+    digests of the tokens that may use a negative priority; if there are none, all may.
     """
 
     def __init__(self, app: ASGIApp, digests: Sequence[bytes], form: Form, urgent: Sequence[bytes] = ()) -> None:
@@ -61,15 +61,15 @@ class Guard:
 
 
 def client_of(scope: Scope) -> str:
-    """Who asks, for shares of the queue: the key that was shown, and the address that the request comes from."""
+    """The client, for shares of the queue: the key used, and the address of the request."""
     host = scope["client"][0] if scope.get("client") else "?"
     return f"{scope.get(SHOWN, '')}@{host}"
 
 
 def pages_of(origins: Sequence[str]) -> list[Middleware]:
-    """What lets pages of these origins ask, and read what they are answered; nothing for none.
+    """CORS middleware for pages of these origins; none if there are no origins.
 
-    It stands before the guard: a browser asks without a key whether its page may show one. Raises UsageError.
+    It precedes the guard, because browsers send preflight requests without a key. Raises UsageError.
     """
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
@@ -79,7 +79,7 @@ def pages_of(origins: Sequence[str]) -> list[Middleware]:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=("GET", "HEAD", "POST", "DELETE"),
-        allow_headers=(ANY,),  # OpenAI's client for browsers sends a dozen of its own
+        allow_headers=(ANY,),  # OpenAI's browser client sends a dozen headers of its own
         expose_headers=("Retry-After",),
         allow_private_network=True,
     )
@@ -87,9 +87,10 @@ def pages_of(origins: Sequence[str]) -> list[Middleware]:
 
 
 def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
-    """Raise HTTPException (403) where a page of another site has a browser ask this; with a key it is who it says.
+    """Raise HTTPException (403) if a page of another site makes a browser send this; a key proves the sender, so it is
+    exempt.
 
-    A browser sends a POST without a body anywhere without asking first: only the answer is kept from such a page.
+    Browsers send a POST without a body to any site without a preflight, and only withhold the answer from the page.
     """
     headers = Headers(scope=scope)
     origin, host = headers.get("origin"), headers.get("host", "")
@@ -102,9 +103,9 @@ def check_origin(scope: Scope, allowed: Collection[str] = ()) -> None:
 
 
 def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
-    """`Retry-After` where it may help to ask again: then as many more can be begun as run now.
+    """`Retry-After`, if a retry may succeed: after the time in which as many requests as now run have been replaced.
 
-    That is after one answer's time, by the mean of those so far, from its first token on; at least one second.
+    That is one answer's mean time so far, from its first token on; at least one second.
     """
     if status not in RETRY_LATER:
         return {}
@@ -114,7 +115,7 @@ def retry_headers(status: int, metrics: Metrics) -> dict[str, str]:
 
 
 def _token(scope: Scope) -> bytes:
-    """The bearer token of a request, or the key as Anthropic's clients send it; empty where there is none."""
+    """A request's bearer token, or its key in the header of Anthropic's clients; empty if there is none."""
     found = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
     scheme, _, token = found.get(b"authorization", b"").partition(b" ")
     if scheme:
@@ -124,5 +125,5 @@ def _token(scope: Scope) -> bytes:
 
 def _is_among(token: bytes, digests: Sequence[bytes]) -> bool:
     shown = digest_of(token)
-    # All of them, whichever it is.
+    # Compare with all, in constant time.
     return sum([hmac.compare_digest(shown, digest) for digest in digests]) > 0

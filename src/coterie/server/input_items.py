@@ -1,4 +1,4 @@
-"""Input items of responses as they are kept and listed: each with an id, its type and its parts, a page at a time.
+"""Input items of stored responses: each with an id, its type and its parts; listed in pages.
 
 Knows nothing about models or answers. Source: the OpenAI API reference, "List input items".
 """
@@ -18,13 +18,13 @@ _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def kept_items(given: str | Sequence[Mapping[str, Any]]) -> bytes:
-    """An input that was found right, as a JSON list of items, in UTF-8."""
+    """A validated input as a JSON list of items, in UTF-8."""
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     return _TO_JSON([_whole(item) for item in items]).encode()
 
 
 def _whole(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item with what clients may leave out."""
+    """An item with the fields that clients may omit."""
     kind = item.get("type") or "message"
     own_id = item.get("id")
     is_named = isinstance(own_id, str) and own_id
@@ -39,7 +39,7 @@ def _whole(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def page_of(items: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> dict[str, Any]:
-    """The page of a list that a query asks for by `limit`, `order` and `after`. Raises RequestError."""
+    """The page of a list that a query requests by `limit`, `order` and `after`. Raises RequestError."""
     limit, order, after = asked.get("limit", str(USUAL_PAGE)), asked.get("order", "desc"), asked.get("after")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE):
         raise RequestError("limit", f"is {shown(limit)}", f"give 1 to {MAX_PAGE}")

@@ -1,6 +1,6 @@
-"""POST /v1/responses, on the way in: its body as a query, its items as messages, its flat tools as chat has them.
+"""POST /v1/responses, the request: its body as a query, its items as messages, its flat tools in chat's format.
 
-    items of the turns that are kept, those of this input -> messages -> a query, as of the whole conversation
+    items of stored turns, items of this input -> messages -> a query for the whole conversation
 
 Knows nothing about answers. Source: the OpenAI API reference, "Create a model response".
 """
@@ -25,13 +25,13 @@ from coterie.server.structured import form_of
 from coterie.server.tokens import check_one_template, tokens_of
 from coterie.server.tools import calling, offered
 
-# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+# Features that Coterie does not implement: refused unless the value is one of these, which request nothing.
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "background": (False,),
     "max_tool_calls": (),
     "prompt": (),
 }
-# More of what is not there: what was thought is sent as it is, and no tool is run here.
+# Accepted without effect: reasoning is sent unencrypted, and no tool is run here.
 INCLUDED = frozenset(
     (
         *("reasoning.encrypted_content", "message.input_image.image_url", "computer_call_output.output.image_url"),
@@ -39,10 +39,10 @@ INCLUDED = frozenset(
         "code_interpreter_call.outputs",
     )
 )
-# Nothing is summed up: an item of reasoning has all of it.
+# Reasoning is not summarised: its items have all of it.
 OF_REASONING: Mapping[str, tuple[object, ...]] = {"summary": ("auto",), "generate_summary": ("auto",)}
 CONVERSATION, TRUNCATION = "conversation", "truncation"
-LOGPROBS, TOP = "message.output_text.logprobs", "top_logprobs"  # the one is included, of so many in each place
+LOGPROBS, TOP = "message.output_text.logprobs", "top_logprobs"  # the value of `include`, and the number of alternatives
 SUPPORTED = (
     *(name for name in fields.SHARED if name not in ("n", "max_tokens", "stop")),
     CONVERSATION,
@@ -59,14 +59,14 @@ SUPPORTED = (
     TRUNCATION,
     "parallel_tool_calls",
 )
-_NAMED = ("name", "description", "parameters", "strict")  # of a function
+_NAMED = ("name", "description", "parameters", "strict")  # fields of a function
 _PLAIN: Mapping[str, Any] = {"type": "function", "strict": False, "parameters": None}
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseBody:
-    """A validated request body; `echoed` is what a response repeats of it. `given`: its input items, to be kept, or
-    None; `earlier`: the turns before them. `truncates`: what is too long is shortened.
+    """A validated request body; `echoed`: fields that the response repeats. `given`: its input items if they are to be
+    stored, else None; `earlier`: the turns before them. `truncates`: a prompt that is too long is shortened.
     """
 
     query: Query
@@ -78,7 +78,7 @@ class ResponseBody:
 
 
 def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -> dict[str, Any]:
-    """How many tokens the prompt of such a body has; of one that may be shortened, once it is.
+    """How many tokens the prompt of such a body has, after any shortening.
 
     Raises RequestError, NotFoundError.
     """
@@ -91,7 +91,7 @@ def count_input(body: object, coterie: Serving, mine: ClientStore = NONE_KEPT) -
 
 
 def parse_response(body: object, mine: ClientStore = NONE_KEPT) -> ResponseBody:
-    """Turn a decoded JSON body into a Query, with what is kept of the client's that it continues. Raises RequestError
+    """Turn a decoded JSON body into a Query, including the client's stored turns that it continues. Raises RequestError
     naming the field and what to change.
     """
     given = fields.an_object(body, "model and input")
@@ -153,9 +153,7 @@ def _check(given: Mapping[str, object]) -> None:
 
 
 def _logprobs(given: Mapping[str, object]) -> int | None:
-    """Of how many tokens in each place logprobs are wanted beside those of the text; None: of none at all. Raises
-    RequestError.
-    """
+    """The number of alternatives per token for which logprobs are requested; None: no logprobs. Raises RequestError."""
     included = fields.get(given, "include", list, "a list of texts") or []
     wanted, top = LOGPROBS in included, fields.integer(given, TOP)
     if top and not wanted:
@@ -164,7 +162,7 @@ def _logprobs(given: Mapping[str, object]) -> int | None:
 
 
 def _with_items(given: dict[str, Any], mine: ClientStore) -> dict[str, Any]:
-    """The body with the output items that its input refers to by their ids. Raises RequestError."""
+    """The body with references in its input replaced by the stored output items. Raises RequestError."""
     items = given.get("input")
     if not isinstance(items, list):
         return given
@@ -195,8 +193,8 @@ def _reasoning(given: Mapping[str, object]) -> Mapping[str, object]:
 def conversation(body: Mapping[str, object], earlier: Sequence[object] = ()) -> tuple[Message, ...]:
     """Instructions, earlier items and input as messages. Raises RequestError that names the item and what to change.
 
-    Calls belong to the message before them, if it is the assistant's, as a chat has them, and so does what was thought
-    to that behind it.
+    As in chat, calls are merged into the preceding message if it is the assistant's, and reasoning into the following
+    one.
     """
     instructions, given = fields.get(body, "instructions", str, "a string"), body.get("input")
     said = [Message("system", instructions)] if instructions else []
@@ -226,7 +224,7 @@ def conversation(body: Mapping[str, object], earlier: Sequence[object] = ()) -> 
 
 
 def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall | str:
-    """One item; `names` has those of the functions called so far, by the calls' ids. A text is what was thought."""
+    """One item; `names` maps call ids to function names. A str is reasoning."""
     kind = item.get("type") or "message" if isinstance(item, dict) else None
     if isinstance(item, dict) and kind == "reasoning":
         return _thought(item.get("content"))
@@ -248,13 +246,13 @@ def _item(item: object, where: str, names: dict[str, str]) -> Message | ToolCall
 
 
 def _thought(parts: object) -> str:
-    """What an item of reasoning says; of another service's, which is encrypted, nothing."""
+    """The text of a reasoning item; empty for another service's, which is encrypted."""
     found = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return "".join([str(part["text"]) for part in found if isinstance(part.get("text"), str)])
 
 
 def _content(content: object) -> object:
-    """Parts of text as chat names them; all else as it is, to be refused there."""
+    """Text parts with chat's type names; anything else unchanged, to be refused there."""
     if not isinstance(content, list):
         return content
     kinds = ("input_text", "output_text", "text")
@@ -262,7 +260,7 @@ def _content(content: object) -> object:
 
 
 def _tools(body: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Flat functions as chat has them. Raises RequestError."""
+    """Flat functions in chat's format. Raises RequestError."""
     given = fields.get(body, "tools", list, "a list of functions") or []
     return [_nested(tool, f"tools[{place}]") for place, tool in enumerate(given)]
 
@@ -275,7 +273,7 @@ def _nested(tool: object, where: str) -> dict[str, Any]:
 
 
 def _choice(choice: object) -> object:
-    """`tool_choice` as chat has it; what is wrong about it is told there."""
+    """`tool_choice` in chat's format, where it is validated."""
     if not isinstance(choice, dict):
         return choice
     if choice.get("type") == "function":

@@ -1,4 +1,4 @@
-"""Output items of a response: reasoning, messages and calls of functions, and the events that tell of them.
+"""Output items of a response: reasoning, messages and function calls, and their events.
 
     thoughts, text, calls -> item added -> part added -> delta delta ... -> part done -> item done      one by one
 
@@ -18,7 +18,7 @@ from coterie.server.tools import found_in, new_call_id
 
 
 class Items:
-    """Writes one answer's items. `name`: what makes their ids. `output`: the items, as far as they are written."""
+    """Writes one answer's items. `name`: the base of their ids. `output`: the items so far."""
 
     def __init__(self, reader: CallReader | None, name: str) -> None:
         self._reader, self._name = reader, name
@@ -26,7 +26,7 @@ class Items:
         self.output: list[dict[str, Any]] = []
 
     def think(self, text: str) -> Iterator[dict[str, Any]]:
-        """What was thought goes on."""
+        """The events for new reasoning."""
         if text:
             if not self.output or self.output[-1]["type"] != "reasoning":
                 yield from self._close("completed")
@@ -35,14 +35,16 @@ class Items:
             yield {"type": "response.reasoning_text.delta", **self._part(), "delta": text}
 
     def push(self, text: str, last: bool = False, tokens: tuple[TokenLogprob, ...] = ()) -> Iterator[dict[str, Any]]:
-        """What new text comes to; `tokens`: where logprobs are wanted, those that it is of, one or few."""
+        """The events for new text; `tokens`: its tokens, one or few, if logprobs are requested."""
         if tokens:
             self._tokens.put(text, tokens)
         for item in found_in(self._reader, text, last):
             yield from self._said(item) if isinstance(item, str) else self._called(item)
 
     def end(self, cut: bool) -> Iterator[dict[str, Any]]:
-        """No more text comes; `cut`: a last item that is no call is not whole. There is one item at least."""
+        """The last events; `cut`: a last item that is not a call is incomplete. Ensures that there is at least one
+        item.
+        """
         yield from self.push("", last=True)
         if not self.output or (self.output[-1]["type"] == "reasoning" and not cut):
             yield from self._close("completed")
@@ -62,7 +64,7 @@ class Items:
         yield {"type": "response.output_text.delta", **self._part(), "delta": text, "logprobs": _streamed(logprobs)}
 
     def _called(self, item: Call | More) -> Iterator[dict[str, Any]]:
-        self._tokens.forget(last=1)  # which may be of what stands behind the call, too
+        self._tokens.forget(last=1)  # that one may also belong to what follows the call
         if isinstance(item, Call):
             yield from self._close("completed")
             made = {"type": "function_call", "id": self._id("fc"), "call_id": new_call_id(), "name": item.name}
@@ -78,7 +80,7 @@ class Items:
     def _begin_of(
         self, kind: str, letters: str, more: dict[str, Any], part: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        """An item of one part begins."""
+        """Start an item with one part."""
         made = {"type": kind, "id": self._id(letters), **more, "status": "in_progress"}
         yield from self._begin({**made, "content": []})
         yield {"type": "response.content_part.added", **self._part(), "part": dict(part)}
@@ -90,7 +92,7 @@ class Items:
         yield {"type": "response.output_item.added", "output_index": len(self.output) - 1, "item": added}
 
     def _close(self, status: str) -> Iterator[dict[str, Any]]:
-        """The last item, if there is one, has come to its end."""
+        """Finish the last item, if there is one."""
         if not self.output:
             return
         item = self.output[-1]
@@ -117,7 +119,7 @@ class Items:
 
 
 def _streamed(logprobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Logprobs of a part as events have them: without bytes."""
+    """A part's logprobs in the format of events: without bytes."""
     tops = [[_unspelled(other) for other in one["top_logprobs"]] for one in logprobs]
     return [{**_unspelled(one), "top_logprobs": top} for one, top in zip(logprobs, tops, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Lengths: which queries take how long before the engine can have them: text is cut into tokens, forms are compiled.
+"""Lengths: which queries take long to prepare for the engine: texts are tokenised, grammars are compiled.
 
 Knows nothing about threads, or what is done about it.
 """
@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 from coterie.api import Query
 
-LONG_CHARS = 2048  # of what is read for a request: with more, everybody's next step would wait half a millisecond
-QUICK_CHARS = 16 * LONG_CHARS  # that are read in milliseconds
+LONG_CHARS = 2048  # beyond this, tokenising a request would delay everyone's next step by half a millisecond
+QUICK_CHARS = 16 * LONG_CHARS  # tokenised in milliseconds
 
 
 def takes_long(query: Query) -> bool:
-    """Whether forms must be compiled, or much text be cut into tokens."""
+    """Whether a grammar must be compiled, or much text tokenised."""
     return _is_formed(query) or _chars(query) > LONG_CHARS
 
 
 def are_quick(queries: Sequence[Query]) -> bool:
-    """Whether it takes milliseconds, not seconds, of all together."""
+    """Whether preparing all of them takes milliseconds, not seconds."""
     return not any(map(_is_formed, queries)) and sum(map(_chars, queries)) <= QUICK_CHARS
 
 
@@ -28,5 +28,5 @@ def _is_formed(query: Query) -> bool:
 
 
 def _chars(query: Query) -> int:
-    """How much is read for it."""
+    """The length of its text."""
     return len(query.prompt_ids) + sum([len(message.content) for message in query.messages])

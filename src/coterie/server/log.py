@@ -1,6 +1,6 @@
-"""What a server writes to stderr, a line each: what failed, what changed, and, if it is to, each answer that ended.
+"""What a server writes to stderr, one line each: failures, changes, and optionally each finished answer.
 
-Nothing that was asked or answered is in it, but for what an error quotes. Knows nothing about who reads it.
+No prompt or answer is logged, except what an error quotes. Knows nothing about who reads it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ANSWERS = logging.getLogger("coterie.answers")
 
 
 def open_log(answers: bool) -> None:
-    """Write lines with the time; `answers`: of each answer and each refusal too. Once, for a process that serves."""
+    """Configure timestamped lines; `answers`: also log each answer and each refusal. Call once per serving process."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     LOG.setLevel(logging.INFO)
     ANSWERS.setLevel(logging.INFO if answers else logging.WARNING)
 
 
 def log_end(chunk: Chunk) -> None:
-    """The last chunk of an answer: that a device failed, always; else, if answers are logged, what it took."""
+    """Log the last chunk of an answer: a device failure always; otherwise, if answers are logged, its figures."""
     name = f"chatcmpl-{chunk.request_id}"
     if isinstance(chunk.error, DeviceError):
         LOG.error("%s of %s: %s", name, chunk.expert or "no expert yet", chunk.error)
@@ -37,9 +37,9 @@ def log_end(chunk: Chunk) -> None:
 
 
 def log_refusal(asked: str, status: int, error: CoterieError) -> None:
-    """What was answered with an error: for want of memory, say, always; by a wrong request, if answers are logged.
+    """Log an error response: server errors (a lack of memory, say) always; client errors if answers are logged.
 
-    A device's failure is told of where the answer ended, and that a server ends, by who ends it.
+    A device's failure is logged when its answer ends, and a shutdown by the server itself.
     """
     if isinstance(error, DeviceError | ClosedError):
         return
@@ -50,8 +50,8 @@ def log_refusal(asked: str, status: int, error: CoterieError) -> None:
 
 
 def log_avoided(device: str, error: CoterieError | None) -> None:
-    """One of several devices is asked last from now on, and why, or no more. What it fails and others answer is in no
-    other line.
+    """Log that one of several devices is avoided from now on, with the reason, or no longer is. Its failures that
+    others made good are logged nowhere else.
     """
     if error is None:
         LOG.info("the device %s answers again", device)
@@ -60,7 +60,7 @@ def log_avoided(device: str, error: CoterieError | None) -> None:
 
 
 def log_repinned(expert: str, device: str, error: CoterieError | None) -> None:
-    """A device that has stopped had an expert pinned: on which it is pinned now, or why on none."""
+    """Log where an expert is pinned now that a stopped device had pinned, or why nowhere."""
     if error is None:
         LOG.info("%s was pinned on a device that has stopped, and is pinned on %s now", expert, device)
     else:

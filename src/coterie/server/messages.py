@@ -1,4 +1,4 @@
-"""The messages of a chat request: texts, calls that an assistant made, and what came of them.
+"""The messages of a chat request: texts, an assistant's tool calls, and their results.
 
 Knows nothing about templates. Source: the OpenAI API reference, "Create chat completion".
 """
@@ -15,14 +15,14 @@ from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 from coterie.server.body import parsed
 
-SWITCHES = "chat_template_kwargs"  # vLLM, SGLang and llama.cpp call it so
+SWITCHES = "chat_template_kwargs"  # the name in vLLM, SGLang and llama.cpp
 EFFORT = "reasoning_effort"
 PREDICTION = "prediction"
-CONTINUING = ("continue_final_message", "add_generation_prompt")  # as transformers, vLLM and SGLang call them
-# As templates know them: gpt-oss's has three. Most others only know whether to think, by either name.
+CONTINUING = ("continue_final_message", "add_generation_prompt")  # the names in transformers, vLLM and SGLang
+# As in templates: gpt-oss's has three levels; most others only have a switch for thinking, under either name.
 EFFORTS = {"none": "", "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 EFFORTS |= {"xhigh": "high", "max": "high"}
-REASONING = ("reasoning_content", "reasoning")  # of a message: DeepSeek's name and vLLM's newer one
+REASONING = ("reasoning_content", "reasoning")  # in a message: DeepSeek's name, and vLLM's newer one
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ELSEWHERE = {"function_call": "send tool_calls", "audio": "send its transcript as content"}
 
@@ -47,7 +47,7 @@ def predicted(body: Mapping[str, object]) -> str:
 
 
 def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
-    """Values for other variables of chat templates, which read what they know. Raises RequestError."""
+    """Values for further variables of chat templates, which use those they know. Raises RequestError."""
     found: dict[str, Any] = fields.get(body, SWITCHES, dict, "an object of a template's variables") or {}
     for name in OWN:
         if name in found:
@@ -56,7 +56,7 @@ def switches(body: Mapping[str, object]) -> Mapping[str, Any]:
 
 
 def _reasoning(body: Mapping[str, object]) -> dict[str, Any]:
-    """OpenRouter's way to say how much is to be thought; for how many tokens is not kept. Raises RequestError."""
+    """OpenRouter's field for reasoning effort; its token budget is accepted and ignored. Raises RequestError."""
     given = fields.get(body, REASONING[1], dict, "an object with effort or enabled") or {}
     within = f"{REASONING[1]}."
     fields.check_names(given, ("effort", "enabled", "max_tokens"), {"exclude": (False,), "summary": ("auto",)}, within)
@@ -66,7 +66,7 @@ def _reasoning(body: Mapping[str, object]) -> dict[str, Any]:
 
 
 def continues(body: Mapping[str, object]) -> bool:
-    """Whether the last message is the beginning of the answer. Raises RequestError."""
+    """Whether the answer continues the last message. Raises RequestError."""
     wanted, begins = fields.flag(body, CONTINUING[0]), body.get(CONTINUING[1])
     if begins is not None and fields.flag(body, CONTINUING[1]) == wanted:
         fact = f"is {shown(begins)}, while {CONTINUING[0]} is {shown(wanted)}"
@@ -75,7 +75,7 @@ def continues(body: Mapping[str, object]) -> bool:
 
 
 def effort(given: object, where: str) -> dict[str, Any]:
-    """How much is to be thought, as variables of chat templates say it. Raises RequestError naming `where`."""
+    """A reasoning effort as chat-template variables. Raises RequestError naming `where`."""
     if given is None:
         return {}
     if not isinstance(given, str) or given not in EFFORTS:
@@ -85,10 +85,10 @@ def effort(given: object, where: str) -> dict[str, Any]:
 
 
 def message(item: object, where: str) -> Message:
-    """One of them. Raises RequestError naming `where`."""
+    """One message. Raises RequestError naming `where`."""
     if not isinstance(item, dict) or item.get("role") not in ROLES:
         raise RequestError(where, "has no known role", f"use one of {', '.join(ROLES)}")
-    # "developer" is OpenAI's newer word for it; a chat template that does not know a role may drop its message.
+    # "developer" is OpenAI's newer name for system; a chat template may drop a message of an unknown role.
     role = "system" if item["role"] == "developer" else str(item["role"])
     content = item.get("content")
     if role == "tool":
@@ -105,7 +105,7 @@ def message(item: object, where: str) -> Message:
 
 
 def _said(item: Mapping[str, object], where: str) -> str:
-    """What an assistant said, its refusal included: nothing where it only called, or was cut off before a word."""
+    """An assistant's text, including a refusal; empty if it only made calls, or was cut off before any text."""
     for name, remedy in _ELSEWHERE.items():
         if item.get(name) is not None:
             raise RequestError(f"{where}.{name}", "is given, which Coterie does not read", remedy)
@@ -114,7 +114,7 @@ def _said(item: Mapping[str, object], where: str) -> str:
 
 
 def _thought(item: Mapping[str, object], where: str) -> str:
-    """What an assistant thought before; what other servers write in another form is passed over."""
+    """An assistant's reasoning; other servers' formats for it are ignored."""
     found = [item[name] for name in REASONING if isinstance(item.get(name), str)]
     return str(found[0]) if found else ""
 
@@ -129,7 +129,7 @@ def _content(content: object, where: str) -> str:
 
 def _part(part: object, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    is_text = kind in ("text", "refusal")  # each is called as its type
+    is_text = kind in ("text", "refusal")  # the field has the type's name
     text = part.get(kind) if isinstance(part, dict) and is_text else None
     if not isinstance(text, str):
         what = f"the text of a part is {shown(text)}" if is_text else f"a part of type {shown(kind)}"
@@ -146,14 +146,14 @@ def _calls(given: object, where: str) -> tuple[ToolCall, ...]:
 
 
 def call(item: object, where: str) -> ToolCall:
-    """A call that an assistant made. Raises RequestError naming `where`."""
+    """An assistant's tool call. Raises RequestError naming `where`."""
     function = item.get("function") if isinstance(item, dict) and item.get("type", "function") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not isinstance(name, str):
         raise RequestError(where, "is no call of a function with an id and a name", "send it as the answer had it")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     where = f"{where}.arguments"
-    # Templates write arguments as JSON themselves; text they would write as a string of JSON.
+    # Templates encode arguments as JSON themselves, and would encode a string twice.
     found = parsed(arguments, where) if isinstance(arguments, str) else None
     if not isinstance(found, dict):
         raise RequestError(where, "are no JSON object in a string", "send them as the answer had them")

@@ -1,7 +1,7 @@
 """GET /metrics: a Status in the text formats of Prometheus and OpenMetrics.
 
-Durations and rates are those of the device's clock. Knows nothing about how the numbers come to be.
-Source of the names' form: the Prometheus documentation, "Metric and label naming".
+Durations and rates are on the device's clock. Knows nothing about how the numbers are computed. Source of the naming
+conventions: the Prometheus documentation, "Metric and label naming".
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from coterie.server.response_store import ResponseStore
 from coterie.server.worker import Worker
 
 PRIORITY = "priority"  # the label
-ON = "on"  # which of several devices
+ON = "on"  # the label for one of several devices
 AGE, ABOUT_AGE = "status_age_seconds", "How old a device's samples are, where it is in a step that takes long; else 0."
 Labelled: TypeAlias = Iterable[tuple[Sequence[str], float]]
-"""Values of labels, in the order of their names, and what was counted for them."""
+"""Label values, in the order of the label names, each with the metric's value."""
 
 
 OF_EXPERTS: Mapping[ExpertCount, str] = {
@@ -47,13 +47,13 @@ OF_EXPERTS: Mapping[ExpertCount, str] = {
 
 
 class StatusCollector(Collector):
-    """The families of one Status, made when they are asked for."""
+    """The metric families of one Status, created on demand."""
 
     def __init__(self, status: Status, store: ResponseStore | None = None) -> None:
         self._status, self._store = status, store
 
     def collect(self) -> Iterator[Metric]:
-        """All families, each once; of several devices each sample with the label ON, but for what is of none."""
+        """All families, once each; with several devices each sample has the label ON, unless it belongs to none."""
         if self._store is not None:
             about = "Stored responses."
             yield _gauges("stored_responses", about, (), [((), len(self._store))])
@@ -87,7 +87,7 @@ class StatusCollector(Collector):
 
 
 def routes(worker: Worker, store: ResponseStore) -> list[Route]:
-    """The endpoint. What is asked for by `Accept` is served, the older text format by default."""
+    """The endpoint. Negotiated by `Accept`; the older text format is the default."""
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -221,7 +221,7 @@ def _gauges(name: str, about: str, labels: Iterable[str], values: Labelled) -> M
 
 
 def _histograms(name: str, about: str, found: Mapping[str, Histogram]) -> Metric:
-    """By priority, or with one entry without a name, of all."""
+    """By priority; or, for a single entry named "", overall."""
     labels = () if "" in found else (PRIORITY,)
     family = HistogramMetricFamily(f"coterie_{name}_seconds", about, labels=labels)
     ends = [*[str(end) for end in BUCKETS_S], "+Inf"]

@@ -1,7 +1,7 @@
-"""The composition and its experts, as OpenAI and Anthropic list models, each with its state; and what is done to one:
-load, unload, pin, unpin.
+"""The composition and its experts, in the model lists of OpenAI and Anthropic, each with its state; and commands on
+one: load, unload, pin, unpin.
 
-Knows nothing about how experts come in, or about threads beyond `Worker`.
+Knows nothing about how experts are loaded, or about threads beyond `Worker`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from coterie.server.guard import check_origin
 from coterie.server.log import LOG
 from coterie.server.worker import Worker
 
-LENGTH = "max_model_len"  # as vLLM calls it, and as clients look for it
+LENGTH = "max_model_len"  # the name in vLLM, which clients look for
 _ACTS = ("load", "unload", "pin", "unpin")
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 def most_tokens(coterie: Serving) -> dict[str, int]:
-    """How many tokens of prompt and answer each expert takes at most."""
+    """The most tokens, of prompt and answer together, that each expert takes."""
     pools = [one.parts.kv for one in coterie.members]
-    models = {name: coterie.models[name] for name in coterie.composition.names}  # without the router's own, who is gone
+    models = {name: coterie.models[name] for name in coterie.composition.names}  # without the router's own
     return {n: min(model.max_context, max([kv.tokens_held(model.kv) for kv in pools])) for n, model in models.items()}
 
 
 def model_list(coterie: Serving) -> list[dict[str, Any]]:
-    """One row for the composition, which is its router's name, one for each expert and one for each of its aliases.
+    """A row for the composition, whose name stands for its router, for each expert, and for each alias.
 
-    `created` is when an expert's weights were written, the newest's for the composition; 0 without bytes. LENGTH is
-    how many tokens of prompt and answer it takes at most, of the composition the largest of any.
+    `created`: when an expert's weights were written, for the composition the newest's; 0 without bytes. LENGTH: the
+    most tokens, of prompt and answer together, that it takes; for the composition the largest of any expert.
     """
     head = {"object": "model", "type": "model", "owned_by": "coterie"}
     composition = coterie.composition
@@ -63,7 +63,7 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
             **{name: value for name, value in found.to_dict().items() if name != "name"},
         }
         if expert.name == composition.name:
-            about |= {**detail, **about}  # a folder that is itself a checkpoint: one name, and one row, for both
+            about |= {**detail, **about}  # a folder that is itself a checkpoint: both have one name, and one row
         else:
             own = {"created": created[expert.name], LENGTH: most[expert.name], "coterie": detail}
             rows.append({"id": expert.name, **head, **own})
@@ -73,22 +73,22 @@ def model_list(coterie: Serving) -> list[dict[str, Any]]:
 
 
 def _by_both(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what Anthropic's clients read of one too: its name, when it was made, and how much it takes."""
+    """A row with the fields that Anthropic's clients read: display name, creation time, input limit."""
     made = datetime.fromtimestamp(int(row["created"]), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {**row, "display_name": row["id"], "created_at": made, "max_input_tokens": row[LENGTH]}
 
 
 def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
-    """GET of all, of one and of the whole status; POST of what to do with one, whose answer is its row then.
+    """GET of the list, of one model and of the whole status; POST of commands on one, answered with its row afterwards.
 
-    The latter is for who comes from no other site's page, but for these `origins`.
+    Commands are refused to pages of other sites, except those of `origins`.
     """
 
     one_at_a_time = asyncio.Lock()
 
     async def models(_: Request) -> Response:
         rows = await worker.look(model_list)
-        page = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"], "has_more": False}  # Anthropic's: all are on it
+        page = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"], "has_more": False}  # Anthropic's: one page
         return JSONResponse({"object": "list", "data": rows, **page})
 
     async def model(request: Request) -> Response:
@@ -97,13 +97,13 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
             return JSONResponse(await _row(worker, name))
         except NotFoundError:
             expert, _, act = name.rpartition("/")
-            if expert and act in _ACTS:  # the path of what is asked by POST, and no alias
+            if expert and act in _ACTS:  # the path of a command, which takes POST; not an alias
                 raise HTTPException(405, headers={"Allow": "POST"}) from None
             raise
 
     async def rescan(request: Request) -> Response:
         check_origin(request.scope, origins)
-        async with one_at_a_time:  # else who looked first might be the last to change something
+        async with one_at_a_time:  # else an older look might be applied last
             looked = await worker.beside(lambda coterie: coterie.look_again())
             found = await worker.call(lambda coterie: coterie.rescan(looked))
         changes = [f"{what} {', '.join(names)}" for what, names in found.to_dict().items() if names]
@@ -147,7 +147,7 @@ def routes(worker: Worker, origins: Collection[str] = ()) -> list[Route]:
 
 
 class _Name(PathConvertor):
-    """An alias may have slashes inside; one at the end is none of it, so that `/v1/models/` leads to the list."""
+    """An alias may contain slashes but not end with one, so `/v1/models/` leads to the list."""
 
     regex = "[^/](?:.*[^/])?"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from json.encoder import encode_basestring  # what an encoder without ensure_ascii writes texts by
+from json.encoder import encode_basestring  # the string encoder used when ensure_ascii is off
 from typing import Any
 
 from coterie.api import Answer, Chunk, Query
@@ -43,7 +43,7 @@ from coterie.server.messages import (
 from coterie.server.structured import STRUCTURING, form_of
 from coterie.server.tools import TOOLS, Spoken, calling, offered
 
-# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+# Features that Coterie does not implement: refused unless the value is one of these, which request nothing.
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
@@ -61,7 +61,7 @@ SUPPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class ChatBody:
-    """A validated request body. `seeded`: its caller gave the seed; `n`: how many answers are wanted."""
+    """A validated request body. `seeded`: the caller gave the seed; `n`: the number of answers."""
 
     query: Query
     stream: bool
@@ -99,8 +99,8 @@ def parse_chat(body: object) -> ChatBody:
 
 
 def _limit(body: Mapping[str, object]) -> int | None:
-    """How many tokens an answer may have, under the newer name or the older one. Raises RequestError; where both are
-    given and differ, too.
+    """The limit on an answer's tokens, under the newer or the older name. Raises RequestError, also if both are given
+    and differ.
     """
     said = {name: fields.integer(body, name) for name in LIMITS}
     limits = {name: limit for name, limit in said.items() if limit not in (None, fields.NO_LIMIT)}
@@ -118,21 +118,21 @@ _TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Frame:
-    """An event as it is sent, in which one text stands for whatever comes: a tenth of the work of writing all anew."""
+    """An encoded event with a placeholder for its text: a tenth of the work of encoding each event anew."""
 
     def __init__(self, event: bytes) -> None:
         self._before, _, self._after = event.rpartition(encode_basestring(MARK).encode())
 
     def around(self, text: str) -> Sequence[bytes]:
-        """The event with this text; none where it is empty."""
+        """The event with this text; nothing if it is empty."""
         return (self._before + encode_basestring(text).encode() + self._after,) if text else ()
 
 
 class Streamed:
-    """How completions write a stream: bare events, an error as its object; at the end the usage, if wanted, and a word.
+    """How completions write a stream: unnamed events, errors as objects; finally the usage, if requested, and [DONE].
 
-    An endpoint's class has `include_usage`, and `usage`, the event with the count of tokens. Source of events and
-    comments: the HTML standard, "Server-sent events".
+    Subclasses set `include_usage` and define `usage`, the event with token counts. Source of events and comments: the
+    HTML standard, "Server-sent events".
     """
 
     prompt_field = "messages"
@@ -142,27 +142,27 @@ class Streamed:
     within = 1
 
     def noted(self, chunk: Chunk) -> None:
-        """A chunk of a response that is not streamed: the answer has all of it."""
+        """Take a chunk of a response that is not streamed; the answer repeats all of it."""
 
     def waiting(self, words: str) -> bytes:
         """A comment, which clients skip."""
         return f": {words}\n\n".encode(errors="replace")
 
     def said(self, index: int, chunk: Chunk) -> Iterable[bytes]:
-        """What a stream says of a choice's chunk, as it is sent."""
+        """The encoded events for a choice's chunk."""
         plain = self.plain(index, chunk)
         return map(self.encode, self.events(index, chunk)) if plain is None else plain
 
     def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
-        """The same where there is nothing but text to say, which most chunks are; None where there is more."""
+        """The encoded events for a chunk with nothing but text, the usual case; None for any other."""
         return None
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says of a choice's chunk."""
+        """The events for a choice's chunk."""
         raise NotImplementedError
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The stream's last event, with the count of tokens."""
+        """The stream's last event, with token counts."""
         raise NotImplementedError
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
@@ -171,27 +171,27 @@ class Streamed:
             yield self.usage(answers)
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
-        """The last event where there is no answer."""
+        """The last event if there is no answer."""
         yield error_body(error, self.prompt_field)[1]
 
     @property
     def unused(self) -> dict[str, None]:
-        """What events before the last one have where that will have the usage, as OpenAI has it."""
+        """The usage field of all but the last event, null as in OpenAI's API."""
         return {"usage": None} if self.include_usage else {}
 
     @staticmethod
     def encode(event: Mapping[str, Any]) -> bytes:
-        """An event as it is sent."""
+        """The encoded event."""
         return b"data: " + _TO_JSON(event).encode() + b"\n\n"
 
 
 def named_event(event: Mapping[str, Any]) -> bytes:
-    """An event as it is sent where its type is its name, too."""
+    """An encoded event that is named after its type."""
     return f"event: {event['type']}\ndata: {_TO_JSON(event)}\n\n".encode()
 
 
 class ChatAnswers(Streamed):
-    """A chat request's queries, and its answers as chat completions; `coterie` holds the route and the timings."""
+    """A chat request's queries, and its answers as chat completions; `coterie` has the route and the timings."""
 
     def __init__(self, body: ChatBody, created: int, texts: Mapping[str, Text]) -> None:
         self.queries = fields.choices_of(body.query, body.n, body.seeded)
@@ -215,7 +215,7 @@ class ChatAnswers(Streamed):
         return {**body, "choices": choices, "usage": usage(answers, len(answers)), "coterie": details(answers[0])}
 
     def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
-        """Text of a choice that has begun and goes on, without logprobs, where no calls are looked for."""
+        """Text in the middle of a choice, without logprobs, if no calls are parsed."""
         spoken = self._spoken.get(index)
         more = chunk.answer is not None or chunk.reasoning or self._choice.top_logprobs is not None
         if spoken is None or not spoken.plain or more:
@@ -225,11 +225,11 @@ class ChatAnswers(Streamed):
         return self._frames[index].around(chunk.text)
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """A choice's first event says who speaks, its last one why it ended."""
+        """A choice's first event has the role, its last one the finish reason."""
         spoken, logprobs = self._speaks(index, chunk.expert), logprobs_of(chunk.logprobs, self._choice)
         deltas = list(spoken.deltas(chunk.text, chunk.last, chunk.reasoning))
         if chunk.logprobs and not deltas:
-            deltas.append({"content": ""})  # a token whose text is held back
+            deltas.append({"content": ""})  # a token whose text is still held back
         for place, delta in enumerate(deltas):
             yield self._event(index, chunk, delta, logprobs=None if place else logprobs)
         if chunk.answer is not None:
@@ -237,7 +237,7 @@ class ChatAnswers(Streamed):
             yield {**self._event(index, chunk, {}, reason), "coterie": details(chunk.answer)}
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The stream's last event, with the count of tokens."""
+        """The stream's last event, with token counts."""
         head = self._head(answers[0].request_id, "chat.completion.chunk", answers[0].expert)
         return {**head, "choices": [], "usage": usage(answers, len(answers))}
 
@@ -253,15 +253,15 @@ class ChatAnswers(Streamed):
         return {**self._head(chunk.request_id, "chat.completion.chunk", chunk.expert), "choices": [choice]}
 
     def _head(self, request_id: str, kind: str, model: str) -> dict[str, Any]:
-        self._id = self._id or f"chatcmpl-{request_id}"  # one for all choices: that of who answers first
+        self._id = self._id or f"chatcmpl-{request_id}"  # one id for all choices: that of the first to answer
         head = {"id": self._id, "object": kind, "created": self._created, "model": model}
         return {**head, **self.unused}
 
 
 def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
-    """Token counts as OpenAI names them: every prompt once, though n choices answer it.
+    """Token counts in OpenAI's format: each prompt counts once, though n choices answer it.
 
-    Of one prompt's choices all but one may find it computed; cached is what none of them had to compute.
+    Choices of one prompt may share its KV state; cached tokens are those that none of them had to compute.
     """
     prompts = [answers[first : first + n] for first in range(0, len(answers), n)]
     prompt = sum(same[0].prompt_tokens for same in prompts)
@@ -277,17 +277,17 @@ def usage(answers: Sequence[Answer], n: int) -> dict[str, Any]:
 
 
 def details(answer: Answer) -> dict[str, Any]:
-    """Route, timings and tokens; the text is where OpenAI has it, and what was thought beside it."""
+    """Route, timings and tokens. Text and reasoning are left out: they are in OpenAI's fields."""
     return {name: value for name, value in answer.to_dict().items() if name not in ("text", "reasoning")}
 
 
 def own_details(answer: Answer, count: int) -> dict[str, Any]:
-    """The details of one choice among several; where there is but one, the response has them."""
+    """The details of one of several choices; of a single one, the response has them."""
     return {"coterie": details(answer)} if count > 1 else {}
 
 
-TOO_LONG = "context_length_exceeded"  # clients know this code, and shorten the conversation
-# The first kind that an error is of says its status, and OpenAI's type and code.
+TOO_LONG = "context_length_exceeded"  # clients know this code and shorten the conversation
+# The first matching class gives the status, and OpenAI's type and code.
 _ERRORS: Sequence[tuple[type[CoterieError], tuple[int, str, str]]] = (
     (NotFoundError, (404, "invalid_request_error", "model_not_found")),
     (CrowdedError, (429, "requests", "rate_limit_exceeded")),
@@ -303,7 +303,7 @@ _ERRORS: Sequence[tuple[type[CoterieError], tuple[int, str, str]]] = (
 
 
 def error_body(error: CoterieError, prompt_field: str = "messages") -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI error object for a failure; `prompt_field` of the body holds what a model reads."""
+    """HTTP status and OpenAI error object for a failure; `prompt_field`: the body's field with the prompt."""
     status, kind, code = next(told for what, told in _ERRORS if isinstance(error, what))
     param = prompt_field if code == TOO_LONG else error.where if status == 400 else None
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}

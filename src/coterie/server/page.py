@@ -1,6 +1,6 @@
-"""GET /: the page from which a person asks and watches, one file without anything from elsewhere.
+"""GET /: the web page for asking and monitoring, a single file without external resources.
 
-Knows nothing about what it shows: the page asks the other endpoints. Source of the policy: W3C, "Content Security
+Knows nothing about what it shows: the page calls the other endpoints. Source of the policy: W3C, "Content Security
 Policy Level 3".
 """
 
@@ -35,7 +35,7 @@ def routes() -> list[Route]:
 
 
 def policy(html: str) -> str:
-    """What a browser may do with this page: run and apply just what is in it, and ask this server."""
+    """The page's content security policy: only its own inline code and styles, and requests only to this server."""
     allowed: dict[str, list[str]] = {"style": [], "script": []}
     for kind, text in _INLINE.findall(html):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,6 +1,6 @@
-"""The body of a request, and what it says: read beside the loop where it is long, and no longer than somebody sends.
+"""The body of a request and its content: parsed off the event loop if it is long, and with a limit on its size.
 
-Knows nothing about what an endpoint reads of it.
+Knows nothing about what an endpoint reads from it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from coterie.server.guard import URGENT
 from coterie.server.worker import Worker
 
 T = TypeVar("T")
-LONG_BYTES = 65536  # of a body, from which others do not wait while it is read
-PART_S = 60.0  # so long a caller may send nothing in the middle of a body
-MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds what one caller can make us hold
+LONG_BYTES = 65536  # bodies above this are parsed off the event loop
+PART_S = 60.0  # maximum pause within a body
+MAX_BODY_BYTES = 8 * 2**20  # far above any prompt that fits a context; bounds the memory that one caller can use
 
 
 def _nothing(_: object) -> int:
@@ -30,7 +30,7 @@ def _nothing(_: object) -> int:
 async def read_body(
     request: Request, worker: Worker, parse: Callable[[object], T], more: Callable[[object], int] = _nothing
 ) -> T:
-    """What `parse` makes of a request's decoded body; `more`: of such a body, how many bytes are read besides it.
+    """What `parse` makes of a request's decoded body; `more`: how many further bytes such a body makes it read.
 
     Raises what `parse` does, RequestError and HTTPException.
     """
@@ -44,7 +44,7 @@ async def read_body(
 
 
 def _read(request: Request, given: Any, parse: Callable[[object], T]) -> T:
-    """What a body says, and beside it, of the request, with which priority it is asked."""
+    """The parsed body; also records the request's priority."""
     found = parse(given)
     request.state.priority = fields.priority(given, request.scope.get(URGENT, True))
     return found

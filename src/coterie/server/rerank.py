@@ -1,11 +1,11 @@
-"""POST /v1/rerank: a query and documents in, how well each answers it out, the best first.
+"""POST /v1/rerank: a query and documents in, the documents' relevance scores out, best first.
 
     documents                     Jina, Cohere                      results
     documents, top_k, truncation  Voyage                            data
-    texts, return_text            text-embeddings-inference         a list alone
+    texts, return_text            text-embeddings-inference         a bare list
 
 Knows nothing about the engine. Source: the common part of Jina's and Cohere's rerank endpoints, and Voyage's (their API
-references); text-embeddings-inference's (its OpenAPI description), whose `raw_scores` all take.
+references); text-embeddings-inference's (its OpenAPI description), whose `raw_scores` is accepted by all.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TOP_N, TOP_K, TRUNCATION = "top_n", "top_k", "truncation"
 
 
 class Form(Enum):
-    """Whose form a body has, by the field of its documents, the one that says whether they come back, and others."""
+    """The format of a body: the fields for its documents, for returning them, and further ones."""
 
     JINA = ("documents", "return_documents", (TOP_N,))
     VOYAGE = ("documents", "return_documents", (TOP_N, TOP_K))
     TEI = ("texts", "return_text", (TOP_N,))  # which LiteLLM sends
 
 
-# Documents that are too long are cut, and at their end: what says so is taken.
+# Documents that are too long are truncated at the end; fields that ask for this are accepted.
 _CUTTING: Mapping[Form, Mapping[str, tuple[object, ...]]] = {
     Form.JINA: {},
     Form.VOYAGE: {TRUNCATION: (True,)},
@@ -44,7 +44,7 @@ _CUTTING: Mapping[Form, Mapping[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class RerankBody:
-    """A validated request body: a query of each document, of one expert."""
+    """A validated request body: a query for each document, for one expert."""
 
     queries: tuple[Query, ...]
     documents: tuple[str, ...]
@@ -68,7 +68,7 @@ def parse_rerank(body: object, coterie: Serving) -> RerankBody:
     returns, raw = [fields.flag(given, name) for name in (returning, "raw_scores")]
     use = fields.get(given, USE, str, "the name of a prompt") or ""
     expert = reranker(coterie.texts, coterie.composition, _model(given, form))
-    scores_of((), coterie.texts[expert])  # before anything is asked
+    scores_of((), coterie.texts[expert])  # validates the expert early
     coterie.texts[expert].embedding.before(use)
     queries = tuple([pair_of(query, document, expert, use) for document in documents])
     return RerankBody(queries, documents, expert, top_n, returns, raw, form)
@@ -83,12 +83,12 @@ def _form_of(given: Mapping[str, object]) -> Form:
 
 
 def _model(given: Mapping[str, object], form: Form) -> str:
-    """Who is asked; text-embeddings-inference serves one model, so that its clients name none."""
+    """The model asked; text-embeddings-inference serves only one, so its clients name none."""
     return "" if form is Form.TEI and given.get("model") is None else fields.model(given)
 
 
 def _top_n(given: Mapping[str, object]) -> int | None:
-    """How many are wanted at most, by either name. Raises RequestError."""
+    """The number of results, under either name. Raises RequestError."""
     top_n, top_k = [fields.integer(given, name) for name in (TOP_N, TOP_K)]
     if None not in (top_n, top_k) and top_n != top_k:
         raise RequestError(TOP_K, f"is {top_k}, while {TOP_N} is {top_n}", "give one of them")
@@ -100,7 +100,7 @@ def _top_n(given: Mapping[str, object]) -> int | None:
 
 
 def ranked(body: RerankBody, answers: Sequence[Answer], text: Text) -> dict[str, Any] | list[dict[str, Any]]:
-    """The response, by the answers of the expert that `text` is of."""
+    """The response, from the answers of the expert of `text`."""
     found = best_first(scores_of(answers, text, body.raw_scores), body.top_n)
     score = "score" if body.form is Form.TEI else "relevance_score"
     results = [{"index": one.index, score: one.score, **_returned(body, one.index)} for one in found]
@@ -113,7 +113,7 @@ def ranked(body: RerankBody, answers: Sequence[Answer], text: Text) -> dict[str,
 
 
 def _returned(body: RerankBody, index: int) -> dict[str, Any]:
-    """A document as its form gives it back, if it is wanted."""
+    """A document in its format, if documents are to be returned."""
     if not body.returns_documents:
         return {}
     text = body.documents[index]
@@ -123,7 +123,7 @@ def _returned(body: RerankBody, index: int) -> dict[str, Any]:
 
 
 def _documents(given: object, name: str) -> tuple[str, ...]:
-    """Each document's text, of the field of this name."""
+    """The documents' texts, from the field of this name."""
     if not isinstance(given, list) or not given:
         raise RequestError(name, "is missing, empty or no list", "give a list of texts")
     if len(given) > MAX_INPUTS:

@@ -1,8 +1,9 @@
-"""Responses that clients asked to have kept, in this process's memory alone: the least recently used leave first.
+"""Stored responses, in this process's memory only, evicted in LRU order.
 
     response 1: [turn 1]    response 2: [turn 1, turn 2]    response 3, of 1 too: [turn 1, turn 3]
 
-A turn is there once, whoever continues it, and as long as one of them is kept. Knows nothing about HTTP or models.
+A turn is stored once, however many responses continue it, and for as long as one of them is. Knows nothing about HTTP
+or models.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 from coterie.core.errors import ForgottenError, shown
 
-DEFAULT_BYTES = 64 * 2**20  # some thousand conversations of a few pages each
-ENTRY_BYTES = 1024  # of what Python has around the texts of one response
-LINK_BYTES = 8  # of each turn that a response continues
+DEFAULT_BYTES = 64 * 2**20  # about a thousand conversations of a few pages each
+ENTRY_BYTES = 1024  # Python's overhead per response
+LINK_BYTES = 8  # per turn that a response continues
 PREVIOUS = "previous_response_id"
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -32,53 +33,53 @@ class Turn:
 
     @property
     def size_bytes(self) -> int:
-        """Of both."""
+        """Bytes of both."""
         return len(self.given) + len(self.output)
 
     def items(self) -> list[dict[str, Any]]:
-        """What a response that continues it reads of it: all but calls that were cut off, which were never made."""
+        """The items that a continuing response reads; without calls that were cut off, which were never made."""
         made = [item for item in json.loads(self.output) if item["type"] != "function_call" or _is_whole(item)]
         return [*json.loads(self.given), *made]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response without its output, as JSON, and the turns that it consists of; the last one is its own."""
+    """A response without its output, as JSON, and its turns; the last one is its own."""
 
     body: bytes
     turns: tuple[Turn, ...]
 
     @property
     def own_bytes(self) -> int:
-        """What leaves with it, its turns apart."""
+        """Bytes freed with it, apart from its turns."""
         return len(self.body) + LINK_BYTES * len(self.turns) + ENTRY_BYTES
 
     def response(self) -> dict[str, Any]:
-        """The response as it was answered."""
+        """The response as it was returned."""
         return {**json.loads(self.body), "output": json.loads(self.turns[-1].output)}
 
     def input_items(self) -> list[dict[str, Any]]:
-        """All that was read for it: the earlier items, then those of its request."""
+        """Its whole input: the earlier items, then those of its request."""
         earlier = [item for turn in self.turns[:-1] for item in turn.items()]
         return [*earlier, *json.loads(self.turns[-1].given)]
 
 
 class ResponseStore:
-    """Responses by who asked for them and their ids, of `max_bytes` together; 0 keeps none. For any thread."""
+    """Responses by owner and id, up to `max_bytes` in all; 0 stores none. Thread-safe."""
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
         self.max_bytes, self.size_bytes = max_bytes, 0
         self._lock = threading.Lock()
-        self._stored: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()  # the least recently used first
+        self._stored: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()  # in LRU order
         self._uses: Counter[Turn] = Counter()
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of responses."""
         return len(self._stored)
 
     def put(self, owner: str, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
-        """Keep a response to the input items `given`, which continues earlier turns. Others leave where there is no
-        room, and where it is larger than all there is, so does it.
+        """Store a response to the input items `given`, which continues earlier turns. Evicts others for it; a response
+        larger than the whole store is evicted at once.
         """
         about = {name: value for name, value in response.items() if name != "output"}
         turn = Turn(given, _TO_JSON(response["output"]).encode())
@@ -93,7 +94,7 @@ class ResponseStore:
                 self._leave(self._stored.popitem(last=False)[1])
 
     def find(self, owner: str, response_id: str) -> StoredResponse:
-        """One of `owner`'s, which is thereby used. Raises ForgottenError."""
+        """One of `owner`'s responses; counts as a use. Raises ForgottenError."""
         with self._lock:
             if (owner, response_id) not in self._stored:
                 raise self._unknown(response_id)
@@ -101,7 +102,7 @@ class ResponseStore:
             return self._stored[(owner, response_id)]
 
     def drop(self, owner: str, response_id: str) -> None:
-        """Forget one of `owner`'s; what continued it keeps its turn. Raises ForgottenError."""
+        """Delete one of `owner`'s; responses that continue it keep its turn. Raises ForgottenError."""
         with self._lock:
             stored = self._stored.pop((owner, response_id), None)
             if stored is None:
@@ -109,7 +110,7 @@ class ResponseStore:
             self._leave(stored)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless the bytes counted are those of what is there, and within the bound."""
+        """Raise RuntimeError unless the counted bytes are the stored ones, and within the limit."""
         with self._lock:
             uses = Counter(turn for stored in self._stored.values() for turn in stored.turns)
             own = sum(stored.own_bytes for stored in self._stored.values())
@@ -137,22 +138,22 @@ class ResponseStore:
 
 @dataclass(frozen=True, slots=True)
 class ClientStore:
-    """The part of a store that one client sees."""
+    """The part of a store that belongs to one client."""
 
     store: ResponseStore
     owner: str
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept."""
+        """Whether anything is stored."""
         return self.store.max_bytes > 0
 
     def find(self, response_id: str) -> StoredResponse:
-        """One of the client's. Raises ForgottenError."""
+        """One of the client's responses. Raises ForgottenError."""
         return self.store.find(self.owner, response_id)
 
     def earlier_bytes(self, body: object) -> int:
-        """Of the turns that a request's body continues, if it names any that are kept."""
+        """Bytes of the stored turns that a request's body continues; 0 if it names none."""
         previous = body.get(PREVIOUS) if isinstance(body, dict) else None
         try:
             turns = self.find(previous).turns if isinstance(previous, str) else ()
@@ -161,7 +162,7 @@ class ClientStore:
         return sum(turn.size_bytes for turn in turns)
 
     def item(self, item_id: str) -> dict[str, Any] | None:
-        """An output item of the client's; None where it is not kept. Its id has that of its response."""
+        """One of the client's output items; None if it is not stored. Its id contains that of its response."""
         name = item_id.rpartition("_")[0].partition("_")[2]
         try:
             output = self.find(f"resp_{name}").turns[-1].output
@@ -170,11 +171,11 @@ class ClientStore:
         return next((item for item in json.loads(output) if item["id"] == item_id), None)
 
     def put(self, response: Mapping[str, Any], given: bytes, earlier: tuple[Turn, ...]) -> None:
-        """Keep one."""
+        """Store a response."""
         self.store.put(self.owner, response, given, earlier)
 
     def drop(self, response_id: str) -> None:
-        """Forget one of the client's. Raises ForgottenError."""
+        """Delete one of the client's. Raises ForgottenError."""
         self.store.drop(self.owner, response_id)
 
 

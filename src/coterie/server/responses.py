@@ -1,4 +1,4 @@
-"""POST /v1/responses, on the way out: an answer as a response, whole or as its events; it may be kept.
+"""POST /v1/responses, the response: an answer as a response object or as its events; it may be stored.
 
     response.created, .in_progress -> events of items (items.py) -> response.completed, .incomplete or .failed
 
@@ -21,7 +21,7 @@ from coterie.server.openai import Streamed, details, error_body, named_event
 from coterie.server.response_store import NONE_KEPT, ClientStore
 from coterie.server.token_texts import Piece, TokenTexts
 
-# What a response has in the place of what is not there.
+# Fields of features that a response does not use.
 _NOTHING: Mapping[str, Any] = {
     "background": False,
     "error": None,
@@ -38,18 +38,18 @@ _OWN_PARTS = {
 
 
 def response_words(error: CoterieError) -> CoterieError:
-    """An error about what chat names otherwise, in the names of this endpoint."""
+    """Translates an error from chat's field names to this endpoint's."""
     return fields.renamed(error, _OWN, _OWN_PARTS, {'"function": {"name": ...}}': '"name": ...}'})
 
 
 def _drain(events: Iterator[object]) -> None:
-    """Let items grow; a stream tells of the events."""
+    """Build the items; only a stream sends the events."""
     for _ in events:
         pass
 
 
 class ResponseAnswers(Streamed):
-    """A request's query, and its answer as a response, which `mine` keeps when it is whole or has failed."""
+    """A request's query, and its answer as a response, which `mine` stores when it is complete or has failed."""
 
     prompt_field = "input"
     end = b""
@@ -65,7 +65,7 @@ class ResponseAnswers(Streamed):
         self._items: Items | None = None
         self._tokens = TokenTexts()
         self._mine, self._given, self._earlier = mine, body.given, body.earlier
-        # Requests are counted from 0 anew by each process: an id that is kept by a client must name no other response.
+        # Request ids restart with each process, but an id stored by a client must never name another response.
         self._name = secrets.token_hex(12)
         self._head: dict[str, Any] = {"id": f"resp_{self._name}", "model": body.query.model}
         self._number = 0
@@ -82,12 +82,12 @@ class ResponseAnswers(Streamed):
         return self._ended(answer)
 
     def noted(self, chunk: Chunk) -> None:
-        """A chunk of a response that is not streamed: its logprobs are of the text that came with it."""
+        """Take a chunk of a response that is not streamed: logprobs belong to the text of their chunk."""
         if self.queries[0].choice.top_logprobs is not None:
             _drain(self.events(0, chunk))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says of a chunk."""
+        """The events for a chunk."""
         items = self._items
         if items is None:
             items = self._begin(chunk.request_id, chunk.expert)
@@ -99,7 +99,7 @@ class ResponseAnswers(Streamed):
                 yield self._numbered(event)
 
     def _pieces(self, chunk: Chunk) -> Sequence[Piece]:
-        """A chunk's text, token by token where logprobs are wanted."""
+        """A chunk's text, split by token if logprobs are requested."""
         if self.queries[0].choice.top_logprobs is None:
             return ((chunk.text, ()),)
         self._tokens.add(chunk.logprobs)
@@ -118,7 +118,7 @@ class ResponseAnswers(Streamed):
         yield self._numbered({"type": f"response.{made['status']}", "response": made})
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
-        """The last events where there is no answer."""
+        """The last events if there is no answer."""
         if self._items is None:
             if request_id:
                 self._head["id"] = f"resp_{request_id}_{self._name}"
@@ -145,7 +145,7 @@ class ResponseAnswers(Streamed):
         cut = answer.finish_reason == "length"
         made = self._response("incomplete" if cut else "completed", self._items.output if self._items else [])
         prompt, drawn = answer.prompt_tokens, len(answer.token_ids)
-        cached = {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0}  # the second costs nobody anything
+        cached = {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0}  # writes to the cache are not charged
         used = {"input_tokens": prompt, "input_tokens_details": cached, "output_tokens": drawn}
         used |= {"output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens}}
         more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
@@ -154,7 +154,7 @@ class ResponseAnswers(Streamed):
         return made
 
     def _keep(self, made: Mapping[str, Any]) -> None:
-        """Keep a response before its client can know that it has ended."""
+        """Store a response before its client can learn that it has ended."""
         if self._given is not None:
             self._mine.put(made, self._given, self._earlier)
 

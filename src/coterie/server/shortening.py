@@ -1,8 +1,8 @@
-"""`truncation` `auto`: of a conversation that is longer than its expert's context the oldest exchanges are left out.
+"""`truncation: auto`: drops the oldest exchanges of a conversation that is longer than its expert's context.
 
     system | user 1, assistant 1 | user 2, call, result, assistant 2 | user 3    -> system | user 3
 
-It begins at a question then, so that no result is without its call, and no template meets an answer first.
+What remains starts with a user message, so that no result lacks its call, and no template sees an answer first.
 
 Knows nothing about how an answer is written.
 """
@@ -23,16 +23,14 @@ from coterie.core.errors import ContextError
 from coterie.server.choices import EndpointRequest, respond
 from coterie.server.worker import Worker
 
-USUAL_SHARE, MAX_SHARE = (
-    4,
-    2,
-)  # one part of so many of a context is left to the answer: where it is not bounded; at most
+# A context's share (1 in so many) reserved for an answer: if it has no limit of its own, and at most.
+USUAL_SHARE, MAX_SHARE = 4, 2
 
 
 async def respond_within(request: Request, worker: Worker, asked: EndpointRequest) -> Response:
-    """As `respond`, for one query, which is shortened until its expert's context holds it. Raises CoterieError.
+    """As `respond`, for one query, which is shortened until it fits its expert's context. Raises CoterieError.
 
-    A router may choose another expert for what is left, and that be too long for it too.
+    It repeats, as a router may choose another expert for the shortened query, for which it is too long again.
     """
     while True:
         try:
@@ -46,14 +44,14 @@ async def respond_within(request: Request, worker: Worker, asked: EndpointReques
 
 
 def as_read(query: Query, expert: str, coterie: Serving) -> Query:
-    """A query as its expert reads it: shortened if it is too long, and can be. Raises RequestError."""
+    """A query as its expert reads it: shortened if it is too long and can be. Raises RequestError."""
     if _holds(coterie.texts[expert], query, coterie.models[expert].most_prompt_tokens):
         return query
     return shortened(query, expert, coterie) or query
 
 
 def _holds(text: Text, query: Query, limit: int) -> bool:
-    """Whether a prompt has at most so many tokens."""
+    """Whether a prompt has at most `limit` tokens."""
     try:
         return len(text.encode(query, prompt_of(query), limit=limit)) <= limit
     except ContextError:
@@ -61,8 +59,8 @@ def _holds(text: Text, query: Query, limit: int) -> bool:
 
 
 def shortened(query: Query, expert: str, coterie: Serving) -> Query | None:
-    """The query without as few of its oldest exchanges, one at least, as leave room in an expert's context for the
-    answer, or else for one token of it; None where not even the last exchange has that.
+    """The query without as few of its oldest exchanges, at least one, as leave room in the context for the answer, or
+    failing that for one token; None if not even the last exchange leaves that.
     """
     text, model = coterie.texts.get(expert), coterie.models.get(expert)
     said = query.messages

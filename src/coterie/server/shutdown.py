@@ -1,8 +1,8 @@
-"""A server that ends in order, whoever still waits.
+"""A server that shuts down in order, whoever still waits.
 
-    signal --> no new callers --> grace --> all who wait are told --> the engine stops, the device closes
-    again  ---------------------> at once ------^
-    the engine fails ---> all are told ---------^  and `failed` says so
+    signal --> no new connections --> grace period --> waiting requests fail --> the engine stops, the device closes
+    again  ------------------------> at once -----------^
+    the engine fails ---> all requests fail ------------^  and `failed` is set
 
 Knows nothing about requests.
 """
@@ -30,35 +30,35 @@ from coterie.server.log import LOG
 from coterie.server.supervisor import ENDS, READY, WORKS, notify, watched_s
 from coterie.server.worker import Worker
 
-GRACE_S = 5.0  # answers in flight may finish for so long
-LAST_S = 3.0  # and their callers have so long to take what they are told, before their connections are cut
+GRACE_S = 5.0  # grace period for answers in flight
+LAST_S = 3.0  # further time for clients to read their last bytes, before connections are cut
 LOOK_S = 0.05
-PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's: whose X-Forwarded-For is believed; without it 127.0.0.1's
-# A connection lies idle for so long: longer than clients keep theirs (httpx 5 seconds) or what stands before a server
-# does (60). Who closed it first would now and then do so just when a request is on its way.
+PROXIES = "FORWARDED_ALLOW_IPS"  # uvicorn's variable: proxies whose X-Forwarded-For is trusted; by default 127.0.0.1
+# Idle limit of a connection: longer than those of clients (httpx: 5 seconds) and reverse proxies (60). If the server
+# closed first, it would now and then do so just when a request is on its way.
 IDLE_S = 75
-TAKE_S = 0.5  # who looks on has so long to take what is left
-WAITING = 2048  # who connects, and is not taken yet; uvicorn's
-# Where no more files may be open, asyncio (of Python 3.11 to 3.13) tries as often as its backlog says, logs each time
-# and begins again a second later for each: within seconds it does nothing else. So it takes one connection at a time.
+TAKE_S = 0.5  # time for readers of /v1/events to take what is left
+WAITING = 2048  # listen backlog, uvicorn's default
+# When file descriptors run out, asyncio (of Python 3.11 to 3.13) tries as many accepts as its backlog, logs each
+# failure and schedules a retry for each one second later: within seconds it does nothing else. So accept one at a time.
 ONE = 1
 NO_MORE, AGAIN_S = "socket.accept() out of system resource", 60.0
-# Left to itself uvicorn takes httptools where that is installed, which holds as much of a head as anybody sends, and
-# drops the body of who would rather speak HTTP/2 and says so, as Java's own client does.
+# By default uvicorn uses httptools if installed, which buffers request heads without a limit and drops the body of
+# clients that offer an upgrade to HTTP/2, such as Java's.
 HTTP: type[asyncio.Protocol] = Connection  # h11
 _LOG = logging.getLogger("uvicorn.error")
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace, a third cuts.
+    """Serves an application of `make_app` until SIGINT or SIGTERM; a second signal ends the grace period, a third cuts
+    connections, a fourth kills.
 
-    A fourth kills. SIGHUP, of a terminal that is gone, comes twice then, and counts once. Where it is ignored, by
-    nohup, it stays so.
+    SIGHUP, which a closing terminal sends twice, counts once. If it is ignored (nohup), it stays ignored.
     """
 
     def __init__(self, app: Starlette, grace_s: float = GRACE_S) -> None:
         cut_s = max(1, round(grace_s + LAST_S))
-        # Its lines go where ours do.
+        # uvicorn logs through our handlers.
         config = uvicorn.Config(app, http=HTTP, log_level="warning", log_config=None, access_log=False, backlog=ONE)
         config.timeout_keep_alive, config.timeout_graceful_shutdown = IDLE_S, cut_s
         super().__init__(config)
@@ -70,9 +70,9 @@ class Server(uvicorn.Server):
         self._worker.at_end(self._ended)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer from now on, and tell who waits for that."""
+        """Start serving, and notify the service manager."""
         if PROXIES not in os.environ and sockets and all(one.family == socket.AF_UNIX for one in sockets):
-            self.config.forwarded_allow_ips = "*"  # at a file nobody asks but what stands before the server
+            self.config.forwarded_allow_ips = "*"  # on a Unix socket only a reverse proxy connects
         asyncio.get_running_loop().set_exception_handler(self._go_wrong)
         await super().startup(sockets)
         for one in sockets or ():
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGHUP too while it serves, and raise again what came."""
+        """Also handle SIGHUP while serving, and re-raise what was received."""
         with super().capture_signals():
             main = threading.current_thread() is threading.main_thread()
             if not main or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -96,13 +96,13 @@ class Server(uvicorn.Server):
                 signal.signal(signal.SIGHUP, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         if sig == signal.SIGHUP and self.should_exit:
             return
         if self._asked_again:
             self.force_exit = True
             if threading.current_thread() is threading.main_thread():
-                # The end waits for the step under way, which may never come back. The next signal waits for nothing.
+                # The shutdown waits for the present step, which may hang; the next signal must kill.
                 signal.signal(sig, signal.SIG_DFL)
         elif self.should_exit:
             self._asked_again = True
@@ -111,25 +111,27 @@ class Server(uvicorn.Server):
             LOG.info("told to end by %s: answers in flight may go on for %g s", signal.Signals(sig).name, self._grace_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for the answers in flight, but not for ever; who only looks on is let go at once."""
+        """Wait for the answers in flight, within limits; readers of events are released at once."""
         notify(ENDS)
         self._hub.close()
         telling, cutting = asyncio.create_task(self._tell()), asyncio.create_task(self._cut_readers())
         try:
             await super().shutdown(sockets)
-            if self.force_exit:  # which leaves the application to be torn down, with a traceback
+            if self.force_exit:  # else the application would be torn down with a traceback
                 await self.lifespan.shutdown()
         finally:
             telling.cancel()
             cutting.cancel()
 
     def _ended(self) -> None:
-        """There will be no answers. Where nobody asked for that, whoever starts the server shall start it again."""
+        """There will be no more answers. If the engine failed, exit with an error, so that the service manager restarts
+        the server.
+        """
         if isinstance(self._worker.broken, DeviceError):
             self.failed = self.should_exit = True
 
     def _go_wrong(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What happens behind all requests: that no more files may be open is told in a sentence, now and then."""
+        """Errors outside requests: running out of file descriptors is logged as one line per AGAIN_S."""
         if context["message"] != NO_MORE:
             loop.default_exception_handler(context)
         elif loop.time() >= self._full_until:
@@ -138,7 +140,7 @@ class Server(uvicorn.Server):
             LOG.error("with %d connections no more can be taken (%s); raise ulimit -n", count, context["exception"])
 
     async def _say_it_works(self, every_s: float) -> None:
-        """As long as the engine takes its turns; a step that never ends is for who watches to end."""
+        """Feed the watchdog while the engine takes its turns; if a step hangs, the service manager ends the server."""
         with contextlib.suppress(CoterieError):
             while True:
                 await self._worker.turn()
@@ -153,14 +155,14 @@ class Server(uvicorn.Server):
         self._worker.end()
 
     async def _cut_readers(self) -> None:
-        """Who looks on and takes nothing, as a sleeping laptop does, is not waited for."""
+        """Do not wait for readers of events that take nothing, like a sleeping laptop."""
         await asyncio.sleep(TAKE_S)
         for connection in tuple(self.server_state.connections):
-            scope = getattr(connection, "scope", None)  # of its request, once there was one
+            scope = getattr(connection, "scope", None)  # set once it had a request
             if scope and scope.get("path") == PATH:
                 connection.transport.abort()
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
-    """False for the traceback of a request that was cut: nothing is wrong with it."""
+    """False for the traceback of a request that was cut, which is expected."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

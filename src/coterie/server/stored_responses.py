@@ -1,4 +1,4 @@
-"""GET and DELETE /v1/responses/{id}, and its input items: what a client has had kept.
+"""GET and DELETE /v1/responses/{id}, and its input items: a client's stored responses.
 
 Knows nothing about models or answers. Source: the OpenAI API reference, "Responses".
 """
@@ -22,7 +22,7 @@ _NOT_REPLAYED = ("stream", "starting_after")
 
 
 def of_client(store: ResponseStore, request: Request) -> ClientStore:
-    """What a request's sender sees of a store: that of its key from wherever, or where none is asked for, of its
+    """The part of a store that belongs to a request's sender: to its key, from any address, or, without keys, to its
     address.
     """
     scope = request.scope
@@ -64,6 +64,6 @@ def routes(store: ResponseStore, path: str) -> list[Route]:
 
     place = f"{path}/{{response_id}}"
     return [
-        Route(place, one, methods=["GET", "DELETE"]),  # one route, so that a 405 names both
+        Route(place, one, methods=["GET", "DELETE"]),  # one route, so that a 405 names both methods
         Route(f"{place}/input_items", input_items, methods=["GET"]),
     ]

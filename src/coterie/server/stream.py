@@ -1,10 +1,10 @@
-"""The chunks of queries that one request asks together, on their way to the one task that writes them.
+"""The chunks of the queries of one request, on their way to the task that writes them.
 
     engine thread --give_out, once a step--> put, put ... --> Stream --take: all that is there--> the request's task
-    refused, or the caller has left ---> fail -------^
+    refused, or client disconnected ---> fail -------^
 
-Every token of every answer comes this way, between two of its steps: so it takes few calls. A Stream is for its
-loop's thread alone. Knows nothing about HTTP or the engine.
+Every token of every answer passes here between two steps, so it costs few calls. A Stream must only be used on its
+loop's thread. Knows nothing about HTTP or the engine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from coterie.server.log import log_end
 
 
 class Stream:
-    """The chunks of `count` queries. `cancel` is called by who leaves before all have ended.
+    """The chunks of `count` queries. `cancel` is called when the reader leaves before all have ended.
 
-    `request_ids` are filled in by the engine's thread before there are chunks. `preparing`: what comes before that.
+    `request_ids` are set by the engine's thread before there are chunks. `preparing`: the task that precedes
+    submission.
     """
 
     def __init__(self, count: int, cancel: Callable[[Stream], None]) -> None:
-        self.loop = asyncio.get_running_loop()  # kept, as to ask which one runs costs a system call
+        self.loop = asyncio.get_running_loop()  # cached: asking for the running loop costs a system call
         self.request_ids: list[str] = []
         self.preparing: asyncio.Task[None] | None = None
         self._left, self._cancel = count, cancel
@@ -32,23 +33,23 @@ class Stream:
         self._taker: asyncio.Future[None] | None = None
 
     def shorten(self, count: int) -> None:
-        """Only so many queries were asked. Before there are chunks."""
+        """Only `count` queries were submitted. Call before there are chunks."""
         self._left = count
 
     def put(self, chunk: Chunk) -> None:
-        """Let a chunk be taken."""
+        """Add a chunk."""
         self._chunks.append(chunk)
         if self._taker is not None and not self._taker.done():
             self._taker.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """Let whoever takes get this error, from now on."""
+        """Make `take` raise this error from now on."""
         self._failure = error
         if self._taker is not None and not self._taker.done():
             self._taker.set_result(None)
 
     def news(self) -> asyncio.Future[None]:
-        """Done once there is something to take, or it has failed. All who ask before then get the same one."""
+        """A future that is done when there is something to take, or a failure; shared by all who ask before then."""
         if self._taker is None or self._taker.done():
             self._taker = self.loop.create_future()
             if self._chunks or self._failure is not None:
@@ -56,7 +57,7 @@ class Stream:
         return self._taker
 
     async def take(self) -> Sequence[Chunk]:
-        """All that is there, in order, once there is something. Raises what it failed with."""
+        """All available chunks, in order, waiting for at least one. Raises the failure."""
         while not self._chunks and self._failure is None:
             await self.news()
         if self._failure is not None:
@@ -68,15 +69,16 @@ class Stream:
         return chunks
 
     def check(self) -> None:
-        """Raise what it failed with, or the error by which the first chunk says that its query has failed."""
+        """Raise the failure, or the error of the first chunk."""
         error = self._failure or (self._chunks[0].error if self._chunks else None)
         if error is not None:
             raise error
 
     def leave(self) -> None:
-        """No more is taken: what has not ended is cancelled. May be called again.
+        """Stop taking: queries that have not ended are cancelled. Idempotent.
 
-        An error's frames have this stream, and texts of megabytes: a circle, which Python may not look for in minutes.
+        Drops the failure: its traceback refers to this stream and to megabytes of text, a cycle that Python may not
+        collect for minutes.
         """
         self._failure = None
         if self.preparing is not None:
@@ -87,8 +89,8 @@ class Stream:
 
 
 def give_out(chunks: Sequence[Chunk], streams: dict[str, Stream]) -> None:
-    """Put what a step brought into the streams of those who asked, by request, and forget the streams that end. To wake
-    a loop costs as much for one chunk as for those of a whole batch.
+    """Distribute a step's chunks to their streams, and forget the streams that end. Each loop is woken once: that costs
+    as much for one chunk as for a whole batch.
     """
     parcels: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Chunk]]] = {}
     for chunk in chunks:

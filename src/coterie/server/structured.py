@@ -1,4 +1,4 @@
-"""Structured outputs: the form that a body holds its answers to, in OpenAI's words and those of other servers.
+"""Structured outputs: the constraint that a body puts on its answers, in the fields of OpenAI and of other servers.
 
     response_format                     OpenAI         a JSON object or schema
     structured_outputs, guided_...      vLLM           those, regex, choice, grammar
@@ -6,8 +6,8 @@
     grammar, json_schema                llama-server
     response_format with a schema       Together, llama-server
 
-Knows nothing about how a form is kept. Sources: the OpenAI API reference, "Create chat completion"; the documents of
-those servers.
+Knows nothing about how a constraint is enforced. Sources: the OpenAI API reference, "Create chat completion"; the
+documentation of those servers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from coterie.server.body import parsed
 from coterie.server.fields import check_names, flag, get
 
 STRUCTURED, FORMAT = "structured_outputs", "response_format"
-# What whole fields of other servers are called within `structured_outputs`.
+# Top-level fields of other servers, and their names within `structured_outputs`.
 _ALIASES = {
     **{"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"},
     **{"json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar"},
@@ -38,7 +38,7 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
 
 
 def form_of(body: Mapping[str, object]) -> str | Constraint:
-    """What answers are held to: a JSON schema, as JSON, or a constraint; empty: nothing. Raises RequestError."""
+    """The constraint on answers: a JSON schema, as JSON, or a Constraint; empty: none. Raises RequestError."""
     given = [name for name in STRUCTURING if body.get(name) not in (None, "", {})]
     if len(given) > 1:
         raise RequestError(given[-1], f"and {given[0]} were both given", "give one of them")
@@ -73,12 +73,12 @@ def _formatted(body: Mapping[str, object]) -> str:
         raise RequestError(FORMAT, fact, 'give {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}')
     for word in ("name", "description"):
         get(named, word, str, "a string", "response_format.json_schema.")
-    flag(named, "strict", "response_format.json_schema.")  # held either way
+    flag(named, "strict", "response_format.json_schema.")  # enforced either way
     return json.dumps(schema)
 
 
 def _structured(given: Mapping[str, Any], paths: Mapping[str, str]) -> str | Constraint:
-    """The one way of `structured_outputs` that is given. `paths`: what of the body each is. Raises RequestError."""
+    """The constraint given in `structured_outputs`. `paths`: the body's field for each kind. Raises RequestError."""
     anything = flag(given, "json_object", f"{STRUCTURED}.")
     ways = [way for way in _WAYS if given.get(way) is not None and (way != "json_object" or anything)]
     if len(ways) > 1:

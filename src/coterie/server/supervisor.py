@@ -1,6 +1,7 @@
-"""What is told to who started the server and watches it: that it is ready, that it still works, that it ends.
+"""Notifies the service manager: that the server is ready, still works, or is stopping.
 
-Does nothing where nobody asked. Knows nothing about requests. Source: sd_notify(3), for the datagrams and variables.
+No effect unless the manager asked for it. Knows nothing about requests. Source: sd_notify(3), for the datagrams and
+variables.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ READY, WORKS, ENDS = "READY=1", "WATCHDOG=1", "STOPPING=1"
 
 
 def notify(state: str, variables: Mapping[str, str] = os.environ) -> None:
-    """Send a state to NOTIFY_SOCKET, if there is one; who does not listen is not waited for."""
+    """Send a state to NOTIFY_SOCKET, if set; never blocks."""
     address = variables.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
@@ -24,7 +25,7 @@ def notify(state: str, variables: Mapping[str, str] = os.environ) -> None:
 
 
 def watched_s(variables: Mapping[str, str] = os.environ) -> float | None:
-    """How often WORKS is to be sent, in seconds: twice in WATCHDOG_USEC; None: never, as nobody watches."""
+    """The interval for sending WORKS, in seconds: half of WATCHDOG_USEC; None: no watchdog."""
     usec, pid = variables.get("WATCHDOG_USEC", ""), variables.get("WATCHDOG_PID", "")
     meant = pid in ("", str(os.getpid()))
     return int(usec) / 2e6 if usec.isdigit() and int(usec) and meant else None

@@ -1,6 +1,6 @@
-"""Logprobs as text completions have them: lists of tokens, of their logprobs and of where they begin in the text.
+"""Logprobs in the format of text completions: lists of tokens, their logprobs and their offsets in the text.
 
-Knows nothing about how they were found. Source: the OpenAI API reference, "Create completion".
+Knows nothing about how they were computed. Source: the OpenAI API reference, "Create completion".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coterie.server.fields import integer
 
 
 def likeliest(body: Mapping[str, object]) -> int | None:
-    """Of how many tokens in each place logprobs are wanted; None: of none at all. Raises RequestError."""
+    """The number of alternatives per token for which logprobs are requested; None: no logprobs. Raises RequestError."""
     wanted = None if body.get("logprobs") is False else integer(body, "logprobs")
     if wanted is not None and not 0 <= wanted <= MAX_TOP_LOGPROBS:
         raise RequestError("logprobs", f"is {wanted}", f"give a whole number from 0 to {MAX_TOP_LOGPROBS}")
@@ -26,17 +26,17 @@ def likeliest(body: Mapping[str, object]) -> int | None:
 
 
 class TextLogprobs:
-    """Writes those of one choice, whole or piece by piece. `prompt`: its text, if the choice's text begins with it."""
+    """Writes one choice's logprobs, whole or in pieces. `prompt`: its text, if the choice's text begins with it."""
 
     def __init__(self, prompt: str = "") -> None:
         self._prompt, self._offset = prompt, 0
-        # A character of several tokens begins, and is counted, where the last one of them ends it.
+        # A character of several tokens is counted, with its offset, at the last of them.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(self, of_prompt: Sequence[TokenLogprob], of_answer: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """The next tokens'. `top_logprobs` has the token that came too, as OpenAI has it.
+        """Those of the next tokens. `top_logprobs` includes the chosen token, as in OpenAI's API.
 
-        A prompt's first token, which nothing comes before, has null in the place of both.
+        A prompt's first token, which has no predecessor, gets null for both.
         """
         offsets = [self._pass(one, self._prompt) for one in of_prompt]
         if of_prompt:
@@ -51,10 +51,10 @@ class TextLogprobs:
         }
 
     def _pass(self, one: TokenLogprob, text: str = "") -> int:
-        """Where a token begins; the next one begins behind it."""
+        """The offset of a token; advances past it."""
         begin, said = self._offset, self._decoder.decode(one.bytes)
         if text and not text.startswith(said, begin):
-            # What a tokenizer puts before a text is none of it: special tokens, and a space before its first word.
+            # Special tokens, and a space before the first word, are added by the tokenizer and not part of the text.
             said = "" if one.special else said.removeprefix(" ") if begin == 0 else said
         self._offset = begin + len(said)
         return begin
@@ -65,7 +65,7 @@ def _top(one: TokenLogprob) -> dict[str, float]:
 
 
 def _name(one: TokenLogprob) -> str:
-    """A token's text; part of a character is spelled in bytes, so that two parts are two names."""
+    """A token's text; a partial character is written as bytes, so that different parts have different names."""
     try:
         return one.bytes.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Of which tokens a text is: logprobs come with all tokens that were drawn, an item's part has those of its own text.
+"""Matches texts to tokens: logprobs come with all generated tokens, an item's part gets those of its own text.
 
     tokens   "</think>"  "\\n\\n"  "Let"  " me"  " see"  "<tool_call>"  ...
     take("Let me see")            "Let"  " me"  " see"
@@ -15,33 +15,33 @@ from typing import TypeAlias
 
 from coterie.api.logprobs import TokenLogprob
 
-Piece: TypeAlias = tuple[str, tuple[TokenLogprob, ...]]  # of a text, with the tokens that begin in it
+Piece: TypeAlias = tuple[str, tuple[TokenLogprob, ...]]  # a piece of text, with the tokens that begin in it
 
 
 class TokenTexts:
-    """Tokens with their texts, in order, until a text is taken that they, or later ones, are of."""
+    """Tokens with their texts, in order, held until a text is taken that they, or later ones, belong to."""
 
     def __init__(self) -> None:
-        # A character of several tokens is the text of the last one of them.
+        # A character of several tokens counts as the text of the last of them.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held: list[Piece] = []
 
     def add(self, tokens: Iterable[TokenLogprob]) -> None:
-        """More tokens were drawn."""
+        """Add generated tokens."""
         self._held += [(self._decoder.decode(one.bytes), (one,)) for one in tokens]
 
     def put(self, piece: str, tokens: tuple[TokenLogprob, ...]) -> None:
-        """The same of tokens whose text is known."""
+        """Add tokens whose text is known."""
         self._held.append((piece, tokens))
 
     def forget(self, last: int = 0) -> None:
-        """What came is of no text that will be taken, but for so many `last` pieces."""
+        """Discard all held pieces but the `last` ones: they belong to no text that will be taken."""
         del self._held[: max(len(self._held) - last, 0)]
 
     def take(self, text: str, behind: str = "") -> Sequence[Piece]:
-        """The pieces of the next text, in order, which stands `behind` another one; all before it is forgotten.
+        """The pieces of the next text, in order, which follows the text `behind`; discards everything before it.
 
-        Where the tokens spell it otherwise it is one piece with all of them.
+        If the tokens spell it differently, it is a single piece with all of them.
         """
         if not text:
             return ()
@@ -66,7 +66,9 @@ class TokenTexts:
         return found
 
     def _begin_of(self, text: str, spelled: str, start: int) -> int:
-        """Where a text stands behind `start`; -1: nowhere. First where a piece begins: "think" is not of "</think>"."""
+        """Where a text begins at or after `start`, -1 if nowhere. Prefers the start of a piece: "think" is not in
+        "</think>".
+        """
         begins = {0, *accumulate([len(piece) for piece, _ in self._held])}
         first = found = spelled.find(text, start)
         while found >= 0 and found not in begins:

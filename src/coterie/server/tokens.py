@@ -1,6 +1,6 @@
-"""POST /tokenize and /detokenize: what an expert makes of a prompt, and of tokens, without running it.
+"""POST /tokenize and /detokenize: the tokens of a prompt, and the text of tokens, without running the expert.
 
-Knows nothing about HTTP. The fields are those that vLLM's endpoints of these names have.
+Knows nothing about HTTP. The fields are those of vLLM's endpoints of these names.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from coterie.server import fields
 from coterie.server.messages import CONTINUING, SWITCHES, continues, messages, switches
 from coterie.server.tools import offered
 
-LISTED = 65536  # tokens of a text that surely has more are not listed: a million letters take some 130 MB
-RUN = 4096  # tokens that are written at once: half a millisecond
+LISTED = 65536  # texts with certainly more tokens than this are refused: a million characters take about 130 MB
+RUN = 4096  # tokens encoded at a time: half a millisecond
 SKIPS = "skip_special_tokens"
 SUPPORTED = ("model", "prompt", "messages", "tools", SWITCHES)
-# What cannot be chosen: a prompt gets its tokenizer's special tokens, a conversation the beginning of an answer.
+# Fixed settings: a prompt gets its tokenizer's special tokens, a conversation the generation prompt.
 OF_PROMPTS: Mapping[str, tuple[object, ...]] = {"add_special_tokens": (True,), "return_token_strs": (False,)}
 OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (False,),
@@ -29,7 +29,7 @@ OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
 
 
 def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
-    """The tokens that a completion of `prompt`, or a chat of `messages`, would begin with.
+    """The prompt tokens of a completion of `prompt`, or of a chat of `messages`.
 
     Raises RequestError, NotFoundError.
     """
@@ -51,9 +51,9 @@ def tokenize(body: object, coterie: Serving) -> dict[str, Any]:
 
 
 def tokens_of(text: Text, query: Query, coterie: Serving) -> tuple[int, ...]:
-    """A prompt's tokens, of one that is looked at alone, and may be too long to be answered.
+    """A prompt's tokens, for inspection only: it may be too long to be answered.
 
-    Raises RequestError, also for so long a text that it is not cut into tokens.
+    Raises RequestError, also for a text too long to be tokenised.
     """
     most = max(coterie.models[text.expert].max_context, LISTED)
     try:
@@ -64,7 +64,7 @@ def tokens_of(text: Text, query: Query, coterie: Serving) -> tuple[int, ...]:
 
 
 def check_one_template(coterie: Serving, model: str) -> None:
-    """Raise RequestError where messages would go to whom the router chooses, by a template that is not known before."""
+    """Raise RequestError if a router would choose the expert, as its chat template is not known in advance."""
     experts = len(coterie.texts)
     if model == coterie.composition.name and experts > 1:
         fact = f"{model} has {experts} experts, each with a chat template of its own"
@@ -72,7 +72,7 @@ def check_one_template(coterie: Serving, model: str) -> None:
 
 
 def detokenize(body: object, coterie: Serving) -> dict[str, Any]:
-    """The text of `tokens`, special ones by their names, as vLLM's and llama-server's do; or without, as SGLang's.
+    """The text of `tokens`, with special ones by name, as in vLLM and llama-server, or without, as in SGLang.
 
     Raises RequestError, NotFoundError.
     """

@@ -1,4 +1,4 @@
-"""Tools in chat: what a request offers, and an answer's text and calls as OpenAI writes them.
+"""Tools in chat: those that a request offers, and an answer's text and calls in OpenAI's format.
 
 Knows nothing about how a model writes calls.
 """
@@ -15,7 +15,7 @@ from coterie.core.errors import RequestError, shown
 from coterie.server import fields
 
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
-ID_CHARS = 9  # exactly so many letters and digits: Mistral's templates refuse other ids when they come back
+ID_CHARS = 9  # exactly this many letters and digits: Mistral's templates refuse other ids when they are sent back
 _ALLOWED = '{"mode": "auto", or "required", "tools": [{"type": "function", "function": {"name": ...}}]}'
 _LETTERS = string.ascii_letters + string.digits
 
@@ -23,7 +23,7 @@ _LETTERS = string.ascii_letters + string.digits
 def offered(body: Mapping[str, object]) -> tuple[Mapping[str, Any], ...]:
     """The tools that the model may call. Raises RequestError that names the tool and what to change.
 
-    `tool_choice` none takes them out of the prompt.
+    With `tool_choice` none the prompt has no tools.
     """
     tools = fields.get(body, "tools", list, "a list of functions") or []
     for place, tool in enumerate(tools):
@@ -32,7 +32,7 @@ def offered(body: Mapping[str, object]) -> tuple[Mapping[str, Any], ...]:
 
 
 def calling(body: Mapping[str, object], tools: Sequence[Mapping[str, Any]]) -> Calling:
-    """What `tool_choice` and `parallel_tool_calls` ask of the calls of these tools. Raises RequestError."""
+    """The requirements of `tool_choice` and `parallel_tool_calls` on the calls. Raises RequestError."""
     several = fields.get(body, "parallel_tool_calls", bool, "true or false") is not False
     choice = body.get("tool_choice")
     if choice in (None, "auto", "none"):
@@ -86,7 +86,7 @@ def _check(tool: object, where: str) -> None:
 
 
 class Spoken:
-    """One choice's text and calls, whole or piece by piece. Without a `reader` all of it is text."""
+    """One choice's text and calls, whole or in pieces. Without a `reader` everything is text."""
 
     def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader
@@ -95,11 +95,11 @@ class Spoken:
 
     @property
     def plain(self) -> bool:
-        """True when the rest is text, whatever comes: it is said who speaks, and no calls are looked for."""
+        """True if all that follows is plain text: the role has been sent, and no calls are parsed."""
         return self._begun and self._reader is None
 
     def message(self, text: str, reasoning: str = "") -> dict[str, Any]:
-        """A whole answer's message; `content` is null where there are calls alone."""
+        """A whole answer's message; `content` is null if there are only calls."""
         thought = {"reasoning_content": reasoning} if reasoning else {}
         said, calls = "", list[dict[str, Any]]()
         for item in found_in(self._reader, text, last=True):
@@ -114,7 +114,7 @@ class Spoken:
         return {"role": "assistant", "content": said or None, **thought, "tool_calls": calls}
 
     def deltas(self, text: str, last: bool, reasoning: str = "") -> Iterator[dict[str, Any]]:
-        """What a stream says of new text, and of what was thought before it; at first, who speaks."""
+        """The deltas for new text and reasoning; the first one has the role."""
         found = list(found_in(self._reader, text, last))
         if not self._begun:
             self._begun = True
@@ -132,13 +132,15 @@ class Spoken:
                 yield {"tool_calls": [{"index": self._num_calls - 1, "function": {"arguments": item.arguments}}]}
 
     def reason(self, finish_reason: str) -> str:
-        """Why it ended."""
+        """The finish reason."""
         called = self._reader is not None and self._reader.num_calls > 0 and not self._reader.cut
         return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
 
 def found_in(reader: CallReader | None, text: str, last: bool = False) -> Sequence[Found]:
-    """What new text comes to, and, if it is the last, what was held back. Without a reader all of it is text."""
+    """The text and calls found in new text; with `last`, including what was held back. Without a reader everything is
+    text.
+    """
     if reader is None:
         return [text] if text else []
     found = reader.push(text)
@@ -146,7 +148,7 @@ def found_in(reader: CallReader | None, text: str, last: bool = False) -> Sequen
 
 
 def new_call_id() -> str:
-    """A name for a call."""
+    """A new call id."""
     return "".join(secrets.choice(_LETTERS) for _ in range(ID_CHARS))
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/messages, on the way out: an answer as content blocks, whole or as the events that tell of them.
+"""POST /v1/messages, the response: an answer as content blocks, whole or as their events.
 
     message_start -> content_block_start, content_block_delta ..., content_block_stop ... -> message_delta, message_stop
 
@@ -28,7 +28,7 @@ _CALLED = ("input_json_delta", "partial_json")
 
 
 def turn_error(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """The error object of this endpoint; of the field THREAD, `param`, with what its clients go on without it by."""
+    """This endpoint's error object; if `param` is THREAD, with the code on which clients continue without it."""
     error: dict[str, Any] = {"type": _KINDS.get(status, "api_error"), "message": message}
     if param == THREAD:
         error["details"] = {"error_code": "thread_unsupported_request", "unsupported": [THREAD]}
@@ -36,7 +36,7 @@ def turn_error(status: int, message: str, param: str | None = None) -> dict[str,
 
 
 class Blocks:
-    """Writes one answer's blocks. `content`: the blocks, as far as they are written; of calls the input is text."""
+    """Writes one answer's blocks. `content`: the blocks so far; the input of tool calls is still text."""
 
     def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader
@@ -44,7 +44,7 @@ class Blocks:
         self.content: list[dict[str, Any]] = []
 
     def push(self, text: str, reasoning: str = "", last: bool = False) -> Iterator[dict[str, Any]]:
-        """What new text and reasoning come to."""
+        """The events for new text and reasoning."""
         if reasoning:
             yield from self._more("thinking", reasoning, {"thinking": "", "signature": ""})
         for item in found_in(self._reader, text, last):
@@ -57,17 +57,17 @@ class Blocks:
             yield from self._called(item)
 
     def end(self) -> Iterator[dict[str, Any]]:
-        """No more comes."""
+        """The last events."""
         yield from self.push("", last=True)
         yield from self._close()
 
     def whole(self) -> list[dict[str, Any]]:
-        """All blocks; the input of a call that was cut has what can be read of it: nothing."""
+        """All blocks, with parsed inputs; that of a truncated call is empty."""
         return [{**block, "input": _object(block["input"])} if "input" in block else block for block in self.content]
 
     @property
     def calls(self) -> bool:
-        """Whether it ends with a whole call."""
+        """Whether it ends with a complete call."""
         return any("input" in block for block in self.content) and not (self._reader is not None and self._reader.cut)
 
     def _more(self, kind: str, text: str, empty: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -116,12 +116,12 @@ class TurnAnswers(Streamed):
         (answer,) = answers
         blocks = self._begin(answer.expert)
         for _ in (*blocks.push(answer.text, answer.reasoning), *blocks.end()):
-            pass  # a stream tells of these
+            pass  # these events are for streams
         head = _head(answer.request_id, answer.expert, blocks.whole())
         return {**head, **self._stopped(answer, blocks), "usage": _usage(answer), "coterie": details(answer)}
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says of a chunk."""
+        """The events for a chunk."""
         if self._blocks is None:
             self._begin(chunk.expert)
             head = _head(chunk.request_id, chunk.expert, [])
@@ -131,7 +131,7 @@ class TurnAnswers(Streamed):
             yield from self._blocks.push(chunk.text, chunk.reasoning)
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """The last events; the count of tokens is in them, since a prompt's is not known before."""
+        """The last events, which have the token counts: a prompt's is not known earlier."""
         (answer,) = answers
         blocks = self._begin(answer.expert) if self._blocks is None else self._blocks
         yield from blocks.end()
@@ -140,7 +140,7 @@ class TurnAnswers(Streamed):
         yield {"type": "message_stop"}
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
-        """The last event where there is no answer."""
+        """The last event if there is no answer."""
         status, body = error_body(turn_words(error), self.prompt_field)
         yield turn_error(status, body["error"]["message"])
 
@@ -149,8 +149,8 @@ class TurnAnswers(Streamed):
         return self._blocks
 
     def _stopped(self, answer: Answer, blocks: Blocks) -> dict[str, Any]:
-        """Why it ended: by a stop string where there were some, the last token is no end token, and no form is whole,
-        behind which nothing may come.
+        """Why it ended: at a stop string, if there are any, the last token is no end token, and no constraint was
+        completed, which would have ended it too.
         """
         if answer.finish_reason != "stop":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
@@ -182,7 +182,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _json(text: str) -> object:
-    """What a text says in JSON; None where it is none."""
+    """The value of a JSON text; None if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""POST /v1/messages, on the way in: a body of Anthropic's Messages API as a query, its content blocks as messages.
+"""POST /v1/messages, the request: a body of Anthropic's Messages API as a query, its content blocks as messages.
 
     system, turns of blocks (text, thinking, tool_use, tool_result) -> Message ...      tools -> chat's functions
 
@@ -21,11 +21,11 @@ from coterie.server.structured import form_of
 from coterie.server.tokens import check_one_template, tokens_of
 from coterie.server.tools import calling, offered
 
-# A conversation that the server keeps: clients who are told so by `turn_error` send all of it with each turn.
+# A conversation stored by the server; clients that get this refusal from `turn_error` send all of it each time.
 THREAD = "thread"
-# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+# Features that Coterie does not implement: refused unless the value is one of these, which request nothing.
 REFUSED: Mapping[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), THREAD: ()}
-# Beside these: hints on what of a conversation may be dropped (nothing is), where and for whom, why a cache missed.
+# Accepted without effect: hints on what may be dropped from a conversation, where and for whom it runs, diagnostics.
 IGNORED = (
     *("context_management", "cache_control", "inference_geo", "speed"),
     *("diagnostics", "user_profile_id", "workspace_id"),
@@ -69,7 +69,7 @@ def count_tokens(body: object, coterie: Serving) -> dict[str, Any]:
 
 
 def turn_words(error: CoterieError) -> CoterieError:
-    """An error about what chat names otherwise, in the names of this endpoint."""
+    """Translates an error from chat's field names to this endpoint's."""
     return fields.renamed(error, _OWN, _OWN_PARTS)
 
 
@@ -79,7 +79,7 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
     tools, output = offered(chat), fields.get(given, "output_config", dict, "an object") or {}
     fields.check_names(output, ("effort", "format"), {"task_budget": ()}, "output_config.")
     said = _conversation(given)
-    if said[-1] == Message("assistant", ""):  # that API lets the last one alone be empty: the answer has no beginning
+    if said[-1] == Message("assistant", ""):  # the API allows an empty last message: it begins no answer
         said = said[:-1]
     return Query(
         messages=said,
@@ -96,10 +96,10 @@ def _query(given: Mapping[str, Any], limit: int | None) -> Query:
 
 
 def _thinking(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether to think, as chat templates say it; for how long they do not say, so a budget is none."""
+    """Whether to think, as chat-template variables; templates know no budget, so it is ignored."""
     found = fields.get(given, "thinking", dict, "an object with a type") or {"type": "adaptive"}
     kinds = {"enabled": True, "disabled": False, "adaptive": None}
-    if found.get("type") not in tuple(kinds):  # a list is no key
+    if found.get("type") not in tuple(kinds):  # a list is not hashable
         raise RequestError("thinking.type", f"is {shown(found.get('type'))}", f"use one of {', '.join(kinds)}")
     wanted = kinds[found["type"]]
     return {} if wanted is None else {"enable_thinking": wanted, "thinking": wanted}
@@ -122,7 +122,7 @@ def _conversation(given: Mapping[str, Any]) -> tuple[Message, ...]:
     for place, turn in enumerate(turns):
         where = f"messages[{place}]"
         role = turn.get("role") if isinstance(turn, dict) else None
-        if role == "system":  # behind the first one, which has its own field
+        if role == "system":  # further ones; the first has its own field
             said.append(Message("system", _text_of(turn.get("content"), f"{where}.content")))
             continue
         if role not in ("user", "assistant"):
@@ -141,7 +141,7 @@ def _blocks(content: object, where: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _spoken(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, str]) -> Message:
-    """What an assistant said, thought and called; `names` learns the tools of its calls, by their ids."""
+    """An assistant's text, reasoning and calls; adds its calls' tools to `names`, by call id."""
     said, thought, calls = "", "", list[ToolCall]()
     for place, block in enumerate(blocks):
         at, kind = f"{where}.content[{place}]", block.get("type")
@@ -153,13 +153,13 @@ def _spoken(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str, st
                 raise RequestError(at, "is no call with an id, a name and an input", "send it as the answer had it")
             names[call_id] = name
             calls.append(ToolCall(call_id, name, arguments))
-        elif kind != "redacted_thinking":  # which another service encrypted
+        elif kind != "redacted_thinking":  # encrypted by another service
             said += _text(block, at)
     return Message("assistant", said, tuple(calls), reasoning=thought)
 
 
 def _asked(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[Message]:
-    """What came of calls, and what a user said, which stands behind it."""
+    """Results of calls, followed by the user's text."""
     came, said = list[Message](), list[str]()
     for place, block in enumerate(blocks):
         at = f"{where}.content[{place}]"
@@ -177,7 +177,7 @@ def _asked(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, 
 
 
 def _text_of(content: object, where: str) -> str:
-    """Text, given as such or in blocks."""
+    """Text, given as a string or in blocks."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -194,7 +194,7 @@ def _text(block: object, where: str) -> str:
 
 
 def _tools(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tools as chat has them. Raises RequestError."""
+    """Tools in chat's format. Raises RequestError."""
     tools = fields.get(given, "tools", list, "a list of tools") or []
     return [_function(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
 
@@ -210,7 +210,7 @@ def _function(tool: object, where: str) -> dict[str, Any]:
 
 
 def _choice(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`tool_choice` as chat has it. Raises RequestError."""
+    """`tool_choice` in chat's format. Raises RequestError."""
     choice = fields.get(given, "tool_choice", dict, "an object with a type") or {"type": "auto"}
     kind, several = choice.get("type"), not fields.flag(choice, "disable_parallel_tool_use", "tool_choice.")
     if kind == "tool":

@@ -1,9 +1,9 @@
 """One thread that owns the engine; asyncio tasks hand it requests and receive chunks.
 
     HTTP task --ask--> inbox --> engine thread --call_soon_threadsafe, once a step--> streams --> HTTP tasks
-        |-- what takes long and needs no engine --> threads beside it
-        |-- what waits for steps of several devices --> one more, in order
-        `-- what looks at several devices and waits for none --> one more
+        |-- slow work that needs no engine --> thread pools beside it
+        |-- calls that wait for steps of several devices --> one more thread, in order
+        `-- looks at several devices that wait for none --> one more thread
 
 Knows nothing about HTTP.
 """
@@ -34,30 +34,30 @@ from coterie.server.log import LOG, log_avoided, log_repinned
 from coterie.server.stream import Stream, give_out
 
 T = TypeVar("T")
-NUM_BESIDE = 2  # so that one form which takes long holds up no other, and most cores are left to the engine
-FREED_S = 2.0  # after what takes long its memory goes back; a megabyte of text takes up to 400 MB
+NUM_BESIDE = 2  # so that one slow grammar blocks no other, while most cores are left to the engine
+FREED_S = 2.0  # delay before memory of slow work is released; a megabyte of text takes up to 400 MB
 
 
 class Worker:
-    """Runs what serves a composition in its own thread until `stop`."""
+    """Runs whatever serves a composition, in its own thread, until `stop`."""
 
     def __init__(self, coterie: Serving, rest_s: float | None = None) -> None:
-        """`rest_s`: after so long without work the memory of what is not pinned is given back."""
+        """`rest_s`: after this many idle seconds, memory of everything not pinned is released."""
         self._coterie, self._rest_s, self._worked_s = coterie, rest_s, monotonic()
         self._inbox = Inbox(coterie.interrupt)
         self._streams: dict[str, Stream] = {}
-        self._waiting: set[Told] = set()  # for loads
+        self._waiting: set[Told] = set()  # callbacks of unfinished loads
         self._thread = threading.Thread(target=self._serve, name="coterie-engine", daemon=True)
         self._beside = ThreadPoolExecutor(NUM_BESIDE, "coterie-beside")
-        self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts wait behind no form
-        # Where devices step themselves the engine's thread waits for none of them: it gives out what the others bring.
+        self._reading = ThreadPoolExecutor(NUM_BESIDE, "coterie-reading")  # texts do not queue behind grammars
+        # If devices step themselves, the engine's thread waits for none of them: it only distributes their output.
         self._between = ThreadPoolExecutor(1, "coterie-between") if coterie.steps_itself else None
         self._known = None if coterie.steps_itself else Known(coterie.status)
-        # On the thread that steps: who hears that something has changed may hear it later than the next step begins.
+        # Called on the stepping thread: a caller may learn of a change only after the next step has begun.
         self._changed = self._known.renew_soon if self._known is not None else lambda: None
         self._looking = ThreadPoolExecutor(1, "coterie-looking") if coterie.steps_itself else None
         self._giving_back: asyncio.TimerHandle | None = None
-        self._num_ended = 0  # beside the engine, since the last time
+        self._num_ended = 0  # slow calls that ended since memory was last released
         self._at_end: list[Callable[[], None]] = []
         self.broken: CoterieError | None = None
         coterie.at_break(self._device_broke)
@@ -65,7 +65,7 @@ class Worker:
         coterie.at_repin(log_repinned)
 
     def at_end(self, tell: Callable[[], None]) -> None:
-        """Call `tell` when there will be no more answers. It must return at once, and may be called twice."""
+        """Register a callback for the end of all answers. It must return at once, and may be called twice."""
         self._at_end.append(tell)
 
     def start(self) -> None:
@@ -73,11 +73,11 @@ class Worker:
         self._thread.start()
 
     def end(self) -> None:
-        """After the step in flight, tell those who wait, and who comes later, that there will be no answer."""
+        """After the current step, fail all waiting and later requests."""
         self._inbox.put(Job(self._end, _ignore))
 
     def stop(self) -> None:
-        """Finish the step in flight, then stop and close the device."""
+        """Finish the current step, then stop and close the device."""
         self._inbox.end()
         self._thread.join()
         if self._giving_back is not None:
@@ -88,10 +88,10 @@ class Worker:
         self._coterie.close()
 
     def ask(self, queries: Sequence[Query], partly: bool = False) -> Stream:
-        """Submit queries together, soon; their stream has what comes of them, or by which error none was asked.
+        """Submit queries together, soon; returns the stream of their chunks, or of the error if none was accepted.
 
-        `partly`: of many only the first, as many as may wait now; one at least, or that it may not is the error.
-        What takes long before that is done beside the engine. For a loop's thread, which gets the chunks.
+        `partly`: submit only as many as may wait now, at least one; if not even that may, it is the error. Slow
+        preparation runs beside the engine. Call on the thread of the loop that is to receive the chunks.
         """
         stream = Stream(len(queries), self._leave)
         if any(takes_long(query) or not all_read(self._coterie.texts, query.model) for query in queries):
@@ -102,7 +102,7 @@ class Worker:
 
     async def call(self, function: Callable[[Serving], T]) -> T:
         """Run a function between two steps, in order, and return its result or raise its error: on the engine's thread,
-        or where devices step themselves, on one that may wait for them.
+        or, if devices step themselves, on one that may wait for them.
         """
 
         def change(coterie: Serving) -> T:
@@ -115,14 +115,14 @@ class Worker:
             return await self._call(change, self._between)
         finally:
             if self._between is not None:
-                self._inbox.put(Job(lambda: None, _ignore))  # there may be something to step for: a load, say
+                self._inbox.put(Job(lambda: None, _ignore))  # it may have started work, such as a load
 
     async def look(self, function: Callable[[Serving], T]) -> T:
-        """As `call`, of what changes nothing: where devices step themselves, it waits behind nothing that changes."""
+        """As `call`, for functions that change nothing: with devices that step themselves, they queue separately."""
         return await self._call(function, self._looking)
 
     async def status(self) -> Status:
-        """The status; of a device that is in a long step what was last known, which says so (`late`)."""
+        """The status; of a device in a long step the last known one, marked as `late`."""
         if self._known is None:
             return await self.look(lambda coterie: coterie.status())
         asked = asyncio.ensure_future(self._call(lambda coterie: coterie.status()))
@@ -133,8 +133,8 @@ class Worker:
         return asked.result()
 
     async def turn(self) -> None:
-        """Return once the engine has taken a turn, and one at least of the devices that step themselves: the others may
-        hang, and it can go on without. Raises what they ended with.
+        """Return once the engine has taken a turn, and at least one of the devices that step themselves: others may
+        hang. Raises the error they ended with.
         """
         await self._call(lambda _: None)
         turns = {asyncio.wrap_future(one) for one in self._coterie.turns()}
@@ -169,7 +169,7 @@ class Worker:
         return await result
 
     async def beside(self, function: Callable[[Serving], T], reads: bool = False) -> T:
-        """Run a function that takes long, and needs no step to be over, while the engine goes on.
+        """Run a slow function that does not need the engine between steps, while the engine goes on.
 
         `reads`: it takes milliseconds, not seconds. Returns its result or raises its error.
         """
@@ -182,26 +182,28 @@ class Worker:
                 self._giving_back = loop.call_later(FREED_S, self._give_back, loop)
 
     def soon(self, function: Callable[[Serving], None]) -> None:
-        """Run a function as `call`, if there still are any steps; nobody waits for it."""
+        """Run a function as `call` does, unless the engine has ended, without waiting for it."""
 
         def run() -> None:
-            with contextlib.suppress(CoterieError):  # logged, where it is a bug of ours
+            with contextlib.suppress(CoterieError):  # a bug has been logged
                 _guarded(function, self._coterie)
 
         if self._between is None:
             self._inbox.put(Job(run, _ignore))
         elif self.broken is None:
-            with contextlib.suppress(RuntimeError):  # it was stopped
+            with contextlib.suppress(RuntimeError):  # stopped
                 self._between.submit(run)
 
     def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give memory back, and once more later if something has ended meanwhile: its answer may be on its way."""
+        """Release memory; again later if more calls ended meanwhile, whose answers may be in flight."""
         again, self._num_ended = self._num_ended > 1, 1
         self._giving_back = loop.call_later(FREED_S, self._give_back, loop) if again else None
         self._reading.submit(give_back)
 
     async def told(self, begin: Callable[[Serving, Told], None]) -> None:
-        """Begin something between two steps and wait until it is told how it ended. Raises that, or the refusal."""
+        """Start something between two steps and wait for the callback that reports its end. Raises the error or
+        refusal.
+        """
         loop = asyncio.get_running_loop()
         end: asyncio.Future[None] = loop.create_future()
 
@@ -214,9 +216,9 @@ class Worker:
                 loop.call_soon_threadsafe(_fail, end, error)
 
         def run(coterie: Serving) -> None:
-            self._waiting.add(tell)  # first: who gives up after the next line tells it
+            self._waiting.add(tell)  # first, so that a concurrent _give_up finds it
             try:
-                if self.broken is not None:  # since this was put into the inbox
+                if self.broken is not None:  # broken since it was queued
                     raise self.broken
                 begin(coterie, tell)
             except BaseException:
@@ -265,7 +267,7 @@ class Worker:
             raise
 
     def _leave(self, stream: Stream) -> None:
-        # Jobs run in order, so by then the queries were submitted or refused.
+        # Jobs run in order, so the queries have been submitted or refused by then.
         self._inbox.put(Job(lambda: self._cancel(stream), _ignore))
 
     def _cancel(self, stream: Stream) -> None:
@@ -283,7 +285,7 @@ class Worker:
                     self._worked_s = monotonic()
         except BaseException as error:
             broken = DeviceError("engine", f"stopped in the middle of a step: {error!r}", "restart the server")
-            if self._coterie.steps_itself and isinstance(error, DeviceError):  # its last device's, which was told of
+            if self._coterie.steps_itself and isinstance(error, DeviceError):  # its last device's error
                 broken = error
             self._give_up(broken)
             self._inbox.close(broken)
@@ -291,7 +293,7 @@ class Worker:
                 raise
 
     def _device_broke(self, name: str, error: CoterieError, cause: BaseException) -> None:
-        """One of several: who sleeps is to see whether one is left. In any thread."""
+        """One of several devices broke: wake the thread, to check whether any is left. In any thread."""
         LOG.error("the device %s has stopped", name, exc_info=cause)
         self._inbox.put(Job(lambda: None, _ignore))
 
@@ -301,7 +303,7 @@ class Worker:
         self._give_up(ClosedError("server", "is being shut down", "ask again when it is back"))
 
     def _give_up(self, error: CoterieError) -> None:
-        """Every answer, from now on, is this error."""
+        """Fail every request with this error from now on."""
         self.broken = self._inbox.refuses = error
         for request_id, stream in self._streams.items():
             stream.loop.call_soon_threadsafe(stream.put, Chunk(request_id, "", error=error))
@@ -313,18 +315,18 @@ class Worker:
 
     def _rest(self) -> None:
         self._coterie.release_idle()
-        # Until there is work again; where one of several devices was not known to be at work, once more.
+        # No more rests until there is work; repeated if one of several devices turned out to be working.
         self._worked_s = math.inf if self._coterie.quiet else monotonic()
 
     def _awake_s(self) -> float | None:
-        """How much longer to keep what is in memory, if there is no work; None: as long as there is none."""
+        """Seconds until idle memory is released; None: never, or not before there is work again."""
         if self._rest_s is None or self._worked_s == math.inf:
             return None
         return min(max(self._worked_s + self._rest_s - monotonic(), 0.0), threading.TIMEOUT_MAX)
 
 
 def _guarded(function: Callable[[Serving], T], coterie: Serving) -> T:
-    """Run a function. A bug of ours in it ends its caller's request and nobody else's. Raises CoterieError."""
+    """Run a function; a bug in it ends only its caller's request. Raises CoterieError."""
     try:
         return function(coterie)
     except CoterieError:
@@ -345,4 +347,4 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 def _ignore(error: Exception) -> None:
-    """For jobs that nobody waits for."""
+    """For jobs without a waiting caller."""

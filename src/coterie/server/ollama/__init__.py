@@ -1,4 +1,4 @@
-"""Ollama's own API, beside OpenAI's and Anthropic's, over the same queries and answers.
+"""Ollama's own API, next to OpenAI's and Anthropic's, over the same queries and answers.
 
 Knows nothing about how an answer is computed.
 """

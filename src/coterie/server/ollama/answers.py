@@ -1,8 +1,8 @@
-"""POST /api/chat and /api/generate, on the way out: an answer as one object, or as lines of them (NDJSON).
+"""POST /api/chat and /api/generate, the response: an answer as one object, or as one per line (NDJSON).
 
     {"message": {"content": "It"}, "done": false} ... {"done": true, "done_reason": "stop", "eval_count": 9, ...}
 
-Knows nothing about HTTP, threads or the engine. Source: Ollama's API reference, as of `asked`.
+Knows nothing about HTTP, threads or the engine. Source: Ollama's API reference, as in `asked`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def said_in_chat(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What an assistant said, as /api/chat has it."""
+    """An assistant's text in /api/chat's format."""
     return {"message": {"role": "assistant", "content": text, **more}}
 
 
 def said_in_text(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as /api/generate has it."""
+    """The same in /api/generate's format."""
     return {"response": text, **more}
 
 
-SAID = {True: said_in_chat, False: said_in_text}  # by whether it is a chat
+SAID = {True: said_in_chat, False: said_in_text}  # keyed by whether it is a chat
 
 
 def nothing_said(model: str, is_chat: bool, created_s: float, reason: str) -> dict[str, Any]:
-    """The answer where nothing was asked."""
+    """The answer to a request without a prompt."""
     head = {"model": model, "created_at": timestamp(created_s)}
     return {**head, **SAID[is_chat]("", {}), "done": True, "done_reason": reason}
 
 
 class OllamaAnswers(Streamed):
-    """A request's query, and its answer. `expert`: who answers, as soon as it is known."""
+    """A request's query, and its answer. `expert`: the one that answers, once known."""
 
     end = b""
     media_type = LINES
@@ -70,11 +70,11 @@ class OllamaAnswers(Streamed):
         return {**self._head(answer.expert), **said, **_ended(answer)}
 
     def waiting(self, words: str) -> bytes:
-        """Before there is a word: lines have no comments, and clients take an object that says nothing."""
+        """Sent before the first text: the format has no comments, and clients accept an empty object."""
         return self.encode({**self._head(self.queries[0].model), **self._said("", {}), "done": False})
 
     def plain(self, index: int, chunk: Chunk) -> Sequence[bytes] | None:
-        """Text of an answer that goes on, where no calls are looked for and nothing is beside it."""
+        """Text in the middle of an answer, if no calls are parsed and there is nothing else."""
         more = chunk.answer is not None or chunk.reasoning or self.queries[0].choice.top_logprobs is not None
         if more or not self._calls(chunk.expert).is_plain:
             return None
@@ -83,19 +83,19 @@ class OllamaAnswers(Streamed):
         return self._frame.around(chunk.text)
 
     def events(self, index: int, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """What a stream says of a chunk; the last line is by itself."""
+        """The events for a chunk; the last line comes separately."""
         text, calls = self._calls(chunk.expert).push(chunk.text, chunk.last)
         said = self._part(text, chunk.reasoning, calls, logprobs_of(chunk.logprobs, self.queries[0].choice))
         if text or chunk.reasoning or calls or chunk.logprobs:
             yield {**self._head(chunk.expert), **said, "done": False}
 
     def ending(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """The last line: why it ended, and what it took."""
+        """The last line: the reason for the end, and the timings."""
         (answer,) = answers
         yield {**self._head(answer.expert), **self._said("", {}), **_ended(answer)}
 
     def failure(self, error: CoterieError, request_id: str) -> Iterator[dict[str, Any]]:
-        """The last line where there is no answer."""
+        """The last line if there is no answer."""
         yield ollama_error(str(ollama_words(error)))
 
     def _calls(self, expert: str) -> Calls:
@@ -116,20 +116,22 @@ class OllamaAnswers(Streamed):
 
 
 class Calls:
-    """Tells one answer's text from its calls, each of which is given out whole. Without a `reader` all is text."""
+    """Separates one answer's text from its calls, each of which is returned whole. Without a `reader` everything is
+    text.
+    """
 
     def __init__(self, reader: CallReader | None) -> None:
         self._reader = reader
-        self._open: list[str] = []  # the name and the arguments of a call whose end has not come
+        self._open: list[str] = []  # name and arguments of an unfinished call
         self._num_calls = 0
 
     @property
     def is_plain(self) -> bool:
-        """True where no calls are looked for."""
+        """True if no calls are parsed."""
         return self._reader is None
 
     def push(self, text: str, last: bool = False) -> tuple[str, list[dict[str, Any]]]:
-        """What new text comes to: text, and calls. One that was cut is none, as nothing can be called by it."""
+        """The text and calls in new text. A truncated call is dropped, as it cannot be executed."""
         said, calls = "", list[dict[str, Any]]()
         for item in found_in(self._reader, text, last):
             if isinstance(item, str):
@@ -153,8 +155,8 @@ class Calls:
 
 
 def _ended(answer: Answer) -> dict[str, Any]:
-    """Why an answer ended, and what it took, in nanoseconds: an expert's first layers run while others arrive, so that
-    loading it and reading the prompt may overlap; tokens are drawn from the first one on.
+    """Why an answer ended, and its timings, in nanoseconds. Loading the expert and reading the prompt may overlap,
+    because its first layers run while others arrive; generation is timed from the first token on.
     """
     took = {
         "total_duration": answer.total_s,
@@ -168,5 +170,5 @@ def _ended(answer: Answer) -> dict[str, Any]:
 
 
 def nanoseconds(seconds: float) -> int:
-    """A time as this API has it."""
+    """A duration in this API's format."""
     return round(max(seconds, 0.0) * 1e9)

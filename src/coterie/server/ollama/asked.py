@@ -1,4 +1,4 @@
-"""POST /api/chat and /api/generate, on the way in: a body as a query, or as nothing but to load or unload a model.
+"""POST /api/chat and /api/generate, the request: a body as a query, or only to load or unload a model.
 
     messages, options, format, think, tools -> Query        no prompt -> None: its model is loaded, or unloaded
 
@@ -23,20 +23,20 @@ from coterie.server.messages import effort, message
 from coterie.server.ollama.names import keep_alive, named
 from coterie.server.tools import calling, offered
 
-# What Ollama draws by where neither a request nor a model's own parameters say; its repeat_penalty is 1 since 2026,
-# which is none. Source: ollama/ollama, api/types.go, DefaultOptions, and pull request 17679.
+# Ollama's sampling if neither a request nor a model's parameters say otherwise; its repeat_penalty is 1 (none) since
+# 2026. Source: ollama/ollama, api/types.go, DefaultOptions, and pull request 17679.
 USUAL = PartialSampling(temperature=0.8, top_k=40, top_p=0.9)
 SHARED = ("model", "stream", "options", "format", "keep_alive", "think", "logprobs", "top_logprobs")
 CHAT = (*SHARED, "messages", "tools")
 GENERATE = (*SHARED, "prompt", "suffix", "system", "raw")
-# Would change the answer in ways that Coterie does not implement: refused unless they ask for nothing, as these do.
+# Features that Coterie does not implement: refused unless the value is one of these, which request nothing.
 OF_CHAT: Mapping[str, tuple[object, ...]] = {"truncate": (True,), "shift": (True,), "template": ("",)}
 OF_GENERATE: Mapping[str, tuple[object, ...]] = {**OF_CHAT, **dict.fromkeys(("width", "height", "steps"), (0,))}
 SAMPLED = ("temperature", "top_k", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty")
-# How a model is loaded there, and which tokens stay where a context is shifted: here it has all that it was made for.
+# Options for loading a model, and for shifting its context: here a model always has its whole context.
 LOADING = ("numa", "low_vram", "f16_kv", "logits_all", "vocab_only", "embedding_only", "num_keep")
 OPTIONS = (*SAMPLED, *LOADING, "repetition_penalty", "max_tokens", "stop", "repeat_penalty", "num_predict")
-OF_OPTIONS: Mapping[str, tuple[object, ...]] = {"penalize_newline": (True,)}  # as all other tokens
+OF_OPTIONS: Mapping[str, tuple[object, ...]] = {"penalize_newline": (True,)}  # penalised like all other tokens
 ANY_SEED = -1
 _CONTEXT = "send the conversation as messages to /api/chat: this server keeps what it has computed of it"
 _ONLY_TEXT = "send text alone: no expert here reads images"
@@ -44,10 +44,11 @@ _ONLY_TEXT = "send text alone: no expert here reads images"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A validated request body. `model`: who is asked, as the composition knows it, and `said` as the request does.
+    """A validated request body. `model`: the model asked, by the composition's name for it, and `said` by the
+    request's.
 
-    `query` None: nothing is asked, but to load the model, or where `keep_s` is 0 to unload it. `keep_s`: how long to
-    keep it after the answer, in seconds; None: as usual, below 0: for ever.
+    `query` None: only load the model, or, if `keep_s` is 0, unload it. `keep_s`: how long to keep it after the answer,
+    in seconds; None: the default, negative: for ever.
     """
 
     model: str
@@ -86,7 +87,7 @@ def parse_generate(body: object, composition: Composition) -> Asked:
 
 
 def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Message, ...], **more: Any) -> Asked:
-    """What both have in common; all of it is looked at, also where there is nothing to answer."""
+    """What both endpoints share; everything is validated, even if there is nothing to answer."""
     model, stream = named(given, composition), given.get("stream") is None or fields.flag(given, "stream")
     options = _options(given)
     seed = fields.integer(options, "seed")
@@ -108,7 +109,7 @@ def _asked(given: Mapping[str, Any], composition: Composition, said: tuple[Messa
 
 
 def check_options(given: Mapping[str, object]) -> None:
-    """Refuse options that are wrong, also where none has an effect. Raises RequestError."""
+    """Refuse invalid options, even where they have no effect. Raises RequestError."""
     options = _options(given)
     fields.sampling(options)
 
@@ -121,7 +122,7 @@ def _options(given: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _limit(options: Mapping[str, object]) -> int | None:
-    """How many tokens an answer may have; below 0 there is no limit of its own. Raises RequestError."""
+    """The limit on an answer's tokens; None for a negative one. Raises RequestError."""
     found = fields.integer(options, "max_tokens")
     if found == 0:
         raise RequestError("num_predict", "is 0", "allowed is 1 or more, or -1 for no limit of its own")
@@ -129,7 +130,7 @@ def _limit(options: Mapping[str, object]) -> int | None:
 
 
 def _form(given: object) -> str:
-    """The JSON schema, as JSON, that `format` holds an answer to; empty: none. Raises RequestError."""
+    """The JSON schema, as JSON, by which `format` constrains an answer; empty: none. Raises RequestError."""
     if given is None or given == "":
         return ""
     if given == "json":
@@ -140,7 +141,7 @@ def _form(given: object) -> str:
 
 
 def _thinking(given: object) -> dict[str, Any]:
-    """Whether, and how much, to think, as chat templates say it. Raises RequestError."""
+    """Whether, and how much, to think, as chat-template variables. Raises RequestError."""
     if isinstance(given, bool):
         return {"enable_thinking": given, "thinking": given}
     return effort(given, "think")
@@ -152,14 +153,14 @@ def _check_images(given: Mapping[str, Any], where: str) -> None:
 
 
 def conversation(turns: list[Any]) -> tuple[Message, ...]:
-    """The messages of a chat. Calls and what came of them have no ids in this API: they are told apart by the tool's
-    name and by their order. Raises RequestError that names the message and what to change.
+    """The messages of a chat. In this API calls and results may have no ids; they are matched by the tool's name and by
+    order. Raises RequestError that names the message and what to change.
     """
-    made: list[tuple[str, str]] = []  # of calls that nothing came of yet, the id and the tool
+    made: list[tuple[str, str]] = []  # calls without a result so far: the id and the tool
     ids = iter(range(10**5))
 
     def new_id() -> str:
-        return f"call{next(ids):05d}"  # nine letters and digits, the same whenever the conversation comes back
+        return f"call{next(ids):05d}"  # nine letters and digits, the same each time the conversation is sent
 
     return tuple([_message(turn, f"messages[{place}]", made, new_id) for place, turn in enumerate(turns)])
 
@@ -185,7 +186,7 @@ def _message(turn: object, where: str, made: list[tuple[str, str]], new_id: Call
 
 
 def _call(call: object, new_id: Callable[[], str]) -> dict[str, Any] | None:
-    """A call as chat has it, its arguments as text; None for what is none."""
+    """A call in chat's format, its arguments as text; None if it is invalid."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         return None

@@ -1,7 +1,7 @@
-"""`keep_alive`, and requests without a prompt: a model is loaded, or unloaded, at once or behind an answer.
+"""`keep_alive`, and requests without a prompt: a model is loaded or unloaded, at once or after an answer.
 
-    below 0, or a time    nothing: a model stays until another one needs its room, as it does with Ollama, too
-    0                     it goes when the answer has ended, unless others are asking it or it is pinned
+    negative, or a time   no effect: a model stays until another one needs its room, as it does with Ollama, too
+    0                     it is unloaded after the answer, unless it has other requests or is pinned
 
 Knows nothing about answers.
 """
@@ -21,24 +21,24 @@ from coterie.server.guard import check_origin
 from coterie.server.ollama.names import expert_of
 from coterie.server.worker import Worker
 
-LOADED, UNLOADED = "load", "unload"  # why an answer that says nothing is done
+LOADED, UNLOADED = "load", "unload"  # the done_reason of an empty answer
 
 
 class Keeper:
-    """Loads and unloads for who comes from no other site's page, but for these `origins`."""
+    """Loads and unloads, except for pages of other sites than these `origins`."""
 
     def __init__(self, worker: Worker, origins: Collection[str]) -> None:
         self._worker, self._origins = worker, origins
 
     async def without_prompt(self, request: Request, model: str, keep_s: float | None) -> str:
-        """Load the expert of that name, or unload it where nothing shall be kept, and return which.
+        """Load the named expert, or unload it if `keep_s` is 0; returns which.
 
-        Raises NotFoundError, ConflictError, RequestError for a name behind which a router chooses, HTTPException.
+        Raises NotFoundError, ConflictError, RequestError for a name that stands for a router, HTTPException.
         """
         check_origin(request.scope, self._origins)
         expert = await self._worker.look(lambda coterie: expert_of(model, coterie.composition))
         if keep_s != 0:
-            if expert is not None:  # else it is known with the prompt who is asked
+            if expert is not None:  # else the prompt decides
                 await self._worker.told(lambda coterie, tell: coterie.load_soon(expert, tell))
             return LOADED
         if expert is None:
@@ -48,15 +48,15 @@ class Keeper:
         return UNLOADED
 
     def check(self, request: Request, keep_s: float | None) -> None:
-        """Raise HTTPException where who asks may unload nothing, and would."""
+        """Raise HTTPException if the request would unload a model and must not."""
         if keep_s == 0:
             check_origin(request.scope, self._origins)
 
     def unload(self, expert: str) -> None:
-        """Unload an expert soon, if it may go."""
+        """Unload an expert soon, if possible."""
 
         def forget(coterie: Serving) -> None:
-            with contextlib.suppress(CoterieError):  # others ask it, it is pinned, or it is gone
+            with contextlib.suppress(CoterieError):  # it has other requests, is pinned, or is gone
                 coterie.unload(expert)
 
         if expert:
@@ -64,7 +64,7 @@ class Keeper:
 
 
 class Unloading(Response):
-    """A response, behind which the expert that answered is unloaded; `expert` says who that was."""
+    """A response after which the expert that answered is unloaded; `expert` returns its name."""
 
     def __init__(self, response: Response, keeper: Keeper, expert: Callable[[], str]) -> None:
         self._response, self._keeper, self._expert = response, keeper, expert

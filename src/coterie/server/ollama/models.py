@@ -1,4 +1,4 @@
-"""GET /api/tags and /api/ps, POST /api/show: which models there are, which are in memory, and what one of them is.
+"""GET /api/tags and /api/ps, POST /api/show: the models, those in memory, and the details of one.
 
 Knows nothing about requests for answers. Source: Ollama's API reference, "List models", "List running models" and "Show
 model details".
@@ -22,17 +22,17 @@ from coterie.models.packing import NAMES
 from coterie.server.models import most_tokens
 from coterie.server.ollama.names import expert_of, listed, timestamp
 
-# That of the API which is answered here: the first with all of it, as logprobs came last. Clients take it apart.
+# The API version implemented here: the first with logprobs, its latest feature. Clients parse it.
 VERSION = "0.12.11"
-NEVER = "9999-12-31T23:59:59Z"  # nobody goes because time passes, but where another one needs the room
+NEVER = "9999-12-31T23:59:59Z"  # models never expire; they are evicted when another needs the room
 _TOOL = {"type": "function", "function": {"name": "x"}}
 _ASKED = (Message("user", "x"),)
-_ABOUT: LruCache[tuple[int, str]] = LruCache(4096)  # by architecture key: how many weights, of which type most
+_ABOUT: LruCache[tuple[int, str]] = LruCache(4096)  # by architecture key: number of weights, prevailing type
 _NAMES = {"repetition_penalty": "repeat_penalty"}
 
 
 def all_models(coterie: Serving) -> dict[str, Any]:
-    """All that may be asked, by each of its names: the composition, if somebody chooses there, and the experts, but for
+    """All models that can be asked, by each of their names: the composition, if it can be, and the experts, except
     those that only score.
     """
     composition = coterie.composition
@@ -44,7 +44,7 @@ def all_models(coterie: Serving) -> dict[str, Any]:
 
 
 def loaded(coterie: Serving) -> dict[str, Any]:
-    """Whom memory holds whole."""
+    """The models that are fully in memory."""
     most, is_gpu = most_tokens(coterie), coterie.members[0].parts.device.spec.run_tier == "hbm"
     rows = []
     for found in coterie.status().experts:
@@ -57,7 +57,7 @@ def loaded(coterie: Serving) -> dict[str, Any]:
 
 
 def shown_model(coterie: Serving, name: str) -> dict[str, Any]:
-    """What one of them is: its template is Jinja's. Raises NotFoundError."""
+    """The details of one; its template is in Jinja. Raises NotFoundError."""
     expert, most = expert_of(name, coterie.composition), most_tokens(coterie)
     if expert is None:
         told: dict[str, Any] = {
@@ -81,7 +81,7 @@ def shown_model(coterie: Serving, name: str) -> dict[str, Any]:
 
 
 def capabilities(text: Text) -> list[str]:
-    """What an expert can be asked for, in Ollama's words."""
+    """What an expert can be asked for, in Ollama's terms."""
     if not text.draws:
         return [] if text.scoring else ["embedding"]
     asked = {
@@ -94,7 +94,7 @@ def capabilities(text: Text) -> list[str]:
 
 
 def _routes(coterie: Serving) -> bool:
-    """Whether the composition's name, if no expert has it, means somebody."""
+    """Whether the composition's name can be asked, if no expert has it."""
     composition = coterie.composition
     if composition.named(composition.name) is not None:
         return False
@@ -111,7 +111,7 @@ def _row(coterie: Serving, name: str, expert: str | None) -> dict[str, Any]:
 
 
 def _digest(models: Iterable[Model]) -> str:
-    """Another one where files are others: of where they lie, of how many bytes and when they were written."""
+    """Differs when files differ in path, size or time of writing."""
     facts = [(str(one.path), one.key, one.layout.size_bytes, one.written_s) for one in models]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -134,7 +134,7 @@ def _details(coterie: Serving, model: Model | None) -> dict[str, Any]:
 
 
 def _about(model: Model) -> tuple[int, str]:
-    """How many weights a model has, those of an adapter's base too, and of which type most of them are."""
+    """The number of a model's weights, including those of an adapter's base, and their prevailing type."""
 
     def counted() -> tuple[int, str]:
         sizes = Counter[DType]()
@@ -162,7 +162,7 @@ def _model_info(model: Model, most: int) -> dict[str, Any]:
 
 
 def _in_words(count: int) -> str:
-    """A number of weights as Ollama prints it."""
+    """A number of weights in Ollama's format."""
     for letter, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= scale:
             return f"{count / scale:.1f}{letter}"

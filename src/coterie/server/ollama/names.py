@@ -1,4 +1,4 @@
-"""Names as Ollama's clients have them, `foo` and `foo:latest` for one, times as they write them, and its errors.
+"""Ollama's model names, where `foo` and `foo:latest` are the same, its times and durations, and its errors.
 
 Knows nothing about requests. Source: Ollama's API reference, "Model names", and the Go library, time.ParseDuration.
 """
@@ -31,7 +31,9 @@ _OWN_PARTS = {"response_format.json_schema.": "format."}
 
 
 def own_name(name: str, composition: Composition) -> str:
-    """What is meant by a name: itself, if somebody has it, else that with or without `:latest` which somebody has."""
+    """The composition's name for a model: `name` if it exists, else the existing one with or without `:latest`, else
+    `name`.
+    """
 
     def is_there(one: str) -> bool:
         return one == composition.name or composition.named(one) is not None
@@ -41,26 +43,26 @@ def own_name(name: str, composition: Composition) -> str:
 
 
 def listed(name: str) -> str:
-    """A name as Ollama lists it, always with a tag: clients look for `foo:latest` where their user said `foo`."""
+    """A name as Ollama lists it, always with a tag: clients look for `foo:latest` if their user said `foo`."""
     return name if ":" in name.rpartition("/")[2] else name + LATEST
 
 
 def expert_of(name: str, composition: Composition) -> str | None:
-    """The expert that is meant by an own name; None where a router chooses. Raises NotFoundError."""
+    """The expert meant by a resolved name; None if a router chooses. Raises NotFoundError."""
     if name != composition.name or composition.named(name) is not None:
         return composition.expert(name).name
     return composition.names[0] if len(composition.names) == 1 else None
 
 
 def named(body: Mapping[str, object], composition: Composition, older: str = "") -> str:
-    """Whose name a body has, as the composition knows it; `older`: another field for it. Raises RequestError."""
+    """The model a body names, resolved; `older`: an alternative field for it. Raises RequestError."""
     given = body.get("model")
     model = fields.model({"model": body.get(older) if older and given is None else given})
     return own_name(model, composition)
 
 
 def keep_alive(body: Mapping[str, object]) -> float | None:
-    """How long to keep a model after the answer, in seconds, below 0 for ever; None: as usual. Raises RequestError."""
+    """How long to keep a model after the answer, in seconds; negative: for ever, None: default. Raises RequestError."""
     given = body.get("keep_alive")
     if given is None:
         return None
@@ -79,12 +81,12 @@ def keep_alive(body: Mapping[str, object]) -> float | None:
 
 
 def timestamp(seconds: float) -> str:
-    """A moment, in seconds since 1970, as RFC 3339 has it."""
+    """A moment, in seconds since 1970, as RFC 3339."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def ollama_words(error: CoterieError) -> CoterieError:
-    """An error about what chat names otherwise, in the names of these endpoints."""
+    """Translates an error from chat's field names to these endpoints'."""
     return fields.renamed(error, _OWN, _OWN_PARTS)
 
 
@@ -94,6 +96,6 @@ def ollama_error(message: str) -> dict[str, Any]:
 
 
 def not_served(name: str, composition: Composition) -> NotFoundError:
-    """Why a model that shall be fetched is not there, and what to do: nothing is downloaded here."""
+    """The error for a model to be pulled that is not served: nothing is downloaded here."""
     remedy = "put its folder beside the others (GGUF files by coterie import), then POST /v1/models/rescan"
     return NotFoundError(composition.name, f"has no model {shown(name)}, and this server downloads none", remedy)

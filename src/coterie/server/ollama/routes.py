@@ -41,7 +41,7 @@ REFUSED = {
 
 
 def routes(coterie: Serving, worker: Worker, origins: Collection[str] = ()) -> list[Route]:
-    """All of them. `origins`: whose pages may load and unload, beside its own."""
+    """All of them. `origins`: further origins whose pages may load and unload."""
     keeper = Keeper(worker, origins)
     return [
         *_answering(coterie, worker, keeper),
@@ -116,7 +116,7 @@ def _listing(coterie: Serving, worker: Worker) -> list[Route]:
         return JSONResponse(await worker.beside(lambda asked: shown_model(asked, name), reads=True))
 
     async def pull(request: Request) -> Response:
-        """There is nothing to fetch of what is served; all else is refused, as an error or, in lines, the first one."""
+        """Succeeds for a served model, which needs no download; refused for any other, in either mode as an error."""
 
         def parse(body: object) -> tuple[str, bool]:
             given = fields.an_object(body, "model")

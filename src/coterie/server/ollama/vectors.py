@@ -1,4 +1,4 @@
-"""POST /api/embed and /api/embeddings: texts in, a vector for each out; what is too long is cut, as that API has it.
+"""POST /api/embed and /api/embeddings: texts in, a vector for each out; texts that are too long are truncated.
 
 Knows nothing about the engine. Source: Ollama's API reference, "Generate embeddings".
 """
@@ -21,12 +21,12 @@ from coterie.server.ollama.asked import check_options
 from coterie.server.ollama.names import keep_alive, named
 
 SHARED = ("model", "options", "keep_alive", "truncate", "dimensions")
-FIELDS = {"embed": "input", "embeddings": "prompt"}  # where each endpoint has the texts
+FIELDS = {"embed": "input", "embeddings": "prompt"}  # each endpoint's field for the texts
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """A validated request body: a query for each text, none where the model is but to be loaded."""
+    """A validated request body: a query for each text; none if the model is only to be loaded."""
 
     model: str
     said: str
@@ -55,7 +55,7 @@ def parse_embed(body: object, coterie: Serving, endpoint: str) -> Embed:
 
 
 def _cut(query: Query, coterie: Serving) -> Query:
-    """The same of as many tokens as its expert reads, if the text has more letters than that; else it is left."""
+    """The query truncated to its expert's context; unchanged if the text has fewer bytes than that."""
     text, model = coterie.texts[query.model], coterie.models[query.model]
     if len(query.messages[-1].content.encode()) < model.most_prompt_tokens:
         return query
@@ -63,7 +63,7 @@ def _cut(query: Query, coterie: Serving) -> Query:
 
 
 def embedded(body: Embed, answers: Sequence[Answer], text: Text, seconds: float) -> dict[str, Any]:
-    """The response of /api/embed, whose vectors are of length one; it took so many `seconds`."""
+    """The response of /api/embed, with vectors of length one; it took `seconds`."""
     vectors_ND = normalised(output_vectors(answers, text, body.dimensions))
     took = {
         "total_duration": nanoseconds(seconds),
