@@ -1,5 +1,5 @@
 """From a Hugging Face config to a graph: shared blocks, one short file per family, one registry.
 
-And folders that are written from others: packed, merged, a difference, or from what others packed.
+Also the writers of new expert folders: quantised, merged, a delta, or converted from other quantisation formats.
 Knows nothing about devices or prompts.
 """

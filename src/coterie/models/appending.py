@@ -1,4 +1,4 @@
-"""What all blocks of a decoder append to a graph: ops with one output, norms, products, weights by their names.
+"""Helpers with which all blocks of a decoder append to a graph: ops with one output, norms, linears, weights by name.
 
 Knows nothing about which blocks there are (blocks.py).
 """
@@ -20,7 +20,7 @@ from coterie.models.family import Norm
 
 @dataclass(frozen=True, slots=True)
 class Appending:
-    """A graph that grows: `config` says what, `dtypes` the element type of each weight in the file.
+    """A graph under construction, for `config`; `dtypes` has the element type of each weight in the file.
 
     `activations` is the type in which a machine stores intermediates; real devices run F32.
     """
@@ -60,12 +60,12 @@ class Appending:
         return self.builder.shape(value)
 
     def _rounded(self, scale: float, table: str) -> float:
-        """A scale rounded to the type of a table, or where that is packed of the norms."""
+        """A scale rounded to the type of a table, or of the norms if that is packed."""
         dtype = self.dtypes[table]
         dtype = dtype if dtype.is_float else self.dtypes[f"{self.config.names.norm}.weight"]
         return float(to_f32(from_f32(np.array([scale], np.float32), dtype), dtype)[0])
 
 
 def scaled(factor: float) -> dict[str, Attr]:
-    """The attribute `scale` of an op; none for a factor of 1, so that graphs without one are what they were."""
+    """The attribute `scale` of an op; none for a factor of 1, so that architecture keys without one are unchanged."""
     return {} if factor == 1.0 else {"scale": factor}

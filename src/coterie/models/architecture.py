@@ -1,7 +1,6 @@
-"""What experts of one architecture have in common, made once for all of them: graph, key, KV state, order of weights.
+"""What experts of one architecture share, computed once for all of them: graph, key, KV state, order of weights.
 
-A graph of a real model takes milliseconds and a megabyte; of hundreds of fine-tunes there is one. Knows nothing about
-files.
+A real model's graph takes milliseconds and a megabyte; hundreds of fine-tunes share one. Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from coterie.graph.program import KvShape, architecture_key
 from coterie.models.config import ModelConfig
 from coterie.models.registry import decoder_graph, weight_shapes
 
-_KEPT = 64  # architectures; models keep theirs alive besides
+_KEPT = 64  # cached architectures; models also keep theirs alive
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A graph and what follows from it alone. `weight_stage`: the stage that needs a weight first, by its name."""
+    """A graph and what is derived from it alone. `weight_stage`: weight name -> the first stage that needs it."""
 
     graph: Graph
     key: str
@@ -34,12 +33,12 @@ class Architecture:
 
     @staticmethod
     def of(graph: Graph) -> Architecture:
-        """That of a graph."""
+        """The architecture of a graph."""
         stage_of = MappingProxyType(graph.weight_stage())
         return Architecture(graph, architecture_key(graph), kv_shape(graph), graph.stages, stage_of)
 
     def read_again(self, table: str) -> tuple[str, ...]:
-        """The stages that read an embedding as a matrix, besides those that look rows up in it."""
+        """The stages that read an embedding table other than by looking up rows: a tied head, for instance."""
         return tuple(dict.fromkeys(op.stage for op in self.graph.ops if table in op.inputs and op.kind != "embed"))
 
 
@@ -49,13 +48,13 @@ _KNOWN: LruCache[Architecture] = LruCache(_KEPT)
 def architecture(
     config: ModelConfig, dtypes: Mapping[str, DType], activations: DType = DType.F32, has_head: bool = True
 ) -> Architecture:
-    """The architecture of a config with weights of these types. Equal ones are one object."""
+    """The architecture of a config with weights of these types. Equal architectures are one object."""
     key = config, tuple(dtypes.items()), activations, has_head
     return shared(key, lambda: decoder_graph(config, dtypes, activations, has_head))
 
 
 def shared(key: Hashable, make: Callable[[], Graph]) -> Architecture:
-    """The architecture of the graph that `make` makes of what `key` says, and of nothing else."""
+    """The cached architecture for `key`. The graph that `make` builds must depend on `key` alone."""
     return _KNOWN.get(key, lambda: Architecture.of(make()))
 
 

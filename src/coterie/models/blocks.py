@@ -23,8 +23,8 @@ from coterie.models.recurrent import RecurrentBlocks
 
 T, B, R = Symbol.T, Symbol.B, Symbol.R
 XIELU_NUMBERS: tuple[tuple[str, Shape], ...] = (("alpha_p", (1,)), ("alpha_n", (1,)), ("beta", ()), ("eps", ()))
-LOCAL = "inv_freq_local"  # frequencies of the layers with a window, where those have their own
-TABLES = EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # of every family that a real device runs
+LOCAL = "inv_freq_local"  # frequencies of layers with a window, if they differ
+TABLES = EMBED_WEIGHT, HEAD_WEIGHT = NAMES.embed, NAMES.head  # the names in every decoder family that real devices run
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Decoder(RecurrentBlocks):
     """Builds one graph, block by block."""
 
     def build(self, images: str = "", image_token: int = 0) -> Graph:
-        """The whole step, from tokens to sampled tokens; rows of `images`, if any, stand for the image tokens."""
+        """The whole step, from tokens to sampled tokens; rows of `images`, if any, replace the image tokens."""
         self._declare()
         x = self._embed()
         if images:
@@ -58,7 +58,7 @@ class Decoder(RecurrentBlocks):
         self._declare_states()
 
     def _declare_rows(self, *more: str) -> None:
-        """What a step gives of each token, sequence and row; `more` of tokens."""
+        """Declare the row inputs of a step: per token (with `more`), per sequence and per row."""
         of_tokens = dict.fromkeys(("tokens", "positions", "sequence", *more), T)
         for name, symbol in (of_tokens | {"block_tables": B, "rows": R}).items():
             self.builder.value(name, (symbol,), DType.I32, Kind.INPUT)
@@ -67,7 +67,7 @@ class Decoder(RecurrentBlocks):
     def _declare_kv(self, dtype: DType) -> None:
         c = self.config
         row: Shape = (1, 1, c.latent.rank + c.latent.rotated) if c.latent else (2, c.num_kv_heads, c.head_dim)
-        if not c.attending_layers:  # a number of each token, which nothing reads: sequences have blocks all the same
+        if not c.attending_layers:  # a dummy number per token, which nothing reads: sequences need blocks all the same
             self.builder.value("kv", (1, 1, 1, 1), dtype, Kind.STATE)
             return
         self.builder.value("kv", (len(c.attending_layers), *row), dtype, Kind.STATE)
@@ -110,7 +110,7 @@ class Decoder(RecurrentBlocks):
             shared = self._shared(h, prefix, with_branches)
             x = x if names.feed_forward_out_norm else self._op("add", "shared_out", (x, shared))
         wide = self._wide(x, h, layer, prefix)
-        if with_branches and with_branches.shared and names.feed_forward_out_norm:  # which norms the sum of both
+        if with_branches and with_branches.shared and names.feed_forward_out_norm:  # of the sum of both
             wide = self._op("add", "both", (shared, wide))
         if names.feed_forward_out_norm:
             wide = self._norm("feed_forward_out_norm", wide, prefix + names.feed_forward_out_norm)
@@ -118,7 +118,7 @@ class Decoder(RecurrentBlocks):
         return self._biased(out, prefix, with_branches) if with_branches and with_branches.clipped else out
 
     def _mixed(self, h: str, layer: int, prefix: str) -> str:
-        """What meets other tokens: attention, what stands in its place, or both side by side."""
+        """The token mixer: attention, a recurrent block in its place, or the sum of both."""
         spaces = self.config.state_spaces
         made = self._recurrent(h, layer, prefix)
         if made and not (spaces and spaces.beside_attention):
@@ -133,7 +133,7 @@ class Decoder(RecurrentBlocks):
         return self._branches(h, prefix, branches) if branches and has else self._feed_forward(h, prefix)
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
-        """A part of a fused projection is taken right before it is read: it is a view, which joins its reader."""
+        """Parts of a fused projection are taken right before they are read: they are views, which join their reader."""
         c = self.config
         if c.latent:
             return self._latent_attention(h, layer, prefix, c.latent)
@@ -168,11 +168,11 @@ class Decoder(RecurrentBlocks):
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _by_distance(self) -> tuple[str, ...]:
-        """The table and the buckets of attention with biases by distance; none, or ALiBi's, for decoders."""
+        """Table and buckets of attention with a bias by distance; decoders have none, or ALiBi (handled apart)."""
         return ()
 
     def _qkv(self, h: str, prefix: str) -> Callable[[str], str]:
-        """A projection each; the function that gives a part by its name. A gated head has its gate behind it."""
+        """Separate projections; returns the function from a part's name to its value. A gate follows its query head."""
         c = self.config
         queries = c.num_heads * (1 + c.gated_attention)
         kv_shape: Shape = (T, c.num_kv_heads, c.head_dim)
@@ -188,7 +188,7 @@ class Decoder(RecurrentBlocks):
         return parts.__getitem__
 
     def _latent_attention(self, h: str, layer: int, prefix: str, latent: Latent) -> str:
-        """Neither keys nor values are made: queries are multiplied by what would make keys of latent rows."""
+        """Keys and values are not materialised: the key projection is absorbed into the queries (latent/ops.py)."""
         c, names = self.config, latent.names
         H, N, R, P = c.num_heads, latent.plain, latent.rank, latent.rotated
         turns: dict[str, Attr] = {"scale": c.rope.scale, **({INTERLEAVED: 1} if c.rope.interleaved else {})}
@@ -210,7 +210,7 @@ class Decoder(RecurrentBlocks):
         return self._linear("o", y, prefix + c.names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _half(self, name: str, which: int) -> str:
-        """Of a gated layer's projection the queries (0) or the gates (1), as a view."""
+        """A view of the queries (0) or the gates (1) in a gated layer's query projection."""
         c = self.config
         shape: Shape = (T, c.num_heads, c.head_dim)
         return self._op("take_heads", name, (f"{self.builder.stage}/q",), shape, of=2, first=which, count=1)
@@ -220,7 +220,7 @@ class Decoder(RecurrentBlocks):
         return self._norm(f"{name}_norm", x, prefix + names[name], self.config.heads_normed_together)
 
     def _fused_qkv(self, h: str, prefix: str) -> Callable[[str], str]:
-        """One projection; its heads come in groups: queries that share a key head, that head, its value."""
+        """One projection; its heads come in groups: the query heads that share a key head, that key, its value."""
         c = self.config
         share = c.num_heads // c.num_kv_heads
         shape: Shape = (T, c.num_kv_heads * (share + 2), c.head_dim)
@@ -242,7 +242,7 @@ class Decoder(RecurrentBlocks):
         return self._op("rope", f"{name}_rope", inputs, self._shape(x), scale=rope.scale, **pairs)
 
     def _feed_forward(self, h: str, prefix: str, width: int = 0, names: tuple[str, str, str] | None = None) -> str:
-        """The plain block, or one of another width and other names for gate, up and down."""
+        """The plain feed-forward block, possibly of another width and with other names for gate, up and down."""
         c = self.config
         inner: Shape = (T, width or c.intermediate_size)
         gate_name, up_name, down_name = (prefix + name for name in names or (c.names.gate, c.names.up, c.names.down))
@@ -267,15 +267,15 @@ class Decoder(RecurrentBlocks):
         return self._linear("down", wide, down_name, (T, c.hidden_size), c.mlp_bias or c.down_bias, c.residual_scale)
 
     def _shared(self, h: str, prefix: str, branches: Branches) -> str:
-        """What the branch gives that all tokens take; before the others, whose ops leave lists for each other."""
+        """Output of the shared branch; it precedes the others, whose kernels leave token lists for each other."""
         if branches.names.shared_chooser:
             return self._branches(h, prefix, branches.shared_alone, "shared_")
         return self._feed_forward(h, prefix, branches.shared, branches.names.shared)
 
     def _branches(self, h: str, prefix: str, branches: Branches, of: str = "", seen: str = "") -> str:
-        """What a token's branches give, weighed and summed up. The matrices are read in the order of the ops.
+        """The weighted sum of the outputs of a token's branches. The matrices are read in the order of the ops.
 
-        `seen`: what the chooser reads, where that is not what the branches read.
+        `seen`: the chooser's input, if it differs from that of the branches.
         """
         c, names, choice = self.config, branches.names, branches.choice
         biased, shape = branches.clipped is not None, (T, branches.count)
@@ -306,7 +306,7 @@ class Decoder(RecurrentBlocks):
         return self._op(DOWN, of + "branch_down", (wide, chosen, *down), None, **taken)
 
     def _biased(self, x: str, prefix: str, branches: Branches) -> str:
-        """With the biases of what the branches gave, weighed as these: here, where no sum of it is under way."""
+        """Add the branches' output biases, weighed like the outputs; only here is their sum complete on all ranks."""
         bias = self._weight(prefix + branches.names.down_bias, (branches.count, self.config.hidden_size))
         read = (x, f"{self.builder.stage}/chosen", bias)
         return self._op(ADD_BIAS, "biased", read, None, **{TOP_K: branches.taken})

@@ -1,7 +1,7 @@
-"""Layers with branches (mixture of experts inside a model): how many there are, how wide, which a token takes.
+"""Layers with branches (mixture of experts inside a model): their number and width, and which ones a token takes.
 
-In a layer the word is branch, since an expert is a whole model here, and what chooses among them is its chooser, since
-a router chooses among experts. A branch that all tokens take is shared.
+Terms: in this project an expert is a whole model and a router chooses among experts. So the experts of a mixture inside
+a model are called branches, and the gate that chooses among them the chooser. A branch that all tokens take is shared.
 Knows nothing about how a layer is built (blocks.py).
 """
 
@@ -17,20 +17,20 @@ from coterie.models.fields import Fields
 
 COUNT, TAKEN = "num_experts", "num_experts_per_tok"
 CLIP, CLIP_ALPHA = "swiglu_limit", "swiglu_alpha"
-RUN_KEYS = (COUNT, "num_local_experts", "moe_intermediate_size")  # refused where a family has no branches
-MAX_BRANCHES = 4096  # more than any model has; a damaged number must not build a graph without end
+RUN_KEYS = (COUNT, "num_local_experts", "moe_intermediate_size")  # refused for families without branches
+MAX_BRANCHES = 4096  # more than any model has; a corrupt number must not build an endless graph
 
 
 @dataclass(frozen=True, slots=True)
 class BranchNames:
-    """Tensors of a layer's branches behind its prefix, `branch` with a number; without `.weight`.
+    """Tensor names after a layer's prefix, without `.weight`; `branch` is formatted with a branch's number.
 
-    `bias`: what is added for the choice, by its whole name. `shared`: gate, up and down of the branch that all tokens
-    take, and `shared_chooser` what weighs it. `stacked`: a stored tensor [E, rows, columns] -> the matrices of each
-    branch whose rows follow one another in it. `also`: tensors by whole names, and other names of theirs.
-    `factors`: a number for each branch, by which what it weighs is multiplied.
-    The biases of all branches [E, rows] are behind a layer's prefix as they are.
-    `transposed`: stored tensors of which no branch's matrix is rows, which a new folder is written of (transposed.py).
+    `bias`: added to scores for the choice only; its full name. `shared`: gate, up and down of the shared branch, and
+    `shared_chooser`: its gate. `stacked`: stored tensor [E, rows, columns] -> the matrices of each branch, whose rows
+    follow one another in it. `also`: (full name, alternative name in files). `factors`: a learned factor of each
+    branch's weight. The biases of all branches [E, rows] are given by their full names.
+    `transposed`: stored tensors in which branches' matrices are not contiguous rows, so that a new folder must be
+    written (transposed.py).
     """
 
     chooser: str = "mlp.gate"
@@ -58,13 +58,13 @@ class BranchNames:
 
     @property
     def choosers(self) -> tuple[str, ...]:
-        """What chooses and weighs branches, by whole names."""
+        """Full names of the tensors that choose and weigh branches."""
         found = tuple(filter(None, (f"{self.chooser}.weight", self.bias, self.factors)))
         return (*found, f"{self.shared_chooser}.weight") if self.shared_chooser else found
 
 
 class Plain(Enum):
-    """Which layers have a plain block in place of branches, as keys of the config say."""
+    """Which layers have a plain block instead of branches; the values name the config keys."""
 
     NEVER = "none"
     BY_STEP = "those in mlp_only_layers, and all but each decoder_sparse_step-th"
@@ -75,9 +75,9 @@ class Plain(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SharedKeys:
-    """Where a config says how wide the branch is that all tokens take; 0 where it may be absent.
+    """Config keys for the width of the shared branch, and their default; 0: there may be none.
 
-    `count_key`: it is as wide as so many of the others.
+    `count_key`: the width is given as a multiple of the other branches' width.
     """
 
     width_key: str = ""
@@ -87,10 +87,10 @@ class SharedKeys:
 
 @dataclass(frozen=True, slots=True)
 class BranchKeys:
-    """Where a family's config says what, and what is meant where a key is left out. `first`: plain layers of FIRST.
+    """A family's config keys for branches, and their defaults. `first`: default number of plain layers (Plain.FIRST).
 
-    `clipped`: alpha and limit of clipped gates where the config does not say them; None for no such gates. `flag`: a
-    key that says whether there are branches at all. `or_none`: a count of 0 means that there are none.
+    `clipped`: default alpha and limit of clipped gates; None for no such gates. `flag`: config key for whether there
+    are branches at all. `or_none`: a count of 0 means that there are none.
     """
 
     count: int | None
@@ -109,9 +109,9 @@ class BranchKeys:
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """The branches of a decoder, in the `layers` that have them; `shared`: width of that which all take, 0 for none.
+    """The branches of a decoder, in the `layers` that have them; `shared`: width of the shared branch, 0 for none.
 
-    `clipped`: alpha and limit of clipped gates, where branches and their chooser have biases too.
+    `clipped`: alpha and limit of clipped gates; branches and chooser then have biases as well.
     """
 
     count: int
@@ -125,14 +125,14 @@ class Branches:
 
     @property
     def shared_alone(self) -> Branches:
-        """The branch that all tokens take, each weighed by a sigmoid, as the only one of a choice."""
+        """The shared branch, with a sigmoid gate, as a choice of one branch out of one."""
         gate, up, down = self.names.shared
         names = replace(self.names, chooser=self.names.shared_chooser, branch="", gate=gate, up=up, down=down)
         return Branches(1, 1, self.shared, Choice(sigmoid=True), self.layers, names)
 
 
 def branches_of(config: Fields, keys: BranchKeys | None, num_layers: int) -> Branches | None:
-    """What a config says of its branches, None without any. Raises CheckpointError, UnsupportedError."""
+    """The branches of a config; None without any. Raises CheckpointError, UnsupportedError."""
     if keys is None or (keys.flag and not config.flag(keys.flag)) or (keys.or_none and config.get(COUNT) == 0):
         return None
     count, taken = config.count(COUNT, keys.count), _taken(config, keys)
@@ -154,7 +154,7 @@ def branches_of(config: Fields, keys: BranchKeys | None, num_layers: int) -> Bra
 
 
 def _taken(config: Fields, keys: BranchKeys) -> int:
-    """How many a token takes, in every layer as many, where a config has a number for each."""
+    """How many branches a token takes; a config with a number per layer must have the same one everywhere."""
     said = config.get(TAKEN, keys.taken)
     if not isinstance(said, list) or not said:
         return config.count(TAKEN, keys.taken)
@@ -171,7 +171,7 @@ def _shared(config: Fields, keys: SharedKeys, width: int) -> int:
 
 
 def _layers(config: Fields, keys: BranchKeys, num_layers: int) -> frozenset[int]:
-    """Those with branches. Raises UnsupportedError where there are none."""
+    """The layers with branches. Raises UnsupportedError if there are none."""
     which = {
         Plain.BY_STEP: _by_step,
         Plain.FIRST: _behind_first,

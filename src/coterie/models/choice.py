@@ -1,4 +1,4 @@
-"""How a token's branches are chosen and weighed, as a config says it.
+"""How a token's branches are chosen and weighed, as the config says.
 
 Knows nothing about which family chooses how, or how a choice is computed (graph/branch/ops.py).
 """
@@ -13,19 +13,20 @@ from coterie.models.fields import Fields
 
 METHOD = "topk_method"
 NORMALISES, FACTOR, GROUP_COUNT, GROUPS_TAKEN = "norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group"
-# Names that released configs have for sigmoid scores ranked with a bias.
+# Values that released configs have for sigmoid scores ranked with a bias.
 _SAID = {"scoring_func": ("sigmoid", "noaux_tc"), METHOD: ("noaux_tc",)}
-GROUPED_RUNS = (FACTOR, GROUP_COUNT, *_SAID)  # keys that a family with such scores and groups runs
+GROUPED_RUNS = (FACTOR, GROUP_COUNT, *_SAID)  # keys supported by families with such scores and groups
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceKeys:
-    """What is a family's own, and what is meant where a key of the config is left out.
+    """A family's way to choose, and the defaults of config keys.
 
-    `normalises` None: as `norm_topk_prob` says, which is `normalises_unsaid` where it is left out. `scales`: by
-    `routed_scaling_factor`, or `scale_unsaid`. `group_best`: there are `n_group` groups, ranked by so many; with
-    `groups_by_method` only where `topk_method` says so. `least_key` says `least_sum`.
-    `by_width`: logits are divided by sqrt(hidden_size). `factors`: what a branch weighs is times a number of its own.
+    `normalises` None: as `norm_topk_prob` says, by default `normalises_unsaid`. `scales`: weights are multiplied by
+    `routed_scaling_factor`, by default `scale_unsaid`. `group_best`: there are `n_group` groups, each ranked by the sum
+    of this many best scores; with `groups_by_method` only if `topk_method` says so. `least_key`: config key for
+    `least_sum`. `by_width`: logits are divided by sqrt(hidden_size). `factors`: each branch's weight is multiplied by a
+    learned number.
     """
 
     normalises: bool | None = None
@@ -43,13 +44,13 @@ class ChoiceKeys:
     added_sum: float = 0.0
 
 
-# Of DeepSeek V3 and those that choose as it does.
+# Of DeepSeek V3 and families that choose in the same way.
 BIASED_SIGMOID = ChoiceKeys(sigmoid=True, biased=True, scales=True, group_best=2, added_sum=1e-20)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a token's branches are chosen and weighed, in the words of choose_branches."""
+    """How a token's branches are chosen and weighed, in the terms of the op choose_branches."""
 
     normalised: bool = False
     sigmoid: bool = False
@@ -64,7 +65,7 @@ class Choice:
     added_sum: float = 0.0
 
     def attrs(self) -> dict[str, Attr]:
-        """Attributes of the op besides its scale; what changes nothing is left out."""
+        """Attributes of the op, without its scale and without those that would have no effect."""
         attrs: dict[str, Attr] = {"normalise": int(self.normalised)}
         attrs |= {SCORES: SIGMOID} if self.sigmoid else {}
         attrs |= {MIN_SUM: self.least_sum} if self.least_sum else {}
@@ -75,7 +76,7 @@ class Choice:
 
 
 def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choice:
-    """What a config says of the choice of `taken` of `count` branches. Raises CheckpointError."""
+    """How a config chooses `taken` of `count` branches. Raises CheckpointError."""
     for key, known in _SAID.items() if keys.sigmoid else ():
         if config.get(key, known[0]) not in known:
             raise config.wrong(key, f"is {config.get(key)!r}", " or ".join(known))
@@ -96,7 +97,7 @@ def choice_of(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> Choic
 
 
 def _groups(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> tuple[int, int]:
-    """How many groups there are, and from how many a token takes; none where it takes from all."""
+    """Number of groups, and how many of them a token may use; (0, 0) if it may use all."""
     if not keys.group_best or (keys.groups_by_method and not _limited(config)):
         return 0, 0
     groups, taken_groups = config.count(GROUP_COUNT, 1), config.count(GROUPS_TAKEN, 1)
@@ -110,7 +111,7 @@ def _groups(config: Fields, keys: ChoiceKeys, count: int, taken: int) -> tuple[i
 
 
 def _limited(config: Fields) -> bool:
-    """Whether a token takes from the best groups alone, as DeepSeek V2 says it. Raises CheckpointError."""
+    """Whether tokens use only the best groups, by DeepSeek V2's key. Raises CheckpointError."""
     method = config.get(METHOD, "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise config.wrong(METHOD, f"is {method!r}", "greedy or group_limited_greedy")

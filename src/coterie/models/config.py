@@ -1,4 +1,4 @@
-"""ModelConfig: one decoder's numbers under serving names, translated once from the names of Hugging Face.
+"""ModelConfig: one model's numbers under serving names, translated once from Hugging Face's names.
 
 Knows nothing about graphs or files.
 """
@@ -29,19 +29,20 @@ from coterie.models.sparsity import density_of
 from coterie.models.state_space import StateSpaces, state_spaces_of
 from coterie.models.windows import layers_without_rope, windows_of
 
-MAX_LAYERS = 10_000  # more than any model has; a damaged number must not build a graph without end
+MAX_LAYERS = 10_000  # more than any model has; a corrupt number must not build an endless graph
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes and flags of a decoder. `windows` has one entry per layer, in tokens, 0 for none.
+    """Shapes and flags of a model. `windows` has one entry per layer, in tokens, 0 for none.
 
-    `position_offset` counts where `names.positions` has a table; `density` is that of the linears of the layers.
-    `attention_scale` is head_dim ** -0.5 where it is None; what a block gives is added times `residual_scale`.
-    `local_rope` is that of layers with a window, if they have their own. Caps are 0 where there are none.
-    `rounds_embed_scale`: the scale is of the embedding's type. Layers with `branches` have these for the plain block.
-    `layers_behind`: how many layers a file may hold behind these, of which no step is made. Where `plain_layers` is a
-    tuple, each layer is a single block, and those are feed-forward blocks. `factors`: of products, by their ops' names.
+    `position_offset` applies if `names.positions` names a table; `density` is that of the layers' linears.
+    `attention_scale` None means head_dim ** -0.5. The output of a block is multiplied by `residual_scale` before it is
+    added. `local_rope`: the rope of layers with a window, if it differs. Caps are 0 for none. `rounds_embed_scale`: the
+    scale is rounded to the embedding's type. `branches` replace the plain feed-forward block in their layers.
+    `layers_behind`: number of additional layers that a file may hold after these; they are never run. If `plain_layers`
+    is a tuple, each layer is a single block, and those listed are feed-forward blocks. `factors`: op name of a product
+    -> factor.
     """
 
     family: str
@@ -97,7 +98,7 @@ class ModelConfig:
 
     @property
     def attending_layers(self) -> tuple[int, ...]:
-        """The layers that keep keys and values, in the order of the KV state."""
+        """The layers with keys and values of their own, in the order of the KV state."""
         spaces = None if self.state_spaces and self.state_spaces.beside_attention else self.state_spaces
         recurrent = self.delta_nets or self.short_convs or spaces
         others = (*(recurrent.layers if recurrent else ()), *(self.plain_layers or ()))
@@ -106,7 +107,7 @@ class ModelConfig:
 
     @property
     def max_context(self) -> int:
-        """The most tokens of prompt and answer together."""
+        """The maximum number of tokens of prompt and answer together."""
         if self.encoder is None:
             return self.rope.max_context
         within = self.rope.max_context - self.encoder.first_position
@@ -114,7 +115,7 @@ class ModelConfig:
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
-        """Translate the object in config.json, of the older or the newer key style.
+        """Translate the object in config.json, in the older or the newer key style.
 
         Raises CheckpointError for a key that is missing or wrong, UnsupportedError naming an unsupported feature.
         """
@@ -181,9 +182,9 @@ class ModelConfig:
 
 
 def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
-    """The config under the keys that most families use, which count less than a family's own, but for `usual_first`.
+    """The config under the usual keys. A family's own key wins over the usual one, except for `usual_first`.
 
-    So transformers' classes read them. Raises UnsupportedError for a flag that must be otherwise.
+    This is how transformers' classes read them. Raises UnsupportedError for a setting that the family does not support.
     """
     names = {usual: own for usual, own in family.keys.items() if usual not in raw or usual not in family.usual_first}
     names = {usual: own for usual, own in names.items() if own in raw or usual not in raw}
@@ -204,7 +205,7 @@ def _usual_keys(raw: Mapping[str, Any], where: str, family: Family) -> Fields:
 
 
 def _feed_forward(config: Fields, family: Family) -> FeedForward:
-    """The family's, or what the config names of those that it may name."""
+    """The activation of the feed-forward block: the family's, or the one that the config names, if it may."""
     key = family.activation_key
     name = config.get(key)
     if not family.feed_forwards or name is None:

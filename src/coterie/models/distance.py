@@ -1,4 +1,4 @@
-"""Biases of attention by distance: ALiBi's slopes, by which scores fall, and T5's buckets, each with a learned bias.
+"""Attention biases by distance: ALiBi's slopes, by which scores fall, and T5's buckets, each with a learned bias.
 
 Knows nothing about graphs.
 """
@@ -9,11 +9,11 @@ from math import log
 
 import numpy as np
 
-FARTHEST = 128  # tokens from which on all distances are in the last bucket, as T5 and MPNet have it
+FARTHEST = 128  # distance in tokens from which the last bucket is used, as in T5 and MPNet
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """A geometric series from 2^(-8/n) on for n heads, a power of two; others come from the series of 2n, every second.
+    """For n heads, a power of two, a geometric series from 2^(-8/n); further heads take every second slope of 2n's.
 
     Source: Press et al. 2022 (arXiv 2108.12409), section 3.
 
@@ -27,11 +27,11 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 
 
 def distance_buckets(num_buckets: int) -> tuple[int, ...]:
-    """The bucket of a key that stands so far behind a token, from -FARTHEST to FARTHEST: half of them are of keys
-    before it. A half has each short distance by itself, and longer ones by their logarithm.
+    """The bucket for each position of a key relative to the token, from -FARTHEST to FARTHEST. Half of the buckets are
+    for earlier keys. Within a half, short distances have a bucket each, longer ones share buckets by logarithm.
 
-    In float32, as transformers has it: whole logarithms are at borders. Source: Raffel et al. 2020 (arXiv 1910.10683),
-    section 2.1, and MPNet's code.
+    Float32 as in transformers, since distances lie exactly on boundaries. Source: Raffel et al. 2020 (arXiv
+    1910.10683), section 2.1, and MPNet's code.
 
     >>> distance_buckets(8)[FARTHEST - 3 : FARTHEST + 4]
     (2, 2, 1, 0, 5, 6, 6)

@@ -1,11 +1,11 @@
-"""Encoders: models whose tokens see all of their text, which give vectors and draw no tokens.
+"""Encoders: models with bidirectional attention, which return vectors and sample no tokens.
 
     bert.embeddings.LayerNorm.gamma        ->   embeddings.LayerNorm.weight
-    embeddings.position_embeddings.weight  ->   its rows from the first position's on, where it has others
-    embeddings.token_type_embeddings.weight     as it is: row 0, of a text that is no second of a pair, is looked up
-    pooler.*, cls.*, lm_head.*                  are read by none of its layers (of one that scores: scores.py)
+    embeddings.position_embeddings.weight  ->   without any rows before that of the first position
+    embeddings.token_type_embeddings.weight     unchanged: row 0, unless the token is in the second text of a pair
+    pooler.*, cls.*, lm_head.*                  not read by any layer (for models that score: scores.py)
 
-Knows nothing about how vectors are made of rows.
+Knows nothing about how rows become vectors (pooling).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from coterie.models.fields import Fields
 if TYPE_CHECKING:
     from coterie.models.family import Family
 
-_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of files converted from TensorFlow
+_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in files converted from TensorFlow
 SCORES = "ForSequenceClassification"  # a class whose head scores a text, or a pair of them (scores.py)
-_MASKED = "ForMaskedLM"  # a class whose head guesses tokens that were left out: its encoder is run, without the head
+_MASKED = "ForMaskedLM"  # a class with a masked-token head: its encoder is run without the head
 
 
 @dataclass(frozen=True, slots=True)
 class HeadKeys:
-    """A layer of a head that scores: its tensors' name, what its numbers go through, and the norm behind that, if any.
+    """A layer of a scoring head: the name of its tensors, its activation, and the norm after that, if any.
 
-    `activation_key`: of a config, which must name that activation or none.
+    `activation_key`: config key that must name this activation, if present.
     """
 
     name: str
@@ -44,15 +44,16 @@ class HeadKeys:
 
 @dataclass(frozen=True, slots=True)
 class EncoderKeys:
-    """What a family of encoders has besides. `model`: how its tensors' names begin in files of models with a head, and
-    `older`: in those of before transformers had them.
+    """What is specific to a family of encoders. `model`: prefix of tensor names in files of models with a head;
+    `older`: prefix in files from before transformers supported the family.
 
-    `types`: the table of which text of a pair a token is of. `first_position`: rows of the table of positions before
-    that of the first token. `required`: keys of the config that have one value, or are left out. `norms_behind`: behind
-    the sums, and not before the blocks. `first_norm`: before attention in the first layer, where norms stand before.
-    `scaled_rope`: a key by which angles change in texts of more tokens than another key says, and that one's default.
-    `buckets` of distances, by which attention has biases (distance.py), 0 for none.
-    `head`: of those that score; `pools_by_config`: `classifier_pooling` says of which rows, else of the first.
+    `types`: name of the table of token types (which text of a pair). `first_position`: rows of the table of positions
+    before that of the first token. `required`: config keys that must have this value or be absent. `norms_behind`:
+    norms follow the residual sums instead of preceding the blocks. `first_norm`: with norms before the blocks, whether
+    the first layer has one before attention. `scaled_rope`: (config key for angles that change in long texts, config
+    key for the length from which they do, its default). `buckets`: number of distance buckets of attention biases
+    (distance.py), 0 for none. `head`: layers of the scoring head. `pools_by_config`: `classifier_pooling` says which
+    rows it reads; otherwise the first one.
     """
 
     model: str
@@ -67,14 +68,13 @@ class EncoderKeys:
     buckets: int = 0
     head: tuple[HeadKeys, ...] = ()
     pools_by_config: bool = False
-    own_code: bool = False  # released configs name code of their own, and this is what that does
+    own_code: bool = False  # released configs name custom code, whose behaviour is implemented here
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """What one has besides: rows of the table of types, 0 for none, and of that of positions before the first token's;
-    where its norms stand, as EncoderKeys has it; `most_tokens` of a text, 0 where its positions say it; buckets of
-    distances, 0 for none.
+    """What is specific to one encoder. `type_rows`: rows of the table of token types, 0 for none. `most_tokens`: limit
+    of a text's length, 0 if its positions imply it. The other fields are as in EncoderKeys.
     """
 
     type_rows: int
@@ -86,7 +86,7 @@ class Encoder:
 
 
 def encoder_of(config: Fields, family: Family) -> Encoder | None:
-    """What a config says of an encoder; None for a decoder. Raises CheckpointError, UnsupportedError."""
+    """The encoder settings of a config; None for a decoder. Raises CheckpointError, UnsupportedError."""
     keys = family.encoder
     if keys is None:
         return None
@@ -103,12 +103,12 @@ def encoder_of(config: Fields, family: Family) -> Encoder | None:
 
 
 def sees_all(config: Fields, family: Family) -> bool:
-    """Whether tokens see those behind them too: of an encoder, and where the config of a decoder says so."""
+    """Whether attention is bidirectional: in encoders, and in decoders whose config says so."""
     return family.encoder is not None or bool(family.sees_all_key and config.flag(family.sees_all_key))
 
 
 def bare_name(name: str, keys: EncoderKeys | None) -> str:
-    """What a tensor is called in a file of an encoder that was saved without a head; of a decoder as it is."""
+    """A tensor's name in the file of an encoder saved without a head; unchanged for a decoder."""
     if keys is None:
         return name
     bare = name.removeprefix(keys.model).removeprefix(keys.older)
@@ -116,10 +116,10 @@ def bare_name(name: str, keys: EncoderKeys | None) -> str:
 
 
 def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scores: bool = False) -> Checkpoint:
-    """A checkpoint of an encoder as if it were saved without a head, which it has where it `scores`.
+    """An encoder's checkpoint as if it had been saved without a head; `scores`: it is that of a reranker.
 
-    Of several classes the one without a head is meant: gte-multilingual-base names one that weighs tokens besides.
-    Raises CheckpointError, UnsupportedError.
+    If `architectures` lists several classes, the one without a head is taken: gte-multilingual-base also names one that
+    weighs tokens. Raises CheckpointError, UnsupportedError.
     """
     config, where = dict(checkpoint.config), str(checkpoint.path / CONFIG)
     own, classes = family.causal_class, config.get("architectures") or [family.causal_class]
@@ -138,13 +138,13 @@ def bare_encoder(checkpoint: Checkpoint, family: Family, keys: EncoderKeys, scor
     table = tensors.get(family.names.positions)
     if keys.first_position and table is not None and table.shape[0] == config.get("max_position_embeddings"):
         tensors[table.name] = _behind(table, keys.first_position, where)
-    if config.get("layer_norm_eps") is not None:  # as transformers' own configs have it, whatever older ones call it
+    if config.get("layer_norm_eps") is not None:  # transformers' key, which wins over older ones
         config.setdefault("rms_norm_eps", config["layer_norm_eps"])
     return replace(checkpoint, config={**config, "architectures": [own]}, tensors=tensors)
 
 
 def _behind(table: TensorInfo, first: int, where: str) -> TensorInfo:
-    """The rows of a table from `first` on, where they lie."""
+    """The rows of a table from `first` on, in place."""
     rows, *rest = table.shape
     if rows <= first:
         fact = f"{table.name} has {rows} rows, of which the first {first} are of no position"

@@ -1,10 +1,10 @@
-"""The blocks of an encoder as ops: what is otherwise than in a decoder.
+"""The blocks of an encoder as ops, where they differ from a decoder's.
 
-    x = norm(words[tokens] + positions[positions] + types[0])        without a table of positions, heads are rotated
-    x = norm(x + attention(x)), x = norm(x + feed_forward(x))        in each layer: norms stand behind the sums
+    x = norm(words[tokens] + positions[positions] + types[types])    without a table of positions: rope
+    x = norm(x + attention(x)), x = norm(x + feed_forward(x))        in each layer: norms follow the sums (post-norm)
     vectors = x[rows]
 
-That tokens see those behind them too is made of such a graph afterwards (graph/rows.py).
+The resulting graph is made bidirectional afterwards (graph/rows.py).
 Knows nothing about config files, checkpoints or devices.
 """
 
@@ -25,7 +25,7 @@ R = Symbol.R
 
 @dataclass(frozen=True, slots=True)
 class EncoderBlocks(Decoder):
-    """Builds one graph of a config that has `encoder`."""
+    """Builds the graph of a config with `encoder`."""
 
     @property
     def _own(self) -> Encoder:

@@ -1,6 +1,6 @@
 """Typed look-ups in a raw config.json, with errors that name the key.
 
-Knows nothing about which keys there are.
+Knows nothing about which keys exist.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_NUMBER = 1e12  # far beyond any real setting, and float32 arithmetic with it
 class Fields:
     """A JSON object and where it came from. A key that is null counts as absent.
 
-    `names`: what keys are called there, where that is otherwise than here.
+    `names`: key here -> key in the file, where they differ.
     """
 
     raw: Mapping[str, Any]
@@ -62,14 +62,14 @@ class Fields:
         return value
 
     def layer_numbers(self, key: str, default: Sequence[int] = ()) -> Sequence[int]:
-        """A list of numbers of layers. Raises CheckpointError."""
+        """A list of layer indices. Raises CheckpointError."""
         value = self.get(key, list(default))
         if not isinstance(value, list) or any(type(layer) is not int for layer in value):
             raise self.wrong(key, f"is {value!r}", "a list of numbers of layers")
         return value
 
     def layer_kinds(self, key: str, num_layers: int, kinds: Sequence[str], default: Sequence[str] = ()) -> list[str]:
-        """One of these names for each layer, by default those given. Raises CheckpointError."""
+        """One of the names `kinds` for each layer. Raises CheckpointError."""
         value = self.get(key, list(default))
         if not isinstance(value, list) or len(value) != num_layers or any(kind not in kinds for kind in value):
             wanted = f"a list of {num_layers} names, {', '.join(kinds[:-1])} or {kinds[-1]}"
@@ -86,7 +86,7 @@ class Fields:
         return Fields(value, f"{self.where}: {key}")
 
     def own_code(self, kind: str = "AutoModel") -> str | None:
-        """The class that a released folder brings with it to be run by, of its `auto_map`; None for transformers'."""
+        """The custom class that a folder's `auto_map` names for `kind`; None if it has no code of its own."""
         classes = self.get("auto_map")
         return str(classes[kind]) if isinstance(classes, dict) and kind in classes else None
 

@@ -1,9 +1,9 @@
-"""A fingerprint of a model's weights that is cheap to take: names, types, shapes, and a few bytes of every tensor.
+"""A cheap fingerprint of a model's weights: names, types, shapes, and a few bytes of every tensor.
 
-    tensor   |xx|..................|xx|..................|xx|      x: 64 bytes each that are read
+    tensor   |xx|..................|xx|..................|xx|      x: the bytes read, 64 at each place
 
-Further training changes every tensor, so it is seen; a change of a few numbers may not be. How the tensors are spread
-over files does not matter. Knows nothing about what it is compared with.
+Further training changes every tensor, so it is detected; a change of a few numbers may not be. How the tensors are
+spread over files does not matter. Knows nothing about what it is compared with.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from coterie.core.errors import CheckpointError
 from coterie.models.model import Model
 
 WINDOW_BYTES = 64
-_KEPT = 64  # models of which it is remembered: experts of one base ask for the same one
+_KEPT = 64  # cached fingerprints: experts of one base ask for the same one
 
 
 def fingerprint(model: Model) -> str:
-    """Of the weights that the model's graph reads, 32 hexadecimal digits. Raises CheckpointError for a lost file."""
+    """The fingerprint of the graph's weights, 32 hexadecimal digits. Raises CheckpointError for a lost file."""
     infos = (model.checkpoint.tensors[weight.name] for weight in model.graph.weights)
     return _of(tuple(sorted(infos, key=lambda info: (info.shard.path, info.offset))))
 

@@ -1,9 +1,9 @@
-"""Matrices that a file stores as one, as the parts that a graph reads: rows of the stored tensor, where they lie.
+"""Matrices that a file stores fused, as the parts that a graph reads: rows of the stored tensor, in place.
 
     stored   self_attn.qkv_proj.weight   | rows of q | rows of k | rows of v |
     parts    self_attn.q_proj.weight ...   an offset in the file and a number of rows each: nothing is copied
 
-A file may also hold the parts by themselves, as one that `coterie quantize` wrote does.
+A file may also hold the parts separately, as those written by `coterie quantize` do.
 Knows nothing about which family joins what (family.py).
 """
 
@@ -19,13 +19,13 @@ from coterie.models.family import Names
 
 
 def own_names(tensors: Mapping[str, TensorInfo], names: Names) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint by the names that they have here, where a family's files begin them otherwise."""
+    """The tensors of a checkpoint under the names used here, if a family's files use other prefixes."""
     found = {own_name(name, names): info for name, info in tensors.items()}
     return {name: info if info.name == name else replace(info, name=name) for name, info in found.items()}
 
 
 def own_name(name: str, names: Names) -> str:
-    """That of one tensor."""
+    """The name used here for one tensor."""
     for stored, here in names.stored:
         name = here + name.removeprefix(stored) if name.startswith(stored) else name
     return name
@@ -34,7 +34,7 @@ def own_name(name: str, names: Names) -> str:
 def joined_names(
     names: Names, num_layers: int, kinds: Sequence[str] = (".weight",)
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each tensor of the layers that is joined, of these kinds, and its parts in their order, by their names."""
+    """Names of each joined tensor of the layers, of these kinds, and of its parts in order."""
     for layer in range(num_layers if names.joined else 0):
         prefix = names.layer.format(layer)
         for stored, parts in names.joined.items():
@@ -45,9 +45,9 @@ def joined_names(
 def taken_apart(
     where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], names: Names, num_layers: int
 ) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint with parts in place of what is joined; `wanted` has the shape of each part.
+    """The tensors of a checkpoint with parts in place of joined tensors; `wanted` has the shape of each part.
 
-    Raises CheckpointError where a joined tensor is missing or its rows are not those of its parts.
+    Raises CheckpointError if a joined tensor is missing or its shape does not match its parts.
     """
     found = dict(tensors)
     for stored, parts in joined_names(names, num_layers, (".weight", ".bias")):
@@ -61,7 +61,7 @@ def taken_apart(
 def _parts(
     where: Path, tensors: Mapping[str, TensorInfo], stored: str, parts: Mapping[str, tuple[int, ...]]
 ) -> dict[str, TensorInfo]:
-    """The parts of one tensor, in their order."""
+    """The parts of one tensor, in order."""
     rows, (_, *rest) = [shape[0] for shape in parts.values()], next(iter(parts.values()))
     whole = tensors.get(stored)
     if whole is None:
@@ -74,7 +74,7 @@ def _parts(
 
 
 def rows_in_turn(whole: TensorInfo, first: int, parts: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
-    """Tensors of these shapes that follow one another in a stored one, from its row `first` on; by their names."""
+    """Tensors of these shapes that follow one another in a stored one, from its row `first` on; by name."""
     found = {}
     for name, shape in parts.items():
         found[name] = whole.rows(name, first, shape)

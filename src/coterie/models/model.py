@@ -1,6 +1,6 @@
 """Model: an expert's config, graph, layout and limits, opened from a checkpoint folder or from a config alone.
 
-Knows nothing about devices, prompts or which experts there are.
+Knows nothing about devices, prompts or other experts.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from coterie.models.tensors import check_tensors, map_bytes, read_by_a_step
 from coterie.models.text_model import text_model_of
 
 AUTO, FLOAT32 = "auto", "float32"
-# Rounding of activations: float32 and int16 (two names of one: 16 bits for quantised weights), int8 (8 bits for these),
-# bf16 (bfloat16 for bfloat16 weights).
+# Rounding of activations: float32 and int16, two names of one (16 bits beside quantised weights); int8 (8 bits beside
+# these); bf16 (bfloat16 beside bfloat16 weights).
 ACTIVATIONS = (FLOAT32, INT16, INT8, BF16)
-KV_TYPES = (AUTO, INT8)  # of keys and values that are kept: as the weights are, or 8 bits
+KV_TYPES = (AUTO, INT8)  # types of cached keys and values: that of the weights, or 8 bits
 
 _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -56,11 +56,11 @@ _DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 class Model:
     """One expert, ready to be compiled and fetched. Models with equal `key` share programs.
 
-    `path` is None for a model made from a config alone, whose layout has no files. `part_of` is the model_type of the
-    larger model that this is the text model of; empty for one that stands alone. `base`: of an adapter, whose weights
-    its graph reads beside its own; its layout has its own alone, `checkpoint` both. `advised`: how its authors would
-    draw its tokens. `head`: of one that was made to score (a reranker), and gives neither tokens nor vectors. `draft`:
-    its draft expert (engine/speculate/draft.py); empty: none.
+    `path` is None for a model made from a config alone, whose layout has no files. `part_of`: the model_type of the
+    larger model whose text model this is; empty for a standalone model. `base`: an adapter's base, whose weights its
+    graph also reads; `layout` has only the adapter's own weights, `checkpoint` has both. `advised`: the sampling
+    settings that its authors recommend. `head`: the scoring head of a reranker, which returns neither tokens nor
+    vectors. `draft`: the name of its draft expert (engine/speculate/draft.py); empty for none.
     """
 
     name: str
@@ -81,23 +81,23 @@ class Model:
 
     @property
     def draws(self) -> bool:
-        """Whether it draws tokens; one that gives vectors alone does not."""
+        """Whether it samples tokens; a model that only returns vectors does not."""
         return draws(self.graph)
 
     @property
     def gives(self) -> Literal["tokens", "vectors", "scores"]:
-        """What it was made to give: tokens, and vectors too; vectors alone; or scores of documents alone."""
+        """What it was made to return: tokens (and vectors too); only vectors; or only scores of documents."""
         return "scores" if self.head else "tokens" if self.draws else "vectors"
 
     @property
     def activations(self) -> str:
-        """What its activations are rounded to: bf16 or int8 where any of its products is told so, else float32."""
+        """The rounding of its activations: bf16 or int8 if any of its ops names that, else float32."""
         told = {op.attrs.get(ROUNDING) for op in self.graph.ops}
         return next((word for word in (BF16, INT8) if word in told), FLOAT32)
 
     @property
     def most_prompt_tokens(self) -> int:
-        """Tokens that a prompt may have: where one is drawn, there must be room for it too."""
+        """Maximum prompt length in tokens: if a token is to be sampled, there must be room for it too."""
         return self.max_context - self.draws
 
     @property
@@ -109,7 +109,7 @@ class Model:
 def open_model(path: str | Path, name: str = "") -> Model:
     """Open a checkpoint folder: headers, config, end tokens; no weights are read.
 
-    Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError naming an unsupported feature.
+    Raises CheckpointError if files are missing, damaged or disagree, UnsupportedError naming an unsupported feature.
     """
     whole = Checkpoint.open(path)
     alone = text_model_of(whole)
@@ -140,7 +140,7 @@ def open_model(path: str | Path, name: str = "") -> Model:
 
 
 def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations: DType = DType.F32) -> Model:
-    """A model with the shapes of a config (as in config.json) and no bytes, which only a modelled device accepts.
+    """A model with the shapes of a config (as in config.json) but no bytes, which only a modelled device accepts.
 
     `activations` is the type in which that device stores intermediates.
     Raises CheckpointError and UnsupportedError as `open_model` does.
@@ -166,7 +166,7 @@ def synthetic_model(raw: Mapping[str, Any], name: str = "synthetic", activations
 def _sparse(
     config: ModelConfig, dtypes: Mapping[str, DType], is_packed: bool, where: str
 ) -> dict[str, tuple[DType, tuple[int, ...]]]:
-    """Sparse weights as bytes: the elements that there are, and their pattern. Raises UnsupportedError."""
+    """Sparse weights as bytes: the stored elements and their pattern. Raises UnsupportedError."""
     if is_packed:
         raise UnsupportedError(
             where, "its weights are both sparse and packed, which is not supported", "use one of the two"
@@ -184,8 +184,8 @@ def declared_dtype(raw: Mapping[str, Any], where: str) -> DType:
 
 
 def with_activations(model: Model, activations: str) -> Model:
-    """The model as it is (float32, int16), or with activations rounded for products with packed weights (int8) or
-    bfloat16 ones (bf16). Raises UsageError for another word.
+    """The model unchanged (float32, int16), or with activations rounded in products with packed weights (int8) or
+    bfloat16 ones (bf16). Raises UsageError for any other word.
     """
     if activations not in ACTIVATIONS:
         fact = f"{activations!r} is not a type that activations can have"
@@ -198,9 +198,9 @@ def with_activations(model: Model, activations: str) -> Model:
 
 
 def with_kv_type(model: Model, kv_type: str) -> Model:
-    """The model as it is (auto), or keeping keys and values in 8 bits (int8).
+    """The model unchanged (auto), or with keys and values cached in 8 bits (int8).
 
-    Raises UsageError for another word, UnsupportedError for latent attention.
+    Raises UsageError for any other word, UnsupportedError for latent attention.
     """
     if kv_type not in KV_TYPES:
         fact = f"{kv_type!r} is not a type that keys and values are kept in"
@@ -221,7 +221,7 @@ def load_weights_f32(model: Model) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def weight_rows_f32(model: Model, value: Value, rows: slice) -> npt.NDArray[np.float32]:
-    """Some rows of a weight as float32, packed or not. Raises CheckpointError for a file that is gone."""
+    """Some rows of a weight as float32, packed or not. Raises CheckpointError if the file cannot be read any more."""
     info = model.checkpoint.tensors[value.name]
     if value.dtype.is_packed:
         stored = np.asarray(map_bytes(info).reshape(info.shape)[rows])
@@ -246,7 +246,7 @@ def _model(
 
 
 def check_vocabulary(folder: Path, vocab_size: int, ends: tuple[int, ...]) -> None:
-    """A vocabulary may have fewer tokens than the embedding has rows (padding), never more; tokens added to it may.
+    """Check end tokens and tokenizer against the embedding: a vocabulary may be smaller (padding), but not larger.
 
     Raises CheckpointError.
     """

@@ -4,7 +4,7 @@
     {"quant_method": "coterie", "version": 2, "layers": "int4", "tables": null,   embedding and head as they were
      "exceptions": {"model.layers.0.mlp.down_proj.weight": "int8"}}               by the tensor's name; null as above
 
-Version 1 is written wherever it can say it. Knows nothing about files or bytes (core.packed does).
+Version 1 is written whenever it suffices. Knows nothing about files or bytes (core.packed does).
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from coterie.models.state_space import ScanNames
 _T = TypeVar("_T")
 
 KEY, METHOD, VERSIONS = "quantization_config", "coterie", (1, 2)
-OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # of which coterie quantize makes experts (repack.py)
+OTHERS = ("gptq", "awq", "fp8", "compressed-tensors", "mxfp4")  # methods that coterie quantize converts (repack.py)
 _OF_ENCODERS = {table for f in FAMILIES.values() if f.encoder for table in f.names.tables}
-ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table, *sorted(_OF_ENCODERS))  # rows of them are looked up
-# Small, and what is lost there may choose another branch.
+ALL_TABLES = (*TABLES, LAYERED_NAMES.input_table, *sorted(_OF_ENCODERS))  # tables whose rows are looked up
+# Not packed: they are small, and rounding them could choose another branch.
 CHOOSERS = tuple(sorted({f".{one}" for f in FAMILIES.values() if f.branches for one in f.branches.names.choosers}))
-# As small; an error there is kept on.
+# Not packed: they are small too, and an error there accumulates in the recurrent state.
 GATES = tuple(f".{name}.weight" for name in (DELTA_NAMES.a, DELTA_NAMES.b, DELTA_NAMES.ba, ScanNames().dt))
-HEADS = (f".{LATENT_NAMES.up}.weight",)  # of which a head's rows are read by themselves, both ways
+HEADS = (f".{LATENT_NAMES.up}.weight",)  # not packed: read head by head, as rows and as columns
 NAMES: Mapping[DType, str] = {
     **{DType.Q8: "int8", DType.Q6: "int6", DType.Q4: "int4", DType.Q4Z: "int4z", DType.Q2: "int2", DType.MX4: "mxfp4"},
 }
 BY_NAME: Mapping[str, DType] = {name: dtype for dtype, name in NAMES.items()}
-WITHOUT_BYTES: Mapping[str, DType] = {"fp8": DType.F8_E4M3}  # priced by modelled machines, and run by nothing
+WITHOUT_BYTES: Mapping[str, DType] = {"fp8": DType.F8_E4M3}  # priced by modelled machines; real devices do not run them
 _NAMES = {**NAMES, **{dtype: name for name, dtype in WITHOUT_BYTES.items()}}
 BY_BITS: Mapping[int, DType] = {8: DType.Q8, 4: DType.Q4}  # of version 1
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Packed types: of the layers' matrices, of embedding and head, and of single tensors. None: stays as it is."""
+    """Packed types of the layers' matrices, of embedding and head, and of single tensors. None: unchanged."""
 
     layers: DType | None
     tables: DType | None
@@ -54,7 +54,7 @@ class Packing:
 
     @staticmethod
     def of(types: Mapping[str, DType | None]) -> Packing | None:
-        """The shortest one that gives these matrices these types; None where none is packed."""
+        """The packing with the fewest exceptions that gives these matrices these types; None if none is packed."""
         if not any(types.values()):
             return None
         layers, tables = (
@@ -68,20 +68,20 @@ class Packing:
         return Packing(usual, of_tables, odd)
 
     def dtype_of(self, name: str, shape: tuple[int, ...]) -> DType | None:
-        """The packed type of a weight; None for norms, biases, what chooses branches and what stays as it is."""
+        """The packed type of a weight; None for norms, biases, choosers of branches and unchanged matrices."""
         if not may_be_packed(name, shape):
             return None
         return self.exceptions.get(name, self.tables if name in ALL_TABLES else self.layers)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-        """Raises CheckpointError for an exception that is of no matrix of a model with these weights."""
+        """Raise CheckpointError for an exception that names no matrix of a model with these weights."""
         for name in self.exceptions:
             if not may_be_packed(name, shapes.get(name, ())):
                 fact = f"{KEY}: exceptions names {name}, which is no matrix of the model that may be packed"
                 raise CheckpointError(where, fact, "check that config.json belongs to these weights")
 
     def words(self) -> dict[str, Any]:
-        """Types by the names that people know them by."""
+        """The packing with types by their public names."""
         named = {name: dtype and _NAMES[dtype] for name, dtype in self.exceptions.items()}
         return {
             "layers": self.layers and _NAMES[self.layers],
@@ -90,7 +90,7 @@ class Packing:
         }
 
     def to_config(self) -> dict[str, Any]:
-        """The section of config.json, with the groups spelled out for people."""
+        """The section of config.json, with group sizes spelled out for readers."""
         bits: dict[DType | None, int | None] = {dtype: bits for bits, dtype in BY_BITS.items()}
         section: dict[str, Any]
         if self.layers in bits and self.tables in (*bits, None) and not self.exceptions:
@@ -104,9 +104,9 @@ class Packing:
 
 
 def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) -> Packing | None:
-    """The packing that a config declares, None without one. `has_bytes`: its weights are to run.
+    """The packing that a config declares, None without one. `has_bytes`: the weights exist and are to be run.
 
-    Raises UnsupportedError for another method or version, CheckpointError for numbers and words that make no sense.
+    Raises UnsupportedError for another method or version, CheckpointError for invalid values.
     """
     section = raw.get(KEY)
     if not section:
@@ -134,8 +134,8 @@ def packing_of(raw: Mapping[str, Any], where: str, *, has_bytes: bool = True) ->
 
 
 def may_be_packed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a matrix: none that chooses branches, gates what a delta net keeps or is read head by head,
-    no table of biases.
+    """Whether a weight is a matrix that may be packed: not one that chooses branches, gates a recurrent state or is
+    read head by head, and no table of biases.
     """
     return len(shape) == 2 and not name.endswith((*CHOOSERS, *GATES, *HEADS, "bias", "bias.weight"))
 

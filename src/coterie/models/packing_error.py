@@ -1,4 +1,4 @@
-"""What packing did to weights: running sums over the tensors of one kind, and what they say.
+"""The error that packing introduces: running sums over the tensors of one kind, and the resulting figures.
 
 Knows nothing about how weights are packed, or where they come from.
 """
@@ -17,10 +17,10 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class KindError:
-    """What packing did to one kind of tensor, over all layers where it has this type.
+    """The packing error of one kind of tensor, over all layers in which it has this type.
 
-    `rms_error` and `max_error` are differences of weights, relative to the kind's root mean square; `bits` per weight
-    count scales and padding.
+    `rms_error` and `max_error` are differences of weights relative to the kind's root mean square; `bits` per weight
+    include scales and padding.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class KindError:
 
 @dataclass(slots=True)
 class ErrorSums:
-    """Running sums over the tensors of one kind and type; who adds a tensor's first piece counts it."""
+    """Running sums over the tensors of one kind and type; callers increment `num_tensors` once per tensor."""
 
     dtype: DType
     num_tensors: int = 0
@@ -45,7 +45,7 @@ class ErrorSums:
     worst: float = 0.0
 
     def add(self, before: F32, after: F32, num_bytes: int) -> None:
-        """Count a piece: as it was, as it is worth now, and in how many bytes."""
+        """Add a piece of a tensor: its values before and after packing, and its size when packed."""
         error = np.abs(after - before)
         self.num_weights += before.size
         self.num_bytes += num_bytes
@@ -54,8 +54,8 @@ class ErrorSums:
         self.worst = max(self.worst, float(error.max(initial=0.0)))
 
     def result(self, kind: str) -> KindError:
-        """What they say."""
-        rms = (self.squares / self.num_weights) ** 0.5 or 1.0  # of nothing but zeros, which lose nothing
+        """The error figures."""
+        rms = (self.squares / self.num_weights) ** 0.5 or 1.0  # 0 if all weights are zeros, which lose nothing
         rms_error = (self.error_squares / self.num_weights) ** 0.5
         bits = 8 * self.num_bytes / self.num_weights
         return KindError(kind, self.dtype, self.num_tensors, self.num_weights, bits, rms_error / rms, self.worst / rms)

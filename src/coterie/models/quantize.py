@@ -1,6 +1,6 @@
-"""Writes an expert folder with packed weights from one without: an ordinary folder, its file ready to be a slab.
+"""Writes a quantised copy of an expert folder: an ordinary folder, whose file can be read as a slab.
 
-Knows nothing about how weights are packed (core.packed) or which (packing.py), or how a folder is written.
+Knows nothing about how weights are packed (core.packed), which are (packing.py), or how a folder is written.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from coterie.models.tensors import kind_of, map_bytes
 class Quantized:
     """A written folder: bytes of weights before and after, and the error per kind of tensor.
 
-    `packing` None: its matrices are bfloat16. `num_weights` are all, norms too. `notes`: what a person should know
-    besides.
+    `packing` None: its matrices are bfloat16. `num_weights` counts all weights, norms included. `notes`: remarks for
+    the user.
     """
 
     folder: Path
@@ -44,11 +44,11 @@ class Quantized:
 
 
 def quantize_folder(source: str | Path, target: str | Path, packing: Packing | None) -> Quantized:
-    """Pack the matrices of a checkpoint folder into a new folder; all other files but weights are copied.
+    """Pack the matrices of a checkpoint folder into a new folder; its other files are copied.
 
-    `packing` None: its matrices of other float types are rounded to bfloat16, which activations of bfloat16 want.
-    Raises UsageError when `target` exists, or the source is packed already or has nothing to round, CheckpointError and
-    UnsupportedError as `open_model` does, CapacityError when the disk is full. What was begun is removed then.
+    `packing` None: matrices of other float types are rounded to bfloat16, as bfloat16 activations require.
+    Raises UsageError if `target` exists, the source is packed already, or nothing is to be rounded; CheckpointError and
+    UnsupportedError as `open_model` does; CapacityError if the disk is full. A partly written folder is removed.
     """
     out = free_path(target)
     model = open_model(source)
@@ -75,7 +75,7 @@ def quantize_folder(source: str | Path, target: str | Path, packing: Packing | N
 
 
 def _type(info: TensorInfo, packing: Packing | None) -> DType | None:
-    """What a weight becomes, bfloat16 without a packing; None: it stays as it is."""
+    """The new type of a weight, bfloat16 without a packing; None: unchanged."""
     if packing is not None:
         return packing.dtype_of(info.name, info.shape)
     return DType.BF16 if may_be_packed(info.name, info.shape) and info.dtype is not DType.BF16 else None
@@ -84,7 +84,7 @@ def _type(info: TensorInfo, packing: Packing | None) -> DType | None:
 def _write_weights(
     path: Path, model: Model, packed: Mapping[str, DType | None], metadata: Mapping[str, str]
 ) -> dict[tuple[str, DType], ErrorSums]:
-    """Tensors in order of first use, then those of a head that scores, as they are; the errors by kind and type."""
+    """Write the tensors in order of first use, then a scoring head's, unchanged; returns errors by kind and type."""
     infos = {value.name: model.checkpoint.tensors[value.name] for value in model.graph.weights}
     head = {info.name: info for info in model.head.tensors} if model.head else {}
     infos, packed = infos | head, {**packed, **dict.fromkeys(head)}

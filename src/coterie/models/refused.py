@@ -1,4 +1,4 @@
-"""Features that would change the numbers and that Coterie does not support: each is refused by name, never ignored.
+"""Features that would change results and that Coterie does not support: each is refused by name, never ignored.
 
 Knows nothing about the features that Coterie does run.
 """
@@ -80,7 +80,7 @@ REFUSED: tuple[Refused, ...] = (
 
 
 def refuse_features(config: Fields, runs: Collection[str] = ()) -> None:
-    """Raise UnsupportedError for the first feature that is on and not run; those of the keys `runs` are."""
+    """Raise UnsupportedError for the first feature that is on, except those of the keys `runs`, which are supported."""
     for row in (row for row in REFUSED if row.key not in runs):
         value = config.get(row.key)
         if value and value not in row.off:

@@ -1,4 +1,4 @@
-"""From a ModelConfig to its graph. The families themselves are rows of families.py.
+"""From a ModelConfig to its graph. The families themselves are rows of the table in families/.
 
 Knows nothing about files or devices.
 """
@@ -27,8 +27,8 @@ def decoder_graph(
 ) -> Graph:
     """The graph of one step. `dtypes` has the element type of every weight, by its name in the file.
 
-    `activations` other than F32 are for modelled machines, which only count their bytes. `draws` False: a step gives
-    vectors in place of tokens, and there is no head.
+    `activations` other than F32 are for modelled machines, which only count their bytes. `draws` False: a step returns
+    vectors instead of tokens, and there is no head.
     """
     others = Decoder if config.plain_layers is None else SingleDecoder
     behind = config.encoder is not None and config.encoder.norms_behind
@@ -40,6 +40,6 @@ def decoder_graph(
 
 
 def weight_shapes(config: ModelConfig, draws: bool = True) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model needs, with its shape, in order of first use; without a head where it draws none."""
+    """Every tensor that the model needs, with its shape, in order of first use; no head if `draws` is False."""
     graph = decoder_graph(config, defaultdict(lambda: DType.F32), draws=draws)
     return {weight.name: fixed(weight.shape) for weight in graph.weights}

@@ -1,12 +1,12 @@
-"""Writes an expert folder from one that others quantised: the same codes elsewhere, or by choice packed anew.
+"""Writes an expert folder from a checkpoint in another quantisation format: the same codes rearranged, or requantised.
 
-    no type       codes and zeros as they are, in the packed type that holds them; scales rounded to bfloat16
-                  floats that are but stored otherwise (quantised/transposed.py) stay what they are
-    a packed one  the weights in float32 packed anew: the file's codes where these lose least
+    no type       codes and zero points unchanged, in the packed type that holds them; scales rounded to bfloat16;
+                  floats that are merely stored in another layout (quantised/transposed.py) keep their type
+    a packed one  the weights in float32, packed anew; with the file's codes where these lose least
     bfloat16      the weights in float32, rounded to it
 
-What is not quantised stays as it is unless it is to be packed. Knows nothing about formats of others (quantised/),
-how rows are packed (core.packed) or how a folder is written.
+Unquantised tensors are copied unless they are to be packed. Knows nothing about other formats (quantised/), how rows
+are packed (core.packed) or how a folder is written.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ REMEDY = "choose --bits 8, 4z, 4, mxfp4 or 16 (bfloat16): weights are then requa
 def repack_folder(
     source: str | Path, target: str | Path, layers: DType | None = None, tables: DType | None = None
 ) -> Quantized:
-    """Write an expert from a folder that others quantised; `layers` is a packed type or bfloat16, None for what holds
-    the codes as they are. `tables`: a packed type for embedding and head, None for as they are.
+    """Write an expert from a folder in another quantisation format. `layers`: a packed type or bfloat16; None for the
+    type that holds the codes unchanged. `tables`: a packed type for embedding and head; None leaves them unchanged.
 
-    Raises UsageError when `target` exists, UnsupportedError where no type holds the codes or a format is not
-    understood, CheckpointError where files are damaged, CapacityError when the disk is full. Nothing is left of what
-    fails.
+    Raises UsageError if `target` exists, UnsupportedError if no type holds the codes or the format is unknown,
+    CheckpointError if files are damaged, CapacityError if the disk is full. On failure nothing is left behind.
     """
     out = free_path(target)
     stored = text_model_of(Checkpoint.open(source))
@@ -94,7 +93,7 @@ def repack_folder(
 
 
 def _check_branches(raw: dict[str, Any], where: str) -> None:
-    """Refuse layers whose branches differ in type, which one instruction could not read, before anything is written."""
+    """Refuse, before writing, layers whose branches differ in type: one instruction reads them all."""
     graph = synthetic_model(raw, where).graph
     try:
         verify(graph)
@@ -103,13 +102,13 @@ def _check_branches(raw: dict[str, Any], where: str) -> None:
 
 
 def _packing_anew(found: Mapping[str, TensorInfo | Part], layers: DType, tables: DType | None) -> Packing:
-    """By choice; a table that is quantised and has no type of its own gets that of the layers."""
+    """The chosen packing; a quantised table for which no type was given gets that of the layers."""
     quantised = [name for name in TABLES if isinstance(found.get(name), Part)]
     return Packing(layers, tables, {} if tables else dict.fromkeys(quantised, layers))
 
 
 def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where: str) -> Packing | None:
-    """The packed type that may hold all codes as they are, for what is quantised. Raises UnsupportedError."""
+    """The packing that can hold all codes of quantised tensors unchanged. Raises UnsupportedError."""
     if method.keeps:
         return None
     if method.bits is None and method.holds is None:
@@ -125,7 +124,7 @@ def _packing_as_is(method: Method, found: Mapping[str, TensorInfo | Part], where
 
 
 def _is_near_zero(matrix: Matrix) -> bool:
-    """Whether code - zero is in int4's range, whatever the codes."""
+    """Whether code - zero fits in int4 for every possible code."""
     if not isinstance(matrix, WholeMatrix):
         return False
     zeros, (low, high) = matrix.zeros(0, matrix.num_rows), RANGES[DType.Q4]
@@ -133,14 +132,14 @@ def _is_near_zero(matrix: Matrix) -> bool:
 
 
 def _item(name: str, item: TensorInfo | Part, packing: Packing | None) -> TensorInfo | Part:
-    """What is copied as it is, or the rows of a matrix that are written anew."""
+    """A tensor to be copied, or the rows of a matrix to be rewritten."""
     if isinstance(item, Part) or packing is None or packing.dtype_of(name, item.shape) is None:
         return item
     return Part(PlainMatrix(item), 0, item.shape)
 
 
 def _type(name: str, part: Part, packing: Packing | None, layers: DType | None) -> DType:
-    """The packed type, or the float type that it is stored in; bfloat16 by choice, or where it is stored in none."""
+    """The packed type, or the float type it is stored in; bfloat16 if chosen, or if it is not stored as floats."""
     packed = packing.dtype_of(name, part.shape) if packing else None
     rounded = layers is DType.BF16 and name.endswith(".weight")
     return packed or (DType.BF16 if rounded else part.matrix.floats or DType.BF16)
@@ -176,7 +175,7 @@ def _anew(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F3
 
 
 def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8, F32]:
-    """Codes and zeros as they are; raises UnsupportedError for the first that the packed type does not hold."""
+    """Codes and zero points unchanged. Raises UnsupportedError for any that the packed type cannot hold."""
     (scales, zeros), group = _known(matrix, first, values.shape, dtype), PACKED[dtype][1]
     if scales is None or not isinstance(matrix, WholeMatrix):
         ordered = isinstance(matrix, WholeMatrix) and matrix.order is not None
@@ -189,14 +188,14 @@ def _exactly(matrix: Matrix, values: F32, first: int, dtype: DType) -> tuple[U8,
         packed = packed_as_is(q, in_bf16(scales), dtype, zeros)
     except ValueError as error:
         raise UnsupportedError(matrix.where, f"{error}, so that repacking would change weights", REMEDY) from None
-    with np.errstate(over="ignore"):  # of a scale that rounded up
+    with np.errstate(over="ignore"):  # a scale may have rounded up
         return packed, unpack(packed, dtype, values.shape[1])
 
 
 def _known(matrix: Matrix, first: int, shape: tuple[int, ...], dtype: DType) -> tuple[F32 | None, F32 | None]:
-    """The file's own scales, one for each group of a packed type, and zeros where it has such.
+    """The file's own scales, per group of the packed type, and zero points if the type has them.
 
-    None where its groups are others, or has more codes than a type with zeros.
+    None if the file's groups do not fit, or it has more codes than a type with zero points holds.
     """
     (rows, columns), group = shape, PACKED[dtype][1]
     if not isinstance(matrix, WholeMatrix) or matrix.order is not None:

@@ -1,7 +1,7 @@
 """Rotary position embedding: from the config's keys to inverse frequencies, their scale, and the context limit.
 
-Knows nothing about graphs. Arithmetic is float32, step by step as the models were trained with (Hugging Face
-transformers), since at position 100,000 one unit in the last place of a frequency is a hundredth of a radian.
+Knows nothing about graphs. Arithmetic follows Hugging Face transformers step by step in float32, as the models were
+trained: at position 100,000, one unit in the last place of a frequency is a hundredth of a radian.
 Sources: linear, Chen et al. 2023 (arXiv 2306.15595); yarn, Peng et al. 2023 (arXiv 2309.00071), section 3;
 longrope, Ding et al. 2024 (arXiv 2402.13753); llama3, the Llama 3.1 model card's scaling rule.
 """
@@ -21,16 +21,16 @@ from coterie.models.family import FIXED_NTK, FULL, SLIDING, Family
 from coterie.models.fields import MAX_NUMBER, Fields
 
 F32 = npt.NDArray[np.float32]
-GROWTH = "llama_4_scaling_beta"  # of a rope's section
+GROWTH = "llama_4_scaling_beta"  # key of the rope section
 PROPORTIONAL = "proportional"
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """`inv_freq` has an entry for each pair of channels that is rotated; cos and sin are multiplied by `scale`.
+    """`inv_freq` has an entry for each rotated pair of channels; cos and sin are multiplied by `scale`.
 
-    `max_context` is in tokens. `interleaved`: pairs are neighbours, not halves. Queries are
-    1 + growth * log(1 + position // every) times as large.
+    `max_context` is in tokens. `interleaved`: pairs are adjacent channels, not those of the two halves. Queries are
+    multiplied by 1 + growth * log(1 + position // every).
     """
 
     kind: str
@@ -44,18 +44,18 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What every kind needs: the rope section (or the whole config), theta, channels rotated and the trained length."""
+    """What every kind needs: the rope section (or a default), theta, rotated channels and trained length."""
 
     rope: Fields
     theta: float
     rotated: int
     max_positions: int
     original_positions: int
-    alpha: float = 0.0  # of a dynamic rope that is not
+    alpha: float = 0.0  # of a dynamic rope that is in fact static; 0 for none
 
 
 def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool = False) -> Rope:
-    """Read `rope_scaling` or `rope_parameters`; `local`: of the layers with a window, where those have their own.
+    """Read `rope_scaling` or `rope_parameters`; `local`: for layers with a window that have a rope of their own.
 
     Raises CheckpointError, or UnsupportedError naming the kind.
     """
@@ -79,7 +79,7 @@ def rope_from_config(config: Fields, family: Family, head_dim: int, local: bool 
         raise rope.wrong("rope_theta", f"is {settings.theta:g}", "above 1")
     found = replace(KINDS[kind](settings), interleaved=_interleaved(config, family))
     found = replace(found, **_growth(rope, family))
-    if family.rope_by_window:  # max_position_embeddings counts what the scaling has given
+    if family.rope_by_window:  # max_position_embeddings already includes the scaling
         found = replace(found, max_context=min(found.max_context, max_positions))
     turning = (frequency for frequency in found.inv_freq if frequency or kind != PROPORTIONAL)
     if not all(0 < frequency < math.inf for frequency in turning):
@@ -104,7 +104,7 @@ def _growth(rope: Fields, family: Family) -> dict[str, Any]:
 
 
 def _rotated(config: Fields, rope: Fields, family: Family, head_dim: int) -> int:
-    """How many channels of each head are rotated, an even number."""
+    """Number of rotated channels per head, which is even."""
     unsaid = family.rotated_part
     if family.rotated_key and config.get(family.rotated_key) is not None:
         unsaid = config.count(family.rotated_key) / head_dim
@@ -125,9 +125,9 @@ def _periods(settings: _Settings) -> F32:
 
 
 def _section(config: Fields, family: Family, local: bool) -> Fields:
-    """What describes the rope. Where layers with a window have their own, a section for each type of layer, or none.
+    """The section that describes the rope. With `rope_by_window`, newer configs have one per layer type.
 
-    An older config has one for the layers without a window; the others are then plain.
+    Older configs then have a single section, for the layers without a window; the others have a plain rope.
     """
     rope = (
         config.section("rope_scaling") or config.section("rope_parameters") or Fields(family.default_rope, config.where)
@@ -148,7 +148,7 @@ def _section(config: Fields, family: Family, local: bool) -> Fields:
 
 
 def _theta(config: Fields, family: Family, local: bool) -> float:
-    """Theta where the rope's own section does not say it."""
+    """Theta if the rope's own section does not give it."""
     if not local:
         return config.number("rope_theta", family.rope_theta)
     default = family.local_rope_theta
@@ -168,7 +168,7 @@ def _default(settings: _Settings) -> Rope:
 
 
 def _factor(rope: Fields, default: float | None = None) -> float:
-    """How much longer the context becomes."""
+    """The factor by which the context is extended."""
     factor = rope.number("factor", default)
     if factor < 1:
         raise rope.wrong("factor", f"is {factor:g}", "at least 1")
@@ -181,7 +181,7 @@ def _linear(settings: _Settings) -> Rope:
 
 
 def _proportional(settings: _Settings) -> Rope:
-    """The first pairs of a head's halves turn as if all did, the others not at all. Source: Gemma 4 in transformers."""
+    """The first pairs have the frequencies of a full rope, the others do not turn. Source: Gemma 4 in transformers."""
     part = settings.rope.number("partial_rotary_factor", 1.0)
     turning = int(part * settings.rotated // 2)
     if not 0 < turning <= settings.rotated // 2:
@@ -193,9 +193,9 @@ def _proportional(settings: _Settings) -> Rope:
 
 
 def _dynamic(settings: _Settings) -> Rope:
-    """Dynamic NTK changes the frequencies, of cached keys too, beyond the trained length; within it they are plain.
+    """Dynamic NTK: plain frequencies within the trained length, which is the limit here.
 
-    With an alpha they are what it once would have changed them to, at all lengths.
+    Beyond it, frequencies would change for cached keys too. With an alpha, theta is enlarged once, for all lengths.
     """
     if settings.alpha:
         longer = settings.theta * settings.alpha ** (settings.rotated / max(settings.rotated - 2, 1))
@@ -205,7 +205,7 @@ def _dynamic(settings: _Settings) -> Rope:
 
 
 def _fixed_ntk(settings: _Settings) -> Rope:
-    """A longer theta, and all frequencies divided, at all lengths. Source: the code of Alibaba's GTE."""
+    """A larger theta, and all frequencies divided, at all lengths. Source: the code of Alibaba's GTE."""
     factor = _factor(settings.rope)
     if settings.rope.get("mixed_b") is not None:
         fact = "mixed_b means frequencies divided by numbers of their own, which is not supported"
@@ -216,7 +216,7 @@ def _fixed_ntk(settings: _Settings) -> Rope:
 
 
 def _longrope(settings: _Settings) -> Rope:
-    """Frequencies change beyond the trained length, of cached keys too; within it they have the short factors."""
+    """LongRoPE with the short factors, limited to the trained length: beyond it, those of cached keys would change."""
     rope, original = settings.rope, settings.original_positions
     short, count = rope.get("short_factor"), settings.rotated // 2
     numbers = isinstance(short, list) and all(type(f) in (int, float) and 0 < f < MAX_NUMBER for f in short)
@@ -256,7 +256,7 @@ def _yarn(settings: _Settings) -> Rope:
     factor = _factor(rope, max(1.0, settings.max_positions / original))
     low, high = _yarn_border(settings)
     if low == high:
-        high += 0.001  # a ramp of no width would divide by zero
+        high += 0.001  # avoids a division by zero
     steps = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     keep = np.float32(1) - np.clip(steps, 0, 1).astype(np.float32)
     periods = np.float32(settings.theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
@@ -266,7 +266,7 @@ def _yarn(settings: _Settings) -> Rope:
 
 
 def _yarn_border(settings: _Settings) -> tuple[float, float]:
-    """Dimensions between which yarn goes over from keeping a frequency to dividing it."""
+    """The dimensions between which yarn passes from keeping a frequency to dividing it."""
     rope, dim = settings.rope, settings.rotated
 
     def dimension(key: str, default: float) -> float:

@@ -1,4 +1,4 @@
-"""What a config multiplies by and caps at: embeddings, scores, what a block adds, logits.
+"""Scales and soft caps of a config: of embeddings, attention scores, residual additions and logits.
 
 Knows nothing about graphs.
 """
@@ -10,7 +10,7 @@ from coterie.models.fields import Fields
 
 
 def scales_of(config: Fields, family: Family) -> dict[str, float]:
-    """What a family multiplies by and caps at, as fields of ModelConfig; Granite's keys all have 1 as a default."""
+    """A config's scales and caps, as fields of ModelConfig. Granite's keys all default to 1."""
     keys = {
         "embed_scale": "embedding_multiplier",
         "attention_scale": "attention_multiplier",
@@ -35,7 +35,7 @@ def scales_of(config: Fields, family: Family) -> dict[str, float]:
 
 
 def _cap(config: Fields, default: float, key: str) -> float:
-    """A cap of scores or logits, 0 for none; an absent key means the family's default, a null one none."""
+    """A cap of scores or logits, 0 for none; an absent key means the family's default, null means none."""
     if config.get(key) is None:
         return 0.0 if key in config.raw else default
     return config.number(key)

@@ -1,4 +1,4 @@
-"""Layers of a single block each: a state space, attention or a feed-forward block (Nemotron-H, Mamba-2).
+"""Config of layers that are a single block: state space, attention or feed-forward (Nemotron-H, Mamba-2).
 
 Knows nothing about graphs (single_blocks.py).
 """
@@ -14,7 +14,7 @@ _LETTERS = {"M": "mamba", "*": "attention", "-": PLAIN, "E": "moe"}
 
 
 def with_types(config: Fields) -> Fields:
-    """A config with the types of its layers where a pattern says them, and with as many layers as there are types.
+    """The config with layer types (from a pattern, if it has one), and with num_hidden_layers set to their number.
 
     Raises CheckpointError, UnsupportedError.
     """
@@ -34,5 +34,5 @@ def with_types(config: Fields) -> Fields:
 
 
 def plain_layers_of(config: Fields) -> tuple[int, ...]:
-    """The layers that are a feed-forward block alone."""
+    """The layers that are just a feed-forward block."""
     return tuple(layer for layer, kind in enumerate(config.get(TYPES, [])) if kind == PLAIN)

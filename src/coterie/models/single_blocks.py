@@ -1,4 +1,4 @@
-"""A decoder whose layers have a single block each, behind a norm.
+"""A decoder whose layers are a norm and a single block each.
 
 Knows nothing about config files, checkpoints or devices.
 """
@@ -12,7 +12,7 @@ from coterie.models.blocks import Decoder
 
 @dataclass(frozen=True, slots=True)
 class SingleDecoder(Decoder):
-    """Appends one block a layer: a state space, attention, or a feed-forward block."""
+    """Appends one block per layer: a state space, attention, or a feed-forward block."""
 
     def _layer(self, x: str, layer: int) -> str:
         self.builder.stage = f"layers.{layer}"

@@ -1,11 +1,11 @@
-"""The sparsity_config of config.json: how many of the elements of a model's linears are left.
+"""The sparsity_config of config.json: the fraction of a model's linear weights that is stored.
 
     {"compression_config": {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask",
                             "global_sparsity": 0.875, "targets": ["Linear"], "ignore": ["lm_head"]}}}
 
-The form is that of the compressed-tensors library, which stores the elements that are left and a bit for each that
-there is. All linears of the layers are sparse alike; embedding, head and norms are dense. Only modelled machines run
-sparse weights. Knows nothing about graphs or bytes.
+The form is that of the compressed-tensors library, which stores the nonzero elements and a bitmask. All linears of the
+layers have the same sparsity; embedding, head and norms are dense. Only modelled machines run sparse weights. Knows
+nothing about graphs or bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.fields import Fields
 
 KEY, SECTION, METHOD, FORMAT = "compression_config", "sparsity_config", "compressed-tensors", "sparse-bitmask"
-MIN_DENSITY = 1e-4  # a matrix with fewer elements than one in ten thousand is a damaged number
+MIN_DENSITY = 1e-4  # below this, the number is taken to be corrupt
 WANTED = {"format": FORMAT, "targets": ["Linear"], "ignore": ["lm_head"]}
 
 
 def density_of(config: Fields) -> float:
-    """The share of elements that the linears of the layers have, 1 without the section.
+    """The fraction of nonzero elements in the linears of the layers; 1 without the section.
 
-    Raises UnsupportedError for another method or form, CheckpointError for a number that makes no sense.
+    Raises UnsupportedError for another method or form, CheckpointError for a number out of range.
     """
     outer = config.section(KEY)
     inner = outer.section(SECTION) if outer is not None else None

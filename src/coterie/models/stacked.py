@@ -1,9 +1,9 @@
-"""Matrices of branches that a file stores as one tensor, as the parts that a graph reads: each lies in it as it is.
+"""Branch matrices that a file stores as one tensor, as the parts that a graph reads: rows of it, in place.
 
     stored   mlp.experts.gate_up_proj [E, 2 F, D]   | gate of 0 | up of 0 | gate of 1 | up of 1 ...
     parts    mlp.experts.0.gate_proj.weight ...       an offset in the file and a number of rows each: nothing is copied
 
-Most files have a tensor for each matrix. Knows nothing about which family stores what (branches.py).
+Most files have one tensor per matrix. Knows nothing about which family stores what (branches.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from coterie.models.joined import rows_in_turn
 def unstacked(
     where: Path, tensors: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], layer: str, found: Branches
 ) -> dict[str, TensorInfo]:
-    """The tensors of a checkpoint with a branch's matrices in place of those that are stacked.
+    """The tensors of a checkpoint, with each branch's matrices in place of stacked tensors.
 
-    `layer`: the prefix of a layer's tensors, with a place for its number. What a file holds in both ways stays, to be
-    refused as left over. Raises CheckpointError where a stacked tensor has another shape than its parts,
-    UnsupportedError where no part is rows of it.
+    `layer`: prefix of a layer's tensors, to be formatted with its number. A stacked tensor that the file also holds in
+    parts stays, and is refused later as a leftover. Raises CheckpointError if a stacked tensor's shape does not match
+    its parts, UnsupportedError if it is stored transposed.
     """
     tensors, names = usually_named(tensors, layer, found), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
@@ -46,7 +46,7 @@ def unstacked(
 
 
 def usually_named(tensors: Mapping[str, TensorInfo], layer: str, found: Branches) -> dict[str, TensorInfo]:
-    """The tensors by the names that a graph has for them; a bias stored as one row is a vector."""
+    """The tensors by the names that a graph uses; a bias stored as one row becomes a vector."""
     tensors, names = dict(tensors), found.names
     for prefix in (layer.format(number) for number in sorted(found.layers)):
         for name, stored in ((prefix + name, prefix + other) for name, other in names.also):
@@ -61,7 +61,7 @@ def usually_named(tensors: Mapping[str, TensorInfo], layer: str, found: Branches
 def _parts(
     where: Path, whole: TensorInfo, branch: int, count: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, TensorInfo]:
-    """The parts of one branch, in their order."""
+    """The parts of one branch, in order."""
     rows, columns = sum(shape[0] for shape in shapes.values()), next(iter(shapes.values()))[1]
     if whole.shape != (count, rows, columns):
         fact = f"tensor {whole.name} has shape {list(whole.shape)} but config.json wants {[count, rows, columns]}"

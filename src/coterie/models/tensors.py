@@ -1,4 +1,4 @@
-"""Compares a checkpoint's tensors with those that the graph needs: none may lack, differ or be left over.
+"""Compares a checkpoint's tensors with those that the graph needs: none may be missing, differ or be left over.
 
 Knows nothing about what the tensors mean, except which leftovers change nothing.
 """
@@ -26,9 +26,9 @@ _COMPARE_BYTES = 1 << 24
 
 
 def read_by_a_step(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
-    """The tensors but for those that predict tokens further ahead, of layers behind the last among them.
+    """The tensors that a step reads: without multi-token prediction, including its extra layers after the last one.
 
-    Keys and values are left out too where a layer reads those of another.
+    If a layer reads the keys and values of another, its own key and value projections are left out too.
     """
     behind = range(config.num_layers, config.num_layers + config.layers_behind)
     unread = [*config.names.unread, *(config.names.layer.format(layer) for layer in behind)]
@@ -84,7 +84,7 @@ def _refuse_leftovers(where: Path, tensors: Mapping[str, TensorInfo], wanted: Ma
 
 
 def equal_bytes(left: TensorInfo, right: TensorInfo) -> bool:
-    """True when two tensors have the same type, shape and bytes; reads both, a piece at a time."""
+    """Whether two tensors have the same type, shape and bytes; reads both, a piece at a time."""
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
     a, b = map_bytes(left), map_bytes(right)
@@ -93,7 +93,7 @@ def equal_bytes(left: TensorInfo, right: TensorInfo) -> bool:
 
 
 def map_bytes(info: TensorInfo) -> npt.NDArray[np.uint8]:
-    """A tensor's bytes, memory-mapped. Raises CheckpointError when the file cannot be read any more."""
+    """A tensor's bytes, memory-mapped. Raises CheckpointError if the file cannot be read any more."""
     try:
         return np.memmap(info.shard.path, np.uint8, "r", info.offset, (info.size_bytes,))
     except (OSError, ValueError) as error:

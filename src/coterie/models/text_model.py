@@ -1,9 +1,9 @@
-"""The tensors of a language model that is a part of a larger one, under the names that it has alone.
+"""The tensors of a language model that is part of a larger model, under its standalone names.
 
     language_model.model.layers.3 ... ,  or  model.language_model.layers.3 ...    -> model.layers.3 ...
     vision_tower ... , multi_modal_projector ... , visual ...                        are never read
 
-Knows nothing about what either computes.
+Knows nothing about what either part computes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from coterie.models.blocks import EMBED_WEIGHT, HEAD_WEIGHT
 from coterie.models.nested import AUDIO, NESTED, TIED, VISION, part_of, text_config
 from coterie.models.tensors import equal_bytes
 
-_PREFIXES = (  # what stands before the text model's names, in files of older and of newer versions
+_PREFIXES = (  # prefixes of the text model's names, in older and newer files
     (re.compile(r"language_model\.(model\.|lm_head\.)"), r"\1"),
     (re.compile(r"model\.language_model\."), "model."),
 )
@@ -28,10 +28,10 @@ _UNREAD = {
 
 
 def text_model_of(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint without what the text model does not need, as if that were saved alone; a text model's as it is.
+    """The checkpoint as if its text model had been saved alone; that of a plain text model is returned unchanged.
 
-    Embedding and head are one where the config does not deny it and the file has one of them, or the same bytes twice.
-    Raises CheckpointError and UnsupportedError.
+    Embedding and head are tied unless the config denies it, if the file lacks the head, or the config says they are and
+    both have the same bytes. Raises CheckpointError and UnsupportedError.
     """
     whole = part_of(checkpoint.config)
     config = dict(text_config(checkpoint.config, str(checkpoint.path / CONFIG)))
@@ -50,7 +50,7 @@ def text_model_of(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _own_name(name: str) -> str:
-    """A tensor's name in a file of the text model alone."""
+    """A tensor's name in a file of the standalone text model."""
     for prefix, instead in _PREFIXES:
         if prefix.match(name):
             return prefix.sub(instead, name, count=1)

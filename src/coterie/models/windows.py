@@ -1,4 +1,4 @@
-"""Which layers attend within a sliding window, and which do not rotate, by config and family.
+"""Which layers have a sliding window, and which have no rope, by config and family.
 
 Knows nothing about the other numbers of a model (config.py).
 """
@@ -43,7 +43,7 @@ def windows_of(config: Fields, family: Family, num_layers: int) -> tuple[int, ..
 
 
 def layers_without_rope(config: Fields, family: Family, num_layers: int) -> tuple[int, ...]:
-    """Numbers of the layers that do not rotate: `no_rope_layers` has 1 for a layer that does, and 0 for those."""
+    """Indices of the layers without rope. In `no_rope_layers`, 0 marks such a layer and 1 one with rope."""
     if family.rope_key and config.get(family.rope_key) != "rope":
         if config.get(family.rope_key) not in (None, "nope"):
             raise config.wrong(family.rope_key, f"is {config.get(family.rope_key)!r}", "rope or nope")
@@ -60,7 +60,7 @@ def layers_without_rope(config: Fields, family: Family, num_layers: int) -> tupl
 
 
 def _windowed_layers(config: Fields, family: Family, num_layers: int) -> Sequence[int]:
-    """Which layers have the window, where `layer_types` is absent."""
+    """The layers with the window, if `layer_types` is absent."""
     if family.window is Window.WITHOUT_ROPE:
         return layers_without_rope(config, family, num_layers)
     first = config.raw.get("max_window_layers", family.window_from)
@@ -71,7 +71,7 @@ def _windowed_layers(config: Fields, family: Family, num_layers: int) -> Sequenc
 
 def _window_tokens(config: Fields, family: Family) -> int:
     """Tokens of the sliding window, 0 for none. An absent key means the family's default, a null one no window."""
-    if family.both_sides_key:  # of one side, as newer code has it, or of both
+    if family.both_sides_key:  # newer configs give the length of one side, older ones of both
         one = config.get("sliding_window")
         both = config.count(family.both_sides_key, family.window_tokens) if one is None else 0
         return (both // 2 if one is None else config.count("sliding_window")) + 1
@@ -86,7 +86,7 @@ def _window_tokens(config: Fields, family: Family) -> int:
     if off or config.get("sliding_window", None if given else family.window_tokens) is None:
         return 0
     window = config.count("sliding_window", family.window_tokens)
-    return window // 2 + 1 if sees_all(config, family) else window  # of both sides together
+    return window // 2 + 1 if sees_all(config, family) else window  # the config counts both sides
 
 
 def _layer_types(config: Fields, num_layers: int) -> list[str] | None:

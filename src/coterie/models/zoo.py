@@ -1,6 +1,6 @@
-"""The zoo: the published shapes of well-known models, by name, and their graphs. No weights, no files of theirs.
+"""The zoo: the published shapes of well-known models, by name, and their graphs; no weights.
 
-Knows nothing about machines. A composition may name a model of the zoo where it takes a config.
+Knows nothing about machines. A composition may name a model of the zoo wherever it takes a config.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from coterie.models.monarch import fft_conv_graph, monarch_example
 from coterie.models.registry import decoder_graph
 
 PREFILL, DECODE = "prefill", "decode"
-SOURCE = "_source"  # the one key of a zoo file that is not Hugging Face's: where its numbers are from
+SOURCE = "_source"  # source of the numbers; the only key of a zoo file that is not Hugging Face's
 
 
-# What is no language model: it reads no tokens, and keeps and samples nothing.
+# Computations that are not language models: no tokens, no state, no sampling.
 COMPUTATIONS: Mapping[str, Callable[[], Graph]] = {
     "flash-fft-conv-1m": fft_conv_graph,
     "monarch-example": monarch_example,
@@ -33,7 +33,7 @@ COMPUTATIONS: Mapping[str, Callable[[], Graph]] = {
 
 
 def zoo_names() -> tuple[str, ...]:
-    """Names of all that `zoo_graph` can build, sorted."""
+    """Names of everything that `zoo_graph` can build, sorted."""
     return tuple(sorted((*model_names(), *COMPUTATIONS)))
 
 
@@ -50,9 +50,9 @@ def zoo_config(name: str) -> dict[str, Any]:
 
 
 def zoo_graph(name: str, phase: str = PREFILL) -> Graph:
-    """The graph of one step, weights and activations of the type that the config declares.
+    """The graph of one step, with weights and activations of the type that the config declares.
 
-    The phase matters where a prompt brings an image: only its prefill runs the vision tower.
+    The phase matters for models with vision: only prefill runs the vision tower.
     Raises NotFoundError for the name, UsageError for the phase.
     """
     if phase not in (PREFILL, DECODE):

@@ -1,4 +1,4 @@
-"""The families that Coterie runs, a row each, and the choice of one from a config.
+"""The supported model families, a row each, and the choice of one by config.
 
 Knows nothing about numbers or graphs.
 """
@@ -74,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         *(BLOOM, FALCON, OPT),
     )
 }
-# Architectures whose layers have branches that are chosen or built in another way.
+# Architectures with branches that are chosen or built in an unsupported way.
 OTHER_BRANCHES = {
     "phimoe": "its branches are chosen one after the other, each by a softmax of its own",
 }

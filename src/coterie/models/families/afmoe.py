@@ -1,6 +1,6 @@
-"""Arcee's Trinity: norms before and behind both blocks, attention behind a gate with a projection of its own, branches.
+"""Arcee's Trinity: norms before and after both blocks, attention gated by a projection of its own, branches.
 
-Three of four layers have a window; the fourth does not rotate. Knows nothing about how a decoder is built (blocks.py).
+Three of four layers have a window; the fourth has no rope. Knows nothing about how a decoder is built (blocks.py).
 """
 
 from coterie.models.branches import BranchKeys, BranchNames, Plain, SharedKeys

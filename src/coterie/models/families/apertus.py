@@ -1,4 +1,4 @@
-"""Apertus: Llama with norms of single heads and a feed-forward block without a gate, whose activation is trained too.
+"""Apertus: Llama with per-head q and k norms and an ungated feed-forward block with a trained activation (xIELU).
 
 Knows nothing about how a decoder is built (blocks.py).
 """

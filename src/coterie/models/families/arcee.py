@@ -1,4 +1,4 @@
-"""Arcee: Llama with one projection up, a ReLU that is squared, and no gate.
+"""Arcee: Llama with an ungated feed-forward block and squared ReLU.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Bamba: Llama most of whose layers have a state space (Mamba-2) in the place of attention; half of a head rotates.
+"""Bamba: Llama with a state space (Mamba-2) instead of attention in most layers; half of each head is rotated.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,9 +1,9 @@
-"""BERT and what is built like it (RoBERTa, XLM-RoBERTa): encoders with learned positions and norms behind the sums.
+"""BERT and its relatives (RoBERTa, XLM-RoBERTa and others): post-norm encoders with learned positions.
 
-Most models for embeddings are such: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. MPNet (all-mpnet-base,
-multi-qa-mpnet) has biases of attention by distance besides, from one table that its layers share. Nomic's BERT
-(nomic-embed-text) rotates queries and keys in place of the table, and its feed-forward blocks are gated; so does GTE's
-(gte-multilingual), as transformers has it.
+Most embedding models are of these families: all-MiniLM, BGE, E5, GTE; multilingual-e5 and bge-m3. MPNet
+(all-mpnet-base, multi-qa-mpnet) adds attention biases by distance, from one table shared by its layers. Nomic's BERT
+(nomic-embed-text) has rope instead of a table of positions, and gated feed-forward blocks; so has GTE's
+(gte-multilingual), in transformers' version.
 Knows nothing about how an encoder is built (encoder_blocks.py).
 """
 
@@ -59,7 +59,7 @@ BERT = Family(
 _OF_ROBERTA = replace(
     _KEYS,
     model="roberta.",
-    first_position=2,  # behind that of what fills texts up
+    first_position=2,  # positions 0 and 1 are for padding
     head=(HeadKeys("classifier.dense", "tanh"), HeadKeys("classifier.out_proj")),
 )
 ROBERTA = replace(
@@ -84,7 +84,7 @@ MPNET = replace(
     ),
 )
 
-# Jina's embeddings v2: no table of positions but scores that fall with distance, and gated feed-forward blocks.
+# Jina's embeddings v2: ALiBi instead of a table of positions, and gated feed-forward blocks.
 JINA_BERT = replace(
     BERT,
     model_type="jina_bert",
@@ -130,7 +130,7 @@ NOMIC_BERT = replace(
             **{"qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "rotary_emb_fraction": 1.0},
             **{"rotary_emb_interleaved": False, "rotary_emb_scale_base": None},
         },
-        scaled_rope=("rotary_scaling_factor", "max_trained_positions", 2048),  # up to which they are plain
+        scaled_rope=("rotary_scaling_factor", "max_trained_positions", 2048),  # plain up to that length
     ),
     names=Names(
         embed="embeddings.word_embeddings.weight",
@@ -163,7 +163,7 @@ NOMIC_BERT = replace(
     ),
 )
 
-# Jina's embeddings v3 as transformers has them, without the adapters that original folders have inside.
+# Jina's embeddings v3 in transformers' version, without the adapters that the original folders contain.
 JINA_V3 = replace(
     XLM_ROBERTA,
     model_type="jina_embeddings_v3",

@@ -1,4 +1,4 @@
-"""BLOOM: layer norms with bias, also behind the embedding; ALiBi instead of rope; one projection for q, k and v.
+"""BLOOM: layer norms with bias, also after the embedding; ALiBi instead of rope; one projection for q, k and v.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

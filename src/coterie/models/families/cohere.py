@@ -1,7 +1,7 @@
-"""Cohere's Command and Aya: blocks side by side behind one layer norm without a bias, scaled logits.
+"""Cohere's Command and Aya: parallel blocks after one layer norm without bias, scaled logits.
 
-Neighbouring channels are pairs that are rotated. Of Command R7B and later,
-three of four layers have a window, and the fourth does not rotate.
+Rope rotates pairs of adjacent channels. In Command R7B and later, three of four layers have a window, and the fourth
+has no rope.
 Knows nothing about how a decoder is built (blocks.py).
 """
 

@@ -1,6 +1,6 @@
-"""DeepSeek V2 and V3, and those built like them: latent attention, branches behind the first layers.
+"""DeepSeek V2 and V3, and families like them: latent attention, branches after the first layers.
 
-V2's branches are ranked by a softmax, of some models by groups; V3's (Moonlight's too) by a biased sigmoid.
+V2 ranks branches by a softmax, in some models within groups; V3 (and Moonlight) by a biased sigmoid.
 Knows nothing about how a decoder is built (blocks.py).
 """
 
@@ -33,7 +33,7 @@ DEEPSEEK_V3 = Family(
     layers_behind_key="num_nextn_predict_layers",
     runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", *GROUPED_RUNS),
     keys={"num_experts": "n_routed_experts"},
-    given=("n_group", "topk_group"),  # where they are left out the class means 8 and 4, whatever the branches
+    given=("n_group", "topk_group"),  # if absent, the class assumes 8 and 4, whatever the branches
     branches=V3_BRANCHES,
 )
 DEEPSEEK_V2 = replace(
@@ -46,7 +46,7 @@ DEEPSEEK_V2 = replace(
     layers_behind_key="",
     usual_first=("num_experts",),
     given=(),
-    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # scores: a softmax's
+    runs=(*LATENT_RUNS, "n_routed_experts", "n_shared_experts", FACTOR, GROUP_COUNT, METHOD),  # softmax scores
     required={"norm_topk_prob": False},
     branches=replace(
         V3_BRANCHES,

@@ -1,4 +1,4 @@
-"""dots.llm1: Qwen3's attention, and behind plain layers such whose branches a biased sigmoid ranks, as in GLM-4.5.
+"""dots.llm1: Qwen3's attention; after some plain layers, branches ranked by a biased sigmoid as in GLM-4.5.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

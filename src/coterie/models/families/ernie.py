@@ -1,4 +1,4 @@
-"""ERNIE 4.5 (dense): Llama whose rope turns neighbouring channels; one key for all biases.
+"""ERNIE 4.5 (dense): Llama with rope over adjacent channels; one config key for all biases.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 MoE: ERNIE 4.5 some of whose layers have branches, which a biased softmax ranks, and one that all take.
+"""ERNIE 4.5 MoE: ERNIE 4.5 with branches in some layers, ranked by a biased softmax, and a shared branch.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""EXAONE 4: norms behind the blocks, none before, and on each head of q and k; layers that see all do not rotate.
+"""EXAONE 4: norms after the blocks, none before, and per-head q and k norms; layers without a window have no rope.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Falcon, the architecture of 40B and 180B: attention and feed-forward side by side, each behind a layer norm.
+"""Falcon, the architecture of 40B and 180B: attention and feed-forward in parallel, each after a layer norm.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Falcon-H1: attention and a state space (Mamba-2) side by side in each layer, and factors of nearly all products.
+"""Falcon-H1: attention and a state space (Mamba-2) in parallel in each layer, and factors on nearly all products.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
@@ -25,7 +25,7 @@ FALCON_H1 = Family(
     state_spaces=_SCAN,
     factors=True,
     runs=("embedding_multiplier", "lm_head_multiplier"),
-    # The factors of what goes in would not count for biases.
+    # Factors on inputs are folded into the products, which would be wrong for a bias.
     required=dict.fromkeys(("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"), False),
     names=BAMBA_NAMES,
 )

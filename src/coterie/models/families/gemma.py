@@ -1,10 +1,10 @@
 """Gemma, 1 to 3 (text): norms times 1 + weight, gated gelu, scaled embeddings.
 
     1   norms before the blocks
-    2   norms before and behind them; capped scores and logits; a window on every other layer
-    3   norms on each head of q and k; a window on all layers but each sixth, with angles of their own
+    2   norms before and after them; capped scores and logits; a window in every other layer
+    3   per-head q and k norms; a window, with a rope of its own, in all layers except every sixth
 
-VaultGemma is Gemma 2 without the norms behind the blocks.
+VaultGemma is Gemma 2 without the norms after the blocks.
 Knows nothing about how a decoder is built (blocks.py).
 """
 
@@ -27,7 +27,7 @@ GEMMA = Family(
     o_bias=Bias.BY_CONFIG,
     norm_offset=1.0,
     feed_forward=FeedForward.GATED_GELU_TANH,
-    # The released configs say gelu and mean the form by tanh.
+    # Released configs say gelu but mean the tanh form.
     feed_forwards={**_GELUS, "gelu": FeedForward.GATED_GELU_TANH},
     activation_key="hidden_act",
     embeds_by_width=True,
@@ -70,7 +70,7 @@ GEMMA3 = replace(
     local_rope_key="rope_local_base_freq",
     attention_cap=0.0,
     logits_cap=0.0,
-    sees_all_key="use_bidirectional_attention",  # of EmbeddingGemma
+    sees_all_key="use_bidirectional_attention",  # EmbeddingGemma
 )
 VAULT_GEMMA = replace(
     GEMMA2,

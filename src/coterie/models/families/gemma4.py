@@ -1,8 +1,8 @@
-"""Gemma 4 (text): layers without a window have larger heads, values are normed, each layer's output is times a number.
+"""Gemma 4 (text): layers without a window have larger heads, values are normed, each layer's output is scaled.
 
-    E2B, E4B     each layer has an input of its own of each token; the last layers read keys of earlier ones
-    12B, 31B     layers without a window have no projection of values
-    26B-A4B      branches stand beside the plain block
+    E2B, E4B     each layer has its own input per token; the last layers read keys and values of earlier ones
+    12B, 31B     layers without a window have no value projection
+    26B-A4B      branches in parallel with the plain block
 
 Knows nothing about how a decoder is built (layered_blocks.py).
 """
@@ -23,7 +23,7 @@ GEMMA4 = replace(
     norm_offset=0.0,
     window_tokens=512,
     pattern_key="",
-    sees_all_key="",  # names what sees all: images, which are not supported
+    sees_all_key="",  # there it applies to images, which are not supported
     attention_scalar=1,  # scores are not scaled
     partial_rope=True,
     local_rope_key="",

@@ -1,7 +1,7 @@
-"""GLM-4: half of each head is rotated, neighbouring channels in pairs; files join gate and up.
+"""GLM-4: half of each head is rotated, in pairs of adjacent channels; files join gate and up.
 
     glm    norms before the blocks
-    glm4   norms before and behind them (GLM-4 0414)
+    glm4   norms before and after them (GLM-4 0414)
 
 Knows nothing about how a decoder is built (blocks.py).
 """

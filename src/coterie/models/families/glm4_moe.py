@@ -1,6 +1,6 @@
-"""GLM-4.5 MoE: half of each head is rotated, in halves; behind plain layers such whose branches a biased sigmoid ranks.
+"""GLM-4.5 MoE: half of each head is rotated; after some plain layers, branches ranked by a biased sigmoid.
 
-One branch more is taken by all tokens. Released files hold one layer more, which predicts a token further ahead.
+There is also a shared branch. Released files hold an extra layer for multi-token prediction, which is not run.
 Knows nothing about how a decoder is built (blocks.py).
 """
 

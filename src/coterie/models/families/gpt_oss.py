@@ -1,7 +1,7 @@
-"""gpt-oss: layers with branches that have biases and clipped gates, attention with sinks, windows on every other layer.
+"""gpt-oss: branches with biases and clipped gates, attention with sinks, a window in every other layer.
 
-Its files hold the matrices of all branches of a layer in one tensor, gate and up in turn, so that none lies there as
-rows: transposed.py says how they become an ordinary folder. Knows nothing about how a decoder is built (blocks.py).
+Its files hold the matrices of all branches of a layer in one tensor, transposed, with gate and up interleaved;
+transposed.py reads them, to write an ordinary folder. Knows nothing about how a decoder is built (blocks.py).
 """
 
 from coterie.models.branches import CLIP, CLIP_ALPHA, BranchKeys, BranchNames

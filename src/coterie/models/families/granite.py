@@ -1,4 +1,4 @@
-"""Granite 3 (dense): Llama with four numbers that scale embeddings, scores, what a block adds, and logits.
+"""Granite 3 (dense): Llama with scales of embeddings, attention scores, residual additions and logits.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""GraniteMoE: Granite whose layers have branches, all of a layer's in one tensor.
+"""GraniteMoE: Granite with branches, those of a layer stacked in one tensor.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,6 +1,6 @@
-"""Granite 4: GraniteMoE with a shared branch whose layers attend or have a state space (Mamba-2); rope may be off.
+"""Granite 4: GraniteMoE with a shared branch, and attention or a state space (Mamba-2) by layer; rope may be off.
 
-Where there are no branches, what would be the shared one is the plain block.
+In models without branches, the tensors of the shared branch are the plain block.
 Knows nothing about how a decoder is built (blocks.py).
 """
 

@@ -1,4 +1,4 @@
-"""GraniteMoE with a shared branch: GraniteMoE with one branch more, which all tokens take; its gate and up are joined.
+"""GraniteMoE with a shared branch, whose gate and up projections are joined in files.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Helium: Llama whose rope turns neighbouring channels, without a bias of the output projection.
+"""Helium: Llama with rope over adjacent channels, and no bias on the output projection.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""HunYuan (dense): Llama with norms on each head of q and k, behind their rotation; a rope with one fixed alpha.
+"""HunYuan (dense): Llama with per-head q and k norms after rope; theta may be enlarged by a fixed alpha.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

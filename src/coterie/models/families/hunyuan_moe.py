@@ -1,4 +1,4 @@
-"""HunYuan MoE: HunYuan whose layers have branches, as wide as the plain block would be, and one that all tokens take.
+"""HunYuan MoE: HunYuan with branches, each as wide as the plain block would be, and a shared branch.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""LFM2: most layers are a short convolution between two gates, the others attend; some models have branches.
+"""LFM2: most layers are a short convolution between two gates, the others are attention; some models have branches.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

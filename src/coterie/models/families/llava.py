@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP vision tower and a projector in front of Llama, one image for each sequence.
+"""LLaVA 1.5: a CLIP vision tower and a projector in front of Llama, with one image per sequence.
 
 Knows nothing about how either is built (vision.py, blocks.py).
 """
@@ -30,7 +30,7 @@ TEXT_NAMES = replace(
 
 
 def llava_graph(raw: Mapping[str, Any], where: str, dtypes: Mapping[str, DType], activations: DType) -> Graph:
-    """A step that reads new images: the tower runs, and its rows stand for the image tokens of the prompt.
+    """A step with new images: the tower runs, and its rows replace the image tokens of the prompt.
 
     Raises CheckpointError and UnsupportedError.
     """

@@ -1,6 +1,6 @@
-"""Mamba-2: each layer is a state space and nothing else, so that no layer attends.
+"""Mamba-2: each layer is a state space and nothing else; there is no attention.
 
-A sequence may be as long as the engine has room for: positions count for nothing, and the bound is ours.
+Positions do not matter, so the model sets no limit to a sequence's length; max_positions is our own bound.
 Knows nothing about how a decoder is built (single_blocks.py).
 """
 
@@ -28,7 +28,7 @@ MAMBA2 = Family(
     max_positions=1 << 20,
     head_dim=64,
     norm_eps=1e-5,
-    feed_forward=FeedForward.GELU,  # which no layer has
+    feed_forward=FeedForward.GELU,  # unused: no layer has a feed-forward block
     state_spaces=KEYS,
     single_blocks=True,
     keys={"num_attention_heads": "num_heads", "rms_norm_eps": "layer_norm_epsilon"},

@@ -1,4 +1,4 @@
-"""MiniCPM3: latent attention in a dense decoder that scales its embedding, its residuals and its logits.
+"""MiniCPM3: latent attention in a dense decoder with scaled embeddings, residuals and logits.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

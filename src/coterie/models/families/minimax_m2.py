@@ -1,4 +1,4 @@
-"""MiniMax M2: norms of q and k that reach over all heads, heads rotated in part; a biased sigmoid ranks branches.
+"""MiniMax M2: q and k norms over all heads, partial rope; branches ranked by a biased sigmoid.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window on every layer; Ministral has one on some, Ministral 3 queries that grow.
+"""Mistral: Llama with a sliding window in every layer; Ministral has one in some; Ministral 3 scales queries.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

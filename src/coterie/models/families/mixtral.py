@@ -1,4 +1,4 @@
-"""Mixtral: Mistral whose layers have branches, few and wide; the weights of those taken are a softmax over just them.
+"""Mixtral: Mistral with few, wide branches; their weights are a softmax over the taken ones only.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

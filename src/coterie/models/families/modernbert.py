@@ -1,7 +1,7 @@
-"""ModernBERT: an encoder built as decoders are, norms before the blocks, gated gelu, most layers with a window.
+"""ModernBERT: an encoder built like a decoder: norms before the blocks, gated gelu, a window in most layers.
 
-The window reaches half of `local_attention` to each side; layers with one rotate by angles of their own. The first
-layer has no norm before attention: the embedding's stands there. gte-modernbert and granite-embedding are such.
+The window reaches half of `local_attention` to each side; layers with one have a rope of their own. The first layer has
+no norm before attention: the embedding has one. gte-modernbert and granite-embedding are of this family.
 Knows nothing about how its graph is built (blocks.py).
 """
 

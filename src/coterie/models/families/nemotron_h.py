@@ -1,7 +1,7 @@
 """Nemotron-H: each layer is a state space (Mamba-2), attention without rope, or a plain feed-forward block.
 
-Steps of a state space are bounded as the config's `time_step_limit` says, by default not at all: transformers bounds
-those of a prompt from below by `time_step_min`, and those of an answer not.
+Step sizes of a state space are bounded by the config's `time_step_limit`, by default not at all: transformers bounds
+them from below by `time_step_min` in prefill, but not in decode.
 Knows nothing about how a decoder is built (single_blocks.py).
 """
 
@@ -23,7 +23,7 @@ NEMOTRON_H = Family(
     feed_forward=FeedForward.RELU_SQUARED,
     feed_forwards={"relu2": FeedForward.RELU_SQUARED},
     activation_key="mlp_hidden_act",
-    rope_key="position_embedding_type",  # which no config has: no layer rotates
+    rope_key="position_embedding_type",  # no config has this key: no layer has rope
     state_spaces=replace(
         KEYS,
         where=Where.BY_TYPES,
@@ -34,9 +34,9 @@ NEMOTRON_H = Family(
         state=("ssm_state_size", 128),
     ),
     single_blocks=True,
-    # Of layers with branches, which are refused by their type; configs without such layers have the keys too.
+    # Keys for layers with branches, which are refused by type; configs without such layers have the keys too.
     runs=("n_routed_experts", "moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "n_group"),
-    required={"attention_bias": False},  # transformers makes none, whatever it says
+    required={"attention_bias": False},  # transformers creates none, whatever the config says
     keys={"rms_norm_eps": "layer_norm_epsilon", "layer_types": "layers_block_type"},
     usual_first=("layer_types",),
     names=Names(

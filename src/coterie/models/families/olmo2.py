@@ -1,6 +1,6 @@
-"""OLMo 2 and 3: norms stand behind attention and feed-forward, none before; those of q and k reach over all heads.
+"""OLMo 2 and 3: norms after attention and feed-forward, none before; q and k norms over all heads.
 
-OLMo 3 has a window on all layers but each fourth, and scales the rope of that one alone.
+OLMo 3 has a window in all layers except every fourth, and scales the rope of that one only.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""OLMoE: Llama whose layers have branches, with norms of q and k that reach over all heads.
+"""OLMoE: Llama with branches, and q and k norms over all heads.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""OPT, built as GPT-3 is: layer norms with bias before each block, learned positions, a plain feed-forward block.
+"""OPT, built like GPT-3: layer norms with bias before each block, learned positions, an ungated feed-forward block.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

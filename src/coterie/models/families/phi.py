@@ -1,6 +1,6 @@
-"""Phi-1.5 and Phi-2: attention and a plain feed-forward block side by side behind one layer norm, a bias everywhere.
+"""Phi-1.5 and Phi-2: attention and an ungated feed-forward block in parallel after one layer norm, biases everywhere.
 
-Heads are rotated in part, and the logits have a bias too.
+Rope is partial, and the logits have a bias too.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

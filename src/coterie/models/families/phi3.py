@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4 (dense): Llama whose files join q, k and v, and gate and up; heads may be rotated in part.
+"""Phi-3 and Phi-4 (dense): Llama whose files join q, k and v, and gate and up; rope may be partial.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: biases on q, k and v; a sliding window on some layers.
+"""Qwen2 and Qwen2.5: biases on q, k and v; a sliding window in some layers.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Qwen2-MoE: Qwen2 whose layers have branches, and beside them one that all tokens take, weighed by a sigmoid.
+"""Qwen2-MoE: Qwen2 with branches, and a shared branch weighed by a sigmoid gate.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Qwen3 (dense): a norm on each head of q and k; an explicit head size; a sliding window on some layers.
+"""Qwen3 (dense): per-head q and k norms; an explicit head size; a sliding window in some layers.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Qwen3.5 (text): three of four layers are gated delta nets, the fourth attends behind a gate; some have branches.
+"""Qwen3.5 (text): three of four layers are gated delta nets, the fourth is gated attention; some models have branches.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
@@ -32,7 +32,7 @@ QWEN3_5_MOE = replace(
     model_type="qwen3_5_moe_text",
     causal_class="Qwen3_5MoeForCausalLM",
     num_kv_heads=2,
-    inner_key="moe_intermediate_size",  # no layer has a plain block
+    inner_key="moe_intermediate_size",  # unused: no layer has a plain block
     runs=("shared_expert_intermediate_size",),
     branches=BranchKeys(
         256,

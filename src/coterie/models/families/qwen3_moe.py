@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3 whose layers have branches, many and narrow; some layers may have a plain block.
+"""Qwen3-MoE: Qwen3 with many, narrow branches; some layers may have a plain block.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

@@ -1,4 +1,4 @@
-"""Qwen3-Next: Qwen3.5 with branches whose nets have two projections in, with their numbers by key heads.
+"""Qwen3-Next: Qwen3.5 with branches; its delta nets have two input projections, grouped by key head.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

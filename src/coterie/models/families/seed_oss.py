@@ -1,4 +1,4 @@
-"""Seed-OSS: Llama with an explicit head size, and biases of q, k and v.
+"""Seed-OSS: Llama with an explicit head size, and biases on q, k and v.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

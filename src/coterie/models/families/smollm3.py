@@ -1,4 +1,4 @@
-"""SmolLM3: Llama in which some layers, every fourth unless told otherwise, do not rotate queries and keys.
+"""SmolLM3: Llama in which some layers, by default every fourth, have no rope.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

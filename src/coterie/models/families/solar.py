@@ -1,4 +1,4 @@
-"""Solar Open: GLM-4.5 MoE without norms of heads, whose heads are rotated whole and whose layers all have branches.
+"""Solar Open: GLM-4.5 MoE without q and k norms, with full rope, and with branches in all layers.
 
 Knows nothing about how a decoder is built (blocks.py).
 """
@@ -18,6 +18,6 @@ SOLAR_OPEN = replace(
     rotated_part=1.0,
     rope_theta=1_000_000.0,
     layers_behind_key="",
-    inner_key="moe_intermediate_size",  # no layer has a plain block
+    inner_key="moe_intermediate_size",  # unused: no layer has a plain block
     branches=replace(GLM4_MOE_BRANCHES, width=1280, plain=Plain.NEVER),
 )

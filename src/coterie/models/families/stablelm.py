@@ -1,4 +1,4 @@
-"""StableLM: Llama with layer norms in place of RMS norms, heads rotated in part, and biases on q, k and v by config.
+"""StableLM: Llama with layer norms instead of RMS norms, partial rope, and biases on q, k and v by config.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

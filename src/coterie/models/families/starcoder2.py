@@ -1,4 +1,4 @@
-"""Starcoder2: layer norms, a bias everywhere, a plain feed-forward block with gelu, a sliding window.
+"""Starcoder2: layer norms, biases everywhere, an ungated feed-forward block with gelu, a sliding window.
 
 Knows nothing about how a decoder is built (blocks.py).
 """

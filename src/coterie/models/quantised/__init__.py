@@ -1,4 +1,4 @@
-"""Checkpoints that others quantised: where their matrices lie in the files, and what they are worth.
+"""Readers of other quantisation formats: where matrices lie in the files, and how to decode them.
 
-Knows nothing about what becomes of them (repack.py).
+Knows nothing about how the result is used (repack.py).
 """

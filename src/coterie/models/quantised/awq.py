@@ -1,8 +1,8 @@
-"""AWQ in its gemm version: codes of 4 bits packed across the rows of W, eight to a word in an order of their own.
+"""AWQ, gemm version: 4-bit codes packed along the rows of W, eight to a word in an interleaved order.
 
     qweight I32 [K, N / 8]   bits 4 i of word [k, w] are the code of weight [8 w + ORDER[i], k]
-    qzeros  I32 [G, N / 8]   packed alike
-    scales      [G, N]       groups are columns side by side
+    qzeros  I32 [G, N / 8]   packed in the same way
+    scales      [G, N]       groups are adjacent columns of W
 
 Knows nothing about folders. Source: what AutoAWQ writes.
 """
@@ -26,7 +26,7 @@ _BITS, _EACH = 4, 8
 
 
 def awq_method(section: Fields) -> Method:
-    """How the tensors of an AWQ checkpoint are found. Raises UnsupportedError and CheckpointError."""
+    """The method that finds the tensors of an AWQ checkpoint. Raises UnsupportedError and CheckpointError."""
     bits, version, group = section.count("bits", _BITS), section.get("version", "gemm"), declared_group(section)
     if bits != _BITS or str(version).lower() != "gemm":
         raise refused(section.where, f"bits {bits} of version {version!r} are not understood, where 4 of 'gemm' are")
@@ -48,16 +48,16 @@ class _Awq(ColumnScales):
         self._zeros = wanted(tensors, f"{stem}.qzeros", (DType.I32,), (self.num_groups, words.shape[1]))
 
     def codes(self, first: int, last: int) -> I16:
-        """What is stored for these rows."""
+        """The stored codes of these rows."""
         return _rows(bits_of(self._words), first, last)
 
     def zeros(self, first: int, last: int) -> I16:
-        """The code of 0.0 in each group of these rows."""
+        """The zero point of each group of these rows."""
         return _rows(bits_of(self._zeros), first, last)
 
 
 def _rows(words: npt.NDArray[np.int32], first: int, last: int) -> I16:
-    """Rows of W [rows, K] from words [K, N / 8], of which a row may be in the middle."""
+    """Rows of W [rows, K] from words [K, N / 8]; the first and last row may be in the middle of a word."""
     start = first // _EACH
     codes = unpacked(words[:, start : -(-last // _EACH)], _BITS)
     in_order = np.empty_like(codes)

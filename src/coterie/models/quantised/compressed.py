@@ -1,11 +1,12 @@
-"""compressed-tensors: whole numbers packed along rows or one a byte, or FP8, with a scale for each group, row or block.
+"""compressed-tensors: integers, packed along rows or one per byte, or FP8, with a scale per group, row or block.
 
     pack-quantized    weight_packed I32 [N, K bits / 32]: code of weight [n, k] in word [n, k bits / 32], low bits first
     int-quantized     weight I8 [N, K]
     float-quantized   weight F8_E4M3 [N, K]
-    weight_scale [N, G], a number, one a row or one a block; weight_zero_point like it, packed along N where weights are
+    weight_scale      [N, G], or one number, one per row or one per block
+    weight_zero_point like it; packed along N if weights are
 
-Packed numbers are signed, plus half of their range. Knows nothing about folders. Source: compressed-tensors' own
+Packed codes are signed integers plus half of their range. Knows nothing about folders. Source: compressed-tensors' own
 description of its formats.
 """
 
@@ -47,7 +48,7 @@ _ZEROS = (DType.I32, DType.I8, DType.I64)
 
 
 def compressed_method(section: Fields) -> Method:
-    """How the tensors that compressed-tensors wrote are found. Raises UnsupportedError and CheckpointError."""
+    """The method that finds the tensors of such a checkpoint. Raises UnsupportedError and CheckpointError."""
     scheme = _scheme(section)
     weights = scheme.section("weights")
     if weights is None:
@@ -92,7 +93,7 @@ def compressed_method(section: Fields) -> Method:
 
 
 def _scheme(section: Fields) -> Fields:
-    """The one way in which all matrices are quantised."""
+    """The only quantisation scheme of a config; several are refused."""
     groups = section.section("config_groups")
     if section.get("format") not in _FORMATS or groups is None:
         fact = f"has format {section.get('format')!r}, where {', '.join(_FORMATS)} are understood"
@@ -139,14 +140,14 @@ class _Whole(WholeMatrix):
                 raise CheckpointError(f"{self.where}.weight_zero_point", fact, AGAIN)
 
     def codes(self, first: int, last: int) -> I16:
-        """What is stored for these rows."""
+        """The stored codes of these rows."""
         stored = np.asarray(bits_of(self._stored)[first:last])
         if not self._is_packed:
             return stored.astype(np.int16)
         return unpacked(stored, self._bits).reshape(last - first, -1)[:, : self.num_columns] - self._half
 
     def zeros(self, first: int, last: int) -> I16:
-        """The code of 0.0 in each group of these rows."""
+        """The zero point of each group of these rows."""
         if self._zeros is None:
             return np.zeros((last - first, self._groups), np.int16)
         if not self._packs_zeros:
@@ -163,5 +164,5 @@ class _Whole(WholeMatrix):
 
 
 def _by_row(bits: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """Numbers [rows, groups], where there may be one a row, or one."""
+    """Numbers broadcast to [rows, groups], from one per row or a single one."""
     return bits if bits.ndim == 2 and len(bits) == rows else np.broadcast_to(bits.reshape(-1, 1), (rows, 1))

@@ -1,9 +1,9 @@
-"""Finds a model's tensors among those of a file that others quantised: matrices by their format, all else by name.
+"""Finds a model's tensors in a checkpoint of another quantisation format: matrices by the format, others by name.
 
-    stored   self_attn.qkv_proj.qweight  | rows of q | rows of k | rows of v |    one matrix, as joined families have it
+    stored   self_attn.qkv_proj.qweight  | rows of q | rows of k | rows of v |    one fused matrix, in some families
     parts    self_attn.q_proj.weight ...   a first row and a number of rows each
 
-Knows nothing about any format, or about what becomes of the tensors.
+Knows nothing about any format, or about how the tensors are used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from coterie.models.registry import weight_shapes
 from coterie.models.stacked import usually_named
 from coterie.models.tensors import IGNORED, equal_bytes, map_bytes, read_by_a_step
 
-_OF_KV = re.compile(r".*\.(q|k|v|kv)_(scale|zero_point)")  # by which keys and values would be rounded
+_OF_KV = re.compile(r".*\.(q|k|v|kv)_(scale|zero_point)")  # scales of a quantised KV cache
 _OTHER = "check that config.json belongs to these weights"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix [rows, columns] of the model: `rows` of a stored one, from `first` on."""
+    """One matrix of the model, `shape` [rows, columns]: that many rows of a stored matrix, from `first` on."""
 
     matrix: Matrix
     first: int
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor is stored: the module's name, the first row there and how many rows it has in all."""
+    """Where a tensor is stored: the module's name, the first row in it, and the module's total rows."""
 
     stem: str
     first: int
@@ -49,9 +49,9 @@ class _Place:
 
 
 def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dict[str, TensorInfo | Part]:
-    """The model's tensors in order of first use: those that are quantised as parts of matrices, the others as stored.
+    """The model's tensors in order of first use: quantised ones as parts of matrices, the others as stored.
 
-    Raises CheckpointError for what is missing or does not fit, UnsupportedError for what is left over.
+    Raises CheckpointError for tensors that are missing or do not fit, UnsupportedError for any left over.
     """
     stored = _read(stored, config)
     left, shapes = dict(stored.tensors), weight_shapes(config)
@@ -80,7 +80,7 @@ def find_tensors(stored: Checkpoint, config: ModelConfig, method: Method) -> dic
 
 
 def _read(stored: Checkpoint, config: ModelConfig) -> Checkpoint:
-    """What a step reads, by its usual names."""
+    """The tensors that a step reads, under their usual names."""
     tensors = read_by_a_step(stored.tensors, config)
     if config.branches:
         tensors = usually_named(tensors, config.names.layer, config.branches)
@@ -90,7 +90,7 @@ def _read(stored: Checkpoint, config: ModelConfig) -> Checkpoint:
 def _joined(
     tensors: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> dict[str, _Place]:
-    """Where the parts of joined tensors are, weights and biases."""
+    """Where the parts of joined tensors are stored, weights and biases."""
     stems, places = {name.rpartition(".")[0] for name in tensors}, {}
     for joined, parts in joined_names(config.names, config.num_layers, (".weight", ".bias")):
         stem, names = joined.rpartition(".")[0], [name for name in parts if name in shapes]
@@ -102,7 +102,7 @@ def _joined(
 
 
 def _plain(stored: Checkpoint, name: str, whole: str, place: _Place, shape: tuple[int, ...]) -> TensorInfo:
-    """A tensor that is stored as floats, or its rows of one."""
+    """A tensor that is stored as floats, or the tensor's rows of a joined one."""
     info = stored.tensors.get(whole)
     if info is None:
         raise CheckpointError(str(stored.path), f"tensor {name} {list(shape)} is missing", AGAIN)
@@ -124,7 +124,9 @@ def _refuse_leftovers(stored: Checkpoint, left: Mapping[str, TensorInfo], method
 
 
 def _means_nothing(stored: Checkpoint, name: str, info: TensorInfo, method: Method) -> bool:
-    """Biases of zeros, which AutoGPTQ gives every module; a head equal to the embedding that it is; scales of KV."""
+    """Whether a leftover is harmless: a zero bias, which AutoGPTQ adds to every module; a tied head stored again; a
+    buffer that is never read; or scales of a quantised KV cache.
+    """
     if name == HEAD_WEIGHT and EMBED_WEIGHT in stored.tensors:
         return equal_bytes(info, stored.tensors[EMBED_WEIGHT])
     if name.endswith(".bias"):

@@ -1,8 +1,8 @@
-"""FP8: weights of eight bits, E4M3, and a scale for the matrix, for each row, or for each block of rows and columns.
+"""FP8: E4M3 weights with a scale per matrix, per row, or per block of rows and columns.
 
     weight            F8_E4M3 [N, K]
-    weight_scale_inv  [] or [1] or [N, 1] or [N / R, K / C]      multiplies, whatever its name: weight * scale
-    weight_scale      the same, as AutoFP8 called it
+    weight_scale_inv  [] or [1] or [N, 1] or [N / R, K / C]      multiplies, despite its name: weight * scale
+    weight_scale      the same, under AutoFP8's name
 
 Knows nothing about folders. Source: the FP8 checkpoints of DeepSeek and Qwen, as transformers reads them, and those of
 AutoFP8, as vLLM does.
@@ -24,7 +24,7 @@ ACTIVATIONS = "it rounds activations to 8 bits as well, which is not done here"
 
 
 def fp8_method(section: Fields) -> Method:
-    """How the tensors of an FP8 checkpoint are found. Raises UnsupportedError and CheckpointError."""
+    """The method that finds the tensors of an FP8 checkpoint. Raises UnsupportedError and CheckpointError."""
     if section.get("fmt", "e4m3") != "e4m3":
         raise refused(section.where, f"fmt is {section.get('fmt')!r}, where 'e4m3' is understood")
     block = block_of(section, "weight_block_size")
@@ -41,7 +41,7 @@ def fp8_method(section: Fields) -> Method:
 
 
 def block_of(section: Fields, key: str) -> tuple[int, int] | None:
-    """Rows and columns that share a scale, None where the config names none. Raises CheckpointError."""
+    """Rows and columns of a block that shares a scale; None if the config names none. Raises CheckpointError."""
     found = section.get(key)
     if found is None:
         return None
@@ -77,5 +77,5 @@ class Fp8:
         """Weights of these rows in float32."""
         values = to_f32(np.asarray(bits_of(self._weights)[first:last]), DType.F8_E4M3)
         by_row = self._scales[np.arange(first, last) // self._block[0]]
-        with np.errstate(all="ignore"):  # what is not finite is refused by who packs it
+        with np.errstate(all="ignore"):  # callers refuse values that are not finite
             return values * np.repeat(by_row, self._block[1], axis=1)[:, : values.shape[1]]

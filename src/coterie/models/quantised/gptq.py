@@ -1,9 +1,9 @@
-"""GPTQ: codes of 2, 4 or 8 bits packed down the columns, a scale and a zero for each group of rows of W transposed.
+"""GPTQ: codes of 2, 4 or 8 bits packed along K, with a scale and a zero point per row and group of columns of W.
 
-    qweight I32 [K bits / 32, N]   code of weight [n, k] in word [k bits / 32, n], the lowest bits first
-    qzeros  I32 [G, N bits / 32]   packed along N; the first version of the format stores a zero less one
+    qweight I32 [K bits / 32, N]   code of weight [n, k] in word [k bits / 32, n], low bits first
+    qzeros  I32 [G, N bits / 32]   packed along N; the first version of the format stores the zero point minus one
     scales      [G, N]
-    g_idx   I32 [K]                the group of each column; without it, or plain, groups are columns side by side
+    g_idx   I32 [K]                the group of each column; if absent or trivial, groups are adjacent columns
 
 Knows nothing about folders. Source: what AutoGPTQ writes, and GPTQModel's second version of it.
 """
@@ -29,12 +29,12 @@ from coterie.models.quantised.matrix import (
 )
 from coterie.models.quantised.method import Found, Method
 
-_FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero
+_FORMATS = {"gptq": 1, "gptq_v2": 0}  # added to a stored zero point
 _BITS = (2, 4, 8)
 
 
 def gptq_method(section: Fields) -> Method:
-    """How the tensors of a GPTQ checkpoint are found. Raises UnsupportedError and CheckpointError."""
+    """The method that finds the tensors of a GPTQ checkpoint. Raises UnsupportedError and CheckpointError."""
     bits, stored = section.count("bits"), section.get("checkpoint_format", section.get("format", "gptq"))
     if bits not in _BITS:
         raise refused(section.where, f"bits is {bits}, where {', '.join(map(str, _BITS))} are understood")
@@ -53,7 +53,7 @@ def gptq_method(section: Fields) -> Method:
 
 
 def declared_group(section: Fields) -> int:
-    """The group_size of a config: columns, or -1 for a whole row. Raises CheckpointError."""
+    """The group_size of a config, in columns; -1 for a whole row. Raises CheckpointError."""
     size = section.get("group_size", 128)
     if type(size) is not int or (size < 1 and size != -1):
         raise section.wrong("group_size", f"is {size!r}", "a whole number of at least 1, or -1 for a row")
@@ -76,11 +76,11 @@ class _Gptq(ColumnScales):
             raise refused(f"{self.where}.qzeros", fact)
 
     def codes(self, first: int, last: int) -> I16:
-        """What is stored for these rows."""
+        """The stored codes of these rows."""
         by_row = unpacked(bits_of(self._words)[:, first:last].T, self._bits)
         return by_row.reshape(last - first, -1)[:, : self.num_columns]
 
     def zeros(self, first: int, last: int) -> I16:
-        """The code of 0.0 in each group of these rows."""
+        """The zero point of each group of these rows."""
         stored = unpacked(bits_of(self._zeros), self._bits)
         return stored.reshape(len(stored), -1)[:, first:last].T + self._added

@@ -1,8 +1,8 @@
-"""One matrix as somebody else quantised it, by rows: its weights in float32, and the whole numbers behind them.
+"""A matrix in another quantisation format, read by rows: its weights in float32, and their integer codes.
 
-    weight = (code - zero) * scale      zero and scale are those of the column's group
+    weight = (code - zero) * scale      zero (point) and scale are those of the column's group
 
-Knows nothing about any format of files, or about what is made of the weights.
+Knows nothing about any file format, or about how the weights are used.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 from coterie.models.tensors import map_bytes
 
 F32 = npt.NDArray[np.float32]
-I16 = npt.NDArray[np.int16]  # of codes and zeros: eight bits and a sign
+I16 = npt.NDArray[np.int16]  # codes and zero points: eight bits and a sign
 
 UNQUANTISED = "quantise the unquantised checkpoint with coterie quantize"
-FLOATS = (DType.F16, DType.BF16, DType.F32)  # of scales
+FLOATS = (DType.F16, DType.BF16, DType.F32)  # types of scales
 AGAIN = "get the checkpoint again"
 _WORD_BITS = 32
 
 
 class Matrix(Protocol):
-    """A stored matrix [rows, columns]; `where` names it for people. `floats`: of unquantised ones, their type."""
+    """A stored matrix [rows, columns]; `where` names it in messages. `floats`: its type if it is not quantised."""
 
     where: str
     num_rows: int
     floats: DType | None
 
     def values(self, first: int, last: int) -> F32:
-        """Weights of these rows in float32 [last - first, columns]: one product each, rounded once where it must be."""
+        """Weights of these rows in float32 [last - first, columns]: one product each, rounded at most once."""
 
 
 class PlainMatrix:
-    """A matrix that its file holds as floats."""
+    """A matrix stored as floats."""
 
     def __init__(self, info: TensorInfo) -> None:
         self.where, self.num_rows = f"{info.shard.path}: {info.name}", info.shape[0]
@@ -53,10 +53,10 @@ class PlainMatrix:
 
 
 class WholeMatrix(ABC):
-    """A matrix of whole numbers with a scale and a zero for each group of columns, which may be of any columns.
+    """A matrix of integer codes with a scale and a zero point per row and group of columns.
 
-    Codes go from `least` to `most`. `group` columns side by side share a scale, the last ones may be fewer; or `order`
-    has each column's group.
+    Codes range from `least` to `most`. A group is `group` adjacent columns (the last may be shorter), unless `order`
+    gives each column's group.
     """
 
     where: str
@@ -70,11 +70,11 @@ class WholeMatrix(ABC):
 
     @abstractmethod
     def codes(self, first: int, last: int) -> I16:
-        """What is stored for these rows [rows, columns]."""
+        """The stored codes of these rows [rows, columns]."""
 
     @abstractmethod
     def zeros(self, first: int, last: int) -> I16:
-        """The code of 0.0 in each group of these rows [rows, groups]."""
+        """The zero point (code of 0.0) of each group of these rows [rows, groups]."""
 
     @abstractmethod
     def scales(self, first: int, last: int) -> F32:
@@ -85,12 +85,12 @@ class WholeMatrix(ABC):
         return self._by_group(np.subtract, self.codes(first, last), self.zeros(first, last))
 
     def values(self, first: int, last: int) -> F32:
-        """Weights of these rows in float32; exact where a scale has 16 bits."""
-        with np.errstate(all="ignore"):  # what is not finite is refused by who packs it
+        """Weights of these rows in float32; exact if scales have 16 bits."""
+        with np.errstate(all="ignore"):  # callers refuse values that are not finite
             return self._by_group(np.multiply, self.whole(first, last), self.scales(first, last))
 
     def _by_group(self, op: np.ufunc, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """`op` of numbers [rows, columns] and those of their groups [rows, groups]."""
+        """Apply `op` to numbers [rows, columns] and the numbers of their groups [rows, groups]."""
         found: npt.NDArray[Any]
         if self.order is not None:
             found = op(left, right[:, self.order])
@@ -102,7 +102,7 @@ class WholeMatrix(ABC):
 
 
 class ColumnScales(WholeMatrix):
-    """One whose scales are stored as columns [groups, N], beside words of codes: `{stem}.scales`, `{stem}.qweight`."""
+    """An integer matrix whose scales are stored transposed [groups, N]: `{stem}.scales`, `{stem}.qweight`."""
 
     def __init__(
         self, tensors: Mapping[str, TensorInfo], stem: str, words: TensorInfo, shape: tuple[int, int], declared: int
@@ -119,14 +119,14 @@ class ColumnScales(WholeMatrix):
 
 
 def order_of(info: TensorInfo | None, num_columns: int, num_groups: int, group: int) -> npt.NDArray[np.intp] | None:
-    """Each column's group, None where groups are columns side by side. Raises CheckpointError."""
+    """Each column's group; None if groups are adjacent columns. Raises CheckpointError."""
     if info is None or not info.size_bytes:
         return None
     where = f"{info.shard.path}: {info.name}"
     if info.shape != (num_columns,) or info.dtype not in (DType.I32, DType.I64):
         raise CheckpointError(where, f"is {info.dtype.value} {list(info.shape)} for {num_columns} columns", AGAIN)
     order = np.asarray(bits_of(info)).astype(np.intp)
-    if (order == -1).all() or np.array_equal(order, np.arange(num_columns) // group):  # -1: made, and never used
+    if (order == -1).all() or np.array_equal(order, np.arange(num_columns) // group):  # -1: allocated but never used
         return None
     if order.min() < 0 or order.max() >= num_groups:
         raise CheckpointError(where, f"names groups {order.min()} to {order.max()} of {num_groups}", AGAIN)
@@ -134,7 +134,7 @@ def order_of(info: TensorInfo | None, num_columns: int, num_groups: int, group: 
 
 
 def group_size(where: str, num_groups: int, num_columns: int, declared: int) -> int:
-    """Columns of a group, where `declared` is what the config says, -1 for a row. Raises CheckpointError."""
+    """Columns per group; `declared` is the config's group_size, -1 for a whole row. Raises CheckpointError."""
     group = num_columns if declared == -1 else declared
     if num_groups != -(-num_columns // group):
         fact = f"has {num_groups} groups for {num_columns} columns, where config.json says group_size {declared}"
@@ -148,22 +148,22 @@ def bits_of(info: TensorInfo) -> npt.NDArray[Any]:
 
 
 def unpacked(words: npt.NDArray[Any], bits: int) -> I16:
-    """Numbers of so many bits from 32-bit words [..., words], the lowest bits first: [..., words, numbers a word]."""
-    in_bytes = np.ascontiguousarray(words).view(np.uint8)  # bits of a byte that are worth least come first
+    """Unpack `bits`-bit numbers from 32-bit words [..., words], low bits first: [..., words, numbers per word]."""
+    in_bytes = np.ascontiguousarray(words).view(np.uint8)  # the least significant byte comes first
     spread = in_bytes[..., None] >> np.arange(0, 8, bits, dtype=np.uint8)
     spread &= np.uint8(2**bits - 1)
     return spread.reshape(*words.shape, numbers_a_word(bits)).astype(np.int16)
 
 
 def numbers_a_word(bits: int) -> int:
-    """How many numbers of so many bits are in a word."""
+    """How many `bits`-bit numbers a word holds."""
     return _WORD_BITS // bits
 
 
 def wanted(
     tensors: Mapping[str, TensorInfo], name: str, dtypes: tuple[DType, ...], *shapes: tuple[int, ...]
 ) -> TensorInfo:
-    """A tensor of one of these types and shapes, -1 for any size. Raises CheckpointError."""
+    """The tensor `name`, which must have one of these types and shapes (-1: any size). Raises CheckpointError."""
     info = tensors.get(name)
     if info is None:
         raise CheckpointError(name, "is missing", AGAIN)
@@ -180,5 +180,5 @@ def wanted(
 
 
 def refused(where: str, fact: str) -> UnsupportedError:
-    """The error for what a format can say and nobody here understands."""
+    """The error for a variant of a format that is not supported."""
     return UnsupportedError(where, fact, UNQUANTISED)

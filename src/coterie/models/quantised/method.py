@@ -1,4 +1,4 @@
-"""What a format of quantised weights must say of itself: how its matrices are found among a file's tensors.
+"""The interface of a quantisation format: how its matrices are found among a file's tensors.
 
 Knows nothing about any format.
 """
@@ -16,7 +16,7 @@ from coterie.models.quantised.matrix import Matrix
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A quantised matrix, and the tensors that it is made of, or may be."""
+    """A quantised matrix, and the names of the tensors that it consists of (some may not exist)."""
 
     matrix: Matrix
     used: tuple[str, ...]
@@ -27,11 +27,11 @@ Find: TypeAlias = Callable[[Mapping[str, TensorInfo], str, int], Found | None]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One checkpoint's way to quantise: `find` has the tensors, a module's name and its columns, and gives a matrix.
+    """How one checkpoint is quantised. `find(tensors, module name, columns)` returns the module's matrix, or None.
 
-    `name`: as config.json has it. `bits`: of the packed types that may hold the codes as they are, None where none
-    does; `holds`: the one that holds all. `keeps`: matrices are floats, which stay what they are. `beside`: what else
-    the file quantises, in words, empty for nothing. `find` takes the whole name of a table of biases. It raises
+    `name`: as in config.json. `bits`: width of the packed types that may hold the codes unchanged, None for none;
+    `holds`: the one type that holds all of them. `keeps`: matrices are floats, which keep their type. `beside`: a note
+    on what else the file quantises, empty for nothing. For a table of biases, `find` is given its full name. It raises
     CheckpointError and UnsupportedError.
     """
 

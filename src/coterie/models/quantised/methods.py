@@ -1,4 +1,4 @@
-"""Which ways to quantise are understood, and which one a folder's config.json names.
+"""The supported quantisation formats, and the one that a folder's config.json names.
 
 Knows nothing about what tensors mean.
 """
@@ -33,7 +33,7 @@ METHODS: dict[str, Callable[[Fields], Method]] = {
 
 
 def is_repacked(source: str | Path) -> bool:
-    """Whether a folder's matrices are stored as others do: quantised by a method that is understood, or transposed.
+    """Whether a folder must be repacked: quantised in one of these formats, or with transposed branch matrices.
 
     Raises CheckpointError.
     """
@@ -46,7 +46,7 @@ def is_repacked(source: str | Path) -> bool:
 
 
 def method_of(config: Fields) -> Method:
-    """How the weights of this config are quantised. Raises UnsupportedError and CheckpointError."""
+    """The quantisation method of a config. Raises UnsupportedError and CheckpointError."""
     section = config.section(KEY)
     if section is None and _transposed(config):
         return transposed_method()
@@ -57,6 +57,6 @@ def method_of(config: Fields) -> Method:
 
 
 def _transposed(config: Fields) -> tuple[str, ...]:
-    """Tensors of a config's family in which no branch's matrix is rows, by the ends of their names."""
+    """Name suffixes of the tensors in which a config's family stores branch matrices transposed."""
     family = FAMILIES.get(str(config.get("model_type")))
     return family.branches.names.transposed if family and family.branches else ()

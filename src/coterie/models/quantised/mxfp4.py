@@ -1,7 +1,7 @@
-"""MXFP4 in the branches of gpt-oss: floats of four bits, and a power of two for each 32 of them.
+"""MXFP4 in the branches of gpt-oss: 4-bit floats, with a power-of-two scale per 32 of them.
 
     mlp.experts.gate_up_proj_blocks  U8 [E, 2 F, D / 32, 16]   byte i: weight 2 i in the low 4 bits, 2 i + 1 in the high
-    mlp.experts.gate_up_proj_scales  U8 [E, 2 F, D / 32]       n means 2^(n - 127); rows of gate and up in turn
+    mlp.experts.gate_up_proj_scales  U8 [E, 2 F, D / 32]       n means 2^(n - 127); rows of gate and up alternate
     mlp.experts.down_proj_..         the same, [E, D, F / 32]
 
 Knows nothing about folders. Source: the released checkpoints of gpt-oss, as transformers reads them; the numbers are
@@ -23,11 +23,11 @@ from coterie.models.quantised.method import Found, Method
 from coterie.models.quantised.transposed import Stacked, of_branches
 
 _GROUP, _BYTES = PACKED[DType.MX4][1], 16
-_BIAS, _NO_NUMBER = 128, 255  # a packed scale is of twice the weight; a stored one of 255 is no number
+_BIAS, _NO_NUMBER = 128, 255  # packed scales are for doubled weights (exponent bias 127 + 1); 255 is NaN
 
 
 def mxfp4_method(section: Fields) -> Method:
-    """How the tensors of an MXFP4 checkpoint are found."""
+    """The method that finds the tensors of an MXFP4 checkpoint."""
 
     def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Mxfp4(tensors, at, columns), (f"{at.name}_blocks", f"{at.name}_scales"))
@@ -36,7 +36,7 @@ def mxfp4_method(section: Fields) -> Method:
 
 
 class _Mxfp4(WholeMatrix):
-    """Codes are those of the floats; there are no zeros."""
+    """Codes are the 4-bit floats themselves; zero points are all 0."""
 
     least, most = 0, 15
 
@@ -51,17 +51,17 @@ class _Mxfp4(WholeMatrix):
         self._blocks, self._scales = (bits_of(info)[at.branch, at.first :: at.step] for info in (blocks, scales))
 
     def codes(self, first: int, last: int) -> I16:
-        """What is stored for these rows."""
+        """The stored codes of these rows."""
         blocks = np.asarray(self._blocks[first:last])
         both = np.stack([blocks & 15, blocks >> 4], axis=-1)
         return both.reshape(last - first, self.num_columns).astype(np.int16)
 
     def zeros(self, first: int, last: int) -> I16:
-        """None of these rows has one."""
+        """All 0: the format has no zero points."""
         return np.zeros((last - first, self.num_columns // _GROUP), np.int16)
 
     def scales(self, first: int, last: int) -> F32:
-        """The scale of each group of these rows, of numbers twice as large as the floats: these are whole."""
+        """The scale of each group of these rows, for twice the floats' values, which are integers."""
         stored = np.asarray(self._scales[first:last]).astype(np.int32)
         scales = np.ldexp(np.float32(1), stored - _BIAS).astype(np.float32)
         return np.where(stored == _NO_NUMBER, np.float32(np.nan), scales)

@@ -1,7 +1,7 @@
-"""Matrices of branches that a file holds transposed in one tensor, gate and up in turn: nobody quantised them.
+"""Unquantised branch matrices that a file holds transposed in one tensor, with gate and up interleaved.
 
     mlp.experts.gate_up_proj       [E, D, 2 F]     column 2 f is row f of gate, column 2 f + 1 of up
-    mlp.experts.gate_up_proj_bias  [E, 2 F]        in turn as well
+    mlp.experts.gate_up_proj_bias  [E, 2 F]        interleaved as well
     mlp.experts.down_proj          [E, F, D]       transposed
 
 Knows nothing about folders. Source: the checkpoints of gpt-oss that transformers writes.
@@ -27,7 +27,7 @@ _FIRST = {"gate": 0, "up": 1}
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """Where a branch's matrix is: the name of the tensor of all, the branch, and which of its rows, each `step`-th."""
+    """Where a branch's matrix is: name of the stacked tensor, branch, and its rows: every `step`-th from `first` on."""
 
     name: str
     branch: int
@@ -36,7 +36,7 @@ class Stacked:
 
 
 def stacked_at(stem: str) -> Stacked | None:
-    """Where the matrix of a module is stacked; None where it is no branch's."""
+    """Where the matrix of a module is stacked; None if it is not a branch's."""
     match = _MATRIX.fullmatch(stem)
     if match is None:
         return None
@@ -45,7 +45,7 @@ def stacked_at(stem: str) -> Stacked | None:
 
 
 def biases_of(tensors: Mapping[str, TensorInfo], name: str, columns: int) -> Found | None:
-    """The biases of gate or of up of all branches; None for another tensor, or where they are by themselves."""
+    """The gate or up biases of all branches; None for another tensor, or if they are stored separately."""
     match = _BIASES.fullmatch(name)
     if match is None or name in tensors:
         return None
@@ -55,7 +55,7 @@ def biases_of(tensors: Mapping[str, TensorInfo], name: str, columns: int) -> Fou
 
 
 def of_branches(end: str, make: Callable[[Mapping[str, TensorInfo], Stacked, int], Found]) -> Find:
-    """How branches' matrices are found in tensors of all branches, whose names have this end; and their biases."""
+    """The `find` of a method whose branch matrices, and biases, are in stacked tensors with this name suffix."""
 
     def find(tensors: Mapping[str, TensorInfo], stem: str, columns: int) -> Found | None:
         at = stacked_at(stem)
@@ -67,7 +67,7 @@ def of_branches(end: str, make: Callable[[Mapping[str, TensorInfo], Stacked, int
 
 
 def transposed_method() -> Method:
-    """How matrices are found that are stacked and transposed."""
+    """The method that finds stacked, transposed matrices."""
 
     def found(tensors: Mapping[str, TensorInfo], at: Stacked, columns: int) -> Found:
         return Found(_Transposed(wanted(tensors, at.name, FLOATS, (-1, columns, -1)), at), (at.name,))
@@ -80,7 +80,7 @@ def _in_turn(place: str, branch: int, part: str) -> Stacked:
 
 
 class _InTurn:
-    """Biases [E, F], every other number of what is stored."""
+    """Biases [E, F], every other number of the stored tensor."""
 
     def __init__(self, info: TensorInfo, first: int) -> None:
         self.where, self.num_rows = f"{info.shard.path}: {info.name}", info.shape[0]
@@ -88,12 +88,12 @@ class _InTurn:
         self._info, self._first = info, first
 
     def values(self, first: int, last: int) -> F32:
-        """Those of these branches in float32."""
+        """Biases of these branches in float32."""
         return to_f32(np.ascontiguousarray(bits_of(self._info)[first:last, self._first :: 2]), self._info.dtype)
 
 
 class _Transposed:
-    """One branch's matrix, columns of what is stored."""
+    """One branch's matrix, stored as columns."""
 
     def __init__(self, info: TensorInfo, at: Stacked) -> None:
         self.where, self.num_rows = f"{info.shard.path}: {info.name}", info.shape[2] // at.step
