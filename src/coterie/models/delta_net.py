@@ -1,4 +1,4 @@
-"""Gated delta nets in a config: which layers are such, and their numbers. What they compute: graph/delta_net/ops.py.
+"""Config of gated delta nets: which layers they are, and their sizes. What they compute is in graph/delta_net/ops.py.
 
 Knows nothing about graphs.
 """
@@ -12,16 +12,16 @@ from coterie.core.errors import UnsupportedError
 from coterie.models.family import FULL, LINEAR
 from coterie.models.fields import Fields
 
-INTERVAL = 4  # every so many layers one attends, unless `layer_types` or `full_attention_interval` says otherwise
+INTERVAL = 4  # default of `full_attention_interval`: every fourth layer is attention
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaNames:
-    """Tensors of a layer by their names in the file; projections and the norm without `.weight`."""
+    """Tensor names of a layer; projections and the norm omit `.weight`."""
 
     qkv: str = "linear_attn.in_proj_qkv"
-    qkvz: str = "linear_attn.in_proj_qkvz"  # by key heads: q, k, and v and z of the value heads of one
-    ba: str = "linear_attn.in_proj_ba"  # by key heads: b and a of these
+    qkvz: str = "linear_attn.in_proj_qkvz"  # grouped by key head: its q and k, v and z of its value heads
+    ba: str = "linear_attn.in_proj_ba"  # grouped by key head: b and a of its value heads
     z: str = "linear_attn.in_proj_z"
     a: str = "linear_attn.in_proj_a"
     b: str = "linear_attn.in_proj_b"
@@ -37,9 +37,9 @@ DELTA_NAMES = DeltaNames()
 
 @dataclass(frozen=True, slots=True)
 class DeltaNets:
-    """The layers that are gated delta nets, and the heads and channels of all of them. `taps` of the convolution.
+    """The layers that are gated delta nets, and the heads and channels of each. `taps`: of the convolution.
 
-    `by_key_heads`: two projections into each, whose numbers lie by key heads.
+    `by_key_heads`: there are two input projections, whose rows are grouped by key head.
     """
 
     layers: tuple[int, ...]
@@ -58,9 +58,9 @@ class DeltaNets:
 
 
 def layers_beside_attention(config: Fields, kind: str, usual: Sequence[str]) -> tuple[int, ...]:
-    """The layers of a kind, of a model whose others attend; `usual`: the types where `layer_types` does not say them.
+    """The layers of type `kind` in a model whose others are attention; `usual`: default of `layer_types`.
 
-    Raises CheckpointError, UnsupportedError where all layers are alike.
+    Raises CheckpointError, and UnsupportedError if all layers are alike.
     """
     types = config.layer_kinds("layer_types", len(usual), (FULL, kind), usual)
     if set(types) != {FULL, kind}:

@@ -1,6 +1,6 @@
-"""Factors of products and channels that a config gives one by one, as Falcon-H1's do.
+"""Separate factors of products and channels in a config, such as Falcon-H1's.
 
-Knows nothing about graphs, but for the names of a decoder's products.
+Knows nothing about graphs, except the names of a decoder's products.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _OF_SPACE, _OF_BLOCK = "ssm_multipliers", "mlp_multipliers"
 
 
 def factors_of(config: Fields) -> dict[str, float]:
-    """What products are multiplied by, by the names of their ops; those of 1 are left out. Raises CheckpointError."""
+    """Op name of a product -> factor, without those that are 1. Raises CheckpointError."""
     one = {
         key: config.number(f"{key}_multiplier", 1.0)
         for key in ("ssm_in", "ssm_out", "attention_in", "attention_out", "key")
@@ -24,7 +24,7 @@ def factors_of(config: Fields) -> dict[str, float]:
 
 
 def channel_factors_of(config: Fields) -> tuple[float, float, float]:
-    """Of a state space's channels: of the heads, of what writes and of what reads. Raises CheckpointError."""
+    """Factors of a state space's channels: of heads, write and read. Raises CheckpointError."""
     _, own, write, read, _ = _several(config, _OF_SPACE, 5)
     return own, write, read
 

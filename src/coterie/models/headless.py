@@ -1,8 +1,8 @@
-"""Checkpoints of models that give vectors and have no head: as those of whole models, but for what is not there.
+"""Checkpoints of models without a language model head, which return vectors, under the names of whole models.
 
     layers.3.mlp.up_proj.weight, norm.weight   ->   model.layers.3.mlp.up_proj.weight, model.norm.weight
 
-Knows nothing about how vectors are made of rows.
+Knows nothing about how rows become vectors (pooling).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _OTHER = "use a model whose tokens see those before them alone"
 
 
 def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Checkpoint, bool]:
-    """A checkpoint under the names of a whole model, and whether it draws tokens: it has a head, or shares it with the
-    embedding, and is not said to give vectors alone, nor by a key of its family that its tokens see those behind them,
-    nor is it one that `scores` (scores.py).
+    """The checkpoint under the names of a whole model, and whether it samples tokens.
 
-    Raises UnsupportedError for one of which other things than that say so.
+    It does not if it is an encoder, has tensors without the usual prefix, is a sentence-transformers model, declares
+    bidirectional attention by its family's key, or `scores` (scores.py). Raises UnsupportedError if attention is, or
+    may be, bidirectional in a way that is not supported.
     """
     family = FAMILIES.get(str(checkpoint.config.get("model_type")))
     if family is not None and family.encoder is not None:
@@ -55,8 +55,8 @@ def with_whole_names(checkpoint: Checkpoint, scores: bool = False) -> tuple[Chec
 
 
 def _whole_classes(classes: Any) -> Any:
-    """Classes without a head, or with one that scores (Qwen3Model, Gemma3TextModel, Qwen3ForSequenceClassification), as
-    those whose head draws tokens (Qwen3ForCausalLM); others as they are.
+    """Classes without a head, or with a scoring head (Qwen3Model, Gemma3TextModel, Qwen3ForSequenceClassification),
+    renamed to those with a language model head (Qwen3ForCausalLM); others unchanged.
     """
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return classes
@@ -66,5 +66,5 @@ def _whole_classes(classes: Any) -> Any:
 
 
 def _is_bare(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether names lack what stands before those of a whole model's."""
+    """Whether names lack the prefix that those of a whole model have."""
     return EMBED_WEIGHT not in tensors and EMBED_WEIGHT.removeprefix(PREFIX) in tensors

@@ -1,4 +1,4 @@
-"""Latent attention in a config: how wide its parts are. What it computes is in graph/latent/ops.py.
+"""Config of latent attention: the widths of its parts. What it computes is in graph/latent/ops.py.
 
 Knows nothing about graphs.
 """
@@ -13,13 +13,13 @@ from coterie.models.fields import Fields
 
 QUERY_RANK, RANK, ROTATED = "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim"
 PLAIN, VALUES = "qk_nope_head_dim", "v_head_dim"
-LATENT_RUNS = (RANK,)  # keys that mean something to families with it and are refused for the others
-LATENT_EPS = 1e-6  # of the norms of latent numbers, whatever rms_norm_eps says
+LATENT_RUNS = (RANK,)  # keys supported by families with latent attention, and refused for others
+LATENT_EPS = 1e-6  # eps of the latent norms, whatever rms_norm_eps says
 
 
 @dataclass(frozen=True, slots=True)
 class LatentNames:
-    """Tensors of a layer by their names in the file, without `.weight`; a query without a rank has the usual name."""
+    """Tensor names of a layer, without `.weight`; a query projection without a rank has the usual name."""
 
     q_down: str = "self_attn.q_a_proj"
     q_norm: str = "self_attn.q_a_layernorm"
@@ -34,9 +34,9 @@ LATENT_NAMES = LatentNames()
 
 @dataclass(frozen=True, slots=True)
 class LatentKeys:
-    """What a family means where a config leaves keys out.
+    """A family's defaults of config keys.
 
-    `query_rank` None: queries have none; `values` None: hidden_size / num_heads.
+    `query_rank` None: queries have no rank; `values` None: hidden_size / num_heads.
     """
 
     query_rank: int | None = 1536
@@ -48,10 +48,10 @@ class LatentKeys:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Numbers of a token: `rank` latent ones, and the `rotated` of a key that all heads share.
+    """Widths. A token's cached row has `rank` latent channels and `rotated` ones of a key that all heads share.
 
-    A head's query has `plain` channels and as many rotated ones; a head gives `values`. `query_rank`: numbers of which
-    queries are made, 0 where they are made of the layer's input. Scores are multiplied by `scale`.
+    A head's query has `plain` and `rotated` channels, its output `values`. `query_rank`: width of the low-rank
+    projection from which queries are computed, 0 if they come from the layer's input. Scores are multiplied by `scale`.
     """
 
     query_rank: int
@@ -64,7 +64,7 @@ class Latent:
 
 
 def rotated_channels(config: Fields, keys: LatentKeys) -> int:
-    """Channels of a head that are rotated. Raises UnsupportedError for an odd number of them."""
+    """Number of rotated channels of a head. Raises UnsupportedError if it is odd."""
     rotated = config.count(ROTATED, keys.rotated)
     if rotated % 2:
         raise UnsupportedError(config.where, f"{ROTATED} {rotated} is odd", "rope rotates pairs of channels")
@@ -72,7 +72,7 @@ def rotated_channels(config: Fields, keys: LatentKeys) -> int:
 
 
 def latent_of(config: Fields, keys: LatentKeys, num_heads: int) -> Latent:
-    """What a config says. Raises CheckpointError, UnsupportedError."""
+    """The latent attention of a config. Raises CheckpointError, UnsupportedError."""
     if config.count("num_key_value_heads", num_heads) != num_heads:
         fact = f"is {config.get('num_key_value_heads')}"
         raise config.wrong("num_key_value_heads", fact, f"{num_heads} as num_attention_heads: heads share latent rows")
@@ -88,13 +88,13 @@ def latent_of(config: Fields, keys: LatentKeys, num_heads: int) -> Latent:
 
 
 def _query_rank(config: Fields, keys: LatentKeys) -> int:
-    """A null one means none, an absent one the family's."""
+    """A null key means none, an absent one the family's default."""
     default = None if QUERY_RANK in config.raw else keys.query_rank
     return 0 if config.get(QUERY_RANK, default) is None else config.count(QUERY_RANK, default)
 
 
 def _yarn_factor(config: Fields) -> float:
-    """What yarn makes of the scale of scores, by `mscale_all_dim`: a square, since queries and keys grow alike."""
+    """YaRN's factor of the score scale, from `mscale_all_dim`; squared, since it applies to queries and keys."""
     rope = config.section("rope_scaling") or config.section("rope_parameters")
     if rope is None or rope.get("rope_type", rope.get("type", "default")) == "default":
         return 1.0

@@ -1,4 +1,4 @@
-"""Layers that differ from one another (Gemma 4): their heads, whose keys and values they read, inputs of their own.
+"""Config of layers that differ (Gemma 4): in head shape, in whose keys and values they read, and per-layer inputs.
 
 Knows nothing about graphs (layered_blocks.py).
 """
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from coterie.core.errors import UnsupportedError
 from coterie.models.fields import Fields
 
-FULL_HEAD_DIM = 512  # of layers without a window, where the config does not say it
-OWN_CONFIG = "per_layer_config"  # what newer configs have for layers of other heads, by their numbers
+FULL_HEAD_DIM = 512  # default for layers without a window
+OWN_CONFIG = "per_layer_config"  # key of newer configs for layers with other heads, by layer index
 
 
 @dataclass(frozen=True, slots=True)
 class LayeredNames:
-    """Tensors of what layers have of their own; a layer's behind its prefix, projections and norms without `.weight`.
+    """Tensor names specific to such layers; those of a layer follow its prefix, projections and norms omit `.weight`.
 
-    `chooser_scale`: by which the chooser's input is multiplied where it is normed.
+    `chooser_scale`: weight of the norm on the chooser's input.
     """
 
     input_table: str = "model.embed_tokens_per_layer.weight"
@@ -29,7 +29,7 @@ class LayeredNames:
     out: str = "per_layer_projection"
     out_norm: str = "post_per_layer_input_norm"
     scalar: str = "layer_scalar"
-    block_norm: str = "post_feedforward_layernorm_1"  # behind the plain block, where branches stand beside it
+    block_norm: str = "post_feedforward_layernorm_1"  # after the plain block, if branches run in parallel with it
     branches_norm: str = "pre_feedforward_layernorm_2"
     branches_out_norm: str = "post_feedforward_layernorm_2"
     chooser_scale: str = "router.scale"
@@ -42,10 +42,10 @@ LAYERED_NAMES = LayeredNames()
 class Layered:
     """What differs from layer to layer. Layers with a window have the heads of the config itself.
 
-    `full_heads` and `full_dim`: heads of keys and values, and channels, of layers without one; `keys_are_values`: these
-    have no projection of values. From layer `first_shared` on, layers read the keys and values of the last one before
-    it with a window as they have it, and their plain block is `shared_width` wide. `inputs`: channels of the input that
-    each layer has of each token, from a table of `input_rows`; 0 for none.
+    `full_heads` and `full_dim`: key/value heads and channels of layers without a window; `keys_are_values`: these have
+    no value projection. From layer `first_shared` on, a layer reads the keys and values of the last earlier layer of
+    its type (with or without a window), and its plain block is `shared_width` wide. `inputs`: channels of each layer's
+    own input per token, from a table of `input_rows`; 0 for none.
     """
 
     full_heads: int
@@ -66,7 +66,7 @@ class Layered:
 
 
 def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
-    """Read the keys of Gemma 4; `inputs`: of a config that does not say how many.
+    """Read the keys of Gemma 4; `inputs`: default of hidden_size_per_layer_input.
 
     Raises CheckpointError, UnsupportedError.
     """
@@ -85,7 +85,7 @@ def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
         wanted = f"a divisor of the {config.count('num_attention_heads')} attention heads, and an even number"
         raise UnsupportedError(config.where, fact, f"use {wanted}")
     rows, vocab = config.count("vocab_size_per_layer_input", config.count("vocab_size")), config.count("vocab_size")
-    if rows < vocab:  # the same tokens are looked up there
+    if rows < vocab:  # tokens are looked up in both tables
         raise config.wrong("vocab_size_per_layer_input", f"is {rows}", f"at least vocab_size {vocab}")
     return Layered(
         full_heads=full_heads,
@@ -99,7 +99,7 @@ def layered_of(config: Fields, windows: Sequence[int], inputs: int) -> Layered:
 
 
 def _full_heads(config: Fields, windows: Sequence[int], keys_are_values: bool) -> tuple[int, int]:
-    """Heads and channels of layers without a window, from the keys of a released config or of a newer one."""
+    """Key/value heads and channels of layers without a window, from a config of the released or the newer form."""
     usual, usual_dim = config.count("num_key_value_heads"), config.count("head_dim")
     own = config.section(OWN_CONFIG)
     if own is None:

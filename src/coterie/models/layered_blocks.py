@@ -1,8 +1,8 @@
-"""A decoder whose layers differ from one another (Gemma 4): what is otherwise than in blocks.py.
+"""A decoder whose layers differ from one another (Gemma 4), where it deviates from blocks.py.
 
-    inputs      embed(tokens) of a table for all layers + norm(W x), a part for each layer
-    layer       attention; plain block, with branches beside it; out + norm(W (gelu(gate(out)) * input)); times a number
-    keys        heads of layers without a window are of another size, some layers read those of an earlier one
+    inputs      embed(tokens), from one table for all layers, + norm(W x); each layer takes its part
+    layer       attention; plain block parallel to branches; out + norm(W (gelu(gate(out)) * input)); times a scalar
+    keys        layers without a window have heads of another size; some layers read those of an earlier one
 
 Knows nothing about config files, checkpoints or devices.
 """
@@ -22,12 +22,12 @@ from coterie.models.layered import Layered
 
 T = Symbol.T
 _INPUTS = "embed/inputs"
-_HALVES = 0.5**0.5  # of the two halves of an input, by which their sum is multiplied
+_HALVES = 0.5**0.5  # factor of the sum of the two terms of an input
 
 
 @dataclass(frozen=True, slots=True)
 class LayeredDecoder(Decoder):
-    """Builds one graph of a config that has `layered`."""
+    """Builds the graph of a config with `layered`."""
 
     @property
     def _own(self) -> Layered:
@@ -36,19 +36,19 @@ class LayeredDecoder(Decoder):
         return self.config.layered
 
     def _heads(self, layer: int) -> tuple[int, int]:
-        """Heads of keys and values of a layer, and their channels."""
+        """A layer's key/value heads, and their channels."""
         c, own = self.config, self._own
         return (c.num_kv_heads, c.head_dim) if c.windows[layer] else (own.full_heads, own.full_dim)
 
     def _states(self) -> dict[tuple[int, int], list[int]]:
-        """Layers that keep keys and values, by their heads: first the larger, so that all lie without a gap."""
+        """Layers with their own keys and values, grouped by head shape; the largest first, so as to avoid padding."""
         found: dict[tuple[int, int], list[int]] = defaultdict(list)
         for layer in self.config.attending_layers:
             found[self._heads(layer)].append(layer)
         return dict(sorted(found.items(), key=lambda one: (-one[0][0] * one[0][1], one[0])))
 
     def _state(self, heads: int, channels: int) -> str:
-        """The name of their KV state; the first is the one that others have alone."""
+        """The name of the KV state for a head shape; the first is "kv", as in models with only one."""
         first = next(iter(self._states())) == (heads, channels)
         return "kv" if first else f"kv_{heads}x{channels}"
 
@@ -77,7 +77,7 @@ class LayeredDecoder(Decoder):
         return self._op(MUL_ONE, "scaled", (x, self._weight(prefix + names.scalar, (1,))))
 
     def _with_input(self, x: str, layer: int, prefix: str) -> str:
-        """What the layer's own input of a token adds, as far as a gate lets it."""
+        """Add the layer's own input, gated by the layer's output."""
         c, names, inner = self.config, self._own.names, (T, self._own.inputs)
         gate = self._linear("input_gate", x, prefix + names.gate, inner, False)
         gate = self._op("gelu", "input_open", (gate,), inner, form=c.feed_forward.gelu_form)
@@ -86,7 +86,7 @@ class LayeredDecoder(Decoder):
         return self._op("add", "with_input", (x, self._norm("input_out_norm", y, prefix + names.out_norm)))
 
     def _wide(self, x: str, h: str, layer: int, prefix: str) -> str:
-        """The plain block, and beside it branches, which read the residual through norms of their own."""
+        """The plain block and, in parallel, branches, which read the residual through norms of their own."""
         c, names = self.config, self._own.names
         width = self._own.shared_width if layer >= self._own.first_shared else c.intermediate_size
         wide = self._feed_forward(h, prefix, width)
@@ -100,7 +100,7 @@ class LayeredDecoder(Decoder):
         return self._op("add", "beside", (wide, self._norm("branches_out_norm", y, prefix + names.branches_out_norm)))
 
     def _attention(self, h: str, layer: int, prefix: str) -> str:
-        """Values are normed too, by no weight; the norm of queries has the scale of scores in it."""
+        """Values are normed too, without a weight; the scale of scores is part of the query norm's weight."""
         c, names, source = self.config, self.config.names, self._own.source(layer, self.config.windows)
         heads, channels = self._heads(layer)
         state, kept = self._state(heads, channels), self._states()[heads, channels].index(source)
@@ -120,7 +120,7 @@ class LayeredDecoder(Decoder):
         return self._linear("o", y, prefix + names.o, (T, c.hidden_size), c.o_bias, c.residual_scale)
 
     def _keys_and_values(self, h: str, layer: int, prefix: str) -> tuple[str, str]:
-        """Before their norm and rope the keys; the values, which may be the same numbers, normed."""
+        """Keys before norm and rope, and normed values, which may come from the same projection."""
         c, names, (heads, channels) = self.config, self.config.names, self._heads(layer)
         shape: Shape = (T, heads, channels)
         k = self._linear("k", h, prefix + names.k, shape, c.qkv_bias)

@@ -1,12 +1,12 @@
-"""Convolutions by Monarch decompositions of the Fourier transform, and the paper's own small example of one.
+"""Convolutions by Monarch decompositions of the Fourier transform, and the paper's small example of one.
 
     example          Out = W1 (Scale * (W0 I0))^T            arXiv 2405.07518, Figure 3: 1024 x 128 and 1024 x 1024
     fft_conv         y = IFFT(FFT(x) * FFT(kernel))           FlashFFTConv, arXiv 2311.05908: FFT as p small matrices
 
-A transform of N = f1 ... fp points is p products with fi x fi matrices, a twiddle product and a swap of axes between.
-The spectrum stays in the order in which the digits come out, since the inverse undoes them in reverse. Complex numbers
-are pairs of real values, and the first and the last product use that input and output are real. The
-paper gives neither order nor layout of its benchmark: order 4 for 2^20 points, and this layout, are our choice.
+A transform of N = f1 ... fp points is p products with fi x fi matrices, with a twiddle product and a swap of axes
+between them. The spectrum stays in digit-reversed order, since the inverse undoes the steps in reverse. Complex numbers
+are pairs of real values; the first and the last product exploit that input and output are real. The paper gives neither
+order nor layout of its benchmark: order 4 for 2^20 points, and this layout, are our choice.
 Knows nothing about machines.
 """
 
@@ -52,7 +52,7 @@ def fft_conv_graph(factors: Sequence[int] = MILLION, dtype: DType = DType.BF16) 
 
 
 class _Convolution:
-    """Grows the graph; a pair is the names of a real and an imaginary part."""
+    """Builds the graph; a pair is the names of a real and an imaginary part."""
 
     def __init__(self, factors: tuple[int, ...], dtype: DType) -> None:
         self.factors, self.dtype = factors, dtype
@@ -80,13 +80,13 @@ class _Convolution:
         return b.build()
 
     def _transform(self, name: str, pair: Pair, i: int, sign: int) -> Pair:
-        """Each row times the Fourier matrix of factor i, or its conjugate."""
+        """Multiply each row by the Fourier matrix of factor i, or by its conjugate."""
         cos, sin = f"dft.{i}.cos", f"dft.{i}.sin"
         products = [self._product(f"{name}/{k}", x, w) for k, (x, w) in enumerate(_four(pair, cos, sin))]
         return self._combine(name, products, sign)
 
     def _rotate(self, name: str, pair: Pair, table: str, sign: int) -> Pair:
-        """Each number times that of a complex table, or its conjugate."""
+        """Multiply elementwise by a complex table, or by its conjugate."""
         cos, sin = f"{table}.cos", f"{table}.sin"
         products = []
         for k, (x, w) in enumerate(_four(pair, cos, sin)):

@@ -1,4 +1,4 @@
-"""A language model that is a part of a larger one: its config by itself, as if it were saved alone.
+"""The config of a language model that is part of a larger model, as if it had been saved alone.
 
     {"model_type": "gemma3", "text_config": {...}, "vision_config": {...}}  ->  {"model_type": "gemma3_text", ...}
     {"model_type": "bert", "position_embedding_type": "alibi", ...}         ->  {"model_type": "jina_bert", ...}
@@ -22,15 +22,15 @@ TEXT, VISION, AUDIO, TIED = "text_config", "vision_config", "audio_config", "tie
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """A row: the class of the whole, the family of its text if the config names none, and keys that it may leave out.
+    """A row: class of the whole model, default family of its text model, and defaults of the text config's keys.
 
-    Defaults are those of the config class of the whole in Hugging Face transformers.
+    The defaults are those of the whole model's config class in Hugging Face transformers.
     """
 
     causal_class: str
     text: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    others: tuple[str, ...] = (VISION,)  # configs of what the text model does without
+    others: tuple[str, ...] = (VISION,)  # configs of the parts that the text model does not need
 
 
 _GEMMA4 = {
@@ -72,19 +72,19 @@ _OF_THE_WHOLE = (
     "eos_token_id",
     "quantization_config",
     TIED,
-)  # keys that say something about the text model too
+)  # keys of the whole model that apply to the text model
 
 
 def part_of(raw: Mapping[str, Any]) -> str:
-    """The model_type of the larger model that this is the config of; empty for a text model's."""
+    """The model_type of a larger model's config; empty for a text model's."""
     kind = raw.get("model_type")
     return kind if isinstance(kind, str) and kind in NESTED else ""
 
 
 def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The config of the text model alone; a text model's as it is, but for encoders of other names or none.
+    """The config of the text model alone. A text model's is returned as is, except that some encoders are renamed.
 
-    Raises CheckpointError where there is none inside, UnsupportedError for what more than images is read.
+    Raises CheckpointError if there is no text config, UnsupportedError for unsupported classes or features.
     """
     kind = part_of(raw)
     if not kind:
@@ -104,7 +104,7 @@ def text_config(raw: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _by_our_name(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of an encoder that goes by another's type (Jina's BERT), or by an older one (Alibaba's GTE)."""
+    """Rename encoders whose model_type is another family's (Jina's BERT) or an older one (Alibaba's GTE)."""
     if raw.get("model_type") == "bert" and raw.get("position_embedding_type") == "alibi":
         return {**raw, "model_type": "jina_bert"}
     if raw.get("model_type") != "new":

@@ -1,8 +1,8 @@
-"""Writes an expert's folder that appears under its name whole or not at all: weights in one file, all else copied.
+"""Writes an expert's folder atomically: weights in one file, other files copied.
 
-    header | embed | layers.0 ... | norm | head      one file in order of execution: a switch reads it straight on
+    header | embed | layers.0 ... | norm | head      one file in execution order, so that a switch reads it sequentially
 
-Knows nothing about what becomes of a weight (quantize.py, merge.py).
+Knows nothing about how weights are converted (quantize.py, merge.py).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from coterie.core.dtypes import DType
 from coterie.core.errors import CapacityError, UsageError
 from coterie.core.paths import user_path
 
-PARTIAL = ".partial"  # at the end of a name while a folder is written
+PARTIAL = ".partial"  # suffix of a folder that is being written
 HEADER_ALIGN_BYTES = 64  # a cache line
 _LEFT_OUT = (CONFIG, INDEX)
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
-PIECE_WEIGHTS = 1 << 22  # of a tensor that is written anew, what is in memory at once
+PIECE_WEIGHTS = 1 << 22  # how much of a converted tensor is in memory at once
 
 
 def row_pieces(num_rows: int, num_columns: int, piece_weights: int = PIECE_WEIGHTS) -> Iterator[slice]:
-    """The rows of a matrix, some at a time."""
+    """The rows of a matrix in pieces of at most `piece_weights` weights (but at least one row)."""
     step = max(1, piece_weights // num_columns)
     yield from (slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of the file to be written."""
+    """A tensor of a file to be written."""
 
     name: str
     dtype: DType
@@ -48,7 +48,7 @@ class Entry:
 
 
 def free_path(target: str | Path) -> Path:
-    """The path of a folder that is to be written. Raises UsageError when there is something."""
+    """The path of a folder to be written. Raises UsageError if it exists."""
     out = user_path(target)
     if out.exists() or out.is_symlink():
         raise UsageError(str(out), "exists already", "name a new folder, or remove it")
@@ -57,10 +57,10 @@ def free_path(target: str | Path) -> Path:
 
 @contextmanager
 def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
-    """A folder beside `out` to write into, which gets that name at the end and is removed on any failure.
+    """A temporary folder next to `out`, which is renamed to `out` at the end, and removed on any failure.
 
-    So are folders above it that were not there.
-    `what` and `size_bytes` are for people. Raises UsageError, or CapacityError when the disk is full.
+    Parent folders that had to be created are removed as well, if empty. `what` and `size_bytes` are for messages.
+    Raises UsageError, or CapacityError if the disk is full.
     """
     begun = out.with_name(out.name + PARTIAL)
     made = [above for above in out.parents if not above.exists()]  # nearest first
@@ -86,14 +86,14 @@ def new_folder(out: Path, what: str, size_bytes: int) -> Iterator[Path]:
 def _remove(begun: Path, made: Sequence[Path]) -> None:
     shutil.rmtree(begun, ignore_errors=True)
     for above in made:
-        with suppress(OSError):  # somebody else put something there
+        with suppress(OSError):  # not empty: another process uses it
             above.rmdir()
 
 
 def copy_others(source: Path, target: Path) -> None:
-    """Tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden.
+    """Copy tokenizer, chat template, generation settings, licence: every file that is neither weights nor hidden.
 
-    What stands behind the model (its pooling, layers of a vector) is copied as it is. Raises CheckpointError.
+    The modules of a sentence-transformers model (pooling, dense layers) are copied too. Raises CheckpointError.
     """
     for file in sorted(source.iterdir()):
         left_out = file.name in _LEFT_OUT or file.suffix in _WEIGHT_FILES or file.name.startswith(".")
@@ -112,7 +112,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 def write_tensors(
     path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], write: Callable[[BinaryIO, Entry], None]
 ) -> None:
-    """A safetensors file, seen onto the disk: its header, then what `write` appends for each entry in turn."""
+    """Write and fsync a safetensors file: its header, then what `write` appends for each entry in turn."""
     with path.open("xb") as file:
         file.write(_header(entries, metadata))
         for entry in entries:

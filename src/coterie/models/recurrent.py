@@ -1,6 +1,6 @@
-"""Blocks that keep a state of one size: gated delta nets, short convolutions, and selective state spaces.
+"""Blocks with a recurrent state of fixed size: gated delta nets, short convolutions and selective state spaces.
 
-Knows nothing about the blocks beside them (blocks.py).
+Knows nothing about the other blocks of a layer (blocks.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ T = Symbol.T
 
 @dataclass(frozen=True, slots=True)
 class RecurrentBlocks(Appending):
-    """Appends the ops of such blocks."""
+    """Appends the ops of recurrent blocks."""
 
     def _declare_states(self) -> None:
-        """What a sequence keeps in the layers that have no keys and values."""
+        """Declare the recurrent states of a sequence."""
         state = self.builder.value
         if nets := self.config.delta_nets:
             matrices: Shape = (len(nets.layers), nets.value_heads, nets.key_dim, nets.value_dim)
@@ -43,7 +43,7 @@ class RecurrentBlocks(Appending):
             state(DELTA_STATE, matrices, DType.F32, Kind.STATE)
 
     def _recurrent(self, h: str, layer: int, prefix: str) -> str:
-        """What such a layer gives; empty for one that attends."""
+        """The output of a layer's recurrent block; empty if it has none."""
         nets, convs = self.config.delta_nets, self.config.short_convs
         if nets and layer in nets.layers:
             return self._delta_net(h, layer, prefix, nets)
@@ -52,7 +52,7 @@ class RecurrentBlocks(Appending):
         return self._short_conv(h, layer, prefix, convs) if convs and layer in convs.layers else ""
 
     def _delta_net(self, h: str, layer: int, prefix: str, nets: DeltaNets) -> str:
-        """A gated delta net in the place of attention; its norm has weights as they are."""
+        """A gated delta net instead of attention; its norm has no weight offset."""
         names, kept = nets.names, nets.layers.index(layer)
         heads: Shape = (T, nets.value_heads, nets.value_dim)
         x, z, *gates = self._net_parts(h, prefix, nets) if nets.by_key_heads else self._net_inputs(h, prefix, nets)
@@ -66,7 +66,7 @@ class RecurrentBlocks(Appending):
         return self._linear("o", y, prefix + names.out, (T, self.config.hidden_size), False, self.config.residual_scale)
 
     def _net_inputs(self, h: str, prefix: str, nets: DeltaNets) -> tuple[str, ...]:
-        """q, k and v, then z, a and b: a projection each."""
+        """qkv, z, a and b, from a projection each."""
         names, gates = nets.names, (T, nets.value_heads)
         heads: Shape = (T, nets.value_heads, nets.value_dim)
         x = self._linear("qkv", h, prefix + names.qkv, (T, nets.channels), bias=False)
@@ -74,7 +74,7 @@ class RecurrentBlocks(Appending):
         return x, z, *(self._linear(n, h, prefix + getattr(names, n), gates, bias=False) for n in "ab")
 
     def _net_parts(self, h: str, prefix: str, nets: DeltaNets) -> tuple[str, ...]:
-        """The same of two projections, taken apart."""
+        """The same from two projections, grouped by key head and split."""
         heads, dim, b = nets.value_heads, nets.value_dim, self.builder
         wide: Shape = (T, nets.channels + heads * dim)
         read = (
@@ -89,7 +89,7 @@ class RecurrentBlocks(Appending):
         return made
 
     def _state_space(self, h: str, layer: int, prefix: str, spaces: StateSpaces) -> str:
-        """A selective state space; its norm is over groups of heads, and stands behind its gate or before it."""
+        """A selective state space; its norm is over groups of heads, after or before the gate."""
         names, kept, place = spaces.names, spaces.layers.index(layer), prefix + spaces.names.place
         heads: Shape = (T, spaces.heads, spaces.head_dim)
         z, x, dt = (
@@ -117,20 +117,20 @@ class RecurrentBlocks(Appending):
         return self._linear("scan_o", y, place + names.out, shape, spaces.bias, self.config.residual_scale)
 
     def _channel_factors(self, spaces: StateSpaces) -> str:
-        """A constant with a factor for each channel of the convolution: of heads, of what writes, of what reads."""
+        """A constant with a factor for each channel of the convolution: those of heads, write and read."""
         counts = (spaces.inner, spaces.groups * spaces.state, spaces.groups * spaces.state)
         row = tuple(factor for factor, count in zip(spaces.factors, counts, strict=True) for _ in range(count))
         return self.builder.value("xbc_factors", (spaces.channels,), DType.F32, Kind.CONSTANT, row)
 
     def _norm_groups(self, y: str, name: str, spaces: StateSpaces) -> str:
-        """The norm of a state space, whose weight has a number for each channel."""
+        """The norm of a state space, with a weight per channel."""
         read, shape = (y, self._weight(f"{name}.weight", (spaces.inner,))), self._shape(y)
         if spaces.groups == 1:
             return self._op("rms_norm", "scan_norm", read, shape, eps=self.config.norm_eps)
         return self._op(GROUP_NORM, "scan_norm", read, shape, eps=self.config.norm_eps, **{GROUPS: spaces.groups})
 
     def _short_conv(self, h: str, layer: int, prefix: str, convs: ShortConvs) -> str:
-        """A convolution of few taps between two gates, which are products alone."""
+        """A short convolution between two multiplicative gates, without activations."""
         names, D = convs.names, self.config.hidden_size
         before, after, x = (
             self._linear(name, h, prefix + place, (T, D), bias=False)

@@ -1,12 +1,12 @@
-"""Heads that score: what stands behind a model that was made to say how well a document answers a query (a reranker).
+"""Scoring heads of rerankers: models that score how well a document answers a query.
 
-    pooler.dense (tanh), classifier                     BERT, of the first row
-    classifier.dense (tanh), classifier.out_proj        RoBERTa, XLM-RoBERTa
-    head.dense (gelu), head.norm, classifier            ModernBERT, of the first row or the mean
-    score                                               decoders, of the last row
-    lm_head[true] - lm_head[false]                      decoders whose modules.json names a LogitScore, of the last row
+    pooler.dense (tanh), classifier                     BERT, on the first row
+    classifier.dense (tanh), classifier.out_proj        RoBERTa, XLM-RoBERTa, on the first row
+    head.dense (gelu), head.norm, classifier            ModernBERT, on the first row or the mean
+    score                                               decoders, on the last row
+    lm_head[true] - lm_head[false]                      decoders whose modules.json names a LogitScore, on the last row
 
-They are small, and read and multiplied on the host; a step ends with rows of the last norm, as for vectors.
+They are small, so they are read and computed on the host; a step ends with rows of the last norm, as for vectors.
 Knows nothing about texts. Sources: the classes `*ForSequenceClassification` of transformers, and
 LogitScore of sentence-transformers.
 """
@@ -36,7 +36,7 @@ _WEIGHTS = "check that config.json belongs to these weights"
 
 @dataclass(frozen=True, slots=True)
 class HeadLayer:
-    """y = norm(activation(W x + b)), by its tensors; `less` is taken from W."""
+    """y = norm(activation(W x + b)), given by its tensors; `less` is subtracted from W."""
 
     weight: TensorInfo
     bias: TensorInfo | None = None
@@ -47,7 +47,7 @@ class HeadLayer:
     less: TensorInfo | None = None
 
     def read(self, where: str) -> Dense:
-        """Its numbers. Raises CheckpointError."""
+        """Read the layer's weights. Raises CheckpointError."""
         bias, norm_bias = [None if info is None else numbers(info) for info in (self.bias, self.norm_bias)]
         norm = None if self.norm is None else Norm(numbers(self.norm), norm_bias, self.eps)
         weight = numbers(self.weight) if self.less is None else numbers(self.weight) - numbers(self.less)
@@ -56,9 +56,9 @@ class HeadLayer:
 
 @dataclass(frozen=True, slots=True)
 class ScoreHead:
-    """What makes a score of rows: pooled, then through `layers`, the last of which gives one number.
+    """Computes a score from rows: pooling, then `layers`, the last of which returns one number.
 
-    `name`: of its class. `of_tokens`: the number is a token's logit, or the difference of two.
+    `name`: its class in transformers. `of_tokens`: the score is a token's logit, or the difference of two.
     """
 
     where: str
@@ -68,8 +68,8 @@ class ScoreHead:
     of_tokens: bool = False
 
     def check(self, config: ModelConfig) -> None:
-        """Raise CheckpointError where a layer does not take what comes before it, UnsupportedError where that is no
-        score, or logits are more than products.
+        """Raise CheckpointError if the shapes of layers do not match; UnsupportedError if the result is not one number,
+        or if logits would need a bias, cap or scale.
         """
         if self.of_tokens and (config.head_bias or config.logits_cap or config.logits_scale != 1):
             fact = f"scores by logits, to which {config.family} does more than multiply"
@@ -86,26 +86,26 @@ class ScoreHead:
             raise UnsupportedError(self.where, fact, "use a model that was trained with num_labels = 1")
 
     def read(self) -> tuple[Dense, ...]:
-        """Its numbers. Raises CheckpointError."""
+        """Read the weights of all layers. Raises CheckpointError."""
         return tuple([layer.read(self.where) for layer in self.layers])
 
     @property
     def tensors(self) -> Iterator[TensorInfo]:
-        """All of them, for who writes the model anew."""
+        """All tensors of the head, for writing a copy of the model."""
         for layer in self.layers:
             found = (layer.weight, layer.less, layer.bias, layer.norm, layer.norm_bias)
             yield from [info for info in found if info is not None]
 
 
 def refuse_head(head: ScoreHead | None, where: str) -> None:
-    """Raise UnsupportedError for a model that scores, where others are merged, told apart or served beside a base."""
+    """Raise UnsupportedError for a model with a scoring head, which cannot be merged, stored as a delta or adapted."""
     if head is not None:
         fact = f"is {head.name}, whose head scores and is part of no graph"
         raise UnsupportedError(where, fact, "serve it as an expert of its own, or merge it with PEFT")
 
 
 def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
-    """The head of a model whose class scores; None for another. Raises CheckpointError, UnsupportedError."""
+    """The scoring head of a model; None if its class has none. Raises CheckpointError, UnsupportedError."""
     config, where = checkpoint.config, str(checkpoint.path / CONFIG)
     family, classes = FAMILIES.get(str(config.get("model_type"))), config.get("architectures")
     if family is not None and classes == [family.causal_class]:
@@ -132,7 +132,7 @@ def score_head(checkpoint: Checkpoint) -> ScoreHead | None:
 
 
 def _classes_of(family: Family) -> tuple[str, ...]:
-    """What transformers calls those of a family that score; of a text model (Gemma 3) it has two names."""
+    """transformers' classes of a family with a scoring head; a text model (Gemma 3) has two."""
     if family.encoder is not None:
         return (family.causal_class.removesuffix("Model") + SCORES,) if family.encoder.head else ()
     stem = family.causal_class.removesuffix("ForCausalLM")
@@ -140,12 +140,12 @@ def _classes_of(family: Family) -> tuple[str, ...]:
 
 
 def _of_tokens(checkpoint: Checkpoint, said: Mapping[str, Any], name: str) -> ScoreHead:
-    """By the logits of the tokens that a LogitScore names. Raises CheckpointError."""
+    """The head that uses logits of the tokens named by a LogitScore. Raises CheckpointError."""
     where, tensors = str(checkpoint.path / CONFIG), checkpoint.tensors
     table = tensors.get(HEAD_WEIGHT, tensors.get(EMBED_WEIGHT))
     rows: list[TensorInfo] = []
     for key in ("true_token_id", "false_token_id"):
-        token, kept = said.get(key), f"score.{key.removesuffix('_token_id')}.weight"  # of a quantised folder
+        token, kept = said.get(key), f"score.{key.removesuffix('_token_id')}.weight"  # name in a quantised folder
         if token is None and rows:
             break
         if kept in tensors:

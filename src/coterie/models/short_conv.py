@@ -1,6 +1,6 @@
-"""Short convolutions in a config: which layers have one in the place of attention, and of how many taps.
+"""Config of short convolutions: which layers have one instead of attention, and its number of taps.
 
-    y = out(after * conv(before * x)), of which before, after and x are projections of what the layer reads
+    y = out(after * conv(before * x)), where before, after and x are projections of the layer's input
 
 Knows nothing about graphs.
 """
@@ -13,13 +13,13 @@ from coterie.models.delta_net import layers_beside_attention
 from coterie.models.family import FULL
 from coterie.models.fields import Fields
 
-CONV = "conv"  # the type of such a layer
+CONV = "conv"  # layer type
 ATTENDING = "full_attn_idxs"
 
 
 @dataclass(frozen=True, slots=True)
 class ConvNames:
-    """Tensors of a layer by their names in the file; projections without `.weight`. `joined`: rows of the three."""
+    """Tensor names of a layer; projections omit `.weight`. `joined`: the three input projections in one matrix."""
 
     before: str = "conv.in_before"
     after: str = "conv.in_after"
@@ -34,7 +34,7 @@ CONV_NAMES = ConvNames()
 
 @dataclass(frozen=True, slots=True)
 class ShortConvs:
-    """The layers that have such a convolution, of so many `taps`, over all channels."""
+    """The layers that have such a convolution, of `taps` taps, over all channels."""
 
     layers: tuple[int, ...]
     taps: int
@@ -53,7 +53,7 @@ def short_convs_of(config: Fields, num_layers: int) -> ShortConvs:
 
 
 def inner_in_blocks(config: Fields) -> int:
-    """The width of LFM2's feed-forward block: two thirds of what the config says, in whole blocks.
+    """The width of LFM2's feed-forward block: by default two thirds of the config's, rounded up to whole blocks.
 
     Raises CheckpointError.
     """

@@ -1,4 +1,4 @@
-"""Selective state spaces (Mamba-2) in a config: which layers have one, and their numbers. graph/scan/ops.py computes.
+"""Config of selective state spaces (Mamba-2): which layers have one, and their sizes. The ops are in graph/scan/ops.py.
 
     z, x, dt = rows of one projection; y = scan(conv(x), dt); out(norm(y * silu(z)))
 
@@ -16,7 +16,7 @@ from coterie.models.factors import channel_factors_of
 from coterie.models.fields import Fields
 from coterie.models.refused import ACTIVATIONS
 
-_SPACE, _ATTENDS = ("mamba", "linear_attention"), ("attention", "full_attention")  # older and newer types of layers
+_SPACE, _ATTENDS = ("mamba", "linear_attention"), ("attention", "full_attention")  # layer types, older and newer
 INDICES, LIMIT = "attn_layer_indices", "time_step_limit"
 
 
@@ -30,7 +30,7 @@ class Where(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ScanNames:
-    """Tensors of a layer behind its prefix and `place`; projections and the norm without `.weight`."""
+    """Tensor names after a layer's prefix and `place`; projections and the norm omit `.weight`."""
 
     place: str = "mamba."
     joined: str = "in_proj"  # rows of z, x and dt
@@ -46,16 +46,16 @@ class ScanNames:
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """What is joined in a file, and its parts."""
+        """The matrix that files store joined -> its parts."""
         return {self.place + self.joined: tuple(self.place + part for part in (self.z, self.x, self.dt))}
 
 
 @dataclass(frozen=True, slots=True)
 class ScanKeys:
-    """Where a family's config says what, and what is meant where a key is left out; `dim` 0: the width over the heads.
+    """A family's config keys and their defaults; `dim` 0: total width divided by the number of heads.
 
-    `width`: the heads' channels together, where a config may say them; else `expand` times the hidden size.
-    `norm_key`, `norm_first_key`: flags by which there is a norm, and by which it stands before the gate.
+    `width`: key of the total width of all heads, if there is one; else it is `expand` times the hidden size.
+    `norm_key`, `norm_first_key`: flags for whether there is a norm, and whether it precedes the gate.
     """
 
     where: Where = Where.BY_TYPES
@@ -71,19 +71,19 @@ class ScanKeys:
     width: tuple[str, int] = ("", 0)
     norm_key: str = ""
     norm_first_key: str = ""
-    factors: bool = False  # of its channels, one by one
-    activation: str = "hidden_act"  # a key that names what is behind the convolution
-    others: tuple[str, ...] = ()  # types of layers that neither have one nor attend
+    factors: bool = False  # the config has factors for groups of channels (factors.py)
+    activation: str = "hidden_act"  # key of the activation after the convolution
+    others: tuple[str, ...] = ()  # types of layers that are neither a state space nor attention
     names: ScanNames = field(default_factory=ScanNames)
 
 
 @dataclass(frozen=True, slots=True)
 class StateSpaces:
-    """The layers that have a state space, beside attention or in its place, and the heads and channels of all of them.
+    """The layers that have a state space, beside attention or instead of it, and the heads and channels of each.
 
-    `groups`: of heads that are written and read alike. `least` and `most` bound a token's step. `norms`: whether there
-    is a norm, in as many groups; `norm_first`: it stands before the gate. `factors`: of the channels of the heads, of
-    what writes and of what reads, before the convolution.
+    `groups`: heads in a group share the write and read vectors (B and C in the Mamba-2 paper). `least` and `most` bound
+    a token's step size. `norms`: whether there is a norm, over as many groups; `norm_first`: it precedes the gate.
+    `factors`: of the channels for heads, write and read, before the convolution.
     """
 
     layers: tuple[int, ...]
@@ -109,12 +109,12 @@ class StateSpaces:
 
     @property
     def channels(self) -> int:
-        """Channels of the convolution: those of all heads, and of each group what writes and what reads."""
+        """Channels of the convolution: those of all heads, and each group's write and read vectors."""
         return self.inner + 2 * self.groups * self.state
 
 
 def state_spaces_of(config: Fields, keys: ScanKeys, num_layers: int) -> StateSpaces | None:
-    """What a config says of its state spaces, None where all layers attend.
+    """The state spaces of a config; None if all layers are attention.
 
     Raises CheckpointError, UnsupportedError.
     """
@@ -176,7 +176,7 @@ def _layers(config: Fields, keys: ScanKeys, num_layers: int) -> tuple[int, ...]:
 
 
 def _limits(config: Fields) -> tuple[float, float]:
-    """The bounds of a step, which count for every token: transformers' own single steps leave them out."""
+    """The bounds of a step size. They apply to every token, although transformers ignores them in single steps."""
     said = config.get(LIMIT, [0.0, math.inf])
     least, most = (_bound(bound) for bound in said) if isinstance(said, list) and len(said) == 2 else (-1.0, -1.0)
     if not 0.0 <= least < most:
@@ -185,7 +185,7 @@ def _limits(config: Fields) -> tuple[float, float]:
 
 
 def _bound(said: object) -> float:
-    """A number, which transformers may write as an object since JSON has no infinity; -1 for anything else."""
+    """A number, or transformers' object for infinity, which JSON lacks; -1 for anything else."""
     if isinstance(said, dict) and said.get("__float__") == "Infinity":
         return math.inf
     return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else -1.0

@@ -1,4 +1,4 @@
-"""A CLIP vision tower and LLaVA's projector as ops: patches of one image for each sequence become rows of its text.
+"""A CLIP vision tower and LLaVA's projector as ops: patches of one image per sequence become rows of its text.
 
 Knows nothing about the text model. Only modelled machines run it: its ops have no kernels on real devices.
 """
@@ -20,7 +20,7 @@ TOWER, PROJECTOR = "vision_tower.vision_model.", "multi_modal_projector."
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """Numbers of the tower and the projector. `num_layers` are those up to the layer whose output is taken."""
+    """Sizes of the tower and the projector. `num_layers`: layers up to the one whose output is used."""
 
     hidden_size: int
     intermediate_size: int
@@ -92,7 +92,7 @@ class VisionTower:
         x = self._op("first_row", "class", (x, row), whole, group=c.num_patches)
         table = self._weight(embeddings + "position_embedding.weight", (c.num_patches + 1, c.hidden_size))
         x = self._op("add_table", "position", (x, table), whole)
-        x = self._norm("norm", x, TOWER + "pre_layrnorm")  # spelled so in the files
+        x = self._norm("norm", x, TOWER + "pre_layrnorm")  # sic
         for layer in range(c.num_layers):
             b.stage = f"vision.layers.{layer}"
             x = self._layer(x, f"{TOWER}encoder.layers.{layer}.")
