@@ -4,8 +4,8 @@
                             "global_sparsity": 0.875, "targets": ["Linear"], "ignore": ["lm_head"]}}}
 
 The form is that of the compressed-tensors library, which stores the nonzero elements and a bitmask. All linears of the
-layers have the same sparsity; embedding, head and norms are dense. Only modelled machines run sparse weights. Knows
-nothing about graphs or bytes.
+layers have the same sparsity; embedding, head and norms are dense. Only modelled machines run sparse weights.
+Knows nothing about graphs or bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tunes that are served as a base and what differs: LoRA adapters and packed differences, and both merged.
+"""Fine-tunes stored relative to a base: LoRA adapters and packed differences (deltas); and merging either into a model.
 
 Knows nothing about how they are run.
 """

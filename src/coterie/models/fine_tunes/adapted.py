@@ -1,10 +1,10 @@
-"""An expert that is a base and a LoRA adapter, unmerged: the base's graph with changes beside its products.
+"""An expert that is a base plus an unmerged LoRA adapter: the base's graph with low-rank changes added to its products.
 
-    base      values and products as they are      its tensors lie in the base's files, which all its adapters share
-    adapter   A and B of each adapted module       of a joined one (q, k and v of Phi-3) A once, rows of B for each part
+    base      weights and products unchanged       its tensors stay in the base's files, shared by all its adapters
+    adapter   A and B of each adapted module       for a joined one (q, k and v of Phi-3) one A, and B's rows by part
 
-What cannot stand beside a product (DoRA, whole tensors, an embedding) is merged before it is served. Knows nothing
-about an adapter's files (adapter.py) or where bytes go in memory.
+Changes that cannot be added to a product (DoRA, whole tensors, an embedding) must be merged before serving.
+Knows nothing about an adapter's files (adapter.py) or where bytes go in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from coterie.models.tensors import equal_bytes
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What an adapter adds to one weight of the graph: rows [first, first + rows) of a module's B, and its A."""
+    """An adapter's change to one weight of the graph: rows [first, first + rows) of a module's B, and its A."""
 
     weight: str
     factors: Factors
@@ -45,21 +45,21 @@ class _Part:
 
     @property
     def b(self) -> TensorInfo:
-        """Those rows of B, where they lie in the file; named after the weight."""
+        """Those rows of B, in place in the file; named after the weight."""
         whole, name = self.factors.b, f"{self.weight.removesuffix('.weight')}.lora_B.weight"
         return whole.rows(name, self.first, (self.rows, whole.shape[1]))
 
     @property
     def a(self) -> TensorInfo:
-        """A, named after the module that the file has it for."""
+        """A, named after its module in the file."""
         return replace(self.factors.a, name=f"{self.factors.module}.lora_A.weight")
 
 
 def open_adapted(base: Model, path: str | Path, name: str = "") -> Model:
-    """Open an adapter's folder as an expert beside a base that is open; no weights are read.
+    """Open an adapter's folder as an expert on top of an open base; no weights are read.
 
-    Its layout has the adapter's tensors alone. Raises CheckpointError where files are missing, damaged or do not fit
-    the base, UnsupportedError for what is not served unmerged.
+    Its layout has only the adapter's tensors. Raises CheckpointError if files are missing, damaged or do not fit the
+    base, UnsupportedError for changes that cannot be served unmerged.
     """
     adapter = open_adapter(path)
     if base.part_of:
@@ -94,9 +94,9 @@ def _value(info: TensorInfo) -> Value:
 
 
 def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
-    """What becomes of each weight of the graph, in the order of the adapter's file. Raises as open_adapted does."""
+    """The changes by weight of the graph, in the order of the adapter's file. Raises as `open_adapted` does."""
     products = linear_weights(base.graph)
-    joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the stored matrix
+    joined = dict(joined_names(base.config.names, base.config.num_layers))  # PEFT adapts the joined matrix as stored
     for stored, change in adapter.changes.items():
         name = own_name(stored, base.config.names)
         factors = _plain(name, change, base, adapter)
@@ -118,7 +118,7 @@ def _parts(base: Model, adapter: Adapter) -> Iterator[_Part]:
 
 
 def _plain(name: str, change: Change, base: Model, adapter: Adapter) -> Factors:
-    """The factors of a change that can stand beside a product. Raises UnsupportedError for any other."""
+    """The factors of a change that can be added to a product. Raises UnsupportedError for any other."""
     factors, what, remedy = change.low_rank, "", _merge(base, adapter)
     if change.whole is not None and _is_the_bases(change.whole, name, base):
         what = "saved whole, though it is the base's to the byte, as PEFT does where embedding or head are adapted"
@@ -129,7 +129,7 @@ def _plain(name: str, change: Change, base: Model, adapter: Adapter) -> Factors:
             what = "adapted, and saved whole besides, other than the base has it"
     elif factors.magnitude is not None:
         what = "use_dora, which scales the rows of the sum"
-    elif factors.is_embedding or name == EMBED_WEIGHT:  # a tied head reads it too, but is not all that it is
+    elif factors.is_embedding or name == EMBED_WEIGHT:  # even if a tied head reads it as a product too
         what = "an adapted embedding"
     if factors is None or what:
         raise UnsupportedError(f"{adapter.path / ADAPTER_WEIGHTS}", f"{name} is {what}, not served unmerged", remedy)
@@ -137,14 +137,14 @@ def _plain(name: str, change: Change, base: Model, adapter: Adapter) -> Factors:
 
 
 def _merge(base: Model, adapter: Adapter) -> str:
-    """What to do with an adapter that is not served beside its base."""
-    if base.checkpoint.config.get(KEY):  # which a merge refuses
+    """The remedy for an adapter that cannot be served unmerged."""
+    if base.checkpoint.config.get(KEY):  # a merge refuses a quantised base
         return f"merge it into the unquantised base: coterie merge BASE {quote(str(adapter.path))} OUT; quantise that"
     return f"merge it: coterie merge {quote(str(base.path or 'BASE'))} {quote(str(adapter.path))} OUT"
 
 
 def _is_the_bases(whole: TensorInfo, name: str, base: Model) -> bool:
-    """Whether a tensor is what the base has; reads both."""
+    """Whether a tensor equals the base's; reads both."""
     own = base.checkpoint.tensors.get(EMBED_WEIGHT if base.config.tied_embeddings and name == HEAD_WEIGHT else name)
     return own is not None and equal_bytes(whole, own)
 
@@ -161,7 +161,7 @@ def _shape(graph: Graph, weight: str) -> tuple[int, int]:
 
 
 def _unknown(name: str, base: Model, adapter: Adapter) -> CheckpointError | UnsupportedError:
-    """What to say of a weight that no product of the graph reads."""
+    """The error for a weight that no product of the graph reads."""
     if base.config.latent is not None and name.endswith(f"{base.config.latent.names.up}.weight"):
         fact = f"changes {name}, which latent attention reads head by head, not served unmerged"
         return UnsupportedError(str(adapter.path), fact, _merge(base, adapter))

@@ -1,8 +1,8 @@
-"""A PEFT folder with a LoRA adapter: what its adapter_config.json says, and which of its tensors changes what.
+"""Reads a PEFT folder with a LoRA adapter: its adapter_config.json, and which of its tensors changes what.
 
-    base_model.model.model.layers.3.mlp.up_proj.lora_A.weight     [rank, in]    two of these to a module: B A is what is
-    base_model.model.model.layers.3.mlp.up_proj.lora_B.weight     [out, rank]   added to its weight
-    base_model.model.lm_head.weight                               a whole tensor, in place of the base's
+    base_model.model.model.layers.3.mlp.up_proj.lora_A.weight     [rank, in]    a pair per module: scale * B A is added
+    base_model.model.model.layers.3.mlp.up_proj.lora_B.weight     [out, rank]   to its weight
+    base_model.model.lm_head.weight                               a whole tensor, which replaces the base's
 
 Knows nothing about the base. Source: PEFT's developer guide, "PEFT checkpoint format", and its LoraConfig.
 """
@@ -28,7 +28,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 
-# Keys that change what an adapter computes in a way that is not merged.
+# Keys that turn on variants which are not supported.
 _REFUSED = {
     "layer_replication": "layers that are used more than once",
     "alora_invocation_tokens": "an adapter that acts from certain tokens on",
@@ -43,7 +43,7 @@ _REFUSED = {
     "monteclora_config": "a variant of LoRA",
     "kasa_config": "a variant of LoRA",
 }
-# How the factors were begun; every other way takes something out of the base's weights first.
+# Values of init_lora_weights that leave the base unchanged; all others subtract something from its weights first.
 _KEEPS_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 _PART = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)")
 _MAGNITUDE = "lora_magnitude_vector"
@@ -52,10 +52,10 @@ _LINEAR, _EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is added to a module's weight: scale * B A, of which `is_embedding` adds the transpose.
+    """The change of a module's weight: scale * B A, transposed if `is_embedding`.
 
-    `a` is [rank, in] and `b` [out, rank]; of an embedding `in` is the vocabulary. With `magnitude` [out] (DoRA) each
-    row of the sum is then brought to that length.
+    `a` is [rank, in] and `b` [out, rank]; for an embedding `in` is the vocabulary. With `magnitude` [out] (DoRA) each
+    row of the sum is then scaled to that length.
     """
 
     module: str
@@ -67,14 +67,14 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that it belongs to."""
+        """The shape of the weight that it changes."""
         shape = (self.b.shape[0], self.a.shape[1])
         return shape[::-1] if self.is_embedding else shape
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of one tensor of the base: `whole` takes its place, if any; `low_rank`, if any, is added."""
+    """The change of one tensor of the base: `whole`, if any, replaces it; `low_rank`, if any, is added."""
 
     whole: TensorInfo | None = None
     low_rank: LowRank | None = None
@@ -82,9 +82,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """Changes by the name of the base's tensor. `base` is where the adapter says that its base was; may be empty.
+    """Changes by the name of the base's tensor. `base`: the adapter's own reference to its base; may be empty.
 
-    `ties`: an embedding that is also the head was trained as one.
+    `ties`: embedding and head were tied in training.
     """
 
     path: Path
@@ -94,11 +94,11 @@ class Adapter:
 
     @property
     def other_base(self) -> str:
-        """What to do where it does not fit."""
+        """The remedy if it does not fit the base."""
         return "use the base that it was trained on" + (f": {self.base}" if self.base else "")
 
     def check_shape(self, name: str, factors: LowRank, shape: tuple[int, ...]) -> None:
-        """Raise CheckpointError where factors are not for a matrix of this shape."""
+        """Raise CheckpointError if factors are not for a matrix of this shape."""
         if factors.shape != shape:
             a, b = list(factors.a.shape), list(factors.b.shape)
             fact = f"{name}: A {a} and B {b} are for a matrix {list(factors.shape)}, but it is {list(shape)}"
@@ -127,14 +127,14 @@ class _Settings:
         return alpha / rank**0.5 if self.fields.flag("use_rslora") else alpha / rank
 
     def _key(self, patterns: Mapping[str, Any], module: str) -> str | None:
-        """The first pattern that the end of a module's name matches."""
+        """The first pattern that matches the end of a module's name."""
         return next((p for p in patterns if matches(p, module, self.where, at_end=True)), None)
 
 
 def open_adapter(path: str | Path) -> Adapter:
     """Read an adapter's config and the header of its weights.
 
-    Raises CheckpointError where files are missing, damaged or disagree, UnsupportedError for what is not merged.
+    Raises CheckpointError if files are missing, damaged or disagree, UnsupportedError for unsupported variants.
     """
     folder = user_path(path)
     if not folder.is_dir():
@@ -184,7 +184,7 @@ def _changes(tensors: Mapping[str, TensorInfo], settings: _Settings) -> dict[str
         elif ".lora_" in name:
             where, fact = f"{info.shard.path}: {key}", "is a kind of tensor that is not merged"
             raise UnsupportedError(where, fact, "Coterie merges LoRA as save_pretrained names it")
-        else:  # a layer's own tensor; beside factors it is called its base's
+        else:  # a whole tensor; PEFT calls it base_layer if the module also has factors
             whole = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             if whole in found:
                 raise CheckpointError(f"{info.shard.path}: {key}", "is there twice", "save the adapter again")
@@ -231,7 +231,7 @@ def _magnitude(where: str, parts: Mapping[str, TensorInfo], b: TensorInfo, setti
 
 
 def _check_target(where: str, module: str, is_embedding: bool, settings: _Settings) -> None:
-    """What target_modules does not name, PEFT leaves aside when it loads the adapter."""
+    """Refuse modules that target_modules does not name: PEFT would ignore them when loading the adapter."""
     targets = settings.fields.get("target_modules")
     if targets is None:
         return

@@ -1,13 +1,13 @@
-"""An expert that is a base and a fine-tune's difference from it: the base's graph, in which weights are sums of two.
+"""An expert that is a base plus a fine-tune's difference from it: the base's graph, in which some weights are sums.
 
-    base    W as it is                    its tensors lie in the base's files, which all its deltas share
-    delta   model...q_proj.delta          D of y = x W^T + x D^T, packed: U8 rows as core.packed has them
-            model.norm.weight             whole, in the place of the base's, or of what the base does not have
+    base    W unchanged                   its tensors stay in the base's files, shared by all its deltas
+    delta   model...q_proj.delta          D of y = x W^T + x D^T, packed as U8 rows (core.packed)
+            model.norm.weight             a whole tensor, which replaces the base's or has no counterpart in it
 
     delta_config.json   {"delta_type": "coterie", "version": 1, "base_model_name_or_path": ..., "base_fingerprint": ...,
                          "quantization_config": the types of the packed differences, by the weights' names}
 
-config.json is the fine-tune's own. Knows nothing about how a difference is taken (delta_write.py), or where bytes
+config.json is the fine-tune's own. Knows nothing about how a difference is computed (delta_write.py), or where bytes
 go in memory.
 """
 
@@ -47,7 +47,7 @@ _AGAIN = "write it again: coterie delta BASE EXPERT OUT"
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a delta's file holds: packed differences by the weight's name, and whole tensors by their own."""
+    """The contents of a delta's file: packed differences by the weight's name, and whole tensors by their own."""
 
     differences: Mapping[str, tuple[TensorInfo, DType]]
     wholes: Mapping[str, TensorInfo]
@@ -58,15 +58,15 @@ class _Parts:
 
 
 def delta_name(weight: str) -> str:
-    """What the difference of a weight is called in the file."""
+    """The name of a weight's difference in the file."""
     return weight.removesuffix(".weight") + _SUFFIX
 
 
 def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
-    """Open a delta's folder as an expert beside a base that is open; no weights are read, but a few bytes of the base.
+    """Open a delta's folder as an expert on top of an open base; no weights are read except a few bytes of the base.
 
-    Its layout has the delta's tensors alone. Raises CheckpointError where files are missing, damaged or do not belong
-    to the base, UnsupportedError for what is not supported.
+    Its layout has only the delta's tensors. Raises CheckpointError if files are missing, damaged or do not belong to
+    the base, UnsupportedError for anything unsupported.
     """
     folder = user_path(path)
     fields = Fields(read_object(folder / DELTA_CONFIG), str(folder / DELTA_CONFIG))
@@ -103,7 +103,7 @@ def open_delta(base: Model, path: str | Path, name: str = "") -> Model:
 
 
 def check_alone(model: Model, where: Path) -> None:
-    """Raise UnsupportedError for one inside a larger model, or one that scores, beside which nothing is served."""
+    """Raise UnsupportedError for models that cannot be a base: those inside a larger model, and rerankers."""
     refuse_head(model.head, str(where))
     if model.part_of:
         fact = f"{model.name} is the text model inside a {model.part_of}, beside which nothing is served"
@@ -133,7 +133,7 @@ def _dtypes(
     of_base: Mapping[str, DType],
     wholes: Mapping[str, TensorInfo],
 ) -> dict[str, DType]:
-    """The type of each weight, the delta's or else the base's. Raises CheckpointError for one that neither has."""
+    """The type of each weight: the delta's, else the base's. Raises CheckpointError for a weight that neither has."""
     dtypes = {}
     for weight, shape in wanted.items():
         whole = wholes.get(weight)
@@ -180,7 +180,7 @@ def _shape(graph: Graph, weight: str) -> tuple[int, int]:
 
 
 def _layout(folder: Path, raw: Mapping[str, Any], config: ModelConfig, made: Architecture, parts: _Parts) -> Layout:
-    """The delta's own tensors; of an embedding, or the difference of one, a prompt's rows may come first."""
+    """The layout of the delta's own tensors; an embedding, or its difference, is placed as a table of rows."""
     stored = Checkpoint(folder, raw, parts.tensors)
     stages = {weight: stage for weight, stage in made.weight_stage.items() if weight in stored.tensors}
     tables = (table for table in (config.names.embed, delta_name(config.names.embed)) if table in stages)

@@ -1,10 +1,10 @@
-"""Writes a fine-tune as its difference from a base: an expert's folder that is served beside that base.
+"""Writes a fine-tune as its difference from a base: an expert's folder that is served on top of that base.
 
-    matrix of a product, or of tokens' rows    differs: D = W - W_base in float32, packed      equal: left out
-    all else (norms, biases, branches)         differs: whole, as it is                        equal: left out
+    matrix of a product, or embedding table    differs: D = W - W_base in float32, packed      equal: left out
+    all else (norms, biases, branches)         differs: whole, unchanged                       equal: left out
 
-Memory is bounded by pieces of rows. Knows nothing about how numbers are packed (core.packed), or how a delta is read
-(delta.py).
+Memory is bounded: tensors are processed in pieces of rows. Knows nothing about how numbers are packed (core.packed), or
+how a delta is read (delta.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from coterie.models.packing import KEY, Packing
 from coterie.models.packing_error import ErrorSums
 from coterie.models.tensors import kind_of, map_bytes
 
-FAR = 0.5  # a difference of so much of the weights is hardly a fine-tune's
+FAR = 0.5  # a larger relative difference is hardly a fine-tune's
 _KIN = ("family", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
 _HF = {"family": "model_type", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
 _HF |= {"num_kv_heads": "num_key_value_heads"}
@@ -50,11 +50,11 @@ _HF |= {"num_kv_heads": "num_key_value_heads"}
 
 @dataclass(frozen=True, slots=True)
 class KindDelta:
-    """What became of one kind of tensor, over all layers where it is stored as this type; None: whole.
+    """The result for one kind of tensor, over all layers in which it is stored as this type; None: whole.
 
-    Root mean squares: `change` of the difference, relative to that of the fine-tune's weights; `lost` by packing, as
-    `lost_of_change` relative to the difference. All three are 0 where tensors are whole. `bits` per weight count scales
-    and padding.
+    Root mean squares: `change`: the difference, relative to the fine-tune's weights; `lost`: the packing error relative
+    to these; `lost_of_change`: the same relative to the difference. All three are 0 for whole tensors. `bits` per
+    weight include scales and padding.
     """
 
     kind: str
@@ -69,9 +69,10 @@ class KindDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A written folder: bytes of the fine-tune's weights and of the delta's, and what became of them by kind.
+    """A written folder: bytes of the fine-tune's weights and of the delta's, and the result by kind.
 
-    `num_weights` are all of the fine-tune; `num_equal` tensors are the base's. `notes`: what a person should know.
+    `num_weights` counts all weights of the fine-tune; `num_equal`: tensors equal to the base's. `notes`: remarks for
+    the user.
     """
 
     folder: Path
@@ -108,7 +109,7 @@ class _Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is stored: a packed type for each difference, None for what is whole; in order of first use."""
+    """The tensors to store, in order of first use: the packed type of a difference, or None for a whole tensor."""
 
     base: Model
     expert: Model
@@ -119,11 +120,11 @@ class _Plan:
 
 
 def write_delta(base: str | Path, expert: str | Path, target: str | Path, packing: Packing) -> Delta:
-    """Write the folder of a fine-tune's difference from a base; all files of the fine-tune but weights are copied.
+    """Write a fine-tune's difference from a base as a new folder; the fine-tune's files other than weights are copied.
 
-    Raises UsageError when `target` exists or the fine-tune is quantised, CheckpointError where the two do not belong
-    together or are equal, what `open_model` raises, and CapacityError when the disk is full. What was begun is removed
-    on any failure.
+    Raises UsageError if `target` exists or the fine-tune is quantised, CheckpointError if the two do not belong
+    together or are equal, whatever `open_model` raises, and CapacityError if the disk is full. A partly written folder
+    is removed on any failure.
     """
     out = free_path(target)
     plan = _plan(open_model(base), open_model(expert), packing)
@@ -151,7 +152,7 @@ def _config(plan: _Plan, packing: Packing) -> dict[str, Any]:
 
 
 def _plan(base: Model, expert: Model, packing: Packing) -> _Plan:
-    """What differs, and how it is stored. Raises as `write_delta` does."""
+    """Decide which tensors differ, and how they are stored. Raises as `write_delta` does."""
     _check_kin(base, expert)
     sums, stored = summable(expert.graph), dict[str, DType | None]()
     for value in expert.graph.weights:
@@ -167,7 +168,7 @@ def _plan(base: Model, expert: Model, packing: Packing) -> _Plan:
 
 
 def _check_kin(base: Model, expert: Model) -> None:
-    """Raises where the two cannot be a base and its fine-tune."""
+    """Raise an error if the two cannot be a base and its fine-tune."""
     where = str(expert.path)
     for model in (base, expert):
         check_alone(model, model.checkpoint.path)
@@ -187,7 +188,7 @@ def _check_kin(base: Model, expert: Model) -> None:
 
 
 def _equal(base: Model, expert: Model, value: Value) -> bool:
-    """Whether a weight has the base's numbers, whatever its type."""
+    """Whether a weight has the same values as the base's, whatever its type."""
     its = base.graph.values.get(value.name)
     if its is None or its.shape != value.shape:
         return False
@@ -195,7 +196,7 @@ def _equal(base: Model, expert: Model, value: Value) -> bool:
 
 
 def _pairs(base: Model, expert: Model, value: Value) -> Iterator[tuple[F32, F32]]:
-    """Pieces of a weight as float32, the fine-tune's and the base's."""
+    """Pieces of a weight as float32: (fine-tune, base)."""
     for piece in row_pieces(prod(fixed(value.shape[:1])), trailing(value.shape)):
         yield weight_rows_f32(expert, value, piece), weight_rows_f32(base, base.graph.values[value.name], piece)
 

@@ -1,7 +1,7 @@
-"""Writes an expert folder from a base and a LoRA adapter: an ordinary folder, its file ready to be a slab.
+"""Merges a LoRA adapter into a base: writes an ordinary expert folder, whose file can be read as a slab.
 
-What no adapter touches is copied byte for byte. An embedding that is also the head becomes two matrices when an adapter
-changes one of them, since that is what it was trained as. Memory is bounded (merged.py).
+Tensors that the adapter does not change are copied byte for byte. A tied embedding is split into two matrices if the
+adapter changes only one of embedding and head, as it did in training. Memory is bounded (merged.py).
 Knows nothing about an adapter's files (adapter.py), the numbers (merged.py) or packed differences (merge_delta.py).
 """
 
@@ -34,12 +34,12 @@ from coterie.models.tensors import equal_bytes, map_bytes
 
 _OTHER_TOKENIZER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.json")
 TOKENIZER_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, *_OTHER_TOKENIZER_FILES)
-_METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
+_METADATA = {"format": "pt"}  # older versions of transformers require it
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is written: tensors in order of first use, each from a tensor of the base, if any, and a change, if any."""
+    """The tensors to write, in order of first use: each from a tensor of the base, if any, and a change, if any."""
 
     stored: Checkpoint
     model: Model
@@ -52,7 +52,7 @@ class _Plan:
 
 
 def check_merge(base: str | Path, adapter: str | Path) -> None:
-    """Raise what `merge_folder` raises of the two before it writes anything; only headers are read, and a few bytes."""
+    """Raise what `merge_folder` would raise before it writes anything; reads only headers and a few bytes."""
     if is_delta(user_path(adapter)):
         check_delta(base, adapter)
     else:
@@ -60,13 +60,13 @@ def check_merge(base: str | Path, adapter: str | Path) -> None:
 
 
 def merge_folder(base: str | Path, adapter: str | Path, target: str | Path) -> Merged:
-    """Add a LoRA adapter, or a packed difference, to the weights of a checkpoint folder; the sum is a new folder.
+    """Add a LoRA adapter, or a packed difference, to the weights of a checkpoint folder, and write a new folder.
 
-    All files of the base but weights are copied; those of a tokenizer come from the adapter where it has them. With a
-    difference it is as `merge_delta` says.
-    Raises UsageError when `target` exists or an adapter's base is quantised, CheckpointError where the two do not fit,
-    CapacityError when the disk is full, and what `open_model`, `open_adapter` and `open_delta` raise. What was begun is
-    removed on any failure.
+    The base's files other than weights are copied; tokenizer files come from the adapter if it has them. For a packed
+    difference see `merge_delta`.
+    Raises UsageError if `target` exists or an adapter's base is quantised, CheckpointError if the two do not fit,
+    CapacityError if the disk is full, and whatever `open_model`, `open_adapter` and `open_delta` raise. A partly
+    written folder is removed on any failure.
     """
     if is_delta(user_path(adapter)):
         return merge_delta(base, adapter, target)
@@ -110,7 +110,7 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
         raise UnsupportedError(str(adapter.path), fact, "merge it with PEFT, and save the whole model")
     untied = tied and _comes_apart(adapter, changes)
     if tied:
-        sources.pop(HEAD_WEIGHT, None)  # some folders hold the same bytes twice
+        sources.pop(HEAD_WEIGHT, None)  # some folders store the tied head as well
     if untied:
         sources[HEAD_WEIGHT] = sources[EMBED_WEIGHT]
     for name, change in changes.items():
@@ -126,7 +126,7 @@ def _plan(base: str | Path, adapter_folder: str | Path) -> _Plan:
 
 
 def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors of the base's files in order of first use; a joined one is used where its first part is."""
+    """The tensors of the base's files in order of first use; a joined one is placed where its first part is used."""
     by_place = {(info.shard, info.offset): info for info in stored.values()}
     used = [model.checkpoint.tensors[value.name] for value in model.graph.weights]
     first = [by_place[place] for info in used if (place := (info.shard, info.offset)) in by_place]
@@ -134,10 +134,11 @@ def _in_order(model: Model, stored: Mapping[str, TensorInfo]) -> dict[str, Tenso
 
 
 def _comes_apart(adapter: Adapter, changes: dict[str, Change]) -> bool:
-    """Whether embedding and head, one matrix in the base, are two in the adapter; if not, the embedding's change stays.
+    """Whether embedding and head, tied in the base, must be untied; may edit `changes`.
 
-    A whole tensor beside the factors of one of them is the base's as PEFT saw it, and so the other one too.
-    Raises UnsupportedError for an adapter that was trained with both as one, unless it has that one whole, twice.
+    Equal whole tensors for both stay tied. If one of the two has both factors and a whole tensor, that tensor is the
+    base's as PEFT saw it, so it replaces the other one too. Raises UnsupportedError for an adapter that was trained
+    with tied weights, unless it has both whole and equal.
     """
     touched = [name for name in TABLES if name in changes]
     wholes = [changes[name].whole for name in touched if not changes[name].low_rank]
@@ -183,7 +184,7 @@ def _config(plan: _Plan) -> dict[str, Any]:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """An adapter's own files of the tokenizer; its template hides the base's wherever each is kept."""
+    """Copy an adapter's tokenizer files; its chat template wins over the base's, in whichever file each is stored."""
     own = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if TEMPLATE not in own and TOKENIZER_CONFIG in own and read_object(source / TOKENIZER_CONFIG).get("chat_template"):
         (target / TEMPLATE).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Writes an expert folder from a base and a fine-tune's packed difference: an ordinary folder, as the fine-tune's was.
+"""Merges a packed difference into its base: writes an ordinary expert folder, as the fine-tune's was.
 
-    difference   W_base + D in float32, rounded once to the base's type     a packed base's: to the type of config.json
+    difference   W_base + D in float32, rounded once to the base's type (config.json's type if the base is packed)
     whole        the delta's bytes
     neither      the base's bytes
 
-Tensors have the names of the base's files: what lies in one there (q, k and v of Phi-3) is put together again. Memory
-is bounded by pieces of rows. Knows nothing about how a difference is taken (delta_write.py).
+Tensors have the names of the base's files: parts that are joined there (q, k and v of Phi-3) are joined again. Memory
+is bounded: tensors are processed in pieces of rows. Knows nothing about how a difference is computed (delta_write.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from coterie.models.registry import weight_shapes
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is written: the weights that make up each tensor, in their order, by the tensor's name."""
+    """The tensors to write; `weights`: tensor name -> the weights that make it up, in order."""
 
     base: Model
     expert: Model
@@ -50,16 +50,16 @@ class _Plan:
 
 
 def check_delta(base: str | Path, delta: str | Path) -> None:
-    """Raise what `merge_delta` raises of base and delta before it writes anything; headers and a few bytes are read."""
+    """Raise what `merge_delta` would raise before it writes anything; reads only headers and a few bytes."""
     _plan(base, delta)
 
 
 def merge_delta(base: str | Path, delta: str | Path, target: str | Path) -> Merged:
     """Add a packed difference to the weights of its base and write the sum as a new folder.
 
-    All files of the delta but weights are copied. Raises UsageError when `target` exists, CheckpointError where the
-    delta does not belong to the base or a sum is infinite in the base's type, CapacityError when the disk is full, and
-    what `open_model` and `open_delta` raise. What was begun is removed on any failure.
+    The delta's files other than weights are copied. Raises UsageError if `target` exists, CheckpointError if the delta
+    does not belong to the base or a sum is infinite in the base's type, CapacityError if the disk is full, and whatever
+    `open_model` and `open_delta` raise. A partly written folder is removed on any failure.
     """
     out = free_path(target)
     plan = _plan(base, delta)
@@ -105,14 +105,14 @@ def _place(info: TensorInfo) -> tuple[str, int]:
 
 
 def _holder(weight: TensorInfo | None, stored: Sequence[TensorInfo]) -> TensorInfo | None:
-    """Which of the base's tensors, sorted by place, a weight of the base lies in; None for what it does not have."""
+    """The tensor of the base's files (sorted by place) that contains a weight; None if the base lacks the weight."""
     return weight and stored[bisect_right(stored, _place(weight), key=_place) - 1]
 
 
 def _entry(expert: Model, name: str, stored: TensorInfo | None, weights: Sequence[Value]) -> Entry:
-    """The tensor that weights become: of the shape that it has in the base, but for rows that were added."""
+    """The tensor that these weights make up: of its shape in the base, unless rows were added."""
     found = {_dtype(expert, weight) for weight in weights}
-    dtype = found.pop() if len(found) == 1 else DType.F32  # which holds all others
+    dtype = found.pop() if len(found) == 1 else DType.F32  # it represents all others exactly
     shapes = [fixed(weight.shape) for weight in weights]
     num_weights = sum(prod(shape) for shape in shapes)
     if stored is not None and prod(stored.shape) == num_weights:
@@ -121,13 +121,13 @@ def _entry(expert: Model, name: str, stored: TensorInfo | None, weights: Sequenc
 
 
 def _dtype(expert: Model, weight: Value) -> DType:
-    """The type in which a weight is stored; what the base packs has the type that the fine-tune's config declares."""
+    """The type in which a weight is stored; if the base packs it, the type that the fine-tune's config declares."""
     folder = str(expert.path)
     return declared_dtype(expert.checkpoint.config, folder) if weight.dtype.is_packed else weight.dtype
 
 
 def _pieces(plan: _Plan, weight: Value, entry: Entry, sums: dict[str, Sums]) -> Iterator[bytes]:
-    """The bytes of a weight, some rows at a time; where it is not the base's, what became of it is counted."""
+    """The bytes of a weight, some rows at a time; changes from the base are added to `sums`."""
     expert, base = plan.expert, plan.base
     difference, was = expert.graph.values.get(delta_name(weight.name)), base.graph.values.get(weight.name)
     is_base = difference is None and expert.checkpoint.tensors[weight.name] == base.checkpoint.tensors.get(weight.name)

@@ -1,9 +1,9 @@
-"""The numbers of a merged tensor: rows of the base's or of what takes its place, plus scale * B A, rounded once.
+"""Arithmetic of a merged tensor: rows of the base's tensor or its replacement, plus scale * B A, rounded once.
 
     rows of W, float32  ->  + scale * B[rows] A  ->  DoRA: * magnitude / length of the row  ->  the base's type
 
-In memory at once: the factors of one tensor in float32, and ten float32 copies of a piece of `PIECE_WEIGHTS` weights.
-Knows nothing about which tensors there are, or what is written where.
+Peak memory: the factors of one tensor in float32, and ten float32 copies of a piece of `PIECE_WEIGHTS` weights.
+Knows nothing about which tensors exist, or what is written where.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PIECE_WEIGHTS = 1 << 20  # ten copies are 40 MiB
 
 @dataclass(slots=True)
 class Sums:
-    """Running sums over the weights of some tensors: their squares before, those of the change and of its rounding."""
+    """Running sums of squares over the weights of some tensors: before, of the change, and of the rounding error."""
 
     num_weights: int = 0
     before: float = 0.0
@@ -40,7 +40,7 @@ class Sums:
     lost: float = 0.0
 
     def add(self, before: F32, exact: F32, after: F32) -> None:
-        """Count a piece: as it was, as it should be and as it is stored."""
+        """Add a piece of a tensor: before the merge, exactly merged, and as stored."""
         self.num_weights += after.size
         self.before += _squares(before)
         self.changed += _squares(after[: len(before)] - before)
@@ -48,7 +48,7 @@ class Sums:
 
     @classmethod
     def of(cls, several: Iterable[Sums]) -> Sums:
-        """The sums over all tensors of several."""
+        """The total of several sums."""
         whole = cls()
         for one in several:
             whole.num_weights += one.num_weights
@@ -64,16 +64,16 @@ class Sums:
 
     @property
     def rounding(self) -> float:
-        """Root mean square of what rounding to the stored type lost, relative to that of the change."""
+        """Root mean square of the rounding error, relative to that of the change."""
         return (self.lost / self.changed) ** 0.5 if self.changed else float(self.lost > 0)
 
 
 @dataclass(frozen=True, slots=True)
 class KindChange:
-    """What merging did to one kind of tensor, over all layers: `num_tensors` of `num_there` were changed.
+    """The effect of merging on one kind of tensor, over all layers: `num_tensors` of `num_there` were changed.
 
-    `change` is the root mean square of the difference relative to that of the weights before; `rounding` that of what
-    rounding to the base's type lost, relative to the difference.
+    `change`: root mean square of the difference, relative to that of the weights before; `rounding`: that of the error
+    of rounding to the base's type, relative to the difference.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class KindChange:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A written folder. `untied`: embedding and head were one matrix in the base and are two here."""
+    """A written folder. `untied`: embedding and head were tied in the base and are separate here."""
 
     folder: Path
     size_bytes: int
@@ -96,7 +96,7 @@ class Merged:
 
 
 def changed_kinds(entries: Iterable[Entry], sums: Mapping[str, Sums]) -> tuple[KindChange, ...]:
-    """What the sums over changed tensors, by name, say of each kind among all `entries`."""
+    """The effect by kind of tensor, from the sums of changed tensors by name; `entries` are all tensors."""
     there = Counter(kind_of(entry.name) for entry in entries)
     by_kind: dict[str, list[Sums]] = {}
     for name, found in sums.items():
@@ -109,7 +109,7 @@ def changed_kinds(entries: Iterable[Entry], sums: Mapping[str, Sums]) -> tuple[K
 
 
 def check_opens(folder: Path, added: Path) -> None:
-    """What would be refused when the expert is served is told now. Raises CheckpointError about what was `added`."""
+    """Open a written expert, to fail now and not when it is served. Raises CheckpointError naming what was `added`."""
     try:
         open_model(folder)
     except CheckpointError as error:
@@ -118,7 +118,7 @@ def check_opens(folder: Path, added: Path) -> None:
 
 
 def pieces(base: TensorInfo | None, change: Change, dtype: DType, sums: Sums) -> Iterator[bytes]:
-    """The bytes of a merged tensor of type `dtype`, some rows at a time; `base` None: there was none before.
+    """The bytes of a merged tensor in type `dtype`, some rows at a time; `base` None: the tensor is new.
 
     Raises CheckpointError for a number that is not finite in that type.
     """
@@ -136,7 +136,7 @@ def pieces(base: TensorInfo | None, change: Change, dtype: DType, sums: Sums) ->
 
 
 def rounded(before: F32, exact: F32, dtype: DType, sums: Sums, where: str) -> bytes:
-    """Rows of a merged tensor in the type that is stored, counted; `before` has no row where there was none.
+    """Rows of a merged tensor rounded to the stored type; adds them to `sums`. `before` has no rows if they are new.
 
     Raises CheckpointError for a number that is not finite in that type.
     """
@@ -159,9 +159,9 @@ class _Factors:
         self.magnitude_N1 = None if found.magnitude is None else _rows(found.magnitude, 0, found.magnitude.shape[0])
 
     def added(self, values_NK: F32, first: int) -> F32:
-        """These rows of the weight, of which the first has number `first`, with the adapter's part."""
+        """Rows of the weight, from number `first` on, with the adapter's change added."""
         here = slice(first, first + len(values_NK))
-        with np.errstate(all="ignore"):  # what is not finite is refused behind
+        with np.errstate(all="ignore"):  # values that are not finite are refused later
             sum_NK: F32 = values_NK + self.scale * (self.left_NR[here] @ self.right_RK)
             if self.magnitude_N1 is not None:
                 sum_NK *= self.magnitude_N1[here] / np.linalg.norm(sum_NK, axis=1, keepdims=True)
@@ -169,7 +169,7 @@ class _Factors:
 
 
 def _rows(info: TensorInfo, first: int, last: int) -> F32:
-    """Rows of a tensor as float32 [rows, all else]; fewer where it has fewer."""
+    """Rows of a tensor as float32 [rows, remaining axes]; fewer if it has fewer."""
     bits = map_bytes(info).view(info.dtype.numpy).reshape(prod(info.shape[:1]), -1)
     return to_f32(np.asarray(bits[first:last]), info.dtype)
 

@@ -1,7 +1,7 @@
-"""Regular expressions that an adapter's config brings, matched in time that no pattern makes long.
+"""Matches the regular expressions of an adapter's config without exponential backtracking.
 
-Python's `re` tries one way after another: `(a+)+b` takes twice as long for each letter more. Here all ways go on side
-by side, as sets of the places that a part of the pattern may end at; each is found once for each place it begins at.
+Python's `re` backtracks: the time for `(a+)+b` doubles with each additional letter. This matcher follows all
+alternatives at once, as sets of positions at which a part of the pattern may end, memoised by starting position.
 Knows nothing about adapters. Source: Thompson, "Regular expression search algorithm", CACM 11(6), 1968.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 
 from coterie.core.errors import CheckpointError, UnsupportedError, shown
 
-MAX_PATTERN, MAX_NAME = 2000, 200  # letters
-_MAX_GROUPS = 12  # that are repeated
-_MAX_TIMES = 64  # of a repetition that is counted
-_TRIES = re.compile(r"[*+?{(|]")  # what has none of these matches in one way
+MAX_PATTERN, MAX_NAME = 2000, 200  # characters
+_MAX_GROUPS = 12  # limit of repeated groups
+_MAX_TIMES = 64  # limit of a counted repetition
+_TRIES = re.compile(r"[*+?{(|]")  # patterns without any of these cannot backtrack
 _REPEATED = re.compile(r"\)[*+{]")
 _parser: Any = importlib.import_module("re._parser")
 _CATEGORIES: dict[str, Callable[[str], bool]] = {
@@ -29,10 +29,10 @@ _CATEGORIES: dict[str, Callable[[str], bool]] = {
 
 
 def matches(pattern: str, name: str, where: str, at_end: bool = False) -> bool:
-    """Whether all of a name, or the part `at_end` behind a dot, is what a pattern means, as `re.fullmatch` has it.
+    """Whether a pattern matches all of a name, as `re.fullmatch` does; with `at_end`, or a suffix of it after a dot.
 
-    Raises CheckpointError naming `where` for what is no pattern, UnsupportedError for what such sets cannot tell
-    (references to groups, flags, possessive repetitions) and for one that is very long.
+    Raises CheckpointError naming `where` for an invalid pattern, UnsupportedError for features that position sets
+    cannot handle (references to groups, flags, possessive repetitions) and for patterns that are too long.
     """
     whole = rf"(.*\.)?({pattern})" if at_end else pattern
     try:
@@ -64,14 +64,14 @@ def _unread(where: str, pattern: str, what: str) -> UnsupportedError:
 
 
 class _Matcher:
-    """Of one name and one pattern."""
+    """Matches one name against one pattern."""
 
     def __init__(self, name: str, where: str, pattern: str) -> None:
         self._name, self._where, self._pattern = name, where, pattern
         self._known: dict[tuple[int, int], frozenset[int]] = {}
 
     def ends(self, parts: Any, start: int) -> frozenset[int]:
-        """Where a sequence of parts that begins at a place may end."""
+        """The positions at which a sequence of parts that begins at `start` may end."""
         key = (id(parts), start)
         if key not in self._known:
             places = frozenset([start])
@@ -127,7 +127,7 @@ class _Matcher:
 
 
 def _is(letter: str, kind: str, value: Any) -> bool:
-    """Whether a letter is one of those that a part of a pattern stands for."""
+    """Whether a character matches a single-character part of a pattern."""
     if kind == "ANY":
         return letter != "\n"
     if kind != "IN":

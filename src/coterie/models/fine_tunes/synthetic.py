@@ -1,9 +1,10 @@
-"""Fine-tunes without bytes: an adapter or a delta of a model's shape, for machines that are modelled.
+"""Fine-tunes without bytes, for modelled machines: an adapter or a delta with the shapes of a model.
 
-    low rank     A [rank, in] and B [out, rank] beside every product of the layers, in the type that the config declares
-    difference   a packed matrix beside every product and table of tokens' rows; all else (norms, biases) whole
+    low rank     A [rank, in] and B [out, rank] for every product of the layers, in the type that the config declares
+    difference   a packed matrix for every product and embedding table; all else (norms, biases) whole
 
-As large and as dear as one that PEFT trained on all linear layers, or `coterie delta` made. Knows nothing about files.
+Size and cost equal those of an adapter that PEFT trained on all linear layers, or of a folder by `coterie delta`.
+Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from coterie.models.packing import ALL_TABLES, may_be_packed
 
 
 def synthetic_adapter(base: Model, rank: int, name: str) -> Model:
-    """A LoRA adapter of this rank on every matrix of the layers, beside a base that has no bytes either.
+    """A LoRA adapter of this rank on every matrix of the layers, for a base without bytes.
 
-    Raises UnsupportedError for a base of which no product can have a change beside it.
+    Raises UnsupportedError for a base without such products.
     """
     dtype = declared_dtype(base.checkpoint.config, name)
     changes = {}
@@ -50,7 +51,7 @@ def synthetic_adapter(base: Model, rank: int, name: str) -> Model:
 
 
 def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
-    """A full fine-tune as its difference from a base that has no bytes either, packed as `coterie delta` packs it."""
+    """A full fine-tune as its difference from a base without bytes, packed as `coterie delta` packs it."""
     sums, own = summable(base.graph), dict[str, tuple[DType, tuple[int, ...]]]()
     differences = {}
     for value in base.graph.weights:
@@ -65,7 +66,7 @@ def synthetic_delta(base: Model, packed: DType, name: str) -> Model:
 
 
 def _beside(base: Model, graph: Graph, own: Mapping[str, tuple[DType, tuple[int, ...]]], name: str) -> Model:
-    """The expert with this graph, of which these tensors are its own."""
+    """The expert with this graph, whose own tensors are `own`."""
     tensors = without_bytes(own)
     stored = Checkpoint(Path(), base.checkpoint.config, tensors)
     stages = {weight: stage for weight, stage in graph.weight_stage().items() if weight in tensors}

@@ -1,4 +1,4 @@
-"""GGUF files, llama.cpp's, as ordinary expert folders: what a file says, its weights, the folder written.
+"""Import of GGUF files (llama.cpp's format) into ordinary expert folders: metadata, weights, and the folder written.
 
 Knows nothing about how a model is run.
 """

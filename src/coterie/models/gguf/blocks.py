@@ -1,4 +1,4 @@
-"""Blocks of GGUF whose codes a packed type holds as they are: only scales and zeros are rounded, most to bfloat16.
+"""GGUF blocks whose codes fit a packed type unchanged: only scales and zero points are rounded, most to bfloat16.
 
     Q4_0   32 weights   | scale f16 | 16 bytes |              weight = (code - 8) * scale
     Q4_1   32 weights   | scale f16 | least f16 | 16 bytes |  weight = code * scale + least
@@ -9,11 +9,12 @@
     Q3_K   16 groups    | 32 bytes: an upper bit | 64 bytes: lower 2 bits | 12 bytes: 6 bits of scale each | d f16 |
            of 16        weight = (code - 4) * (d * (scale - 32))
     Q5_0   32 weights   | scale f16 | 4 bytes: an upper bit of each | 16 bytes |  weight = (code - 16) * scale
-    MXFP4  32 weights   | n, 8 bits | 16 bytes of floats |    weight = float * 2^(n - 127), 2 * float whole
-    TQ1_0, TQ2_0        weights of a group are its largest, its negative and 0: int4 holds them with that scale
+    MXFP4  32 weights   | n, 8 bits | 16 bytes of floats |    weight = float * 2^(n - 127), 2 * float is an integer
+    TQ1_0, TQ2_0        ternary: the weights of a group are -s, 0 and s, which int4 holds with scale s
 
-16 and 32 bytes have a code in each half, all low halves first. Scales of Q5_0 are rounded to 8 bits beside the largest
-of 256 weights. Knows nothing about which weights these are. Source: ggml's own description of its blocks.
+Each byte of 16 or 32 holds two 4-bit codes; the low halves of a run come first, then the high ones. Scales of Q5_0 are
+rounded to 8 bits, relative to the largest of 256 weights. Knows nothing about which weights these are. Source: ggml's
+own description of its blocks.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ _F16_BYTES, _GROUPS_K = 2, 8
 
 
 def codes_kept(kind: str) -> DType | None:
-    """The packed type that holds the codes of a type of GGUF, None where none does."""
+    """The packed type that holds the codes of a GGUF type unchanged; None if there is none."""
     found = _KEPT.get(kind)
     return found and found[0]
 
 
 def packed_codes(kind: str, rows: U8, values: F32) -> U8:
-    """Packed rows of the type that `codes_kept` names, of rows of blocks and the float32 weights that they mean.
+    """Rows of blocks, repacked as the type that `codes_kept` names; `values` are their weights in float32.
 
-    Raises ValueError for scales that are not finite numbers in bfloat16.
+    Raises ValueError for scales that are not finite in bfloat16.
     """
-    with np.errstate(all="ignore"):  # what is not finite is refused
+    with np.errstate(all="ignore"):  # values that are not finite are refused
         return _KEPT[kind][1](rows, values)
 
 
@@ -121,20 +122,20 @@ _KEPT: Mapping[str, tuple[DType, Callable[[U8, F32], U8]]] = {
 
 
 def _numbers(rows: U8, count: int, block_bytes: int) -> tuple[list[F32], U8]:
-    """The float16 numbers that blocks begin with, each [N, blocks], and what follows them."""
+    """The float16 numbers at the start of each block, each [N, blocks], and the rest of the blocks."""
     blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, block_bytes)
     numbers = np.ascontiguousarray(blocks[..., : count * _F16_BYTES]).view("<f2").astype(np.float32)
     return [numbers[..., i] for i in range(count)], blocks[..., count * _F16_BYTES :]
 
 
 def _halves(codes: U8) -> U8:
-    """Codes [N, weights]: of each run of bytes all low halves, then all high ones."""
+    """Codes [N, weights]: for each run of bytes, all low halves, then all high ones."""
     return np.concatenate([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
 
 
 def _with_zeros(codes: U8, scales: F32, below: F32) -> U8:
-    """Rows of int4z with weights code * scale - below, each group's own [N, groups]."""
-    is_flat = (scales == 0) & (below != 0)  # every weight is the same number: (0 - -1) * it
+    """Rows of int4z with weights code * scale - below, where scale and below are per group [N, groups]."""
+    is_flat = (scales == 0) & (below != 0)  # all weights of the group are one number: (0 - -1) * it
     zeros = np.divide(below, scales, out=np.where(is_flat, np.float32(-1), np.float32(0)), where=scales != 0)
     codes = np.where(np.repeat(is_flat, BLOCK_WEIGHTS, axis=1), np.uint8(0), codes)
     return packed_as_is(codes, in_bf16(np.where(is_flat, -below, scales)), DType.Q4Z, in_bf16(zeros))

@@ -1,7 +1,7 @@
-"""The config.json and generation_config.json that a GGUF file's metadata amounts to.
+"""Translates a GGUF file's metadata to config.json and generation_config.json.
 
-What a key means that is not known here could change the numbers, so the file is refused by that key's name.
-Knows nothing about weights, except which tensors there are, or about files.
+A key that is not known here could change results, so a file that has one is refused, naming the key.
+Knows nothing about weights, except which tensors exist, or about files.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _READ = (
     *(*_COUNTS, "attention.head_count_kv", "attention.key_length", "attention.value_length"),
     *(RMS_EPS, "rope.dimension_count", *KEYS, POOLING),
 )
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys that mean nothing, or nothing with such a value
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # keys without effect, or without effect if they have such a value
     "vocab_size": (),
     "attention.causal": (True,),
-    EPS: (),  # of norms with a mean, for who has them
+    EPS: (),  # eps of layer norms, unused by other families
     "tensor_data_layout": ("Meta AI original pth",),
     "rope.scaling.finetuned": (True,),
 }
-_NO_TOKEN = 2**32 - 1  # -1, unsigned: some files write it for a token that they have not
+_NO_TOKEN = 2**32 - 1  # -1 as unsigned: some files write it for an absent token
 _AGAIN = "download the file again"
-_SAMPLING = {  # what is like llama.cpp's other ones (xtc, mirostat, how far a penalty looks) is not here
+_SAMPLING = {  # llama.cpp's other settings (xtc, mirostat, range of a penalty) have no counterpart here
     "temp": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -54,9 +54,9 @@ _SAMPLING = {  # what is like llama.cpp's other ones (xtc, mirostat, how far a p
 
 
 def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
-    """The file's row among architectures and its config.json.
+    """The row of the file's architecture, and its config.json.
 
-    Raises CheckpointError for what is missing, UnsupportedError for what is not imported or not known.
+    Raises CheckpointError for anything missing, UnsupportedError for anything unsupported or unknown.
     """
     name, row = architecture_of(file.metadata, file.where)
     own = {key.removeprefix(f"{name}."): value for key, value in file.metadata.items() if key.startswith(f"{name}.")}
@@ -84,7 +84,7 @@ def config_of(file: GgufFile) -> tuple[Architecture, dict[str, Any]]:
     family = FAMILIES[config["model_type"]]
     if family.rope_by_window and not {"rope_local_base_freq", "rope_parameters"} & set(config):
         config |= _by_layer(config)
-    if "rope_scaling" in config and "truncate" in family.default_rope:  # of yarn; llama.cpp always rounds
+    if "rope_scaling" in config and "truncate" in family.default_rope:  # a flag of yarn, which a file does not hold
         config["rope_scaling"]["truncate"] = family.default_rope["truncate"]
     if family.encoder is not None:
         config = {key: value for key, value in config.items() if value is not None}
@@ -107,19 +107,19 @@ def generation_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """A number of 32 bits as it was written: 0.7, not 0.699999988079071."""
+    """A float32 number in its shortest decimal form: 0.7, not 0.699999988079071."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _by_layer(config: dict[str, Any]) -> dict[str, Any]:
-    """The rope of each type of layer: what is scaled is that of layers without a window."""
+    """The rope of each layer type: scaling applies to layers without a window only."""
     theta = {"rope_theta": config.pop("rope_theta")}
     plain = {"rope_type": "default"} | theta
     return {"rope_parameters": {FULL: config.pop("rope_scaling", plain) | theta, SLIDING: plain}}
 
 
 def _single(key: str, value: Any) -> Any:
-    """Numbers that are the same for every layer may be stored as a list of them; a pattern of layers is a list."""
+    """One number for a list of equal numbers, one per layer; except for the pattern of layers, which stays a list."""
     is_same = isinstance(value, list) and key != PATTERN and len(set(value)) == 1
     return value[0] if is_same else value
 
@@ -149,7 +149,7 @@ def _rows(file: GgufFile) -> int:
 
 
 def _biases(row: Architecture, file: GgufFile) -> dict[str, bool]:
-    """By the tensors that there are, where the family's config says it."""
+    """Bias flags of config.json, for families that have them, derived from which tensors exist."""
     family = FAMILIES[row.model_type]
     found = {"attention_bias": (family.qkv_bias, "attn_q"), "mlp_bias": (family.mlp_bias, "ffn_up")}
     return {
@@ -158,7 +158,7 @@ def _biases(row: Architecture, file: GgufFile) -> dict[str, bool]:
 
 
 def _tokens(metadata: Mapping[str, Any]) -> dict[str, int | None]:
-    """Null where the file has none: an absent key would mean the default of the family's class."""
+    """Special token ids; null if the file has none, since an absent key would mean the class's default."""
     kinds = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
     ids = {key: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, key in kinds.items()}
     return {key: None if found == _NO_TOKEN else found for key, found in ids.items()}

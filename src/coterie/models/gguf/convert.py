@@ -1,9 +1,9 @@
-"""Writes an expert folder from a GGUF file: an ordinary folder, its file ready to be a slab.
+"""Writes an expert folder from a GGUF file: an ordinary folder, whose file can be read as a slab.
 
     metadata  ->  config.json, generation_config.json, tokenizer.json, tokenizer_config.json
-    tensors   ->  model.safetensors in order of execution, rows and types as Coterie runs them
+    tensors   ->  model.safetensors in execution order, with rows and types as Coterie runs them
 
-Memory is bounded: some rows of one tensor at a time. What is written is opened before the folder gets its name.
+Memory is bounded: some rows of one tensor at a time. The result is opened as a check before the folder gets its name.
 Knows nothing about GGUF (file.py), what its metadata means (config.py) or its weights (weights.py).
 """
 
@@ -41,12 +41,12 @@ from coterie.models.packing import KEY, Packing
 from coterie.models.packing_error import ErrorSums, KindError
 from coterie.models.tensors import kind_of
 
-_METADATA = {"format": "pt"}  # without which older versions of transformers refuse a file
+_METADATA = {"format": "pt"}  # older versions of transformers require it
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedKind:
-    """What became of one kind of tensor, over all layers: `found` are its types in the file, `lost` what that added."""
+    """One kind of tensor, over all layers: `found`: its types in the file; `lost`: the error that conversion added."""
 
     found: tuple[str, ...]
     lost: KindError
@@ -54,7 +54,7 @@ class ImportedKind:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A written folder; `before_bytes` are those of the file, `num_weights` all, norms too."""
+    """A written folder; `before_bytes`: size of the GGUF file; `num_weights` counts all weights, norms included."""
 
     folder: Path
     architecture: str
@@ -67,8 +67,8 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file that can be imported, with everything decided: `num_tensors` are written. `draws`: tokens; a model that
-    does not gives vectors, by `pooling` where the file says it.
+    """A planned import. `draws`: the model samples tokens; otherwise it returns vectors, pooled by `pooling` if the
+    file names one.
     """
 
     file: GgufFile
@@ -81,12 +81,12 @@ class Job:
 
     @property
     def num_tensors(self) -> int:
-        """How many tensors are written."""
+        """Number of tensors to write."""
         return len(self.entries)
 
 
 def plan_import(source: str | Path, weights: str = KEEP) -> Job:
-    """Open a GGUF file and decide what becomes of it; `weights` is one of WEIGHTS.
+    """Open a GGUF file and plan its import; `weights` is one of WEIGHTS.
 
     Raises UsageError, CheckpointError for a damaged file, UnsupportedError naming what Coterie does not support.
     """
@@ -114,11 +114,11 @@ def import_gguf(
     tokenizer: str | Path | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> Imported:
-    """Write the expert folder of a planned import; `tokenizer` takes the place of the file's own.
+    """Write the expert folder of a planned import; `tokenizer`, a folder or a tokenizer.json, replaces the file's own.
 
-    It is a folder, or a tokenizer.json. `tell` is told how many tensors are written.
-    Raises UsageError when `target` exists, CheckpointError for numbers that are not finite and for a tokenizer that
-    does not belong to the weights, CapacityError when the disk is full. What was begun is removed on any failure.
+    `tell` is called with the number of tensors written so far. Raises UsageError if `target` exists, CheckpointError
+    for numbers that are not finite and for a tokenizer that does not belong to the weights, CapacityError if the disk
+    is full. A partly written folder is removed on any failure.
     """
     out = free_path(target)
     kinds: dict[tuple[str, DType], ErrorSums] = {}
@@ -161,7 +161,7 @@ def import_gguf(
 def _entries(
     config: ModelConfig, sources: Mapping[str, Source], types: Types
 ) -> Iterator[tuple[Entry, tuple[str, ...]]]:
-    """What is written, and the weights that it is: parts that lie in one tensor stay one, unless any is packed."""
+    """The tensors to write, each with its weights: parts of a joined tensor stay joined, unless any is packed."""
     joined: dict[str, str] = {}
     for stored, ends in joined_names(config.names, config.num_layers):
         there = [end for end in ends if end in sources]
@@ -177,7 +177,7 @@ def _entries(
 
 
 def _declared(types: Types) -> str:
-    """The type that config.json declares: that of most weights which are not packed."""
+    """The type that config.json declares: the most frequent one among weights that are not packed."""
     plain = [dtype for dtype in types.by_name.values() if not dtype.is_packed]
     return {DType.F32: "float32", DType.F16: "float16"}.get(max(plain, key=plain.count), "bfloat16")
 
@@ -193,7 +193,7 @@ def _found(job: Job, kind: str, dtype: DType) -> tuple[str, ...]:
 
 
 def _write_embedding(job: Job, pooling: Pooling, folder: Path) -> None:
-    """What a vector is made of, and the matrices that it is multiplied by, as float32. Raises CheckpointError."""
+    """Write the pooling and the dense layers of an embedding model, in float32. Raises CheckpointError."""
     dense = [found for name in DENSE if (found := job.file.tensors.get(name))]
     if odd := [found for found in dense if len(found.shape) != 2]:
         raise CheckpointError(odd[0].where, f"has shape {list(odd[0].shape)}, no matrix's", "download the file again")
@@ -208,7 +208,7 @@ def _write_values(tensor: GgufTensor, file: BinaryIO, _: Entry) -> None:
 
 
 def _write_tokenizer(job: Job, folder: Path) -> None:
-    """The file's own. Raises UnsupportedError and CheckpointError as `tokenizer_files` does, naming the file too."""
+    """Write the file's tokenizer. Raises as `tokenizer_files` does, with the file's name in the error."""
     metadata = {key: value for key, value in job.file.metadata.items() if key.startswith("tokenizer.")}
     family = FAMILIES[job.config["model_type"]]
     try:
@@ -220,9 +220,9 @@ def _write_tokenizer(job: Job, folder: Path) -> None:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """A tokenizer.json alone, or all that a folder has of a tokenizer and of what ends an answer.
+    """Copy a tokenizer.json, or a folder's tokenizer files and generation config.
 
-    Raises CheckpointError naming what was given where that is no tokenizer, UsageError where nothing is there.
+    Raises CheckpointError if `source` is not a tokenizer, UsageError if it does not exist.
     """
     if not source.exists():
         raise UsageError(str(source), "does not exist", "check the path of --tokenizer")
@@ -241,7 +241,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _write_generation(file: GgufFile, folder: Path) -> None:
-    """What the tokenizer brings goes before what the file's own keys say of the same."""
+    """Write generation_config.json; a setting that came with the tokenizer wins over the file's own."""
     found = generation_of(file.metadata) | read_object_if_present(folder / GENERATION)
     if found:
         (folder / GENERATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Encoders in GGUF: the keys and tensors that only they have, and what a file says of making vectors.
+"""Encoders in GGUF: the keys and tensors specific to them, pooling, and scoring heads.
 
-    position_embd.weight [P, D]    of RoBERTa's kind it begins with the first token's row, so that it is as BERT's
+    position_embd.weight [P, D]    RoBERTa's begins with the first token's row, so it can be treated as BERT's
     token_types.weight   [N, D]
-    cls.weight, cls.output.weight  of one that scores: of RoBERTa's kind it is as BERT's, whose layer has another name
-    dense_2.weight, dense_3.weight what a vector of EmbeddingGemma goes through behind its pooling
+    cls.weight, cls.output.weight  scoring head of a reranker; RoBERTa's is stored under the same names as BERT's
+    dense_2.weight, dense_3.weight dense layers that EmbeddingGemma applies after pooling
     <architecture>.pooling_type    0 none, 1 mean, 2 first row, 3 last row, 4 a score
 
 Knows nothing about files or tokenizers. Source: the keys that llama.cpp's converters write and its models read.
@@ -32,7 +32,7 @@ _POOLINGS: Mapping[Any, Pooling | None] = {None: None, 0: None, 1: "mean", 2: "f
 
 
 def pooling_of(kind: Any, head: Mapping[str, str], where: str) -> Pooling | None:
-    """How a vector is made of rows, by a file's number; None where it does not say it, or there is a head that scores.
+    """The pooling for a file's `pooling_type`; None if it has none, or if there is a scoring head.
 
     Raises UnsupportedError.
     """
@@ -43,7 +43,7 @@ def pooling_of(kind: Any, head: Mapping[str, str], where: str) -> Pooling | None
 
 
 def head_of(tensors: Mapping[str, Any], model_type: str, where: str) -> Mapping[str, str]:
-    """The tensors of a head that scores, by their names in a folder, if there is one. Raises UnsupportedError."""
+    """The tensors of a scoring head, name in a folder -> name in the file, if any. Raises UnsupportedError."""
     there = [name in tensors for name in ("cls.weight", "cls.output.weight")]
     if model_type not in _HEADS or not any(there):
         return {}
@@ -84,7 +84,7 @@ def _modernbert(source: Source) -> dict[str, Any]:
         "hidden_activation": keys.get(_ACTIVATION, "gelu"),
         "local_attention": keys.count(WINDOW),
         "layer_types": types,
-        "classifier_pooling": "mean",  # as llama.cpp has it
+        "classifier_pooling": "mean",  # as in llama.cpp
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
     }
 

@@ -1,10 +1,10 @@
-"""Which architectures of GGUF are imported, a row each: as what family, and what is otherwise about its file.
+"""The GGUF architectures that can be imported, a row each: their family, and what is special about their files.
 
-    permuted   llama.cpp rotates neighbouring channels, Hugging Face halves: the file has rows of q and k in its order
-    own        keys of config.json that only this family has, from the file's metadata
+    permuted   llama.cpp rotates adjacent channels, Hugging Face halves: files have rows of q and k in llama.cpp's order
+    own        keys of config.json that are specific to the family, from the file's metadata
 
-Weights of norms are stored with the family's `norm_offset` added. Sliding windows, scales and the like that llama.cpp
-fixes by architecture, not by metadata, are fixed here too.
+Norm weights are stored with the family's `norm_offset` added. Sliding windows, scales and the like that llama.cpp
+hard-codes by architecture instead of storing them are hard-coded here too.
 Knows nothing about files. Source: the keys that llama.cpp's converters write and its models read.
 """
 
@@ -36,7 +36,7 @@ SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 def _layer_types(source: Source, every: int) -> list[str]:
-    """By the pattern in the file, a flag for each layer or a number; else all but each `every`-th have a window."""
+    """Layer types by the file's pattern (a flag per layer, or a number); by default all but every `every`-th slide."""
     pattern = source.keys.get(PATTERN, every)
     if isinstance(pattern, list):
         return [SLIDING if flag else FULL for flag in pattern]
@@ -49,7 +49,7 @@ def _gemma(_: Source) -> dict[str, Any]:
 
 
 def _query_scalar(source: Source, layers_of_27b: int) -> int:
-    """The largest model alone scales queries by the width of the model over the heads, not by that of a head."""
+    """query_pre_attn_scalar: hidden_size / num_heads in the largest model, head_dim in all others."""
     is_27b = source.num_layers == layers_of_27b
     return source.hidden_size // source.num_heads if is_27b else source.head_dim
 
@@ -78,7 +78,7 @@ def _gemma3(source: Source) -> dict[str, Any]:
 
 
 def _gemma_embedding(source: Source) -> dict[str, Any]:
-    """EmbeddingGemma, whose converter keeps the window as its authors wrote it, both sides together."""
+    """EmbeddingGemma; files keep its window as in the original config, both sides together."""
     return _gemma3(source) | {"use_bidirectional_attention": True}
 
 
@@ -110,7 +110,7 @@ def _exaone4(source: Source) -> dict[str, Any]:
 
 
 def _olmo2(source: Source) -> dict[str, Any]:
-    """OLMo 3 has the same name there, and a window."""
+    """OLMo 3 has the same architecture name in GGUF, and a window."""
     window = source.keys.get(WINDOW)
     if not window:
         return {}
@@ -118,7 +118,7 @@ def _olmo2(source: Source) -> dict[str, Any]:
 
 
 def _llama(source: Source) -> dict[str, Any]:
-    """Mistral has the same name there; most of its files do not say that it has a window."""
+    """Mistral has the same architecture name in GGUF; most of its files do not store its window."""
     window = source.keys.get(WINDOW)
     return {"model_type": "mistral", "sliding_window": window} if window else {}
 
@@ -161,7 +161,7 @@ def _olmoe(source: Source) -> dict[str, Any]:
 
 
 def _qwen3_moe(source: Source) -> dict[str, Any]:
-    """Whether the weights of those that are taken add up to 1 is fixed there by architecture."""
+    """llama.cpp hard-codes by architecture whether branch weights are normalised."""
     return _olmoe(source) | {"moe_intermediate_size": source.keys.count(WIDTH), "norm_topk_prob": True}
 
 
@@ -202,7 +202,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **PLAIN_LAYERS,
     **ENCODERS,
 }
-BRANCHED: Mapping[str, Architecture] = {  # of files with branches
+BRANCHED: Mapping[str, Architecture] = {  # for files with branches
     "llama": Architecture("mixtral", permuted=True, own=_mixtral, reads=(WINDOW, *_BRANCHED)),
     "qwen2moe": Architecture("qwen2_moe", own=_qwen2_moe, reads=(*_BRANCHED, SHARED_WIDTH)),
     "qwen3moe": Architecture("qwen3_moe", own=_qwen3_moe, reads=_BRANCHED),
@@ -215,7 +215,7 @@ _TEXT = "import the language model beside it"
 
 
 def architecture_of(metadata: Mapping[str, Any], where: str) -> tuple[str, Architecture]:
-    """The name of a file's architecture, and its row. Raises UnsupportedError for one that is not imported."""
+    """The name of a file's architecture, and its row. Raises UnsupportedError if it cannot be imported."""
     name, kind = str(metadata.get("general.architecture")), metadata.get("general.type", "model")
     kind = "mmproj" if name == "clip" else kind
     if kind in _KINDS:

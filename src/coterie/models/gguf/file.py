@@ -1,6 +1,6 @@
-"""A GGUF file, or one cut into several: its metadata as Python values, and its tensors by name, memory-mapped.
+"""A GGUF file, possibly split into several: its metadata as Python values, and its tensors by name, memory-mapped.
 
-Weights are read by the package gguf (extra `gguf`), which is kept with llama.cpp and knows every type.
+Weights are decoded by the package gguf (extra `gguf`), which is maintained with llama.cpp and knows every type.
 Knows nothing about architectures. Source: the GGUF specification (ggml, docs/gguf.md).
 """
 
@@ -32,9 +32,9 @@ FLOATS = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor of the file; `type` is its name among GGUF's types. `shape` has the rows first, as elsewhere here.
+    """A tensor of the file; `type` is the name of its GGUF type. `shape` has the rows first, as elsewhere here.
 
-    `rows` [N, row bytes] is what the file holds; a tensor of one dimension has an element a row.
+    `rows` [N, row bytes] are the stored bytes; a one-dimensional tensor has one element per row.
     """
 
     name: str
@@ -45,19 +45,19 @@ class GgufTensor:
 
     @property
     def float_type(self) -> DType | None:
-        """The element type of a tensor that is not quantised, None of one that is."""
+        """The element type of an unquantised tensor; None if it is quantised."""
         return FLOATS.get(self.type)
 
     def bits(self, taken: Any) -> npt.NDArray[np.generic]:
-        """The stored elements of some rows of a tensor that is not quantised."""
+        """The stored elements of some rows of an unquantised tensor."""
         dtype = FLOATS[self.type]
         return np.ascontiguousarray(self.rows[taken]).view(dtype.numpy)
 
     def values(self, taken: Any) -> F32:
-        """Some rows as float32, exactly what the file means. Raises UnsupportedError for a type that is not known."""
+        """Some rows as float32, exactly as the format defines them. Raises UnsupportedError for an unknown type."""
         gguf = gguf_package(self.where)
         try:
-            with np.errstate(all="ignore"):  # what is not finite is refused by who packs it
+            with np.errstate(all="ignore"):  # callers refuse values that are not finite
                 values = gguf.quants.dequantize(
                     np.ascontiguousarray(self.rows[taken]), gguf.GGMLQuantizationType[self.type]
                 )
@@ -69,7 +69,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """An opened file: `path` is that of the first part."""
+    """An opened file; `path` is that of its first part."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -78,12 +78,12 @@ class GgufFile:
 
     @property
     def where(self) -> str:
-        """What errors name."""
+        """The path, for error messages."""
         return str(self.path)
 
 
 def gguf_package(where: str) -> Any:
-    """The package gguf. Raises UsageError when it is not installed."""
+    """The package gguf. Raises UsageError if it is not installed."""
     try:
         return importlib.import_module("gguf")
     except ImportError:
@@ -92,9 +92,9 @@ def gguf_package(where: str) -> Any:
 
 
 def open_gguf(source: str | Path) -> GgufFile:
-    """Read the header of a GGUF file, and of its other parts where it was cut.
+    """Read the header of a GGUF file, and of its other parts if it is split.
 
-    Raises UsageError for what is no file or a later part, CheckpointError for a damaged or incomplete one.
+    Raises UsageError if `source` is not a file or not the first part, CheckpointError if it is damaged or incomplete.
     """
     path = user_path(source)
     if path.is_dir():
@@ -140,7 +140,7 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     gguf, header = gguf_package(str(path)), read_header(path)
-    data = np.asarray(np.memmap(path, np.uint8, "r"))  # an array of its own kind would cost time at every view
+    data = np.asarray(np.memmap(path, np.uint8, "r"))  # np.memmap itself makes every view slower
     return header.metadata, {found.name: _tensor(path, found, data, gguf) for found in header.tensors}
 
 

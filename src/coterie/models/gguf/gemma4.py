@@ -1,7 +1,7 @@
-"""Gemma 4 in GGUF: what its file says layer by layer, or by its tensors alone, as keys with one value each.
+"""Gemma 4 in GGUF: reduces what its file says per layer, or only by its tensors, to keys with one value each.
 
     head_count_kv [2, 2, 1]   pattern [yes, yes, no]     -> 2 with a window, 1 without
-    rope_freqs.weight         1 1 1e30 1e30              -> half of the pairs of a head turn
+    rope_freqs.weight         1 1 1e30 1e30              -> half of a head's pairs are rotated
     no blk.2.attn_v.weight                               -> values are keys
 
 Knows nothing about files. Source: the keys that llama.cpp's converter writes.
@@ -19,14 +19,14 @@ from coterie.models.gguf.rope import FREQS
 KV, WIDTH, PATTERN = "attention.head_count_kv", "feed_forward_length", "attention.sliding_window_pattern"
 SHARED, INPUTS = "attention.shared_kv_layers", "embedding_length_per_layer_input"
 SWA = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
-# Keys that are made here.
+# Keys that are derived here.
 FULL_KV, DOUBLE, TURNING, INPUT_ROWS, KEYS_ARE_VALUES = "full_kv", "double", "turning", "input_rows", "keys_are_values"
 MADE = (FULL_KV, DOUBLE, TURNING, INPUT_ROWS, KEYS_ARE_VALUES)
-_NEVER = 1e20  # a factor from here on stops a pair
+_NEVER = 1e20  # a factor at least this large means a pair is not rotated
 
 
 def with_single_values(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    """The keys with numbers in the place of lists, and those of MADE. Raises CheckpointError, UnsupportedError."""
+    """The keys with numbers instead of lists, and those of MADE. Raises CheckpointError, UnsupportedError."""
     found = dict(keys)
     pattern, layers = keys.get(PATTERN), keys.get("block_count")
     if not isinstance(pattern, list) or len(pattern) != layers:
@@ -47,7 +47,7 @@ def with_single_values(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor
 
 
 def _by_pattern(heads: Any, pattern: Sequence[Any], where: str) -> tuple[Any, Any]:
-    """The number of layers with a window, and that of the others."""
+    """The key/value heads of layers with a window, and of the others."""
     if not isinstance(heads, list):
         return heads, heads
     pairs = list(zip(heads, pattern, strict=False))
@@ -70,7 +70,7 @@ def _widths(widths: Any, first: int, where: str) -> tuple[Any, bool]:
 
 
 def _turning(tensors: Mapping[str, GgufTensor], where: str) -> float:
-    """The part of a head's pairs that turn, in layers without a window."""
+    """The fraction of a head's pairs that are rotated, in layers without a window."""
     tensor = tensors.get(FREQS)
     if tensor is None:
         return 1.0

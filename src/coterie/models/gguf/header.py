@@ -1,10 +1,10 @@
-"""Reads the header of a GGUF file: keys as Python values, and where each tensor is; counts and lengths must fit.
+"""Reads the header of a GGUF file: keys as Python values, and the place of each tensor; counts and lengths are checked.
 
     magic, version | number of tensors, of keys | key, type, value ... | name, axes, type, offset ... | data
 
-The package gguf makes several NumPy arrays of each text of a vocabulary, most of the time that an import took, and goes
-through 2**60 elements of an array that the file does not have. Numbers that a file holds as float32 are given as the
-shortest decimals that round to them, so that 1e-05 is 1e-05 again.
+The package gguf is not used for this: it creates several NumPy arrays per vocabulary entry, which dominated the time of
+an import, and it trusts array lengths, so that a corrupt file can make it iterate over 2**60 elements. A float32 number
+is returned as the shortest decimal that rounds to it, so that 1e-05 is 1e-05 again.
 Knows nothing about what keys and tensors mean. Source: the GGUF specification (ggml, docs/gguf.md).
 """
 
@@ -24,17 +24,17 @@ from coterie.core.errors import CheckpointError, UnsupportedError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
-_SCALARS = {  # by GGUF's number of the type
+_SCALARS = {  # GGUF's number of a type -> NumPy type
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 }
 _ALIGNMENT, _ALIGN_BYTES = "general.alignment", 32
 _MAX_AXES = 8  # ggml has 4
-_BITS = 1  # an element of a tensor has at least that many
+_BITS = 1  # lower bound of bits per element
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A tensor as the header describes it: `shape` has the rows first, `at` is where its bytes begin in the file.
+    """A tensor as the header describes it: `shape` has the rows first, `at` is the offset of its bytes in the file.
 
     `kind` is GGUF's number of its type.
     """
@@ -47,14 +47,14 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself."""
+    """The contents of a header."""
 
     metadata: dict[str, Any]
     tensors: tuple[Described, ...]
 
 
 def read_header(path: Path) -> Header:
-    """Raises CheckpointError naming what does not fit, UnsupportedError for a file of the other byte order."""
+    """Read a header. Raises CheckpointError for anything inconsistent, UnsupportedError for big-endian files."""
     with open_file(path) as file:
         begin = file.read(24)
         refuse_pointer(begin, str(path))

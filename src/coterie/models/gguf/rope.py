@@ -1,12 +1,13 @@
-"""The rope of a GGUF file as the keys of config.json.
+"""Translates the rope of a GGUF file to keys of config.json.
 
-A file has the factors of Llama 3's rule one by one, a divisor for each frequency, and not the numbers that they come
-from. Between its borders the rule is a line over the frequency:
+For Llama 3's rule a file holds the resulting factors, a divisor per frequency, but not the parameters of the rule.
+Between its bounds the rule is linear in the frequency:
 
     1 / factor_i = 1/F + (1 - 1/F) * s_i,     s_i = (L / (2 pi) * frequency_i - low) / (high - low)
 
-so F is the largest factor, and two numbers follow from the line. Three are wanted, and scaling all of them changes
-nothing: L is taken as 8192, Llama 3's own. Where that does not give the factors back, they are written out one by one.
+so F is the largest factor, and the line determines two more numbers. There are three (L, low, high), but scaling all of
+them changes nothing, so L is set to 8192, Llama 3's own. If that does not reproduce the factors, they are written out
+one by one.
 Knows nothing about tensors or other keys.
 """
 
@@ -24,21 +25,21 @@ from coterie.models.fields import Fields
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (FREQS, LONG, SHORT)
-LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # of DeepSeek: a tenth of mscale_all_dim
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # DeepSeek's: a tenth of mscale_all_dim
 KEYS = (
     *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor"),
     *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 )
-_LENGTH, _LOW, _HIGH = 8192, 1.0, 4.0  # of Llama 3.1 to 3.3
-_AGREE = 2e-6  # relative: some units in the last place of a float32
+_LENGTH, _LOW, _HIGH = 8192, 1.0, 4.0  # those of Llama 3.1 to 3.3
+_AGREE = 2e-6  # relative: a few units in the last place of a float32
 _DIGITS = 5
 
 
 def rope_keys(keys: Fields, rotated: int, context: int, factors: Mapping[str, F32]) -> dict[str, Any]:
-    """`rope_theta` and, where there is any, `rope_scaling`, from the file's keys and its tensors of factors, by name.
+    """`rope_theta` and, if there is any, `rope_scaling`, from the file's keys and its tensors of factors, by name.
 
-    `rotated` channels of each head are; `context` is the trained length. Raises CheckpointError, UnsupportedError.
+    `rotated`: rotated channels per head; `context`: trained length. Raises CheckpointError, UnsupportedError.
     """
     theta = keys.number("rope.freq_base", 10_000.0)
     kind = keys.get("rope.scaling.type", "linear" if keys.get("rope.scale_linear", 1.0) != 1.0 else "none")
@@ -90,10 +91,10 @@ def _longrope(keys: Fields, context: int, factors: Mapping[str, F32]) -> dict[st
 
 
 def _yarn(keys: Fields, context: int) -> dict[str, Any]:
-    """Its scale of cos and sin is 0.1 ln(factor) + 1, times `attn_factor`.
+    """YaRN: cos and sin are scaled by 0.1 ln(factor) + 1, times `attn_factor`.
 
-    `yarn_attn_factor` is that of config.json, and stands for both. So does an `attn_factor` which is that very scale:
-    the first converter of OLMo 3 wrote config.json's there, and the model was trained with it once.
+    `yarn_attn_factor` is config.json's attention_factor and replaces both. So does an `attn_factor` equal to that usual
+    scale: OLMo 3's first converter wrote config.json's value there, and the model was trained with it applied once.
     """
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
         fact = f"rope.scaling.yarn_ext_factor = {keys.get('rope.scaling.yarn_ext_factor')} is not supported"
@@ -118,7 +119,7 @@ def _yarn(keys: Fields, context: int) -> dict[str, Any]:
 
 
 def _by_factors(factors: F32, theta: float, context: int) -> dict[str, Any]:
-    """Llama 3's rule where its numbers give these factors back, else the factors themselves as those of longrope."""
+    """Llama 3's rule if its parameters reproduce these factors; otherwise the factors themselves, as longrope's."""
     found = _llama3(factors, theta)
     if found:
         return found

@@ -1,10 +1,10 @@
-"""DeepSeek 2 and 3, GLM-4.5 and LFM2 in GGUF: what their files say of branches, latent attention and convolutions.
+"""DeepSeek 2 and 3, GLM-4.5 and LFM2 in GGUF: keys and tensors of branches, latent attention and convolutions.
 
-    blk.0.attn_kv_b.weight [H (P + V), R]                    of older files
-    blk.0.attn_k_b.weight [H, R, P], attn_v_b [H, V, R]      of newer ones: each head's rows apart, keys' transposed
-    head_count_kv [0, 0, 2]                                  no heads: a layer of LFM2 that has a convolution
+    blk.0.attn_kv_b.weight [H (P + V), R]                    in older files
+    blk.0.attn_k_b.weight [H, R, P], attn_v_b [H, V, R]      in newer ones: separate, keys transposed within each head
+    head_count_kv [0, 0, 2]                                  0 heads: a layer of LFM2 with a convolution
 
-P are the plain channels of a head, V those of its values, R the latent ones. Knows nothing about files.
+P: plain channels of a head, V: channels of its values, R: latent channels. Knows nothing about files.
 Source: the keys and tensors that llama.cpp's converters write.
 """
 
@@ -32,13 +32,13 @@ _LAYERS, _BEHIND, _TAPS = "block_count", "nextn_predict_layers", "shortconv.l_ca
 _SHARED, _FIRST = "expert_shared_count", "leading_dense_block_count"
 _SCALE, _NORMED, _SCORES = "expert_weights_scale", "expert_weights_norm", "expert_gating_func"
 _GROUPS, _TAKEN_GROUPS = "expert_group_count", "expert_group_used_count"
-_PLAIN, _WIDTH_OF_VALUES, _ATTENDS = "plain", "values", "attends"  # made here
+_PLAIN, _WIDTH_OF_VALUES, _ATTENDS = "plain", "values", "attends"  # derived here
 _SIGMOID = 2
 _AGAIN = "download the file again"
 
 
 def _routed(source: Source) -> dict[str, Any]:
-    """What DeepSeek's classes and those built like them call it."""
+    """The keys of branches in DeepSeek's classes and those like them."""
     keys = source.keys
     return {
         "n_routed_experts": keys.count(COUNT),
@@ -78,7 +78,7 @@ def _glm4_moe(source: Source) -> dict[str, Any]:
 
 
 def _deepseek(source: Source) -> dict[str, Any]:
-    """The third by its sigmoid, else the second, which takes from groups only where it says so."""
+    """DeepSeek V3 if the scores are sigmoids, else V2, which uses groups only if the file has several."""
     keys = source.keys
     own = _routed(source) | {
         "kv_lora_rank": keys.count(_RANK),
@@ -94,7 +94,7 @@ def _deepseek(source: Source) -> dict[str, Any]:
 
 
 def without_layers_behind(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    """Those that predict a token further ahead are counted apart."""
+    """The keys with block_count reduced by the layers for multi-token prediction, which are not run."""
     behind, layers = keys.get(_BEHIND) or 0, keys.get(_LAYERS)
     if not isinstance(layers, int) or not isinstance(behind, int) or not 0 <= behind < layers:
         raise CheckpointError(where, f"{_BEHIND} is {behind!r} of {layers!r} layers", _AGAIN)
@@ -102,7 +102,7 @@ def without_layers_behind(keys: Mapping[str, Any], _: Mapping[str, GgufTensor], 
 
 
 def _with_latent(keys: Mapping[str, Any], tensors: Mapping[str, GgufTensor], where: str) -> dict[str, Any]:
-    """Widths of a head before its keys and values became latent: newer files have them beside those of what is kept."""
+    """The keys with the widths of a head's keys and values; newer files have them under separate `_mla` keys."""
     found = without_layers_behind(keys, tensors, where)
     sizes = [keys.get(name) for name in (f"{_KEYS}_mla", f"{_VALUES}_mla")]
     wide, values = sizes if all(sizes) else [keys.get(name) for name in (_KEYS, _VALUES)]
@@ -142,14 +142,14 @@ def _lfm2_moe(source: Source) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class HeadRows(GgufTensor):
-    """The rows of keys and of values of each head in turn, of which a file has two tensors [H, R, P] and [H, V, R]."""
+    """For each head, its key rows, then its value rows, from a file's two tensors [H, R, P] and [H, V, R]."""
 
     keys: GgufTensor
     latent: GgufTensor
 
     @staticmethod
     def of(keys: GgufTensor, values: GgufTensor) -> HeadRows:
-        """Raises CheckpointError where they do not fit each other."""
+        """Combine the two tensors. Raises CheckpointError if their shapes do not match."""
         fit = len(keys.shape) == len(values.shape) == 3 and keys.shape[:2] == values.shape[::2]
         if not fit:
             fact = f"has shape {list(keys.shape)} beside {list(values.shape)} of {values.name}"
@@ -159,7 +159,7 @@ class HeadRows(GgufTensor):
 
     @property
     def float_type(self) -> DType | None:
-        """That of both, None where they differ or are quantised."""
+        """The element type of both; None if they differ or are quantised."""
         return self.keys.float_type if self.keys.type == self.latent.type else None
 
     def bits(self, taken: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a row of the architectures of GGUF is, and what it may ask of a file.
+"""The type of a row in the table of GGUF architectures, and the view of a file that it is given.
 
 Knows nothing about any architecture.
 """
@@ -14,12 +14,12 @@ from coterie.models.gguf.file import GgufTensor
 
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 LOCAL_THETA = "rope.freq_base_swa"
-COUNT, TAKEN, WIDTH = "expert_count", "expert_used_count", "expert_feed_forward_length"  # of branches
+COUNT, TAKEN, WIDTH = "expert_count", "expert_used_count", "expert_feed_forward_length"  # keys of branches
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What `own` may ask: the file's keys without the architecture before them, the model's sizes, the tensors."""
+    """The argument of `own`: the file's keys without the architecture's prefix, the model's sizes, the tensors."""
 
     keys: Fields
     num_layers: int
@@ -31,10 +31,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A row: the family by its model_type, whether rows of q and k are permuted, keys of its own.
+    """A row: the family's model_type, whether rows of q and k are permuted, and `own`, which returns config.json keys.
 
-    `reads`: keys of the file that mean something to `own`, and are refused for others. `single` gives keys one value
-    each where the file has one for each layer, and reads the factors of the rope.
+    `reads`: keys of the file that `own` uses; for other architectures they are refused. `single`: reduces keys with a
+    value per layer to one value each, and may derive further keys from the tensors.
     """
 
     model_type: str

@@ -1,8 +1,8 @@
-"""Where each weight of a model is in a GGUF file, what type it gets, and its bytes in that type.
+"""Where each weight of a model is in a GGUF file, the type it is converted to, and its bytes in that type.
 
-What a quantised type becomes was measured (docs/log.md): the smallest packed type that adds little, less than 1% of the
-weights. That is int4, int4z or int6 where it holds the codes as they are (blocks.py), and int8 for all others, to
-which int4z adds 5 to 7% and int6 1.7. MXFP4 stays what it is.
+The target of a quantised type was chosen by measurement (docs/log.md): the smallest packed type that adds an error of
+less than 1% of the weights. That is int4, int4z or int6 if it holds the codes unchanged (blocks.py), and int8 for all
+others, where int4z would add 5 to 7% and int6 1.7%. MXFP4 stays MXFP4.
 Knows nothing about config.json or how a file is written.
 """
 
@@ -39,9 +39,9 @@ _SAME_ANSWER = "check that the file is whole"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of a tensor, `shape` of the weight that they are: from `first` on; with `heads`, permuted within heads.
+    """A weight of this `shape` as rows of a tensor, from `first` on; with `heads`, permuted within heads.
 
-    `offset` is subtracted. What `stays` is not packed: a head that scores, which is no part of the graph.
+    `offset` is subtracted. `stays`: never packed; true for a scoring head, which is not part of the graph.
     """
 
     tensor: GgufTensor
@@ -53,11 +53,11 @@ class Source:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has rows to be packed; what has one is held as a vector."""
+        """Whether it has rows to be packed; a single row is treated as a vector."""
         return len(self.shape) == 2 and self.shape[0] > 1
 
     def rows(self, start: int, stop: int) -> Any:
-        """Where rows start to stop of the weight are in the tensor: a slice, or a number for each."""
+        """The tensor's rows that hold rows `start` to `stop` of the weight: a slice, or an array of indices."""
         if not self.heads:
             return slice(self.first + start, self.first + stop)
         row, per_head = np.arange(start, stop), self.shape[0] // self.heads
@@ -72,9 +72,9 @@ class Source:
 
 
 def sources_of(file: GgufFile, row: Architecture, config: ModelConfig, draws: bool) -> dict[str, Source]:
-    """Every weight of the model by its name, in order of first use; without a head where it draws no tokens.
+    """Every weight of the model by its name, in order of first use; without a head if it samples no tokens.
 
-    Raises CheckpointError for one that is missing or of another shape, UnsupportedError for tensors without a use.
+    Raises CheckpointError for one that is missing or of another shape, UnsupportedError for unused tensors.
     """
     gguf = gguf_package(file.where)
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -109,13 +109,13 @@ def _named(name: str, names: Any) -> str | None:
 
 
 def _head_rows(name: str, theirs: str | None, file: GgufFile) -> GgufTensor | None:
-    """Of latent attention: what newer files have in two tensors."""
+    """The weight of latent attention that newer files store as two tensors; None for any other."""
     keys, values = (file.tensors.get(str(theirs).replace("kv_b", part)) for part in ("k_b", "v_b"))
     return HeadRows.of(keys, values) if name.endswith(HEADS) and keys and values else None
 
 
 def _called(name: str, names: Any, file: GgufFile) -> str | None:
-    """What a file calls a weight: some have an end there that they have not in a folder, or another one."""
+    """A weight's name in the file: some have a suffix there that they lack in a folder, or a different one."""
     ends = [name, name.removesuffix("_bias") + ".bias"]
     found = next((theirs for end in ends if (theirs := _named(end, names))), None)
     longer = [f"{found}{end}" for end in ("", *_SUFFIXES)]
@@ -125,14 +125,14 @@ def _called(name: str, names: Any, file: GgufFile) -> str | None:
 def _joined(
     file: GgufFile, names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[str, int, int]]:
-    """Weights that are rows of one tensor: its name, their first row there, and how many rows it has."""
+    """Weights that are rows of a joined tensor: its name, their first row in it, and its number of rows."""
     found = {}
     for stored, whole in joined_names(config.names, config.num_layers):
-        parts = [name for name in whole if name in shapes]  # not every layer has such a block
+        parts = [name for name in whole if name in shapes]  # some layers lack such a block
         theirs = names.get_name(stored, _SUFFIXES)
         rows, first = sum(shapes[name][0] for name in parts), 0
         if theirs not in file.tensors or file.tensors[theirs].shape[0] != rows:
-            continue  # stored by themselves
+            continue  # stored separately
         for name in parts:
             found[name] = (theirs, first, rows)
             first += shapes[name][0]
@@ -140,7 +140,7 @@ def _joined(
 
 
 def _stacked(names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int, int]]:
-    """The same of branches' matrices, which follow one another in one tensor for each of gate, up and down."""
+    """The same for branch matrices, which are stacked in one tensor for each of gate, up and down."""
     if config.branches is None:
         return {}
     found, branch = {}, config.branches.names.branch
@@ -155,7 +155,7 @@ def _stacked(names: Any, config: ModelConfig, shapes: Mapping[str, tuple[int, ..
 
 
 def _in_rows(tensor: GgufTensor, shape: tuple[int, ...], config: ModelConfig) -> GgufTensor:
-    """A tensor of branches as rows that follow one another; a matrix of one row that is stored as a vector."""
+    """A tensor with the shape expected here: stacked branches as rows, a vector as a matrix of one row, and so on."""
     if config.branches is not None and len(tensor.shape) == 3 and tensor.shape[0] == config.branches.count:
         return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
     if len(shape) == 3 and tensor.shape == shape[::2] and shape[1] == 1:  # taps of a convolution
@@ -177,18 +177,18 @@ def _refuse_leftovers(file: GgufFile, found: Mapping[str, Source], unread: tuple
 
 @dataclass(frozen=True, slots=True)
 class Types:
-    """What every weight is stored as; `packing` is that of config.json."""
+    """The type of every weight; `packing` is the one for config.json."""
 
     by_name: Mapping[str, DType]
     packing: Packing | None
 
 
-KEEP, KEEP8, BF16 = "keep", "keep8", "bf16"  # keep8: int8 in the place of int6
+KEEP, KEEP8, BF16 = "keep", "keep8", "bf16"  # keep8: int8 instead of int6
 WEIGHTS = (KEEP, KEEP8, BF16, *BY_NAME)
 
 
 def types_of(sources: Mapping[str, Source], weights: str) -> Types:
-    """The types that `weights`, one of WEIGHTS, gives. Of `keep` and `keep8`: what is not quantised stays as it is."""
+    """The types for `weights`, one of WEIGHTS. With `keep` and `keep8`, unquantised matrices keep their types."""
     heads = {name: source for name, source in sources.items() if source.stays}
     sources = {name: source for name, source in sources.items() if not source.stays}
     may = {name: source for name, source in sources.items() if may_be_packed(name, source.shape)}
@@ -210,7 +210,7 @@ def types_of(sources: Mapping[str, Source], weights: str) -> Types:
 
 
 def _kept(tensor: GgufTensor, none_of_six: bool) -> DType | None:
-    """The packed type that a matrix of this type becomes, None for one that is not quantised."""
+    """The packed type that a matrix is converted to; None if it is not quantised."""
     if tensor.float_type:
         return None
     kept = codes_kept(tensor.type) or DType.Q8
@@ -218,9 +218,9 @@ def _kept(tensor: GgufTensor, none_of_six: bool) -> DType | None:
 
 
 def _small(sources: Mapping[str, Source]) -> DType:
-    """The type of what is no matrix, which a file holds as float32: the least that holds all of it exactly.
+    """The type for vectors, which a file holds as float32: the smallest that represents all of them exactly.
 
-    Exactly the file's numbers: those of norms are w + offset, rounded to float32, and w has to give them back.
+    Exact with respect to the file: it stores norms as float32(w + offset), which w must reproduce.
     """
     exact = [DType.BF16, DType.F16]
     matrices = {s.tensor.float_type for s in sources.values() if s.is_matrix}
@@ -238,7 +238,7 @@ def _holds(source: Source, dtype: DType) -> bool:
 
 
 def pieces(source: Source, dtype: DType, sums: ErrorSums) -> Iterator[bytes]:
-    """The bytes of a weight in a type, some rows at a time; what that loses is counted.
+    """The bytes of a weight in a type, some rows at a time; the error is added to `sums`.
 
     Raises CheckpointError for a number that is not finite in that type.
     """
